@@ -1,0 +1,44 @@
+"""Membership attacks: pure functions of stored outputs."""
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+from ccu_jax.evaluate import Results
+
+
+def confidence(logits, labels, multi_label: bool):
+    """How sure each row's true labels are: minus its loss, `[N]`.
+
+    The log-probability of the class, or the sum of the log-probabilities of the true
+    value of every label.
+    """
+    logits = np.asarray(logits, np.float64)
+    if multi_label:
+        return -np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(axis=1)
+    return (scipy.special.log_softmax(logits, axis=1) * labels).sum(axis=1)
+
+
+def auc(members, others) -> float:
+    """Chance that a member's value exceeds another row's, ties counting half.
+
+    The area under the attack's ROC curve (Mann & Whitney 1947). 0.5 tells nothing, and
+    below 0.5 tells as much as above.
+    """
+    rank = scipy.stats.rankdata(np.concatenate([members, others]))[: len(members)].sum()
+    count = len(members) * len(others)
+    return float((rank - len(members) * (len(members) + 1) / 2) / count)
+
+
+def attack_auc(outputs: Results) -> dict[str, float]:
+    """AUC of the loss-threshold attack (Yeom et al. 2018) by view, `unseen` as control.
+
+    `pair` attacks the cosine between a row's picture and its text.
+    """
+    value = {
+        view: confidence(logits, outputs.labels, outputs.multi_label)
+        for view, logits in outputs.logits.items()
+    }
+    value["pair"] = outputs.pair
+    unlearn, unseen = outputs.of == "unlearn", outputs.of == "unseen"
+    return {name: auc(v[unlearn], v[unseen]) for name, v in value.items()}

@@ -1,0 +1,122 @@
+"""Checkpoints: the only file that knows Orbax.
+
+Orbax writes them so that a kill leaves either a whole checkpoint or none. It restores
+damaged data without a word, though, so each array's SHA-256 is stored beside it and
+compared; a damaged checkpoint is named and the one before it used.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Saved(NamedTuple):
+    """What was restored: the step, the tree of NumPy arrays, and the plain facts."""
+
+    step: int
+    tree: Any
+    facts: dict
+
+
+def _manager(directory, keep):
+    # Imported late: the import takes seconds, and not every command needs it.
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    return ocp, ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int = 2):
+    """Write a checkpoint and return when it is complete; every process calls this.
+
+    Args:
+        directory: of the checkpoints of one stage.
+        step: its number.
+        tree: arrays; leaves that are the same on all devices.
+        facts: plain JSON to go with it.
+        keep: how many checkpoints to keep.
+    """
+    leaves = {name: np.asarray(x) for name, x in _leaves(tree)}
+    about = {
+        name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": _digest(x)}
+        for name, x in leaves.items()
+    }
+    ocp, manager = _manager(directory, keep)
+    with manager:
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(leaves),
+                meta=ocp.args.JsonSave({"arrays": about, "facts": facts}),
+            ),
+            force=True,
+        )
+        manager.wait_until_finished()
+
+
+def restore(
+    directory: pathlib.Path, like: Any, complain: Callable[[str], None]
+) -> Saved | None:
+    """The newest undamaged checkpoint, or None where there is none.
+
+    Args:
+        directory: as given to `save`.
+        like: a tree of the same structure; its leaves are not looked at.
+        complain: told of every checkpoint that had to be passed over.
+    """
+    if not directory.is_dir():
+        return None
+    ocp, manager = _manager(directory, None)
+    with manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                leaves, facts = _read(ocp, manager, step)
+                return Saved(step, _rebuild(like, leaves), facts)
+            except Exception as error:  # noqa: BLE001  Orbax raises many kinds
+                first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                complain(f"checkpoint {directory / str(step)} is unusable: {first}")
+    return None
+
+
+def _read(ocp, manager, step):
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    about = meta["meta"]["arrays"]
+    blank = {name: np.zeros(a["shape"], a["dtype"]) for name, a in about.items()}
+    leaves = manager.restore(
+        step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(blank))
+    )["arrays"]
+    leaves = {name: np.asarray(x) for name, x in leaves.items()}
+    wrong = [n for n in about if _digest(leaves[n]) != about[n]["sha256"]]
+    if wrong:
+        raise ValueError(f"the data of {wrong[0]} do not match their digest")
+    return leaves, meta["meta"]["facts"]
+
+
+def _digest(array):
+    head = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _leaves(tree):
+    """Each leaf with its path as a name that is also a safe file name."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        yield ".".join(_part(p) for p in path) or "value", leaf
+
+
+def _part(entry):
+    for name in ("key", "name", "idx"):
+        if hasattr(entry, name):
+            return str(getattr(entry, name))
+    raise TypeError(f"no name for {entry!r}")
+
+
+def _rebuild(like, leaves):
+    names = [name for name, _ in _leaves(like)]
+    missing = [n for n in names if n not in leaves] + [n for n in leaves if n not in names]
+    if missing:
+        raise ValueError(f"it holds other arrays than expected, {missing[0]} for one")
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in names])

@@ -1,0 +1,327 @@
+"""The configuration: one tree of frozen dataclasses, loaded by name, checked by type.
+
+Every field is typed and has a default, so a misspelt key or a value of the wrong type
+is refused instead of being ignored. A config file is Python: `config = Config(...)`.
+"""
+
+import dataclasses
+import pathlib
+import re
+import runpy
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ccu_jax.errors import UserError
+from ccu_jax.typed import closest, conform, field_kind, parse
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which rows there are and how they are stored; see `ccu_jax/data`."""
+
+    dataset: str = "pairs"  # a row of ccu_jax.data.DATASETS
+    dir: str | None = None  # None: what travels with the package (clip art)
+    image_size: int = 48  # side of the stored square pictures, pixels
+    text_length: int = 24  # tokens a text is cut or padded to
+    vocabulary: int = 2000  # largest number of subwords
+    validation: float = 0.15  # share of rows, where the data has no split of its own
+    test: float = 0.2  # likewise
+    sample_rows: int = 3000  # rows of the sample edition
+    sample_seed: int = 0
+    plot_policy: str = "longest"  # mmimdb: "longest" or "first"
+    strict: bool = False  # True: a row that cannot be used is an error, not a skip
+
+
+@dataclass(frozen=True)
+class Unlearn:
+    """Which pictures are forgotten, and which rows were never trained on."""
+
+    rule: str = "random:0.1"  # random:SHARE, class:NAME or ids:FILE
+    unseen: float = 0.18  # share of training rows kept apart as the attack's control
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the towers; blocks are shaped like CLIP's."""
+
+    patch: int = 8  # pixels
+    image_width: int = 128
+    image_depth: int = 4
+    text_width: int = 128
+    text_depth: int = 2
+    heads: int = 4
+    embed: int = 64  # the space that pictures and texts share
+    tail_blocks: int = 1  # last visual blocks, trained by methods on cached features
+    dropout: float = 0.1
+    dtype: str = "float32"  # of the arithmetic: float32 or bfloat16
+
+
+@dataclass(frozen=True)
+class Train:
+    """How the original and both retrained references are trained."""
+
+    epochs: int = 40
+    batch: int = 128
+    learning_rate: float = 1e-3
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.05
+    modality_dropout: float = 0.2  # rows whose picture (or text) is hidden in fusion
+    word_dropout: float = 0.1
+    shift: int = 4  # largest random shift, pixels
+    flip: bool = True
+    zoom: float = 0.15  # largest random stretch along each axis, as a logarithm
+    tint: float = 0.1  # largest random change of a colour channel
+    label_smoothing: float = 0.0
+    align: float = 0.1  # weight of the image-text contrast
+    temperature: float = 0.1
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Training on with the retain set."""
+
+    epochs: float = 5.0
+    batch: int = 128
+    learning_rate: float = 5e-4
+
+
+@dataclass(frozen=True)
+class NegGradPlus:
+    """NegGrad+ (Kurmanji et al. 2023)."""
+
+    epochs: float = 4.0
+    batch: int = 128
+    unlearn_batch: int = 32
+    learning_rate: float = 5e-4
+    keep: float = 0.9  # weight of the retain set's loss; the ascent has the rest
+    ceiling: float = 2.0  # the ascent ends here, in units of the loss of guessing
+
+
+@dataclass(frozen=True)
+class Scrub:
+    """SCRUB (Kurmanji et al. 2023)."""
+
+    epochs: int = 4
+    max_epochs: int = 2  # of which these also push away from the original
+    batch: int = 64
+    learning_rate: float = 5e-4
+    temperature: float = 4.0
+    distil: float = 1.0  # weight of staying near the original on the retain set
+    classify: float = 1.0  # weight of the task's loss on the retain set
+
+
+@dataclass(frozen=True)
+class Ccu:
+    """The paper-like form; every objective can be switched off with a weight of 0."""
+
+    steps: int = 120
+    batch: int = 128  # retain rows
+    unlearn_batch: int = 64
+    learning_rate: float = 2e-3
+    temperature: float = 0.2
+    inverse: float = 1.0  # (a) inverse contrast
+    pull: float = 0.0  # (a) pull towards other classes, as Lee et al.
+    pair: float = 3.0  # (a) dissociation of picture and own text
+    retention: float = 1.0  # (b)
+    separation: float = 1.0  # (c)
+    retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
+    check_every: int = 5  # steps between looks at the stop rule
+    stop: bool = True  # stop when the unlearn set scores like the validation set
+
+
+@dataclass(frozen=True)
+class CcuPlus:
+    """The closed-loop form; every objective can be switched off with a weight of 0."""
+
+    steps: int = 80
+    batch: int = 128
+    unlearn_batch: int = 64
+    learning_rate: float = 3e-3
+    temperature: float = 0.2
+    shrink: float = 0.4  # share of the original's tail that is kept, the rest is fresh
+    match: float = 2.0  # (a) towards what held-out rows look like, image and fused
+    classify: float = 1.0  # task loss on retain rows
+    retention: float = 0.0  # (b)
+    pair: float = 3.0  # (a) dissociation of picture and own text
+    separation: float = 1.0  # (c)
+    retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
+    refresh_every: int = 8  # steps between new targets
+    ridge: float = 3.0  # strength of the ridge, relative to the mean eigenvalue
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the work is laid out on the devices; none of it changes a result."""
+
+    executor: str = "pmap"  # a row of ccu_jax.parallel.EXECUTORS
+    steps_per_call: int = 8  # optimiser steps in one compiled scan
+    checkpoint_steps: int = 200  # steps between checkpoints
+    evaluate_batch: int = 256  # rows of one forward pass over all devices
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = ""
+    data: Data = field(default_factory=Data)
+    unlearn: Unlearn = field(default_factory=Unlearn)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    finetune: Finetune = field(default_factory=Finetune)
+    neggrad_plus: NegGradPlus = field(default_factory=NegGradPlus)
+    scrub: Scrub = field(default_factory=Scrub)
+    ccu: Ccu = field(default_factory=Ccu)
+    ccu_plus: CcuPlus = field(default_factory=CcuPlus)
+    run: Run = field(default_factory=Run)
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
+    """Loads a configuration by name (`mmimdb`) or from a file (`my/own.py`).
+
+    Args:
+        name_or_path: A file of `configs/` without its `.py`, or a path ending in `.py`.
+        overrides: Fields to set afterwards, as text: `train.epochs=3`.
+
+    Raises:
+        UserError: an unknown name or key, a value of the wrong type, or a file that
+            fails, with its line.
+    """
+    config = _execute(_find(name_or_path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} sets nothing; write key=value")
+        key, text = key.strip(), text.strip()
+        config = replace(config, key, parse(text, field_kind(Config, key), key))
+    # The name becomes a folder's name, so it must not lead anywhere else.
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise UserError(f"name: {config.name!r} has more than letters, digits, '.-_'")
+    return config
+
+
+def available() -> dict[str, pathlib.Path]:
+    """Returns the configurations that come with the package: name -> file."""
+    here = pathlib.Path(__file__).resolve().parent
+    # Installed from a wheel they lie in the package, in a checkout beside it.
+    folder = next(
+        (f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here
+    )
+    found = sorted(folder.glob("*.py")) if folder != here else []
+    return {f.stem: f for f in found if not f.stem.startswith("_")}
+
+
+def replace(config: Config, key: str, value: Any) -> Config:
+    """Returns `config` with the field `key` (`train.epochs`) set to `value`.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    field_kind(Config, key)  # refuses a key that leads nowhere
+    tree = to_json(config)
+    *sections, last = key.split(".")
+    node = tree
+    for section in sections:
+        node = node[section]
+    node[last] = value
+    return from_json(tree)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Returns the configuration as plain dicts, lists and scalars."""
+
+    def plain(value):
+        if dataclasses.is_dataclass(value):
+            return {
+                f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+            }
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config)
+
+
+def from_json(tree: Mapping[str, Any]) -> Config:
+    """Returns the configuration that `to_json` made `tree` of; checks every type.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    return conform(tree, Config, "")
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Returns the dotted keys in which two results of `to_json` differ."""
+    keys = []
+    for name in [*a, *(name for name in b if name not in a)]:
+        left, right = a.get(name, _MISSING), b.get(name, _MISSING)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            keys += [f"{name}.{key}" for key in difference(left, right)]
+        elif type(left) is not type(right) or left != right:
+            keys.append(name)
+    return keys
+
+
+_MISSING = object()
+
+
+def _find(name_or_path: str) -> pathlib.Path:
+    if name_or_path.endswith(".py"):
+        path = pathlib.Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise UserError(f"config {name_or_path!r}: there is no such file")
+        return path
+    configs = available()
+    if name_or_path not in configs:
+        raise UserError(
+            f"there is no config {name_or_path!r}; {closest(name_or_path, configs)}; "
+            "or give a path that ends in .py"
+        )
+    return configs[name_or_path]
+
+
+def _execute(path: pathlib.Path) -> Config:
+    """Runs a config file and checks what it made."""
+    try:
+        config = runpy.run_path(str(path), run_name="ccu_jax_config").get("config")
+    except (Exception, SystemExit) as error:
+        where = f"{path}:{_line(error, str(path))}"
+        reason = error if isinstance(error, UserError) else _explain(error)
+        raise UserError(f"{where}: {reason}") from error
+    if not isinstance(config, Config):
+        what = "no `config`" if config is None else f"a {type(config).__name__}"
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = [
+            n for n, s in enumerate(text.splitlines(), 1) if s.startswith("config")
+        ]
+        raise UserError(
+            f"{path}:{lines[-1] if lines else 1}: found {what}; the file must set "
+            "`config = Config(...)` from ccu_jax.config"
+        )
+    try:
+        config = from_json(to_json(config))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config if config.name else dataclasses.replace(config, name=path.stem)
+
+
+def _line(error: BaseException, path: str) -> int:
+    """Returns the line of the file at which it failed."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == path), 1) or 1
+
+
+def _explain(error: BaseException) -> str:
+    message = f"{type(error).__name__}: {error}"
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
+    if found and dataclasses.is_dataclass(kind := globals().get(found[1])):
+        names = [f.name for f in dataclasses.fields(kind)]
+        message = f"{found[1]} has no field {found[2]!r}; {closest(found[2], names)}"
+    return " ".join(message.split())

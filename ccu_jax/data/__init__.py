@@ -1,0 +1,75 @@
+"""Data sets of pictures and texts: prepared once, then only memory-mapped."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ccu_jax.config import Data
+from ccu_jax.data import mmimdb, pairs, prepare
+from ccu_jax.data.source import Progress
+from ccu_jax.errors import UserError
+
+# A data set is one file with a READER, one row here, and one file in configs/.
+DATASETS = {
+    "pairs": pairs.READER,
+    "mmimdb": mmimdb.READER,
+}
+
+
+class Dataset(NamedTuple):
+    """N rows with K classes; pictures have S pixels a side, texts T tokens."""
+
+    name: str  # a row of DATASETS
+    edition: str  # "official", "sample", "clipart" or "own"
+    classes: tuple[str, ...]  # K names
+    multi_label: bool
+    image: np.ndarray  # uint8 [N, S, S, 3], memory-mapped; zeros where there is none
+    text: np.ndarray  # int32 [N, T], memory-mapped; 0 pads, each row has an end token
+    labels: np.ndarray  # float32 [N, K], multi-hot (one-hot if not multi_label)
+    has_image: np.ndarray  # bool [N]
+    has_text: np.ndarray  # bool [N]
+    id: np.ndarray  # str [N], unique
+    group: np.ndarray  # str [N]: rows that must be forgotten together
+    split: np.ndarray  # str [N]: "train", "validation" or "test"
+    vocabulary: int  # number of token ids
+    counts: dict[str, int]  # rows read, used, and skipped by reason
+    fingerprint: str  # hash of everything above, to notice changed data
+
+
+def load(config: Data, workdir: pathlib.Path, progress: Progress) -> Dataset:
+    """Loads a data set, preparing it below the working folder when that is needed.
+
+    Prepared files that fit the configuration are memory-mapped; that takes no time and
+    no TensorFlow. Files made with other settings, or from files that have changed
+    since, are made anew. A kill at any moment leaves nothing half-done.
+
+    Args:
+        config: Which data set, from where, and the sizes to store.
+        workdir: The run's folder; `workdir/data` is written.
+        progress: Called now and then with (what is done, done, total).
+
+    Raises:
+        UserError: unknown name, missing or malformed files, nothing usable.
+    """
+    if config.dataset not in DATASETS:
+        raise UserError(
+            f"data.dataset: {config.dataset!r} is none of {', '.join(sorted(DATASETS))}"
+        )
+    _check(config)
+    reader = DATASETS[config.dataset]
+    stored = prepare.stored(config, reader, pathlib.Path(workdir), progress)
+    return Dataset(name=config.dataset, **stored)
+
+
+def _check(config: Data) -> None:
+    least = {"image_size": 4, "text_length": 2, "vocabulary": 100}
+    for name, number in least.items():
+        if getattr(config, name) < number:
+            raise UserError(f"data.{name}: {getattr(config, name)} is below {number}")
+    test, validation = config.test, config.validation
+    if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
+        raise UserError(
+            f"data.test {test} and data.validation {validation} must be shares of all "
+            "rows that leave some for training"
+        )

@@ -1,0 +1,93 @@
+"""What a reader of a data set gives: undecoded examples, and what it left out."""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ccu_jax.config import Data
+from ccu_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+Progress = Callable[[str, int, int], None]
+
+
+class Example(NamedTuple):
+    """One row as it lies on the disk; nothing is decoded yet."""
+
+    id: str
+    group: str  # rows that must be forgotten together
+    image: bytes | None  # an encoded picture, as the file holds it
+    text: str | None
+    labels: tuple[str, ...]
+    split: str  # one of SPLITS
+
+
+class Place(NamedTuple):
+    """Where the files of a data set were found."""
+
+    root: pathlib.Path
+    edition: str  # "official", "sample", "clipart" or "own"
+
+
+class Source(NamedTuple):
+    """An opened data set: its classes and one pass over its rows."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    rows: int  # upper bound of the number of examples
+    examples: Callable[[str], Iterator[Example]]  # those of one split, in order
+
+
+class Counts:
+    """How many rows were read, used, and left out for which reason."""
+
+    def __init__(self, what: str, strict: bool):
+        """Counts rows of `what` (for messages); `strict` turns skips into errors."""
+        self.what = what
+        self.strict = strict
+        self.numbers: dict[str, int] = {}
+
+    def add(self, name: str, number: int = 1) -> None:
+        """Adds to a number that is worth telling but is no loss of a row."""
+        if number:
+            self.numbers[name] = self.numbers.get(name, 0) + number
+
+    def skip(self, reason: str, row: str) -> None:
+        """Counts a row that cannot be used.
+
+        Raises:
+            UserError: if every row must be usable (`strict`).
+        """
+        if self.strict:
+            raise UserError(
+                f"{self.what}: {row}: {reason} (data.strict is on: mend or remove the "
+                "row, or set data.strict=False to leave such rows out)"
+            )
+        self.add(f"skipped: {reason}")
+
+    def nothing_left(self) -> UserError:
+        """The error for a data set without one usable row."""
+        told = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
+        return UserError(f"{self.what}: no usable row left ({told or 'it is empty'})")
+
+
+class Reader(NamedTuple):
+    """A row of DATASETS: how to find, recognise and read one kind of data set."""
+
+    # Finds the files (or writes the sample edition); raises UserError otherwise.
+    locate: Callable[[Data, pathlib.Path, Progress], Place]
+    # A cheap mark of the files' state, to notice that they have changed.
+    signature: Callable[[Data, Place], str]
+    open: Callable[[Data, Place, Counts], Source]
+    decoder: str  # "pillow", or "tfds" (stored as TFDS records first)
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short hash of texts and bytes; where one part ends matters."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.hexdigest()

@@ -1,0 +1,174 @@
+"""One forward pass over rows, and scores as pure functions of what it gives."""
+
+import io
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccu_jax.models import VIEWS, Model
+from ccu_jax.parallel import AXIS, Executor
+
+SETS = ("retain", "unlearn", "unseen", "validation", "test")
+
+
+class Forward:
+    """Runs a model over rows of a table, over all devices, compiled once per use.
+
+    Args:
+        model: the classifier.
+        executor: where it runs.
+        batch: rows of one pass over all devices, rounded up to fill them.
+    """
+
+    def __init__(self, model: Model, executor: Executor, batch: int):
+        self._model, self._executor = model, executor
+        self._batch = -(-batch // executor.devices) * executor.devices
+        self._compiled = {}
+
+    def outputs(self, params, table, rows) -> dict[str, jax.Array]:
+        """What `Model.apply` gives for `rows` of `table`: arrays `[len(rows), ...]`."""
+        return self._run("outputs", params, table, rows)
+
+    def features(self, params, table, rows) -> jax.Array:
+        """The visual trunk's features `[len(rows), P, W]`."""
+        return self._run("features", params, table, rows)["features"]
+
+    def _run(self, what, params, table, rows):
+        if what not in self._compiled:
+            self._compiled[what] = self._executor.run(getattr(self, f"_{what}"))
+        compiled = self._compiled[what]
+        rows = np.asarray(rows, np.int32)
+        # The last batch is filled up with row 0, which is cut off again below.
+        padded = np.pad(rows, (0, -len(rows) % self._batch))
+        pieces = []
+        for start in range(0, len(padded), self._batch):
+            index = self._executor.shard(padded[start : start + self._batch])
+            pieces.append(compiled((), (params, table), index)[1])
+        return jax.tree.map(lambda *x: jnp.concatenate(x)[: len(rows)], *pieces)
+
+    def _outputs(self, state, resident, index):
+        params, table = resident
+        example = jax.tree.map(lambda x: x[index], table)
+        return state, _everywhere(self._model.apply(params, example)._asdict())
+
+    def _features(self, state, resident, index):
+        params, table = resident
+        features = self._model.trunk(params, table["image"][index])
+        return state, _everywhere({"features": features})
+
+
+def _everywhere(tree):
+    """All devices' rows on every device, as a sum: exact, for each adds only zeros."""
+
+    def spread(x):
+        size = jax.lax.axis_size(AXIS)
+        wide = jnp.zeros((size, *x.shape), x.dtype).at[jax.lax.axis_index(AXIS)].set(x)
+        return jax.lax.psum(wide, AXIS).reshape((-1, *x.shape[1:]))
+
+    return jax.tree.map(spread, tree)
+
+
+class Results(NamedTuple):
+    """The stored outputs of one model on the rows of all sets.
+
+    `logits` of each view `[N, K]`, `pair` `[N]` the cosine of picture and text,
+    `labels` `[N, K]`, `of` `[N]` the name of each row's set, `id` `[N]`.
+    """
+
+    logits: dict[str, np.ndarray]
+    pair: np.ndarray
+    labels: np.ndarray
+    of: np.ndarray
+    id: np.ndarray
+    multi_label: bool
+
+
+def results(forward: Forward, params, table, data, sets) -> Results:
+    """One forward pass over the rows of all sets."""
+    rows = np.concatenate([getattr(sets, name) for name in SETS])
+    out = forward.outputs(params, table, rows)
+    return Results(
+        logits={view: np.asarray(out[view]) for view in VIEWS},
+        pair=np.asarray(jnp.sum(out["z_image"] * out["z_text"], axis=-1)),
+        labels=data.labels[rows],
+        of=np.repeat(SETS, [len(getattr(sets, name)) for name in SETS]),
+        id=data.id[rows],
+        multi_label=data.multi_label,
+    )
+
+
+def scores(outputs: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of each set and view: `{set: {view: {score: value}}}`."""
+    measure = multi_label_scores if outputs.multi_label else single_label_scores
+    return {
+        name: {
+            view: measure(logits[outputs.of == name], outputs.labels[outputs.of == name])
+            for view, logits in outputs.logits.items()
+        }
+        for name in SETS
+    }
+
+
+def headline(multi_label: bool) -> str:
+    """The score that tables lead with."""
+    return "micro_f1" if multi_label else "accuracy"
+
+
+def single_label_scores(logits, labels) -> dict[str, float]:
+    """Accuracy, and the F1 score averaged over classes, of `[N, K]` logits."""
+    predicted = np.eye(labels.shape[1])[logits.argmax(axis=1)]
+    return {
+        "accuracy": float((predicted * labels).sum(axis=1).mean()),
+        "macro_f1": float(_f1(predicted, labels, axis=0).mean()),
+    }
+
+
+def multi_label_scores(logits, labels) -> dict[str, float]:
+    """F1 scores of `[N, K]` logits at probability 0.5, averaged in the four usual ways.
+
+    A class or row without true and predicted labels counts 0, as in scikit-learn.
+    """
+    predicted = (logits > 0).astype(np.float64)
+    per_class = _f1(predicted, labels, axis=0)
+    frequency = labels.sum(axis=0)
+    return {
+        "micro_f1": float(_f1(predicted.ravel(), labels.ravel(), axis=0)),
+        "macro_f1": float(per_class.mean()),
+        "weighted_f1": float((per_class * frequency).sum() / max(frequency.sum(), 1)),
+        "samples_f1": float(_f1(predicted, labels, axis=1).mean()),
+    }
+
+
+def _f1(predicted, labels, axis):
+    both = (predicted * labels).sum(axis=axis)
+    return 2 * both / np.maximum(predicted.sum(axis=axis) + labels.sum(axis=axis), 1)
+
+
+def to_bytes(outputs: Results) -> bytes:
+    """The outputs as the content of one `.npz` file that needs no pickle to be read."""
+    file = io.BytesIO()
+    np.savez(
+        file,
+        **{f"logits_{view}": x for view, x in outputs.logits.items()},
+        pair=outputs.pair,
+        labels=outputs.labels,
+        of=outputs.of,
+        id=outputs.id,
+        multi_label=outputs.multi_label,
+    )
+    return file.getvalue()
+
+
+def load(path) -> Results:
+    """Read a file of what `to_bytes` gave."""
+    with np.load(path, allow_pickle=False) as file:
+        return Results(
+            logits={view: file[f"logits_{view}"] for view in VIEWS},
+            pair=file["pair"],
+            labels=file["labels"],
+            of=file["of"],
+            id=file["id"],
+            multi_label=bool(file["multi_label"]),
+        )

@@ -1,0 +1,164 @@
+"""The one loop that runs a `Program`: steps, clocks, checkpoints.
+
+Nothing is on the clock but `start` and the steps. Compiling, checkpointing and logging
+have clocks of their own or none.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ccu_jax import checkpoint
+from ccu_jax.config import Run
+from ccu_jax.parallel import Executor
+from ccu_jax.step import Program, make_steps, start_state
+
+
+class Outcome(NamedTuple):
+    """What came of a program.
+
+    `params`: the parts it trained; `seconds`: `start`, `steps` and `compile`; `steps`:
+    updates made; `diverged`: None, or when and how it failed.
+    """
+
+    params: Any
+    seconds: dict[str, float]
+    steps: int
+    diverged: str | None
+
+
+class Loop:
+    """Runs programs, and keeps what it compiled for programs of the same shape.
+
+    Args:
+        config: how many steps a call, how often a checkpoint.
+        executor: where.
+        complain: told of every checkpoint that had to be passed over.
+    """
+
+    def __init__(
+        self, config: Run, executor: Executor, complain: Callable[[str], None]
+    ):
+        self._config, self._executor, self._complain = config, executor, complain
+        self._compiled = {}
+
+    def run(self, name, method, problem, folder: pathlib.Path, stage) -> Outcome:
+        """Run a method to its end, from its last checkpoint if there is one.
+
+        Args:
+            name: of the method; with the shapes it names the compiled steps.
+            method: `Problem -> Program`.
+            problem: what the method is given.
+            folder: of its checkpoints.
+            stage: told of the progress (`progress.Stage`).
+        """
+        program, seconds = self._start(method, problem)
+        if program.loss is None:
+            return Outcome(program.params, seconds, 0, None)
+        key = problem.key("steps")
+        state = self._executor.place(start_state(program, key))
+        saved = checkpoint.restore(folder, state, self._complain)
+        if saved is not None:
+            state = self._executor.place(saved.tree)
+            seconds = {**seconds, **saved.facts["seconds"]}
+        resident = self._executor.place((program.frozen, program.table))
+        sizes = tuple(len(rows) for rows in problem.sets)
+        compiled, took = self._compile((name, sizes), program, state, resident)
+        seconds["compile"] += took
+        first = 0 if saved is None else saved.step
+        return self._steps(
+            program, compiled, state, resident, first, seconds, folder, stage
+        )
+
+    def _start(self, method, problem):
+        """Start twice: the first time compiles, the second is on the clock."""
+        began = time.perf_counter()
+        jax.block_until_ready(_arrays(method(problem)))
+        warm = time.perf_counter() - began
+        began = time.perf_counter()
+        program = method(problem)
+        jax.block_until_ready(_arrays(program))
+        start = time.perf_counter() - began
+        return program, {"start": start, "steps": 0.0, "compile": max(warm - start, 0)}
+
+    def _per_call(self, program):
+        return min(self._config.steps_per_call, program.steps)
+
+    def _index(self, program, start):
+        """The rows of one call on the devices; past the last step any rows will do."""
+        size = self._per_call(program)
+
+        def cut(plan):
+            part = plan[start : start + size]
+            part = np.pad(part, ((0, size - len(part)), (0, 0)))
+            return self._executor.shard(part, 1)
+
+        return {part: cut(plan) for part, plan in program.plan.items()}
+
+    def _compile(self, name, program, state, resident):
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), (state, resident))
+        key = (*name, program.steps, repr(shapes))
+        if key in self._compiled:
+            return self._compiled[key], 0.0
+        began = time.perf_counter()
+        steps = self._executor.run(make_steps(program), donate=True)
+        compiled = steps.lower(state, resident, self._index(program, 0)).compile()
+        self._compiled[key] = compiled
+        return compiled, time.perf_counter() - began
+
+    def _steps(
+        self, program, compiled, state, resident, first, seconds, folder, stage
+    ) -> Outcome:
+        size, total = self._per_call(program), program.steps
+        stage.update(first, total)
+        before = None  # the metrics of the call before: read while this one computes
+        diverged, ended = None, None
+        began = time.perf_counter()
+        for start in range(first, total, size):
+            state, metrics = compiled(state, resident, self._index(program, start))
+            if before is not None:
+                diverged, ended = _look(before, start - size, stage)
+                if diverged or ended is not None:
+                    break
+            before = metrics
+            done = min(start + size, total)
+            every = self._config.checkpoint_steps
+            if done < total and done // every > start // every:
+                jax.block_until_ready(state)
+                seconds["steps"] += time.perf_counter() - began
+                facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
+                checkpoint.save(folder, done, state, facts)
+                began = time.perf_counter()
+        jax.block_until_ready(state)
+        seconds["steps"] += time.perf_counter() - began
+        if before is not None and not (diverged or ended is not None):
+            diverged, ended = _look(before, start, stage)
+        made = total if ended is None else ended
+        stage.update(made)
+        return Outcome(state.params, seconds, made, diverged)
+
+
+def _look(metrics, start, stage):
+    """Read a call's metrics: whether it failed, and the step where it stopped itself."""
+    metrics = jax.device_get(metrics)
+    ran = metrics["ran"]
+    if not ran.all():
+        ended = start + int(ran.sum())
+    else:
+        ended = None
+    bad = ran & ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient"]))
+    if bad.any():
+        step = start + int(bad.argmax())
+        return f"step {step}: loss {metrics['loss'][bad.argmax()]}", ended
+    if ran.any():
+        last = int(np.flatnonzero(ran)[-1])
+        stage.update(start + last + 1, loss=float(metrics["loss"][last]))
+    return None, ended
+
+
+def _arrays(program: Program):
+    return (program.params, program.frozen, program.table, program.aux)

@@ -1,0 +1,135 @@
+"""Unlearning methods from the literature, all parts of the classifier trained."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccu_jax import objectives
+from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.reference import optimiser, task_loss
+from ccu_jax.models import VIEWS
+from ccu_jax.step import Program
+
+
+def finetune(problem: Problem) -> Program:
+    """Train on, with the retain set only."""
+    config = problem.config.finetune
+    retain = problem.sets.retain
+    steps = problem.steps(config.epochs, config.batch, retain)
+    task = task_loss(problem)
+
+    def loss(params, frozen, aux, batch, step):
+        return task(params, batch["retain"])[0], {}
+
+    return Program(
+        params=problem.params,
+        frozen=(),
+        loss=loss,
+        optimiser=optimiser(config.learning_rate, steps, problem.config.train),
+        table=problem.table,
+        plan={"retain": problem.batches(retain, config.batch, steps)},
+    )
+
+
+def neggrad_plus(problem: Problem) -> Program:
+    """Descend on the retain set, ascend on the unlearn set (Kurmanji et al. 2023).
+
+    `keep * CE(retain) - (1 - keep) * CE(unlearn)`. The ascent is on the views that see
+    the picture; the text's own view is asked to stay, since it is not to be forgotten.
+    The unlearn set's loss is cut off at `ceiling` times the loss of guessing: the ascent
+    has no bound of its own.
+    """
+    config = problem.config.neggrad_plus
+    sets, model, multi_label = problem.sets, problem.model, problem.multi_label
+    steps = problem.steps(config.epochs, config.batch, sets.retain)
+    task = task_loss(problem)
+    num_classes = problem.table["labels"].shape[1]
+    guess = objectives.MULTI_LABEL_SCALE if multi_label else 1.0
+    guess *= float(jnp.log(2.0 if multi_label else num_classes))
+
+    def loss(params, frozen, aux, batch, step):
+        keep, _ = task(params, batch["retain"])
+        rows = batch["unlearn"]
+        out = model.apply(params, rows)
+        forget = 0.0
+        for view in ("image", "fused"):
+            each = objectives.cross_entropy_rows(
+                getattr(out, view), rows["labels"], multi_label=multi_label
+            )
+            each = jnp.minimum(each, config.ceiling * guess)
+            forget += objectives.mean(each, rows["has_image"])
+        total = config.keep * keep - (1 - config.keep) * forget
+        return total, {"forget": forget}
+
+    return Program(
+        params=problem.params,
+        frozen=(),
+        loss=loss,
+        optimiser=optimiser(config.learning_rate, steps, problem.config.train),
+        table=problem.table,
+        plan={
+            "retain": problem.batches(sets.retain, config.batch, steps),
+            "unlearn": problem.batches(
+                sets.unlearn, config.unlearn_batch, steps, stream=1
+            ),
+        },
+    )
+
+
+def scrub(problem: Problem) -> Program:
+    """Away from the original on the unlearn set, towards it on the retain set.
+
+    SCRUB (Kurmanji et al. 2023) with the original as teacher: the first epochs begin with
+    steps that maximise the divergence on the unlearn set, in the views that see the
+    picture; all epochs minimise divergence and loss on the retain set.
+    """
+    config = problem.config.scrub
+    sets, model, multi_label = problem.sets, problem.model, problem.multi_label
+    task = task_loss(problem)
+    rows, push = _scrub_plan(problem)
+
+    def loss(params, teacher, aux, batch, step):
+        rows = batch["rows"]
+        said, taught = model.apply(params, rows), model.apply(teacher, rows)
+        weight = rows["has_image"].astype(jnp.float32)
+        near = {
+            view: objectives.divergence(
+                jax.lax.stop_gradient(getattr(taught, view)),
+                getattr(said, view),
+                weight if view == "image" else jnp.ones_like(weight),
+                multi_label=multi_label,
+                temperature=config.temperature,
+            )
+            for view in VIEWS
+        }
+        pull = config.distil * sum(near.values())
+        pull += config.classify * task(params, rows)[0]
+        pushing = jnp.asarray(push)[step]
+        total = jnp.where(pushing, -(near["image"] + near["fused"]), pull)
+        return total, {}
+
+    return Program(
+        params=problem.params,
+        frozen=problem.params,
+        loss=loss,
+        optimiser=optimiser(config.learning_rate, len(rows), problem.config.train),
+        table=problem.table,
+        plan={"rows": rows},
+    )
+
+
+def _scrub_plan(problem):
+    """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
+    config, sets = problem.config.scrub, problem.sets
+    num_push = problem.steps(1, config.batch, sets.unlearn)
+    num_pull = problem.steps(1, config.batch, sets.retain)
+    rows, push = [], []
+    for epoch in range(config.epochs):
+        if epoch < config.max_epochs:
+            stream = 100 + 2 * epoch
+            rows.append(problem.batches(sets.unlearn, config.batch, num_push, stream))
+            push += [True] * num_push
+        stream = 101 + 2 * epoch
+        rows.append(problem.batches(sets.retain, config.batch, num_pull, stream))
+        push += [False] * num_pull
+    return np.concatenate(rows), np.array(push)

@@ -1,0 +1,221 @@
+"""What a model that never saw a forgotten picture would say of it.
+
+The closed loop of ccu_plus. A retrained model judges a picture that it never saw by its
+likeness to retained ones. So for each forgotten picture there is a retain-only prediction
+(a ridge on trunk features) that says which labels look likely, and a rank that says how
+easy the picture is; how *confident* pictures of that rank are is read off held-out rows
+under the current model, again and again while it changes.
+
+Confidence is `g = -log(-sum_k log p_k)`, p_k the probability of the true value of label k
+(of the true class, for single labels): unbounded at both ends.
+
+Letters: U forgotten rows, V held-out rows, R retained rows, K classes, F features.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SMALL = 1e-6
+
+
+class Ranks(NamedTuple):
+    """What is fixed before the first step.
+
+    `base_UxK`: retain-only logits; `text_UxK`: what the texts add to them in the fused
+    view; `known_K`: classes that the retain set has; `image_U`, `fused_U`: ranks in
+    (0, 1); `free`: the forgotten rows are not like the held-out ones (a whole class, a
+    cluster): their targets ignore true labels and confidences.
+    """
+
+    base_UxK: jax.Array
+    text_UxK: jax.Array
+    known_K: jax.Array
+    image_U: jax.Array
+    fused_U: jax.Array
+    free: jax.Array
+
+
+def log_likelihood(logits, labels, *, multi_label):
+    """Sum of the log-probabilities of the true label values, `[N]`."""
+    if multi_label:
+        return -jax.nn.softplus(jnp.where(labels > 0, -logits, logits)).sum(axis=1)
+    return jnp.sum(labels * jax.nn.log_softmax(logits), axis=1)
+
+
+def confidence(logits, labels, *, multi_label):
+    """`g` of each row, `[N]`."""
+    total = log_likelihood(logits, labels, multi_label=multi_label)
+    return -jnp.log(jnp.maximum(-total, SMALL))
+
+
+def ridge(features_RxF, labels_RxK, strength):
+    """Retain-only predictor: `predict(features [N, F]) -> scores [N, K]` near 0..1.
+
+    `strength` is relative to the mean eigenvalue of the features' covariance.
+    """
+    mean_F, prior_K = features_RxF.mean(0), labels_RxK.mean(0)
+    a = features_RxF - mean_F
+    gram = a.T @ a
+    size = gram.shape[0]
+    gram += strength * jnp.trace(gram) / size * jnp.eye(size)
+    weight = jax.scipy.linalg.solve(gram, a.T @ (labels_RxK - prior_K), assume_a="pos")
+    return lambda x: (x - mean_F) @ weight + prior_K
+
+
+def margin(scores, labels, *, multi_label):
+    """How well scores `[N, K]` fit the labels, `[N]`."""
+    if multi_label:
+        return jnp.where(labels > 0, scores, -scores).sum(axis=1)
+    other = jnp.where(labels > 0, -jnp.inf, scores).max(axis=1)
+    return (scores * labels).sum(axis=1) - other
+
+
+def hits(scores, labels):
+    """Share of each row's true labels among its as many highest scores, `[N]`."""
+    place = jnp.argsort(jnp.argsort(-scores, axis=1), axis=1)
+    count = labels.sum(axis=1, keepdims=True)
+    return ((place < count) * labels).sum(axis=1) / jnp.maximum(count[:, 0], 1)
+
+
+def fit_line(x_NxF, y_N):
+    """Least squares with a constant: `[F + 1]` coefficients."""
+    x = jnp.concatenate([x_NxF, jnp.ones((len(x_NxF), 1))], axis=1)
+    gram = x.T @ x + 1e-3 * jnp.eye(x.shape[1])
+    return jnp.linalg.solve(gram, x.T @ y_N)
+
+
+def predict_line(coefficients, x_NxF):
+    """What `fit_line` found, applied."""
+    return x_NxF @ coefficients[:-1] + coefficients[-1]
+
+
+def rank(x_N):
+    """Ranks in (0, 1)."""
+    return (jnp.argsort(jnp.argsort(x_N)) + 0.5) / len(x_N)
+
+
+def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
+    """Probabilities `[N, K]` whose confidence is `g`, otherwise as `base` would have it.
+
+    The logits `base` are moved along the direction of the true labels, as far as needed.
+    """
+    total_N = -jnp.exp(-g_N)
+    if not multi_label:
+        p = jnp.exp(total_N)[:, None]
+        other = jax.nn.softmax(jnp.where(labels_NxK > 0, -1e9, base_NxK))
+        return p * labels_NxK + (1 - p) * other
+
+    toward = 2 * labels_NxK - 1
+    low, high = jnp.full_like(total_N, -30.0), jnp.full_like(total_N, 30.0)
+    for _ in range(30):  # bisection: the likelihood grows with the move
+        middle = (low + high) / 2
+        moved = base_NxK + middle[:, None] * toward
+        short = log_likelihood(moved, labels_NxK, multi_label=True) < total_N
+        low, high = jnp.where(short, middle, low), jnp.where(short, high, middle)
+    return jax.nn.sigmoid(base_NxK + low[:, None] * toward)
+
+
+def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
+    """All that is fixed: see `Ranks`.
+
+    Args:
+        u, v, r: rows with `pooled` trunk features `[N, F]`, `labels`, and the original's
+            logits `image`, `text`, `fused` `[N, K]`.
+        key: for the part of the ranks that the features do not explain.
+        strength: of the ridge.
+        multi_label: whether rows have several labels.
+    """
+    predict = ridge(r["pooled"], r["labels"], strength)
+    score_u, score_v = predict(u["pooled"]), predict(v["pooled"])
+    kind = {"multi_label": multi_label}
+    key = jax.random.split(key)
+    # Trunk features remember a little: the unlearn set's margins are put on the scale
+    # of the held-out ones, whose relation to confidence is then carried over.
+    m_v = margin(score_v, v["labels"], **kind)
+    m_u = jnp.quantile(m_v, rank(margin(score_u, u["labels"], **kind)))
+    image_v = confidence(v["image"], v["labels"], **kind)
+    image_u = _carry(m_v[:, None], image_v, m_u[:, None], key[0])
+    known = r["labels"].sum(0) > 0
+    if multi_label:
+        base = jax.scipy.special.logit(jnp.clip(score_u, 0.02, 0.98))
+        text = u["text"] - jax.scipy.special.logit(
+            jnp.clip(r["labels"].mean(0), 0.02, 0.98)
+        )
+        beta = jnp.ones(())
+    else:
+        base, text = score_u, jax.nn.log_softmax(u["text"])
+        beta = _temperature(score_v, jax.nn.softmax(v["image"]).max(1).mean())
+    hit_u, hit_v = hits(score_u, u["labels"]), hits(score_v, v["labels"])
+    error = jnp.sqrt(hit_u.var() / len(hit_u) + hit_v.var() / len(hit_v))
+    return Ranks(
+        base_UxK=beta * base,
+        text_UxK=text,
+        known_K=known,
+        image_U=rank(image_u),
+        fused_U=rank(jax.random.uniform(key[1], (len(image_u),))),
+        free=hit_u.mean() < hit_v.mean() - jnp.maximum(4 * error, 0.1),
+    )
+
+
+def _carry(x_v, y_v, x_u, key):
+    """Predict y for u as on v, with the spread that the prediction leaves out."""
+    line = fit_line(x_v, y_v)
+    rest = y_v - predict_line(line, x_v)
+    return predict_line(line, x_u) + jax.random.choice(key, rest, (len(x_u),))
+
+
+def _temperature(scores, wanted):
+    """The factor that makes the mean largest probability of `scores` what is wanted."""
+    low, high = jnp.zeros(()), jnp.full((), 100.0)
+    for _ in range(30):
+        middle = (low + high) / 2
+        short = jax.nn.softmax(middle * scores).max(1).mean() < wanted
+        low, high = jnp.where(short, middle, low), jnp.where(short, high, middle)
+    return low
+
+
+def current(ranks: Ranks, u, v, now, *, multi_label):
+    """Targets under the model as it is: `{"image": [U, K], "fused": [U, K]}`.
+
+    Image view: the confidence at this row's rank among held-out rows. Fused view: a line
+    from image and text confidence to fused confidence, fitted on held-out rows, at the
+    image's *target* and the text's own confidence. The text is not to be forgotten, so
+    what it adds to the fused view stays.
+
+    Args:
+        ranks: from `prepare`.
+        u, v: rows with `labels` and the logits `text` `[N, K]`.
+        now: the current model's logits of v, `image` and `fused`.
+        multi_label: whether rows have several labels.
+    """
+    kind = {"multi_label": multi_label}
+    image_v = confidence(now["image"], v["labels"], **kind)
+    fused_v = confidence(now["fused"], v["labels"], **kind)
+    text_v = confidence(v["text"], v["labels"], **kind)
+    text_u = confidence(u["text"], u["labels"], **kind)
+    image_u = jnp.quantile(image_v, ranks.image_U)
+    x_v = jnp.stack([image_v, text_v], axis=1)
+    line = fit_line(x_v, fused_v)
+    rest = fused_v - predict_line(line, x_v)
+    fused_u = predict_line(line, jnp.stack([image_u, text_u], axis=1))
+    fused_u += jnp.quantile(rest, ranks.fused_U)
+    base, known = ranks.base_UxK, ranks.known_K
+    # A class that nobody retains: the picture says no to it, the text may still say yes.
+    never = jnp.where(known, base, -10.0 if multi_label else -1e9)
+    usual = jnp.sum(base * known, axis=1, keepdims=True) / jnp.maximum(known.sum(), 1)
+    both = jnp.where(known, base, usual) + ranks.text_UxK
+    squash = jax.nn.sigmoid if multi_label else jax.nn.softmax
+    return {
+        "image": jnp.where(
+            ranks.free,
+            squash(never),
+            with_confidence(base, u["labels"], image_u, **kind),
+        ),
+        "fused": jnp.where(
+            ranks.free,
+            squash(both),
+            with_confidence(both, u["labels"], fused_u, **kind),
+        ),
+    }

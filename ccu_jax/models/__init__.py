@@ -1,0 +1,219 @@
+"""The image+text classifier as pure functions of a parameter tree.
+
+`build` returns a `Model`. Parameters are a dict of named parts, so that a method can say
+in one tuple what it trains (`TAIL`) and what it leaves alone to the bit (the rest).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ccu_jax import config as configs
+from ccu_jax.errors import UserError
+from ccu_jax.models import towers
+
+Params = dict[str, Any]
+Example = dict[str, jax.Array]
+
+# The parts of the picture's way behind the trunk: what the cached features feed.
+TAIL = ("image_tail", "image_projection", "image_head", "fused_head")
+TEXT = ("text", "text_projection", "text_head")
+VIEWS = ("image", "text", "fused")
+
+
+class Outputs(NamedTuple):
+    """What the classifier says of `B` rows.
+
+    `z_image`, `z_text`: unit embeddings `[B, D]` in the shared space; `h_image`, `h_text`:
+    features `[B, W]`; `image`, `text`, `fused`: logits `[B, K]` of each view.
+    """
+
+    z_image: jax.Array
+    z_text: jax.Array
+    h_image: jax.Array
+    h_text: jax.Array
+    image: jax.Array
+    text: jax.Array
+    fused: jax.Array
+
+
+class Model(NamedTuple):
+    """A classifier: `init(key)`, `trunk(params, image)`, `apply(params, example, ...)`."""
+
+    init: Callable[[jax.Array], Params]
+    trunk: Callable[[Params, jax.Array], jax.Array]
+    apply: Callable[..., Outputs]
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows scaled to unit length; a row of zeros stays zero and has a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+class FusedHead(nn.Module):
+    """Logits `[B, K]` from both features, with a learned stand-in for a missing one."""
+
+    classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, h_image, h_text, has_image, has_text):  # noqa: D102
+        parts = []
+        for name, h, has in (
+            ("image", h_image, has_image),
+            ("text", h_text, has_text),
+        ):
+            absent = self.param(
+                f"no_{name}", nn.initializers.normal(0.02), (h.shape[-1],)
+            )
+            h = nn.LayerNorm(name=f"ln_{name}")(h)
+            parts.append(jnp.where(has[:, None], h, absent))
+        both = jnp.concatenate(parts, axis=-1)
+        hidden = nn.gelu(nn.Dense(self.width, name="fc")(both))
+        return nn.Dense(self.classes, name="deep")(hidden) + nn.Dense(
+            self.classes, name="wide"
+        )(both)
+
+
+def build(
+    config: configs.Model,
+    *,
+    classes: int,
+    vocabulary: int,
+    image_size: int,
+    text_length: int,
+) -> Model:
+    """Build the classifier.
+
+    Args:
+        config: sizes.
+        classes: K, number of labels.
+        vocabulary: number of token ids, padding included.
+        image_size: side of the pictures in pixels; a multiple of `config.patch`.
+
+    Raises:
+        UserError: sizes that do not fit each other.
+    """
+    _check(config, image_size)
+    dtype = jnp.dtype(config.dtype)
+    shape = dict(heads=config.heads, dtype=dtype)
+    trunk_depth = config.image_depth - config.tail_blocks
+    parts = {
+        "image_trunk": towers.ImageTrunk(
+            config.patch, config.image_width, trunk_depth, **shape
+        ),
+        "image_tail": towers.ImageTail(config.tail_blocks, **shape),
+        "text": towers.TextTower(
+            vocabulary, config.text_width, config.text_depth, **shape
+        ),
+        "image_projection": nn.Dense(config.embed, use_bias=False),
+        "text_projection": nn.Dense(config.embed, use_bias=False),
+        "image_head": nn.Dense(classes),
+        "text_head": nn.Dense(classes),
+        "fused_head": FusedHead(classes, config.text_width),
+    }
+
+    def run(params, part, *inputs):
+        return parts[part].apply({"params": params[part]}, *inputs)
+
+    def trunk(params: Params, image: jax.Array) -> jax.Array:
+        """Trunk features `[B, P, W]` of pictures `[B, S, S, 3]`, uint8 or 0..1 floats."""
+        if image.dtype == jnp.uint8:
+            image = image / 255.0
+        return run(params, "image_trunk", image)
+
+    def apply(params: Params, example: Example, *, keys=None) -> Outputs:
+        """Outputs for a batch.
+
+        Args:
+            params: the parts.
+            example: `image` or its trunk `features`; `text` or its feature `h_text`;
+                `has_image`, `has_text` `[B]`: what the fused view may look at.
+            keys: one random key per row switches dropout on the features on. Keys
+                belong to rows, not devices, so that results do not depend on how many
+                devices share the batch.
+        """
+        c = example["features"] if "features" in example else trunk(
+            params, example["image"]
+        )
+        h_image = run(params, "image_tail", c)
+        h_text = (
+            example["h_text"]
+            if "h_text" in example
+            else run(params, "text", example["text"])
+        )
+        if keys is not None and config.dropout:
+            h_image, h_text = _dropout(h_image, h_text, keys, config.dropout)
+        return Outputs(
+            z_image=unit(run(params, "image_projection", h_image)),
+            z_text=unit(run(params, "text_projection", h_text)),
+            h_image=h_image,
+            h_text=h_text,
+            image=run(params, "image_head", h_image),
+            text=run(params, "text_head", h_text),
+            fused=run(
+                params,
+                "fused_head",
+                h_image,
+                h_text,
+                example["has_image"],
+                example["has_text"],
+            ),
+        )
+
+    def init(key: jax.Array) -> Params:
+        inputs = {
+            "image_trunk": (jnp.zeros((1, image_size, image_size, 3)),),
+            "image_tail": (jnp.zeros((1, 2, config.image_width)),),
+            "text": (jnp.zeros((1, text_length), jnp.int32),),
+            "image_projection": (jnp.zeros((1, config.image_width)),),
+            "text_projection": (jnp.zeros((1, config.text_width)),),
+            "image_head": (jnp.zeros((1, config.image_width)),),
+            "text_head": (jnp.zeros((1, config.text_width)),),
+            "fused_head": (
+                jnp.zeros((1, config.image_width)),
+                jnp.zeros((1, config.text_width)),
+                jnp.ones((1,), bool),
+                jnp.ones((1,), bool),
+            ),
+        }
+        return {
+            name: parts[name].init(jax.random.fold_in(key, i), *inputs[name])["params"]
+            for i, name in enumerate(sorted(parts))
+        }
+
+    return Model(init=jax.jit(init), trunk=trunk, apply=apply)
+
+
+def _dropout(h_image, h_text, keys, rate):
+    both = jnp.concatenate([h_image, h_text], axis=1)
+    shape = both.shape[1:]
+    # The key itself has drawn the augmentation.
+    draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), shape))
+    both = jnp.where(draw(keys) < rate, 0.0, both / (1 - rate))
+    return jnp.split(both, [h_image.shape[1]], axis=1)
+
+
+def _check(config, image_size):
+    if image_size % config.patch:
+        raise UserError(
+            f"data.image_size={image_size} is not a multiple of model.patch="
+            f"{config.patch}: change one of them"
+        )
+    for tower in ("image", "text"):
+        width = getattr(config, f"{tower}_width")
+        if width % config.heads:
+            raise UserError(
+                f"model.{tower}_width={width} is not a multiple of model.heads="
+                f"{config.heads}: change one of them"
+            )
+    if not 0 <= config.tail_blocks <= config.image_depth:
+        raise UserError(
+            f"model.tail_blocks={config.tail_blocks} must lie between 0 and "
+            f"model.image_depth={config.image_depth}"
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype={config.dtype!r}: use float32 or bfloat16")

@@ -1,0 +1,157 @@
+"""Executors: how one per-device function runs on all devices of all processes.
+
+A per-device function is `fn(state, resident, batch) -> (state, out)`. `state` and
+`resident` are the same on every device, `batch` is this device's share, and everything
+returned must have been reduced over `AXIS`. Each executor runs the same function:
+
+* `pmap`, the default. It takes device 0's word for an output that was never reduced.
+* `shard_map`, which refuses such an output.
+* `vmap`, which refuses it too, and needs one device only: the oracle of the tests.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ccu_jax.errors import UserError
+
+AXIS = "devices"
+
+
+class Executor(NamedTuple):
+    """How work is laid out.
+
+    Attributes:
+        name: its row in `EXECUTORS`.
+        devices: number of shares that a global batch is cut into.
+        run: `run(fn, donate=False)` compiles a per-device function.
+        place: puts a tree on every device.
+        shard: `shard(array, axis=0)` cuts the global batch along `axis`; the result's
+            leading axis is the device.
+    """
+
+    name: str
+    devices: int
+    run: Callable[..., Callable]
+    place: Callable[[Any], Any]
+    shard: Callable[..., Any]
+
+
+def _replicated(mesh):
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(tree):
+        def put(x):
+            if isinstance(x, jax.Array) and x.sharding == everywhere:
+                return x
+            if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+                x.dtype, jax.dtypes.prng_key
+            ):
+                return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+            if jax.process_count() == 1:
+                return jax.device_put(x, everywhere)
+            x = np.asarray(x)
+            return jax.make_array_from_process_local_data(everywhere, x, x.shape)
+
+        return jax.tree.map(put, tree)
+
+    return place
+
+
+def _split(array, axis, devices):
+    """Cut `axis` into `devices` equal runs of rows and move the device to the front."""
+    rows = array.shape[axis]
+    if rows % devices:
+        raise UserError(
+            f"a batch of {rows} rows cannot be divided among {devices} devices: choose "
+            f"batch sizes that are multiples of {devices}"
+        )
+    shape = array.shape[:axis] + (devices, rows // devices) + array.shape[axis + 1 :]
+    return np.moveaxis(np.asarray(array).reshape(shape), axis, 0)
+
+
+def _mesh():
+    # Auto axes are what pmap makes: arrays of both kinds then go together.
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=auto)
+
+
+def _local(array, axis=0):
+    """This process's devices' rows: devices are numbered process by process."""
+    here = jax.local_device_count()
+    first = jax.process_index() * here
+    return _split(array, axis, jax.device_count())[first : first + here]
+
+
+def pmap() -> Executor:
+    """One program per device, the batch's leading axis being the device."""
+    mesh = _mesh()
+
+    def run(fn, donate=False):
+        return jax.pmap(
+            fn,
+            axis_name=AXIS,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            donate_argnums=(0,) if donate else (),
+        )
+
+    return Executor("pmap", jax.device_count(), run, _replicated(mesh), _local)
+
+
+def shard_map() -> Executor:
+    """The same program through `jax.shard_map` with its checks on."""
+    mesh = _mesh()
+    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def run(fn, donate=False):
+        def inner(state, resident, batch):
+            return fn(state, resident, jax.tree.map(lambda x: x[0], batch))
+
+        mapped = jax.shard_map(
+            inner,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+        )
+        return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+    def shard(array, axis=0):
+        return jax.make_array_from_process_local_data(rows, _local(array, axis))
+
+    return Executor("shard_map", jax.device_count(), run, _replicated(mesh), shard)
+
+
+def vmap(devices: int | None = None) -> Executor:
+    """As many make-believe devices as wanted on the first real one."""
+    devices = devices or jax.device_count()
+
+    def run(fn, donate=False):
+        mapped = jax.vmap(
+            fn, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None
+        )
+        return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+    def shard(array, axis=0):
+        return _split(array, axis, devices)
+
+    return Executor("vmap", devices, run, jax.device_put, shard)
+
+
+EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes logs and reports."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,242 @@
+"""Results -> results.json, table.md, figure.png and report.html, and the screen.
+
+`summary.py` says what the rows mean, `figure.py` draws them, `progress.py` shows a run
+while it runs; this file lays out the table and escapes every text that came from data.
+"""
+
+import base64
+import contextlib
+import html
+import json
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ccu_jax import figure, summary
+from ccu_jax.progress import Reporter, clean
+from ccu_jax.summary import DASH, REFERENCE, SETS, VIEWS, Row, estimate
+
+__all__ = ["Reporter", "markdown", "show", "write"]
+
+_SECONDS = ("start", "steps", "unlearn", "compile", "evaluate", "total")
+_ATTACKS = ("image", "fused", "text", "pair")
+_SCORES = (
+    *(("test", view) for view in VIEWS),
+    *(("unlearn", view) for view in VIEWS),
+    ("retain", "fused"),
+)
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --loud: #b35900; --good: #1a7f4b;
+  --bad: #c0362c; }
+@media (prefers-color-scheme: dark) {
+  :root { --loud: #ffb454; --good: #5fd39a; --bad: #ff8a80; } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right;
+  white-space: nowrap; }
+thead th { white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+tr.ccu td { font-weight: 600; }
+li { margin: .3rem 0; }
+.loud { border: 2px solid var(--loud); color: var(--loud); font-weight: 700;
+  padding: .5rem .8rem; }
+.yes::marker, .yes b { color: var(--good); } .no::marker, .no b { color: var(--bad); }
+img { background: #fff; border-radius: 6px; max-width: 100%; }
+pre { border: 1px solid var(--line); overflow-x: auto; padding: .8rem; }
+"""
+
+
+def write(workdir: pathlib.Path, rows: list[Row], config: dict) -> None:
+    """Writes results.json, table.md, figure.png and report.html, each as a whole."""
+    rows, config = clean(rows), clean(config)
+    png = figure.draw(rows)
+    # All are made before the first is written: an error leaves the old ones alone.
+    files = {
+        "results.json": json.dumps(rows, indent=1, allow_nan=False).encode(),
+        "table.md": markdown(rows).encode("utf-8", "replace"),
+        "figure.png": png,
+        "report.html": _page(rows, config, png).encode("utf-8", "replace"),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        atomically(workdir / name, content)
+
+
+def markdown(rows: list[Row]) -> str:
+    """Returns the table and the sentences below it as Markdown."""
+    rows = clean(rows)
+    header, lines = _table(rows)
+    told = [f"# {_markdown(_title(rows))}", ""]
+    for note in summary.editions(rows):
+        told += [f"**{_markdown(note.text)}**", ""] if note.kind == "loud" else []
+    told += ["| " + " | ".join(_markdown(cell) for cell in header) + " |"]
+    told += ["|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"]
+    told += [
+        "| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines
+    ]
+    told += [""]
+    for note in summary.notes(rows):
+        text = _markdown(note.text)
+        told.append(f"- **{text}**" if note.kind in ("loud", "no") else f"- {text}")
+    return "\n".join(told) + "\n"
+
+
+def show(rows: list[Row], reporter: Reporter) -> None:
+    """Prints the table and the sentences: rich on a terminal, else the Markdown."""
+    if not reporter.active:
+        return
+    if not reporter.live:
+        return reporter.print(markdown(rows))
+    rows = clean(rows)
+    reporter.print(_title(rows), style="bold")
+    header, lines = _table(rows)
+    for part in _parts(header, lines, reporter.console.width):
+        reporter.print_table(
+            [header[column] for column in part],
+            [[line[column] for column in part] for line in lines],
+        )
+    styles = {"loud": "bold black on yellow", "yes": "green", "no": "bold red"}
+    for note in summary.notes(rows):
+        reporter.print(note.text, style=styles.get(note.kind, ""))
+
+
+def _title(rows: Sequence[Row]) -> str:
+    def seen(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(row.get(key, DASH)) for row in rows)) or DASH
+
+    return f"{seen('config')} ({seen('edition')}), {seen('metric')} in %"
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Returns header and lines of the main table, one line per method."""
+    header = ["method", "time s", f"time % of {REFERENCE}"]
+    header += [f"{where} {view}" for where, view in _SCORES]
+    header += [f"attack AUC {view}" for view in _ATTACKS]
+    header += ["text kept"]
+    groups = summary.by_method(rows)
+    return header, [_line(name, groups) for name in groups]
+
+
+def _line(name: str, groups: dict) -> list[str]:
+    group, shown = groups[name], summary.show_estimate
+    line = [name + (" (diverged)" if summary.diverged(group) else "")]
+    if name == "original":  # its time is training, told in a note
+        line += [DASH, DASH]
+    else:
+        percent = summary.time_percent(group, groups.get(REFERENCE, {}))
+        times = [summary.time_s(row) for row in group.values()]
+        line += [shown(estimate(times)), shown(percent)]
+    for where, view in _SCORES:
+        values = [summary.score(row, where, view) for row in group.values()]
+        line.append(shown(estimate(values), 1))
+    for view in _ATTACKS:
+        values = [summary.auc(row, view) for row in group.values()]
+        line.append(shown(estimate(values), 3))
+    return [*line, summary.text_kept(group)]
+
+
+def _parts(header: list[str], lines: list[list[str]], width: int) -> list[list[int]]:
+    """Returns the columns of tables that fit `width`, the method first in each."""
+
+    def needed(column: int) -> int:
+        words = header[column].split() + [line[column] for line in lines]
+        return max(len(word) for word in words) + 3
+
+    parts, used = [[0]], needed(0)
+    for column in range(1, len(header)):
+        if used + needed(column) > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = needed(0)
+        parts[-1].append(column)
+        used += needed(column)
+    return parts
+
+
+def _rows_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Returns header and lines of the second table, one line per method and seed."""
+    header = ["method", "seed", *(f"{name} s" for name in _SECONDS)]
+    header += [f"{where} {view}" for where in SETS for view in VIEWS]
+    header += [f"attack AUC {view}" for view in _ATTACKS]
+    header += ["text kept", "diverged", "unlearn rule", "count", "commit"]
+    lines = []
+    for name, group in summary.by_method(rows).items():
+        for seed, row in group.items():
+            told = [(summary.number(row, "seconds", key), None) for key in _SECONDS]
+            told += [(summary.score(row, s, v), 1) for s in SETS for v in VIEWS]
+            told += [(summary.auc(row, view), 3) for view in _ATTACKS]
+            cells = [summary.show_estimate(estimate([x]), digits) for x, digits in told]
+            chosen = row.get("unlearn_set")
+            chosen = chosen if isinstance(chosen, dict) else {}
+            last = [row.get("diverged"), chosen.get("rule"), chosen.get("count")]
+            last = [DASH if x is None else str(x) for x in [*last, row.get("commit")]]
+            kept = summary.text_kept({seed: row})
+            lines.append([name, str(seed), *cells, kept, *last])
+    return header, lines
+
+
+def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
+    """Returns the report as one page: no script, nothing fetched, all text escaped."""
+    notes = summary.notes(rows)
+    loud = [note for note in notes if note.kind == "loud"]
+    rest = [note for note in notes if note.kind != "loud"]
+    picture = base64.b64encode(png).decode()
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src '
+        "'none'; style-src 'unsafe-inline'; img-src data:\">",
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(_title(rows))}</title><style>{_STYLE}</style></head>",
+        f"<body><h1>{html.escape(_title(rows))}</h1>",
+        *(f'<p class="loud">{html.escape(note.text)}</p>' for note in loud),
+        _html_table(*_table(rows)),
+        "<ul>",
+        *(f'<li class="{note.kind}">{_html_note(note)}</li>' for note in rest),
+        "</ul>",
+        '<img alt="Attack AUC against score, and time, per method" '
+        f'src="data:image/png;base64,{picture}">',
+        "<h2>Every method and seed</h2>",
+        _html_table(*_rows_table(rows)),
+        "<h2>Configuration</h2>",
+        f"<pre>{html.escape(json.dumps(config, indent=2, ensure_ascii=False))}</pre>",
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _html_note(note: summary.Note) -> str:
+    mark = f"<b>{note.kind}</b> – " if note.kind in ("yes", "no") else ""
+    return mark + html.escape(note.text)
+
+
+def _html_table(header: list[str], lines: list[list[str]]) -> str:
+    def cells(tag: str, texts: list[str]) -> str:
+        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+
+    body = "\n".join(
+        f'<tr class="{"ccu" if line[0].startswith("ccu") else ""}">'
+        f"{cells('td', line)}</tr>"
+        for line in lines
+    )
+    head = f"<thead><tr>{cells('th', header)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _markdown(text: str) -> str:
+    """Escapes what Markdown or a Markdown table would read as its own."""
+    return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", " ".join(text.split()))
+
+
+def atomically(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file as a whole or not at all."""
+    temporary: Any = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,329 @@
+"""A whole run: its folder, its stages, its report.
+
+Training the original, the retrained references and every unlearning method are stages of
+the same kind. A finished stage is skipped; one that was cut off goes on from its last
+checkpoint and ends with the same bits.
+"""
+
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import ccu_jax
+from ccu_jax import audit, checkpoint, data, evaluate, models, report, unlearn_set
+from ccu_jax import config as configs
+from ccu_jax.config import Config
+from ccu_jax.errors import UserError
+from ccu_jax.loop import Loop
+from ccu_jax.methods import METHODS, REFERENCES, Problem
+from ccu_jax.models import Model
+from ccu_jax.parallel import EXECUTORS, Executor, barrier, is_first
+from ccu_jax.report import atomically
+
+# What may differ between two runs on one folder: it changes no single result.
+FREE = ("methods", "seeds", "run.")
+
+
+class Bench(NamedTuple):
+    """Everything that the stages of a run share."""
+
+    config: Config
+    workdir: pathlib.Path
+    reporter: report.Reporter
+    executor: Executor
+    data: data.Dataset
+    model: Model
+    forward: evaluate.Forward
+    loop: Loop
+    table: dict[str, jax.Array]
+
+
+def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Run everything that a configuration asks for and write the report.
+
+    Args:
+        config: what to do.
+        workdir: a folder of this configuration, new or from an earlier run.
+
+    Returns:
+        The rows of `results.json`: one per method and seed, earlier ones included.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    _check(config)
+    _claim(config, workdir)
+    reporter = report.Reporter(workdir, is_first())
+    try:
+        todo = [
+            (seed, method)
+            for seed in config.seeds
+            for method in dict.fromkeys(("original", *config.methods))
+        ]
+        titles = [_title(seed, method) for seed, method in todo]
+        reporter.plan(["data", *titles, "report"])
+        with reporter.stage("data") as stage:
+            bench = _bench(config, workdir, reporter, stage)
+        for seed in config.seeds:
+            _seed(bench, seed, [m for s, m in todo if s == seed])
+        with reporter.stage("report"):
+            rows = _rows(workdir)
+            if is_first():
+                report.write(workdir, rows, configs.to_json(config))
+        report.show(rows, reporter)
+        reporter.say(f"report: {workdir / 'report.html'}")
+        return rows
+    finally:
+        reporter.close()
+
+
+def _title(seed, method):
+    return f"seed {seed}: {method}"
+
+
+def _check(config):
+    if config.run.executor not in EXECUTORS:
+        raise UserError(
+            f"run.executor={config.run.executor!r}: there is {', '.join(EXECUTORS)}"
+        )
+    for key in ("steps_per_call", "checkpoint_steps", "evaluate_batch"):
+        if getattr(config.run, key) < 1:
+            raise UserError(f"run.{key} must be at least 1")
+
+
+def _claim(config, workdir):
+    """Refuse a folder that another configuration has filled; leave this one's mark."""
+    path = workdir / "config.json"
+    mine = configs.to_json(config)
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(
+                f"{path} is damaged: remove the folder or give another --workdir"
+            ) from None
+        other = [
+            line
+            for line in configs.difference(theirs, mine)
+            if not line.startswith(FREE)
+        ]
+        if other:
+            raise UserError(
+                f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
+                " give another --workdir, or remove the folder to start anew"
+            )
+    barrier("claim")
+    if is_first():
+        atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
+
+
+def _bench(config, workdir, reporter, stage) -> Bench:
+    def progress(what, done, total):
+        stage.update(done, total)
+
+    if is_first():
+        loaded = data.load(config.data, workdir, progress)
+    barrier("data")
+    if not is_first():
+        loaded = data.load(config.data, workdir, progress)
+    if loaded.edition == "sample":
+        reporter.warn(
+            f"SAMPLE EDITION of {loaded.name}: made from clip art in the official "
+            "format. Give the official files with --data-dir."
+        )
+    elif loaded.edition == "clipart":
+        reporter.warn("CLIP ART: drawings that come with the package, not photographs")
+    skipped = {k: v for k, v in loaded.counts.items() if v}
+    reporter.say(f"{loaded.name}: {', '.join(f'{k} {v:,}' for k, v in skipped.items())}")
+    executor = EXECUTORS[config.run.executor]()
+    model = models.build(
+        config.model,
+        classes=len(loaded.classes),
+        vocabulary=loaded.vocabulary,
+        image_size=config.data.image_size,
+        text_length=config.data.text_length,
+    )
+    names = ("image", "text", "labels", "has_image", "has_text")
+    return Bench(
+        config=config,
+        workdir=workdir,
+        reporter=reporter,
+        executor=executor,
+        data=loaded,
+        model=model,
+        forward=evaluate.Forward(model, executor, config.run.evaluate_batch),
+        loop=Loop(config.run, executor, reporter.warn),
+        table=executor.place({name: np.asarray(getattr(loaded, name)) for name in names}),
+    )
+
+
+def _seed(bench: Bench, seed: int, methods: list[str]):
+    """All methods of one seed, the original first."""
+    rule = bench.config.unlearn.rule
+    sets = unlearn_set.draw(bench.data, rule, seed, bench.config.unlearn.unseen)
+    if is_first():
+        path = bench.workdir / "unlearn_sets" / f"{seed}.txt"
+        path.parent.mkdir(exist_ok=True)
+        text = unlearn_set.describe(bench.data, sets, seed, rule)
+        atomically(path, text.encode())
+    problem = Problem(
+        config=bench.config,
+        model=bench.model,
+        forward=bench.forward,
+        executor=bench.executor,
+        table=bench.table,
+        sets=sets,
+        multi_label=bench.data.multi_label,
+        params=None,
+        seed=seed,
+    )
+    for method in methods:
+        if method not in REFERENCES and problem.params is None:
+            problem = problem._replace(params=_original(bench, seed))
+        if _finished(bench, seed, method) is None:
+            with bench.reporter.stage(_title(seed, method)) as stage:
+                _stage(bench, problem, seed, method, stage)
+
+
+def _place_of(bench, seed, method):
+    return bench.workdir / "checkpoints" / f"{method}-{seed}"
+
+
+def _record(workdir, seed, method):
+    return workdir / "stages" / f"{method}-{seed}.json"
+
+
+def _finished(bench, seed, method) -> dict | None:
+    """The row of a stage that is finished and belongs to these data."""
+    path = _record(bench.workdir, seed, method)
+    if not path.exists():
+        return None
+    row = json.loads(path.read_text(encoding="utf-8"))
+    if row["fingerprint"] != bench.data.fingerprint:
+        raise UserError(
+            f"the data have changed since {bench.workdir} was made: give another "
+            "--workdir, or remove the folder to start anew"
+        )
+    return row
+
+
+def _original(bench, seed):
+    shapes = jax.eval_shape(bench.model.init, jax.random.key(0))
+    folder = _place_of(bench, seed, "original") / "params"
+    saved = checkpoint.restore(folder, shapes, bench.reporter.warn)
+    if saved is None:
+        raise UserError(
+            f"the original's checkpoint in {folder} is missing or damaged: remove "
+            f"{_record(bench.workdir, seed, 'original')} to train it again"
+        )
+    return bench.executor.place(saved.tree)
+
+
+def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> None:
+    """Run one method, evaluate it, store all of it; the record comes last."""
+    began = time.perf_counter()
+    folder = _place_of(bench, seed, method)
+    outcome = bench.loop.run(
+        method, METHODS[method], problem, folder / "steps", stage
+    )
+    params = {**(problem.params or {}), **outcome.params}
+    checkpoint.save(
+        folder / "params", outcome.steps, params, {"method": method, "seed": seed}
+    )
+    start = time.perf_counter()
+    results = evaluate.results(
+        bench.forward, params, bench.table, bench.data, problem.sets
+    )
+    seconds = dict(outcome.seconds)
+    seconds["unlearn"] = seconds["start"] + seconds["steps"]
+    seconds["evaluate"] = time.perf_counter() - start
+    seconds["total"] = time.perf_counter() - began
+    if is_first():
+        path = bench.workdir / "outputs" / f"{method}-{seed}.npz"
+        path.parent.mkdir(exist_ok=True)
+        atomically(path, evaluate.to_bytes(results))
+        row = _row(bench, problem, method, outcome, results, seconds)
+        path = _record(bench.workdir, seed, method)
+        path.parent.mkdir(exist_ok=True)
+        atomically(path, (json.dumps(row, indent=1) + "\n").encode())
+        shutil.rmtree(folder / "steps", ignore_errors=True)
+    barrier(f"{method}-{seed}")
+
+
+def _row(bench, problem, method, outcome, results, seconds) -> dict[str, Any]:
+    sets = problem.sets
+    return {
+        "config": bench.config.name,
+        "edition": bench.data.edition,
+        "method": method,
+        "seed": problem.seed,
+        "metric": evaluate.headline(problem.multi_label),
+        "unlearn_set": {
+            "rule": bench.config.unlearn.rule,
+            "modality": "image",
+            "count": len(sets.unlearn),
+        },
+        "counts": {name: len(rows) for name, rows in sets._asdict().items()},
+        "seconds": seconds,
+        "steps": outcome.steps,
+        "scores": evaluate.scores(results),
+        "attack_auc": audit.attack_auc(results),
+        "text_unchanged": _text_unchanged(bench.workdir, problem.seed, results),
+        "diverged": outcome.diverged,
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "count": bench.executor.devices,
+            "processes": jax.process_count(),
+            "executor": bench.executor.name,
+        },
+        "versions": {
+            "ccu_jax": ccu_jax.__version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": _commit(),
+        "fingerprint": bench.data.fingerprint,
+    }
+
+
+def _text_unchanged(workdir, seed, results) -> bool | None:
+    """Whether the unlearn set's text scores are the original's, to the bit."""
+    path = workdir / "outputs" / f"original-{seed}.npz"
+    if not path.exists():
+        return None
+    of = results.of == "unlearn"
+    before = evaluate.load(path).logits["text"][of]
+    return bool(np.array_equal(before, results.logits["text"][of]))
+
+
+def _rows(workdir) -> list[dict[str, Any]]:
+    """All finished stages of the folder, in the order of the methods' table."""
+    rows = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (workdir / "stages").glob("*.json")
+    ]
+    place = list(METHODS)
+    return sorted(rows, key=lambda row: (row["seed"], place.index(row["method"])))
+
+
+def _commit() -> str | None:
+    """The commit of the source that runs, with a + where it was changed since."""
+    here = pathlib.Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

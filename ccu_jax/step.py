@@ -1,0 +1,142 @@
+"""The training state and the one update that every method shares.
+
+A method is data: a `Program`. Several updates run as one compiled scan, so that the host
+is asked for nothing between them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ccu_jax.parallel import AXIS
+
+
+class Program(NamedTuple):
+    """What a method wants to be run.
+
+    Attributes:
+        params: the parts of the classifier that it trains.
+        frozen: the other parts, used and never changed.
+        loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None where
+            `params` are already the result. `batch` maps each name of `plan` to rows of
+            `table` with a random key per row (`key`); scalars are means over all devices.
+        optimiser: an optax transformation.
+        table: arrays with a leading row axis, or a tree of them, on the devices.
+        plan: for each part of a batch, which rows of the table: int32 `[steps, batch]`.
+        aux: what the method carries along besides parameters (targets ...).
+        refresh: `refresh(params, frozen, aux, table) -> aux`, run before every
+            `refresh_every`-th step, the first included.
+        refresh_every: steps between refreshes.
+        stop: `stop(aux) -> bool`: no further step once it is true.
+    """
+
+    params: Any
+    frozen: Any
+    loss: Callable | None
+    optimiser: optax.GradientTransformation | None = None
+    table: Any = ()
+    plan: dict[str, Any] | None = None
+    aux: Any = ()
+    refresh: Callable | None = None
+    refresh_every: int = 1
+    stop: Callable | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of updates."""
+        return 0 if self.plan is None else len(next(iter(self.plan.values())))
+
+
+class State(NamedTuple):
+    """All that changes from step to step: the same on every device."""
+
+    step: jax.Array
+    params: Any
+    opt: Any
+    aux: Any
+    key: jax.Array
+
+
+def start_state(program: Program, key: jax.Array) -> State:
+    """The state before the first step.
+
+    Its arrays are copies: the state is donated to each step, and what the program holds
+    may be used elsewhere.
+    """
+    params, aux = jax.tree.map(jnp.copy, (program.params, program.aux))
+    return State(
+        step=jnp.int32(0),
+        params=params,
+        opt=program.optimiser.init(params),
+        aux=aux,
+        key=jax.random.key_data(key),
+    )
+
+
+def make_steps(program: Program) -> Callable:
+    """The per-device function of `parallel.Executor.run`: several updates in one scan.
+
+    `fn(state, resident, indices) -> (state, metrics)` with `resident = (frozen, table)`
+    and `indices` one int32 `[steps, rows]` per part of the batch. Steps past the end of
+    the program change nothing (`ran` is false in their metrics): the last scan is as long
+    as the others.
+    """
+    total = program.steps
+
+    def fn(state, resident, indices):
+        frozen, table = resident
+
+        def objective(params, aux, batch, step):
+            loss, metrics = program.loss(params, frozen, aux, batch, step)
+            # The mean inside the gradient and the mean of the gradients after it: right
+            # under pmap, shard_map and vmap alike.
+            return jax.lax.pmean(loss, AXIS), metrics
+
+        def update(state, index):
+            batch = {
+                part: _rows(table, i, _row_keys(state, part, len(i)))
+                for part, i in index.items()
+            }
+            (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
+                state.params, state.aux, batch, state.step
+            )
+            grads = jax.lax.pmean(grads, AXIS)
+            updates, opt = program.optimiser.update(grads, state.opt, state.params)
+            params = optax.apply_updates(state.params, updates)
+            metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}
+            return State(state.step + 1, params, opt, state.aux, state.key), metrics
+
+        def one(state, index):
+            running = state.step < total
+            if program.refresh is not None:
+                aux = jax.lax.cond(
+                    running & (state.step % program.refresh_every == 0),
+                    lambda: program.refresh(state.params, frozen, state.aux, table),
+                    lambda: state.aux,
+                )
+                state = state._replace(aux=aux)
+            if program.stop is not None:
+                running &= ~program.stop(state.aux)
+            new, metrics = update(state, index)
+            keep = lambda a, b: jnp.where(running, a, b)  # noqa: E731
+            return jax.tree.map(keep, new, state), metrics | {"ran": running}
+
+        return jax.lax.scan(one, state, indices)
+
+    return fn
+
+
+def _rows(table, index, keys):
+    return {**jax.tree.map(lambda x: x[index], table), "key": keys}
+
+
+def _row_keys(state, part, rows):
+    """One key per row: of the step, the part and the row's place in the global batch."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    # A stable number for the part's name; Python's own hash differs between processes.
+    key = jax.random.fold_in(key, sum(part.encode()))
+    place = jax.lax.axis_index(AXIS) * rows + jnp.arange(rows)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, place)

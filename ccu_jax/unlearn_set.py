@@ -1,0 +1,198 @@
+"""Which rows are forgotten, which are kept, and which were never trained on.
+
+For each data set and seed there is one order of all training groups. The rows never
+trained on (`unseen`, the attack's control) are taken from its end and the unlearn set
+from its beginning, so that 1 % is a prefix of 5 %, whatever else is asked for.
+"""
+
+import collections
+import hashlib
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ccu_jax.errors import UserError
+
+
+class Sets(NamedTuple):
+    """Row numbers of a data set, each array sorted, no row in two of them.
+
+    The original is trained on `retain` and `unlearn`. `unseen` are rows of the same
+    distribution as `unlearn` that no model has seen.
+    """
+
+    retain: np.ndarray
+    unlearn: np.ndarray
+    unseen: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def order(data, seed: int) -> list[str]:
+    """All training groups in the order in which this seed would forget them."""
+    groups = np.unique(data.group[data.split == "train"])
+
+    def place(group):
+        text = f"{data.name}/{seed}/{group}"
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    return sorted((str(g) for g in groups), key=place)
+
+
+def draw(data, rule: str, seed: int, unseen: float) -> Sets:
+    """Draw the sets.
+
+    Args:
+        data: a `ccu_jax.data.Dataset`.
+        rule: `random:SHARE` of the training rows, `class:NAME`, or `ids:FILE` with one
+            id a line (`#` starts a comment).
+        seed: of the order.
+        unseen: share of the training rows that is kept apart.
+
+    Raises:
+        UserError: a rule that cannot be followed; an unlearn set that is empty or
+            everything.
+    """
+    kind, _, what = rule.partition(":")
+    if kind not in ("random", "class", "ids") or not what:
+        raise UserError(
+            f"unlearn rule {rule!r}: use random:SHARE, class:NAME or ids:FILE"
+        )
+    if not 0 < unseen < 1:
+        raise UserError(f"unlearn.unseen={unseen} must lie between 0 and 1")
+    groups = order(data, seed)
+    rows_of = _rows_by_group(data)
+    listed = _listed_groups(data, pathlib.Path(what)) if kind == "ids" else set()
+    total = sum(len(rows_of[g]) for g in groups)
+    free = [g for g in groups if g not in listed]
+    apart = set(_take(reversed(free), rows_of, round(unseen * total)))
+    trained = [g for g in groups if g not in apart]
+    num_trained = sum(len(rows_of[g]) for g in trained)
+    if kind == "random":
+        share = _share(what)
+        forgotten = set(_take(trained, rows_of, max(1, round(share * num_trained))))
+    elif kind == "ids":
+        forgotten = listed
+    else:
+        forgotten = {g for g in trained if _has_class(data, rows_of[g], what)}
+        # The control must come from the same distribution: the same class.
+        apart_rows = {g for g in apart if _has_class(data, rows_of[g], what)}
+    sets = Sets(
+        retain=_join(rows_of, (g for g in trained if g not in forgotten)),
+        unlearn=_join(rows_of, forgotten),
+        unseen=_join(rows_of, apart_rows if kind == "class" else apart),
+        validation=np.flatnonzero(data.split == "validation"),
+        test=np.flatnonzero(data.split == "test"),
+    )
+    _check(sets, rule)
+    return sets
+
+
+def describe(data, sets: Sets, seed: int, rule: str) -> str:
+    """The unlearn set as text: one id a line in the order of forgetting, with a header.
+
+    Such a text is itself a file for the rule `ids:FILE`.
+    """
+    rows_of = _rows_by_group(data)
+    chosen = set(sets.unlearn.tolist())
+    rows = [row for group in order(data, seed) for row in rows_of[group]]
+    lines = [
+        f"# {data.name}, seed {seed}, rule {rule}: the pictures of these rows are to be",
+        "# forgotten; rows of one group follow each other",
+        *(str(data.id[row]) for row in rows if row in chosen),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rows_by_group(data):
+    rows_of: dict[str, list[int]] = {}
+    for row in np.flatnonzero(data.split == "train"):
+        rows_of.setdefault(str(data.group[row]), []).append(int(row))
+    return rows_of
+
+
+def _take(groups, rows_of, count):
+    """The first groups that together have at least `count` rows."""
+    taken = 0
+    for group in groups:
+        if taken >= count:
+            return
+        taken += len(rows_of[group])
+        yield group
+
+
+def _join(rows_of, groups):
+    return np.sort(np.array([r for g in groups for r in rows_of[g]], np.int64))
+
+
+def _share(text):
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise UserError(
+            f"unlearn rule random:{text}: the share must lie between 0 and 1, like 0.1"
+        )
+    return share
+
+
+def _has_class(data, rows, name):
+    if name not in data.classes:
+        raise UserError(
+            f"unlearn rule class:{name}: no such class; there are "
+            f"{', '.join(data.classes)}"
+        )
+    return bool(data.labels[rows, data.classes.index(name)].any())
+
+
+def _listed_groups(data, path):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
+    ids = [line.strip() for line in lines]
+    ids = [i for i in ids if i and not i.startswith("#")]
+    twice = [i for i, times in collections.Counter(ids).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"unlearn ids: {path} lists {_some(twice)} more than once: list each once"
+        )
+    where = dict(zip(data.id.tolist(), range(len(data.id)), strict=True))
+    missing = [i for i in ids if i not in where]
+    if missing:
+        raise UserError(
+            f"unlearn ids: {path} lists {_some(missing)}, which the data set "
+            f"{data.name} does not have: correct or remove them"
+        )
+    foreign = [i for i in ids if data.split[where[i]] != "train"]
+    if foreign:
+        raise UserError(
+            f"unlearn ids: {path} lists {_some(foreign)}, which the model is not trained "
+            "on (validation or test rows): remove them"
+        )
+    return {str(data.group[where[i]]) for i in ids}
+
+
+def _some(items, most=3):
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(repr(i) for i in items[:most]) + more
+
+
+def _check(sets, rule):
+    if not len(sets.unlearn):
+        raise UserError(
+            f"unlearn rule {rule} selects no training row: there is nothing to forget"
+        )
+    if not len(sets.retain):
+        raise UserError(
+            f"unlearn rule {rule} selects every training row: nothing would be retained; "
+            "train a new model without them instead"
+        )
+    for name in ("unseen", "validation", "test"):
+        if not len(getattr(sets, name)):
+            raise UserError(
+                f"unlearn rule {rule}: the {name} set is empty; give the data more rows "
+                "or change data.validation, data.test or unlearn.unseen"
+            )

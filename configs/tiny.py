@@ -1,0 +1,39 @@
+"""Tiny: clip art through a model of a few thousand weights, to see every stage run.
+
+    python -m ccu_jax.launch --config tiny
+
+It is for looking at the machinery: such a model learns next to nothing.
+"""
+
+from ccu_jax.config import Ccu, CcuPlus, Config, Data, Finetune, Model, Train
+from ccu_jax.config import NegGradPlus, Scrub
+
+config = Config(
+    name="tiny",
+    data=Data(dataset="pairs", image_size=16, text_length=8, vocabulary=200),
+    model=Model(
+        patch=4,
+        image_width=16,
+        image_depth=1,
+        text_width=16,
+        text_depth=1,
+        heads=2,
+        embed=8,
+    ),
+    train=Train(epochs=4, batch=64, shift=1),
+    finetune=Finetune(epochs=1, batch=64),
+    neggrad_plus=NegGradPlus(epochs=1, batch=64),
+    scrub=Scrub(epochs=2, max_epochs=1, batch=64),
+    ccu=Ccu(steps=16),
+    ccu_plus=CcuPlus(steps=16),
+    methods=(
+        "original",
+        "retrain",
+        "retrain_visual",
+        "finetune",
+        "neggrad_plus",
+        "scrub",
+        "ccu",
+        "ccu_plus",
+    ),
+)

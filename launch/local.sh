@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# Several processes on this machine, as on several hosts, on simulated devices.
+#
+#   bash launch/local.sh N M [flags of python -m ccu_jax.launch]
+#
+# N processes with M devices each. Process 0 writes to the screen, the others to files
+# that are shown when one fails; then the rest is ended. CCU_JAX_DRY_RUN=1 prints the
+# commands. Slow, and for seeing that it works: on a machine with real accelerators one
+# process uses them all.
+
+set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+count="$1" devices="$2"
+for number in "$count" "$devices"; do
+    case "$number" in
+        "" | *[!0-9]* | 0*) fail "usage: local.sh PROCESSES DEVICES [flags]" ;;
+    esac
+done
+shift 2
+find_python ""
+
+port=PORT
+pids=()
+if [ -z "$CCU_JAX_DRY_RUN" ]; then
+    port="$("$python" -c 'import socket
+with socket.socket() as s: s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+    logs="$(mktemp -d "${TMPDIR:-/tmp}/ccu_jax.XXXXXX")"
+fi
+
+# Ends every process: politely, then after 5 s (one that waits for another hears
+# nothing) by force. Each is a group of its own, which holds its children too.
+end_all() {
+    local pid tries=0
+    for pid in "${pids[@]}"; do kill -INT -- "-$pid" 2>/dev/null || true; done
+    while [ "$tries" -lt 25 ] && any_alive; do
+        sleep 0.2
+        tries=$((tries + 1))
+    done
+    for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
+}
+
+any_alive() {
+    local pid
+    for pid in "${pids[@]}"; do
+        if kill -0 "$pid" 2>/dev/null; then return 0; fi
+    done
+    return 1
+}
+
+interrupted() {
+    trap '' INT TERM HUP
+    end_all
+    say "stopped; the same command goes on from here"
+    rm -rf "$logs"
+    exit 130
+}
+
+start() {
+    local index="$1"
+    shift
+    set -- "$python" -m ccu_jax.launch --devices "$devices" \
+        --multihost "127.0.0.1:$port" "$count" "$index" "$@"
+    if [ -n "$CCU_JAX_DRY_RUN" ]; then
+        execute "$@"
+    elif [ "$index" = 0 ]; then
+        "$@" </dev/null &
+        pids+=($!)
+    else
+        "$@" </dev/null >"$logs/process-$index.log" 2>&1 &
+        pids+=($!)
+    fi
+}
+
+trap interrupted INT TERM HUP
+say "$count processes with $devices devices each, meeting at port $port"
+# Job control gives each process a group, and leaves it its Ctrl-C.
+set -m
+for ((index = 0; index < count; index++)); do start "$index" "$@"; done
+set +m
+
+failed=0
+left=("${!pids[@]}")  # none in a dry run
+while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
+    still=()
+    for index in "${left[@]}"; do
+        if kill -0 "${pids[index]}" 2>/dev/null; then
+            still+=("$index")
+        else
+            status=0
+            wait "${pids[index]}" 2>/dev/null || status=$?
+            # One that fails takes others along, by a signal: its own code says more.
+            if [ "$failed" = 0 ] || { [ "$failed" -ge 128 ] && [ "$status" != 0 ]; }
+            then
+                failed="$status"
+            fi
+        fi
+    done
+    left=("${still[@]}")
+    if [ "${#left[@]}" -gt 0 ]; then sleep 0.2; fi
+done
+
+if [ "$failed" = 0 ]; then
+    if [ -n "$logs" ]; then rm -rf "$logs"; fi
+    say "all processes ended well"
+    exit 0
+fi
+trap '' INT TERM HUP
+end_all
+for ((index = 1; index < count; index++)); do
+    say "the last lines of process $index ($logs/process-$index.log):"
+    tail -n 15 "$logs/process-$index.log" >&2 || true
+done
+say "failed with exit code $failed; all processes were ended"
+exit "$failed"

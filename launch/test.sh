@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The tests: makes .venv when needed, then runs the fast tests and after them the slow.
+#
+#   bash launch/test.sh [arguments of pytest]
+#
+# CCU_JAX_DRY_RUN=1 prints the commands.
+
+set -e -o pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+find_python dev pytest
+
+ran=""
+for which in "not slow" slow; do
+    say "tests that are $which"
+    status=0
+    # In a subshell, and from the root: tests read files of the checkout.
+    (cd "$root" && execute "$python" -m pytest -m "$which" "$@") || status=$?
+    case "$status" in
+        0) ran=yes ;;
+        5) say "none of them was asked for" ;;
+        *) say "failed"; exit "$status" ;;
+    esac
+done
+[ -n "$ran" ] || fail "no test was run"
+say "all passed"

@@ -1,0 +1,21 @@
+"""Set before any test: eight simulated devices, silent TensorFlow, a compile cache."""
+
+import os
+
+# All of this is read once, when JAX or TensorFlow starts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# More threads than devices: else devices that wait for each other starve on two cores.
+os.environ["NPROC"] = "32"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+# Figures are drawn to files only.
+os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_configure(config):
+    """Keeps what is compiled for the next run, in a folder of pytest's own cache."""
+    cache = getattr(config, "cache", None)  # none with -p no:cacheprovider
+    if cache is not None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -57,7 +57,7 @@ def augment(example, keys, config: Train):
 
 
 def hide(has_image, has_text, keys, rate):
-    """What fusion may look at `[B]` twice: now and then one of two modalities is hidden."""
+    """What fusion may look at `[B]` twice: now and then one of two is hidden."""
     draw = jax.vmap(lambda key: jax.random.uniform(key, (_HIDE,)))(keys)
     return jax.vmap(_hide, (0, 0, 0, None))(has_image, has_text, draw, rate)
 

@@ -26,12 +26,16 @@ def _manager(directory, keep):
     # Imported late: the import takes seconds, and not every command needs it.
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True
+    )
     return ocp, ocp.CheckpointManager(directory.resolve(), options=options)
 
 
 def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int = 2):
     """Write a checkpoint and return when it is complete; every process calls this.
+
+    Those of the same and of later steps are replaced.
 
     Args:
         directory: of the checkpoints of one stage.
@@ -47,6 +51,9 @@ def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int =
     }
     ocp, manager = _manager(directory, keep)
     with manager:
+        # Left by a run that was killed before it noted the end, or damaged.
+        for old in [s for s in manager.all_steps() if s >= step]:
+            manager.delete(old)
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -65,7 +72,7 @@ def restore(
 
     Args:
         directory: as given to `save`.
-        like: a tree of the same structure; its leaves are not looked at.
+        like: a tree of the same structure and shapes.
         complain: told of every checkpoint that had to be passed over.
     """
     if not directory.is_dir():
@@ -115,8 +122,10 @@ def _part(entry):
 
 
 def _rebuild(like, leaves):
-    names = [name for name, _ in _leaves(like)]
-    missing = [n for n in names if n not in leaves] + [n for n in leaves if n not in names]
-    if missing:
-        raise ValueError(f"it holds other arrays than expected, {missing[0]} for one")
-    return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in names])
+    wanted = dict(_leaves(like))
+    for name in [*wanted, *leaves]:
+        if name not in leaves or name not in wanted:
+            raise ValueError(f"it holds other arrays than expected, {name} for one")
+        if leaves[name].shape != wanted[name].shape:
+            raise ValueError(f"{name} has another shape than expected")
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[n] for n in wanted])

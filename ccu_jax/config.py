@@ -24,6 +24,7 @@ class Data:
     dataset: str = "pairs"  # a row of ccu_jax.data.DATASETS
     dir: str | None = None  # None: what travels with the package (clip art)
     image_size: int = 48  # side of the stored square pictures, pixels
+    trim: bool = False  # pairs: cut off an even margin around a picture
     text_length: int = 24  # tokens a text is cut or padded to
     vocabulary: int = 2000  # largest number of subwords
     validation: float = 0.15  # share of rows, where the data has no split of its own
@@ -65,6 +66,7 @@ class Train:
     epochs: int = 40
     batch: int = 128
     learning_rate: float = 1e-3
+    text_rate: float = 1.0  # the text branch's learning rate, relative
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.05
     modality_dropout: float = 0.2  # rows whose picture (or text) is hidden in fusion
@@ -136,14 +138,16 @@ class CcuPlus:
     """The closed-loop form; every objective can be switched off with a weight of 0."""
 
     steps: int = 80
-    batch: int = 128
-    unlearn_batch: int = 64
+    batch: int = 64
+    unlearn_batch: int = 48
     learning_rate: float = 3e-3
     temperature: float = 0.2
-    shrink: float = 0.4  # share of the original's tail that is kept, the rest is fresh
-    match: float = 2.0  # (a) towards what held-out rows look like, image and fused
+    shrink: float = 0.6  # share of the original's tail that is kept, the rest is fresh
+    match: float = 12.0  # (a) towards what held-out rows look like, image and fused
     classify: float = 1.0  # task loss on retain rows
-    retention: float = 0.0  # (b)
+    retention: float = 1.0  # (b)
+    hold: float = 1.0  # (b) on held-out rows, whose labels it does not look at
+    held_batch: int = 32  # of these
     pair: float = 3.0  # (a) dissociation of picture and own text
     separation: float = 1.0  # (c)
     retain_rows: int = 4000  # most retain rows whose features are computed; 0: all

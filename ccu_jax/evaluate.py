@@ -22,7 +22,7 @@ class Forward:
         batch: rows of one pass over all devices, rounded up to fill them.
     """
 
-    def __init__(self, model: Model, executor: Executor, batch: int):
+    def __init__(self, model: Model, executor: Executor, batch: int):  # noqa: D107
         self._model, self._executor = model, executor
         self._batch = -(-batch // executor.devices) * executor.devices
         self._compiled = {}
@@ -104,7 +104,9 @@ def scores(outputs: Results) -> dict[str, dict[str, dict[str, float]]]:
     measure = multi_label_scores if outputs.multi_label else single_label_scores
     return {
         name: {
-            view: measure(logits[outputs.of == name], outputs.labels[outputs.of == name])
+            view: measure(
+                logits[outputs.of == name], outputs.labels[outputs.of == name]
+            )
             for view, logits in outputs.logits.items()
         }
         for name in SETS

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import ccu_jax
 from ccu_jax import config as configs
+from ccu_jax import limits
 from ccu_jax.config import Config
 from ccu_jax.errors import UserError
 from ccu_jax.typed import closest
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _disk(error)
         if message is None:
             raise
-    print("error:", " ".join(message.splitlines()), file=sys.stderr)
+    # In one piece, as threads of libraries may be writing too.
+    print(f"error: {' '.join(message.splitlines())}\n", end="", file=sys.stderr)
     return 2
 
 
@@ -193,7 +195,7 @@ def _list() -> None:
 
 
 def _config(flags: argparse.Namespace) -> Config:
-    """Loads the configuration, applies the flags and checks the names in it."""
+    """Loads the configuration, applies the flags and checks what is in it."""
     config = configs.load(flags.config, flags.set)
     given = {
         "data.dir": flags.data_dir and str(flags.data_dir),
@@ -221,6 +223,7 @@ def _config(flags: argparse.Namespace) -> Config:
             raise UserError(
                 f"there is no method {method!r}; {closest(method, METHODS)}"
             )
+    limits.check(config)
     return config
 
 

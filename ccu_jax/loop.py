@@ -40,7 +40,7 @@ class Loop:
         complain: told of every checkpoint that had to be passed over.
     """
 
-    def __init__(
+    def __init__(  # noqa: D107  the class says it
         self, config: Run, executor: Executor, complain: Callable[[str], None]
     ):
         self._config, self._executor, self._complain = config, executor, complain
@@ -137,13 +137,14 @@ class Loop:
         seconds["steps"] += time.perf_counter() - began
         if before is not None and not (diverged or ended is not None):
             diverged, ended = _look(before, start, stage)
-        made = total if ended is None else ended
+        # Asked of the state: the rest of a call that failed or stopped was not counted.
+        made = int(state.step)
         stage.update(made)
         return Outcome(state.params, seconds, made, diverged)
 
 
 def _look(metrics, start, stage):
-    """Read a call's metrics: whether it failed, and the step where it stopped itself."""
+    """Read a call's metrics: whether it failed, and where it stopped itself."""
     metrics = jax.device_get(metrics)
     ran = metrics["ran"]
     if not ran.all():

@@ -1,13 +1,13 @@
 """The objectives: arrays in, one scalar out, the same on every device.
 
-The mathematics of the method, and of the baselines, on one page. What the authors of CCU
-(Xu et al. 2025, arXiv 2509.23895) minimise is not public: the three objectives marked
-CCU are this project's reconstruction from the paper's text and the works named.
+The mathematics of the method, and of the baselines, on one page. What the authors of
+CCU (Xu et al. 2025, arXiv 2509.23895) minimise is not public: the three objectives
+marked CCU are this project's reconstruction from the paper's text and the works named.
 
 Letters: B rows on this device, G rows on all devices, K classes, D embedding size; a
-suffix u or r says whose rows: of the unlearn set or of the retain set. Rows count with a
-weight `[B]`; a row of weight 0 does not exist. Every scalar is already the mean over the
-rows of *all* devices, so that gradients are right under every executor.
+suffix u or r says whose rows: of the unlearn set or of the retain set. Rows count with
+a weight `[B]`; a row of weight 0 does not exist. Every scalar is already the mean over
+the rows of *all* devices, so that gradients are right under every executor.
 """
 
 import chex
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from ccu_jax.parallel import AXIS
 
-# Finite, and far below any similarity over a temperature: -inf would give NaN gradients.
+# Finite, and far below any similarity over a temperature: -inf would give NaN
+# gradients.
 NEVER = -1e9
 # The mean over K sigmoid losses is scaled to the size of a softmax loss.
 MULTI_LABEL_SCALE = 4.0
@@ -39,7 +40,7 @@ def mean(value_B, weight_B):
 
 
 def positives(labels_AxK, labels_BxK):
-    """Jaccard similarity `[A, B]` of label sets; for single labels: same class or not."""
+    """Jaccard similarity `[A, B]` of label sets; for single labels: same or not."""
     chex.assert_rank([labels_AxK, labels_BxK], 2)
     shared = labels_AxK @ labels_BxK.T
     either = labels_AxK.sum(1)[:, None] + labels_BxK.sum(1)[None, :] - shared
@@ -149,7 +150,8 @@ def pair_dissociation(
 ):
     """Loosen a forgotten picture from its own text, no further than is natural.
 
-        (z_image_u . z_text_u - r_u - offset)^2,  r_u = sg mean_{p in P(u)} z_image_u . z_text_p
+        (z_image_u . z_text_u - r_u - offset)^2,  r_u = sg mean_{p in P(u)} z_image_u .
+        z_text_p
 
     one-sided unless `two_sided`: the picture may be as close to its text as to texts of
     other rows of its class plus `offset` (what pictures never seen show). Needs no
@@ -159,7 +161,9 @@ def pair_dissociation(
     z_G, labels_G = jax.lax.stop_gradient(gather(z_text_r)), gather(labels_r)
     share_BxG = positives(labels_u, labels_G) * (gather(weight_r) > 0)
     count_B = share_BxG.sum(1)
-    usual_B = jnp.sum(z_image_u @ z_G.T * share_BxG, axis=1) / jnp.maximum(count_B, 1e-9)
+    usual_B = jnp.sum(z_image_u @ z_G.T * share_BxG, axis=1) / jnp.maximum(
+        count_B, 1e-9
+    )
     own_B = jnp.sum(z_image_u * jax.lax.stop_gradient(z_text_u), axis=1)
     excess_B = own_B - jax.lax.stop_gradient(usual_B) - offset
     if not two_sided:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ccu_jax.errors import UserError
 
@@ -42,6 +42,7 @@ class Executor(NamedTuple):
 
 def _replicated(mesh):
     everywhere = NamedSharding(mesh, PartitionSpec())
+    here = set(jax.local_devices())
 
     def place(tree):
         def put(x):
@@ -53,6 +54,12 @@ def _replicated(mesh):
                 return jax.random.wrap_key_data(put(jax.random.key_data(x)))
             if jax.process_count() == 1:
                 return jax.device_put(x, everywhere)
+            if isinstance(x, jax.Array) and x.sharding.device_set == here:
+                if x.is_fully_replicated:  # what pmap gives: no copy is needed
+                    parts = [shard.data for shard in x.addressable_shards]
+                    return jax.make_array_from_single_device_arrays(
+                        x.shape, everywhere, parts
+                    )
             x = np.asarray(x)
             return jax.make_array_from_process_local_data(everywhere, x, x.shape)
 
@@ -74,38 +81,65 @@ def _split(array, axis, devices):
 
 
 def _mesh():
-    # Auto axes are what pmap makes: arrays of both kinds then go together.
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=auto)
+    # Process by process, and with Auto axes, as pmap does: arrays of both kinds then go
+    # together. On a pod, `jax.devices()` has an order of its own.
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process)
+    ]
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _local(array, axis=0):
-    """This process's devices' rows: devices are numbered process by process."""
+def _sharded(mesh):
+    """Cuts a batch that every process has as a whole; each puts its own rows."""
+    rows = NamedSharding(mesh, PartitionSpec(AXIS))
     here = jax.local_device_count()
     first = jax.process_index() * here
-    return _split(array, axis, jax.device_count())[first : first + here]
+
+    def shard(array, axis=0):
+        local = _split(array, axis, jax.device_count())[first : first + here]
+        return jax.make_array_from_process_local_data(rows, local)
+
+    return shard
+
+
+class _Pod:
+    """A pmap whose results belong to all processes, as its compiled form's do.
+
+    Called as it is, it gives arrays of this process alone, which combine with no other.
+    """
+
+    def __init__(self, mapped, place):
+        self._mapped, self._place = mapped, place
+        self.lower = mapped.lower
+
+    def __call__(self, *args):
+        return self._place(self._mapped(*args))
 
 
 def pmap() -> Executor:
     """One program per device, the batch's leading axis being the device."""
     mesh = _mesh()
+    place = _replicated(mesh)
 
     def run(fn, donate=False):
-        return jax.pmap(
+        mapped = jax.pmap(
             fn,
             axis_name=AXIS,
+            axis_size=jax.device_count(),  # of all processes, as are the batches
             in_axes=(None, None, 0),
             out_axes=None,
             donate_argnums=(0,) if donate else (),
         )
+        return mapped if jax.process_count() == 1 else _Pod(mapped, place)
 
-    return Executor("pmap", jax.device_count(), run, _replicated(mesh), _local)
+    return Executor("pmap", jax.device_count(), run, place, _sharded(mesh))
 
 
 def shard_map() -> Executor:
     """The same program through `jax.shard_map` with its checks on."""
     mesh = _mesh()
-    rows = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def run(fn, donate=False):
         def inner(state, resident, batch):
@@ -119,10 +153,9 @@ def shard_map() -> Executor:
         )
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
-    def shard(array, axis=0):
-        return jax.make_array_from_process_local_data(rows, _local(array, axis))
-
-    return Executor("shard_map", jax.device_count(), run, _replicated(mesh), shard)
+    return Executor(
+        "shard_map", jax.device_count(), run, _replicated(mesh), _sharded(mesh)
+    )
 
 
 def vmap(devices: int | None = None) -> Executor:
@@ -130,9 +163,7 @@ def vmap(devices: int | None = None) -> Executor:
     devices = devices or jax.device_count()
 
     def run(fn, donate=False):
-        mapped = jax.vmap(
-            fn, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None
-        )
+        mapped = jax.vmap(fn, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
     def shard(array, axis=0):

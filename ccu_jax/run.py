@@ -1,8 +1,8 @@
 """A whole run: its folder, its stages, its report.
 
-Training the original, the retrained references and every unlearning method are stages of
-the same kind. A finished stage is skipped; one that was cut off goes on from its last
-checkpoint and ends with the same bits.
+Training the original, the retrained references and every unlearning method are stages
+of the same kind. A finished stage is skipped; one that was cut off goes on from its
+last checkpoint and ends with the same bits.
 """
 
 import json
@@ -17,7 +17,16 @@ import jax
 import numpy as np
 
 import ccu_jax
-from ccu_jax import audit, checkpoint, data, evaluate, models, report, unlearn_set
+from ccu_jax import (
+    audit,
+    checkpoint,
+    data,
+    evaluate,
+    limits,
+    models,
+    report,
+    unlearn_set,
+)
 from ccu_jax import config as configs
 from ccu_jax.config import Config
 from ccu_jax.errors import UserError
@@ -58,21 +67,20 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
         UserError: what the user can mend.
     """
-    _check(config)
-    _claim(config, workdir)
+    methods = list(dict.fromkeys(("original", *config.methods)))
+    _check(config, methods)
+    _refuse(config, workdir)
     reporter = report.Reporter(workdir, is_first())
     try:
-        todo = [
-            (seed, method)
-            for seed in config.seeds
-            for method in dict.fromkeys(("original", *config.methods))
-        ]
-        titles = [_title(seed, method) for seed, method in todo]
+        titles = [_title(s, m) for s in config.seeds for m in methods]
         reporter.plan(["data", *titles, "report"])
         with reporter.stage("data") as stage:
             bench = _bench(config, workdir, reporter, stage)
-        for seed in config.seeds:
-            _seed(bench, seed, [m for s, m in todo if s == seed])
+            # All that can be wrong is found before the first step and the first file.
+            drawn = {seed: _draw(bench, seed, methods) for seed in config.seeds}
+        _claim(config, workdir, {seed: text for seed, (_, text) in drawn.items()})
+        for seed, (sets, _) in drawn.items():
+            _seed(bench, seed, sets, methods)
         with reporter.stage("report"):
             rows = _rows(workdir)
             if is_first():
@@ -88,40 +96,67 @@ def _title(seed, method):
     return f"seed {seed}: {method}"
 
 
-def _check(config):
+def _check(config, methods):
     if config.run.executor not in EXECUTORS:
         raise UserError(
             f"run.executor={config.run.executor!r}: there is {', '.join(EXECUTORS)}"
         )
-    for key in ("steps_per_call", "checkpoint_steps", "evaluate_batch"):
-        if getattr(config.run, key) < 1:
-            raise UserError(f"run.{key} must be at least 1")
+    limits.check(config)
+    limits.check_batches(config, methods, jax.device_count())
 
 
-def _claim(config, workdir):
-    """Refuse a folder that another configuration has filled; leave this one's mark."""
+def _refuse(config, workdir):
+    """Refuse a folder that another configuration has filled."""
     path = workdir / "config.json"
-    mine = configs.to_json(config)
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(
-                f"{path} is damaged: remove the folder or give another --workdir"
-            ) from None
-        other = [
-            line
-            for line in configs.difference(theirs, mine)
-            if not line.startswith(FREE)
-        ]
-        if other:
-            raise UserError(
-                f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
-                " give another --workdir, or remove the folder to start anew"
-            )
-    barrier("claim")
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        different = configs.difference(theirs, configs.to_json(config))
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            f"{path} is damaged: remove the folder or give another --workdir"
+        ) from None
+    other = [key for key in different if not key.startswith(FREE)]
+    if other:
+        raise UserError(
+            f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
+            " give another --workdir, or remove the folder to start anew"
+        )
+
+
+def _claim(config, workdir, unlearn_sets):
+    """Leave this configuration's mark, and the unlearn set of every seed."""
+    barrier("claim")  # all processes have looked at what was there
     if is_first():
+        mine = configs.to_json(config)
+        path = workdir / "config.json"
         atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
+        for seed, text in unlearn_sets.items():
+            path = _unlearn_file(workdir, seed)
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                atomically(path, text.encode())
+
+
+def _unlearn_file(workdir, seed):
+    return workdir / "unlearn_sets" / f"{seed}.txt"
+
+
+def _draw(bench, seed, methods) -> tuple[unlearn_set.Sets, str]:
+    """A seed's sets, and the unlearn set as text; what is finished must fit to them."""
+    for method in methods:
+        _finished(bench, seed, method)
+    rule = bench.config.unlearn.rule
+    sets = unlearn_set.draw(bench.data, rule, seed, bench.config.unlearn.unseen)
+    text = unlearn_set.describe(bench.data, sets, seed, rule)
+    path = _unlearn_file(bench.workdir, seed)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"the unlearn set is another one than in {path}: give another --workdir, "
+            "or remove the folder to start anew"
+        )
+    return sets, text
 
 
 def _bench(config, workdir, reporter, stage) -> Bench:
@@ -140,8 +175,8 @@ def _bench(config, workdir, reporter, stage) -> Bench:
         )
     elif loaded.edition == "clipart":
         reporter.warn("CLIP ART: drawings that come with the package, not photographs")
-    skipped = {k: v for k, v in loaded.counts.items() if v}
-    reporter.say(f"{loaded.name}: {', '.join(f'{k} {v:,}' for k, v in skipped.items())}")
+    counts = ", ".join(f"{k} {v:,}" for k, v in loaded.counts.items() if v)
+    reporter.say(f"{loaded.name}: {counts}")
     executor = EXECUTORS[config.run.executor]()
     model = models.build(
         config.model,
@@ -151,6 +186,7 @@ def _bench(config, workdir, reporter, stage) -> Bench:
         text_length=config.data.text_length,
     )
     names = ("image", "text", "labels", "has_image", "has_text")
+    table = {name: np.asarray(getattr(loaded, name)) for name in names}
     return Bench(
         config=config,
         workdir=workdir,
@@ -160,19 +196,12 @@ def _bench(config, workdir, reporter, stage) -> Bench:
         model=model,
         forward=evaluate.Forward(model, executor, config.run.evaluate_batch),
         loop=Loop(config.run, executor, reporter.warn),
-        table=executor.place({name: np.asarray(getattr(loaded, name)) for name in names}),
+        table=executor.place(table),
     )
 
 
-def _seed(bench: Bench, seed: int, methods: list[str]):
+def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
     """All methods of one seed, the original first."""
-    rule = bench.config.unlearn.rule
-    sets = unlearn_set.draw(bench.data, rule, seed, bench.config.unlearn.unseen)
-    if is_first():
-        path = bench.workdir / "unlearn_sets" / f"{seed}.txt"
-        path.parent.mkdir(exist_ok=True)
-        text = unlearn_set.describe(bench.data, sets, seed, rule)
-        atomically(path, text.encode())
     problem = Problem(
         config=bench.config,
         model=bench.model,
@@ -230,9 +259,9 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
     """Run one method, evaluate it, store all of it; the record comes last."""
     began = time.perf_counter()
     folder = _place_of(bench, seed, method)
-    outcome = bench.loop.run(
-        method, METHODS[method], problem, folder / "steps", stage
-    )
+    # Of these data: steps made with others are not gone on from.
+    steps = folder / f"steps-{bench.data.fingerprint[:12]}"
+    outcome = bench.loop.run(method, METHODS[method], problem, steps, stage)
     params = {**(problem.params or {}), **outcome.params}
     checkpoint.save(
         folder / "params", outcome.steps, params, {"method": method, "seed": seed}
@@ -253,7 +282,7 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
         path = _record(bench.workdir, seed, method)
         path.parent.mkdir(exist_ok=True)
         atomically(path, (json.dumps(row, indent=1) + "\n").encode())
-        shutil.rmtree(folder / "steps", ignore_errors=True)
+        shutil.rmtree(steps, ignore_errors=True)
     barrier(f"{method}-{seed}")
 
 

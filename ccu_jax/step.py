@@ -1,7 +1,7 @@
 """The training state and the one update that every method shares.
 
-A method is data: a `Program`. Several updates run as one compiled scan, so that the host
-is asked for nothing between them.
+A method is data: a `Program`. Several updates run as one compiled scan, so that the
+host is asked for nothing between them.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,11 @@ class Program(NamedTuple):
     Attributes:
         params: the parts of the classifier that it trains.
         frozen: the other parts, used and never changed.
-        loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None where
+        loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None
+        where
             `params` are already the result. `batch` maps each name of `plan` to rows of
-            `table` with a random key per row (`key`); scalars are means over all devices.
+            `table` with a random key per row (`key`); scalars are means over all
+            devices.
         optimiser: an optax transformation.
         table: arrays with a leading row axis, or a tree of them, on the devices.
         plan: for each part of a batch, which rows of the table: int32 `[steps, batch]`.
@@ -81,8 +83,8 @@ def make_steps(program: Program) -> Callable:
 
     `fn(state, resident, indices) -> (state, metrics)` with `resident = (frozen, table)`
     and `indices` one int32 `[steps, rows]` per part of the batch. Steps past the end of
-    the program change nothing (`ran` is false in their metrics): the last scan is as long
-    as the others.
+    the program change nothing (`ran` is false in their metrics): the last scan is as
+    long as the others.
     """
     total = program.steps
 
@@ -134,7 +136,7 @@ def _rows(table, index, keys):
 
 
 def _row_keys(state, part, rows):
-    """One key per row: of the step, the part and the row's place in the global batch."""
+    """One key per row: of the step, the part and its place in the global batch."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     # A stable number for the part's name; Python's own hash differs between processes.
     key = jax.random.fold_in(key, sum(part.encode()))

@@ -98,8 +98,8 @@ def describe(data, sets: Sets, seed: int, rule: str) -> str:
     chosen = set(sets.unlearn.tolist())
     rows = [row for group in order(data, seed) for row in rows_of[group]]
     lines = [
-        f"# {data.name}, seed {seed}, rule {rule}: the pictures of these rows are to be",
-        "# forgotten; rows of one group follow each other",
+        f"# {data.name}, seed {seed}, rule {rule}: the pictures of these rows are",
+        "# to be forgotten; rows of one group follow each other",
         *(str(data.id[row]) for row in rows if row in chosen),
     ]
     return "\n".join(lines) + "\n"
@@ -169,8 +169,8 @@ def _listed_groups(data, path):
     foreign = [i for i in ids if data.split[where[i]] != "train"]
     if foreign:
         raise UserError(
-            f"unlearn ids: {path} lists {_some(foreign)}, which the model is not trained "
-            "on (validation or test rows): remove them"
+            f"unlearn ids: {path} lists {_some(foreign)}, which the model is not "
+            "trained on (validation or test rows): remove them"
         )
     return {str(data.group[where[i]]) for i in ids}
 
@@ -187,12 +187,12 @@ def _check(sets, rule):
         )
     if not len(sets.retain):
         raise UserError(
-            f"unlearn rule {rule} selects every training row: nothing would be retained; "
-            "train a new model without them instead"
+            f"unlearn rule {rule} selects every training row: nothing would be "
+            "retained; train a new model without them instead"
         )
     for name in ("unseen", "validation", "test"):
         if not len(getattr(sets, name)):
             raise UserError(
-                f"unlearn rule {rule}: the {name} set is empty; give the data more rows "
-                "or change data.validation, data.test or unlearn.unseen"
+                f"unlearn rule {rule}: the {name} set is empty; give the data more "
+                "rows or change data.validation, data.test or unlearn.unseen"
             )

@@ -5,8 +5,17 @@
 It is for looking at the machinery: such a model learns next to nothing.
 """
 
-from ccu_jax.config import Ccu, CcuPlus, Config, Data, Finetune, Model, Train
-from ccu_jax.config import NegGradPlus, Scrub
+from ccu_jax.config import (
+    Ccu,
+    CcuPlus,
+    Config,
+    Data,
+    Finetune,
+    Model,
+    NegGradPlus,
+    Scrub,
+    Train,
+)
 
 config = Config(
     name="tiny",

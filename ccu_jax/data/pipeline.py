@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 
+from ccu_jax.config import Data
 from ccu_jax.data.source import SPLITS, Counts, Example, Progress, Source
 
 # No other format is tried: some of Pillow's run programs or have no use here.
@@ -27,7 +28,7 @@ def picture_size(data: bytes) -> tuple[int, int]:
         return image.size
 
 
-def square(data: bytes, size: int) -> np.ndarray:
+def square(data: bytes, size: int, trim: bool = False) -> np.ndarray:
     """Decodes a picture, fits it into a square and pads it with white.
 
     Transparent parts become white, a turn noted in EXIF is ignored, and of an
@@ -36,6 +37,7 @@ def square(data: bytes, size: int) -> np.ndarray:
     Args:
         data: An encoded picture, in any format that Pillow reads.
         size: S, side of the square in pixels.
+        trim: Whether an even margin around the picture is cut off first.
 
     Returns:
         uint8 [S, S, 3], RGB.
@@ -46,18 +48,34 @@ def square(data: bytes, size: int) -> np.ndarray:
     from PIL import Image
 
     with _opened(data) as image:
-        width, height = fitted(*image.size, size)
         # A JPEG can be decoded at a fraction of its size: much faster, less memory.
-        image.draft(None, (2 * width, 2 * height))
+        image.draft(None, fitted(*image.size, (8 if trim else 2) * size))
         try:
             image.load()
             image = _rgb(image)
         except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
             raise Unusable("picture damaged") from error
+    if trim:
+        image = image.crop(_content(image))
+    width, height = fitted(*image.size, size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(image, ((size - width) // 2, (size - height) // 2))
     return np.asarray(canvas)
+
+
+def _content(image) -> tuple[int, int, int, int]:
+    """The box of what differs clearly from the corner's colour, or all of it."""
+    from PIL import Image, ImageChops
+
+    corner = Image.new("RGB", image.size, image.getpixel((0, 0)))
+    # Compressed pictures are never quite even.
+    differs = (
+        ImageChops.difference(image, corner)
+        .convert("L")
+        .point(lambda value: 255 if value > 20 else 0)
+    )
+    return differs.getbbox() or (0, 0, *image.size)
 
 
 def fitted(width: int, height: int, size: int) -> tuple[int, int]:
@@ -142,14 +160,18 @@ class Squares:
 
 
 def store_with_pillow(
-    source: Source, path: pathlib.Path, size: int, counts: Counts, progress: Progress
+    source: Source,
+    path: pathlib.Path,
+    config: Data,
+    counts: Counts,
+    progress: Progress,
 ) -> list[Example]:
     """Decodes every picture into an array on the disk, one at a time.
 
     Args:
         source: The opened data set.
         path: The .npy file to write: uint8 [N, S, S, 3], a missing picture all zeros.
-        size: S.
+        config: Size of the pictures, and whether margins are cut off.
         counts: Told of the rows whose picture cannot be used; these are left out.
         progress: Called with (what, done, total).
 
@@ -157,12 +179,14 @@ def store_with_pillow(
         The N used rows in order, with `image` cut down to b"" (or None).
     """
     used: list[Example] = []
+    size = config.image_size
     rows = (example for split in SPLITS for example in source.examples(split))
     with Squares(path, size) as squares:
         for done, example in enumerate(rows):
             progress("decoding pictures", done, source.rows)
             try:
-                image = None if example.image is None else square(example.image, size)
+                image = example.image  # b"" is a picture that cannot be used
+                image = None if image is None else square(image, size, config.trim)
             except Unusable as reason:
                 counts.skip(str(reason), example.id)
                 continue

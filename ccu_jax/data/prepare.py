@@ -98,6 +98,11 @@ def _prepare(
 ) -> None:
     """Fills a new folder beside `workdir/data` and puts it in its place."""
     folder, scratch, old = (workdir / f"data{end}" for end in ("", ".new", ".old"))
+    if folder.exists() and not (folder / "meta.json").exists():
+        raise UserError(
+            f"{folder} is in the way, and not of this program's making: give another "
+            "--workdir"
+        )
     for leftover in (scratch, old):  # of a run that was killed or that failed
         shutil.rmtree(leftover, ignore_errors=True)
     place = reader.locate(config, workdir, progress)
@@ -126,7 +131,7 @@ def _prepare(
             folder=workdir / "records" / key,
         )
     else:
-        rows = pipeline.store_with_pillow(source, path, size, counts, progress)
+        rows = pipeline.store_with_pillow(source, path, config, counts, progress)
     _check(rows, source, counts)
     counts.add("used", len(rows))
     progress("tokenising texts", 0, len(rows))

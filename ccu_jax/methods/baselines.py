@@ -36,8 +36,8 @@ def neggrad_plus(problem: Problem) -> Program:
 
     `keep * CE(retain) - (1 - keep) * CE(unlearn)`. The ascent is on the views that see
     the picture; the text's own view is asked to stay, since it is not to be forgotten.
-    The unlearn set's loss is cut off at `ceiling` times the loss of guessing: the ascent
-    has no bound of its own.
+    The unlearn set's loss is cut off at `ceiling` times the loss of guessing: the
+    ascent has no bound of its own.
     """
     config = problem.config.neggrad_plus
     sets, model, multi_label = problem.sets, problem.model, problem.multi_label
@@ -79,12 +79,12 @@ def neggrad_plus(problem: Problem) -> Program:
 def scrub(problem: Problem) -> Program:
     """Away from the original on the unlearn set, towards it on the retain set.
 
-    SCRUB (Kurmanji et al. 2023) with the original as teacher: the first epochs begin with
-    steps that maximise the divergence on the unlearn set, in the views that see the
-    picture; all epochs minimise divergence and loss on the retain set.
+    SCRUB (Kurmanji et al. 2023) with the original as teacher: the first epochs begin
+    with steps that maximise the divergence on the unlearn set, in the views that see
+    the picture; all epochs minimise divergence and loss on the retain set.
     """
     config = problem.config.scrub
-    sets, model, multi_label = problem.sets, problem.model, problem.multi_label
+    model, multi_label = problem.model, problem.multi_label
     task = task_loss(problem)
     rows, push = _scrub_plan(problem)
 

@@ -1,4 +1,4 @@
-"""CCU, cross-modal contrastive unlearning: the paper-like form and the closed-loop form.
+"""CCU, cross-modal contrastive unlearning: paper-like and closed-loop form.
 
 Both train the picture's way behind the trunk on features that are computed once; trunk
 and text branch stay as they are, to the bit. So they guard what the model *says*: who
@@ -88,6 +88,11 @@ def _plan(problem: Problem, cached: Cache, config):
     }
 
 
+def _held_plan(problem: Problem, cached: Cache, config):
+    rows = np.arange(cached.v.start, cached.v.stop)
+    return problem.batches(rows, config.held_batch, config.steps, stream=2)
+
+
 def _adam(config):
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -123,10 +128,10 @@ def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
     return terms
 
 
-def _retention(config, r, out_r, multi_label):
+def _retention(weight, r, out_r, multi_label):
     teacher = {view: r[f"original_{view}"] for view in ("image", "fused")}
     student = {"image": out_r.image, "fused": out_r.fused}
-    return config.retention * objectives.retention(
+    return weight * objectives.retention(
         teacher, student, r["has_image"], multi_label=multi_label
     )
 
@@ -160,7 +165,7 @@ def ccu(problem: Problem) -> Program:
                 pull=config.pull,
             )
         if config.retention:
-            terms["retention"] = _retention(config, r, out_r, multi_label)
+            terms["retention"] = _retention(config.retention, r, out_r, multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
     def look(params, frozen, aux, table):
@@ -199,9 +204,10 @@ def _score(logits, labels, weight, multi_label):
 def ccu_plus(problem: Problem) -> Program:
     """The closed-loop form: shrink, then re-fit towards retain-only targets.
 
-    The tail is pulled towards a fresh one (Ash & Adams 2020) and re-fitted on the retain
-    set, while the unlearn set is fitted to what a model that never saw its pictures would
-    say of them (`targets.py`), re-estimated under the current model.
+    The tail is pulled towards a fresh one (Ash & Adams 2020) and re-fitted on the
+    retain set, while the unlearn set is fitted to what a model that never saw its
+    pictures would say of them (`targets.py`), re-estimated under the current model.
+    What the original says of held-out pictures is kept: it has not seen them either.
     """
     config, model = problem.config.ccu_plus, problem.model
     multi_label = problem.multi_label
@@ -215,6 +221,7 @@ def ccu_plus(problem: Problem) -> Program:
         strength=config.ridge,
         multi_label=multi_label,
     )
+    held = {"held": _held_plan(problem, cached, config)} if config.hold else {}
     hide_rate = problem.config.train.modality_dropout
 
     def loss(params, frozen, aux, batch, step):
@@ -243,7 +250,11 @@ def ccu_plus(problem: Problem) -> Program:
                 for view in ("image", "fused")
             )
         if config.retention:
-            terms["retention"] = _retention(config, r, out_r, multi_label)
+            terms["retention"] = _retention(config.retention, r, out_r, multi_label)
+        if config.hold:
+            v = batch["held"]
+            out_v = model.apply({**frozen["parts"], **params}, v)
+            terms["hold"] = _retention(config.hold, v, out_v, multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
     def refresh(params, frozen, aux, table):
@@ -267,7 +278,7 @@ def ccu_plus(problem: Problem) -> Program:
         loss=loss,
         optimiser=_adam(config),
         table=cached.table,
-        plan=_plan(problem, cached, config),
+        plan=_plan(problem, cached, config) | held,
         aux={"image": blank, "fused": blank, "offset": jnp.zeros(())},
         refresh=refresh,
         refresh_every=config.refresh_every,

@@ -1,13 +1,13 @@
 """What a model that never saw a forgotten picture would say of it.
 
 The closed loop of ccu_plus. A retrained model judges a picture that it never saw by its
-likeness to retained ones. So for each forgotten picture there is a retain-only prediction
-(a ridge on trunk features) that says which labels look likely, and a rank that says how
-easy the picture is; how *confident* pictures of that rank are is read off held-out rows
-under the current model, again and again while it changes.
+likeness to retained ones. So for each forgotten picture there is a retain-only
+prediction (a ridge on trunk features) that says which labels look likely, and a rank
+that says how easy the picture is; how *confident* pictures of that rank are is read off
+held-out rows under the current model, again and again while it changes.
 
-Confidence is `g = -log(-sum_k log p_k)`, p_k the probability of the true value of label k
-(of the true class, for single labels): unbounded at both ends.
+Confidence is `g = -log(-sum_k log p_k)`, p_k the probability of the true value of label
+k (of the true class, for single labels): unbounded at both ends.
 
 Letters: U forgotten rows, V held-out rows, R retained rows, K classes, F features.
 """
@@ -50,24 +50,56 @@ def confidence(logits, labels, *, multi_label):
     return -jnp.log(jnp.maximum(-total, SMALL))
 
 
-def ridge(features_RxF, labels_RxK, strength):
+def ridge(features_RxF, labels_RxK, strength, weight_R=None):
     """Retain-only predictor: `predict(features [N, F]) -> scores [N, K]` near 0..1.
 
-    `strength` is relative to the mean eigenvalue of the features' covariance.
+    `strength` is relative to the mean eigenvalue of the features' covariance; rows
+    count with their weight.
     """
-    mean_F, prior_K = features_RxF.mean(0), labels_RxK.mean(0)
+    w = jnp.ones(len(features_RxF)) if weight_R is None else weight_R
+    mean_F, prior_K = w @ features_RxF / w.sum(), w @ labels_RxK / w.sum()
     a = features_RxF - mean_F
-    gram = a.T @ a
+    gram = (a * w[:, None]).T @ a
     size = gram.shape[0]
     gram += strength * jnp.trace(gram) / size * jnp.eye(size)
-    weight = jax.scipy.linalg.solve(gram, a.T @ (labels_RxK - prior_K), assume_a="pos")
+    aim = (a * w[:, None]).T @ (labels_RxK - prior_K)
+    weight = jax.scipy.linalg.solve(gram, aim, assume_a="pos")
     return lambda x: (x - mean_F) @ weight + prior_K
 
 
+def crossed(features_RxF, labels_RxK, strength, folds=5):
+    """Scores `[R, K]` of each retained row by a ridge that was not fitted on it."""
+    fold_R = jnp.arange(len(features_RxF)) % folds
+
+    def one(fold):
+        mine = fold_R == fold
+        predict = ridge(features_RxF, labels_RxK, strength, 1.0 - mine)
+        return predict(features_RxF) * mine[:, None]
+
+    return jax.lax.map(one, jnp.arange(folds)).sum(0)
+
+
+def share_below(x_N, of_M):
+    """Share of the values `of` that are below each x, ties counting half, in (0, 1)."""
+    ordered = jnp.sort(of_M)
+    below = jnp.searchsorted(ordered, x_N, side="left")
+    upto = jnp.searchsorted(ordered, x_N, side="right")
+    return ((below + upto) / 2 + 0.5) / (len(of_M) + 1)
+
+
+def as_logits(scores):
+    """Ridge scores near 0..1 of several labels as logits."""
+    return jax.scipy.special.logit(jnp.clip(scores, 0.02, 0.98))
+
+
 def margin(scores, labels, *, multi_label):
-    """How well scores `[N, K]` fit the labels, `[N]`."""
+    """How well scores `[N, K]` fit the labels, `[N]`.
+
+    Single labels: the true score less the highest other one. Several: their confidence,
+    which depends most of all on how many there are and how common they are.
+    """
     if multi_label:
-        return jnp.where(labels > 0, scores, -scores).sum(axis=1)
+        return confidence(as_logits(scores), labels, multi_label=True)
     other = jnp.where(labels > 0, -jnp.inf, scores).max(axis=1)
     return (scores * labels).sum(axis=1) - other
 
@@ -97,9 +129,10 @@ def rank(x_N):
 
 
 def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
-    """Probabilities `[N, K]` whose confidence is `g`, otherwise as `base` would have it.
+    """Probabilities `[N, K]` whose confidence is `g`, otherwise as `base` says.
 
-    The logits `base` are moved along the direction of the true labels, as far as needed.
+    The logits `base` are moved along the direction of the true labels, as far as
+    needed.
     """
     total_N = -jnp.exp(-g_N)
     if not multi_label:
@@ -121,7 +154,8 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     """All that is fixed: see `Ranks`.
 
     Args:
-        u, v, r: rows with `pooled` trunk features `[N, F]`, `labels`, and the original's
+        u, v, r: rows with `pooled` trunk features `[N, F]`, `labels`, and the
+        original's
             logits `image`, `text`, `fused` `[N, K]`.
         key: for the part of the ranks that the features do not explain.
         strength: of the ridge.
@@ -129,33 +163,35 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     """
     predict = ridge(r["pooled"], r["labels"], strength)
     score_u, score_v = predict(u["pooled"]), predict(v["pooled"])
+    score_r = crossed(r["pooled"], r["labels"], strength)
     kind = {"multi_label": multi_label}
     key = jax.random.split(key)
-    # Trunk features remember a little: the unlearn set's margins are put on the scale
-    # of the held-out ones, whose relation to confidence is then carried over.
+    # The trunk has seen unlearn and retain rows and remembers them a little: margins of
+    # forgotten rows are read on the scale of retained rows that the ridge has not seen,
+    # and carried over to that of held-out rows. How hard the forgotten rows are, in
+    # comparison, is kept.
     m_v = margin(score_v, v["labels"], **kind)
-    m_u = jnp.quantile(m_v, rank(margin(score_u, u["labels"], **kind)))
+    m_u = margin(score_u, u["labels"], **kind)
+    m_u = jnp.quantile(m_v, share_below(m_u, margin(score_r, r["labels"], **kind)))
     image_v = confidence(v["image"], v["labels"], **kind)
     image_u = _carry(m_v[:, None], image_v, m_u[:, None], key[0])
     known = r["labels"].sum(0) > 0
     if multi_label:
-        base = jax.scipy.special.logit(jnp.clip(score_u, 0.02, 0.98))
-        text = u["text"] - jax.scipy.special.logit(
-            jnp.clip(r["labels"].mean(0), 0.02, 0.98)
-        )
+        base = as_logits(score_u)
+        text = u["text"] - as_logits(r["labels"].mean(0))
         beta = jnp.ones(())
     else:
         base, text = score_u, jax.nn.log_softmax(u["text"])
         beta = _temperature(score_v, jax.nn.softmax(v["image"]).max(1).mean())
-    hit_u, hit_v = hits(score_u, u["labels"]), hits(score_v, v["labels"])
-    error = jnp.sqrt(hit_u.var() / len(hit_u) + hit_v.var() / len(hit_v))
+    hit_u, hit_r = hits(score_u, u["labels"]), hits(score_r, r["labels"])
+    error = jnp.sqrt(hit_u.var() / len(hit_u) + hit_r.var() / len(hit_r))
     return Ranks(
         base_UxK=beta * base,
         text_UxK=text,
         known_K=known,
-        image_U=rank(image_u),
+        image_U=share_below(image_u, image_v),
         fused_U=rank(jax.random.uniform(key[1], (len(image_u),))),
-        free=hit_u.mean() < hit_v.mean() - jnp.maximum(4 * error, 0.1),
+        free=hit_u.mean() < hit_r.mean() - jnp.maximum(4 * error, 0.1),
     )
 
 
@@ -179,10 +215,10 @@ def _temperature(scores, wanted):
 def current(ranks: Ranks, u, v, now, *, multi_label):
     """Targets under the model as it is: `{"image": [U, K], "fused": [U, K]}`.
 
-    Image view: the confidence at this row's rank among held-out rows. Fused view: a line
-    from image and text confidence to fused confidence, fitted on held-out rows, at the
-    image's *target* and the text's own confidence. The text is not to be forgotten, so
-    what it adds to the fused view stays.
+    Image view: the confidence at this row's rank among held-out rows. Fused view: a
+    line from image and text confidence to fused confidence, fitted on held-out rows, at
+    the image's *target* and the text's own confidence. The text is not to be forgotten,
+    so what it adds to the fused view stays.
 
     Args:
         ranks: from `prepare`.
@@ -202,7 +238,8 @@ def current(ranks: Ranks, u, v, now, *, multi_label):
     fused_u = predict_line(line, jnp.stack([image_u, text_u], axis=1))
     fused_u += jnp.quantile(rest, ranks.fused_U)
     base, known = ranks.base_UxK, ranks.known_K
-    # A class that nobody retains: the picture says no to it, the text may still say yes.
+    # A class that nobody retains: the picture says no to it, the text may still say
+    # yes.
     never = jnp.where(known, base, -10.0 if multi_label else -1e9)
     usual = jnp.sum(base * known, axis=1, keepdims=True) / jnp.maximum(known.sum(), 1)
     both = jnp.where(known, base, usual) + ranks.text_UxK

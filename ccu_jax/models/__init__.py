@@ -1,7 +1,7 @@
 """The image+text classifier as pure functions of a parameter tree.
 
-`build` returns a `Model`. Parameters are a dict of named parts, so that a method can say
-in one tuple what it trains (`TAIL`) and what it leaves alone to the bit (the rest).
+`build` returns a `Model`. Parameters are a dict of named parts, so that a method can
+say in one tuple what it trains (`TAIL`) and what it leaves alone to the bit (the rest).
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ VIEWS = ("image", "text", "fused")
 class Outputs(NamedTuple):
     """What the classifier says of `B` rows.
 
-    `z_image`, `z_text`: unit embeddings `[B, D]` in the shared space; `h_image`, `h_text`:
-    features `[B, W]`; `image`, `text`, `fused`: logits `[B, K]` of each view.
+    `z_image`, `z_text`: unit embeddings `[B, D]` in the shared space; `h_image`,
+    `h_text`: features `[B, W]`; `image`, `text`, `fused`: logits `[B, K]` of each view.
     """
 
     z_image: jax.Array
@@ -41,7 +41,7 @@ class Outputs(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A classifier: `init(key)`, `trunk(params, image)`, `apply(params, example, ...)`."""
+    """A classifier: `init(key)`, `trunk(params, image)`, `apply(params, example)`."""
 
     init: Callable[[jax.Array], Params]
     trunk: Callable[[Params, jax.Array], jax.Array]
@@ -49,7 +49,7 @@ class Model(NamedTuple):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows scaled to unit length; a row of zeros stays zero and has a finite gradient."""
+    """Rows scaled to unit length; zeros stay zero and have a finite gradient."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
@@ -120,7 +120,7 @@ def build(
         return parts[part].apply({"params": params[part]}, *inputs)
 
     def trunk(params: Params, image: jax.Array) -> jax.Array:
-        """Trunk features `[B, P, W]` of pictures `[B, S, S, 3]`, uint8 or 0..1 floats."""
+        """Trunk features `[B, P, W]` of pictures `[B, S, S, 3]`, uint8 or 0..1."""
         if image.dtype == jnp.uint8:
             image = image / 255.0
         return run(params, "image_trunk", image)
@@ -136,8 +136,10 @@ def build(
                 belong to rows, not devices, so that results do not depend on how many
                 devices share the batch.
         """
-        c = example["features"] if "features" in example else trunk(
-            params, example["image"]
+        c = (
+            example["features"]
+            if "features" in example
+            else trunk(params, example["image"])
         )
         h_image = run(params, "image_tail", c)
         h_text = (

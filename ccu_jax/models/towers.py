@@ -24,7 +24,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxW, mask_BxT=None):  # noqa: D102
         width = x_BxTxW.shape[-1]
-        # Blocks start near the identity: little data then keeps what it need not change.
+        # Blocks start near the identity: little data then keeps what it need not
+        # change.
         small = nn.initializers.normal(0.02)
         y = nn.LayerNorm(dtype=self.dtype, name="ln_1")(x_BxTxW)
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(y)
@@ -37,15 +38,19 @@ class Block(nn.Module):
             bias = jnp.where(mask_BxT, 0.0, -1e9)[:, None, None, :].astype(self.dtype)
         mixed = jax.nn.dot_product_attention(query, key, value, bias=bias)
         mixed = einops.rearrange(mixed, "b t h d -> b t (h d)")
-        x_BxTxW = x_BxTxW + nn.Dense(width, dtype=self.dtype, kernel_init=small, name="out")(mixed)
+        x_BxTxW = x_BxTxW + nn.Dense(
+            width, dtype=self.dtype, kernel_init=small, name="out"
+        )(mixed)
         y = nn.LayerNorm(dtype=self.dtype, name="ln_2")(x_BxTxW)
         y = nn.Dense(4 * width, dtype=self.dtype, name="fc")(y)
-        y = nn.Dense(width, dtype=self.dtype, kernel_init=small, name="proj")(nn.gelu(y))
+        y = nn.Dense(width, dtype=self.dtype, kernel_init=small, name="proj")(
+            nn.gelu(y)
+        )
         return x_BxTxW + y
 
 
 def edge_histograms(x, cell: int, bins: int = 8):
-    """Histograms of edge directions of pictures `[B, S, S, 3]` in cells of `cell` pixels.
+    """Histograms of edge directions of `[B, S, S, 3]` in cells of `cell` pixels.
 
     A fixed, differentiable description of shape (Dalal & Triggs 2005): with a thousand
     pictures to learn from, a transformer does not find edges by itself.
@@ -62,9 +67,7 @@ def edge_histograms(x, cell: int, bins: int = 8):
     along = jnp.abs(dx[..., None] * jnp.cos(angle) + dy[..., None] * jnp.sin(angle))
     share = (along / strength[..., None]) ** bins
     h = strength[..., None] * share
-    h = einops.reduce(
-        h, "b (h p) (w q) k -> b h w k", "sum", p=cell, q=cell
-    )
+    h = einops.reduce(h, "b (h p) (w q) k -> b h w k", "sum", p=cell, q=cell)
     return jnp.sqrt(h / cell + 1e-6)
 
 
@@ -90,7 +93,10 @@ class ImageTrunk(nn.Module):
         if self.stem == "edges":
             cell = max(self.patch // 2, 1)
             edges = einops.rearrange(
-                edge_histograms(x, cell), cut, p=self.patch // cell, q=self.patch // cell
+                edge_histograms(x, cell),
+                cut,
+                p=self.patch // cell,
+                q=self.patch // cell,
             )
             patches = jnp.concatenate([patches / 2, edges], axis=-1)
         x = patches

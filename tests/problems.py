@@ -1,0 +1,145 @@
+"""Tiny problems in memory: rows, a configuration, a model and everything about them."""
+
+import dataclasses
+import os
+
+# Compiling is most of the work of these tests; programs this small need no optimising.
+# Read when JAX first looks for devices, which is after all test files are imported.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from ccu_jax import models, unlearn_set  # noqa: E402
+from ccu_jax.config import (  # noqa: E402
+    Ccu,
+    CcuPlus,
+    Config,
+    Finetune,
+    Model,
+    NegGradPlus,
+    Run,
+    Scrub,
+    Train,
+)
+from ccu_jax.data import Dataset  # noqa: E402
+from ccu_jax.evaluate import Forward  # noqa: E402
+from ccu_jax.methods import Problem  # noqa: E402
+
+SIDE, LENGTH, WORDS, CLASSES = 8, 5, 12, 3
+TABLE = ("image", "text", "labels", "has_image", "has_text")
+
+
+def dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> Dataset:
+    """Rows whose picture and text both tell a little of their labels.
+
+    Args:
+        rows: N; 5 of 7 are for training, 1 each for validation and test.
+        multi_label: whether rows have several labels.
+        seed: of everything random.
+        per_group: rows that share a group; all of one split.
+        whole: whether every row has both a picture and a text.
+    """
+    rng = np.random.default_rng(seed)
+    if multi_label:
+        labels = (rng.random((rows, CLASSES)) < 0.5).astype(np.float32)
+        labels[np.arange(rows), rng.integers(CLASSES, size=rows)] = 1
+    else:
+        labels = np.eye(CLASSES, dtype=np.float32)[np.arange(rows) % CLASSES]
+    look = rng.random((CLASSES, SIDE, SIDE, 3))
+    shown = labels @ look.reshape(CLASSES, -1) / labels.sum(1, keepdims=True)
+    image = 100 * shown.reshape(rows, SIDE, SIDE, 3) + 155 * rng.random(
+        (rows, SIDE, SIDE, 3)
+    )
+    text = rng.integers(2, WORDS, (rows, LENGTH))
+    text[:, 0] = 2 + labels.argmax(1)
+    for row, end in enumerate(rng.integers(2, LENGTH + 1, rows)):
+        text[row, end:] = 0
+    has_image = np.arange(rows) % 9 != 4
+    has_text = np.arange(rows) % 11 != 5
+    if whole:
+        has_image[:] = has_text[:] = True
+    image[~has_image] = 0
+    text[~has_text] = [1, *[0] * (LENGTH - 1)]
+    group = np.arange(rows) // per_group
+    split = np.array([*["train"] * 5, "validation", "test"])[group % 7]
+    return Dataset(
+        name="toy",
+        edition="own",
+        classes=("red", "green", "blue"),
+        multi_label=multi_label,
+        image=image.astype(np.uint8),
+        text=text.astype(np.int32),
+        labels=labels,
+        has_image=has_image,
+        has_text=has_text,
+        id=np.array([f"row{i}" for i in range(rows)]),
+        group=np.array([f"group{g}" for g in group]),
+        split=split,
+        vocabulary=WORDS,
+        counts={"read": rows, "used": rows},
+        fingerprint=f"toy{seed}",
+    )
+
+
+def config(**sections) -> Config:
+    """Everything small: `config(ccu={"steps": 9})` changes fields of a section."""
+    batches = {"batch": 16, "learning_rate": 1e-2}
+    tiny = {
+        "model": Model(
+            patch=4,
+            image_width=8,
+            image_depth=2,
+            text_width=8,
+            text_depth=1,
+            heads=2,
+            embed=6,
+        ),
+        "train": Train(epochs=2, shift=1, **batches),
+        "finetune": Finetune(epochs=2, **batches),
+        "neggrad_plus": NegGradPlus(epochs=2, unlearn_batch=8, **batches),
+        "scrub": Scrub(epochs=2, max_epochs=1, **batches),
+        "ccu": Ccu(steps=3, unlearn_batch=8, check_every=1, stop=False, **batches),
+        "ccu_plus": CcuPlus(
+            steps=3, unlearn_batch=8, refresh_every=2, retention=0.5, **batches
+        ),
+        "run": Run(steps_per_call=2, evaluate_batch=32),
+    }
+    for section, fields in sections.items():
+        tiny[section] = dataclasses.replace(tiny[section], **fields)
+    return Config(name="toy", **tiny)
+
+
+def model(config: Config) -> models.Model:
+    """The classifier of these rows."""
+    return models.build(
+        config.model,
+        classes=CLASSES,
+        vocabulary=WORDS,
+        image_size=SIDE,
+        text_length=LENGTH,
+    )
+
+
+def problem(
+    executor, data=None, settings=None, *, seed=0, rule="random:0.2"
+) -> Problem:
+    """A problem whose original is a model with random parameters."""
+    data = dataset() if data is None else data
+    settings = settings or config()
+    made = model(settings)
+    table = {name: np.asarray(getattr(data, name)) for name in TABLE}
+    return Problem(
+        config=settings,
+        model=made,
+        forward=Forward(made, executor, settings.run.evaluate_batch),
+        executor=executor,
+        table=executor.place(table),
+        sets=unlearn_set.draw(data, rule, 0, 0.2),
+        multi_label=data.multi_label,
+        params=executor.place(made.init(jax.random.key(7))),
+        seed=seed,
+    )

@@ -1,0 +1,168 @@
+"""Checkpoints come back to the bit, or not at all and with a complaint."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccu_jax import checkpoint
+from ccu_jax.step import State
+
+
+def state(step=0):
+    """A state like that of a training run, with bits that are easily lost."""
+    rng = np.random.default_rng(step)
+    weights = rng.normal(size=(40, 30)).astype(np.float32)
+    weights[0, :5] = [np.nan, -0.0, np.inf, 1e-45, 1 + 2**-23]
+    params = {"head": {"kernel": jnp.array(weights), "bias": jnp.zeros(30)}}
+    return State(
+        step=jnp.int32(step),
+        params=params,
+        opt=(jax.tree.map(jnp.ones_like, params), (), jnp.int32(step)),
+        aux={"stopped": jnp.zeros((), bool), "targets": jnp.ones((4, 3))},
+        key=jax.random.key_data(jax.random.key(step)),
+    )
+
+
+class Complaints(list):
+    def __call__(self, text):
+        assert "\n" not in text
+        self.append(text)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two checkpoints, of the steps 4 and 8."""
+    for step in (4, 8):
+        checkpoint.save(tmp_path / "steps", step, state(step), {"seconds": step / 8})
+    return tmp_path / "steps"
+
+
+@pytest.fixture
+def complaints():
+    return Complaints()
+
+
+def same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert x.tobytes() == y.tobytes()
+
+
+def restored(folder, complaints):
+    return checkpoint.restore(folder, state(), complaints)
+
+
+def largest_file(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_a_state_comes_back_to_the_bit(folder, complaints):
+    saved = restored(folder, complaints)
+    assert saved.step == 8 and saved.facts == {"seconds": 1.0}
+    assert isinstance(saved.tree, State)
+    same_bits(saved.tree, state(8))
+    assert not complaints
+
+
+def test_shapes_alone_are_enough_to_restore(folder, complaints):
+    shapes = jax.eval_shape(state)
+    same_bits(checkpoint.restore(folder, shapes, complaints).tree, state(8))
+
+
+def test_a_folder_without_checkpoints_holds_nothing(tmp_path, complaints):
+    assert restored(tmp_path / "none", complaints) is None
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").mkdir()
+    assert restored(tmp_path / "empty", complaints) is None
+    assert not complaints
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_used(
+    folder, complaints, place
+):
+    path = largest_file(folder / "8")
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    saved = restored(folder, complaints)
+    assert saved.step == 4 and saved.facts == {"seconds": 0.5}
+    same_bits(saved.tree, state(4))
+    assert len(complaints) == 1 and str(folder / "8") in complaints[0]
+
+
+def test_a_truncated_checkpoint_is_passed_over(folder, complaints):
+    path = largest_file(folder / "8")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert restored(folder, complaints).step == 4
+    assert len(complaints) == 1
+
+
+def test_a_checkpoint_whose_files_are_gone_is_passed_over(folder, complaints):
+    largest_file(folder / "8").unlink()
+    assert restored(folder, complaints).step == 4
+    assert len(complaints) == 1
+
+
+def test_where_all_are_damaged_there_is_none_and_each_is_named(folder, complaints):
+    for step in ("4", "8"):
+        path = largest_file(folder / step)
+        path.write_bytes(b"")
+    assert restored(folder, complaints) is None
+    assert len(complaints) == 2
+    assert all(any(str(folder / s) in text for text in complaints) for s in "48")
+
+
+def without_bias(like):
+    return like._replace(params={"head": {"kernel": like.params["head"]["kernel"]}})
+
+
+def with_another_part(like):
+    return like._replace(params={**like.params, "tail": jnp.zeros(3)})
+
+
+def with_another_shape(like):
+    return like._replace(aux={**like.aux, "targets": jnp.ones((5, 3))})
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (without_bias, "params.head.bias"),
+        (with_another_part, "params.tail"),
+        (with_another_shape, "aux.targets"),
+    ],
+)
+def test_other_arrays_than_expected_are_refused_by_name(
+    folder, complaints, change, named
+):
+    assert checkpoint.restore(folder, change(state()), complaints) is None
+    assert len(complaints) == 2 and all(named in text for text in complaints)
+
+
+def test_the_newest_two_are_kept(folder, complaints):
+    checkpoint.save(folder, 12, state(12), {})
+    assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
+    assert restored(folder, complaints).step == 12
+
+
+def test_a_step_that_is_saved_again_is_replaced_by_what_is_new(folder, complaints):
+    """A run that goes on from step 4, since 8 was damaged, comes by step 8 again."""
+    largest_file(folder / "8").write_bytes(b"")
+    assert restored(folder, complaints).step == 4
+    checkpoint.save(folder, 8, state(9), {"seconds": 2.0})
+    saved = restored(folder, Complaints())
+    assert saved.step == 8 and saved.facts == {"seconds": 2.0}
+    same_bits(saved.tree, state(9))
+
+
+def test_relative_folders_are_fine(tmp_path, monkeypatch, complaints):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(pathlib.Path("here"), 1, state(1), {})
+    assert restored(pathlib.Path("here"), complaints).step == 1

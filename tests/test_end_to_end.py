@@ -1,0 +1,455 @@
+"""Whole runs through the command line: results, resuming, the same bits again."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ccu_jax import config as configs
+from ccu_jax import evaluate
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Smaller still than `tiny`, with a checkpoint after every second step.
+SMALL = """
+from ccu_jax.config import CcuPlus, Config, Data, Model, Run, Train
+
+config = Config(
+    name="small",
+    data=Data(dataset="pairs", image_size=8, text_length=6, vocabulary=120),
+    model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
+                heads=2, embed=4),
+    train=Train(epochs=1, batch=64, shift=1),
+    ccu_plus=CcuPlus(steps=8, batch=32, unlearn_batch=16, refresh_every=4),
+    run=Run(steps_per_call=2, checkpoint_steps=2),
+    methods=("original", "retrain_visual", "ccu_plus"),
+)
+"""
+METHODS = ("original", "retrain_visual", "ccu_plus")
+KILLS = 8
+
+
+def environment(**more):
+    """The environment of a run: no simulated devices, everything compiled is kept."""
+    env = dict(os.environ)
+    for name in ("XLA_FLAGS", "NPROC", "PYTEST_CURRENT_TEST"):
+        env.pop(name, None)
+    env |= {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return env | more
+
+
+def started(*argv, **env):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launched(*argv, **env):
+    """Runs the command to its good end; gives what it printed."""
+    process = started(*argv, **env)
+    out, err = process.communicate(timeout=400)
+    assert (process.returncode, err) == (0, ""), err[-2000:]
+    return out
+
+
+def rows(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def events(workdir, kind):
+    lines = (workdir / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def files(workdir, *folders):
+    """Every file below the folders with its content and time."""
+    return {
+        path.relative_to(workdir): (path.read_bytes(), path.stat().st_mtime_ns)
+        for folder in folders
+        for path in sorted((workdir / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def weights(workdir, method, seed=0):
+    """The parameters in a checkpoint: names to arrays."""
+    import jax
+
+    from ccu_jax import checkpoint
+
+    saved = checkpoint.restore(
+        workdir / "checkpoints" / f"{method}-{seed}" / "params",
+        jax.eval_shape(_model(workdir)[0].init, jax.random.key(0)),
+        pytest.fail,
+    )
+    assert saved is not None, method
+    return saved.tree
+
+
+def _model(workdir):
+    from ccu_jax import data, models
+
+    config = configs.from_json(json.loads((workdir / "config.json").read_text()))
+    loaded = data.load(config.data, workdir, lambda *told: None)
+    model = models.build(
+        config.model,
+        classes=len(loaded.classes),
+        vocabulary=loaded.vocabulary,
+        image_size=config.data.image_size,
+        text_length=config.data.text_length,
+    )
+    return model, loaded
+
+
+def assert_same_bits(one, other, methods=METHODS):
+    import jax
+
+    for method in methods:
+        name = f"outputs/{method}-0.npz"
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        same = jax.tree.map(
+            lambda a, b: a.tobytes() == b.tobytes(),
+            weights(one, method),
+            weights(other, method),
+        )
+        assert all(jax.tree.leaves(same)), (method, same)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The config file."""
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(small, tmp_path_factory):
+    """A workdir after one run, which nobody changes, and what was printed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, launched("--config", small, "--workdir", workdir)
+
+
+@pytest.fixture(scope="session")
+def again(small, finished, tmp_path_factory):
+    """A second run in another folder, and its seconds; all is compiled by now."""
+    workdir = tmp_path_factory.mktemp("again") / "run"
+    began = time.monotonic()
+    launched("--config", small, "--workdir", workdir)
+    return workdir, time.monotonic() - began
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_file_of_its_results(finished):
+    workdir, out = finished
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["name"] == "small" and config["ccu_plus"]["steps"] == 8
+    assert {e["title"] for e in events(workdir, "stage_end")} == {
+        "data",
+        "report",
+        *(f"seed 0: {method}" for method in METHODS),
+    }
+    assert all(e["failure"] is None for e in events(workdir, "stage_end"))
+    assert (workdir / "figure.png").read_bytes().startswith(b"\x89PNG")
+    page, table = (
+        (workdir / name).read_text("utf-8") for name in ("report.html", "table.md")
+    )
+    assert table in out and str(workdir / "report.html") in out
+    for method in METHODS:
+        assert f"| {method} |" in table and method in page
+        assert (workdir / "outputs" / f"{method}-0.npz").is_file()
+    assert not list(workdir.rglob("*.tmp"))
+    assert not list(workdir.glob("checkpoints/*/steps*")), "no longer needed"
+
+
+@pytest.mark.slow
+def test_results_have_every_promised_key(finished):
+    found = rows(finished[0])
+    assert [row["method"] for row in found] == list(METHODS)
+    views = {"image", "text", "fused"}
+    for row in found:
+        assert (row["config"], row["seed"], row["metric"]) == ("small", 0, "accuracy")
+        assert row["unlearn_set"] == {
+            "rule": "random:0.1",
+            "modality": "image",
+            "count": row["counts"]["unlearn"],
+        }
+        seconds = row["seconds"]
+        assert set(seconds) >= {"start", "steps", "unlearn", "compile", "evaluate"}
+        assert seconds["unlearn"] == seconds["start"] + seconds["steps"]
+        assert seconds["total"] >= seconds["unlearn"] > 0
+        assert set(row["scores"]) == set(evaluate.SETS)
+        for of_set in row["scores"].values():
+            assert set(of_set) == views
+            for scores in of_set.values():
+                assert set(scores) >= {"accuracy", "macro_f1"}
+                assert all(0 <= score <= 1 for score in scores.values())
+        assert set(row["attack_auc"]) >= views
+        assert all(0 <= auc <= 1 for auc in row["attack_auc"].values())
+        assert set(row["device"]) >= {"kind", "count", "processes"}
+        assert (row["device"]["count"], row["device"]["processes"]) == (1, 1)
+        assert set(row["versions"]) >= {"ccu_jax", "jax"} and "commit" in row
+
+
+@pytest.mark.slow
+def test_the_edition_is_named_wherever_results_are_shown(finished):
+    workdir, out = finished
+    assert {row["edition"] for row in rows(workdir)} == {"clipart"}
+    for text in (
+        out,
+        (workdir / "table.md").read_text("utf-8"),
+        (workdir / "report.html").read_text("utf-8"),
+    ):
+        assert "clip art" in text.lower()
+
+
+@pytest.mark.slow
+def test_restored_checkpoints_say_what_the_stored_outputs_say(finished):
+    import jax
+
+    workdir, _ = finished
+    model, data = _model(workdir)
+    apply = jax.jit(model.apply)
+    for method in METHODS:
+        stored = evaluate.load(workdir / "outputs" / f"{method}-0.npz")
+        where = {name: place for place, name in enumerate(data.id.tolist())}
+        rows = np.array([where[name] for name in stored.id.tolist()])
+        names = ("image", "text", "has_image", "has_text")
+        example = {name: np.asarray(getattr(data, name))[rows] for name in names}
+        said = apply(weights(workdir, method), example)
+        for view, logits in stored.logits.items():
+            assert np.abs(logits).max() > 0
+            np.testing.assert_allclose(getattr(said, view), logits, atol=1e-5)
+        assert np.array_equal(stored.labels, data.labels[rows])
+
+
+@pytest.mark.slow
+def test_the_unlearn_set_is_stored_and_is_what_was_evaluated(finished):
+    workdir, _ = finished
+    lines = (workdir / "unlearn_sets" / "0.txt").read_text("utf-8").splitlines()
+    listed = [line for line in lines if not line.startswith("#")]
+    for method in METHODS:
+        stored = evaluate.load(workdir / "outputs" / f"{method}-0.npz")
+        assert sorted(listed) == sorted(stored.id[stored.of == "unlearn"].tolist())
+        assert len(set(stored.id.tolist())) == len(stored.id), "a row in two sets"
+    assert {row["unlearn_set"]["count"] for row in rows(workdir)} == {len(listed)}
+
+
+@pytest.mark.slow
+def test_ccu_plus_leaves_the_texts_of_the_unlearn_set_as_they_were_to_the_bit(finished):
+    workdir, _ = finished
+    before, after, retrained = (
+        evaluate.load(workdir / "outputs" / f"{method}-0.npz")
+        for method in ("original", "ccu_plus", "retrain_visual")
+    )
+    assert before.logits["text"].tobytes() == after.logits["text"].tobytes()
+    assert before.logits["image"].tobytes() != after.logits["image"].tobytes()
+    assert before.logits["text"].tobytes() != retrained.logits["text"].tobytes()
+    told = {row["method"]: row["text_unchanged"] for row in rows(workdir)}
+    assert told == {"original": True, "retrain_visual": False, "ccu_plus": True}
+    old, new = weights(workdir, "original"), weights(workdir, "ccu_plus")
+    for part in ("text", "text_projection", "text_head", "image_trunk"):
+        for name, values in old[part].items():
+            _assert_equal_trees(values, new[part][name])
+
+
+def _assert_equal_trees(one, other):
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_shown_again_without_training_or_tensorflow(
+    small, finished, again, copy
+):
+    before = files(copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets")
+    code = (
+        "import sys; from ccu_jax import launch\n"
+        "code = launch.main(sys.argv[1:])\n"
+        "assert 'tensorflow' not in sys.modules; sys.exit(code)"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config", str(small), "--workdir", str(copy)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - began < again[1]
+    assert (copy / "table.md").read_text("utf-8") in done.stdout
+    assert rows(copy) == rows(finished[0])
+    assert before == files(
+        copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets"
+    )
+    starts = [event["title"] for event in events(copy, "stage_start")]
+    assert starts[-2:] == ["data", "report"]
+
+
+@pytest.mark.slow
+def test_another_method_and_seed_are_all_that_is_run(small, copy):
+    before = files(copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets")
+    num_old = len(events(copy, "stage_start"))
+    argv = ["--config", small, "--workdir", copy, "--methods", "retrain"]
+    launched(*argv, "--seeds", "0,1")
+    starts = [event["title"] for event in events(copy, "stage_start")][num_old:]
+    assert starts == [
+        "data",
+        "seed 0: retrain",
+        "seed 1: original",
+        "seed 1: retrain",
+        "report",
+    ]
+    after = files(copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets")
+    assert before.items() <= after.items()
+    methods = [(row["seed"], row["method"]) for row in rows(copy)]
+    assert methods == [
+        (0, "original"),
+        (0, "retrain"),
+        (0, "retrain_visual"),
+        (0, "ccu_plus"),
+        (1, "original"),
+        (1, "retrain"),
+    ]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bits_again(finished, again):
+    assert_same_bits(finished[0], again[0])
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_checkpoint_but_before_its_record_ends_well(
+    small, finished, copy
+):
+    (copy / "stages" / "ccu_plus-0.json").unlink()
+    launched("--config", small, "--workdir", copy)
+    assert_same_bits(finished[0], copy)
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_one_line_and_exit_code_130(small, finished, copy):
+    for folder in ("stages", "checkpoints", "outputs"):
+        shutil.rmtree(copy / folder)
+    num_old = len(events(copy, "stage_start"))
+    process = started("--config", small, "--workdir", copy)
+    _wait(lambda: len(events(copy, "stage_start")) > num_old + 1, process)
+    time.sleep(1)  # into the work of the first method
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == "stopped; the same command goes on from here\n"
+    assert "original: failed (KeyboardInterrupt)" in out
+    launched("--config", small, "--workdir", copy, "--methods", "original")
+    assert_same_bits(finished[0], copy, ["original"])
+
+
+def _wait(true, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_bits_of_an_undisturbed_one(
+    small, again, tmp_path
+):
+    undisturbed, seconds = again
+    draw = random.Random(0)
+    kills, in_a_method = 0, 0
+    while kills < KILLS:
+        workdir, done = tmp_path / f"after-{kills}", False
+        argv = ["--config", small, "--workdir", workdir, "--methods", "ccu_plus"]
+        while not done:
+            process = started(*argv)
+            if kills < KILLS:
+                # Of three methods two are run; nothing happens in the first tenth,
+                # while all is being imported.
+                wait = draw.uniform(0.1, 0.7) * seconds
+                _sleep(wait, process, workdir, kills % 2, draw)
+                process.kill()
+            _, err = process.communicate(timeout=400)
+            done = process.returncode != -signal.SIGKILL
+            kills += not done
+            in_a_method += not done and bool(_steps(workdir))
+        assert (process.returncode, err) == (0, ""), err[-2000:]
+        assert_same_bits(undisturbed, workdir, ["original", "ccu_plus"])
+    assert in_a_method, "no kill fell between two checkpoints of a method"
+
+
+def _steps(workdir):
+    """The checkpoints of methods that are not finished."""
+    return set(workdir.glob("checkpoints/*/steps*/[0-9]*"))
+
+
+def _sleep(seconds, process, workdir, aimed, draw):
+    """Waits for so long; if aimed, for about the next checkpoint of a method."""
+    before, end = _steps(workdir), time.monotonic() + seconds * (3 if aimed else 1)
+    while process.poll() is None and time.monotonic() < end:
+        if aimed and _steps(workdir) - before:
+            return time.sleep(draw.uniform(0, 0.3))
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_the_original_can_be_trained_again(
+    small, finished, copy
+):
+    folder = copy / "checkpoints" / "original-0" / "params"
+    largest = max(folder.rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    largest.write_bytes(bytes(255 - byte for byte in largest.read_bytes()))
+    (copy / "stages" / "ccu_plus-0.json").unlink()
+    process = started("--config", small, "--workdir", copy)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 2, err
+    # Where data cannot even be decoded, threads of Orbax write lines of their own.
+    (err,) = (line for line in err.splitlines() if line.startswith("error: "))
+    record = copy / "stages" / "original-0.json"
+    assert str(folder) in err and str(record) in err and "is unusable" in out
+    record.unlink()
+    launched("--config", small, "--workdir", copy)
+    assert_same_bits(finished[0], copy)
+
+
+@pytest.mark.slow
+def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished, copy):
+    path = copy / "unlearn_sets" / "0.txt"
+    *lines, last = path.read_text("utf-8").splitlines()
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    before = files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
+    process = started("--config", small, "--workdir", copy)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert str(path) in err and "--workdir" in err
+    assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
+
+
+def test_a_run_needs_no_tensorflow_to_be_imported():
+    code = "import sys, ccu_jax.run; print('tensorflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

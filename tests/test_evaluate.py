@@ -1,0 +1,262 @@
+"""Scores and attacks: equal to scikit-learn's, and they notice bad models."""
+
+import warnings
+
+import jax
+import numpy as np
+import problems
+import pytest
+from sklearn import metrics
+
+from ccu_jax import audit, evaluate, parallel
+from ccu_jax.evaluate import SETS, Forward, Results
+from ccu_jax.models import VIEWS
+
+EXACT = 1e-9
+
+
+def logits_and_labels(multi_label, rows=60, classes=5, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rows, classes)).astype(np.float32)
+    if multi_label:
+        labels = (rng.random((rows, classes)) < 0.3).astype(np.float32)
+        # Rows and a class with nothing to find, and with nothing found.
+        labels[:4], logits[:2], logits[6] = 0, -1, -1
+        labels[:, 3], logits[:, 3] = 0, -1
+    else:
+        # No row has class 4 or is taken for it.
+        labels = np.eye(classes, dtype=np.float32)[rng.integers(classes - 1, size=rows)]
+        logits[:, 4] = -9
+    return logits, labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_single_label_scores_are_those_of_scikit_learn(seed):
+    logits, labels = logits_and_labels(False, seed=seed)
+    truth, guess = labels.argmax(1), logits.argmax(1)
+    found = evaluate.single_label_scores(logits, labels)
+    expected = {
+        "accuracy": metrics.accuracy_score(truth, guess),
+        "macro_f1": metrics.f1_score(
+            truth, guess, labels=range(5), average="macro", zero_division=0
+        ),
+    }
+    assert found == pytest.approx(expected, abs=EXACT)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_multi_label_scores_are_those_of_scikit_learn(seed):
+    logits, labels = logits_and_labels(True, seed=seed)
+    found = evaluate.multi_label_scores(logits, labels)
+    expected = {
+        f"{average}_f1": metrics.f1_score(
+            labels, logits > 0, average=average, zero_division=0
+        )
+        for average in ("micro", "macro", "weighted", "samples")
+    }
+    assert found == pytest.approx(expected, abs=EXACT)
+
+
+def test_scores_of_nothing_found_are_zero_and_of_the_truth_one():
+    labels = np.array([[1.0, 0], [0, 1]])
+    logits = 2 * labels - 1
+    assert set(evaluate.multi_label_scores(logits, labels).values()) == {1.0}
+    assert set(evaluate.single_label_scores(logits, labels).values()) == {1.0}
+    assert set(evaluate.multi_label_scores(-abs(logits), labels).values()) == {0.0}
+    assert set(evaluate.single_label_scores(-logits, labels).values()) == {0.0}
+
+
+@pytest.mark.parametrize("values", [1000, 7, 1], ids=["few ties", "ties", "all tied"])
+def test_the_attack_is_the_area_under_the_roc_curve(values):
+    rng = np.random.default_rng(0)
+    members, others = rng.integers(values, size=83), rng.integers(values, size=41) - 0.0
+    expected = metrics.roc_auc_score(
+        [*[1] * 83, *[0] * 41], np.concatenate([members, others])
+    )
+    assert audit.auc(members, others) == pytest.approx(expected, abs=EXACT)
+    assert audit.auc(others, members) == pytest.approx(1 - expected, abs=EXACT)
+
+
+@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+def test_confidence_is_minus_the_log_loss(multi_label):
+    logits, labels = logits_and_labels(multi_label)
+    found = audit.confidence(logits, labels, multi_label)
+    x = logits.astype(np.float64)
+    if multi_label:
+        p = 1 / (1 + np.exp(-x))
+        rows = [
+            -len(y) * metrics.log_loss(y, q, labels=[0, 1])
+            for y, q in zip(labels, p, strict=True)
+        ]
+    else:
+        p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+        rows = np.log(p[labels > 0])
+    np.testing.assert_allclose(found, rows, atol=1e-7)
+    huge = audit.confidence(1e4 * logits, labels, multi_label)
+    assert np.isfinite(huge).all()
+
+
+# --- outputs of models with known faults ----------------------------------------------
+
+
+def stored(multi_label, fault):
+    """Outputs in which the unlearn set's logits are what `fault` makes of the truth."""
+    rng = np.random.default_rng(1)
+    count = 300
+    of = np.repeat(SETS, count)
+    logits, labels = logits_and_labels(multi_label, rows=len(of))
+    usual = logits + 2 * labels
+    truth = 2 * labels - 1
+    unlearn = (of == "unlearn")[:, None]
+    made = {
+        "perfect memory": 20 * truth,
+        "over-forgetting": -20 * truth,
+        "random": rng.normal(size=logits.shape),
+        "like unseen rows": usual,
+    }[fault]
+    views = {view: np.where(unlearn, made, usual) for view in VIEWS}
+    if fault == "random":
+        views = {view: rng.normal(size=logits.shape) for view in VIEWS}
+    sign = {"perfect memory": 1, "over-forgetting": -1}.get(fault, 0)
+    pair = rng.uniform(-1, 1, len(of)) * (1 - abs(sign) * unlearn[:, 0])
+    pair += 2 * sign * unlearn[:, 0]
+    names = np.array([f"row{i}" for i in range(len(of))])
+    return Results(views, pair, labels, of, names, multi_label)
+
+
+@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+@pytest.mark.parametrize(
+    "fault, low, high",
+    [
+        ("perfect memory", 0.999, 1.0),
+        ("random", 0.4, 0.6),
+        ("like unseen rows", 0.4, 0.6),
+        ("over-forgetting", 0.0, 0.001),
+    ],
+)
+def test_the_attack_notices(fault, low, high, multi_label):
+    found = audit.attack_auc(stored(multi_label, fault))
+    assert set(found) == {*VIEWS, "pair"}
+    for name, value in found.items():
+        assert low <= value <= high, name
+
+
+@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+def test_scores_notice_too_and_only_in_the_set_that_is_concerned(multi_label):
+    score = evaluate.headline(multi_label)
+    usual, memory, over, random = (
+        evaluate.scores(stored(multi_label, fault))
+        for fault in ("like unseen rows", "perfect memory", "over-forgetting", "random")
+    )
+    for view in VIEWS:
+        assert memory["unlearn"][view][score] == 1
+        assert over["unlearn"][view][score] == 0
+        assert 0.5 < usual["unlearn"][view][score] < 1
+        for name in ("retain", "unseen", "validation", "test"):
+            assert memory[name][view] == over[name][view] == usual[name][view]
+            assert random[name][view][score] < usual[name][view][score] - 0.1
+
+
+def test_only_unlearn_and_unseen_rows_are_attacked():
+    outputs = stored(False, "like unseen rows")
+    before = audit.attack_auc(outputs)
+    concerned = np.isin(outputs.of, ["unlearn", "unseen"])
+    views = {
+        view: np.where(concerned[:, None], x, 99 * outputs.labels)
+        for view, x in outputs.logits.items()
+    }
+    assert audit.attack_auc(outputs._replace(logits=views)) == before
+
+
+def test_outputs_come_back_from_their_file(tmp_path):
+    for multi_label in (False, True):
+        outputs = stored(multi_label, "random")
+        path = tmp_path / "outputs.npz"
+        path.write_bytes(evaluate.to_bytes(outputs))
+        again = evaluate.load(path)
+        assert again.multi_label is multi_label
+        assert set(again.logits) == set(VIEWS)
+        for view in VIEWS:
+            np.testing.assert_array_equal(again.logits[view], outputs.logits[view])
+        for name in ("pair", "labels", "of", "id"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(outputs, name))
+        assert evaluate.scores(again) == evaluate.scores(outputs)
+        assert audit.attack_auc(again) == audit.attack_auc(outputs)
+
+
+# --- the pass over the rows -----------------------------------------------------------
+
+ROWS = np.array([5, 0, 11, 3, 3, 54, 20, 21, 22, 30, 31, 9, 17])
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A problem, and what its model says of `ROWS` without any executor."""
+    problem = problems.problem(parallel.vmap(1))
+    rows = {name: x[ROWS] for name, x in problem.table.items()}
+    apply, trunk = jax.jit(problem.model.apply), jax.jit(problem.model.trunk)
+    out = apply(problem.params, rows)._asdict()
+    return problem, out, trunk(problem.params, rows["image"])
+
+
+EXECUTORS = [
+    (parallel.vmap, (1,), 4),
+    (parallel.vmap, (2,), 6),
+    (parallel.vmap, (4,), 7),  # not a multiple: rounded up to 8
+    (parallel.vmap, (1,), 64),  # more than there are rows
+    (parallel.pmap, (), 8),
+]
+
+
+@pytest.mark.parametrize("make, devices, batch", EXECUTORS)
+def test_one_pass_gives_each_row_its_outputs_however_it_is_cut(
+    plain, make, devices, batch
+):
+    problem, expected, features = plain
+    executor = make(*devices)
+    forward = Forward(problem.model, executor, batch)
+    params, table = executor.place((problem.params, problem.table))
+    found = forward.outputs(params, table, ROWS)
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        assert len(value) == len(ROWS)
+        np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
+    if batch == 6:
+        found = forward.features(params, table, ROWS)
+        np.testing.assert_allclose(found, features, atol=1e-5)
+
+
+def test_results_name_each_row_and_its_set(plain):
+    problem = plain[0]
+    data = problems.dataset()
+    found = evaluate.results(
+        problem.forward, problem.params, problem.table, data, problem.sets
+    )
+    assert len(found.id) == len(set(found.id)) == len(found.pair)
+    for name in SETS:
+        rows = getattr(problem.sets, name)
+        mine = found.of == name
+        np.testing.assert_array_equal(found.id[mine], data.id[rows])
+        np.testing.assert_array_equal(found.labels[mine], data.labels[rows])
+        out = problem.forward.outputs(problem.params, problem.table, rows)
+        for view in VIEWS:
+            np.testing.assert_allclose(found.logits[view][mine], out[view], atol=1e-5)
+        cosine = (np.asarray(out["z_image"]) * np.asarray(out["z_text"])).sum(1)
+        np.testing.assert_allclose(found.pair[mine], cosine, atol=1e-5)
+
+
+def test_scores_have_every_set_and_view_and_are_numbers(plain):
+    problem = plain[0]
+    data = problems.dataset()
+    found = evaluate.results(
+        problem.forward, problem.params, problem.table, data, problem.sets
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = evaluate.scores(found)
+    assert list(scores) == list(SETS)
+    for of_set in scores.values():
+        assert list(of_set) == list(VIEWS)
+        for of_view in of_set.values():
+            assert evaluate.headline(data.multi_label) in of_view
+            assert all(0 <= value <= 1 for value in of_view.values())

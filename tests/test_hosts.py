@@ -1,0 +1,147 @@
+"""Several processes, as on several hosts: real ones, started by `launch/local.sh`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_end_to_end import ROOT, environment, launched
+
+from ccu_jax import evaluate
+
+# Few steps: two processes on a busy machine wait for each other at every array.
+CONFIG = """
+from ccu_jax.config import CcuPlus, Config, Data, Model, Run, Train
+
+config = Config(
+    name="hosts",
+    data=Data(dataset="pairs", image_size=8, text_length=6, vocabulary=120),
+    model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
+                heads=2, embed=4),
+    train=Train(epochs=1, batch=256, shift=1),
+    ccu_plus=CcuPlus(steps=2, batch=32, unlearn_batch=16),
+    run=Run(steps_per_call=1, checkpoint_steps=1, evaluate_batch=1024),
+    methods=("original", "ccu_plus"),
+)
+"""
+METHODS = ("original", "ccu_plus")
+# Nearly all the time is compiling, for each number of devices anew: less of it.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "hosts.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """The workdir of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    launched("--config", config, "--workdir", workdir, XLA_FLAGS=FLAGS)
+    return workdir
+
+
+def _start(processes, devices, *argv):
+    return subprocess.Popen(
+        ["bash", ROOT / "launch/local.sh", str(processes), str(devices)]
+        + [str(arg) for arg in argv],
+        env=environment(VIRTUAL_ENV=sys.prefix, XLA_FLAGS=FLAGS),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _end(process, seconds=400):
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
+
+
+def _assert_same(alone, workdir, out, processes, devices):
+    """What a run of several processes left is what one process left, but rounding."""
+    name = "unlearn_sets/0.txt"
+    assert (workdir / name).read_bytes() == (alone / name).read_bytes()
+    for method in METHODS:
+        one, two = (
+            evaluate.load(folder / "outputs" / f"{method}-0.npz")
+            for folder in (alone, workdir)
+        )
+        assert one.id.tolist() == two.id.tolist()
+        assert one.of.tolist() == two.of.tolist()
+        for view, logits in one.logits.items():
+            np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
+    first, second = (
+        json.loads((folder / "results.json").read_text()) for folder in (alone, workdir)
+    )
+    for one, two in zip(first, second, strict=True):
+        assert one["unlearn_set"] == two["unlearn_set"]
+        assert one["text_unchanged"] == two["text_unchanged"]
+        told = two["device"]
+        assert told["count"] == processes * devices
+        assert told["processes"] == processes
+    assert out.count("| ccu_plus |") == 1, "process 0 alone shows the table"
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_devices_come_to_what_one_comes_to(
+    config, alone, tmp_path
+):
+    workdir = tmp_path / "run"
+    argv = ["--config", config, "--workdir", workdir]
+    process = _start(2, 2, *argv, "--set", "run.executor=shard_map")
+    out, err = _end(process)
+    assert process.returncode == 0, err[-3000:]
+    assert "Traceback" not in err and "Warning" not in err
+    _assert_same(alone, workdir, out, 2, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
+    config, alone, tmp_path
+):
+    workdir = tmp_path / "run"
+    argv = ["--config", config, "--workdir", workdir, "--set", "run.executor=pmap"]
+    process = _start(2, 1, *argv)
+    end = time.monotonic() + 200
+    while not list(workdir.glob("checkpoints/*/steps*/[0-9]*")):
+        assert process.poll() is None and time.monotonic() < end, _end(process)
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = _end(process, 60)
+    assert process.returncode == 130, err
+    assert "the same command goes on from here" in err
+    assert not (workdir / "results.json").exists()
+    process = _start(2, 1, *argv)
+    out, err = _end(process)
+    assert process.returncode == 0, err[-3000:]
+    _assert_same(alone, workdir, out, 2, 1)
+    lines = (workdir / "events.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds.count("plan") == 2, "process 0 alone writes events"
+
+
+@pytest.mark.slow
+def test_wrong_input_ends_all_processes_with_one_line(config, tmp_path):
+    workdir = tmp_path / "run"
+    argv = ["--config", config, "--workdir", workdir, "--unlearn", "class:nobody"]
+    began = time.monotonic()
+    process = _start(2, 1, *argv)
+    _, err = _end(process, 100)
+    assert process.returncode == 2, err
+    assert time.monotonic() - began < 60
+    # What other processes said is shown below their names.
+    mine = err.partition("the last lines of process 1")[0]
+    assert mine.count("error: ") == 1 and "class:nobody: no such class" in mine
+    assert "Traceback" not in err
+    assert not (workdir / "config.json").exists()

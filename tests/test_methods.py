@@ -1,0 +1,561 @@
+"""Every method x every property that all of them must have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+from ccu_jax import audit, evaluate, parallel
+from ccu_jax.config import Run
+from ccu_jax.loop import Loop
+from ccu_jax.methods import METHODS, REFERENCES
+from ccu_jax.models import TAIL, TEXT
+from ccu_jax.parallel import AXIS
+from ccu_jax.step import Program, _rows, make_steps, start_state
+
+# The tail methods; all others train every part.
+TAIL_METHODS = ("ccu", "ccu_plus")
+# The rest are built of the same losses: they are run with the slow tests.
+QUICK = ("original", "scrub", *TAIL_METHODS)
+KINDS = (*QUICK, "neggrad_plus")
+EVERY = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in METHODS
+]
+LEARNERS = ("train", "finetune", "neggrad_plus", "scrub", "ccu", "ccu_plus")
+
+
+class Quiet:
+    """A stage that nobody watches."""
+
+    def update(self, *args, **kwargs):
+        pass
+
+
+def no_complaints(text):
+    raise AssertionError(text)
+
+
+@functools.cache
+def bench():
+    """One problem and one loop for all tests: what is compiled is kept."""
+    problem = problems.problem(parallel.vmap(2))
+    return problem, Loop(problem.config.run, problem.executor, no_complaints)
+
+
+class Counted:
+    """A method whose loss counts how often it is traced."""
+
+    def __init__(self, method):
+        self.method, self.traces = method, 0
+
+    def __call__(self, problem):
+        program = self.method(problem)
+
+        def loss(*args):
+            self.traces += 1
+            return program.loss(*args)
+
+        return program._replace(loss=loss)
+
+
+def run(name, *, seed=0, folder, changes=None, loop=None, **fields):
+    """Run a method of the table from its start to its end."""
+    problem, shared = bench()
+    if changes:
+        problem = problem._replace(config=problems.config(**changes))
+    problem = problem._replace(seed=seed, **fields)
+    counted = Counted(METHODS[name])
+    outcome = (loop or shared).run(name, counted, problem, folder / "none", Quiet())
+    assert outcome.diverged is None
+    return outcome, counted.traces, problem
+
+
+def same(a, b):
+    """Whether two trees are the same to the bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_run_changes_what_it_trains_and_nothing_else(name, tmp_path):
+    original = jax.device_get(bench()[0].params)
+    outcome, _, problem = run(name, folder=tmp_path)
+    trained = set(TAIL) if name in TAIL_METHODS else set(original)
+    assert set(outcome.params) == trained
+    # The original is used again by the next method.
+    assert same(problem.params, original)
+    start = METHODS[name](problem).params
+    for part in trained:
+        assert not same(outcome.params[part], start[part]), part
+        assert jax.tree.structure(outcome.params[part]) == jax.tree.structure(
+            original[part]
+        )
+    if name in TAIL_METHODS:
+        params = {**problem.params, **outcome.params}
+        for part in (*TEXT, "image_trunk"):
+            assert same(params[part], original[part]), part
+        rows = problem.sets.unlearn
+        before = problem.forward.outputs(problem.params, problem.table, rows)
+        after = problem.forward.outputs(params, problem.table, rows)
+        for out in ("text", "z_text", "h_text"):
+            assert same(before[out], after[out]), out
+        for out in ("image", "fused", "z_image"):
+            assert not same(before[out], after[out]), out
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tmp_path):
+    first, again, other = (
+        run(name, seed=seed, folder=tmp_path)[0] for seed in (0, 0, 1)
+    )
+    assert same(first.params, again.params)
+    for part in first.params:
+        assert not same(first.params[part], other.params[part]), part
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_program_is_traced_once_for_all_its_steps_and_seeds(name, tmp_path):
+    problem, _ = bench()
+    loop = Loop(problem.config.run, problem.executor, no_complaints)
+    # More than two calls of the compiled steps, the last of them not full.
+    assert problem.config.run.steps_per_call * 1 < METHODS[name](problem).steps
+    assert run(name, folder=tmp_path, loop=loop)[1] == 1
+    assert run(name, seed=1, folder=tmp_path, loop=loop)[1] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["original", "ccu_plus"])
+def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
+    still = {section: {"learning_rate": 0.0} for section in LEARNERS}
+    problem, _ = bench()
+    loop = Loop(problem.config.run, problem.executor, no_complaints)
+    outcome, _, problem = run(name, folder=tmp_path, changes=still, loop=loop)
+    if name in REFERENCES:
+        expected = problem.model.init(problem.key("init"))
+    else:
+        expected = {part: problem.params[part] for part in outcome.params}
+    if name == "ccu_plus":
+        fresh = problem.model.init(problem.key("fresh"))
+        expected = jax.tree.map(
+            lambda old, new: np.float32(0.4) * old + (1 - np.float32(0.4)) * new,
+            expected,
+            {part: fresh[part] for part in expected},
+        )
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, atol=1e-6),
+            outcome.params,
+            expected,
+        )
+        expected = METHODS[name](problem).params
+    assert same(outcome.params, expected)
+
+
+def test_the_rows_of_each_method_are_those_it_may_learn_from():
+    problem, _ = bench()
+    sets = problem.sets
+    trained = {*sets.retain, *sets.unlearn}
+    allowed = {
+        "original": trained,
+        "retrain": {*sets.retain},
+        "retrain_visual": trained,
+        "finetune": {*sets.retain},
+        "scrub": trained,
+    }
+    for name, rows in allowed.items():
+        (plan,) = METHODS[name](problem).plan.values()
+        assert set(plan.ravel()) <= rows, name
+        assert plan.shape[1] == 16 and plan.dtype == np.int32
+    plan = METHODS["neggrad_plus"](problem).plan
+    assert set(plan["retain"].ravel()) <= {*sets.retain}
+    assert set(plan["unlearn"].ravel()) <= {*sets.unlearn}
+    for name in TAIL_METHODS:
+        program = METHODS[name](problem)
+        u, v = len(sets.unlearn), len(sets.unlearn) + len(sets.validation)
+        assert set(program.plan["unlearn"].ravel()) <= set(range(u))
+        last = v + len(sets.retain)
+        assert set(program.plan["retain"].ravel()) <= set(range(v, last))
+        expected = np.asarray(problem.table["labels"])
+        rows = np.concatenate([sets.unlearn, sets.validation, sets.retain])
+        np.testing.assert_array_equal(program.table["labels"], expected[rows])
+
+
+def test_the_visual_reference_never_learns_from_a_forgotten_picture():
+    """Its loss and gradient stay when these pictures change, and its texts count."""
+    problem, _ = bench()
+    still = {"learning_rate": 1e-2, "word_dropout": 0.0}
+    problem = problem._replace(config=problems.config(train=still))
+    index = jnp.asarray(problem.sets.unlearn)
+    program = METHODS["retrain_visual"](problem)
+    keys = jax.random.split(jax.random.key(0), len(index))
+
+    def gradient(table):
+        batch = {"rows": _rows(table, index, keys)}
+
+        def loss(params):
+            return jax.lax.pmean(program.loss(params, (), (), batch, 0)[0], AXIS)
+
+        return jax.lax.pmean(jax.grad(loss)(program.params), AXIS)
+
+    gradient = jax.jit(
+        jax.vmap(gradient, in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1)
+    )
+    changed = {**program.table, "image": 255 - program.table["image"]}
+    before, after = gradient(program.table), gradient(changed)
+    assert same(before, after)
+    for part in before:
+        moved = any(np.any(x) for x in jax.tree.leaves(before[part]))
+        assert moved == (part in ("text", "text_head")), part
+
+
+# --- the stop rule of ccu -------------------------------------------------------------
+
+
+def told_apart(known, unknown):
+    """A problem whose original is right on the rows `known` and wrong on `unknown`."""
+    problem, _ = bench()
+    every = np.arange(len(problem.table["labels"]))
+    out = problem.forward.outputs(problem.params, problem.table, every)
+    best = np.asarray(out["image"]).argmax(1)
+    best[unknown] = (best[unknown] + 1) % problems.CLASSES
+    labels = np.eye(problems.CLASSES, dtype=np.float32)[best]
+    has_image = np.ones(len(every), bool)
+    table = {**problem.table, "labels": labels, "has_image": has_image}
+    return problem.executor.place(table)
+
+
+def image_accuracy(problem, params, rows):
+    out = problem.forward.outputs({**problem.params, **params}, problem.table, rows)
+    guess = np.asarray(out["image"]).argmax(1)
+    return (guess == np.asarray(problem.table["labels"])[rows].argmax(1)).mean()
+
+
+def test_ccu_stops_by_its_rule_and_only_when_it_is_asked_to(tmp_path):
+    problem, _ = bench()
+    sets = problem.sets
+    loop = Loop(Run(steps_per_call=5), problem.executor, no_complaints)
+    # One compiled program for all: 12 steps in calls of 5.
+    stop = {"ccu": {"steps": 12, "stop": True, "learning_rate": 5e-2, "inverse": 5.0}}
+    solve = functools.partial(run, "ccu", folder=tmp_path, changes=stop, loop=loop)
+    forgotten = told_apart(sets.validation, sets.unlearn)
+    outcome, *_ = solve(table=forgotten)
+    assert outcome.steps == 0
+    assert same(outcome.params, {part: problem.params[part] for part in TAIL})
+
+    remembered = told_apart(sets.unlearn, sets.validation)
+    outcome, _, changed = solve(table=remembered)
+    accuracy = functools.partial(image_accuracy, changed)
+    assert accuracy(problem.params, sets.unlearn) == 1
+    assert accuracy(problem.params, sets.validation) == 0
+    assert outcome.steps > 0
+    reached = accuracy(outcome.params, sets.unlearn) <= accuracy(
+        outcome.params, sets.validation
+    )
+    assert reached == (outcome.steps < 12)
+
+    # The default of these tests is not to stop.
+    outcome, *_ = run("ccu", folder=tmp_path, table=forgotten)
+    assert outcome.steps == 3
+
+
+# --- the objectives of the tail methods -----------------------------------------------
+
+WEIGHTS = {
+    "ccu": ("inverse", "pair", "retention", "separation"),
+    "ccu_plus": ("match", "classify", "retention", "pair", "separation"),
+}
+
+
+def terms_of(name, **weights):
+    """`(params) -> the weighted objectives by name` on the first batch, and params."""
+    problem, _ = bench()
+    problem = problem._replace(config=problems.config(**{name: weights}))
+    program = METHODS[name](problem)
+    # The targets' place is taken by the labels, for nothing was refreshed yet.
+    aux = program.aux
+    if name == "ccu_plus":
+        labels = program.table["labels"][: len(problem.sets.unlearn)]
+        aux = {**aux, "image": labels, "fused": labels}
+
+    def terms(params):
+        batch = {}
+        for part, plan in program.plan.items():
+            keys = jax.random.split(jax.random.key(0), plan.shape[1])
+            batch[part] = _rows(program.table, jnp.asarray(plan[0]), keys)
+        loss, terms = program.loss(params, program.frozen, aux, batch, jnp.int32(0))
+        return {**terms, "loss": loss}
+
+    mapped = jax.vmap(terms, in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1)
+    # The original itself for both: right after the start the shrunken tail says little.
+    return mapped, {part: problem.params[part] for part in TAIL}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_every_objective_pulls_at_the_result_and_can_be_switched_off(name):
+    terms, params = terms_of(name)
+    # At a place near the original, where retention has something to hold on to.
+    params = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
+    values, gradients = jax.jit(lambda p: (terms(p), jax.jacrev(terms)(p)))(params)
+    assert set(values) == {*WEIGHTS[name], "loss"}
+    total = sum(values[term] for term in WEIGHTS[name])
+    assert float(values["loss"]) == pytest.approx(float(total), rel=1e-5)
+    for term in WEIGHTS[name]:
+        size = optax.tree.norm(gradients[term])
+        assert np.isfinite(size) and size > 1e-4, term
+        off, _ = terms_of(name, **{term: 0.0})
+        assert set(jax.eval_shape(off, params)) == set(values) - {term}
+    none, _ = terms_of(name, **dict.fromkeys(WEIGHTS[name], 0.0))
+    values = jax.jit(none)(params)
+    assert {key: float(x) for key, x in values.items()} == {"loss": 0.0}
+
+
+def test_a_weight_of_an_objective_scales_it():
+    plain, params = terms_of("ccu")
+    params = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
+    scaled, _ = terms_of(
+        "ccu", inverse=2.0, pair=6.0, retention=2.0, separation=2.0, pull=0.5
+    )
+    once, twice = jax.jit(lambda p: (plain(p), scaled(p)))(params)
+    for term in ("pair", "retention", "separation"):
+        assert float(twice[term]) == pytest.approx(2 * float(once[term]), rel=1e-4)
+    assert abs(float(twice["inverse"]) - 2 * float(once["inverse"])) > 1e-3
+
+
+# --- the loop -------------------------------------------------------------------------
+
+
+def walk(problem, steps=7, fail_at=None, stop_after=None):
+    """A method for the loop alone: a step of gradient descent costs nothing."""
+
+    def loss(params, frozen, aux, batch, step):
+        draw = jax.vmap(jax.random.uniform)(batch["rows"]["key"])
+        away = batch["rows"]["x"] * params["w"] - draw
+        total = jax.lax.pmean((away**2).mean(), AXIS)
+        if fail_at is not None:
+            total = jnp.where(step == fail_at, jnp.nan, total)
+        return total, {}
+
+    return Program(
+        params={"w": jnp.float32(3)},
+        frozen=(),
+        loss=loss,
+        optimiser=optax.adam(0.1),
+        table={"x": np.linspace(0, 1, 20, dtype=np.float32)},
+        plan={"rows": problem.batches(np.arange(20), 4, steps)},
+        aux=jnp.int32(-1),
+        refresh=lambda params, frozen, aux, table: aux + 1,
+        stop=None if stop_after is None else lambda aux: aux >= stop_after,
+    )
+
+
+class Cut(Exception):
+    pass
+
+
+class CutOff(Quiet):
+    """A stage that ends the run like a kill, once so many steps are reported."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def update(self, done, *args, **kwargs):
+        if done >= self.after:
+            raise Cut
+
+
+@pytest.mark.parametrize("stop_after", [None, 3, 4])
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
+    tmp_path, after, stop_after
+):
+    problem, _ = bench()
+    method = functools.partial(walk, stop_after=stop_after)
+    loop = Loop(
+        Run(steps_per_call=2, checkpoint_steps=2), problem.executor, no_complaints
+    )
+    whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
+    assert whole.steps == stop_after or whole.steps == 7
+    folder = tmp_path / "cut"
+    with pytest.raises(Cut):
+        loop.run("walk", method, problem, folder, CutOff(min(after, whole.steps)))
+    outcome = loop.run("walk", method, problem, folder, Quiet())
+    assert same(outcome.params, whole.params)
+    assert outcome.steps == whole.steps
+
+
+@pytest.mark.parametrize("fail_at", [0, 3, 6])
+def test_a_run_that_diverges_says_when(tmp_path, fail_at):
+    problem, _ = bench()
+    loop = Loop(Run(steps_per_call=2), problem.executor, no_complaints)
+    method = functools.partial(walk, fail_at=fail_at)
+    outcome = loop.run("walk", method, problem, tmp_path / "none", Quiet())
+    assert outcome.diverged == f"step {fail_at}: loss nan"
+    assert fail_at < outcome.steps <= min(fail_at + 4, 7)
+
+
+# --- many devices ---------------------------------------------------------------------
+
+
+def with_devices(monkeypatch, make, devices):
+    """An executor on the first devices only."""
+    those = jax.devices()[:devices]
+    for name in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, lambda: devices)
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda *_: those)
+    return make()
+
+
+@functools.cache
+def descent(name):
+    """The method under plain descent: Adam blows up what differs by rounding."""
+    program = METHODS[name](bench()[0])
+    program = jax.tree.map(
+        lambda x: np.asarray(x) if isinstance(x, jax.Array) else x,
+        program._replace(loss=None, optimiser=None, refresh=None, stop=None),
+    )
+    full = METHODS[name](bench()[0])
+    return program._replace(
+        loss=full.loss,
+        optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+        refresh=full.refresh,
+        stop=full.stop,
+    )
+
+
+def after_all_steps(name, executor, lower_only=False):
+    program = descent(name)
+    state = executor.place(start_state(program, jax.random.key(3)))
+    resident = executor.place((program.frozen, program.table))
+    index = {part: executor.shard(plan, 1) for part, plan in program.plan.items()}
+    steps = executor.run(make_steps(program), donate=True)
+    if lower_only:
+        return steps.lower(state, resident, index)
+    state, metrics = jax.device_get(steps(state, resident, index))
+    assert metrics["ran"].all() and np.isfinite(metrics["loss"]).all()
+    return state.params
+
+
+@functools.cache
+def oracle(name):
+    return after_all_steps(name, parallel.vmap(1))
+
+
+def agree(params, expected):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4),
+        params,
+        expected,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_eight_devices_give_what_one_device_gives(name):
+    agree(after_all_steps(name, parallel.pmap()), oracle(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["shard_map", "vmap"])
+def test_every_executor_gives_what_one_device_gives(executor):
+    found = after_all_steps("ccu_plus", parallel.EXECUTORS[executor]())
+    agree(found, oracle("ccu_plus"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_strict_executor_takes_every_method(name):
+    """It refuses a step with an output that was never reduced while it is traced."""
+    assert after_all_steps(name, parallel.shard_map(), lower_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", ["original", "ccu_plus"])
+def test_the_number_of_devices_changes_nothing(name, devices, monkeypatch):
+    executor = with_devices(monkeypatch, parallel.pmap, devices)
+    assert executor.devices == devices
+    agree(after_all_steps(name, executor), oracle(name))
+
+
+@pytest.mark.slow
+def test_the_loop_runs_on_all_devices(tmp_path):
+    executor = parallel.pmap()
+    problem = problems.problem(executor)
+    loop = Loop(problem.config.run, executor, no_complaints)
+    method = METHODS["ccu_plus"]
+    outcome = loop.run("ccu_plus", method, problem, tmp_path / "none", Quiet())
+    assert outcome.steps == 3 and outcome.diverged is None
+    expected, _, other = run("ccu_plus", folder=tmp_path)
+    rows = problem.sets.test
+    found, expected = (
+        p.forward.outputs({**p.params, **o.params}, p.table, rows)
+        for p, o in ((problem, outcome), (other, expected))
+    )
+    for view in ("image", "fused"):
+        np.testing.assert_allclose(found[view], expected[view], atol=2e-3)
+    np.testing.assert_allclose(found["text"], expected["text"], atol=1e-5)
+
+
+# --- planted structure ----------------------------------------------------------------
+
+
+def planted(rows=560):
+    """Rows whose picture shows a class, often a wrong one, and a pattern of its own.
+
+    Only who has seen a picture can know the label of one that shows a wrong class.
+    """
+    data = problems.dataset(rows, whole=True, seed=2)
+    rng = np.random.default_rng(3)
+    look = rng.random((problems.CLASSES, 1, 1, 3)) - 0.5
+    classes = data.labels.argmax(1)
+    shown = np.where(rng.random(rows) < 0.3, (classes + 1) % 3, classes)
+    image = 0.5 + 0.3 * look[shown] + 0.3 * rng.normal(size=data.image.shape)
+    return data._replace(image=(255 * image.clip(0, 1)).astype(np.uint8))
+
+
+PLAIN = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.0}
+PLANTED = {
+    "model": {"image_width": 32, "text_width": 16, "dropout": 0.0},
+    "train": {"epochs": 60, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
+    | PLAIN,
+    "ccu_plus": {"steps": 120, "batch": 64, "unlearn_batch": 32, "retention": 0.0},
+    "run": {"steps_per_call": 40},
+}
+
+
+@pytest.mark.slow
+def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_path):
+    data, executor = planted(), parallel.vmap(1)
+    settings = problems.config(**PLANTED)
+    problem = problems.problem(executor, data, settings, rule="random:0.25")
+    loop = Loop(settings.run, executor, no_complaints)
+    solved = {}
+    for name in ("original", "ccu_plus"):
+        outcome = loop.run(name, METHODS[name], problem, tmp_path / name, Quiet())
+        params = {**problem.params, **outcome.params}
+        problem = problem._replace(params=params)
+        solved[name] = evaluate.results(
+            problem.forward, params, problem.table, data, problem.sets
+        )
+    before, after = (audit.attack_auc(outputs) for outputs in solved.values())
+    for view in ("image", "fused", "pair"):
+        assert before[view] > 0.78, view
+        assert 0.32 < after[view] < 0.68, view
+    np.testing.assert_array_equal(
+        solved["ccu_plus"].logits["text"], solved["original"].logits["text"]
+    )
+    before, after = (evaluate.scores(outputs) for outputs in solved.values())
+
+    def accuracy(scores, name):
+        return scores[name]["image"]["accuracy"]
+
+    assert accuracy(before, "unlearn") > accuracy(before, "unseen") + 0.4
+    assert accuracy(after, "unlearn") < accuracy(before, "unlearn") - 0.15
+    assert accuracy(after, "test") > accuracy(before, "test") - 0.1
+    assert accuracy(after, "retain") > 0.9

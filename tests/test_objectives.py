@@ -1,0 +1,543 @@
+"""Every objective against its formula, and the targets of the closed loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from problems import CLASSES
+
+from ccu_jax import objectives, parallel
+from ccu_jax.methods import targets
+from ccu_jax.parallel import AXIS
+
+ROWS, SIZE = 8, 5
+
+
+def units(rng, rows):
+    x = rng.normal(size=(rows, SIZE))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def labels(rng, rows, multi_label):
+    if not multi_label:
+        return np.eye(CLASSES)[rng.permutation(np.arange(rows) % CLASSES)]
+    x = (rng.random((rows, CLASSES)) < 0.4) * 1.0
+    x[np.arange(rows), rng.integers(CLASSES, size=rows)] = 1
+    return x
+
+
+def arrays(multi_label=False, seed=0):
+    """Rows for every objective: names ending in _u are of the unlearn set."""
+    rng = np.random.default_rng(seed)
+    x = {name: units(rng, ROWS) for name in ("h_u", "h_r", "image", "text", "text_r")}
+    x |= {name: rng.normal(size=(ROWS, CLASSES)) * 2 for name in ("said", "taught")}
+    x |= {f"labels_{s}": labels(rng, ROWS, multi_label) for s in "ur"}
+    x["weight_u"] = np.array([1, 1, 0, 1, 1, 1, 1, 1])
+    x["weight_r"] = np.array([1, 0, 1, 1, 1, 1, 1, 0])
+    return {name: value.astype(np.float32) for name, value in x.items()}
+
+
+def both_views(x):
+    return {"image": x["said"], "fused": 2 * x["said"] - 1}
+
+
+OBJECTIVES = {
+    "cross_entropy": lambda x, kind: objectives.cross_entropy(
+        x["said"], x["labels_r"], x["weight_r"], **kind
+    ),
+    "divergence": lambda x, kind: objectives.divergence(
+        x["taught"], x["said"], x["weight_r"], temperature=3.0, **kind
+    ),
+    "alignment": lambda x, kind: objectives.alignment(
+        x["image"], x["text"], x["weight_u"], temperature=0.3
+    ),
+    "inverse_contrast": lambda x, kind: objectives.inverse_contrast(
+        x["h_u"],
+        x["h_r"],
+        x["labels_u"],
+        x["labels_r"],
+        x["weight_u"],
+        x["weight_r"],
+        temperature=0.3,
+        pull=0.7,
+    ),
+    "pair_dissociation": lambda x, kind: objectives.pair_dissociation(
+        x["image"],
+        x["text"],
+        x["text_r"],
+        x["labels_u"],
+        x["labels_r"],
+        x["weight_u"],
+        x["weight_r"],
+        offset=0.1,
+    ),
+    "pair_dissociation_two_sided": lambda x, kind: objectives.pair_dissociation(
+        x["image"],
+        x["text"],
+        x["text_r"],
+        x["labels_u"],
+        x["labels_r"],
+        x["weight_u"],
+        x["weight_r"],
+        offset=0.1,
+        two_sided=True,
+    ),
+    "retention": lambda x, kind: objectives.retention(
+        {"image": x["taught"], "fused": x["taught"]},
+        both_views(x),
+        x["weight_r"],
+        **kind,
+    ),
+    "separation": lambda x, kind: objectives.separation(
+        x["h_r"],
+        x["h_u"],
+        x["labels_r"],
+        x["weight_r"],
+        x["weight_u"],
+        temperature=0.3,
+    ),
+}
+CONTRASTS = [name for name in OBJECTIVES if name[:5] in ("inver", "pair_", "separ")]
+
+
+@functools.cache
+def compiled(name, multi_label, devices):
+    def step(all_rows, resident, rows):
+        def value(all_rows):
+            x = {key: a[rows] for key, a in all_rows.items()}
+            loss = OBJECTIVES[name](x, {"multi_label": multi_label})
+            return jax.lax.pmean(loss, AXIS)
+
+        value, gradient = jax.value_and_grad(value)(all_rows)
+        return all_rows, (value, jax.lax.pmean(gradient, AXIS))
+
+    return parallel.vmap(devices).run(step)
+
+
+def measured(name, x, *, multi_label=False, devices=1):
+    """Value and gradient of an objective over so many devices."""
+    rows = np.arange(len(x["said"])).reshape(devices, -1)
+    value, gradient = compiled(name, multi_label, devices)(x, (), rows)[1]
+    return float(value), jax.tree.map(np.asarray, gradient)
+
+
+# --- the formulae once more, row by row -----------------------------------------------
+
+
+def jaccard(a, b):
+    return np.minimum(a, b).sum() / np.maximum(a, b).sum()
+
+
+def entropy_of(logits, target, multi_label):
+    """Cross-entropy of one row."""
+    if not multi_label:
+        return -(target * scipy.special.log_softmax(logits)).sum()
+    p = scipy.special.expit(logits)
+    return -4 * np.mean(target * np.log(p) + (1 - target) * np.log(1 - p))
+
+
+def expected_divergence(taught, said, multi_label, t=1.0):
+    squash = scipy.special.expit if multi_label else scipy.special.softmax
+    rows = []
+    for teacher, student in zip(taught / t, said / t, strict=True):
+        p = squash(teacher)
+        rows.append(
+            entropy_of(student, p, multi_label) - entropy_of(teacher, p, multi_label)
+        )
+    return t * t * np.mean(rows)
+
+
+def expected_alignment(image, text, t):
+    total = []
+    for a, b in ((image, text), (text, image)):
+        for i in range(len(a)):
+            e = np.exp(a[i] @ b.T / t)
+            total.append(-np.log(e[i] / e.sum()) / 2)
+    return 2 * np.mean(total)
+
+
+def expected_inverse(h_u, h_r, labels_u, labels_r, t, pull):
+    rows = []
+    for z, own in zip(h_u, labels_u, strict=True):
+        share = np.array([jaccard(own, other) for other in labels_r])
+        if share.any():
+            similar = h_r @ z / t
+            away = similar[share == 0]
+            near = np.log((share * np.exp(similar)).sum())
+            rows.append(near - pull * (away.mean() if len(away) else 0.0))
+    return np.mean(rows)
+
+
+def expected_pair(image, text, text_r, labels_u, labels_r, offset, two_sided):
+    rows = []
+    for z, own_text, own in zip(image, text, labels_u, strict=True):
+        share = np.array([jaccard(own, other) for other in labels_r])
+        if share.any():
+            usual = (text_r @ z * share).sum() / share.sum()
+            excess = z @ own_text - usual - offset
+            rows.append((excess if two_sided else max(excess, 0)) ** 2)
+    return np.mean(rows)
+
+
+def expected_separation(h_r, h_u, labels_r, t):
+    rows = []
+    for i, z in enumerate(h_r):
+        others = [j for j in range(len(h_r)) if j != i]
+        share = np.array([jaccard(labels_r[i], labels_r[j]) for j in others])
+        if share.any():
+            similar = h_r[others] @ z / t
+            below = np.exp(similar).sum() + np.exp(h_u @ z / t).sum()
+            log_p = similar - np.log(below)
+            rows.append(-(share * log_p).sum() / share.sum())
+    return np.mean(rows)
+
+
+def by_hand(name, x, multi_label):
+    """The value over the rows that have a weight; the others are taken out."""
+    x = {key: np.asarray(value, np.float64) for key, value in x.items()}
+    in_u, in_r = x["weight_u"] > 0, x["weight_r"] > 0
+    u = {key: value[in_u] for key, value in x.items()}
+    r = {key: value[in_r] for key, value in x.items()}
+    if name == "cross_entropy":
+        pairs = zip(r["said"], r["labels_r"], strict=True)
+        return np.mean([entropy_of(a, b, multi_label) for a, b in pairs])
+    if name == "divergence":
+        return expected_divergence(r["taught"], r["said"], multi_label, 3.0)
+    if name == "retention":
+        return sum(
+            expected_divergence(r["taught"], view, multi_label)
+            for view in both_views(r).values()
+        )
+    if name == "alignment":
+        return expected_alignment(u["image"], u["text"], 0.3)
+    if name == "separation":
+        return expected_separation(r["h_r"], u["h_u"], r["labels_r"], 0.3)
+    known = (u["labels_u"], r["labels_r"])
+    if name == "inverse_contrast":
+        return expected_inverse(u["h_u"], r["h_r"], *known, 0.3, 0.7)
+    two_sided = name.endswith("two_sided")
+    return expected_pair(u["image"], u["text"], r["text_r"], *known, 0.1, two_sided)
+
+
+@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_value_is_the_formula_over_the_rows_that_have_a_weight(name, multi_label):
+    x = arrays(multi_label)
+    value, _ = measured(name, x, multi_label=multi_label)
+    assert value == pytest.approx(by_hand(name, x, multi_label), rel=1e-4, abs=1e-6)
+
+
+def test_values_that_can_be_computed_in_the_head():
+    two = {"said": np.zeros((1, 2)), "labels_r": np.eye(2)[:1], "weight_r": np.ones(1)}
+    assert measured("cross_entropy", two)[0] == pytest.approx(np.log(2))
+    multi, _ = measured("cross_entropy", two, multi_label=True)
+    assert multi == pytest.approx(4 * np.log(2))
+    a, b = np.array([[1.0, 1, 0]]), np.array([[1.0, 0, 1], [1, 1, 0], [0, 0, 1]])
+    np.testing.assert_allclose(objectives.positives(a, b), [[1 / 3, 1, 0]], rtol=1e-6)
+
+
+def test_positives_of_single_labels_are_the_rows_of_the_same_class():
+    one_hot = arrays()["labels_u"]
+    same = one_hot.argmax(1)[:, None] == one_hot.argmax(1)[None]
+    np.testing.assert_array_equal(objectives.positives(one_hot, one_hot), same)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_the_mean_weighs_rows_and_divides_by_their_weight(devices):
+    value = np.array([1.0, 2.0, 3.0, np.inf], np.float32)
+    weight = np.array([1.0, 0.5, 2.0, 0.0], np.float32)
+    shares = [a.reshape(devices, -1) for a in (value, weight)]
+    mean = jax.vmap(objectives.mean, axis_name=AXIS)(*shares)
+    np.testing.assert_allclose(mean, np.full(devices, 8 / 3.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_value_and_gradient_do_not_depend_on_the_number_of_devices(name, devices):
+    x = arrays(multi_label=True)
+    value, gradient = measured(name, x, multi_label=True)
+    many, gradient_of_many = measured(name, x, multi_label=True, devices=devices)
+    assert many == pytest.approx(value, rel=1e-5)
+    for key in gradient:
+        np.testing.assert_allclose(
+            gradient_of_many[key], gradient[key], atol=2e-6, err_msg=key
+        )
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_order_of_the_rows_does_not_matter(name):
+    x = arrays(multi_label=True)
+    order = np.random.default_rng(3).permutation(ROWS)
+    value, gradient = measured(name, x, multi_label=True)
+    turned = {key: a[order] for key, a in x.items()}
+    other, gradient_of_turned = measured(name, turned, multi_label=True)
+    assert other == pytest.approx(value, rel=1e-5)
+    for key in gradient:
+        np.testing.assert_allclose(
+            gradient_of_turned[key], gradient[key][order], atol=2e-6, err_msg=key
+        )
+
+
+@pytest.mark.parametrize(
+    "name, moved, still",
+    [
+        ("inverse_contrast", "h_u", ("h_r",)),
+        ("separation", "h_r", ("h_u",)),
+        ("pair_dissociation", "image", ("text", "text_r")),
+        ("pair_dissociation_two_sided", "image", ("text", "text_r")),
+    ],
+)
+def test_no_gradient_passes_where_it_is_stopped(name, moved, still):
+    _, gradient = measured(name, arrays(multi_label=True), multi_label=True)
+    assert np.abs(gradient[moved]).max() > 1e-3
+    for key in still:
+        assert not gradient[key].any(), key
+
+
+def test_a_picture_is_moved_along_its_own_text_only():
+    x = arrays()
+    _, gradient = measured("pair_dissociation_two_sided", x)
+    weight = x["weight_u"]
+    share = objectives.positives(x["labels_u"], x["labels_r"]) * (x["weight_r"] > 0)
+    usual = (x["image"] @ x["text_r"].T * share).sum(1) / share.sum(1)
+    excess = (x["image"] * x["text"]).sum(1) - usual - 0.1
+    expected = (2 * excess * weight / weight.sum())[:, None] * x["text"]
+    np.testing.assert_allclose(gradient["image"], expected, atol=1e-6)
+
+
+def edge_cases():
+    no_positives = arrays()
+    no_positives["labels_u"][:] = [1, 0, 0]
+    no_positives["labels_r"][:] = [0, 1, 0]
+    no_positives["labels_r"][3] = [0, 0, 1]
+    # One row of either class has a weight, so none of them has another of its class.
+    no_positives["weight_r"][:] = [1, 0, 0, 1, 0, 0, 0, 0]
+    no_weight = arrays()
+    no_weight["weight_u"][:] = no_weight["weight_r"][:] = 0
+    no_retain = arrays() | {"weight_r": np.zeros(ROWS, np.float32)}
+    no_unlearn = arrays() | {"weight_u": np.zeros(ROWS, np.float32)}
+    identical = {key: np.repeat(a[:1], ROWS, axis=0) for key, a in arrays().items()}
+    return {
+        "no positives": no_positives,
+        "no weight": no_weight,
+        "no retain rows": no_retain,
+        "no unlearn rows": no_unlearn,
+        "identical rows": identical,
+        "huge logits": arrays() | {"said": arrays()["said"] * 1e4},
+        "huge logits of the teacher": arrays() | {"taught": arrays()["taught"] * 1e4},
+        "one row": {key: a[:1] for key, a in arrays().items()},
+    }
+
+
+@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_value_and_gradient_are_finite_in_every_corner(name, multi_label):
+    for case, x in edge_cases().items():
+        value, gradient = measured(name, x, multi_label=multi_label)
+        assert np.isfinite(value), case
+        for key in gradient:
+            assert np.isfinite(gradient[key]).all(), (case, key)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_nothing_to_contrast_means_zero_and_no_gradient(name):
+    cases = edge_cases()
+    names = ["no weight"] + ["no positives"] * (name in CONTRASTS)
+    for case in names:
+        value, gradient = measured(name, cases[case])
+        assert value == 0, case
+        assert not any(g.any() for g in gradient.values()), case
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_rows_without_weight_hold_does_not_matter(name):
+    x = arrays(multi_label=True)
+    value, gradient = measured(name, x, multi_label=True)
+    other = {key: a.copy() for key, a in x.items()}
+    # Rows of one set without weight, where the objective reads only that set's weight.
+    of_u = {"inverse_contrast": ("h_u", "labels_u"), "separation": ("h_u",)}
+    of_r = {
+        "inverse_contrast": ("h_r", "labels_r"),
+        "separation": ("h_r", "labels_r"),
+        "alignment": (),
+    }
+    pair = name.startswith("pair_")
+    of_u = of_u.get(name, ("image", "text", "labels_u") if pair else ("image", "text"))
+    other_r = ("text_r", "labels_r") if pair else ("said", "taught", "labels_r")
+    of_r = of_r.get(name, other_r)
+    for key in of_u:
+        other[key][x["weight_u"] == 0] = 1.0 if "labels" in key else 7.0
+    for key in of_r:
+        other[key][x["weight_r"] == 0] = 1.0 if "labels" in key else 7.0
+    changed, gradient_of_other = measured(name, other, multi_label=True)
+    assert changed == value
+    for key in gradient:
+        np.testing.assert_array_equal(gradient_of_other[key], gradient[key], key)
+
+
+# --- the targets of the closed loop ---------------------------------------------------
+
+
+def confidence_of(probability, truth, multi_label):
+    """`g` of probabilities, in NumPy."""
+    p = np.asarray(probability, np.float64)
+    if multi_label:
+        total = np.log(np.where(truth > 0, p, 1 - p)).sum(1)
+    else:
+        total = np.log((p * truth).sum(1))
+    return -np.log(-total)
+
+
+KINDS = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+
+
+@KINDS
+def test_confidence_is_the_logarithm_of_the_log_loss(multi_label):
+    rng = np.random.default_rng(0)
+    logits, truth = rng.normal(size=(6, CLASSES)), labels(rng, 6, multi_label)
+    squash = (
+        scipy.special.expit
+        if multi_label
+        else functools.partial(scipy.special.softmax, axis=1)
+    )
+    np.testing.assert_allclose(
+        targets.confidence(logits, truth, multi_label=multi_label),
+        confidence_of(squash(logits), truth, multi_label),
+        rtol=1e-5,
+    )
+
+
+@KINDS
+def test_targets_have_exactly_the_confidence_that_is_asked_for(multi_label):
+    rng = np.random.default_rng(1)
+    base, truth = 2 * rng.normal(size=(9, CLASSES)), labels(rng, 9, multi_label)
+    g = np.linspace(-2.5, 3.5, 9)
+    p = np.asarray(targets.with_confidence(base, truth, g, multi_label=multi_label))
+    np.testing.assert_allclose(confidence_of(p, truth, multi_label), g, atol=1e-3)
+    assert (p >= 0).all() and (p <= 1).all()
+    if not multi_label:
+        np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+        # What is left is divided as `base` would have it.
+        rest = np.where(truth > 0, -np.inf, base)
+        left = 1 - (p * truth).sum(1, keepdims=True)
+        rest = left * scipy.special.softmax(rest, axis=1)
+        np.testing.assert_allclose(p * (1 - truth), rest, atol=1e-6)
+
+
+def test_ranks_are_evenly_spaced_between_0_and_1():
+    np.testing.assert_allclose(
+        targets.rank(jnp.array([5.0, -1.0, 9.0, 0.0])), [0.625, 0.125, 0.875, 0.375]
+    )
+
+
+def test_places_among_other_values_are_counted_with_ties_half():
+    found = targets.share_below(jnp.array([0.0, 2.0, 9.0]), jnp.array([3.0, 1, 2, 2]))
+    np.testing.assert_allclose(found, np.array([0.5, 2.5, 4.5]) / 5, rtol=1e-6)
+
+
+def test_crossed_scores_of_a_row_come_from_a_ridge_without_its_fold():
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(20, 4)), rng.random((20, CLASSES))
+    scores = targets.crossed(jnp.array(x), jnp.array(y), 0.5)
+    for fold in range(5):
+        mine = np.arange(20) % 5 == fold
+        predict = targets.ridge(jnp.array(x[~mine]), jnp.array(y[~mine]), 0.5)
+        np.testing.assert_allclose(scores[mine], predict(x[mine]), atol=1e-5)
+
+
+def test_the_ridge_is_the_closed_form():
+    rng = np.random.default_rng(2)
+    x, y, new = rng.normal(size=(30, 6)), rng.random((30, CLASSES)), np.eye(6)
+    centred = x - x.mean(0)
+    gram = centred.T @ centred
+    inverse = np.linalg.inv(gram + 0.5 * np.trace(gram) / 6 * np.eye(6))
+    expected = (new - x.mean(0)) @ inverse @ centred.T @ (y - y.mean(0)) + y.mean(0)
+    predict = targets.ridge(jnp.array(x), jnp.array(y), 0.5)
+    np.testing.assert_allclose(predict(new), expected, atol=1e-5)
+
+
+def test_hits_and_margins_by_hand():
+    scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
+    several = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]])
+    np.testing.assert_allclose(targets.hits(scores, several), [0.5, 1, 0])
+    np.testing.assert_allclose(
+        targets.margin(scores, several, multi_label=True), [0.5, 1.0, -0.6], atol=1e-6
+    )
+    one = jnp.eye(3)
+    np.testing.assert_allclose(
+        targets.margin(scores, one, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6
+    )
+    # A row with more labels than the classes that score high keeps its share.
+    np.testing.assert_allclose(targets.hits(scores, one), [1, 0, 0])
+
+
+def test_a_line_is_fitted_by_least_squares():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(50, 2))
+    line = targets.fit_line(jnp.array(x), jnp.array(x @ [2.0, -1.0] + 0.5))
+    np.testing.assert_allclose(line, [2, -1, 0.5], atol=1e-3)
+
+
+def toy_rows(rng, rows, multi_label, only=None):
+    """Rows whose features and logits tell their labels, with noise."""
+    truth = labels(rng, rows, multi_label)
+    if only is not None:
+        truth = np.eye(CLASSES)[np.full(rows, only)]
+    features = np.concatenate([truth, np.zeros((rows, 3))], axis=1)
+    features += 0.5 * rng.normal(size=features.shape)
+    views = {
+        view: 3 * truth - 1.5 + rng.normal(size=truth.shape)
+        for view in ("image", "text", "fused")
+    }
+    x = {"pooled": features, "labels": truth, **views}
+    return {key: jnp.asarray(value, jnp.float32) for key, value in x.items()}
+
+
+@KINDS
+def test_targets_of_rows_like_any_other_look_like_held_out_rows(multi_label):
+    rng = np.random.default_rng(4)
+    rows = 40
+    u, v, r = (toy_rows(rng, n, multi_label) for n in (rows, rows, 200))
+    kind = {"multi_label": multi_label}
+    ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
+    assert not ranks.free
+    for name in ("image_U", "fused_U"):
+        in_order = np.sort(getattr(ranks, name))
+        assert in_order[0] > 0 and in_order[-1] < 1
+        # As far from evenly spaced as two samples of so many rows may be.
+        assert np.abs(in_order - (np.arange(rows) + 0.5) / rows).max() < 0.3
+    now = {view: 1.5 * v[view] + 0.3 for view in ("image", "fused")}
+    aims = targets.current(ranks, u, v, now, **kind)
+    held_out = np.asarray(targets.confidence(now["image"], v["labels"], **kind))
+    got = confidence_of(aims["image"], np.asarray(u["labels"]), multi_label)
+    np.testing.assert_allclose(got, np.quantile(held_out, ranks.image_U), atol=2e-3)
+    for view in ("image", "fused"):
+        held_out = np.asarray(targets.confidence(now[view], v["labels"], **kind))
+        got = confidence_of(aims[view], np.asarray(u["labels"]), multi_label)
+        error = held_out.std() * np.sqrt(2 / rows)
+        assert abs(got.mean() - held_out.mean()) < 3 * error, view
+        assert 0.6 < got.std() / held_out.std() < 1.6, view
+
+
+@KINDS
+def test_a_class_that_nobody_retains_is_denied_by_the_picture(multi_label):
+    rng = np.random.default_rng(5)
+    gone = 2
+    u, v, r = (
+        toy_rows(rng, 20, multi_label, only=gone),
+        toy_rows(rng, 40, multi_label),
+        toy_rows(rng, 200, multi_label),
+    )
+    keep = np.flatnonzero(np.asarray(r["labels"])[:, gone] == 0)
+    r = {key: value[keep] for key, value in r.items()}
+    kind = {"multi_label": multi_label}
+    ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
+    assert ranks.free
+    aims = targets.current(ranks, u, v, {k: v[k] for k in ("image", "fused")}, **kind)
+    assert np.asarray(aims["image"])[:, gone].max() < 1e-3
+    # The text was not asked to be forgotten, so it still may say yes.
+    assert np.asarray(aims["fused"])[:, gone].mean() > 0.3
+    assert all(np.isfinite(aim).all() for aim in aims.values())

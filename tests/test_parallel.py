@@ -1,0 +1,234 @@
+"""Every executor takes the same step, and refuses what would be silently wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ccu_jax import objectives, parallel
+from ccu_jax.errors import UserError
+from ccu_jax.parallel import AXIS
+from ccu_jax.step import Program, make_steps, start_state
+
+STEPS, BATCH, RATE = 3, 16, 0.1
+EXECUTORS = {
+    "pmap": parallel.pmap,
+    "shard_map": parallel.shard_map,
+    **{f"vmap {n}": lambda n=n: parallel.vmap(n) for n in (1, 2, 4, 8)},
+}
+ALL = pytest.mark.parametrize("name", EXECUTORS)
+
+
+def regression(**changes):
+    """Least squares of weighted rows: small enough to be followed by hand."""
+    rng = np.random.default_rng(0)
+    table = {
+        "x": rng.normal(size=(20, 3)).astype(np.float32),
+        "y": rng.normal(size=20).astype(np.float32),
+        "weight": (np.arange(20) % 4 != 1).astype(np.float32),
+    }
+
+    def loss(params, frozen, aux, batch, step):
+        rows = batch["rows"]
+        error = (rows["x"] @ params["w"] + frozen - rows["y"]) ** 2
+        draw = jax.vmap(jax.random.uniform)(rows["key"])
+        return objectives.mean(error, rows["weight"]), {
+            "draw": objectives.mean(draw * rows["y"], jnp.ones(len(draw)))
+        }
+
+    program = Program(
+        params={"w": jnp.zeros(3)},
+        frozen=jnp.float32(0.5),
+        loss=loss,
+        optimiser=optax.sgd(RATE),
+        table=table,
+        plan={"rows": rng.integers(20, size=(STEPS, BATCH)).astype(np.int32)},
+    )
+    return program._replace(**changes)
+
+
+def by_hand(program):
+    """The parameters after all steps, in NumPy."""
+    w = np.zeros(3)
+    for index in program.plan["rows"]:
+        x, y, weight = (
+            np.float64(program.table[k][index]) for k in ("x", "y", "weight")
+        )
+        error = x @ w + 0.5 - y
+        w = w - RATE * 2 * (weight * error) @ x / weight.sum()
+    return w
+
+
+def prepare(executor, program):
+    """Compiled steps, and their arguments."""
+    state = executor.place(start_state(program, jax.random.key(1)))
+    resident = executor.place((program.frozen, program.table))
+    index = {part: executor.shard(plan, 1) for part, plan in program.plan.items()}
+    return executor.run(make_steps(program), donate=True), state, resident, index
+
+
+def run(executor, program):
+    steps, *arguments = prepare(executor, program)
+    return jax.device_get(steps(*arguments))
+
+
+@ALL
+def test_every_executor_takes_the_same_step(name):
+    program = regression()
+    state, metrics = run(EXECUTORS[name](), program)
+    np.testing.assert_allclose(state.params["w"], by_hand(program), atol=1e-5)
+    assert int(state.step) == STEPS and metrics["ran"].all()
+    oracle, expected = run(parallel.vmap(1), program)
+    np.testing.assert_allclose(state.params["w"], oracle.params["w"], atol=1e-5)
+    for key in ("loss", "gradient", "draw"):
+        np.testing.assert_allclose(metrics[key], expected[key], rtol=1e-5, err_msg=key)
+
+
+@ALL
+def test_a_loss_of_this_device_alone_is_averaged_over_all(name):
+    """Without the mean inside the gradient, shard_map would be 8 times too large."""
+
+    def loss(params, frozen, aux, batch, step):
+        rows = batch["rows"]
+        return ((rows["x"] @ params["w"] + frozen - rows["y"]) ** 2).mean(), {}
+
+    program = regression(loss=loss)
+    program.table["weight"][:] = 1
+    state, _ = run(EXECUTORS[name](), program)
+    np.testing.assert_allclose(state.params["w"], by_hand(program), atol=1e-5)
+
+
+@ALL
+def test_everything_that_comes_out_is_the_same_on_all_devices(name):
+    executor = EXECUTORS[name]()
+    steps, *arguments = prepare(executor, regression())
+    for x in jax.tree.leaves(steps(*arguments)):
+        assert x.is_fully_replicated
+
+
+@ALL
+def test_the_state_is_donated_and_the_program_keeps_its_own(name):
+    program = regression()
+    executor = EXECUTORS[name]()
+    steps, state, resident, index = prepare(executor, program)
+    after, _ = steps(state, resident, index)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((resident, after)))
+    np.testing.assert_array_equal(program.params["w"], np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["shard_map", "vmap 2", "vmap 8"])
+@pytest.mark.parametrize("where", ["state", "metrics"])
+def test_an_output_that_was_never_reduced_is_refused(name, where):
+    def fn(state, resident, batch):
+        mine = (batch * resident).sum()
+        if where == "state":
+            return mine, jax.lax.psum(mine, AXIS)
+        return state, mine
+
+    executor = EXECUTORS[name]()
+    compiled = executor.run(fn)
+    one = executor.place(jnp.float32(1))
+    with pytest.raises(ValueError):
+        compiled(one, one, executor.shard(np.arange(16.0)))
+
+
+@pytest.mark.parametrize("name", ["shard_map", "vmap 8"])
+def test_a_method_whose_metric_was_not_reduced_is_refused(name):
+    def loss(params, frozen, aux, batch, step):
+        total = objectives.mean((batch["rows"]["x"] @ params["w"]) ** 2, jnp.ones(2))
+        return total, {"local": batch["rows"]["y"].sum()}
+
+    steps, *arguments = prepare(EXECUTORS[name](), regression(loss=loss))
+    with pytest.raises((ValueError, TypeError)):
+        steps(*arguments)
+
+
+@ALL
+def test_a_batch_that_devices_do_not_divide_is_refused(name):
+    executor = EXECUTORS[name]()
+    if executor.devices == 1:
+        executor.shard(np.zeros((2, 7)), 1)
+        return
+    for array, axis in ((np.zeros(13), 0), (np.zeros((8, 7)), 1)):
+        with pytest.raises(UserError, match=f"{executor.devices} devices"):
+            executor.shard(array, axis)
+
+
+@ALL
+def test_the_batch_is_cut_in_the_order_of_the_devices(name):
+    executor = EXECUTORS[name]()
+    cut = np.asarray(executor.shard(np.arange(32).reshape(2, 16), 1))
+    assert cut.shape == (executor.devices, 2, 16 // executor.devices)
+    np.testing.assert_array_equal(np.concatenate(list(cut), axis=1)[0], np.arange(16))
+
+
+@ALL
+def test_random_keys_can_be_placed(name):
+    placed = EXECUTORS[name]().place({"key": jax.random.key(3), "x": np.arange(3)})
+    expected = jax.random.key_data(jax.random.key(3))
+    np.testing.assert_array_equal(jax.random.key_data(placed["key"]), expected)
+
+
+def test_the_table_of_executors_makes_those_of_its_names():
+    assert set(parallel.EXECUTORS) == {"pmap", "shard_map", "vmap"}
+    for name, make in parallel.EXECUTORS.items():
+        executor = make()
+        assert executor.name == name and executor.devices == jax.device_count() == 8
+    assert parallel.is_first()
+
+
+# --- the scan of steps ----------------------------------------------------------------
+
+
+def test_steps_after_the_end_change_nothing():
+    program = regression()
+    executor = parallel.vmap(2)
+    steps, state, resident, index = prepare(executor, program)
+    state, _ = steps(state, resident, index)
+    before = jax.device_get(state)
+    state, metrics = steps(state, resident, index)
+    assert not np.asarray(metrics["ran"]).any()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+
+
+def test_steps_in_one_scan_are_steps_one_by_one():
+    program = regression()
+    executor = parallel.vmap(2)
+    steps, state, resident, _ = prepare(executor, program)
+    for row in program.plan["rows"]:
+        index = {"rows": executor.shard(row[None], 1)}
+        state, _ = steps(state, resident, index)
+    together, _ = run(executor, program)
+    np.testing.assert_array_equal(state.params["w"], together.params["w"])
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"])
+def test_what_is_carried_along_is_refreshed_when_it_is_due(name):
+    def refresh(params, frozen, aux, table):
+        return {"seen": aux["seen"] + 1, "w": params["w"]}
+
+    program = regression(
+        aux={"seen": jnp.int32(0), "w": jnp.full(3, 9.0)},
+        refresh=refresh,
+        refresh_every=2,
+    )
+    state, _ = run(EXECUTORS[name](), program)
+    assert int(state.aux["seen"]) == 2  # before steps 0 and 2
+    first_two = program._replace(plan={"rows": program.plan["rows"][:2]})
+    np.testing.assert_allclose(state.aux["w"], by_hand(first_two), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"])
+def test_a_program_stops_itself_for_good(name):
+    program = regression(
+        aux=jnp.int32(0),
+        refresh=lambda params, frozen, aux, table: aux + 1,
+        stop=lambda aux: aux >= 2,
+    )
+    state, metrics = run(EXECUTORS[name](), program)
+    np.testing.assert_array_equal(metrics["ran"], [True, False, False])
+    assert int(state.step) == 1
+    first = program._replace(plan={"rows": program.plan["rows"][:1]})
+    np.testing.assert_allclose(state.params["w"], by_hand(first), atol=1e-5)

@@ -1,0 +1,207 @@
+"""Which rows are forgotten: every rule, and every rule that cannot be followed."""
+
+import numpy as np
+import problems
+import pytest
+
+from ccu_jax import unlearn_set
+from ccu_jax.errors import UserError
+
+RULES = ("random:0.01", "random:0.05", "random:0.3", "class:green", "ids")
+
+
+@pytest.fixture(scope="module", params=[1, 4], ids=["lone rows", "groups of 4"])
+def data(request):
+    data = problems.dataset(700, per_group=request.param, multi_label=True)
+    # In groups, half of the rows of every third group are green.
+    rows = np.arange(700)
+    rare = (rows // request.param % 3 == 0) & (rows % 4 < 2)
+    return data._replace(labels=np.where(rare[:, None], 1, data.labels * [1, 0, 1]))
+
+
+def draw(data, rule, seed=0, unseen=0.2):
+    return unlearn_set.draw(data, rule, seed, unseen)
+
+
+def write_ids(folder, ids):
+    path = folder / "ids.txt"
+    path.write_text("# forget these\n\n" + "".join(f"{i}  \n" for i in ids))
+    return f"ids:{path}"
+
+
+def some_ids(data, count=7):
+    return data.id[data.split == "train"][10 : 10 + 5 * count : 5]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_row_is_in_two_sets_and_no_group_is_split(data, rule, tmp_path):
+    if rule == "ids":
+        rule = write_ids(tmp_path, some_ids(data))
+    sets = draw(data, rule)
+    rows = np.concatenate(sets)
+    assert len(np.unique(rows)) == len(rows)
+    groups = [set(data.group[part]) for part in sets]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    for name in ("retain", "unlearn", "unseen"):
+        part = getattr(sets, name)
+        assert len(part) and (np.sort(part) == part).all()
+        assert (data.split[part] == "train").all()
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(
+            getattr(sets, split), np.flatnonzero(data.split == split)
+        )
+
+
+@pytest.mark.parametrize("rule", ["random:0.05", "ids"])
+def test_every_training_row_is_in_one_of_the_sets(data, rule, tmp_path):
+    if rule == "ids":
+        rule = write_ids(tmp_path, some_ids(data))
+    sets = draw(data, rule)
+    together = np.sort(np.concatenate([sets.retain, sets.unlearn, sets.unseen]))
+    np.testing.assert_array_equal(together, np.flatnonzero(data.split == "train"))
+
+
+def test_the_sets_have_the_sizes_that_were_asked_for(data):
+    train = (data.split == "train").sum()
+    sets = draw(data, "random:0.1", unseen=0.2)
+    slack = 4  # no group is split
+    assert 0 <= len(sets.unseen) - round(0.2 * train) < slack
+    trained = len(sets.retain) + len(sets.unlearn)
+    assert 0 <= len(sets.unlearn) - round(0.1 * trained) < slack
+
+
+def test_one_percent_is_a_prefix_of_five_percent(data):
+    def lines(rule, unseen=0.2):
+        text = unlearn_set.describe(data, draw(data, rule, unseen=unseen), 0, rule)
+        return [line for line in text.splitlines() if not line.startswith("#")]
+
+    one, five = lines("random:0.01"), lines("random:0.05")
+    assert 0 < len(one) < len(five)
+    assert five[: len(one)] == one
+    # However many rows are kept apart.
+    assert lines("random:0.01", unseen=0.4) == five[: len(lines("random:0.01", 0.4))]
+    np.testing.assert_array_equal(
+        draw(data, "random:0.01").unseen, draw(data, "random:0.05").unseen
+    )
+
+
+def test_another_seed_forgets_other_rows_and_the_same_seed_the_same(data):
+    first, again, other = (draw(data, "random:0.1", seed) for seed in (0, 0, 1))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(first.unlearn) != set(other.unlearn)
+    assert set(first.unseen) != set(other.unseen)
+
+
+def test_the_order_of_the_rows_in_the_data_does_not_matter(data):
+    turned = data._replace(
+        **{
+            name: getattr(data, name)[::-1]
+            for name in ("id", "group", "split", "labels")
+        }
+    )
+    for name in ("retain", "unlearn", "unseen"):
+        before = getattr(draw(data, "random:0.1"), name)
+        after = getattr(draw(turned, "random:0.1"), name)
+        assert set(data.id[before]) == set(turned.id[after])
+
+
+def test_a_class_is_forgotten_as_a_whole_and_controlled_by_its_own(data):
+    sets = draw(data, "class:green")
+    column = data.classes.index("green")
+    groups = {g for g in set(data.group) if data.labels[data.group == g, column].any()}
+    assert set(data.group[sets.unlearn]) <= groups
+    assert set(data.group[sets.unseen]) <= groups
+    assert not data.labels[sets.retain, column].any()
+    assert data.labels[sets.unlearn, column].any()
+
+
+def test_every_listed_id_is_found_exactly_once(data, tmp_path):
+    ids = some_ids(data)
+    sets = draw(data, write_ids(tmp_path, ids))
+    found = data.id[sets.unlearn]
+    assert all((found == i).sum() == 1 for i in ids)
+    # Nothing comes with them but the rest of their groups.
+    where = np.isin(data.id, ids)
+    assert set(data.group[sets.unlearn]) == set(data.group[where])
+
+
+@pytest.mark.parametrize("rule", ["random:0.05", "class:green"])
+def test_a_described_set_can_be_read_back(data, rule, tmp_path):
+    sets = draw(data, rule, seed=3)
+    path = tmp_path / "ids.txt"
+    path.write_text(unlearn_set.describe(data, sets, 3, rule))
+    again = draw(data, f"ids:{path}", seed=3)
+    np.testing.assert_array_equal(again.unlearn, sets.unlearn)
+    if rule.startswith("random"):
+        for a, b in zip(again, sets, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "rule, named",
+    [
+        ("class:purple", "class:purple.*red, green, blue"),
+        ("random:0", "random:0:"),
+        ("random:1", "random:1:"),
+        ("random:-0.2", "random:-0.2"),
+        ("random:nan", "random:nan"),
+        ("random:few", "random:few"),
+        ("random:", "'random:'"),
+        ("random", "'random'"),
+        ("", "''"),
+        ("all:0.1", "all:0.1"),
+        ("ids:/nowhere/ids.txt", "/nowhere/ids.txt"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_refused_by_name(data, rule, named):
+    with pytest.raises(UserError, match=named):
+        draw(data, rule)
+
+
+@pytest.mark.parametrize("unseen", [0.0, 1.0, -0.1, float("nan")])
+def test_a_bad_share_of_unseen_rows_is_refused(data, unseen):
+    with pytest.raises(UserError, match=f"unlearn.unseen={unseen}"):
+        draw(data, "random:0.1", unseen=unseen)
+
+
+def test_ids_that_cannot_be_forgotten_are_refused_by_name(data, tmp_path):
+    train = data.id[data.split == "train"]
+    test = data.id[data.split == "test"][0]
+    for ids, named in (
+        ([train[0], "nobody"], "'nobody'"),
+        ([train[3], train[4], train[3]], f"'{train[3]}' more than once"),
+        ([train[0], test], f"'{test}'.*test"),
+        ([], "nothing to forget"),
+        (train, "every training row"),
+    ):
+        with pytest.raises(UserError, match=named):
+            draw(data, write_ids(tmp_path, ids))
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="bytes.txt"):
+        draw(data, f"ids:{tmp_path / 'bytes.txt'}")
+
+
+def test_long_lists_of_wrong_ids_are_cut_short(data, tmp_path):
+    with pytest.raises(UserError, match="and 17 more"):
+        draw(data, write_ids(tmp_path, [f"wrong{i}" for i in range(20)]))
+
+
+def test_everything_and_nothing_are_refused(data):
+    with pytest.raises(UserError, match="every training row"):
+        draw(data, "random:0.99999")
+    everywhere = data._replace(labels=np.ones_like(data.labels))
+    with pytest.raises(UserError, match="class:red.*every training row"):
+        draw(everywhere, "class:red")
+    nowhere = data._replace(labels=data.labels * [0, 1, 1])
+    with pytest.raises(UserError, match="class:red.*nothing to forget"):
+        draw(nowhere, "class:red")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_data_without_an_evaluation_set_are_refused(data, split):
+    left = data.split != split
+    names = ("id", "group", "split", "labels")
+    data = data._replace(**{name: getattr(data, name)[left] for name in names})
+    with pytest.raises(UserError, match=f"the {split} set is empty"):
+        draw(data, "random:0.1")

@@ -12,6 +12,7 @@ import errno
 import os
 import pathlib
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -41,6 +42,7 @@ A run that was stopped goes on when the same command is given again.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NPROC = "32"
+_STOPPED = "stopped; the same command goes on from here"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         message = str(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print(_STOPPED, file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
@@ -307,8 +309,25 @@ def _disk(error: BaseException | None) -> str | None:
     return None
 
 
+def _stop(*_) -> NoReturn:
+    """Ends the process at Ctrl-C, at once.
+
+    Not by an exception: one that comes up inside of a library may be swallowed there,
+    become an ImportError, or crash threads that are still at work. What is on the disk
+    is whole at any moment.
+    """
+    with contextlib.suppress(Exception):  # it may just be writing
+        sys.stdout.flush()
+    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+    os.write(2, f"{show_cursor}{_STOPPED}\n".encode())
+    os._exit(130)
+
+
 def _leave() -> NoReturn:
     """Runs `main` and ends the process."""
+    # Where it is ignored (nohup), or somebody else's, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
     if "--multihost" not in sys.argv:
         sys.exit(main())
     try:

@@ -104,7 +104,12 @@ def config(**sections) -> Config:
         "scrub": Scrub(epochs=2, max_epochs=1, **batches),
         "ccu": Ccu(steps=3, unlearn_batch=8, check_every=1, stop=False, **batches),
         "ccu_plus": CcuPlus(
-            steps=3, unlearn_batch=8, refresh_every=2, retention=0.5, **batches
+            steps=3,
+            unlearn_batch=8,
+            held_batch=8,
+            refresh_every=2,
+            shrink=0.4,
+            **batches,
         ),
         "run": Run(steps_per_call=2, evaluate_batch=32),
     }

@@ -323,7 +323,7 @@ def test_prepared_data_need_no_tensorflow_and_preparing_says_that_it_does(tmp_pa
 
     missing = run("without")
     assert "UserError" in missing.stderr
-    assert "pip install 'ccu_jax[data]'" in missing.stderr
+    assert "pip install tensorflow-cpu tensorflow-datasets" in missing.stderr
     first, second, third = run("with"), run("with"), run("without")
     assert first.stderr == second.stderr == third.stderr == ""
     fingerprint = first.stdout.split()[0]

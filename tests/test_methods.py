@@ -1,5 +1,6 @@
 """Every method x every property that all of them must have."""
 
+import collections
 import functools
 
 import jax
@@ -20,8 +21,8 @@ from ccu_jax.step import Program, _rows, make_steps, start_state
 # The tail methods; all others train every part.
 TAIL_METHODS = ("ccu", "ccu_plus")
 # The rest are built of the same losses: they are run with the slow tests.
-QUICK = ("original", "scrub", *TAIL_METHODS)
-KINDS = (*QUICK, "neggrad_plus")
+QUICK = ("original", *TAIL_METHODS)
+KINDS = (*QUICK, "neggrad_plus", "scrub")
 EVERY = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
     for name in METHODS
@@ -47,20 +48,22 @@ def bench():
     return problem, Loop(problem.config.run, problem.executor, no_complaints)
 
 
-class Counted:
-    """A method whose loss counts how often it is traced."""
+TRACES = collections.Counter()
 
-    def __init__(self, method):
-        self.method, self.traces = method, 0
 
-    def __call__(self, problem):
-        program = self.method(problem)
+def counted(name):
+    """A method of the table whose loss counts how often it is traced."""
+
+    def method(problem):
+        program = METHODS[name](problem)
 
         def loss(*args):
-            self.traces += 1
+            TRACES[name] += 1
             return program.loss(*args)
 
         return program._replace(loss=loss)
+
+    return method
 
 
 def run(name, *, seed=0, folder, changes=None, loop=None, **fields):
@@ -69,10 +72,10 @@ def run(name, *, seed=0, folder, changes=None, loop=None, **fields):
     if changes:
         problem = problem._replace(config=problems.config(**changes))
     problem = problem._replace(seed=seed, **fields)
-    counted = Counted(METHODS[name])
-    outcome = (loop or shared).run(name, counted, problem, folder / "none", Quiet())
+    method = METHODS[name] if loop else counted(name)
+    outcome = (loop or shared).run(name, method, problem, folder / "none", Quiet())
     assert outcome.diverged is None
-    return outcome, counted.traces, problem
+    return outcome, problem
 
 
 def same(a, b):
@@ -85,7 +88,7 @@ def same(a, b):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_run_changes_what_it_trains_and_nothing_else(name, tmp_path):
     original = jax.device_get(bench()[0].params)
-    outcome, _, problem = run(name, folder=tmp_path)
+    outcome, problem = run(name, folder=tmp_path)
     trained = set(TAIL) if name in TAIL_METHODS else set(original)
     assert set(outcome.params) == trained
     # The original is used again by the next method.
@@ -120,13 +123,13 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_program_is_traced_once_for_all_its_steps_and_seeds(name, tmp_path):
+def test_a_program_is_traced_once_for_all_its_calls_and_seeds(name, tmp_path):
     problem, _ = bench()
-    loop = Loop(problem.config.run, problem.executor, no_complaints)
-    # More than two calls of the compiled steps, the last of them not full.
-    assert problem.config.run.steps_per_call * 1 < METHODS[name](problem).steps
-    assert run(name, folder=tmp_path, loop=loop)[1] == 1
-    assert run(name, seed=1, folder=tmp_path, loop=loop)[1] == 0
+    # Two calls of the compiled steps at least, the last of them not always full.
+    assert problem.config.run.steps_per_call < METHODS[name](problem).steps
+    for seed in (0, 1, 2):
+        run(name, seed=seed, folder=tmp_path)
+    assert TRACES[name] == 1  # in all tests of this file together
 
 
 @pytest.mark.slow
@@ -135,7 +138,7 @@ def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
     still = {section: {"learning_rate": 0.0} for section in LEARNERS}
     problem, _ = bench()
     loop = Loop(problem.config.run, problem.executor, no_complaints)
-    outcome, _, problem = run(name, folder=tmp_path, changes=still, loop=loop)
+    outcome, problem = run(name, folder=tmp_path, changes=still, loop=loop)
     if name in REFERENCES:
         expected = problem.model.init(problem.key("init"))
     else:
@@ -248,7 +251,7 @@ def test_ccu_stops_by_its_rule_and_only_when_it_is_asked_to(tmp_path):
     assert same(outcome.params, {part: problem.params[part] for part in TAIL})
 
     remembered = told_apart(sets.unlearn, sets.validation)
-    outcome, _, changed = solve(table=remembered)
+    outcome, changed = solve(table=remembered)
     accuracy = functools.partial(image_accuracy, changed)
     assert accuracy(problem.params, sets.unlearn) == 1
     assert accuracy(problem.params, sets.validation) == 0
@@ -267,7 +270,7 @@ def test_ccu_stops_by_its_rule_and_only_when_it_is_asked_to(tmp_path):
 
 WEIGHTS = {
     "ccu": ("inverse", "pair", "retention", "separation"),
-    "ccu_plus": ("match", "classify", "retention", "pair", "separation"),
+    "ccu_plus": ("match", "classify", "retention", "hold", "pair", "separation"),
 }
 
 
@@ -491,7 +494,7 @@ def test_the_loop_runs_on_all_devices(tmp_path):
     method = METHODS["ccu_plus"]
     outcome = loop.run("ccu_plus", method, problem, tmp_path / "none", Quiet())
     assert outcome.steps == 3 and outcome.diverged is None
-    expected, _, other = run("ccu_plus", folder=tmp_path)
+    expected, other = run("ccu_plus", folder=tmp_path)
     rows = problem.sets.test
     found, expected = (
         p.forward.outputs({**p.params, **o.params}, p.table, rows)
@@ -524,7 +527,7 @@ PLANTED = {
     "model": {"image_width": 32, "text_width": 16, "dropout": 0.0},
     "train": {"epochs": 60, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
     | PLAIN,
-    "ccu_plus": {"steps": 120, "batch": 64, "unlearn_batch": 32, "retention": 0.0},
+    "ccu_plus": {"steps": 120, "batch": 64, "unlearn_batch": 32, "held_batch": 32},
     "run": {"steps_per_call": 40},
 }
 
@@ -545,8 +548,8 @@ def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_pat
         )
     before, after = (audit.attack_auc(outputs) for outputs in solved.values())
     for view in ("image", "fused", "pair"):
-        assert before[view] > 0.78, view
-        assert 0.32 < after[view] < 0.68, view
+        assert before[view] > 0.8, view
+        assert 0.3 < after[view] < 0.72, view
     np.testing.assert_array_equal(
         solved["ccu_plus"].logits["text"], solved["original"].logits["text"]
     )

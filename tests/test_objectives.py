@@ -119,6 +119,8 @@ def compiled(name, multi_label, devices):
 
 def measured(name, x, *, multi_label=False, devices=1):
     """Value and gradient of an objective over so many devices."""
+    # The contrasts are not told: what they make of the labels is the same for both.
+    multi_label &= name in ("cross_entropy", "divergence", "retention")
     rows = np.arange(len(x["said"])).reshape(devices, -1)
     value, gradient = compiled(name, multi_label, devices)(x, (), rows)[1]
     return float(value), jax.tree.map(np.asarray, gradient)
@@ -438,14 +440,17 @@ def test_places_among_other_values_are_counted_with_ties_half():
     np.testing.assert_allclose(found, np.array([0.5, 2.5, 4.5]) / 5, rtol=1e-6)
 
 
-def test_crossed_scores_of_a_row_come_from_a_ridge_without_its_fold():
+def test_left_out_scores_of_a_row_come_from_a_ridge_without_it():
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(20, 4)), rng.random((20, CLASSES))
-    scores = targets.crossed(jnp.array(x), jnp.array(y), 0.5)
-    for fold in range(5):
-        mine = np.arange(20) % 5 == fold
-        predict = targets.ridge(jnp.array(x[~mine]), jnp.array(y[~mine]), 0.5)
-        np.testing.assert_allclose(scores[mine], predict(x[mine]), atol=1e-5)
+    penalty = 0.5 * ((x - x.mean(0)) ** 2).sum() / 4  # that of all rows
+    _, scores = targets.ridge(jnp.array(x), jnp.array(y), 0.5)
+    for row in range(20):
+        a, b = np.delete(x, row, 0), np.delete(y, row, 0)
+        c = a - a.mean(0)
+        weight = np.linalg.solve(c.T @ c + penalty * np.eye(4), c.T @ (b - b.mean(0)))
+        expected = (x[row] - a.mean(0)) @ weight + b.mean(0)
+        np.testing.assert_allclose(scores[row], expected, atol=1e-5)
 
 
 def test_the_ridge_is_the_closed_form():
@@ -455,7 +460,7 @@ def test_the_ridge_is_the_closed_form():
     gram = centred.T @ centred
     inverse = np.linalg.inv(gram + 0.5 * np.trace(gram) / 6 * np.eye(6))
     expected = (new - x.mean(0)) @ inverse @ centred.T @ (y - y.mean(0)) + y.mean(0)
-    predict = targets.ridge(jnp.array(x), jnp.array(y), 0.5)
+    predict, _ = targets.ridge(jnp.array(x), jnp.array(y), 0.5)
     np.testing.assert_allclose(predict(new), expected, atol=1e-5)
 
 
@@ -463,9 +468,12 @@ def test_hits_and_margins_by_hand():
     scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
     several = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]])
     np.testing.assert_allclose(targets.hits(scores, several), [0.5, 1, 0])
-    np.testing.assert_allclose(
-        targets.margin(scores, several, multi_label=True), [0.5, 1.0, -0.6], atol=1e-6
-    )
+    # Of several labels: the confidence, with scores as probabilities of 0.02 to 0.98.
+    expected = confidence_of(scores, np.asarray(several), multi_label=True)
+    found = targets.margin(scores, several, multi_label=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    sure = targets.margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
+    np.testing.assert_allclose(sure, -np.log(-2 * np.log(0.98)), rtol=1e-4)
     one = jnp.eye(3)
     np.testing.assert_allclose(
         targets.margin(scores, one, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6

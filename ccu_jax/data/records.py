@@ -83,8 +83,8 @@ def import_tensorflow() -> tuple[Any, Any]:
     except ImportError as error:
         raise UserError(
             f"preparing this data set needs TensorFlow and TFDS ({error}): "
-            "pip install 'ccu_jax[data]', or prepare it on another machine and copy "
-            "that run's data/ folder into the workdir"
+            "pip install tensorflow-cpu tensorflow-datasets, or prepare it on another "
+            "machine and copy that run's data/ folder into the workdir"
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")

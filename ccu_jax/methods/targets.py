@@ -50,33 +50,31 @@ def confidence(logits, labels, *, multi_label):
     return -jnp.log(jnp.maximum(-total, SMALL))
 
 
-def ridge(features_RxF, labels_RxK, strength, weight_R=None):
-    """Retain-only predictor: `predict(features [N, F]) -> scores [N, K]` near 0..1.
+def ridge(features_RxF, labels_RxK, strength):
+    """Retain-only predictor, and what it would say of its own rows without them.
 
-    `strength` is relative to the mean eigenvalue of the features' covariance; rows
-    count with their weight.
+    `strength` is relative to the mean eigenvalue of the features' covariance.
+
+    Returns:
+        `predict(features [N, F]) -> scores [N, K]` near 0..1, and the scores `[R, K]`
+        of each retained row by the ridge fitted on all the others: leaving a row out
+        divides its error by one minus its leverage (Cook & Weisberg 1982).
     """
-    w = jnp.ones(len(features_RxF)) if weight_R is None else weight_R
-    mean_F, prior_K = w @ features_RxF / w.sum(), w @ labels_RxK / w.sum()
+    mean_F, prior_K = features_RxF.mean(0), labels_RxK.mean(0)
     a = features_RxF - mean_F
-    gram = (a * w[:, None]).T @ a
+    gram = a.T @ a
     size = gram.shape[0]
     gram += strength * jnp.trace(gram) / size * jnp.eye(size)
-    aim = (a * w[:, None]).T @ (labels_RxK - prior_K)
-    weight = jax.scipy.linalg.solve(gram, aim, assume_a="pos")
-    return lambda x: (x - mean_F) @ weight + prior_K
+    both = jnp.concatenate([a.T @ (labels_RxK - prior_K), a.T], axis=1)
+    solved = jax.scipy.linalg.solve(gram, both, assume_a="pos")
+    weight, inverse = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
 
+    def predict(x):
+        return (x - mean_F) @ weight + prior_K
 
-def crossed(features_RxF, labels_RxK, strength, folds=5):
-    """Scores `[R, K]` of each retained row by a ridge that was not fitted on it."""
-    fold_R = jnp.arange(len(features_RxF)) % folds
-
-    def one(fold):
-        mine = fold_R == fold
-        predict = ridge(features_RxF, labels_RxK, strength, 1.0 - mine)
-        return predict(features_RxF) * mine[:, None]
-
-    return jax.lax.map(one, jnp.arange(folds)).sum(0)
+    leverage = jnp.sum(a * inverse.T, axis=1, keepdims=True) + 1 / len(a)
+    left_out = labels_RxK - (labels_RxK - predict(features_RxF)) / (1 - leverage)
+    return predict, left_out
 
 
 def share_below(x_N, of_M):
@@ -161,13 +159,12 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
         strength: of the ridge.
         multi_label: whether rows have several labels.
     """
-    predict = ridge(r["pooled"], r["labels"], strength)
+    predict, score_r = ridge(r["pooled"], r["labels"], strength)
     score_u, score_v = predict(u["pooled"]), predict(v["pooled"])
-    score_r = crossed(r["pooled"], r["labels"], strength)
     kind = {"multi_label": multi_label}
     key = jax.random.split(key)
     # The trunk has seen unlearn and retain rows and remembers them a little: margins of
-    # forgotten rows are read on the scale of retained rows that the ridge has not seen,
+    # forgotten rows are read on the scale of retained rows that the ridge leaves out,
     # and carried over to that of held-out rows. How hard the forgotten rows are, in
     # comparison, is kept.
     m_v = margin(score_v, v["labels"], **kind)

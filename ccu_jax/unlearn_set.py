@@ -46,7 +46,7 @@ def draw(data, rule: str, seed: int, unseen: float) -> Sets:
     Args:
         data: a `ccu_jax.data.Dataset`.
         rule: `random:SHARE` of the training rows, `class:NAME`, or `ids:FILE` with one
-            id a line (`#` starts a comment).
+            id a line (a hash sign and a space start a comment).
         seed: of the order.
         unseen: share of the training rows that is kept apart.
 
@@ -149,11 +149,12 @@ def _has_class(data, rows, name):
 
 def _listed_groups(data, path):
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
     ids = [line.strip() for line in lines]
-    ids = [i for i in ids if i and not i.startswith("#")]
+    # An id may itself begin with a hash sign: a comment has a space after it.
+    ids = [i for i in ids if i and not f"{i} ".startswith("# ")]
     twice = [i for i, times in collections.Counter(ids).items() if times > 1]
     if twice:
         raise UserError(

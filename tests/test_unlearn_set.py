@@ -205,3 +205,13 @@ def test_data_without_an_evaluation_set_are_refused(data, split):
     data = data._replace(**{name: getattr(data, name)[left] for name in names})
     with pytest.raises(UserError, match=f"the {split} set is empty"):
         draw(data, "random:0.1")
+
+
+def test_an_id_that_begins_with_a_hash_sign_is_an_id(tmp_path):
+    data = problems.dataset()
+    data = data._replace(id=np.array([f"#{i}" for i in data.id]))
+    sets = unlearn_set.draw(data, "random:0.2", 1, 0.2)
+    path = tmp_path / "ids.txt"
+    path.write_text(unlearn_set.describe(data, sets, 1, "random:0.2"))
+    again = unlearn_set.draw(data, f"ids:{path}", 1, 0.2)
+    np.testing.assert_array_equal(again.unlearn, sets.unlearn)

@@ -94,10 +94,10 @@ def _held_plan(problem: Problem, cached: Cache, config):
 
 
 def _adam(config):
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps)),
-    )
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    # Retention has no gradient where the model still is the original: with Adam's usual
+    # epsilon the rounding noise there, which differs between devices, becomes a step.
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, eps=1e-5))
 
 
 def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):

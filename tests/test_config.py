@@ -157,9 +157,9 @@ def test_a_value_of_a_related_type_is_refused(value, kind):
 def test_overrides_are_applied_in_order_and_leave_the_rest_alone():
     plain = configs.load("tiny")
     config = configs.load(
-        "tiny", ["train.epochs=3", " train.epochs = 4 ", "seeds=5,6", "data.dir=a=b"]
+        "tiny", ["train.epochs=3", " train.epochs = 7 ", "seeds=5,6", "data.dir=a=b"]
     )
-    assert (config.train.epochs, config.seeds, config.data.dir) == (4, (5, 6), "a=b")
+    assert (config.train.epochs, config.seeds, config.data.dir) == (7, (5, 6), "a=b")
     changed = configs.difference(configs.to_json(plain), configs.to_json(config))
     assert set(changed) == {"data.dir", "train.epochs", "seeds"}
 

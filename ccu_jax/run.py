@@ -5,6 +5,7 @@ of the same kind. A finished stage is skipped; one that was cut off goes on from
 last checkpoint and ends with the same bits.
 """
 
+import functools
 import json
 import pathlib
 import platform
@@ -69,6 +70,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
     methods = list(dict.fromkeys(("original", *config.methods)))
     _check(config, methods)
+    _commit()
     _refuse(config, workdir)
     reporter = report.Reporter(workdir, is_first())
     try:
@@ -342,6 +344,7 @@ def _rows(workdir) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["seed"], place.index(row["method"])))
 
 
+@functools.cache  # asked once, at the start: the checkout may change during a run
 def _commit() -> str | None:
     """The commit of the source that runs, with a + where it was changed since."""
     here = pathlib.Path(__file__).parent

@@ -48,6 +48,8 @@ def square(data: bytes, size: int, trim: bool = False) -> np.ndarray:
     from PIL import Image
 
     with _opened(data) as image:
+        # Before decoding: at a fraction of its size the ratio is rounded.
+        width, height = fitted(*image.size, size)
         # A JPEG can be decoded at a fraction of its size: much faster, less memory.
         image.draft(None, fitted(*image.size, (8 if trim else 2) * size))
         try:
@@ -57,7 +59,7 @@ def square(data: bytes, size: int, trim: bool = False) -> np.ndarray:
             raise Unusable("picture damaged") from error
     if trim:
         image = image.crop(_content(image))
-    width, height = fitted(*image.size, size)
+        width, height = fitted(*image.size, size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(image, ((size - width) // 2, (size - height) // 2))

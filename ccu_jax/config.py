@@ -180,7 +180,16 @@ class Config:
     ccu: Ccu = field(default_factory=Ccu)
     ccu_plus: CcuPlus = field(default_factory=CcuPlus)
     run: Run = field(default_factory=Run)
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = (
+        "original",
+        "retrain",
+        "retrain_visual",
+        "finetune",
+        "neggrad_plus",
+        "scrub",
+        "ccu",
+        "ccu_plus",
+    )
     seeds: tuple[int, ...] = (0,)
 
 

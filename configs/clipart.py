@@ -31,14 +31,4 @@ config = Config(
         zoom=0.1,
         tint=0.05,
     ),
-    methods=(
-        "original",
-        "retrain",
-        "retrain_visual",
-        "finetune",
-        "neggrad_plus",
-        "scrub",
-        "ccu",
-        "ccu_plus",
-    ),
 )

@@ -34,14 +34,4 @@ config = Config(
         zoom=0.0,
         tint=0.0,
     ),
-    methods=(
-        "original",
-        "retrain",
-        "retrain_visual",
-        "finetune",
-        "neggrad_plus",
-        "scrub",
-        "ccu",
-        "ccu_plus",
-    ),
 )

@@ -35,14 +35,4 @@ config = Config(
     scrub=Scrub(epochs=2, max_epochs=1, batch=64),
     ccu=Ccu(steps=16),
     ccu_plus=CcuPlus(steps=16),
-    methods=(
-        "original",
-        "retrain",
-        "retrain_visual",
-        "finetune",
-        "neggrad_plus",
-        "scrub",
-        "ccu",
-        "ccu_plus",
-    ),
 )

@@ -21,7 +21,7 @@ class Program(NamedTuple):
         params: the parts of the classifier that it trains.
         frozen: the other parts, used and never changed.
         loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None
-        where
+            where
             `params` are already the result. `batch` maps each name of `plan` to rows of
             `table` with a random key per row (`key`); scalars are means over all
             devices.

@@ -153,7 +153,7 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
 
     Args:
         u, v, r: rows with `pooled` trunk features `[N, F]`, `labels`, and the
-        original's
+            original's
             logits `image`, `text`, `fused` `[N, K]`.
         key: for the part of the ranks that the features do not explain.
         strength: of the ridge.

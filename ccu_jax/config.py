@@ -49,13 +49,13 @@ class Model:
 
     patch: int = 8  # pixels
     image_width: int = 128
-    image_depth: int = 4
-    text_width: int = 128
-    text_depth: int = 2
+    image_depth: int = 2
+    text_width: int = 96
+    text_depth: int = 1
     heads: int = 4
     embed: int = 64  # the space that pictures and texts share
     tail_blocks: int = 1  # last visual blocks, trained by methods on cached features
-    dropout: float = 0.1
+    dropout: float = 0.4  # of the features behind both towers
     dtype: str = "float32"  # of the arithmetic: float32 or bfloat16
 
 
@@ -64,12 +64,12 @@ class Train:
     """How the original and both retrained references are trained."""
 
     epochs: int = 40
-    batch: int = 128
-    learning_rate: float = 1e-3
+    batch: int = 64
+    learning_rate: float = 2e-3
     text_rate: float = 1.0  # the text branch's learning rate, relative
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.05
-    modality_dropout: float = 0.2  # rows whose picture (or text) is hidden in fusion
+    modality_dropout: float = 0.3  # rows whose picture (or text) is hidden in fusion
     word_dropout: float = 0.1
     shift: int = 4  # largest random shift, pixels
     flip: bool = True
@@ -137,21 +137,23 @@ class Ccu:
 class CcuPlus:
     """The closed-loop form; every objective can be switched off with a weight of 0."""
 
-    steps: int = 80
+    steps: int = 130
     batch: int = 64
     unlearn_batch: int = 48
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     temperature: float = 0.2
-    shrink: float = 0.6  # share of the original's tail that is kept, the rest is fresh
-    match: float = 12.0  # (a) towards what held-out rows look like, image and fused
+    shrink: float = 1.0  # share of the original's tail that is kept, the rest is fresh
+    match: float = 1.0  # (a) towards the targets, image and fused
+    level: float = 2.0  # (a) likewise, their confidence alone
     classify: float = 1.0  # task loss on retain rows
-    retention: float = 1.0  # (b)
-    hold: float = 1.0  # (b) on held-out rows, whose labels it does not look at
+    retention: float = 8.0  # (b)
+    hold: float = 8.0  # (b) on held-out rows, whose labels it does not look at
     held_batch: int = 32  # of these
     pair: float = 3.0  # (a) dissociation of picture and own text
-    separation: float = 1.0  # (c)
+    separation: float = 0.3  # (c)
     retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
     refresh_every: int = 8  # steps between new targets
+    gain: float = 0.5  # how fast targets are corrected by what came of them
     ridge: float = 3.0  # strength of the ridge, relative to the mean eigenvalue
 
 

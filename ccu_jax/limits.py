@@ -44,6 +44,7 @@ _SHARE = Limit(0, 1)
 LIMITS = {
     "batch": _COUNT,
     "unlearn_batch": _COUNT,
+    "held_batch": _COUNT,
     "steps": _COUNT,
     "check_every": _COUNT,
     "refresh_every": _COUNT,

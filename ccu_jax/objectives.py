@@ -171,6 +171,20 @@ def pair_dissociation(
     return mean(excess_B**2, weight_u * (count_B > 0))
 
 
+def level(value_B, target_B, weight_B):
+    """Bring a value of each row to its target (Huber 1964): mean of
+
+        d^2 / 2 where |d| <= 1, else |d| - 1/2,  d = value - sg(target)
+
+    For confidences that an attack reads: a cross-entropy near zero hardly tells a sure
+    row from a very sure one.
+    """
+    chex.assert_equal_shape([value_B, target_B])
+    apart_B = jnp.abs(value_B - jax.lax.stop_gradient(target_B))
+    near_B = jnp.minimum(apart_B, 1.0)
+    return mean(near_B * (apart_B - near_B / 2), weight_B)
+
+
 # --- CCU: (b) cross-modal retention ---------------------------------------------------
 
 

@@ -14,9 +14,9 @@ ORDER = tuple(
 REFERENCE = "retrain_visual"
 VIEWS = ("image", "text", "fused")
 SETS = ("retain", "unlearn", "unseen", "validation", "test")
-# Two attack AUCs closer than this are called equal: about two standard errors of an
-# AUC on a few hundred rows.
-ATTACK_TOLERANCE = 0.05
+# How far from the reference's an attack AUC may be. The AUC of fewer than a hundred
+# rows has a standard error of .03 and more by itself.
+TOLERANCE, TOLERANCE_OF_FEW, FEW = 0.03, 0.05, 100
 DASH = "–"
 LOUD = {
     "sample": "Sample edition: generated from clip art in the official format; "
@@ -276,12 +276,14 @@ def _checks(groups: dict) -> list[Note]:
         )
 
     found = []
+    few = any(number(row, "unlearn_set", "count") < FEW for row in mine.values())
+    tolerance = TOLERANCE_OF_FEW if few else TOLERANCE
     for view in ("image", "fused"):
         ours, theirs = means(lambda row, view=view: auc(row, view))
         gap = abs(ours - theirs)
-        claim = f"{view} attack AUC is within {ATTACK_TOLERANCE} of {REFERENCE}'s"
+        claim = f"{view} attack AUC is within {tolerance} of {REFERENCE}'s"
         numbers = f"{ours:.3f} and {theirs:.3f}, {gap:.3f} apart"
-        found.append(_check(claim, gap <= ATTACK_TOLERANCE, numbers, gap))
+        found.append(_check(claim, gap <= tolerance, numbers, gap))
     kept = [row.get("text_unchanged") is True for row in mine.values()]
     claim = "text scores of the unlearn set are unchanged to the bit"
     measured = math.nan if text_kept(mine) == DASH else 0.0

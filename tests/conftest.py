@@ -4,7 +4,11 @@ import os
 
 # All of this is read once, when JAX or TensorFlow starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8"
+    # Compiling is most of the work here; programs this small need no optimising.
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 # More threads than devices: else devices that wait for each other starve on two cores.
 os.environ["NPROC"] = "32"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

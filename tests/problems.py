@@ -1,20 +1,12 @@
 """Tiny problems in memory: rows, a configuration, a model and everything about them."""
 
 import dataclasses
-import os
 
-# Compiling is most of the work of these tests; programs this small need no optimising.
-# Read when JAX first looks for devices, which is after all test files are imported.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from ccu_jax import models, unlearn_set  # noqa: E402
-from ccu_jax.config import (  # noqa: E402
+from ccu_jax import models, unlearn_set
+from ccu_jax.config import (
     Ccu,
     CcuPlus,
     Config,
@@ -25,9 +17,9 @@ from ccu_jax.config import (  # noqa: E402
     Scrub,
     Train,
 )
-from ccu_jax.data import Dataset  # noqa: E402
-from ccu_jax.evaluate import Forward  # noqa: E402
-from ccu_jax.methods import Problem  # noqa: E402
+from ccu_jax.data import Dataset
+from ccu_jax.evaluate import Forward
+from ccu_jax.methods import Problem
 
 SIDE, LENGTH, WORDS, CLASSES = 8, 5, 12, 3
 TABLE = ("image", "text", "labels", "has_image", "has_text")

@@ -39,8 +39,10 @@ KILLS = 8
 def environment(**more):
     """The environment of a run: no simulated devices, everything compiled is kept."""
     env = dict(os.environ)
-    for name in ("XLA_FLAGS", "NPROC", "PYTEST_CURRENT_TEST"):
+    for name in ("NPROC", "PYTEST_CURRENT_TEST"):
         env.pop(name, None)
+    flags = env["XLA_FLAGS"].split()
+    env["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
     env |= {
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "error",

@@ -29,8 +29,6 @@ config = Config(
 )
 """
 METHODS = ("original", "ccu_plus")
-# Nearly all the time is compiling, for each number of devices anew: less of it.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def config(tmp_path_factory):
 def alone(config, tmp_path_factory):
     """The workdir of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    launched("--config", config, "--workdir", workdir, XLA_FLAGS=FLAGS)
+    launched("--config", config, "--workdir", workdir)
     return workdir
 
 
@@ -52,7 +50,7 @@ def _start(processes, devices, *argv):
     return subprocess.Popen(
         ["bash", ROOT / "launch/local.sh", str(processes), str(devices)]
         + [str(arg) for arg in argv],
-        env=environment(VIRTUAL_ENV=sys.prefix, XLA_FLAGS=FLAGS),
+        env=environment(VIRTUAL_ENV=sys.prefix),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

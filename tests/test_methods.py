@@ -179,12 +179,15 @@ def test_the_rows_of_each_method_are_those_it_may_learn_from():
     assert set(plan["unlearn"].ravel()) <= {*sets.unlearn}
     for name in TAIL_METHODS:
         program = METHODS[name](problem)
-        u, v = len(sets.unlearn), len(sets.unlearn) + len(sets.validation)
+        # Of held-out and retained rows only those with a picture are looked at.
+        has = np.asarray(problem.table["has_image"])
+        held, retain = (x[has[x]] for x in (sets.validation, sets.retain))
+        u, v = len(sets.unlearn), len(sets.unlearn) + len(held)
         assert set(program.plan["unlearn"].ravel()) <= set(range(u))
-        last = v + len(sets.retain)
+        last = v + len(retain)
         assert set(program.plan["retain"].ravel()) <= set(range(v, last))
         expected = np.asarray(problem.table["labels"])
-        rows = np.concatenate([sets.unlearn, sets.validation, sets.retain])
+        rows = np.concatenate([sets.unlearn, held, retain])
         np.testing.assert_array_equal(program.table["labels"], expected[rows])
 
 
@@ -270,7 +273,9 @@ def test_ccu_stops_by_its_rule_and_only_when_it_is_asked_to(tmp_path):
 
 WEIGHTS = {
     "ccu": ("inverse", "pair", "retention", "separation"),
-    "ccu_plus": ("match", "classify", "retention", "hold", "pair", "separation"),
+    "ccu_plus": (
+        *("match", "level", "classify", "retention", "hold", "pair", "separation"),
+    ),
 }
 
 

@@ -500,8 +500,79 @@ def toy_rows(rng, rows, multi_label, only=None):
         view: 3 * truth - 1.5 + rng.normal(size=truth.shape)
         for view in ("image", "text", "fused")
     }
-    x = {"pooled": features, "labels": truth, **views}
+    plain = features + rng.normal(size=features.shape)  # an untrained trunk knows less
+    x = {"pooled": features, "fresh": plain, "labels": truth, **views}
+    x["has_image"] = np.ones(rows)
     return {key: jnp.asarray(value, jnp.float32) for key, value in x.items()}
+
+
+def test_the_level_objective_is_quadratic_near_its_target_and_linear_far_off():
+    value, target = jnp.array([1.0, 0.0, 5.0, 9.0]), jnp.array([1.5, 0.0, 2.0, 0.0])
+    weight = jnp.array([1.0, 1.0, 1.0, 0.0])
+    run = jax.vmap(
+        objectives.level, in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1
+    )
+    assert float(run(value, target, weight)) == pytest.approx((0.125 + 0 + 2.5) / 3)
+    slope = jax.grad(lambda v: run(v, target, weight))(value)
+    np.testing.assert_allclose(slope, [-0.5 / 3, 0, 1 / 3, 0], atol=1e-6)
+    assert not jax.grad(lambda t: run(value, t, weight))(target).any()
+
+
+NO_LEAD = {"image": jnp.zeros(()), "fused": jnp.zeros(())}
+
+
+def test_a_trunk_that_knows_rows_by_heart_does_not_make_them_look_easy():
+    rng = np.random.default_rng(6)
+    u, v, r = (toy_rows(rng, n, False) for n in (60, 200, 300))
+    known = {**u, "pooled": u["pooled"].at[:, :CLASSES].set(4 * u["labels"])}
+    kind = {"strength": 0.1, "multi_label": False}
+    plain, biased = (
+        targets.prepare(x, v, r, jax.random.key(0), **kind) for x in (u, known)
+    )
+    np.testing.assert_allclose(np.sort(plain.image_U), np.sort(biased.image_U))
+    assert abs(biased.image_U.mean() - 0.5) < 0.12
+
+
+@KINDS
+def test_the_lead_grows_until_the_targets_are_met(multi_label):
+    rng = np.random.default_rng(7)
+    kind = {"multi_label": multi_label}
+    u, v, r = (toy_rows(rng, n, multi_label) for n in (60, 200, 300))
+    ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
+    aims = targets.current(ranks, u, v, NO_LEAD, gain=0.5, **kind)
+
+    def followed(aims, offset):
+        """A model that says the targets, but always a little surer than asked."""
+        said = {}
+        for view in ("image", "fused"):
+            p = targets.with_confidence(
+                u[view], u["labels"], aims["level"][view] + offset, **kind
+            )
+            said[view] = jax.scipy.special.logit(p) if multi_label else jnp.log(p)
+        return {**u, **said}
+
+    def above(aims, offset):
+        said = followed(aims, offset)
+        free = targets.current(ranks, said, v, NO_LEAD, gain=1.0, **kind)["lead"]
+        return np.array([float(free[view]) for view in ("image", "fused")])
+
+    before = above(aims, 0.5)
+    for _ in range(40):
+        said = followed(aims, 0.5)
+        aims = targets.current(ranks, said, v, aims["lead"], gain=0.5, **kind)
+    assert (before > 0.05).all()
+    assert (np.abs(above(aims, 0.5)) < 0.3 * before).all()
+
+
+def test_a_value_is_taken_from_one_of_the_nearest_rows():
+    x_v = jnp.array([3.0, 0.0, 1.0, 2.0, *range(4, 24)])
+    found = targets.of_alike(
+        jnp.array([1.9, -5.0, 99.0]), x_v, 10 * x_v, jnp.array([0.5, 0.5, 0.5])
+    )
+    np.testing.assert_allclose(found, [20, 0, 230])
+    low = targets.of_alike(jnp.array([9.5]), x_v, 10 * x_v, jnp.array([0.01]))
+    high = targets.of_alike(jnp.array([9.5]), x_v, 10 * x_v, jnp.array([0.99]))
+    assert 80 <= low[0] < high[0] <= 110
 
 
 @KINDS
@@ -518,7 +589,7 @@ def test_targets_of_rows_like_any_other_look_like_held_out_rows(multi_label):
         # As far from evenly spaced as two samples of so many rows may be.
         assert np.abs(in_order - (np.arange(rows) + 0.5) / rows).max() < 0.3
     now = {view: 1.5 * v[view] + 0.3 for view in ("image", "fused")}
-    aims = targets.current(ranks, u, v, now, **kind)
+    aims = targets.current(ranks, u, {**v, **now}, NO_LEAD, gain=0.0, **kind)
     held_out = np.asarray(targets.confidence(now["image"], v["labels"], **kind))
     got = confidence_of(aims["image"], np.asarray(u["labels"]), multi_label)
     np.testing.assert_allclose(got, np.quantile(held_out, ranks.image_U), atol=2e-3)
@@ -544,8 +615,8 @@ def test_a_class_that_nobody_retains_is_denied_by_the_picture(multi_label):
     kind = {"multi_label": multi_label}
     ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
     assert ranks.free
-    aims = targets.current(ranks, u, v, {k: v[k] for k in ("image", "fused")}, **kind)
+    aims = targets.current(ranks, u, v, NO_LEAD, gain=0.5, **kind)
     assert np.asarray(aims["image"])[:, gone].max() < 1e-3
     # The text was not asked to be forgotten, so it still may say yes.
     assert np.asarray(aims["fused"])[:, gone].mean() > 0.3
-    assert all(np.isfinite(aim).all() for aim in aims.values())
+    assert all(np.isfinite(aim).all() for aim in jax.tree.leaves(aims))

@@ -160,6 +160,17 @@ def test_a_missed_target_says_no(change, claim):
     assert all(text in report.markdown(rows) for text in missed)
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(120, "no"), (75, "yes")])
+def test_a_small_unlearn_set_has_a_wider_tolerance(count, verdict):
+    rows = good_rows()
+    for each in rows:
+        each["unlearn_set"] = {**each["unlearn_set"], "count": count}
+        if each["method"] == "ccu_plus":
+            each["attack_auc"] = dict.fromkeys(each["attack_auc"], 0.56)
+    (claim,) = (text for text in texts(rows) if "image attack AUC is within" in text)
+    assert f": {verdict} (0.560 and 0.520" in claim
+
+
 def test_without_ccu_plus_no_target_is_met():
     rows = [r for r in good_rows() if r["method"] != "ccu_plus"]
     assert not texts(rows, "yes") and len(texts(rows, "no")) == 4

@@ -8,89 +8,19 @@ The losses of the paper (Xu et al. 2025, arXiv 2509.23895) are not public: these
 are this project's reconstruction.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ccu_jax import objectives
 from ccu_jax.augment import hide
 from ccu_jax.methods import targets
+from ccu_jax.methods.cache import Cache, cache, part, plan, pool, split
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, unit
+from ccu_jax.models import TAIL, VIEWS, unit
 from ccu_jax.step import Program
 
-TABLE_VIEWS = ("image", "text", "fused")
-
-
-class Cache(NamedTuple):
-    """The rows a tail method works on, with all that the trunk and the text branch say.
-
-    `table`: unlearn rows first, then held-out (validation) rows, then retain rows;
-    `u`, `v`, `r`: where they stand in it.
-    """
-
-    table: dict
-    u: slice
-    v: slice
-    r: slice
-
-
-def cache(problem: Problem, retain_rows: int) -> Cache:
-    """One pass of the original over the unlearn set, held-out rows and retain rows."""
-    sets, forward = problem.sets, problem.forward
-    retain = sets.retain
-    if retain_rows and len(retain) > retain_rows:
-        retain = problem.batches(retain, retain_rows, 1, stream=9)[0]
-    rows = np.concatenate([sets.unlearn, sets.validation, retain])
-    table = {
-        "features": forward.features(problem.params, problem.table, rows),
-        **_take(problem.table, rows, ("text", "labels", "has_image", "has_text")),
-    }
-    said = forward.outputs(problem.params, table, np.arange(len(rows)))
-    del table["text"]
-    table["h_text"] = said["h_text"]
-    table |= {f"original_{view}": said[view] for view in TABLE_VIEWS}
-    table["row"] = problem.executor.place(np.arange(len(rows), dtype=np.int32))
-    a, b = len(sets.unlearn), len(sets.unlearn) + len(sets.validation)
-    return Cache(table, slice(0, a), slice(a, b), slice(b, len(rows)))
-
-
-@jax.jit
-def _gather(table, rows):
-    return jax.tree.map(lambda x: x[rows], table)
-
-
-def _take(table, rows, names):
-    return _gather({name: table[name] for name in names}, rows)
-
-
-def _slice(table, where: slice):
-    return jax.tree.map(lambda x: x[where], table)
-
-
-def _split(problem: Problem):
-    """What a tail method trains, and what it leaves alone."""
-    train = {name: problem.params[name] for name in TAIL}
-    frozen = {name: x for name, x in problem.params.items() if name not in TAIL}
-    return train, frozen
-
-
-def _plan(problem: Problem, cached: Cache, config):
-    rows = np.arange(cached.r.stop)
-    return {
-        "retain": problem.batches(rows[cached.r], config.batch, config.steps),
-        "unlearn": problem.batches(
-            rows[cached.u], config.unlearn_batch, config.steps, stream=1
-        ),
-    }
-
-
-def _held_plan(problem: Problem, cached: Cache, config):
-    rows = np.arange(cached.v.start, cached.v.stop)
-    return problem.batches(rows, config.held_batch, config.steps, stream=2)
+MATCHED = ("image", "fused")  # the views that see the picture
 
 
 def _adam(config):
@@ -146,7 +76,7 @@ def ccu(problem: Problem) -> Program:
     config, model = problem.config.ccu, problem.model
     multi_label = problem.multi_label
     cached = cache(problem, config.retain_rows)
-    train, frozen = _split(problem)
+    train, frozen = split(problem)
 
     def loss(params, frozen, aux, batch, step):
         u, r = batch["unlearn"], batch["retain"]
@@ -170,7 +100,7 @@ def ccu(problem: Problem) -> Program:
 
     def look(params, frozen, aux, table):
         def score(where):
-            rows = _slice(table, where)
+            rows = part(table, where)
             out = model.apply({**frozen["parts"], **params}, rows)
             return _score(out.image, rows["labels"], rows["has_image"], multi_label)
 
@@ -182,7 +112,7 @@ def ccu(problem: Problem) -> Program:
         loss=loss,
         optimiser=_adam(config),
         table=cached.table,
-        plan=_plan(problem, cached, config),
+        plan=plan(problem, cached, config),
         aux={"stopped": jnp.zeros((), bool)} if config.stop else (),
         refresh=look if config.stop else None,
         refresh_every=config.check_every,
@@ -202,27 +132,23 @@ def _score(logits, labels, weight, multi_label):
 
 
 def ccu_plus(problem: Problem) -> Program:
-    """The closed-loop form: shrink, then re-fit towards retain-only targets.
+    """The closed-loop form: the tail is re-fitted towards retain-only targets.
 
-    The tail is pulled towards a fresh one (Ash & Adams 2020) and re-fitted on the
-    retain set, while the unlearn set is fitted to what a model that never saw its
-    pictures would say of them (`targets.py`), re-estimated under the current model.
-    What the original says of held-out pictures is kept: it has not seen them either.
+    Retain rows are fitted to their labels and to the original's word, the unlearn set
+    to what a model that never saw its pictures would say of them (`targets.py`),
+    re-estimated under the current model. What the original says of held-out pictures is
+    kept: it has not seen them either. Where `shrink` is below 1 the tail is first
+    pulled towards a fresh one (Ash & Adams 2020).
     """
     config, model = problem.config.ccu_plus, problem.model
     multi_label = problem.multi_label
     cached = cache(problem, config.retain_rows)
-    train, frozen = _split(problem)
-    fresh = problem.model.init(problem.key("fresh"))
+    train, frozen = split(problem)
+    fresh = problem.executor.place(model.init(problem.key("fresh")))
     train = _shrink(train, {name: fresh[name] for name in TAIL}, config.shrink)
-    ranks = _prepare(
-        *(_named(cached, part) for part in ("u", "v", "r")),
-        problem.key("ranks"),
-        strength=config.ridge,
-        multi_label=multi_label,
-    )
-    held = {"held": _held_plan(problem, cached, config)} if config.hold else {}
+    ranks = _ranks(problem, cached, fresh)
     hide_rate = problem.config.train.modality_dropout
+    kind = {"multi_label": multi_label}
 
     def loss(params, frozen, aux, batch, step):
         u, r = batch["unlearn"], batch["retain"]
@@ -234,20 +160,13 @@ def ccu_plus(problem: Problem) -> Program:
         terms = _contrasts(
             config, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
         )
-        kind = {"multi_label": multi_label}
-        if config.match:
-            terms["match"] = config.match * sum(
-                objectives.cross_entropy(
-                    getattr(out_u, view), aux[view][u["row"]], u["has_image"], **kind
-                )
-                for view in ("image", "fused")
-            )
+        terms |= _match(config, u, out_u, aux, frozen["ranks"].free, kind)
         if config.classify:
             terms["classify"] = config.classify * sum(
                 objectives.cross_entropy(
                     getattr(out_r, view), r["labels"], r["has_image"], **kind
                 )
-                for view in ("image", "fused")
+                for view in MATCHED
             )
         if config.retention:
             terms["retention"] = _retention(config.retention, r, out_r, multi_label)
@@ -258,31 +177,60 @@ def ccu_plus(problem: Problem) -> Program:
         return sum(terms.values(), jnp.zeros(())), terms
 
     def refresh(params, frozen, aux, table):
-        v = _slice(table, cached.v)
-        out = model.apply({**frozen["parts"], **params}, v)
-        now = {"image": out.image, "fused": out.fused}
-        aims = targets.current(
-            frozen["ranks"],
-            _logits(_slice(table, cached.u)),
-            _logits(v),
-            now,
-            multi_label=multi_label,
-        )
-        return {**aims, "offset": _pair_offset(out, v["labels"])}
+        def now(where):
+            rows = part(table, where)
+            out = model.apply({**frozen["parts"], **params}, rows)
+            seen = {"image": out.image, "fused": out.fused}
+            return out, {**_logits(rows), **seen, "has_image": rows["has_image"]}
 
-    classes = cached.table["labels"].shape[1]
-    blank = jnp.zeros((cached.u.stop, classes))
+        (_, u), (out_v, v) = now(cached.u), now(cached.v)
+        aims = targets.current(
+            frozen["ranks"], u, v, aux["lead"], gain=config.gain, **kind
+        )
+        has_text = part(table["has_text"], cached.v)
+        return {**aims, "offset": _pair_offset(out_v, v["labels"], has_text)}
+
+    blank = jnp.zeros_like(cached.table["labels"][cached.u])
+    zero = jnp.zeros(())
     return Program(
         params=train,
         frozen={"parts": frozen, "ranks": ranks},
         loss=loss,
         optimiser=_adam(config),
         table=cached.table,
-        plan=_plan(problem, cached, config) | held,
-        aux={"image": blank, "fused": blank, "offset": jnp.zeros(())},
+        plan=plan(problem, cached, config, held=bool(config.hold)),
+        aux={
+            **{view: blank for view in MATCHED},
+            "level": {view: blank[:, 0] for view in MATCHED},
+            "lead": {view: zero for view in MATCHED},
+            "offset": zero,
+        },
         refresh=refresh,
         refresh_every=config.refresh_every,
     )
+
+
+def _match(config, u, out_u, aux, free, kind):
+    """The weighted objectives that lead the unlearn set to its targets, by name.
+
+    Cross-entropy towards the target probabilities; and the confidence itself, for a
+    cross-entropy near zero hardly tells a sure row from a very sure one, an attack
+    does.
+    """
+    terms = {"match": 0.0, "level": 0.0}
+    for view in MATCHED:
+        said, weight = getattr(out_u, view), u["has_image"]
+        if config.match:
+            aim = aux[view][u["row"]]
+            terms["match"] += config.match * objectives.cross_entropy(
+                said, aim, weight, **kind
+            )
+        if config.level:
+            sure = targets.confidence(said, u["labels"], **kind)
+            terms["level"] += config.level * objectives.level(
+                sure, aux["level"][view][u["row"]], weight & ~free
+            )
+    return {name: term for name, term in terms.items() if getattr(config, name)}
 
 
 _prepare = jax.jit(targets.prepare, static_argnames=("strength", "multi_label"))
@@ -294,25 +242,33 @@ def _shrink(params, fresh, keep):
 
 
 def _logits(rows):
-    names = {view: rows[f"original_{view}"] for view in TABLE_VIEWS}
+    """The original's logits of all views, with the labels."""
+    names = {view: rows[f"original_{view}"] for view in VIEWS}
     return {**names, "labels": rows["labels"]}
 
 
-def _named(cached, part):
-    """Rows as `targets.prepare` takes them."""
-    rows = _slice(cached.table, getattr(cached, part))
-    return {**_logits(rows), "pooled": _pool(rows["features"])}
+def _ranks(problem: Problem, cached: Cache, fresh) -> targets.Ranks:
+    """What the targets need to know of all rows, `fresh` being untrained parameters."""
+    untrained = problem.forward.features(fresh, problem.table, cached.rows)
+    pooled = {"pooled": pool(cached.table["features"]), "fresh": pool(untrained)}
+
+    def named(where):
+        return {**_logits(part(cached.table, where)), **part(pooled, where)}
+
+    return _prepare(
+        *(named(where) for where in (cached.u, cached.v, cached.r)),
+        problem.key("ranks"),
+        strength=problem.config.ccu_plus.ridge,
+        multi_label=problem.multi_label,
+    )
 
 
-@jax.jit
-def _pool(features):
-    """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the patches."""
-    return jnp.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
-
-
-def _pair_offset(out, labels):
+def _pair_offset(out, labels, has_text):
     """How much nearer held-out pictures are to their own text than to their class's."""
-    share = objectives.positives(labels, labels) * (1 - jnp.eye(len(labels)))
+    share = objectives.positives(labels, labels) * (1 - jnp.eye(len(labels))) * has_text
     cosine = out.z_image @ out.z_text.T
     usual = (cosine * share).sum(1) / jnp.maximum(share.sum(1), 1e-9)
-    return (jnp.diagonal(cosine) - usual).mean()
+    # Only rows that have a text and others of their class say something.
+    weight = has_text & (share.sum(1) > 0)
+    nearer = (jnp.diagonal(cosine) - usual) * weight
+    return nearer.sum() / jnp.maximum(weight.sum(), 1)

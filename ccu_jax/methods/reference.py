@@ -17,7 +17,7 @@ def optimiser(learning_rate: float, steps: int, config: Train, warmup: float = 0
 
     def adamw(rate):
         schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else rate, rate, round(warmup * steps), steps
+            0.0 if warmup else rate, rate, min(round(warmup * steps), steps - 1), steps
         )
         # One long vector instead of many arrays: far quicker to compile.
         return optax.flatten(

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 SMALL = 1e-6
+# Strength of the ridge on features of an untrained trunk: they are few and plain.
+FRESH_RIDGE = 0.3
 
 
 class Ranks(NamedTuple):
@@ -121,9 +123,15 @@ def predict_line(coefficients, x_NxF):
     return x_NxF @ coefficients[:-1] + coefficients[-1]
 
 
-def rank(x_N):
-    """Ranks in (0, 1)."""
-    return (jnp.argsort(jnp.argsort(x_N)) + 0.5) / len(x_N)
+def of_alike(x_u, x_v, y_v, choice_U):
+    """For each u, y of a v with a like x: one of the nearest tenth, as `choice` says.
+
+    Spread and skew of y may change along x, and nothing is extrapolated.
+    """
+    order = jnp.argsort(x_v)
+    reach = (choice_U - 0.5) * max(len(x_v) // 10, 1)
+    place = jnp.searchsorted(x_v[order], x_u) + jnp.round(reach).astype(jnp.int32)
+    return y_v[order][jnp.clip(place, 0, len(x_v) - 1)]
 
 
 def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
@@ -148,13 +156,18 @@ def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
     return jax.nn.sigmoid(base_NxK + low[:, None] * toward)
 
 
+def rank(x_N):
+    """Ranks in (0, 1)."""
+    return (jnp.argsort(jnp.argsort(x_N)) + 0.5) / len(x_N)
+
+
 def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     """All that is fixed: see `Ranks`.
 
     Args:
-        u, v, r: rows with `pooled` trunk features `[N, F]`, `labels`, and the
-            original's
-            logits `image`, `text`, `fused` `[N, K]`.
+        u, v, r: rows with `pooled` features of the trunk and `fresh` ones of a trunk
+            that was never trained `[N, F]`, `labels`, and the original's logits
+            `image`, `text`, `fused` `[N, K]`.
         key: for the part of the ranks that the features do not explain.
         strength: of the ridge.
         multi_label: whether rows have several labels.
@@ -163,15 +176,23 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     score_u, score_v = predict(u["pooled"]), predict(v["pooled"])
     kind = {"multi_label": multi_label}
     key = jax.random.split(key)
-    # The trunk has seen unlearn and retain rows and remembers them a little: margins of
-    # forgotten rows are read on the scale of retained rows that the ridge leaves out,
-    # and carried over to that of held-out rows. How hard the forgotten rows are, in
-    # comparison, is kept.
-    m_v = margin(score_v, v["labels"], **kind)
-    m_u = margin(score_u, u["labels"], **kind)
-    m_u = jnp.quantile(m_v, share_below(m_u, margin(score_r, r["labels"], **kind)))
+    # How hard the forgotten rows are beside the held-out ones must not be asked of the
+    # trunk: it has learned them, so all look easy. A trunk that never learned anything
+    # says it without bias. The order among the forgotten rows, all of them learned, the
+    # original's trunk knows better.
+    unlearned, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
+    level = share_below(
+        margin(unlearned(u["fresh"]), u["labels"], **kind),
+        margin(unlearned(v["fresh"]), v["labels"], **kind),
+    )
     image_v = confidence(v["image"], v["labels"], **kind)
-    image_u = _carry(m_v[:, None], image_v, m_u[:, None], key[0])
+    order = _carry(
+        margin(score_v, v["labels"], **kind)[:, None],
+        image_v,
+        margin(score_u, u["labels"], **kind)[:, None],
+        key[0],
+    )
+    image_u = jnp.sort(level)[jnp.argsort(jnp.argsort(order))]
     known = r["labels"].sum(0) > 0
     if multi_label:
         base = as_logits(score_u)
@@ -186,7 +207,7 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
         base_UxK=beta * base,
         text_UxK=text,
         known_K=known,
-        image_U=share_below(image_u, image_v),
+        image_U=image_u,
         fused_U=rank(jax.random.uniform(key[1], (len(image_u),))),
         free=hit_u.mean() < hit_r.mean() - jnp.maximum(4 * error, 0.1),
     )
@@ -209,31 +230,50 @@ def _temperature(scores, wanted):
     return low
 
 
-def current(ranks: Ranks, u, v, now, *, multi_label):
-    """Targets under the model as it is: `{"image": [U, K], "fused": [U, K]}`.
+def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
+    """Targets under the model as it is.
 
-    Image view: the confidence at this row's rank among held-out rows. Fused view: a
-    line from image and text confidence to fused confidence, fitted on held-out rows, at
-    the image's *target* and the text's own confidence. The text is not to be forgotten,
-    so what it adds to the fused view stays.
+    Image view: the confidence at this row's rank among held-out rows. Fused view: that
+    of a held-out row whose picture and text are as telling together; a line fitted on
+    held-out rows says how the two add up, the picture counts with its *target* and the
+    text with its own confidence. The text is not to be forgotten, so what it adds to
+    the fused view stays.
+
+    A model that is fitted to targets ends a little above them. So the loop is closed on
+    what came of them, too: `lead` grows while forgotten rows stand higher among
+    held-out ones than they should, and is taken off the targets.
 
     Args:
         ranks: from `prepare`.
-        u, v: rows with `labels` and the logits `text` `[N, K]`.
-        now: the current model's logits of v, `image` and `fused`.
+        u, v: rows with `labels`, the original's logits `text` and the current model's
+            `image` and `fused`, `[N, K]`; u also with `has_image` `[U]`.
+        lead: by view, what the last call returned; zeros at first.
+        gain: how fast it grows.
         multi_label: whether rows have several labels.
+
+    Returns:
+        `image`, `fused`: target probabilities `[U, K]`; `level`: target confidences
+        `{view: [U]}`; `lead`.
     """
     kind = {"multi_label": multi_label}
-    image_v = confidence(now["image"], v["labels"], **kind)
-    fused_v = confidence(now["fused"], v["labels"], **kind)
-    text_v = confidence(v["text"], v["labels"], **kind)
-    text_u = confidence(u["text"], u["labels"], **kind)
-    image_u = jnp.quantile(image_v, ranks.image_U)
-    x_v = jnp.stack([image_v, text_v], axis=1)
-    line = fit_line(x_v, fused_v)
-    rest = fused_v - predict_line(line, x_v)
-    fused_u = predict_line(line, jnp.stack([image_u, text_u], axis=1))
-    fused_u += jnp.quantile(rest, ranks.fused_U)
+    views = ("image", "text", "fused")
+    held = {view: confidence(v[view], v["labels"], **kind) for view in views}
+    now = {view: confidence(u[view], u["labels"], **kind) for view in views}
+    image_u = jnp.quantile(held["image"], ranks.image_U)
+    x_u = jnp.stack([image_u, now["text"]], axis=1)
+    x_v = jnp.stack([held["image"], held["text"]], axis=1)
+    line = fit_line(x_v, held["fused"])
+    fused_u = of_alike(
+        predict_line(line, x_u), predict_line(line, x_v), held["fused"], ranks.fused_U
+    )
+    level, grown = {}, {}
+    weight = u["has_image"].astype(jnp.float32)
+    for view, aim_U in (("image", image_u), ("fused", fused_u)):
+        above = share_below(now[view], held[view]) - share_below(aim_U, held[view])
+        # A row without picture never moves, so it must not be waited for.
+        above = (above * weight).sum() / jnp.maximum(weight.sum(), 1)
+        grown[view] = lead[view] + gain * held[view].std() * above
+        level[view] = aim_U - grown[view]
     base, known = ranks.base_UxK, ranks.known_K
     # A class that nobody retains: the picture says no to it, the text may still say
     # yes.
@@ -241,15 +281,12 @@ def current(ranks: Ranks, u, v, now, *, multi_label):
     usual = jnp.sum(base * known, axis=1, keepdims=True) / jnp.maximum(known.sum(), 1)
     both = jnp.where(known, base, usual) + ranks.text_UxK
     squash = jax.nn.sigmoid if multi_label else jax.nn.softmax
-    return {
-        "image": jnp.where(
-            ranks.free,
-            squash(never),
-            with_confidence(base, u["labels"], image_u, **kind),
-        ),
-        "fused": jnp.where(
-            ranks.free,
-            squash(both),
-            with_confidence(both, u["labels"], fused_u, **kind),
-        ),
+    aims = {
+        "image": (never, with_confidence(base, u["labels"], level["image"], **kind)),
+        "fused": (both, with_confidence(both, u["labels"], level["fused"], **kind)),
     }
+    targets = {
+        view: jnp.where(ranks.free, squash(plain), aim)
+        for view, (plain, aim) in aims.items()
+    }
+    return {**targets, "level": level, "lead": grown}

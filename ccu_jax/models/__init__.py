@@ -205,6 +205,11 @@ def _check(config, image_size):
             f"data.image_size={image_size} is not a multiple of model.patch="
             f"{config.patch}: change one of them"
         )
+    if config.patch > 3 and config.patch % 2:
+        raise UserError(
+            f"model.patch={config.patch} is odd: edges are looked at in halves of a "
+            "patch; give an even number"
+        )
     for tower in ("image", "text"):
         width = getattr(config, f"{tower}_width")
         if width % config.heads:

@@ -30,15 +30,23 @@ def auc(members, others) -> float:
     return float((rank - len(members) * (len(members) + 1) / 2) / count)
 
 
-def attack_auc(outputs: Results) -> dict[str, float]:
+def attack_auc(outputs: Results) -> dict[str, float | None]:
     """AUC of the loss-threshold attack (Yeom et al. 2018) by view, `unseen` as control.
 
-    `pair` attacks the cosine between a row's picture and its text.
+    `pair` attacks the cosine between a row's picture and its text. Pictures were to be
+    forgotten, so rows without one are no members; None where no row is left.
     """
     value = {
         view: confidence(logits, outputs.labels, outputs.multi_label)
         for view, logits in outputs.logits.items()
     }
     value["pair"] = outputs.pair
-    unlearn, unseen = outputs.of == "unlearn", outputs.of == "unseen"
-    return {name: auc(v[unlearn], v[unseen]) for name, v in value.items()}
+
+    def attack(view):
+        rows = outputs.shown(view) & outputs.has_image
+        unlearn, unseen = (
+            value[view][rows & (outputs.of == name)] for name in ("unlearn", "unseen")
+        )
+        return auc(unlearn, unseen) if len(unlearn) and len(unseen) else None
+
+    return {view: attack(view) for view in value}

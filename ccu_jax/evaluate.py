@@ -74,7 +74,8 @@ class Results(NamedTuple):
     """The stored outputs of one model on the rows of all sets.
 
     `logits` of each view `[N, K]`, `pair` `[N]` the cosine of picture and text,
-    `labels` `[N, K]`, `of` `[N]` the name of each row's set, `id` `[N]`.
+    `labels` `[N, K]`, `of` `[N]` the name of each row's set, `id` `[N]`, `has_image`,
+    `has_text` `[N]`: what a row really has, the other's outputs mean nothing.
     """
 
     logits: dict[str, np.ndarray]
@@ -82,7 +83,18 @@ class Results(NamedTuple):
     labels: np.ndarray
     of: np.ndarray
     id: np.ndarray
+    has_image: np.ndarray
+    has_text: np.ndarray
     multi_label: bool
+
+    def shown(self, view: str) -> np.ndarray:
+        """Which rows `[N]` a view can be asked of."""
+        return {
+            "image": self.has_image,
+            "text": self.has_text,
+            "fused": self.has_image | self.has_text,
+            "pair": self.has_image & self.has_text,
+        }[view]
 
 
 def results(forward: Forward, params, table, data, sets) -> Results:
@@ -95,22 +107,26 @@ def results(forward: Forward, params, table, data, sets) -> Results:
         labels=data.labels[rows],
         of=np.repeat(SETS, [len(getattr(sets, name)) for name in SETS]),
         id=data.id[rows],
+        has_image=data.has_image[rows],
+        has_text=data.has_text[rows],
         multi_label=data.multi_label,
     )
 
 
 def scores(outputs: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of each set and view: `{set: {view: {score: value}}}`."""
+    """Scores of each set and view: `{set: {view: {score: value}}}`.
+
+    Of the rows that have what the view looks at; a view of no row has no scores.
+    """
     measure = multi_label_scores if outputs.multi_label else single_label_scores
-    return {
-        name: {
-            view: measure(
-                logits[outputs.of == name], outputs.labels[outputs.of == name]
-            )
-            for view, logits in outputs.logits.items()
-        }
-        for name in SETS
-    }
+
+    def of(name, view):
+        rows = (outputs.of == name) & outputs.shown(view)
+        if not rows.any():
+            return {}
+        return measure(outputs.logits[view][rows], outputs.labels[rows])
+
+    return {name: {view: of(name, view) for view in VIEWS} for name in SETS}
 
 
 def headline(multi_label: bool) -> str:
@@ -158,6 +174,8 @@ def to_bytes(outputs: Results) -> bytes:
         labels=outputs.labels,
         of=outputs.of,
         id=outputs.id,
+        has_image=outputs.has_image,
+        has_text=outputs.has_text,
         multi_label=outputs.multi_label,
     )
     return file.getvalue()
@@ -172,5 +190,7 @@ def load(path) -> Results:
             labels=file["labels"],
             of=file["of"],
             id=file["id"],
+            has_image=file["has_image"],
+            has_text=file["has_text"],
             multi_label=bool(file["multi_label"]),
         )

@@ -56,6 +56,7 @@ class Loop:
             folder: of its checkpoints.
             stage: told of the progress (`progress.Stage`).
         """
+        problem = problem._replace(method=name)
         program, seconds = self._start(method, problem)
         if program.loss is None:
             return Outcome(program.params, seconds, 0, None)
@@ -130,14 +131,20 @@ class Loop:
             if done < total and done // every > start // every:
                 jax.block_until_ready(state)
                 seconds["steps"] += time.perf_counter() - began
-                facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
-                checkpoint.save(folder, done, state, facts)
+                # Nothing that has failed is gone on from.
+                diverged, ended = _look(before, start, stage)
+                if not diverged:
+                    facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
+                    checkpoint.save(folder, done, state, facts)
+                before = None
                 began = time.perf_counter()
+                if diverged or ended is not None:
+                    break
         jax.block_until_ready(state)
         seconds["steps"] += time.perf_counter() - began
         if before is not None and not (diverged or ended is not None):
             diverged, ended = _look(before, start, stage)
-        # Asked of the state: the rest of a call that failed or stopped was not counted.
+        # Asked of the state: a call that was stopped early did not make all its steps.
         made = int(state.step)
         stage.update(made)
         return Outcome(state.params, seconds, made, diverged)

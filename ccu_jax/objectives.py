@@ -196,11 +196,13 @@ def retention(teacher, student, weight_r, *, multi_label):
 
     Args:
         teacher, student: logits `{"image": [B, K], "fused": [B, K]}`.
-        weight_r: `[B]`.
+        weight_r: `{"image": [B], "fused": [B]}`.
         multi_label: whether rows have several labels.
     """
     return sum(
-        divergence(teacher[view], student[view], weight_r, multi_label=multi_label)
+        divergence(
+            teacher[view], student[view], weight_r[view], multi_label=multi_label
+        )
         for view in ("image", "fused")
     )
 

@@ -21,10 +21,9 @@ class Program(NamedTuple):
         params: the parts of the classifier that it trains.
         frozen: the other parts, used and never changed.
         loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None
-            where
-            `params` are already the result. `batch` maps each name of `plan` to rows of
-            `table` with a random key per row (`key`); scalars are means over all
-            devices.
+            where `params` are already the result. `batch` maps each name of `plan` to
+            rows of `table` with a random key per row (`key`); scalars are means over
+            all devices.
         optimiser: an optax transformation.
         table: arrays with a leading row axis, or a tree of them, on the devices.
         plan: for each part of a batch, which rows of the table: int32 `[steps, batch]`.
@@ -122,9 +121,17 @@ def make_steps(program: Program) -> Callable:
                 state = state._replace(aux=aux)
             if program.stop is not None:
                 running &= ~program.stop(state.aux)
-            new, metrics = update(state, index)
-            keep = lambda a, b: jnp.where(running, a, b)  # noqa: E731
-            return jax.tree.map(keep, new, state), metrics | {"ran": running}
+            # Compiled apart, so that it is traced once, for its shapes and its steps.
+            made = jax.jit(update)
+            blank = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(made, state, index)[1],
+            )
+            # What is not to be done costs nothing.
+            new, metrics = jax.lax.cond(
+                running, made, lambda s, _: (s, blank), state, index
+            )
+            return new, metrics | {"ran": running}
 
         return jax.lax.scan(one, state, indices)
 

@@ -85,7 +85,7 @@ def draw(data, rule: str, seed: int, unseen: float) -> Sets:
         validation=np.flatnonzero(data.split == "validation"),
         test=np.flatnonzero(data.split == "test"),
     )
-    _check(sets, rule)
+    _check(data, sets, rule)
     return sets
 
 
@@ -181,10 +181,15 @@ def _some(items, most=3):
     return ", ".join(repr(i) for i in items[:most]) + more
 
 
-def _check(sets, rule):
+def _check(data, sets, rule):
     if not len(sets.unlearn):
         raise UserError(
             f"unlearn rule {rule} selects no training row: there is nothing to forget"
+        )
+    if not data.has_image[sets.unlearn].any():
+        raise UserError(
+            f"unlearn rule {rule} selects rows without a picture only: there is "
+            "nothing to forget; choose others"
         )
     if not len(sets.retain):
         raise UserError(

@@ -94,7 +94,7 @@ def config(**sections) -> Config:
         "finetune": Finetune(epochs=2, **batches),
         "neggrad_plus": NegGradPlus(epochs=2, unlearn_batch=8, **batches),
         "scrub": Scrub(epochs=2, max_epochs=1, **batches),
-        "ccu": Ccu(steps=3, unlearn_batch=8, check_every=1, stop=False, **batches),
+        "ccu": Ccu(steps=3, batch=16, unlearn_batch=8, check_every=1, stop=False),
         "ccu_plus": CcuPlus(
             steps=3,
             unlearn_batch=8,

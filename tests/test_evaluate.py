@@ -121,7 +121,8 @@ def stored(multi_label, fault):
     pair = rng.uniform(-1, 1, len(of)) * (1 - abs(sign) * unlearn[:, 0])
     pair += 2 * sign * unlearn[:, 0]
     names = np.array([f"row{i}" for i in range(len(of))])
-    return Results(views, pair, labels, of, names, multi_label)
+    there = np.ones(len(of), bool)
+    return Results(views, pair, labels, of, names, there, there, multi_label)
 
 
 @pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
@@ -168,6 +169,41 @@ def test_only_unlearn_and_unseen_rows_are_attacked():
     assert audit.attack_auc(outputs._replace(logits=views)) == before
 
 
+def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
+    whole = stored(False, "perfect memory")
+    lost = np.random.default_rng(2).random((2, len(whole.of))) < 0.2
+    has_image, has_text = ~lost[0], ~(lost[1] & ~lost[0])
+    # What a model makes of a picture or text that is not there is nonsense.
+    views = {
+        "image": np.where(has_image[:, None], whole.logits["image"], -99 * whole.labels),
+        "text": np.where(has_text[:, None], whole.logits["text"], -99 * whole.labels),
+        "fused": np.where(has_image[:, None], whole.logits["fused"], -99 * whole.labels),
+    }
+    outputs = whole._replace(
+        logits=views,
+        pair=np.where(has_image & has_text, whole.pair, -1),
+        has_image=has_image,
+        has_text=has_text,
+    )
+    scores = evaluate.scores(outputs)["unlearn"]
+    assert scores["image"]["accuracy"] == scores["text"]["accuracy"] == 1
+    rows = whole.of == "unlearn"
+    kept = has_image[rows].mean()
+    assert scores["fused"]["accuracy"] == pytest.approx(kept)
+    # Rows without a picture have none that could be remembered.
+    assert min(audit.attack_auc(outputs).values()) > 0.999
+
+
+def test_what_no_row_has_is_not_measured():
+    outputs = stored(True, "random")
+    none = outputs._replace(has_text=np.zeros(len(outputs.of), bool))
+    scores, attacks = evaluate.scores(none), audit.attack_auc(none)
+    assert all(of_set["text"] == {} for of_set in scores.values())
+    assert scores["test"]["image"] == evaluate.scores(outputs)["test"]["image"]
+    assert attacks["text"] is None and attacks["pair"] is None
+    assert attacks["fused"] is not None
+
+
 def test_outputs_come_back_from_their_file(tmp_path):
     for multi_label in (False, True):
         outputs = stored(multi_label, "random")
@@ -178,7 +214,7 @@ def test_outputs_come_back_from_their_file(tmp_path):
         assert set(again.logits) == set(VIEWS)
         for view in VIEWS:
             np.testing.assert_array_equal(again.logits[view], outputs.logits[view])
-        for name in ("pair", "labels", "of", "id"):
+        for name in ("pair", "labels", "of", "id", "has_image", "has_text"):
             np.testing.assert_array_equal(getattr(again, name), getattr(outputs, name))
         assert evaluate.scores(again) == evaluate.scores(outputs)
         assert audit.attack_auc(again) == audit.attack_auc(outputs)

@@ -88,7 +88,7 @@ OBJECTIVES = {
     "retention": lambda x, kind: objectives.retention(
         {"image": x["taught"], "fused": x["taught"]},
         both_views(x),
-        x["weight_r"],
+        {"image": x["weight_r"], "fused": x["weight_r"]},
         **kind,
     ),
     "separation": lambda x, kind: objectives.separation(
@@ -502,7 +502,6 @@ def toy_rows(rng, rows, multi_label, only=None):
     }
     plain = features + rng.normal(size=features.shape)  # an untrained trunk knows less
     x = {"pooled": features, "fresh": plain, "labels": truth, **views}
-    x["has_image"] = np.ones(rows)
     return {key: jnp.asarray(value, jnp.float32) for key, value in x.items()}
 
 

@@ -198,10 +198,16 @@ def test_everything_and_nothing_are_refused(data):
         draw(nowhere, "class:red")
 
 
+def test_rows_without_a_picture_are_nothing_to_forget(data):
+    bare = data._replace(has_image=data.has_image & (data.split != "train"))
+    with pytest.raises(UserError, match="rows without a picture only"):
+        draw(bare, "random:0.1")
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_data_without_an_evaluation_set_are_refused(data, split):
     left = data.split != split
-    names = ("id", "group", "split", "labels")
+    names = ("id", "group", "split", "labels", "has_image")
     data = data._replace(**{name: getattr(data, name)[left] for name in names})
     with pytest.raises(UserError, match=f"the {split} set is empty"):
         draw(data, "random:0.1")

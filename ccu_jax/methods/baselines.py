@@ -27,7 +27,7 @@ def finetune(problem: Problem) -> Program:
         loss=loss,
         optimiser=optimiser(config.learning_rate, steps, problem.config.train),
         table=problem.table,
-        plan={"retain": problem.batches(retain, config.batch, steps)},
+        plan={"retain": problem.batches(retain, config.batch, steps, "retain")},
     )
 
 
@@ -68,9 +68,9 @@ def neggrad_plus(problem: Problem) -> Program:
         optimiser=optimiser(config.learning_rate, steps, problem.config.train),
         table=problem.table,
         plan={
-            "retain": problem.batches(sets.retain, config.batch, steps),
+            "retain": problem.batches(sets.retain, config.batch, steps, "retain"),
             "unlearn": problem.batches(
-                sets.unlearn, config.unlearn_batch, steps, stream=1
+                sets.unlearn, config.unlearn_batch, steps, "unlearn"
             ),
         },
     )
@@ -90,13 +90,20 @@ def scrub(problem: Problem) -> Program:
 
     def loss(params, teacher, aux, batch, step):
         rows = batch["rows"]
-        said, taught = model.apply(params, rows), model.apply(teacher, rows)
-        weight = rows["has_image"].astype(jnp.float32)
+        # The student with dropout, as in training: without it both say the same at
+        # first, and the push would follow rounding errors.
+        said = model.apply(params, rows, keys=rows["key"])
+        taught = model.apply(teacher, rows)
+        pushing = jnp.asarray(push)[step]
+        # Away from what it says of pictures, back to what it says of all rows.
+        pictures = rows["has_image"].astype(jnp.float32)
+        both = jnp.where(pushing, pictures, 1.0)
+        weight = {"image": pictures, "text": jnp.ones_like(pictures), "fused": both}
         near = {
             view: objectives.divergence(
                 jax.lax.stop_gradient(getattr(taught, view)),
                 getattr(said, view),
-                weight if view == "image" else jnp.ones_like(weight),
+                weight[view],
                 multi_label=multi_label,
                 temperature=config.temperature,
             )
@@ -104,7 +111,6 @@ def scrub(problem: Problem) -> Program:
         }
         pull = config.distil * sum(near.values())
         pull += config.classify * task(params, rows)[0]
-        pushing = jnp.asarray(push)[step]
         total = jnp.where(pushing, -(near["image"] + near["fused"]), pull)
         return total, {}
 
@@ -125,11 +131,11 @@ def _scrub_plan(problem):
     num_pull = problem.steps(1, config.batch, sets.retain)
     rows, push = [], []
     for epoch in range(config.epochs):
+        parts = [("pull", sets.retain, num_pull)]
         if epoch < config.max_epochs:
-            stream = 100 + 2 * epoch
-            rows.append(problem.batches(sets.unlearn, config.batch, num_push, stream))
-            push += [True] * num_push
-        stream = 101 + 2 * epoch
-        rows.append(problem.batches(sets.retain, config.batch, num_pull, stream))
-        push += [False] * num_pull
+            parts.insert(0, ("push", sets.unlearn, num_push))
+        for name, of, steps in parts:
+            name = f"{name} {epoch}"
+            rows.append(problem.batches(of, config.batch, steps, name))
+            push += [name.startswith("push")] * steps
     return np.concatenate(rows), np.array(push)

@@ -14,8 +14,8 @@ from ccu_jax.models import TAIL, VIEWS
 class Cache(NamedTuple):
     """The rows a tail method works on, with all that the trunk and the text branch say.
 
-    `rows`: their numbers; `table`: unlearn rows first, then held-out (validation) rows
-    and retain rows, those with a picture; `u`, `v`, `r`: where they stand in it.
+    `rows`: their numbers, of those with a picture; `table`: unlearn rows first, then
+    held-out (validation) rows and retain rows; `u`, `v`, `r`: where they stand in it.
     """
 
     table: dict
@@ -28,9 +28,11 @@ class Cache(NamedTuple):
 def cache(problem: Problem, retain_rows: int) -> Cache:
     """One pass of the original over the unlearn set, held-out rows and retain rows."""
     sets, forward = problem.sets, problem.forward
-    # What other pictures are like cannot be asked of rows without one.
     has_image = np.asarray(problem.table["has_image"])
-    held, retain = (rows[has_image[rows]] for rows in (sets.validation, sets.retain))
+    # Rows without a picture have none to forget, and nothing to say of pictures.
+    unlearn, held, retain = (
+        rows[has_image[rows]] for rows in (sets.unlearn, sets.validation, sets.retain)
+    )
     for name, rows in (("validation", held), ("retain", retain)):
         if not len(rows):
             raise UserError(
@@ -38,8 +40,8 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
                 "more rows, or another share with --set data.validation=..."
             )
     if retain_rows and len(retain) > retain_rows:
-        retain = problem.batches(retain, retain_rows, 1, stream=9)[0]
-    rows = np.concatenate([sets.unlearn, held, retain])
+        retain = problem.batches(retain, retain_rows, 1, "retain rows")[0]
+    rows = np.concatenate([unlearn, held, retain])
     table = {
         "features": forward.features(problem.params, problem.table, rows),
         **_take(problem.table, rows, ("text", "labels", "has_image", "has_text")),
@@ -49,7 +51,7 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
     table["h_text"] = said["h_text"]
     table |= {f"original_{view}": said[view] for view in VIEWS}
     table["row"] = problem.executor.place(np.arange(len(rows), dtype=np.int32))
-    a, b = len(sets.unlearn), len(sets.unlearn) + len(held)
+    a, b = len(unlearn), len(unlearn) + len(held)
     return Cache(table, rows, slice(0, a), slice(a, b), slice(b, len(rows)))
 
 
@@ -77,15 +79,15 @@ def split(problem: Problem):
 def plan(problem: Problem, cached: Cache, config, *, held: bool = False):
     """Rows of the table for every step: `retain`, `unlearn`, and `held` if wanted."""
     parts = {
-        "retain": (cached.r, config.batch, 0),
-        "unlearn": (cached.u, config.unlearn_batch, 1),
+        "retain": (cached.r, config.batch),
+        "unlearn": (cached.u, config.unlearn_batch),
     }
     if held:
-        parts["held"] = (cached.v, config.held_batch, 2)
+        parts["held"] = (cached.v, config.held_batch)
     rows = np.arange(cached.r.stop)
     return {
-        name: problem.batches(rows[where], batch, config.steps, stream)
-        for name, (where, batch, stream) in parts.items()
+        name: problem.batches(rows[where], batch, config.steps, name)
+        for name, (where, batch) in parts.items()
     }
 
 

@@ -27,7 +27,7 @@ def _adam(config):
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     # Retention has no gradient where the model still is the original: with Adam's usual
     # epsilon the rounding noise there, which differs between devices, becomes a step.
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, eps=1e-5))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, eps=1e-4))
 
 
 def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
@@ -58,11 +58,13 @@ def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
     return terms
 
 
-def _retention(weight, r, out_r, multi_label):
-    teacher = {view: r[f"original_{view}"] for view in ("image", "fused")}
-    student = {"image": out_r.image, "fused": out_r.fused}
+def _retention(weight, r, out_r, multi_label, whole=True):
+    """Weighted retention; `whole`: rows whose fused view sees all that it has."""
+    teacher = {view: r[f"original_{view}"] for view in MATCHED}
+    student = {view: getattr(out_r, view) for view in MATCHED}
+    counts = {"image": r["has_image"], "fused": r["has_image"] & whole}
     return weight * objectives.retention(
-        teacher, student, r["has_image"], multi_label=multi_label
+        teacher, student, counts, multi_label=multi_label
     )
 
 
@@ -169,7 +171,10 @@ def ccu_plus(problem: Problem) -> Program:
                 for view in MATCHED
             )
         if config.retention:
-            terms["retention"] = _retention(config.retention, r, out_r, multi_label)
+            whole = (see == r["has_image"]) & (read == r["has_text"])
+            terms["retention"] = _retention(
+                config.retention, r, out_r, multi_label, whole
+            )
         if config.hold:
             v = batch["held"]
             out_v = model.apply({**frozen["parts"], **params}, v)
@@ -181,7 +186,7 @@ def ccu_plus(problem: Problem) -> Program:
             rows = part(table, where)
             out = model.apply({**frozen["parts"], **params}, rows)
             seen = {"image": out.image, "fused": out.fused}
-            return out, {**_logits(rows), **seen, "has_image": rows["has_image"]}
+            return out, {**_logits(rows), **seen}
 
         (_, u), (out_v, v) = now(cached.u), now(cached.v)
         aims = targets.current(

@@ -1,5 +1,6 @@
 """What a method is given."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ class Problem(NamedTuple):
         multi_label: whether rows have several labels.
         params: the original's parameters on the devices; None while it is trained.
         seed: of every random choice.
+        method: the name of the one that runs; each draws numbers of its own.
     """
 
     config: Config
@@ -38,18 +40,24 @@ class Problem(NamedTuple):
     multi_label: bool
     params: Params | None
     seed: int
+    method: str = ""
 
     def key(self, name: str) -> jax.Array:
-        """A random key for one purpose."""
-        # Words to numbers that are the same in every process, unlike Python's hash.
-        number = int.from_bytes(name.encode()[:8].ljust(8, b"\0"), "big") % 2**31
-        return jax.random.fold_in(jax.random.key(self.seed), number)
+        """A random key for one purpose of this method."""
+        return jax.random.key(self._number(name))
 
-    def batches(self, rows: Any, batch: int, steps: int, stream: int = 0) -> np.ndarray:
-        """Row numbers `[steps, batch]`, epoch by epoch a permutation of `rows`."""
-        return pipeline.batches(
-            np.asarray(rows), batch, steps, seed=self.seed * 1000 + stream
-        )
+    def batches(self, rows: Any, batch: int, steps: int, name: str) -> np.ndarray:
+        """Row numbers `[steps, batch]`, epoch by epoch a permutation of `rows`.
+
+        `name` says what for: each has an order of its own.
+        """
+        return pipeline.batches(np.asarray(rows), batch, steps, self._number(name))
+
+    def _number(self, name):
+        # The same in every process, unlike Python's own hash.
+        text = f"{self.seed}/{self.method}/{name}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % 2**63
 
     def steps(self, epochs: float, batch: int, rows: Any) -> int:
         """Number of updates in so many passes over `rows`."""

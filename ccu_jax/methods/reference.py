@@ -84,7 +84,7 @@ def _train(problem: Problem, rows, table) -> Program:
         loss=loss,
         optimiser=optimiser(config.learning_rate, steps, config, config.warmup),
         table=table,
-        plan={"rows": problem.batches(rows, config.batch, steps)},
+        plan={"rows": problem.batches(rows, config.batch, steps, "rows")},
     )
 
 

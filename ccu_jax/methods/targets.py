@@ -181,7 +181,7 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     # says it without bias. The order among the forgotten rows, all of them learned, the
     # original's trunk knows better.
     unlearned, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
-    level = share_below(
+    place = share_below(
         margin(unlearned(u["fresh"]), u["labels"], **kind),
         margin(unlearned(v["fresh"]), v["labels"], **kind),
     )
@@ -192,7 +192,7 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
         margin(score_u, u["labels"], **kind)[:, None],
         key[0],
     )
-    image_u = jnp.sort(level)[jnp.argsort(jnp.argsort(order))]
+    image_u = jnp.sort(place)[jnp.argsort(jnp.argsort(order))]
     known = r["labels"].sum(0) > 0
     if multi_label:
         base = as_logits(score_u)
@@ -246,7 +246,7 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     Args:
         ranks: from `prepare`.
         u, v: rows with `labels`, the original's logits `text` and the current model's
-            `image` and `fused`, `[N, K]`; u also with `has_image` `[U]`.
+            `image` and `fused`, `[N, K]`.
         lead: by view, what the last call returned; zeros at first.
         gain: how fast it grows.
         multi_label: whether rows have several labels.
@@ -267,12 +267,9 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
         predict_line(line, x_u), predict_line(line, x_v), held["fused"], ranks.fused_U
     )
     level, grown = {}, {}
-    weight = u["has_image"].astype(jnp.float32)
     for view, aim_U in (("image", image_u), ("fused", fused_u)):
         above = share_below(now[view], held[view]) - share_below(aim_U, held[view])
-        # A row without picture never moves, so it must not be waited for.
-        above = (above * weight).sum() / jnp.maximum(weight.sum(), 1)
-        grown[view] = lead[view] + gain * held[view].std() * above
+        grown[view] = lead[view] + gain * held[view].std() * above.mean()
         level[view] = aim_U - grown[view]
     base, known = ranks.base_UxK, ranks.known_K
     # A class that nobody retains: the picture says no to it, the text may still say

@@ -1,20 +1,15 @@
-"""The configuration: one tree of frozen dataclasses, loaded by name, checked by type.
+"""The configuration: one tree of frozen dataclasses, checked by type.
 
 Every field is typed and has a default, so a misspelt key or a value of the wrong type
-is refused instead of being ignored. A config file is Python: `config = Config(...)`.
+is refused instead of being ignored.
 """
 
 import dataclasses
-import pathlib
-import re
-import runpy
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ccu_jax.errors import UserError
-from ccu_jax.typed import closest, conform, field_kind, parse
+from ccu_jax.typed import conform, field_kind
 
 
 @dataclass(frozen=True)
@@ -195,41 +190,6 @@ class Config:
     seeds: tuple[int, ...] = (0,)
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
-    """Loads a configuration by name (`mmimdb`) or from a file (`my/own.py`).
-
-    Args:
-        name_or_path: A file of `configs/` without its `.py`, or a path ending in `.py`.
-        overrides: Fields to set afterwards, as text: `train.epochs=3`.
-
-    Raises:
-        UserError: an unknown name or key, a value of the wrong type, or a file that
-            fails, with its line.
-    """
-    config = _execute(_find(name_or_path))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"{override!r} sets nothing; write key=value")
-        key, text = key.strip(), text.strip()
-        config = replace(config, key, parse(text, field_kind(Config, key), key))
-    # The name becomes a folder's name, so it must not lead anywhere else.
-    if not re.fullmatch(r"\w[\w.-]*", config.name):
-        raise UserError(f"name: {config.name!r} has more than letters, digits, '.-_'")
-    return config
-
-
-def available() -> dict[str, pathlib.Path]:
-    """Returns the configurations that come with the package: name -> file."""
-    here = pathlib.Path(__file__).resolve().parent
-    # Installed from a wheel they lie in the package, in a checkout beside it.
-    folder = next(
-        (f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here
-    )
-    found = sorted(folder.glob("*.py")) if folder != here else []
-    return {f.stem: f for f in found if not f.stem.startswith("_")}
-
-
 def replace(config: Config, key: str, value: Any) -> Config:
     """Returns `config` with the field `key` (`train.epochs`) set to `value`.
 
@@ -283,60 +243,3 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 _MISSING = object()
-
-
-def _find(name_or_path: str) -> pathlib.Path:
-    if name_or_path.endswith(".py"):
-        path = pathlib.Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise UserError(f"config {name_or_path!r}: there is no such file")
-        return path
-    configs = available()
-    if name_or_path not in configs:
-        raise UserError(
-            f"there is no config {name_or_path!r}; {closest(name_or_path, configs)}; "
-            "or give a path that ends in .py"
-        )
-    return configs[name_or_path]
-
-
-def _execute(path: pathlib.Path) -> Config:
-    """Runs a config file and checks what it made."""
-    try:
-        config = runpy.run_path(str(path), run_name="ccu_jax_config").get("config")
-    except (Exception, SystemExit) as error:
-        where = f"{path}:{_line(error, str(path))}"
-        reason = error if isinstance(error, UserError) else _explain(error)
-        raise UserError(f"{where}: {reason}") from error
-    if not isinstance(config, Config):
-        what = "no `config`" if config is None else f"a {type(config).__name__}"
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = [
-            n for n, s in enumerate(text.splitlines(), 1) if s.startswith("config")
-        ]
-        raise UserError(
-            f"{path}:{lines[-1] if lines else 1}: found {what}; the file must set "
-            "`config = Config(...)` from ccu_jax.config"
-        )
-    try:
-        config = from_json(to_json(config))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return config if config.name else dataclasses.replace(config, name=path.stem)
-
-
-def _line(error: BaseException, path: str) -> int:
-    """Returns the line of the file at which it failed."""
-    if isinstance(error, SyntaxError) and error.filename == path:
-        return error.lineno or 1
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno for f in reversed(frames) if f.filename == path), 1) or 1
-
-
-def _explain(error: BaseException) -> str:
-    message = f"{type(error).__name__}: {error}"
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
-    if found and dataclasses.is_dataclass(kind := globals().get(found[1])):
-        names = [f.name for f in dataclasses.fields(kind)]
-        message = f"{found[1]} has no field {found[2]!r}; {closest(found[2], names)}"
-    return " ".join(message.split())

@@ -1,4 +1,7 @@
-"""The one kind of error that a user can cause."""
+"""What goes wrong and a user can mend."""
+
+import errno
+import os
 
 
 class UserError(Exception):
@@ -6,3 +9,23 @@ class UserError(Exception):
 
     `launch.py` prints it without a traceback and leaves with exit code 2.
     """
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def disk(error: BaseException | None) -> str | None:
+    """Says what a full disk or a refused file means; None if it is neither."""
+    while error is not None:
+        code = error.errno if isinstance(error, OSError) else None
+        where = getattr(error, "filename", None)
+        # Libraries in C++ raise errors of their own, with the system's words in them.
+        words = "" if isinstance(error, OSError) else str(error)
+        if code in _FULL or any(os.strerror(full) in words for full in _FULL):
+            at = f" at {where}" if where else ""
+            return f"no space left{at}; free some, then the same command goes on"
+        if code in _DENIED:
+            return f"{os.strerror(code)}: {where}"
+        error = error.__cause__ or error.__context__
+    return None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ccu_jax.summary import (
-    ORDER,
     REFERENCE,
     Estimate,
     Row,
@@ -188,7 +187,7 @@ def _draw_time(axes: Any, groups: dict, colours: dict) -> None:
     times = {
         name: time_percent(group, reference)
         for name, group in groups.items()
-        if name != ORDER[0]
+        if name != "original"
     }
     times = {name: time for name, time in times.items() if time.mean > 0}
     places = range(len(times))

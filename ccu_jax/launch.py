@@ -8,7 +8,6 @@ import argparse
 import ast
 import contextlib
 import difflib
-import errno
 import os
 import pathlib
 import re
@@ -21,9 +20,9 @@ from typing import NoReturn
 
 import ccu_jax
 from ccu_jax import config as configs
-from ccu_jax import limits
+from ccu_jax import config_file, limits
 from ccu_jax.config import Config
-from ccu_jax.errors import UserError
+from ccu_jax.errors import UserError, disk
 from ccu_jax.typed import closest
 
 _EXAMPLES = """\
@@ -39,8 +38,6 @@ examples:
 
 A run that was stopped goes on when the same command is given again.
 """
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NPROC = "32"
 _STOPPED = "stopped; the same command goes on from here"
 
@@ -67,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
             raise
         message = (
-            f"{error.name} is not installed; `pip install .` brings what is needed"
+            f"{error.name} is not installed for {sys.executable}: activate the "
+            "environment that ccu_jax was installed into, or `pip install .`"
         )
     except Exception as error:
-        message = _disk(error)
+        message = disk(error)
         if message is None:
             raise
     # In one piece, as threads of libraries may be writing too.
@@ -88,7 +86,9 @@ def _main(argv: Sequence[str] | None) -> int:
     config = _config(flags)
     workdir = _writable(flags.workdir or pathlib.Path("runs") / config.name)
     if hosts is not None:
-        _join(hosts)
+        from ccu_jax import parallel
+
+        parallel.join(hosts)
     _keep_compiled(workdir)
 
     from ccu_jax import run
@@ -107,7 +107,12 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config", metavar="NAME|FILE", help="a name of --list, or a file.py")
-    add("--workdir", metavar="DIR", type=_path, help="results; default runs/<config>")
+    add(
+        "--workdir",
+        metavar="DIR",
+        type=_path,
+        help="results, shared by all hosts; default runs/<config>",
+    )
     add("--data-dir", metavar="DIR", type=_path, help="the files of the data set")
     add("--methods", metavar="A,B", type=_names, help="instead of the config's")
     add("--seeds", metavar="0,1", type=_numbers, help="instead of the config's")
@@ -136,7 +141,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unknown argument {unknown[0]!r}{meant}")
     if not (flags.config or flags.list):
         raise UserError(
-            f"--config is missing; there are {', '.join(configs.available())}, "
+            f"--config is missing; there are {', '.join(config_file.available())}, "
             "or give a path that ends in .py"
         )
     return flags
@@ -189,7 +194,7 @@ def _list() -> None:
     from ccu_jax.methods import METHODS
 
     print("configs:")
-    for name, path in configs.available().items():
+    for name, path in config_file.available().items():
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         print(f"  {name:10} {doc.partition(chr(10))[0]}")
     print("methods:  ", ", ".join(METHODS))
@@ -198,7 +203,7 @@ def _list() -> None:
 
 def _config(flags: argparse.Namespace) -> Config:
     """Loads the configuration, applies the flags and checks what is in it."""
-    config = configs.load(flags.config, flags.set)
+    config = config_file.load(flags.config, flags.set)
     given = {
         "data.dir": flags.data_dir and str(flags.data_dir),
         "methods": flags.methods,
@@ -265,18 +270,6 @@ def _hosts(values: Sequence[str] | None) -> dict[str, str | int] | None:
     }
 
 
-def _join(hosts: dict[str, str | int]) -> None:
-    """Connects to the other processes of this run."""
-    import jax
-
-    try:
-        jax.distributed.initialize(**hosts)
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
-        raise UserError(f"cannot join the other hosts: {reason}{hint}") from error
-
-
 def _keep_compiled(workdir: pathlib.Path) -> None:
     """Lets the next run reuse what this one compiles, unless the user has said where.
 
@@ -291,22 +284,6 @@ def _keep_compiled(workdir: pathlib.Path) -> None:
     cache = (workdir.parent if shared else workdir) / ".jax_cache"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _disk(error: BaseException | None) -> str | None:
-    """Says what a full disk or a refused file means; None if it is neither."""
-    while error is not None:
-        code = error.errno if isinstance(error, OSError) else None
-        where = getattr(error, "filename", None)
-        # Libraries in C++ raise errors of their own, with the system's words in them.
-        words = "" if isinstance(error, OSError) else str(error)
-        if code in _FULL or any(os.strerror(full) in words for full in _FULL):
-            at = f" at {where}" if where else ""
-            return f"no space left{at}; free some, then the same command goes on"
-        if code in _DENIED:
-            return f"{os.strerror(code)}: {where}"
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _stop(*_) -> NoReturn:

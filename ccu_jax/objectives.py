@@ -203,7 +203,7 @@ def retention(teacher, student, weight_r, *, multi_label):
         divergence(
             teacher[view], student[view], weight_r[view], multi_label=multi_label
         )
-        for view in ("image", "fused")
+        for view in teacher
     )
 
 

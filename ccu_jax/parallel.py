@@ -9,6 +9,8 @@ returned must have been reduced over `AXIS`. Each executor runs the same functio
 * `vmap`, which refuses it too, and needs one device only: the oracle of the tests.
 """
 
+import pathlib
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -178,6 +180,40 @@ EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
 def is_first() -> bool:
     """Whether this process is the one that writes logs and reports."""
     return jax.process_index() == 0
+
+
+def join(hosts: dict[str, str | int]) -> None:
+    """Connect to the other processes of this run.
+
+    Args:
+        hosts: of `jax.distributed.initialize`; empty where the cluster tells them.
+
+    Raises:
+        UserError: they cannot be joined.
+    """
+    try:
+        jax.distributed.initialize(**hosts)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
+        raise UserError(f"cannot join the other hosts: {reason}{hint}") from error
+
+
+def shared(folder: pathlib.Path) -> bool:
+    """Whether all processes see the same folder: what the first puts there."""
+    if jax.process_count() == 1:
+        return True
+    from jax.experimental import multihost_utils
+
+    mine = np.array(time.time_ns() % 2**31)
+    path = folder / f".shared-{multihost_utils.broadcast_one_to_all(mine)}"
+    if is_first():
+        path.touch()
+    barrier("shared")
+    seen = multihost_utils.process_allgather(np.array(path.exists())).all()
+    if is_first():
+        path.unlink()
+    return bool(seen)
 
 
 def barrier(name: str) -> None:

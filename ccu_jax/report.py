@@ -1,7 +1,8 @@
 """Results -> results.json, table.md, figure.png and report.html, and the screen.
 
-`summary.py` says what the rows mean, `figure.py` draws them, `progress.py` shows a run
-while it runs; this file lays out the table and escapes every text that came from data.
+`summary.py` makes numbers of the rows, `notes.py` sentences, `figure.py` a picture, and
+`progress.py` shows a run while it runs. This file lays out the table, and escapes every
+text that came from data.
 """
 
 import base64
@@ -14,9 +15,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ccu_jax import figure, summary
+from ccu_jax import figure, notes, summary
+from ccu_jax.evaluate import SETS
+from ccu_jax.models import VIEWS
 from ccu_jax.progress import Reporter, clean
-from ccu_jax.summary import DASH, REFERENCE, SETS, VIEWS, Row, estimate
+from ccu_jax.summary import DASH, REFERENCE, Row, estimate
 
 __all__ = ["Reporter", "markdown", "show", "write"]
 
@@ -72,7 +75,7 @@ def markdown(rows: list[Row]) -> str:
     rows = clean(rows)
     header, lines = _table(rows)
     told = [f"# {_markdown(_title(rows))}", ""]
-    for note in summary.editions(rows):
+    for note in notes.editions(rows):
         told += [f"**{_markdown(note.text)}**", ""] if note.kind == "loud" else []
     told += ["| " + " | ".join(_markdown(cell) for cell in header) + " |"]
     told += ["|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"]
@@ -80,7 +83,7 @@ def markdown(rows: list[Row]) -> str:
         "| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines
     ]
     told += [""]
-    for note in summary.notes(rows):
+    for note in notes.notes(rows):
         text = _markdown(note.text)
         told.append(f"- **{text}**" if note.kind in ("loud", "no") else f"- {text}")
     return "\n".join(told) + "\n"
@@ -101,7 +104,7 @@ def show(rows: list[Row], reporter: Reporter) -> None:
             [[line[column] for column in part] for line in lines],
         )
     styles = {"loud": "bold black on yellow", "yes": "green", "no": "bold red"}
-    for note in summary.notes(rows):
+    for note in notes.notes(rows):
         reporter.print(note.text, style=styles.get(note.kind, ""))
 
 
@@ -114,23 +117,29 @@ def _title(rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Returns header and lines of the main table, one line per method."""
+    groups = summary.by_method(rows)
+    best = summary.best_baseline(groups)
     header = ["method", "time s", f"time % of {REFERENCE}"]
+    header += [f"time % of {best} (best baseline)"] if best else []
     header += [f"{where} {view}" for where, view in _SCORES]
     header += [f"attack AUC {view}" for view in _ATTACKS]
     header += ["text kept"]
-    groups = summary.by_method(rows)
-    return header, [_line(name, groups) for name in groups]
+    others = [REFERENCE, *([best] if best else [])]
+    return header, [_line(name, groups, others) for name in groups]
 
 
-def _line(name: str, groups: dict) -> list[str]:
+def _line(name: str, groups: dict, others: list[str]) -> list[str]:
+    """Returns a method's cells; its time also in % of that of each of the others."""
     group, shown = groups[name], summary.show_estimate
     line = [name + (" (diverged)" if summary.diverged(group) else "")]
     if name == "original":  # its time is training, told in a note
-        line += [DASH, DASH]
+        line += [DASH] * (1 + len(others))
     else:
-        percent = summary.time_percent(group, groups.get(REFERENCE, {}))
-        times = [summary.time_s(row) for row in group.values()]
-        line += [shown(estimate(times)), shown(percent)]
+        line += [shown(estimate([summary.time_s(row) for row in group.values()]))]
+        line += [
+            shown(summary.time_percent(group, groups.get(other, {})))
+            for other in others
+        ]
     for where, view in _SCORES:
         values = [summary.score(row, where, view) for row in group.values()]
         line.append(shown(estimate(values), 1))
@@ -181,9 +190,9 @@ def _rows_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
     """Returns the report as one page: no script, nothing fetched, all text escaped."""
-    notes = summary.notes(rows)
-    loud = [note for note in notes if note.kind == "loud"]
-    rest = [note for note in notes if note.kind != "loud"]
+    told = notes.notes(rows)
+    loud = [note for note in told if note.kind == "loud"]
+    rest = [note for note in told if note.kind != "loud"]
     picture = base64.b64encode(png).decode()
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -208,7 +217,7 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _html_note(note: summary.Note) -> str:
+def _html_note(note: notes.Note) -> str:
     mark = f"<b>{note.kind}</b> – " if note.kind in ("yes", "no") else ""
     return mark + html.escape(note.text)
 

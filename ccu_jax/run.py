@@ -5,27 +5,23 @@ of the same kind. A finished stage is skipped; one that was cut off goes on from
 last checkpoint and ends with the same bits.
 """
 
-import functools
 import json
 import pathlib
-import platform
 import shutil
-import subprocess
 import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-import ccu_jax
 from ccu_jax import (
-    audit,
     checkpoint,
     data,
     evaluate,
     limits,
     models,
     report,
+    rows,
     unlearn_set,
 )
 from ccu_jax import config as configs
@@ -34,10 +30,10 @@ from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import Model
-from ccu_jax.parallel import EXECUTORS, Executor, barrier, is_first
+from ccu_jax.parallel import EXECUTORS, Executor, barrier, is_first, shared
 from ccu_jax.report import atomically
 
-# What may differ between two runs on one folder: it changes no single result.
+# What may differ between two runs on one folder: it changes nothing but rounding.
 FREE = ("methods", "seeds", "run.")
 
 
@@ -70,7 +66,13 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
     methods = list(dict.fromkeys(("original", *config.methods)))
     _check(config, methods)
-    _commit()
+    # Each process would go by the finished stages that it sees.
+    if not shared(workdir):
+        raise UserError(
+            f"--workdir {workdir} is not one folder that all processes share: give "
+            "such a one (NFS, Filestore, a mounted bucket)"
+        )
+    rows.commit()
     _refuse(config, workdir)
     reporter = report.Reporter(workdir, is_first())
     try:
@@ -84,12 +86,12 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
         for seed, (sets, _) in drawn.items():
             _seed(bench, seed, sets, methods)
         with reporter.stage("report"):
-            rows = _rows(workdir)
+            found = rows.read(workdir)
             if is_first():
-                report.write(workdir, rows, configs.to_json(config))
-        report.show(rows, reporter)
+                report.write(workdir, found, configs.to_json(config))
+        report.show(found, reporter)
         reporter.say(f"report: {workdir / 'report.html'}")
-        return rows
+        return found
     finally:
         reporter.close()
 
@@ -227,13 +229,9 @@ def _place_of(bench, seed, method):
     return bench.workdir / "checkpoints" / f"{method}-{seed}"
 
 
-def _record(workdir, seed, method):
-    return workdir / "stages" / f"{method}-{seed}.json"
-
-
 def _finished(bench, seed, method) -> dict | None:
     """The row of a stage that is finished and belongs to these data."""
-    path = _record(bench.workdir, seed, method)
+    path = rows.place(bench.workdir, seed, method)
     if not path.exists():
         return None
     row = json.loads(path.read_text(encoding="utf-8"))
@@ -252,7 +250,7 @@ def _original(bench, seed):
     if saved is None:
         raise UserError(
             f"the original's checkpoint in {folder} is missing or damaged: remove "
-            f"{_record(bench.workdir, seed, 'original')} to train it again"
+            f"{rows.place(bench.workdir, seed, 'original')} to train it again"
         )
     return bench.executor.place(saved.tree)
 
@@ -280,82 +278,16 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
         path = bench.workdir / "outputs" / f"{method}-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
         atomically(path, evaluate.to_bytes(results))
-        row = _row(bench, problem, method, outcome, results, seconds)
-        path = _record(bench.workdir, seed, method)
+        row = rows.make(
+            problem._replace(method=method),
+            bench.data,
+            bench.workdir,
+            outcome,
+            results,
+            seconds,
+        )
+        path = rows.place(bench.workdir, seed, method)
         path.parent.mkdir(exist_ok=True)
         atomically(path, (json.dumps(row, indent=1) + "\n").encode())
         shutil.rmtree(steps, ignore_errors=True)
     barrier(f"{method}-{seed}")
-
-
-def _row(bench, problem, method, outcome, results, seconds) -> dict[str, Any]:
-    sets = problem.sets
-    return {
-        "config": bench.config.name,
-        "edition": bench.data.edition,
-        "method": method,
-        "seed": problem.seed,
-        "metric": evaluate.headline(problem.multi_label),
-        "unlearn_set": {
-            "rule": bench.config.unlearn.rule,
-            "modality": "image",
-            "count": len(sets.unlearn),
-        },
-        "counts": {name: len(rows) for name, rows in sets._asdict().items()},
-        "seconds": seconds,
-        "steps": outcome.steps,
-        "scores": evaluate.scores(results),
-        "attack_auc": audit.attack_auc(results),
-        "text_unchanged": _text_unchanged(bench.workdir, problem.seed, results),
-        "diverged": outcome.diverged,
-        "device": {
-            "kind": jax.devices()[0].device_kind,
-            "count": bench.executor.devices,
-            "processes": jax.process_count(),
-            "executor": bench.executor.name,
-        },
-        "versions": {
-            "ccu_jax": ccu_jax.__version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": _commit(),
-        "fingerprint": bench.data.fingerprint,
-    }
-
-
-def _text_unchanged(workdir, seed, results) -> bool | None:
-    """Whether the unlearn set's text scores are the original's, to the bit."""
-    path = workdir / "outputs" / f"original-{seed}.npz"
-    if not path.exists():
-        return None
-    of = results.of == "unlearn"
-    before = evaluate.load(path).logits["text"][of]
-    return bool(np.array_equal(before, results.logits["text"][of]))
-
-
-def _rows(workdir) -> list[dict[str, Any]]:
-    """All finished stages of the folder, in the order of the methods' table."""
-    rows = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (workdir / "stages").glob("*.json")
-    ]
-    place = list(METHODS)
-    return sorted(rows, key=lambda row: (row["seed"], place.index(row["method"])))
-
-
-@functools.cache  # asked once, at the start: the checkout may change during a run
-def _commit() -> str | None:
-    """The commit of the source that runs, with a + where it was changed since."""
-    here = pathlib.Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

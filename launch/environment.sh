@@ -27,6 +27,15 @@ has_module() {
 sys.exit(sys.version_info < (3, 11) or not i.find_spec('$2'))") >/dev/null 2>&1
 }
 
+# Whether Python $1 runs this checkout, and not a copy that was installed once.
+has_checkout() {
+    (cd / && "$1" -c "import sys, importlib.util as i, pathlib as p
+found = i.find_spec('ccu_jax')
+here = p.Path(sys.argv[1]).resolve()
+sys.exit(not found or here not in p.Path(found.origin).resolve().parents)" "$root") \
+        >/dev/null 2>&1
+}
+
 # Sets $base to a Python that can make an environment.
 find_base() {
     local name without=""
@@ -56,11 +65,12 @@ find_python() {
     local venv="$root/.venv" extra="$1" stamp target="$root"
     if [ -n "$VIRTUAL_ENV" ]; then
         python="$VIRTUAL_ENV/bin/python"
-        if has_module "$python" ccu_jax && has_module "$python" "${2:-ccu_jax}"; then
+        if has_checkout "$python" && has_module "$python" "${2:-ccu_jax}"; then
             say "using the active environment $VIRTUAL_ENV"
             return
         fi
-        say "the active environment lacks ccu_jax${2:+ or $2}; using $venv"
+        say "the active environment lacks this checkout's ccu_jax${2:+ or $2}; using" \
+            "$venv"
     fi
     python="$venv/bin/python"
     # What `dev` brings includes everything else.

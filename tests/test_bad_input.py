@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ccu_jax import config as configs
-from ccu_jax import launch, limits
+from ccu_jax import config_file, launch, limits
 from ccu_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -187,9 +187,9 @@ def test_every_number_has_a_limit_and_every_limit_a_number():
     assert limits.limit_of("ccu.pair").allows(0)
 
 
-@pytest.mark.parametrize("name", configs.available())
+@pytest.mark.parametrize("name", config_file.available())
 def test_every_config_that_comes_along_is_within_the_limits(name):
-    limits.check(configs.load(name))
+    limits.check(config_file.load(name))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_what_a_later_seed_has_wrong_is_found_before_the_first_seed(
     argv = ["--config", config, "--unlearn", "class:yak", "--seeds"]
     from ccu_jax import data, unlearn_set
 
-    own = configs.load(str(config)).data
+    own = config_file.load(str(config)).data
     loaded = data.load(own, pathlib.Path("look"), lambda *told: None)
 
     def works(seed):
@@ -357,7 +357,7 @@ def test_three_devices_cannot_share_a_batch_of_sixteen(config):
 
 
 def test_the_workdir_of_another_configuration_is_refused(config, capsys):
-    theirs = configs.to_json(configs.load(str(config), ["train.epochs=7"]))
+    theirs = configs.to_json(config_file.load(str(config), ["train.epochs=7"]))
     pathlib.Path("out/config.json").write_text(json.dumps(theirs))
     message, _ = refused(capsys, "--config", config)
     assert_named(message, "/out", "train.epochs", "--workdir")

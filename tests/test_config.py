@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ccu_jax import config as configs
-from ccu_jax import typed
+from ccu_jax import config_file, typed
 from ccu_jax.config import Config
 from ccu_jax.errors import UserError
 
@@ -52,20 +52,20 @@ def _file(tmp_path, text):
     return str(path)
 
 
-@pytest.mark.parametrize("name", configs.available())
+@pytest.mark.parametrize("name", config_file.available())
 def test_every_config_loads_and_is_called_like_its_file(name):
-    config = configs.load(name)
+    config = config_file.load(name)
     assert config.name == name
     assert config.methods and config.seeds
 
 
 def test_the_configs_are_found():
-    assert {"mmimdb", "clipart", "tiny"} <= set(configs.available())
+    assert {"mmimdb", "clipart", "tiny"} <= set(config_file.available())
 
 
-@pytest.mark.parametrize("name", configs.available())
+@pytest.mark.parametrize("name", config_file.available())
 def test_a_config_survives_json(name):
-    config = configs.load(name)
+    config = config_file.load(name)
     text = json.dumps(configs.to_json(config), allow_nan=False)
     again = configs.from_json(json.loads(text))
     assert again == config
@@ -80,10 +80,10 @@ def test_every_field_of_the_tree_can_be_set_to_its_own_value():
             else:
                 yield above + name, value
 
-    tree = configs.to_json(configs.load("tiny"))
+    tree = configs.to_json(config_file.load("tiny"))
     for key, value in leaves(tree):
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        again = configs.load("tiny", [f"{key}={text}"])
+        again = config_file.load("tiny", [f"{key}={text}"])
         assert configs.difference(tree, configs.to_json(again)) == []
 
 
@@ -155,8 +155,8 @@ def test_a_value_of_a_related_type_is_refused(value, kind):
 
 
 def test_overrides_are_applied_in_order_and_leave_the_rest_alone():
-    plain = configs.load("tiny")
-    config = configs.load(
+    plain = config_file.load("tiny")
+    config = config_file.load(
         "tiny", ["train.epochs=3", " train.epochs = 7 ", "seeds=5,6", "data.dir=a=b"]
     )
     assert (config.train.epochs, config.seeds, config.data.dir) == (7, (5, 6), "a=b")
@@ -177,14 +177,14 @@ def test_overrides_are_applied_in_order_and_leave_the_rest_alone():
     ],
 )
 def test_a_wrong_override_is_refused_with_the_right_ones_listed(override, words):
-    message = _refusal(configs.load, "tiny", [override])
+    message = _refusal(config_file.load, "tiny", [override])
     assert all(word in message for word in words), message
 
 
 def test_an_unknown_name_is_refused_with_the_right_ones_listed():
-    message = _refusal(configs.load, "mmimbd")
+    message = _refusal(config_file.load, "mmimbd")
     assert "did you mean 'mmimdb'?" in message and "clipart" in message
-    assert "no such file" in _refusal(configs.load, "no/such.py")
+    assert "no such file" in _refusal(config_file.load, "no/such.py")
 
 
 _HEAD = "from ccu_jax.config import Config, Train\n\n"
@@ -209,14 +209,14 @@ _HEAD = "from ccu_jax.config import Config, Train\n\n"
 )
 def test_a_broken_config_file_is_refused_with_its_line(tmp_path, text, line, words):
     path = _file(tmp_path, text)
-    message = _refusal(configs.load, path)
+    message = _refusal(config_file.load, path)
     assert message.startswith(f"{path}:{line}: ")
     assert all(word in message for word in words), message
 
 
 def test_a_wrong_type_inside_a_config_file_is_refused(tmp_path):
     path = _file(tmp_path, _HEAD + "config = Config(train=Train(epochs='3'))\n")
-    message = _refusal(configs.load, path)
+    message = _refusal(config_file.load, path)
     assert path in message and "train.epochs" in message
 
 
@@ -224,10 +224,10 @@ def test_a_config_file_may_build_on_another_and_is_named_after_its_file(tmp_path
     path = _file(
         tmp_path,
         "import dataclasses\n"
-        "from ccu_jax.config import load\n"
+        "from ccu_jax.config_file import load\n"
         "config = dataclasses.replace(load('tiny'), name='', seeds=[1, 2])\n",
     )
-    config = configs.load(path)
+    config = config_file.load(path)
     assert (config.name, config.seeds) == ("own", (1, 2))
     assert [entry.name for entry in tmp_path.iterdir()] == ["own.py"]
 

@@ -175,9 +175,13 @@ def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
     has_image, has_text = ~lost[0], ~(lost[1] & ~lost[0])
     # What a model makes of a picture or text that is not there is nonsense.
     views = {
-        "image": np.where(has_image[:, None], whole.logits["image"], -99 * whole.labels),
+        "image": np.where(
+            has_image[:, None], whole.logits["image"], -99 * whole.labels
+        ),
         "text": np.where(has_text[:, None], whole.logits["text"], -99 * whole.labels),
-        "fused": np.where(has_image[:, None], whole.logits["fused"], -99 * whole.labels),
+        "fused": np.where(
+            has_image[:, None], whole.logits["fused"], -99 * whole.labels
+        ),
     }
     outputs = whole._replace(
         logits=views,

@@ -13,8 +13,7 @@ import types
 import pytest
 
 import ccu_jax
-from ccu_jax import config as configs
-from ccu_jax import launch
+from ccu_jax import config_file, launch
 from ccu_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -48,7 +47,9 @@ class _Run(types.ModuleType):
 def run(monkeypatch):
     """Replaces the run and the methods, so that only the command line is tested."""
     run, methods = _Run(), types.ModuleType("ccu_jax.methods")
-    known = {name for c in configs.available() for name in configs.load(c).methods}
+    known = {
+        name for c in config_file.available() for name in config_file.load(c).methods
+    }
     methods.METHODS = dict.fromkeys(known | {"first", "second"})
     for name, module in (("run", run), ("methods", methods)):
         monkeypatch.setitem(sys.modules, f"ccu_jax.{name}", module)
@@ -80,7 +81,7 @@ def _script(name, *argv, **env):
 def test_a_run_gets_the_config_and_a_folder_named_after_it(run, capsys):
     assert launch.main(["--config", "tiny"]) == 0
     ((config, workdir),) = run.calls
-    assert config == configs.load("tiny")
+    assert config == config_file.load("tiny")
     assert workdir == pathlib.Path("runs/tiny").resolve() and workdir.is_dir()
     assert list(workdir.iterdir()) == []
     assert capsys.readouterr() == ("", "")
@@ -220,15 +221,15 @@ def test_the_list_names_everything_there_is(capsys):
 
     assert launch.main(["--list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in [*configs.available(), *METHODS, *DATASETS])
+    assert all(name in out for name in [*config_file.available(), *METHODS, *DATASETS])
 
 
-@pytest.mark.parametrize("name", configs.available())
+@pytest.mark.parametrize("name", config_file.available())
 def test_every_config_names_methods_and_a_data_set_that_exist(name):
     from ccu_jax.data import DATASETS
     from ccu_jax.methods import METHODS
 
-    config = configs.load(name)
+    config = config_file.load(name)
     assert set(config.methods) <= set(METHODS)
     assert config.data.dataset in DATASETS
 

@@ -7,7 +7,7 @@ import numpy as np
 from ccu_jax import objectives
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import optimiser, task_loss
-from ccu_jax.models import VIEWS
+from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.step import Program
 
 
@@ -52,7 +52,7 @@ def neggrad_plus(problem: Problem) -> Program:
         rows = batch["unlearn"]
         out = model.apply(params, rows)
         forget = 0.0
-        for view in ("image", "fused"):
+        for view in VISUAL:
             each = objectives.cross_entropy_rows(
                 getattr(out, view), rows["labels"], multi_label=multi_label
             )

@@ -17,10 +17,8 @@ from ccu_jax.augment import hide
 from ccu_jax.methods import targets
 from ccu_jax.methods.cache import Cache, cache, part, plan, pool, split
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, VIEWS, unit
+from ccu_jax.models import TAIL, VIEWS, VISUAL, unit
 from ccu_jax.step import Program
-
-MATCHED = ("image", "fused")  # the views that see the picture
 
 
 def _adam(config):
@@ -60,8 +58,8 @@ def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
 
 def _retention(weight, r, out_r, multi_label, whole=True):
     """Weighted retention; `whole`: rows whose fused view sees all that it has."""
-    teacher = {view: r[f"original_{view}"] for view in MATCHED}
-    student = {view: getattr(out_r, view) for view in MATCHED}
+    teacher = {view: r[f"original_{view}"] for view in VISUAL}
+    student = {view: getattr(out_r, view) for view in VISUAL}
     counts = {"image": r["has_image"], "fused": r["has_image"] & whole}
     return weight * objectives.retention(
         teacher, student, counts, multi_label=multi_label
@@ -168,7 +166,7 @@ def ccu_plus(problem: Problem) -> Program:
                 objectives.cross_entropy(
                     getattr(out_r, view), r["labels"], r["has_image"], **kind
                 )
-                for view in MATCHED
+                for view in VISUAL
             )
         if config.retention:
             whole = (see == r["has_image"]) & (read == r["has_text"])
@@ -205,9 +203,9 @@ def ccu_plus(problem: Problem) -> Program:
         table=cached.table,
         plan=plan(problem, cached, config, held=bool(config.hold)),
         aux={
-            **{view: blank for view in MATCHED},
-            "level": {view: blank[:, 0] for view in MATCHED},
-            "lead": {view: zero for view in MATCHED},
+            **{view: blank for view in VISUAL},
+            "level": {view: blank[:, 0] for view in VISUAL},
+            "lead": {view: zero for view in VISUAL},
             "offset": zero,
         },
         refresh=refresh,
@@ -223,7 +221,7 @@ def _match(config, u, out_u, aux, free, kind):
     does.
     """
     terms = {"match": 0.0, "level": 0.0}
-    for view in MATCHED:
+    for view in VISUAL:
         said, weight = getattr(out_u, view), u["has_image"]
         if config.match:
             aim = aux[view][u["row"]]

@@ -22,6 +22,7 @@ Example = dict[str, jax.Array]
 TAIL = ("image_tail", "image_projection", "image_head", "fused_head")
 TEXT = ("text", "text_projection", "text_head")
 VIEWS = ("image", "text", "fused")
+VISUAL = ("image", "fused")  # those that see the picture
 
 
 class Outputs(NamedTuple):

@@ -1,0 +1,109 @@
+"""The rows of `results.json`, one for each finished stage of a run."""
+
+import functools
+import json
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+import numpy as np
+
+import ccu_jax
+from ccu_jax import audit, evaluate
+from ccu_jax.methods import METHODS
+
+
+def place(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
+    """The file of a stage's row; where it lies, the stage is finished."""
+    return workdir / "stages" / f"{method}-{seed}.json"
+
+
+def make(problem, data, workdir, outcome, results, seconds) -> dict[str, Any]:
+    """The row of a stage.
+
+    Args:
+        problem: what the method was given, with its name.
+        data: the data set.
+        workdir: of the run; the original's outputs lie there.
+        outcome: of the loop.
+        results: the new model's outputs.
+        seconds: by clock.
+    """
+    sets, config = problem.sets, problem.config
+    return {
+        "config": config.name,
+        "edition": data.edition,
+        "method": problem.method,
+        "seed": problem.seed,
+        "metric": evaluate.headline(problem.multi_label),
+        "unlearn_set": {
+            "rule": config.unlearn.rule,
+            "modality": "image",
+            "count": len(sets.unlearn),
+            "pictures": int(data.has_image[sets.unlearn].sum()),
+        },
+        "counts": {name: len(rows) for name, rows in sets._asdict().items()},
+        "seconds": seconds,
+        "steps": outcome.steps,
+        "scores": evaluate.scores(results),
+        "attack_auc": audit.attack_auc(results),
+        "text_unchanged": _text_unchanged(workdir, problem.seed, results),
+        "diverged": outcome.diverged,
+        "device": {
+            "kind": jax.devices()[0].device_kind,
+            "count": problem.executor.devices,
+            "processes": jax.process_count(),
+            "executor": problem.executor.name,
+        },
+        "versions": {
+            "ccu_jax": ccu_jax.__version__,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit(),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def _text_unchanged(workdir, seed, results) -> bool | None:
+    """Whether the unlearn set's text scores are the original's, to the bit."""
+    path = workdir / "outputs" / f"original-{seed}.npz"
+    if not path.exists():
+        return None
+    of = results.of == "unlearn"
+    before = evaluate.load(path).logits["text"][of]
+    return bool(np.array_equal(before, results.logits["text"][of]))
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """All finished stages of the folder, in the order of the methods' table."""
+    rows = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (workdir / "stages").glob("*.json")
+    ]
+    order = list(METHODS)
+    return sorted(rows, key=lambda row: (row["seed"], order.index(row["method"])))
+
+
+@functools.cache  # asked once, at the start: the checkout may change during a run
+def commit() -> str | None:
+    """The commit of the source that runs, with a + where it was changed since."""
+    here = pathlib.Path(__file__)
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        # Installed into an environment, it may lie in somebody else's repository.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty=+") or None
+    except (OSError, subprocess.SubprocessError):
+        return None

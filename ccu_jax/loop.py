@@ -4,6 +4,7 @@ Nothing is on the clock but `start` and the steps. Compiling, checkpointing and 
 have clocks of their own or none.
 """
 
+import hashlib
 import pathlib
 import time
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax import checkpoint
+from ccu_jax import checkpoint, step
 from ccu_jax.config import Run
 from ccu_jax.parallel import Executor
-from ccu_jax.step import Program, make_steps, start_state
+from ccu_jax.step import Program
 
 
 class Outcome(NamedTuple):
@@ -61,12 +62,12 @@ class Loop:
         if program.loss is None:
             return Outcome(program.params, seconds, 0, None)
         key = problem.key("steps")
-        state = self._executor.place(start_state(program, key))
+        state = self._executor.place(step.start_state(program, key))
         saved = checkpoint.restore(folder, state, self._complain)
         if saved is not None:
             state = self._executor.place(saved.tree)
             seconds = {**seconds, **saved.facts["seconds"]}
-        resident = self._executor.place((program.frozen, program.table))
+        resident = self._executor.place(step.resident(program))
         sizes = tuple(len(rows) for rows in problem.sets)
         compiled, took = self._compile((name, sizes), program, state, resident)
         seconds["compile"] += took
@@ -106,10 +107,14 @@ class Loop:
         if key in self._compiled:
             return self._compiled[key], 0.0
         began = time.perf_counter()
-        steps = self._executor.run(make_steps(program), donate=True)
-        compiled = steps.lower(state, resident, self._index(program, 0)).compile()
-        self._compiled[key] = compiled
-        return compiled, time.perf_counter() - began
+        steps = self._executor.run(step.make_steps(program), donate=True)
+        lowered = steps.lower(state, resident, self._index(program, 0))
+        # Several methods may come to the same program: all that train from scratch do.
+        text = hashlib.sha256(lowered.as_text().encode()).digest()
+        if text not in self._compiled:
+            self._compiled[text] = lowered.compile()
+        self._compiled[key] = self._compiled[text]
+        return self._compiled[key], time.perf_counter() - began
 
     def _steps(
         self, program, compiled, state, resident, first, seconds, folder, stage
@@ -160,8 +165,8 @@ def _look(metrics, start, stage):
         ended = None
     bad = ran & ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient"]))
     if bad.any():
-        step = start + int(bad.argmax())
-        return f"step {step}: loss {metrics['loss'][bad.argmax()]}", ended
+        failed = start + int(bad.argmax())
+        return f"step {failed}: loss {metrics['loss'][bad.argmax()]}", ended
     if ran.any():
         last = int(np.flatnonzero(ran)[-1])
         stage.update(start + last + 1, loss=float(metrics["loss"][last]))

@@ -77,18 +77,22 @@ def start_state(program: Program, key: jax.Array) -> State:
     )
 
 
+def resident(program: Program) -> tuple:
+    """What the steps need besides state and rows: it stays on the devices."""
+    return program.frozen, program.table, jnp.int32(program.steps)
+
+
 def make_steps(program: Program) -> Callable:
     """The per-device function of `parallel.Executor.run`: several updates in one scan.
 
-    `fn(state, resident, indices) -> (state, metrics)` with `resident = (frozen, table)`
-    and `indices` one int32 `[steps, rows]` per part of the batch. Steps past the end of
-    the program change nothing (`ran` is false in their metrics): the last scan is as
-    long as the others.
+    `fn(state, resident, indices) -> (state, metrics)` with what `resident` gives and
+    `indices` one int32 `[steps, rows]` per part of the batch. Steps past the end of the
+    program are not made (`ran` is false in their metrics): the last scan is as long as
+    the others.
     """
-    total = program.steps
 
     def fn(state, resident, indices):
-        frozen, table = resident
+        frozen, table, total = resident
 
         def objective(params, aux, batch, step):
             loss, metrics = program.loss(params, frozen, aux, batch, step)
@@ -121,7 +125,7 @@ def make_steps(program: Program) -> Callable:
                 state = state._replace(aux=aux)
             if program.stop is not None:
                 running &= ~program.stop(state.aux)
-            # Compiled apart, so that it is traced once, for its shapes and its steps.
+            # Jitted, so that it is traced once, for its shapes and its steps.
             made = jax.jit(update)
             blank = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype),

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,3 +144,29 @@ def test_wrong_input_ends_all_processes_with_one_line(config, tmp_path):
     assert mine.count("error: ") == 1 and "class:nobody: no such class" in mine
     assert "Traceback" not in err
     assert not (workdir / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_share_no_folder_are_told_so(config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for index in range(2):
+        argv = ["--config", config, "--workdir", tmp_path / str(index)]
+        argv += ["--devices", 1, "--multihost", address, 2, index]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
+                env=environment(),
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    for index, process in enumerate(processes):
+        _, err = _end(process, 100)
+        assert process.returncode == 2, err
+        assert f"{tmp_path / str(index)} is not one folder" in err
+        assert "Traceback" not in err
+        assert not list((tmp_path / str(index)).iterdir())

@@ -11,12 +11,12 @@ import problems
 import pytest
 
 from ccu_jax import audit, evaluate, parallel
-from ccu_jax.config import Run
+from ccu_jax.config import Run, Train
 from ccu_jax.loop import Loop
-from ccu_jax.methods import METHODS, REFERENCES
+from ccu_jax.methods import METHODS, REFERENCES, reference
 from ccu_jax.models import TAIL, TEXT
 from ccu_jax.parallel import AXIS
-from ccu_jax.step import Program, _rows, make_steps, start_state
+from ccu_jax.step import Program, _rows, make_steps, resident, start_state
 
 # The tail methods; all others train every part.
 TAIL_METHODS = ("ccu", "ccu_plus")
@@ -407,6 +407,44 @@ def test_a_run_that_diverges_says_when(tmp_path, fail_at):
     assert fail_at < outcome.steps <= min(fail_at + 4, 7)
 
 
+def test_methods_that_come_to_the_same_program_share_what_is_compiled(
+    tmp_path, monkeypatch
+):
+    problem, _ = bench()
+    loop = Loop(problem.config.run, problem.executor, no_complaints)
+    compiled = []
+
+    def counting(lowered):
+        compiled.append(lowered)
+        return compile_it(lowered)
+
+    compile_it = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", counting)
+    steps = {}
+    for name in ("original", "retrain", "retrain_visual", "finetune"):
+        outcome, _ = run(name, folder=tmp_path, loop=loop)
+        steps[name] = outcome.steps
+    assert steps["retrain"] < steps["original"]  # another length, other rows
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("rising", [0, 3])
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
+    config = Train(weight_decay=0.0, text_rate=0.5)
+    params = {"image_head": jnp.ones(2), "text": jnp.ones(2)}
+    optimise = reference.optimiser(0.1, 12, config, rising / 12)
+    state = optimise.init(params)
+    step = jax.jit(optimise.update)
+    expected = optax.warmup_cosine_decay_schedule(
+        0.0 if rising else 0.1, 0.1, rising, 12
+    )
+    for count in range(12):
+        updates, state = step(params, state, params)
+        # Adam's answer to a gradient that never changes is its sign.
+        np.testing.assert_allclose(updates["image_head"], -expected(count), atol=1e-6)
+        np.testing.assert_allclose(updates["text"], -expected(count) / 2, atol=1e-6)
+
+
 # --- many devices ---------------------------------------------------------------------
 
 
@@ -430,12 +468,12 @@ def after_all_steps(name, executor, lower_only=False):
     program = METHODS[name](problem)
     program = program._replace(stop=None)
     state = executor.place(start_state(program, jax.random.key(3)))
-    resident = executor.place(jax.device_get((program.frozen, program.table)))
+    rest = executor.place(jax.device_get(resident(program)))
     index = {part: executor.shard(plan, 1) for part, plan in program.plan.items()}
     steps = executor.run(make_steps(program), donate=True)
     if lower_only:
-        return steps.lower(state, resident, index)
-    state, metrics = jax.device_get(steps(state, resident, index))
+        return steps.lower(state, rest, index)
+    state, metrics = jax.device_get(steps(state, rest, index))
     assert metrics["ran"].all() and np.isfinite(metrics["loss"]).all()
     params, table = {**problem.params, **state.params}, problem.table
     out = problem.forward.outputs(params, table, np.arange(len(table["labels"])))
@@ -514,7 +552,10 @@ def planted(rows=560):
     classes = data.labels.argmax(1)
     shown = np.where(rng.random(rows) < 0.3, (classes + 1) % 3, classes)
     image = 0.5 + 0.3 * look[shown] + 0.3 * rng.normal(size=data.image.shape)
-    return data._replace(image=(255 * image.clip(0, 1)).astype(np.uint8))
+    # Texts that say nothing: else the fused view would hardly need the pictures.
+    text = data.text.copy()
+    text[:, 0] = 2 + rng.integers(problems.CLASSES, size=rows)
+    return data._replace(image=(255 * image.clip(0, 1)).astype(np.uint8), text=text)
 
 
 PLAIN = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.0}
@@ -542,9 +583,11 @@ def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_pat
             problem.forward, params, problem.table, data, problem.sets
         )
     before, after = (audit.attack_auc(outputs) for outputs in solved.values())
+    # Margins of any seed, not of this one: rounding, too, leads to other runs.
     for view in ("image", "fused", "pair"):
-        assert before[view] > 0.8, view
-        assert 0.3 < after[view] < 0.72, view
+        assert before[view] > 0.75, view
+        assert 0.25 < after[view] < before[view] - 0.15, view
+    assert abs(after["image"] - 0.5) < 0.18
     np.testing.assert_array_equal(
         solved["ccu_plus"].logits["text"], solved["original"].logits["text"]
     )
@@ -555,5 +598,9 @@ def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_pat
 
     assert accuracy(before, "unlearn") > accuracy(before, "unseen") + 0.4
     assert accuracy(after, "unlearn") < accuracy(before, "unlearn") - 0.15
-    assert accuracy(after, "test") > accuracy(before, "test") - 0.1
+    new = [
+        np.mean([accuracy(scores, name) for name in ("unseen", "test")])
+        for scores in (before, after)
+    ]
+    assert new[1] > new[0] - 0.1
     assert accuracy(after, "retain") > 0.9

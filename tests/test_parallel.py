@@ -9,7 +9,7 @@ import pytest
 from ccu_jax import objectives, parallel
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import AXIS
-from ccu_jax.step import Program, make_steps, start_state
+from ccu_jax.step import Program, make_steps, resident, start_state
 
 STEPS, BATCH, RATE = 3, 16, 0.1
 EXECUTORS = {
@@ -63,9 +63,9 @@ def by_hand(program):
 def prepare(executor, program):
     """Compiled steps, and their arguments."""
     state = executor.place(start_state(program, jax.random.key(1)))
-    resident = executor.place((program.frozen, program.table))
+    rest = executor.place(resident(program))
     index = {part: executor.shard(plan, 1) for part, plan in program.plan.items()}
-    return executor.run(make_steps(program), donate=True), state, resident, index
+    return executor.run(make_steps(program), donate=True), state, rest, index
 
 
 def run(executor, program):
@@ -111,10 +111,10 @@ def test_everything_that_comes_out_is_the_same_on_all_devices(name):
 def test_the_state_is_donated_and_the_program_keeps_its_own(name):
     program = regression()
     executor = EXECUTORS[name]()
-    steps, state, resident, index = prepare(executor, program)
-    after, _ = steps(state, resident, index)
+    steps, state, rest, index = prepare(executor, program)
+    after, _ = steps(state, rest, index)
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
-    assert not any(x.is_deleted() for x in jax.tree.leaves((resident, after)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((rest, after)))
     np.testing.assert_array_equal(program.params["w"], np.zeros(3))
 
 
@@ -185,10 +185,10 @@ def test_the_table_of_executors_makes_those_of_its_names():
 def test_steps_after_the_end_change_nothing():
     program = regression()
     executor = parallel.vmap(2)
-    steps, state, resident, index = prepare(executor, program)
-    state, _ = steps(state, resident, index)
+    steps, state, rest, index = prepare(executor, program)
+    state, _ = steps(state, rest, index)
     before = jax.device_get(state)
-    state, metrics = steps(state, resident, index)
+    state, metrics = steps(state, rest, index)
     assert not np.asarray(metrics["ran"]).any()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
 
@@ -196,10 +196,10 @@ def test_steps_after_the_end_change_nothing():
 def test_steps_in_one_scan_are_steps_one_by_one():
     program = regression()
     executor = parallel.vmap(2)
-    steps, state, resident, _ = prepare(executor, program)
+    steps, state, rest, _ = prepare(executor, program)
     for row in program.plan["rows"]:
         index = {"rows": executor.shard(row[None], 1)}
-        state, _ = steps(state, resident, index)
+        state, _ = steps(state, rest, index)
     together, _ = run(executor, program)
     np.testing.assert_array_equal(state.params["w"], together.params["w"])
 

@@ -6,29 +6,15 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import optimiser, task_loss
+from ccu_jax.methods.reference import fit, optimiser, task_loss
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.step import Program
 
 
 def finetune(problem: Problem) -> Program:
     """Train on, with the retain set only."""
-    config = problem.config.finetune
-    retain = problem.sets.retain
-    steps = problem.steps(config.epochs, config.batch, retain)
-    task = task_loss(problem)
-
-    def loss(params, frozen, aux, batch, step):
-        return task(params, batch["retain"])[0], {}
-
-    return Program(
-        params=problem.params,
-        frozen=(),
-        loss=loss,
-        optimiser=optimiser(config.learning_rate, steps, problem.config.train),
-        table=problem.table,
-        plan={"retain": problem.batches(retain, config.batch, steps, "retain")},
-    )
+    section = problem.config.finetune
+    return fit(problem, problem.params, section, problem.sets.retain)
 
 
 def neggrad_plus(problem: Problem) -> Program:

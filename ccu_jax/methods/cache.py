@@ -48,7 +48,7 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
     }
     said = forward.outputs(problem.params, table, np.arange(len(rows)))
     del table["text"]
-    table["h_text"] = said["h_text"]
+    table |= {name: said[name] for name in ("h_text", "z_text")}
     table |= {f"original_{view}": said[view] for view in VIEWS}
     table["row"] = problem.executor.place(np.arange(len(rows), dtype=np.int32))
     a, b = len(unlearn), len(unlearn) + len(held)

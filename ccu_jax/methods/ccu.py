@@ -25,7 +25,7 @@ def _adam(config):
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
     # Retention has no gradient where the model still is the original: with Adam's usual
     # epsilon the rounding noise there, which differs between devices, becomes a step.
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, eps=1e-4))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, eps=1e-5))
 
 
 def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
@@ -35,8 +35,8 @@ def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
     if config.pair:
         terms["pair"] = config.pair * objectives.pair_dissociation(
             out_u.z_image,
-            out_u.z_text,
-            out_r.z_text,
+            u["z_text"],
+            r["z_text"],
             u["labels"],
             r["labels"],
             weight_u & u["has_text"],
@@ -155,7 +155,9 @@ def ccu_plus(problem: Problem) -> Program:
         see, read = hide(r["has_image"], r["has_text"], r["key"], hide_rate)
         out_u = model.apply({**frozen["parts"], **params}, u)
         out_r = model.apply(
-            {**frozen["parts"], **params}, {**r, "has_image": see, "has_text": read}
+            {**frozen["parts"], **params},
+            {**r, "has_image": see, "has_text": read},
+            keys=r["key"],
         )
         terms = _contrasts(
             config, u, r, out_u, out_r, offset=aux["offset"], two_sided=True

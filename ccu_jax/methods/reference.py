@@ -1,5 +1,8 @@
 """Training from scratch: the original and two models that never saw the pictures."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,13 +19,13 @@ def optimiser(learning_rate: float, steps: int, config: Train, warmup: float = 0
     """AdamW with a cosine to zero; the text branch may learn at a rate of its own."""
 
     def adamw(rate):
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else rate, rate, min(round(warmup * steps), steps - 1), steps
+        adam = optax.chain(
+            optax.scale_by_adam(b2=0.98),
+            optax.add_decayed_weights(config.weight_decay),
+            _scheduled(rate, steps, min(round(warmup * steps), steps - 1)),
         )
         # One long vector instead of many arrays: far quicker to compile.
-        return optax.flatten(
-            optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay)
-        )
+        return optax.flatten(adam)
 
     def branch(params):
         return {name: "text" if name in TEXT else "rest" for name in params}
@@ -32,6 +35,40 @@ def optimiser(learning_rate: float, steps: int, config: Train, warmup: float = 0
         optax.clip_by_global_norm(1.0),
         optax.partition({name: adamw(rate) for name, rate in rates.items()}, branch),
     )
+
+
+class Schedule(NamedTuple):
+    """A learning rate that rises in a line and falls along a cosine."""
+
+    count: jax.Array
+    rate: jax.Array
+    rising: jax.Array
+    steps: jax.Array
+
+
+def _scheduled(rate, steps, rising):
+    """Updates times the rate of their step, as in Loshchilov & Hutter (2017).
+
+    Its numbers are state, not constants of the program: what is compiled for one
+    length of training serves every other.
+    """
+
+    def init(params):
+        numbers = (jnp.float32(number) for number in (rate, rising, steps))
+        return Schedule(jnp.int32(0), *numbers)
+
+    def update(updates, state, params=None):
+        count, rate, rising, steps = state
+        past = (count - rising) / (steps - rising)
+        rate = rate * jnp.where(
+            count < rising,
+            count / jnp.maximum(rising, 1),
+            (1 + jnp.cos(jnp.pi * jnp.minimum(past, 1))) / 2,
+        )
+        updates = jax.tree.map(lambda x: -rate * x, updates)
+        return updates, state._replace(count=count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def task_loss(problem: Problem):
@@ -70,34 +107,50 @@ def task_loss(problem: Problem):
     return loss
 
 
-def _train(problem: Problem, rows, table) -> Program:
-    config = problem.config.train
+def fit(problem: Problem, params, section, rows, *, warmup=0.0, unseen=()) -> Program:
+    """Train all parts with the task's loss.
+
+    Args:
+        problem: what the method was given.
+        params: to begin with.
+        section: of the configuration, with `epochs`, `batch` and `learning_rate`.
+        rows: to learn from.
+        warmup: share of the steps in which the learning rate rises.
+        unseen: those of the rows of which only the texts are learned.
+    """
+    visual = np.ones(len(problem.table["labels"]), np.float32)
+    visual[np.asarray(unseen, int)] = 0.0
     task = task_loss(problem)
-    steps = problem.steps(config.epochs, config.batch, rows)
+    steps = problem.steps(section.epochs, section.batch, rows)
 
     def loss(params, frozen, aux, batch, step):
         return task(params, batch["rows"])[0], {}
 
     return Program(
-        params=problem.model.init(problem.key("init")),
+        params=params,
         frozen=(),
         loss=loss,
-        optimiser=optimiser(config.learning_rate, steps, config, config.warmup),
-        table=table,
-        plan={"rows": problem.batches(rows, config.batch, steps, "rows")},
+        optimiser=optimiser(section.learning_rate, steps, problem.config.train, warmup),
+        table={**problem.table, "visual": problem.executor.place(visual)},
+        plan={"rows": problem.batches(rows, section.batch, steps, "rows")},
     )
+
+
+def _scratch(problem: Problem, rows, unseen=()) -> Program:
+    train = problem.config.train
+    params = problem.model.init(problem.key("init"))
+    return fit(problem, params, train, rows, warmup=train.warmup, unseen=unseen)
 
 
 def original(problem: Problem) -> Program:
     """The model that is asked to forget: trained on retain and unlearn set."""
     sets = problem.sets
-    rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    return _train(problem, rows, problem.table)
+    return _scratch(problem, np.sort(np.concatenate([sets.retain, sets.unlearn])))
 
 
 def retrain(problem: Problem) -> Program:
     """Trained on the retain set alone: pictures *and* texts of the unlearn set gone."""
-    return _train(problem, problem.sets.retain, problem.table)
+    return _scratch(problem, problem.sets.retain)
 
 
 def retrain_visual(problem: Problem) -> Program:
@@ -109,7 +162,4 @@ def retrain_visual(problem: Problem) -> Program:
     """
     sets = problem.sets
     rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    visual = np.ones(len(problem.table["labels"]), np.float32)
-    visual[sets.unlearn] = 0.0
-    table = {**problem.table, "visual": problem.executor.place(visual)}
-    return _train(problem, rows, table)
+    return _scratch(problem, rows, unseen=sets.unlearn)

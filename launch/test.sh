@@ -7,14 +7,16 @@
 
 set -e -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-find_python dev pytest
+find_python dev xdist
 
 ran=""
 for which in "not slow" slow; do
     say "tests that are $which"
     status=0
     # In a subshell, and from the root: tests read files of the checkout.
-    (cd "$root" && execute "$python" -m pytest -m "$which" "$@") || status=$?
+    # Side by side, a file at a time: its tests share what they have compiled.
+    (cd "$root" && execute "$python" -m pytest -m "$which" \
+        --numprocesses auto --maxprocesses 4 --dist loadfile "$@") || status=$?
     case "$status" in
         0) ran=yes ;;
         5) say "none of them was asked for" ;;

@@ -195,6 +195,7 @@ def test_results_have_every_promised_key(finished):
             "rule": "random:0.1",
             "modality": "image",
             "count": row["counts"]["unlearn"],
+            "pictures": row["counts"]["unlearn"],
         }
         seconds = row["seconds"]
         assert set(seconds) >= {"start", "steps", "unlearn", "compile", "evaluate"}

@@ -140,15 +140,37 @@ def ccu_plus(problem: Problem) -> Program:
     kept: it has not seen them either. Where `shrink` is below 1 the tail is first
     pulled towards a fresh one (Ash & Adams 2020).
     """
-    config, model = problem.config.ccu_plus, problem.model
-    multi_label = problem.multi_label
+    config = problem.config.ccu_plus
     cached = cache(problem, config.retain_rows)
     train, frozen = split(problem)
-    fresh = problem.executor.place(model.init(problem.key("fresh")))
+    fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
     train = _shrink(train, {name: fresh[name] for name in TAIL}, config.shrink)
     ranks = _ranks(problem, cached, fresh)
-    hide_rate = problem.config.train.modality_dropout
+    blank = jnp.zeros_like(cached.table["labels"][cached.u])
+    zero = jnp.zeros(())
+    return Program(
+        params=train,
+        frozen={"parts": frozen, "ranks": ranks},
+        loss=_plus_loss(problem),
+        optimiser=_adam(config),
+        table=cached.table,
+        plan=plan(problem, cached, config, held=bool(config.hold)),
+        aux={
+            **{view: blank for view in VISUAL},
+            "level": {view: blank[:, 0] for view in VISUAL},
+            "lead": {view: zero for view in VISUAL},
+            "offset": zero,
+        },
+        refresh=_plus_refresh(problem, cached),
+        refresh_every=config.refresh_every,
+    )
+
+
+def _plus_loss(problem):
+    config, model = problem.config.ccu_plus, problem.model
+    multi_label = problem.multi_label
     kind = {"multi_label": multi_label}
+    hide_rate = problem.config.train.modality_dropout
 
     def loss(params, frozen, aux, batch, step):
         u, r = batch["unlearn"], batch["retain"]
@@ -181,6 +203,12 @@ def ccu_plus(problem: Problem) -> Program:
             terms["hold"] = _retention(config.hold, v, out_v, multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
+    return loss
+
+
+def _plus_refresh(problem, cached):
+    config, model = problem.config.ccu_plus, problem.model
+
     def refresh(params, frozen, aux, table):
         def now(where):
             rows = part(table, where)
@@ -190,29 +218,17 @@ def ccu_plus(problem: Problem) -> Program:
 
         (_, u), (out_v, v) = now(cached.u), now(cached.v)
         aims = targets.current(
-            frozen["ranks"], u, v, aux["lead"], gain=config.gain, **kind
+            frozen["ranks"],
+            u,
+            v,
+            aux["lead"],
+            gain=config.gain,
+            multi_label=problem.multi_label,
         )
         has_text = part(table["has_text"], cached.v)
         return {**aims, "offset": _pair_offset(out_v, v["labels"], has_text)}
 
-    blank = jnp.zeros_like(cached.table["labels"][cached.u])
-    zero = jnp.zeros(())
-    return Program(
-        params=train,
-        frozen={"parts": frozen, "ranks": ranks},
-        loss=loss,
-        optimiser=_adam(config),
-        table=cached.table,
-        plan=plan(problem, cached, config, held=bool(config.hold)),
-        aux={
-            **{view: blank for view in VISUAL},
-            "level": {view: blank[:, 0] for view in VISUAL},
-            "lead": {view: zero for view in VISUAL},
-            "offset": zero,
-        },
-        refresh=refresh,
-        refresh_every=config.refresh_every,
-    )
+    return refresh
 
 
 def _match(config, u, out_u, aux, free, kind):

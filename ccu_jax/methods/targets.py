@@ -176,23 +176,7 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     score_u, score_v = predict(u["pooled"]), predict(v["pooled"])
     kind = {"multi_label": multi_label}
     key = jax.random.split(key)
-    # How hard the forgotten rows are beside the held-out ones must not be asked of the
-    # trunk: it has learned them, so all look easy. A trunk that never learned anything
-    # says it without bias. The order among the forgotten rows, all of them learned, the
-    # original's trunk knows better.
-    unlearned, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
-    place = share_below(
-        margin(unlearned(u["fresh"]), u["labels"], **kind),
-        margin(unlearned(v["fresh"]), v["labels"], **kind),
-    )
-    image_v = confidence(v["image"], v["labels"], **kind)
-    order = _carry(
-        margin(score_v, v["labels"], **kind)[:, None],
-        image_v,
-        margin(score_u, u["labels"], **kind)[:, None],
-        key[0],
-    )
-    image_u = jnp.sort(place)[jnp.argsort(jnp.argsort(order))]
+    image_u = _image_ranks(u, v, r, score_u, score_v, key[0], kind)
     known = r["labels"].sum(0) > 0
     if multi_label:
         base = as_logits(score_u)
@@ -201,16 +185,41 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
     else:
         base, text = score_u, jax.nn.log_softmax(u["text"])
         beta = _temperature(score_v, jax.nn.softmax(v["image"]).max(1).mean())
-    hit_u, hit_r = hits(score_u, u["labels"]), hits(score_r, r["labels"])
-    error = jnp.sqrt(hit_u.var() / len(hit_u) + hit_r.var() / len(hit_r))
     return Ranks(
         base_UxK=beta * base,
         text_UxK=text,
         known_K=known,
         image_U=image_u,
         fused_U=rank(jax.random.uniform(key[1], (len(image_u),))),
-        free=hit_u.mean() < hit_r.mean() - jnp.maximum(4 * error, 0.1),
+        free=_unlike(hits(score_u, u["labels"]), hits(score_r, r["labels"])),
     )
+
+
+def _image_ranks(u, v, r, score_u, score_v, key, kind):
+    """How hard each forgotten picture is beside the held-out ones, in (0, 1).
+
+    That must not be asked of the trunk: it has learned them, so all look easy. A trunk
+    that never learned anything says it without bias. The order among the forgotten
+    rows, all of them learned, the original's trunk knows better.
+    """
+    unlearned, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
+    place = share_below(
+        margin(unlearned(u["fresh"]), u["labels"], **kind),
+        margin(unlearned(v["fresh"]), v["labels"], **kind),
+    )
+    order = _carry(
+        margin(score_v, v["labels"], **kind)[:, None],
+        confidence(v["image"], v["labels"], **kind),
+        margin(score_u, u["labels"], **kind)[:, None],
+        key,
+    )
+    return jnp.sort(place)[jnp.argsort(jnp.argsort(order))]
+
+
+def _unlike(hit_U, hit_R):
+    """Whether retained rows tell of the forgotten ones far worse than of each other."""
+    error = jnp.sqrt(hit_U.var() / len(hit_U) + hit_R.var() / len(hit_R))
+    return hit_U.mean() < hit_R.mean() - jnp.maximum(4 * error, 0.1)
 
 
 def _carry(x_v, y_v, x_u, key):
@@ -271,6 +280,16 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
         above = share_below(now[view], held[view]) - share_below(aim_U, held[view])
         grown[view] = lead[view] + gain * held[view].std() * above.mean()
         level[view] = aim_U - grown[view]
+    return {
+        **_probabilities(ranks, u["labels"], level, multi_label=multi_label),
+        "level": level,
+        "lead": grown,
+    }
+
+
+def _probabilities(ranks: Ranks, labels_UxK, level, *, multi_label):
+    """Target probabilities `[U, K]` of both views with the confidences `level`."""
+    kind = {"multi_label": multi_label}
     base, known = ranks.base_UxK, ranks.known_K
     # A class that nobody retains: the picture says no to it, the text may still say
     # yes.
@@ -279,11 +298,10 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     both = jnp.where(known, base, usual) + ranks.text_UxK
     squash = jax.nn.sigmoid if multi_label else jax.nn.softmax
     aims = {
-        "image": (never, with_confidence(base, u["labels"], level["image"], **kind)),
-        "fused": (both, with_confidence(both, u["labels"], level["fused"], **kind)),
+        "image": (never, with_confidence(base, labels_UxK, level["image"], **kind)),
+        "fused": (both, with_confidence(both, labels_UxK, level["fused"], **kind)),
     }
-    targets = {
+    return {
         view: jnp.where(ranks.free, squash(plain), aim)
         for view, (plain, aim) in aims.items()
     }
-    return {**targets, "level": level, "lead": grown}

@@ -99,23 +99,7 @@ def build(
         UserError: sizes that do not fit each other.
     """
     _check(config, image_size)
-    dtype = jnp.dtype(config.dtype)
-    shape = dict(heads=config.heads, dtype=dtype)
-    trunk_depth = config.image_depth - config.tail_blocks
-    parts = {
-        "image_trunk": towers.ImageTrunk(
-            config.patch, config.image_width, trunk_depth, **shape
-        ),
-        "image_tail": towers.ImageTail(config.tail_blocks, **shape),
-        "text": towers.TextTower(
-            vocabulary, config.text_width, config.text_depth, **shape
-        ),
-        "image_projection": nn.Dense(config.embed, use_bias=False),
-        "text_projection": nn.Dense(config.embed, use_bias=False),
-        "image_head": nn.Dense(classes),
-        "text_head": nn.Dense(classes),
-        "fused_head": FusedHead(classes, config.text_width),
-    }
+    parts = _modules(config, classes, vocabulary)
 
     def run(params, part, *inputs):
         return parts[part].apply({"params": params[part]}, *inputs)
@@ -168,27 +152,49 @@ def build(
         )
 
     def init(key: jax.Array) -> Params:
-        inputs = {
-            "image_trunk": (jnp.zeros((1, image_size, image_size, 3)),),
-            "image_tail": (jnp.zeros((1, 2, config.image_width)),),
-            "text": (jnp.zeros((1, text_length), jnp.int32),),
-            "image_projection": (jnp.zeros((1, config.image_width)),),
-            "text_projection": (jnp.zeros((1, config.text_width)),),
-            "image_head": (jnp.zeros((1, config.image_width)),),
-            "text_head": (jnp.zeros((1, config.text_width)),),
-            "fused_head": (
-                jnp.zeros((1, config.image_width)),
-                jnp.zeros((1, config.text_width)),
-                jnp.ones((1,), bool),
-                jnp.ones((1,), bool),
-            ),
-        }
+        inputs = _inputs(config, image_size, text_length)
         return {
             name: parts[name].init(jax.random.fold_in(key, i), *inputs[name])["params"]
             for i, name in enumerate(sorted(parts))
         }
 
     return Model(init=jax.jit(init), trunk=trunk, apply=apply)
+
+
+def _modules(config, classes, vocabulary) -> dict[str, nn.Module]:
+    shape = dict(heads=config.heads, dtype=jnp.dtype(config.dtype))
+    trunk_depth = config.image_depth - config.tail_blocks
+    return {
+        "image_trunk": towers.ImageTrunk(
+            config.patch, config.image_width, trunk_depth, **shape
+        ),
+        "image_tail": towers.ImageTail(config.tail_blocks, **shape),
+        "text": towers.TextTower(
+            vocabulary, config.text_width, config.text_depth, **shape
+        ),
+        "image_projection": nn.Dense(config.embed, use_bias=False),
+        "text_projection": nn.Dense(config.embed, use_bias=False),
+        "image_head": nn.Dense(classes),
+        "text_head": nn.Dense(classes),
+        "fused_head": FusedHead(classes, config.text_width),
+    }
+
+
+def _inputs(config, image_size, text_length) -> dict[str, tuple]:
+    """What each part is called with, one row: its shapes make the parameters."""
+    h_image = jnp.zeros((1, config.image_width))
+    h_text = jnp.zeros((1, config.text_width))
+    has = jnp.ones((1,), bool)
+    return {
+        "image_trunk": (jnp.zeros((1, image_size, image_size, 3)),),
+        "image_tail": (jnp.zeros((1, 2, config.image_width)),),
+        "text": (jnp.zeros((1, text_length), jnp.int32),),
+        "image_projection": (h_image,),
+        "text_projection": (h_text,),
+        "image_head": (h_image,),
+        "text_head": (h_text,),
+        "fused_head": (h_image, h_text, has, has),
+    }
 
 
 def _dropout(h_image, h_text, keys, rate):

@@ -34,7 +34,8 @@ def attack_auc(outputs: Results) -> dict[str, float | None]:
     """AUC of the loss-threshold attack (Yeom et al. 2018) by view, `unseen` as control.
 
     `pair` attacks the cosine between a row's picture and its text. Pictures were to be
-    forgotten, so rows without one are no members; None where no row is left.
+    forgotten, so rows without one are no members; None where no row is left, or a
+    value is not finite.
     """
     value = {
         view: confidence(logits, outputs.labels, outputs.multi_label)
@@ -47,6 +48,10 @@ def attack_auc(outputs: Results) -> dict[str, float | None]:
         unlearn, unseen = (
             value[view][rows & (outputs.of == name)] for name in ("unlearn", "unseen")
         )
-        return auc(unlearn, unseen) if len(unlearn) and len(unseen) else None
+        if not (
+            len(unlearn) and len(unseen) and np.isfinite([*unlearn, *unseen]).all()
+        ):
+            return None
+        return auc(unlearn, unseen)
 
     return {view: attack(view) for view in value}

@@ -154,7 +154,7 @@ class CcuPlus:
 
 @dataclass(frozen=True)
 class Run:
-    """How the work is laid out on the devices; none of it changes a result."""
+    """How the work is laid out on the devices; it changes rounding and nothing else."""
 
     executor: str = "pmap"  # a row of ccu_jax.parallel.EXECUTORS
     steps_per_call: int = 8  # optimiser steps in one compiled scan

@@ -116,15 +116,17 @@ def results(forward: Forward, params, table, data, sets) -> Results:
 def scores(outputs: Results) -> dict[str, dict[str, dict[str, float]]]:
     """Scores of each set and view: `{set: {view: {score: value}}}`.
 
-    Of the rows that have what the view looks at; a view of no row has no scores.
+    Of the rows that have what the view looks at; a view of no row has no scores, nor
+    has a model that says no numbers.
     """
     measure = multi_label_scores if outputs.multi_label else single_label_scores
 
     def of(name, view):
         rows = (outputs.of == name) & outputs.shown(view)
-        if not rows.any():
+        logits = outputs.logits[view][rows]
+        if not len(logits) or not np.isfinite(logits).all():
             return {}
-        return measure(outputs.logits[view][rows], outputs.labels[rows])
+        return measure(logits, outputs.labels[rows])
 
     return {name: {view: of(name, view) for view in VIEWS} for name in SETS}
 

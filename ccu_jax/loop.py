@@ -103,7 +103,7 @@ class Loop:
 
     def _compile(self, name, program, state, resident):
         shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), (state, resident))
-        key = (*name, program.steps, repr(shapes))
+        key = (*name, program.steps, program.static, repr(shapes))
         if key in self._compiled:
             return self._compiled[key], 0.0
         began = time.perf_counter()

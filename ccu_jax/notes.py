@@ -59,6 +59,7 @@ def notes(rows: Sequence[Row]) -> list[Note]:
         *_comparisons(groups),
         *_checks(groups),
         *_circumstances(rows, groups),
+        *_cautions(groups),
         Note(
             "note",
             "The losses of ccu and ccu_plus are this project's reconstruction of CCU "
@@ -159,6 +160,9 @@ def _checks(groups: dict) -> list[Note]:
     """Returns the targets, each met or not; what was not measured is not met."""
     found = [*_memory(groups.get("original", {}))]
     mine, reference = groups.get("ccu_plus", {}), groups.get(REFERENCE, {})
+    # Only what was measured on the same seeds is compared.
+    mine = {seed: row for seed, row in mine.items() if seed in reference}
+    reference = {seed: row for seed, row in reference.items() if seed in mine}
 
     def means(value) -> tuple[float, float]:
         return _mean(mine, value), _mean(reference, value)
@@ -217,6 +221,27 @@ def _check(claim: str, holds: bool, numbers: str, measured: float) -> Note:
     verdict = "yes" if known and holds else "no"
     numbers = numbers if known else "not measured"
     return Note(verdict, f"{claim}: {verdict} ({numbers}).")
+
+
+def _cautions(groups: dict) -> Iterator[Note]:
+    """Yields what some numbers of this run do not mean."""
+    if "ccu" in groups or "ccu_plus" in groups:
+        yield Note(
+            "note",
+            "ccu_plus reads its targets off the validation rows and ccu stops by them: "
+            "their scores on these rows are not untouched ones.",
+        )
+    chosen = [
+        row.get("unlearn_set") for group in groups.values() for row in group.values()
+    ]
+    rules = [str(x.get("rule")) for x in chosen if isinstance(x, dict)]
+    if any(rule.startswith("ids:") for rule in rules):
+        yield Note(
+            "note",
+            "The attack's control, unseen, was drawn at random. Where the listed rows "
+            "were not, its AUCs also tell how the two differ by themselves: compare "
+            f"with {REFERENCE}'s.",
+        )
 
 
 def _circumstances(rows: Sequence[Row], groups: dict) -> list[Note]:

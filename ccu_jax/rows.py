@@ -12,6 +12,7 @@ import numpy as np
 
 import ccu_jax
 from ccu_jax import audit, evaluate
+from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
 
 
@@ -77,14 +78,28 @@ def _text_unchanged(workdir, seed, results) -> bool | None:
     return bool(np.array_equal(before, results.logits["text"][of]))
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """All finished stages of the folder, in the order of the methods' table."""
-    rows = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (workdir / "stages").glob("*.json")
-    ]
-    order = list(METHODS)
-    return sorted(rows, key=lambda row: (row["seed"], order.index(row["method"])))
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """The row in the file of a stage.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        if {"method", "seed", "fingerprint"} <= row.keys():
+            return row
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path} is damaged: remove it to do that stage again")
+
+
+def read_all(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of all finished stages, in the order of the methods' table."""
+    order = {name: place for place, name in enumerate(METHODS)}
+    return sorted(
+        map(read, (workdir / "stages").glob("*.json")),
+        key=lambda row: (row["seed"], order.get(row["method"], len(order))),
+    )
 
 
 @functools.cache  # asked once, at the start: the checkout may change during a run

@@ -86,7 +86,7 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
         for seed, (sets, _) in drawn.items():
             _seed(bench, seed, sets, methods)
         with reporter.stage("report"):
-            found = rows.read(workdir)
+            found = rows.read_all(workdir)
             if is_first():
                 report.write(workdir, found, configs.to_json(config))
         report.show(found, reporter)
@@ -167,8 +167,10 @@ def _bench(config, workdir, reporter, stage) -> Bench:
     def progress(what, done, total):
         stage.update(done, total)
 
+    found = rows.read_all(workdir)
+    expected = found[0]["fingerprint"] if found else None
     if is_first():
-        loaded = data.load(config.data, workdir, progress)
+        loaded = data.load(config.data, workdir, progress, expected)
     barrier("data")
     if not is_first():
         loaded = data.load(config.data, workdir, progress)
@@ -218,9 +220,9 @@ def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
         seed=seed,
     )
     for method in methods:
-        if method not in REFERENCES and problem.params is None:
-            problem = problem._replace(params=_original(bench, seed))
         if _finished(bench, seed, method) is None:
+            if method not in REFERENCES and problem.params is None:
+                problem = problem._replace(params=_original(bench, seed))
             with bench.reporter.stage(_title(seed, method)) as stage:
                 _stage(bench, problem, seed, method, stage)
 
@@ -234,7 +236,7 @@ def _finished(bench, seed, method) -> dict | None:
     path = rows.place(bench.workdir, seed, method)
     if not path.exists():
         return None
-    row = json.loads(path.read_text(encoding="utf-8"))
+    row = rows.read(path)
     if row["fingerprint"] != bench.data.fingerprint:
         raise UserError(
             f"the data have changed since {bench.workdir} was made: give another "

@@ -32,6 +32,8 @@ class Program(NamedTuple):
             `refresh_every`-th step, the first included.
         refresh_every: steps between refreshes.
         stop: `stop(aux) -> bool`: no further step once it is true.
+        static: numbers that its functions have built in, such as where a table is cut:
+            programs that differ in them are compiled apart.
     """
 
     params: Any
@@ -44,6 +46,7 @@ class Program(NamedTuple):
     refresh: Callable | None = None
     refresh_every: int = 1
     stop: Callable | None = None
+    static: tuple = ()
 
     @property
     def steps(self) -> int:
@@ -116,6 +119,8 @@ def make_steps(program: Program) -> Callable:
 
         def one(state, index):
             running = state.step < total
+            if program.stop is not None:
+                running &= ~program.stop(state.aux)
             if program.refresh is not None:
                 aux = jax.lax.cond(
                     running & (state.step % program.refresh_every == 0),

@@ -63,7 +63,11 @@ def draw(data, rule: str, seed: int, unseen: float) -> Sets:
         raise UserError(f"unlearn.unseen={unseen} must lie between 0 and 1")
     groups = order(data, seed)
     rows_of = _rows_by_group(data)
-    listed = _listed_groups(data, pathlib.Path(what)) if kind == "ids" else set()
+    listed = (
+        _listed_groups(data, pathlib.Path(what).expanduser())
+        if kind == "ids"
+        else set()
+    )
     total = sum(len(rows_of[g]) for g in groups)
     free = [g for g in groups if g not in listed]
     apart = set(_take(reversed(free), rows_of, round(unseen * total)))
@@ -201,4 +205,10 @@ def _check(data, sets, rule):
             raise UserError(
                 f"unlearn rule {rule}: the {name} set is empty; give the data more "
                 "rows or change data.validation, data.test or unlearn.unseen"
+            )
+    for name in ("retain", "unseen", "validation"):
+        if not data.has_image[getattr(sets, name)].any():
+            raise UserError(
+                f"unlearn rule {rule}: no row of the {name} set has a picture, so "
+                "nothing can be said of pictures; give the data more rows that do"
             )

@@ -284,15 +284,17 @@ def _assert_equal_trees(one, other):
 
 @pytest.mark.slow
 def test_a_finished_run_is_shown_again_without_training_or_tensorflow(
-    small, finished, again, copy
+    small, finished, copy
 ):
+    # Nothing is asked of the checkpoints of what is finished.
+    shutil.rmtree(copy / "checkpoints" / "original-0")
     before = files(copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets")
     code = (
         "import sys; from ccu_jax import launch\n"
         "code = launch.main(sys.argv[1:])\n"
         "assert 'tensorflow' not in sys.modules; sys.exit(code)"
     )
-    began = time.monotonic()
+    num_old = len(events(copy, "stage_start"))
     done = subprocess.run(
         [sys.executable, "-c", code, "--config", str(small), "--workdir", str(copy)],
         env=environment(),
@@ -300,14 +302,13 @@ def test_a_finished_run_is_shown_again_without_training_or_tensorflow(
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - began < again[1]
     assert (copy / "table.md").read_text("utf-8") in done.stdout
     assert rows(copy) == rows(finished[0])
     assert before == files(
         copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets"
     )
     starts = [event["title"] for event in events(copy, "stage_start")]
-    assert starts[-2:] == ["data", "report"]
+    assert starts[num_old:] == ["data", "report"]
 
 
 @pytest.mark.slow
@@ -358,7 +359,6 @@ def test_an_interrupt_is_one_line_and_exit_code_130(small, finished, copy):
     num_old = len(events(copy, "stage_start"))
     process = started("--config", small, "--workdir", copy)
     _wait(lambda: len(events(copy, "stage_start")) > num_old + 1, process)
-    time.sleep(1)  # into the work of the first method
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -448,6 +448,85 @@ def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished,
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert str(path) in err and "--workdir" in err
     assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
+
+
+@pytest.mark.slow
+def test_data_that_have_changed_replace_nothing(finished, tmp_path):
+    """Of pairs of one's own: one word more in one text."""
+    folder, workdir = tmp_path / "own", tmp_path / "run"
+    shutil.copytree(ROOT / "ccu_jax/data/clipart", folder)
+    config = tmp_path / "small.py"
+    config.write_text(SMALL)
+    argv = ["--config", config, "--workdir", workdir, "--data-dir", folder]
+    launched(*argv, "--methods", "original")
+    before = files(workdir, "checkpoints", "outputs", "stages", "data")
+    pairs = folder / "pairs.jsonl"
+    lines = pairs.read_text("utf-8").splitlines()
+    row = json.loads(lines[0])
+    lines[0] = json.dumps({**row, "text": row["text"] + " more"})
+    pairs.write_text("\n".join(lines) + "\n", "utf-8")
+    process = started(*argv, "--methods", "original")
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert "have changed" in err and str(folder) in err and "--workdir" in err
+    assert before == files(workdir, "checkpoints", "outputs", "stages", "data")
+
+
+@pytest.mark.slow
+def test_a_damaged_record_is_named(small, copy):
+    record = copy / "stages" / "ccu_plus-0.json"
+    record.write_text(record.read_text("utf-8")[:100], "utf-8")
+    process = started("--config", small, "--workdir", copy)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert str(record) in err and "damaged" in err
+
+
+MOVIES = """
+import dataclasses
+from ccu_jax.config import CcuPlus, Finetune, Model, Run, Train
+from ccu_jax.config_file import load
+
+config = dataclasses.replace(
+    load("mmimdb", ["data.sample_rows=240", "data.image_size=16"]),
+    name="movies",
+    model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
+                heads=2, embed=4),
+    train=Train(epochs=1, batch=32),
+    finetune=Finetune(epochs=1, batch=32, learning_rate=1e30),
+    ccu_plus=CcuPlus(steps=4, batch=16, unlearn_batch=8, held_batch=8),
+    run=Run(steps_per_call=2),
+)
+"""
+
+
+@pytest.mark.slow
+def test_the_sample_edition_forgets_a_class_and_survives_a_method_that_diverges(
+    tmp_path,
+):
+    config, workdir = tmp_path / "movies.py", tmp_path / "run"
+    config.write_text(MOVIES)
+    argv = ["--config", config, "--workdir", workdir, "--unlearn", "class:Comedy"]
+    out = launched(*argv, "--methods", "retrain_visual,finetune,ccu_plus")
+    loud = "Sample edition"
+    assert loud in out and loud in (workdir / "table.md").read_text("utf-8")
+    found = {row["method"]: row for row in rows(workdir)}
+    assert {row["edition"] for row in found.values()} == {"sample"}
+    assert found["original"]["unlearn_set"]["rule"] == "class:Comedy"
+    assert all(found[name]["diverged"] is None for name in METHODS)
+    assert found["ccu_plus"]["text_unchanged"] is True
+    # No numbers are made up for a model that says none.
+    broken = found["finetune"]
+    assert broken["diverged"].startswith("step ")
+    assert broken["scores"]["test"]["fused"] == {}
+    assert broken["attack_auc"]["fused"] is None
+    assert "finetune (diverged)" in out
+    # The class is unlearned as a whole, and the control is of the same class.
+    outputs = evaluate.load(workdir / "outputs" / "ccu_plus-0.npz")
+    of = {name: outputs.labels[outputs.of == name] for name in evaluate.SETS}
+    shared = np.flatnonzero(of["unlearn"].all(axis=0))
+    assert len(shared) == 1 and of["unseen"][:, shared].all()
+    assert not of["retain"][:, shared].any()
 
 
 def test_a_run_needs_no_tensorflow_to_be_imported():

@@ -37,7 +37,12 @@ class Dataset(NamedTuple):
     fingerprint: str  # hash of everything above, to notice changed data
 
 
-def load(config: Data, workdir: pathlib.Path, progress: Progress) -> Dataset:
+def load(
+    config: Data,
+    workdir: pathlib.Path,
+    progress: Progress,
+    expected: str | None = None,
+) -> Dataset:
     """Loads a data set, preparing it below the working folder when that is needed.
 
     Prepared files that fit the configuration are memory-mapped; that takes no time and
@@ -48,9 +53,11 @@ def load(config: Data, workdir: pathlib.Path, progress: Progress) -> Dataset:
         config: Which data set, from where, and the sizes to store.
         workdir: The run's folder; `workdir/data` is written.
         progress: Called now and then with (what is done, done, total).
+        expected: Fingerprint that they must have, if other results go with them.
 
     Raises:
-        UserError: unknown name, missing or malformed files, nothing usable.
+        UserError: unknown name, missing or malformed files, nothing usable, or other
+            data than expected; what was stored before is left as it is.
     """
     if config.dataset not in DATASETS:
         raise UserError(
@@ -58,7 +65,7 @@ def load(config: Data, workdir: pathlib.Path, progress: Progress) -> Dataset:
         )
     _check(config)
     reader = DATASETS[config.dataset]
-    stored = prepare.stored(config, reader, pathlib.Path(workdir), progress)
+    stored = prepare.stored(config, reader, pathlib.Path(workdir), progress, expected)
     return Dataset(name=config.dataset, **stored)
 
 

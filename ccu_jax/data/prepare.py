@@ -25,7 +25,11 @@ _SIZES = ("image_size", "text_length", "vocabulary")
 
 
 def stored(
-    config: Data, reader: Reader, workdir: pathlib.Path, progress: Progress
+    config: Data,
+    reader: Reader,
+    workdir: pathlib.Path,
+    progress: Progress,
+    expected: str | None,
 ) -> dict[str, Any]:
     """The fields of `Dataset` except its name, prepared first where that is needed.
 
@@ -41,7 +45,7 @@ def stored(
             # Another process may have prepared it while this one waited.
             if found := _current(config, reader, folder):
                 return found
-            _prepare(config, reader, workdir, progress)
+            _prepare(config, reader, workdir, progress, expected)
     except OSError as error:
         raise UserError(f"preparing the data in {folder} failed: {error}") from error
     found = _current(config, reader, folder)
@@ -94,7 +98,11 @@ def _settings(config: Data) -> dict[str, Any]:
 
 
 def _prepare(
-    config: Data, reader: Reader, workdir: pathlib.Path, progress: Progress
+    config: Data,
+    reader: Reader,
+    workdir: pathlib.Path,
+    progress: Progress,
+    expected: str | None,
 ) -> None:
     """Fills a new folder beside `workdir/data` and puts it in its place."""
     folder, scratch, old = (workdir / f"data{end}" for end in ("", ".new", ".old"))
@@ -140,6 +148,12 @@ def _prepare(
     meta["classes"], meta["multi_label"] = source.classes, source.multi_label
     meta["counts"] = counts.numbers
     meta["fingerprint"] = _fingerprint(scratch, source.classes)
+    if expected not in (None, meta["fingerprint"]):
+        shutil.rmtree(scratch)
+        raise UserError(
+            f"the data in {place.root} have changed since {workdir} was made: give "
+            "another --workdir, or remove the folder to start anew"
+        )
     (scratch / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
     if folder.exists():
         folder.rename(old)

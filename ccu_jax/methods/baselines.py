@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
+from ccu_jax.augment import augment
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import fit, optimiser, task_loss
-from ccu_jax.models import VIEWS, VISUAL
+from ccu_jax.methods.reference import classification, fit, optimiser, task_loss
+from ccu_jax.models import VISUAL
 from ccu_jax.step import Program
 
 
@@ -21,7 +22,7 @@ def neggrad_plus(problem: Problem) -> Program:
     """Descend on the retain set, ascend on the unlearn set (Kurmanji et al. 2023).
 
     `keep * CE(retain) - (1 - keep) * CE(unlearn)`. The ascent is on the views that see
-    the picture; the text's own view is asked to stay, since it is not to be forgotten.
+    the picture; the text's own view is left out, since it is not to be forgotten.
     The unlearn set's loss is cut off at `ceiling` times the loss of guessing: the
     ascent has no bound of its own.
     """
@@ -34,7 +35,7 @@ def neggrad_plus(problem: Problem) -> Program:
     guess *= float(jnp.log(2.0 if multi_label else num_classes))
 
     def loss(params, frozen, aux, batch, step):
-        keep, _ = task(params, batch["retain"])
+        keep = task(params, batch["retain"])
         rows = batch["unlearn"]
         out = model.apply(params, rows)
         forget = 0.0
@@ -69,44 +70,42 @@ def scrub(problem: Problem) -> Program:
     with steps that maximise the divergence on the unlearn set, in the views that see
     the picture; all epochs minimise divergence and loss on the retain set.
     """
-    config = problem.config.scrub
+    config, train = problem.config.scrub, problem.config.train
     model, multi_label = problem.model, problem.multi_label
-    task = task_loss(problem)
-    rows, push = _scrub_plan(problem)
+    judge = classification(problem)
+    plan, push = _scrub_plan(problem)
 
     def loss(params, teacher, aux, batch, step):
-        rows = batch["rows"]
+        rows = augment(batch["rows"], batch["rows"]["key"], train)
         # The student with dropout, as in training: without it both say the same at
         # first, and the push would follow rounding errors.
         said = model.apply(params, rows, keys=rows["key"])
         taught = model.apply(teacher, rows)
         pushing = jnp.asarray(push)[step]
         # Away from what it says of pictures, back to what it says of all rows.
-        pictures = rows["has_image"].astype(jnp.float32)
-        both = jnp.where(pushing, pictures, 1.0)
-        weight = {"image": pictures, "text": jnp.ones_like(pictures), "fused": both}
+        see, read = rows["image_weight"], rows["text_weight"]
+        fused = jnp.where(pushing, rows["has_image"], jnp.maximum(see, read))
         near = {
             view: objectives.divergence(
                 jax.lax.stop_gradient(getattr(taught, view)),
                 getattr(said, view),
-                weight[view],
+                weight,
                 multi_label=multi_label,
                 temperature=config.temperature,
             )
-            for view in VIEWS
+            for view, weight in {"image": see, "text": read, "fused": fused}.items()
         }
         pull = config.distil * sum(near.values())
-        pull += config.classify * task(params, rows)[0]
-        total = jnp.where(pushing, -(near["image"] + near["fused"]), pull)
-        return total, {}
+        pull += config.classify * judge(said, rows)
+        return jnp.where(pushing, -(near["image"] + near["fused"]), pull), {}
 
     return Program(
         params=problem.params,
         frozen=problem.params,
         loss=loss,
-        optimiser=optimiser(config.learning_rate, len(rows), problem.config.train),
+        optimiser=optimiser(config.learning_rate, len(plan), train),
         table=problem.table,
-        plan={"rows": rows},
+        plan={"rows": plan},
     )
 
 

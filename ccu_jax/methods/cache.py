@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.errors import UserError
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, VIEWS
 
@@ -24,6 +23,11 @@ class Cache(NamedTuple):
     v: slice
     r: slice
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Where the parts end."""
+        return self.u.stop, self.v.stop, self.r.stop
+
 
 def cache(problem: Problem, retain_rows: int) -> Cache:
     """One pass of the original over the unlearn set, held-out rows and retain rows."""
@@ -33,12 +37,6 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
     unlearn, held, retain = (
         rows[has_image[rows]] for rows in (sets.unlearn, sets.validation, sets.retain)
     )
-    for name, rows in (("validation", held), ("retain", retain)):
-        if not len(rows):
-            raise UserError(
-                f"no {name} row has a picture, and this method looks at them: give "
-                "more rows, or another share with --set data.validation=..."
-            )
     if retain_rows and len(retain) > retain_rows:
         retain = problem.batches(retain, retain_rows, 1, "retain rows")[0]
     rows = np.concatenate([unlearn, held, retain])

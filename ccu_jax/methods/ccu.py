@@ -116,6 +116,7 @@ def ccu(problem: Problem) -> Program:
         aux={"stopped": jnp.zeros((), bool)} if config.stop else (),
         refresh=look if config.stop else None,
         refresh_every=config.check_every,
+        static=cached.sizes,
         stop=(lambda aux: aux["stopped"]) if config.stop else None,
     )
 
@@ -163,6 +164,7 @@ def ccu_plus(problem: Problem) -> Program:
         },
         refresh=_plus_refresh(problem, cached),
         refresh_every=config.refresh_every,
+        static=cached.sizes,
     )
 
 

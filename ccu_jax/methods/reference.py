@@ -1,4 +1,4 @@
-"""Training from scratch: the original and two models that never saw the pictures."""
+"""Training with the task's loss: from scratch, as all references are, or onwards."""
 
 from typing import NamedTuple
 
@@ -72,17 +72,28 @@ def _scheduled(rate, steps, rising):
 
 
 def task_loss(problem: Problem):
-    """What a classifier is trained with: `loss(params, batch) -> (scalar, outputs)`.
+    """What a classifier is trained with: `loss(params, batch) -> scalar`.
+
+    The outputs on augmented rows, as `classification` judges them.
+    """
+    judge = classification(problem)
+
+    def loss(params, rows):
+        rows = augment(rows, rows["key"], problem.config.train)
+        return judge(problem.model.apply(params, rows, keys=rows["key"]), rows)
+
+    return loss
+
+
+def classification(problem: Problem):
+    """`loss(outputs, rows) -> scalar`: the task's loss of outputs on augmented rows.
 
     Cross-entropy of all three views, and the contrast of pictures with their texts. A
     row without picture counts for the text alone.
     """
-    model, config = problem.model, problem.config.train
-    multi_label = problem.multi_label
+    config, multi_label = problem.config.train, problem.multi_label
 
-    def loss(params, rows):
-        rows = augment(rows, rows["key"], config)
-        out = model.apply(params, rows, keys=rows["key"])
+    def loss(out, rows):
         see, read = rows["image_weight"], rows["text_weight"]
         # Rows whose picture must not be learned teach the text's view alone.
         visual = rows["visual"] if "visual" in rows else 1.0
@@ -102,12 +113,14 @@ def task_loss(problem: Problem):
             total += objectives.cross_entropy(
                 getattr(out, view), target, w, multi_label=multi_label
             )
-        return total, out
+        return total
 
     return loss
 
 
-def fit(problem: Problem, params, section, rows, *, warmup=0.0, unseen=()) -> Program:
+def fit(
+    problem: Problem, params, section, rows, *, warmup=0.0, text_only=()
+) -> Program:
     """Train all parts with the task's loss.
 
     Args:
@@ -116,15 +129,15 @@ def fit(problem: Problem, params, section, rows, *, warmup=0.0, unseen=()) -> Pr
         section: of the configuration, with `epochs`, `batch` and `learning_rate`.
         rows: to learn from.
         warmup: share of the steps in which the learning rate rises.
-        unseen: those of the rows of which only the texts are learned.
+        text_only: those of the rows of which only the texts are learned.
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
-    visual[np.asarray(unseen, int)] = 0.0
+    visual[np.asarray(text_only, int)] = 0.0
     task = task_loss(problem)
     steps = problem.steps(section.epochs, section.batch, rows)
 
     def loss(params, frozen, aux, batch, step):
-        return task(params, batch["rows"])[0], {}
+        return task(params, batch["rows"]), {}
 
     return Program(
         params=params,
@@ -136,10 +149,10 @@ def fit(problem: Problem, params, section, rows, *, warmup=0.0, unseen=()) -> Pr
     )
 
 
-def _scratch(problem: Problem, rows, unseen=()) -> Program:
+def _scratch(problem: Problem, rows, text_only=()) -> Program:
     train = problem.config.train
     params = problem.model.init(problem.key("init"))
-    return fit(problem, params, train, rows, warmup=train.warmup, unseen=unseen)
+    return fit(problem, params, train, rows, warmup=train.warmup, text_only=text_only)
 
 
 def original(problem: Problem) -> Program:
@@ -162,4 +175,4 @@ def retrain_visual(problem: Problem) -> Program:
     """
     sets = problem.sets
     rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    return _scratch(problem, rows, unseen=sets.unlearn)
+    return _scratch(problem, rows, text_only=sets.unlearn)

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-SMALL = 1e-6
+SMALL = 1e-30
 # Strength of the ridge on features of an untrained trunk: they are few and plain.
 FRESH_RIDGE = 0.3
+# Targets are corrected by no more than so many standard deviations.
+MOST_LEAD = 3.0
 
 
 class Ranks(NamedTuple):
@@ -43,7 +45,10 @@ def log_likelihood(logits, labels, *, multi_label):
     """Sum of the log-probabilities of the true label values, `[N]`."""
     if multi_label:
         return -jax.nn.softplus(jnp.where(labels > 0, -logits, logits)).sum(axis=1)
-    return jnp.sum(labels * jax.nn.log_softmax(logits), axis=1)
+    # Not by way of the softmax, which cannot tell a sure row from a very sure one.
+    true = jnp.sum(labels * logits, axis=1)
+    other = jax.nn.logsumexp(jnp.where(labels > 0, -jnp.inf, logits), axis=1)
+    return -jax.nn.softplus(other - true)
 
 
 def confidence(logits, labels, *, multi_label):
@@ -202,10 +207,10 @@ def _image_ranks(u, v, r, score_u, score_v, key, kind):
     that never learned anything says it without bias. The order among the forgotten
     rows, all of them learned, the original's trunk knows better.
     """
-    unlearned, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
+    plain, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
     place = share_below(
-        margin(unlearned(u["fresh"]), u["labels"], **kind),
-        margin(unlearned(v["fresh"]), v["labels"], **kind),
+        margin(plain(u["fresh"]), u["labels"], **kind),
+        margin(plain(v["fresh"]), v["labels"], **kind),
     )
     order = _carry(
         margin(score_v, v["labels"], **kind)[:, None],
@@ -278,7 +283,13 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     level, grown = {}, {}
     for view, aim_U in (("image", image_u), ("fused", fused_u)):
         above = share_below(now[view], held[view]) - share_below(aim_U, held[view])
-        grown[view] = lead[view] + gain * held[view].std() * above.mean()
+        spread = held[view].std()
+        # Bounded: a model that cannot follow is not to be driven ever further.
+        grown[view] = jnp.clip(
+            lead[view] + gain * spread * above.mean(),
+            -MOST_LEAD * spread,
+            MOST_LEAD * spread,
+        )
         level[view] = aim_U - grown[view]
     return {
         **_probabilities(ranks, u["labels"], level, multi_label=multi_label),

@@ -96,23 +96,17 @@ class ImageTrunk(nn.Module):
     depth: int
     heads: int
     dtype: jnp.dtype
-    stem: str = "edges"
 
     @nn.compact
     def __call__(self, image_BxSxSx3):  # noqa: D102
         x = (image_BxSxSx3.astype(self.dtype) - PIXEL_MEAN) / PIXEL_STD
         cut = "b (h p) (w q) c -> b (h w) (p q c)"
         patches = einops.rearrange(x, cut, p=self.patch, q=self.patch)
-        if self.stem == "edges":
-            cell = max(self.patch // 2, 1)
-            edges = einops.rearrange(
-                edge_histograms(x, cell),
-                cut,
-                p=self.patch // cell,
-                q=self.patch // cell,
-            )
-            patches = jnp.concatenate([patches / 2, edges], axis=-1)
-        x = patches
+        cell = max(self.patch // 2, 1)
+        per_patch = self.patch // cell
+        edges = edge_histograms(x, cell)
+        edges = einops.rearrange(edges, cut, p=per_patch, q=per_patch)
+        x = jnp.concatenate([patches / 2, edges], axis=-1)
         x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(x)
         small = nn.initializers.normal(0.02)
         token = self.param("class_token", small, (1, 1, self.width))

@@ -5,6 +5,7 @@ import scipy.special
 import scipy.stats
 
 from ccu_jax.evaluate import Results
+from ccu_jax.models import VIEWS
 
 
 def confidence(logits, labels, multi_label: bool):
@@ -37,21 +38,23 @@ def attack_auc(outputs: Results) -> dict[str, float | None]:
     forgotten, so rows without one are no members; None where no row is left, or a
     value is not finite.
     """
-    value = {
-        view: confidence(logits, outputs.labels, outputs.multi_label)
-        for view, logits in outputs.logits.items()
-    }
-    value["pair"] = outputs.pair
+
+    def value(view, rows):
+        if view == "pair":
+            return outputs.pair[rows]
+        logits, labels = outputs.logits[view][rows], outputs.labels[rows]
+        if not np.isfinite(logits).all():
+            return np.full(len(logits), np.nan)
+        return confidence(logits, labels, outputs.multi_label)
 
     def attack(view):
         rows = outputs.shown(view) & outputs.has_image
         unlearn, unseen = (
-            value[view][rows & (outputs.of == name)] for name in ("unlearn", "unseen")
+            value(view, rows & (outputs.of == name)) for name in ("unlearn", "unseen")
         )
-        if not (
-            len(unlearn) and len(unseen) and np.isfinite([*unlearn, *unseen]).all()
-        ):
+        told = len(unlearn) and len(unseen)
+        if not told or not np.isfinite([*unlearn, *unseen]).all():
             return None
         return auc(unlearn, unseen)
 
-    return {view: attack(view) for view in value}
+    return {view: attack(view) for view in (*VIEWS, "pair")}

@@ -463,7 +463,7 @@ def test_data_that_have_changed_replace_nothing(finished, tmp_path):
     pairs = folder / "pairs.jsonl"
     lines = pairs.read_text("utf-8").splitlines()
     row = json.loads(lines[0])
-    lines[0] = json.dumps({**row, "text": row["text"] + " more"})
+    lines[0] = json.dumps({**row, "text": "another " + row["text"]})
     pairs.write_text("\n".join(lines) + "\n", "utf-8")
     process = started(*argv, "--methods", "original")
     _, err = process.communicate(timeout=400)

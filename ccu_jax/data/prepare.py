@@ -124,22 +124,41 @@ def _prepare(
     counts = Counts(str(place.root), config.strict)
     source = reader.open(config, place, counts)
     scratch.mkdir()
-    path, size = scratch / "image.npy", config.image_size
+    path = scratch / "image.npy"
     if reader.decoder == "tfds":
-        kept = {k: v for k, v in meta["config"].items() if k not in _SIZES}
-        key = digest(meta["signature"], json.dumps(kept, sort_keys=True))
         rows = records.store(
             source,
             path,
-            size,
+            config.image_size,
             counts,
             progress,
             name=config.dataset,
             root=place.root,
-            folder=workdir / "records" / key,
+            folder=workdir / "records" / _record_key(meta),
         )
     else:
         rows = pipeline.store_with_pillow(source, path, config, counts, progress)
+    _finish(scratch, rows, source, config, counts, meta, progress)
+    if expected not in (None, meta["fingerprint"]):
+        shutil.rmtree(scratch)
+        raise UserError(
+            f"the data in {place.root} have changed since {workdir} was made: give "
+            "another --workdir, or remove the folder to start anew"
+        )
+    if folder.exists():
+        folder.rename(old)
+    scratch.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _record_key(meta) -> str:
+    """A name for the records of these files: sizes are not in them."""
+    kept = {k: v for k, v in meta["config"].items() if k not in _SIZES}
+    return digest(meta["signature"], json.dumps(kept, sort_keys=True))
+
+
+def _finish(scratch, rows, source, config, counts, meta, progress) -> None:
+    """Writes all but the pictures, completes `meta`, and writes it last."""
     _check(rows, source, counts)
     counts.add("used", len(rows))
     progress("tokenising texts", 0, len(rows))
@@ -148,17 +167,7 @@ def _prepare(
     meta["classes"], meta["multi_label"] = source.classes, source.multi_label
     meta["counts"] = counts.numbers
     meta["fingerprint"] = _fingerprint(scratch, source.classes)
-    if expected not in (None, meta["fingerprint"]):
-        shutil.rmtree(scratch)
-        raise UserError(
-            f"the data in {place.root} have changed since {workdir} was made: give "
-            "another --workdir, or remove the folder to start anew"
-        )
     (scratch / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
-    if folder.exists():
-        folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check(rows: list[Example], source: Source, counts: Counts) -> None:

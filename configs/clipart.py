@@ -3,6 +3,11 @@
     python -m ccu_jax.launch --config clipart
 
 Your own pairs: `--data-dir FOLDER`, with a `pairs.jsonl` and the pictures it names.
+
+Expect of the clip art, on 2 cores of an Intel Xeon (2026-11-24, five seeds): two to
+three minutes for a seed; fused test accuracy 77 % for the original and after ccu_plus,
+which takes 9 % of the reference's time; image attack AUC .71 before, .53 after, .52 for
+the reference.
 """
 
 from ccu_jax.config import Config, Data, Train

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from test_end_to_end import ROOT, environment, launched
+from test_end_to_end import ROOT, environment, heed_interrupts, launched
 
 from ccu_jax import evaluate
 
@@ -55,6 +55,7 @@ def _start(processes, devices, *argv):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
         start_new_session=True,
     )
 

@@ -1,6 +1,7 @@
 """Set before any test: eight simulated devices, silent TensorFlow, a compile cache."""
 
 import os
+import signal
 
 # All of this is read once, when JAX or TensorFlow starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,6 +16,11 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 # Figures are drawn to files only.
 os.environ["MPLBACKEND"] = "Agg"
+
+
+# A shell's background jobs ignore SIGINT, and so would all processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):

@@ -51,11 +51,6 @@ def environment(**more):
     return env | more
 
 
-def heed_interrupts():
-    """In a child: a shell's background jobs, these tests maybe, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def started(*argv, **env):
     return subprocess.Popen(
         [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
@@ -63,7 +58,6 @@ def started(*argv, **env):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
     )
 
 

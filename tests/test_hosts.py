@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from test_end_to_end import ROOT, environment, heed_interrupts, launched
+from test_end_to_end import ROOT, environment, launched
 
 from ccu_jax import evaluate
 
@@ -55,7 +55,6 @@ def _start(processes, devices, *argv):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
         start_new_session=True,
     )
 

@@ -204,6 +204,12 @@ def test_rows_without_a_picture_are_nothing_to_forget(data):
         draw(bare, "random:0.1")
 
 
+def test_sets_that_show_no_picture_are_refused_by_name(data):
+    blind = data._replace(has_image=data.has_image & (data.split != "validation"))
+    with pytest.raises(UserError, match="no row of the validation set has a picture"):
+        draw(blind, "random:0.1")
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_data_without_an_evaluation_set_are_refused(data, split):
     left = data.split != split

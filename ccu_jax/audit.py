@@ -2,9 +2,8 @@
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
-from ccu_jax.evaluate import Results
+from ccu_jax.evaluate import Results, auc
 from ccu_jax.models import VIEWS
 
 
@@ -18,17 +17,6 @@ def confidence(logits, labels, multi_label: bool):
     if multi_label:
         return -np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(axis=1)
     return (scipy.special.log_softmax(logits, axis=1) * labels).sum(axis=1)
-
-
-def auc(members, others) -> float:
-    """Chance that a member's value exceeds another row's, ties counting half.
-
-    The area under the attack's ROC curve (Mann & Whitney 1947). 0.5 tells nothing, and
-    below 0.5 tells as much as above.
-    """
-    rank = scipy.stats.rankdata(np.concatenate([members, others]))[: len(members)].sum()
-    count = len(members) * len(others)
-    return float((rank - len(members) * (len(members) + 1) / 2) / count)
 
 
 def attack_auc(outputs: Results) -> dict[str, float | None]:

@@ -17,17 +17,40 @@ class Data:
     """Which rows there are and how they are stored; see `ccu_jax/data`."""
 
     dataset: str = "pairs"  # a row of ccu_jax.data.DATASETS
-    dir: str | None = None  # None: what travels with the package (clip art)
+    dir: str | None = None  # folder or archive; None: a sample, or the clip art
     image_size: int = 48  # side of the stored square pictures, pixels
-    trim: bool = False  # pairs: cut off an even margin around a picture
+    trim: bool = False  # cut off an even margin around a picture
     text_length: int = 24  # tokens a text is cut or padded to
     vocabulary: int = 2000  # largest number of subwords
     validation: float = 0.15  # share of rows, where the data has no split of its own
     test: float = 0.2  # likewise
+    group: str = "own"  # rows forgotten together: "own", same "text", near "picture"
+    records: bool = False  # also keep the pictures as they came, as TFDS records
+    strict: bool = False  # True: a row that cannot be used is an error, not a skip
+    sample: str = "clipart"  # pairs without dir: "clipart", "medical", "satellite"
     sample_rows: int = 3000  # rows of the sample edition
     sample_seed: int = 0
     plot_policy: str = "longest"  # mmimdb: "longest" or "first"
-    strict: bool = False  # True: a row that cannot be used is an error, not a skip
+    task: str = "category"  # fashion200k: "category" or "sub_category"
+    mask_category_words: bool = False  # fashion200k: titles do not name the class
+    tirg_words: bool = False  # fashion200k: "." becomes "dotmark", as TIRG has it
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Ways in which real data are worse; shares of the rows that could be trained on.
+
+    They are drawn once, whatever the run's seeds; see `ccu_jax/data/conditions.py`.
+    """
+
+    missing_image: float = 0.0  # lose their picture
+    missing_text: float = 0.0  # lose their text
+    incomplete: float = 0.0  # lose picture, text or label; one without label drops out
+    noisy_labels: float = 0.0  # get the labels of a row that has others
+    noisy_text: float = 0.0  # get the text of another row
+    order: str = "shuffled"  # training order: "shuffled", "stored" or "by_class"
+    window: int = 256  # rows that an order other than "shuffled" still mixes
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,7 @@ class Unlearn:
     """Which pictures are forgotten, and which rows were never trained on."""
 
     rule: str = "random:0.1"  # random:SHARE, class:NAME or ids:FILE
+    duplicates: str = "forget"  # near-duplicate pictures: "forget" too, or "report"
     unseen: float = 0.18  # share of training rows kept apart as the attack's control
 
 
@@ -157,6 +181,7 @@ class Run:
     """How the work is laid out on the devices; it changes rounding and nothing else."""
 
     executor: str = "pmap"  # a row of ccu_jax.parallel.EXECUTORS
+    pictures: str = "auto"  # kept on the "device", or on the "host" if they do not fit
     steps_per_call: int = 8  # optimiser steps in one compiled scan
     checkpoint_steps: int = 200  # steps between checkpoints
     evaluate_batch: int = 256  # rows of one forward pass over all devices
@@ -168,6 +193,7 @@ class Config:
 
     name: str = ""
     data: Data = field(default_factory=Data)
+    conditions: Conditions = field(default_factory=Conditions)
     unlearn: Unlearn = field(default_factory=Unlearn)
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)

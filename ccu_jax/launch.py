@@ -93,7 +93,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
     from ccu_jax import run
 
-    run.run(config, workdir)
+    run.run(config, workdir, purge=flags.purge)
     return 0
 
 
@@ -130,6 +130,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("ADDRESS COUNT INDEX", ""),
         help="join the other hosts; without values where the cluster tells them",
     )
+    add("--purge", action="store_true", help="then remove the forgotten pictures")
     add("--devices", metavar="N", type=_count, help="simulate N devices on the CPU")
     add("--list", action="store_true", help="configs, methods and data sets")
     add("--version", action="version", version=f"ccu_jax {ccu_jax.__version__}")

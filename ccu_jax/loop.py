@@ -97,7 +97,7 @@ class Loop:
         def cut(plan):
             part = plan[start : start + size]
             part = np.pad(part, ((0, size - len(part)), (0, 0)))
-            return self._executor.shard(part, 1)
+            return step.rows_of(self._executor, program.table, part, 1)
 
         return {part: cut(plan) for part, plan in program.plan.items()}
 
@@ -174,4 +174,5 @@ def _look(metrics, start, stage):
 
 
 def _arrays(program: Program):
-    return (program.params, program.frozen, program.table, program.aux)
+    table = step.on_devices(program.table)
+    return (program.params, program.frozen, table, program.aux)

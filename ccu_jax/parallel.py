@@ -9,6 +9,7 @@ returned must have been reduced over `AXIS`. Each executor runs the same functio
 * `vmap`, which refuses it too, and needs one device only: the oracle of the tests.
 """
 
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -31,15 +32,21 @@ class Executor(NamedTuple):
         devices: number of shares that a global batch is cut into.
         run: `run(fn, donate=False)` compiles a per-device function.
         place: puts a tree on every device.
-        shard: `shard(array, axis=0)` cuts the global batch along `axis`; the result's
-            leading axis is the device.
+        mine: `mine(array, axis=0)` cuts the global batch along `axis` and gives the
+            parts of this process's devices, the device as leading axis.
+        join: makes the devices' array of what `mine` gave, or of what was read for it.
     """
 
     name: str
     devices: int
     run: Callable[..., Callable]
     place: Callable[[Any], Any]
-    shard: Callable[..., Any]
+    mine: Callable[..., np.ndarray]
+    join: Callable[[np.ndarray], Any]
+
+    def shard(self, array, axis: int = 0):
+        """Cuts a batch that every process has as a whole over all devices."""
+        return self.join(self.mine(array, axis))
 
 
 def _replicated(mesh):
@@ -94,16 +101,21 @@ def _mesh():
 
 
 def _sharded(mesh):
-    """Cuts a batch that every process has as a whole; each puts its own rows."""
+    """How a batch that every process knows as a whole is cut; each puts its own rows.
+
+    What rows hold need be read by the process alone whose devices get them.
+    """
     rows = NamedSharding(mesh, PartitionSpec(AXIS))
     here = jax.local_device_count()
     first = jax.process_index() * here
 
-    def shard(array, axis=0):
-        local = _split(array, axis, jax.device_count())[first : first + here]
+    def mine(array, axis=0):
+        return _split(array, axis, jax.device_count())[first : first + here]
+
+    def join(local):
         return jax.make_array_from_process_local_data(rows, local)
 
-    return shard
+    return mine, join
 
 
 class _Pod:
@@ -136,7 +148,7 @@ def pmap() -> Executor:
         )
         return mapped if jax.process_count() == 1 else _Pod(mapped, place)
 
-    return Executor("pmap", jax.device_count(), run, place, _sharded(mesh))
+    return Executor("pmap", jax.device_count(), run, place, *_sharded(mesh))
 
 
 def shard_map() -> Executor:
@@ -156,7 +168,7 @@ def shard_map() -> Executor:
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
     return Executor(
-        "shard_map", jax.device_count(), run, _replicated(mesh), _sharded(mesh)
+        "shard_map", jax.device_count(), run, _replicated(mesh), *_sharded(mesh)
     )
 
 
@@ -168,13 +180,28 @@ def vmap(devices: int | None = None) -> Executor:
         mapped = jax.vmap(fn, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
-    def shard(array, axis=0):
+    def mine(array, axis=0):
         return _split(array, axis, devices)
 
-    return Executor("vmap", devices, run, jax.device_put, shard)
+    return Executor("vmap", devices, run, jax.device_put, mine, lambda local: local)
 
 
 EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
+
+
+def fits(size: int) -> bool:
+    """Whether so many bytes may stay on every device, beside all that training needs.
+
+    Accelerators tell their memory; simulated devices share that of the machine.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return size <= 0.4 * limit
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        memory = 8 << 30
+    return size * jax.local_device_count() <= 0.2 * memory
 
 
 def is_first() -> bool:

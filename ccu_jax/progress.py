@@ -43,7 +43,7 @@ class Stage:
     def __init__(self, reporter: "Reporter", title: str, label: str, total: int | None):
         """Starts the clock; `label` is the place in the plan, such as "[3/9] "."""
         self.title, self.label, self.total = title, label, total
-        self.done = 0
+        self.done, self.doing = 0, ""
         self._reporter = reporter
         self._pending: dict[str, Any] = {}
         self._read_metrics: dict[str, float | str] = {}
@@ -51,6 +51,12 @@ class Stage:
         self._read_s = -math.inf
         self._first: tuple[float, int] | None = None
         self._last_s = self._start_s
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Tells what is being done, and how far it is."""
+        if what != self.doing:  # it has a rate of its own
+            self.doing, self._first = what, None
+        self.update(done, total)
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
         """Tells that `done` of `total` steps are finished, with the latest metrics."""
@@ -93,7 +99,7 @@ class Stage:
     def words(self, *, left: bool = True) -> list[str]:
         """Returns step, metrics, rate and time left, the most telling first."""
         steps = f"{self.done:,}" + (f"/{self.total:,}" if self.total else "")
-        words = [steps] if self.done or self.total else []
+        words = [f"{self.doing} {steps}".strip()] if self.done or self.total else []
         for name, value in self._read_metrics.items():
             text = value if isinstance(value, str) else f"{value:.4g}"
             words.append(f"{name} {text}")

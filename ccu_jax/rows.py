@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import ccu_jax
-from ccu_jax import audit, evaluate
+from ccu_jax import audit, evaluate, unlearn_set
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
 
@@ -21,12 +21,15 @@ def place(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
     return workdir / "stages" / f"{method}-{seed}.json"
 
 
-def make(problem, data, workdir, outcome, results, seconds) -> dict[str, Any]:
+def make(
+    problem, data, conditions, workdir, outcome, results, seconds
+) -> dict[str, Any]:
     """The row of a stage.
 
     Args:
         problem: what the method was given, with its name.
         data: the data set.
+        conditions: what `data.conditions.apply` told.
         workdir: of the run; the original's outputs lie there.
         outcome: of the loop.
         results: the new model's outputs.
@@ -38,13 +41,19 @@ def make(problem, data, workdir, outcome, results, seconds) -> dict[str, Any]:
         "edition": data.edition,
         "method": problem.method,
         "seed": problem.seed,
-        "metric": evaluate.headline(problem.multi_label),
+        "metric": data.metric,
         "unlearn_set": {
             "rule": config.unlearn.rule,
             "modality": "image",
             "count": len(sets.unlearn),
             "pictures": int(data.has_image[sets.unlearn].sum()),
+            "near_duplicates": {
+                name: len(rows)
+                for name, rows in unlearn_set.near_duplicates(data, sets).items()
+            },
         },
+        "conditions": conditions,
+        "data": data.counts,
         "counts": {name: len(rows) for name, rows in sets._asdict().items()},
         "seconds": seconds,
         "steps": outcome.steps,

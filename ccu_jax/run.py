@@ -20,12 +20,15 @@ from ccu_jax import (
     evaluate,
     limits,
     models,
+    parallel,
     report,
     rows,
     unlearn_set,
 )
 from ccu_jax import config as configs
 from ccu_jax.config import Config
+from ccu_jax.data import conditions
+from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, Problem
@@ -45,18 +48,22 @@ class Bench(NamedTuple):
     reporter: report.Reporter
     executor: Executor
     data: data.Dataset
+    conditions: dict[str, Any]  # what they came to
     model: Model
     forward: evaluate.Forward
     loop: Loop
-    table: dict[str, jax.Array]
+    table: dict[str, Any]
 
 
-def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def run(
+    config: Config, workdir: pathlib.Path, purge: bool = False
+) -> list[dict[str, Any]]:
     """Run everything that a configuration asks for and write the report.
 
     Args:
         config: what to do.
         workdir: a folder of this configuration, new or from an earlier run.
+        purge: whether the forgotten pictures are then removed from the folder.
 
     Returns:
         The rows of `results.json`: one per method and seed, earlier ones included.
@@ -77,12 +84,17 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     reporter = report.Reporter(workdir, is_first())
     try:
         titles = [_title(s, m) for s in config.seeds for m in methods]
-        reporter.plan(["data", *titles, "report"])
+        reporter.plan(["data", *titles, "report", *(["purge"] if purge else [])])
         with reporter.stage("data") as stage:
             bench = _bench(config, workdir, reporter, stage)
             # All that can be wrong is found before the first step and the first file.
             drawn = {seed: _draw(bench, seed, methods) for seed in config.seeds}
-        _claim(config, workdir, {seed: text for seed, (_, text) in drawn.items()})
+            _check_purged(bench, methods)
+        files = {
+            _unlearn_file(workdir, seed): text for seed, (_, text) in drawn.items()
+        }
+        files |= _near(bench, drawn)
+        _claim(config, workdir, files)
         for seed, (sets, _) in drawn.items():
             _seed(bench, seed, sets, methods)
         with reporter.stage("report"):
@@ -91,6 +103,8 @@ def run(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
                 report.write(workdir, found, configs.to_json(config))
         report.show(found, reporter)
         reporter.say(f"report: {workdir / 'report.html'}")
+        if purge:
+            _purge(bench)
         return found
     finally:
         reporter.close()
@@ -104,6 +118,10 @@ def _check(config, methods):
     if config.run.executor not in EXECUTORS:
         raise UserError(
             f"run.executor={config.run.executor!r}: there is {', '.join(EXECUTORS)}"
+        )
+    if config.run.pictures not in ("auto", "device", "host"):
+        raise UserError(
+            f"run.pictures={config.run.pictures!r}: there is auto, device, host"
         )
     limits.check(config)
     limits.check_batches(config, methods, jax.device_count())
@@ -129,15 +147,14 @@ def _refuse(config, workdir):
         )
 
 
-def _claim(config, workdir, unlearn_sets):
+def _claim(config, workdir, files):
     """Leave this configuration's mark, and the unlearn set of every seed."""
     barrier("claim")  # all processes have looked at what was there
     if is_first():
         mine = configs.to_json(config)
         path = workdir / "config.json"
         atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
-        for seed, text in unlearn_sets.items():
-            path = _unlearn_file(workdir, seed)
+        for path, text in files.items():
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
                 atomically(path, text.encode())
@@ -151,9 +168,11 @@ def _draw(bench, seed, methods) -> tuple[unlearn_set.Sets, str]:
     """A seed's sets, and the unlearn set as text; what is finished must fit to them."""
     for method in methods:
         _finished(bench, seed, method)
-    rule = bench.config.unlearn.rule
-    sets = unlearn_set.draw(bench.data, rule, seed, bench.config.unlearn.unseen)
-    text = unlearn_set.describe(bench.data, sets, seed, rule)
+    config = bench.config.unlearn
+    sets = unlearn_set.draw(
+        bench.data, config.rule, seed, config.unseen, config.duplicates
+    )
+    text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
     path = _unlearn_file(bench.workdir, seed)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(
@@ -163,26 +182,42 @@ def _draw(bench, seed, methods) -> tuple[unlearn_set.Sets, str]:
     return sets, text
 
 
-def _bench(config, workdir, reporter, stage) -> Bench:
-    def progress(what, done, total):
-        stage.update(done, total)
+def _near(bench, drawn) -> dict[pathlib.Path, str]:
+    """Tell which near-duplicates of forgotten pictures there are; a file per seed."""
+    files = {}
+    for seed, (sets, _) in drawn.items():
+        near = unlearn_set.near_duplicates(bench.data, sets)
+        if any(map(len, near.values())):
+            path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
+            files[path] = unlearn_set.describe_near(bench.data, sets, near)
+            told = ", ".join(f"{name} {len(rows)}" for name, rows in near.items())
+            bench.reporter.say(
+                f"seed {seed}: near-duplicates of forgotten pictures by set: {told}; "
+                f"see {path}"
+            )
+    return files
 
+
+def _bench(config, workdir, reporter, stage) -> Bench:
     found = rows.read_all(workdir)
     expected = found[0]["fingerprint"] if found else None
     if is_first():
-        loaded = data.load(config.data, workdir, progress, expected)
+        loaded = data.load(config.data, workdir, stage.tell, expected)
     barrier("data")
     if not is_first():
-        loaded = data.load(config.data, workdir, progress)
+        loaded = data.load(config.data, workdir, stage.tell)
     if loaded.edition == "sample":
         reporter.warn(
-            f"SAMPLE EDITION of {loaded.name}: made from clip art in the official "
-            "format. Give the official files with --data-dir."
+            f"SAMPLE EDITION for {config.name}: generated in the official format. Give "
+            "the real files with --data-dir."
         )
     elif loaded.edition == "clipart":
         reporter.warn("CLIP ART: drawings that come with the package, not photographs")
     counts = ", ".join(f"{k} {v:,}" for k, v in loaded.counts.items() if v)
     reporter.say(f"{loaded.name}: {counts}")
+    loaded, told = conditions.apply(loaded, config.conditions)
+    if told:
+        reporter.say(f"conditions: {json.dumps(told)}")
     executor = EXECUTORS[config.run.executor]()
     model = models.build(
         config.model,
@@ -191,19 +226,75 @@ def _bench(config, workdir, reporter, stage) -> Bench:
         image_size=config.data.image_size,
         text_length=config.data.text_length,
     )
-    names = ("image", "text", "labels", "has_image", "has_text")
-    table = {name: np.asarray(getattr(loaded, name)) for name in names}
     return Bench(
         config=config,
         workdir=workdir,
         reporter=reporter,
         executor=executor,
         data=loaded,
+        conditions=told,
         model=model,
         forward=evaluate.Forward(model, executor, config.run.evaluate_batch),
         loop=Loop(config.run, executor, reporter.warn),
-        table=executor.place(table),
+        table=_table(config, loaded, executor),
     )
+
+
+def _table(config, loaded, executor):
+    """All rows: on the devices, the pictures too unless they are too large for that."""
+    names = ("text", "labels", "has_image", "has_text")
+    table = {name: np.asarray(getattr(loaded, name)) for name in names}
+    image = OnHost(loaded.image, loaded.has_image)
+    kept = config.run.pictures
+    if kept == "auto":
+        kept = "device" if parallel.fits(loaded.image.nbytes) else "host"
+    if kept == "host":
+        return executor.place(table) | {"image": image}
+    rows = np.arange(len(loaded.id))
+    return executor.place(table | {"image": image.take(rows)})
+
+
+def _check_purged(bench, methods):
+    """Refuse to go on with pictures that are not there any more."""
+    for seed in bench.config.seeds if bench.data.purged else ():
+        for method in methods:
+            if _finished(bench, seed, method) is None:
+                raise UserError(
+                    f"the pictures to forget were purged from {bench.workdir}: what is "
+                    f"finished can be shown, but {method} of seed {seed} cannot be "
+                    "run; give another --workdir"
+                )
+
+
+def _purge(bench: Bench):
+    """Remove the pictures of all unlearn sets of this folder, and look for them."""
+    workdir, reporter = bench.workdir, bench.reporter
+    with reporter.stage("purge") as stage:
+        if is_first():
+            ids = unlearn_set.recorded(
+                bench.data,
+                workdir / "unlearn_sets",
+                bench.config.unlearn.duplicates,
+            )
+            cache = jax.config.jax_compilation_cache_dir
+            places = [workdir, *([pathlib.Path(cache)] if cache else [])]
+            told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
+            text = json.dumps(told, indent=1) + "\n"
+            atomically(workdir / "purge.json", text.encode())
+        barrier("purge")
+    if is_first():
+        reporter.say(
+            f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
+            f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
+            f"{len(told['hits'])} found; {told['even']} pictures are too even to be "
+            "looked for. Your own files still hold theirs"
+        )
+        if told["hits"]:
+            raise UserError(
+                f"purge: {told['hits'][0][0]} and {len(told['hits']) - 1} more are "
+                f"still there, see {workdir / 'purge.json'}: an equal picture may "
+                "have been kept, or another program has left a copy"
+            )
 
 
 def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
@@ -218,6 +309,7 @@ def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
         multi_label=bench.data.multi_label,
         params=None,
         seed=seed,
+        arrival=conditions.arrival(bench.data, bench.config.conditions.order),
     )
     for method in methods:
         if _finished(bench, seed, method) is None:
@@ -283,6 +375,7 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
         row = rows.make(
             problem._replace(method=method),
             bench.data,
+            bench.conditions,
             bench.workdir,
             outcome,
             results,

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ccu_jax.parallel import AXIS
+from ccu_jax.data.pipeline import OnHost
+from ccu_jax.parallel import AXIS, Executor
 
 
 class Program(NamedTuple):
@@ -25,7 +26,8 @@ class Program(NamedTuple):
             rows of `table` with a random key per row (`key`); scalars are means over
             all devices.
         optimiser: an optax transformation.
-        table: arrays with a leading row axis, or a tree of them, on the devices.
+        table: arrays with a leading row axis, by name, on the devices; an `OnHost`
+            stays where it is, and only the rows of the steps to come are sent.
         plan: for each part of a batch, which rows of the table: int32 `[steps, batch]`.
         aux: what the method carries along besides parameters (targets ...).
         refresh: `refresh(params, frozen, aux, table) -> aux`, run before every
@@ -40,7 +42,7 @@ class Program(NamedTuple):
     frozen: Any
     loss: Callable | None
     optimiser: optax.GradientTransformation | None = None
-    table: Any = ()
+    table: dict[str, Any] = {}  # noqa: RUF012  never changed
     plan: dict[str, Any] | None = None
     aux: Any = ()
     refresh: Callable | None = None
@@ -82,16 +84,38 @@ def start_state(program: Program, key: jax.Array) -> State:
 
 def resident(program: Program) -> tuple:
     """What the steps need besides state and rows: it stays on the devices."""
-    return program.frozen, program.table, jnp.int32(program.steps)
+    return program.frozen, on_devices(program.table), jnp.int32(program.steps)
+
+
+def on_devices(table):
+    """The part of a table that is on the devices."""
+    return {k: v for k, v in table.items() if not isinstance(v, OnHost)}
+
+
+def rows_of(executor: Executor, table, index, axis: int = 0):
+    """Row numbers `index` cut over the devices along `axis`, and what they need.
+
+    Returns:
+        `rows`, and for each column on the host the rows themselves, by its name.
+    """
+    mine = executor.mine(index, axis)
+    sent = {k: v.take(mine) for k, v in table.items() if isinstance(v, OnHost)}
+    return {name: executor.join(x) for name, x in ({"rows": mine} | sent).items()}
+
+
+def gather(table, index):
+    """The rows of a table on a device; `index` is one device's share of `rows_of`."""
+    sent = {name: x for name, x in index.items() if name != "rows"}
+    return jax.tree.map(lambda x: x[index["rows"]], table) | sent
 
 
 def make_steps(program: Program) -> Callable:
     """The per-device function of `parallel.Executor.run`: several updates in one scan.
 
     `fn(state, resident, indices) -> (state, metrics)` with what `resident` gives and
-    `indices` one int32 `[steps, rows]` per part of the batch. Steps past the end of the
-    program are not made (`ran` is false in their metrics): the last scan is as long as
-    the others.
+    `indices` what `rows_of` gives for `[steps, rows]` per part of the batch. Steps past
+    the end of the program are not made (`ran` is false in their metrics): the last scan
+    is as long as the others.
     """
 
     def fn(state, resident, indices):
@@ -105,7 +129,7 @@ def make_steps(program: Program) -> Callable:
 
         def update(state, index):
             batch = {
-                part: _rows(table, i, _row_keys(state, part, len(i)))
+                part: gather(table, i) | {"key": _row_keys(state, part, len(i["rows"]))}
                 for part, i in index.items()
             }
             (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
@@ -145,10 +169,6 @@ def make_steps(program: Program) -> Callable:
         return jax.lax.scan(one, state, indices)
 
     return fn
-
-
-def _rows(table, index, keys):
-    return {**jax.tree.map(lambda x: x[index], table), "key": keys}
 
 
 def _row_keys(state, part, rows):

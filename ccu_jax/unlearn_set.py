@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ccu_jax.data.duplicates import connected
 from ccu_jax.errors import UserError
 
 
@@ -29,6 +30,41 @@ class Sets(NamedTuple):
     test: np.ndarray
 
 
+DUPLICATES = ("forget", "report")
+
+
+def joined(data, duplicates: str) -> np.ndarray:
+    """The groups `[N]` of rows that are forgotten together.
+
+    Those of the data set; with `duplicates="forget"` groups with pictures that are
+    nearly the same are one, named after that of the first row.
+    """
+    if duplicates not in DUPLICATES:
+        raise UserError(
+            f"unlearn.duplicates: {duplicates!r} is none of {', '.join(DUPLICATES)}"
+        )
+    rows = np.arange(len(data.group))
+    if duplicates == "report" or (data.cluster == rows).all():
+        return data.group
+    _, first, which = np.unique(data.group, return_index=True, return_inverse=True)
+    pairs = [np.stack([first[which], rows], 1), np.stack([data.cluster, rows], 1)]
+    return data.group[connected(len(rows), np.concatenate(pairs))]
+
+
+def near_duplicates(data, sets: Sets) -> dict[str, np.ndarray]:
+    """Rows of the other sets that have nearly the picture of an unlearn row.
+
+    Where they are retained, their pictures go on teaching what was to be forgotten.
+    """
+    shown = sets.unlearn[data.has_image[sets.unlearn]]
+    clusters = data.cluster[shown]
+    return {
+        name: rows[np.isin(data.cluster[rows], clusters) & data.has_image[rows]]
+        for name, rows in sets._asdict().items()
+        if name != "unlearn"
+    }
+
+
 def order(data, seed: int) -> list[str]:
     """All training groups in the order in which this seed would forget them."""
     groups = np.unique(data.group[data.split == "train"])
@@ -40,7 +76,7 @@ def order(data, seed: int) -> list[str]:
     return sorted((str(g) for g in groups), key=place)
 
 
-def draw(data, rule: str, seed: int, unseen: float) -> Sets:
+def draw(data, rule: str, seed: int, unseen: float, duplicates: str = "forget") -> Sets:
     """Draw the sets.
 
     Args:
@@ -49,6 +85,7 @@ def draw(data, rule: str, seed: int, unseen: float) -> Sets:
             id a line (a hash sign and a space start a comment).
         seed: of the order.
         unseen: share of the training rows that is kept apart.
+        duplicates: "forget": a near-duplicate of a forgotten picture goes with it.
 
     Raises:
         UserError: a rule that cannot be followed; an unlearn set that is empty or
@@ -61,6 +98,7 @@ def draw(data, rule: str, seed: int, unseen: float) -> Sets:
         )
     if not 0 < unseen < 1:
         raise UserError(f"unlearn.unseen={unseen} must lie between 0 and 1")
+    data = data._replace(group=joined(data, duplicates))
     groups = order(data, seed)
     rows_of = _rows_by_group(data)
     listed = (
@@ -93,11 +131,12 @@ def draw(data, rule: str, seed: int, unseen: float) -> Sets:
     return sets
 
 
-def describe(data, sets: Sets, seed: int, rule: str) -> str:
+def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget") -> str:
     """The unlearn set as text: one id a line in the order of forgetting, with a header.
 
     Such a text is itself a file for the rule `ids:FILE`.
     """
+    data = data._replace(group=joined(data, duplicates))
     rows_of = _rows_by_group(data)
     chosen = set(sets.unlearn.tolist())
     rows = [row for group in order(data, seed) for row in rows_of[group]]
@@ -107,6 +146,29 @@ def describe(data, sets: Sets, seed: int, rule: str) -> str:
         *(str(data.id[row]) for row in rows if row in chosen),
     ]
     return "\n".join(lines) + "\n"
+
+
+def describe_near(data, sets: Sets, near: dict[str, np.ndarray]) -> str:
+    """Near-duplicates as lines of set, id, and the id of a forgotten row like it."""
+    like = {int(data.cluster[row]): str(data.id[row]) for row in sets.unlearn[::-1]}
+    lines = [
+        f"{name}\t{data.id[row]}\t{like[int(data.cluster[row])]}"
+        for name, rows in near.items()
+        for row in rows
+    ]
+    return "\n".join(["set\tid\tforgotten", *lines]) + "\n"
+
+
+def recorded(data, folder: pathlib.Path, duplicates: str) -> set[str]:
+    """The ids in all files of unlearn sets in a folder.
+
+    With `duplicates="forget"` also those of the same pictures in any other set.
+    """
+    ids = {i for path in folder.glob("*.txt") for i in _ids(path)}
+    rows = np.isin(data.id, sorted(ids))
+    if duplicates == "forget":
+        rows = np.isin(data.cluster, data.cluster[rows])
+    return {str(i) for i in data.id[rows]}
 
 
 def _rows_by_group(data):
@@ -152,13 +214,7 @@ def _has_class(data, rows, name):
 
 
 def _listed_groups(data, path):
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
-    ids = [line.strip() for line in lines]
-    # An id may itself begin with a hash sign: a comment has a space after it.
-    ids = [i for i in ids if i and not f"{i} ".startswith("# ")]
+    ids = _ids(path)
     twice = [i for i, times in collections.Counter(ids).items() if times > 1]
     if twice:
         raise UserError(
@@ -178,6 +234,16 @@ def _listed_groups(data, path):
             "trained on (validation or test rows): remove them"
         )
     return {str(data.group[where[i]]) for i in ids}
+
+
+def _ids(path: pathlib.Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
+    ids = [line.strip() for line in lines]
+    # An id may itself begin with a hash sign: a comment has a space after it.
+    return [i for i in ids if i and not f"{i} ".startswith("# ")]
 
 
 def _some(items, most=3):

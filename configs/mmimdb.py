@@ -3,7 +3,8 @@
     python -m ccu_jax.launch --config mmimdb
 
 Without `--data-dir` it makes and uses the sample edition, in the official format.
-With the official files: `--data-dir FOLDER`, the one with `split.json` and `dataset/`.
+With the official files: `--data-dir FOLDER`, the one with `split.json` and `dataset/`,
+or the archive `mmimdb.tar.gz`.
 
 Expect of the sample edition, on 2 cores of an Intel Xeon (2026-11-24, five seeds): four
 to five minutes for a seed; fused test micro F1 52 % for the original and 52 % after
@@ -15,7 +16,9 @@ from ccu_jax.config import Config, Data, Train
 
 config = Config(
     name="mmimdb",
-    data=Data(dataset="mmimdb", image_size=48, text_length=48, vocabulary=2000),
+    data=Data(
+        dataset="mmimdb", image_size=48, text_length=48, vocabulary=2000, records=True
+    ),
     train=Train(
         epochs=30,
         text_rate=0.1,

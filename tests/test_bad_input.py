@@ -239,7 +239,7 @@ def test_a_broken_picture_is_counted_or_refused_when_strict(config, capsys, tmp_
     message, out = refused(capsys, *wrong)
     assert "read 40, skipped: not a picture 1, used 39" in out
     message, _ = refused(capsys, *wrong, "--set", "data.strict=true")
-    assert_named(message, "row1: not a picture", "data.strict=False")
+    assert_named(message, "line 2 (row1): not a picture", "data.strict=False")
 
 
 @pytest.mark.parametrize(

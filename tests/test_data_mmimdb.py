@@ -1,19 +1,26 @@
-"""MM-IMDb: the reader, its sample edition, and the way through TFDS."""
+"""MM-IMDb: the reader, its sample edition, and the way to a prepared data set."""
 
+import collections
+import concurrent.futures
 import hashlib
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies
 from PIL import Image
 
 from ccu_jax.config import Data
-from ccu_jax.data import load, mmimdb, pipeline, sample
-from ccu_jax.data.source import SPLITS, Counts
+from ccu_jax.data import load, mmimdb, pictures, sample
+from ccu_jax.data.source import MARKER, Counts, Unusable
 from ccu_jax.errors import UserError
 
 
@@ -21,22 +28,47 @@ def quiet(what, done, total):
     """A progress callback that says nothing."""
 
 
+def nothing_to_unpack(path):
+    """An `Unpack` for folders without an archive."""
+    raise AssertionError(f"{path} was to be unpacked")
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A sample edition of 40 movies; not to be changed."""
     root = tmp_path_factory.mktemp("sample") / "mmimdb"
-    sample.write_mmimdb(root, 40, 3, quiet)
+    sample.ensure("mmimdb", root, 40, 3, quiet)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trapped(tmp_path_factory):
+    """The same movies with traps; not to be changed."""
+    root = tmp_path_factory.mktemp("trapped") / "mmimdb"
+    sample.ensure("mmimdb", root, 40, 3, quiet, traps=True)
     return root
 
 
 @pytest.fixture
 def copy(written, tmp_path):
-    """The same to be damaged, as if it were the official edition."""
-    root = tmp_path / "mmimdb"
+    """The plain edition to be damaged, as if it were the official one."""
+    shutil.copytree(written, tmp_path / "mmimdb")
+    (tmp_path / "mmimdb" / MARKER).unlink()
+    return tmp_path / "mmimdb"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Three movies, written by hand as the official files are."""
+    root = tmp_path / "tiny"
     (root / "dataset").mkdir(parents=True)
-    for path in written.rglob("*.*"):
-        if path.name != mmimdb.MARKER:
-            (root / path.relative_to(written)).write_bytes(path.read_bytes())
+    ids = {"test": ["0000012"], "dev": ["0000031"], "train": ["4000005"]}
+    (root / "split.json").write_text(json.dumps(ids))
+    for part in ids.values():
+        text = '{"title": "The Paper Lighthouse", "genres": ["Mystery", "Drama"], '
+        text += '"long imdb title": "...", "plot": ["One letter.", "Forty letters."]}'
+        (root / "dataset" / f"{part[0]}.json").write_text(text, "ascii")
+        Image.new("RGB", (60, 90)).save(root / "dataset" / f"{part[0]}.jpeg")
     return root
 
 
@@ -47,50 +79,38 @@ def change(root, i, **fields):
     path.write_text(json.dumps({k: v for k, v in movie.items() if v is not None}))
 
 
-def trap(root):
-    """Damages eleven movies; gives what a reader must say about them."""
-    ids = json.loads((root / "split.json").read_text())["train"]
-    poster = [root / "dataset" / f"{i}.jpeg" for i in ids]
-    change(root, ids[0], plot=None)
-    change(root, ids[1], plot=["", "  ::somebody"])
-    change(root, ids[2], genres=["News"])
-    change(root, ids[3], genres=["Drama", "News"])
-    change(root, ids[4], plot=["Short.", "A much longer plot.::Ann B. <a@b.cd>"])
-    poster[5].unlink()
-    (root / "dataset" / f"{ids[6]}.json").unlink()
-    (root / "dataset" / f"{ids[7]}.json").write_text("{")
-    poster[8].write_bytes(poster[8].read_bytes()[:-200])
-    poster[9].write_text("<html>404</html>")
-    poster[10].write_bytes(b"")
-    Image.new("L", (600, 900)).save(poster[11], "jpeg", progressive=True)
-    Image.new("CMYK", (60, 90)).save(poster[12], "jpeg")
-    for name in ("0000001.json", "0000001.jpeg", "0000002.json"):
-        (root / "dataset" / name).write_text("{}")
-    found = {
-        "read": 40,
-        "ignored: .json file that split.json does not list": 2,
-        "skipped: no plot": 2,
-        "ignored: genre News": 2,
-        "skipped: none of the 23 genres": 1,
-        "skipped: poster missing": 1,
-        "skipped: text file missing": 1,
-        "skipped: text file is no valid JSON": 1,
-    }
-    damaged = {
-        "skipped: picture damaged": 1,
-        "skipped: not a picture": 1,
-        "skipped: picture empty": 1,
-    }
-    return ids, found, damaged
-
-
-def read(root, **settings):
-    """All examples by id, and the counts."""
+def opened(root, unpack=nothing_to_unpack, **settings):
+    """The source and what was counted on opening it."""
     config = Data(dataset="mmimdb", dir=str(root), **settings)
     counts = Counts(str(root), config.strict)
-    source = mmimdb.open_mmimdb(config, mmimdb.locate(config, root, quiet), counts)
-    examples = [e for split in SPLITS for e in source.examples(split)]
-    return {example.id: example for example in examples}, counts.numbers
+    place = mmimdb.READER.locate(config, root, quiet)
+    assert mmimdb.READER.signature(config, place)
+    return mmimdb.READER.open(config, place, counts, unpack), counts
+
+
+def read(root, unpack=nothing_to_unpack, **settings):
+    """All examples by id, and the counts; rows are counted as preparing does it."""
+    source, counts = opened(root, unpack, **settings)
+    examples = {}
+    for key in source.keys:
+        try:
+            example = source.read(key)
+        except Unusable as reason:
+            counts.skip(str(reason), source.name(key))
+            continue
+        examples[example.id] = example
+        for note in example.notes:
+            counts.add(note)
+    return examples, counts.numbers
+
+
+def files(root):
+    """Every file's name below the folder and a hash of what is in it."""
+    return {
+        path.relative_to(root): hashlib.md5(path.read_bytes()).digest()
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
 
 
 # --- the sample edition ---------------------------------------------------------------
@@ -98,7 +118,7 @@ def read(root, **settings):
 
 def test_the_sample_edition_has_the_official_layout(written):
     assert sorted(path.name for path in written.iterdir()) == [
-        mmimdb.MARKER,
+        MARKER,
         "dataset",
         "split.json",
     ]
@@ -138,19 +158,20 @@ def test_the_movies_of_the_sample_look_like_official_ones(written):
 
 
 def test_the_sample_is_the_same_to_the_byte_for_a_seed(written, tmp_path):
-    def digest(root):
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        return [
-            (path.relative_to(root), hashlib.md5(path.read_bytes()).digest())
-            for path in files
-        ]
-
     command = [sys.executable, "-m", "ccu_jax.data.sample", "mmimdb"]
     command += [str(tmp_path / "a"), "--rows", "40", "--seed", "3"]
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stderr == "" and "wrote 40 movies" in out.stdout
-    sample.write_mmimdb(tmp_path / "b", 40, 4, quiet)
-    assert digest(tmp_path / "a") == digest(written) != digest(tmp_path / "b")
+    sample.ensure("mmimdb", tmp_path / "b", 40, 4, quiet)
+    assert files(tmp_path / "a") == files(written) != files(tmp_path / "b")
+
+
+def test_the_sample_is_the_one_of_the_published_results(written):
+    texts = hashlib.sha256()
+    for path in (written / "split.json", *sorted(written.glob("dataset/*.json"))):
+        texts.update(path.read_bytes())
+    # A change here changes every published number on the sample edition.
+    assert texts.hexdigest()[:16] == "43b372112e4e23b9"
 
 
 def test_a_finished_sample_is_reused_and_a_foreign_folder_is_left_alone(tmp_path):
@@ -158,35 +179,268 @@ def test_a_finished_sample_is_reused_and_a_foreign_folder_is_left_alone(tmp_path
     (tmp_path / "mmimdb.new").mkdir()  # what a kill left behind
     for _ in range(2):
         told.clear()
-        sample.ensure_mmimdb(root, 30, 0, lambda *stage: told.append(stage))
+        sample.ensure("mmimdb", root, 30, 0, lambda *stage: told.append(stage))
     assert not told and {path.name for path in tmp_path.iterdir()} == {"mmimdb"}
     foreign = tmp_path / "mine"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not empty"):
-        sample.ensure_mmimdb(foreign, 30, 0, quiet)
+        sample.ensure("mmimdb", foreign, 30, 0, quiet)
     assert (foreign / "thesis.tex").exists()
+
+
+def test_without_a_folder_the_sample_is_written_below_the_workdir(tmp_path):
+    config = Data(dataset="mmimdb", sample_rows=30, sample_seed=1)
+    place = mmimdb.locate(config, tmp_path, quiet)
+    assert place == (tmp_path / "sample" / "mmimdb", "sample")
+    before = mmimdb.signature(config, place)
+    assert mmimdb.signature(config, mmimdb.locate(config, tmp_path, quiet)) == before
+    other = Data(dataset="mmimdb", sample_rows=30, sample_seed=2)
+    again = mmimdb.locate(other, tmp_path, quiet)
+    assert again == place and mmimdb.signature(other, again) != before
+    # A newer writer may have changed the posters alone.
+    before = mmimdb.signature(other, place)
+    (place.root / MARKER).write_text("another version of the writer")
+    assert mmimdb.signature(other, place) != before
+
+
+def test_traps_leave_all_other_movies_as_they_were(written, trapped):
+    plain, spoilt = files(written), files(trapped)
+    changed = {name for name in plain if plain[name] != spoilt[name]}
+    assert {str(name) for name in changed} == {MARKER, "split.json"}
+    lists = [
+        json.loads((root / "split.json").read_text()) for root in (written, trapped)
+    ]
+    for name, ids in lists[0].items():
+        assert lists[1][name][: len(ids)] == ids and len(lists[1][name]) > len(ids)
+
+
+def test_traps_are_the_same_to_the_byte_for_a_seed(trapped, tmp_path):
+    sample.ensure("mmimdb", tmp_path / "again", 40, 3, quiet, traps=True)
+    assert files(tmp_path / "again") == files(trapped)
 
 
 # --- the reader -----------------------------------------------------------------------
 
 
-def test_each_trap_is_counted_as_what_it_is(copy):
-    ids, found, _ = trap(copy)
+def planted(root):
+    """What `traps.json` says that a loader must count, and the harmless traps."""
+    traps = json.loads((root / "traps.json").read_text())
+    counted = collections.Counter()
+    for trap in traps:
+        if trap["counted"]:
+            counted[trap["counted"]] += trap["number"]
+    return counted, [trap["where"] for trap in traps if not trap["counted"]]
+
+
+SEEN_WHEN_DECODING = (
+    "skipped: picture empty",
+    "skipped: not a picture",
+    "skipped: picture damaged",
+    "skipped: picture too large",
+    "noted: greyscale picture",
+    "noted: CMYK picture",
+    "noted: progressive JPEG",
+    "noted: EXIF turn ignored",
+    "noted: picture above 40 megapixels",
+    "noted: near-duplicate picture",
+)
+
+
+def test_the_reader_counts_what_was_planted_and_nothing_else(trapped):
+    expected, harmless = planted(trapped)
+    for name in SEEN_WHEN_DECODING:
+        assert expected.pop(name) == 1
+    examples, counts = read(trapped)
+    listed = json.loads((trapped / "split.json").read_text()).values()
+    assert counts.pop("read") == sum(map(len, listed))
+    assert counts == expected and len(expected) > 15
+    assert set(harmless) <= set(examples) and "0000001" in examples
+
+
+def test_nothing_is_counted_where_nothing_was_planted(written):
+    examples, counts = read(written)
+    assert len(examples) == 40 and counts == {"read": 40}
+
+
+def test_each_fault_is_counted_as_what_it_is(copy):
+    ids = json.loads((copy / "split.json").read_text())["train"]
+    change(copy, ids[0], plot=None)
+    change(copy, ids[1], plot=["", "  ::somebody"])
+    change(copy, ids[2], genres=["News"])
+    change(copy, ids[3], genres=["Drama", "News", "Puppetry", "Puppetry", 3])
+    change(copy, ids[4], plot=["Short.", "A much longer plot.::Ann B. <a@b.cd>"])
+    (copy / "dataset" / f"{ids[5]}.jpeg").unlink()
+    (copy / "dataset" / f"{ids[6]}.json").unlink()
+    change(copy, ids[7], plot=["\0One\0two\0three\0::Bo"])
+    change(copy, ids[8], plot=["Caf\u00e9 \ud800 \ud83d\ude00"])
+    for name in ("0000001.json", "0000001.jpeg", "0000002.json"):
+        (copy / "dataset" / name).write_text("{}")
     examples, counts = read(copy)
-    assert counts == found
+    assert counts == {
+        "read": 40,
+        "ignored: .json file that split.json does not list": 2,
+        "ignored: genre News": 1,
+        "ignored: unknown genre": 1,
+        "skipped: no plot": 2,
+        "skipped: none of the 23 genres": 1,
+        "skipped: picture missing": 1,
+        "skipped: text file missing": 1,
+        "noted: plot ends in ::author": 2,
+        "noted: NUL characters in a text": 1,
+        "noted: broken characters in a text": 1,
+        "noted: non-ASCII text": 1,
+    }
     assert examples[ids[3]].labels == ("Drama",)
     assert examples[ids[4]].text == "A much longer plot."
-    assert len(examples) == 40 - 6 and not set(ids[:3]) & set(examples)
-    assert {e.group for e in examples.values()} == set(examples)
+    assert examples[ids[7]].text == "One two three"
+    assert examples[ids[8]].text == "Caf\u00e9 ? \U0001f600"
+    assert len(examples) == 35 and not {*ids[:3], *ids[5:7]} & set(examples)
+    assert all(e.group == i for i, e in examples.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "text file is no valid JSON"),
+        (b'{"genres": ["Drama"], "plot": ', "text file is no valid JSON"),
+        (b'{"plot": ' + b"[" * 99_999, "text file is no valid JSON"),
+        (b'{"votes": ' + b"9" * 5000 + b"}", "text file is no valid JSON"),
+        (b'{"genres": ["Drama"], "plot": ["Caf\xe9"]}', "text file is not UTF-8"),
+        (b"\xff\xfe{\0}\0", "text file is not UTF-8"),
+        (b"17", "text file is no JSON object"),
+        (b"null", "text file is no JSON object"),
+        (b'[{"genres": ["Drama"]}]', "text file is no JSON object"),
+        (b'{"genres": ["Drama"]}', "no plot"),
+        (b'{"genres": ["Drama"], "plot": 7}', "no plot"),
+        (b'{"genres": ["Drama"], "plot": {"a": "b"}}', "no plot"),
+        (b'{"genres": ["Drama"], "plot": [7, [], null]}', "no plot"),
+        (b'{"genres": ["Drama"], "plot": ["\\u0000 \\u0000"]}', "no plot"),
+        (b'{"plot": ["A."]}', "none of the 23 genres"),
+        (b'{"plot": ["A."], "genres": {"Drama": 1}}', "none of the 23 genres"),
+        (b'{"plot": ["A."], "genres": [["Drama"], 1]}', "none of the 23 genres"),
+        (b'{"plot": ["A."], "genres": ["drama"]}', "none of the 23 genres"),
+    ],
+)
+def test_a_text_file_that_cannot_be_used_costs_one_movie(tiny, content, reason):
+    (tiny / "dataset" / "4000005.json").write_bytes(content)
+    examples, counts = read(tiny)
+    assert counts == {"read": 3, f"skipped: {reason}": 1} and len(examples) == 2
+
+
+def test_a_byte_order_mark_and_single_values_are_read(tiny):
+    content = b'\xef\xbb\xbf{"plot": "A lamp.", "genres": "War"}'
+    (tiny / "dataset" / "4000005.json").write_bytes(content)
+    examples, counts = read(tiny)
+    assert examples["4000005"][3:5] == ("A lamp.", ("War",)) and counts == {"read": 3}
+
+
+def test_files_that_are_no_files_of_the_folder_are_never_read(tiny, tmp_path):
+    dataset, outside = tiny / "dataset", tmp_path / "private"
+    shutil.move(dataset / "4000005.jpeg", outside)
+    (dataset / "4000005.jpeg").symlink_to(outside)
+    os.truncate(dataset / "0000012.json", 100 << 20)
+    (dataset / "0000031.json").unlink()
+    os.mkfifo(dataset / "0000031.json")
+    examples, counts = read(tiny)
+    assert not examples and counts == {
+        "read": 3,
+        "skipped: picture outside of the folder": 1,
+        "skipped: text file too large": 1,
+        "skipped: text file is no plain file": 1,
+    }
+    # A link to another file of the folder is none of these.
+    (dataset / "4000005.jpeg").unlink()
+    (dataset / "4000005.jpeg").symlink_to("0000012.jpeg")
+    assert set(read(tiny)[0]) == {"4000005"}
+
+
+scalars = (
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers()
+    | strategies.floats()
+    | strategies.text(strategies.characters(exclude_categories=()), max_size=30)
+    | strategies.sampled_from(["Drama", "News", "A plot.", "A::b", "\0", "\ud800"])
+)
+values = strategies.recursive(
+    scalars,
+    lambda inner: (
+        strategies.lists(inner, max_size=4)
+        | strategies.dictionaries(strategies.sampled_from("ab"), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+movies = values | strategies.fixed_dictionaries({"plot": values, "genres": values})
+
+
+@hypothesis.settings(database=None, derandomize=True, deadline=None, max_examples=150)
+@hypothesis.given(content=movies.map(json.dumps).map(str.encode) | strategies.binary())
+def test_whatever_a_text_file_holds_its_movie_is_read_or_left_out(
+    content, tmp_path_factory
+):
+    root = tmp_path_factory.getbasetemp() / "any"
+    (root / "dataset").mkdir(parents=True, exist_ok=True)
+    (root / "split.json").write_text('{"train": ["0000012"], "dev": [], "test": []}')
+    (root / "dataset" / "0000012.json").write_bytes(content)
+    (root / "dataset" / "0000012.jpeg").write_bytes(b"")
+    examples, counts = read(root)
+    skipped = sum(n for name, n in counts.items() if name.startswith("skipped"))
+    assert len(examples) + skipped == counts["read"] == 1
+    for example in examples.values():
+        assert example.text.strip() == example.text != "" and "\0" not in example.text
+        assert example.text.encode() and set(example.labels) <= set(mmimdb.GENRES)
+
+
+def test_rows_come_in_the_order_of_the_lists_train_first(copy):
+    splits = json.loads((copy / "split.json").read_text())
+    turned = {name: splits[name] for name in ("test", "train", "dev")}
+    (copy / "split.json").write_text(json.dumps(turned))
+    source, _ = opened(copy)
+    assert [key.id for key in source.keys] == [
+        i for name in ("train", "dev", "test") for i in splits[name]
+    ]
+    examples = [source.read(key) for key in source.keys]
+    assert [example.split for example in examples] == (
+        ["train"] * 24 + ["validation"] * 4 + ["test"] * 12
+    )
+    assert (source.classes, source.multi_label) == (mmimdb.GENRES, True)
+    assert source.metric == "micro_f1" and source.name(source.keys[0]) == examples[0].id
+
+
+def test_many_threads_read_what_one_reads(written):
+    source, _ = opened(written)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(source.read, [*source.keys] * 3))
+    assert at_once == [source.read(key) for key in source.keys] * 3
+
+
+def test_a_changed_list_or_folder_changes_the_signature(tiny):
+    config = Data(dir=str(tiny))
+    place = mmimdb.locate(config, tiny, quiet)
+    os.utime(tiny / "dataset", ns=(0, 0))  # clocks of file systems tick slowly
+    found = {mmimdb.signature(config, place)}
+    (tiny / "dataset" / "4000005.jpeg").unlink()
+    found.add(mmimdb.signature(config, place))
+    (tiny / "split.json").write_text('{"train": ["4000005"], "dev": [], "test": []}')
+    found.add(mmimdb.signature(config, place))
+    assert len(found) == 3 and mmimdb.signature(config, place) in found
 
 
 def test_the_longest_plot_is_taken_or_the_first():
     plots = ["a bb", "cc dd ee::ann@x.org", "dd cc ee"]
-    assert mmimdb.choose_plot(plots, "longest") == "cc dd ee"
-    assert mmimdb.choose_plot(plots, "first") == "a bb"
+    author = ("noted: plot ends in ::author",)
+    assert mmimdb.choose_plot(plots, "longest") == ("cc dd ee", author)
+    assert mmimdb.choose_plot(plots, "first") == ("a bb", ())
+    assert mmimdb.choose_plot(["", "a"], "first") is None
     assert mmimdb.choose_plot([], "longest") is None
     assert mmimdb.choose_plot([], "first") is None
+
+
+def test_another_plot_policy_is_refused(tiny):
+    with pytest.raises(UserError, match="'best' is neither 'longest' nor 'first'"):
+        read(tiny, plot_policy="best")
+    assert read(tiny, plot_policy="first")[0]["0000012"].text == "One letter."
 
 
 def test_the_root_is_found_from_above_at_and_below(copy):
@@ -211,38 +465,123 @@ def test_a_half_unpacked_archive_is_named_with_the_official_page(copy, tmp_path)
     refused("holds split.json and dataset/", tmp_path / "empty")
     for path in list((copy / "dataset").glob("*.jpeg"))[:25]:
         path.unlink()
-    refused(r"lacks 25 of the 40 posters")
+    refused("lacks 25 of the 40 .jpeg files")
     (copy / "split.json").rename(tmp_path / "split.json")
     refused("holds dataset/ but no split.json")
     (tmp_path / "split.json").rename(copy / "split.json")
     (copy / "dataset").rename(tmp_path / "away")
     refused("holds split.json but no folder dataset/")
+    (copy / "dataset").symlink_to(tmp_path / "away")
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        read(copy)
 
 
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ("{", "no valid JSON"),
-        ('["train"]', 'no list "train"'),
-        ('{"train": [], "val": [], "test": []}', 'no list "dev"'),
-        ('{"train": ["../../x"], "dev": [], "test": []}', "not an id of 7 digits"),
-        ('{"train": [17], "dev": [], "test": []}', "not an id of 7 digits"),
-        ('{"train": ["0000017"], "dev": ["0000017"], "test": []}', "listed twice"),
+        (b"{", "no valid JSON"),
+        (b"[" * 99_999, "no valid JSON"),
+        (b'{"train": "\xff"}', "not UTF-8"),
+        (b'["train"]', 'no list "train"'),
+        (b"17", 'no list "train"'),
+        (b'{"train": [], "val": [], "test": []}', 'no list "dev"'),
+        (b'{"train": [], "dev": {"0000012": 1}, "test": []}', 'no list "dev"'),
+        (b" " * (17 << 20), "too large"),
     ],
 )
-def test_a_bad_list_of_splits_is_refused(copy, splits, message):
-    (copy / "split.json").write_text(splits)
-    with pytest.raises(UserError, match=message):
-        read(copy)
+def test_an_index_that_cannot_be_read_is_refused(tiny, splits, message):
+    (tiny / "split.json").write_bytes(splits)
+    with pytest.raises(UserError, match=f"split.json .*{message}.*unal.edu.co"):
+        read(tiny)
+
+
+def test_entries_that_name_no_movie_are_counted_and_the_others_read(tiny):
+    splits = {
+        "train": ["4000005", 12, "../../x", "0000031\n", None, 1.5, True, "\u0661" * 7],
+        "dev": ["0000031", ["0000012"], {"id": "0000012"}, "tt00012", "", "123456"],
+        "test": ["0000012", "4000005", "0000012"],
+        "extra": ["0000099"],
+    }
+    (tiny / "split.json").write_text(json.dumps(splits))
+    examples, counts = read(tiny)
+    assert counts == {
+        "read": 17,
+        "skipped: id is not 7 digits": 12,
+        "skipped: id listed twice": 2,
+    }
+    assert [e.split for e in examples.values()] == ["train", "validation", "test"]
+    with pytest.raises(UserError, match='"train" entry 2: id is not 7 digits'):
+        read(tiny, strict=True)
 
 
 def test_strict_reading_stops_at_the_first_bad_movie(copy):
-    ids, *_ = trap(copy)
-    with pytest.raises(UserError, match=f"{ids[0]}: no plot"):
+    first = json.loads((copy / "split.json").read_text())["train"][0]
+    change(copy, first, plot=None)
+    with pytest.raises(UserError, match=f"{first}: no plot"):
         read(copy, strict=True)
 
 
-# --- through TensorFlow and TFDS ------------------------------------------------------
+# --- the archive ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(tiny, tmp_path):
+    """A folder with nothing but the archive, and an `Unpack` for it."""
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    with tarfile.open(folder / "mmimdb.tar.gz", "w:gz") as archive:
+        archive.add(tiny, "mmimdb")
+
+    def unpack(path):
+        with tarfile.open(path) as archive:
+            archive.extractall(tmp_path / "unpacked", filter="data")
+        return tmp_path / "unpacked"
+
+    return folder, unpack
+
+
+def test_the_archive_is_read_like_the_folder_it_holds(tiny, packed):
+    folder, unpack = packed
+    examples, counts = read(folder, unpack)
+    assert examples == read(tiny)[0]
+    assert counts == {"read": 3, "noted: pictures in mmimdb.tar.gz": 1}
+    place = mmimdb.locate(Data(dir=str(folder)), folder, quiet)
+    assert place == (folder, "official")
+    # A half-unpacked folder beside it is not what is read, a whole one is.
+    shutil.copytree(tiny, folder / "mmimdb")
+    (folder / "mmimdb" / "split.json").unlink()
+    assert read(folder, unpack)[0] == examples
+    shutil.copy(tiny / "split.json", folder / "mmimdb")
+    assert read(folder)[1] == {"read": 3}
+
+
+def test_another_archive_has_another_signature(packed):
+    folder, _ = packed
+    config, archive = Data(dir=str(folder)), folder / "mmimdb.tar.gz"
+    place = mmimdb.locate(config, folder, quiet)
+    first = mmimdb.signature(config, place)
+    assert mmimdb.signature(config, place) == first
+    os.utime(archive, ns=(0, 17))
+    second = mmimdb.signature(config, place)
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    os.utime(archive, ns=(0, 17))
+    assert len({first, second, mmimdb.signature(config, place)}) == 3
+
+
+def test_an_archive_of_something_else_is_refused(packed, tmp_path):
+    folder, _ = packed
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="mmimdb.tar.gz holds no mmimdb/split.json"):
+        read(folder, lambda path: tmp_path / "other")
+
+
+def test_an_archive_of_the_sample_edition_is_told(packed, written):
+    folder, _ = packed
+    _, counts = read(folder, lambda path: written)
+    assert counts["noted: mmimdb.tar.gz holds a sample edition"] == 1
+
+
+# --- prepared -------------------------------------------------------------------------
 
 
 def config_for(root, **settings):
@@ -251,54 +590,53 @@ def config_for(root, **settings):
     return Data(dataset="mmimdb", dir=root and str(root), **(small | settings))
 
 
+def test_preparing_counts_exactly_what_was_planted(trapped, tmp_path):
+    expected, harmless = planted(trapped)
+    data = load(config_for(trapped, image_size=48), tmp_path, quiet)
+    skipped = sum(n for name, n in expected.items() if name.startswith("skipped"))
+    listed = json.loads((trapped / "split.json").read_text()).values()
+    expected |= {"read": sum(map(len, listed)), "used": len(data.id)}
+    assert data.counts == expected
+    assert expected["read"] - skipped == len(data.id)
+    assert set(harmless) <= set(data.id)
+    assert data.edition == "sample" and data.classes == mmimdb.GENRES
+
+
+def test_prepared_pictures_are_the_posters_in_the_order_of_the_lists(copy, tmp_path):
+    data = load(config_for(copy), tmp_path / "w", quiet)
+    splits = json.loads((copy / "split.json").read_text())
+    assert data.id.tolist() == splits["train"] + splits["dev"] + splits["test"]
+    assert data.edition == "official"
+    for row, i in enumerate(data.id):
+        poster = (copy / "dataset" / f"{i}.jpeg").read_bytes()
+        assert (data.image[row] == pictures.decode(poster, 16).square).all()
+
+
+def test_the_archive_is_prepared_like_the_folder_it_holds(tiny, packed, tmp_path):
+    folder, _ = packed
+    plain = load(config_for(tiny), tmp_path / "plain", quiet)
+    for given in (folder, folder / "mmimdb.tar.gz"):
+        data = load(config_for(given), tmp_path / given.name, quiet)
+        noted = {"noted: pictures in mmimdb.tar.gz": 1} if given == folder else {}
+        assert data.counts == plain.counts | noted
+        assert (data.image == plain.image).all() and (data.text == plain.text).all()
+        assert data.id.tolist() == ["4000005", "0000031", "0000012"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # TensorFlow's own
-def test_damaged_posters_are_found_when_preparing(copy, tmp_path, capfd):
-    pytest.importorskip("tensorflow_datasets")
-    ids, found, damaged = trap(copy)
-    data = load(config_for(copy), tmp_path / "w", quiet)
-    assert data.counts == found | damaged | {"used": 31}
-    assert data.edition == "official" and data.classes == mmimdb.GENRES
-    kept = [i for i in ids if i in set(data.id)]
-    assert data.id[data.split == "train"].tolist() == kept  # in the order of the file
-    grey, ink = (data.image[data.id.tolist().index(ids[k])] for k in (11, 12))
-    assert (grey[:, 7] == 0).all() and ink.min() > 240
-    # Other sizes come from the same records, with the same counts.
-    larger = load(config_for(copy, image_size=20), tmp_path / "w", quiet)
-    assert larger.counts == data.counts and larger.image.shape == (31, 20, 20, 3)
-    assert len(list((tmp_path / "w" / "records").iterdir())) == 1
-    with pytest.raises(UserError, match="no plot .data.strict is on"):
-        load(config_for(copy, strict=True), tmp_path / "w", quiet)
-    out = capfd.readouterr()
-    assert out.out == "" and out.err == ""
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
 def test_damaged_records_are_made_anew_and_large_ones_keep_their_order(
     copy, tmp_path, monkeypatch
 ):
     shuffle = pytest.importorskip("tensorflow_datasets.core.shuffle")
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 20_000)  # files, not memory
-    data = load(config_for(copy), tmp_path / "w", quiet)
+    data = load(config_for(copy, records=True), tmp_path / "w", quiet)
     splits = json.loads((copy / "split.json").read_text())
     assert data.id.tolist() == splits["train"] + splits["dev"] + splits["test"]
     for record in (tmp_path / "w" / "records").rglob("*.tfrecord*"):
         record.write_bytes(record.read_bytes()[:3000])
-    again = load(config_for(copy, image_size=12), tmp_path / "w", quiet)
+    again = load(config_for(copy, records=True, image_size=12), tmp_path / "w", quiet)
     assert again.id.tolist() == data.id.tolist()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
-def test_tensorflow_and_pillow_make_nearly_the_same_squares(written, tmp_path):
-    pytest.importorskip("tensorflow_datasets")
-    data = load(config_for(written, image_size=32), tmp_path, quiet)
-    assert data.edition == "sample"
-    for row, i in enumerate(data.id):
-        pillow = pipeline.square((written / "dataset" / f"{i}.jpeg").read_bytes(), 32)
-        error = np.abs(pillow.astype(int) - data.image[row]).mean()
-        assert error < 4, i
 
 
 LOAD = """
@@ -307,14 +645,14 @@ from ccu_jax.config import Data
 from ccu_jax.data import load
 if sys.argv[2] == "without":
     sys.modules["tensorflow"] = None
-config = Data(dataset="mmimdb", sample_rows=30, image_size=16)
+config = Data(dataset="mmimdb", sample_rows=30, image_size=16, records=True)
 data = load(config, pathlib.Path(sys.argv[1]), lambda *told: None)
 print(data.fingerprint, "tensorflow" in sys.modules)
 """
 
 
 @pytest.mark.slow
-def test_prepared_data_need_no_tensorflow_and_preparing_says_that_it_does(tmp_path):
+def test_only_keeping_records_needs_tensorflow_and_says_that_it_does(tmp_path):
     pytest.importorskip("tensorflow_datasets")
 
     def run(how):
@@ -332,8 +670,9 @@ def test_prepared_data_need_no_tensorflow_and_preparing_says_that_it_does(tmp_pa
     assert third.stdout.startswith(fingerprint)
 
 
-def test_a_picture_of_any_size_counts_as_one_poster(written):
+def test_a_picture_of_any_size_counts_as_one_poster():
     file = io.BytesIO()
     Image.new("RGB", (6000, 9000)).save(file, "jpeg", quality=10)
-    assert pipeline.picture_size(file.getvalue()) == (6000, 9000)
-    assert pipeline.square(file.getvalue(), 12).shape == (12, 12, 3)
+    assert pictures.picture_size(file.getvalue()) == (6000, 9000)
+    square = pictures.decode(file.getvalue(), 12).square
+    assert square.shape == (12, 12, 3) and square.dtype == np.uint8

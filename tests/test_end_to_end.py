@@ -196,7 +196,12 @@ def test_results_have_every_promised_key(finished):
             "modality": "image",
             "count": row["counts"]["unlearn"],
             "pictures": row["counts"]["unlearn"],
+            "near_duplicates": row["unlearn_set"]["near_duplicates"],
         }
+        near = row["unlearn_set"]["near_duplicates"]
+        assert set(near) == {"retain", "unseen", "validation", "test"}
+        assert near["retain"] == near["unseen"] == 0
+        assert row["conditions"] == {} and row["data"]["used"] == 1408
         seconds = row["seconds"]
         assert set(seconds) >= {"start", "steps", "unlearn", "compile", "evaluate"}
         assert seconds["unlearn"] == seconds["start"] + seconds["steps"]
@@ -484,12 +489,14 @@ def test_a_damaged_record_is_named(small, copy):
 
 MOVIES = """
 import dataclasses
-from ccu_jax.config import CcuPlus, Finetune, Model, Run, Train
+from ccu_jax.config import CcuPlus, Conditions, Finetune, Model, Run, Train
 from ccu_jax.config_file import load
 
 config = dataclasses.replace(
-    load("mmimdb", ["data.sample_rows=240", "data.image_size=16"]),
+    load("NAME", ["data.sample_rows=240", "data.image_size=16"]),
     name="movies",
+    conditions=Conditions(missing_image=0.1, missing_text=0.1, incomplete=0.1,
+                          noisy_labels=0.1, noisy_text=0.1, order="stored"),
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
                 heads=2, embed=4),
     train=Train(epochs=1, batch=32),
@@ -505,7 +512,7 @@ def test_the_sample_edition_forgets_a_class_and_survives_a_method_that_diverges(
     tmp_path,
 ):
     config, workdir = tmp_path / "movies.py", tmp_path / "run"
-    config.write_text(MOVIES)
+    config.write_text(MOVIES.replace("NAME", "mmimdb"))
     argv = ["--config", config, "--workdir", workdir, "--unlearn", "class:Comedy"]
     out = launched(*argv, "--methods", "retrain_visual,finetune,ccu_plus")
     loud = "Sample edition"
@@ -527,6 +534,51 @@ def test_the_sample_edition_forgets_a_class_and_survives_a_method_that_diverges(
     shared = np.flatnonzero(of["unlearn"].all(axis=0))
     assert len(shared) == 1 and of["unseen"][:, shared].all()
     assert not of["retain"][:, shared].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["fashion200k", "hatefulmemes", "medical", "satellite"]
+)
+def test_every_sample_edition_runs_from_a_fresh_folder_and_can_be_purged(
+    name, tmp_path
+):
+    config, workdir = tmp_path / "movies.py", tmp_path / "run"
+    config.write_text(MOVIES.replace("NAME", name))
+    argv = ["--config", config, "--workdir", workdir, "--methods", "ccu_plus"]
+    out = launched(*argv, "--purge")
+    assert "Sample edition" in out and ": 0 found" in out
+    found = rows(workdir)
+    assert {row["edition"] for row in found} == {"sample"}
+    metric = {"hatefulmemes": "auroc", "medical": "micro_f1"}.get(name, "accuracy")
+    for row in found:
+        assert row["metric"] == metric
+        assert 0 <= row["scores"]["test"]["fused"][metric] <= 1
+        asked = {"missing_image", "missing_text", "incomplete"}
+        asked |= {"noisy_labels", "noisy_text"}
+        assert {k for k, v in row["conditions"].items() if k in asked} == asked
+        assert all(row["conditions"][condition]["rows"] > 5 for condition in asked)
+        assert row["conditions"]["order"] == "stored"
+        assert row["data"]["used"] == row["data"]["read"] == 240
+    assert json.loads((workdir / "purge.json").read_text())["hits"] == []
+
+
+@pytest.mark.slow
+def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
+    argv = ["--config", small, "--workdir", copy]
+    before = files(copy, "outputs", "checkpoints", "stages")
+    out = launched(*argv, "--purge")
+    told = json.loads((copy / "purge.json").read_text())
+    ids = (copy / "unlearn_sets" / "0.txt").read_text().split("\n")
+    count = sum(not line.startswith("#") for line in ids if line)
+    assert told["pictures"] >= count > 50 and told["hits"] == []
+    assert f"purged {told['pictures']} pictures" in out
+    assert files(copy, "outputs", "checkpoints", "stages") == before
+    assert "| ccu_plus |" in launched(*argv)
+    process = started(*argv, "--seeds", "0,1")
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert "were purged" in err and "give another --workdir" in err
 
 
 def test_a_run_needs_no_tensorflow_to_be_imported():

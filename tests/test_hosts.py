@@ -98,7 +98,9 @@ def test_two_processes_with_two_devices_come_to_what_one_comes_to(
 ):
     workdir = tmp_path / "run"
     argv = ["--config", config, "--workdir", workdir]
-    process = _start(2, 2, *argv, "--set", "run.executor=shard_map")
+    # Here pictures are read by the process whose devices need them.
+    argv += ["--set", "run.executor=shard_map", "--set", "run.pictures=host"]
+    process = _start(2, 2, *argv)
     out, err = _end(process)
     assert process.returncode == 0, err[-3000:]
     assert "Traceback" not in err and "Warning" not in err

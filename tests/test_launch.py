@@ -36,7 +36,7 @@ class _Run(types.ModuleType):
         super().__init__("ccu_jax.run")
         self.calls, self.error = [], None
 
-    def run(self, config, workdir):
+    def run(self, config, workdir, purge):
         self.calls.append((config, workdir))
         if self.error is not None:
             raise self.error

@@ -9,7 +9,7 @@ import pytest
 from ccu_jax import objectives, parallel
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import AXIS
-from ccu_jax.step import Program, make_steps, resident, start_state
+from ccu_jax.step import Program, make_steps, resident, rows_of, start_state
 
 STEPS, BATCH, RATE = 3, 16, 0.1
 EXECUTORS = {
@@ -64,7 +64,10 @@ def prepare(executor, program):
     """Compiled steps, and their arguments."""
     state = executor.place(start_state(program, jax.random.key(1)))
     rest = executor.place(resident(program))
-    index = {part: executor.shard(plan, 1) for part, plan in program.plan.items()}
+    index = {
+        part: rows_of(executor, program.table, plan, 1)
+        for part, plan in program.plan.items()
+    }
     return executor.run(make_steps(program), donate=True), state, rest, index
 
 
@@ -198,7 +201,7 @@ def test_steps_in_one_scan_are_steps_one_by_one():
     executor = parallel.vmap(2)
     steps, state, rest, _ = prepare(executor, program)
     for row in program.plan["rows"]:
-        index = {"rows": executor.shard(row[None], 1)}
+        index = {"rows": rows_of(executor, program.table, row[None], 1)}
         state, _ = steps(state, rest, index)
     together, _ = run(executor, program)
     np.testing.assert_array_equal(state.params["w"], together.params["w"])

@@ -214,7 +214,10 @@ def test_sets_that_show_no_picture_are_refused_by_name(data):
 def test_data_without_an_evaluation_set_are_refused(data, split):
     left = data.split != split
     names = ("id", "group", "split", "labels", "has_image")
-    data = data._replace(**{name: getattr(data, name)[left] for name in names})
+    data = data._replace(
+        **{name: getattr(data, name)[left] for name in names},
+        cluster=np.arange(left.sum()),
+    )
     with pytest.raises(UserError, match=f"the {split} set is empty"):
         draw(data, "random:0.1")
 
@@ -227,3 +230,65 @@ def test_an_id_that_begins_with_a_hash_sign_is_an_id(tmp_path):
     path.write_text(unlearn_set.describe(data, sets, 1, "random:0.2"))
     again = unlearn_set.draw(data, f"ids:{path}", 1, 0.2)
     np.testing.assert_array_equal(again.unlearn, sets.unlearn)
+
+
+# --- near-duplicates ------------------------------------------------------------------
+
+
+@pytest.fixture
+def twins(data):
+    """Three training rows with one picture, and one with that of five test rows."""
+    train, test = (np.flatnonzero(data.split == name) for name in ("train", "test"))
+    three, alone, test = train[[0, 9, 200]], train[[60]], test[:5]
+    cluster = np.arange(700)
+    cluster[three] = three[0]
+    cluster[test] = cluster[alone] = min(*test, *alone)
+    everywhere = np.full(700, True)
+    return data._replace(cluster=cluster, has_image=everywhere), three, alone, test
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_near_duplicate_is_forgotten_too_and_is_no_control(twins, rule, tmp_path):
+    data, three, *_ = twins
+    if rule == "ids":
+        rule = write_ids(tmp_path, data.id[three[:1]])
+    for seed in range(5):
+        sets = unlearn_set.draw(data, rule, seed, 0.2)
+        for part in (sets.retain, sets.unlearn, sets.unseen):
+            assert np.isin(three, part).sum() in (0, 3)
+        near = unlearn_set.near_duplicates(data, sets)
+        assert not len(near["retain"]) and not len(near["unseen"])
+
+
+def test_near_duplicates_are_only_reported_when_that_is_asked_for(twins, tmp_path):
+    data, three, alone, test = twins
+    listed = np.concatenate([three[:1], alone])
+    rule = write_ids(tmp_path, data.id[listed])
+    sets = unlearn_set.draw(data, rule, 0, 0.2, "report")
+    group = np.isin(data.group, data.group[listed])
+    np.testing.assert_array_equal(sets.unlearn, np.flatnonzero(group))
+    near = unlearn_set.near_duplicates(data, sets)
+    kept = np.concatenate([near["retain"], near["unseen"]])
+    assert three[2] in kept and not np.isin(kept, sets.unlearn).any()
+    np.testing.assert_array_equal(near["test"], test)
+    told = unlearn_set.describe_near(data, sets, near).splitlines()
+    assert f"test\t{data.id[test[0]]}\t{data.id[alone[0]]}" in told
+    assert len(told) == 1 + sum(map(len, near.values()))
+
+
+def test_what_was_recorded_is_read_back_with_the_same_pictures(twins, tmp_path):
+    data, _, alone, test = twins
+    rule = write_ids(tmp_path, data.id[alone])
+    sets = unlearn_set.draw(data, rule, 0, 0.2, "report")
+    text = unlearn_set.describe(data, sets, 0, rule, "report")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "0.txt").write_text(text)
+    listed = {str(i) for i in data.id[sets.unlearn]}
+    assert unlearn_set.recorded(data, tmp_path / "sets", "report") == listed
+    both = unlearn_set.recorded(data, tmp_path / "sets", "forget")
+    assert both == listed | {str(i) for i in data.id[test]}
+
+
+def test_another_way_with_duplicates_is_refused(data):
+    with pytest.raises(UserError, match="unlearn.duplicates: 'keep' is none of forget"):
+        unlearn_set.draw(data, "random:0.1", 0, 0.2, "keep")

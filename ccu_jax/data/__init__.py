@@ -1,12 +1,13 @@
 """Data sets of pictures and texts: prepared once, then only memory-mapped."""
 
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ccu_jax.config import Data
-from ccu_jax.data import mmimdb, pairs, prepare
+from ccu_jax.data import fashion200k, hatefulmemes, mmimdb, pairs, prepare, purge
 from ccu_jax.data.source import Progress
 from ccu_jax.errors import UserError
 
@@ -14,7 +15,12 @@ from ccu_jax.errors import UserError
 DATASETS = {
     "pairs": pairs.READER,
     "mmimdb": mmimdb.READER,
+    "fashion200k": fashion200k.READER,
+    "hatefulmemes": hatefulmemes.READER,
 }
+
+
+GROUPS = ("own", "text", "picture")
 
 
 class Dataset(NamedTuple):
@@ -24,6 +30,7 @@ class Dataset(NamedTuple):
     edition: str  # "official", "sample", "clipart" or "own"
     classes: tuple[str, ...]  # K names
     multi_label: bool
+    metric: str  # the score that tables lead with, a key of `evaluate.scores`
     image: np.ndarray  # uint8 [N, S, S, 3], memory-mapped; zeros where there is none
     text: np.ndarray  # int32 [N, T], memory-mapped; 0 pads, each row has an end token
     labels: np.ndarray  # float32 [N, K], multi-hot (one-hot if not multi_label)
@@ -32,9 +39,11 @@ class Dataset(NamedTuple):
     id: np.ndarray  # str [N], unique
     group: np.ndarray  # str [N]: rows that must be forgotten together
     split: np.ndarray  # str [N]: "train", "validation" or "test"
+    cluster: np.ndarray  # int [N]: the first row with (nearly) the same picture
     vocabulary: int  # number of token ids
     counts: dict[str, int]  # rows read, used, and skipped by reason
     fingerprint: str  # hash of everything above, to notice changed data
+    purged: bool = False  # whether pictures were taken out of it, see `purge`
 
 
 def load(
@@ -69,7 +78,35 @@ def load(
     return Dataset(name=config.dataset, **stored)
 
 
+def forget(
+    config: Data,
+    workdir: pathlib.Path,
+    ids: set[str],
+    folders: Iterable[pathlib.Path],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Removes pictures from all that a run keeps, and searches for their bytes.
+
+    Args:
+        config: of the prepared data set.
+        workdir: the run's folder.
+        ids: of the rows whose pictures go.
+        folders: all that is to be searched.
+        progress: called with (what is done, done, total).
+
+    Returns:
+        `pictures`, `even` (pictures without a piece to search for), `needles`, `files`
+        and `bytes` searched, `hits` as (id, file).
+    """
+    reader = DATASETS[config.dataset]
+    needles, even = purge.empty(config, reader, workdir, ids, progress)
+    found = purge.search(needles, folders, progress)
+    return {"pictures": len(ids), "even": even, **found._asdict()}
+
+
 def _check(config: Data) -> None:
+    if config.group not in GROUPS:
+        raise UserError(f"data.group: {config.group!r} is none of {', '.join(GROUPS)}")
     least = {"image_size": 4, "text_length": 2, "vocabulary": 100}
     for name, number in least.items():
         if getattr(config, name) < number:

@@ -1,19 +1,27 @@
-"""Pairs of a picture and a text in a folder with one `pairs.jsonl`.
+"""Pairs of a picture and a text in a folder of the user's own.
 
-Each line is one JSON object: `image` (path below the folder, may be absent or null),
-`text` (may be absent or null), `label` (a string) or `labels` (a list of strings), and
-optionally `id`, `group` (rows to be forgotten together) and `split`.
+The rows are in `pairs.jsonl`, one JSON object a line: `image` (path below the folder,
+may be absent or null), `text` (likewise), `label` (a string) or `labels` (a list of
+strings), and optionally `id`, `group` (rows to be forgotten together) and `split`.
+Or they are in `pairs.csv` with these columns, "|" between the labels of a row. Or there
+is no index and the pictures lie in folders named after classes, `cats/1.jpg` or
+`train/cats/1.jpg`, the text of a picture, if it has one, in `1.txt` beside it.
+
+Without a folder the pairs are the clip art that travels with the package, or one of two
+worked examples on generated data.
 """
 
-import json
+import hashlib
 import os
 import pathlib
-import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 from ccu_jax.config import Data
+from ccu_jax.data import pairs_index
+from ccu_jax.data.files import Folder
+from ccu_jax.data.pairs_index import Entry
+from ccu_jax.data.pairs_row import Row, checked, cleaned
 from ccu_jax.data.source import (
+    MARKER,
     SPLITS,
     Counts,
     Example,
@@ -21,92 +29,94 @@ from ccu_jax.data.source import (
     Progress,
     Reader,
     Source,
+    Unpack,
+    Unusable,
     digest,
 )
 from ccu_jax.errors import UserError
 
 CLIPART = pathlib.Path(__file__).parent / "clipart"
 INDEX = "pairs.jsonl"
-_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
-
-
-class Row(NamedTuple):
-    """A checked line of `pairs.jsonl`; `split` is "" where the file names none."""
-
-    line: int
-    id: str
-    group: str
-    image: pathlib.Path | None
-    text: str | None
-    labels: tuple[str, ...]
-    split: str
+EXAMPLES = ("medical", "satellite")  # rows of sample.WRITERS
+MOST_CLASSES = 10_000
 
 
 def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
-    """The user's folder, or the clip art that travels with the package."""
-    del workdir, progress
-    if config.dir is None:
-        root, edition = CLIPART, "clipart"
-    else:
-        root, edition = pathlib.Path(config.dir).expanduser(), "own"
-    if not root.is_dir():
-        raise UserError(f"data.dir: there is no folder {root}")
-    if not (root / INDEX).is_file():
+    """The user's folder, the clip art, or a worked example written below `workdir`."""
+    if config.dir is not None:
+        given = pathlib.Path(config.dir).expanduser()
+        if not given.is_dir():
+            raise UserError(f"data.dir: there is no folder {given}")
+        root = pairs_index.find_root(given)
+        return Place(root, "sample" if (root / MARKER).is_file() else "own")
+    if config.sample == "clipart":
+        return Place(CLIPART, "clipart")
+    if config.sample not in EXAMPLES:
         raise UserError(
-            f"data.dir: {root} holds no {INDEX}; it needs one JSON object a line with "
-            '"image", "text" and "label"'
+            f"data.sample: {config.sample!r} is none of clipart, {', '.join(EXAMPLES)}"
         )
-    return Place(root, edition)
+    from ccu_jax.data import sample  # here: it is also a program of its own
+
+    root = workdir / "sample" / config.sample
+    rows, seed = config.sample_rows, config.sample_seed
+    sample.ensure(config.sample, root, rows, seed, progress)
+    return Place(root, "sample")
 
 
 def signature(config: Data, place: Place) -> str:
     """Hash of the index and, for a user's folder, when its picture folders changed."""
-    del config
-    index = (place.root / INDEX).read_bytes()
+    path, marks = pairs_index.index(place.root), list[str]()
+    if path:
+        with path.open("rb") as file:
+            marks.append(hashlib.file_digest(file, "blake2b").hexdigest())
     if place.edition == "clipart":
-        return digest(index)
+        return digest(*marks)
+    if config.dir is None:
+        return digest(*marks, (place.root / MARKER).read_bytes())
     # Only folders that pictures lie in: a workdir may be below the root, too.
-    names = set(re.findall(rb'"image"\s*:\s*"([^"]+)/[^"/]*"', index))
-    folders = [place.root / os.fsdecode(name) for name in sorted(names)]
-    return digest(index, *(str(f.stat().st_mtime_ns) for f in folders if f.is_dir()))
+    for name in sorted(pairs_index.picture_folders(place.root)):
+        marks.append(_mark(place.root, name))
+    return digest(*marks)
 
 
-def open_pairs(config: Data, place: Place, counts: Counts) -> Source:
-    """Reads the index; pictures are read one at a time by `Source.examples`.
+def open_pairs(config: Data, place: Place, counts: Counts, unpack: Unpack) -> Source:
+    """Reads the index; pictures are read one at a time by `Source.read`.
 
     Raises:
-        UserError: a line that is no valid row, a repeated id, a path that leaves the
-            folder; a row that must be skipped when `config.strict`.
+        UserError: no index that can be read; a row that must be skipped when
+            `config.strict`.
     """
-    root = place.root.resolve()
-    rows, multi_label, seen = [], False, {}
-    for line, entry in _lines(place.root / INDEX):
-        counts.add("read")
-        row = _row(root, line, entry)
-        if row.id in seen:
-            raise UserError(
-                f"{INDEX} line {line}: id {row.id!r} is already on line {seen[row.id]}"
-                '; give the rows an "id" of their own'
-            )
-        seen[row.id] = line
-        multi_label |= "labels" in entry
-        if reason := _unusable(row, entry):
-            counts.skip(reason, f"{INDEX} line {line} ({row.id})")
-        else:
-            rows.append(row)
+    del unpack  # the folder itself may come as an archive, but has none in it
+    path = pairs_index.index(place.root)
+    rows, multi_label = _usable(place.root, path.name if path else "", counts)
     classes = tuple(sorted({label for row in rows for label in row.labels}))
-    rows = split_rows(rows, test=config.test, validation=config.validation)
+    if len(classes) > MOST_CLASSES:
+        raise UserError(
+            f"{path or place.root}: {len(classes):,} different labels in {len(rows):,} "
+            "rows; a label is one of few classes, and what describes a row is its text"
+        )
+    rows = _with_all_splits(rows, config, counts)
     if shared := _groups_in_two_splits(rows):
         if counts.strict:
-            raise UserError(f"{INDEX}: {shared} groups have rows in two splits")
-        counts.add("groups with rows in two splits", shared)
+            raise UserError(f"{path}: {shared} groups have rows in two splits")
+        counts.add("noted: group with rows in two splits", shared)
+    folder = Folder(place.root)
 
-    def examples(split: str) -> Iterator[Example]:
-        for row in (row for row in rows if row.split == split):
-            image = row.image.read_bytes() if row.image else None
-            yield Example(row.id, row.group, image, row.text, row.labels, row.split)
+    def read(row: Row) -> Example:
+        image = folder.read(row.image, "picture") if row.image else None
+        text, notes = row.text, row.notes
+        if row.text_file:
+            text, notes = cleaned(folder.text(row.text_file, "text"))
+        return Example(row.id, row.group, image, text, row.labels, row.split, notes)
 
-    return Source(classes, multi_label, len(rows), examples)
+    return Source(
+        classes,
+        multi_label,
+        "micro_f1" if multi_label else "accuracy",
+        [row for split in SPLITS for row in rows if row.split == split],
+        read,
+        lambda row: _where(path.name if path else "", row.line, row.id),
+    )
 
 
 def split_rows(rows: list[Row], *, test: float, validation: float) -> list[Row]:
@@ -147,6 +157,22 @@ def split_rows(rows: list[Row], *, test: float, validation: float) -> list[Row]:
     return [row._replace(split=row.split or named[row.group]) for row in rows]
 
 
+def _with_all_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
+    """Gives every row a split; one that the index leaves out is cut from train."""
+    shares = {"test": config.test, "validation": config.validation}
+    if not all(row.split for row in rows):
+        return split_rows(rows, **shares)
+    there = {row.split for row in rows}
+    shares = {name: 0.0 if name in there else share for name, share in shares.items()}
+    elsewhere = {row.group for row in rows if row.split != "train"}
+    free = [row._replace(split="") for row in rows if row.group not in elsewhere]
+    taken = {row.id: row.split for row in split_rows(free, **shares)}
+    for name in shares:
+        moved = sum(split == name for split in taken.values())
+        counts.add(f"noted: train row taken for {name}", moved)
+    return [row._replace(split=taken.get(row.id, row.split)) for row in rows]
+
+
 def _groups_in_two_splits(rows: list[Row]) -> int:
     splits: dict[str, set[str]] = {}
     for row in rows:
@@ -154,76 +180,56 @@ def _groups_in_two_splits(rows: list[Row]) -> int:
     return sum(len(found) > 1 for found in splits.values())
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Split at "\n" only: str.splitlines would also cut inside of texts (U+0085).
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            try:
-                entry = json.loads(raw.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                where = f"{path} line {line}"
-                raise UserError(f"{where}: no valid JSON ({error})") from None
-            if not isinstance(entry, dict):
-                raise UserError(f"{path} line {line}: not a JSON object")
-            yield line, entry
+def _usable(root: pathlib.Path, index: str, counts: Counts) -> tuple[list[Row], bool]:
+    """The rows that are fit, and whether one of them has `labels`."""
+    rows: list[Row] = []
+    multi_label, seen, same = False, set(), {}
+    for entry in pairs_index.entries(root, counts):
+        counts.add("read")
+        try:
+            if not isinstance(entry, Entry):
+                raise entry[1]
+            row = checked(entry)
+            if row.id in seen:
+                raise Unusable("id already used")
+        except Unusable as reason:
+            counts.skip(str(reason), _where(index, entry[0], _called(entry)))
+            continue
+        seen.add(row.id)
+        multi_label |= entry.fields.get("labels") is not None
+        # One object for all rows of a class: there may be a million.
+        rows.append(row._replace(labels=same.setdefault(row.labels, row.labels)))
+    return rows, multi_label
 
 
-def _row(root: pathlib.Path, line: int, entry: dict[str, Any]) -> Row:
-    where = f"{INDEX} line {line}"
-    image = _string(entry, "image", where)
-    id_ = _string(entry, "id", where) or image
-    if not id_:
-        raise UserError(f'{where}: neither "id" nor "image"; one must name the row')
-    labels = entry.get("labels", [entry["label"]] if entry.get("label") else [])
-    if not isinstance(labels, list) or not all(
-        isinstance(label, str) and label for label in labels
-    ):
-        raise UserError(f'{where}: "label" must be a string, "labels" a list of them')
-    split = _string(entry, "split", where) or ""
-    split = _ALIASES.get(split, split)
-    if split and split not in SPLITS:
-        raise UserError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
-    text = (_string(entry, "text", where) or "").strip()
-    return Row(
-        line=line,
-        id=id_,
-        group=_string(entry, "group", where) or id_,
-        image=_inside(root, image, where) if image else None,
-        text=text or None,
-        labels=tuple(dict.fromkeys(labels)),
-        split=split,
-    )
+def _called(entry: Entry | tuple) -> str:
+    """What a row that is not fit says of its own name."""
+    fields = entry.fields if isinstance(entry, Entry) else {}
+    name = fields.get("id") or fields.get("image")
+    return ascii(name)[1:-1][:80] if isinstance(name, str) else ""
 
 
-def _string(entry: dict[str, Any], name: str, where: str) -> str | None:
-    value = entry.get(name)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)  # ids are often written as numbers
-    if value is not None and not isinstance(value, str):
-        raise UserError(f'{where}: "{name}" must be a string, not {value!r}')
-    if value and "\0" in value:
-        raise UserError(f'{where}: "{name}" holds a NUL character')
-    return value
+def _where(index: str, line: int, name: str) -> str:
+    if not line:
+        return name
+    return f"{index} line {line} ({name})" if name else f"{index} line {line}"
 
 
-def _inside(root: pathlib.Path, name: str, where: str) -> pathlib.Path:
-    """The file's path; refuses a name (or link) that leads out of the folder."""
-    path = root / name
-    if pathlib.PurePath(name).is_absolute() or not path.resolve().is_relative_to(root):
-        raise UserError(f"{where}: image {name!r} lies outside of {root}")
-    return path
+def _mark(root: pathlib.Path, name: str) -> str:
+    """When something in this folder was added, removed or renamed."""
+    path = pathlib.PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return ""
+    try:
+        if path.parts:
+            return f"{path} {os.stat(root / path).st_mtime_ns}"
+        # The root itself may hold a workdir, and changes with it.
+        with os.scandir(root) as found:
+            files = {e.name: e for e in found if pairs_index.is_picture(e.name)}
+            stats = [(n, files[n].stat(follow_symlinks=False)) for n in sorted(files)]
+        return repr([(n, s.st_size, s.st_mtime_ns) for n, s in stats])
+    except (OSError, ValueError):
+        return ""
 
 
-def _unusable(row: Row, entry: dict[str, Any]) -> str | None:
-    if not row.labels and "labels" not in entry:
-        return "no label"
-    if row.image is None and row.text is None:
-        return "neither picture nor text"
-    if row.image is not None and not row.image.is_file():
-        return "picture file missing"
-    return None
-
-
-READER = Reader(locate, signature, open_pairs, decoder="pillow")
+READER = Reader(locate, signature, open_pairs)

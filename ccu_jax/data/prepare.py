@@ -2,26 +2,38 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from ccu_jax.config import Data
-from ccu_jax.data import pipeline, records, text
-from ccu_jax.data.source import Counts, Example, Place, Progress, Reader, Source, digest
+from ccu_jax.data import archive, arrays, parts, records
+from ccu_jax.data.source import Counts, Place, Progress, Reader, Source, digest
 from ccu_jax.errors import UserError
 
-FORMAT = 1  # raised whenever the stored form changes
-_MAPPED = ("image", "text")
-_LOADED = ("labels", "has_image", "has_text", "id", "group", "split")
-# Settings that change what is stored, but not what a record of TFDS holds.
-_SIZES = ("image_size", "text_length", "vocabulary")
+FORMAT = 2  # raised whenever the stored form changes
+# Settings that say nothing of what a record of TFDS holds.
+_SIZES = ("image_size", "trim", "text_length", "vocabulary", "group", "records")
+_PLAN = "plan.json"  # what a folder was begun for
+PURGED = "purged.json"  # says which pictures were taken out of the stored form
+
+
+class _Folders(NamedTuple):
+    """What the run owns of the data: all below its working folder."""
+
+    data: pathlib.Path
+    new: pathlib.Path  # what is being prepared; a later run goes on with it
+    old: pathlib.Path  # what it takes the place of
+    unpacked: pathlib.Path  # content of archives, while they are needed
+    records: pathlib.Path
+
+
+def folders(workdir: pathlib.Path) -> _Folders:
+    """Where things lie below a working folder."""
+    names = ("data", "data.new", "data.old", "unpacked", "records")
+    return _Folders(*(pathlib.Path(workdir) / name for name in names))
 
 
 def stored(
@@ -36,7 +48,7 @@ def stored(
     Raises:
         UserError: see `ccu_jax.data.load`.
     """
-    folder = workdir / "data"
+    folder = folders(workdir).data
     if found := _current(config, reader, folder):
         return found
     try:
@@ -45,7 +57,7 @@ def stored(
             # Another process may have prepared it while this one waited.
             if found := _current(config, reader, folder):
                 return found
-            _prepare(config, reader, workdir, progress, expected)
+            _Preparation(config, reader, workdir, progress).run(expected)
     except OSError as error:
         raise UserError(f"preparing the data in {folder} failed: {error}") from error
     found = _current(config, reader, folder)
@@ -65,157 +77,167 @@ def _current(
     if meta.get("format") != FORMAT or meta["config"] != _settings(config):
         return None
     try:
-        place = _place(config, reader, meta)
-        if place and reader.signature(config, place) != meta["signature"]:
+        purged = (folder / PURGED).exists()
+        if not purged and _signature_now(config, reader, meta) != meta["signature"]:
             return None
-        arrays = {name: _map(folder, name) for name in _MAPPED}
-        arrays |= {name: np.load(folder / f"{name}.npy") for name in _LOADED}
+        found = arrays.load(folder)
     except (OSError, ValueError, EOFError, UserError):
         return None  # damaged, or the source is: preparing will tell
-    if any(len(array) != meta["counts"]["used"] for array in arrays.values()):
+    if any(len(array) != meta["counts"]["used"] for array in found.values()):
         return None
-    told = ("edition", "multi_label", "vocabulary", "counts", "fingerprint")
-    arrays |= {name: meta[name] for name in told}
-    return arrays | {"classes": tuple(meta["classes"])}
+    told = ("edition", "multi_label", "metric", "vocabulary", "counts", "fingerprint")
+    found |= {name: meta[name] for name in told}
+    return found | {"classes": tuple(meta["classes"]), "purged": purged}
 
 
-def _place(config: Data, reader: Reader, meta: dict[str, Any]) -> Place | None:
-    """Where the raw files are now; None if gone (prepared on another machine, say)."""
+def _signature_now(config: Data, reader: Reader, meta: dict[str, Any]) -> str:
+    """The mark of the raw files; of old if they are gone (made elsewhere, say)."""
     if config.dir is None:  # the reader might write its sample edition
         place = Place(pathlib.Path(meta["root"]), meta["edition"])
-        return place if place.root.exists() else None
-    if not pathlib.Path(config.dir).expanduser().exists():
-        return None
-    return reader.locate(config, pathlib.Path(), lambda *told: None)
+        gone = not place.root.exists()
+        return meta["signature"] if gone else reader.signature(config, place)
+    given = pathlib.Path(config.dir).expanduser()
+    if not given.exists():
+        return meta["signature"]
+    if given.is_file():
+        return _archive_mark(given)
+    place = reader.locate(config, pathlib.Path(), lambda *told: None)
+    return reader.signature(config, place)
 
 
-def _map(folder: pathlib.Path, name: str) -> np.ndarray:
-    return np.load(folder / f"{name}.npy", mmap_mode="r")
+def _archive_mark(path: pathlib.Path) -> str:
+    status = path.stat()
+    return digest("archive", str(status.st_size), str(status.st_mtime_ns))
 
 
 def _settings(config: Data) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _prepare(
-    config: Data,
-    reader: Reader,
-    workdir: pathlib.Path,
-    progress: Progress,
-    expected: str | None,
-) -> None:
+def reopened(
+    config: Data, reader: Reader, workdir: pathlib.Path, progress: Progress
+) -> Source | None:
+    """The source of what is prepared, read from where it still is; None: nowhere."""
+    at = folders(workdir)
+    meta = json.loads((at.data / "meta.json").read_text("utf-8"))
+    try:
+        return _Preparation(config, reader, workdir, progress).open()[1]
+    except (OSError, UserError):
+        pass  # the files are gone, or have been damaged since
+    for folder in at.records.glob("*"):
+        if records.complete(folder) is not None:
+            empty = Source(
+                tuple(meta["classes"]), meta["multi_label"], meta["metric"], (), str
+            )
+            keeper = records.Records(
+                folder, config.dataset, empty.classes, meta["root"]
+            )
+            return keeper.reading(empty)
+    return None
+
+
+class _Preparation:
     """Fills a new folder beside `workdir/data` and puts it in its place."""
-    folder, scratch, old = (workdir / f"data{end}" for end in ("", ".new", ".old"))
-    if folder.exists() and not (folder / "meta.json").exists():
-        raise UserError(
-            f"{folder} is in the way, and not of this program's making: give another "
-            "--workdir"
+
+    def __init__(self, config, reader: Reader, workdir, progress: Progress):
+        self.config, self.reader, self.workdir = config, reader, workdir
+        self.progress, self.at = progress, folders(workdir)
+        self.counts = Counts(str(config.dir or config.dataset), config.strict)
+
+    def run(self, expected: str | None) -> None:
+        """Prepares everything; goes on with what a killed run has left."""
+        at = self.at
+        if at.data.exists() and not (at.data / "meta.json").exists():
+            raise UserError(
+                f"{at.data} is in the way, and not of this program's making: give "
+                "another --workdir"
+            )
+        shutil.rmtree(at.old, ignore_errors=True)
+        meta, source = self.open()
+        self._claim(meta)
+        self._collect(source, meta)
+        meta |= arrays.finish(at.new, source, self.config, self.counts, self.progress)
+        if expected not in (None, meta["fingerprint"]):
+            shutil.rmtree(at.new)
+            raise UserError(
+                f"the data in {meta['root']} have changed since {self.workdir} was "
+                "made: give another --workdir, or remove the folder to start anew"
+            )
+        (at.new / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
+        if at.data.exists():
+            at.data.rename(at.old)
+        at.new.rename(at.data)
+        for leftover in (at.old, at.unpacked):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for name in (*parts.WORK, _PLAN):
+            (at.data / name).unlink(missing_ok=True)
+
+    def open(self) -> tuple[dict[str, Any], Source]:
+        """What is to be stored about the source, and the source."""
+        config, signature = self.config, None
+        given = pathlib.Path(config.dir).expanduser() if config.dir else None
+        if given is not None and given.is_file():
+            signature = _archive_mark(given)
+            config = dataclasses.replace(config, dir=str(self._unpack(given)))
+        place = self.reader.locate(config, self.workdir, self.progress)
+        self.counts.what = str(given or place.root)
+        meta = {
+            "format": FORMAT,
+            "config": _settings(self.config),
+            "root": str((given or place.root).absolute()),
+            "edition": place.edition,
+            "signature": signature or self.reader.signature(config, place),
+        }
+        return meta, self.reader.open(config, place, self.counts, self._unpack)
+
+    def _unpack(self, path: pathlib.Path) -> pathlib.Path:
+        """The content of an archive, unpacked once."""
+        if not archive.is_archive(path):
+            raise UserError(
+                f"data.dir: {path} is neither a folder nor a zip or tar archive"
+            )
+        name = digest(str(path.absolute()), _archive_mark(path))
+        return archive.unpack(path, self.at.unpacked / name, self.counts, self.progress)
+
+    def _claim(self, meta: dict[str, Any]) -> None:
+        """Leaves what is there alone only if it was begun for the very same result."""
+        plan, path = json.dumps(meta, indent=1), self.at.new / _PLAN
+        if not path.exists() or path.read_text("utf-8") != plan:
+            shutil.rmtree(self.at.new, ignore_errors=True)
+            self.at.new.mkdir()
+            path.write_text(plan, "utf-8")
+
+    def _collect(self, source: Source, meta: dict[str, Any]) -> None:
+        """The pass over all rows: from stored records where they are whole."""
+        args = (self.at.new, self.config, self.counts, self.progress)
+        if not self.config.records:
+            parts.collect(source, *args, None)
+            return
+        kept = {k: v for k, v in meta["config"].items() if k not in _SIZES}
+        key = digest(meta["signature"], json.dumps(kept, sort_keys=True))
+        folder = self.at.records / key
+        keeper = records.Records(
+            folder, self.config.dataset, source.classes, meta["root"]
         )
-    for leftover in (scratch, old):  # of a run that was killed or that failed
-        shutil.rmtree(leftover, ignore_errors=True)
-    place = reader.locate(config, workdir, progress)
-    meta = {
-        "format": FORMAT,
-        "config": _settings(config),
-        "root": str(place.root.absolute()),
-        "edition": place.edition,
-        "signature": reader.signature(config, place),
-    }
-    counts = Counts(str(place.root), config.strict)
-    source = reader.open(config, place, counts)
-    scratch.mkdir()
-    path = scratch / "image.npy"
-    if reader.decoder == "tfds":
-        rows = records.store(
-            source,
-            path,
-            config.image_size,
-            counts,
-            progress,
-            name=config.dataset,
-            root=place.root,
-            folder=workdir / "records" / _record_key(meta),
-        )
-    else:
-        rows = pipeline.store_with_pillow(source, path, config, counts, progress)
-    _finish(scratch, rows, source, config, counts, meta, progress)
-    if expected not in (None, meta["fingerprint"]):
-        shutil.rmtree(scratch)
-        raise UserError(
-            f"the data in {place.root} have changed since {workdir} was made: give "
-            "another --workdir, or remove the folder to start anew"
-        )
-    if folder.exists():
-        folder.rename(old)
-    scratch.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        if (told := records.complete(folder)) is not None:
+            try:
+                parts.collect(keeper.reading(source), *args, None)
+                self.counts.numbers = told["counts"]
+                return
+            except records.Damaged:
+                self.progress("stored records are damaged: making them anew", 0, 1)
+                shutil.rmtree(folder)
+                self._restart(meta)
+        for other in self.at.records.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = parts.collect(source, *args, keeper)
+        keeper.finish(sizes, dict(self.counts.numbers))
 
-
-def _record_key(meta) -> str:
-    """A name for the records of these files: sizes are not in them."""
-    kept = {k: v for k, v in meta["config"].items() if k not in _SIZES}
-    return digest(meta["signature"], json.dumps(kept, sort_keys=True))
-
-
-def _finish(scratch, rows, source, config, counts, meta, progress) -> None:
-    """Writes all but the pictures, completes `meta`, and writes it last."""
-    _check(rows, source, counts)
-    counts.add("used", len(rows))
-    progress("tokenising texts", 0, len(rows))
-    meta["vocabulary"] = _write(scratch, rows, source, config)
-    progress("tokenising texts", len(rows), len(rows))
-    meta["classes"], meta["multi_label"] = source.classes, source.multi_label
-    meta["counts"] = counts.numbers
-    meta["fingerprint"] = _fingerprint(scratch, source.classes)
-    (scratch / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
-
-
-def _check(rows: list[Example], source: Source, counts: Counts) -> None:
-    if not rows:
-        raise counts.nothing_left()
-    if not any(row.split == "train" for row in rows):
-        raise UserError(f"{counts.what}: no usable row in the train split")
-    if len(source.classes) < (1 if source.multi_label else 2):
-        raise UserError(
-            f"{counts.what}: {len(source.classes)} classes in all rows; there must be "
-            "at least two to tell apart"
-        )
-
-
-def _write(
-    scratch: pathlib.Path, rows: list[Example], source: Source, config: Data
-) -> int:
-    """Writes everything but the pictures; gives the number of token ids."""
-    texts = [row.text for row in rows]
-    training = [row.text for row in rows if row.split == "train" and row.text]
-    tokenizer = text.train(training, config.vocabulary)
-    tokenizer.save(str(scratch / "tokenizer.json"))
-    column = {name: k for k, name in enumerate(source.classes)}
-    labels = np.zeros((len(rows), len(column)), np.float32)
-    for n, row in enumerate(rows):
-        labels[n, [column[label] for label in row.labels]] = 1
-    arrays = {
-        "text": text.encode(tokenizer, texts, config.text_length),
-        "labels": labels,
-        "has_image": np.array([row.image is not None for row in rows]),
-        "has_text": np.array([row.text is not None for row in rows]),
-        "id": np.array([row.id for row in rows], np.str_),
-        "group": np.array([row.group for row in rows], np.str_),
-        "split": np.array([row.split for row in rows], np.str_),
-    }
-    for name, array in arrays.items():
-        np.save(scratch / f"{name}.npy", array)
-    return tokenizer.get_vocab_size()
-
-
-def _fingerprint(scratch: pathlib.Path, classes: tuple[str, ...]) -> str:
-    hashed = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
-    for name in (*_MAPPED, *_LOADED):
-        with (scratch / f"{name}.npy").open("rb") as file:
-            while block := file.read(1 << 20):
-                hashed.update(block)
-            os.fsync(file.fileno())
-    return hashed.hexdigest()
+    def _restart(self, meta: dict[str, Any]) -> None:
+        shutil.rmtree(self.at.new)
+        self._claim(meta)
 
 
 @contextlib.contextmanager

@@ -1,72 +1,141 @@
-"""TFDS records: every example is checked and stored once, then read by tf.data.
+"""TFDS records: pictures and texts as they came, checked, for tf.data to read.
 
-The only file that imports TensorFlow, and only inside functions.
+They are kept beside the arrays that training reads, one TFDS data set for each part of
+the pass over the source, and together they are one: `builder(folder)` gives it. When
+pictures of another size are wanted, they are read from here. The only file that imports
+TensorFlow, and only inside functions.
 """
 
 import io
-import itertools
+import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ccu_jax.data import pipeline
-from ccu_jax.data.source import SPLITS, Counts, Example, Progress, Source
+from ccu_jax.data.source import SPLITS, Example, Source
 from ccu_jax.errors import UserError
 
-VERSION = "1.0.0"
-_CHUNK = 32  # examples whose pictures are checked side by side
+VERSION = "2.0.0"
+_COMPLETE = "complete.json"
+_FAULTS = (ValueError, KeyError, IndexError, AssertionError, OSError)
 
 
-def store(
-    source: Source,
-    path: pathlib.Path,
-    size: int,
-    counts: Counts,
-    progress: Progress,
-    *,
-    name: str,
-    root: pathlib.Path,
-    folder: pathlib.Path,
-) -> list[Example]:
-    """Stores the pictures as squares, by way of TFDS records in `folder`.
+class Damaged(Exception):
+    """Records that cannot be read; they must be made anew."""
 
-    Records that are already there are reused; they depend on the source and not on
-    `size`.
+
+class Records:
+    """The records of one data set in a folder of their own.
 
     Args:
-        source: The opened data set.
-        path: The .npy file to write: uint8 [N, size, size, 3].
-        size: Side of the squares in pixels.
-        counts: Told of every row that is left out.
-        progress: Called with (what, done, total).
-        name: What TFDS calls the data set.
-        root: Where the user has put its files.
-        folder: `folder.parent` is ours alone: records of other sources in it go.
+        folder: what it is called says of which source it is.
+        name: of the data set, for TFDS.
+        classes: K names of labels.
+        root: where the source's files are.
 
-    Returns:
-        The N used rows in order, with `image` cut down to b"" (or None).
+    Raises:
+        UserError: TensorFlow is not installed.
     """
-    tf, tfds = import_tensorflow()
-    builder = _builder(tfds, name, folder, source, counts, progress)
-    if (folder / name / VERSION).exists() and builder.is_prepared():
-        try:
-            return _read(tf, tfds, builder, path, size, counts, progress)
-        except (tf.errors.OpError, ValueError, KeyError, AssertionError):
-            progress("stored records are damaged: making them anew", 0, 1)
-    shutil.rmtree(folder.parent, ignore_errors=True)  # also what a kill left behind
-    builder = _builder(tfds, name, folder, source, counts, progress)
-    _allow_open_files(2048)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=root, try_download_gcs=False
+
+    def __init__(  # noqa: D107
+        self, folder: pathlib.Path, name: str, classes: Sequence[str], root
+    ):
+        self._tf, self._tfds = import_tensorflow()
+        self._folder, self._name, self._root = folder, name, root
+        self._classes = tuple(classes)
+
+    def write(self, part: int, examples: list[Example]) -> None:
+        """Stores a part, in place of what a kill may have left of it."""
+        shutil.rmtree(self._part(part), ignore_errors=True)
+        if not examples:
+            return
+        _allow_open_files(2048)
+        builder = _builder(self._tfds, self._name, self._classes)(
+            examples, data_dir=self._part(part), file_format="tfrecord"
         )
+        builder.download_and_prepare(
+            download_config=self._tfds.download.DownloadConfig(
+                manual_dir=self._root, try_download_gcs=False
+            )
+        )
+        shutil.rmtree(self._part(part) / "downloads", ignore_errors=True)  # empty
+
+    def finish(self, sizes: list[int], counts: dict[str, int]) -> None:
+        """Says that all parts are there, with so many rows each."""
+        told = {"sizes": sizes, "counts": counts, "name": self._name}
+        path = self._folder / _COMPLETE
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(told), "utf-8")
+        temporary.replace(path)
+
+    def reading(self, source: Source) -> Source:
+        """The same source, with its usable rows read from the records."""
+        ends = np.cumsum(complete(self._folder)["sizes"])
+        kept: dict[int, list[Example]] = {}
+        lock = threading.Lock()
+
+        def read(row: int) -> Example:
+            part = int(np.searchsorted(ends, row, side="right"))
+            with lock:
+                if part not in kept:
+                    for old in [old for old in kept if old < part - 1]:
+                        del kept[old]
+                    kept[part] = self._read(part)
+                return kept[part][row - int(ends[part])]  # counted from its end
+
+        return source._replace(keys=range(int(ends[-1])), read=read, name=str)
+
+    def _part(self, part: int) -> pathlib.Path:
+        return self._folder / f"part-{part:05d}"
+
+    def _read(self, part: int) -> list[Example]:
+        builder = self._tfds.builder_from_directory(
+            self._part(part) / self._name / VERSION
+        )
+        try:
+            items = [
+                item
+                for split in builder.info.splits
+                for item in _dataset(self._tfds, builder, split).as_numpy_iterator()
+            ]
+            items.sort(key=lambda item: item["row"])
+            return [_example(item, self._classes) for item in items]
+        except (self._tf.errors.OpError, *_FAULTS) as error:
+            raise Damaged(str(error)) from error
+
+
+def complete(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What `finish` said of the records in a folder: `sizes`, `counts`, `name`."""
+    try:
+        return json.loads((folder / _COMPLETE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def builder(folder: pathlib.Path) -> Any:
+    """The TFDS builder of all records in a folder, ready for `as_dataset(split=...)`.
+
+    Raises:
+        UserError: there are none, or TensorFlow is not installed.
+    """
+    told = complete(folder)
+    if told is None:
+        raise UserError(
+            f"{folder} holds no finished records: prepare with data.records=True"
+        )
+    _, tfds = import_tensorflow()
+    return tfds.builder_from_directories(
+        [
+            str(folder / f"part-{part:05d}" / told["name"] / VERSION)
+            for part, size in enumerate(told["sizes"])
+            if size
+        ]
     )
-    return _read(tf, tfds, builder, path, size, counts, progress)
 
 
 def import_tensorflow() -> tuple[Any, Any]:
@@ -82,9 +151,9 @@ def import_tensorflow() -> tuple[Any, Any]:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"preparing this data set needs TensorFlow and TFDS ({error}): "
-            "pip install tensorflow-cpu tensorflow-datasets, or prepare it on another "
-            "machine and copy that run's data/ folder into the workdir"
+            f"keeping TFDS records needs TensorFlow and TFDS ({error}): "
+            "pip install tensorflow-cpu tensorflow-datasets, or do without the "
+            "records: --set data.records=False"
         ) from error
     try:
         tf.config.set_visible_devices([], "GPU")
@@ -94,43 +163,39 @@ def import_tensorflow() -> tuple[Any, Any]:
     return tf, tfds
 
 
-def _builder(tfds, name, folder, source, counts, progress):
-    """A TFDS builder (manual download) over the examples of a source."""
-    builder_name = name
+def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
+    """A TFDS builder (manual download) of the examples of one part."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
         MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the data set; name its folder."
         name = builder_name
 
+        def __init__(self, examples: Sequence[Example], **kwargs):
+            self._examples = examples
+            super().__init__(**kwargs)
+
         def _info(self):
             return tfds.core.DatasetInfo(
                 builder=self,
-                features=_schema(tfds, source.classes),
+                features=_schema(tfds, classes),
                 disable_shuffling=True,
-                metadata=tfds.core.MetadataDict(),
             )
 
         def _split_generators(self, dl_manager):
-            report = _Report(progress, source.rows)
-            splits = {}
-            for split in SPLITS:
-                checked = _checked(source.examples(split), counts, report)
-                # TFDS cannot store a split without any example.
-                if (first := next(checked, None)) is not None:
-                    checked = itertools.chain([first], checked)
-                    splits[split] = self._generate_examples(checked)
-            if not splits:
-                raise counts.nothing_left()
-            return splits
+            return {
+                split: self._generate_examples(split)
+                for split in SPLITS
+                if any(example.split == split for example in self._examples)
+            }
 
-        def _generate_examples(self, examples):
+        def _generate_examples(self, split):
             # TFDS sorts by the key in 1000 buckets that part the 128-bit numbers
             # evenly. Spread keys keep the order and use more than the first bucket.
-            spread = 2**128 // max(source.rows, 1)
-            for index, example in enumerate(examples):
-                yield index * spread, _features(example)
-            self.info.metadata["counts"] = dict(counts.numbers)
+            spread = 2**128 // max(len(self._examples), 1)
+            for row, example in enumerate(self._examples):
+                if example.split == split:
+                    yield row * spread, _features(row, example)
 
         def _log_download_bytes(self):
             pass  # TFDS would print that it downloads, which it does not
@@ -138,13 +203,14 @@ def _builder(tfds, name, folder, source, counts, progress):
         def _log_download_done(self):
             pass
 
-    return Builder(data_dir=folder, file_format="tfrecord")
+    return Builder
 
 
 def _schema(tfds, classes: tuple[str, ...]):
     feature = tfds.features
     return feature.FeaturesDict(
         {
+            "row": feature.Scalar(np.int64),  # its place in the part
             "id": feature.Text(),
             "group": feature.Text(),
             "image": feature.Image(encoding_format="jpeg"),
@@ -152,62 +218,23 @@ def _schema(tfds, classes: tuple[str, ...]):
             "text": feature.Text(),
             "has_text": feature.Scalar(np.bool_),
             "labels": feature.Sequence(feature.ClassLabel(names=list(classes))),
+            "split": feature.Text(),
         }
     )
 
 
-class _Report:
-    """Counts the examples of all splits for the progress line."""
-
-    def __init__(self, progress: Progress, total: int):
-        self.progress, self.total, self.done = progress, total, 0
-
-    def add(self, number: int) -> None:
-        self.done += number
-        self.progress("checking and storing pictures", self.done, self.total)
-
-
-def _checked(
-    examples: Iterable[Example], counts: Counts, report: _Report
-) -> Iterator[Example]:
-    """The examples whose pictures TensorFlow decodes; it would fail later otherwise."""
-    examples = iter(examples)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        while chunk := list(itertools.islice(examples, _CHUNK)):
-            reasons = list(pool.map(_reason_against, chunk))
-            for example, reason in zip(chunk, reasons, strict=True):
-                if reason:
-                    counts.skip(reason, example.id)
-                else:
-                    yield example
-            report.add(len(chunk))
-
-
-def _reason_against(example: Example) -> str | None:
-    import tensorflow as tf
-
-    if example.image is None:
-        return None
-    try:
-        pipeline.picture_size(example.image)
-        tf.io.decode_image(example.image, channels=3, expand_animations=False)
-    except pipeline.Unusable as reason:
-        return str(reason)
-    except (tf.errors.OpError, ValueError):
-        return "picture damaged"
-    return None
-
-
-def _features(example: Example) -> dict[str, Any]:
+def _features(row: int, example: Example) -> dict[str, Any]:
     return {
+        "row": row,
         "id": example.id,
         "group": example.group,
         # A record needs some picture; a black dot stands for none.
-        "image": io.BytesIO(example.image or _dot()),
+        "image": io.BytesIO(_dot() if example.image is None else example.image),
         "has_image": example.image is not None,
         "text": example.text or "",
         "has_text": example.text is not None,
         "labels": list(example.labels),
+        "split": example.split,
     }
 
 
@@ -219,64 +246,25 @@ def _dot() -> bytes:
     return file.getvalue()
 
 
-def _read(tf, tfds, builder, path, size, counts, progress) -> list[Example]:
-    """Decodes all records into the array; gives the rows without their bytes."""
-    counts.numbers = dict(builder.info.metadata["counts"])
-    splits = builder.info.splits
-    total = sum(info.num_examples for info in splits.values())
-    names = builder.info.features["labels"].feature.names
-    used = []
-    with pipeline.Squares(path, size) as squares:
-        for split in (split for split in SPLITS if split in splits):
-            for item in _dataset(tf, tfds, builder, split, size):
-                progress("decoding pictures", len(used), total)
-                squares.add(item["image"] if item["has_image"] else None)
-                used.append(
-                    Example(
-                        id=item["id"].decode(),
-                        group=item["group"].decode(),
-                        image=b"" if item["has_image"] else None,
-                        text=item["text"].decode() if item["has_text"] else None,
-                        labels=tuple(names[label] for label in item["labels"]),
-                        split=split,
-                    )
-                )
-    progress("decoding pictures", total, total)
-    return used
+def _example(item: dict[str, Any], classes: tuple[str, ...]) -> Example:
+    return Example(
+        id=item["id"].decode(),
+        group=item["group"].decode(),
+        image=item["image"] if item["has_image"] else None,
+        text=item["text"].decode() if item["has_text"] else None,
+        labels=tuple(classes[label] for label in item["labels"]),
+        split=item["split"].decode(),
+    )
 
 
-def _dataset(tf, tfds, builder, split: str, size: int) -> Iterator[dict[str, Any]]:
-    """A tf.data pipeline over one split: decode, fit, pad, in the stored order."""
-    dataset = builder.as_dataset(
+def _dataset(tfds, builder, split: str):
+    """A tf.data pipeline over the encoded records of a split, in the stored order."""
+    return builder.as_dataset(
         split=split,
         shuffle_files=False,
         decoders={"image": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    dataset = dataset.map(
-        lambda item: item | {"image": _square(tf, item["image"], size)},
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    return dataset.prefetch(_CHUNK).as_numpy_iterator()
-
-
-def _square(tf, data, size: int):
-    """`pipeline.square` in TensorFlow: uint8 [size, size, 3]."""
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    longer = tf.maximum(height, width)
-    new = [
-        tf.maximum(1, (2 * side * size + longer) // (2 * longer))
-        for side in (height, width)
-    ]
-    image = tf.image.resize(image, new, method="bicubic", antialias=True)
-    image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
-    # It pads with zeros, so the negative is padded: that makes the border white.
-    negative = tf.image.pad_to_bounding_box(255 - image, top, left, size, size)
-    return tf.ensure_shape(255 - negative, [size, size, 3])
 
 
 def _allow_open_files(number: int) -> None:

@@ -1,9 +1,10 @@
 """Writes small sample editions in the official formats of the data sets.
 
-    python -m ccu_jax.data.sample mmimdb DIR --rows 3000 --seed 0
+    python -m ccu_jax.data.sample mmimdb DIR --rows 3000 --seed 0 --with-traps
 
 All content is invented or clip art: good for trying everything out, and for showing
-that a method works; a score on it says nothing about the real data set.
+that a method works; a score on it says nothing about the real data set. With traps it
+also has the defects of the real files, and `traps.json` lists them.
 """
 
 import argparse
@@ -11,36 +12,60 @@ import json
 import pathlib
 import shutil
 import sys
-from typing import Any
+import time
 
-import numpy as np
-
-from ccu_jax.data import posters, topics
-from ccu_jax.data.mmimdb import MARKER
-from ccu_jax.data.source import Progress
+from ccu_jax.data.samples import (
+    Writer,
+    fashion200k,
+    hatefulmemes,
+    medical,
+    mmimdb,
+    satellite,
+)
+from ccu_jax.data.source import MARKER, Progress
 from ccu_jax.errors import UserError
 
-WRITER = 1  # raised whenever the written files change
-
-_NUM_GENRES = (0.25, 0.45, 0.30)  # share of movies with one, two, three genres
-_NOISE = 0.05  # movies whose genres have nothing to do with their content
-_TOLD = 0.85  # a genre of the movie shows in its plots
-_SHOWN = 0.9  # a picture on the poster is of a genre of the movie
-_TINTED = 0.8  # a colour of the background leans to the hue of a genre
-_OWN_WORDS = 8  # words a genre gives to the plots of a movie
-_OTHER_WORDS = 6  # words from anywhere
-_FILLER = 0.2  # sentences without any such word
-_SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
+WRITERS: dict[str, Writer] = {
+    "mmimdb": mmimdb.WRITER,
+    "fashion200k": fashion200k.WRITER,
+    "hatefulmemes": hatefulmemes.WRITER,
+    "medical": medical.WRITER,
+    "satellite": satellite.WRITER,
+}
+TRAPS = "traps.json"
 
 
-def ensure_mmimdb(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes the sample edition of MM-IMDb to `root` unless it is there already.
+def ensure(
+    name: str,
+    root: pathlib.Path,
+    rows: int,
+    seed: int,
+    progress: Progress,
+    *,
+    traps: bool = False,
+) -> None:
+    """Writes a sample edition to `root` unless that very one is there already.
+
+    Args:
+        name: A row of WRITERS.
+        root: The folder that the official archive would unpack to.
+        rows: Number of rows.
+        seed: The same number gives the same bytes.
+        progress: Called with (what, done, total).
+        traps: Whether to plant the defects of the real files, too.
 
     Raises:
-        UserError: if something else is there.
+        UserError: too few rows; something else is in the way.
     """
+    writer = WRITERS[name]
+    if rows < writer.least:
+        raise UserError(
+            f"data.sample_rows: {rows} {writer.what} are too few; take {writer.least} "
+            "or more"
+        )
+    marker = _marker(name, rows, seed, traps)
     try:
-        if (root / MARKER).read_text("utf-8") == _marker(rows, seed):
+        if (root / MARKER).read_text("utf-8") == marker:
             return
     except OSError:
         pass
@@ -49,137 +74,40 @@ def ensure_mmimdb(root: pathlib.Path, rows: int, seed: int, progress: Progress) 
     # Written beside its place and moved there at the end: whole or not at all.
     scratch = root.with_name(root.name + ".new")
     shutil.rmtree(scratch, ignore_errors=True)
-    write_mmimdb(scratch, rows, seed, progress)
+    scratch.mkdir(parents=True)
+    writer.write(scratch, rows, seed, progress)
+    if traps:
+        planted = writer.plant(scratch, seed) if writer.plant else []
+        listed = json.dumps([trap._asdict() for trap in planted], indent=1)
+        (scratch / TRAPS).write_text(listed + "\n", "utf-8")
+    (scratch / MARKER).write_text(marker, "utf-8")
+    progress("writing the sample edition", rows, rows)
     shutil.rmtree(root, ignore_errors=True)
     scratch.rename(root)
 
 
-def write_mmimdb(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes a sample edition of MM-IMDb in the layout of the official archive.
-
-    Args:
-        root: The folder that becomes `mmimdb/`; must not exist.
-        rows: Number of movies, at least 30.
-        seed: The same number gives the same bytes.
-        progress: Called with (what, done, total).
-    """
-    if rows < 30:
-        raise UserError(f"data.sample_rows: {rows} movies are too few; take 30 or more")
-    (root / "dataset").mkdir(parents=True)
-    rng = np.random.default_rng([seed, 0])
-    ids = [f"{number:07d}" for number in rng.choice(4_000_000, rows, False) + 5]
-    tops = topics.topics()
-    for number, name in enumerate(ids):
-        progress("writing the sample edition", number, rows)
-        rng = np.random.default_rng([seed, 1, number])
-        genres, seen = _genres(rng, tops)
-        pictures = _pictures(rng, tops, seen)
-        movie = _movie(rng, tops, genres, _words(rng, tops, seen))
-        path = root / "dataset" / name
-        path.with_suffix(".json").write_text(json.dumps(movie, indent=4), "ascii")
-        path.with_suffix(".jpeg").write_bytes(
-            posters.draw(rng, pictures, _hues(rng, seen))
-        )
-    ends = np.cumsum([round(share * rows) for share in _SPLITS.values()])
-    parts = np.split(np.array(ids), ends[:-1])
-    splits = {name: part.tolist() for name, part in zip(_SPLITS, parts, strict=True)}
-    (root / "split.json").write_text(json.dumps(splits, indent=4), "ascii")
-    (root / MARKER).write_text(_marker(rows, seed), "utf-8")
-    progress("writing the sample edition", rows, rows)
-
-
-def _marker(rows: int, seed: int) -> str:
+def _marker(name: str, rows: int, seed: int, traps: bool) -> str:
+    with_traps = ", with traps" if traps else ""
     return (
-        "A synthetic sample in the format of MM-IMDb: invented plots and clip art.\n"
-        f"No movie in it exists. rows {rows}, seed {seed}, writer {WRITER}\n"
+        f"A synthetic sample in the format of {name}: invented texts and pictures.\n"
+        f"Nothing in it is real. rows {rows}, seed {seed}, writer "
+        f"{WRITERS[name].version}{with_traps}\n"
     )
 
 
-def _genres(rng: np.random.Generator, tops) -> tuple[list[int], list[int]]:
-    """The genres that are written down, and those that plot and poster are about."""
-    shares = np.array([topic.share for topic in tops])
-    drawn = []
-    for _ in range(2):
-        number = rng.choice([1, 2, 3], p=_NUM_GENRES)
-        drawn.append(
-            rng.choice(len(tops), number, replace=False, p=shares / shares.sum())
-        )
-    written, other = (sorted(genres.tolist()) for genres in drawn)
-    return written, other if rng.random() < _NOISE else written
+class _Screen:
+    """Tells the progress on stderr, now and then."""
 
+    def __init__(self) -> None:
+        self._told_s = self._began_s = time.monotonic()
 
-def _pictures(rng: np.random.Generator, tops, seen: list[int]) -> list[str]:
-    """One to three pictures, mostly from the genres' own."""
-    number = int(rng.choice([1, 2, 3], p=[0.4, 0.5, 0.1]))
-    about = rng.permutation(np.resize(rng.permutation(seen), number))
-    chosen = [
-        tops[genre if rng.random() < _SHOWN else rng.integers(len(tops))].pictures
-        for genre in about
-    ]
-    # Some pictures are seen more often than others.
-    return [pool[int(len(pool) * rng.random() ** 1.5)] for pool in chosen]
-
-
-def _hues(rng: np.random.Generator, seen: list[int]) -> tuple[float, float]:
-    """Two hues that lean to genres; with the golden ratio frequent ones lie apart."""
-    about = np.resize(rng.permutation(seen), 2)
-    tinted = rng.random(2) < _TINTED
-    hues = np.where(tinted, about * 0.618034 % 1, rng.random(2))
-    return float(hues[0]), float(hues[1])
-
-
-def _words(rng: np.random.Generator, tops, seen: list[int]) -> list[str]:
-    """What the plots of a movie are about: words of its genres among others."""
-    told = [genre for genre in seen if rng.random() < _TOLD]
-    words = [w for genre in told for w in rng.choice(tops[genre].words, _OWN_WORDS)]
-    others = rng.integers(len(tops), size=_OTHER_WORDS)
-    words += [rng.choice(tops[genre].words) for genre in others]
-    return [str(word) for word in words]
-
-
-def _movie(
-    rng: np.random.Generator, tops, genres: list[int], words: list[str]
-) -> dict[str, Any]:
-    """The content of the .json file; any key but two may be missing."""
-    title, year = topics.invent_title(rng), int(rng.integers(1930, 2013))
-    sizes = [int(rng.integers(6, 10))]
-    sizes += rng.integers(1, 5, rng.integers(0, 4)).tolist()
-    rng.shuffle(sizes)
-    plots = [topics.invent_plot(rng, words, size, _FILLER) for size in sizes]
-    canonical = title.removeprefix("The ") + ", The"
-    movie = {
-        "title": title,
-        "kind": "movie",
-        "year": year,
-        "genres": [tops[genre].genre for genre in genres],
-        "plot": plots,
-        "plot outline": topics.invent_plot(rng, words, 1, _FILLER),
-        "rating": round(float(rng.uniform(2, 9)), 1),
-        "votes": int(rng.integers(5, 50_000)),
-        "runtimes": [str(rng.integers(60, 180))],
-        "languages": ["English", "Fran\u00e7ais"][: rng.integers(1, 3)],
-        "countries": ["UK"],
-        "color info": ["Color" if year > 1950 else "Black and White"],
-        "director": [_person(rng)],
-        "cast": [_person(rng) for _ in range(rng.integers(1, 6))],
-        "canonical title": canonical,
-        "long imdb title": f"{title} ({year})",
-        "long imdb canonical title": f"{canonical} ({year})",
-        "smart canonical title": canonical,
-    }
-    needed = ("title", "genres", "plot")
-    return {k: v for k, v in movie.items() if k in needed or rng.random() < 0.85}
-
-
-def _person(rng: np.random.Generator) -> dict[str, str]:
-    first, last = topics.invent_name(rng), topics.invent_name(rng) + "\u00e9"
-    name, canonical = f"{first} {last}", f"{last}, {first}"
-    return {
-        "name": name,
-        "long imdb name": name,
-        "canonical name": canonical,
-        "long imdb canonical name": canonical,
-    }
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told_s < 5 or not done:
+            return
+        self._told_s = now
+        left_s = (now - self._began_s) * (total - done) / done
+        print(f"{what}: {done:,}/{total:,}, {left_s:.0f} s left", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> int:
@@ -187,17 +115,29 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ccu_jax.data.sample", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("dataset", choices=["mmimdb"])
+    parser.add_argument("dataset", choices=sorted(WRITERS))
     parser.add_argument("dir", type=pathlib.Path, help="folder to write to")
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--with-traps", action="store_true", help=f"plant defects; {TRAPS} lists them"
+    )
     args = parser.parse_args(arguments)
+    if args.seed < 0:
+        parser.error("--seed must not be negative")
     try:
-        ensure_mmimdb(args.dir, args.rows, args.seed, lambda *told: None)
+        ensure(
+            args.dataset,
+            args.dir,
+            args.rows,
+            args.seed,
+            _Screen(),
+            traps=args.with_traps,
+        )
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {args.rows} movies to {args.dir}")
+    print(f"wrote {args.rows} {WRITERS[args.dataset].what} to {args.dir}")
     return 0
 
 

@@ -2,26 +2,33 @@
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ccu_jax.config import Data
 from ccu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+MARKER = "SYNTHETIC.txt"  # a file of this name tells a sample edition from the real one
 
 Progress = Callable[[str, int, int], None]
+Unpack = Callable[[pathlib.Path], pathlib.Path]
+
+
+class Unusable(Exception):
+    """A row or picture that cannot be used; the message is the reason to count."""
 
 
 class Example(NamedTuple):
     """One row as it lies on the disk; nothing is decoded yet."""
 
-    id: str
+    id: str  # unique in the data set, and the same in every edition of it
     group: str  # rows that must be forgotten together
     image: bytes | None  # an encoded picture, as the file holds it
     text: str | None
     labels: tuple[str, ...]
     split: str  # one of SPLITS
+    notes: tuple[str, ...] = ()  # worth counting, but no reason to leave the row out
 
 
 class Place(NamedTuple):
@@ -32,12 +39,15 @@ class Place(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An opened data set: its classes and one pass over its rows."""
+    """An opened data set: its classes and its rows, which can be read in any order."""
 
     classes: tuple[str, ...]
     multi_label: bool
-    rows: int  # upper bound of the number of examples
-    examples: Callable[[str], Iterator[Example]]  # those of one split, in order
+    metric: str  # the score that tables lead with: a key of `evaluate.scores`
+    keys: Sequence[Any]  # what `read` takes, one a row; small, and always the same
+    # A pure function that several threads call at once; raises Unusable.
+    read: Callable[[Any], Example]
+    name: Callable[[Any], str] = str  # what messages call a row
 
 
 class Counts:
@@ -80,8 +90,9 @@ class Reader(NamedTuple):
     locate: Callable[[Data, pathlib.Path, Progress], Place]
     # A cheap mark of the files' state, to notice that they have changed.
     signature: Callable[[Data, Place], str]
-    open: Callable[[Data, Place, Counts], Source]
-    decoder: str  # "pillow", or "tfds" (stored as TFDS records first)
+    # Reads indexes, not pictures. `Unpack` gives the folder that an archive in the
+    # place was unpacked to; what is skipped or noted here is counted in `Counts`.
+    open: Callable[[Data, Place, Counts, Unpack], Source]
 
 
 def digest(*parts: str | bytes) -> str:

@@ -38,7 +38,7 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
         rows[has_image[rows]] for rows in (sets.unlearn, sets.validation, sets.retain)
     )
     if retain_rows and len(retain) > retain_rows:
-        retain = problem.batches(retain, retain_rows, 1, "retain rows")[0]
+        retain = problem.some(retain, retain_rows, "retain rows")
     rows = np.concatenate([unlearn, held, retain])
     table = {
         "features": forward.features(problem.params, problem.table, rows),
@@ -84,7 +84,9 @@ def plan(problem: Problem, cached: Cache, config, *, held: bool = False):
         parts["held"] = (cached.v, config.held_batch)
     rows = np.arange(cached.r.stop)
     return {
-        name: problem.batches(rows[where], batch, config.steps, name)
+        name: problem.batches(
+            rows[where], batch, config.steps, name, of=cached.rows[where]
+        )
         for name, (where, batch) in parts.items()
     }
 

@@ -22,13 +22,14 @@ class Problem(NamedTuple):
         model: the classifier's functions.
         forward: compiled passes over rows.
         executor: where things run.
-        table: all rows, on the devices: `image`, `text`, `labels`, `has_image`,
-            `has_text`.
+        table: all rows, on the devices: `image` (which may be an `OnHost`), `text`,
+            `labels`, `has_image`, `has_text`.
         sets: row numbers in the table.
         multi_label: whether rows have several labels.
         params: the original's parameters on the devices; None while it is trained.
         seed: of every random choice.
         method: the name of the one that runs; each draws numbers of its own.
+        arrival: the place of each row in the order of training; None: in no order.
     """
 
     config: Config
@@ -41,17 +42,30 @@ class Problem(NamedTuple):
     params: Params | None
     seed: int
     method: str = ""
+    arrival: np.ndarray | None = None
 
     def key(self, name: str) -> jax.Array:
         """A random key for one purpose of this method."""
         return jax.random.key(self._number(name))
 
-    def batches(self, rows: Any, batch: int, steps: int, name: str) -> np.ndarray:
+    def batches(
+        self, rows: Any, batch: int, steps: int, name: str, of: Any = None
+    ) -> np.ndarray:
         """Row numbers `[steps, batch]`, epoch by epoch a permutation of `rows`.
 
-        `name` says what for: each has an order of its own.
+        `name` says what for: each has an order of its own. `of` says which rows of the
+        data set they are, where `rows` are numbers in another table.
         """
-        return pipeline.batches(np.asarray(rows), batch, steps, self._number(name))
+        rows, window = np.asarray(rows), None
+        if self.arrival is not None:
+            of = rows if of is None else of
+            rows = rows[np.argsort(self.arrival[of], kind="stable")]
+            window = self.config.conditions.window
+        return pipeline.batches(rows, batch, steps, self._number(name), window=window)
+
+    def some(self, rows: Any, count: int, name: str) -> np.ndarray:
+        """So many of the rows, drawn at random."""
+        return pipeline.batches(np.asarray(rows), count, 1, self._number(name))[0]
 
     def _number(self, name):
         # The same in every process, unlike Python's own hash.

@@ -1,0 +1,33 @@
+"""A worked example of one's own data: tiles of land seen from above, by scene.
+
+    python -m ccu_jax.launch --config satellite
+
+The tiles and the line of metadata beside each (season, sensor, elevation, words for
+the region) are generated: no satellite and no real place is behind them. What is real
+is the form: `pairs.jsonl` with `label`, `group` (the scene: all tiles of a scene are
+forgotten together) and `split` (by scene).
+
+Your own tiles in that form: `--data-dir FOLDER`; README says how to lay it out. The
+folder that this makes, to look at: `python -m ccu_jax.data.sample satellite FOLDER`.
+"""
+
+from ccu_jax.config import Config, Data, Train
+
+config = Config(
+    name="satellite",
+    data=Data(
+        dataset="pairs",
+        sample="satellite",
+        image_size=48,
+        text_length=24,
+        vocabulary=1000,
+    ),
+    train=Train(
+        epochs=40,
+        text_rate=0.2,
+        word_dropout=0.3,
+        shift=0,
+        zoom=0.0,
+        tint=0.0,
+    ),
+)

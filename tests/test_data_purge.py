@@ -1,0 +1,180 @@
+"""Purging: no piece of a forgotten picture is left in what the run keeps."""
+
+import io
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccu_jax.config import Data
+from ccu_jax.data import forget, load, prepare, purge
+from ccu_jax.data.purge import Needle
+
+
+def quiet(what, done, total):
+    """A progress callback that says nothing."""
+
+
+def grain(seed, size=(40, 30), kind="JPEG"):
+    """An encoded picture that is like no other."""
+    file, rng = io.BytesIO(), np.random.default_rng(seed)
+    image = rng.integers(0, 255, (*size[::-1], 3), np.uint8)
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+# --- the search -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def haystack(tmp_path, monkeypatch):
+    monkeypatch.setattr(purge, "_CHUNK", 1000)
+    rng = np.random.default_rng(0)
+    (tmp_path / "below").mkdir()
+    for name in ("a.bin", "below/b.bin", "empty"):
+        size = 0 if name == "empty" else 5000
+        (tmp_path / name).write_bytes(rng.integers(0, 256, size, np.uint8).tobytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", [0, 1, 968, 969, 985, 999, 1000, 2345, 4968])
+def test_a_piece_is_found_wherever_it_lies(haystack, place):
+    data = (haystack / "below" / "b.bin").read_bytes()
+    needle = Needle("row", data[place : place + purge.PIECE])
+    found = purge.search([needle], [haystack], quiet)
+    assert found.hits == (("row", str(haystack / "below" / "b.bin")),)
+    assert (found.files, found.bytes, found.needles) == (3, 10_000, 1)
+
+
+def test_what_is_not_there_is_not_found(haystack):
+    data = (haystack / "a.bin").read_bytes()
+    near = bytearray(data[100 : 100 + purge.PIECE])
+    near[-1] ^= 1  # the same but for one bit
+    other = np.random.default_rng(9).integers(0, 256, 32, np.uint8).tobytes()
+    needles = [Needle("near", bytes(near)), Needle("other", other)]
+    assert purge.search(needles, [haystack], quiet).hits == ()
+    assert purge.search([], [haystack], quiet).hits == ()
+
+
+def test_two_rows_with_one_picture_are_both_named_once(haystack):
+    data = (haystack / "a.bin").read_bytes()
+    needles = [Needle(i, data[p : p + purge.PIECE]) for i in "xy" for p in (5, 300)]
+    found = purge.search(needles, [haystack], quiet)
+    assert sorted(found.hits) == [(i, str(haystack / "a.bin")) for i in "xy"]
+
+
+def test_links_are_not_followed(haystack, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "c.bin"
+    outside.write_bytes(grain(0))
+    (haystack / "link").symlink_to(outside)
+    needles = [Needle("row", piece) for piece in purge.pieces(grain(0))]
+    assert purge.search(needles, [haystack], quiet).hits == ()
+
+
+def test_pieces_are_telling_and_even_pictures_have_none():
+    assert len(purge.pieces(grain(0))) == 3
+    assert purge.pieces(bytes(5000)) == [] and purge.pieces(b"short") == []
+    for piece in purge.pieces(bytes(2000) + grain(1) + bytes(2000)):
+        assert len(piece) == purge.PIECE and len(set(piece)) >= 12
+
+
+# --- the whole ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A user's folder with 30 pictures, and its configuration."""
+    root = tmp_path / "own"
+    root.mkdir()
+    lines = ["image,text,label"]
+    for n in range(30):
+        (root / f"{n}.jpg").write_bytes(grain(n))
+        lines.append(f"{n}.jpg,text {n},{'xy'[n % 2]}")
+    (root / "pairs.csv").write_text("\n".join(lines))
+    return Data(dir=str(root), image_size=16, text_length=4, vocabulary=100)
+
+
+def hits(workdir: pathlib.Path, numbers):
+    needles = [Needle(str(n), p) for n in numbers for p in purge.pieces(grain(n))]
+    return purge.search(needles, [workdir], quiet).hits
+
+
+@pytest.mark.parametrize("records", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_after_a_purge_nothing_of_the_pictures_is_left(own, tmp_path, records):
+    config, workdir = Data(**{**own.__dict__, "records": records}), tmp_path / "w"
+    data = load(config, workdir, quiet)
+    squares = {str(i): bytes(x) for i, x in zip(data.id, data.image, strict=True)}
+    if records:
+        assert hits(workdir, range(30))
+    chosen = {"3.jpg", "4.jpg", "17.jpg"}
+    told = forget(config, workdir, chosen, [workdir], quiet)
+    assert told["hits"] == () and told["pictures"] == 3 and told["even"] == 0
+    assert told["needles"] == 18 and told["files"] >= 10
+    assert hits(workdir, (3, 4, 17)) == ()
+    after = load(config, workdir, quiet)
+    for i, image in zip(after.id, after.image, strict=True):
+        assert bytes(image) == (bytes(768) if str(i) in chosen else squares[str(i)])
+    assert after.purged and not data.purged and after.fingerprint == data.fingerprint
+    # The user's own files are theirs.
+    assert (pathlib.Path(own.dir) / "3.jpg").read_bytes() == grain(3)
+
+
+def test_copies_that_others_have_left_are_found(own, tmp_path):
+    workdir = tmp_path / "w"
+    load(own, workdir, quiet)
+    (workdir / "notes.bin").write_bytes(b"see " + grain(4))
+    square = bytes(np.load(workdir / "data" / "image.npy")[9])
+    (workdir / "more.bin").write_bytes(b"\x01" + square)
+    ids = np.load(workdir / "data" / "id.npy")
+    told = forget(own, workdir, {"4.jpg", str(ids[9])}, [workdir], quiet)
+    assert set(told["hits"]) == {
+        ("4.jpg", str(workdir / "notes.bin")),
+        (str(ids[9]), str(workdir / "more.bin")),
+    }
+
+
+def test_the_pictures_of_a_sample_edition_go_as_well(tmp_path):
+    config = Data(dataset="mmimdb", sample_rows=40, image_size=12, vocabulary=100)
+    data = load(config, tmp_path, quiet)
+    chosen = set(map(str, data.id[:4]))
+    posters = {p.stem for p in (tmp_path / "sample").rglob("*.jpeg")}
+    assert chosen <= posters
+    told = forget(config, tmp_path, chosen, [tmp_path], quiet)
+    assert told["hits"] == () and told["needles"] >= 4
+    assert {p.stem for p in (tmp_path / "sample").rglob("*.jpeg")} == posters - chosen
+    assert load(config, tmp_path, quiet).fingerprint == data.fingerprint
+
+
+def test_what_a_killed_run_has_left_goes_as_well(own, tmp_path):
+    workdir = tmp_path / "w"
+    load(own, workdir, quiet)
+    at = prepare.folders(workdir)
+    for folder in (at.new, at.old, at.unpacked, at.records / "key"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(grain(4))
+    told = forget(own, workdir, {"4.jpg"}, [workdir], quiet)
+    assert told["hits"] == () and hits(workdir, [4]) == ()
+
+
+def test_a_kept_picture_that_is_the_same_is_found_and_one_with_an_equal_part_is_not(
+    tmp_path,
+):
+    root, rng = tmp_path / "own", np.random.default_rng(0)
+    root.mkdir()
+    squares = rng.integers(0, 255, (30, 16, 16, 3), np.uint8)
+    squares[1, 5:] = squares[0, 5:]  # most of it
+    squares[3] = squares[2]  # all of it
+    lines = ["image,text,label"]
+    for n, square in enumerate(squares):
+        # Without loss, and yet not the pixels as they are.
+        Image.fromarray(square).save(root / f"{n}.tif", compression="tiff_lzw")
+        lines.append(f"{n}.tif,text {n},{'xy'[n % 2]}")
+    (root / "pairs.csv").write_text("\n".join(lines))
+    config = Data(dir=str(root), image_size=16, text_length=4, vocabulary=100)
+    load(config, tmp_path / "w", quiet)
+    told = forget(config, tmp_path / "w", {"0.tif"}, [tmp_path / "w"], quiet)
+    assert told["hits"] == () and 0 < told["needles"] < 6
+    told = forget(config, tmp_path / "w", {"2.tif"}, [tmp_path / "w"], quiet)
+    stored = str(tmp_path / "w" / "data" / "image.npy")
+    assert told["hits"] == (("2.tif", stored),)

@@ -23,9 +23,9 @@ config = Config(
         vocabulary=1000,
     ),
     train=Train(
-        epochs=40,
-        text_rate=0.2,
-        word_dropout=0.3,
+        epochs=30,
+        text_rate=0.1,
+        word_dropout=0.4,
         shift=0,
         zoom=0.0,
         tint=0.0,

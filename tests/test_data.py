@@ -1,8 +1,11 @@
-"""Pairs, the prepared form, the tokeniser and the plan of batches."""
+"""The prepared form, from the first start to the last, and the tokeniser."""
 
+import collections
+import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccu_jax import config_file
 from ccu_jax.config import Data
-from ccu_jax.data import load, pipeline, text
+from ccu_jax.data import load, records, sample, text
 from ccu_jax.errors import UserError
 
 
@@ -54,115 +58,6 @@ def rows(number, **more):
         | more
         for n in range(number)
     ]
-
-
-# --- the plan of batches --------------------------------------------------------------
-
-
-def test_every_epoch_of_the_plan_is_a_permutation():
-    chosen = np.array([3, 5, 8, 9, 11, 40, 41])
-    plan = pipeline.batches(chosen, batch=4, steps=7, seed=1).reshape(4, 7)
-    assert plan.dtype == np.int32
-    assert all(sorted(epoch) == chosen.tolist() for epoch in plan)
-    assert len({tuple(epoch) for epoch in plan}) > 1
-
-
-@pytest.mark.parametrize("batch", [1, 3, 10, 64])
-def test_a_plan_resumed_at_any_step_goes_on_as_if_uninterrupted(batch):
-    chosen = np.arange(10)
-    whole = pipeline.batches(chosen, batch, steps=12, seed=7)
-    for start in range(12):
-        rest = pipeline.batches(chosen, batch, steps=12 - start, seed=7, start=start)
-        np.testing.assert_array_equal(rest, whole[start:])
-
-
-def test_the_plan_depends_on_the_seed():
-    plans = [pipeline.batches(np.arange(50), 8, 5, seed) for seed in (0, 0, 1)]
-    assert (plans[0] == plans[1]).all()
-    assert (plans[0] != plans[2]).any()
-
-
-def test_a_plan_of_no_rows_is_refused_and_one_of_no_steps_is_empty():
-    with pytest.raises(ValueError, match="non-empty"):
-        pipeline.batches(np.arange(0), 4, 1, 0)
-    assert pipeline.batches(np.arange(3), 4, 0, 0, start=5).shape == (0, 4)
-
-
-# --- squares --------------------------------------------------------------------------
-
-
-def test_a_wide_picture_keeps_its_ratio_between_white_bars():
-    image = pipeline.square(picture("red", (40, 20)), 16)
-    assert (image[4:12] == [255, 0, 0]).all()
-    assert (image[:4] == 255).all() and (image[12:] == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16"])
-def test_every_mode_becomes_rgb(mode):
-    image = Image.new("RGB", (9, 9), "white").convert(mode.replace(";16", ""))
-    if mode == "I;16":
-        image = Image.fromarray(np.full((9, 9), 65535, np.uint16))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    square = pipeline.square(file.getvalue(), 8)
-    assert square.shape == (8, 8, 3) and square.min() == 255
-
-
-def test_cmyk_becomes_rgb_and_hidden_colours_become_white():
-    cmyk = pipeline.square(picture((0, 255, 255, 0), mode="CMYK", kind="JPEG"), 12)
-    assert np.abs(cmyk[6].astype(int) - [255, 0, 0]).max() < 30
-    clear = pipeline.square(picture((9, 9, 9, 0), mode="RGBA"), 8)
-    assert (clear == 255).all()
-
-
-def test_the_turn_noted_in_exif_is_ignored():
-    image, file = Image.new("RGB", (20, 10), "red"), io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(file, "JPEG", exif=exif)
-    assert (pipeline.square(file.getvalue(), 20)[:4] == 255).all()
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "picture empty"),
-        (b"<html>not found</html>", "not a picture"),
-        (picture(kind="JPEG", size=(300, 300))[:-40], "picture damaged"),
-        (picture(size=(300, 300))[:60], "picture damaged"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-    ],
-)
-def test_what_is_no_whole_picture_is_named(data, reason):
-    with pytest.raises(pipeline.Unusable, match=reason):
-        pipeline.square(data, 8)
-
-
-@pytest.mark.parametrize("side", [11_000, 20_000])
-def test_a_decompression_bomb_is_not_decoded(side):
-    bomb = picture(0, (side, side), mode="1")
-    with pytest.raises(pipeline.Unusable, match="too large"):
-        pipeline.square(bomb, 8)
-
-
-# --- what is refused ------------------------------------------------------------------
-
-
-def test_wrong_names_and_sizes_are_told_plainly(tmp_path):
-    with pytest.raises(UserError, match="'coco' is none of .*mmimdb, pairs"):
-        load(Data(dataset="coco"), tmp_path / "w", quiet)
-    with pytest.raises(UserError, match="data.image_size: 0"):
-        load(Data(image_size=0), tmp_path / "w", quiet)
-    with pytest.raises(UserError, match="data.test 0.6 and data.validation 0.4"):
-        load(Data(test=0.6, validation=0.4), tmp_path / "w", quiet)
-
-
-def test_data_without_one_fit_row_are_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="no usable row left"):
-        load(folder([]), tmp_path / "w", quiet)
-    with pytest.raises(UserError, match="no usable row left .*4 skipped: not a pict"):
-        bad = dict.fromkeys(range(4), b"<html>")
-        load(folder(rows(4), bad), tmp_path / "w", quiet)
 
 
 # --- the prepared form ----------------------------------------------------------------
@@ -225,6 +120,33 @@ def test_leftovers_of_a_killed_run_do_no_harm(folder, tmp_path):
     assert left == {"data", "data.lock"}
 
 
+def test_wrong_names_and_sizes_are_told_plainly(folder, tmp_path):
+    names = "fashion200k, hatefulmemes, mmimdb, pairs"
+    for config, message in (
+        (Data(dataset="coco"), f"data.dataset: 'coco' is none of {names}"),
+        (Data(group="image"), "data.group: 'image' is none of own, text, picture"),
+        (Data(sample="dogs"), "data.sample: 'dogs'"),
+        (Data(image_size=0), "data.image_size: 0 is below 4"),
+        (Data(test=0.6, validation=0.4), "data.test 0.6 and data.validation 0.4"),
+        (Data(dataset="mmimdb", sample_rows=5), "data.sample_rows: 5 movies are too f"),
+        (Data(dataset="mmimdb", plot_policy="all"), "data.plot_policy: 'all'"),
+        (Data(dataset="fashion200k", task="brand"), "data.task: 'brand'"),
+        (Data(dir=str(tmp_path / "nowhere")), "nowhere"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            load(config, tmp_path / "w", quiet)
+        assert "\n" not in str(error.value)
+
+
+def test_data_without_a_usable_row_are_refused_with_the_counts(folder, tmp_path):
+    with pytest.raises(UserError, match="no usable row left"):
+        load(folder([]), tmp_path / "w", quiet)
+    bad = dict.fromkeys(range(4), b"<html>")
+    with pytest.raises(UserError, match="no usable row left .*4 skipped: not a pict"):
+        load(folder(rows(4), bad), tmp_path / "w", quiet)
+    assert not (tmp_path / "w" / "data").exists()
+
+
 LOAD = """
 import sys, pathlib
 from ccu_jax.config import Data
@@ -251,6 +173,106 @@ def test_a_kill_at_any_time_leaves_all_or_nothing(tmp_path):
     out = subprocess.run(fresh, capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == f"{kept.fingerprint} False True"
     assert out.stderr == ""
+
+
+# --- every data set -------------------------------------------------------------------
+
+SETS = ("mmimdb", "fashion200k", "hatefulmemes", "medical")
+
+
+def settings(name, root):
+    """The data set's own configuration, for files in `root`, with small pictures."""
+    config = config_file.load(name, []).data
+    return dataclasses.replace(config, dir=str(root), image_size=48, records=False)
+
+
+@pytest.fixture(scope="module", params=SETS)
+def trapped(request, tmp_path_factory):
+    """A sample edition with every known defect of the real files."""
+    root = tmp_path_factory.mktemp("trapped") / request.param
+    sample.ensure(request.param, root, 300, 0, quiet, traps=True)
+    return request.param, root
+
+
+def test_the_counted_report_equals_the_list_of_traps(trapped, tmp_path):
+    name, root = trapped
+    listed = json.loads((root / sample.TRAPS).read_text())
+    expected = collections.Counter()
+    for trap in listed:
+        if trap["counted"] is not None:
+            expected[trap["counted"]] += trap["number"]
+    counts = dict(load(settings(name, root), tmp_path, quiet).counts)
+    read, used = counts.pop("read"), counts.pop("used")
+    assert counts == dict(expected) and len(listed) >= 20
+    of_archives = "skipped: archive member"
+    skipped = sum(
+        number
+        for key, number in counts.items()
+        if key.startswith("skipped: ") and not key.startswith(of_archives)
+    )
+    assert read - skipped == used >= 280
+
+
+def test_a_strict_run_refuses_the_first_defect_with_its_place(trapped, tmp_path):
+    name, root = trapped
+    config = dataclasses.replace(settings(name, root), strict=True)
+    with pytest.raises(UserError, match="data.strict is on: mend or remove"):
+        load(config, tmp_path, quiet)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+@pytest.mark.parametrize("name", SETS)
+def test_an_archive_is_read_like_the_folder_that_it_holds(name, kind, tmp_path):
+    root = tmp_path / "files" / name
+    sample.ensure(name, root, 200, 1, quiet)
+    config = dataclasses.replace(settings(name, root), image_size=8)
+    plain = load(config, tmp_path / "plain", quiet)
+    packed = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "files")
+    config = dataclasses.replace(config, dir=packed)
+    found = load(config, tmp_path / "w", quiet)
+    assert found.fingerprint == plain.fingerprint
+    assert found.edition == plain.edition == "sample"
+    assert not (tmp_path / "w" / "unpacked").exists(), "nothing is left of it"
+    told = []
+    again = load(config, tmp_path / "w", lambda *stage: told.append(stage))
+    assert again.fingerprint == found.fingerprint and not told
+
+
+def test_what_is_neither_folder_nor_archive_is_refused(tmp_path):
+    (tmp_path / "x.rar").write_bytes(b"Rar!" + bytes(2000))
+    with pytest.raises(UserError, match="x.rar is neither a folder nor a zip or tar"):
+        load(Data(dir=str(tmp_path / "x.rar")), tmp_path / "w", quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_records_hold_what_the_source_holds_and_serve_other_sizes(name, tmp_path):
+    root = tmp_path / name
+    sample.ensure(name, root, 200, 2, quiet)
+    config = dataclasses.replace(settings(name, root), records=True)
+    first = load(config, tmp_path / "w", quiet)
+    (folder,) = (tmp_path / "w" / "records").iterdir()
+    builder = records.builder(folder)
+    for split in ("train", "validation", "test"):
+        rows = np.flatnonzero(first.split == split)
+        stored = list(builder.as_dataset(split=split).as_numpy_iterator())
+        assert [row["id"].decode() for row in stored] == first.id[rows].tolist()
+        assert all(row["image"].ndim == 3 for row in stored)
+    smaller = dataclasses.replace(config, image_size=8)
+    read = []
+    found = load(smaller, tmp_path / "w", lambda *stage: read.append(stage))
+    plain = dataclasses.replace(smaller, records=False)
+    assert found.fingerprint == load(plain, tmp_path / "x", quiet).fingerprint
+    assert found.counts == first.counts
+    # Damage is noticed, and mended from the source.
+    for path in folder.rglob("*.tfrecord-*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    again = load(dataclasses.replace(config, image_size=12), tmp_path / "w", quiet)
+    plain = dataclasses.replace(plain, image_size=12)
+    assert again.fingerprint == load(plain, tmp_path / "x", quiet).fingerprint
 
 
 # --- the tokeniser --------------------------------------------------------------------

@@ -266,6 +266,11 @@ BAD = [
     ({"id": "a\nb", "text": "a", "label": "x"}, "id has an impossible character"),
     ({"id": "\ud800", "text": "a", "label": "x"}, "id has an impossible character"),
     ({"id": "a", "text": "a", "label": "x\0"}, "label has an impossible character"),
+    ({"id": "a\u2028b", "text": "a", "label": "x"}, "id has an impossible character"),
+    (
+        {"id": "# a", "text": "a", "label": "x"},
+        "id begins as a comment in a list of ids does",
+    ),
     ({"image": "a\0.png", "label": "x"}, "image has an impossible character"),
     ({"image": "images/none.png", "label": "x"}, "picture missing"),
     ({"image": "p" * 300 + ".png", "label": "x"}, "picture missing"),
@@ -595,6 +600,11 @@ def test_a_folder_that_says_too_little_or_too_much_is_refused(folder, root, tmp_
     (root / "pairs.csv").write_text("id,text,label")
     with pytest.raises(UserError, match="pairs.jsonl and pairs.csv: remove one"):
         opened(config)
+    (root / "pairs.jsonl").unlink()
+    os.replace(root / "pairs.csv", tmp_path / "secret.csv")
+    (root / "pairs.csv").symlink_to("../secret.csv")
+    with pytest.raises(UserError, match="pairs.csv is a link out of its folder"):
+        opened(config)
 
 
 def test_an_archive_gives_the_rows_of_its_folder(folder, root, tmp_path):
@@ -745,7 +755,7 @@ def test_picture_and_text_both_tell_something_and_neither_tells_all(written):
             (told[labels[test, k], k][:, None] > told[~labels[test, k], k]).mean()
             for k in range(len(source.classes))
         ]
-        assert 0.65 < np.mean(better) < 0.97, better
+        assert 0.6 < np.mean(better) < 0.97, better
 
 
 def _words(text):

@@ -22,7 +22,7 @@ from ccu_jax.data.fashion_labels import (
     lines,
     parsed,
 )
-from ccu_jax.data.files import Folder
+from ccu_jax.data.files import Folder, refuse_links
 from ccu_jax.data.source import (
     MARKER,
     Counts,
@@ -64,7 +64,10 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
     given = pathlib.Path(os.path.expanduser(config.dir))
     try:
         root = _root(given)
-        _refuse_links(root)
+        labels = (root / "labels" / name for name in LABEL_FILES)
+        places = dict.fromkeys((*labels, _pictures(root)), root)
+        above = given.absolute().parent
+        refuse_links(places | {root: above if root == above else given})
         marked = (root / MARKER).is_file()
     except OSError as error:
         raise UserError(f"data.dir: {given} cannot be read: {error}") from None
@@ -84,7 +87,8 @@ def signature(config: Data, place: Place) -> str:
         marks.append(str(women.stat().st_size))
     # The folders of products are left out: there are some 70,000.
     for path in [women, *sorted(women.glob("*")), *sorted(women.glob("*/*"))]:
-        marks.append(f"{path.name} {path.lstat().st_mtime_ns}")
+        # As ASCII: a name on a disk need not be Unicode.
+        marks.append(f"{path.name!a} {path.lstat().st_mtime_ns}")
     return digest(*marks)
 
 
@@ -225,17 +229,6 @@ def _pictures(root: pathlib.Path) -> pathlib.Path:
     if archive.is_file() and not (women.is_dir() and any(women.iterdir())):
         return archive
     return women
-
-
-def _refuse_links(root: pathlib.Path) -> None:
-    """Nothing is read that lies elsewhere: who made the folder may be a stranger."""
-    labels = (root / "labels" / name for name in LABEL_FILES)
-    for path in (*labels, _pictures(root)):
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"{path} is a link out of its folder: put what it leads to in its "
-                "place, or name the folder that all of the files are in"
-            )
 
 
 def _root(given: pathlib.Path) -> pathlib.Path:

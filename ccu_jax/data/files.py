@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from ccu_jax.data.source import Unusable
+from ccu_jax.errors import UserError
 
 MAX_PICTURE = 256 << 20  # bytes of an encoded picture
 MAX_TEXT = 16 << 20  # bytes of a file with one row's text
 MAX_LINE = 1 << 20  # bytes of a line of an index; longer ones are left out
+_MAX_NAME = 4096  # characters of a path; following a longer one would take minutes
 
 
 class Folder:
@@ -47,7 +49,7 @@ class Folder:
         try:
             # Not blocking: opening a pipe would wait for ever.
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
             raise Unusable(f"{what} missing") from None
         except IsADirectoryError:
             raise Unusable(f"{what} is no plain file") from None
@@ -74,11 +76,12 @@ class Folder:
 
     def _path(self, name: str, what: str) -> str:
         outside = Unusable(f"{what} outside of the folder")
-        if not name or "\0" in name:
+        if not name or "\0" in name or len(name) > _MAX_NAME:
             raise Unusable(f"{what} missing")
         # Also a path of Windows: it means the same wherever the data are read.
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
-        if os.path.isabs(name) or name[:1] in "/\\" or ".." in parts or ":" in parts[0]:
+        drive = ":" in "".join(parts[:1])  # of "." there are no parts
+        if os.path.isabs(name) or name[:1] in "/\\" or ".." in parts or drive:
             raise outside
         try:
             path = os.path.join(self.root, name)
@@ -91,10 +94,30 @@ class Folder:
         return path
 
     def _is_inside(self, path: str) -> bool:
-        real = os.path.realpath(path)
-        return real == str(self.root) or real.startswith(
-            os.path.join(str(self.root), "")
-        )
+        return within(path, self.root)
+
+
+def within(path: str | pathlib.Path, folder: str | pathlib.Path) -> bool:
+    """Whether what a path leads to, by links too, lies in a folder (or is it)."""
+    # Unlike Path.resolve this takes links that go round.
+    real, root = os.path.realpath(path), os.path.realpath(folder)
+    return real == root or real.startswith(os.path.join(root, ""))
+
+
+def refuse_links(places: dict[pathlib.Path, pathlib.Path]) -> None:
+    """Refuses paths that lead out of the folder each must lie in.
+
+    Who made the folder may be a stranger: nothing is read that lies elsewhere.
+
+    Raises:
+        UserError: which path it is.
+    """
+    for path, folder in places.items():
+        if not within(path, folder):
+            raise UserError(
+                f"{path} is a link out of its folder: put what it leads to in its "
+                "place, or name the folder that all of the files are in"
+            )
 
 
 def decoded(data: bytes, what: str) -> str:

@@ -16,7 +16,7 @@ import pathlib
 
 from ccu_jax.config import Data
 from ccu_jax.data import hatefulmemes_lists as lists
-from ccu_jax.data.files import Folder
+from ccu_jax.data.files import Folder, refuse_links
 from ccu_jax.data.source import (
     MARKER,
     Counts,
@@ -55,7 +55,9 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
     given = pathlib.Path(os.path.abspath(os.path.expanduser(config.dir)))
     try:
         root = _root(given)
-        _refuse_links(root)
+        places = {root / name: root for name in (*lists.FILES, "img", *_ARCHIVES)}
+        above = given.parent
+        refuse_links(places | {root: above if root == above else given})
         marked = _marker(root) is not None
     except OSError as error:
         raise UserError(f"data.dir: {given} cannot be read: {error}") from None
@@ -114,7 +116,10 @@ def _root(given: pathlib.Path) -> pathlib.Path:
     candidates += [given.parent] if given.name == "img" else []
     found = [root for root in candidates if _is_root(root)][:1]
     if not found and not any((root / lists.TRAIN).is_file() for root in candidates):
-        below = sorted(path for path in given.iterdir() if path.is_dir())
+        # What is not printable would garble the messages that name the folder.
+        below = sorted(
+            p for p in given.iterdir() if p.is_dir() and p.name.isprintable()
+        )
         deeper = [root for path in below for root in (path, path / "data")]
         found = [root for root in deeper if _is_root(root)]
         candidates += deeper
@@ -136,16 +141,6 @@ def _root(given: pathlib.Path) -> pathlib.Path:
         f"data.dir: neither {given} nor {given / 'data'} holds {lists.TRAIN} of "
         f"Hateful Memes: unpack the official zip there, or {_REMEDY}"
     )
-
-
-def _refuse_links(root: pathlib.Path) -> None:
-    """Nothing is read that lies elsewhere: who made the folder may be a stranger."""
-    for path in (root / name for name in (*lists.FILES, "img", *_ARCHIVES)):
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"{path} is a link out of its folder: put what it leads to in its "
-                "place, or name the folder that all of the files are in"
-            )
 
 
 def _is_root(root: pathlib.Path) -> bool:

@@ -163,6 +163,8 @@ def _row(entry: Any) -> Row:
     if not match or not image.isprintable() or match[1] in (".", ".."):
         raise Unusable("img is no path below img/")
     id_ = pathlib.PurePosixPath(match[1]).stem
+    if id_ != id_.strip() or f"{id_} ".startswith("# "):  # lost in a list of ids
+        raise Unusable("img is no path below img/")
     label = _label(entry)
     text, notes = _text(entry.get("text"))
     return Row(id_, match[1], text, label, "train", (*_id_notes(entry, id_), *notes))

@@ -14,7 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 from ccu_jax.config import Data
-from ccu_jax.data.files import MAX_TEXT, Folder, decoded, parsed
+from ccu_jax.data.files import MAX_TEXT, Folder, decoded, parsed, refuse_links
 from ccu_jax.data.source import (
     MARKER,
     Counts,
@@ -89,6 +89,8 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
         root = given
     if root is None:
         raise _refusal(given)
+    above = given.absolute().parent
+    refuse_links({root / ARCHIVE: root, root: above if root == above else given})
     return Place(root, "sample" if (root / MARKER).is_file() else "official")
 
 

@@ -222,7 +222,8 @@ def _mark(root: pathlib.Path, name: str) -> str:
         return ""
     try:
         if path.parts:
-            return f"{path} {os.stat(root / path).st_mtime_ns}"
+            # As ASCII: a name on a disk need not be Unicode.
+            return f"{name!a} {os.stat(root / path).st_mtime_ns}"
         # The root itself may hold a workdir, and changes with it.
         with os.scandir(root) as found:
             files = {e.name: e for e in found if pairs_index.is_picture(e.name)}

@@ -50,7 +50,8 @@ def find_root(given: pathlib.Path) -> pathlib.Path:
     """
     if index(given):
         return given
-    below = [given / name for name in _subfolders(given)]
+    # What is not printable would garble the messages that name the folder.
+    below = [given / name for name in _subfolders(given) if name.isprintable()]
     found = [folder for folder in below if index(folder)]
     if len(found) > 1:
         raise UserError(
@@ -73,13 +74,14 @@ def index(root: pathlib.Path) -> pathlib.Path | None:
     """The index in this folder, if there is one.
 
     Raises:
-        UserError: there are two.
+        UserError: there are two, or it is a link out of the folder.
     """
     found = [root / name for name in INDEXES if (root / name).is_file()]
     if len(found) > 1:
         raise UserError(
             f"data.dir: {root} holds {' and '.join(INDEXES)}: remove one of them"
         )
+    files.refuse_links(dict.fromkeys(found, root))
     return found[0] if found else None
 
 
@@ -174,7 +176,9 @@ def _pictures(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
     for folder in class_folders(root):
         with os.scandir(root / folder.path) as found:
             kinds = {
-                entry.name: entry.is_dir() for entry in found if entry.name[:1] != "."
+                entry.name: entry.is_dir(follow_symlinks=False)
+                for entry in found
+                if entry.name[:1] != "."
             }
         texts = {name for name in kinds if name.endswith(".txt") and not kinds[name]}
         pictures = sorted(n for n in kinds if is_picture(n) and not kinds[n])

@@ -7,7 +7,9 @@ from ccu_jax.data.pairs_index import SPLIT_NAMES, Entry, slashed
 from ccu_jax.data.source import Unusable
 
 _LONGEST = 512  # characters of an id, group or label
-_IMPOSSIBLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
+# A terminal obeys U+0080 to U+009F as it does the first 32 characters, and to Python
+# U+2028 and U+2029 are ends of lines.
+_IMPOSSIBLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BROKEN = re.compile("[\ud800-\udfff]")
 
 
@@ -36,6 +38,8 @@ def checked(entry: Entry) -> Row:
     for name, value in (("id", id_), ("group", group)):
         if len(value) > _LONGEST:
             raise Unusable(f"{name} too long")
+    if f"{id_} ".startswith("# "):
+        raise Unusable("id begins as a comment in a list of ids does")
     split = (_word(fields, "split") or "").casefold()
     if split and split not in SPLIT_NAMES:
         raise Unusable("split unknown")

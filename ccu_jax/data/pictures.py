@@ -14,9 +14,10 @@ from ccu_jax.data.source import Unusable
 # No other format is tried: some of Pillow's run programs or have no use here.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 120_000_000  # a larger picture is taken for a decompression bomb
+_MAX_SIDE = 1_000_000  # pixels: Pillow spends more on a row than on a pixel
 _LARGE = 40_000_000  # pixels that are worth a note
 _HEAVY = 10_000_000  # pixels that are decoded one picture at a time
-_FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
+_TILE = 1000  # pixels a side of what is converted at once of a heavy picture
 _GREY = ("1", "L", "LA", "I", "F")
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
 _ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
@@ -61,19 +62,22 @@ def decode(data: bytes, size: int, trim: bool = False) -> Picture:
         notes = _notes(image)
         # Before decoding: at a fraction of its size the ratio is rounded.
         width, height = fitted(*image.size, size)
+        least = (8 if trim else 2) * size
         # A JPEG can be decoded at a fraction of its size: much faster, less memory.
-        image.draft(None, fitted(*image.size, (8 if trim else 2) * size))
+        image.draft(None, fitted(*image.size, least))
         heavy = image.width * image.height > _HEAVY
         with _alone if heavy else contextlib.nullcontext():
             try:
                 image.load()
-                image = _rgb(image)
-            except _FAULTS as error:
+                image, box = _reduced(image, least) if heavy else (_rgb(image), None)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow's are of any kind
                 raise Unusable("picture damaged") from error
             if trim:
-                image = image.crop(_content(image))
+                image, box = image.crop(_content(image)), None
                 width, height = fitted(*image.size, size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = image.resize((width, height), Image.Resampling.BICUBIC, box)
     canvas = Image.new("RGB", (size, size), "white")
     canvas.paste(image, ((size - width) // 2, (size - height) // 2))
     return Picture(np.asarray(canvas), notes)
@@ -95,9 +99,11 @@ def _opened(data: bytes):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise Unusable("picture too large") from error
-    except _FAULTS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's are of any kind
         raise Unusable("not a picture" if data else "picture empty") from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > _MAX_SIDE:
         raise Unusable("picture too large")
     if not image.width * image.height:
         raise Unusable("picture empty")
@@ -114,11 +120,18 @@ def _notes(image) -> tuple[str, ...]:
         "transparent picture": mode in _TRANSPARENT or "transparency" in image.info,
         "progressive JPEG": "progressive" in image.info,
         "16-bit picture": mode.startswith("I"),
-        "animated picture": getattr(image, "is_animated", False),
+        "animated picture": _animated(image),
         "picture above 40 megapixels": image.width * image.height > _LARGE,
         "EXIF turn ignored": "exif" in image.info and _turned(image),
     }
     return tuple(f"noted: {what}" for what, true in found.items() if true)
+
+
+def _animated(image) -> bool:
+    try:  # which looks for a second frame, and may find what is none
+        return getattr(image, "is_animated", False)
+    except Exception:
+        return False
 
 
 def _turned(image) -> bool:
@@ -140,6 +153,26 @@ def _content(image) -> tuple[int, int, int, int]:
         .point(lambda value: 255 if value > 20 else 0)
     )
     return differs.getbbox() or (0, 0, *image.size)
+
+
+def _reduced(image, least: int):
+    """A picture as RGB, its longer side divided, but not below `least` pixels.
+
+    Also the box of it that the picture fills, for the last row and column may be less.
+    Piece by piece: converted as a whole it would take its memory several times.
+    """
+    from PIL import Image
+
+    by = max(1, max(image.size) // least)
+    across, down = (-(-side // by) for side in image.size)
+    reduced = Image.new("RGB", (across, down))
+    step = max(1, _TILE // by)
+    for x in range(0, across, step):
+        for y in range(0, down, step):
+            ends = min((x + step) * by, image.width), min((y + step) * by, image.height)
+            piece = _rgb(image.crop((x * by, y * by, *ends)))
+            reduced.paste(piece.reduce(by) if by > 1 else piece, (x, y))
+    return reduced, (0, 0, image.width / by, image.height / by)
 
 
 def _rgb(image):

@@ -6,6 +6,7 @@ at most MOST_BITS bits are candidates; they count as near-duplicates when the sh
 pictures, colours included, correlate by at least LEAST_CORRELATION.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Iterator
 
@@ -13,11 +14,12 @@ import numpy as np
 import scipy.fft
 import scipy.sparse
 
-from ccu_jax.data.columns import Rows
+from ccu_jax.data.columns import Column, Rows
 from ccu_jax.data.source import Progress
 
 MOST_BITS = 6  # of 63; every such pair is found
 LEAST_CORRELATION = 0.98
+_BANDS = MOST_BITS + 1
 _SIDE, _LOW, _CHUNK = 16, 8, 1024
 _LEAST_SPREAD = 2.0  # of 255; evener pictures look like each other and tell nothing
 
@@ -35,27 +37,38 @@ def clusters(
     Returns:
         int64 [N], the smallest row of each row's cluster; its own number when alone.
     """
-    pictures = Rows(path)
+    kept = path.with_name("shrunk.npy")
     try:
-        total = len(pictures)
-        hashes = np.zeros(total, np.uint64)
-        told = np.array(has_image, bool)
-        for first in range(0, total, _CHUNK):
+        hashes, telling = _shrink(path, kept, progress)
+        rows = np.flatnonzero(has_image & telling)
+        found = [np.empty((0, 2), np.int64)]
+        with contextlib.closing(Rows(kept)) as small:
+            for band in range(_BANDS):
+                progress("looking for near-duplicates", band, _BANDS)
+                for pairs in candidates(hashes[rows], band):
+                    found.append(rows[pairs][_alike(small, rows[pairs])])
+    finally:
+        kept.unlink(missing_ok=True)
+    progress("looking for near-duplicates", _BANDS, _BANDS)
+    return connected(len(hashes), np.concatenate(found))
+
+
+def _shrink(
+    path: pathlib.Path, kept: pathlib.Path, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keeps all pictures in small; gives their hashes, and which are not too even."""
+    hashes, telling = [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    with (
+        contextlib.closing(Rows(path)) as pictures,
+        Column(kept, np.uint8, (_SIDE, _SIDE, 3)) as column,
+    ):
+        for first in range(0, total := len(pictures), _CHUNK):
             progress("looking for near-duplicates", first, total)
             small = shrunk(pictures.slice(first, min(first + _CHUNK, total)))
-            hashes[first : first + len(small)] = hashed(small)
-            told[first : first + len(small)] &= (
-                small.reshape(len(small), -1).std(axis=1) >= _LEAST_SPREAD
-            )
-        rows = np.flatnonzero(told)
-        found = [np.empty((0, 2), np.int64)]
-        for pairs in candidates(hashes[rows]):
-            pairs = rows[pairs]
-            found.append(pairs[_alike(pictures, pairs)])
-    finally:
-        pictures.close()
-    progress("looking for near-duplicates", total, total)
-    return connected(total, np.concatenate(found))
+            hashes.append(hashed(small))
+            telling.append(small.reshape(len(small), -1).std(axis=1) >= _LEAST_SPREAD)
+            column.add(small.round().astype(np.uint8))
+    return np.concatenate(hashes), np.concatenate(telling)
 
 
 def connected(total: int, pairs: np.ndarray) -> np.ndarray:
@@ -89,42 +102,53 @@ def hashed(small: np.ndarray) -> np.ndarray:
     return bits @ (np.uint64(1) << np.arange(low.shape[1], dtype=np.uint64))
 
 
-def candidates(hashes: np.ndarray) -> Iterator[np.ndarray]:
-    """All pairs `[n, 2]` of rows whose hashes differ in at most MOST_BITS bits.
+def candidates(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
+    """Pairs `[n, 2]` of rows whose hashes differ in at most MOST_BITS bits.
 
     The bits are cut into one band more than may differ, so one band of such a pair is
-    equal (Manku et al. 2007). Rows of one hash are paired with the first of them only.
+    equal (Manku et al. 2007): a pair comes with the first band that is. Rows of one
+    hash are paired with the first of them only, with the first band.
     """
     unique, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-    same = np.stack([first[which], np.arange(len(hashes))], 1)
-    yield same[same[:, 0] != same[:, 1]]
-    cuts = np.linspace(0, 63, MOST_BITS + 2).astype(np.uint64)
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
-        band = (unique >> low) & ((np.uint64(1) << (high - low)) - np.uint64(1))
-        order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.diff(band[order], prepend=band[order[:1]] + 1))
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield from _close(unique, first, order[start:end])
+    if not band:
+        same = np.stack([first[which], np.arange(len(hashes))], 1)
+        yield same[same[:, 0] != same[:, 1]]
+    part = unique & _mask(band)
+    order = np.argsort(part, kind="stable")
+    starts = np.flatnonzero(np.diff(part[order], prepend=~part[order[:1]]))
+    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        for pairs in _close(unique, order[start:end]):
+            apart = unique[pairs[:, 0]] ^ unique[pairs[:, 1]]
+            new = np.ones(len(pairs), bool)
+            for earlier in range(band):
+                new &= (apart & _mask(earlier)) != 0
+            yield np.sort(first[pairs[new]], axis=1)
 
 
-def _close(unique, first, bucket) -> Iterator[np.ndarray]:
+def _mask(band: int) -> np.uint64:
+    """The bits of a band."""
+    low, high = (63 * edge // _BANDS for edge in (band, band + 1))
+    return np.uint64((1 << high) - (1 << low))
+
+
+def _close(unique, bucket) -> Iterator[np.ndarray]:
     """The pairs of a bucket that are close enough, a block of rows at a time."""
     block = max(1, 4_000_000 // max(len(bucket), 1))
     for start in range(0, len(bucket), block):
         left, right = bucket[start : start + block], bucket[start:]
         apart = np.bitwise_count(unique[left][:, None] ^ unique[right][None])
         a, b = np.nonzero(apart <= MOST_BITS)
-        pairs = np.stack([first[left[a]], first[right[b]]], 1)
-        if len(pairs := pairs[pairs[:, 0] < pairs[:, 1]]):
+        pairs = np.stack([left[a], right[b]], 1)
+        if len(pairs := pairs[a < b]):
             yield pairs
 
 
-def _alike(pictures: Rows, pairs: np.ndarray) -> np.ndarray:
-    """Which pairs `[n, 2]` of rows correlate strongly enough, bool `[n]`."""
+def _alike(small: Rows, pairs: np.ndarray) -> np.ndarray:
+    """Which pairs `[n, 2]` of shrunken pictures correlate strongly enough, `[n]`."""
     alike = np.empty(len(pairs), bool)
     for start in range(0, len(pairs), _CHUNK):
         part = pairs[start : start + _CHUNK]
-        a, b = (shrunk(pictures.take(part[:, side])) for side in (0, 1))
+        a, b = (small.take(part[:, side]).astype(np.float32) for side in (0, 1))
         a, b = (x.reshape(len(x), -1) for x in (a, b))
         a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
         scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))

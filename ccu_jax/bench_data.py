@@ -29,6 +29,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
             default=rows,
             help=f"rows of {name}'s sample edition, 0 leaves it out; default {rows}",
         )
+    add("--no-records", action="store_true", help="prepare without TFDS records")
     add("--only", choices=("prepare", "feed"), help="one of the two measurements")
     add(
         "--dir",
@@ -89,7 +90,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         for name, number in rows.items():
             if number:
                 where = folder / f"{name}-{number}"
-                prepared.append(bench_prepare.measure(name, number, where))
+                found = bench_prepare.measure(name, number, where, not given.no_records)
+                prepared.append(found | {"records": not given.no_records})
     if given.only != "prepare":
         for size, most in _FED_ROWS.items():
             number = min(rows[_FED], most or rows[_FED])
@@ -107,7 +109,7 @@ def _loaded(folder: pathlib.Path, rows: int, size: int) -> data.Dataset:
     """The data set that is fed, prepared by this or an earlier measurement."""
     root, _ = bench_prepare.write_sample(_FED, rows, folder)
     workdir = folder / ("prepared" if size == bench_prepare.SIZE else f"of-{size}")
-    settings = bench_prepare.settings(_FED, root, size)
+    settings = bench_prepare.settings(_FED, root, image_size=size, records=False)
     return data.load(settings, workdir, bench_prepare.Screen(f"{_FED}, {size} pixels"))
 
 
@@ -205,7 +207,7 @@ def _column(of: dict[str, Any]) -> dict[str, str]:
         of[start] for start in ("first", "second", "killed", "resumed")
     )
     stages = [first["stages_s"].get(stage, 0.0) for stage in bench_prepare.STAGES]
-    reading, tokenising, near = stages
+    reading, tokenising, near = *stages[:2], sum(stages[2:])
     sample_s = of["sample_s"]
     same = first["fingerprint"] == resumed["fingerprint"]
     return {

@@ -4,6 +4,7 @@ Each measurement is a process that does nothing else, so that its memory is that
 preparing alone.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -16,13 +17,18 @@ import time
 from collections import defaultdict
 from typing import Any, NoReturn
 
-from ccu_jax import data
+from ccu_jax import config_file, data
 from ccu_jax.config import Data
 from ccu_jax.data import parts, pictures, sample
 from ccu_jax.errors import UserError
 
 READING = "reading and decoding"
-STAGES = (READING, "tokenising texts", "looking for near-duplicates")
+STAGES = (
+    READING,
+    "tokenising texts",
+    "looking for near-duplicates",
+    "comparing pictures that look alike",
+)
 SIZE = 48  # pixels a side, as in the configurations
 # What messages call the four starts.
 _TITLES = {
@@ -36,9 +42,10 @@ _KILL_AT = 0.5
 _TELL_EVERY_S = 2.0
 
 
-def settings(dataset: str, root: pathlib.Path, size: int = SIZE) -> Data:
-    """What a data set in the folder `root` is prepared with."""
-    return Data(dataset=dataset, dir=str(root), image_size=size, text_length=48)
+def settings(dataset: str, root: pathlib.Path, **others: Any) -> Data:
+    """What its configuration prepares a data set in the folder `root` with."""
+    config = config_file.load(dataset, []).data
+    return dataclasses.replace(config, dir=str(root), **{"image_size": SIZE} | others)
 
 
 def write_sample(
@@ -56,7 +63,9 @@ def write_sample(
     return root, time.perf_counter() - began if calls else None
 
 
-def measure(dataset: str, rows: int, folder: pathlib.Path) -> dict[str, Any]:
+def measure(
+    dataset: str, rows: int, folder: pathlib.Path, records: bool
+) -> dict[str, Any]:
     """Prepares a sample edition whole, again, and with a kill at the half.
 
     Args:
@@ -64,6 +73,7 @@ def measure(dataset: str, rows: int, folder: pathlib.Path) -> dict[str, Any]:
         rows: Number of its rows.
         folder: Where all of it lies; what an earlier measurement left is used (the
             sample) or removed.
+        records: Whether TFDS records are kept as well, as the configurations do.
 
     Returns:
         `dataset`, `rows`, `sample_s`, and for each start (`first`, `second`, `killed`,
@@ -77,17 +87,17 @@ def measure(dataset: str, rows: int, folder: pathlib.Path) -> dict[str, Any]:
     ):
         shutil.rmtree(folder / workdir, ignore_errors=True)
         for name in starts:
-            found[name] = _start(name, dataset, root, folder / workdir)
+            found[name] = _start(name, dataset, root, folder / workdir, records)
     shutil.rmtree(folder / "again", ignore_errors=True)
     return found | {"part_rows": parts.PART_ROWS}
 
 
-def _start(name: str, dataset: str, root, workdir) -> dict[str, Any]:
+def _start(name: str, dataset: str, root, workdir, records) -> dict[str, Any]:
     """One start of the process that prepares, until it ends or is killed."""
     command = [sys.executable, "-m", "ccu_jax.bench", "_prepare"]
     kill_at = _KILL_AT if name == "killed" else None
-    told = (f"{dataset}, {_TITLES[name]}", dataset, root, workdir, json.dumps(kill_at))
-    arguments = list(map(str, told))
+    title, how = f"{dataset}, {_TITLES[name]}", json.dumps([kill_at, records])
+    arguments = list(map(str, (title, dataset, root, workdir, how)))
     ended = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True)
     if ended.returncode == 130:
         raise KeyboardInterrupt
@@ -106,12 +116,14 @@ def child(argv: list[str]) -> int:
 
     Args:
         argv: what its messages begin with, the data set, its folder, the working
-            folder, and null or the share of the rows after which it kills itself.
+            folder, and as JSON: null or the share of the rows after which it kills
+            itself, and whether it keeps records.
     """
     if len(argv) != 5:
         raise UserError("_prepare is for the sub-command `data` alone")
-    title, dataset, root, workdir, kill_at = argv
-    watch = _Watch(Screen(title), json.loads(kill_at))
+    title, dataset, root, workdir, how = argv
+    kill_at, records = json.loads(how)
+    watch = _Watch(Screen(title), kill_at)
     decode = pictures.decode
 
     def counted(*args, **kwargs):
@@ -120,7 +132,8 @@ def child(argv: list[str]) -> int:
 
     pictures.decode = counted
     where = pathlib.Path(workdir)
-    loaded = data.load(settings(dataset, pathlib.Path(root)), where, watch)
+    config = settings(dataset, pathlib.Path(root), records=records)
+    loaded = data.load(config, where, watch)
     told = {
         "rows": len(loaded.id),
         "pictures": int(loaded.has_image.sum()),

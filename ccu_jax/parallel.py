@@ -192,16 +192,27 @@ EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
 def fits(size: int) -> bool:
     """Whether so many bytes may stay on every device, beside all that training needs.
 
-    Accelerators tell their memory; simulated devices share that of the machine.
+    All processes come to the same answer: they run the same program.
     """
+    if jax.process_count() == 1:
+        return size <= _room()
+    from jax.experimental import multihost_utils
+
+    mine = np.array(size <= _room())
+    return bool(multihost_utils.process_allgather(mine).all())
+
+
+def _room() -> float:
+    """Bytes that may stay on each device of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
-        return size <= 0.4 * limit
+        return 0.4 * limit
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not every system tells
         memory = 8 << 30
-    return size * jax.local_device_count() <= 0.2 * memory
+    # Simulated devices share the machine's memory, and so may their processes.
+    return 0.2 * memory / jax.device_count()
 
 
 def is_first() -> bool:

@@ -5,6 +5,7 @@ of the same kind. A finished stage is skipped; one that was cut off goes on from
 last checkpoint and ends with the same bits.
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -24,6 +25,7 @@ from ccu_jax import (
     report,
     rows,
     unlearn_set,
+    workdirs,
 )
 from ccu_jax import config as configs
 from ccu_jax.config import Config
@@ -35,9 +37,6 @@ from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import Model
 from ccu_jax.parallel import EXECUTORS, Executor, barrier, is_first, shared
 from ccu_jax.report import atomically
-
-# What may differ between two runs on one folder: it changes nothing but rounding.
-FREE = ("methods", "seeds", "run.")
 
 
 class Bench(NamedTuple):
@@ -80,7 +79,7 @@ def run(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     rows.commit()
-    _refuse(config, workdir)
+    workdirs.refuse(config, workdir)
     reporter = report.Reporter(workdir, is_first())
     try:
         titles = [_title(s, m) for s in config.seeds for m in methods]
@@ -90,11 +89,10 @@ def run(
             # All that can be wrong is found before the first step and the first file.
             drawn = {seed: _draw(bench, seed, methods) for seed in config.seeds}
             _check_purged(bench, methods)
-        files = {
-            _unlearn_file(workdir, seed): text for seed, (_, text) in drawn.items()
-        }
-        files |= _near(bench, drawn)
-        _claim(config, workdir, files)
+        place = functools.partial(workdirs.unlearn_file, workdir)
+        files = {place(seed): text for seed, (_, text) in drawn.items()}
+        files |= workdirs.near(bench, drawn)
+        workdirs.claim(config, workdir, files)
         for seed, (sets, _) in drawn.items():
             _seed(bench, seed, sets, methods)
         with reporter.stage("report"):
@@ -104,7 +102,7 @@ def run(
         report.show(found, reporter)
         reporter.say(f"report: {workdir / 'report.html'}")
         if purge:
-            _purge(bench)
+            workdirs.purge(bench)
         return found
     finally:
         reporter.close()
@@ -127,43 +125,6 @@ def _check(config, methods):
     limits.check_batches(config, methods, jax.device_count())
 
 
-def _refuse(config, workdir):
-    """Refuse a folder that another configuration has filled."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        different = configs.difference(theirs, configs.to_json(config))
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(
-            f"{path} is damaged: remove the folder or give another --workdir"
-        ) from None
-    other = [key for key in different if not key.startswith(FREE)]
-    if other:
-        raise UserError(
-            f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
-            " give another --workdir, or remove the folder to start anew"
-        )
-
-
-def _claim(config, workdir, files):
-    """Leave this configuration's mark, and the unlearn set of every seed."""
-    barrier("claim")  # all processes have looked at what was there
-    if is_first():
-        mine = configs.to_json(config)
-        path = workdir / "config.json"
-        atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
-        for path, text in files.items():
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                atomically(path, text.encode())
-
-
-def _unlearn_file(workdir, seed):
-    return workdir / "unlearn_sets" / f"{seed}.txt"
-
-
 def _draw(bench, seed, methods) -> tuple[unlearn_set.Sets, str]:
     """A seed's sets, and the unlearn set as text; what is finished must fit to them."""
     for method in methods:
@@ -173,29 +134,13 @@ def _draw(bench, seed, methods) -> tuple[unlearn_set.Sets, str]:
         bench.data, config.rule, seed, config.unseen, config.duplicates
     )
     text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
-    path = _unlearn_file(bench.workdir, seed)
+    path = workdirs.unlearn_file(bench.workdir, seed)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(
             f"the unlearn set is another one than in {path}: give another --workdir, "
             "or remove the folder to start anew"
         )
     return sets, text
-
-
-def _near(bench, drawn) -> dict[pathlib.Path, str]:
-    """Tell which near-duplicates of forgotten pictures there are; a file per seed."""
-    files = {}
-    for seed, (sets, _) in drawn.items():
-        near = unlearn_set.near_duplicates(bench.data, sets)
-        if any(map(len, near.values())):
-            path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
-            files[path] = unlearn_set.describe_near(bench.data, sets, near)
-            told = ", ".join(f"{name} {len(rows)}" for name, rows in near.items())
-            bench.reporter.say(
-                f"seed {seed}: near-duplicates of forgotten pictures by set: {told}; "
-                f"see {path}"
-            )
-    return files
 
 
 def _bench(config, workdir, reporter, stage) -> Bench:
@@ -205,7 +150,7 @@ def _bench(config, workdir, reporter, stage) -> Bench:
         loaded = data.load(config.data, workdir, stage.tell, expected)
     barrier("data")
     if not is_first():
-        loaded = data.load(config.data, workdir, stage.tell)
+        loaded = data.load_prepared(config.data, workdir)
     if loaded.edition == "sample":
         reporter.warn(
             f"SAMPLE EDITION for {config.name}: generated in the official format. Give "
@@ -264,37 +209,6 @@ def _check_purged(bench, methods):
                     f"finished can be shown, but {method} of seed {seed} cannot be "
                     "run; give another --workdir"
                 )
-
-
-def _purge(bench: Bench):
-    """Remove the pictures of all unlearn sets of this folder, and look for them."""
-    workdir, reporter = bench.workdir, bench.reporter
-    with reporter.stage("purge") as stage:
-        if is_first():
-            ids = unlearn_set.recorded(
-                bench.data,
-                workdir / "unlearn_sets",
-                bench.config.unlearn.duplicates,
-            )
-            cache = jax.config.jax_compilation_cache_dir
-            places = [workdir, *([pathlib.Path(cache)] if cache else [])]
-            told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
-            text = json.dumps(told, indent=1) + "\n"
-            atomically(workdir / "purge.json", text.encode())
-        barrier("purge")
-    if is_first():
-        reporter.say(
-            f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
-            f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
-            f"{len(told['hits'])} found; {told['even']} pictures are too even to be "
-            "looked for. Your own files still hold theirs"
-        )
-        if told["hits"]:
-            raise UserError(
-                f"purge: {told['hits'][0][0]} and {len(told['hits']) - 1} more are "
-                f"still there, see {workdir / 'purge.json'}: an equal picture may "
-                "have been kept, or another program has left a copy"
-            )
 
 
 def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):

@@ -52,17 +52,26 @@ def joined(data, duplicates: str) -> np.ndarray:
 
 
 def near_duplicates(data, sets: Sets) -> dict[str, np.ndarray]:
-    """Rows of the other sets that have nearly the picture of an unlearn row.
+    """Rows with nearly the picture of an unlearn row of another group, by set.
 
-    Where they are retained, their pictures go on teaching what was to be forgotten.
+    Where they are retained, their pictures go on teaching what was to be forgotten; in
+    the unlearn set they are forgotten with each other.
     """
     shown = sets.unlearn[data.has_image[sets.unlearn]]
     clusters = data.cluster[shown]
-    return {
+    near = {
         name: rows[np.isin(data.cluster[rows], clusters) & data.has_image[rows]]
         for name, rows in sets._asdict().items()
-        if name != "unlearn"
     }
+    # Rows of one group belong together anyway.
+    pairs = np.unique(np.stack([clusters, _numbers(data.group[shown])]), axis=1)
+    of, groups = np.unique(pairs[0], return_counts=True)
+    near["unlearn"] = shown[np.isin(clusters, of[groups > 1])]
+    return near
+
+
+def _numbers(names: np.ndarray) -> np.ndarray:
+    return np.unique(names, return_inverse=True)[1]
 
 
 def order(data, seed: int) -> list[str]:
@@ -151,11 +160,13 @@ def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget")
 def describe_near(data, sets: Sets, near: dict[str, np.ndarray]) -> str:
     """Near-duplicates as lines of set, id, and the id of a forgotten row like it."""
     like = {int(data.cluster[row]): str(data.id[row]) for row in sets.unlearn[::-1]}
-    lines = [
-        f"{name}\t{data.id[row]}\t{like[int(data.cluster[row])]}"
+    found = [
+        (name, str(data.id[row]), like[int(data.cluster[row])])
         for name, rows in near.items()
         for row in rows
     ]
+    # The first of those that are forgotten together stands for the others.
+    lines = ["\t".join(line) for line in found if line[1] != line[2]]
     return "\n".join(["set\tid\tforgotten", *lines]) + "\n"
 
 
@@ -238,7 +249,7 @@ def _listed_groups(data, path):
 
 def _ids(path: pathlib.Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
     ids = [line.strip() for line in lines]
@@ -264,7 +275,8 @@ def _check(data, sets, rule):
     if not len(sets.retain):
         raise UserError(
             f"unlearn rule {rule} selects every training row: nothing would be "
-            "retained; train a new model without them instead"
+            "retained; train a new model without them instead (or, if near-duplicates "
+            "have brought them in, set unlearn.duplicates=report)"
         )
     for name in ("unseen", "validation", "test"):
         if not len(getattr(sets, name)):

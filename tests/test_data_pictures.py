@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.data import pictures
 from ccu_jax.data.pictures import decode
 from ccu_jax.data.source import Unusable
 
@@ -113,10 +112,6 @@ BAD = [
 def test_what_is_no_whole_picture_is_named(data, reason):
     with pytest.raises(Unusable, match=reason):
         decode(data, 8)
-
-
-def test_the_size_is_read_from_the_header():
-    assert pictures.picture_size(picture(size=(70, 90))) == (70, 90)
 
 
 def test_a_picture_of_a_hundred_megapixels_is_decoded_in_small():

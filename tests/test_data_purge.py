@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from ccu_jax.config import Data
 from ccu_jax.data import forget, load, prepare, purge
-from ccu_jax.data.purge import Needle
+from ccu_jax.data.purge import needle
+from ccu_jax.errors import UserError
 
 
 def quiet(what, done, total):
@@ -41,10 +43,13 @@ def haystack(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", [0, 1, 968, 969, 985, 999, 1000, 2345, 4968])
 def test_a_piece_is_found_wherever_it_lies(haystack, place):
     data = (haystack / "below" / "b.bin").read_bytes()
-    needle = Needle("row", data[place : place + purge.PIECE])
-    found = purge.search([needle], [haystack], quiet)
-    assert found.hits == (("row", str(haystack / "below" / "b.bin")),)
-    assert (found.files, found.bytes, found.needles) == (3, 10_000, 1)
+    wanted = needle("row", "square", data[place : place + purge.PIECE])
+    assert purge.search([wanted], [haystack], quiet) == {
+        "needles": 1,
+        "files": 3,
+        "bytes": 10_000,
+        "hits": [("row", str(haystack / "below" / "b.bin"))],
+    }
 
 
 def test_what_is_not_there_is_not_found(haystack):
@@ -52,24 +57,26 @@ def test_what_is_not_there_is_not_found(haystack):
     near = bytearray(data[100 : 100 + purge.PIECE])
     near[-1] ^= 1  # the same but for one bit
     other = np.random.default_rng(9).integers(0, 256, 32, np.uint8).tobytes()
-    needles = [Needle("near", bytes(near)), Needle("other", other)]
-    assert purge.search(needles, [haystack], quiet).hits == ()
-    assert purge.search([], [haystack], quiet).hits == ()
+    needles = [needle("near", "square", bytes(near)), needle("other", "square", other)]
+    assert purge.search(needles, [haystack], quiet)["hits"] == []
+    assert purge.search([], [haystack], quiet)["hits"] == []
 
 
 def test_two_rows_with_one_picture_are_both_named_once(haystack):
     data = (haystack / "a.bin").read_bytes()
-    needles = [Needle(i, data[p : p + purge.PIECE]) for i in "xy" for p in (5, 300)]
-    found = purge.search(needles, [haystack], quiet)
-    assert sorted(found.hits) == [(i, str(haystack / "a.bin")) for i in "xy"]
+    wanted = [
+        needle(i, "square", data[p : p + purge.PIECE]) for i in "xy" for p in (5, 300)
+    ]
+    found = purge.search(wanted, [haystack], quiet)
+    assert found["hits"] == [(i, str(haystack / "a.bin")) for i in "xy"]
 
 
 def test_links_are_not_followed(haystack, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside") / "c.bin"
     outside.write_bytes(grain(0))
     (haystack / "link").symlink_to(outside)
-    needles = [Needle("row", piece) for piece in purge.pieces(grain(0))]
-    assert purge.search(needles, [haystack], quiet).hits == ()
+    needles = [needle("row", "original", p) for p in purge.pieces(grain(0))]
+    assert purge.search(needles, [haystack], quiet)["hits"] == []
 
 
 def test_pieces_are_telling_and_even_pictures_have_none():
@@ -96,8 +103,10 @@ def own(tmp_path):
 
 
 def hits(workdir: pathlib.Path, numbers):
-    needles = [Needle(str(n), p) for n in numbers for p in purge.pieces(grain(n))]
-    return purge.search(needles, [workdir], quiet).hits
+    wanted = [
+        needle(str(n), "original", p) for n in numbers for p in purge.pieces(grain(n))
+    ]
+    return purge.search(wanted, [workdir], quiet)["hits"]
 
 
 @pytest.mark.parametrize("records", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -109,9 +118,9 @@ def test_after_a_purge_nothing_of_the_pictures_is_left(own, tmp_path, records):
         assert hits(workdir, range(30))
     chosen = {"3.jpg", "4.jpg", "17.jpg"}
     told = forget(config, workdir, chosen, [workdir], quiet)
-    assert told["hits"] == () and told["pictures"] == 3 and told["even"] == 0
+    assert told["hits"] == [] and told["pictures"] == 3 and told["even"] == 0
     assert told["needles"] == 18 and told["files"] >= 10
-    assert hits(workdir, (3, 4, 17)) == ()
+    assert hits(workdir, (3, 4, 17)) == []
     after = load(config, workdir, quiet)
     for i, image in zip(after.id, after.image, strict=True):
         assert bytes(image) == (bytes(768) if str(i) in chosen else squares[str(i)])
@@ -141,7 +150,7 @@ def test_the_pictures_of_a_sample_edition_go_as_well(tmp_path):
     posters = {p.stem for p in (tmp_path / "sample").rglob("*.jpeg")}
     assert chosen <= posters
     told = forget(config, tmp_path, chosen, [tmp_path], quiet)
-    assert told["hits"] == () and told["needles"] >= 4
+    assert told["hits"] == [] and told["needles"] >= 4
     assert {p.stem for p in (tmp_path / "sample").rglob("*.jpeg")} == posters - chosen
     assert load(config, tmp_path, quiet).fingerprint == data.fingerprint
 
@@ -154,7 +163,7 @@ def test_what_a_killed_run_has_left_goes_as_well(own, tmp_path):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(grain(4))
     told = forget(own, workdir, {"4.jpg"}, [workdir], quiet)
-    assert told["hits"] == () and hits(workdir, [4]) == ()
+    assert told["hits"] == [] and hits(workdir, [4]) == []
 
 
 def test_a_kept_picture_that_is_the_same_is_found_and_one_with_an_equal_part_is_not(
@@ -174,7 +183,70 @@ def test_a_kept_picture_that_is_the_same_is_found_and_one_with_an_equal_part_is_
     config = Data(dir=str(root), image_size=16, text_length=4, vocabulary=100)
     load(config, tmp_path / "w", quiet)
     told = forget(config, tmp_path / "w", {"0.tif"}, [tmp_path / "w"], quiet)
-    assert told["hits"] == () and 0 < told["needles"] < 6
+    assert told["hits"] == [] and 0 < told["needles"] < 6
     told = forget(config, tmp_path / "w", {"2.tif"}, [tmp_path / "w"], quiet)
     stored = str(tmp_path / "w" / "data" / "image.npy")
-    assert told["hits"] == (("2.tif", stored),)
+    assert told["hits"] == [("2.tif", stored)]
+
+
+@pytest.mark.parametrize("where", ["_empty", "_own", "search"])
+def test_a_purge_that_was_killed_proves_as_much_when_it_is_repeated(
+    own, tmp_path, monkeypatch, where
+):
+    workdir, chosen = tmp_path / "w", {"3.jpg", "4.jpg"}
+    load(own, workdir, quiet)
+    copy = bytes(np.load(workdir / "data" / "image.npy")[5])
+    chosen.add(str(np.load(workdir / "data" / "id.npy")[5]))
+    real = getattr(purge, where)
+
+    def killed(*args):
+        if where == "_empty":
+            real(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(purge, where, killed)
+    with pytest.raises(KeyboardInterrupt):
+        forget(own, workdir, chosen, [workdir], quiet)
+    monkeypatch.setattr(purge, where, real)
+    # Also where the source is gone, and nothing but hashes tells what there was.
+    pathlib.Path(own.dir).rename(tmp_path / "elsewhere")
+    (workdir / "left.bin").write_bytes(copy)
+    for _ in range(2):
+        told = forget(own, workdir, chosen, [workdir], quiet)
+        assert told["needles"] == 6 * len(chosen) and told["even"] == 0
+        assert [path for _, path in told["hits"]] == [str(workdir / "left.bin")]
+
+
+def test_even_pictures_are_told_each_time_and_lost_hashes_are_no_proof(own, tmp_path):
+    workdir = tmp_path / "w"
+    white = io.BytesIO()
+    Image.new("RGB", (30, 30), "white").save(white, "PNG")
+    (pathlib.Path(own.dir) / "7.jpg").write_bytes(white.getvalue())
+    load(own, workdir, quiet)
+    for _ in range(2):
+        told = forget(own, workdir, {"3.jpg", "7.jpg"}, [workdir], quiet)
+        assert told["hits"] == [] and told["even"] <= 1
+    (workdir / purge.NEEDLES).unlink()
+    pathlib.Path(own.dir).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="purge: 2 pictures, .* nothing can be proved"):
+        forget(own, workdir, {"3.jpg", "7.jpg"}, [workdir], quiet)
+    (workdir / purge.NEEDLES).write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        forget(own, workdir, {"3.jpg"}, [workdir], quiet)
+
+
+def test_folders_that_were_moved_and_linked_are_emptied_and_searched(own, tmp_path):
+    workdir = tmp_path / "w"
+    load(own, workdir, quiet)
+    at = prepare.folders(workdir)
+    at.records.mkdir()
+    for folder in (at.data, at.records):
+        far = tmp_path / "far" / folder.name
+        shutil.move(folder, far)
+        folder.symlink_to(far)
+    (tmp_path / "far" / "records" / "old").mkdir()
+    (tmp_path / "far" / "records" / "old" / "file").write_bytes(grain(4))
+    (tmp_path / "far" / "data" / "copy").write_bytes(grain(5))
+    told = forget(own, workdir, {"4.jpg", "5.jpg"}, [workdir], quiet)
+    assert not (tmp_path / "far" / "records").exists()
+    assert told["hits"] == [("5.jpg", str(tmp_path / "far" / "data" / "copy"))]

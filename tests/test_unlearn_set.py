@@ -258,6 +258,11 @@ def test_a_near_duplicate_is_forgotten_too_and_is_no_control(twins, rule, tmp_pa
             assert np.isin(three, part).sum() in (0, 3)
         near = unlearn_set.near_duplicates(data, sets)
         assert not len(near["retain"]) and not len(near["unseen"])
+        # What was brought in is told.
+        brought = three if np.isin(three, sets.unlearn).all() else []
+        assert set(near["unlearn"]) == set(brought)
+        told = unlearn_set.describe_near(data, sets, near)
+        assert told.count("unlearn\t") == max(len(brought) - 1, 0)
 
 
 def test_near_duplicates_are_only_reported_when_that_is_asked_for(twins, tmp_path):
@@ -274,6 +279,7 @@ def test_near_duplicates_are_only_reported_when_that_is_asked_for(twins, tmp_pat
     told = unlearn_set.describe_near(data, sets, near).splitlines()
     assert f"test\t{data.id[test[0]]}\t{data.id[alone[0]]}" in told
     assert len(told) == 1 + sum(map(len, near.values()))
+    assert not len(near["unlearn"])
 
 
 def test_what_was_recorded_is_read_back_with_the_same_pictures(twins, tmp_path):

@@ -68,14 +68,19 @@ def load(
         UserError: unknown name, missing or malformed files, nothing usable, or other
             data than expected; what was stored before is left as it is.
     """
-    if config.dataset not in DATASETS:
-        raise UserError(
-            f"data.dataset: {config.dataset!r} is none of {', '.join(sorted(DATASETS))}"
-        )
     _check(config)
     reader = DATASETS[config.dataset]
     stored = prepare.stored(config, reader, pathlib.Path(workdir), progress, expected)
     return Dataset(name=config.dataset, **stored)
+
+
+def load_prepared(config: Data, workdir: pathlib.Path) -> Dataset:
+    """Maps what process 0 has just loaded; the source need not be seen from here.
+
+    Raises:
+        UserError: it is not there.
+    """
+    return Dataset(name=config.dataset, **prepare.mapped(config, workdir))
 
 
 def forget(
@@ -99,12 +104,14 @@ def forget(
         and `bytes` searched, `hits` as (id, file).
     """
     reader = DATASETS[config.dataset]
-    needles, even = purge.empty(config, reader, workdir, ids, progress)
-    found = purge.search(needles, folders, progress)
-    return {"pictures": len(ids), "even": even, **found._asdict()}
+    return purge.forget(config, reader, workdir, ids, folders, progress)
 
 
 def _check(config: Data) -> None:
+    if config.dataset not in DATASETS:
+        raise UserError(
+            f"data.dataset: {config.dataset!r} is none of {', '.join(sorted(DATASETS))}"
+        )
     if config.group not in GROUPS:
         raise UserError(f"data.group: {config.group!r} is none of {', '.join(GROUPS)}")
     least = {"image_size": 4, "text_length": 2, "vocabulary": 100}

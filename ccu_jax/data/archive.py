@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
+from ccu_jax.data.files import shown
 from ccu_jax.data.source import Counts, Progress
 from ccu_jax.errors import UserError
 
@@ -27,7 +28,7 @@ ALWAYS = 1 << 30  # bytes that may be unpacked from any archive
 SPARE = 256 << 20  # bytes of the disk that are left free
 _PIECE = 1 << 18  # bytes read at a time
 _HEADER = 1 << 20  # bytes; Python would take the header of a tar member at any length
-_LEAST = 512  # bytes that a member counts for: there may be millions of empty ones
+_LEAST = 512  # bytes that a member, or a folder it is in, counts for: it may be empty
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _METHODS = (0, 8, 12, 14)  # of zip, that Python can undo
 _ENCRYPTED = 0x41  # bits of a zip member's flags
@@ -96,9 +97,9 @@ def unpack(
         shutil.rmtree(scratch, ignore_errors=True)
         if not _is_damage(error):
             raise
+        told = shown(str(error) or type(error).__name__)[1:-1]
         raise UserError(
-            f"{archive} is damaged ({str(error) or type(error).__name__}): fetch or "
-            "copy it again"
+            f"{archive} is damaged ({told}): fetch or copy it again"
         ) from error
     progress(what, size, size)
     return _told(folder, counts)
@@ -165,7 +166,7 @@ def _zipped(raw: IO[bytes], archive: pathlib.Path) -> Iterator[_Member]:
         for info in members:
             if info.compress_type not in _METHODS:
                 raise UserError(
-                    f"{archive}: {ascii(info.filename)} is compressed by method "
+                    f"{archive}: {shown(info.filename)} is compressed by method "
                     f"{info.compress_type}, which Python cannot undo: unpack it with "
                     "another program, and name the folder"
                 )
@@ -248,10 +249,11 @@ def _written(
     """Writes the members below `root`; comes back after every piece."""
     total = 0
     for member in members:
-        limit.check(total := total + _LEAST)
+        folders = member.name.count("/") + member.name.count("\\")
+        limit.check(total := total + _LEAST * (1 + folders))
         parts = _parts(member)
         if isinstance(parts, str):
-            counts.skip(f"archive member {parts}", ascii(member.name))
+            counts.skip(f"archive member {parts}", shown(member.name))
             continue
         if _of_macos(parts):
             counts.add("ignored: __MACOSX member", int(not member.folder))
@@ -263,7 +265,7 @@ def _written(
                 continue
             target = os.open(os.path.join(root, *parts), _NEW, 0o644)
         except (FileExistsError, NotADirectoryError):
-            counts.skip("archive member repeated", ascii(member.name))
+            counts.skip("archive member repeated", shown(member.name))
             continue
         with os.fdopen(target, "wb") as file, member.open() as source:
             while piece := source.read(_PIECE):

@@ -44,12 +44,12 @@ def clusters(
         found = [np.empty((0, 2), np.int64)]
         with contextlib.closing(Rows(kept)) as small:
             for band in range(_BANDS):
-                progress("looking for near-duplicates", band, _BANDS)
+                progress("comparing pictures that look alike", band, _BANDS)
                 for pairs in candidates(hashes[rows], band):
                     found.append(rows[pairs][_alike(small, rows[pairs])])
     finally:
         kept.unlink(missing_ok=True)
-    progress("looking for near-duplicates", _BANDS, _BANDS)
+    progress("comparing pictures that look alike", _BANDS, _BANDS)
     return connected(len(hashes), np.concatenate(found))
 
 
@@ -109,6 +109,8 @@ def candidates(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
     equal (Manku et al. 2007): a pair comes with the first band that is. Rows of one
     hash are paired with the first of them only, with the first band.
     """
+    if not len(hashes):  # no row has a picture
+        return
     unique, first, which = np.unique(hashes, return_index=True, return_inverse=True)
     if not band:
         same = np.stack([first[which], np.arange(len(hashes))], 1)

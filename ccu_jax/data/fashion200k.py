@@ -19,10 +19,9 @@ from ccu_jax.data.fashion_labels import (
     SUB_CATEGORIES,
     Key,
     Keys,
-    lines,
     parsed,
 )
-from ccu_jax.data.files import Folder, refuse_links
+from ccu_jax.data.files import Folder, placed_lines, refuse_links
 from ccu_jax.data.source import (
     MARKER,
     Counts,
@@ -34,6 +33,7 @@ from ccu_jax.data.source import (
     Unpack,
     Unusable,
     digest,
+    share,
 )
 from ccu_jax.errors import UserError
 
@@ -138,7 +138,7 @@ class _Rows:
         """Key, category, split and content of each line that is not blank."""
         for file, (path, category, split) in enumerate(self._files):
             try:
-                for line, offset, length, raw in lines(path):
+                for line, offset, length, raw in placed_lines(path):
                     if raw is None or raw.strip():
                         yield Key(file, line, offset, length), category, split, raw
             except OSError as error:
@@ -162,7 +162,10 @@ class _Rows:
         title, notes = fashion_titles.cleaned(
             row.title, self._masked, self._config.tirg_words
         )
-        if split == "train" and _share(row.product) < self._config.validation:
+        if (
+            split == "train"
+            and share("validation", row.product) < self._config.validation
+        ):
             split = "validation"
         label = category if self._config.task == "category" else row.sub_category
         name = row.path.removesuffix(".jpeg")
@@ -196,11 +199,6 @@ def _listed(config: Data, rows: _Rows, counts: Counts) -> tuple[Keys, set[int]]:
 
 def _hash(text: str | bytes) -> int:
     return int(digest(text)[:16], 16)
-
-
-def _share(product: str) -> float:
-    """A number in [0, 1) that is the product's for ever."""
-    return int(digest("validation", product)[:12], 16) / 16**12
 
 
 def _walked(pictures: pathlib.Path, listed: set[int]) -> tuple[bool, int]:

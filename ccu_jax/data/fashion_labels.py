@@ -1,12 +1,11 @@
 """The label files of Fashion200k: which rows they list, and where each one stands."""
 
-import pathlib
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ccu_jax.data.files import MAX_LINE, decoded
+from ccu_jax.data.files import decoded
 from ccu_jax.data.source import Unusable
 
 CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
@@ -113,7 +112,7 @@ def parsed(raw: bytes | None, category: str) -> Row:
     """The content of a line; raises Unusable.
 
     Args:
-        raw: from `lines`.
+        raw: from `files.placed_lines`.
         category: that of the label file.
     """
     if raw is None:
@@ -127,19 +126,3 @@ def parsed(raw: bytes | None, category: str) -> Row:
     if FOLDERS[found[1]] != category:
         raise Unusable("path is of another category than the label file")
     return Row(columns[0], found[2], found[3], columns[2])
-
-
-def lines(path: pathlib.Path) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """Number, place, length and content of each line; None for one that is too long."""
-    line, offset, rest = 0, 0, False
-    with path.open("rb") as file:
-        # Cut at "\n" alone, as `files.lines` does: U+0085 stands inside of titles.
-        while piece := file.readline(MAX_LINE + 1):
-            whole = piece.endswith(b"\n")
-            if not rest:
-                line += 1
-                rest = not whole and len(piece) > MAX_LINE
-                yield line, offset, len(piece), None if rest else piece
-            else:  # of a line that was too long
-                rest = not whole
-            offset += len(piece)

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +17,10 @@ from ccu_jax.data.source import Unusable
 from ccu_jax.errors import UserError
 
 MAX_PICTURE = 256 << 20  # bytes of an encoded picture
-MAX_TEXT = 16 << 20  # bytes of a file with one row's text
+MAX_TEXT = 4 << 20  # bytes of a file with one row's text; JSON may take 30 times that
 MAX_LINE = 1 << 20  # bytes of a line of an index; longer ones are left out
+# JSON can hold halves of UTF-16 pairs, which no text file may hold.
+_HALVES = re.compile("[\ud800-\udfff]")
 _MAX_NAME = 4096  # characters of a path; following a longer one would take minutes
 
 
@@ -80,7 +83,7 @@ class Folder:
             raise Unusable(f"{what} missing")
         # Also a path of Windows: it means the same wherever the data are read.
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
-        drive = ":" in "".join(parts[:1])  # of "." there are no parts
+        drive = re.match("[A-Za-z]:", name)
         if os.path.isabs(name) or name[:1] in "/\\" or ".." in parts or drive:
             raise outside
         try:
@@ -120,12 +123,28 @@ def refuse_links(places: dict[pathlib.Path, pathlib.Path]) -> None:
             )
 
 
+def shown(text: str) -> str:
+    """What somebody else has written, in quotes, fit for a message of one line."""
+    return ascii(text[:100])
+
+
 def decoded(data: bytes, what: str) -> str:
     """Bytes as UTF-8 without a byte-order mark; raises Unusable."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Unusable(f"{what} is not UTF-8") from None
+
+
+def cleaned(text: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """A text as it can be stored and shown, None if it is blank; what that took."""
+    notes: tuple[str, ...] = ()
+    if text and "\0" in text:
+        text, notes = text.replace("\0", " "), ("noted: NUL characters in a text",)
+    if text and _HALVES.search(text):
+        text = _HALVES.sub("\ufffd", text)
+        notes += ("noted: broken characters in a text",)
+    return (text or "").strip() or None, notes
 
 
 def parsed(text: str, what: str) -> Any:
@@ -142,16 +161,21 @@ def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:
     Cut at "\n" alone, which is cut off: `str.splitlines` would also cut inside of texts
     (U+0085). A file of one endless line takes no more memory than any other.
     """
-    number, rest = 0, False
+    for number, _, _, content in placed_lines(path):
+        whole = content is not None
+        yield number, content.rstrip(b"\n").rstrip(b"\r") if whole else None
+
+
+def placed_lines(path: pathlib.Path) -> Iterator[tuple[int, int, int, bytes | None]]:
+    """Number, place, length and content of each line, as `lines` cuts them."""
+    number, offset, rest = 0, 0, False
     with path.open("rb") as file:
         while piece := file.readline(MAX_LINE + 1):
             whole = piece.endswith(b"\n")
-            if rest:  # of a line that was too long
+            if not rest:
+                number += 1
+                rest = not whole and len(piece) > MAX_LINE
+                yield number, offset, len(piece), None if rest else piece
+            else:  # of a line that was too long
                 rest = not whole
-                continue
-            number += 1
-            if not whole and len(piece) > MAX_LINE:
-                rest = True
-                yield number, None
-            else:
-                yield number, piece.rstrip(b"\n").rstrip(b"\r")
+            offset += len(piece)

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ccu_jax.data.files import decoded, lines, parsed
-from ccu_jax.data.source import Counts, Unusable, digest
+from ccu_jax.data.files import cleaned, decoded, lines, parsed
+from ccu_jax.data.source import Counts, Unusable, share
 from ccu_jax.errors import UserError
 
 TRAIN = "train.jsonl"
@@ -20,8 +20,6 @@ _TEST = ("test_seen.jsonl", "test_unseen.jsonl", "test.jsonl")
 FILES = (TRAIN, *_DEV, *_TEST)
 # Of what else could be in a path, some leads elsewhere and some breaks lists of ids.
 _IMAGE = re.compile(r"img/([^/\\]+)")
-# JSON can hold halves of UTF-16 pairs, which no text file may hold.
-_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -67,18 +65,17 @@ def rows(root: pathlib.Path, validation: float, counts: Counts) -> list[Row]:
         dev, test = [], dev
     elif not dev:
         counts.add("noted: no labelled dev file: validation is a part of train")
-    kept = set() if dev else {row.id for row in train if _kept(row.id) < validation}
+    kept = (
+        set()
+        if dev
+        else {row.id for row in train if share("validation", row.id) < validation}
+    )
     return [
         *(row for row in train if row.id not in kept),
         *(row._replace(split="validation") for row in train if row.id in kept),
         *(row._replace(split="validation") for row in dev),
         *(row._replace(split="test") for row in test),
     ]
-
-
-def _kept(id_: str) -> float:
-    """A number in [0, 1) that goes by the id alone: the same in every edition."""
-    return int(digest("validation", id_)[:8], 16) / 2**32
 
 
 def _texts_with_both_labels(found: list[Row]) -> int:
@@ -196,16 +193,9 @@ def _id_notes(entry: dict[str, Any], id_: str) -> Iterator[str]:
 
 def _text(value: Any) -> tuple[str | None, tuple[str, ...]]:
     """The text as it can be stored and shown, and what had to be done for that."""
-    text, notes = value if isinstance(value, str) else "", []
-    if "\0" in text:
-        text = text.replace("\0", " ")
-        notes.append("noted: NUL characters in a text")
-    if _HALVES.search(text):
-        text = _HALVES.sub("\ufffd", text)
-        notes.append("noted: broken characters in a text")
-    text = text.strip()
-    if not text:
-        notes.append("noted: row without text")
-    if not text.isascii():
-        notes.append("noted: non-ASCII text")
-    return text or None, tuple(notes)
+    text, notes = cleaned(value if isinstance(value, str) else None)
+    if text is None:
+        notes += ("noted: row without text",)
+    elif not text.isascii():
+        notes += ("noted: non-ASCII text",)
+    return text, notes

@@ -14,7 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 from ccu_jax.config import Data
-from ccu_jax.data.files import MAX_TEXT, Folder, decoded, parsed, refuse_links
+from ccu_jax.data.files import MAX_TEXT, Folder, cleaned, decoded, parsed, refuse_links
 from ccu_jax.data.source import (
     MARKER,
     Counts,
@@ -45,8 +45,6 @@ _RARE = ("News", "Adult", "Talk-Show", "Reality-TV")
 _OFFICIAL_SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 # IMDb puts the author's name behind a plot.
 _AUTHOR = re.compile(r"::[^:\n]{0,80}$")
-# JSON can hold halves of UTF-16 pairs, which no text file may hold.
-_HALVES = re.compile("[\ud800-\udfff]")
 
 
 class Key(NamedTuple):
@@ -148,27 +146,20 @@ def choose_plot(plots: list[str], policy: str) -> tuple[str, tuple[str, ...]] | 
     Returns:
         The plot and what was noted on it, or None if it (or each) is blank.
     """
-    cleaned = [_clean(plot) for plot in (plots if policy == "longest" else plots[:1])]
-    chosen = max(cleaned, key=lambda plot: len(plot[0]), default=("", ()))
+    clean = [_clean(plot) for plot in (plots if policy == "longest" else plots[:1])]
+    chosen = max(clean, key=lambda plot: len(plot[0]), default=("", ()))
     return chosen if chosen[0] else None
 
 
 def _clean(plot: str) -> tuple[str, tuple[str, ...]]:
     """A plot as it can be stored and shown, and what had to be done for that."""
-    notes = []
-    if "\0" in plot:
-        plot = plot.replace("\0", " ")
-        notes.append("noted: NUL characters in a text")
-    if _HALVES.search(plot):
-        plot = _HALVES.sub("?", plot)
-        notes.append("noted: broken characters in a text")
-    plot = plot.strip()
-    text = _AUTHOR.sub("", plot).strip()
-    if text != plot:
-        notes.append("noted: plot ends in ::author")
+    whole, notes = cleaned(plot)
+    text = _AUTHOR.sub("", whole or "").strip()
+    if text != (whole or ""):
+        notes += ("noted: plot ends in ::author",)
     if not text.isascii():
-        notes.append("noted: non-ASCII text")
-    return text, tuple(notes)
+        notes += ("noted: non-ASCII text",)
+    return text, notes
 
 
 def _unpacked(given: pathlib.Path) -> pathlib.Path | None:
@@ -214,7 +205,7 @@ def _names(root: pathlib.Path) -> tuple[str, str]:
 def _index(layout: _Layout) -> tuple[bytes, dict[str, list[Any]]]:
     """`split.json`, as it is and parsed; its lists may hold anything."""
     try:
-        raw = layout.folder.read(INDEX, INDEX, MAX_TEXT)
+        raw = layout.folder.read(INDEX, INDEX, 4 * MAX_TEXT)
         splits = parsed(decoded(raw, INDEX), INDEX)
         for name in _OFFICIAL_SPLITS.values():
             if not isinstance(splits, dict) or not isinstance(splits.get(name), list):

@@ -17,9 +17,9 @@ import pathlib
 
 from ccu_jax.config import Data
 from ccu_jax.data import pairs_index
-from ccu_jax.data.files import Folder
+from ccu_jax.data.files import Folder, cleaned
 from ccu_jax.data.pairs_index import Entry
-from ccu_jax.data.pairs_row import Row, checked, cleaned
+from ccu_jax.data.pairs_row import Row, checked
 from ccu_jax.data.source import (
     MARKER,
     SPLITS,

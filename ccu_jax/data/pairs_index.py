@@ -23,6 +23,7 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     name: "validation" for name in ("val", "valid", "dev")
 }
 SEPARATOR = "|"  # between the labels of a row in a CSV file
+_AGAIN = 4  # times that a CSV file may be read over because of broken rows
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -220,20 +221,30 @@ class _Again:
         self._numbered = numbered
         self._back: collections.deque = collections.deque()
         self.taken: list[tuple[int, bytes | None]] = []
+        self.size = 0  # of these, in bytes
+        self._again = 1 << 23  # bytes that may be read over
 
     def __iter__(self) -> "_Again":
         return self
 
     def __next__(self) -> str:
-        got = self._back.popleft() if self._back else next(self._numbered)
+        again = bool(self._back)
+        got = self._back.popleft() if again else next(self._numbered)
+        size = len(got[1] or b"") + 30  # so that empty lines count, too
         self.taken.append(got)
-        if got[1] is None:
+        self.size += size
+        self._again += 0 if again else _AGAIN * size
+        if got[1] is None or self.size > files.MAX_LINE + 30:
             raise Unusable("line too long")
         return files.decoded(got[1], "line") + "\n"
 
-    def put_back(self) -> None:
-        """All taken lines but the first."""
+    def lost(self) -> list[tuple[int, bytes | None]]:
+        """The lines that the broken row costs: the first, the others are put back."""
+        self._again -= self.size
+        if self._again < 0:  # else every line could cost all lines after it
+            return self.taken
         self._back.extendleft(reversed(self.taken[1:]))
+        return self.taken[:1]
 
 
 def _csv(path: pathlib.Path) -> Iterator[Entry | tuple]:
@@ -242,7 +253,7 @@ def _csv(path: pathlib.Path) -> Iterator[Entry | tuple]:
     lines = _Again(numbered)
     reader = csv.reader(lines, **form)
     while True:
-        lines.taken.clear()
+        lines.taken, lines.size = [], 0
         try:
             values = next(reader)
             if not any(value.strip() for value in values):
@@ -254,12 +265,11 @@ def _csv(path: pathlib.Path) -> Iterator[Entry | tuple]:
             return
         except (csv.Error, Unusable) as error:
             # A quote that is never closed must cost its own row and no other.
-            lines.put_back()
             if len(lines.taken) > 1 or isinstance(error, csv.Error):
                 large = len(lines.taken) == 1 and "field limit" in str(error)
                 what = "line too long" if large else "line is no valid CSV"
                 error = Unusable(what)
-            yield lines.taken[0][0], error
+            yield from ((line, error) for line, _ in lines.lost())
 
 
 def _header(path: pathlib.Path, numbered) -> tuple[list[str], dict[str, Any]]:

@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
+from ccu_jax.data.files import cleaned
 from ccu_jax.data.pairs_index import SPLIT_NAMES, Entry, slashed
 from ccu_jax.data.source import Unusable
 
@@ -10,7 +11,6 @@ _LONGEST = 512  # characters of an id, group or label
 # A terminal obeys U+0080 to U+009F as it does the first 32 characters, and to Python
 # U+2028 and U+2029 are ends of lines.
 _IMPOSSIBLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_BROKEN = re.compile("[\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -89,14 +89,3 @@ def _word(fields: dict[str, Any], name: str) -> str | None:
     if _IMPOSSIBLE.search(value):
         raise Unusable(f"{name} has an impossible character")
     return value or None
-
-
-def cleaned(text: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """The text, None if it is blank, and what had to be taken out of it."""
-    notes: tuple[str, ...] = ()
-    if text and "\0" in text:
-        text, notes = text.replace("\0", " "), ("noted: NUL characters in a text",)
-    if text and _BROKEN.search(text):
-        text = _BROKEN.sub("\ufffd", text)
-        notes += ("noted: broken characters in a text",)
-    return (text or "").strip() or None, notes

@@ -26,14 +26,13 @@ PART_BYTES = 64 << 20  # encoded pictures of a part
 _JOURNAL = "journal.jsonl"
 _ROWS = "rows.jsonl"
 WORK = (_JOURNAL, _ROWS)  # files that nobody needs once all columns are written
-_AHEAD = 64  # rows that are read and decoded ahead
 
 
 class Loaded(NamedTuple):
-    """An example, its picture as a square `[S, S, 3]` or None."""
+    """An example, and its picture as a square `[S, S, 3]`, zeros if it has none."""
 
     example: Example
-    square: np.ndarray | None
+    square: np.ndarray
 
 
 class _Mark(NamedTuple):
@@ -71,11 +70,10 @@ def collect(
         UserError: a row that cannot be used, where all must be.
         records.Damaged: the source reads records, and they are damaged.
     """
-    mark = _last(scratch)
+    mark = _last(scratch, config.image_size)
     if mark.counts is not None:
         counts.numbers = mark.counts
     size, total = config.image_size, len(source.keys)
-    column = {name: number for number, name in enumerate(source.classes)}
     shape, path = (size, size, 3), scratch / "image.npy"
     with (
         Column(path, np.uint8, shape, mark.rows) as squares,
@@ -83,30 +81,44 @@ def collect(
         (scratch / _JOURNAL).open("ab") as journal,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
     ):
+        store = _Store(squares, lines, source.classes, counts)
         loaded = _load(source, pool, config, mark.key)
         while mark.key < total:
-            part = []
+            part, before = [], squares.rows
             for where, got in _until_full(loaded):
                 mark = mark._replace(key=mark.key + 1)
                 progress("reading and decoding", mark.key, total)
-                if isinstance(got, Unusable):
-                    counts.skip(str(got), where)
-                    continue
-                for note in got.example.notes:
-                    counts.add(note)
-                blank = np.zeros(shape, np.uint8)
-                squares.add((blank if got.square is None else got.square)[None])
-                lines.write(_line(got.example, column))
-                part.append(got.example)
+                example = store.add(where, got)
+                if example and records is not None:
+                    part.append(example)
             if records is not None:
                 records.write(len(mark.sizes), part)
             squares.sync()
             _sync(lines)
-            sizes = (*mark.sizes, len(part))
+            sizes = (*mark.sizes, squares.rows - before)
             mark = _Mark(mark.key, squares.rows, lines.tell(), sizes, counts.numbers)
             journal.write(json.dumps(mark._asdict()).encode() + b"\n")
             _sync(journal)
         return list(mark.sizes)
+
+
+class _Store:
+    """Where rows go, and their counts."""
+
+    def __init__(self, squares: Column, lines, classes, counts: Counts):
+        self._squares, self._lines, self._counts = squares, lines, counts
+        self._column = {name: number for number, name in enumerate(classes)}
+
+    def add(self, where: str, got: Loaded | Unusable) -> Example | None:
+        """Stores a row and gives it back, or counts why it cannot be used."""
+        if isinstance(got, Unusable):
+            self._counts.skip(str(got), where)
+            return None
+        for note in got.example.notes:
+            self._counts.add(note)
+        self._squares.add(got.square[None])
+        self._lines.write(_line(got.example, self._column))
+        return got.example
 
 
 def rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -143,11 +155,13 @@ def _load(
         except Unusable as reason:
             return reason
 
+    # Few, for each may be large.
     ahead: collections.deque = collections.deque()
+    most = 4 * pool._max_workers
     for index in range(first, len(source.keys)):
         key = source.keys[index]
         ahead.append((key, pool.submit(load, key)))
-        if len(ahead) >= _AHEAD:
+        if len(ahead) >= most:
             key, future = ahead.popleft()
             yield source.name(key), future.result()
     for key, future in ahead:
@@ -157,7 +171,8 @@ def _load(
 def decoded(example: Example, config: Data) -> Loaded:
     """The example with its picture as a square, and what there is to tell of it."""
     if example.image is None:
-        return Loaded(example, None)
+        blank = np.zeros((config.image_size, config.image_size, 3), np.uint8)
+        return Loaded(example, blank)
     square, notes = pictures.decode(example.image, config.image_size, config.trim)
     return Loaded(example._replace(notes=example.notes + notes), square)
 
@@ -173,17 +188,32 @@ def _until_full(loaded: Iterable) -> Iterator:
             return
 
 
-def _last(scratch: pathlib.Path) -> _Mark:
-    """The last whole line of the journal, which is cut off behind it."""
+def done(scratch: pathlib.Path) -> list[int]:
+    """The number of rows of each part that a pass has finished."""
+    return list(_last(scratch).sizes)
+
+
+def _last(scratch: pathlib.Path, size: int = 0) -> _Mark:
+    """The last whole line of the journal, which is cut off behind it.
+
+    None of it counts where the files are shorter than it says.
+    """
     path, mark, end = scratch / _JOURNAL, _Mark(), 0
-    if path.exists():
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                mark = _Mark(**json.loads(line))
-            except ValueError:
-                break
-            end += len(line)
-        os.truncate(path, end)
+    if not path.exists():
+        return mark
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            mark = _Mark(**json.loads(line))
+        except (ValueError, TypeError):
+            break
+        end += len(line)
+    try:
+        image, rows = ((scratch / n).stat().st_size for n in ("image.npy", _ROWS))
+    except OSError:
+        image = rows = -1
+    if image < mark.rows * 3 * size * size or rows < mark.bytes:
+        mark, end = _Mark(), 0
+    os.truncate(path, end)
     return mark
 
 

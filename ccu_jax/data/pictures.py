@@ -31,16 +31,6 @@ class Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels from the header alone.
-
-    Raises:
-        Unusable: no picture, or one too large to decode.
-    """
-    with _quiet(), _opened(data) as image:
-        return image.size
-
-
 def decode(data: bytes, size: int, trim: bool = False) -> Picture:
     """Decodes a picture, fits it into a square and pads it with white.
 

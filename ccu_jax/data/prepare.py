@@ -49,45 +49,94 @@ def stored(
         UserError: see `ccu_jax.data.load`.
     """
     folder = folders(workdir).data
-    if found := _current(config, reader, folder):
+    found = _current(config, reader, workdir)
+    if found and not _untidy(workdir):
         return found
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with _locked(workdir / "data.lock"):
-            # Another process may have prepared it while this one waited.
-            if found := _current(config, reader, folder):
-                return found
-            _Preparation(config, reader, workdir, progress).run(expected)
+            # Another run may have prepared it while this one waited.
+            if not _current(config, reader, workdir):
+                _Preparation(config, reader, workdir, progress).run(expected)
+            _tidy(workdir)
     except OSError as error:
         raise UserError(f"preparing the data in {folder} failed: {error}") from error
-    found = _current(config, reader, folder)
+    found = _current(config, reader, workdir)
     if not found:
         raise UserError(f"data: the files changed while {folder} was prepared")
     return found
 
 
+def mapped(config: Data, workdir: pathlib.Path) -> dict[str, Any]:
+    """What another process has just prepared, whatever this one sees of the source.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not (found := _read(config, folders(workdir).data)):
+        raise UserError(
+            f"data: {workdir} does not hold what process 0 has prepared: give a "
+            "--workdir that all processes share"
+        )
+    return found[1]
+
+
 def _current(
-    config: Data, reader: Reader, folder: pathlib.Path
+    config: Data, reader: Reader, workdir: pathlib.Path
 ) -> dict[str, Any] | None:
     """What is stored, if it was made with these settings from these files."""
+    at = folders(workdir)
+    if not at.data.exists() and (at.old / "meta.json").exists():
+        at.old.rename(at.data)  # a kill between two moves had left it there
+    if not (read := _read(config, at.data)):
+        return None
+    meta, found = read
+    try:
+        same = _signature_now(config, reader, meta) == meta["signature"]
+    except (OSError, UserError):
+        return None  # the source is damaged: preparing will tell
+    return found if same or found["purged"] else None
+
+
+def _read(config: Data, folder: pathlib.Path) -> tuple[dict, dict] | None:
+    """What is said of a prepared folder, and the fields of `Dataset`."""
     try:
         meta = json.loads((folder / "meta.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    if meta.get("format") != FORMAT or meta["config"] != _settings(config):
-        return None
-    try:
-        purged = (folder / PURGED).exists()
-        if not purged and _signature_now(config, reader, meta) != meta["signature"]:
+        if meta.get("format") != FORMAT or meta["config"] != _settings(config):
             return None
         found = arrays.load(folder)
-    except (OSError, ValueError, EOFError, UserError):
-        return None  # damaged, or the source is: preparing will tell
-    if any(len(array) != meta["counts"]["used"] for array in found.values()):
-        return None
-    told = ("edition", "multi_label", "metric", "vocabulary", "counts", "fingerprint")
-    found |= {name: meta[name] for name in told}
-    return found | {"classes": tuple(meta["classes"]), "purged": purged}
+        if any(len(array) != meta["counts"]["used"] for array in found.values()):
+            return None
+        names = ("edition", "multi_label", "metric", "vocabulary", "counts")
+        found |= {name: meta[name] for name in (*names, "fingerprint")}
+        found |= {"classes": tuple(meta["classes"])}
+        return meta, found | {"purged": (folder / PURGED).exists()}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
+        return None  # damaged
+
+
+def _untidy(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """What a kill has left that nobody needs once the data are in their place."""
+    at = folders(workdir)
+    files = (at.data / name for name in (*parts.WORK, _PLAN))
+    return [path for path in (at.new, at.old, at.unpacked, *files) if path.exists()]
+
+
+def _tidy(workdir: pathlib.Path) -> None:
+    for path in _untidy(workdir):
+        if path.is_dir():
+            removed(path)
+        else:
+            path.unlink()
+
+
+def removed(folder: pathlib.Path) -> None:
+    """Removes a folder of the run's own; what a link leads to goes with the link."""
+    target = folder.resolve()
+    if target.exists():
+        shutil.rmtree(target)
+    if folder.is_symlink():
+        folder.unlink()
 
 
 def _signature_now(config: Data, reader: Reader, meta: dict[str, Any]) -> str:
@@ -152,25 +201,20 @@ class _Preparation:
                 f"{at.data} is in the way, and not of this program's making: give "
                 "another --workdir"
             )
-        shutil.rmtree(at.old, ignore_errors=True)
         meta, source = self.open()
-        self._claim(meta)
         self._collect(source, meta)
         meta |= arrays.finish(at.new, source, self.config, self.counts, self.progress)
         if expected not in (None, meta["fingerprint"]):
-            shutil.rmtree(at.new)
+            removed(at.new)
             raise UserError(
                 f"the data in {meta['root']} have changed since {self.workdir} was "
                 "made: give another --workdir, or remove the folder to start anew"
             )
         (at.new / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
         if at.data.exists():
+            removed(at.old)
             at.data.rename(at.old)
         at.new.rename(at.data)
-        for leftover in (at.old, at.unpacked):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for name in (*parts.WORK, _PLAN):
-            (at.data / name).unlink(missing_ok=True)
 
     def open(self) -> tuple[dict[str, Any], Source]:
         """What is to be stored about the source, and the source."""
@@ -199,11 +243,12 @@ class _Preparation:
         name = digest(str(path.absolute()), _archive_mark(path))
         return archive.unpack(path, self.at.unpacked / name, self.counts, self.progress)
 
-    def _claim(self, meta: dict[str, Any]) -> None:
-        """Leaves what is there alone only if it was begun for the very same result."""
-        plan, path = json.dumps(meta, indent=1), self.at.new / _PLAN
+    def _claim(self, meta: dict[str, Any], read_from: str) -> None:
+        """Leaves what is there alone only if it was begun for the very same pass."""
+        plan = json.dumps(meta | {"from": read_from}, indent=1)
+        path = self.at.new / _PLAN
         if not path.exists() or path.read_text("utf-8") != plan:
-            shutil.rmtree(self.at.new, ignore_errors=True)
+            removed(self.at.new)
             self.at.new.mkdir()
             path.write_text(plan, "utf-8")
 
@@ -211,6 +256,7 @@ class _Preparation:
         """The pass over all rows: from stored records where they are whole."""
         args = (self.at.new, self.config, self.counts, self.progress)
         if not self.config.records:
+            self._claim(meta, "source")
             parts.collect(source, *args, None)
             return
         kept = {k: v for k, v in meta["config"].items() if k not in _SIZES}
@@ -220,24 +266,24 @@ class _Preparation:
             folder, self.config.dataset, source.classes, meta["root"]
         )
         if (told := records.complete(folder)) is not None:
+            opened = dict(self.counts.numbers)
             try:
+                self._claim(meta, "records")
                 parts.collect(keeper.reading(source), *args, None)
                 self.counts.numbers = told["counts"]
                 return
             except records.Damaged:
                 self.progress("stored records are damaged: making them anew", 0, 1)
-                shutil.rmtree(folder)
-                self._restart(meta)
-        for other in self.at.records.glob("*"):
-            if other != folder:
-                shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
+                removed(folder)
+                self.counts.numbers = opened
+        records.remove_all(self.at.records, but=folder)
+        self._claim(meta, "source")
+        if not keeper.has(parts.done(self.at.new)):
+            removed(self.at.new)  # somebody has removed the records meanwhile
+            self._claim(meta, "source")
         sizes = parts.collect(source, *args, keeper)
-        keeper.finish(sizes, dict(self.counts.numbers))
-
-    def _restart(self, meta: dict[str, Any]) -> None:
-        shutil.rmtree(self.at.new)
-        self._claim(meta)
+        if sum(sizes):
+            keeper.finish(sizes, dict(self.counts.numbers))
 
 
 @contextlib.contextmanager

@@ -2,18 +2,19 @@
 
 A picture may lie there as a square of pixels (`data/`), as the file it came as
 (`records/`, `unpacked/`, a sample edition), or in what a killed run has left. After
-these are emptied, every file is searched for pieces of both forms. Files that are
-compressed (checkpoints) are searched as they lie there; no pictures are put into them.
-The user's own files are not touched.
+these are emptied, every file is searched for pieces of both forms. What to search for
+is written down first, as hashes of the pieces: a purge that was killed goes on, and any
+later one searches again. Files that are compressed (checkpoints) are searched as they
+lie there; no pictures are put into them. The user's own files are not touched.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,26 +22,26 @@ from ccu_jax.config import Data
 from ccu_jax.data import prepare, records
 from ccu_jax.data.columns import Rows
 from ccu_jax.data.source import Example, Progress, Reader, Unusable
+from ccu_jax.errors import UserError
 
-PIECE = 32  # bytes of a needle: long enough that chance does not bring them together
+PIECE = 32  # bytes that are looked for: chance does not bring so many together
+NEEDLES = "purge-needles.json"
 _VARIETY = 12  # different bytes that a needle must have: even areas tell nothing
 _CHUNK = 8 << 20
 
 
 class Needle(NamedTuple):
-    """A piece of a picture of a row."""
+    """A piece of a picture of a row, to be known again by its hash."""
 
     id: str
-    piece: bytes
+    form: str  # "square" or "original"
+    key: int  # its first eight bytes
+    hash: str
 
 
-class Found(NamedTuple):
-    """What a search for so many needles came to."""
-
-    files: int
-    bytes: int
-    needles: int
-    hits: tuple[tuple[str, str], ...]  # (id, file), each pair once
+def needle(id_: str, form: str, piece: bytes) -> Needle:
+    """What to look for instead of the piece itself."""
+    return Needle(id_, form, int.from_bytes(piece[:8], "little"), _hash(piece))
 
 
 def pieces(data: bytes, first: int = 0, count: int = 3) -> list[bytes]:
@@ -56,107 +57,115 @@ def pieces(data: bytes, first: int = 0, count: int = 3) -> list[bytes]:
     return found
 
 
-def empty(
+def forget(
     config: Data,
     reader: Reader,
     workdir: pathlib.Path,
     ids: set[str],
+    folders: Iterable[pathlib.Path],
     progress: Progress,
-) -> tuple[list[Needle], int]:
-    """Removes the pictures of rows from all that lies below the working folder.
-
-    From then on the prepared data are good for showing results, and for nothing else.
-
-    Args:
-        config: of the data set.
-        reader: of the data set.
-        workdir: of the run.
-        ids: of the rows.
-        progress: called with (what, done, total).
-
-    Returns:
-        What to search for, and the number of pictures too even to be searched for.
-    """
-    at = prepare.folders(workdir)
-    numbers = np.flatnonzero(np.isin(np.load(at.data / "id.npy"), sorted(ids)))
+) -> dict[str, Any]:
+    """Removes pictures, and searches; see `ccu_jax.data.forget`."""
+    at, kept = prepare.folders(workdir), workdir / NEEDLES
+    all_ids = np.load(at.data / "id.npy")
+    numbers = np.flatnonzero(np.isin(all_ids, sorted(ids)))
     numbers = numbers[np.load(at.data / "has_image.npy")[numbers]]
-    needles, told = _of_squares(at.data, numbers)
-    originals, digests = [], set()
+    needles, even = _stored(kept)
+    known = {n.id for n in needles} | even
+    needles |= dict.fromkeys(_of_squares(at.data, numbers))
+    originals = set()
     for example in _originals(config, reader, workdir, ids, progress):
-        digests.add(_digest(example.image))
+        originals.add(_hash(example.image))
         # Tables and profiles, which many pictures share, stand in the first half.
         for piece in pieces(example.image, len(example.image) // 2):
-            told.add(example.id)
-            originals.append(Needle(example.id, piece))
+            needles[needle(example.id, "original", piece)] = None
+    without = {str(i) for i in all_ids[numbers]} - {n.id for n in needles}
+    if lost := (without & _blank(at.data, numbers)) - known:
+        raise UserError(
+            f"purge: {len(lost)} pictures, {min(lost)} among them, are gone already, "
+            f"and {kept} does not say what they were: nothing can be proved of them"
+        )
+    even |= without
+    _write(kept, needles, even)
+    _empty(workdir, numbers, originals)
+    searched = _own(list(needles), at.data / "image.npy", progress)
+    _write(kept, searched, even)
+    found = search(searched, [*folders, at.data, workdir / "sample"], progress)
+    return {"pictures": len(numbers), "even": len(without), **found}
+
+
+def _empty(workdir: pathlib.Path, numbers: np.ndarray, originals: set[str]) -> None:
+    """Takes the pictures of rows out of all that the run owns.
+
+    `originals` are hashes of the files that they came as.
+    """
+    at = prepare.folders(workdir)
     # Said first: what is half emptied must not be trained on.
     (at.data / prepare.PURGED).write_text(
         json.dumps({"pictures": len(numbers)}) + "\n", "utf-8"
     )
-    _blank(at.data / "image.npy", numbers)
-    needles, originals = (
-        _own(those, at.data / "image.npy", progress) for those in (needles, originals)
-    )
+    stored = np.load(at.data / "image.npy", mmap_mode="r+")
+    stored[numbers] = 0
+    stored.flush()
     for folder in (at.records, at.unpacked, at.new, at.old):
-        shutil.rmtree(folder, ignore_errors=True)
-    for path in _files([workdir / "sample"]):
-        if _digest(path.read_bytes()) in digests:
+        prepare.removed(folder)
+    for path in _files([workdir / "sample"]) if originals else ():
+        if _hash(path.read_bytes()) in originals:
             path.unlink()
-    return needles + originals, len(numbers) - len(told)
 
 
 def search(
     needles: list[Needle], folders: Iterable[pathlib.Path], progress: Progress
-) -> Found:
+) -> dict[str, Any]:
     """Looks for pieces of pictures in all files of some folders.
 
-    Links are not followed.
+    Links are not followed, but for the folders themselves.
+
+    Returns:
+        `needles` looked for, `files` and `bytes` searched, `hits` as (id, file).
     """
-    files = list(_files(folders))
-    total = sum(path.lstat().st_size for path in files)
+    files = list(dict.fromkeys(_files(folders)))
+    total = sum(map(_size, files))
     hits = {(n.id, str(path)) for n, path in _occurrences(needles, files, progress)}
-    return Found(len(files), total, len(needles), tuple(sorted(hits)))
+    return {
+        "needles": len(needles),
+        "files": len(files),
+        "bytes": total,
+        "hits": sorted(hits),
+    }
 
 
 def _occurrences(
-    needles: list[Needle], files: list[pathlib.Path], progress: Progress
+    needles: Iterable[Needle], files: list[pathlib.Path], progress: Progress
 ) -> Iterator[tuple[Needle, pathlib.Path]]:
     by_key: dict[int, list[Needle]] = {}
-    for needle in needles:
-        key = int.from_bytes(needle.piece[:8], "little")
-        by_key.setdefault(key, []).append(needle)
+    for one in needles:
+        by_key.setdefault(one.key, []).append(one)
     keys = np.array(sorted(by_key), np.uint64)
     starts = np.zeros(1 << 16, bool)
     starts[(keys & np.uint64(0xFFFF)).astype(np.int64)] = True
-    size, total = 0, sum(path.lstat().st_size for path in files)
+    done, total = 0, sum(map(_size, files))
     for path in files:
         for chunk in _chunks(path):
             for place in _candidates(chunk, starts, keys):
-                key = int.from_bytes(chunk[place : place + 8], "little")
-                for needle in by_key[key]:
-                    if chunk[place : place + PIECE] == needle.piece:
-                        yield needle, path
-            size += max(len(chunk) - PIECE + 1, 0)
-            progress("searching for their bytes", min(size, total), total)
+                piece = chunk[place : place + PIECE]
+                hashed = _hash(piece)
+                for one in by_key[int.from_bytes(piece[:8], "little")]:
+                    if one.hash == hashed:
+                        yield one, path
+            done += max(len(chunk) - PIECE + 1, 0)
+            progress("searching for their bytes", min(done, total), total)
 
 
 def _own(needles: list[Needle], path: pathlib.Path, progress) -> list[Needle]:
     """The needles less those that a kept picture has, too, for it is like a part.
 
-    Where a kept picture has all of them it is the same picture: they stay, and are
+    Where a kept picture has all of one form it is the same picture: they stay, and are
     found.
     """
-    pieces_of: dict[str, set[bytes]] = {}
-    for needle in needles:
-        pieces_of.setdefault(needle.id, set()).add(needle.piece)
-    shared: dict[str, set[bytes]] = {}
-    for needle, _ in _occurrences(needles, [path], progress):
-        shared.setdefault(needle.id, set()).add(needle.piece)
-    return [
-        needle
-        for needle in needles
-        if needle.piece not in shared.get(needle.id, ())
-        or shared[needle.id] == pieces_of[needle.id]
-    ]
+    shared = {one for one, _ in _occurrences(needles, [path], progress)}
+    telling = {(n.id, n.form) for n in needles if n not in shared}
+    return [n for n in needles if n not in shared or (n.id, n.form) not in telling]
 
 
 def _candidates(chunk: bytes, starts: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -175,7 +184,7 @@ def _candidates(chunk: bytes, starts: np.ndarray, keys: np.ndarray) -> np.ndarra
 
 def _chunks(path: pathlib.Path) -> Iterator[bytes]:
     """A file in pieces that overlap, so that no needle lies across a cut unseen."""
-    with path.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         rest = b""
         while data := file.read(_CHUNK):
             yield rest + data
@@ -184,29 +193,62 @@ def _chunks(path: pathlib.Path) -> Iterator[bytes]:
 
 def _files(folders: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
     for folder in folders:
-        for above, _, names in os.walk(folder):
+        for above, _, names in os.walk(folder.resolve()):
             for name in sorted(names):
                 path = pathlib.Path(above, name)
                 if path.is_file() and not path.is_symlink():
                     yield path
 
 
-def _of_squares(folder: pathlib.Path, numbers: np.ndarray):
-    """Needles of stored squares, and the ids of the rows that have any."""
-    ids, pictures = np.load(folder / "id.npy"), Rows(folder / "image.npy")
-    needles = [
-        Needle(str(ids[number]), piece)
-        for number in numbers
-        for piece in pieces(pictures.slice(number, number + 1).tobytes())
-    ]
-    pictures.close()
-    return needles, {needle.id for needle in needles}
+def _size(path: pathlib.Path) -> int:
+    """Its bytes; 0 where it has vanished, as files of other runs may."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
-def _blank(path: pathlib.Path, numbers: np.ndarray) -> None:
-    stored = np.load(path, mmap_mode="r+")
-    stored[numbers] = 0
-    stored.flush()
+def _stored(path: pathlib.Path) -> tuple[dict[Needle, None], set[str]]:
+    """What earlier purges looked for, and the ids of pictures too even for that."""
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        return {Needle(*one): None for one in told["needles"]}, set(told["even"])
+    except FileNotFoundError:
+        return {}, set()
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is damaged: without it nothing can be proved of the pictures that "
+            "were purged before; remove it to go on all the same"
+        ) from None
+
+
+def _write(path: pathlib.Path, needles: Iterable[Needle], even: set[str]) -> None:
+    temporary = path.with_suffix(".new")
+    told = {"needles": list(needles), "even": sorted(even)}
+    temporary.write_text(json.dumps(told), "utf-8")
+    temporary.replace(path)
+
+
+def _of_squares(folder: pathlib.Path, numbers: np.ndarray) -> Iterator[Needle]:
+    """Needles of stored squares; those that are blank have none."""
+    ids = np.load(folder / "id.npy")
+    with contextlib.closing(Rows(folder / "image.npy")) as pictures:
+        for number in numbers:
+            for piece in pieces(pictures.slice(number, number + 1).tobytes()):
+                yield needle(str(ids[number]), "square", piece)
+
+
+def _blank(folder: pathlib.Path, numbers: np.ndarray) -> set[str]:
+    """The ids of pictures that were taken out before."""
+    ids = np.load(folder / "id.npy")
+    if not (folder / prepare.PURGED).exists():
+        return set()
+    with contextlib.closing(Rows(folder / "image.npy")) as pictures:
+        return {
+            str(ids[number])
+            for number in numbers
+            if not pictures.slice(number, number + 1).any()
+        }
 
 
 def _originals(
@@ -221,11 +263,13 @@ def _originals(
         progress("reading the pictures to purge", done, total)
         try:
             example = source.read(source.keys[done])
-        except (Unusable, records.Damaged):
+        except Unusable:
             continue
+        except records.Damaged:
+            return
         if example.id in ids and example.image is not None:
             yield example
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,18 +1,20 @@
 """TFDS records: pictures and texts as they came, checked, for tf.data to read.
 
 They are kept beside the arrays that training reads, one TFDS data set for each part of
-the pass over the source, and together they are one: `builder(folder)` gives it. When
-pictures of another size are wanted, they are read from here. The only file that imports
+the pass over the source, and together they are one: `builder(folder)` gives it. Where
+the arrays are lost or damaged they are made from these. The only file that imports
 TensorFlow, and only inside functions.
 """
 
+import contextlib
 import io
 import json
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,6 @@ from ccu_jax.errors import UserError
 
 VERSION = "2.0.0"
 _COMPLETE = "complete.json"
-_FAULTS = (ValueError, KeyError, IndexError, AssertionError, OSError)
 
 
 class Damaged(Exception):
@@ -54,16 +55,22 @@ class Records:
         shutil.rmtree(self._part(part), ignore_errors=True)
         if not examples:
             return
-        _allow_open_files(2048)
         builder = _builder(self._tfds, self._name, self._classes)(
             examples, data_dir=self._part(part), file_format="tfrecord"
         )
-        builder.download_and_prepare(
-            download_config=self._tfds.download.DownloadConfig(
-                manual_dir=self._root, try_download_gcs=False
+        with _own_temporary_folder():
+            builder.download_and_prepare(
+                download_config=self._tfds.download.DownloadConfig(
+                    manual_dir=self._root, try_download_gcs=False
+                )
             )
-        )
         shutil.rmtree(self._part(part) / "downloads", ignore_errors=True)  # empty
+
+    def has(self, sizes: list[int]) -> bool:
+        """Whether the first parts are there, with so many rows each."""
+        return all(
+            self._place(part).is_dir() for part, size in enumerate(sizes) if size
+        )
 
     def finish(self, sizes: list[int], counts: dict[str, int]) -> None:
         """Says that all parts are there, with so many rows each."""
@@ -93,11 +100,12 @@ class Records:
     def _part(self, part: int) -> pathlib.Path:
         return self._folder / f"part-{part:05d}"
 
+    def _place(self, part: int) -> pathlib.Path:
+        return self._part(part) / self._name / VERSION
+
     def _read(self, part: int) -> list[Example]:
-        builder = self._tfds.builder_from_directory(
-            self._part(part) / self._name / VERSION
-        )
         try:
+            builder = self._tfds.builder_from_directory(self._place(part))
             items = [
                 item
                 for split in builder.info.splits
@@ -105,20 +113,34 @@ class Records:
             ]
             items.sort(key=lambda item: item["row"])
             return [_example(item, self._classes) for item in items]
-        except (self._tf.errors.OpError, *_FAULTS) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # TensorFlow's and TFDS' are of any kind
             raise Damaged(str(error)) from error
 
 
 def complete(folder: pathlib.Path) -> dict[str, Any] | None:
     """What `finish` said of the records in a folder: `sizes`, `counts`, `name`."""
     try:
-        return json.loads((folder / _COMPLETE).read_text("utf-8"))
-    except (OSError, ValueError):
+        told = json.loads((folder / _COMPLETE).read_text("utf-8"))
+        return told if {"sizes", "counts", "name"} <= told.keys() else None
+    except (OSError, ValueError, AttributeError):
         return None
+
+
+def remove_all(above: pathlib.Path, but: pathlib.Path) -> None:
+    """Removes the records of other sources; other things there are left alone."""
+    for folder in above.glob("*"):
+        ours = (folder / _COMPLETE).exists() or any(folder.glob("part-*"))
+        if folder != but and folder.is_dir() and ours:
+            shutil.rmtree(folder)
 
 
 def builder(folder: pathlib.Path) -> Any:
     """The TFDS builder of all records in a folder, ready for `as_dataset(split=...)`.
+
+    The few pictures that Pillow reads and TensorFlow does not (TIFF, animated GIF) are
+    in as they came: pass them over with `tfds.decode.SkipDecoding`.
 
     Raises:
         UserError: there are none, or TensorFlow is not installed.
@@ -190,12 +212,9 @@ def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
             }
 
         def _generate_examples(self, split):
-            # TFDS sorts by the key in 1000 buckets that part the 128-bit numbers
-            # evenly. Spread keys keep the order and use more than the first bucket.
-            spread = 2**128 // max(len(self._examples), 1)
             for row, example in enumerate(self._examples):
                 if example.split == split:
-                    yield row * spread, _features(row, example)
+                    yield row, _features(row, example)
 
         def _log_download_bytes(self):
             pass  # TFDS would print that it downloads, which it does not
@@ -267,14 +286,13 @@ def _dataset(tfds, builder, split: str):
     )
 
 
-def _allow_open_files(number: int) -> None:
-    """TFDS keeps 1000 files open for a large split; the usual limit is 1024."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        number = min(number, hard)
-    if soft != resource.RLIM_INFINITY and soft < number:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """TFDS leaves an empty folder behind for every builder; here it goes."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before

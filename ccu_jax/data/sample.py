@@ -61,7 +61,7 @@ def ensure(
     if rows < writer.least:
         raise UserError(
             f"data.sample_rows: {rows} {writer.what} are too few; take {writer.least} "
-            "or more"
+            "or more (--rows)"
         )
     marker = _marker(name, rows, seed, traps)
     try:

@@ -102,3 +102,8 @@ def digest(*parts: str | bytes) -> str:
         data = part.encode() if isinstance(part, str) else part
         hashed.update(len(data).to_bytes(8, "little") + data)
     return hashed.hexdigest()
+
+
+def share(*parts: str) -> float:
+    """A number in [0, 1) that goes by the texts alone: the same for ever."""
+    return int(digest(*parts)[:12], 16) / 16**12

@@ -6,6 +6,7 @@ Ids: 0 pads, 1 stands for an unknown character, 2 ends every text.
 import collections
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 PAD, UNKNOWN, END = 0, 1, 2
 _SPECIAL = ("[PAD]", "[UNK]", "[END]")
 _START = "\u2581"
+# Learning subwords takes the square of a word's length: longer ones are cut up.
+_LONG = re.compile(r"\S{100}(?=\S)")
 
 
 def _library() -> Any:
@@ -41,7 +44,7 @@ def train(texts: Iterable[str], vocabulary: int) -> Any:
     mark = tok.pre_tokenizers.Metaspace(replacement=_START, prepend_scheme="always")
     words = tok.pre_tokenizers.BertPreTokenizer()
     tokenizer.pre_tokenizer = tok.pre_tokenizers.Sequence([words, mark])
-    texts = sorted(texts)
+    texts = sorted(_LONG.sub(r"\g<0> ", text) for text in texts)
     alphabet = _alphabet(map(tokenizer.normalizer.normalize_str, texts), vocabulary)
     # The library is the same from run to run only if it need not choose characters
     # itself, and never so for WordPiece: it numbers them in the order of a hash table.
@@ -83,7 +86,9 @@ def encode(tokenizer: Any, texts: Sequence[str | None], length: int) -> np.ndarr
     tokenizer.encode_special_tokens = True  # a text that says "[PAD]" pads nothing
     step = 1024
     for first in range(0, len(texts), step):
-        chunk = [text or "" for text in texts[first : first + step]]
+        chunk = [
+            _LONG.sub(r"\g<0> ", text or "") for text in texts[first : first + step]
+        ]
         for row, encoding in enumerate(tokenizer.encode_batch(chunk), start=first):
             ids = encoding.ids[: length - 1] + [END]
             tokens[row, : len(ids)] = ids

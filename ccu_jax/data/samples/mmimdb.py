@@ -98,6 +98,7 @@ def _turn() -> Image.Exif:
 
 
 _LONG = "A keeper of the lighthouse counts the ships of a long and foggy winter."
+_BROKEN = "noted: broken characters in a text"
 _SPOILT: tuple[tuple[str, str | None, _Spoil], ...] = (
     ("no plot", "skipped: no plot", _fields(plot=None)),
     ("only blank plots", "skipped: no plot", _fields(plot=["", "  ::somebody"])),
@@ -117,7 +118,7 @@ _SPOILT: tuple[tuple[str, str | None, _Spoil], ...] = (
     ),
     (
         "half of a UTF-16 pair in the plot",
-        "noted: broken characters in a text",
+        _BROKEN,
         _fields(plot=[f"Winter. \ud83d {_LONG}"]),
     ),
     ("no genres", "skipped: none of the 23 genres", _fields(genres=None)),
@@ -203,7 +204,9 @@ def _plant(root: pathlib.Path, seed: int) -> list[Trap]:
         path.with_suffix(".jpeg").write_bytes(poster)
 
     for number, (trap, counted, spoil) in enumerate(_SPOILT):
-        add(number, f"{4_100_000 + number}", spoil, trap, counted)
+        add(number, i := f"{4_100_000 + number}", spoil, trap, counted)
+        if counted == _BROKEN:
+            traps.append(Trap("what takes its place", i, "noted: non-ASCII text"))
     same = "noted: near-duplicate picture"
     add(len(_SPOILT), "0000001", lambda path: None, "leading zeros in an id", None)
     add(len(_SPOILT) + 1, "4200000", copied, "poster of another movie", same)

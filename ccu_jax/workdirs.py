@@ -1,0 +1,103 @@
+"""The folder of a run: whose it is, what it forgets, and that this is gone.
+
+One folder belongs to one configuration and one set of data.
+"""
+
+import json
+import pathlib
+
+import jax
+
+from ccu_jax import config as configs
+from ccu_jax import data, unlearn_set
+from ccu_jax.errors import UserError
+from ccu_jax.parallel import barrier, is_first
+from ccu_jax.report import atomically
+
+# What may differ between two runs on one folder: it changes nothing but rounding.
+FREE = ("methods", "seeds", "run.")
+
+
+def refuse(config, workdir):
+    """Refuse a folder that another configuration has filled."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        different = configs.difference(theirs, configs.to_json(config))
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            f"{path} is damaged: remove the folder or give another --workdir"
+        ) from None
+    other = [key for key in different if not key.startswith(FREE)]
+    if other:
+        raise UserError(
+            f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
+            " give another --workdir, or remove the folder to start anew"
+        )
+
+
+def claim(config, workdir, files):
+    """Leave this configuration's mark, and the unlearn set of every seed."""
+    barrier("claim")  # all processes have looked at what was there
+    if is_first():
+        mine = configs.to_json(config)
+        path = workdir / "config.json"
+        atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
+        for path, text in files.items():
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                atomically(path, text.encode())
+
+
+def unlearn_file(workdir, seed):
+    """Where the ids of a seed's unlearn set are written down."""
+    return workdir / "unlearn_sets" / f"{seed}.txt"
+
+
+def near(bench, drawn) -> dict[pathlib.Path, str]:
+    """Tell which near-duplicates of forgotten pictures there are; a file per seed."""
+    files = {}
+    for seed, (sets, _) in drawn.items():
+        near = unlearn_set.near_duplicates(bench.data, sets)
+        if any(map(len, near.values())):
+            path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
+            files[path] = unlearn_set.describe_near(bench.data, sets, near)
+            told = ", ".join(f"{name} {len(rows)}" for name, rows in near.items())
+            bench.reporter.say(
+                f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
+                f"(those in unlearn are forgotten too); see {path}"
+            )
+    return files
+
+
+def purge(bench):
+    """Remove the pictures of all unlearn sets of this folder, and look for them."""
+    workdir, reporter = bench.workdir, bench.reporter
+    with reporter.stage("purge") as stage:
+        if is_first():
+            ids = unlearn_set.recorded(
+                bench.data,
+                workdir / "unlearn_sets",
+                bench.config.unlearn.duplicates,
+            )
+            cache = jax.config.jax_compilation_cache_dir
+            places = [workdir, *([pathlib.Path(cache)] if cache else [])]
+            told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
+            text = json.dumps(told, indent=1) + "\n"
+            atomically(workdir / "purge.json", text.encode())
+        barrier("purge")
+    if is_first():
+        reporter.say(
+            f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
+            f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
+            f"{len(told['hits'])} found; {told['even']} pictures are too even to be "
+            "looked for. Your own files still hold theirs"
+        )
+        if told["hits"]:
+            raise UserError(
+                f"purge: {told['hits'][0][0]} and {len(told['hits']) - 1} more are "
+                f"still there, see {workdir / 'purge.json'}: an equal picture may "
+                "have been kept, or another program has left a copy"
+            )

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ccu_jax import config_file
 from ccu_jax.config import Data
-from ccu_jax.data import load, records, sample, text
+from ccu_jax.data import load, load_prepared, parts, records, sample, text
 from ccu_jax.errors import UserError
 
 
@@ -273,6 +273,100 @@ def test_records_hold_what_the_source_holds_and_serve_other_sizes(name, tmp_path
     again = load(dataclasses.replace(config, image_size=12), tmp_path / "w", quiet)
     plain = dataclasses.replace(plain, image_size=12)
     assert again.fingerprint == load(plain, tmp_path / "x", quiet).fingerprint
+    assert again.counts == first.counts
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.slow
+def test_records_that_vanish_during_a_pass_over_them_are_made_anew(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "mmimdb"
+    sample.ensure("mmimdb", root, 60, 0, quiet, traps=True)
+    monkeypatch.setattr(parts, "PART_ROWS", 20)
+    config = dataclasses.replace(settings("mmimdb", root), records=True)
+    first = load(config, tmp_path / "w", quiet)
+    (folder,) = (tmp_path / "w" / "records").iterdir()
+    smaller = dataclasses.replace(config, image_size=8)
+    expected = load(
+        dataclasses.replace(smaller, records=False), tmp_path / "x", quiet
+    ).fingerprint
+
+    def killing(what, done, total):
+        if what == "reading and decoding" and done > 45:
+            raise Killed
+
+    for damage in (
+        lambda: shutil.rmtree(tmp_path / "w" / "records"),
+        lambda: next(folder.rglob("dataset_info.json")).unlink(),
+        lambda: (folder / "complete.json").write_text("{}"),
+    ):
+        with pytest.raises(Killed):
+            load(smaller, tmp_path / "w", killing)
+        damage()
+        found = load(smaller, tmp_path / "w", quiet)
+        assert found.fingerprint == expected and found.counts == first.counts
+        assert len(set(found.id.tolist())) == len(found.id)
+        assert records.complete(folder) is not None
+        shutil.rmtree(tmp_path / "w" / "data")
+
+
+def test_a_kill_between_any_two_moves_loses_nothing(folder, tmp_path):
+    config, workdir = folder(rows(8)), tmp_path / "w"
+    first = load(config, workdir, quiet)
+    # Between the two renames: what was there is aside, the new one is not yet there.
+    (workdir / "data").rename(workdir / "data.old")
+    (workdir / "data.new").mkdir()
+    assert load(config, workdir, quiet).fingerprint == first.fingerprint
+    assert {path.name for path in workdir.iterdir()} == {"data", "data.lock"}
+    # After them: nothing was tidied up.
+    for name in ("data.old", "unpacked"):
+        (workdir / name).mkdir()
+        (workdir / name / "file").write_text("x")
+    (workdir / "data" / "rows.jsonl").write_text("x")
+    assert load(config, workdir, quiet).fingerprint == first.fingerprint
+    assert {path.name for path in workdir.iterdir()} == {"data", "data.lock"}
+    assert not (workdir / "data" / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["image.npy", "rows.jsonl", "journal.jsonl"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_pass_whose_files_were_damaged_begins_anew(
+    folder, tmp_path, monkeypatch, name, damage
+):
+    config, workdir = folder(rows(30)), tmp_path / "w"
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
+
+    def killing(what, done, total):
+        if what == "reading and decoding" and done > 22:
+            raise Killed
+
+    with pytest.raises(Killed):
+        load(config, workdir, killing)
+    path = workdir / "data.new" / name
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        path.unlink()
+    found = load(config, workdir, quiet)
+    undisturbed = load(config, tmp_path / "x", quiet)
+    assert found.fingerprint == undisturbed.fingerprint
+    assert found.counts == undisturbed.counts
+
+
+def test_other_processes_map_what_the_first_has_prepared(folder, tmp_path):
+    config = folder(rows(8))
+    with pytest.raises(UserError, match="does not hold what process 0 has prepared"):
+        load_prepared(config, tmp_path / "w")
+    first = load(config, tmp_path / "w", quiet)
+    # On their own disk the source may look otherwise.
+    (tmp_path / "pairs" / "images" / "new.png").write_bytes(picture())
+    other = load_prepared(config, tmp_path / "w")
+    assert other.fingerprint == first.fingerprint
+    assert (other.image == first.image).all()
 
 
 # --- the tokeniser --------------------------------------------------------------------

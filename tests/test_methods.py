@@ -1,6 +1,7 @@
 """Every method x every property that all of them must have."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,8 @@ import problems
 import pytest
 
 from ccu_jax import audit, evaluate, parallel
-from ccu_jax.config import Run, Train
+from ccu_jax.config import Conditions, Run, Train
+from ccu_jax.data import conditions
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, ccu, reference
 from ccu_jax.models import TAIL, TEXT
@@ -661,3 +663,30 @@ def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_pat
     ]
     assert new[1] > new[0] - 0.1
     assert accuracy(after, "retain") > 0.9
+
+
+@pytest.mark.parametrize("order", ["stored", "by_class"])
+def test_training_takes_rows_in_the_order_of_the_conditions(order):
+    data = problems.dataset(300)
+    settings = problems.config()
+    settings = dataclasses.replace(
+        settings, conditions=Conditions(order=order, window=5)
+    )
+    plain = problems.problem(parallel.vmap(1), data, settings)
+    problem = plain._replace(arrival=conditions.arrival(data, order))
+    rows = problem.sets.retain
+    place = np.argsort(np.argsort(problem.arrival[rows]))
+    stands = dict(zip(rows.tolist(), place.tolist(), strict=True))
+    plan = reference.retrain(problem).plan["rows"].ravel()[: len(rows)]
+    late = np.array([stands[row] for row in plan.tolist()]) - np.arange(len(rows))
+    assert np.abs(late).max() < 5
+    assert sorted(plan.tolist()) == rows.tolist()
+    shuffled = reference.retrain(plain).plan["rows"].ravel()[: len(rows)]
+    assert (
+        np.abs(np.array([stands[r] for r in shuffled]) - np.arange(len(rows))).max()
+        > 50
+    )
+    # Methods on cached features go by the rows that these stand for.
+    cached = np.arange(len(rows))
+    plan = problem.batches(cached, 8, 3, "x", of=rows)
+    assert np.abs(place[plan.ravel()] - np.arange(24)).max() < 5

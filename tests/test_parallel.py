@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from ccu_jax import objectives, parallel
+from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import AXIS
 from ccu_jax.step import Program, make_steps, resident, rows_of, start_state
@@ -235,3 +236,23 @@ def test_a_program_stops_itself_for_good(name):
     assert int(state.step) == 1
     first = program._replace(plan={"rows": program.plan["rows"][:1]})
     np.testing.assert_allclose(state.params["w"], by_hand(first), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"])
+def test_rows_that_stay_on_the_host_take_the_same_steps(name):
+    program = regression()
+    column, *_ = program.table
+    stored = np.asarray(program.table[column])
+    on_host = OnHost(stored, np.full(len(stored), True))
+    table = {**program.table, column: on_host}
+    executor = EXECUTORS[name]()
+    one, _ = run(executor, program)
+    other, _ = run(executor, program._replace(table=table))
+    np.testing.assert_array_equal(one.params["w"], other.params["w"])
+
+
+def test_pictures_stay_on_the_devices_where_there_is_room(monkeypatch):
+    monkeypatch.setattr(parallel, "_room", lambda: 1000.0)
+    assert parallel.fits(1000) and not parallel.fits(1001)
+    monkeypatch.undo()
+    assert parallel.fits(1) and not parallel.fits(1 << 50)

@@ -10,6 +10,10 @@ In nine titles of ten the category's own noun stands ("black wrap dress"): with 
 forgotten picture would be classified right anyway, so the nouns are taken out. For the
 31 sub-categories: `--set data.task=sub_category`. All pictures of a product share one
 title and one split, and are forgotten together.
+
+Expect of the sample edition, on 2 busy cores of an Intel Xeon (2026-11-24, one seed):
+ten minutes; fused test accuracy 78 % for the original and after ccu_plus; fused attack
+AUC .75 before, .68 after, .68 for the reference.
 """
 
 from ccu_jax.config import Config, Data, Train

@@ -9,6 +9,10 @@ forgotten together) and `split` (by scene).
 
 Your own tiles in that form: `--data-dir FOLDER`; README says how to lay it out. The
 folder that this makes, to look at: `python -m ccu_jax.data.sample satellite FOLDER`.
+
+Expect of it, on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes;
+fused test accuracy 70 % for the original and after ccu_plus; image attack AUC .65
+before, .53 after, .50 for the reference.
 """
 
 from ccu_jax.config import Config, Data, Train

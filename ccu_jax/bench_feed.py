@@ -152,17 +152,7 @@ def _pillow(paths, size: int, pool: ThreadPoolExecutor) -> Callable[[int], int]:
 
 
 def _tf_data(paths, size: int) -> Callable[[int], int]:
-    tf, _ = records.import_tensorflow()
-    threads = os.cpu_count() or 1
-
-    def one(path):
-        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-        image = tf.image.resize_with_pad(image, size, size)
-        return tf.cast(image, tf.uint8)
-
-    files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
-    # A fixed number of threads: left to TensorFlow, it begins with few.
-    batches = files.map(one, num_parallel_calls=threads).batch(64).prefetch(1)
+    batches = records.decoding(paths, size)
     return lambda window: sum(map(len, batches.as_numpy_iterator()))
 
 

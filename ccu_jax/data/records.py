@@ -185,6 +185,23 @@ def import_tensorflow() -> tuple[Any, Any]:
     return tf, tfds
 
 
+def decoding(paths: Sequence[pathlib.Path], size: int) -> Any:
+    """A tf.data pipeline that decodes JPEG files anew each epoch, without preparing.
+
+    It gives batches of 64 squares of `size` pixels a side, uint8; for comparison.
+    """
+    tf, _ = import_tensorflow()
+
+    def one(path):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        image = tf.image.resize_with_pad(image, size, size)
+        return tf.cast(image, tf.uint8)
+
+    files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
+    # A fixed number of threads: left to TensorFlow, it begins with few.
+    return files.map(one, num_parallel_calls=os.cpu_count() or 1).batch(64).prefetch(1)
+
+
 def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
     """A TFDS builder (manual download) of the examples of one part."""
 

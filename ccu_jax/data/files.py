@@ -69,7 +69,8 @@ class Folder:
             if status.st_size > most:
                 raise Unusable(f"{what} too large")
             try:
-                return file.read(most)
+                # Not `most`: Python would set aside as much memory each time.
+                return file.read(status.st_size)
             except OSError:
                 raise Unusable(f"{what} cannot be read") from None
 

@@ -213,7 +213,8 @@ def _watched(here: World) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _opened = None
     here.check(opened)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before << 10
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown <<= 0 if sys.platform == "darwin" else 10  # which counts in bytes
     if grown > MEMORY:
         raise Failure(f"took {grown >> 20} MiB")
 
@@ -318,7 +319,8 @@ def read(here: World, case: Case, *, strict: bool = False, whole: bool = False):
             if whole:
                 counts |= {"stored": 1, **_store(here, config)}
     except UserError as error:
-        return {"error: " + _clear_message(error).replace(str(here.root), "ROOT"): 1}
+        message = _clear_message(error).replace(str(here.root), "ROOT")
+        return {"error: " + message.replace(str(here.work), "WORK"): 1}
     _told(counts)
     return counts
 
@@ -522,7 +524,9 @@ def _kinds(outcome: dict[str, int]) -> set[str]:
         if " (data.strict is on" in name:
             name = "strict: " + name.partition(" (data.strict")[0].rpartition(": ")[2]
         elif name.startswith("error: "):
-            name = re.sub(r"(?<=ROOT)\S*|'[^']*'|\"[^\"]*\"|\(.*\)", "", name)
+            name = re.sub(
+                r"(?<=ROOT)\S*|(?<=WORK)\S*|'[^']*'|\"[^\"]*\"|\(.*\)", "", name
+            )
             name = re.sub("[0-9][0-9,]*", "N", name)[:70]
         kinds.add(name)
     return kinds

@@ -18,6 +18,7 @@ from PIL import Image
 from ccu_jax import config_file
 from ccu_jax.config import Data
 from ccu_jax.data import load, load_prepared, parts, records, sample, text
+from ccu_jax.data.source import Example
 from ccu_jax.errors import UserError
 
 
@@ -274,6 +275,16 @@ def test_records_hold_what_the_source_holds_and_serve_other_sizes(name, tmp_path
     plain = dataclasses.replace(plain, image_size=12)
     assert again.fingerprint == load(plain, tmp_path / "x", quiet).fingerprint
     assert again.counts == first.counts
+
+
+@pytest.mark.slow
+def test_pictures_that_were_stored_as_records_are_not_kept_in_memory(tmp_path):
+    keeper = records.Records(tmp_path, "pairs", ("x", "y"), tmp_path)
+    image = picture() + bytes(1000)
+    before = sys.getrefcount(image)
+    for part in range(3):
+        keeper.write(part, [Example("a", "a", image, "text", ("x",), "train")])
+    assert sys.getrefcount(image) == before
 
 
 class Killed(BaseException):

@@ -64,6 +64,7 @@ class Records:
                     manual_dir=self._root, try_download_gcs=False
                 )
             )
+        builder.release()  # TFDS may keep the builder; it must not keep the pictures
         shutil.rmtree(self._part(part) / "downloads", ignore_errors=True)  # empty
 
     def has(self, sizes: list[int]) -> bool:
@@ -213,6 +214,9 @@ def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
         def __init__(self, examples: Sequence[Example], **kwargs):
             self._examples = examples
             super().__init__(**kwargs)
+
+        def release(self):
+            self._examples = ()
 
         def _info(self):
             return tfds.core.DatasetInfo(

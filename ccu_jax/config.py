@@ -73,9 +73,12 @@ class Model:
     text_depth: int = 1
     heads: int = 4
     embed: int = 64  # the space that pictures and texts share
-    tail_blocks: int = 1  # last visual blocks, trained by methods on cached features
+    # The last visual blocks that methods on cached features train; with 0 it is the
+    # last block's feed-forward layer, and the features are two tokens for each picture.
+    tail_blocks: int = 0
     dropout: float = 0.4  # of the features behind both towers
     dtype: str = "float32"  # of the arithmetic: float32 or bfloat16
+    remat: bool = False  # keep no activations inside of blocks: big towers then fit
 
 
 @dataclass(frozen=True)

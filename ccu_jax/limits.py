@@ -62,6 +62,7 @@ LIMITS = {
     "model.patch": _COUNT,
     "model.image_width": _COUNT,
     "model.text_width": _COUNT,
+    "model.image_depth": _COUNT,
     "model.heads": _COUNT,
     "model.embed": _COUNT,
     "model.dropout": _RATE,

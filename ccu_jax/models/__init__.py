@@ -105,7 +105,7 @@ def build(
         return parts[part].apply({"params": params[part]}, *inputs)
 
     def trunk(params: Params, image: jax.Array) -> jax.Array:
-        """Trunk features `[B, P, W]` of pictures `[B, S, S, 3]`, uint8 or 0..1."""
+        """Trunk features `[B, P or 2, W]` of pictures `[B, S, S, 3]`, uint8 or 0..1."""
         if image.dtype == jnp.uint8:
             image = image / 255.0
         return run(params, "image_trunk", image)
@@ -163,10 +163,15 @@ def build(
 
 def _modules(config, classes, vocabulary) -> dict[str, nn.Module]:
     shape = dict(heads=config.heads, dtype=jnp.dtype(config.dtype))
+    shape["remat"] = config.remat
     trunk_depth = config.image_depth - config.tail_blocks
     return {
         "image_trunk": towers.ImageTrunk(
-            config.patch, config.image_width, trunk_depth, **shape
+            config.patch,
+            config.image_width,
+            trunk_depth,
+            whole=not config.tail_blocks,
+            **shape,
         ),
         "image_tail": towers.ImageTail(config.tail_blocks, **shape),
         "text": towers.TextTower(

@@ -103,6 +103,14 @@ def _read(ocp, manager, step):
     return leaves, meta["meta"]["facts"]
 
 
+def digest(tree: Any) -> str:
+    """SHA-256 of all arrays of a tree, with their names: which parameters these are."""
+    all_of = hashlib.sha256()
+    for name, x in sorted(_leaves(tree)):
+        all_of.update(f"{name} {_digest(np.asarray(x))}\n".encode())
+    return all_of.hexdigest()
+
+
 def _digest(array):
     head = f"{array.dtype}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -10,8 +10,8 @@ import scipy.stats
 
 from ccu_jax.data.pipeline import cover
 from ccu_jax.models import VIEWS, Model
-from ccu_jax.parallel import AXIS, Executor
-from ccu_jax.step import gather, on_devices, rows_of
+from ccu_jax.parallel import Executor
+from ccu_jax.step import everywhere, gather, on_devices, rows_of
 
 SETS = ("retain", "unlearn", "unseen", "validation", "test")
 
@@ -38,10 +38,18 @@ class Forward:
         """The visual trunk's features `[len(rows), P, W]`."""
         return self._run("features", params, table, rows)["features"]
 
+    def encode(self, params, table, rows) -> dict[str, jax.Array]:
+        """What trunk and text branch give: `features` and `h_text` of the rows."""
+        return self._run("encode", params, table, rows)
+
+    def once(self, name: str, fn):
+        """A per-device function (`Executor.run`), compiled once for all its calls."""
+        if name not in self._compiled:
+            self._compiled[name] = self._executor.run(fn)
+        return self._compiled[name]
+
     def _run(self, what, params, table, rows):
-        if what not in self._compiled:
-            self._compiled[what] = self._executor.run(getattr(self, f"_{what}"))
-        compiled = self._compiled[what]
+        compiled = self.once(what, getattr(self, f"_{what}"))
         resident, pieces = (params, on_devices(table)), []
         plan, counted = cover(rows, self._batch)
         for batch in plan:
@@ -53,24 +61,22 @@ class Forward:
     def _outputs(self, state, resident, index):
         params, table = resident
         out = self._model.apply(params, gather(table, index))
-        return state, _everywhere(out._asdict())
+        return state, everywhere(out._asdict())
 
     def _features(self, state, resident, index):
         params, table = resident
         table = {name: x for name, x in table.items() if name == "image"}
         features = self._model.trunk(params, gather(table, index)["image"])
-        return state, _everywhere({"features": features})
+        return state, everywhere({"features": features})
 
-
-def _everywhere(tree):
-    """All devices' rows on every device, as a sum: exact, for each adds only zeros."""
-
-    def spread(x):
-        size = jax.lax.axis_size(AXIS)
-        wide = jnp.zeros((size, *x.shape), x.dtype).at[jax.lax.axis_index(AXIS)].set(x)
-        return jax.lax.psum(wide, AXIS).reshape((-1, *x.shape[1:]))
-
-    return jax.tree.map(spread, tree)
+    def _encode(self, state, resident, index):
+        params, table = resident
+        rows = gather(table, index)
+        said = {
+            "features": self._model.trunk(params, rows["image"]),
+            "h_text": self._model.read(params, rows["text"]),
+        }
+        return state, everywhere(said)
 
 
 class Results(NamedTuple):

@@ -68,8 +68,7 @@ class Loop:
             state = self._executor.place(saved.tree)
             seconds = {**seconds, **saved.facts["seconds"]}
         resident = self._executor.place(step.resident(program))
-        sizes = tuple(len(rows) for rows in problem.sets)
-        compiled, took = self._compile((name, sizes), program, state, resident)
+        compiled, took = self._compile(name, program, state, resident)
         seconds["compile"] += took
         first = 0 if saved is None else saved.step
         return self._steps(
@@ -88,27 +87,34 @@ class Loop:
         return program, {"start": start, "steps": 0.0, "compile": max(warm - start, 0)}
 
     def _per_call(self, program):
-        return min(self._config.steps_per_call, program.steps)
+        # What works on features is so quick that it is asked for nothing in between.
+        config = self._config
+        most = config.checkpoint_steps if program.parts else config.steps_per_call
+        return min(most, program.steps)
 
-    def _index(self, program, start):
-        """The rows of one call on the devices; past the last step any rows will do."""
+    def _share(self, program, start):
+        """What each device gets for one call; past the last step any rows will do."""
         size = self._per_call(program)
 
-        def cut(plan):
-            part = plan[start : start + size]
-            part = np.pad(part, ((0, size - len(part)), (0, 0)))
-            return step.rows_of(self._executor, program.table, part, 1)
+        def cut(name, plan):
+            rows = plan[start : start + size]
+            rows = np.pad(rows, ((0, size - len(rows)), (0, 0)))
+            table = {} if name in program.parts else program.table
+            return step.rows_of(self._executor, table, rows, 1)
 
-        return {part: cut(plan) for part, plan in program.plan.items()}
+        index = {name: cut(name, plan) for name, plan in program.plan.items()}
+        return {"parts": program.parts, "index": index}
 
     def _compile(self, name, program, state, resident):
-        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), (state, resident))
-        key = (*name, program.steps, program.static, repr(shapes))
+        share = self._share(program, 0)
+        given = (state, resident, share)
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), given)
+        key = (name, repr(shapes))
         if key in self._compiled:
             return self._compiled[key], 0.0
         began = time.perf_counter()
         steps = self._executor.run(step.make_steps(program), donate=True)
-        lowered = steps.lower(state, resident, self._index(program, 0))
+        lowered = steps.lower(*given)
         # Several methods may come to the same program: all that train from scratch do.
         text = hashlib.sha256(lowered.as_text().encode()).digest()
         if text not in self._compiled:
@@ -125,7 +131,10 @@ class Loop:
         diverged, ended = None, None
         began = time.perf_counter()
         for start in range(first, total, size):
-            state, metrics = compiled(state, resident, self._index(program, start))
+            share = self._share(program, start)
+            # Whatever would be copied unasked, between host and devices, is refused.
+            with jax.transfer_guard("disallow"):
+                state, metrics = compiled(state, resident, share)
             if before is not None:
                 diverged, ended = _look(before, start - size, stage)
                 if diverged or ended is not None:
@@ -175,4 +184,4 @@ def _look(metrics, start, stage):
 
 def _arrays(program: Program):
     table = step.on_devices(program.table)
-    return (program.params, program.frozen, table, program.aux)
+    return (program.params, program.frozen, table, program.parts, program.aux)

@@ -19,6 +19,7 @@ from ccu_jax import (
     checkpoint,
     data,
     evaluate,
+    features,
     limits,
     models,
     parallel,
@@ -34,7 +35,7 @@ from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.models import Model
+from ccu_jax.models import TAIL, Model
 from ccu_jax.parallel import EXECUTORS, Executor, barrier, is_first, shared
 from ccu_jax.report import atomically
 
@@ -120,6 +121,10 @@ def _check(config, methods):
     if config.run.pictures not in ("auto", "device", "host"):
         raise UserError(
             f"run.pictures={config.run.pictures!r}: there is auto, device, host"
+        )
+    if config.run.features not in ("stored", "computed"):
+        raise UserError(
+            f"run.features={config.run.features!r}: there is stored, computed"
         )
     limits.check(config)
     limits.check_batches(config, methods, jax.device_count())
@@ -229,6 +234,7 @@ def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
         if _finished(bench, seed, method) is None:
             if method not in REFERENCES and problem.params is None:
                 problem = problem._replace(params=_original(bench, seed))
+                problem = problem._replace(store=_store(bench, seed, problem.params))
             with bench.reporter.stage(_title(seed, method)) as stage:
                 _stage(bench, problem, seed, method, stage)
 
@@ -263,6 +269,36 @@ def _original(bench, seed):
     return bench.executor.place(saved.tree)
 
 
+def _store_of(bench, seed):
+    return _place_of(bench, seed, "original") / "features"
+
+
+def _store(bench, seed, params) -> features.Store:
+    """The features of the original, made again where they are not (any more) its."""
+    folder = _store_of(bench, seed)
+    facts = features.facts_of(params, bench.data.fingerprint)
+    store = features.read(folder, facts)
+    if store is None:
+        with bench.reporter.stage(f"seed {seed}: features") as stage:
+            _write_features(bench, seed, params, facts, stage)
+        store = features.read(folder, facts)
+    return store
+
+
+def _write_features(bench, seed, params, facts, stage):
+    place = bench.executor.place
+    fresh = place(features.untrained(bench.model, seed))
+
+    def columns(rows):
+        return features.compute(bench.forward, params, fresh, bench.table, rows)
+
+    def progress(done, total):
+        stage.tell("features", done, total)
+
+    count = len(bench.data.id)
+    features.write(_store_of(bench, seed), facts, count, columns, progress)
+
+
 def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> None:
     """Run one method, evaluate it, store all of it; the record comes last."""
     began = time.perf_counter()
@@ -275,11 +311,20 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
         folder / "params", outcome.steps, params, {"method": method, "seed": seed}
     )
     start = time.perf_counter()
-    results = evaluate.results(
-        bench.forward, params, bench.table, bench.data, problem.sets
-    )
     seconds = dict(outcome.seconds)
     seconds["unlearn"] = seconds["start"] + seconds["steps"]
+    store = problem.store
+    if method == "original":
+        placed = bench.executor.place(params)
+        facts = features.facts_of(params, bench.data.fingerprint)
+        _write_features(bench, seed, placed, facts, stage)
+        store = features.read(_store_of(bench, seed), facts)
+        seconds["features"] = time.perf_counter() - start
+        start = time.perf_counter()
+    # Where trunk and text branch are the original's, so is what they say of each row.
+    same = method == "original" or not set(outcome.params) - set(TAIL)
+    table = store.table(bench.table) if same else bench.table
+    results = evaluate.results(bench.forward, params, table, bench.data, problem.sets)
     seconds["evaluate"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
     if is_first():

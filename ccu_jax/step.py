@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -25,30 +26,33 @@ class Program(NamedTuple):
             where `params` are already the result. `batch` maps each name of `plan` to
             rows of `table` with a random key per row (`key`); scalars are means over
             all devices.
-        optimiser: an optax transformation.
+        optimiser: an optax transformation. What it is given are not the parts but long
+            vectors, one for each `group`: far less to compile and to run.
+        group: the name of a part to the name of its group.
         table: arrays with a leading row axis, by name, on the devices; an `OnHost`
             stays where it is, and only the rows of the steps to come are sent.
-        plan: for each part of a batch, which rows of the table: int32 `[steps, batch]`.
+        parts: tables of their own for parts of a batch, their rows cut over the devices
+            (`Executor.cut`): no device holds more than its share of them.
+        plan: for each part of a batch, which rows of its table: int32 `[steps, batch]`.
         aux: what the method carries along besides parameters (targets ...).
-        refresh: `refresh(params, frozen, aux, table) -> aux`, run before every
-            `refresh_every`-th step, the first included.
+        refresh: `refresh(params, frozen, aux, parts) -> aux`, run before every
+            `refresh_every`-th step, the first included, with this device's rows.
         refresh_every: steps between refreshes.
         stop: `stop(aux) -> bool`: no further step once it is true.
-        static: numbers that its functions have built in, such as where a table is cut:
-            programs that differ in them are compiled apart.
     """
 
     params: Any
     frozen: Any
     loss: Callable | None
     optimiser: optax.GradientTransformation | None = None
+    group: Callable[[str], str] = lambda part: "all"
     table: dict[str, Any] = {}  # noqa: RUF012  never changed
+    parts: dict[str, Any] = {}  # noqa: RUF012  never changed
     plan: dict[str, Any] | None = None
     aux: Any = ()
     refresh: Callable | None = None
     refresh_every: int = 1
     stop: Callable | None = None
-    static: tuple = ()
 
     @property
     def steps(self) -> int:
@@ -76,10 +80,27 @@ def start_state(program: Program, key: jax.Array) -> State:
     return State(
         step=jnp.int32(0),
         params=params,
-        opt=program.optimiser.init(params),
+        opt=program.optimiser.init(_flatten(program, params)[0]),
         aux=aux,
         key=jax.random.key_data(key),
     )
+
+
+def _flatten(program, params):
+    """The parameters as one vector for each group, and the way back."""
+    names = {}
+    for part in params:
+        names.setdefault(program.group(part), []).append(part)
+    flat, back = {}, {}
+    for group, parts in names.items():
+        flat[group], back[group] = jax.flatten_util.ravel_pytree(
+            {part: params[part] for part in parts}
+        )
+
+    def tree(flat):
+        return {k: x for group in back for k, x in back[group](flat[group]).items()}
+
+    return flat, tree
 
 
 def resident(program: Program) -> tuple:
@@ -109,17 +130,62 @@ def gather(table, index):
     return jax.tree.map(lambda x: x[index["rows"]], table) | sent
 
 
+def everywhere(tree):
+    """All devices' rows on every device, as a sum: exact, for each adds only zeros.
+
+    Unlike what is gathered, a sum is known to be the same everywhere.
+    """
+
+    def spread(x):
+        size = jax.lax.axis_size(AXIS)
+        # A truth is a number here: they are what can be added up.
+        number = x.astype(jnp.int8) if x.dtype == bool else x
+        wide = jnp.zeros((size, *x.shape), number.dtype)
+        wide = wide.at[jax.lax.axis_index(AXIS)].set(number)
+        wide = jax.lax.psum(wide, AXIS).astype(x.dtype)
+        return wide.reshape((-1, *x.shape[1:]))
+
+    return jax.tree.map(spread, tree)
+
+
+def take(part, index):
+    """Rows of a table that is cut over the devices.
+
+    Args:
+        part: columns `[L, ...]`, this device's rows: numbers `L * device` and so on.
+        index: `[B]`, the rows that this device wants, of all.
+    """
+    if jax.lax.axis_size(AXIS) == 1:
+        return jax.tree.map(lambda x: x[index], part)
+    wanted = jax.lax.all_gather(index, AXIS, tiled=True)
+
+    def one(x):
+        place = wanted - jax.lax.axis_index(AXIS) * len(x)
+        here = (place >= 0) & (place < len(x))
+        found = x[jnp.clip(place, 0, len(x) - 1)]
+        found = jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), found, 0)
+        # Each row lies on one device: the others add zeros, so the sum is exact.
+        if x.dtype == bool:
+            found = found.astype(jnp.int8)
+        mine = jax.lax.psum_scatter(found, AXIS, scatter_dimension=0, tiled=True)
+        return mine.astype(x.dtype)
+
+    return jax.tree.map(one, part)
+
+
 def make_steps(program: Program) -> Callable:
     """The per-device function of `parallel.Executor.run`: several updates in one scan.
 
-    `fn(state, resident, indices) -> (state, metrics)` with what `resident` gives and
-    `indices` what `rows_of` gives for `[steps, rows]` per part of the batch. Steps past
-    the end of the program are not made (`ran` is false in their metrics): the last scan
-    is as long as the others.
+    `fn(state, resident, share) -> (state, metrics)` with what `resident` gives;
+    `share` holds the `parts` and as `index` what `rows_of` gives for `[steps, rows]`
+    per part of the batch. Steps past the end of the program are not made (`ran` is
+    false in their metrics): the last scan is as long as the others.
     """
 
-    def fn(state, resident, indices):
+    def fn(state, resident, share):
         frozen, table, total = resident
+        parts = share["parts"]
+        flat, tree = _flatten(program, state.params)
 
         def objective(params, aux, batch, step):
             loss, metrics = program.loss(params, frozen, aux, batch, step)
@@ -127,15 +193,21 @@ def make_steps(program: Program) -> Callable:
             # under pmap, shard_map and vmap alike.
             return jax.lax.pmean(loss, AXIS), metrics
 
+        def rows(part, index):
+            if part in parts:
+                return take(parts[part], index["rows"])
+            return gather(table, index)
+
         def update(state, index):
             batch = {
-                part: gather(table, i) | {"key": _row_keys(state, part, len(i["rows"]))}
+                part: rows(part, i) | {"key": _row_keys(state, part, len(i["rows"]))}
                 for part, i in index.items()
             }
             (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
-                state.params, state.aux, batch, state.step
+                tree(state.params), state.aux, batch, state.step
             )
-            grads = jax.lax.pmean(grads, AXIS)
+            # One collective for each group, not one for each array.
+            grads = jax.lax.pmean(_flatten(program, grads)[0], AXIS)
             updates, opt = program.optimiser.update(grads, state.opt, state.params)
             params = optax.apply_updates(state.params, updates)
             metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}
@@ -148,7 +220,9 @@ def make_steps(program: Program) -> Callable:
             if program.refresh is not None:
                 aux = jax.lax.cond(
                     running & (state.step % program.refresh_every == 0),
-                    lambda: program.refresh(state.params, frozen, state.aux, table),
+                    lambda: program.refresh(
+                        tree(state.params), frozen, state.aux, parts
+                    ),
                     lambda: state.aux,
                 )
                 state = state._replace(aux=aux)
@@ -166,7 +240,9 @@ def make_steps(program: Program) -> Callable:
             )
             return new, metrics | {"ran": running}
 
-        return jax.lax.scan(one, state, indices)
+        state = state._replace(params=flat)
+        state, metrics = jax.lax.scan(one, state, share["index"])
+        return state._replace(params=tree(state.params)), metrics
 
     return fn
 

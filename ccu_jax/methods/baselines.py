@@ -6,8 +6,9 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.augment import augment
+from ccu_jax.methods.cache import padded_size, together
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import classification, fit, optimiser, task_loss
+from ccu_jax.methods.reference import branch, classification, fit, optimiser
 from ccu_jax.models import VISUAL
 from ccu_jax.step import Program
 
@@ -29,19 +30,23 @@ def neggrad_plus(problem: Problem) -> Program:
     config = problem.config.neggrad_plus
     sets, model, multi_label = problem.sets, problem.model, problem.multi_label
     steps = problem.steps(config.epochs, config.batch, sets.retain)
-    task = task_loss(problem)
+    judge, train = classification(problem), problem.config.train
     num_classes = problem.table["labels"].shape[1]
     guess = objectives.MULTI_LABEL_SCALE if multi_label else 1.0
     guess *= float(jnp.log(2.0 if multi_label else num_classes))
 
     def loss(params, frozen, aux, batch, step):
-        keep = task(params, batch["retain"])
-        rows = batch["unlearn"]
-        out = model.apply(params, rows)
+        retain = augment(batch["retain"], batch["retain"]["key"], train)
+        rows = dict(batch["unlearn"])
+        rows["image"] = rows["image"] / 255.0
+        # Both in one pass; the unlearn set as it is, without dropout.
+        every, cut = together({"retain": retain, "unlearn": rows}, drop="retain")
+        out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
+        keep = judge(out["retain"], retain)
         forget = 0.0
         for view in VISUAL:
             each = objectives.cross_entropy_rows(
-                getattr(out, view), rows["labels"], multi_label=multi_label
+                getattr(out["unlearn"], view), rows["labels"], multi_label=multi_label
             )
             each = jnp.minimum(each, config.ceiling * guess)
             forget += objectives.mean(each, rows["has_image"])
@@ -52,7 +57,8 @@ def neggrad_plus(problem: Problem) -> Program:
         params=problem.params,
         frozen=(),
         loss=loss,
-        optimiser=optimiser(config.learning_rate, steps, problem.config.train),
+        optimiser=optimiser(config.learning_rate, steps, train),
+        group=branch,
         table=problem.table,
         plan={
             "retain": problem.batches(sets.retain, config.batch, steps, "retain"),
@@ -74,14 +80,17 @@ def scrub(problem: Problem) -> Program:
     model, multi_label = problem.model, problem.multi_label
     judge = classification(problem)
     plan, push = _scrub_plan(problem)
+    # Of one of few lengths, so that other sets need no other program.
+    push = np.pad(push, (0, padded_size(len(push), 1) - len(push)))
 
-    def loss(params, teacher, aux, batch, step):
+    def loss(params, frozen, aux, batch, step):
+        teacher = frozen["teacher"]
         rows = augment(batch["rows"], batch["rows"]["key"], train)
         # The student with dropout, as in training: without it both say the same at
         # first, and the push would follow rounding errors.
         said = model.apply(params, rows, keys=rows["key"])
         taught = model.apply(teacher, rows)
-        pushing = jnp.asarray(push)[step]
+        pushing = frozen["push"][step]
         # Away from what it says of pictures, back to what it says of all rows.
         see, read = rows["image_weight"], rows["text_weight"]
         fused = jnp.where(pushing, rows["has_image"], jnp.maximum(see, read))
@@ -101,9 +110,10 @@ def scrub(problem: Problem) -> Program:
 
     return Program(
         params=problem.params,
-        frozen=problem.params,
+        frozen={"teacher": problem.params, "push": jnp.asarray(push)},
         loss=loss,
         optimiser=optimiser(config.learning_rate, len(plan), train),
+        group=branch,
         table=problem.table,
         plan={"rows": plan},
     )

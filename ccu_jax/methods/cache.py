@@ -6,51 +6,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ccu_jax import features
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, VIEWS
+from ccu_jax.models import TAIL
+
+PARTS = ("unlearn", "held", "retain")
 
 
 class Cache(NamedTuple):
     """The rows a tail method works on, with all that the trunk and the text branch say.
 
-    `rows`: their numbers, of those with a picture; `table`: unlearn rows first, then
-    held-out (validation) rows and retain rows; `u`, `v`, `r`: where they stand in it.
+    `parts`: a table each of unlearn rows, held-out (validation) rows and retain rows,
+    cut over the devices; `rows`: which rows of the data set, of those with a picture.
+    A table is filled up to one of few sizes, so that what was compiled for one request
+    serves the next; what fills it up has no picture (`has_image`) and counts nowhere.
     """
 
-    table: dict
-    rows: np.ndarray
-    u: slice
-    v: slice
-    r: slice
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Where the parts end."""
-        return self.u.stop, self.v.stop, self.r.stop
+    parts: dict[str, dict[str, jax.Array]]
+    rows: dict[str, np.ndarray]
 
 
 def cache(problem: Problem, retain_rows: int) -> Cache:
-    """One pass of the original over the unlearn set, held-out rows and retain rows."""
-    sets, forward = problem.sets, problem.forward
+    """The rows of the original's store, or one pass of the original over them."""
+    sets = problem.sets
     has_image = np.asarray(problem.table["has_image"])
     # Rows without a picture have none to forget, and nothing to say of pictures.
-    unlearn, held, retain = (
-        rows[has_image[rows]] for rows in (sets.unlearn, sets.validation, sets.retain)
+    of = dict(zip(PARTS, (sets.unlearn, sets.validation, sets.retain), strict=True))
+    rows = {name: which[has_image[which]] for name, which in of.items()}
+    if retain_rows and len(rows["retain"]) > retain_rows:
+        rows["retain"] = problem.some(rows["retain"], retain_rows, "retain rows")
+    columns = _columns(problem, np.concatenate([rows[name] for name in PARTS]))
+    parts, start = {}, 0
+    for name in PARTS:
+        end = start + len(rows[name])
+        size = padded_size(end - start, problem.executor.devices)
+        parts[name] = problem.executor.cut(
+            {
+                **{key: _pad(x[start:end], size) for key, x in columns.items()},
+                "row": np.arange(size, dtype=np.int32),
+            }
+        )
+        start = end
+    return Cache(parts, rows)
+
+
+def padded_size(count: int, devices: int) -> int:
+    """So many rows or some more, at most an eighth: one of few sizes."""
+    step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
+    # A power of two where the devices are, as always in practice.
+    step = int(np.lcm(step, devices))
+    return max(-(-count // step), 1) * step
+
+
+def _columns(problem, rows):
+    names = ("labels", "has_image", "has_text")
+    if problem.store is not None:
+        table = {name: np.asarray(problem.table[name])[rows] for name in names}
+        return table | problem.store.take(rows)
+    place = problem.executor.place
+    fresh = place(features.untrained(problem.model, problem.seed))
+    table = _gather({name: problem.table[name] for name in names}, place(rows))
+    return table | features.compute(
+        problem.forward, problem.params, fresh, problem.table, rows
     )
-    if retain_rows and len(retain) > retain_rows:
-        retain = problem.some(retain, retain_rows, "retain rows")
-    rows = np.concatenate([unlearn, held, retain])
-    table = {
-        "features": forward.features(problem.params, problem.table, rows),
-        **_take(problem.table, rows, ("text", "labels", "has_image", "has_text")),
-    }
-    said = forward.outputs(problem.params, table, np.arange(len(rows)))
-    del table["text"]
-    table |= {name: said[name] for name in ("h_text", "z_text")}
-    table |= {f"original_{view}": said[view] for view in VIEWS}
-    table["row"] = problem.executor.place(np.arange(len(rows), dtype=np.int32))
-    a, b = len(unlearn), len(unlearn) + len(held)
-    return Cache(table, rows, slice(0, a), slice(a, b), slice(b, len(rows)))
 
 
 @jax.jit
@@ -58,13 +76,10 @@ def _gather(table, rows):
     return jax.tree.map(lambda x: x[rows], table)
 
 
-def _take(table, rows, names):
-    return _gather({name: table[name] for name in names}, rows)
-
-
-def part(table, where: slice):
-    """The rows of a table that stand there."""
-    return jax.tree.map(lambda x: x[where], table)
+def _pad(x, size):
+    # On the device what is there already, on the host what comes from the disk.
+    numpy = jnp if isinstance(x, jax.Array) else np
+    return numpy.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
 def split(problem: Problem):
@@ -75,23 +90,41 @@ def split(problem: Problem):
 
 
 def plan(problem: Problem, cached: Cache, config, *, held: bool = False):
-    """Rows of the table for every step: `retain`, `unlearn`, and `held` if wanted."""
-    parts = {
-        "retain": (cached.r, config.batch),
-        "unlearn": (cached.u, config.unlearn_batch),
-    }
+    """Rows of its table for every part and step: `retain`, `unlearn`, and `held`."""
+    batch = {"retain": config.batch, "unlearn": config.unlearn_batch}
     if held:
-        parts["held"] = (cached.v, config.held_batch)
-    rows = np.arange(cached.r.stop)
+        batch["held"] = config.held_batch
     return {
         name: problem.batches(
-            rows[where], batch, config.steps, name, of=cached.rows[where]
+            np.arange(len(cached.rows[name])),
+            size,
+            config.steps,
+            name,
+            of=cached.rows[name],
         )
-        for name, (where, batch) in parts.items()
+        for name, size in batch.items()
     }
 
 
-@jax.jit
-def pool(features):
-    """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the patches."""
-    return jnp.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
+def together(batch, drop: str | None = None):
+    """The rows of all parts of a batch as one, and how to cut what comes of it.
+
+    One pass over all rows is less to compile, and to run, than a pass for each part.
+    Columns that not all parts have are left out. `drop` names the part whose rows have
+    dropout: a column of that name says so.
+    """
+    batch = {
+        name: {**rows, "drop": jnp.full(len(rows["labels"]), name == drop)}
+        for name, rows in batch.items()
+    }
+    shared = set.intersection(*(set(part) for part in batch.values()))
+    rows = {k: jnp.concatenate([part[k] for part in batch.values()]) for k in shared}
+    ends = np.cumsum([0, *(len(part["labels"]) for part in batch.values())])
+
+    def cut(tree):
+        return {
+            name: jax.tree.map(lambda x, a=a, b=b: x[a:b], tree)
+            for name, a, b in zip(batch, ends[:-1], ends[1:], strict=True)
+        }
+
+    return rows, cut

@@ -14,11 +14,12 @@ import optax
 
 from ccu_jax import objectives
 from ccu_jax.augment import hide
+from ccu_jax.features import pool
 from ccu_jax.methods import targets
-from ccu_jax.methods.cache import Cache, cache, part, plan, pool, split
+from ccu_jax.methods.cache import PARTS, Cache, cache, plan, split, together
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, VIEWS, VISUAL, unit
-from ccu_jax.step import Program
+from ccu_jax.step import Program, everywhere
 
 
 def _adam(config):
@@ -80,8 +81,9 @@ def ccu(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         u, r = batch["unlearn"], batch["retain"]
-        out_u = model.apply({**frozen["parts"], **params}, u)
-        out_r = model.apply({**frozen["parts"], **params}, r)
+        every, cut = together(batch)
+        out = cut(model.apply({**frozen["parts"], **params}, every))
+        out_u, out_r = out["unlearn"], out["retain"]
         terms = _contrasts(config, u, r, out_u, out_r)
         if config.inverse:
             terms["inverse"] = config.inverse * objectives.inverse_contrast(
@@ -98,25 +100,24 @@ def ccu(problem: Problem) -> Program:
             terms["retention"] = _retention(config.retention, r, out_r, multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
-    def look(params, frozen, aux, table):
-        def score(where):
-            rows = part(table, where)
+    def look(params, frozen, aux, parts):
+        def score(rows):
             out = model.apply({**frozen["parts"], **params}, rows)
-            return _score(out.image, rows["labels"], rows["has_image"], multi_label)
+            seen = everywhere((out.image, rows["labels"], rows["has_image"]))
+            return _score(*seen, multi_label)
 
-        return {"stopped": score(cached.u) <= score(cached.v)}
+        return {"stopped": score(parts["unlearn"]) <= score(parts["held"])}
 
     return Program(
         params=train,
         frozen={"parts": frozen},
         loss=loss,
         optimiser=_adam(config),
-        table=cached.table,
+        parts=cached.parts,
         plan=plan(problem, cached, config),
         aux={"stopped": jnp.zeros((), bool)} if config.stop else (),
         refresh=look if config.stop else None,
         refresh_every=config.check_every,
-        static=cached.sizes,
         stop=(lambda aux: aux["stopped"]) if config.stop else None,
     )
 
@@ -144,17 +145,19 @@ def ccu_plus(problem: Problem) -> Program:
     config = problem.config.ccu_plus
     cached = cache(problem, config.retain_rows)
     train, frozen = split(problem)
-    fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
-    train = _shrink(train, {name: fresh[name] for name in TAIL}, config.shrink)
-    ranks = _ranks(problem, cached, fresh)
-    blank = jnp.zeros_like(cached.table["labels"][cached.u])
+    if config.shrink < 1:
+        fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
+        train = _shrink(train, {name: fresh[name] for name in TAIL}, config.shrink)
+    ranks = _ranks(problem, cached)
+    labels = cached.parts["unlearn"]["labels"]
+    blank = jnp.zeros((labels.shape[0] * labels.shape[1], labels.shape[2]))
     zero = jnp.zeros(())
     return Program(
         params=train,
         frozen={"parts": frozen, "ranks": ranks},
         loss=_plus_loss(problem),
         optimiser=_adam(config),
-        table=cached.table,
+        parts=cached.parts,
         plan=plan(problem, cached, config, held=bool(config.hold)),
         aux={
             **{view: blank for view in VISUAL},
@@ -162,9 +165,8 @@ def ccu_plus(problem: Problem) -> Program:
             "lead": {view: zero for view in VISUAL},
             "offset": zero,
         },
-        refresh=_plus_refresh(problem, cached),
+        refresh=_plus_refresh(problem),
         refresh_every=config.refresh_every,
-        static=cached.sizes,
     )
 
 
@@ -177,12 +179,11 @@ def _plus_loss(problem):
     def loss(params, frozen, aux, batch, step):
         u, r = batch["unlearn"], batch["retain"]
         see, read = hide(r["has_image"], r["has_text"], r["key"], hide_rate)
-        out_u = model.apply({**frozen["parts"], **params}, u)
-        out_r = model.apply(
-            {**frozen["parts"], **params},
-            {**r, "has_image": see, "has_text": read},
-            keys=r["key"],
-        )
+        shown = {**batch, "retain": {**r, "has_image": see, "has_text": read}}
+        every, cut = together(shown, drop="retain")
+        params = {**frozen["parts"], **params}
+        out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
+        out_u, out_r = out["unlearn"], out["retain"]
         terms = _contrasts(
             config, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
         )
@@ -200,25 +201,25 @@ def _plus_loss(problem):
                 config.retention, r, out_r, multi_label, whole
             )
         if config.hold:
-            v = batch["held"]
-            out_v = model.apply({**frozen["parts"], **params}, v)
-            terms["hold"] = _retention(config.hold, v, out_v, multi_label)
+            terms["hold"] = _retention(
+                config.hold, batch["held"], out["held"], multi_label
+            )
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
 
 
-def _plus_refresh(problem, cached):
+def _plus_refresh(problem):
     config, model = problem.config.ccu_plus, problem.model
 
-    def refresh(params, frozen, aux, table):
-        def now(where):
-            rows = part(table, where)
+    def refresh(params, frozen, aux, parts):
+        def now(rows):
+            # Each device looks at its own rows and learns what was said of all.
             out = model.apply({**frozen["parts"], **params}, rows)
-            seen = {"image": out.image, "fused": out.fused}
-            return out, {**_logits(rows), **seen}
+            seen = {"image": out.image, "fused": out.fused, "weight": rows["has_image"]}
+            return everywhere((out, {**_logits(rows), **seen}))
 
-        (_, u), (out_v, v) = now(cached.u), now(cached.v)
+        (_, u), (out_v, v) = now(parts["unlearn"]), now(parts["held"])
         aims = targets.current(
             frozen["ranks"],
             u,
@@ -227,7 +228,7 @@ def _plus_refresh(problem, cached):
             gain=config.gain,
             multi_label=problem.multi_label,
         )
-        has_text = part(table["has_text"], cached.v)
+        has_text = everywhere(parts["held"]["has_text"])
         return {**aims, "offset": _pair_offset(out_v, v["labels"], has_text)}
 
     return refresh
@@ -256,9 +257,6 @@ def _match(config, u, out_u, aux, free, kind):
     return {name: term for name, term in terms.items() if getattr(config, name)}
 
 
-_prepare = jax.jit(targets.prepare, static_argnames=("strength", "multi_label"))
-
-
 @jax.jit
 def _shrink(params, fresh, keep):
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params, fresh)
@@ -270,20 +268,27 @@ def _logits(rows):
     return {**names, "labels": rows["labels"]}
 
 
-def _ranks(problem: Problem, cached: Cache, fresh) -> targets.Ranks:
-    """What the targets need to know of all rows, `fresh` being untrained parameters."""
-    untrained = problem.forward.features(fresh, problem.table, cached.rows)
-    pooled = {"pooled": pool(cached.table["features"]), "fresh": pool(untrained)}
+def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
+    """What the targets need to know of all rows."""
+    strength, multi_label = problem.config.ccu_plus.ridge, problem.multi_label
 
-    def named(where):
-        return {**_logits(part(cached.table, where)), **part(pooled, where)}
+    def ranks(state, key, parts):
+        def rows(name):
+            part = parts[name]
+            pooled = pool(part["features"])
+            named = {"pooled": pooled, "fresh": part["fresh"]}
+            return everywhere({**named, **_logits(part), "weight": part["has_image"]})
 
-    return _prepare(
-        *(named(where) for where in (cached.u, cached.v, cached.r)),
-        problem.key("ranks"),
-        strength=problem.config.ccu_plus.ridge,
-        multi_label=problem.multi_label,
-    )
+        return state, targets.prepare(
+            *(rows(name) for name in PARTS),
+            jax.random.wrap_key_data(key),
+            strength=strength,
+            multi_label=multi_label,
+        )
+
+    compiled = problem.forward.once(f"ranks {strength}", ranks)
+    key = problem.executor.place(jax.random.key_data(problem.key("ranks")))
+    return compiled((), key, cached.parts)[1]
 
 
 def _pair_offset(out, labels, has_text):

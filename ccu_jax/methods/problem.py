@@ -9,6 +9,7 @@ import numpy as np
 from ccu_jax.config import Config
 from ccu_jax.data import pipeline
 from ccu_jax.evaluate import Forward
+from ccu_jax.features import Store
 from ccu_jax.models import Model, Params
 from ccu_jax.parallel import Executor
 from ccu_jax.unlearn_set import Sets
@@ -29,6 +30,7 @@ class Problem(NamedTuple):
         params: the original's parameters on the devices; None while it is trained.
         seed: of every random choice.
         method: the name of the one that runs; each draws numbers of its own.
+        store: the original's features; None: they are computed when they are needed.
         arrival: the place of each row in the order of training; None: in no order.
     """
 
@@ -42,6 +44,7 @@ class Problem(NamedTuple):
     params: Params | None
     seed: int
     method: str = ""
+    store: Store | None = None
     arrival: np.ndarray | None = None
 
     def key(self, name: str) -> jax.Array:

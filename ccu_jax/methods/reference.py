@@ -19,22 +19,25 @@ def optimiser(learning_rate: float, steps: int, config: Train, warmup: float = 0
     """AdamW with a cosine to zero; the text branch may learn at a rate of its own."""
 
     def adamw(rate):
-        adam = optax.chain(
+        return optax.chain(
             optax.scale_by_adam(b2=0.98),
             optax.add_decayed_weights(config.weight_decay),
             _scheduled(rate, steps, min(round(warmup * steps), steps - 1)),
         )
-        # One long vector instead of many arrays: far quicker to compile.
-        return optax.flatten(adam)
-
-    def branch(params):
-        return {name: "text" if name in TEXT else "rest" for name in params}
 
     rates = {"rest": learning_rate, "text": learning_rate * config.text_rate}
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.partition({name: adamw(rate) for name, rate in rates.items()}, branch),
+        optax.partition(
+            {group: adamw(rate) for group, rate in rates.items()},
+            {group: group for group in rates},
+        ),
     )
+
+
+def branch(part: str) -> str:
+    """The group (`Program.group`) of a part, for `optimiser`."""
+    return "text" if part in TEXT else "rest"
 
 
 class Schedule(NamedTuple):
@@ -144,6 +147,7 @@ def fit(
         frozen=(),
         loss=loss,
         optimiser=optimiser(section.learning_rate, steps, problem.config.train, warmup),
+        group=branch,
         table={**problem.table, "visual": problem.executor.place(visual)},
         plan={"rows": problem.batches(rows, section.batch, steps, "rows")},
     )

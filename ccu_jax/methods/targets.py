@@ -10,6 +10,8 @@ Confidence is `g = -log(-sum_k log p_k)`, p_k the probability of the true value 
 k (of the true class, for single labels): unbounded at both ends.
 
 Letters: U forgotten rows, V held-out rows, R retained rows, K classes, F features.
+Rows count where `weight` is true; the others fill up tables and may hold anything
+finite.
 """
 
 from typing import NamedTuple
@@ -57,7 +59,34 @@ def confidence(logits, labels, *, multi_label):
     return -jnp.log(jnp.maximum(-total, SMALL))
 
 
-def ridge(features_RxF, labels_RxK, strength):
+def mean(value_N, weight_N):
+    """Mean of the rows that count; 0 where none does."""
+    total = jnp.where(weight_N, value_N, 0.0).sum()
+    return total / jnp.maximum(weight_N.sum(), 1)
+
+
+def spread(value_N, weight_N):
+    """Standard deviation of the rows that count."""
+    centre = mean(value_N, weight_N)
+    return jnp.sqrt(mean((value_N - centre) ** 2, weight_N))
+
+
+def ordered(value_N, weight_N):
+    """The values in rising order, those that do not count at the end, infinite."""
+    return jnp.sort(jnp.where(weight_N, value_N, jnp.inf))
+
+
+def quantile(share, value_N, weight_N):
+    """Quantiles of the rows that count, linear between neighbours (Hyndman type 7)."""
+    rising = ordered(value_N, weight_N)
+    last = jnp.maximum(weight_N.sum() - 1, 0)
+    place = share * last
+    low = jnp.floor(place).astype(jnp.int32)
+    a, b = rising[low], rising[jnp.minimum(low + 1, last)]
+    return a + (place - low) * (b - a)
+
+
+def ridge(features_RxF, labels_RxK, weight_R, strength):
     """Retain-only predictor, and what it would say of its own rows without them.
 
     `strength` is relative to the mean eigenvalue of the features' covariance.
@@ -67,29 +96,32 @@ def ridge(features_RxF, labels_RxK, strength):
         of each retained row by the ridge fitted on all the others: leaving a row out
         divides its error by one minus its leverage (Cook & Weisberg 1982).
     """
-    mean_F, prior_K = features_RxF.mean(0), labels_RxK.mean(0)
-    a = features_RxF - mean_F
+    counts = weight_R[:, None].astype(features_RxF.dtype)
+    count = jnp.maximum(counts.sum(), 1)
+    mean_F = (features_RxF * counts).sum(0) / count
+    prior_K = (labels_RxK * counts).sum(0) / count
+    a = (features_RxF - mean_F) * counts
     gram = a.T @ a
     size = gram.shape[0]
     gram += strength * jnp.trace(gram) / size * jnp.eye(size)
     both = jnp.concatenate([a.T @ (labels_RxK - prior_K), a.T], axis=1)
     solved = jax.scipy.linalg.solve(gram, both, assume_a="pos")
-    weight, inverse = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
+    fitted, inverse = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
 
     def predict(x):
-        return (x - mean_F) @ weight + prior_K
+        return (x - mean_F) @ fitted + prior_K
 
-    leverage = jnp.sum(a * inverse.T, axis=1, keepdims=True) + 1 / len(a)
+    leverage = jnp.sum(a * inverse.T, axis=1, keepdims=True) + 1 / count
     left_out = labels_RxK - (labels_RxK - predict(features_RxF)) / (1 - leverage)
     return predict, left_out
 
 
-def share_below(x_N, of_M):
+def share_below(x_N, of_M, weight_M):
     """Share of the values `of` that are below each x, ties counting half, in (0, 1)."""
-    ordered = jnp.sort(of_M)
-    below = jnp.searchsorted(ordered, x_N, side="left")
-    upto = jnp.searchsorted(ordered, x_N, side="right")
-    return ((below + upto) / 2 + 0.5) / (len(of_M) + 1)
+    rising = ordered(of_M, weight_M)
+    below = jnp.searchsorted(rising, x_N, side="left")
+    upto = jnp.searchsorted(rising, x_N, side="right")
+    return ((below + upto) / 2 + 0.5) / (weight_M.sum() + 1)
 
 
 def as_logits(scores):
@@ -116,11 +148,12 @@ def hits(scores, labels):
     return ((place < count) * labels).sum(axis=1) / jnp.maximum(count[:, 0], 1)
 
 
-def fit_line(x_NxF, y_N):
+def fit_line(x_NxF, y_N, weight_N):
     """Least squares with a constant: `[F + 1]` coefficients."""
-    x = jnp.concatenate([x_NxF, jnp.ones((len(x_NxF), 1))], axis=1)
+    counts = weight_N[:, None].astype(x_NxF.dtype)
+    x = jnp.concatenate([x_NxF, jnp.ones((len(x_NxF), 1))], axis=1) * counts
     gram = x.T @ x + 1e-3 * jnp.eye(x.shape[1])
-    return jnp.linalg.solve(gram, x.T @ y_N)
+    return jnp.linalg.solve(gram, x.T @ jnp.where(weight_N, y_N, 0.0))
 
 
 def predict_line(coefficients, x_NxF):
@@ -128,15 +161,16 @@ def predict_line(coefficients, x_NxF):
     return x_NxF @ coefficients[:-1] + coefficients[-1]
 
 
-def of_alike(x_u, x_v, y_v, choice_U):
+def of_alike(x_u, x_v, y_v, weight_v, choice_U):
     """For each u, y of a v with a like x: one of the nearest tenth, as `choice` says.
 
     Spread and skew of y may change along x, and nothing is extrapolated.
     """
-    order = jnp.argsort(x_v)
-    reach = (choice_U - 0.5) * max(len(x_v) // 10, 1)
+    x_v = jnp.where(weight_v, x_v, jnp.inf)
+    order, count = jnp.argsort(x_v), weight_v.sum()
+    reach = (choice_U - 0.5) * jnp.maximum(count // 10, 1)
     place = jnp.searchsorted(x_v[order], x_u) + jnp.round(reach).astype(jnp.int32)
-    return y_v[order][jnp.clip(place, 0, len(x_v) - 1)]
+    return y_v[order][jnp.clip(place, 0, jnp.maximum(count - 1, 0))]
 
 
 def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
@@ -161,9 +195,17 @@ def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
     return jax.nn.sigmoid(base_NxK + low[:, None] * toward)
 
 
-def rank(x_N):
-    """Ranks in (0, 1)."""
-    return (jnp.argsort(jnp.argsort(x_N)) + 0.5) / len(x_N)
+def rank(x_N, weight_N):
+    """Ranks in (0, 1) among the rows that count."""
+    place = jnp.argsort(jnp.argsort(jnp.where(weight_N, x_N, jnp.inf)))
+    place = (place + 0.5) / jnp.maximum(weight_N.sum(), 1)
+    return jnp.where(weight_N, place, 0.5)
+
+
+def draws(key, count):
+    """A random number in (0, 1) for each row, the same however many rows follow."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    return jax.vmap(jax.random.uniform)(keys)
 
 
 def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
@@ -171,32 +213,39 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
 
     Args:
         u, v, r: rows with `pooled` features of the trunk and `fresh` ones of a trunk
-            that was never trained `[N, F]`, `labels`, and the original's logits
-            `image`, `text`, `fused` `[N, K]`.
+            that was never trained `[N, F]`, `labels`, the original's logits `image`,
+            `text`, `fused` `[N, K]`, and which of them count, `weight`.
         key: for the part of the ranks that the features do not explain.
         strength: of the ridge.
         multi_label: whether rows have several labels.
     """
-    predict, score_r = ridge(r["pooled"], r["labels"], strength)
+    predict, score_r = ridge(r["pooled"], r["labels"], r["weight"], strength)
     score_u, score_v = predict(u["pooled"]), predict(v["pooled"])
     kind = {"multi_label": multi_label}
     key = jax.random.split(key)
     image_u = _image_ranks(u, v, r, score_u, score_v, key[0], kind)
-    known = r["labels"].sum(0) > 0
+    common = (r["labels"] * r["weight"][:, None]).sum(0)
+    known = common > 0
     if multi_label:
         base = as_logits(score_u)
-        text = u["text"] - as_logits(r["labels"].mean(0))
+        text = u["text"] - as_logits(common / jnp.maximum(r["weight"].sum(), 1))
         beta = jnp.ones(())
     else:
         base, text = score_u, jax.nn.log_softmax(u["text"])
-        beta = _temperature(score_v, jax.nn.softmax(v["image"]).max(1).mean())
+        sure = mean(jax.nn.softmax(v["image"]).max(1), v["weight"])
+        beta = _temperature(score_v, v["weight"], sure)
     return Ranks(
         base_UxK=beta * base,
         text_UxK=text,
         known_K=known,
         image_U=image_u,
-        fused_U=rank(jax.random.uniform(key[1], (len(image_u),))),
-        free=_unlike(hits(score_u, u["labels"]), hits(score_r, r["labels"])),
+        fused_U=rank(draws(key[1], len(image_u)), u["weight"]),
+        free=_unlike(
+            hits(score_u, u["labels"]),
+            hits(score_r, r["labels"]),
+            u["weight"],
+            r["weight"],
+        ),
     )
 
 
@@ -207,39 +256,47 @@ def _image_ranks(u, v, r, score_u, score_v, key, kind):
     that never learned anything says it without bias. The order among the forgotten
     rows, all of them learned, the original's trunk knows better.
     """
-    plain, _ = ridge(r["fresh"], r["labels"], FRESH_RIDGE)
+    plain, _ = ridge(r["fresh"], r["labels"], r["weight"], FRESH_RIDGE)
     place = share_below(
         margin(plain(u["fresh"]), u["labels"], **kind),
         margin(plain(v["fresh"]), v["labels"], **kind),
+        v["weight"],
     )
     order = _carry(
         margin(score_v, v["labels"], **kind)[:, None],
         confidence(v["image"], v["labels"], **kind),
+        v["weight"],
         margin(score_u, u["labels"], **kind)[:, None],
         key,
     )
-    return jnp.sort(place)[jnp.argsort(jnp.argsort(order))]
+    among = jnp.argsort(jnp.argsort(jnp.where(u["weight"], order, jnp.inf)))
+    return jnp.where(u["weight"], ordered(place, u["weight"])[among], 0.5)
 
 
-def _unlike(hit_U, hit_R):
+def _unlike(hit_U, hit_R, weight_U, weight_R):
     """Whether retained rows tell of the forgotten ones far worse than of each other."""
-    error = jnp.sqrt(hit_U.var() / len(hit_U) + hit_R.var() / len(hit_R))
-    return hit_U.mean() < hit_R.mean() - jnp.maximum(4 * error, 0.1)
+    parts = ((hit_U, weight_U), (hit_R, weight_R))
+    error = jnp.sqrt(
+        sum(spread(hit, w) ** 2 / jnp.maximum(w.sum(), 1) for hit, w in parts)
+    )
+    apart = mean(hit_R, weight_R) - mean(hit_U, weight_U)
+    return apart > jnp.maximum(4 * error, 0.1)
 
 
-def _carry(x_v, y_v, x_u, key):
+def _carry(x_v, y_v, weight_v, x_u, key):
     """Predict y for u as on v, with the spread that the prediction leaves out."""
-    line = fit_line(x_v, y_v)
-    rest = y_v - predict_line(line, x_v)
-    return predict_line(line, x_u) + jax.random.choice(key, rest, (len(x_u),))
+    line = fit_line(x_v, y_v, weight_v)
+    rest = ordered(y_v - predict_line(line, x_v), weight_v)
+    drawn = rest[(draws(key, len(x_u)) * weight_v.sum()).astype(jnp.int32)]
+    return predict_line(line, x_u) + drawn
 
 
-def _temperature(scores, wanted):
+def _temperature(scores, weight, wanted):
     """The factor that makes the mean largest probability of `scores` what is wanted."""
     low, high = jnp.zeros(()), jnp.full((), 100.0)
     for _ in range(30):
         middle = (low + high) / 2
-        short = jax.nn.softmax(middle * scores).max(1).mean() < wanted
+        short = mean(jax.nn.softmax(middle * scores).max(1), weight) < wanted
         low, high = jnp.where(short, middle, low), jnp.where(short, high, middle)
     return low
 
@@ -260,7 +317,7 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     Args:
         ranks: from `prepare`.
         u, v: rows with `labels`, the original's logits `text` and the current model's
-            `image` and `fused`, `[N, K]`.
+            `image` and `fused`, `[N, K]`, and `weight`.
         lead: by view, what the last call returned; zeros at first.
         gain: how fast it grows.
         multi_label: whether rows have several labels.
@@ -273,22 +330,27 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     views = ("image", "text", "fused")
     held = {view: confidence(v[view], v["labels"], **kind) for view in views}
     now = {view: confidence(u[view], u["labels"], **kind) for view in views}
-    image_u = jnp.quantile(held["image"], ranks.image_U)
+    image_u = quantile(ranks.image_U, held["image"], v["weight"])
     x_u = jnp.stack([image_u, now["text"]], axis=1)
     x_v = jnp.stack([held["image"], held["text"]], axis=1)
-    line = fit_line(x_v, held["fused"])
+    line = fit_line(x_v, held["fused"], v["weight"])
     fused_u = of_alike(
-        predict_line(line, x_u), predict_line(line, x_v), held["fused"], ranks.fused_U
+        predict_line(line, x_u),
+        predict_line(line, x_v),
+        held["fused"],
+        v["weight"],
+        ranks.fused_U,
     )
     level, grown = {}, {}
     for view, aim_U in (("image", image_u), ("fused", fused_u)):
-        above = share_below(now[view], held[view]) - share_below(aim_U, held[view])
-        spread = held[view].std()
+        of = held[view], v["weight"]
+        above = mean(share_below(now[view], *of) - share_below(aim_U, *of), u["weight"])
+        most = MOST_LEAD * spread(*of)
         # Bounded: a model that cannot follow is not to be driven ever further.
         grown[view] = jnp.clip(
-            lead[view] + gain * spread * above.mean(),
-            -MOST_LEAD * spread,
-            MOST_LEAD * spread,
+            lead[view] + gain * spread(*of) * above,
+            -most,
+            most,
         )
         level[view] = aim_U - grown[view]
     return {

@@ -42,10 +42,14 @@ class Outputs(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A classifier: `init(key)`, `trunk(params, image)`, `apply(params, example)`."""
+    """A classifier.
+
+    `init(key)`, `trunk(params, image)`, `read(params, text)`, `apply(params, example)`.
+    """
 
     init: Callable[[jax.Array], Params]
     trunk: Callable[[Params, jax.Array], jax.Array]
+    read: Callable[[Params, jax.Array], jax.Array]
     apply: Callable[..., Outputs]
 
 
@@ -110,7 +114,11 @@ def build(
             image = image / 255.0
         return run(params, "image_trunk", image)
 
-    def apply(params: Params, example: Example, *, keys=None) -> Outputs:
+    def read(params: Params, text: jax.Array) -> jax.Array:
+        """Features `[B, W]` of texts `[B, T]`."""
+        return run(params, "text", text)
+
+    def apply(params: Params, example: Example, *, keys=None, drop=True) -> Outputs:
         """Outputs for a batch.
 
         Args:
@@ -120,6 +128,7 @@ def build(
             keys: one random key per row switches dropout on the features on. Keys
                 belong to rows, not devices, so that results do not depend on how many
                 devices share the batch.
+            drop: which rows have dropout, `[B]`.
         """
         c = (
             example["features"]
@@ -130,10 +139,10 @@ def build(
         h_text = (
             example["h_text"]
             if "h_text" in example
-            else run(params, "text", example["text"])
+            else read(params, example["text"])
         )
         if keys is not None and config.dropout:
-            h_image, h_text = _dropout(h_image, h_text, keys, config.dropout)
+            h_image, h_text = _dropout(h_image, h_text, keys, drop, config.dropout)
         return Outputs(
             z_image=unit(run(params, "image_projection", h_image)),
             z_text=unit(run(params, "text_projection", h_text)),
@@ -158,7 +167,7 @@ def build(
             for i, name in enumerate(sorted(parts))
         }
 
-    return Model(init=jax.jit(init), trunk=trunk, apply=apply)
+    return Model(init=jax.jit(init), trunk=trunk, read=read, apply=apply)
 
 
 def _modules(config, classes, vocabulary) -> dict[str, nn.Module]:
@@ -202,11 +211,12 @@ def _inputs(config, image_size, text_length) -> dict[str, tuple]:
     }
 
 
-def _dropout(h_image, h_text, keys, rate):
+def _dropout(h_image, h_text, keys, drop, rate):
     both = jnp.concatenate([h_image, h_text], axis=1)
     shape = both.shape[1:]
     # The key itself has drawn the augmentation.
     draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), shape))
+    rate = jnp.where(jnp.broadcast_to(drop, len(both)), rate, 0.0)[:, None]
     both = jnp.where(draw(keys) < rate, 0.0, both / (1 - rate))
     return jnp.split(both, [h_image.shape[1]], axis=1)
 

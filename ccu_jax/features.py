@@ -1,0 +1,206 @@
+"""What trunk and text branch of an original say of every row, kept beside it.
+
+A request to forget then starts without a pass over pictures. A store belongs to one
+checkpoint: where the original's parameters differ, or the data, it does not count.
+Files are raw arrays that are mapped into memory, so that a request reads the rows that
+it needs, however many there are.
+"""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccu_jax import checkpoint
+from ccu_jax.data.pipeline import OnHost
+from ccu_jax.models import VIEWS
+from ccu_jax.parallel import barrier, is_first
+
+_ABOUT = "about.json"
+CHUNK = 4096  # rows between the device and the disk
+
+
+class Store(NamedTuple):
+    """The stored columns of N rows, mapped into memory.
+
+    `columns`: `features` of the trunk, `h_text`, `z_text`, the logits `original_VIEW`,
+    and `fresh`, pooled features of a trunk that never learned anything; `there` `[N]`:
+    rows that were not removed.
+    """
+
+    columns: dict[str, np.ndarray]
+    there: np.ndarray
+
+    def take(self, rows) -> dict[str, np.ndarray]:
+        """The columns' rows of these numbers.
+
+        Raises:
+            ValueError: one of them was removed.
+        """
+        if not self.there[rows].all():
+            raise ValueError("the features of some of these rows were removed")
+        return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
+
+    def table(self, table) -> dict[str, Any]:
+        """A table for `Forward.outputs` that needs no pictures and no texts."""
+        names = ("features", "h_text")
+        whole = np.ones(len(self.there), bool)
+        on_host = {name: OnHost(self.columns[name], whole) for name in names}
+        rest = ("labels", "has_image", "has_text")
+        return {**{name: table[name] for name in rest}, **on_host}
+
+
+@jax.jit
+def pool(features):
+    """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the others."""
+    features = features.astype(jnp.float32)
+    return jnp.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
+
+
+def untrained(model, seed: int):
+    """The parameters of a model of this seed that never learned anything."""
+    return model.init(jax.random.fold_in(jax.random.key(seed), 0x0FF))
+
+
+def compute(forward, params, fresh, table, rows) -> dict[str, jax.Array]:
+    """The columns of some rows, by one pass over their pictures and texts.
+
+    Args:
+        forward: `evaluate.Forward`.
+        params: of the original.
+        fresh: of a model that was never trained.
+        table: all rows.
+        rows: which of them.
+    """
+    columns = forward.encode(params, table, rows)
+    there = {name: table[name][rows] for name in ("has_image", "has_text")}
+    said = forward.outputs(params, {**columns, **there}, np.arange(len(rows)))
+    columns["z_text"] = said["z_text"]
+    columns |= {f"original_{view}": said[view] for view in VIEWS}
+    columns["fresh"] = pool(forward.features(fresh, table, rows))
+    return columns
+
+
+def write(
+    folder: pathlib.Path,
+    facts: dict[str, Any],
+    count: int,
+    columns: Callable[[np.ndarray], dict[str, jax.Array]],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Store the columns of all rows; a kill leaves either a whole store or none.
+
+    Every process calls this; the first one writes.
+
+    Args:
+        folder: of the store; an earlier one is replaced.
+        facts: what it belongs to, see `facts_of`.
+        count: N, number of rows.
+        columns: gives the columns of some rows.
+        progress: told how many of how many rows are done.
+    """
+    new = folder.with_name(folder.name + ".new")
+    files: dict[str, np.memmap] = {}
+    if is_first():
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    for start in range(0, count, CHUNK):
+        rows = np.arange(start, min(start + CHUNK, count))
+        # The last chunk is as long as the others, for what is compiled.
+        padded = np.resize(rows, min(CHUNK, count))
+        found = columns(padded)
+        if is_first():
+            for name, x in jax.device_get(found).items():
+                if name not in files:
+                    path = new / f"{name}.bin"
+                    shape = (count, *x.shape[1:])
+                    files[name] = np.memmap(path, x.dtype, "w+", shape=shape)
+                files[name][rows] = x[: len(rows)]
+        progress(rows[-1] + 1, count)
+    if is_first():
+        about = {n: {"shape": x.shape, "dtype": x.dtype.name} for n, x in files.items()}
+        for x in files.values():
+            x.flush()
+        np.ones(count, bool).tofile(new / "there.bin")
+        text = json.dumps({**facts, "columns": about}, indent=1) + "\n"
+        (new / _ABOUT).write_text(text, "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+    barrier("features")
+
+
+def facts_of(params, fingerprint: str) -> dict[str, str]:
+    """What a store belongs to: the original's parameters, and the data."""
+    return {"checkpoint": checkpoint.digest(params), "fingerprint": fingerprint}
+
+
+def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
+    """The store of these facts, or None: there is none, or it is another's or damaged.
+
+    Args:
+        folder: as given to `write`.
+        facts: likewise.
+    """
+    try:
+        about = json.loads((folder / _ABOUT).read_text("utf-8"))
+        if any(about.get(key) != value for key, value in facts.items()):
+            return None
+        columns = {}
+        for name, column in about["columns"].items():
+            path, shape = folder / f"{name}.bin", tuple(column["shape"])
+            dtype = jnp.dtype(column["dtype"])
+            if path.stat().st_size != np.prod(shape) * dtype.itemsize:
+                return None
+            columns[name] = np.memmap(path, dtype, "r", shape=shape)
+        there = np.fromfile(folder / "there.bin", bool)
+        if {len(x) for x in columns.values()} != {len(there)}:
+            return None
+        return Store(columns, there)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def remove(folder: pathlib.Path, rows) -> int:
+    """Overwrite rows with zeros, for good; gives how many were there.
+
+    Args:
+        folder: of a store; nothing happens where there is none.
+        rows: numbers of rows.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
+    if not (folder / _ABOUT).exists():
+        return 0
+    about = json.loads((folder / _ABOUT).read_text("utf-8"))
+    rows = np.asarray(rows, int)
+    there = np.fromfile(folder / "there.bin", bool)
+    removed = int(there[rows].sum())
+    there[rows] = False
+    # First said to be gone: a kill in between leaves no row that could be used.
+    there.tofile(folder / "there.bin")
+    for name, column in about["columns"].items():
+        shape, dtype = tuple(column["shape"]), jnp.dtype(column["dtype"])
+        file = np.memmap(folder / f"{name}.bin", dtype, "r+", shape=shape)
+        file[rows] = 0
+        file.flush()
+    return removed
+
+
+def left(folder: pathlib.Path, rows) -> int:
+    """How many of these rows a store still says something of."""
+    if not (folder / _ABOUT).exists():
+        return 0
+    about = json.loads((folder / _ABOUT).read_text("utf-8"))
+    some = np.zeros(len(rows), bool)
+    for name, column in about["columns"].items():
+        shape, dtype = tuple(column["shape"]), jnp.dtype(column["dtype"])
+        file = np.memmap(folder / f"{name}.bin", dtype, "r", shape=shape)
+        some |= (np.asarray(file[rows]) != 0).reshape(len(rows), -1).any(axis=1)
+    return int(some.sum())

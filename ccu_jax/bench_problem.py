@@ -42,14 +42,12 @@ _VIT_B = dict(
     patch=16,
     image_width=768,
     image_depth=12,
-    text_width=512,
+    text_width=528,  # a multiple of 12 heads
     text_depth=4,
     heads=12,
     embed=512,
     dtype="bfloat16",
 )
-# 512 is no multiple of 12 heads.
-_VIT_B |= dict(text_width=528)
 
 PRESETS = {
     "clipart": Sizes(),

@@ -56,6 +56,7 @@ def make(
         "data": data.counts,
         "counts": {name: len(rows) for name, rows in sets._asdict().items()},
         "seconds": seconds,
+        "features": config.run.features,
         "steps": outcome.steps,
         "scores": evaluate.scores(results),
         "attack_auc": audit.attack_auc(results),

@@ -234,8 +234,10 @@ def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
         if _finished(bench, seed, method) is None:
             if method not in REFERENCES and problem.params is None:
                 problem = problem._replace(params=_original(bench, seed))
-                problem = problem._replace(store=_store(bench, seed, problem.params))
             with bench.reporter.stage(_title(seed, method)) as stage:
+                if problem.params is not None and problem.store is None:
+                    store = _store(bench, seed, problem.params, stage)
+                    problem = problem._replace(store=store)
                 _stage(bench, problem, seed, method, stage)
 
 
@@ -269,34 +271,21 @@ def _original(bench, seed):
     return bench.executor.place(saved.tree)
 
 
-def _store_of(bench, seed):
-    return _place_of(bench, seed, "original") / "features"
-
-
-def _store(bench, seed, params) -> features.Store:
-    """The features of the original, made again where they are not (any more) its."""
-    folder = _store_of(bench, seed)
+def _store(bench, seed, params, stage) -> features.Store:
+    """The features of an original, made anew where they are not (any more) its."""
+    folder = _place_of(bench, seed, "original") / "features"
     facts = features.facts_of(params, bench.data.fingerprint)
     store = features.read(folder, facts)
     if store is None:
-        with bench.reporter.stage(f"seed {seed}: features") as stage:
-            _write_features(bench, seed, params, facts, stage)
+        fresh = bench.executor.place(features.untrained(bench.model, seed))
+
+        def columns(rows):
+            return features.compute(bench.forward, params, fresh, bench.table, rows)
+
+        tell = functools.partial(stage.tell, "storing features")
+        features.write(folder, facts, len(bench.data.id), columns, tell)
         store = features.read(folder, facts)
     return store
-
-
-def _write_features(bench, seed, params, facts, stage):
-    place = bench.executor.place
-    fresh = place(features.untrained(bench.model, seed))
-
-    def columns(rows):
-        return features.compute(bench.forward, params, fresh, bench.table, rows)
-
-    def progress(done, total):
-        stage.tell("features", done, total)
-
-    count = len(bench.data.id)
-    features.write(_store_of(bench, seed), facts, count, columns, progress)
 
 
 def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> None:
@@ -315,10 +304,7 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
     seconds["unlearn"] = seconds["start"] + seconds["steps"]
     store = problem.store
     if method == "original":
-        placed = bench.executor.place(params)
-        facts = features.facts_of(params, bench.data.fingerprint)
-        _write_features(bench, seed, placed, facts, stage)
-        store = features.read(_store_of(bench, seed), facts)
+        store = _store(bench, seed, bench.executor.place(params), stage)
         seconds["features"] = time.perf_counter() - start
         start = time.perf_counter()
     # Where trunk and text branch are the original's, so is what they say of each row.

@@ -7,9 +7,10 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 
 from ccu_jax import config as configs
-from ccu_jax import data, unlearn_set
+from ccu_jax import data, features, unlearn_set
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import barrier, is_first
 from ccu_jax.report import atomically
@@ -84,7 +85,9 @@ def purge(bench):
             )
             cache = jax.config.jax_compilation_cache_dir
             places = [workdir, *([pathlib.Path(cache)] if cache else [])]
+            stored = _purge_features(bench, ids)
             told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
+            told["features"] = stored
             text = json.dumps(told, indent=1) + "\n"
             atomically(workdir / "purge.json", text.encode())
         barrier("purge")
@@ -93,7 +96,8 @@ def purge(bench):
             f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
             f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
             f"{len(told['hits'])} found; {told['even']} pictures are too even to be "
-            "looked for. Your own files still hold theirs"
+            "looked for; their features are gone from the originals' stores. Your own "
+            "files still hold theirs"
         )
         if told["hits"]:
             raise UserError(
@@ -101,3 +105,17 @@ def purge(bench):
                 f"still there, see {workdir / 'purge.json'}: an equal picture may "
                 "have been kept, or another program has left a copy"
             )
+
+
+def _purge_features(bench, ids) -> int:
+    """Remove the rows from the originals' stores; gives how many rows went, of all."""
+    rows = np.flatnonzero(np.isin(bench.data.id, sorted(ids)))
+    gone = 0
+    for folder in sorted((bench.workdir / "checkpoints").glob("original-*/features")):
+        gone += features.remove(folder, rows)
+        if features.left(folder, rows):
+            raise UserError(
+                f"purge: {folder} still says something of the forgotten pictures: "
+                "remove this folder"
+            )
+    return gone

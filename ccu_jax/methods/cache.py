@@ -60,7 +60,7 @@ def padded_size(count: int, devices: int) -> int:
 
 def _columns(problem, rows):
     names = ("labels", "has_image", "has_text")
-    if problem.store is not None:
+    if problem.store is not None and problem.config.run.features == "stored":
         table = {name: np.asarray(problem.table[name])[rows] for name in names}
         return table | problem.store.take(rows)
     place = problem.executor.place

@@ -247,15 +247,15 @@ def _cautions(groups: dict) -> Iterator[Note]:
 
 def _features(groups: dict) -> Iterator[Note]:
     """Yields whether the time of the tail methods holds a pass over the pictures."""
-    ours = [row for name in ("ccu", "ccu_plus") for row in groups.get(name, {}).values()]
+    ours = [row for n in ("ccu", "ccu_plus") for row in groups.get(n, {}).values()]
     if any(row.get("features") == "stored" for row in ours):
         originals = groups.get("original", {}).values()
         took = estimate([number(row, "seconds", "features") for row in originals])
         seconds = f", in {show_estimate(took)} s" if took.count else ""
         yield Note(
             "note",
-            "ccu and ccu_plus begin with what the original says of each picture, stored "
-            f"when it was trained{seconds}: that pass is not in their time "
+            "ccu and ccu_plus begin with what the original says of each picture, "
+            f"stored when it was trained{seconds}: that pass is not in their time "
             "(run.features=computed makes it at each request, on the clock).",
         )
 

@@ -202,9 +202,7 @@ def vmap(devices: int | None = None) -> Executor:
 
         return jax.tree.map(one, tree)
 
-    return Executor(
-        "vmap", devices, run, jax.device_put, mine, lambda local: local, cut
-    )
+    return Executor("vmap", devices, run, jax.device_put, mine, jax.device_put, cut)
 
 
 EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}

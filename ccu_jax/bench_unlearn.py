@@ -1,0 +1,250 @@
+"""`python -m ccu_jax.bench unlearn`: whole runs of every method, and what they cost.
+
+The account that papers on unlearning leave out: seconds of start and steps, compiling
+apart, FLOPs, bytes, memory, and how well the device is used.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from ccu_jax import bench_cost, bench_problem, features
+from ccu_jax.errors import UserError
+from ccu_jax.loop import Loop
+from ccu_jax.methods import METHODS
+from ccu_jax.models import TAIL
+from ccu_jax.parallel import EXECUTORS
+
+HELP = "whole runs of every method: seconds, FLOPs, bytes, memory, use of the device"
+TAIL_METHODS = ("ccu", "ccu_plus")
+# Pictures of MM-IMDb's train set, seconds: what an H200 is to reach, without compiling.
+_GPU = {"computed": 5.0, "stored": 1.0}
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this sub-command."""
+    add = parser.add_argument
+    add("--preset", choices=tuple(bench_problem.PRESETS), default="clipart")
+    add(
+        "--methods",
+        metavar="A,B",
+        default=",".join(METHODS),
+        help="default all; `original` is always trained, for the share of its time",
+    )
+    add("--executor", choices=tuple(EXECUTORS), default="pmap")
+    add("--windows", metavar="N", type=int, default=5, help="runs of each; default 5")
+    add(
+        "--epochs",
+        metavar="N",
+        type=float,
+        help="of training, instead of the configuration's: large models take long",
+    )
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuses what cannot be measured.
+
+    Raises:
+        UserError: which flag, and what it may be.
+    """
+    for name in given.methods.split(","):
+        if name not in METHODS:
+            raise UserError(f"--methods: {name!r} is none of {', '.join(METHODS)}")
+    if given.windows < 1:
+        raise UserError("--windows: must be 1 or more")
+    if given.epochs is not None and not given.epochs > 0:
+        raise UserError("--epochs: must be above 0")
+
+
+class _Quiet:
+    """A stage that nobody watches."""
+
+    def tell(self, *args: Any) -> None:
+        """Says nothing."""
+
+    def update(self, *args: Any, **metrics: Any) -> None:
+        """Says nothing."""
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Runs every method, `windows` times, the features computed and stored."""
+    problem = bench_problem.make(bench_problem.PRESETS[given.preset], given.executor)
+    config = problem.config
+    if given.epochs:
+        train = dataclasses.replace(config.train, epochs=given.epochs)
+        problem = problem._replace(config=dataclasses.replace(config, train=train))
+    peak = bench_cost.peaks(config.model.dtype)
+    names = given.methods.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        stored = _stored(problem, pathlib.Path(folder) / "features")
+        kinds = [(name, None) for name in names if name not in TAIL_METHODS]
+        kinds += [
+            (name, kind)
+            for name in names
+            if name in TAIL_METHODS
+            for kind in ("computed", "stored")
+        ]
+        runs = [
+            _method(stored, name, kind, given.windows, peak, pathlib.Path(folder))
+            for name, kind in kinds
+        ]
+    sets = {name: len(rows) for name, rows in problem.sets._asdict().items()}
+    return {"preset": given.preset, "sets": sets, "peak": peak, "runs": runs}
+
+
+def _stored(problem, folder):
+    """The problem with a store of its original's features."""
+    facts = features.facts_of(problem.params, "bench")
+    fresh = problem.executor.place(features.untrained(problem.model, problem.seed))
+
+    def columns(rows):
+        return features.compute(
+            problem.forward, problem.params, fresh, problem.table, rows
+        )
+
+    count = len(problem.table["labels"])
+    features.write(folder, facts, count, columns, lambda done, total: None)
+    return problem._replace(store=features.read(folder, facts))
+
+
+def _method(problem, name, kind, windows, peak, folder):
+    if kind is not None:
+        run = dataclasses.replace(problem.config.run, features=kind)
+        problem = problem._replace(config=dataclasses.replace(problem.config, run=run))
+    # Trained anew, a run is long enough to be measured once.
+    windows = windows if name not in ("original", "retrain", "retrain_visual") else 1
+    loop = Loop(problem.config.run, problem.executor, lambda text: None)
+    none = folder / "none"
+    first = loop.run(name, METHODS[name], problem, none, _Quiet())
+    took = [
+        loop.run(name, METHODS[name], problem, none, _Quiet()).seconds
+        for _ in range(windows)
+    ]
+    program = METHODS[name](problem._replace(method=name))
+    cost = bench_cost.of_step(program, problem.executor, problem.key("steps"))
+    steps_s = float(np.median([s["steps"] for s in took]))
+    total = [s["start"] + s["steps"] for s in took]
+    made = max(first.steps, 1)
+    return {
+        "method": name,
+        "features": kind,
+        "steps": first.steps,
+        "rows": sum(plan.shape[1] for plan in program.plan.values()),
+        "compile_s": first.seconds["compile"],
+        "start_s": float(np.median([s["start"] for s in took])),
+        "steps_s": steps_s,
+        "seconds": {
+            "low": min(total),
+            "median": float(np.median(total)),
+            "high": max(total),
+        },
+        "trained": sum(
+            x.size
+            for part in (TAIL if kind else problem.params)
+            for x in jax.tree.leaves(problem.params[part])
+        ),
+        "per_step": {**cost, "ms": 1e3 * steps_s / made},
+        "device_peak": bench_cost.device_peak(),
+        **bench_cost.judged(cost, steps_s / made, peak),
+    }
+
+
+def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is promised of a GPU; elsewhere it is not measured."""
+    told = []
+    on_gpu = measured["peak"]["datasheet"] and measured["preset"] == "vit_b16"
+    for run in measured["runs"]:
+        if run["method"] == "ccu_plus":
+            told.append(
+                {
+                    "name": f"H200, ViT-B/16: ccu_plus, features {run['features']}",
+                    "value": run["seconds"]["median"] if on_gpu else None,
+                    "sign": "<=",
+                    "bound": _GPU[run["features"]],
+                    "unit": "s",
+                }
+            )
+    return told
+
+
+def tables(measured: dict[str, Any]) -> list[tuple]:
+    """The account: seconds first, then what one step costs."""
+    runs, sets = measured["runs"], measured["sets"]
+    original = [r for r in runs if r["method"] == "original"]
+    whole = original[0]["seconds"]["median"] if original else None
+
+    def name(run):
+        return run["method"] + (
+            f", features {run['features']}" if run["features"] else ""
+        )
+
+    seconds = [
+        (
+            name(run),
+            f"{run['steps']}",
+            _short(run["start_s"]),
+            _short(run["steps_s"]),
+            _short(run["seconds"]["median"]),
+            f"{_short(run['seconds']['low'])}..{_short(run['seconds']['high'])}",
+            _short(100 * run["seconds"]["median"] / whole) if whole else "",
+            _short(run["compile_s"]),
+        )
+        for run in runs
+    ]
+    costs = [
+        (
+            name(run),
+            f"{run['rows']}",
+            f"{run['trained']:,}",
+            _short(run["per_step"]["ms"]),
+            _scaled(run["per_step"]["flops"], 1e9),
+            _scaled(run["per_step"]["bytes"], 1e6),
+            _scaled(run["per_step"]["memory"], 2**20),
+            _scaled(run["device_peak"], 2**20),
+            _percent(run["mfu"]),
+            _percent(run["roofline"]),
+        )
+        for run in runs
+    ]
+    peak = measured["peak"]
+    told = ", ".join(f"{name} {count:,}" for name, count in sets.items())
+    header = ("", "steps", "start s", "steps s", "both s", "range", "% of original")
+    return [
+        (f"{measured['preset']}: {told}", (*header, "compile s"), seconds),
+        (
+            "one step on one device",
+            (
+                *("", "rows", "trained", "ms", "GFLOP", "MB", "program MiB"),
+                *("peak MiB", "MFU %", "roofline %"),
+            ),
+            costs,
+            [
+                f"measured peak {peak['flops'] / 1e9:,.0f} GFLOP/s, "
+                f"{peak['bytes'] / 1e9:,.0f} GB/s"
+                + (
+                    f"; MFU of the data sheet's {peak['datasheet'] / 1e12:,.0f} TFLOP/s"
+                    if peak["datasheet"]
+                    else "; MFU of that peak"
+                ),
+                "FLOPs and bytes by XLA's count; caches may hold what it counts as "
+                "moved, so the roofline share of small programs may exceed 100 %",
+            ],
+        ),
+    ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _scaled(value: float | None, unit: float) -> str:
+    return "" if value is None else _short(value / unit)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"

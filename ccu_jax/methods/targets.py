@@ -121,13 +121,28 @@ def with_confidence(base_NxK, labels_NxK, g_N, *, multi_label):
         return p * labels_NxK + (1 - p) * other
 
     toward = 2 * labels_NxK - 1
-    low, high = jnp.full_like(total_N, -30.0), jnp.full_like(total_N, 30.0)
-    for _ in range(30):  # bisection: the likelihood grows with the move
+
+    def short(move_N):
+        moved = base_NxK + move_N[:, None] * toward
+        return log_likelihood(moved, labels_NxK, multi_label=True) < total_N
+
+    # The likelihood grows with the move.
+    most = jnp.full_like(total_N, 30.0)
+    move_N = _bisect(short, -most, most)
+    return jax.nn.sigmoid(base_NxK + move_N[:, None] * toward)
+
+
+def _bisect(short, low, high):
+    """The largest value between low and high, nearly, at which it still falls short."""
+
+    # A loop of the program: written out it would be compiled thirty times.
+    def halve(_, ends):
+        low, high = ends
         middle = (low + high) / 2
-        moved = base_NxK + middle[:, None] * toward
-        short = log_likelihood(moved, labels_NxK, multi_label=True) < total_N
-        low, high = jnp.where(short, middle, low), jnp.where(short, high, middle)
-    return jax.nn.sigmoid(base_NxK + low[:, None] * toward)
+        less = short(middle)
+        return jnp.where(less, middle, low), jnp.where(less, high, middle)
+
+    return jax.lax.fori_loop(0, 30, halve, (low, high))[0]
 
 
 def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
@@ -215,12 +230,11 @@ def _carry(x_v, y_v, weight_v, x_u, key):
 
 def _temperature(scores, weight, wanted):
     """The factor that makes the mean largest probability of `scores` what is wanted."""
-    low, high = jnp.zeros(()), jnp.full((), 100.0)
-    for _ in range(30):
-        middle = (low + high) / 2
-        short = mean(jax.nn.softmax(middle * scores).max(1), weight) < wanted
-        low, high = jnp.where(short, middle, low), jnp.where(short, high, middle)
-    return low
+
+    def short(factor):
+        return mean(jax.nn.softmax(factor * scores).max(1), weight) < wanted
+
+    return _bisect(short, jnp.zeros(()), jnp.full((), 100.0))
 
 
 def current(ranks: Ranks, u, v, lead, *, gain, multi_label):

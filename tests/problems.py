@@ -20,6 +20,7 @@ from ccu_jax.config import (
 from ccu_jax.data import Dataset
 from ccu_jax.evaluate import Forward
 from ccu_jax.methods import Problem
+from ccu_jax.step import rows_of
 
 SIDE, LENGTH, WORDS, CLASSES = 8, 5, 12, 3
 TABLE = ("image", "text", "labels", "has_image", "has_text")
@@ -142,3 +143,14 @@ def problem(
         params=executor.place(made.init(jax.random.key(7))),
         seed=seed,
     )
+
+
+def share(executor, program, steps=slice(None)):
+    """What each device gets for these steps of a program, as the loop gives it."""
+    index = {
+        name: rows_of(
+            executor, {} if name in program.parts else program.table, plan[steps], 1
+        )
+        for name, plan in program.plan.items()
+    }
+    return {"parts": program.parts, "index": index}

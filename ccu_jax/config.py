@@ -107,7 +107,7 @@ class Finetune:
     """Training on with the retain set."""
 
     epochs: float = 5.0
-    batch: int = 128
+    batch: int = 64  # as in training: what was compiled for that serves here
     learning_rate: float = 5e-4
 
 
@@ -162,7 +162,7 @@ class CcuPlus:
     steps: int = 130
     batch: int = 64
     unlearn_batch: int = 48
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     temperature: float = 0.2
     shrink: float = 1.0  # share of the original's tail that is kept, the rest is fresh
     match: float = 1.0  # (a) towards the targets, image and fused
@@ -171,11 +171,11 @@ class CcuPlus:
     retention: float = 8.0  # (b)
     hold: float = 8.0  # (b) on held-out rows, whose labels it does not look at
     held_batch: int = 32  # of these
-    pair: float = 3.0  # (a) dissociation of picture and own text
+    pair: float = 10.0  # (a) dissociation of picture and own text
     separation: float = 0.3  # (c)
     retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
     refresh_every: int = 8  # steps between new targets
-    gain: float = 0.5  # how fast targets are corrected by what came of them
+    gain: float = 1.0  # how fast targets are corrected by what came of them
     ridge: float = 3.0  # strength of the ridge, relative to the mean eigenvalue
 
 

@@ -76,14 +76,19 @@ def start_state(program: Program, key: jax.Array) -> State:
     Its arrays are copies: the state is donated to each step, and what the program holds
     may be used elsewhere.
     """
-    params, aux = jax.tree.map(jnp.copy, (program.params, program.aux))
-    return State(
-        step=jnp.int32(0),
-        params=params,
-        opt=program.optimiser.init(_flatten(program, params)[0]),
-        aux=aux,
-        key=jax.random.key_data(key),
-    )
+
+    def start(params, aux, key):
+        params, aux = jax.tree.map(jnp.copy, (params, aux))
+        return State(
+            step=jnp.int32(0),
+            params=params,
+            opt=program.optimiser.init(_flatten(program, params)[0]),
+            aux=aux,
+            key=jax.random.key_data(key),
+        )
+
+    # As one program: many small ones, each for a shape, take longer to compile.
+    return jax.jit(start)(program.params, program.aux, key)
 
 
 def _flatten(program, params):

@@ -167,7 +167,11 @@ def build(
             for i, name in enumerate(sorted(parts))
         }
 
-    return Model(init=jax.jit(init), trunk=trunk, read=read, apply=apply)
+    # It runs once: on CPUs, making it fast would take far longer than it does.
+    quick = {"xla_backend_optimization_level": 0}
+    return Model(
+        init=jax.jit(init, compiler_options=quick), trunk=trunk, read=read, apply=apply
+    )
 
 
 def _modules(config, classes, vocabulary) -> dict[str, nn.Module]:

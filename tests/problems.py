@@ -80,6 +80,15 @@ def dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> 
     )
 
 
+def labels(rng, rows, multi_label):
+    """Labels `[rows, K]`; of single ones each class about as often as the others."""
+    if not multi_label:
+        return np.eye(CLASSES)[rng.permutation(np.arange(rows) % CLASSES)]
+    x = (rng.random((rows, CLASSES)) < 0.4) * 1.0
+    x[np.arange(rows), rng.integers(CLASSES, size=rows)] = 1
+    return x
+
+
 def config(**sections) -> Config:
     """Everything small: `config(ccu={"steps": 9})` changes fields of a section."""
     batches = {"batch": 16, "learning_rate": 1e-2}

@@ -1,4 +1,4 @@
-"""Every objective against its formula, and the targets of the closed loop."""
+"""Every objective against its formula."""
 
 import functools
 
@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from problems import CLASSES
+from problems import CLASSES, labels
 
 from ccu_jax import objectives, parallel
-from ccu_jax.methods import targets
 from ccu_jax.parallel import AXIS
 
 ROWS, SIZE = 8, 5
@@ -19,14 +18,6 @@ ROWS, SIZE = 8, 5
 def units(rng, rows):
     x = rng.normal(size=(rows, SIZE))
     return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def labels(rng, rows, multi_label):
-    if not multi_label:
-        return np.eye(CLASSES)[rng.permutation(np.arange(rows) % CLASSES)]
-    x = (rng.random((rows, CLASSES)) < 0.4) * 1.0
-    x[np.arange(rows), rng.integers(CLASSES, size=rows)] = 1
-    return x
 
 
 def arrays(multi_label=False, seed=0):
@@ -380,131 +371,6 @@ def test_what_rows_without_weight_hold_does_not_matter(name):
         np.testing.assert_array_equal(gradient_of_other[key], gradient[key], key)
 
 
-# --- the targets of the closed loop ---------------------------------------------------
-
-
-def confidence_of(probability, truth, multi_label):
-    """`g` of probabilities, in NumPy."""
-    p = np.asarray(probability, np.float64)
-    if multi_label:
-        total = np.log(np.where(truth > 0, p, 1 - p)).sum(1)
-    else:
-        total = np.log((p * truth).sum(1))
-    return -np.log(-total)
-
-
-KINDS = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
-
-
-@KINDS
-def test_confidence_is_the_logarithm_of_the_log_loss(multi_label):
-    rng = np.random.default_rng(0)
-    logits, truth = rng.normal(size=(6, CLASSES)), labels(rng, 6, multi_label)
-    squash = (
-        scipy.special.expit
-        if multi_label
-        else functools.partial(scipy.special.softmax, axis=1)
-    )
-    np.testing.assert_allclose(
-        targets.confidence(logits, truth, multi_label=multi_label),
-        confidence_of(squash(logits), truth, multi_label),
-        rtol=1e-5,
-    )
-
-
-@KINDS
-def test_targets_have_exactly_the_confidence_that_is_asked_for(multi_label):
-    rng = np.random.default_rng(1)
-    base, truth = 2 * rng.normal(size=(9, CLASSES)), labels(rng, 9, multi_label)
-    g = np.linspace(-2.5, 3.5, 9)
-    p = np.asarray(targets.with_confidence(base, truth, g, multi_label=multi_label))
-    np.testing.assert_allclose(confidence_of(p, truth, multi_label), g, atol=1e-3)
-    assert (p >= 0).all() and (p <= 1).all()
-    if not multi_label:
-        np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
-        # What is left is divided as `base` would have it.
-        rest = np.where(truth > 0, -np.inf, base)
-        left = 1 - (p * truth).sum(1, keepdims=True)
-        rest = left * scipy.special.softmax(rest, axis=1)
-        np.testing.assert_allclose(p * (1 - truth), rest, atol=1e-6)
-
-
-def test_ranks_are_evenly_spaced_between_0_and_1():
-    np.testing.assert_allclose(
-        targets.rank(jnp.array([5.0, -1.0, 9.0, 0.0])), [0.625, 0.125, 0.875, 0.375]
-    )
-
-
-def test_places_among_other_values_are_counted_with_ties_half():
-    found = targets.share_below(jnp.array([0.0, 2.0, 9.0]), jnp.array([3.0, 1, 2, 2]))
-    np.testing.assert_allclose(found, np.array([0.5, 2.5, 4.5]) / 5, rtol=1e-6)
-
-
-def test_left_out_scores_of_a_row_come_from_a_ridge_without_it():
-    rng = np.random.default_rng(6)
-    x, y = rng.normal(size=(20, 4)), rng.random((20, CLASSES))
-    penalty = 0.5 * ((x - x.mean(0)) ** 2).sum() / 4  # that of all rows
-    _, scores = targets.ridge(jnp.array(x), jnp.array(y), 0.5)
-    for row in range(20):
-        a, b = np.delete(x, row, 0), np.delete(y, row, 0)
-        c = a - a.mean(0)
-        weight = np.linalg.solve(c.T @ c + penalty * np.eye(4), c.T @ (b - b.mean(0)))
-        expected = (x[row] - a.mean(0)) @ weight + b.mean(0)
-        np.testing.assert_allclose(scores[row], expected, atol=1e-5)
-
-
-def test_the_ridge_is_the_closed_form():
-    rng = np.random.default_rng(2)
-    x, y, new = rng.normal(size=(30, 6)), rng.random((30, CLASSES)), np.eye(6)
-    centred = x - x.mean(0)
-    gram = centred.T @ centred
-    inverse = np.linalg.inv(gram + 0.5 * np.trace(gram) / 6 * np.eye(6))
-    expected = (new - x.mean(0)) @ inverse @ centred.T @ (y - y.mean(0)) + y.mean(0)
-    predict, _ = targets.ridge(jnp.array(x), jnp.array(y), 0.5)
-    np.testing.assert_allclose(predict(new), expected, atol=1e-5)
-
-
-def test_hits_and_margins_by_hand():
-    scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
-    several = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]])
-    np.testing.assert_allclose(targets.hits(scores, several), [0.5, 1, 0])
-    # Of several labels: the confidence, with scores as probabilities of 0.02 to 0.98.
-    expected = confidence_of(scores, np.asarray(several), multi_label=True)
-    found = targets.margin(scores, several, multi_label=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    sure = targets.margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
-    np.testing.assert_allclose(sure, -np.log(-2 * np.log(0.98)), rtol=1e-4)
-    one = jnp.eye(3)
-    np.testing.assert_allclose(
-        targets.margin(scores, one, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6
-    )
-    # A row with more labels than the classes that score high keeps its share.
-    np.testing.assert_allclose(targets.hits(scores, one), [1, 0, 0])
-
-
-def test_a_line_is_fitted_by_least_squares():
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(50, 2))
-    line = targets.fit_line(jnp.array(x), jnp.array(x @ [2.0, -1.0] + 0.5))
-    np.testing.assert_allclose(line, [2, -1, 0.5], atol=1e-3)
-
-
-def toy_rows(rng, rows, multi_label, only=None):
-    """Rows whose features and logits tell their labels, with noise."""
-    truth = labels(rng, rows, multi_label)
-    if only is not None:
-        truth = np.eye(CLASSES)[np.full(rows, only)]
-    features = np.concatenate([truth, np.zeros((rows, 3))], axis=1)
-    features += 0.5 * rng.normal(size=features.shape)
-    views = {
-        view: 3 * truth - 1.5 + rng.normal(size=truth.shape)
-        for view in ("image", "text", "fused")
-    }
-    plain = features + rng.normal(size=features.shape)  # an untrained trunk knows less
-    x = {"pooled": features, "fresh": plain, "labels": truth, **views}
-    return {key: jnp.asarray(value, jnp.float32) for key, value in x.items()}
-
-
 def test_the_level_objective_is_quadratic_near_its_target_and_linear_far_off():
     value, target = jnp.array([1.0, 0.0, 5.0, 9.0]), jnp.array([1.5, 0.0, 2.0, 0.0])
     weight = jnp.array([1.0, 1.0, 1.0, 0.0])
@@ -515,107 +381,3 @@ def test_the_level_objective_is_quadratic_near_its_target_and_linear_far_off():
     slope = jax.grad(lambda v: run(v, target, weight))(value)
     np.testing.assert_allclose(slope, [-0.5 / 3, 0, 1 / 3, 0], atol=1e-6)
     assert not jax.grad(lambda t: run(value, t, weight))(target).any()
-
-
-NO_LEAD = {"image": jnp.zeros(()), "fused": jnp.zeros(())}
-
-
-def test_a_trunk_that_knows_rows_by_heart_does_not_make_them_look_easy():
-    rng = np.random.default_rng(6)
-    u, v, r = (toy_rows(rng, n, False) for n in (60, 200, 300))
-    known = {**u, "pooled": u["pooled"].at[:, :CLASSES].set(4 * u["labels"])}
-    kind = {"strength": 0.1, "multi_label": False}
-    plain, biased = (
-        targets.prepare(x, v, r, jax.random.key(0), **kind) for x in (u, known)
-    )
-    np.testing.assert_allclose(np.sort(plain.image_U), np.sort(biased.image_U))
-    assert abs(biased.image_U.mean() - 0.5) < 0.12
-
-
-@KINDS
-def test_the_lead_grows_until_the_targets_are_met(multi_label):
-    rng = np.random.default_rng(7)
-    kind = {"multi_label": multi_label}
-    u, v, r = (toy_rows(rng, n, multi_label) for n in (60, 200, 300))
-    ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
-    aims = targets.current(ranks, u, v, NO_LEAD, gain=0.5, **kind)
-
-    def followed(aims, offset):
-        """A model that says the targets, but always a little surer than asked."""
-        said = {}
-        for view in ("image", "fused"):
-            p = targets.with_confidence(
-                u[view], u["labels"], aims["level"][view] + offset, **kind
-            )
-            said[view] = jax.scipy.special.logit(p) if multi_label else jnp.log(p)
-        return {**u, **said}
-
-    def above(aims, offset):
-        said = followed(aims, offset)
-        free = targets.current(ranks, said, v, NO_LEAD, gain=1.0, **kind)["lead"]
-        return np.array([float(free[view]) for view in ("image", "fused")])
-
-    before = above(aims, 0.5)
-    for _ in range(40):
-        said = followed(aims, 0.5)
-        aims = targets.current(ranks, said, v, aims["lead"], gain=0.5, **kind)
-    assert (before > 0.05).all()
-    assert (np.abs(above(aims, 0.5)) < 0.3 * before).all()
-
-
-def test_a_value_is_taken_from_one_of_the_nearest_rows():
-    x_v = jnp.array([3.0, 0.0, 1.0, 2.0, *range(4, 24)])
-    found = targets.of_alike(
-        jnp.array([1.9, -5.0, 99.0]), x_v, 10 * x_v, jnp.array([0.5, 0.5, 0.5])
-    )
-    np.testing.assert_allclose(found, [20, 0, 230])
-    low = targets.of_alike(jnp.array([9.5]), x_v, 10 * x_v, jnp.array([0.01]))
-    high = targets.of_alike(jnp.array([9.5]), x_v, 10 * x_v, jnp.array([0.99]))
-    assert 80 <= low[0] < high[0] <= 110
-
-
-@KINDS
-def test_targets_of_rows_like_any_other_look_like_held_out_rows(multi_label):
-    rng = np.random.default_rng(4)
-    rows = 40
-    u, v, r = (toy_rows(rng, n, multi_label) for n in (rows, rows, 200))
-    kind = {"multi_label": multi_label}
-    ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
-    assert not ranks.free
-    for name in ("image_U", "fused_U"):
-        in_order = np.sort(getattr(ranks, name))
-        assert in_order[0] > 0 and in_order[-1] < 1
-        # As far from evenly spaced as two samples of so many rows may be.
-        assert np.abs(in_order - (np.arange(rows) + 0.5) / rows).max() < 0.3
-    now = {view: 1.5 * v[view] + 0.3 for view in ("image", "fused")}
-    aims = targets.current(ranks, u, {**v, **now}, NO_LEAD, gain=0.0, **kind)
-    held_out = np.asarray(targets.confidence(now["image"], v["labels"], **kind))
-    got = confidence_of(aims["image"], np.asarray(u["labels"]), multi_label)
-    np.testing.assert_allclose(got, np.quantile(held_out, ranks.image_U), atol=2e-3)
-    for view in ("image", "fused"):
-        held_out = np.asarray(targets.confidence(now[view], v["labels"], **kind))
-        got = confidence_of(aims[view], np.asarray(u["labels"]), multi_label)
-        error = held_out.std() * np.sqrt(2 / rows)
-        assert abs(got.mean() - held_out.mean()) < 3 * error, view
-        assert 0.6 < got.std() / held_out.std() < 1.6, view
-
-
-@KINDS
-def test_a_class_that_nobody_retains_is_denied_by_the_picture(multi_label):
-    rng = np.random.default_rng(5)
-    gone = 2
-    u, v, r = (
-        toy_rows(rng, 20, multi_label, only=gone),
-        toy_rows(rng, 40, multi_label),
-        toy_rows(rng, 200, multi_label),
-    )
-    keep = np.flatnonzero(np.asarray(r["labels"])[:, gone] == 0)
-    r = {key: value[keep] for key, value in r.items()}
-    kind = {"multi_label": multi_label}
-    ranks = targets.prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
-    assert ranks.free
-    aims = targets.current(ranks, u, v, NO_LEAD, gain=0.5, **kind)
-    assert np.asarray(aims["image"])[:, gone].max() < 1e-3
-    # The text was not asked to be forgotten, so it still may say yes.
-    assert np.asarray(aims["fused"])[:, gone].mean() > 0.3
-    assert all(np.isfinite(aim).all() for aim in jax.tree.leaves(aims))

@@ -4,11 +4,10 @@ import io
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from ccu_jax.data.pipeline import cover
+from ccu_jax.data.pipeline import OnHost, cover
 from ccu_jax.models import VIEWS, Model
 from ccu_jax.parallel import Executor
 from ccu_jax.step import everywhere, gather, on_devices, rows_of
@@ -30,17 +29,29 @@ class Forward:
         self._batch = -(-batch // executor.devices) * executor.devices
         self._compiled = {}
 
-    def outputs(self, params, table, rows) -> dict[str, jax.Array]:
-        """What `Model.apply` gives for `rows` of `table`: arrays `[len(rows), ...]`."""
-        return self._run("outputs", params, table, rows)
+    def outputs(self, params, table, rows) -> dict[str, np.ndarray]:
+        """What `Model.apply` gives for `rows` of `table`: arrays `[len(rows), ...]`.
 
-    def features(self, params, table, rows) -> jax.Array:
-        """The visual trunk's features `[len(rows), P, W]`."""
-        return self._run("features", params, table, rows)["features"]
+        The table has pictures and texts, or what `encode` gave for them; either way
+        the heads are one program, so that equal features give equal bits.
+        """
+        encoded = "features" in table
+        names = ("has_image", "has_text", *(("features", "h_text") if encoded else ()))
 
-    def encode(self, params, table, rows) -> dict[str, jax.Array]:
+        def given(batch):
+            columns = {name: _take(table[name], batch) for name in names}
+            columns = self._executor.place(columns)
+            return columns if encoded else columns | self._encoded(params, table, batch)
+
+        heads = self.once("heads", self._heads)
+        every = self._executor.shard(np.arange(self._batch, dtype=np.int32))
+        return self._passes(
+            rows, lambda batch: heads((), (params, given(batch)), {"rows": every})[1]
+        )
+
+    def encode(self, params, table, rows) -> dict[str, np.ndarray]:
         """What trunk and text branch give: `features` and `h_text` of the rows."""
-        return self._run("encode", params, table, rows)
+        return self._passes(rows, lambda batch: self._encoded(params, table, batch))
 
     def once(self, name: str, fn):
         """A per-device function (`Executor.run`), compiled once for all its calls."""
@@ -48,26 +59,17 @@ class Forward:
             self._compiled[name] = self._executor.run(fn)
         return self._compiled[name]
 
-    def _run(self, what, params, table, rows):
-        compiled = self.once(what, getattr(self, f"_{what}"))
-        resident, pieces = (params, on_devices(table)), []
+    def _passes(self, rows, one):
         plan, counted = cover(rows, self._batch)
-        for batch in plan:
-            index = rows_of(self._executor, table, batch)
-            pieces.append(compiled((), resident, index)[1])
+        pieces = jax.device_get([one(batch) for batch in plan])
         # What fills up the last batch stands at its end.
-        return jax.tree.map(lambda *x: jnp.concatenate(x)[: counted.sum()], *pieces)
+        return jax.tree.map(lambda *x: np.concatenate(x)[: counted.sum()], *pieces)
 
-    def _outputs(self, state, resident, index):
-        params, table = resident
-        out = self._model.apply(params, gather(table, index))
-        return state, everywhere(out._asdict())
-
-    def _features(self, state, resident, index):
-        params, table = resident
-        table = {name: x for name, x in table.items() if name == "image"}
-        features = self._model.trunk(params, gather(table, index)["image"])
-        return state, everywhere({"features": features})
+    def _encoded(self, params, table, batch):
+        table = {name: table[name] for name in ("image", "text")}
+        index = rows_of(self._executor, table, batch)
+        encode = self.once("encode", self._encode)
+        return encode((), (params, on_devices(table)), index)[1]
 
     def _encode(self, state, resident, index):
         params, table = resident
@@ -77,6 +79,16 @@ class Forward:
             "h_text": self._model.read(params, rows["text"]),
         }
         return state, everywhere(said)
+
+    def _heads(self, state, resident, index):
+        params, columns = resident
+        out = self._model.apply(params, gather(columns, index))
+        return state, everywhere(out._asdict())
+
+
+def _take(column, rows):
+    """Rows of a column, wherever it is, on the host."""
+    return column.take(rows) if isinstance(column, OnHost) else np.asarray(column)[rows]
 
 
 class Results(NamedTuple):
@@ -111,8 +123,8 @@ def results(forward: Forward, params, table, data, sets) -> Results:
     rows = np.concatenate([getattr(sets, name) for name in SETS])
     out = forward.outputs(params, table, rows)
     return Results(
-        logits={view: np.asarray(out[view]) for view in VIEWS},
-        pair=np.asarray(jnp.sum(out["z_image"] * out["z_text"], axis=-1)),
+        logits={view: out[view] for view in VIEWS},
+        pair=np.sum(out["z_image"] * out["z_text"], axis=-1),
         labels=data.labels[rows],
         of=np.repeat(SETS, [len(getattr(sets, name)) for name in SETS]),
         id=data.id[rows],

@@ -55,11 +55,11 @@ class Store(NamedTuple):
         return {**{name: table[name] for name in rest}, **on_host}
 
 
-@jax.jit
 def pool(features):
     """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the others."""
+    numpy = jnp if isinstance(features, jax.Array) else np
     features = features.astype(jnp.float32)
-    return jnp.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
+    return numpy.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
 
 
 def untrained(model, seed: int):
@@ -67,7 +67,7 @@ def untrained(model, seed: int):
     return model.init(jax.random.fold_in(jax.random.key(seed), 0x0FF))
 
 
-def compute(forward, params, fresh, table, rows) -> dict[str, jax.Array]:
+def compute(forward, params, fresh, table, rows) -> dict[str, np.ndarray]:
     """The columns of some rows, by one pass over their pictures and texts.
 
     Args:
@@ -78,11 +78,11 @@ def compute(forward, params, fresh, table, rows) -> dict[str, jax.Array]:
         rows: which of them.
     """
     columns = forward.encode(params, table, rows)
-    there = {name: table[name][rows] for name in ("has_image", "has_text")}
-    said = forward.outputs(params, {**columns, **there}, np.arange(len(rows)))
+    has = {n: np.asarray(table[n])[rows] for n in ("has_image", "has_text")}
+    said = forward.outputs(params, {**columns, **has}, np.arange(len(rows)))
     columns["z_text"] = said["z_text"]
     columns |= {f"original_{view}": said[view] for view in VIEWS}
-    columns["fresh"] = pool(forward.features(fresh, table, rows))
+    columns["fresh"] = pool(forward.encode(fresh, table, rows)["features"])
     return columns
 
 
@@ -90,7 +90,7 @@ def write(
     folder: pathlib.Path,
     facts: dict[str, Any],
     count: int,
-    columns: Callable[[np.ndarray], dict[str, jax.Array]],
+    columns: Callable[[np.ndarray], dict[str, np.ndarray]],
     progress: Callable[[int, int], None],
 ) -> None:
     """Store the columns of all rows; a kill leaves either a whole store or none.
@@ -111,16 +111,14 @@ def write(
         new.mkdir(parents=True)
     for start in range(0, count, CHUNK):
         rows = np.arange(start, min(start + CHUNK, count))
-        # The last chunk is as long as the others, for what is compiled.
-        padded = np.resize(rows, min(CHUNK, count))
-        found = columns(padded)
+        found = columns(rows)
         if is_first():
-            for name, x in jax.device_get(found).items():
+            for name, x in found.items():
                 if name not in files:
                     path = new / f"{name}.bin"
                     shape = (count, *x.shape[1:])
                     files[name] = np.memmap(path, x.dtype, "w+", shape=shape)
-                files[name][rows] = x[: len(rows)]
+                files[name][rows] = x
         progress(rows[-1] + 1, count)
     if is_first():
         about = {n: {"shape": x.shape, "dtype": x.dtype.name} for n, x in files.items()}

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -36,8 +35,6 @@ class Executor(NamedTuple):
         mine: `mine(array, axis=0)` cuts the global batch along `axis` and gives the
             parts of this process's devices, the device as leading axis.
         join: makes the devices' array of what `mine` gave, or of what was read for it.
-        cut: gives each device its share of the rows of a tree, in order: arrays
-            `[devices, rows / devices, ...]`.
     """
 
     name: str
@@ -46,11 +43,14 @@ class Executor(NamedTuple):
     place: Callable[[Any], Any]
     mine: Callable[..., np.ndarray]
     join: Callable[[np.ndarray], Any]
-    cut: Callable[[Any], Any]
 
     def shard(self, array, axis: int = 0):
         """Cuts a batch that every process has as a whole over all devices."""
         return self.join(self.mine(array, axis))
+
+    def cut(self, tree):
+        """Each device's rows of a tree, in order: `[devices, rows / devices, ...]`."""
+        return jax.tree.map(self.shard, tree)
 
 
 def _replicated(mesh):
@@ -119,16 +119,7 @@ def _sharded(mesh):
     def join(local):
         return jax.make_array_from_process_local_data(rows, local)
 
-    def cut(tree):
-        def one(x):
-            if isinstance(x, jax.Array) and jax.process_count() == 1:
-                x = x.reshape(jax.device_count(), -1, *x.shape[1:])
-                return jax.device_put(x, rows)  # never by way of the host
-            return join(mine(np.asarray(x)))
-
-        return jax.tree.map(one, tree)
-
-    return mine, join, cut
+    return mine, join
 
 
 class _Pod:
@@ -196,13 +187,7 @@ def vmap(devices: int | None = None) -> Executor:
     def mine(array, axis=0):
         return _split(array, axis, devices)
 
-    def cut(tree):
-        def one(x):
-            return jnp.asarray(x).reshape(devices, -1, *x.shape[1:])
-
-        return jax.tree.map(one, tree)
-
-    return Executor("vmap", devices, run, jax.device_put, mine, jax.device_put, cut)
+    return Executor("vmap", devices, run, jax.device_put, mine, jax.device_put)
 
 
 EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}

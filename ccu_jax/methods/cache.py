@@ -59,27 +59,20 @@ def padded_size(count: int, devices: int) -> int:
 
 
 def _columns(problem, rows):
-    names = ("labels", "has_image", "has_text")
+    table = {
+        name: np.asarray(problem.table[name])[rows]
+        for name in ("labels", "has_image", "has_text")
+    }
     if problem.store is not None and problem.config.run.features == "stored":
-        table = {name: np.asarray(problem.table[name])[rows] for name in names}
         return table | problem.store.take(rows)
-    place = problem.executor.place
-    fresh = place(features.untrained(problem.model, problem.seed))
-    table = _gather({name: problem.table[name] for name in names}, place(rows))
+    fresh = problem.executor.place(features.untrained(problem.model, problem.seed))
     return table | features.compute(
         problem.forward, problem.params, fresh, problem.table, rows
     )
 
 
-@jax.jit
-def _gather(table, rows):
-    return jax.tree.map(lambda x: x[rows], table)
-
-
 def _pad(x, size):
-    # On the device what is there already, on the host what comes from the disk.
-    numpy = jnp if isinstance(x, jax.Array) else np
-    return numpy.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
+    return np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
 def split(problem: Problem):

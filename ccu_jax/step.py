@@ -184,12 +184,13 @@ def make_steps(program: Program) -> Callable:
     `fn(state, resident, share) -> (state, metrics)` with what `resident` gives;
     `share` holds the `parts` and as `index` what `rows_of` gives for `[steps, rows]`
     per part of the batch. Steps past the end of the program are not made (`ran` is
-    false in their metrics): the last scan is as long as the others.
+    false in their metrics): the last call is as long as the others.
     """
 
     def fn(state, resident, share):
         frozen, table, total = resident
-        parts = share["parts"]
+        parts, indices = share["parts"], share["index"]
+        size = len(next(iter(indices.values()))["rows"])
         flat, tree = _flatten(program, state.params)
 
         def objective(params, aux, batch, step):
@@ -218,36 +219,49 @@ def make_steps(program: Program) -> Callable:
             metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}
             return State(state.step + 1, params, opt, state.aux, state.key), metrics
 
-        def one(state, index):
-            running = state.step < total
-            if program.stop is not None:
-                running &= ~program.stop(state.aux)
-            if program.refresh is not None:
-                aux = jax.lax.cond(
-                    running & (state.step % program.refresh_every == 0),
-                    lambda: program.refresh(
-                        tree(state.params), frozen, state.aux, parts
-                    ),
-                    lambda: state.aux,
-                )
-                state = state._replace(aux=aux)
-            if program.stop is not None:
-                running &= ~program.stop(state.aux)
-            # Jitted, so that it is traced once, for its shapes and its steps.
-            made = jax.jit(update)
-            blank = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(made, state, index)[1],
+        def refreshed(state):
+            return jax.lax.cond(
+                state.step % program.refresh_every == 0,
+                lambda: program.refresh(tree(state.params), frozen, state.aux, parts),
+                lambda: state.aux,
             )
-            # What is not to be done costs nothing.
-            new, metrics = jax.lax.cond(
-                running, made, lambda s, _: (s, blank), state, index
-            )
-            return new, metrics | {"ran": running}
 
-        state = state._replace(params=flat)
-        state, metrics = jax.lax.scan(one, state, share["index"])
-        return state._replace(params=tree(state.params)), metrics
+        def going(carry):
+            place, state, _ = carry
+            more = (place < size) & (state.step < total)
+            return more if program.stop is None else more & ~program.stop(state.aux)
+
+        # Jitted, so that it is traced once, for its shapes and its steps.
+        made = jax.jit(update)
+        blank = jax.eval_shape(
+            made, state._replace(params=flat), jax.tree.map(lambda x: x[0], indices)
+        )[1]
+        blank = {name: jnp.zeros(x.shape, x.dtype) for name, x in blank.items()}
+
+        def one(carry):
+            place, state, told = carry
+            if program.refresh is not None:
+                state = state._replace(aux=refreshed(state))
+            index = jax.tree.map(lambda x: x[place], indices)
+            if program.stop is None:
+                state, metrics = made(state, index)
+                ran = jnp.bool_(True)
+            else:
+                ran = ~program.stop(state.aux)
+                state, metrics = jax.lax.cond(
+                    ran, made, lambda s, _: (s, blank), state, index
+                )
+            metrics = metrics | {"ran": ran}
+            told = {name: x.at[place].set(metrics[name]) for name, x in told.items()}
+            return place + 1, state, told
+
+        # A loop that ends by itself, not a scan whose last steps are passed over: a
+        # branch around each step would copy the state, and be compiled as well.
+        told = {**blank, "ran": jnp.bool_(False)}
+        told = {n: jnp.zeros((size, *x.shape), x.dtype) for n, x in told.items()}
+        carry = (jnp.int32(0), state._replace(params=flat), told)
+        _, state, told = jax.lax.while_loop(going, one, carry)
+        return state._replace(params=tree(state.params)), told
 
     return fn
 

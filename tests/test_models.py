@@ -15,9 +15,15 @@ from ccu_jax.step import State, _row_keys
 ROWS = 12
 
 
+@pytest.fixture(scope="module", params=[0, 1], ids=["whole trunk", "tail block"])
+def sizes(request):
+    """With a trunk that ends before the last feed-forward layer, or the last block."""
+    return {"tail_blocks": request.param}
+
+
 @pytest.fixture(scope="module")
-def model():
-    return problems.model(problems.config(model={"tail_blocks": 1}))
+def model(sizes):
+    return problems.model(problems.config(model=sizes))
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +115,43 @@ def test_cached_features_give_the_same_outputs_as_the_pictures(
     cached["features"] = jax.jit(model.trunk)(params, example["image"])
     found = apply(params, cached)
     del cached["text"]
-    without_text = apply(params, {**cached, "h_text": expected.h_text})
+    h_text = jax.jit(model.read)(params, example["text"])
+    without_text = apply(params, {**cached, "h_text": h_text})
     for name, value in expected._asdict().items():
         np.testing.assert_allclose(getattr(found, name), value, atol=1e-6)
         np.testing.assert_allclose(getattr(without_text, name), value, atol=1e-6)
+
+
+@pytest.mark.parametrize("tail_blocks, tokens", [(0, 2), (1, 5), (2, 5)])
+def test_a_trunk_gives_two_tokens_or_those_that_a_tail_of_blocks_looks_at(
+    tail_blocks, tokens, example
+):
+    model = problems.model(problems.config(model={"tail_blocks": tail_blocks}))
+    params = model.init(jax.random.key(0))
+    features = jax.eval_shape(model.trunk, params, example["image"])
+    assert features.shape == (ROWS, tokens, 8)
+    blocks = {name for name in params["image_tail"] if name.startswith("block")}
+    assert len(blocks) == tail_blocks
+    assert ("feed_forward" in params["image_tail"]) == (tail_blocks == 0)
+
+
+def test_where_the_trunk_ends_does_not_change_what_the_model_says(example):
+    """The last block is all the tail's, or its first half the trunk's."""
+    late, early = (
+        problems.model(problems.config(model={"tail_blocks": blocks}))
+        for blocks in (0, 1)
+    )
+    params = early.init(jax.random.key(0))
+    tail = dict(params["image_tail"])
+    block = tail.pop("block_0")
+    moved = {
+        "image_trunk": {**params["image_trunk"], "attention": block["attention"]},
+        "image_tail": {**tail, "feed_forward": block["feed_forward"]},
+    }
+    expected = jax.jit(early.apply)(params, example)
+    found = jax.jit(late.apply)({**params, **moved}, example)
+    for name, value in expected._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-6)
 
 
 def test_pictures_may_be_bytes_or_fractions(model, params, example):
@@ -168,6 +207,15 @@ def test_dropout_belongs_to_rows_and_is_off_without_keys(model, apply, params, e
     )
 
 
+def test_rows_may_be_kept_from_dropout_to_the_bit(apply, params, example):
+    keys, drop = jax.random.split(jax.random.key(1), ROWS), np.arange(ROWS) % 3 == 0
+    plain, dropped = apply(params, example), apply(params, example, keys=keys)
+    some = apply(params, example, keys=keys, drop=drop)
+    for name, value in some._asdict().items():
+        np.testing.assert_array_equal(value[drop], getattr(dropped, name)[drop])
+        np.testing.assert_array_equal(value[~drop], getattr(plain, name)[~drop])
+
+
 @pytest.mark.parametrize(
     "fields, named",
     [
@@ -184,13 +232,181 @@ def test_sizes_that_do_not_fit_are_refused_by_name(fields, named):
         problems.model(problems.config(model=fields))
 
 
-def test_bfloat16_runs_and_is_near_float32(apply, params, example):
-    half = problems.model(problems.config(model={"dtype": "bfloat16"}))
+def test_bfloat16_runs_and_is_near_float32(sizes, apply, params, example):
+    half = problems.model(problems.config(model={"dtype": "bfloat16", **sizes}))
     out, full = jax.jit(half.apply)(params, example), apply(params, example)
     for name, value in out._asdict().items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, getattr(full, name), atol=0.05)
     assert np.any(out.image != full.image)
+
+
+# --- attention, edges, rematerialisation ----------------------------------------------
+
+
+def attention_inputs(dtype=jnp.float32, rows=5, queries=3, tokens=7, heads=2, size=4):
+    keys = jax.random.split(jax.random.key(2), 3)
+    counts = (queries, tokens, tokens)
+    return [
+        2 * jax.random.normal(key, (rows, count, heads, size), dtype)
+        for key, count in zip(keys, counts, strict=True)
+    ]
+
+
+# Rows that may look at all tokens, at some, at one, at none.
+MASK = jnp.arange(7)[None, :] < jnp.array([7, 4, 1, 0, 2])[:, None]
+
+
+def usual_attention(query, key, value, mask=None):
+    bias = None if mask is None else jnp.where(mask, 0.0, -1e9)[:, None, None, :]
+    mixed = jax.nn.dot_product_attention(query, key, value, bias=bias)
+    return mixed.transpose(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("mask", [None, MASK, ~MASK], ids=["all", "first", "last"])
+def test_attention_is_that_of_jax_with_its_gradients(mask):
+    inputs = attention_inputs()
+
+    def both(attend):
+        def total(*inputs):
+            mixed = attend(*inputs, mask)
+            return (mixed * jnp.cos(jnp.arange(mixed.size)).reshape(mixed.shape)).sum()
+
+        return jax.jit(attend)(*inputs, mask), jax.jit(jax.grad(total, (0, 1, 2)))(
+            *inputs
+        )
+
+    found, gradients = both(towers.attend)
+    expected, others = both(usual_attention)
+    assert found.shape == (5, 2, 3, 4)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for one, other in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_row_that_may_look_at_nothing_has_finite_attention_and_gradients():
+    inputs = attention_inputs()
+
+    def total(*inputs):
+        return (towers.attend(*inputs, jnp.zeros((5, 7), bool)) ** 2).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*inputs)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, gradients)))
+    # With nothing to choose by, it is the mean.
+    found = towers.attend(*inputs, jnp.zeros((5, 7), bool))
+    mean = jnp.broadcast_to(inputs[2].mean(1)[:, :, None], found.shape)
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+
+
+def test_tokens_that_may_not_be_looked_at_get_no_weight_and_no_gradient():
+    query, key, value = attention_inputs()
+
+    def attend(key, value):
+        return towers.attend(query, key, value, MASK)
+
+    hidden = ~MASK[:, :, None, None] & MASK.any(1)[:, None, None, None]
+    changed = attend(*(jnp.where(hidden, 30.0, x) for x in (key, value)))
+    np.testing.assert_array_equal(changed, attend(key, value))
+    gradients = jax.grad(lambda *x: (attend(*x) ** 2).sum(), (0, 1))(key, value)
+    for gradient in gradients:
+        assert not jnp.where(hidden, gradient, 0.0).any()
+        assert jnp.where(hidden, 0.0, gradient).any()
+
+
+def test_attention_with_large_scores_stays_finite():
+    query, key, value = attention_inputs()
+    mixed = towers.attend(1e3 * query, 1e3 * key, value, MASK)
+    expected = usual_attention(1e3 * query, 1e3 * key, value, MASK)
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
+
+
+def test_attention_in_bfloat16_is_near_that_in_float32():
+    half = attention_inputs(jnp.bfloat16)
+    found = towers.attend(*half, MASK)
+    assert found.dtype == jnp.bfloat16
+    full = towers.attend(*(x.astype(jnp.float32) for x in half), MASK)
+    np.testing.assert_allclose(found.astype(jnp.float32), full, atol=0.02, rtol=0.02)
+
+
+def edges_by_hand(x, cell, bins):
+    """Histograms of edge directions, as they were first written down."""
+    y = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    dx = (y[:, 1:-1, 2:] - y[:, 1:-1, :-2]).sum(-1)
+    dy = (y[:, 2:, 1:-1] - y[:, :-2, 1:-1]).sum(-1)
+    strength = np.sqrt(dx * dx + dy * dy + 1e-6)
+    angle = np.arange(bins) * np.pi / bins
+    along = np.abs(dx[..., None] * np.cos(angle) + dy[..., None] * np.sin(angle))
+    h = strength[..., None] * (along / strength[..., None]) ** bins
+    rows, side = len(x), x.shape[1] // cell
+    h = h.reshape(rows, side, cell, side, cell, bins).sum((2, 4))
+    return np.sqrt(h / cell + 1e-6)
+
+
+@pytest.mark.parametrize("cell, bins", [(1, 8), (2, 8), (4, 8), (3, 8), (4, 4)])
+def test_edge_histograms_are_those_of_the_plain_formula(cell, bins):
+    x = np.random.default_rng(0).normal(size=(3, 12, 12, 3))
+    x[1] = 0.7  # without any edge
+    x[2, :, 6:] = -x[2, :, 6:].mean()
+    found = jax.jit(towers.edge_histograms, static_argnums=(1, 2))(
+        x.astype(np.float32), cell, bins
+    )
+    np.testing.assert_allclose(found, edges_by_hand(x, cell, bins), atol=1e-5)
+    gradient = jax.grad(lambda x: towers.edge_histograms(x, cell, bins).sum())(
+        x.astype(np.float32)
+    )
+    assert np.isfinite(gradient).all()
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["whole trunk", "tail blocks"])
+def plain_and_remat(request):
+    """A deep classifier whose blocks keep what they computed, and one that does not."""
+    fields = {"image_depth": 5, "text_depth": 3, "tail_blocks": request.param}
+    return [
+        problems.model(problems.config(model={**fields, "remat": remat}))
+        for remat in (False, True)
+    ]
+
+
+def test_what_is_computed_once_more_is_the_same(plain_and_remat, example):
+    params = plain_and_remat[0].init(jax.random.key(0))
+    others = plain_and_remat[1].init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, others)
+
+    def solved(model):
+        def total(params):
+            out = model.apply(params, example)
+            return (out.fused**2).sum() + (out.z_image * out.z_text).sum(), out
+
+        return jax.jit(jax.grad(total, has_aux=True))(params)
+
+    (gradient, out), (again, same) = (solved(model) for model in plain_and_remat)
+    for one, other in zip(out, same, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    for one, other in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(again), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_with_rematerialisation_far_less_is_kept_for_the_gradient(
+    plain_and_remat, example
+):
+    """What the way back is given, besides the parameters that are there anyway."""
+
+    def kept(model):
+        params = jax.eval_shape(model.init, jax.random.key(0))
+
+        def way_back(params):
+            return jax.vjp(lambda params: model.apply(params, example).fused, params)[1]
+
+        shapes = jax.tree.leaves(jax.eval_shape(way_back, params))
+        weights = jax.tree.leaves(params)
+        return sum(x.size * x.dtype.itemsize for x in shapes) - sum(
+            x.size * x.dtype.itemsize for x in weights
+        )
+
+    plain, remat = (kept(model) for model in plain_and_remat)
+    assert 0 < remat < 0.5 * plain
 
 
 # --- changes to training rows ---------------------------------------------------------

@@ -284,7 +284,7 @@ def _keep_compiled(workdir: pathlib.Path) -> None:
     shared = os.access(workdir.parent, os.W_OK)
     cache = (workdir.parent if shared else workdir) / ".jax_cache"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _stop(*_) -> NoReturn:

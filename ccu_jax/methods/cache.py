@@ -111,7 +111,11 @@ def together(batch, drop: str | None = None):
         for name, rows in batch.items()
     }
     shared = set.intersection(*(set(part) for part in batch.values()))
-    rows = {k: jnp.concatenate([part[k] for part in batch.values()]) for k in shared}
+    rows = {
+        # In an order that is the same in every process: the program hangs on it.
+        name: jnp.concatenate([part[name] for part in batch.values()])
+        for name in sorted(shared)
+    }
     ends = np.cumsum([0, *(len(part["labels"]) for part in batch.values())])
 
     def cut(tree):

@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics
 
 from ccu_jax import audit, evaluate, parallel
+from ccu_jax.data.pipeline import OnHost
 from ccu_jax.evaluate import SETS, Forward, Results
 from ccu_jax.models import VIEWS
 
@@ -274,8 +275,9 @@ def plain():
     problem = problems.problem(parallel.vmap(1))
     rows = {name: x[ROWS] for name, x in problem.table.items()}
     apply, trunk = jax.jit(problem.model.apply), jax.jit(problem.model.trunk)
-    out = apply(problem.params, rows)._asdict()
-    return problem, out, trunk(problem.params, rows["image"])
+    out = apply(problem.params, rows)
+    features = trunk(problem.params, rows["image"])
+    return problem, out._asdict(), {"features": features, "h_text": out.h_text}
 
 
 EXECUTORS = [
@@ -291,7 +293,7 @@ EXECUTORS = [
 def test_one_pass_gives_each_row_its_outputs_however_it_is_cut(
     plain, make, devices, batch
 ):
-    problem, expected, features = plain
+    problem, expected, encoded = plain
     executor = make(*devices)
     forward = Forward(problem.model, executor, batch)
     params, table = executor.place((problem.params, problem.table))
@@ -300,9 +302,61 @@ def test_one_pass_gives_each_row_its_outputs_however_it_is_cut(
     for name, value in found.items():
         assert len(value) == len(ROWS)
         np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
-    if batch == 6:
-        found = forward.features(params, table, ROWS)
-        np.testing.assert_allclose(found, features, atol=1e-5)
+    found = forward.encode(params, table, ROWS)
+    assert set(found) == set(encoded)
+    for name, value in found.items():
+        assert value.shape == encoded[name].shape
+        np.testing.assert_allclose(value, encoded[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("where", ["array", "host", "devices"])
+@pytest.mark.parametrize("make, devices, batch", EXECUTORS[1:])
+def test_what_was_encoded_before_gives_the_same_bits_as_the_pictures(
+    plain, make, devices, batch, where
+):
+    problem, *_ = plain
+    executor = make(*devices)
+    forward = Forward(problem.model, executor, batch)
+    params, table = executor.place((problem.params, problem.table))
+    expected = forward.outputs(params, table, ROWS)
+    # In a table of its own, of all rows, without pictures and texts.
+    every = np.arange(len(table["labels"]))
+    encoded = forward.encode(params, table, every)
+    put = {
+        "array": lambda x: x,
+        "host": lambda x: OnHost(x, np.ones(len(every), bool)),
+        "devices": executor.place,
+    }[where]
+    names = ("labels", "has_image", "has_text")
+    encoded = {name: put(x) for name, x in encoded.items()}
+    found = forward.outputs(
+        params, {**{name: table[name] for name in names}, **encoded}, ROWS
+    )
+    for name, value in expected.items():
+        assert value.tobytes() == found[name].tobytes(), name
+
+
+def test_a_pass_is_traced_once_for_all_its_calls(plain):
+    problem, *_ = plain
+    traced = []
+
+    def counting(name):
+        def call(*args, **kwargs):
+            traced.append(name)
+            return getattr(problem.model, name)(*args, **kwargs)
+
+        return call
+
+    names = ("trunk", "read", "apply")
+    model = problem.model._replace(**{name: counting(name) for name in names})
+    forward = Forward(model, parallel.vmap(2), 8)
+    for seed, rows in enumerate((ROWS, ROWS[:3], np.arange(40))):
+        params = problem.model.init(jax.random.key(seed))
+        forward.outputs(params, problem.table, rows)
+        encoded = forward.encode(params, problem.table, rows)
+        has = {name: problem.table[name][rows] for name in ("has_image", "has_text")}
+        forward.outputs(params, {**has, **encoded}, np.arange(len(rows)))
+    assert sorted(traced) == sorted(names)
 
 
 def test_results_name_each_row_and_its_set(plain):

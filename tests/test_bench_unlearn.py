@@ -1,0 +1,118 @@
+"""The account of what unlearning costs tells what it promises to tell."""
+
+import contextlib
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccu_jax import bench, bench_cost, bench_problem, bench_unlearn
+from ccu_jax.methods import METHODS
+
+METHODS_RUN = "original,ccu_plus"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The JSON and the printed text of the smallest measurement."""
+    file = tmp_path_factory.mktemp("bench") / "unlearn.json"
+    printed = io.StringIO()
+    flags = f"unlearn --preset tiny --methods {METHODS_RUN} --windows 2 --epochs 1"
+    with contextlib.redirect_stdout(printed):
+        assert bench.main([*flags.split(), "--json", str(file)]) == 0
+    return json.loads(file.read_text()), printed.getvalue()
+
+
+def test_every_method_is_accounted_for_with_features_computed_and_stored(ran):
+    runs = ran[0]["measured"]["runs"]
+    kinds = [(run["method"], run["features"]) for run in runs]
+    plus = [("ccu_plus", "computed"), ("ccu_plus", "stored")]
+    assert kinds == [("original", None), *plus]
+    for run in runs:
+        seconds = run["seconds"]
+        assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
+        assert run["compile_s"] > 0 and run["steps"] > 0
+        step = run["per_step"]
+        assert min(step["ms"], step["flops"], step["bytes"], step["memory"]) > 0
+        assert run["mfu"] > 0 and run["roofline"] > 0
+    computed, stored = runs[1:]
+    assert stored["per_step"]["flops"] == computed["per_step"]["flops"]
+
+
+def test_the_table_names_what_was_measured_and_what_was_not(ran):
+    printed = ran[1]
+    for text in ("tiny: retain", "ccu_plus, features stored", "GFLOP", "roofline"):
+        assert text in printed
+    assert printed.count("not measured") == 2  # the targets of a GPU
+
+
+@pytest.mark.slow
+def test_a_refresh_falls_on_the_steps_that_it_serves():
+    problem = bench_problem.make(bench_problem.PRESETS["tiny"], "vmap")
+    problem = problem._replace(method="ccu_plus")
+    program = METHODS["ccu_plus"](problem)
+    key, of = problem.key("steps"), bench_cost.of_step
+    bare = of(program._replace(refresh=None), problem.executor, key)
+    every = of(program._replace(refresh_every=1), problem.executor, key)
+    eighth = of(program._replace(refresh_every=8), problem.executor, key)
+    assert bare["flops"] < eighth["flops"] < every["flops"]
+    dear = every["flops"] - bare["flops"]
+    assert eighth["flops"] - bare["flops"] == pytest.approx(dear / 8, rel=1e-3)
+
+
+def test_flops_of_a_product_are_those_of_the_textbook():
+    a, b = jnp.ones((32, 48)), jnp.ones((48, 16))
+    found = bench_cost.counted(jax.jit(jnp.matmul).lower(a, b).compile())
+    assert found["flops"] == pytest.approx(2 * 32 * 48 * 16, rel=0.05)
+
+
+def test_the_use_of_a_device_is_judged_by_its_peaks():
+    peak = {"flops": 100.0, "bytes": 10.0, "datasheet": None}
+    dense = {"flops": 400.0, "bytes": 4.0}
+    assert bench_cost.judged(dense, 8.0, peak) == {"mfu": 0.5, "roofline": 0.5}
+    # Two operations for each byte: no more than 20 a second are to be had.
+    sparse = {"flops": 40.0, "bytes": 20.0}
+    assert bench_cost.judged(sparse, 4.0, peak) == {"mfu": 0.1, "roofline": 0.5}
+    advertised = {**peak, "datasheet": 200.0}
+    assert bench_cost.judged(dense, 8.0, advertised)["mfu"] == 0.25
+    unknown = {"flops": None, "bytes": None}
+    assert bench_cost.judged(unknown, 1.0, peak) == {"mfu": None, "roofline": None}
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--methods ccu_minus", "ccu_minus"),
+        ("--windows 0", "--windows"),
+        ("--epochs 0", "--epochs"),
+        ("--preset large", "--preset"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_line(flags, named, capsys):
+    assert bench.main(["unlearn", *flags.split()]) == 2
+    told = capsys.readouterr().err
+    assert named in told and told.count("\n") == 1
+
+
+def test_the_rows_of_a_problem_are_cut_into_sets_that_do_not_meet():
+    sizes = bench_problem.PRESETS["tiny"]
+    sets = bench_problem.sets(
+        bench_problem.settings(sizes), sizes, np.random.default_rng(0)
+    )
+    rows = np.concatenate(sets)
+    assert sorted(rows) == list(range(sizes.rows))
+    trained = len(sets.retain) + len(sets.unlearn)
+    assert len(sets.unlearn) == pytest.approx(sizes.share * trained, abs=2)
+
+
+def test_targets_of_a_gpu_are_judged_on_a_gpu():
+    runs = [
+        {"method": "ccu_plus", "features": kind, "seconds": {"median": 2.0}}
+        for kind in ("computed", "stored")
+    ]
+    told = {"preset": "vit_b16", "peak": {"datasheet": 1.0}, "runs": runs}
+    judged = [bench.judge(**target) for target in bench_unlearn.targets(told)]
+    assert [target["reached"] for target in judged] == [True, False]

@@ -84,7 +84,7 @@ def margin(scores, labels, multi_label):
 
 def hits(scores, labels):
     """Share of each row's true labels among its as many highest scores."""
-    place = (-scores).argsort(1, stable=True).argsort(1)
+    place = (-scores).argsort(dim=1, stable=True).argsort(dim=1)
     count = labels.sum(1, keepdim=True)
     return ((place < count) * labels).sum(1) / count[:, 0].clamp(min=1)
 

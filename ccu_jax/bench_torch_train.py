@@ -213,7 +213,7 @@ class Training:
     def run(self, steps: int) -> None:
         """Makes so many steps."""
         for step in range(steps):
-            self._step({name: rows[step] for name, rows in self._plan.items()})
+            self._step({n: rows[step % len(rows)] for n, rows in self._plan.items()})
 
     def _step(self, index):
         world, train = self._world, self._world.config.train

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import threadpoolctl
 
 from ccu_jax import checkpoint, step
 from ccu_jax.config import Run
@@ -57,7 +58,12 @@ class Loop:
             folder: of its checkpoints.
             stage: told of the progress (`progress.Stage`).
         """
-        problem = problem._replace(method=name)
+        # On CPUs XLA solves equations with BLAS, whose threads and XLA's wait for each
+        # other: a solution of milliseconds takes now and then half a second.
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            return self._run(name, method, problem._replace(method=name), folder, stage)
+
+    def _run(self, name, method, problem, folder, stage) -> Outcome:
         program, seconds = self._start(method, problem)
         if program.loss is None:
             return Outcome(program.params, seconds, 0, None)

@@ -735,6 +735,40 @@ def test_methods_run_in_bfloat16_also_on_features_of_that_kind(name, tmp_path):
             assert x.dtype == jnp.float32 and np.isfinite(x).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path):
+    """Logits change by 2 % of their spread in the mean, and none by more than 15 %."""
+    data = problems.dataset(280, whole=True, multi_label=multi_label)
+    train = {"epochs": 20, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
+    sizes = {"image_width": 16, "text_width": 16}
+    settings = problems.config(
+        model=sizes, train=train | PLAIN, run={"steps_per_call": 100}
+    )
+    executor = parallel.vmap(1)
+    problem = problems.problem(executor, data, settings)
+    loop = Loop(settings.run, executor, no_complaints)
+    method = METHODS["original"]
+    params = loop.run("original", method, problem, tmp_path / "none", Quiet()).params
+    half = problems.model(problems.config(model={**sizes, "dtype": "bfloat16"}))
+    full, near = (
+        evaluate.results(forward, params, problem.table, data, problem.sets)
+        for forward in (problem.forward, evaluate.Forward(half, executor, 64))
+    )
+    for view, logits in full.logits.items():
+        change = np.abs(near.logits[view] - logits)
+        assert 0 < change.mean() < 0.02 * logits.std(), view
+        assert change.max() < 0.15 * logits.std(), view
+    score = "micro_f1" if multi_label else "accuracy"
+    for name, views in evaluate.scores(full).items():
+        for view, scores in views.items():
+            found = evaluate.scores(near)[name][view]
+            assert abs(found[score] - scores[score]) < 0.03, (name, view)
+    assert evaluate.scores(full)["retain"]["fused"][score] > 0.9, "it has learned"
+    one, other = audit.attack_auc(full), audit.attack_auc(near)
+    assert all(abs(one[view] - other[view]) < 0.02 for view in one)
+
+
 # --- what may not be copied -----------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """Measures PyTorch beside JAX: same architecture, parameters, rows, batch, precision.
 
 PyTorch has a process of its own, which waits while JAX is measured and the other way
-round: in one process each library's threads linger in the other's way.
+round, so that neither library's threads are in the other's way.
 """
 
 import importlib.util
@@ -27,6 +27,8 @@ def missing() -> str | None:
     """Why nothing can be measured here; None if it can."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed"
+    if jax.devices()[0].platform not in ("cpu", "gpu"):
+        return "torch is not asked for this kind of device"
     return None
 
 
@@ -73,7 +75,7 @@ def flat(params) -> dict[str, np.ndarray]:
 
 
 class Torch:
-    """The process, from `write` on; a context that ends it."""
+    """The process, from `write` on; `close` ends it."""
 
     def __init__(self, folder: pathlib.Path):  # noqa: D107
         self._folder = folder
@@ -95,11 +97,7 @@ class Torch:
             env=environment,
         )
 
-    def __enter__(self) -> "Torch":
-        """Gives itself."""
-        return self
-
-    def __exit__(self, *error: Any) -> None:
+    def close(self) -> None:
         """Ends the process: with its last request answered there is nothing to do."""
         self._process.kill()
         self._process.communicate()

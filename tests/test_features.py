@@ -1,8 +1,10 @@
 """The store of an original's features: whole or not there, its own or not used."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from PIL import Image
 
-from ccu_jax import checkpoint, evaluate, features, parallel
+from ccu_jax import checkpoint, data, evaluate, features, parallel, run
+from ccu_jax import config as configs
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL, VIEWS
@@ -535,10 +539,9 @@ def test_a_run_on_stored_features_is_one_on_computed_ones_but_for_rounding(
 
 
 def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
-    data = problems.dataset()
     table = stored.store.table(problem.table)
     assert not {"image", "text"} & set(table)
-    of = problem.params, problem.table, data, problem.sets
+    of = problem.params, problem.table, problems.dataset(), problem.sets
     expected = evaluate.results(problem.forward, *of)
     found = evaluate.results(stored.forward, of[0], table, *of[2:])
     for view, logits in expected.logits.items():
@@ -551,3 +554,170 @@ def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
     changed = evaluate.results(stored.forward, {**of[0], **tail}, table, *of[2:])
     assert changed.logits["text"].tobytes() == found.logits["text"].tobytes()
     assert changed.logits["image"].tobytes() != found.logits["image"].tobytes()
+
+
+# --- whole runs -----------------------------------------------------------------------
+
+
+def pictures(folder, rows=80):
+    """Rows of one's own in two classes; some have no picture, some no text."""
+    folder.mkdir()
+    draw, lines = np.random.default_rng(0), []
+    for row in range(rows):
+        entry = {"id": f"row{row}", "label": "cat" if row % 2 else "dog"}
+        if row % 10 != 7:
+            pixels = draw.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{row}.png")
+            entry["image"] = f"{row}.png"
+        if row % 10 != 8:
+            entry["text"] = f"text of {row}"
+        splits = ["train", "train", "train", "validation", "test"]
+        lines.append({**entry, "split": splits[row // 2 % 5]})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "pairs.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Of a run of its own small pictures."""
+    folder = tmp_path_factory.mktemp("own") / "pictures"
+    pictures(folder)
+    tiny = problems.config(
+        train={"epochs": 1}, ccu_plus={"steps": 4, "shrink": 1.0}, ccu={"steps": 4}
+    )
+    own = configs.Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
+    return dataclasses.replace(tiny, data=own, methods=("original", "ccu_plus"))
+
+
+class Looks(list):
+    """What models were asked to look at or to read, each time that was traced."""
+
+    def watch(self, monkeypatch):
+        build = run.models.build
+
+        def watched(*args, **kwargs):
+            model = build(*args, **kwargs)
+
+            def trunk(params, image):
+                self.append("picture")
+                return model.trunk(params, image)
+
+            def read(params, text):
+                self.append("text")
+                return model.read(params, text)
+
+            def apply(params, example, **kwargs):
+                self.extend({"image", "text"} & set(example) - {"text"})
+                return model.apply(params, example, **kwargs)
+
+            return model._replace(trunk=trunk, read=read, apply=apply)
+
+        monkeypatch.setattr(run.models, "build", watched)
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    """The folder of a finished run, and what its model looked at."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    workdir.mkdir()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        looks = Looks()
+        looks.watch(monkeypatch)
+        run.run(settings, workdir)
+    return workdir, looks
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of the folder, in which ccu_plus is still to be run."""
+    workdir = pathlib.Path(shutil.copytree(finished[0], tmp_path / "run"))
+    (workdir / "stages" / "ccu_plus-0.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "ccu_plus-0")
+    return workdir
+
+
+def outputs(workdir, method="ccu_plus"):
+    return evaluate.load(workdir / "outputs" / f"{method}-0.npz")
+
+
+def assert_the_same_run(one, other, atol=0.0):
+    one, other = outputs(one), outputs(other)
+    assert one.id.tolist() == other.id.tolist()
+    for view, logits in one.logits.items():
+        np.testing.assert_allclose(logits, other.logits[view], rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+def test_a_request_on_a_finished_original_makes_no_pass_over_pictures(
+    settings, finished, again, monkeypatch
+):
+    whole = contents(finished[0] / "checkpoints" / "original-0" / "features")
+    looks = Looks()
+    looks.watch(monkeypatch)
+    run.run(settings, again)
+    assert "picture" in finished[1], "the original's own features came from somewhere"
+    assert looks == []
+    assert contents(again / "checkpoints" / "original-0" / "features") == whole
+    assert_the_same_run(finished[0], again)
+    row = json.loads((again / "stages" / "ccu_plus-0.json").read_text())
+    assert row["features"] == "stored" and row["text_unchanged"] is True
+    before, after = outputs(again, "original"), outputs(again)
+    assert before.logits["text"].tobytes() == after.logits["text"].tobytes()
+    assert before.logits["image"].tobytes() != after.logits["image"].tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["gone", "torn", "of another checkpoint", "no json"])
+def test_a_store_that_does_not_fit_is_made_again(
+    settings, finished, again, damage, monkeypatch
+):
+    folder = again / "checkpoints" / "original-0" / "features"
+    whole = contents(folder)
+    about = folder / "about.json"
+    if damage == "gone":
+        shutil.rmtree(folder)
+    elif damage == "torn":
+        (folder / "features.bin").write_bytes(whole["features.bin"][:-4])
+    elif damage == "no json":
+        about.write_text(about.read_text()[:40])
+    else:
+        facts = json.loads(about.read_text())
+        about.write_text(json.dumps({**facts, "checkpoint": "0" * 64}))
+        (folder / "features.bin").write_bytes(bytes(len(whole["features.bin"])))
+    looks = Looks()
+    looks.watch(monkeypatch)
+    run.run(settings, again)
+    assert "picture" in looks
+    assert contents(folder) == whole
+    assert_the_same_run(finished[0], again)
+
+
+@pytest.mark.slow
+def test_features_computed_at_each_request_lead_to_the_same_results(
+    settings, finished, again, monkeypatch
+):
+    asked = dataclasses.replace(settings.run, features="computed")
+    looks = Looks()
+    looks.watch(monkeypatch)
+    run.run(dataclasses.replace(settings, run=asked), again)
+    assert "picture" in looks
+    row = json.loads((again / "stages" / "ccu_plus-0.json").read_text())
+    assert row["features"] == "computed" and row["text_unchanged"] is True
+    assert_the_same_run(finished[0], again, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_original_is_evaluated_by_what_was_stored_of_it(settings, finished):
+    workdir, _ = finished
+    folder = workdir / "checkpoints" / "original-0"
+    about = json.loads((folder / "features" / "about.json").read_text())
+    facts = {name: about[name] for name in ("checkpoint", "fingerprint")}
+    store = features.read(folder / "features", facts)
+    found = outputs(workdir, "original")
+    ids = data.load_prepared(settings.data, workdir).id.tolist()
+    where = {name: row for row, name in enumerate(ids)}
+    rows = np.array([where[name] for name in found.id.tolist()])
+    assert len(store.there) == 80
+    for view, logits in found.logits.items():
+        stored = store.take(rows)[f"original_{view}"]
+        np.testing.assert_allclose(logits, stored, atol=1e-6)

@@ -111,7 +111,9 @@ def _purge_features(bench, ids) -> int:
     """Remove the rows from the originals' stores; gives how many rows went, of all."""
     rows = np.flatnonzero(np.isin(bench.data.id, sorted(ids)))
     gone = 0
-    for folder in sorted((bench.workdir / "checkpoints").glob("original-*/features")):
+    # A seed that was cut off may have none yet, but the beginning of one beside it.
+    for original in sorted((bench.workdir / "checkpoints").glob("original-*")):
+        folder = original / "features"
         gone += features.remove(folder, rows)
         if features.left(folder, rows):
             raise UserError(

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import problems
 import pytest
 from PIL import Image
 
-from ccu_jax import checkpoint, data, evaluate, features, parallel, run
+from ccu_jax import checkpoint, data, evaluate, features, parallel, run, workdirs
 from ccu_jax import config as configs
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS
@@ -438,6 +439,30 @@ def test_a_kill_while_rows_are_removed_leaves_none_that_could_be_used(
     assert features.left(folder, GONE) == len(GONE)
     features.remove(folder, GONE)
     assert features.left(folder, GONE) == 0
+
+
+def test_a_purge_reaches_the_stores_of_all_seeds_also_those_that_were_cut_off(
+    tmp_path, every
+):
+    place = {
+        seed: tmp_path / "checkpoints" / f"original-{seed}" / "features"
+        for seed in range(4)
+    }
+    for seed in (0, 1, 2):
+        store_at(place[seed], every)
+    # Killed while the features were stored, for the first time and once more.
+    place[1].rename(place[1].with_name("features.new"))
+    shutil.copytree(place[2], place[2].with_name("features.new"))
+    ids = np.array([f"row{row}" for row in range(ROWS)])
+    bench = types.SimpleNamespace(workdir=tmp_path, data=types.SimpleNamespace(id=ids))
+    gone = {f"row{row}" for row in GONE.tolist()}
+    assert workdirs._purge_features(bench, gone) == 2 * len(GONE)
+    assert sorted(tmp_path.rglob("features*")) == sorted(
+        [place[0], place[0] / "features.bin", place[2], place[2] / "features.bin"]
+    )
+    for folder in (place[0], place[2]):
+        assert features.left(folder, GONE) == 0
+        assert features.left(folder, np.arange(ROWS)) == ROWS - len(GONE)
 
 
 # --- methods and evaluation on a store ------------------------------------------------

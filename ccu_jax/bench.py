@@ -19,10 +19,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from ccu_jax import bench_data, bench_prepare, bench_unlearn
+from ccu_jax import bench_compile, bench_data, bench_prepare, bench_unlearn
 from ccu_jax.errors import UserError, disk
 
-COMMANDS = {"unlearn": bench_unlearn, "data": bench_data}
+COMMANDS = {
+    "unlearn": bench_unlearn,
+    "compile": bench_compile,
+    "data": bench_data,
+}
 _CHILD = "_prepare"  # the process that only prepares, started by `data`
 _PACKAGES = "jax jaxlib numpy scipy pillow tokenizers tensorflow tensorflow-cpu".split()
 _SIGNS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}

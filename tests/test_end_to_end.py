@@ -130,6 +130,14 @@ def assert_same_bits(one, other, methods=METHODS):
             weights(other, method),
         )
         assert all(jax.tree.leaves(same)), (method, same)
+        if method == "original":
+            assert stored(one) and stored(one) == stored(other)
+
+
+def stored(workdir):
+    """The files of the original's features."""
+    folder = workdir / "checkpoints" / "original-0" / "features"
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +189,10 @@ def test_a_run_leaves_every_file_of_its_results(finished):
         assert f"| {method} |" in table and method in page
         assert (workdir / "outputs" / f"{method}-0.npz").is_file()
     assert not list(workdir.rglob("*.tmp"))
+    assert not list(workdir.rglob("*.new"))
+    assert [path.parent.name for path in workdir.glob("checkpoints/*/features")] == [
+        "original-0"
+    ]
     assert not list(workdir.glob("checkpoints/*/steps*")), "no longer needed"
 
 
@@ -205,6 +217,9 @@ def test_results_have_every_promised_key(finished):
         assert set(seconds) >= {"start", "steps", "unlearn", "compile", "evaluate"}
         assert seconds["unlearn"] == seconds["start"] + seconds["steps"]
         assert seconds["total"] >= seconds["unlearn"] > 0
+        assert row["features"] == "stored"
+        # The time to store them is nobody's but the original's, and no part of it.
+        assert ("features" in seconds) == (row["method"] == "original")
         assert set(row["scores"]) == set(evaluate.SETS)
         for of_set in row["scores"].values():
             assert set(of_set) == views
@@ -566,18 +581,43 @@ def test_every_sample_edition_runs_from_a_fresh_folder_and_can_be_purged(
 def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
     argv = ["--config", small, "--workdir", copy]
     before = files(copy, "outputs", "checkpoints", "stages")
+    features = stored(copy)
     out = launched(*argv, "--purge")
     told = json.loads((copy / "purge.json").read_text())
     ids = (copy / "unlearn_sets" / "0.txt").read_text().split("\n")
     count = sum(not line.startswith("#") for line in ids if line)
     assert told["pictures"] >= count > 50 and told["hits"] == []
     assert f"purged {told['pictures']} pictures" in out
-    assert files(copy, "outputs", "checkpoints", "stages") == before
+    after = files(copy, "outputs", "checkpoints", "stages")
+    changed = {str(path) for path in before if before[path] != after[path]}
+    assert before.keys() == after.keys()
+    assert {path.rpartition("/")[0] for path in changed} == {
+        "checkpoints/original-0/features"
+    }
+    _assert_features_are_gone(copy, features, told)
     assert "| ccu_plus |" in launched(*argv)
     process = started(*argv, "--seeds", "0,1")
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert "were purged" in err and "give another --workdir" in err
+
+
+def _assert_features_are_gone(workdir, before, told):
+    """Of the forgotten rows, and of their near-duplicates, and of no others."""
+    ids = _model(workdir)[1].id.tolist()
+    listed = (workdir / "unlearn_sets" / "0.txt").read_text("utf-8").split("\n")
+    asked = [ids.index(name) for name in listed if name and not name.startswith("#")]
+    after = stored(workdir)
+    assert before.keys() == after.keys()
+    gone = np.frombuffer(after["there.bin"], bool) == 0
+    assert gone[asked].all() and gone.sum() == told["features"] < len(ids)
+    for name in after.keys() - {"about.json", "there.bin"}:
+        old, new = (
+            np.frombuffer(x[name], np.uint8).reshape(len(ids), -1)
+            for x in (before, after)
+        )
+        assert not new[gone].any() and old[gone].any(axis=1).all(), name
+        np.testing.assert_array_equal(new[~gone], old[~gone])
 
 
 def test_a_run_needs_no_tensorflow_to_be_imported():

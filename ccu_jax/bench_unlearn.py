@@ -81,7 +81,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     peak = bench_cost.peaks(config.model.dtype)
     names = given.methods.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        stored = _stored(problem, pathlib.Path(folder) / "features")
+        place = pathlib.Path(folder) / "features"
+        store = features.stored(place, problem, "bench", lambda done, total: None)
+        stored = problem._replace(store=store)
         kinds = [(name, None) for name in names if name not in TAIL_METHODS]
         kinds += [
             (name, kind)
@@ -95,21 +97,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         ]
     sets = {name: len(rows) for name, rows in problem.sets._asdict().items()}
     return {"preset": given.preset, "sets": sets, "peak": peak, "runs": runs}
-
-
-def _stored(problem, folder):
-    """The problem with a store of its original's features."""
-    facts = features.facts_of(problem.params, "bench")
-    fresh = problem.executor.place(features.untrained(problem.model, problem.seed))
-
-    def columns(rows):
-        return features.compute(
-            problem.forward, problem.params, fresh, problem.table, rows
-        )
-
-    count = len(problem.table["labels"])
-    features.write(folder, facts, count, columns, lambda done, total: None)
-    return problem._replace(store=features.read(folder, facts))
 
 
 def _method(problem, name, kind, windows, peak, folder):

@@ -6,6 +6,7 @@ Files are raw arrays that are mapped into memory, so that a request reads the ro
 it needs, however many there are.
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -130,6 +131,32 @@ def write(
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     barrier("features")
+
+
+def computed(problem, rows) -> dict[str, np.ndarray]:
+    """The columns of some rows of a `methods.Problem` with an original."""
+    fresh = problem.executor.place(untrained(problem.model, problem.seed))
+    return compute(problem.forward, problem.params, fresh, problem.table, rows)
+
+
+def stored(
+    folder: pathlib.Path, problem, fingerprint: str, progress: Callable[[int, int], Any]
+) -> Store:
+    """The store of a problem's original, made anew where it is not (any more) its.
+
+    Args:
+        folder: of the store.
+        problem: a `methods.Problem` with an original.
+        fingerprint: of its data.
+        progress: told how many of how many rows are done.
+    """
+    facts = facts_of(problem.params, fingerprint)
+    store = read(folder, facts)
+    if store is None:
+        count = len(problem.table["labels"])
+        write(folder, facts, count, functools.partial(computed, problem), progress)
+        store = read(folder, facts)
+    return store
 
 
 def facts_of(params, fingerprint: str) -> dict[str, str]:

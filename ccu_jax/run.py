@@ -236,8 +236,7 @@ def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
                 problem = problem._replace(params=_original(bench, seed))
             with bench.reporter.stage(_title(seed, method)) as stage:
                 if problem.params is not None and problem.store is None:
-                    store = _store(bench, seed, problem.params, stage)
-                    problem = problem._replace(store=store)
+                    problem = problem._replace(store=_store(bench, problem, stage))
                 _stage(bench, problem, seed, method, stage)
 
 
@@ -271,21 +270,10 @@ def _original(bench, seed):
     return bench.executor.place(saved.tree)
 
 
-def _store(bench, seed, params, stage) -> features.Store:
-    """The features of an original, made anew where they are not (any more) its."""
-    folder = _place_of(bench, seed, "original") / "features"
-    facts = features.facts_of(params, bench.data.fingerprint)
-    store = features.read(folder, facts)
-    if store is None:
-        fresh = bench.executor.place(features.untrained(bench.model, seed))
-
-        def columns(rows):
-            return features.compute(bench.forward, params, fresh, bench.table, rows)
-
-        tell = functools.partial(stage.tell, "storing features")
-        features.write(folder, facts, len(bench.data.id), columns, tell)
-        store = features.read(folder, facts)
-    return store
+def _store(bench, problem, stage) -> features.Store:
+    folder = _place_of(bench, problem.seed, "original") / "features"
+    tell = functools.partial(stage.tell, "storing features")
+    return features.stored(folder, problem, bench.data.fingerprint, tell)
 
 
 def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> None:
@@ -304,7 +292,8 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
     seconds["unlearn"] = seconds["start"] + seconds["steps"]
     store = problem.store
     if method == "original":
-        store = _store(bench, seed, bench.executor.place(params), stage)
+        trained = problem._replace(params=bench.executor.place(params))
+        store = _store(bench, trained, stage)
         seconds["features"] = time.perf_counter() - start
         start = time.perf_counter()
     # Where trunk and text branch are the original's, so is what they say of each row.

@@ -65,10 +65,7 @@ def _columns(problem, rows):
     }
     if problem.store is not None and problem.config.run.features == "stored":
         return table | problem.store.take(rows)
-    fresh = problem.executor.place(features.untrained(problem.model, problem.seed))
-    return table | features.compute(
-        problem.forward, problem.params, fresh, problem.table, rows
-    )
+    return table | features.computed(problem, rows)
 
 
 def _pad(x, size):

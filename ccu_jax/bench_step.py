@@ -204,7 +204,7 @@ def _method(problem, name, others, windows, process, folder) -> dict[str, Any]:
         for other in others:
             moved = ways.Steps(_moved(problem, other), name, steps.steps)
             compiled.append(moved.scan)
-            run.append(ways.Way(other, lambda m=moved, o=other: {o: m.scanned()}))
+            run.append(ways.Way(other, lambda m=moved, o=other: {o: m.scanned()[0]}))
     if name == "ccu_plus":
         run.append(ways.whole(steps))
     if process is not None and name in bench_torch.KINDS:

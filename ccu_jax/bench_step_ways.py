@@ -61,15 +61,17 @@ class Steps:
         self.program = METHODS[name](self.problem)._replace(stop=None)
         self.tail = bool(self.program.parts)
         self._key = self.problem.key("steps")
-        began = time.perf_counter()
-        self.single = self._compile(self._given(1))
-        self.compile_one_s = time.perf_counter() - began
         self.steps = steps or self._fitting(seconds)
         self._lengthen(self.steps)
         self.first, self.resident, self.share = self._given(self.steps)
         began = time.perf_counter()
         self.scan = self._compile((self.first, self.resident, self.share))
         self.compile_s = time.perf_counter() - began
+
+    @functools.cached_property
+    def single(self):
+        """One step, compiled: nobody waits for it where nobody asks."""
+        return self._compile(self._given(1))
 
     def _given(self, steps):
         return bench_cost.given(self.program, self.executor, self._key, steps)
@@ -82,8 +84,8 @@ class Steps:
         if self.tail:
             return self.program.steps
         state, resident, share = self._given(1)
-        state, _ = jax.block_until_ready(self.single(state, resident, share))
         # The first call of a program is slower than all others.
+        state, _ = jax.block_until_ready(self.single(state, resident, share))
         resident = (*resident[:2], self.executor.place(jnp.int32(2)))
         began = time.perf_counter()
         jax.block_until_ready(self.single(state, resident, share))
@@ -105,27 +107,27 @@ class Steps:
     def ways(self, folder: pathlib.Path) -> list[Way]:
         """The scan, both loops, and what the project's loop adds to the scan."""
         ways = [
-            Way(SCAN, lambda: {SCAN: self.scanned()}),
-            Way(LOOP, lambda: {LOOP: self._looped()}),
+            Way(SCAN, lambda: {SCAN: self.scanned()[0]}),
+            Way(LOOP, lambda: {LOOP: self.looped()[0]}),
             Way(OUTSIDE, lambda: {OUTSIDE: self._outside(folder)}),
         ]
         if self.executor.devices == 1:
-            indexed = _Indexing(self)
-            ways.append(Way(INDEXING, lambda: {INDEXING: indexed.run()}))
+            indexed = Indexing(self)
+            ways.append(Way(INDEXING, lambda: {INDEXING: indexed.run()[0]}))
         return ways
 
-    def scanned(self) -> float:
-        """Seconds of a step when all are one call."""
+    def scanned(self) -> tuple[float, step.State]:
+        """Seconds of a step when all are one call, and the last state."""
         state = self.fresh()
         began = time.perf_counter()
         with jax.transfer_guard("disallow"):
             state, _ = self.scan(state, self.resident, self.share)
         jax.block_until_ready(state)
-        return (time.perf_counter() - began) / self.steps
+        return (time.perf_counter() - began) / self.steps, state
 
-    def _looped(self):
-        """Seconds of a step when each is a call, which is handed its rows' numbers."""
-        state, program = self.fresh(), self.program
+    def looped(self) -> tuple[float, step.State]:
+        """The same when each step is a call, which is handed its rows' numbers."""
+        state, program, single = self.fresh(), self.program, self.single
         tables = {n: {} if n in program.parts else program.table for n in program.plan}
         began = time.perf_counter()
         for number in range(self.steps):
@@ -135,11 +137,11 @@ class Steps:
             }
             with jax.transfer_guard("disallow"):
                 share = {"parts": program.parts, "index": index}
-                state, _ = self.single(state, self.resident, share)
+                state, _ = single(state, self.resident, share)
             if self.executor.devices > 1 and number % _QUEUE == 0:
                 jax.block_until_ready(state)
         jax.block_until_ready(state)
-        return (time.perf_counter() - began) / self.steps
+        return (time.perf_counter() - began) / self.steps, state
 
     def _outside(self, folder):
         """Share of the project's own loop that is not spent in the compiled steps.
@@ -187,14 +189,14 @@ class _Quiet:
         """Says nothing."""
 
 
-class _Indexing:
+class Indexing:
     """The loop that most people write: each column indexed in Python, then a step.
 
     On one device, where `x[rows]` is what it is. The step is the same, but gets the
     batch instead of numbers of rows; refreshes are calls of their own.
     """
 
-    def __init__(self, steps: Steps):
+    def __init__(self, steps: Steps):  # noqa: D107
         program, self._steps = steps.program, steps
         one = vmap(1)
         bare = program._replace(parts={}, table={}, refresh=None)
@@ -218,7 +220,8 @@ class _Indexing:
             for name in program.plan
         }
 
-    def run(self) -> float:
+    def run(self) -> tuple[float, step.State]:
+        """Seconds of a step, and the last state."""
         steps, program = self._steps, self._steps.program
         state = steps.fresh()
         began = time.perf_counter()
@@ -234,7 +237,7 @@ class _Indexing:
                 batch[name]["rows"] = rows
             state, _ = self._made(state, self._resident, batch)
         jax.block_until_ready(state)
-        return (time.perf_counter() - began) / steps.steps
+        return (time.perf_counter() - began) / steps.steps, state
 
 
 def whole(steps: Steps) -> Way:

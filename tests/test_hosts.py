@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_end_to_end import ROOT, environment, launched
 
-from ccu_jax import evaluate
+from ccu_jax import evaluate, features
 
 # Few steps: two processes on a busy machine wait for each other at every array.
 CONFIG = """
@@ -67,6 +67,13 @@ def _end(process, seconds=400):
         raise
 
 
+def _stored(workdir):
+    """The original's features, whatever the checkpoint."""
+    found = features.read(workdir / "checkpoints" / "original-0" / "features", {})
+    assert found is not None
+    return found
+
+
 def _assert_same(alone, workdir, out, processes, devices):
     """What a run of several processes left is what one process left, but rounding."""
     name = "unlearn_sets/0.txt"
@@ -80,6 +87,10 @@ def _assert_same(alone, workdir, out, processes, devices):
         assert one.of.tolist() == two.of.tolist()
         for view, logits in one.logits.items():
             np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
+    one, two = (_stored(folder) for folder in (alone, workdir))
+    assert one.columns.keys() == two.columns.keys() and two.there.all()
+    for name, column in one.columns.items():
+        np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
     first, second = (
         json.loads((folder / "results.json").read_text()) for folder in (alone, workdir)
     )

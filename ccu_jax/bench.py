@@ -19,10 +19,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from ccu_jax import bench_compile, bench_data, bench_prepare, bench_unlearn
+from ccu_jax import (
+    bench_compile,
+    bench_data,
+    bench_prepare,
+    bench_step,
+    bench_unlearn,
+)
 from ccu_jax.errors import UserError, disk
 
 COMMANDS = {
+    "step": bench_step,
     "unlearn": bench_unlearn,
     "compile": bench_compile,
     "data": bench_data,

@@ -99,7 +99,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "platform": jax.devices()[0].platform,
         "devices": jax.device_count(),
-        "peak": bench_cost.peaks(config.model.dtype),
+        "datasheet": bench_cost.peaks(config.model.dtype)["datasheet"],
         "methods": [],
         "logits_difference": None,
         "notes": notes,
@@ -191,14 +191,17 @@ def _method(problem, name, others, windows, process, folder) -> dict[str, Any]:
 
     Returns:
         `ways`: seconds of a step in each way, window by window, and of whole runs;
-        `outside`: the share that the loop adds; `executors`: seconds of a step in the
-        scan by executor; `flops` of a step, by the compiler's count; `convolutions` in
-        all that was compiled; `failed`: what PyTorch could not do, and why.
+        `outside`: the share that the loop adds; `peak`: FLOPs a second of a large
+        product between these windows; `executors`: seconds of a step in the scan by
+        executor; `flops` of a step, by the compiler's count; `convolutions` in all that
+        was compiled; `threads`: of PyTorch, window by window; `failed`: what PyTorch
+        could not do, and why.
     """
     screen = bench_prepare.Screen(name)
     screen("compiling", 0, 1)
     steps = ways.Steps(problem, name)
     run, failed, compiled = steps.ways(folder / "none"), {}, [steps.scan, steps.single]
+    run.append(ways.peak(problem.config.model.dtype))
     first = problem.executor.name
     if name in ("original", "ccu_plus"):
         for other in others:
@@ -216,7 +219,8 @@ def _method(problem, name, others, windows, process, folder) -> dict[str, Any]:
     executors = {first: found[ways.SCAN]} | {
         o: found.pop(o) for o in others if o in found
     }
-    outside = found.pop(ways.OUTSIDE)
+    outside, peak = found.pop(ways.OUTSIDE), found.pop(ways.PEAK)
+    threads = {way: found.pop(way) for way in list(found) if way.endswith("threads")}
     return {
         "method": name,
         "tail": steps.tail,
@@ -225,12 +229,14 @@ def _method(problem, name, others, windows, process, folder) -> dict[str, Any]:
         "compile_s": steps.compile_s,
         "ways": {way: _told(windows) for way, windows in found.items()},
         "outside": _told(outside),
+        "peak": _told(peak),
         "executors": {of: _told(windows) for of, windows in executors.items()},
         "flops": bench_step_count.flops(steps),
         "flops_compiled": counted["flops"],
         "convolutions": sum(
             bench_step_count.convolutions(each.as_text()) for each in compiled
         ),
+        "threads": threads,
         "failed": failed,
     }
 

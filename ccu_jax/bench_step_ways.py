@@ -17,14 +17,14 @@ from ccu_jax.parallel import vmap
 
 SCAN, LOOP = "one scan", "Python loop, same step"
 INDEXING, OUTSIDE = "Python loop that indexes", "outside the step"
-WHOLE = "whole run"
+WHOLE, PEAK = "whole run", "peak"
 # Simulated devices wait for each other; a long queue of steps can starve one of them.
 _QUEUE = 16
 _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 class Way(NamedTuple):
-    """`run()` measures one window: numbers by name, seconds or a share."""
+    """`run()` measures one window: numbers by name: seconds, shares, speeds."""
 
     name: str
     run: Callable[[], dict[str, float]]
@@ -264,6 +264,22 @@ def whole(steps: Steps) -> Way:
     return Way(WHOLE, run)
 
 
+def peak(dtype: str) -> Way:
+    """FLOPs a second of a large product, between the windows of what it judges.
+
+    A machine that is busy now and then has no peak that could be measured once.
+    """
+    side = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
+
+    def run():
+        began = time.perf_counter()
+        jax.block_until_ready(product(a))
+        return {PEAK: 2 * side**3 / (time.perf_counter() - began)}
+
+    return Way(PEAK, run)
+
+
 def torch(process, steps: Steps, mode: str, failed: dict[str, str]) -> Way:
     """The same number of the same steps in PyTorch; why not, where it `failed`."""
     name = f"torch {mode}"
@@ -278,6 +294,7 @@ def torch(process, steps: Steps, mode: str, failed: dict[str, str]) -> Way:
             failed[f"{steps.name}, {mode}"] = told["failed"].partition("\n")[0]
             return {}
         found = {name: told["steps"] / steps.steps}
+        found[f"{name}, threads"] = told["threads"]
         if steps.tail:
             found[f"{name}, {WHOLE}"] = told["start"] + told["steps"]
         return found

@@ -120,6 +120,7 @@ def test_targets_are_judged_by_the_numbers(ran):
     measured |= {"platform": "gpu"}
     training["executors"] = {"pmap": took(1.04), "shard_map": took(1), "vmap": took(2)}
     training["flops"] = 0.44 * 0.1 * 1e12 * measured["devices"]
+    training["peak"], plus["peak"] = took(1e12), took(9e11)
     judged = _judged(measured)
     assert judged["GPU, training step, MFU"] is False
     assert judged["GPU, training step, pmap slower than shard_map"] is False

@@ -171,22 +171,32 @@ def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
         folder: as given to `write`.
         facts: likewise.
     """
+    about = _description(folder)
+    if about is None or any(about.get(key) != value for key, value in facts.items()):
+        return None
+    columns = {
+        name: np.memmap(
+            folder / f"{name}.bin", jnp.dtype(column["dtype"]), "r", shape=shape
+        )
+        for name, column in about["columns"].items()
+        if (shape := tuple(column["shape"]))
+    }
+    return Store(columns, np.fromfile(folder / "there.bin", bool))
+
+
+def _description(folder) -> dict[str, Any] | None:
+    """What a store says of itself, where all its files are as it says."""
     try:
         about = json.loads((folder / _ABOUT).read_text("utf-8"))
-        if any(about.get(key) != value for key, value in facts.items()):
-            return None
-        columns = {}
+        count = (folder / "there.bin").stat().st_size
         for name, column in about["columns"].items():
-            path, shape = folder / f"{name}.bin", tuple(column["shape"])
-            dtype = jnp.dtype(column["dtype"])
-            if path.stat().st_size != np.prod(shape) * dtype.itemsize:
+            size = np.prod(column["shape"]) * jnp.dtype(column["dtype"]).itemsize
+            if (folder / f"{name}.bin").stat().st_size != size:
                 return None
-            columns[name] = np.memmap(path, dtype, "r", shape=shape)
-        there = np.fromfile(folder / "there.bin", bool)
-        if {len(x) for x in columns.values()} != {len(there)}:
-            return None
-        return Store(columns, there)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if column["shape"][0] != count or not size:
+                return None
+        return about if about["columns"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
 
 
@@ -194,16 +204,20 @@ def remove(folder: pathlib.Path, rows) -> int:
     """Overwrite rows with zeros, for good; gives how many are gone now.
 
     Args:
-        folder: of a store; nothing happens where there is none.
+        folder: of a store; nothing happens where there is none, and a damaged one goes
+            as a whole.
         rows: numbers of rows.
 
     Raises:
         OSError: it cannot be written.
     """
     shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
-    if not (folder / _ABOUT).exists():
+    if not folder.exists():
         return 0
-    about = json.loads((folder / _ABOUT).read_text("utf-8"))
+    if (about := _description(folder)) is None:
+        # What cannot be read as a store may still hold these rows: nothing of it stays.
+        shutil.rmtree(folder)
+        return 0
     rows = np.asarray(rows, int)
     there = np.fromfile(folder / "there.bin", bool)
     there[rows] = False

@@ -441,6 +441,17 @@ def test_a_kill_while_rows_are_removed_leaves_none_that_could_be_used(
     assert features.left(folder, GONE) == 0
 
 
+@pytest.mark.parametrize("damage", ["about.json", "there.bin", "features.bin"])
+@pytest.mark.parametrize("change", ["torn", "gone"])
+def test_of_a_damaged_store_nothing_stays_when_rows_are_removed(folder, damage, change):
+    if change == "gone":
+        (folder / damage).unlink()
+    else:
+        (folder / damage).write_bytes((folder / damage).read_bytes()[:20])
+    assert features.remove(folder, GONE) == 0
+    assert not folder.exists() and features.left(folder, GONE) == 0
+
+
 def test_a_purge_reaches_the_stores_of_all_seeds_also_those_that_were_cut_off(
     tmp_path, every
 ):

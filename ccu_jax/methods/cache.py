@@ -51,7 +51,7 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
 
 
 def padded_size(count: int, devices: int) -> int:
-    """So many rows or some more, at most an eighth: one of few sizes."""
+    """So many rows or some more, at most a quarter: one of few sizes."""
     step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
     # A power of two where the devices are, as always in practice.
     step = int(np.lcm(step, devices))

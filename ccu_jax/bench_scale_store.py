@@ -1,0 +1,147 @@
+"""What a request costs as the stored training set grows, to a million rows.
+
+For each number of stored rows there is a process that does nothing but unlearn, so
+that its memory is that of unlearning. All of them have the same rows to forget.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import shutil
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from ccu_jax import bench_problem, bench_scale_problem, features
+from ccu_jax.bench_prepare import memory_mib
+from ccu_jax.bench_scale_child import Child, in_turn, serve, spread
+from ccu_jax.errors import UserError
+
+LEAST = 1000  # stored rows: the sets must fit into them
+UNLEARN, HELD, RETAIN = 100, 150, 500  # rows that a request works on
+_MODULE = "ccu_jax.bench_scale_store"
+_FACTS = {"checkpoint": "random", "fingerprint": "bench"}
+_SPARE = 256 << 20  # bytes that stay free on the disk
+_MEMORY = {"peak": "VmHWM", "now": "VmRSS", "own": "RssAnon", "mapped": "RssFile"}
+
+
+def check(preset: str, stored, folder: pathlib.Path) -> None:
+    """Refuses what the disk has no room for.
+
+    Raises:
+        UserError: how much there is, and how much is needed.
+    """
+    each = bench_scale_problem.row_bytes(bench_problem.PRESETS[preset])
+    needed, free = sum(stored) * each, shutil.disk_usage(folder).free
+    if free < needed + _SPARE:
+        raise UserError(
+            f"--stored: {sum(stored):,} rows take {needed / 2**20:,.0f} MiB, and "
+            f"{folder} has {free / 2**20:,.0f} MiB free: give fewer, or another --dir"
+        )
+
+
+def measure(preset: str, stored, windows: int, folder, tell) -> dict[str, Any]:
+    """The same request beside stores of different sizes, in turn.
+
+    Args:
+        preset: of the model.
+        stored: numbers of stored rows.
+        windows: runs of each.
+        folder: in which the stores are, for as long as it takes.
+        tell: progress.
+    """
+    sizes = bench_problem.PRESETS[preset]
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        place, children = pathlib.Path(place), []
+        wrote = [_write(sizes, rows, place / str(rows), tell) for rows in stored]
+        for rows in stored:
+            tell("starting processes", len(children), len(stored))
+            spec = {"preset": preset, "rows": rows, "folder": str(place / str(rows))}
+            child = Child(f"{rows:,} stored rows", _MODULE, spec, place)
+            stack.callback(child.close)
+            child.answer()
+            children.append(child)
+        calls = [functools.partial(child.ask, what="window") for child in children]
+        found = in_turn(calls, windows, tell)
+        memory = [child.ask(what="memory") for child in children]
+    each = bench_scale_problem.row_bytes(sizes)
+    told = [
+        {
+            "rows": rows,
+            "disk_mib": rows * each / 2**20,
+            "write_s": write_s,
+            **{
+                name: spread([took[name] for took in windows_of])
+                for name in ("open", "start", "steps", "seconds")
+            },
+            "to_first": spread(
+                [
+                    a["seconds"] / b["seconds"]
+                    for a, b in zip(windows_of, found[0], strict=True)
+                ]
+            ),
+            "memory_mib": memory_of,
+        }
+        for rows, write_s, windows_of, memory_of in zip(
+            stored, wrote, found, memory, strict=True
+        )
+    ]
+    return {"unlearn": UNLEARN, "held": HELD, "retain": RETAIN, "sizes": told}
+
+
+def _write(sizes, rows, folder, tell) -> float:
+    """A store of random features, chunk by chunk; the seconds it took."""
+    columns = bench_scale_problem.random_columns(sizes, np.random.default_rng(rows))
+    began = time.perf_counter()
+    tell_rows = functools.partial(tell, f"writing {rows:,} rows")
+    features.write(folder, _FACTS, rows, columns, tell_rows)
+    return time.perf_counter() - began
+
+
+# --- the process that unlearns --------------------------------------------------------
+
+
+def _prepare(spec):
+    import jax
+
+    jax.devices()
+    before = memory_mib("VmHWM")
+    rows, folder = spec["rows"], pathlib.Path(spec["folder"])
+    sizes = bench_problem.PRESETS[spec["preset"]]._replace(rows=rows)
+    sets = bench_scale_problem.sets_of(sizes, UNLEARN, HELD)
+    problem = bench_scale_problem.make(sizes, "pmap", sets, _open(folder))
+    config = problem.config
+    plus = dataclasses.replace(config.ccu_plus, retain_rows=RETAIN)
+    problem = problem._replace(config=dataclasses.replace(config, ccu_plus=plus))
+    run = bench_scale_problem.unlearner(problem, folder)
+
+    def window():
+        began = time.perf_counter()
+        store = _open(folder)
+        opened = time.perf_counter() - began
+        took = run(problem._replace(store=store))
+        seconds = opened + took["start"] + took["steps"]
+        return {"open": opened, **took, "seconds": seconds}
+
+    def answer(what):
+        if what == "window":
+            return window()
+        now = {name: memory_mib(of) for name, of in _MEMORY.items()}
+        return {"before": before, **now}
+
+    return answer
+
+
+def _open(folder):
+    store = features.read(folder, _FACTS)
+    if store is None:
+        raise UserError(f"the store of features in {folder} cannot be read")
+    return store
+
+
+if __name__ == "__main__":
+    serve(_prepare)

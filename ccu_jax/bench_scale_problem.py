@@ -92,21 +92,25 @@ def make(sizes: Sizes, executor: str, sets: Sets, store: features.Store) -> Prob
     """
     config, place = bench_problem.settings(sizes), EXECUTORS[executor]()
     model = _model(sizes)
-    drawn = np.random.default_rng(0)
-    table = bench_problem.rows(sizes._replace(image_size=0), drawn)
-    del table["image"]
     return Problem(
         config=config,
         model=model,
         forward=Forward(model, place, config.run.evaluate_batch),
         executor=place,
-        table=place.place(table),
+        table=place.place(table_of(sizes)),
         sets=sets,
         multi_label=sizes.multi_label,
         params=place.place(model.init(jax.random.key(0))),
         seed=0,
         store=store,
     )
+
+
+def table_of(sizes: Sizes) -> dict[str, np.ndarray]:
+    """The columns of a run's table but for the pictures, which features stand for."""
+    rng = np.random.default_rng(0)
+    table = bench_problem.rows(sizes._replace(image_size=0), rng)
+    return {name: x for name, x in table.items() if name != "image"}
 
 
 def sets_of(sizes: Sizes, unlearn: int, validation: int) -> Sets:

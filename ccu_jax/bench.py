@@ -23,6 +23,7 @@ from ccu_jax import (
     bench_compile,
     bench_data,
     bench_prepare,
+    bench_scale,
     bench_step,
     bench_unlearn,
 )
@@ -31,6 +32,7 @@ from ccu_jax.errors import UserError, disk
 COMMANDS = {
     "step": bench_step,
     "unlearn": bench_unlearn,
+    "scale": bench_scale,
     "compile": bench_compile,
     "data": bench_data,
 }

@@ -171,10 +171,12 @@ class TextTower(nn.Module):
         mask = ((there - 1) * 1e9)[:, None, None, :]
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        for i in range(self.depth):
-            x = getattr(self, f"block_{i}")(x, mask.to(x.dtype))
         weight = there / there.sum(1, keepdim=True).clamp(min=1)
-        return (self.ln_final(x).float() * weight[..., None]).sum(1)
+        for i in range(self.depth):
+            last = i == self.depth - 1
+            query = (weight[:, None].to(x.dtype) @ x) if last else None
+            x = getattr(self, f"block_{i}")(x, mask.to(x.dtype), query)
+        return self.ln_final(x)[:, 0].float()
 
 
 class FusedHead(nn.Module):
@@ -262,9 +264,17 @@ def load(model: Classifier, params: dict[str, np.ndarray]) -> None:
     Raises:
         RuntimeError: a name or a shape is not the classifier's.
     """
-    state = {}
+    state, queries = {}, {}
     for name, x in params.items():
         *path, leaf = name.split("/")
         x = torch.from_numpy(np.array(x.T if leaf == "kernel" else x, order="C"))
-        state[".".join([*path, _NAMES.get(leaf, leaf)])] = x
+        if path[-1:] == ["query"]:
+            queries[tuple(path[:-1]), leaf] = x
+        else:
+            state[".".join([*path, _NAMES.get(leaf, leaf)])] = x
+    # One product for queries, keys and values, as one writes it.
+    for (path, leaf), x in queries.items():
+        leaf = _NAMES.get(leaf, leaf)
+        others = state.pop(".".join([*path, "key_value", leaf]))
+        state[".".join([*path, "qkv", leaf])] = torch.cat([x, others])
     model.load_state_dict(state)

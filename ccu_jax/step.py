@@ -220,47 +220,48 @@ def make_steps(program: Program) -> Callable:
             return State(state.step + 1, params, opt, state.aux, state.key), metrics
 
         def refreshed(state):
-            return jax.lax.cond(
+            if program.refresh is None:
+                return state
+            aux = jax.lax.cond(
                 state.step % program.refresh_every == 0,
                 lambda: program.refresh(tree(state.params), frozen, state.aux, parts),
                 lambda: state.aux,
             )
+            return state._replace(aux=aux)
 
-        def going(carry):
-            place, state, _ = carry
+        def going(place, state):
             more = (place < size) & (state.step < total)
             return more if program.stop is None else more & ~program.stop(state.aux)
 
-        # Jitted, so that it is traced once, for its shapes and its steps.
-        made = jax.jit(update)
-        blank = jax.eval_shape(
-            made, state._replace(params=flat), jax.tree.map(lambda x: x[0], indices)
-        )[1]
-        blank = {name: jnp.zeros(x.shape, x.dtype) for name, x in blank.items()}
-
         def one(carry):
             place, state, told = carry
-            if program.refresh is not None:
-                state = state._replace(aux=refreshed(state))
-            index = jax.tree.map(lambda x: x[place], indices)
-            if program.stop is None:
-                state, metrics = made(state, index)
-                ran = jnp.bool_(True)
-            else:
-                ran = ~program.stop(state.aux)
-                state, metrics = jax.lax.cond(
-                    ran, made, lambda s, _: (s, blank), state, index
-                )
-            metrics = metrics | {"ran": ran}
+            state, metrics = made(state, jax.tree.map(lambda x: x[place], indices))
             told = {name: x.at[place].set(metrics[name]) for name, x in told.items()}
             return place + 1, state, told
 
-        # A loop that ends by itself, not a scan whose last steps are passed over: a
+        def period(carry):
+            """The steps up to the next refresh."""
+            place, state, told = carry
+            state, end = refreshed(state), size
+            if program.refresh is not None:
+                every = program.refresh_every
+                end = place + every - state.step % every
+            return jax.lax.while_loop(
+                lambda carry: (carry[0] < end) & going(*carry[:2]),
+                one,
+                (place, state, told),
+            )
+
+        # Loops that end by themselves, not a scan whose last steps are passed over: a
         # branch around each step would copy the state, and be compiled as well.
-        told = {**blank, "ran": jnp.bool_(False)}
-        told = {n: jnp.zeros((size, *x.shape), x.dtype) for n, x in told.items()}
-        carry = (jnp.int32(0), state._replace(params=flat), told)
-        _, state, told = jax.lax.while_loop(going, one, carry)
+        first, made = state._replace(params=flat), jax.jit(update)  # traced once
+        shapes = jax.eval_shape(made, first, jax.tree.map(lambda x: x[0], indices))
+        told = {n: jnp.zeros((size, *x.shape), x.dtype) for n, x in shapes[1].items()}
+        carry = (jnp.int32(0), first, told)
+        count, state, told = jax.lax.while_loop(
+            lambda carry: going(*carry[:2]), period, carry
+        )
+        told["ran"] = jnp.arange(size) < count
         return state._replace(params=tree(state.params)), told
 
     return fn

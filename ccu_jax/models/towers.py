@@ -24,27 +24,24 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):  # noqa: D102
-        batch, tokens, width = x_BxTxW.shape
-        if query_BxQxW is not None:
-            x_BxTxW = jnp.concatenate([x_BxTxW, query_BxQxW], axis=1)
+        batch, _, width = x_BxTxW.shape
+        if query_BxQxW is None:
+            query_BxQxW = x_BxTxW
         # All but attention works on single tokens: as a matrix, XLA's CPU backend takes
         # the products in two thirds of the time that it needs for three axes.
         x_NxW = einops.rearrange(x_BxTxW, "b t w -> (b t) w")
-        y = nn.LayerNorm(dtype=self.dtype, name="ln_1")(x_NxW)
-        query, key, value = einops.rearrange(
-            nn.Dense(3 * width, dtype=self.dtype, name="qkv")(y),
-            "(b t) (three h d) -> three b t h d",
-            b=batch,
-            three=3,
-            h=self.heads,
-        )
-        if query_BxQxW is not None:
-            x_NxW = einops.rearrange(query_BxQxW, "b q w -> (b q) w")
-            query, key, value = query[:, tokens:], key[:, :tokens], value[:, :tokens]
+        query_NxW = einops.rearrange(query_BxQxW, "b q w -> (b q) w")
+        norm = nn.LayerNorm(dtype=self.dtype, name="ln_1")
+        heads = dict(b=batch, h=self.heads)
+        query = nn.Dense(width, dtype=self.dtype, name="query")(norm(query_NxW))
+        query = einops.rearrange(query, "(b q) (h d) -> b q h d", **heads)
+        both = nn.Dense(2 * width, dtype=self.dtype, name="key_value")(norm(x_NxW))
+        cut = "(b t) (two h d) -> two b t h d"
+        key, value = einops.rearrange(both, cut, two=2, **heads)
         mixed = attend(query, key, value, mask_BxT)
-        mixed = einops.rearrange(mixed, "b h t d -> (b t) (h d)")
-        x_NxW = x_NxW + _near_zero(width, self.dtype, "out")(mixed)
-        return einops.rearrange(x_NxW, "(b t) w -> b t w", b=batch)
+        mixed = einops.rearrange(mixed, "b h q d -> (b q) (h d)")
+        out = query_NxW + _near_zero(width, self.dtype, "out")(mixed)
+        return einops.rearrange(out, "(b q) w -> b q w", b=batch)
 
 
 def attend(query_BxQxHxD, key_BxTxHxD, value_BxTxHxD, mask_BxT=None):
@@ -215,6 +212,14 @@ class ImageTail(nn.Module):
         return x_BxPxW.mean(axis=1).astype(jnp.float32)
 
 
+def _mean(x_BxTxW, weight_BxT):
+    """The weighted sum of tokens `[B, 1, W]`, added up in float32."""
+    mean_BxW = jnp.einsum(
+        "btw,bt->bw", x_BxTxW, weight_BxT, preferred_element_type=jnp.float32
+    )
+    return mean_BxW[:, None].astype(x_BxTxW.dtype)
+
+
 class TextTower(nn.Module):
     """Token ids `[B, T]` (0 = padding) to the text's feature `[B, W]`."""
 
@@ -228,6 +233,7 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, text_BxT):  # noqa: D102
         mask_BxT = text_BxT > 0
+        weight_BxT = mask_BxT / jnp.maximum(mask_BxT.sum(1, keepdims=True), 1)
         x = nn.Embed(
             self.vocabulary,
             self.width,
@@ -240,8 +246,9 @@ class TextTower(nn.Module):
         )
         x = x + position.astype(self.dtype)
         for i in range(self.depth):
+            # As in pictures, one token is wanted of the last block: the mean.
+            query = _mean(x, weight_BxT) if i == self.depth - 1 else None
             block = _block(self.remat)(self.heads, self.dtype, name=f"block_{i}")
-            x = block(x, mask_BxT)
+            x = block(x, mask_BxT, query)
         x = nn.LayerNorm(dtype=self.dtype, name="ln_final")(x)
-        weight_BxT = mask_BxT / jnp.maximum(mask_BxT.sum(1, keepdims=True), 1)
-        return jnp.einsum("btw,bt->bw", x.astype(jnp.float32), weight_BxT)
+        return x[:, 0].astype(jnp.float32)

@@ -171,12 +171,10 @@ class TextTower(nn.Module):
         mask = ((there - 1) * 1e9)[:, None, None, :]
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        weight = there / there.sum(1, keepdim=True).clamp(min=1)
         for i in range(self.depth):
-            last = i == self.depth - 1
-            query = (weight[:, None].to(x.dtype) @ x) if last else None
-            x = getattr(self, f"block_{i}")(x, mask.to(x.dtype), query)
-        return self.ln_final(x)[:, 0].float()
+            x = getattr(self, f"block_{i}")(x, mask.to(x.dtype))
+        weight = there / there.sum(1, keepdim=True).clamp(min=1)
+        return (self.ln_final(x).float() * weight[..., None]).sum(1)
 
 
 class FusedHead(nn.Module):

@@ -212,14 +212,6 @@ class ImageTail(nn.Module):
         return x_BxPxW.mean(axis=1).astype(jnp.float32)
 
 
-def _mean(x_BxTxW, weight_BxT):
-    """The weighted sum of tokens `[B, 1, W]`, added up in float32."""
-    mean_BxW = jnp.einsum(
-        "btw,bt->bw", x_BxTxW, weight_BxT, preferred_element_type=jnp.float32
-    )
-    return mean_BxW[:, None].astype(x_BxTxW.dtype)
-
-
 class TextTower(nn.Module):
     """Token ids `[B, T]` (0 = padding) to the text's feature `[B, W]`."""
 
@@ -233,7 +225,6 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, text_BxT):  # noqa: D102
         mask_BxT = text_BxT > 0
-        weight_BxT = mask_BxT / jnp.maximum(mask_BxT.sum(1, keepdims=True), 1)
         x = nn.Embed(
             self.vocabulary,
             self.width,
@@ -246,9 +237,8 @@ class TextTower(nn.Module):
         )
         x = x + position.astype(self.dtype)
         for i in range(self.depth):
-            # As in pictures, one token is wanted of the last block: the mean.
-            query = _mean(x, weight_BxT) if i == self.depth - 1 else None
             block = _block(self.remat)(self.heads, self.dtype, name=f"block_{i}")
-            x = block(x, mask_BxT, query)
+            x = block(x, mask_BxT)
         x = nn.LayerNorm(dtype=self.dtype, name="ln_final")(x)
-        return x[:, 0].astype(jnp.float32)
+        weight_BxT = mask_BxT / jnp.maximum(mask_BxT.sum(1, keepdims=True), 1)
+        return jnp.einsum("btw,bt->bw", x.astype(jnp.float32), weight_BxT)

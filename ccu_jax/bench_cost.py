@@ -80,6 +80,13 @@ def median_s(call: Callable[[], Any], windows: int = 5) -> float:
     return float(np.median(took))
 
 
+def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
+    """A product that nothing on this device could make faster, and its FLOPs."""
+    side = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
+    return lambda: product(a), 2 * side**3
+
+
 @functools.cache
 def peaks(dtype: str = "float32") -> dict[str, Any]:
     """What one device does at best, measured: a large product, a large copy.
@@ -89,16 +96,13 @@ def peaks(dtype: str = "float32") -> dict[str, Any]:
         for bfloat16 on devices that are known.
     """
     device = jax.devices()[0]
-    large = device.platform != "cpu"
-    side, length = (8192, 1 << 28) if large else (2048, 1 << 25)
-    a = jnp.ones((side, side), dtype)
+    product, flops = large_product(dtype)
     # The numbers that are read and written once: more than any cache holds.
-    x = jnp.zeros(length, jnp.float32)
-    product = jax.jit(lambda a: a @ a)
+    x = jnp.zeros(1 << (25 if device.platform == "cpu" else 28), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     names = [name for name in DATASHEET if name in device.device_kind]
     return {
-        "flops": 2 * side**3 / median_s(lambda: product(a)),
+        "flops": flops / median_s(product),
         "bytes": 2 * x.nbytes / median_s(lambda: copy(x)),
         "datasheet": DATASHEET[names[0]] if names else None,
     }

@@ -269,13 +269,12 @@ def peak(dtype: str) -> Way:
 
     A machine that is busy now and then has no peak that could be measured once.
     """
-    side = 2048 if jax.devices()[0].platform == "cpu" else 8192
-    a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
+    product, flops = bench_cost.large_product(dtype)
 
     def run():
         began = time.perf_counter()
-        jax.block_until_ready(product(a))
-        return {PEAK: 2 * side**3 / (time.perf_counter() - began)}
+        jax.block_until_ready(product())
+        return {PEAK: flops / (time.perf_counter() - began)}
 
     return Way(PEAK, run)
 

@@ -141,8 +141,8 @@ class Ccu:
     """The paper-like form; every objective can be switched off with a weight of 0."""
 
     steps: int = 120
-    batch: int = 128  # retain rows
-    unlearn_batch: int = 64
+    batch: int = 64  # retain rows
+    unlearn_batch: int = 48
     learning_rate: float = 2e-3
     temperature: float = 0.2
     inverse: float = 1.0  # (a) inverse contrast

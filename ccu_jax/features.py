@@ -20,7 +20,7 @@ import numpy as np
 from ccu_jax import checkpoint
 from ccu_jax.data.pipeline import OnHost
 from ccu_jax.models import VIEWS
-from ccu_jax.parallel import barrier, is_first
+from ccu_jax.parallel import agreed, barrier, is_first
 
 _ABOUT = "about.json"
 CHUNK = 4096  # rows between the device and the disk
@@ -152,7 +152,8 @@ def stored(
     """
     facts = facts_of(problem.params, fingerprint)
     store = read(folder, facts)
-    if store is None:
+    # All of them make a new one, or none does: it takes all of their devices.
+    if not agreed(store is not None):
         count = len(problem.table["labels"])
         write(folder, facts, count, functools.partial(computed, problem), progress)
         store = read(folder, facts)

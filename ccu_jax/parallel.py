@@ -198,12 +198,7 @@ def fits(size: int) -> bool:
 
     All processes come to the same answer: they run the same program.
     """
-    if jax.process_count() == 1:
-        return size <= _room()
-    from jax.experimental import multihost_utils
-
-    mine = np.array(size <= _room())
-    return bool(multihost_utils.process_allgather(mine).all())
+    return agreed(size <= _room())
 
 
 def _room() -> float:
@@ -252,10 +247,19 @@ def shared(folder: pathlib.Path) -> bool:
     if is_first():
         path.touch()
     barrier("shared")
-    seen = multihost_utils.process_allgather(np.array(path.exists())).all()
+    seen = agreed(path.exists())
     if is_first():
         path.unlink()
-    return bool(seen)
+    return seen
+
+
+def agreed(truth: bool) -> bool:
+    """Whether every process says so; all call this, and get the same answer."""
+    if jax.process_count() == 1:
+        return bool(truth)
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(truth)).all())
 
 
 def barrier(name: str) -> None:

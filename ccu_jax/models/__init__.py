@@ -137,9 +137,7 @@ def build(
         )
         h_image = run(params, "image_tail", c)
         h_text = (
-            example["h_text"]
-            if "h_text" in example
-            else read(params, example["text"])
+            example["h_text"] if "h_text" in example else read(params, example["text"])
         )
         if keys is not None and config.dropout:
             h_image, h_text = _dropout(h_image, h_text, keys, drop, config.dropout)

@@ -160,6 +160,9 @@ def tables(measured: dict[str, Any]) -> list[tuple]:
             lines.append(
                 (of["config"], name, *(f"{run[key]:.1f}" for key in names)),
             )
-    note = f"{METHOD} on a finished original; compile is a part of what lies before"
+    notes = [
+        f"{METHOD} on a finished original; compile is a part of what lies before",
+        f"smaller than the configuration: {', '.join(_SMALL)}",
+    ]
     columns = (*header, "compile", "first step")
-    return [("seconds from the command", columns, lines, [note])]
+    return [("seconds from the command", columns, lines, notes)]

@@ -92,20 +92,30 @@ def peaks(dtype: str = "float32") -> dict[str, Any]:
     """What one device does at best, measured: a large product, a large copy.
 
     Returns:
-        `flops` and `bytes` a second, and `datasheet`, the FLOPs that are advertised
-        for bfloat16 on devices that are known.
+        `flops` and `bytes` a second; `datasheet`, the FLOPs that are advertised for
+        bfloat16 on devices that are known, and their `kind`.
     """
     device = jax.devices()[0]
     product, flops = large_product(dtype)
     # The numbers that are read and written once: more than any cache holds.
     x = jnp.zeros(1 << (25 if device.platform == "cpu" else 28), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    names = [name for name in DATASHEET if name in device.device_kind]
     return {
         "flops": flops / median_s(product),
         "bytes": 2 * x.nbytes / median_s(lambda: copy(x)),
-        "datasheet": DATASHEET[names[0]] if names else None,
+        "datasheet": advertised(),
+        "kind": _kind(),
     }
+
+
+def advertised() -> float | None:
+    """FLOPs a second that the data sheet of this device names, if it is known."""
+    return DATASHEET.get(_kind())
+
+
+def _kind():
+    kind = jax.devices()[0].device_kind
+    return next((name for name in DATASHEET if name in kind), None)
 
 
 def judged(cost: dict, seconds: float, peak: dict) -> dict[str, float | None]:
@@ -121,9 +131,3 @@ def judged(cost: dict, seconds: float, peak: dict) -> dict[str, float | None]:
     best = min(peak["flops"], cost["flops"] / cost["bytes"] * peak["bytes"])
     most = peak["datasheet"] or peak["flops"]
     return {"mfu": speed / most, "roofline": speed / best}
-
-
-def device_peak() -> int | None:
-    """The most bytes in use so far on the first device; None where nobody counts."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use")

@@ -24,6 +24,7 @@ PARTS = ("devices", "sizes", "store")
 _FIT = 0.2  # no run of the sweep is further from the line than this share of itself
 _BESIDE = 1.25  # a request beside the most stored rows, to one beside the fewest
 _MEMORY_MIB = 300  # that the most stored rows may add
+_MOST = 16  # devices: the smallest batch is cut into as many parts
 _EXECUTORS = tuple(name for name in EXECUTORS if name != "vmap")
 
 
@@ -79,8 +80,24 @@ def check(given: argparse.Namespace) -> None:
                 f"--{name}: 1 must be among them, others are compared to it"
             )
     least = bench_scale_store.LEAST
-    if given.stored[0] < least:
-        raise UserError(f"--stored: {given.stored[0]} is below {least}")
+    if given.stored[0] < least or len(given.stored) < 2:
+        raise UserError(f"--stored: give two numbers or more, from {least:,} on")
+    for name in ("devices", "processes"):
+        for number in getattr(given, name):
+            if not 1 <= number <= _MOST or number & (number - 1):
+                raise UserError(
+                    f"--{name}: {number} is no power of two from 1 to {_MOST}"
+                )
+    if given.processes[-1] > given.devices[-1]:
+        raise UserError(
+            f"--processes: {given.processes[-1]} processes cannot share "
+            f"{given.devices[-1]} devices"
+        )
+    if "sizes" in given.only.split(",") and given.preset == "vit_b16":
+        raise UserError(
+            "--preset vit_b16: its pictures at twice the size do not fit into memory; "
+            "give --only devices,store"
+        )
     if "store" in given.only.split(","):
         try:
             given.dir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +137,7 @@ def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
         fit = _line(measured["sizes"], bench_scale_sizes.PASSES)["apart"]
     rows = "the most stored rows"
     if measured["store"]:
-        first, *_, last = measured["store"]["sizes"]
+        first, last = (measured["store"]["sizes"][place] for place in (0, -1))
         rows = f"{last['rows']:,} stored rows"
         beside = last["to_first"]["median"]
         more = last["memory_mib"]["peak"] - first["memory_mib"]["peak"]
@@ -164,7 +181,7 @@ def tables(measured: dict[str, Any]) -> list[tuple]:
 
 
 def _devices(told, preset):
-    header = ("step", "scaling", "devices", "processes", "batch")
+    header = ("step", "scaling", "devices", "processes", "batch, relative")
     header += ("ms", "low", "high", "to one device", "of that cutting")
     header += ("collectives %", "waiting %")
     lines = []
@@ -184,8 +201,7 @@ def _devices(told, preset):
             )
         )
     notes = [
-        f"{told['steps']} steps in one call; all devices share this machine's cores, "
-        "so that 1.00 is the best there is",
+        f"{told['steps']} steps in one call, on the CPU; all devices share its cores",
         "to one device: the same work on one; cutting: one device that computes in as "
         "many shares",
         "strong: the configured batch is cut; weak: it grows with the devices",
@@ -248,6 +264,7 @@ def _store(told, preset):
     ]
     note = (
         f"{told['unlearn']} rows to forget, {told['held']} held out, {told['retain']} "
-        "retained; random features; the peak is that of the whole process"
+        "retained; random features, on the CPU; the peak is that of the whole process"
     )
-    return f"{preset}: ccu_plus beside a growing store", header, lines, [note]
+    cached = "the stores were written just before, so the system still holds them"
+    return f"{preset}: ccu_plus beside a growing store", header, lines, [note, cached]

@@ -95,16 +95,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "PyTorch has one"
         )
     told = {
-        "settings": {**vars(given), "json": None},
+        "settings": {k: v for k, v in vars(given).items() if k != "json"},
         "dtype": config.model.dtype,
         "platform": jax.devices()[0].platform,
         "devices": jax.device_count(),
-        "datasheet": bench_cost.peaks(config.model.dtype)["datasheet"],
+        "datasheet": bench_cost.advertised(),
         "methods": [],
         "logits_difference": None,
         "notes": notes,
     }
-    told["settings"].pop("json")
     with tempfile.TemporaryDirectory() as folder:
         folder, process = pathlib.Path(folder), None
         kinds = [name for name in names if name in bench_torch.KINDS]
@@ -231,7 +230,7 @@ def _method(problem, name, others, windows, process, folder) -> dict[str, Any]:
         "outside": _told(outside),
         "peak": _told(peak),
         "executors": {of: _told(windows) for of, windows in executors.items()},
-        "flops": bench_step_count.flops(steps),
+        "flops": bench_step_count.flops(steps.program, steps.executor),
         "flops_compiled": counted["flops"],
         "convolutions": sum(
             bench_step_count.convolutions(each.as_text()) for each in compiled

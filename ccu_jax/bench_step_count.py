@@ -7,7 +7,8 @@ import jax
 from ccu_jax import bench_cost, step
 from ccu_jax.bench_problem import Sizes
 from ccu_jax.config import Config
-from ccu_jax.parallel import vmap
+from ccu_jax.parallel import Executor, vmap
+from ccu_jax.step import Program
 
 # As instructions, or as calls of libraries that make them.
 _CONVOLUTION = re.compile(
@@ -20,22 +21,16 @@ def convolutions(text: str) -> int:
     return len(_CONVOLUTION.findall(text))
 
 
-def flops(steps) -> float:
+def flops(program: Program, executor: Executor) -> float:
     """FLOPs of one step of the whole batch, refreshes shared out.
 
     Counted by the compiler in what it is given, before it changes anything: some of
     what it makes of it are calls that it does not count. A loop's body counts once and
     of two branches the dearer one, so this is one step, with its refresh or without.
-
-    Args:
-        steps: `bench_step_ways.Steps`.
     """
-    program, place = steps.program, vmap(steps.executor.devices)
-    state, resident, _ = steps.first, steps.resident, None
-    share = bench_cost.given(program, place, jax.random.key(0), 1)[2]
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, resident, share)
-    )
+    place = vmap(executor.devices)
+    given = bench_cost.given(program, place, jax.random.key(0), 1)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
 
     def count(program):
         lowered = place.run(step.make_steps(program)).lower(*shapes)
@@ -61,7 +56,7 @@ def training_flops(config: Config, sizes: Sizes, rows: int) -> float:
     embed = 2 * patches * (3 * patch**2 + edges) * width
     # The last block looks with two tokens at all, and ends with these two.
     image = (model.image_depth - 1) * _block(patches + 1, patches + 1, width)
-    image += 2 * (patches + 3) * 3 * width**2
+    image += 2 * (2 + (patches + 1) * 2) * width**2
     image += 2 * (2 * 2 * (patches + 1) * width + 2 * width**2 + 16 * width**2)
     text = model.text_depth * _block(length, length, model.text_width)
     both = width + model.text_width

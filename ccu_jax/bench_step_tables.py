@@ -17,6 +17,8 @@ def ratio(one, other) -> float | None:
     """Median of the ratios in the same windows; None where either is missing."""
     if one is None or other is None:
         return None
+    if len(one["windows"]) != len(other["windows"]):
+        return None  # one of them failed on the way
     pairs = zip(one["windows"], other["windows"], strict=True)
     return statistics.median(a / b for a, b in pairs)
 

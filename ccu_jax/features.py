@@ -6,8 +6,10 @@ Files are raw arrays that are mapped into memory, so that a request reads the ro
 it needs, however many there are.
 """
 
+import contextlib
 import functools
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -19,10 +21,12 @@ import numpy as np
 
 from ccu_jax import checkpoint
 from ccu_jax.data.pipeline import OnHost
+from ccu_jax.errors import UserError
 from ccu_jax.models import VIEWS
 from ccu_jax.parallel import agreed, barrier, is_first
 
 _ABOUT = "about.json"
+_FORMAT = 1  # of a store: which columns there are, and what they mean
 CHUNK = 4096  # rows between the device and the disk
 
 
@@ -43,15 +47,22 @@ class Store(NamedTuple):
         Raises:
             ValueError: one of them was removed.
         """
-        if not self.there[rows].all():
-            raise ValueError("the features of some of these rows were removed")
+        self._check(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
+    def _check(self, rows):
+        if not self.there[rows].all():
+            raise ValueError("the features of some of these rows were removed")
+
     def table(self, table) -> dict[str, Any]:
-        """A table for `Forward.outputs` that needs no pictures and no texts."""
+        """A table for `Forward.outputs` that needs no pictures and no texts.
+
+        Raises:
+            ValueError: some rows were removed.
+        """
+        self._check(slice(None))
         names = ("features", "h_text")
-        whole = np.ones(len(self.there), bool)
-        on_host = {name: OnHost(self.columns[name], whole) for name in names}
+        on_host = {name: OnHost(self.columns[name], self.there) for name in names}
         rest = ("labels", "has_image", "has_text")
         return {**{name: table[name] for name in rest}, **on_host}
 
@@ -106,25 +117,28 @@ def write(
         progress: told how many of how many rows are done.
     """
     new = folder.with_name(folder.name + ".new")
-    files: dict[str, np.memmap] = {}
+    about: dict[str, Any] = {}
     if is_first():
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-    for start in range(0, count, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, count))
-        found = columns(rows)
-        if is_first():
-            for name, x in found.items():
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for start in range(0, count, CHUNK):
+            rows = np.arange(start, min(start + CHUNK, count))
+            found = columns(rows)
+            for name, x in found.items() if is_first() else ():
                 if name not in files:
-                    path = new / f"{name}.bin"
                     shape = (count, *x.shape[1:])
-                    files[name] = np.memmap(path, x.dtype, "w+", shape=shape)
-                files[name][rows] = x
-        progress(rows[-1] + 1, count)
+                    about[name] = {"shape": shape, "dtype": x.dtype.name}
+                    path = new / f"{name}.bin"
+                    files[name] = stack.enter_context(path.open("wb"))
+                # Not mapped into memory: there, a full disk would kill the process.
+                files[name].write(np.ascontiguousarray(x).tobytes())
+            progress(rows[-1] + 1, count)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
     if is_first():
-        about = {n: {"shape": x.shape, "dtype": x.dtype.name} for n, x in files.items()}
-        for x in files.values():
-            x.flush()
         np.ones(count, bool).tofile(new / "there.bin")
         text = json.dumps({**facts, "columns": about}, indent=1) + "\n"
         (new / _ABOUT).write_text(text, "utf-8")
@@ -133,10 +147,12 @@ def write(
     barrier("features")
 
 
-def computed(problem, rows) -> dict[str, np.ndarray]:
-    """The columns of some rows of a `methods.Problem` with an original."""
+def computed(problem) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Gives the columns of some rows of a `methods.Problem` with an original."""
     fresh = problem.executor.place(untrained(problem.model, problem.seed))
-    return compute(problem.forward, problem.params, fresh, problem.table, rows)
+    return functools.partial(
+        compute, problem.forward, problem.params, fresh, problem.table
+    )
 
 
 def stored(
@@ -149,20 +165,30 @@ def stored(
         problem: a `methods.Problem` with an original.
         fingerprint: of its data.
         progress: told how many of how many rows are done.
+
+    Raises:
+        UserError: it cannot be read where it has just been written.
     """
     facts = facts_of(problem.params, fingerprint)
     store = read(folder, facts)
-    # All of them make a new one, or none does: it takes all of their devices.
-    if not agreed(store is not None):
+    # Where rows were removed and the pictures are still here, a purge was cut off. All
+    # processes make a new one, or none does: it takes all of their devices.
+    if not agreed(store is not None and store.there.all()):
         count = len(problem.table["labels"])
-        write(folder, facts, count, functools.partial(computed, problem), progress)
+        write(folder, facts, count, computed(problem), progress)
         store = read(folder, facts)
+    if store is None:
+        raise UserError(
+            f"the features in {folder} cannot be read back: is the disk the same for "
+            "all processes?"
+        )
     return store
 
 
-def facts_of(params, fingerprint: str) -> dict[str, str]:
+def facts_of(params, fingerprint: str) -> dict[str, Any]:
     """What a store belongs to: the original's parameters, and the data."""
-    return {"checkpoint": checkpoint.digest(params), "fingerprint": fingerprint}
+    digest = checkpoint.digest(params)
+    return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
 
 
 def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
@@ -177,10 +203,12 @@ def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
         return None
     columns = {
         name: np.memmap(
-            folder / f"{name}.bin", jnp.dtype(column["dtype"]), "r", shape=shape
+            folder / f"{name}.bin",
+            jnp.dtype(column["dtype"]),
+            "r",
+            shape=tuple(column["shape"]),
         )
         for name, column in about["columns"].items()
-        if (shape := tuple(column["shape"]))
     }
     return Store(columns, np.fromfile(folder / "there.bin", bool))
 

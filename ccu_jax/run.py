@@ -235,9 +235,10 @@ def _seed(bench: Bench, seed: int, sets: unlearn_set.Sets, methods: list[str]):
             if method not in REFERENCES and problem.params is None:
                 problem = problem._replace(params=_original(bench, seed))
             with bench.reporter.stage(_title(seed, method)) as stage:
+                began = time.perf_counter()
                 if problem.params is not None and problem.store is None:
                     problem = problem._replace(store=_store(bench, problem, stage))
-                _stage(bench, problem, seed, method, stage)
+                _stage(bench, problem, method, stage, began)
 
 
 def _place_of(bench, seed, method):
@@ -276,9 +277,13 @@ def _store(bench, problem, stage) -> features.Store:
     return features.stored(folder, problem, bench.data.fingerprint, tell)
 
 
-def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> None:
-    """Run one method, evaluate it, store all of it; the record comes last."""
-    began = time.perf_counter()
+def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> None:
+    """Run one method, evaluate it, store all of it; the record comes last.
+
+    `began`: on `time.perf_counter`; the original's features were stored since then,
+    or opened.
+    """
+    seed, opened = problem.seed, time.perf_counter() - began
     folder = _place_of(bench, seed, method)
     # Of these data: steps made with others are not gone on from.
     steps = folder / f"steps-{bench.data.fingerprint[:12]}"
@@ -290,6 +295,7 @@ def _stage(bench: Bench, problem: Problem, seed: int, method: str, stage) -> Non
     start = time.perf_counter()
     seconds = dict(outcome.seconds)
     seconds["unlearn"] = seconds["start"] + seconds["steps"]
+    seconds["features"] = opened
     store = problem.store
     if method == "original":
         trained = problem._replace(params=bench.executor.place(params))

@@ -1,6 +1,6 @@
 """The training state and the one update that every method shares.
 
-A method is data: a `Program`. Several updates run as one compiled scan, so that the
+A method is data: a `Program`. Several updates run as one compiled loop, so that the
 host is asked for nothing between them.
 """
 
@@ -77,6 +77,16 @@ def start_state(program: Program, key: jax.Array) -> State:
     may be used elsewhere.
     """
 
+    given = program.params, program.aux, key
+    return jax.jit(starting(program))(*given)
+
+
+def starting(program: Program) -> Callable:
+    """`fn(params, aux, key)` gives the state before the first step, to be compiled.
+
+    As one program: many small ones, each for a shape, take longer to compile.
+    """
+
     def start(params, aux, key):
         params, aux = jax.tree.map(jnp.copy, (params, aux))
         return State(
@@ -87,8 +97,7 @@ def start_state(program: Program, key: jax.Array) -> State:
             key=jax.random.key_data(key),
         )
 
-    # As one program: many small ones, each for a shape, take longer to compile.
-    return jax.jit(start)(program.params, program.aux, key)
+    return start
 
 
 def _flatten(program, params):
@@ -179,7 +188,7 @@ def take(part, index):
 
 
 def make_steps(program: Program) -> Callable:
-    """The per-device function of `parallel.Executor.run`: several updates in one scan.
+    """The per-device function of `parallel.Executor.run`: several updates in a loop.
 
     `fn(state, resident, share) -> (state, metrics)` with what `resident` gives;
     `share` holds the `parts` and as `index` what `rows_of` gives for `[steps, rows]`

@@ -60,7 +60,7 @@ def ran(tmp_path_factory):
 
 
 def _peaks(dtype):
-    return {"flops": 1e12, "bytes": 1e11, "datasheet": None}
+    return {"flops": 1e12, "bytes": 1e11, "datasheet": None, "kind": None}
 
 
 def test_all_that_was_measured_is_in_the_json(ran):
@@ -191,7 +191,7 @@ def test_the_count_by_hand_is_near_the_compilers():
     params = jax.eval_shape(built.init, jax.random.key(0))
     counted = jax.jit(jax.grad(loss)).lower(params).cost_analysis()["flops"]
     by_hand = bench_step_count.training_flops(config, sizes, rows)
-    assert 0.9 < by_hand / counted < 1.05
+    assert 0.9 < by_hand / counted < 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The account of what unlearning costs tells what it promises to tell."""
 
+import argparse
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -88,6 +90,7 @@ def test_the_use_of_a_device_is_judged_by_its_peaks():
         ("--methods ccu_minus", "ccu_minus"),
         ("--windows 0", "--windows"),
         ("--epochs 0", "--epochs"),
+        ("--epochs inf", "--epochs"),
         ("--preset large", "--preset"),
     ],
 )
@@ -113,6 +116,36 @@ def test_targets_of_a_gpu_are_judged_on_a_gpu():
         {"method": "ccu_plus", "features": kind, "seconds": {"median": 2.0}}
         for kind in ("computed", "stored")
     ]
-    told = {"preset": "vit_b16", "peak": {"datasheet": 1.0}, "runs": runs}
+    told = {"preset": "vit_b16", "peak": {"kind": "H200"}, "runs": runs}
     judged = [bench.judge(**target) for target in bench_unlearn.targets(told)]
     assert [target["reached"] for target in judged] == [True, False]
+    told["peak"] = {"kind": "A100"}
+    judged = [bench.judge(**target) for target in bench_unlearn.targets(told)]
+    assert [target["reached"] for target in judged] == [None, None]
+
+
+def test_the_rows_of_a_large_problem_are_those_of_mm_imdb():
+    sizes = bench_problem.PRESETS["vit_b16"]
+    rng = np.random.default_rng(0)
+    sets = bench_problem.sets(bench_problem.settings(sizes), sizes, rng)
+    trained = len(sets.retain) + len(sets.unlearn)
+    assert trained == pytest.approx(15_552, abs=5)
+
+
+def test_no_run_goes_on_from_what_another_has_left(monkeypatch):
+    tiny = bench_problem.settings
+
+    def often(sizes):
+        config = tiny(sizes)
+        run = dataclasses.replace(config.run, checkpoint_steps=1, steps_per_call=1)
+        return dataclasses.replace(config, run=run)
+
+    monkeypatch.setattr(bench_problem, "settings", often)
+    flags = "--preset tiny --methods original,retrain,finetune,ccu --windows 2"
+    parser = argparse.ArgumentParser()
+    bench_unlearn.flags(parser)
+    told = bench_unlearn.measure(parser.parse_args([*flags.split(), "--epochs", "3"]))
+    runs = {run["method"]: run for run in told["runs"]}
+    for run in runs.values():
+        assert run["steps"] > 1 and set(run["windows"]) == {run["steps"]}
+    assert runs["finetune"]["steps"] != runs["original"]["steps"]

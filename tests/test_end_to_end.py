@@ -218,8 +218,9 @@ def test_results_have_every_promised_key(finished):
         assert seconds["unlearn"] == seconds["start"] + seconds["steps"]
         assert seconds["total"] >= seconds["unlearn"] > 0
         assert row["features"] == "stored"
-        # The time to store them is nobody's but the original's, and no part of it.
-        assert ("features" in seconds) == (row["method"] == "original")
+        # Stored with the original, opened by others: no part of their own time.
+        assert seconds["total"] >= seconds["unlearn"] + seconds["features"]
+        assert (seconds["features"] > 0.01) >= (row["method"] == "original")
         assert set(row["scores"]) == set(evaluate.SETS)
         for of_set in row["scores"].values():
             assert set(of_set) == views

@@ -1,6 +1,8 @@
 """The store of an original's features: whole or not there, its own or not used."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import pathlib
@@ -370,6 +372,38 @@ def test_a_kill_leaves_the_old_store_or_the_new_one_or_none(tmp_path):
 # --- rows that are removed ------------------------------------------------------------
 
 GONE = np.array([3, 17, 18, 55])
+
+
+def test_a_full_disk_ends_writing_as_an_error_that_can_be_told(
+    folder, every, monkeypatch
+):
+    before = contents(folder)
+    opened = pathlib.Path.open
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(path, *given, **named):
+        return Full() if path.suffix == ".bin" else opened(path, *given, **named)
+
+    monkeypatch.setattr(pathlib.Path, "open", full)
+    with pytest.raises(OSError, match="No space"):
+        store_at(folder, every)
+    monkeypatch.undo()
+    assert contents(folder) == before
+
+
+def test_a_store_that_a_cut_off_purge_has_thinned_is_made_again(tmp_path, problem):
+    place = tmp_path / "features"
+    features.stored(place, problem, "data", quiet)
+    features.remove(place, np.array([3, 4]))
+    thinned = features.read(place, features.facts_of(problem.params, "data"))
+    with pytest.raises(ValueError, match="removed"):
+        thinned.table(problem.table)
+    again = features.stored(place, problem, "data", quiet)
+    assert again.there.all()
+    assert features.left(place, np.array([3, 4])) == 2
 
 
 def test_removed_rows_are_zero_on_the_disk_and_cannot_be_taken(folder, every):

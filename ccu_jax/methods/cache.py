@@ -51,7 +51,10 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
 
 
 def padded_size(count: int, devices: int) -> int:
-    """So many rows or some more, at most a quarter: one of few sizes."""
+    """So many rows or some more: one of few sizes.
+
+    From 32 rows on at most a quarter more, where there are not many devices.
+    """
     step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
     # A power of two where the devices are, as always in practice.
     step = int(np.lcm(step, devices))
@@ -65,7 +68,7 @@ def _columns(problem, rows):
     }
     if problem.store is not None and problem.config.run.features == "stored":
         return table | problem.store.take(rows)
-    return table | features.computed(problem, rows)
+    return table | features.computed(problem)(rows)
 
 
 def _pad(x, size):

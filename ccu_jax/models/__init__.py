@@ -166,7 +166,8 @@ def build(
         }
 
     # It runs once: on CPUs, making it fast would take far longer than it does.
-    quick = {"xla_backend_optimization_level": 0}
+    on_cpu = jax.default_backend() == "cpu"
+    quick = {"xla_backend_optimization_level": 0} if on_cpu else None
     return Model(
         init=jax.jit(init, compiler_options=quick), trunk=trunk, read=read, apply=apply
     )

@@ -5,7 +5,7 @@ neither TensorFlow nor a data set is needed.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -65,6 +65,16 @@ PRESETS = {
     ),
     "tiny": Sizes("tiny", rows=280, image_size=16, text_length=8, vocabulary=200),
 }
+
+
+class Quiet:
+    """A stage that nobody watches."""
+
+    def tell(self, *args: Any) -> None:
+        """Says nothing."""
+
+    def update(self, *args: Any, **metrics: Any) -> None:
+        """Says nothing."""
 
 
 def settings(sizes: Sizes) -> Config:

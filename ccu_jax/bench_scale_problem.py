@@ -5,29 +5,18 @@ be a million of them.
 """
 
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import bench_problem, features, models
-from ccu_jax.bench_problem import Sizes
+from ccu_jax.bench_problem import Quiet, Sizes
 from ccu_jax.evaluate import Forward
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.parallel import EXECUTORS
 from ccu_jax.unlearn_set import Sets
-
-
-class Quiet:
-    """A stage that nobody watches."""
-
-    def tell(self, *args: Any) -> None:
-        """Says nothing."""
-
-    def update(self, *args: Any, **metrics: Any) -> None:
-        """Says nothing."""
 
 
 def shapes(sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
@@ -130,7 +119,11 @@ def unlearner(problem: Problem, folder: pathlib.Path):
 
     def run(problem=problem):
         outcome = loop.run(
-            "ccu_plus", METHODS["ccu_plus"], problem, folder / "none", Quiet()
+            "ccu_plus",
+            METHODS["ccu_plus"],
+            problem,
+            folder / "none",
+            Quiet(),
         )
         kept = {name: outcome.seconds[name] for name in ("start", "steps", "compile")}
         return {**kept, "made": outcome.steps}

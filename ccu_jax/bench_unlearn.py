@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ccu_jax import bench_cost, bench_problem, bench_step_count, features
+from ccu_jax.bench_problem import Quiet
 from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS
@@ -62,16 +63,6 @@ def check(given: argparse.Namespace) -> None:
         raise UserError("--epochs: must be above 0, and finite")
 
 
-class _Quiet:
-    """A stage that nobody watches."""
-
-    def tell(self, *args: Any) -> None:
-        """Says nothing."""
-
-    def update(self, *args: Any, **metrics: Any) -> None:
-        """Says nothing."""
-
-
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Runs every method, `windows` times, the features computed and stored."""
     problem = bench_problem.make(bench_problem.PRESETS[given.preset], given.executor)
@@ -114,7 +105,11 @@ def _method(problem, name, kind, windows, peak):
         # A folder of its own: what another run has left there is gone on from.
         with tempfile.TemporaryDirectory() as folder:
             return loop.run(
-                name, METHODS[name], problem, pathlib.Path(folder) / "steps", _Quiet()
+                name,
+                METHODS[name],
+                problem,
+                pathlib.Path(folder) / "steps",
+                Quiet(),
             )
 
     first = run()

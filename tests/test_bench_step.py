@@ -19,6 +19,7 @@ from ccu_jax import (
     bench_problem,
     bench_step,
     bench_step_count,
+    bench_step_indexing,
     bench_step_ways,
     bench_torch,
     models,
@@ -138,7 +139,7 @@ def test_every_way_of_running_steps_comes_to_the_same(one_device, name):
     steps = bench_step_ways.Steps(problem, name, 9)
     _, scanned = steps.scanned()
     _, looped = steps.looped()
-    _, indexed = bench_step_ways.Indexing(steps).run()
+    _, indexed = bench_step_indexing.Indexing(steps).run()
     assert scanned.step == looped.step == indexed.step == 9
     both = scanned.params, steps.first.params
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *both)

@@ -598,7 +598,8 @@ def test_a_run_on_stored_features_is_one_on_computed_ones_but_for_rounding(
         out = problem.forward.outputs(params, problem.table, np.arange(ROWS))
         found[kind] = {view: out[view] for view in VIEWS}
         assert outcome.diverged is None and set(outcome.params) == set(TAIL)
-    assert len(loop._compiled) == 2, "one program, by its shapes and by its text"
+    # The first state; the steps, by their shapes and by their text.
+    assert len(loop._compiled) == 3, "one program for both"
     for view, logits in found["stored"].items():
         # Five steps of Adam grow what rounding there was.
         np.testing.assert_allclose(logits, found["computed"][view], atol=1e-3)

@@ -141,7 +141,7 @@ def test_no_run_goes_on_from_what_another_has_left(monkeypatch):
         return dataclasses.replace(config, run=run)
 
     monkeypatch.setattr(bench_problem, "settings", often)
-    flags = "--preset tiny --methods original,retrain,finetune,ccu --windows 2"
+    flags = "--preset tiny --methods original,finetune --windows 1"
     parser = argparse.ArgumentParser()
     bench_unlearn.flags(parser)
     told = bench_unlearn.measure(parser.parse_args([*flags.split(), "--epochs", "3"]))

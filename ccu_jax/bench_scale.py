@@ -17,6 +17,7 @@ from ccu_jax import (
 )
 from ccu_jax.bench_scale_child import screen
 from ccu_jax.errors import UserError
+from ccu_jax.methods import METHODS
 from ccu_jax.parallel import EXECUTORS
 
 HELP = "how costs grow: devices, processes, sets, classes, pictures, stored rows"
@@ -46,6 +47,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
             default=default,
             help=f"numbers of {what}; default {','.join(map(str, default))}",
         )
+    add(
+        "--methods",
+        metavar="A,B",
+        default=",".join(bench_scale_devices.NAMES),
+        help="whose steps run on several devices; default %(default)s",
+    )
     add("--windows", metavar="N", type=int, default=7, help="of each; default 7")
     add(
         "--dir",
@@ -72,6 +79,9 @@ def check(given: argparse.Namespace) -> None:
     for part in given.only.split(","):
         if part not in PARTS:
             raise UserError(f"--only: {part!r} is none of {', '.join(PARTS)}")
+    for name in given.methods.split(","):
+        if name not in METHODS:
+            raise UserError(f"--methods: {name!r} is none of {', '.join(METHODS)}")
     if given.windows < 1:
         raise UserError("--windows: must be 1 or more")
     for name in ("devices", "processes"):
@@ -113,7 +123,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     preset, windows = given.preset, given.windows
     calls = {
         "devices": lambda tell: bench_scale_devices.measure(
-            preset, given.executor, given.devices, given.processes, windows, tell
+            preset,
+            given.executor,
+            given.devices,
+            given.processes,
+            windows,
+            tell,
+            given.methods.split(","),
         ),
         "sizes": lambda tell: bench_scale_sizes.measure(
             preset, given.executor, windows, tell

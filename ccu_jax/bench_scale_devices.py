@@ -25,7 +25,7 @@ from ccu_jax.parallel import EXECUTORS
 NAMES = ("original", "ccu_plus")
 _MODULE = "ccu_jax.bench_scale_devices"
 _STEPS = 8  # of a window: ccu_plus makes one refresh in so many
-_BATCHES = {"train": ("batch",), "ccu_plus": ("batch", "unlearn_batch", "held_batch")}
+_BATCHES = ("train", "finetune", "neggrad_plus", "scrub", "ccu", "ccu_plus")
 _WEAK_AT = 2  # so many devices have the configured batch in weak scaling, too
 _COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(
@@ -107,8 +107,9 @@ def _scaled(sizes, preset, executor, factor):
     """A problem with stored features whose batches are so many times the usual."""
     problem = _problem(preset, executor)
     config = problem.config
-    for section, names in _BATCHES.items():
+    for section in _BATCHES:
         old = getattr(config, section)
+        names = [of.name for of in dataclasses.fields(old) if of.name.endswith("batch")]
         new = {name: max(1, round(factor * getattr(old, name))) for name in names}
         new = dataclasses.replace(old, **new)
         config = dataclasses.replace(config, **{section: new})
@@ -193,7 +194,9 @@ def cases(devices, processes) -> list[Case]:
     return [Case(d, p) for p in processes for d in devices if d >= p and d % p == 0]
 
 
-def measure(preset, executor, devices, processes, windows, tell) -> dict[str, Any]:
+def measure(
+    preset, executor, devices, processes, windows, tell, methods=NAMES
+) -> dict[str, Any]:
     """Every case by strong and weak scaling, beside one device with the same work.
 
     Args:
@@ -203,6 +206,7 @@ def measure(preset, executor, devices, processes, windows, tell) -> dict[str, An
         processes: numbers of processes, 1 among them.
         windows: of each, in turn.
         tell: progress.
+        methods: whose steps.
     """
     found = cases(devices, processes)
     alone = Case(1, 1)
@@ -212,7 +216,7 @@ def measure(preset, executor, devices, processes, windows, tell) -> dict[str, An
         groups = []
         for number, case in enumerate(found):
             tell("compiling for devices", number, len(found))
-            work = _work(case, found if case == alone else ())
+            work = _work(methods, case, found if case == alone else ())
             groups.append(_Group(stack, case, work, spec, folder))
         tell("compiling for devices", len(found), len(found))
         asked = [(group, place) for group in groups for place in range(len(group.work))]
@@ -227,7 +231,7 @@ def measure(preset, executor, devices, processes, windows, tell) -> dict[str, An
         }
     told = [
         _told(of, profiles, case, method, kind)
-        for method in NAMES
+        for method in methods
         for case in found
         for kind in case.factors()
         if kind == "strong" or case != alone
@@ -235,11 +239,11 @@ def measure(preset, executor, devices, processes, windows, tell) -> dict[str, An
     return {"steps": _STEPS, "executor": executor, "cases": told}
 
 
-def _work(case, others):
+def _work(methods, case, others):
     """What a case measures; one device does the work of all others as well."""
-    work = [Work(m, f) for m in NAMES for f in case.factors().values()]
+    work = [Work(m, f) for m in methods for f in case.factors().values()]
     for other in others:
-        for method in NAMES:
+        for method in methods:
             work += [Work(method, factor) for factor in other.factors().values()]
             if other.devices > 1:
                 work.append(Work(method, 1.0, other.devices))

@@ -368,7 +368,12 @@ def test_rows_may_have_several_labels(name, tmp_path):
     settings = problems.config(ccu={"stop": True})
     problem = problems.problem(executor, data, settings)
     # The original knows the unlearn set and no held-out row: else ccu stops at once.
+    # Half of the rows have each label, else there is nothing to tell apart.
     every = np.arange(len(data.labels))
+    said = problem.forward.outputs(problem.params, problem.table, every)["image"]
+    head = problem.params["image_head"]
+    head = {**head, "bias": head["bias"] - np.median(said, axis=0)}
+    problem = problem._replace(params={**problem.params, "image_head": head})
     said = problem.forward.outputs(problem.params, problem.table, every)["image"] > 0
     labels = np.where(np.isin(every, problem.sets.validation)[:, None], ~said, said)
     labels = executor.place(labels.astype(np.float32))
@@ -950,38 +955,51 @@ PLANTED = {
 def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_path):
     data, executor = planted(), parallel.vmap(1)
     settings = problems.config(**PLANTED)
-    problem = problems.problem(executor, data, settings, rule="random:0.25")
     loop = Loop(settings.run, executor, no_complaints)
-    solved = {}
-    for name in ("original", "ccu_plus"):
-        outcome = loop.run(name, METHODS[name], problem, tmp_path / name, Quiet())
-        params = {**problem.params, **outcome.params}
-        problem = problem._replace(params=params)
-        solved[name] = evaluate.results(
-            problem.forward, params, problem.table, data, problem.sets
+    names = ("original", "ccu_plus")
+    attack = {name: [] for name in names}
+    accuracy = {name: [] for name in names}
+    for seed in range(3):
+        problem = problems.problem(
+            executor, data, settings, seed=seed, rule="random:0.25"
         )
-    before, after = (audit.attack_auc(outputs) for outputs in solved.values())
-    # Margins of any seed, not of this one: rounding, too, leads to other runs.
+        solved = {}
+        for name in names:
+            folder = tmp_path / f"{name}-{seed}"
+            outcome = loop.run(name, METHODS[name], problem, folder, Quiet())
+            params = {**problem.params, **outcome.params}
+            problem = problem._replace(params=params)
+            outputs = evaluate.results(
+                problem.forward, params, problem.table, data, problem.sets
+            )
+            solved[name] = outputs
+            attack[name].append(audit.attack_auc(outputs))
+            scores = evaluate.scores(outputs)
+            accuracy[name].append(
+                {k: x["image"]["accuracy"] for k, x in scores.items()}
+            )
+        np.testing.assert_array_equal(
+            solved["ccu_plus"].logits["text"], solved["original"].logits["text"]
+        )
+
+    def mean(told, name):
+        return np.mean([of[name] for of in told])
+
+    # Of several seeds: one of them may be far off, by luck or even by rounding.
+    before, after = (attack[name] for name in names)
     for view in ("image", "fused", "pair"):
-        assert before[view] > 0.75, view
-        assert 0.25 < after[view] < before[view] - 0.15, view
-    assert abs(after["image"] - 0.5) < 0.18
-    np.testing.assert_array_equal(
-        solved["ccu_plus"].logits["text"], solved["original"].logits["text"]
-    )
-    before, after = (evaluate.scores(outputs) for outputs in solved.values())
-
-    def accuracy(scores, name):
-        return scores[name]["image"]["accuracy"]
-
-    assert accuracy(before, "unlearn") > accuracy(before, "unseen") + 0.4
-    assert accuracy(after, "unlearn") < accuracy(before, "unlearn") - 0.15
+        assert mean(before, view) > 0.75, view
+        assert 0.25 < mean(after, view) < mean(before, view) - 0.15, view
+    assert abs(mean(after, "image") - 0.5) < 0.18
+    before, after = (accuracy[name] for name in names)
+    assert mean(before, "unlearn") > mean(before, "unseen") + 0.4
+    assert mean(after, "unlearn") < mean(before, "unlearn") - 0.15
     new = [
-        np.mean([accuracy(scores, name) for name in ("unseen", "test")])
-        for scores in (before, after)
+        np.mean([mean(of, name) for name in ("unseen", "test")])
+        for of in (before, after)
     ]
     assert new[1] > new[0] - 0.1
-    assert accuracy(after, "retain") > 0.9
+    assert mean(after, "retain") > 0.9
 
 
 @pytest.mark.parametrize("order", ["stored", "by_class"])

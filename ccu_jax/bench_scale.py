@@ -269,7 +269,8 @@ def _sizes(points, preset):
 
 def _store(told, preset):
     header = ("stored rows", "disk MiB", "written s", "open ms", "start ms")
-    header += ("steps ms", "run ms", "low", "high", "to the first", "peak MiB", "more")
+    header += ("steps ms", "run ms", "low", "high", "to the first")
+    header += ("own MiB", "more", "mapped MiB")
     lines = [
         (
             f"{of['rows']:,}",
@@ -278,15 +279,16 @@ def _store(told, preset):
             *(f"{1e3 * of[name]['median']:.1f}" for name in ("open", "start", "steps")),
             *_three(of["seconds"], 1e3, ".1f"),
             f"{of['to_first']['median']:.2f}",
-            *(_mib(of["memory_mib"][name]) for name in ("peak", "more")),
+            *(_mib(of["memory_mib"][name]) for name in ("own", "more", "mapped")),
         )
         for of in told["sizes"]
     ]
     note = (
         f"{told['unlearn']} rows to forget, {told['held']} held out, {told['retain']} "
-        "retained; random features, on the CPU; peak of the process during the "
-        "requests, and how much that is above what it held beside "
-        f"{told['sizes'][0]['rows']:,} rows before"
+        "retained; random features, on the CPU; own: the most memory during a "
+        "request, and how much more than beside "
+        f"{told['sizes'][0]['rows']:,} rows; mapped: pages of files, which the system "
+        "has back when it wants them"
     )
     cached = "the stores were written just before, so the system still holds them"
     return f"{preset}: ccu_plus beside a growing store", header, lines, [note, cached]

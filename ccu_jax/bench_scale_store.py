@@ -11,6 +11,7 @@ import functools
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -26,8 +27,10 @@ UNLEARN, HELD, RETAIN = 100, 150, 500  # rows that a request works on
 _MODULE = "ccu_jax.bench_scale_store"
 _FACTS = {"checkpoint": "random", "fingerprint": "bench"}
 _SPARE = 256 << 20  # bytes that stay free on the disk
-_CLEAR = pathlib.Path("/proc/self/clear_refs")  # 5: forget the peak so far
-_MEMORY = {"peak": "VmHWM", "now": "VmRSS", "own": "RssAnon", "mapped": "RssFile"}
+_EVERY_S = 0.002  # between looks at the memory
+# A process's own memory, and pages of mapped files: the system has these back when it
+# wants them, and maps many around each that is read.
+_MEMORY = {"own": "RssAnon", "mapped": "RssFile"}
 
 
 def check(preset: str, stored, folder: pathlib.Path) -> None:
@@ -119,12 +122,9 @@ def _prepare(spec):
     run = bench_scale_problem.unlearner(problem, small[1])
     run()
     run()
-    before = memory_mib("VmRSS")
+    before = _most(run)["own"]
     if large != small:
         problem = _beside(problem, large[0])
-    # The peak is that of the requests, not of making up so many rows.
-    if _CLEAR.exists():  # on Linux, where memory is told
-        _CLEAR.write_text("5")
 
     def window():
         began = time.perf_counter()
@@ -137,11 +137,32 @@ def _prepare(spec):
     def answer(what):
         if what == "window":
             return window()
-        now = {name: memory_mib(of) for name, of in _MEMORY.items()}
-        more = None if before is None else now["peak"] - before
-        return {"before": before, **now, "more": more}
+        most = _most(window)
+        more = None if before is None else most["own"] - before
+        return {"before": before, **most, "more": more}
 
     return answer
+
+
+def _most(run) -> dict[str, float | None]:
+    """The most memory while something runs, in MiB; None where no system tells."""
+    most, done = dict.fromkeys(_MEMORY), threading.Event()
+
+    def look():
+        while not done.wait(_EVERY_S):
+            for name, of in _MEMORY.items():
+                now = memory_mib(of)
+                if now is not None:
+                    most[name] = max(now, most[name] or 0.0)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return most
 
 
 def _problem(sizes, folder):

@@ -116,7 +116,6 @@ def _scaled(sizes, preset, executor, factor):
     return problem._replace(config=config)
 
 
-@functools.cache
 def _problem(preset, executor):
     sizes = bench_problem.PRESETS[preset]
     store = bench_scale_problem.random_store(sizes)

@@ -57,9 +57,12 @@ class Conditions:
 class Unlearn:
     """Which pictures are forgotten, and which rows were never trained on."""
 
-    rule: str = "random:0.1"  # random:SHARE, class:NAME or ids:FILE
+    # random:SHARE; class:NAME or group:NAME, all of it; cluster:SHARE, rows like one;
+    # memorised:SHARE, what the original knows by heart; ids:FILE. `unlearn_rules.py`
+    rule: str = "random:0.1"
     duplicates: str = "forget"  # near-duplicate pictures: "forget" too, or "report"
     unseen: float = 0.18  # share of training rows kept apart as the attack's control
+    requests: int = 1  # parts of the set that are forgotten one after another
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,11 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", metavar="DIR", type=_path, help="the files of the data set")
     add("--methods", metavar="A,B", type=_names, help="instead of the config's")
     add("--seeds", metavar="0,1", type=_numbers, help="instead of the config's")
-    add("--unlearn", metavar="RULE", help="random:SHARE, class:NAME or ids:FILE")
+    add(
+        "--unlearn",
+        metavar="RULE",
+        help="random:, cluster: or memorised:SHARE, class: or group:NAME, ids:FILE",
+    )
     add(
         "--set",
         metavar="KEY=VALUE",

@@ -59,6 +59,7 @@ LIMITS = {
     "conditions.noisy_text": _SHARE,
     "conditions.window": _COUNT,
     "unlearn.unseen": Limit(0, 1, open_low=True, open_high=True),
+    "unlearn.requests": _COUNT,
     "model.patch": _COUNT,
     "model.image_width": _COUNT,
     "model.text_width": _COUNT,

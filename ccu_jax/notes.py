@@ -21,6 +21,7 @@ from ccu_jax.summary import (
     diverged,
     estimate,
     number,
+    requests,
     score,
     show_estimate,
     text_kept,
@@ -236,12 +237,25 @@ def _cautions(groups: dict) -> Iterator[Note]:
         row.get("unlearn_set") for group in groups.values() for row in group.values()
     ]
     rules = [str(x.get("rule")) for x in chosen if isinstance(x, dict)]
-    if any(rule.startswith("ids:") for rule in rules):
+    if any(rule.startswith(("ids:", "group:")) for rule in rules):
         yield Note(
             "note",
             "The attack's control, unseen, was drawn at random. Where the listed rows "
             "were not, its AUCs also tell how the two differ by themselves: compare "
             f"with {REFERENCE}'s.",
+        )
+    if any(rule.startswith("memorised:") for rule in rules):
+        yield Note(
+            "note",
+            "The forgotten rows were chosen by what the original says of them, their "
+            f"control by how hard it is: compare the AUCs with {REFERENCE}'s.",
+        )
+    if any(requests(group) for group in groups.values()):
+        yield Note(
+            "note",
+            "Requests came one after another, each on what the one before had left; "
+            "a method's row is what it came to after the last one, its time that of "
+            f"all. {REFERENCE} was trained once, without all of them.",
         )
 
 

@@ -262,6 +262,15 @@ def agreed(truth: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(truth)).all())
 
 
+def of_first(array: np.ndarray) -> np.ndarray:
+    """What the first process has for an array of 32-bit numbers; all call this."""
+    if jax.process_count() == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def barrier(name: str) -> None:
     """Wait until every process is here."""
     if jax.process_count() > 1:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ccu_jax import figure, notes, summary
 from ccu_jax.evaluate import SETS
-from ccu_jax.models import VIEWS
+from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.progress import Reporter, clean
 from ccu_jax.summary import DASH, REFERENCE, Row, estimate
 
@@ -30,6 +30,9 @@ _SCORES = (
     *(("unlearn", view) for view in VIEWS),
     ("retain", "fused"),
 )
+# Of rows that are gone, by request: of all of them, and of those of the first.
+_STREAMED = tuple((of, view) for of in ("all", "first") for view in VISUAL)
+_STREAMING = "Streaming: requests one after another"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --loud: #b35900; --good: #1a7f4b;
   --bad: #c0362c; }
@@ -73,20 +76,26 @@ def write(workdir: pathlib.Path, rows: list[Row], config: dict) -> None:
 def markdown(rows: list[Row]) -> str:
     """Returns the table and the sentences below it as Markdown."""
     rows = clean(rows)
-    header, lines = _table(rows)
     told = [f"# {_markdown(_title(rows))}", ""]
     for note in notes.editions(rows):
         told += [f"**{_markdown(note.text)}**", ""] if note.kind == "loud" else []
-    told += ["| " + " | ".join(_markdown(cell) for cell in header) + " |"]
-    told += ["|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"]
-    told += [
-        "| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines
-    ]
-    told += [""]
+    told += [*_markdown_table(*_table(rows)), ""]
+    header, lines = _streaming(rows)
+    if lines:
+        told += [f"## {_STREAMING}", "", *_markdown_table(header, lines), ""]
     for note in notes.notes(rows):
         text = _markdown(note.text)
         told.append(f"- **{text}**" if note.kind in ("loud", "no") else f"- {text}")
     return "\n".join(told) + "\n"
+
+
+def _markdown_table(header: list[str], lines: list[list[str]]) -> list[str]:
+    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
+    texts = [
+        "| " + " | ".join(_markdown(cell) for cell in line) + " |"
+        for line in (header, *lines)
+    ]
+    return [texts[0], rule, *texts[1:]]
 
 
 def show(rows: list[Row], reporter: Reporter) -> None:
@@ -97,15 +106,23 @@ def show(rows: list[Row], reporter: Reporter) -> None:
         return reporter.print(markdown(rows))
     rows = clean(rows)
     reporter.print(_title(rows), style="bold")
-    header, lines = _table(rows)
-    for part in _parts(header, lines, reporter.console.width):
+    _print_table(*_table(rows), reporter)
+    header, lines = _streaming(rows)
+    if lines:
+        reporter.print(_STREAMING, style="bold")
+        _print_table(header, lines, reporter, keep=2)
+    styles = {"loud": "bold black on yellow", "yes": "green", "no": "bold red"}
+    for note in notes.notes(rows):
+        reporter.print(note.text, style=styles.get(note.kind, ""))
+
+
+def _print_table(header: list, lines: list, reporter: Reporter, keep: int = 1) -> None:
+    """Prints a table, in parts where the screen is narrow."""
+    for part in _parts(header, lines, reporter.console.width, keep):
         reporter.print_table(
             [header[column] for column in part],
             [[line[column] for column in part] for line in lines],
         )
-    styles = {"loud": "bold black on yellow", "yes": "green", "no": "bold red"}
-    for note in notes.notes(rows):
-        reporter.print(note.text, style=styles.get(note.kind, ""))
 
 
 def _title(rows: Sequence[Row]) -> str:
@@ -149,18 +166,45 @@ def _line(name: str, groups: dict, others: list[str]) -> list[str]:
     return [*line, summary.text_kept(group)]
 
 
-def _parts(header: list[str], lines: list[list[str]], width: int) -> list[list[int]]:
-    """Returns the columns of tables that fit `width`, the method first in each."""
+def _streaming(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Returns header and lines of the requests, a line per method and request."""
+    groups, shown = summary.by_method(rows), summary.show_estimate
+    header = ["method", "request", "rows", "time s", f"time % of {REFERENCE}"]
+    names = {"all": "all so far", "first": "the first's"}
+    header += [f"attack AUC {view}, {names[of]}" for of, view in _STREAMED]
+    header += ["test fused"]
+    lines = []
+    for name, group in groups.items():
+        for number, told in enumerate(summary.requests(group), 1):
+
+            def mean(value, told=told) -> summary.Estimate:
+                return estimate([value(request) for request in told.values()])
+
+            line = [name, str(number)]
+            line += [shown(mean(lambda row: summary.number(row, "count")), 0)]
+            line += [shown(mean(summary.time_s))]
+            line += [shown(summary.time_percent(told, groups.get(REFERENCE, {})))]
+            for of, view in _STREAMED:
+                path = ("attack_auc", of, view)
+                line += [shown(mean(lambda row, p=path: summary.number(row, *p)), 3)]
+            line += [shown(mean(lambda row: summary.score(row, "test", "fused")), 1)]
+            lines.append(line)
+    return header, lines
+
+
+def _parts(header: list, lines: list, width: int, keep: int) -> list[list[int]]:
+    """Returns the columns of tables that fit `width`, the first `keep` in each."""
 
     def needed(column: int) -> int:
         words = header[column].split() + [line[column] for line in lines]
         return max(len(word) for word in words) + 3
 
-    parts, used = [[0]], needed(0)
-    for column in range(1, len(header)):
-        if used + needed(column) > width and len(parts[-1]) > 1:
-            parts.append([0])
-            used = needed(0)
+    first = list(range(keep))
+    parts, used = [[*first]], sum(map(needed, first))
+    for column in range(keep, len(header)):
+        if used + needed(column) > width and len(parts[-1]) > keep:
+            parts.append([*first])
+            used = sum(map(needed, first))
         parts[-1].append(column)
         used += needed(column)
     return parts
@@ -194,6 +238,8 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
     loud = [note for note in told if note.kind == "loud"]
     rest = [note for note in told if note.kind != "loud"]
     picture = base64.b64encode(png).decode()
+    header, lines = _streaming(rows)
+    streaming = [f"<h2>{_STREAMING}</h2>", _html_table(header, lines)] if lines else []
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta http-equiv="Content-Security-Policy" content="default-src '
@@ -206,6 +252,7 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
         "<ul>",
         *(f'<li class="{note.kind}">{_html_note(note)}</li>' for note in rest),
         "</ul>",
+        *streaming,
         '<img alt="Attack AUC against score, and time, per method" '
         f'src="data:image/png;base64,{picture}">',
         "<h2>Every method and seed</h2>",

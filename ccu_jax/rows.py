@@ -21,21 +21,18 @@ def place(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
     return workdir / "stages" / f"{method}-{seed}.json"
 
 
-def make(
-    problem, data, conditions, workdir, outcome, results, seconds
-) -> dict[str, Any]:
+def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
     """The row of a stage.
 
     Args:
+        bench: the `stages.Bench`; the original's outputs lie in its folder.
         problem: what the method was given, with its name.
-        data: the data set.
-        conditions: what `data.conditions.apply` told.
-        workdir: of the run; the original's outputs lie there.
         outcome: of the loop.
         results: the new model's outputs.
         seconds: by clock.
+        requests: what `requests.run` told of each; none where there was one.
     """
-    sets, config = problem.sets, problem.config
+    sets, config, data = problem.sets, problem.config, bench.data
     return {
         "config": config.name,
         "edition": data.edition,
@@ -52,7 +49,7 @@ def make(
                 for name, rows in unlearn_set.near_duplicates(data, sets).items()
             },
         },
-        "conditions": conditions,
+        "conditions": bench.conditions,
         "data": data.counts,
         "counts": {name: len(rows) for name, rows in sets._asdict().items()},
         "seconds": seconds,
@@ -60,7 +57,8 @@ def make(
         "steps": outcome.steps,
         "scores": evaluate.scores(results),
         "attack_auc": audit.attack_auc(results),
-        "text_unchanged": _text_unchanged(workdir, problem.seed, results),
+        "text_unchanged": _text_unchanged(bench.workdir, problem.seed, results),
+        "requests": requests,
         "diverged": outcome.diverged,
         "device": {
             "kind": jax.devices()[0].device_kind,

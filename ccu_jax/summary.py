@@ -97,6 +97,27 @@ def time_percent(mine: dict, other: dict) -> Estimate:
     return estimate(ratios)
 
 
+def requests(group: dict) -> list[dict[Any, Row]]:
+    """Returns {seed: what is told of it} of the first request, the second, and so on.
+
+    Each has its row's `metric` and `method`, so that it can be asked as a row is.
+    """
+    found: list[dict[Any, Row]] = []
+    for seed, row in group.items():
+        told = row.get("requests")
+        for number, request in enumerate(told if isinstance(told, list) else []):
+            if not isinstance(request, dict):
+                continue
+            if number >= len(found):
+                found += [{} for _ in range(number + 1 - len(found))]
+            found[number][seed] = {
+                **request,
+                "metric": row.get("metric", "accuracy"),
+                "method": method_of(row),
+            }
+    return found
+
+
 def text_kept(group: dict) -> str:
     """Returns whether the text scores stayed equal to the bit, over all seeds."""
     told = [row["text_unchanged"] for row in group.values() if "text_unchanged" in row]

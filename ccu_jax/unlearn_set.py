@@ -1,19 +1,22 @@
 """Which rows are forgotten, which are kept, and which were never trained on.
 
 For each data set and seed there is one order of all training groups. The rows never
-trained on (`unseen`, the attack's control) are taken from its end and the unlearn set
-from its beginning, so that 1 % is a prefix of 5 %, whatever else is asked for.
+trained on (`unseen`, the attack's control) are taken from its end and a random unlearn
+set from its beginning, so that 1 % is a prefix of 5 %, whatever else is asked for. What
+other rules choose, and how much of the rows set apart, is in `unlearn_rules.py`.
 """
 
-import collections
 import hashlib
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
+from ccu_jax import unlearn_rules
 from ccu_jax.data.duplicates import connected
 from ccu_jax.errors import UserError
+from ccu_jax.unlearn_names import read_ids
+from ccu_jax.unlearn_rules import Choice, Memory, Pool
 
 
 class Sets(NamedTuple):
@@ -85,59 +88,79 @@ def order(data, seed: int) -> list[str]:
     return sorted((str(g) for g in groups), key=place)
 
 
-def draw(data, rule: str, seed: int, unseen: float, duplicates: str = "forget") -> Sets:
+def draw(
+    data,
+    rule: str,
+    seed: int,
+    unseen: float,
+    duplicates: str = "forget",
+    memory: Memory | None = None,
+) -> Sets:
     """Draw the sets.
 
     Args:
         data: a `ccu_jax.data.Dataset`.
-        rule: `random:SHARE` of the training rows, `class:NAME`, or `ids:FILE` with one
-            id a line (a hash sign and a space start a comment).
+        rule: `random:SHARE` of the rows that are trained on, `class:NAME`,
+            `group:NAME`, `cluster:SHARE` of rows that are alike, `memorised:SHARE` of
+            what the original knows by heart, or `ids:FILE` with one id a line (a hash
+            sign and a space start a comment).
         seed: of the order.
         unseen: share of the training rows that is kept apart.
         duplicates: "forget": a near-duplicate of a forgotten picture goes with it.
+        memory: of the original that was trained on `retain` and `unlearn`.
+
+    Returns:
+        The sets. Of `memorised` without a memory those to train the original with: it
+        hangs on no unlearn set, and all that is trained on is still in `retain`.
 
     Raises:
         UserError: a rule that cannot be followed; an unlearn set that is empty or
             everything.
     """
-    kind, _, what = rule.partition(":")
-    if kind not in ("random", "class", "ids") or not what:
-        raise UserError(
-            f"unlearn rule {rule!r}: use random:SHARE, class:NAME or ids:FILE"
-        )
+    parsed = unlearn_rules.parse(rule)
     if not 0 < unseen < 1:
         raise UserError(f"unlearn.unseen={unseen} must lie between 0 and 1")
-    data = data._replace(group=joined(data, duplicates))
-    groups = order(data, seed)
-    rows_of = _rows_by_group(data)
-    listed = (
-        _listed_groups(data, pathlib.Path(what).expanduser())
-        if kind == "ids"
-        else set()
-    )
-    total = sum(len(rows_of[g]) for g in groups)
-    free = [g for g in groups if g not in listed]
-    apart = set(_take(reversed(free), rows_of, round(unseen * total)))
-    trained = [g for g in groups if g not in apart]
-    num_trained = sum(len(rows_of[g]) for g in trained)
-    if kind == "random":
-        share = _share(what)
-        forgotten = set(_take(trained, rows_of, max(1, round(share * num_trained))))
-    elif kind == "ids":
-        forgotten = listed
+    group_N = joined(data, duplicates)
+    listed = unlearn_rules.named(data, parsed, group_N)
+    data = data._replace(group=group_N)
+    pool = _pool(data, seed, unseen, listed)
+    late = parsed.kind == "memorised" and memory is None
+    if late:
+        choice = Choice(set(), set(pool.apart))
     else:
-        forgotten = {g for g in trained if _has_class(data, rows_of[g], what)}
-        # The control must come from the same distribution: the same class.
-        apart_rows = {g for g in apart if _has_class(data, rows_of[g], what)}
+        choice = unlearn_rules.choose(data, parsed, pool, listed, memory)
     sets = Sets(
-        retain=_join(rows_of, (g for g in trained if g not in forgotten)),
-        unlearn=_join(rows_of, forgotten),
-        unseen=_join(rows_of, apart_rows if kind == "class" else apart),
+        retain=_join(pool, (g for g in pool.trained if g not in choice.forgotten)),
+        unlearn=_join(pool, choice.forgotten),
+        unseen=_join(pool, choice.control),
         validation=np.flatnonzero(data.split == "validation"),
         test=np.flatnonzero(data.split == "test"),
     )
-    _check(data, sets, rule)
+    _check(data, sets, rule, late)
     return sets
+
+
+def _pool(data, seed, unseen, listed) -> Pool:
+    """Set groups apart, from the end of the order; none that is to be forgotten."""
+    groups, rows_of = order(data, seed), _rows_by_group(data)
+    count = round(unseen * sum(map(len, rows_of.values())))
+    free = [group for group in reversed(groups) if group not in listed]
+    apart = set(unlearn_rules.take(free, rows_of, count))
+    return Pool(
+        rows_of,
+        trained=[group for group in groups if group not in apart],
+        apart=[group for group in groups if group in apart],
+    )
+
+
+def forgotten(data, sets: Sets, seed: int, duplicates: str = "forget") -> list:
+    """The rows of each forgotten group, the groups in the order of forgetting."""
+    data = data._replace(group=joined(data, duplicates))
+    rows_of = _rows_by_group(data)
+    chosen = set(sets.unlearn.tolist())
+    groups = (rows_of[group] for group in order(data, seed))
+    # No group is split: its first row stands for all.
+    return [np.array(rows) for rows in groups if rows[0] in chosen]
 
 
 def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget") -> str:
@@ -145,14 +168,11 @@ def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget")
 
     Such a text is itself a file for the rule `ids:FILE`.
     """
-    data = data._replace(group=joined(data, duplicates))
-    rows_of = _rows_by_group(data)
-    chosen = set(sets.unlearn.tolist())
-    rows = [row for group in order(data, seed) for row in rows_of[group]]
+    groups = forgotten(data, sets, seed, duplicates)
     lines = [
         f"# {data.name}, seed {seed}, rule {rule}: the pictures of these rows are",
         "# to be forgotten; rows of one group follow each other",
-        *(str(data.id[row]) for row in rows if row in chosen),
+        *(str(data.id[row]) for rows in groups for row in rows),
     ]
     return "\n".join(lines) + "\n"
 
@@ -175,7 +195,7 @@ def recorded(data, folder: pathlib.Path, duplicates: str) -> set[str]:
 
     With `duplicates="forget"` also those of the same pictures in any other set.
     """
-    ids = {i for path in folder.glob("*.txt") for i in _ids(path)}
+    ids = {i for path in folder.glob("*.txt") for i in read_ids(path)}
     rows = np.isin(data.id, sorted(ids))
     if duplicates == "forget":
         rows = np.isin(data.cluster, data.cluster[rows])
@@ -189,80 +209,13 @@ def _rows_by_group(data):
     return rows_of
 
 
-def _take(groups, rows_of, count):
-    """The first groups that together have at least `count` rows."""
-    taken = 0
-    for group in groups:
-        if taken >= count:
-            return
-        taken += len(rows_of[group])
-        yield group
+def _join(pool, groups):
+    return np.sort(np.array([r for g in groups for r in pool.rows_of[g]], np.int64))
 
 
-def _join(rows_of, groups):
-    return np.sort(np.array([r for g in groups for r in rows_of[g]], np.int64))
-
-
-def _share(text):
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        raise UserError(
-            f"unlearn rule random:{text}: the share must lie between 0 and 1, like 0.1"
-        )
-    return share
-
-
-def _has_class(data, rows, name):
-    if name not in data.classes:
-        raise UserError(
-            f"unlearn rule class:{name}: no such class; there are "
-            f"{', '.join(data.classes)}"
-        )
-    return bool(data.labels[rows, data.classes.index(name)].any())
-
-
-def _listed_groups(data, path):
-    ids = _ids(path)
-    twice = [i for i, times in collections.Counter(ids).items() if times > 1]
-    if twice:
-        raise UserError(
-            f"unlearn ids: {path} lists {_some(twice)} more than once: list each once"
-        )
-    where = dict(zip(data.id.tolist(), range(len(data.id)), strict=True))
-    missing = [i for i in ids if i not in where]
-    if missing:
-        raise UserError(
-            f"unlearn ids: {path} lists {_some(missing)}, which the data set "
-            f"{data.name} does not have: correct or remove them"
-        )
-    foreign = [i for i in ids if data.split[where[i]] != "train"]
-    if foreign:
-        raise UserError(
-            f"unlearn ids: {path} lists {_some(foreign)}, which the model is not "
-            "trained on (validation or test rows): remove them"
-        )
-    return {str(data.group[where[i]]) for i in ids}
-
-
-def _ids(path: pathlib.Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
-    ids = [line.strip() for line in lines]
-    # An id may itself begin with a hash sign: a comment has a space after it.
-    return [i for i in ids if i and not f"{i} ".startswith("# ")]
-
-
-def _some(items, most=3):
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(repr(i) for i in items[:most]) + more
-
-
-def _check(data, sets, rule):
+def _check(data, sets, rule, late):
+    if late:
+        sets = sets._replace(unlearn=sets.retain)
     if not len(sets.unlearn):
         raise UserError(
             f"unlearn rule {rule} selects no training row: there is nothing to forget"

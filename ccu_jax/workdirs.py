@@ -5,12 +5,13 @@ One folder belongs to one configuration and one set of data.
 
 import json
 import pathlib
+import zipfile
 
 import jax
 import numpy as np
 
 from ccu_jax import config as configs
-from ccu_jax import data, features, unlearn_set
+from ccu_jax import data, evaluate, features, rows, unlearn_set
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import barrier, is_first
 from ccu_jax.report import atomically
@@ -40,16 +41,22 @@ def refuse(config, workdir):
 
 
 def claim(config, workdir, files):
-    """Leave this configuration's mark, and the unlearn set of every seed."""
+    """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
     barrier("claim")  # all processes have looked at what was there
     if is_first():
         mine = configs.to_json(config)
         path = workdir / "config.json"
         atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
-        for path, text in files.items():
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                atomically(path, text.encode())
+    keep(files)
+
+
+def keep(files):
+    """Write texts to files that are not there yet."""
+    barrier("keep")  # all processes have looked at what was there
+    for path, text in files.items() if is_first() else ():
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            atomically(path, text.encode())
 
 
 def unlearn_file(workdir, seed):
@@ -57,20 +64,57 @@ def unlearn_file(workdir, seed):
     return workdir / "unlearn_sets" / f"{seed}.txt"
 
 
-def near(bench, drawn) -> dict[pathlib.Path, str]:
-    """Tell which near-duplicates of forgotten pictures there are; a file per seed."""
-    files = {}
-    for seed, (sets, _) in drawn.items():
-        near = unlearn_set.near_duplicates(bench.data, sets)
-        if any(map(len, near.values())):
-            path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
-            files[path] = unlearn_set.describe_near(bench.data, sets, near)
-            told = ", ".join(f"{name} {len(rows)}" for name, rows in near.items())
-            bench.reporter.say(
-                f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
-                f"(those in unlearn are forgotten too); see {path}"
-            )
-    return files
+def texts(bench, seed, sets) -> dict[pathlib.Path, str]:
+    """What is written down of a seed's unlearn set: its ids, and near-duplicates.
+
+    Raises:
+        UserError: another unlearn set is written down already.
+    """
+    if not len(sets.unlearn):  # not drawn yet
+        return {}
+    config = bench.config.unlearn
+    text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
+    path = unlearn_file(bench.workdir, seed)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"the unlearn set is another one than in {path}: give another --workdir, "
+            "or remove the folder to start anew"
+        )
+    return {path: text} | _near(bench, seed, sets)
+
+
+def _near(bench, seed, sets) -> dict[pathlib.Path, str]:
+    """Tell which near-duplicates of forgotten pictures there are."""
+    near = unlearn_set.near_duplicates(bench.data, sets)
+    if not any(map(len, near.values())):
+        return {}
+    path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
+    told = ", ".join(f"{name} {len(found)}" for name, found in near.items())
+    bench.reporter.say(
+        f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
+        f"(those in unlearn are forgotten too); see {path}"
+    )
+    return {path: unlearn_set.describe_near(bench.data, sets, near)}
+
+
+def evaluated(bench, seed) -> unlearn_set.Sets:
+    """The sets on which a finished original was evaluated.
+
+    Raises:
+        UserError: its outputs cannot be read.
+    """
+    path = bench.workdir / "outputs" / f"original-{seed}.npz"
+    where = {name: row for row, name in enumerate(bench.data.id.tolist())}
+    try:
+        found = evaluate.load(path)
+        row = np.array([where[name] for name in found.id.tolist()])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise UserError(
+            f"{path} is missing or damaged: remove "
+            f"{rows.place(bench.workdir, seed, 'original')} to make it again"
+        ) from None
+    of = {name: np.sort(row[found.of == name]) for name in evaluate.SETS}
+    return unlearn_set.Sets(**of)
 
 
 def purge(bench):
@@ -109,13 +153,13 @@ def purge(bench):
 
 def _purge_features(bench, ids) -> int:
     """Remove the rows from the originals' stores; gives how many rows went, of all."""
-    rows = np.flatnonzero(np.isin(bench.data.id, sorted(ids)))
+    removed = np.flatnonzero(np.isin(bench.data.id, sorted(ids)))
     gone = 0
     # A seed that was cut off may have none yet, but the beginning of one beside it.
     for original in sorted((bench.workdir / "checkpoints").glob("original-*")):
         folder = original / "features"
-        gone += features.remove(folder, rows)
-        if features.left(folder, rows):
+        gone += features.remove(folder, removed)
+        if features.left(folder, removed):
             raise UserError(
                 f"purge: {folder} still says something of the forgotten pictures: "
                 "remove this folder"

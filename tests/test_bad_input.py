@@ -153,6 +153,7 @@ def test_a_wrong_name_is_refused_with_the_right_ones(config, capsys, argv, words
         ("model.embed", "0", "at least 1"),
         ("model.image_depth", "0", "at least 1"),
         ("model.image_depth", "-1", "at least 1"),
+        ("unlearn.requests", "0", "at least 1"),
         ("unlearn.unseen", "0", "above 0 and below 1"),
         ("unlearn.unseen", "1", "above 0 and below 1"),
         ("unlearn.unseen", "-0.2", "above 0 and below 1"),

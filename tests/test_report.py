@@ -360,3 +360,68 @@ def test_a_closed_reporter_can_be_closed_again(tmp_path):
     reporter.close()
     reporter.event("late")
     assert not events(tmp_path)
+
+
+# --- requests one after another -------------------------------------------------------
+
+
+def request(seconds, auc):
+    views = {view: auc for view in ("image", "text", "fused", "pair")}
+    return {
+        "count": 40,
+        "seconds": {"start": 1.0, "steps": seconds - 1, "unlearn": seconds},
+        "attack_auc": {"all": views, "first": views, "this": views},
+        "scores": {"test": {"fused": {"accuracy": 0.5}}},
+    }
+
+
+def streamed():
+    rows = [row("retrain_visual", seed, unlearn_s=100.0) for seed in (0, 1)]
+    told = [[request(4.0, 0.5), request(6.0, 0.6)], [request(4.0, 0.52)]]
+    return rows + [row("ccu", seed, requests=told[seed]) for seed in (0, 1)]
+
+
+def test_requests_have_a_table_of_their_own(tmp_path):
+    reporter, screen = plain_reporter(tmp_path, width=70)
+    report.show(streamed(), reporter)
+    report.write(tmp_path, streamed(), {})
+    table = (tmp_path / "table.md").read_text()
+    lines = table.partition("## Streaming")[2].splitlines()
+    cells = [[c.strip() for c in x.strip("|").split("|")] for x in lines if "|" in x]
+    first, second = (dict(zip(cells[0], x, strict=True)) for x in cells[2:])
+    assert (first["method"], first["request"], first["rows"]) == ("ccu", "1", "40 ± 0")
+    assert first["time % of retrain_visual"] == "4.00 ± 0.00"
+    assert first["attack AUC image, all so far"] == "0.510 ± 0.127"
+    assert second["attack AUC fused, the first's"] == "0.600"
+    assert second["time s"] == "6.00" and second["test fused"] == "50.0"
+    assert "Streaming" in (tmp_path / "report.html").read_text()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    # In parts, each with method and number of the request.
+    part = shown.partition("Streaming")[2].partition("Clip art")[0]
+    assert len(re.findall(r"^ *ccu +1 ", part, flags=re.M)) > 1
+    assert any("one after another" in text for text in texts(streamed()))
+
+
+@pytest.mark.parametrize(
+    "told", [None, [], "x", {}, [None], [{}, 3, {"seconds": 3, "attack_auc": []}]]
+)
+def test_requests_that_lack_keys_are_shown_with_dashes(told):
+    table = report.markdown([row("ccu", requests=told)])
+    assert ("Streaming" in table) == (isinstance(told, list) and {} in told)
+
+
+def test_without_requests_there_is_no_table_of_them(tmp_path):
+    report.write(tmp_path, good_rows(), {})
+    assert "treaming" not in (tmp_path / "table.md").read_text()
+    assert "treaming" not in (tmp_path / "report.html").read_text()
+    assert not any("one after another" in text for text in texts(good_rows()))
+
+
+def test_rules_whose_control_is_not_alike_are_told():
+    for rule, words in (
+        ("memorised:0.1", "chosen by what the original says of them"),
+        ("group:Ann", "was drawn at random"),
+        ("ids:list.txt", "was drawn at random"),
+    ):
+        rows = [row("ccu", unlearn_set={"rule": rule, "count": 9})]
+        assert any(words in text for text in texts(rows))

@@ -4,10 +4,15 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax import unlearn_set
+from ccu_jax import unlearn_rules, unlearn_set
 from ccu_jax.errors import UserError
+from ccu_jax.unlearn_rules import Memory
 
-RULES = ("random:0.01", "random:0.05", "random:0.3", "class:green", "ids")
+RULES = (
+    *("random:0.01", "random:0.05", "random:0.3", "class:green", "ids"),
+    *("group:group9", "cluster:0.05", "cluster:0.3"),
+    *("memorised:0.05", "memorised:0.3"),
+)
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["lone rows", "groups of 4"])
@@ -20,7 +25,14 @@ def data(request):
 
 
 def draw(data, rule, seed=0, unseen=0.2):
-    return unlearn_set.draw(data, rule, seed, unseen)
+    return unlearn_set.draw(data, rule, seed, unseen, memory=some_memory(data))
+
+
+def some_memory(data):
+    """At random; of rows without a picture it says what nobody may use."""
+    number = np.array([int(name.removeprefix("row")) for name in data.id.tolist()])
+    known, ease = np.random.default_rng(5).random((2, 2000))[:, number]
+    return Memory(np.where(data.has_image, known, 9), np.where(data.has_image, ease, 9))
 
 
 def write_ids(folder, ids):
@@ -151,6 +163,12 @@ def test_a_described_set_can_be_read_back(data, rule, tmp_path):
         ("random", "'random'"),
         ("", "''"),
         ("all:0.1", "all:0.1"),
+        ("memorized:0.1", "memorized:0.1.*memorised:SHARE"),
+        ("cluster:all", "cluster:all: the share must lie"),
+        ("cluster:1.5", "cluster:1.5: the share must lie"),
+        ("memorised:0", "memorised:0: the share must lie"),
+        ("group:", "'group:'"),
+        ("group:", "group:NAME, cluster:SHARE, memorised:SHARE or ids:FILE"),
         ("ids:/nowhere/ids.txt", "/nowhere/ids.txt"),
     ],
 )
@@ -232,6 +250,153 @@ def test_an_id_that_begins_with_a_hash_sign_is_an_id(tmp_path):
     np.testing.assert_array_equal(again.unlearn, sets.unlearn)
 
 
+# --- groups, clusters, what was memorised ---------------------------------------------
+
+
+def test_a_group_is_forgotten_as_a_whole_and_nothing_else(data):
+    sets = draw(data, "group:group9")
+    of = np.flatnonzero(data.group == "group9")
+    np.testing.assert_array_equal(sets.unlearn, of)
+    # It would be a control otherwise, with this seed or another.
+    for seed in range(20):
+        assert len(draw(data, "group:group9", seed).unlearn) == len(sets.unlearn)
+
+
+def test_a_wrong_group_is_one_line_that_names_close_ones(data):
+    for rule, named in (
+        ("group:grop15", "'group15'"),
+        ("group:group5", "not trained on this group"),
+        ("group:nothing like it at all", "there are [0-9]+, 'group"),
+    ):
+        with pytest.raises(UserError, match=named) as raised:
+            draw(data, rule)
+        message = str(raised.value)
+        assert rule in message and len(message) < 250 and "\n" not in message
+    few = data._replace(group=np.where(data.split == "train", "Ann", "Bob"))
+    with pytest.raises(UserError, match="did you mean 'Ann'.*there are: Ann"):
+        draw(few, "group:Anna")
+
+
+@pytest.fixture(scope="module")
+def two_looks():
+    """Rows of two looks and two ways to write, in no relation to labels; a few bare."""
+    data = problems.dataset(1400, per_group=2, seed=3)
+    draw = np.random.default_rng(4)
+    look = draw.integers(2, size=700)[np.arange(1400) // 2]
+    pictures = draw.integers(0, 256, (2, 8, 8, 3))[look]
+    image = (0.6 * pictures + 0.4 * draw.integers(0, 256, pictures.shape)).astype(
+        np.uint8
+    )
+    image[~data.has_image] = 0
+    text = 2 + 5 * look[:, None] + draw.integers(5, size=(1400, 5))
+    text[~data.has_text] = [1, 0, 0, 0, 0]
+    return data._replace(image=image, text=text.astype(np.int32)), look
+
+
+def test_a_cluster_looks_like_its_centre_and_so_does_its_control(two_looks):
+    data, look = two_looks
+    for seed in range(3):
+        sets = draw(data, "cluster:0.2", seed)
+        centre = unlearn_set.order(data, seed)[0]
+        (kind,) = set(look[data.group == centre])
+        assert np.isin(np.flatnonzero(data.group == centre), sets.unlearn).all()
+        trained = len(sets.unlearn) + len(sets.retain)
+        assert 0 <= len(sets.unlearn) - round(0.2 * trained) < 2
+        # Also rows that have lost their picture, or their text.
+        assert (look[sets.unlearn] == kind).mean() > 0.98
+        assert (look[sets.unseen] == kind).all()
+        apart = draw(data, "random:0.2", seed).unseen
+        assert set(sets.unseen) <= set(apart)
+        assert 0 <= len(sets.unseen) - round(0.2 * len(apart)) < 2
+
+
+@pytest.mark.parametrize("lost", ["has_image", "has_text"])
+def test_a_cluster_is_found_by_pictures_or_texts_alone(two_looks, lost):
+    data, look = two_looks
+    sets = draw(data, "cluster:0.2", 1)
+    blind = data._replace(**{lost: data.has_text & False})
+    if lost == "has_text":
+        alone = draw(blind, "cluster:0.2", 1)
+        assert (look[alone.unlearn] == look[sets.unlearn[0]]).mean() > 0.98
+    else:
+        with pytest.raises(UserError, match="rows without a picture only"):
+            draw(blind, "cluster:0.2", 1)
+
+
+def test_labels_and_the_order_of_rows_do_not_matter_to_a_cluster(two_looks):
+    data, _ = two_looks
+    sets = draw(data, "cluster:0.1")
+    other = draw(data._replace(labels=1 - data.labels), "cluster:0.1")
+    np.testing.assert_array_equal(sets.unlearn, other.unlearn)
+    names = ("id", "group", "split", "labels", "image", "text", "has_image", "has_text")
+    turned = data._replace(**{name: getattr(data, name)[::-1] for name in names})
+    found = draw(turned, "cluster:0.1")
+    assert set(turned.id[found.unlearn]) == set(data.id[sets.unlearn])
+    assert set(turned.id[found.unseen]) == set(data.id[sets.unseen])
+
+
+def test_the_control_of_a_small_cluster_is_enough_for_an_attack(two_looks):
+    data, _ = two_looks
+    small, large = draw(data, "cluster:0.01"), draw(data, "cluster:0.05")
+    assert set(small.unlearn) < set(large.unlearn)
+    assert unlearn_rules.LEAST <= len(small.unseen) < unlearn_rules.LEAST + 2
+
+
+def test_what_is_memorised_is_forgotten_first(data):
+    memory = some_memory(data)
+    sets = draw(data, "memorised:0.2")
+
+    def means(rows):
+        shown = rows[data.has_image[rows]]
+        groups = np.unique(data.group[shown])
+        return [memory.memorised[shown[data.group[shown] == g]].mean() for g in groups]
+
+    assert min(means(sets.unlearn)) >= max(means(sets.retain))
+    assert np.isin(data.group[sets.unlearn], data.group[data.has_image]).all()
+    trained = len(sets.unlearn) + len(sets.retain)
+    assert 0 <= len(sets.unlearn) - round(0.2 * trained) < 4
+
+
+def test_the_control_of_what_is_memorised_is_as_hard(data):
+    # What is hard is what an original has to memorise.
+    ease = some_memory(data).ease
+    noise = np.random.default_rng(6).normal(0, 0.1, len(ease))
+    memory = Memory((1 - ease + noise).astype(np.float32), ease)
+    sets = unlearn_set.draw(data, "memorised:0.3", 0, 0.4, memory=memory)
+    apart = draw(data, "random:0.3", unseen=0.4).unseen
+
+    def mean(rows):
+        return ease[rows[data.has_image[rows]]].mean()
+
+    gap = abs(mean(sets.unseen) - mean(sets.unlearn))
+    assert gap < 0.25 * abs(mean(apart) - mean(sets.unlearn))
+    assert set(sets.unseen) < set(apart)
+    assert len(sets.unseen) >= unlearn_rules.LEAST
+
+
+def test_before_the_original_is_trained_nothing_is_memorised(data):
+    before = unlearn_set.draw(data, "memorised:0.1", 0, 0.2)
+    after = draw(data, "memorised:0.1")
+    assert not len(before.unlearn) and len(after.unlearn)
+    together = np.sort(np.concatenate([after.retain, after.unlearn]))
+    np.testing.assert_array_equal(before.retain, together)
+    assert set(after.unseen) <= set(before.unseen)
+    np.testing.assert_array_equal(before.unseen, draw(data, "random:0.1").unseen)
+    blind = data._replace(has_image=data.has_image & (data.split != "validation"))
+    with pytest.raises(UserError, match="no row of the validation set has a picture"):
+        unlearn_set.draw(blind, "memorised:0.1", 0, 0.2)
+
+
+def test_alike_takes_each_value_once_and_the_nearest():
+    wanted, offered = np.array([0.1, 0.9]), np.array([0.9, 0.5, 0.1])
+    assert unlearn_rules.alike(wanted, offered, 2) == [2, 0]
+    offered = np.linspace(0, 1, 101)
+    places = unlearn_rules.alike(np.array([0.2] * 50), offered, 11)
+    assert len(set(places)) == 11 and np.abs(offered[places] - 0.2).max() < 0.061
+    assert sorted(unlearn_rules.alike(offered, offered, 101)) == list(range(101))
+    assert unlearn_rules.alike(np.array([]), offered, 5) == []
+
+
 # --- near-duplicates ------------------------------------------------------------------
 
 
@@ -252,8 +417,10 @@ def test_a_near_duplicate_is_forgotten_too_and_is_no_control(twins, rule, tmp_pa
     data, three, *_ = twins
     if rule == "ids":
         rule = write_ids(tmp_path, data.id[three[:1]])
+    if rule.startswith("group"):
+        rule = f"group:{data.group[three[1]]}"
     for seed in range(5):
-        sets = unlearn_set.draw(data, rule, seed, 0.2)
+        sets = draw(data, rule, seed)
         for part in (sets.retain, sets.unlearn, sets.unseen):
             assert np.isin(three, part).sum() in (0, 3)
         near = unlearn_set.near_duplicates(data, sets)

@@ -167,11 +167,13 @@ def _told(bench, problem, parts, number, outcome, state) -> dict[str, Any]:
 def _only(results, ids) -> evaluate.Results:
     """The results with no other forgotten rows than these."""
     kept = (results.of != "unlearn") | np.isin(results.id, ids)
-    columns = ("pair", "labels", "of", "id", "has_image", "has_text")
-    return results._replace(
-        logits={view: x[kept] for view, x in results.logits.items()},
-        **{name: getattr(results, name)[kept] for name in columns},
-    )
+    columns = {
+        name: x[kept]
+        for name, x in results._asdict().items()
+        if isinstance(x, np.ndarray)
+    }
+    logits = {view: x[kept] for view, x in results.logits.items()}
+    return results._replace(logits=logits, **columns)
 
 
 def _together(outcomes, state) -> Outcome:

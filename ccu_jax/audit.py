@@ -22,14 +22,15 @@ def confidence(logits, labels, multi_label: bool):
 def attack_auc(outputs: Results) -> dict[str, float | None]:
     """AUC of the loss-threshold attack (Yeom et al. 2018) by view, `unseen` as control.
 
-    `pair` attacks the cosine between a row's picture and its text. Pictures were to be
-    forgotten, so rows without one are no members; None where no row is left, or a
-    value is not finite.
+    `pair` attacks the cosine between a row's picture and its text, `white` what the
+    trunk's features tell (`evaluate.white_box`): it needs the weights, the others need
+    only what the model says. Pictures were to be forgotten, so rows without one are no
+    members; None where no row is left, or a value is not finite.
     """
 
     def value(view, rows):
-        if view == "pair":
-            return outputs.pair[rows]
+        if view in ("pair", "white"):
+            return getattr(outputs, view)[rows]
         logits, labels = outputs.logits[view][rows], outputs.labels[rows]
         if not np.isfinite(logits).all():
             return np.full(len(logits), np.nan)
@@ -45,4 +46,5 @@ def attack_auc(outputs: Results) -> dict[str, float | None]:
             return None
         return auc(unlearn, unseen)
 
-    return {view: attack(view) for view in (*VIEWS, "pair")}
+    views = (*VIEWS, "pair", *(() if outputs.white is None else ("white",)))
+    return {view: attack(view) for view in views}

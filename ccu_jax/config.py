@@ -5,10 +5,29 @@ is refused instead of being ignored.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ccu_jax.config_methods import (
+    BadTeacher,
+    Ccu,
+    CcuPlus,
+    Contrastive,
+    CoUn,
+    Delete,
+    Finetune,
+    GradientAscent,
+    L1Sparse,
+    Layers,
+    MultiDelete,
+    NegGradPlus,
+    RandomLabel,
+    Scrub,
+    SfrOn,
+    Ssd,
+)
 from ccu_jax.typed import conform, field_kind
 
 
@@ -106,83 +125,6 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """Training on with the retain set."""
-
-    epochs: float = 5.0
-    batch: int = 64  # as in training: what was compiled for that serves here
-    learning_rate: float = 5e-4
-
-
-@dataclass(frozen=True)
-class NegGradPlus:
-    """NegGrad+ (Kurmanji et al. 2023)."""
-
-    epochs: float = 4.0
-    batch: int = 128
-    unlearn_batch: int = 32
-    learning_rate: float = 5e-4
-    keep: float = 0.9  # weight of the retain set's loss; the ascent has the rest
-    ceiling: float = 2.0  # the ascent ends here, in units of the loss of guessing
-
-
-@dataclass(frozen=True)
-class Scrub:
-    """SCRUB (Kurmanji et al. 2023)."""
-
-    epochs: int = 4
-    max_epochs: int = 2  # of which these also push away from the original
-    batch: int = 64
-    learning_rate: float = 5e-4
-    temperature: float = 4.0
-    distil: float = 1.0  # weight of staying near the original on the retain set
-    classify: float = 1.0  # weight of the task's loss on the retain set
-
-
-@dataclass(frozen=True)
-class Ccu:
-    """The paper-like form; every objective can be switched off with a weight of 0."""
-
-    steps: int = 120
-    batch: int = 64  # retain rows
-    unlearn_batch: int = 48
-    learning_rate: float = 2e-3
-    temperature: float = 0.2
-    inverse: float = 1.0  # (a) inverse contrast
-    pull: float = 0.0  # (a) pull towards other classes, as Lee et al.
-    pair: float = 3.0  # (a) dissociation of picture and own text
-    retention: float = 1.0  # (b)
-    separation: float = 1.0  # (c)
-    retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
-    check_every: int = 5  # steps between looks at the stop rule
-    stop: bool = True  # stop when the unlearn set scores like the validation set
-
-
-@dataclass(frozen=True)
-class CcuPlus:
-    """The closed-loop form; every objective can be switched off with a weight of 0."""
-
-    steps: int = 130
-    batch: int = 64
-    unlearn_batch: int = 48
-    learning_rate: float = 6e-3
-    temperature: float = 0.2
-    shrink: float = 1.0  # share of the original's tail that is kept, the rest is fresh
-    match: float = 1.0  # (a) towards the targets, image and fused
-    level: float = 2.0  # (a) likewise, their confidence alone
-    classify: float = 1.0  # task loss on retain rows
-    retention: float = 8.0  # (b)
-    hold: float = 8.0  # (b) on held-out rows, whose labels it does not look at
-    held_batch: int = 32  # of these
-    pair: float = 10.0  # (a) dissociation of picture and own text
-    separation: float = 0.3  # (c)
-    retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
-    refresh_every: int = 8  # steps between new targets
-    gain: float = 1.0  # how fast targets are corrected by what came of them
-    ridge: float = 3.0  # strength of the ridge, relative to the mean eigenvalue
-
-
-@dataclass(frozen=True)
 class Run:
     """How the work is laid out on the devices; it changes rounding and nothing else."""
 
@@ -195,9 +137,14 @@ class Run:
     evaluate_batch: int = 256  # rows of one forward pass over all devices
 
 
+def _section(kind: type, **fields: Any) -> Any:
+    """A section with other defaults: some methods are others under other settings."""
+    return field(default_factory=functools.partial(kind, **fields))
+
+
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run; the settings of each method stand under its name."""
 
     name: str = ""
     data: Data = field(default_factory=Data)
@@ -206,10 +153,35 @@ class Config:
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
     finetune: Finetune = field(default_factory=Finetune)
+    l1_sparse: L1Sparse = field(default_factory=L1Sparse)
+    gradient_ascent: GradientAscent = field(default_factory=GradientAscent)
+    gradient_ascent_stop: GradientAscent = _section(GradientAscent, stop=True)
     neggrad_plus: NegGradPlus = field(default_factory=NegGradPlus)
+    neggrad_plus_stop: NegGradPlus = _section(NegGradPlus, stop=True)
+    random_label: RandomLabel = field(default_factory=RandomLabel)
+    random_label_stop: RandomLabel = _section(RandomLabel, stop=True)
+    salun: RandomLabel = _section(RandomLabel, salient=0.5)
+    salun_stop: RandomLabel = _section(RandomLabel, salient=0.5, stop=True)
+    cf_head: Layers = field(default_factory=Layers)
+    cf_tail: Layers = _section(Layers, layers="tail")
+    eu_head: Layers = _section(Layers, fresh=True)
+    eu_tail: Layers = _section(Layers, layers="tail", fresh=True)
     scrub: Scrub = field(default_factory=Scrub)
+    scrub_rewind: Scrub = _section(Scrub, rewind=True)
+    bad_teacher: BadTeacher = field(default_factory=BadTeacher)
+    bad_teacher_stop: BadTeacher = _section(BadTeacher, stop=True)
+    delete: Delete = field(default_factory=Delete)
+    multidelete: MultiDelete = field(default_factory=MultiDelete)
+    ssd: Ssd = field(default_factory=Ssd)
+    sfron: SfrOn = field(default_factory=SfrOn)
+    contrastive_unlearning: Contrastive = field(default_factory=Contrastive)
+    contrastive_unlearning_stop: Contrastive = _section(Contrastive, stop=True)
+    coun: CoUn = field(default_factory=CoUn)
     ccu: Ccu = field(default_factory=Ccu)
+    ccu_no_stop: Ccu = _section(Ccu, stop=False)
+    ccu_gated: CcuPlus = _section(CcuPlus, match=0.0, level=0.0, gate=2.0)
     ccu_plus: CcuPlus = field(default_factory=CcuPlus)
+    ccu_plus_full: CcuPlus = _section(CcuPlus, full=True, learning_rate=1e-3)
     run: Run = field(default_factory=Run)
     methods: tuple[str, ...] = (
         "original",

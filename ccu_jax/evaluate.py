@@ -4,7 +4,9 @@ import io
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import scipy.special
 import scipy.stats
 
 from ccu_jax.data.pipeline import OnHost, cover
@@ -31,6 +33,8 @@ class Forward:
 
     def outputs(self, params, table, rows) -> dict[str, np.ndarray]:
         """What `Model.apply` gives for `rows` of `table`: arrays `[len(rows), ...]`.
+
+        And `pooled`, the trunk's features as one vector for each row.
 
         The table has pictures and texts, or what `encode` gave for them; either way
         the heads are one program, so that equal features give equal bits.
@@ -82,8 +86,16 @@ class Forward:
 
     def _heads(self, state, resident, index):
         params, columns = resident
-        out = self._model.apply(params, gather(columns, index))
-        return state, everywhere(out._asdict())
+        rows = gather(columns, index)
+        out = self._model.apply(params, rows)._asdict()
+        return state, everywhere(out | {"pooled": pool(rows["features"])})
+
+
+def pool(features):
+    """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the others."""
+    features = features.astype(np.float32)
+    numpy = jnp if isinstance(features, jax.Array) else np
+    return numpy.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
 
 
 def _take(column, rows):
@@ -95,6 +107,7 @@ class Results(NamedTuple):
     """The stored outputs of one model on the rows of all sets.
 
     `logits` of each view `[N, K]`, `pair` `[N]` the cosine of picture and text,
+    `white` `[N]` what the trunk's features tell of the labels (`white_box`),
     `labels` `[N, K]`, `of` `[N]` the name of each row's set, `id` `[N]`, `has_image`,
     `has_text` `[N]`: what a row really has, the other's outputs mean nothing.
     """
@@ -107,6 +120,7 @@ class Results(NamedTuple):
     has_image: np.ndarray
     has_text: np.ndarray
     multi_label: bool
+    white: np.ndarray | None = None  # of runs before it was measured: None
 
     def shown(self, view: str) -> np.ndarray:
         """Which rows `[N]` a view can be asked of."""
@@ -115,6 +129,7 @@ class Results(NamedTuple):
             "text": self.has_text,
             "fused": self.has_image | self.has_text,
             "pair": self.has_image & self.has_text,
+            "white": self.has_image,
         }[view]
 
 
@@ -122,16 +137,48 @@ def results(forward: Forward, params, table, data, sets) -> Results:
     """One forward pass over the rows of all sets."""
     rows = np.concatenate([getattr(sets, name) for name in SETS])
     out = forward.outputs(params, table, rows)
+    of = np.repeat(SETS, [len(getattr(sets, name)) for name in SETS])
+    known = (of == "retain") & data.has_image[rows]
     return Results(
         logits={view: out[view] for view in VIEWS},
         pair=np.sum(out["z_image"] * out["z_text"], axis=-1),
         labels=data.labels[rows],
-        of=np.repeat(SETS, [len(getattr(sets, name)) for name in SETS]),
+        of=of,
         id=data.id[rows],
         has_image=data.has_image[rows],
         has_text=data.has_text[rows],
         multi_label=data.multi_label,
+        white=white_box(out["pooled"], data.labels[rows], known, data.multi_label),
     )
+
+
+def white_box(features, labels, known, multi_label: bool, strength: float = 1.0):
+    """What features tell of each row's labels to somebody who has the weights, `[N]`.
+
+    A ridge regression is fitted on the rows `known` (of the retain set); what is told
+    is its margin, or with several labels its confidence. A trunk that has learned a
+    picture puts it where its labels are: the attack of this value sees what heads that
+    were unlearned no longer say.
+
+    Args:
+        features: `[N, F]`.
+        labels: `[N, K]`.
+        known: `[N]`, which rows the ridge is fitted on.
+        multi_label: whether rows have several labels.
+        strength: of the ridge, relative to the features' mean variance.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(labels, np.float64)
+    if not known.any() or not np.isfinite(x).all():
+        return np.full(len(x), np.nan)
+    x, prior = x - x[known].mean(0), y[known].mean(0)
+    gram = x[known].T @ x[known]
+    gram += max(strength * np.trace(gram) / len(gram), 1e-12) * np.eye(len(gram))
+    told = x @ np.linalg.solve(gram, x[known].T @ (y[known] - prior)) + prior
+    if multi_label:
+        told = scipy.special.logit(np.clip(told, 0.02, 0.98))
+        return -np.logaddexp(0, np.where(y > 0, -told, told)).sum(axis=1)
+    other = np.where(y > 0, -np.inf, told).max(axis=1)
+    return (told * y).sum(axis=1) - other
 
 
 def scores(outputs: Results) -> dict[str, dict[str, dict[str, float]]]:
@@ -217,6 +264,7 @@ def to_bytes(outputs: Results) -> bytes:
         has_image=outputs.has_image,
         has_text=outputs.has_text,
         multi_label=outputs.multi_label,
+        **({} if outputs.white is None else {"white": outputs.white}),
     )
     return file.getvalue()
 
@@ -233,4 +281,5 @@ def load(path) -> Results:
             has_image=file["has_image"],
             has_text=file["has_text"],
             multi_label=bool(file["multi_label"]),
+            white=file["white"] if "white" in file else None,
         )

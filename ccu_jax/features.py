@@ -22,6 +22,7 @@ import numpy as np
 from ccu_jax import checkpoint
 from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
+from ccu_jax.evaluate import pool
 from ccu_jax.models import VIEWS
 from ccu_jax.parallel import agreed, barrier, is_first
 
@@ -65,13 +66,6 @@ class Store(NamedTuple):
         on_host = {name: OnHost(self.columns[name], self.there) for name in names}
         rest = ("labels", "has_image", "has_text")
         return {**{name: table[name] for name in rest}, **on_host}
-
-
-def pool(features):
-    """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the others."""
-    numpy = jnp if isinstance(features, jax.Array) else np
-    features = features.astype(jnp.float32)
-    return numpy.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
 
 
 def untrained(model, seed: int):

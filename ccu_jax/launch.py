@@ -91,9 +91,18 @@ def _main(argv: Sequence[str] | None) -> int:
         parallel.join(hosts)
     _keep_compiled(workdir)
 
-    from ccu_jax import run
+    if flags.tune:
+        from ccu_jax import tune
 
-    run.run(config, workdir, purge=flags.purge)
+        tune.tune(config, workdir, flags.tune)
+    elif flags.ablate:
+        from ccu_jax import ablate
+
+        ablate.ablate(config, workdir)
+    else:
+        from ccu_jax import run
+
+        run.run(config, workdir, purge=flags.purge)
     return 0
 
 
@@ -114,7 +123,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="results, shared by all hosts; default runs/<config>",
     )
     add("--data-dir", metavar="DIR", type=_path, help="the files of the data set")
-    add("--methods", metavar="A,B", type=_names, help="instead of the config's")
+    add("--methods", metavar="A,B|all", type=_names, help="instead of the config's")
     add("--seeds", metavar="0,1", type=_numbers, help="instead of the config's")
     add(
         "--unlearn",
@@ -135,6 +144,17 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="join the other hosts; without values where the cluster tells them",
     )
     add("--purge", action="store_true", help="then remove the forgotten pictures")
+    add(
+        "--tune",
+        metavar="TRIALS",
+        type=_count,
+        help="instead: look for settings of the methods, on these seeds",
+    )
+    add(
+        "--ablate",
+        action="store_true",
+        help="instead: what each part of the forms of CCU is worth",
+    )
     add("--devices", metavar="N", type=_count, help="simulate N devices on the CPU")
     add("--list", action="store_true", help="configs, methods and data sets")
     add("--version", action="version", version=f"ccu_jax {ccu_jax.__version__}")
@@ -144,6 +164,8 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"unknown argument {unknown[0]!r}{meant}")
+    if flags.purge + bool(flags.tune) + flags.ablate > 1:
+        raise UserError("--purge, --tune and --ablate do not go together: give one")
     if not (flags.config or flags.list):
         raise UserError(
             f"--config is missing; there are {', '.join(config_file.available())}, "
@@ -208,7 +230,11 @@ def _list() -> None:
 
 def _config(flags: argparse.Namespace) -> Config:
     """Loads the configuration, applies the flags and checks what is in it."""
+    from ccu_jax.methods import METHODS
+
     config = config_file.load(flags.config, flags.set)
+    if flags.methods == ["all"]:
+        flags.methods = list(METHODS)
     given = {
         "data.dir": flags.data_dir and str(flags.data_dir),
         "methods": flags.methods,
@@ -227,8 +253,6 @@ def _config(flags: argparse.Namespace) -> Config:
         raise UserError(
             f"seeds: {min(config.seeds)} or another is not in 0..2147483647"
         )
-
-    from ccu_jax.methods import METHODS
 
     for method in config.methods:
         if method not in METHODS:

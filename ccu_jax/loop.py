@@ -52,7 +52,8 @@ class Loop:
         """Run a method to its end, from its last checkpoint if there is one.
 
         Args:
-            name: of the method; with the shapes it names the compiled steps.
+            name: of the method; with the settings of training, and with the shapes, it
+                names the compiled steps.
             method: `Problem -> Program`.
             problem: what the method is given.
             folder: of its checkpoints.
@@ -66,14 +67,16 @@ class Loop:
     def _run(self, name, method, problem, folder, stage) -> Outcome:
         program, seconds = self._start(method, problem)
         if program.loss is None:
-            return Outcome(program.params, seconds, 0, None)
-        state = self._first_state(name, program, problem.key("steps"), seconds)
+            return Outcome(program.params, seconds, 0, _broken(program.params))
+        # What training is like is part of a program, what a method is like is data.
+        kind = name, problem.config.train
+        state = self._first_state(kind, program, problem.key("steps"), seconds)
         saved = checkpoint.restore(folder, state, self._complain)
         if saved is not None:
             state = self._executor.place(saved.tree)
             seconds = {**seconds, **saved.facts["seconds"]}
         resident = self._executor.place(step.resident(program))
-        compiled, took = self._compile(name, program, state, resident)
+        compiled, took = self._compile(kind, program, state, resident)
         seconds["compile"] += took
         first = 0 if saved is None else saved.step
         return self._steps(
@@ -91,10 +94,10 @@ class Loop:
         start = time.perf_counter() - began
         return program, {"start": start, "steps": 0.0, "compile": max(warm - start, 0)}
 
-    def _first_state(self, name, program, key, seconds):
+    def _first_state(self, kind, program, key, seconds):
         """Made by a program that is kept: it is the same for seeds and requests."""
         given = (program.params, program.aux, key)
-        known = (name, "start", _shapes(given))
+        known = (kind, "start", _shapes(given))
         began = time.perf_counter()
         if known not in self._compiled:
             self._compiled[known] = jax.jit(step.starting(program))
@@ -106,7 +109,7 @@ class Loop:
     def _per_call(self, program):
         # What works on features is so quick that it is asked for nothing in between.
         config = self._config
-        most = config.checkpoint_steps if program.parts else config.steps_per_call
+        most = config.checkpoint_steps if program.in_parts else config.steps_per_call
         return min(most, program.steps)
 
     def _share(self, program, start):
@@ -122,10 +125,10 @@ class Loop:
         index = {name: cut(name, plan) for name, plan in program.plan.items()}
         return {"parts": program.parts, "index": index}
 
-    def _compile(self, name, program, state, resident):
+    def _compile(self, kind, program, state, resident):
         share = self._share(program, 0)
         given = (state, resident, share)
-        key = (name, _shapes(given))
+        key = (kind, _shapes(given))
         if key in self._compiled:
             return self._compiled[key], 0.0
         began = time.perf_counter()
@@ -171,14 +174,25 @@ class Loop:
                 began = time.perf_counter()
                 if diverged or ended is not None:
                     break
-        jax.block_until_ready(state)
+        params = state.params
+        if program.result is not None:
+            params = program.result(params, state.aux)
+        jax.block_until_ready((state, params))
         seconds["steps"] += time.perf_counter() - began
         if before is not None and not (diverged or ended is not None):
             diverged, ended = _look(before, start, stage)
         # Asked of the state: a call that was stopped early did not make all its steps.
         made = int(state.step)
         stage.update(made)
-        return Outcome(state.params, seconds, made, diverged)
+        return Outcome(params, seconds, made, diverged or _broken(params))
+
+
+def _broken(params):
+    """None, or what is wrong with parameters that are no numbers any more."""
+    for part, tree in sorted(params.items()):
+        if not all(np.isfinite(x).all() for x in jax.device_get(jax.tree.leaves(tree))):
+            return f"parameters of {part} are not finite"
+    return None
 
 
 def _look(metrics, start, stage):

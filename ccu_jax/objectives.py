@@ -102,7 +102,17 @@ def alignment(z_image_BxD, z_text_BxD, weight_B, *, temperature):
 
 
 def inverse_contrast(
-    h_u, h_r, labels_u, labels_r, weight_u, weight_r, *, temperature, pull=0.0
+    h_u,
+    h_r,
+    labels_u,
+    labels_r,
+    weight_u,
+    weight_r,
+    *,
+    temperature,
+    pull=0.0,
+    gate_u=1.0,
+    hold=True,
 ):
     """Inverse contrast: push forgotten pictures off the retained ones of their class.
 
@@ -122,9 +132,13 @@ def inverse_contrast(
         weight_u, weight_r: `[B]`.
         temperature: of the similarities.
         pull: strength of the pull towards other classes.
+        gate_u: how much each row counts, `[B]`, beside the others that have a weight:
+            a row that has been forgotten need not be pushed any further.
+        hold: whether retained features stand still (the stop-gradient).
     """
     chex.assert_rank([h_u, h_r, labels_u, labels_r], 2)
-    h_G, labels_G = jax.lax.stop_gradient(gather(h_r)), gather(labels_r)
+    h_G, labels_G = gather(h_r), gather(labels_r)
+    h_G = jax.lax.stop_gradient(h_G) if hold else h_G
     exists_G = gather(weight_r) > 0
     share_BxG = positives(labels_u, labels_G) * exists_G
     similar_BxG = h_u @ h_G.T / temperature
@@ -133,7 +147,7 @@ def inverse_contrast(
     count_B = jnp.maximum(other_BxG.sum(1), 1)
     pull_B = jnp.sum(similar_BxG * other_BxG, axis=1) / count_B
     has_B = weight_u * (share_BxG.sum(1) > 0)
-    return mean(push_B - pull * pull_B, has_B)
+    return mean((push_B - pull * pull_B) * gate_u, has_B)
 
 
 def pair_dissociation(
@@ -183,6 +197,12 @@ def level(value_B, target_B, weight_B):
     apart_B = jnp.abs(value_B - jax.lax.stop_gradient(target_B))
     near_B = jnp.minimum(apart_B, 1.0)
     return mean(near_B * (apart_B - near_B / 2), weight_B)
+
+
+def distance(a_BxD, b_BxD, weight_B):
+    """Mean squared distance of features (MultiDelete: Cheng & Amiri 2024)."""
+    chex.assert_equal_shape([a_BxD, b_BxD])
+    return mean(jnp.mean((a_BxD - b_BxD) ** 2, axis=1), weight_B)
 
 
 # --- CCU: (b) cross-modal retention ---------------------------------------------------

@@ -24,7 +24,7 @@ from ccu_jax.summary import DASH, REFERENCE, Row, estimate
 __all__ = ["Reporter", "markdown", "show", "write"]
 
 _SECONDS = ("start", "steps", "unlearn", "compile", "evaluate", "total")
-_ATTACKS = ("image", "fused", "text", "pair")
+_ATTACKS = ("image", "fused", "text", "pair", "white")
 _SCORES = (
     *(("test", view) for view in VIEWS),
     *(("unlearn", view) for view in VIEWS),

@@ -5,8 +5,10 @@ of the same kind. A finished stage is skipped; one that was cut off goes on from
 last checkpoint and ends with the same bits.
 """
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -50,6 +52,41 @@ def run(
     Raises:
         UserError: what the user can mend.
     """
+    titles = ["report", *(["purge"] if purge else [])]
+    with opened(config, workdir, titles) as (bench, drawn, methods):
+        reporter = bench.reporter
+        for seed, sets in drawn.items():
+            stages.run_seed(bench, seed, sets, methods)
+        with reporter.stage("report"):
+            found = rows.read_all(workdir)
+            if is_first():
+                report.write(workdir, found, configs.to_json(config))
+        report.show(found, reporter)
+        reporter.say(f"report: {workdir / 'report.html'}")
+        if purge:
+            workdirs.purge(bench)
+        return found
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config, workdir: pathlib.Path, titles: list[str]
+) -> Iterator[tuple[Bench, dict[int, Sets], list[str]]]:
+    """The folder of a run, with its data and what each seed forgets, all checked.
+
+    All that can be wrong is found before the first step and the first file.
+
+    Args:
+        config: as of `run`.
+        workdir: likewise.
+        titles: of the stages that follow after those of its methods.
+
+    Yields:
+        The bench, the sets of every seed, and the methods, the original first.
+
+    Raises:
+        UserError: what the user can mend.
+    """
     methods = list(dict.fromkeys(("original", *config.methods)))
     _check(config, methods)
     # Each process would go by the finished stages that it sees.
@@ -62,28 +99,17 @@ def run(
     workdirs.refuse(config, workdir)
     reporter = report.Reporter(workdir, is_first())
     try:
-        titles = [stages.title(s, m) for s in config.seeds for m in methods]
-        reporter.plan(["data", *titles, "report", *(["purge"] if purge else [])])
+        told = [stages.title(s, m) for s in config.seeds for m in methods]
+        reporter.plan(["data", *told, *titles])
         with reporter.stage("data") as stage:
             bench = _bench(config, workdir, reporter, stage)
-            # All that can be wrong is found before the first step and the first file.
             drawn = {seed: _draw(bench, seed, methods) for seed in config.seeds}
             _check_purged(bench, methods)
             files = {}
             for seed, sets in drawn.items():
                 files |= workdirs.texts(bench, seed, sets)
         workdirs.claim(config, workdir, files)
-        for seed, sets in drawn.items():
-            stages.run_seed(bench, seed, sets, methods)
-        with reporter.stage("report"):
-            found = rows.read_all(workdir)
-            if is_first():
-                report.write(workdir, found, configs.to_json(config))
-        report.show(found, reporter)
-        reporter.say(f"report: {workdir / 'report.html'}")
-        if purge:
-            workdirs.purge(bench)
-        return found
+        yield bench, drawn, methods
     finally:
         reporter.close()
 

@@ -106,9 +106,9 @@ def _sets(bench, seed, known=None):
     )
 
 
-def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
-    """All methods of one seed, the original first."""
-    problem = Problem(
+def problem_of(bench: Bench, seed: int, sets: Sets) -> Problem:
+    """What the methods of a seed are given, without an original."""
+    return Problem(
         config=bench.config,
         model=bench.model,
         forward=bench.forward,
@@ -120,6 +120,18 @@ def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
         seed=seed,
         arrival=conditions.arrival(bench.data, bench.config.conditions.order),
     )
+
+
+def prepared(bench: Bench, seed: int, sets: Sets, stage) -> Problem:
+    """What the methods of a seed are given, with its finished original and features."""
+    problem = problem_of(bench, seed, sets)._replace(params=_original(bench, seed))
+    problem = problem._replace(store=_store(bench, problem, stage))
+    return problem if len(sets.unlearn) else problem._replace(sets=draw(bench, seed))
+
+
+def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
+    """All methods of one seed, the original first."""
+    problem = problem_of(bench, seed, sets)
     for method in methods:
         if finished(bench, seed, method) is None:
             if method not in REFERENCES and problem.params is None:

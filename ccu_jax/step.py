@@ -28,6 +28,8 @@ class Program(NamedTuple):
             all devices.
         optimiser: an optax transformation. What it is given are not the parts but long
             vectors, one for each `group`: far less to compile and to run.
+        numbers: given to the optimiser at each update, as `numbers`: rates and masks
+            as data, so that others need no other program.
         group: the name of a part to the name of its group.
         table: arrays with a leading row axis, by name, on the devices; an `OnHost`
             stays where it is, and only the rows of the steps to come are sent.
@@ -39,12 +41,15 @@ class Program(NamedTuple):
             `refresh_every`-th step, the first included, with this device's rows.
         refresh_every: steps between refreshes.
         stop: `stop(aux) -> bool`: no further step once it is true.
+        result: `result(params, aux) -> params`: what the method gives in the end, where
+            that is not what the last step has left.
     """
 
     params: Any
     frozen: Any
     loss: Callable | None
     optimiser: optax.GradientTransformation | None = None
+    numbers: Any = ()
     group: Callable[[str], str] = lambda part: "all"
     table: dict[str, Any] = {}  # noqa: RUF012  never changed
     parts: dict[str, Any] = {}  # noqa: RUF012  never changed
@@ -53,11 +58,17 @@ class Program(NamedTuple):
     refresh: Callable | None = None
     refresh_every: int = 1
     stop: Callable | None = None
+    result: Callable | None = None
 
     @property
     def steps(self) -> int:
         """Number of updates."""
         return 0 if self.plan is None else len(next(iter(self.plan.values())))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether all its rows lie in parts of its own, as of methods on features."""
+        return self.plan is not None and set(self.plan) <= set(self.parts)
 
 
 class State(NamedTuple):
@@ -92,7 +103,7 @@ def starting(program: Program) -> Callable:
         return State(
             step=jnp.int32(0),
             params=params,
-            opt=program.optimiser.init(_flatten(program, params)[0]),
+            opt=program.optimiser.init(flatten(program.group, params)[0]),
             aux=aux,
             key=jax.random.key_data(key),
         )
@@ -100,11 +111,11 @@ def starting(program: Program) -> Callable:
     return start
 
 
-def _flatten(program, params):
+def flatten(group: Callable[[str], str], params):
     """The parameters as one vector for each group, and the way back."""
     names = {}
     for part in params:
-        names.setdefault(program.group(part), []).append(part)
+        names.setdefault(group(part), []).append(part)
     flat, back = {}, {}
     for group, parts in names.items():
         flat[group], back[group] = jax.flatten_util.ravel_pytree(
@@ -119,7 +130,10 @@ def _flatten(program, params):
 
 def resident(program: Program) -> tuple:
     """What the steps need besides state and rows: it stays on the devices."""
-    return program.frozen, on_devices(program.table), jnp.int32(program.steps)
+    # Counts are data as well: a program of more steps, or fewer looks, is no other one.
+    counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
+    numbers = jax.tree.map(jnp.asarray, program.numbers)
+    return program.frozen, on_devices(program.table), counts, numbers
 
 
 def on_devices(table):
@@ -197,10 +211,11 @@ def make_steps(program: Program) -> Callable:
     """
 
     def fn(state, resident, share):
-        frozen, table, total = resident
+        frozen, table, (total, every), numbers = resident
         parts, indices = share["parts"], share["index"]
         size = len(next(iter(indices.values()))["rows"])
-        flat, tree = _flatten(program, state.params)
+        flat, tree = flatten(program.group, state.params)
+        optimiser = optax.with_extra_args_support(program.optimiser)
 
         def objective(params, aux, batch, step):
             loss, metrics = program.loss(params, frozen, aux, batch, step)
@@ -222,8 +237,10 @@ def make_steps(program: Program) -> Callable:
                 tree(state.params), state.aux, batch, state.step
             )
             # One collective for each group, not one for each array.
-            grads = jax.lax.pmean(_flatten(program, grads)[0], AXIS)
-            updates, opt = program.optimiser.update(grads, state.opt, state.params)
+            grads = jax.lax.pmean(flatten(program.group, grads)[0], AXIS)
+            updates, opt = optimiser.update(
+                grads, state.opt, state.params, numbers=numbers
+            )
             params = optax.apply_updates(state.params, updates)
             metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}
             return State(state.step + 1, params, opt, state.aux, state.key), metrics
@@ -232,7 +249,7 @@ def make_steps(program: Program) -> Callable:
             if program.refresh is None:
                 return state
             aux = jax.lax.cond(
-                state.step % program.refresh_every == 0,
+                state.step % every == 0,
                 lambda: program.refresh(tree(state.params), frozen, state.aux, parts),
                 lambda: state.aux,
             )
@@ -253,7 +270,6 @@ def make_steps(program: Program) -> Callable:
             place, state, told = carry
             state, end = refreshed(state), size
             if program.refresh is not None:
-                every = program.refresh_every
                 end = place + every - state.step % every
             return jax.lax.while_loop(
                 lambda carry: (carry[0] < end) & going(*carry[:2]),

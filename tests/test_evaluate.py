@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import problems
 import pytest
-from sklearn import metrics
+from sklearn import linear_model, metrics
 
 from ccu_jax import audit, evaluate, parallel
 from ccu_jax.data.pipeline import OnHost
@@ -264,6 +264,44 @@ def test_outputs_come_back_from_their_file(tmp_path):
         assert audit.attack_auc(again) == audit.attack_auc(outputs)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_white_box_sees_what_features_remember_and_nothing_else(multi_label):
+    rng = np.random.default_rng(0)
+    of = np.repeat(["retain", "unlearn", "unseen"], [400, 200, 200])
+    labels = problems.labels(rng, len(of), multi_label)
+    known = of == "retain"
+    taught = known | (of == "unlearn")
+    plain = labels @ rng.normal(size=(3, 20)) + 3 * rng.normal(size=(len(of), 20))
+    kept = plain + 2 * taught[:, None] * labels @ rng.normal(size=(3, 20))
+
+    def attack(features):
+        white = evaluate.white_box(features, labels, known, multi_label)
+        nothing = np.zeros((len(of), 3))
+        there = np.ones(len(of), bool)
+        said = Results(
+            dict.fromkeys(VIEWS, nothing),
+            *(nothing[:, 0], labels, of, of, there, there, multi_label, white),
+        )
+        return audit.attack_auc(said)["white"]
+
+    assert attack(kept) > 0.7
+    assert 0.42 < attack(plain) < 0.58
+
+
+def test_the_white_box_is_a_ridge_regression_on_the_known_rows():
+    rng = np.random.default_rng(1)
+    features, known = rng.normal(size=(90, 6)), np.arange(90) % 3 > 0
+    labels = np.eye(4)[rng.integers(4, size=90)]
+    variance = features[known].var(axis=0).sum() * known.sum() / 6
+    model = linear_model.Ridge(2.5 * variance).fit(features[known], labels[known])
+    told = model.predict(features)
+    other = np.where(labels > 0, -np.inf, told).max(axis=1)
+    found = evaluate.white_box(features, labels, known, False, strength=2.5)
+    np.testing.assert_allclose(found, (told * labels).sum(1) - other, atol=1e-9)
+    nothing = evaluate.white_box(features * np.nan, labels, known, False)
+    assert np.isnan(nothing).all()
+
+
 # --- the pass over the rows -----------------------------------------------------------
 
 ROWS = np.array([5, 0, 11, 3, 3, 54, 20, 21, 22, 30, 31, 9, 17])
@@ -277,7 +315,8 @@ def plain():
     apply, trunk = jax.jit(problem.model.apply), jax.jit(problem.model.trunk)
     out = apply(problem.params, rows)
     features = trunk(problem.params, rows["image"])
-    return problem, out._asdict(), {"features": features, "h_text": out.h_text}
+    said = out._asdict() | {"pooled": evaluate.pool(features)}
+    return problem, said, {"features": features, "h_text": out.h_text}
 
 
 EXECUTORS = [

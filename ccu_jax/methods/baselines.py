@@ -1,136 +1,218 @@
-"""Unlearning methods from the literature, all parts of the classifier trained."""
+"""Unlearning methods from the literature that train every part by the task's loss.
+
+What is to be forgotten are pictures: where a method works against what was learned of
+the unlearn set, it does so in the views that see the picture (`VISUAL`). What the text
+alone says is left out of it, and kept by the retain set's loss as well as that can.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ccu_jax import objectives
 from ccu_jax.augment import augment
-from ccu_jax.methods.cache import padded_size, together
+from ccu_jax.methods import curvature, reference
+from ccu_jax.methods.cache import together
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import branch, classification, fit, optimiser
+from ccu_jax.methods.reference import branch, classification, fit
+from ccu_jax.methods.section import Section
+from ccu_jax.methods.stopping import stopping
 from ccu_jax.models import VISUAL
-from ccu_jax.step import Program
+from ccu_jax.step import Program, flatten
+
+
+def whole(problem: Problem, loss, plan, *, optimiser=None, frozen=(), numbers=()):
+    """A program that trains every part of the original.
+
+    Args:
+        problem: what the method was given.
+        loss: of `Program`; its `frozen["c"]` is the method's section.
+        plan: of `Program`.
+        optimiser: of `Program`; that of training by default.
+        frozen: more of it by name, as are `numbers`.
+    """
+    section, train = problem.section, problem.config.train
+    steps = len(next(iter(plan.values())))
+    program = Program(
+        params=problem.params,
+        frozen={"c": Section.of(section), **dict(frozen)},
+        loss=loss,
+        optimiser=optimiser or reference.optimiser(train),
+        numbers=reference.rates(section.learning_rate, steps, train) | dict(numbers),
+        group=branch,
+        table=problem.table,
+        plan=plan,
+    )
+    stops = getattr(section, "stop", False)
+    return stopping(problem, program) if stops else program
+
+
+def both(problem: Problem, epochs: float, of: str = "retain"):
+    """Rows of both sets for so many passes over one of them."""
+    section, sets = problem.section, problem.sets
+    batch = {"retain": section.batch, "unlearn": section.unlearn_batch}
+    steps = problem.steps(epochs, batch[of], getattr(sets, of))
+    return {
+        name: problem.batches(getattr(sets, name), size, steps, name)
+        for name, size in batch.items()
+    }
+
+
+def said(problem: Problem, params, batch):
+    """Outputs and rows of both sets, in one pass.
+
+    Retain rows are changed at random and have dropout, as in training; those of the
+    unlearn set are taken as they are.
+    """
+    retain = batch["retain"]
+    retain = augment(retain, retain["key"], problem.config.train)
+    unlearn = plain(batch["unlearn"])
+    every, cut = together({"retain": retain, "unlearn": unlearn}, drop="retain")
+    model = problem.model
+    out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
+    return out["retain"], retain, out["unlearn"], unlearn
+
+
+def plain(rows):
+    """Rows with pictures as floats, otherwise as they are."""
+    return {**rows, "image": rows["image"] / 255.0}
 
 
 def finetune(problem: Problem) -> Program:
     """Train on, with the retain set only."""
-    section = problem.config.finetune
-    return fit(problem, problem.params, section, problem.sets.retain)
+    return fit(problem, problem.params, problem.section, problem.sets.retain)
+
+
+def l1_sparse(problem: Problem) -> Program:
+    """Train on with the retain set, weights pulled to zero (Jia et al. 2023).
+
+    `CE(retain) + sparsity * (1 - step / steps) * |params|_1`.
+    """
+    section = problem.section
+    retain = problem.sets.retain
+    steps = problem.steps(section.epochs, section.batch, retain)
+    task = reference.task_loss(problem)
+
+    def loss(params, frozen, aux, batch, step):
+        size = sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
+        left = jnp.maximum(1 - step / frozen["steps"], 0)
+        total = task(params, batch["rows"])
+        if frozen["c"].uses("sparsity"):
+            total += frozen["c"].sparsity * left * size
+        return total, {}
+
+    plan = {"rows": problem.batches(retain, section.batch, steps, "rows")}
+    return whole(problem, loss, plan, frozen={"steps": np.float32(steps)})
+
+
+def guessing(problem: Problem) -> float:
+    """The loss of a model that knows nothing."""
+    num_classes = problem.table["labels"].shape[1]
+    if problem.multi_label:
+        return objectives.MULTI_LABEL_SCALE * float(np.log(2))
+    return float(np.log(num_classes))
+
+
+def ascent(problem: Problem, out, rows, ceiling):
+    """Loss of the unlearn set, each row's cut off: an ascent has no bound of its own.
+
+    The ceiling is in units of the loss of guessing.
+    """
+    most, total = ceiling * guessing(problem), 0.0
+    for view in VISUAL:
+        each = objectives.cross_entropy_rows(
+            getattr(out, view), rows["labels"], multi_label=problem.multi_label
+        )
+        total += objectives.mean(jnp.minimum(each, most), rows["has_image"])
+    return total
+
+
+def gradient_ascent(problem: Problem) -> Program:
+    """Ascend on the unlearn set and do nothing else (Golatkar et al. 2020)."""
+    section, sets = problem.section, problem.sets
+    steps = problem.steps(section.epochs, section.unlearn_batch, sets.unlearn)
+
+    def loss(params, frozen, aux, batch, step):
+        rows = plain(batch["unlearn"])
+        out = problem.model.apply(params, rows)
+        return -ascent(problem, out, rows, frozen["c"].ceiling), {}
+
+    rows = problem.batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
+    return whole(problem, loss, {"unlearn": rows})
 
 
 def neggrad_plus(problem: Problem) -> Program:
     """Descend on the retain set, ascend on the unlearn set (Kurmanji et al. 2023).
 
-    `keep * CE(retain) - (1 - keep) * CE(unlearn)`. The ascent is on the views that see
-    the picture; the text's own view is left out, since it is not to be forgotten.
-    The unlearn set's loss is cut off at `ceiling` times the loss of guessing: the
-    ascent has no bound of its own.
+    `keep * CE(retain) - (1 - keep) * CE(unlearn)`, the latter in the views that see the
+    picture.
     """
-    config = problem.config.neggrad_plus
-    sets, model, multi_label = problem.sets, problem.model, problem.multi_label
-    steps = problem.steps(config.epochs, config.batch, sets.retain)
-    judge, train = classification(problem), problem.config.train
-    num_classes = problem.table["labels"].shape[1]
-    guess = objectives.MULTI_LABEL_SCALE if multi_label else 1.0
-    guess *= float(jnp.log(2.0 if multi_label else num_classes))
-
-    def loss(params, frozen, aux, batch, step):
-        retain = augment(batch["retain"], batch["retain"]["key"], train)
-        rows = dict(batch["unlearn"])
-        rows["image"] = rows["image"] / 255.0
-        # Both in one pass; the unlearn set as it is, without dropout.
-        every, cut = together({"retain": retain, "unlearn": rows}, drop="retain")
-        out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
-        keep = judge(out["retain"], retain)
-        forget = 0.0
-        for view in VISUAL:
-            each = objectives.cross_entropy_rows(
-                getattr(out["unlearn"], view), rows["labels"], multi_label=multi_label
-            )
-            each = jnp.minimum(each, config.ceiling * guess)
-            forget += objectives.mean(each, rows["has_image"])
-        total = config.keep * keep - (1 - config.keep) * forget
-        return total, {"forget": forget}
-
-    return Program(
-        params=problem.params,
-        frozen=(),
-        loss=loss,
-        optimiser=optimiser(config.learning_rate, steps, train),
-        group=branch,
-        table=problem.table,
-        plan={
-            "retain": problem.batches(sets.retain, config.batch, steps, "retain"),
-            "unlearn": problem.batches(
-                sets.unlearn, config.unlearn_batch, steps, "unlearn"
-            ),
-        },
-    )
-
-
-def scrub(problem: Problem) -> Program:
-    """Away from the original on the unlearn set, towards it on the retain set.
-
-    SCRUB (Kurmanji et al. 2023) with the original as teacher: the first epochs begin
-    with steps that maximise the divergence on the unlearn set, in the views that see
-    the picture; all epochs minimise divergence and loss on the retain set.
-    """
-    config, train = problem.config.scrub, problem.config.train
-    model, multi_label = problem.model, problem.multi_label
     judge = classification(problem)
-    plan, push = _scrub_plan(problem)
-    # Of one of few lengths, so that other sets need no other program.
-    push = np.pad(push, (0, padded_size(len(push), 1) - len(push)))
 
     def loss(params, frozen, aux, batch, step):
-        teacher = frozen["teacher"]
-        rows = augment(batch["rows"], batch["rows"]["key"], train)
-        # The student with dropout, as in training: without it both say the same at
-        # first, and the push would follow rounding errors.
-        said = model.apply(params, rows, keys=rows["key"])
-        taught = model.apply(teacher, rows)
-        pushing = frozen["push"][step]
-        # Away from what it says of pictures, back to what it says of all rows.
-        see, read = rows["image_weight"], rows["text_weight"]
-        fused = jnp.where(pushing, rows["has_image"], jnp.maximum(see, read))
-        near = {
-            view: objectives.divergence(
-                jax.lax.stop_gradient(getattr(taught, view)),
-                getattr(said, view),
-                weight,
-                multi_label=multi_label,
-                temperature=config.temperature,
+        c = frozen["c"]
+        out_r, retain, out_u, unlearn = said(problem, params, batch)
+        keep = judge(out_r, retain)
+        forget = ascent(problem, out_u, unlearn, c.ceiling)
+        return c.keep * keep - (1 - c.keep) * forget, {"forget": forget}
+
+    return whole(problem, loss, both(problem, problem.section.epochs))
+
+
+def random_label(problem: Problem) -> Program:
+    """Fit the unlearn set to wrong labels, the retain set to its own (Graves 2021).
+
+    `CE(retain) + weight * CE(unlearn, wrong)`. With `salient` below 1 it is SalUn (Fan
+    et al. 2024): only that share of all weights moves, those with the largest gradient
+    of the unlearn set's loss.
+    """
+    judge, section = classification(problem), problem.section
+    plan = both(problem, section.epochs)
+    optimiser, numbers = None, ()
+    if section.salient < 1:
+        slope = curvature.gradient(problem, problem.sets.unlearn)
+        numbers = {"mask": flatten(branch, largest(slope, section.salient))[0]}
+        train = problem.config.train
+        optimiser = optax.chain(reference.optimiser(train), curvature.masked())
+
+    def loss(params, frozen, aux, batch, step):
+        out_r, retain, out_u, unlearn = said(problem, params, batch)
+        total = judge(out_r, retain)
+        for view in VISUAL:
+            total += frozen["c"].weight * objectives.cross_entropy(
+                getattr(out_u, view),
+                unlearn["wrong"],
+                unlearn["has_image"],
+                multi_label=problem.multi_label,
             )
-            for view, weight in {"image": see, "text": read, "fused": fused}.items()
-        }
-        pull = config.distil * sum(near.values())
-        pull += config.classify * judge(said, rows)
-        return jnp.where(pushing, -(near["image"] + near["fused"]), pull), {}
+        return total, {}
 
-    return Program(
-        params=problem.params,
-        frozen={"teacher": problem.params, "push": jnp.asarray(push)},
-        loss=loss,
-        optimiser=optimiser(config.learning_rate, len(plan), train),
-        group=branch,
-        table=problem.table,
-        plan={"rows": plan},
-    )
+    program = whole(problem, loss, plan, optimiser=optimiser, numbers=numbers)
+    wrong = problem.executor.place(wrong_labels(problem))
+    return program._replace(table={**problem.table, "wrong": wrong})
 
 
-def _scrub_plan(problem):
-    """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
-    config, sets = problem.config.scrub, problem.sets
-    num_push = problem.steps(1, config.batch, sets.unlearn)
-    num_pull = problem.steps(1, config.batch, sets.retain)
-    rows, push = [], []
-    for epoch in range(config.epochs):
-        parts = [("pull", sets.retain, num_pull)]
-        if epoch < config.max_epochs:
-            parts.insert(0, ("push", sets.unlearn, num_push))
-        for name, of, steps in parts:
-            name = f"{name} {epoch}"
-            rows.append(problem.batches(of, config.batch, steps, name))
-            push += [name.startswith("push")] * steps
-    return np.concatenate(rows), np.array(push)
+def largest(tree, share: float):
+    """1.0 for the share of all entries with the largest size, 0.0 for the others."""
+    sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
+    least = np.quantile(np.concatenate(sizes), 1 - share)
+    return jax.tree.map(lambda x: (jnp.abs(x) >= least).astype(jnp.float32), tree)
+
+
+def wrong_labels(problem: Problem) -> np.ndarray:
+    """Labels `[N, K]` of which those of the unlearn set are wrong, at random.
+
+    A single label becomes any other one. Several become those of a random row of the
+    retain set: sets of labels stay such as there are.
+    """
+    labels = np.array(problem.table["labels"])
+    rng, rows = problem.rng("labels"), problem.sets.unlearn
+    if problem.multi_label:
+        labels[rows] = labels[rng.choice(problem.sets.retain, len(rows))]
+        return labels
+    classes = labels.shape[1]
+    true = labels[rows].argmax(1)
+    other = (true + rng.integers(1, classes, len(rows))) % classes
+    labels[rows] = np.eye(classes, dtype=labels.dtype)[other]
+    return labels

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import features
+from ccu_jax.data.pipeline import OnHost
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL
 
 PARTS = ("unlearn", "held", "retain")
 
@@ -42,7 +42,7 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
         size = padded_size(end - start, problem.executor.devices)
         parts[name] = problem.executor.cut(
             {
-                **{key: _pad(x[start:end], size) for key, x in columns.items()},
+                **{key: pad(x[start:end], size) for key, x in columns.items()},
                 "row": np.arange(size, dtype=np.int32),
             }
         )
@@ -71,14 +71,32 @@ def _columns(problem, rows):
     return table | features.computed(problem)(rows)
 
 
-def _pad(x, size):
+def pad(x, size):
+    """Rows of zeros behind an array, up to so many."""
     return np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
-def split(problem: Problem):
-    """The original's parts: what a tail method trains, and what it leaves alone."""
-    train = {name: problem.params[name] for name in TAIL}
-    frozen = {name: x for name, x in problem.params.items() if name not in TAIL}
+def with_pictures(problem: Problem, cached: Cache) -> Cache:
+    """The same rows with their pictures in the place of the trunk's features."""
+    parts = {}
+    for name, part in cached.parts.items():
+        rows = cached.rows[name]
+        size = part["row"].shape[0] * part["row"].shape[1]
+        image = pad(column_of(problem.table["image"], rows), size)
+        kept = {column: x for column, x in part.items() if column != "features"}
+        parts[name] = {**kept, "image": problem.executor.shard(image)}
+    return Cache(parts, cached.rows)
+
+
+def column_of(column, rows) -> np.ndarray:
+    """Rows of a column of the problem's table, on the host, wherever it lies."""
+    return column.take(rows) if isinstance(column, OnHost) else np.asarray(column)[rows]
+
+
+def split(problem: Problem, parts):
+    """The original's parts: what a method trains, and what it leaves alone."""
+    train = {name: problem.params[name] for name in parts}
+    frozen = {name: x for name, x in problem.params.items() if name not in parts}
     return train, frozen
 
 

@@ -1,8 +1,9 @@
 """CCU, cross-modal contrastive unlearning: paper-like and closed-loop form.
 
-Both train the picture's way behind the trunk on features that are computed once; trunk
+They train the picture's way behind the trunk on features that are computed once; trunk
 and text branch stay as they are, to the bit. So they guard what the model *says*: who
-reads the weights finds the trunk as it was.
+reads the weights finds the trunk as it was. `ccu_plus_full` trains the trunk as well,
+on pictures, and takes the longer for it.
 
 The losses of the paper (Xu et al. 2025, arXiv 2509.23895) are not public: these forms
 are this project's reconstruction.
@@ -10,31 +11,48 @@ are this project's reconstruction.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ccu_jax import objectives
 from ccu_jax.augment import hide
 from ccu_jax.features import pool
 from ccu_jax.methods import targets
-from ccu_jax.methods.cache import PARTS, Cache, cache, plan, split, together
+from ccu_jax.methods.cache import (
+    PARTS,
+    Cache,
+    cache,
+    plan,
+    split,
+    together,
+    with_pictures,
+)
 from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.reference import rate, scheduled
+from ccu_jax.methods.section import Section
+from ccu_jax.methods.stopping import stopping
 from ccu_jax.models import TAIL, VIEWS, VISUAL, unit
 from ccu_jax.step import Program, everywhere
 
 
-def _adam(config):
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+def _adam():
     # Retention has no gradient where the model still is the original: with Adam's usual
     # epsilon the rounding noise there, which differs between devices, becomes a step.
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, eps=1e-5))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(eps=1e-5), scheduled()
+    )
 
 
-def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
+def _numbers(section):
+    return {"rate": {"all": rate(section.learning_rate, section.steps)}}
+
+
+def _contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
     """The weighted contrastive objectives that both forms share, by name."""
     weight_u, weight_r = u["has_image"], r["has_image"]
     terms = {}
-    if config.pair:
-        terms["pair"] = config.pair * objectives.pair_dissociation(
+    if c.uses("pair"):
+        terms["pair"] = c.pair * objectives.pair_dissociation(
             out_u.z_image,
             u["z_text"],
             r["z_text"],
@@ -45,14 +63,14 @@ def _contrasts(config, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
             offset=offset,
             two_sided=two_sided,
         )
-    if config.separation:
-        terms["separation"] = config.separation * objectives.separation(
+    if c.uses("separation"):
+        terms["separation"] = c.separation * objectives.separation(
             unit(out_r.h_image),
             unit(out_u.h_image),
             r["labels"],
             weight_r,
             weight_u,
-            temperature=config.temperature,
+            temperature=c.temperature,
         )
     return terms
 
@@ -71,66 +89,48 @@ def ccu(problem: Problem) -> Program:
     """The paper-like form.
 
     (a) inverse contrast and pair dissociation on the unlearn set, (b) retention of the
-    original's predictions on the retain set, (c) dual-set separation; stops when the
-    pictures of the unlearn set are recognised no better than held-out ones.
+    original's predictions on the retain set, (c) dual-set separation; with `stop` it
+    ends when the pictures of the unlearn set are recognised no better than held-out
+    ones.
     """
-    config, model = problem.config.ccu, problem.model
+    section, model = problem.section, problem.model
     multi_label = problem.multi_label
-    cached = cache(problem, config.retain_rows)
-    train, frozen = split(problem)
+    cached = cache(problem, section.retain_rows)
+    train, frozen = split(problem, TAIL)
 
     def loss(params, frozen, aux, batch, step):
-        u, r = batch["unlearn"], batch["retain"]
+        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
         every, cut = together(batch)
         out = cut(model.apply({**frozen["parts"], **params}, every))
         out_u, out_r = out["unlearn"], out["retain"]
-        terms = _contrasts(config, u, r, out_u, out_r)
-        if config.inverse:
-            terms["inverse"] = config.inverse * objectives.inverse_contrast(
+        terms = _contrasts(c, u, r, out_u, out_r)
+        if c.uses("inverse"):
+            terms["inverse"] = c.inverse * objectives.inverse_contrast(
                 unit(out_u.h_image),
                 unit(out_r.h_image),
                 u["labels"],
                 r["labels"],
                 u["has_image"],
                 r["has_image"],
-                temperature=config.temperature,
-                pull=config.pull,
+                temperature=c.temperature,
+                pull=c.pull,
             )
-        if config.retention:
-            terms["retention"] = _retention(config.retention, r, out_r, multi_label)
+        if c.uses("retention"):
+            terms["retention"] = _retention(c.retention, r, out_r, multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
-    def look(params, frozen, aux, parts):
-        def score(rows):
-            out = model.apply({**frozen["parts"], **params}, rows)
-            seen = everywhere((out.image, rows["labels"], rows["has_image"]))
-            return _score(*seen, multi_label)
-
-        return {"stopped": score(parts["unlearn"]) <= score(parts["held"])}
-
-    return Program(
+    program = Program(
         params=train,
-        frozen={"parts": frozen},
+        frozen={"parts": frozen, "c": Section.of(section)},
         loss=loss,
-        optimiser=_adam(config),
+        optimiser=_adam(),
+        numbers=_numbers(section),
         parts=cached.parts,
-        plan=plan(problem, cached, config),
-        aux={"stopped": jnp.zeros((), bool)} if config.stop else (),
-        refresh=look if config.stop else None,
-        refresh_every=config.check_every,
-        stop=(lambda aux: aux["stopped"]) if config.stop else None,
+        plan=plan(problem, cached, section),
     )
-
-
-def _score(logits, labels, weight, multi_label):
-    """Accuracy, or micro F1, of the rows that have a weight."""
-    weight = weight[:, None]
-    if not multi_label:
-        best = jax.nn.one_hot(logits.argmax(1), labels.shape[1])
-        return (best * labels * weight).sum() / jnp.maximum(weight.sum(), 1)
-    guess = (logits > 0) * weight
-    labels = labels * weight
-    return 2 * (guess * labels).sum() / jnp.maximum((guess + labels).sum(), 1)
+    if not section.stop:
+        return program
+    return stopping(problem, program, names=("unlearn", "held"))
 
 
 def ccu_plus(problem: Problem) -> Program:
@@ -141,24 +141,34 @@ def ccu_plus(problem: Problem) -> Program:
     re-estimated under the current model. What the original says of held-out pictures is
     kept: it has not seen them either. Where `shrink` is below 1 the tail is first
     pulled towards a fresh one (Ash & Adams 2020).
+
+    `ccu_gated` has the contrast in the place of the fit: only rows that are still surer
+    than their target are pushed. `ccu_plus_full` trains the trunk, too.
     """
-    config = problem.config.ccu_plus
-    cached = cache(problem, config.retain_rows)
-    train, frozen = split(problem)
-    if config.shrink < 1:
+    section = problem.section
+    parts = (*TAIL, "image_trunk") if section.full else TAIL
+    cached = cache(problem, section.retain_rows)
+    train, frozen = split(problem, parts)
+    if section.shrink < 1:
         fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
-        train = _shrink(train, {name: fresh[name] for name in TAIL}, config.shrink)
+        kept = {
+            name: _shrink(train[name], fresh[name], section.shrink) for name in TAIL
+        }
+        train = {**train, **kept}
     ranks = _ranks(problem, cached)
+    if section.full:
+        cached = with_pictures(problem, cached)
     labels = cached.parts["unlearn"]["labels"]
     blank = jnp.zeros((labels.shape[0] * labels.shape[1], labels.shape[2]))
     zero = jnp.zeros(())
     return Program(
         params=train,
-        frozen={"parts": frozen, "ranks": ranks},
+        frozen={"parts": frozen, "ranks": ranks, "c": Section.of(section)},
         loss=_plus_loss(problem),
-        optimiser=_adam(config),
+        optimiser=_adam(),
+        numbers=_numbers(section),
         parts=cached.parts,
-        plan=plan(problem, cached, config, held=bool(config.hold)),
+        plan=plan(problem, cached, section, held=bool(section.hold)),
         aux={
             **{view: blank for view in VISUAL},
             "level": {view: blank[:, 0] for view in VISUAL},
@@ -166,51 +176,45 @@ def ccu_plus(problem: Problem) -> Program:
             "offset": zero,
         },
         refresh=_plus_refresh(problem),
-        refresh_every=config.refresh_every,
+        refresh_every=section.refresh_every,
     )
 
 
 def _plus_loss(problem):
-    config, model = problem.config.ccu_plus, problem.model
-    multi_label = problem.multi_label
+    model, multi_label = problem.model, problem.multi_label
     kind = {"multi_label": multi_label}
     hide_rate = problem.config.train.modality_dropout
 
     def loss(params, frozen, aux, batch, step):
-        u, r = batch["unlearn"], batch["retain"]
+        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
         see, read = hide(r["has_image"], r["has_text"], r["key"], hide_rate)
         shown = {**batch, "retain": {**r, "has_image": see, "has_text": read}}
         every, cut = together(shown, drop="retain")
         params = {**frozen["parts"], **params}
         out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
         out_u, out_r = out["unlearn"], out["retain"]
-        terms = _contrasts(
-            config, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
-        )
-        terms |= _match(config, u, out_u, aux, frozen["ranks"].free, kind)
-        if config.classify:
-            terms["classify"] = config.classify * sum(
+        terms = _contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
+        terms |= _match(c, u, r, out_u, out_r, aux, frozen["ranks"].free, kind)
+        if c.uses("classify"):
+            terms["classify"] = c.classify * sum(
                 objectives.cross_entropy(
                     getattr(out_r, view), r["labels"], r["has_image"], **kind
                 )
                 for view in VISUAL
             )
-        if config.retention:
+        if c.uses("retention"):
             whole = (see == r["has_image"]) & (read == r["has_text"])
-            terms["retention"] = _retention(
-                config.retention, r, out_r, multi_label, whole
-            )
-        if config.hold:
-            terms["hold"] = _retention(
-                config.hold, batch["held"], out["held"], multi_label
-            )
+            terms["retention"] = _retention(c.retention, r, out_r, multi_label, whole)
+        if c.uses("hold"):
+            held = batch["held"]
+            terms["hold"] = _retention(c.hold, held, out["held"], multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
 
 
 def _plus_refresh(problem):
-    config, model = problem.config.ccu_plus, problem.model
+    model = problem.model
 
     def refresh(params, frozen, aux, parts):
         def now(rows):
@@ -225,7 +229,7 @@ def _plus_refresh(problem):
             u,
             v,
             aux["lead"],
-            gain=config.gain,
+            gain=frozen["c"].gain,
             multi_label=problem.multi_label,
         )
         has_text = everywhere(parts["held"]["has_text"])
@@ -234,27 +238,38 @@ def _plus_refresh(problem):
     return refresh
 
 
-def _match(config, u, out_u, aux, free, kind):
+def _match(c, u, r, out_u, out_r, aux, free, kind):
     """The weighted objectives that lead the unlearn set to its targets, by name.
 
-    Cross-entropy towards the target probabilities; and the confidence itself, for a
+    Cross-entropy towards the target probabilities; the confidence itself, for a
     cross-entropy near zero hardly tells a sure row from a very sure one, an attack
-    does.
+    does; and the inverse contrast of rows that are surer than their target.
     """
-    terms = {"match": 0.0, "level": 0.0}
+    terms = dict.fromkeys(name for name in ("match", "level") if c.uses(name))
+    terms = dict.fromkeys(terms, 0.0)
+    weight, surer = u["has_image"], 0.0
     for view in VISUAL:
-        said, weight = getattr(out_u, view), u["has_image"]
-        if config.match:
-            aim = aux[view][u["row"]]
-            terms["match"] += config.match * objectives.cross_entropy(
-                said, aim, weight, **kind
+        said, aim = getattr(out_u, view), aux["level"][view][u["row"]]
+        sure = targets.confidence(said, u["labels"], **kind)
+        if c.uses("match"):
+            terms["match"] += c.match * objectives.cross_entropy(
+                said, aux[view][u["row"]], weight, **kind
             )
-        if config.level:
-            sure = targets.confidence(said, u["labels"], **kind)
-            terms["level"] += config.level * objectives.level(
-                sure, aux["level"][view][u["row"]], weight & ~free
-            )
-    return {name: term for name, term in terms.items() if getattr(config, name)}
+        if c.uses("level"):
+            terms["level"] += c.level * objectives.level(sure, aim, weight & ~free)
+        surer = jnp.maximum(surer, jnp.clip(sure - aim, 0.0, 1.0))
+    if c.uses("gate"):
+        terms["gate"] = c.gate * objectives.inverse_contrast(
+            unit(out_u.h_image),
+            unit(out_r.h_image),
+            u["labels"],
+            r["labels"],
+            weight,
+            r["has_image"],
+            temperature=c.temperature,
+            gate_u=jax.lax.stop_gradient(jnp.where(free, 1.0, surer)),
+        )
+    return terms
 
 
 @jax.jit
@@ -270,9 +285,11 @@ def _logits(rows):
 
 def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
     """What the targets need to know of all rows."""
-    strength, multi_label = problem.config.ccu_plus.ridge, problem.multi_label
+    strength, multi_label = problem.section.ridge, problem.multi_label
 
-    def ranks(state, key, parts):
+    def ranks(state, resident, parts):
+        key, strength = resident
+
         def rows(name):
             part = parts[name]
             pooled = pool(part["features"])
@@ -286,9 +303,10 @@ def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
             multi_label=multi_label,
         )
 
-    compiled = problem.forward.once(f"ranks {strength}", ranks)
-    key = problem.executor.place(jax.random.key_data(problem.key("ranks")))
-    return compiled((), key, cached.parts)[1]
+    compiled = problem.forward.once("ranks", ranks)
+    key = jax.random.key_data(problem.key("ranks"))
+    resident = problem.executor.place((key, np.float32(strength)))
+    return compiled((), resident, cached.parts)[1]
 
 
 def _pair_offset(out, labels, has_text):

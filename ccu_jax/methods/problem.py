@@ -47,6 +47,11 @@ class Problem(NamedTuple):
     store: Store | None = None
     arrival: np.ndarray | None = None
 
+    @property
+    def section(self) -> Any:
+        """What the configuration says of the method: the section of its name."""
+        return getattr(self.config, self.method)
+
     def key(self, name: str) -> jax.Array:
         """A random key for one purpose of this method."""
         return jax.random.key(self._number(name))
@@ -68,8 +73,11 @@ class Problem(NamedTuple):
 
     def some(self, rows: Any, count: int, name: str) -> np.ndarray:
         """So many of the rows, drawn at random; what it costs hangs on `count`."""
-        rng = np.random.default_rng(self._number(name))
-        return rng.choice(np.asarray(rows), count, replace=False)
+        return self.rng(name).choice(np.asarray(rows), count, replace=False)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """Random numbers on the host for one purpose of this method."""
+        return np.random.default_rng(self._number(name))
 
     def _number(self, name):
         # The same in every process, unlike Python's own hash.

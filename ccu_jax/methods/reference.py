@@ -14,64 +14,75 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TEXT
 from ccu_jax.step import Program
 
+GROUPS = ("rest", "text")
 
-def optimiser(learning_rate: float, steps: int, config: Train, warmup: float = 0.0):
+
+class Rate(NamedTuple):
+    """A learning rate that rises in a line to `peak` and falls along a cosine."""
+
+    peak: jax.Array
+    rising: jax.Array
+    steps: jax.Array
+
+    def at(self, step):
+        """The rate of a step (Loshchilov & Hutter 2017); 0 from the last one on."""
+        past = (step - self.rising) / (self.steps - self.rising)
+        return self.peak * jnp.where(
+            step < self.rising,
+            step / jnp.maximum(self.rising, 1),
+            (1 + jnp.cos(jnp.pi * jnp.minimum(past, 1))) / 2,
+        )
+
+
+def rate(peak: float, steps: int, warmup: float = 0.0) -> Rate:
+    """A rate for so many steps; in the share `warmup` of them it rises."""
+    rising = min(round(warmup * steps), steps - 1)
+    return Rate(*(np.float32(number) for number in (peak, rising, steps)))
+
+
+def scheduled(group: str = "all") -> optax.GradientTransformationExtraArgs:
+    """Updates times `numbers["rate"][group]` at their step, downwards.
+
+    A rate is data of the program (`Program.numbers`): what is compiled for one serves
+    every other, and every length of training.
+    """
+
+    def update(updates, count, params=None, *, numbers, **_):
+        rate = numbers["rate"][group].at(count)
+        return jax.tree.map(lambda x: -rate * x, updates), count + 1
+
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
+
+
+def optimiser(config: Train):
     """AdamW with a cosine to zero; the text branch may learn at a rate of its own."""
 
-    def adamw(rate):
+    def adamw(group):
         return optax.chain(
             optax.scale_by_adam(b2=0.98),
             optax.add_decayed_weights(config.weight_decay),
-            _scheduled(rate, steps, min(round(warmup * steps), steps - 1)),
+            scheduled(group),
         )
 
-    rates = {"rest": learning_rate, "text": learning_rate * config.text_rate}
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.partition(
-            {group: adamw(rate) for group, rate in rates.items()},
-            {group: group for group in rates},
+            {group: adamw(group) for group in GROUPS},
+            {group: group for group in GROUPS},
         ),
     )
+
+
+def rates(learning_rate: float, steps: int, config: Train, warmup: float = 0.0):
+    """The numbers that `optimiser` is given."""
+    text = learning_rate * config.text_rate
+    peaks = {"rest": learning_rate, "text": text}
+    return {"rate": {group: rate(peaks[group], steps, warmup) for group in GROUPS}}
 
 
 def branch(part: str) -> str:
     """The group (`Program.group`) of a part, for `optimiser`."""
     return "text" if part in TEXT else "rest"
-
-
-class Schedule(NamedTuple):
-    """A learning rate that rises in a line and falls along a cosine."""
-
-    count: jax.Array
-    rate: jax.Array
-    rising: jax.Array
-    steps: jax.Array
-
-
-def _scheduled(rate, steps, rising):
-    """Updates times the rate of their step, as in Loshchilov & Hutter (2017).
-
-    Its numbers are state, not constants of the program: what is compiled for one
-    length of training serves every other.
-    """
-
-    def init(params):
-        numbers = (jnp.float32(number) for number in (rate, rising, steps))
-        return Schedule(jnp.int32(0), *numbers)
-
-    def update(updates, state, params=None):
-        count, rate, rising, steps = state
-        past = (count - rising) / (steps - rising)
-        rate = rate * jnp.where(
-            count < rising,
-            count / jnp.maximum(rising, 1),
-            (1 + jnp.cos(jnp.pi * jnp.minimum(past, 1))) / 2,
-        )
-        updates = jax.tree.map(lambda x: -rate * x, updates)
-        return updates, state._replace(count=count + 1)
-
-    return optax.GradientTransformation(init, update)
 
 
 def task_loss(problem: Problem):
@@ -146,7 +157,8 @@ def fit(
         params=params,
         frozen=(),
         loss=loss,
-        optimiser=optimiser(section.learning_rate, steps, problem.config.train, warmup),
+        optimiser=optimiser(problem.config.train),
+        numbers=rates(section.learning_rate, steps, problem.config.train, warmup),
         group=branch,
         table={**problem.table, "visual": problem.executor.place(visual)},
         plan={"rows": problem.batches(rows, section.batch, steps, "rows")},

@@ -29,13 +29,15 @@ class Outputs(NamedTuple):
     """What the classifier says of `B` rows.
 
     `z_image`, `z_text`: unit embeddings `[B, D]` in the shared space; `h_image`,
-    `h_text`: features `[B, W]`; `image`, `text`, `fused`: logits `[B, K]` of each view.
+    `h_text`, `h_fused`: features `[B, W]`; `image`, `text`, `fused`: logits `[B, K]` of
+    each view.
     """
 
     z_image: jax.Array
     z_text: jax.Array
     h_image: jax.Array
     h_text: jax.Array
+    h_fused: jax.Array
     image: jax.Array
     text: jax.Array
     fused: jax.Array
@@ -59,7 +61,10 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 class FusedHead(nn.Module):
-    """Logits `[B, K]` from both features, with a learned stand-in for a missing one."""
+    """Logits `[B, K]` from both features, and the feature `[B, W]` that fuses them.
+
+    A learned stand-in takes the place of a missing one.
+    """
 
     classes: int
     width: int
@@ -78,9 +83,8 @@ class FusedHead(nn.Module):
             parts.append(jnp.where(has[:, None], h, absent))
         both = jnp.concatenate(parts, axis=-1)
         hidden = nn.gelu(nn.Dense(self.width, name="fc")(both))
-        return nn.Dense(self.classes, name="deep")(hidden) + nn.Dense(
-            self.classes, name="wide"
-        )(both)
+        deep = nn.Dense(self.classes, name="deep")(hidden)
+        return deep + nn.Dense(self.classes, name="wide")(both), hidden
 
 
 def build(
@@ -141,21 +145,23 @@ def build(
         )
         if keys is not None and config.dropout:
             h_image, h_text = _dropout(h_image, h_text, keys, drop, config.dropout)
+        fused, h_fused = run(
+            params,
+            "fused_head",
+            h_image,
+            h_text,
+            example["has_image"],
+            example["has_text"],
+        )
         return Outputs(
             z_image=unit(run(params, "image_projection", h_image)),
             z_text=unit(run(params, "text_projection", h_text)),
             h_image=h_image,
             h_text=h_text,
+            h_fused=h_fused,
             image=run(params, "image_head", h_image),
             text=run(params, "text_head", h_text),
-            fused=run(
-                params,
-                "fused_head",
-                h_image,
-                h_text,
-                example["has_image"],
-                example["has_text"],
-            ),
+            fused=fused,
         )
 
     def init(key: jax.Array) -> Params:

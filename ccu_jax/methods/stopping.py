@@ -1,0 +1,138 @@
+"""When to stop: once pictures of the unlearn set are recognised like held-out ones.
+
+Methods that push away from what was learned have a narrow window between too little and
+too much. The stop rule of Contrastive Unlearning (Lee et al. 2024) looks for it while
+they run, the rewinding of SCRUB (Kurmanji et al. 2023) in hindsight.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ccu_jax.methods.cache import column_of, pad, padded_size
+from ccu_jax.methods.problem import Problem
+from ccu_jax.step import Program, everywhere
+
+# More rows of each kind are not looked at: the score of so many is sharp enough.
+MOST_ROWS = 1000
+LOOKS = ("seen_unlearn", "seen_held")
+
+
+def score(logits, labels, weight, multi_label):
+    """Accuracy, or micro F1, of the rows that have a weight."""
+    weight = weight[:, None]
+    if not multi_label:
+        best = jax.nn.one_hot(logits.argmax(1), labels.shape[1])
+        return (best * labels * weight).sum() / jnp.maximum(weight.sum(), 1)
+    guess = (logits > 0) * weight
+    labels = labels * weight
+    return 2 * (guess * labels).sum() / jnp.maximum((guess + labels).sum(), 1)
+
+
+def image_scores(problem: Problem, names=LOOKS) -> Callable:
+    """`fn(params, parts)` gives the image view's score of two parts, on all devices."""
+
+    def scores(params, parts):
+        for name in names:
+            rows = parts[name]
+            out = problem.model.apply(params, rows)
+            seen = everywhere((out.image, rows["labels"], rows["has_image"]))
+            yield score(*seen, problem.multi_label)
+
+    return scores
+
+
+def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
+    """The program with the stop rule: the image view's score of the unlearn set.
+
+    It ends as soon as that is not above the score of held-out (validation) rows, looked
+    at every `check_every` steps.
+
+    Args:
+        problem: what the method was given.
+        program: with `frozen["parts"]`, what it does not train, if there is any.
+        names: of its parts with unlearn rows and with held-out rows.
+    """
+    scores = image_scores(problem, names)
+
+    def look(params, frozen, aux, parts):
+        params = {**frozen.get("parts", {}), **params}
+        unlearn, held = scores(params, parts)
+        return {"stopped": unlearn <= held}
+
+    return program._replace(
+        parts=program.parts or pictures(problem),
+        aux={"stopped": jnp.zeros((), bool)},
+        refresh=look,
+        refresh_every=problem.section.check_every,
+        stop=lambda aux: aux["stopped"],
+    )
+
+
+def pictures(problem: Problem) -> dict[str, dict[str, jax.Array]]:
+    """Pictures and labels of unlearn and held-out rows, cut over the devices."""
+    has_image, table = np.asarray(problem.table["has_image"]), problem.table
+    parts = {}
+    for name, rows in zip(
+        LOOKS, (problem.sets.unlearn, problem.sets.validation), strict=True
+    ):
+        rows = rows[has_image[rows]]
+        if len(rows) > MOST_ROWS:
+            rows = problem.some(rows, MOST_ROWS, name)
+        size = padded_size(len(rows), problem.executor.devices)
+        columns = {column: column_of(x, rows) for column, x in table.items()}
+        parts[name] = problem.executor.cut(
+            {column: pad(x, size) for column, x in columns.items()}
+        )
+    return parts
+
+
+def rewinding(problem: Problem, program: Program, looks: int) -> Program:
+    """The program, which ends with the state that looks most like a retrained one.
+
+    States are kept at `looks` even distances. In the end that is taken whose image
+    score on the unlearn set is nearest to the score of held-out rows at the last.
+    Steps behind the last, with a rate of zero, make room for the last look.
+    """
+    scores = image_scores(problem)
+    every = -(-program.steps // looks)
+    behind = every * looks + 1 - program.steps
+    plan = {
+        name: np.pad(rows, ((0, behind), (0, 0)), mode="edge")
+        for name, rows in program.plan.items()
+    }
+    slots = looks + 1
+    kept = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape)), program.params)
+
+    def look(params, frozen, aux, parts):
+        unlearn, held = scores(params, parts)
+        place = aux["count"]
+        kept = jax.tree.map(lambda x, y: x.at[place].set(y), aux["kept"], params)
+        return {
+            "kept": kept,
+            "unlearn": aux["unlearn"].at[place].set(unlearn),
+            "held": held,
+            "count": place + 1,
+        }
+
+    def result(params, aux):
+        apart = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["held"]))
+        # The last state was seen already; one that was cut off has no say.
+        best = int(apart[: int(aux["count"])].argmin())
+        return jax.tree.map(lambda x: x[best], aux["kept"])
+
+    return program._replace(
+        plan=plan,
+        parts=pictures(problem),
+        aux={
+            "kept": kept,
+            "unlearn": jnp.zeros(slots),
+            "held": jnp.zeros(()),
+            "count": jnp.int32(0),
+        },
+        refresh=look,
+        refresh_every=every,
+        result=result,
+    )

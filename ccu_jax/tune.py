@@ -1,0 +1,214 @@
+"""`--tune TRIALS`: settings for every method, looked for with the same effort.
+
+As many trials for each method, in ranges that `methods/spaces.py` names, all judged by
+the same objective on the same rows: those of the unlearn set, of the retain set, and
+`unseen` ones, which no method is given. Test rows are not looked at. The first trial is
+the configuration itself. The best few of the first seed are run on the other seeds, and
+the best mean wins.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ccu_jax import report, rows, run, stages, variants
+from ccu_jax.config import Config
+from ccu_jax.methods import REFERENCES
+from ccu_jax.methods.spaces import space
+from ccu_jax.models import VIEWS
+from ccu_jax.parallel import is_first
+from ccu_jax.report import atomically
+from ccu_jax.summary import REFERENCE, auc, score
+from ccu_jax.variants import Variant
+
+FINALISTS = 3
+ATTACKED = ("image", "fused", "pair")
+
+
+def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
+    """Look for settings; what is found stands in `tuning.json` and on the screen.
+
+    Args:
+        config: its `seeds` are those to tune on, its `methods` are tuned, beside the
+            references.
+        workdir: of a run of this configuration.
+        trials: for each method.
+
+    Returns:
+        What `tuning.json` holds.
+    """
+    names = [name for name in config.methods if name not in REFERENCES]
+    given = dataclasses.replace(config, methods=("original", REFERENCE))
+    titles = [f"tune {name}" for name in names]
+    with run.opened(given, workdir, [*titles, "tuned"]) as (bench, drawn, methods):
+        problems = []
+        for seed, sets in drawn.items():
+            stages.run_seed(bench, seed, sets, methods)
+            with bench.reporter.stage(f"seed {seed}: features") as stage:
+                problem = stages.prepared(bench, seed, sets, stage)
+            problems.append(variants.without_test(problem))
+        references = [_reference(bench, problem) for problem in problems]
+        bench.reporter.say(estimate(bench, problems, names, trials))
+        found = {}
+        for name, title in zip(names, titles, strict=True):
+            with bench.reporter.stage(title) as stage:
+                found[name] = _method(bench, problems, references, name, trials, stage)
+        with bench.reporter.stage("tuned"):
+            told = _told(config, trials, found)
+            if is_first():
+                path = workdir / "tuning.json"
+                atomically(path, (json.dumps(told, indent=1) + "\n").encode())
+        _show(bench.reporter, told, workdir / "tuning.json")
+        return told
+
+
+def candidates(method: str, section: Any, trials: int) -> list[dict[str, Any]]:
+    """Settings to try: the section itself, then places spread evenly over its ranges.
+
+    A Sobol sequence (Owen-scrambled by the method's name), the same at every call.
+    """
+    from scipy.stats import qmc
+
+    ranges = space(method, section)
+    seed = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=4).digest())
+    sobol = qmc.Sobol(len(ranges), rng=np.random.default_rng(seed))
+    points = sobol.random_base2(max(0, math.ceil(math.log2(max(trials - 1, 1)))))
+    found: list[dict[str, Any]] = [{}]
+    for point in points[: trials - 1]:
+        settings = {}
+        for (name, of), share in zip(ranges.items(), point, strict=True):
+            value = of.at(float(share))
+            whole = isinstance(getattr(section, name), int)
+            settings[name] = round(value) if whole else float(f"{value:.4g}")
+        found.append(settings)
+    return found
+
+
+def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
+    """How far a model is from the reference: 0 is as good, the less the better.
+
+    The mean over attacked views of what the attack knows more or less (2 |AUC - its|),
+    plus the mean over views of what is lost on unseen rows (a gain counts, too), plus
+    what is lost on the retain set. Infinite for a model that says no numbers.
+    """
+    if row.get("diverged"):
+        return math.inf
+    told = [2 * abs(auc(row, view) - auc(reference, view)) for view in ATTACKED]
+
+    def lost(where, view):
+        return (score(reference, where, view) - score(row, where, view)) / 100
+
+    unseen = [lost("unseen", view) for view in VIEWS]
+    total = np.mean(told) + np.mean(unseen) + max(lost("retain", "fused"), 0.0)
+    return float(total) if math.isfinite(total) else math.inf
+
+
+def estimate(bench, problems, methods, trials) -> str:
+    """Says how many trials there are and about how long they take."""
+    seeds = len(problems)
+    runs = trials + (seeds - 1) * min(FINALISTS, trials)
+    path = rows.place(bench.workdir, problems[0].seed, "original")
+    training_s = rows.read(path)["seconds"]["unlearn"]
+    # A method that trains every part takes a tenth of training, or so, and as long for
+    # looking at all rows and for compiling once.
+    each_s = 0.1 * training_s + 1.0
+    minutes = len(methods) * (runs * each_s + 10) / 60
+    return (
+        f"{len(methods)} methods, {trials} trials each on seed {problems[0].seed}"
+        + (f", the best {FINALISTS} on {seeds - 1} more" if seeds > 1 else "")
+        + f": about {max(round(minutes), 1)} minutes"
+    )
+
+
+def _reference(bench, problem):
+    """The reference's row, judged on the same rows."""
+    return rows.read(rows.place(bench.workdir, problem.seed, REFERENCE))
+
+
+def _method(bench, problems, references, name, trials, stage):
+    """All trials of a method, the best first."""
+    section = getattr(bench.config, name)
+    settings = candidates(name, section, trials)
+    seeds = len(problems)
+    total = trials + (seeds - 1) * min(FINALISTS, trials)
+    done = 0
+
+    def judged(place, values):
+        nonlocal done
+        stage.tell(f"trial {done + 1}", done, total)
+        row = variants.run(bench, problems[place], Variant(name, values))
+        done += 1
+        return objective(row, references[place]), row
+
+    first = [(*judged(0, values), values) for values in settings]
+    order = sorted(range(trials), key=lambda i: first[i][0])
+    found = []
+    for i in order:
+        value, row, values = first[i]
+        found.append({"settings": values, "objectives": [value], "rows": [row]})
+    for trial in found[:FINALISTS]:
+        for place in range(1, seeds):
+            value, row = judged(place, trial["settings"])
+            trial["objectives"].append(value)
+            trial["rows"].append(row)
+    finalists = sorted(found[:FINALISTS], key=lambda t: np.mean(t["objectives"]))
+    stage.tell("trials", total, total)
+    return [*finalists, *found[FINALISTS:]]
+
+
+def _told(config, trials, found):
+    def short(trial):
+        seconds = [row["seconds"]["unlearn"] for row in trial["rows"]]
+        return {
+            "settings": trial["settings"],
+            "objectives": [
+                x if math.isfinite(x) else None for x in trial["objectives"]
+            ],
+            "seconds": float(np.mean(seconds)),
+            "diverged": trial["rows"][0]["diverged"],
+        }
+
+    return {
+        "config": config.name,
+        "seeds": list(config.seeds),
+        "trials": trials,
+        "commit": rows.commit(),
+        "objective": " ".join((objective.__doc__ or "").split()),
+        "spaces": {
+            name: {
+                key: list(of) for key, of in space(name, getattr(config, name)).items()
+            }
+            for name in found
+        },
+        "winners": {name: each[0]["settings"] for name, each in found.items()},
+        "methods": {name: [short(t) for t in each] for name, each in found.items()},
+    }
+
+
+def _show(reporter: report.Reporter, told, path) -> None:
+    header = ["method", "objective", "as configured", "seconds", "settings"]
+    lines = []
+    for name, trials in told["methods"].items():
+        best = trials[0]
+        plain = next(t for t in trials if not t["settings"])
+        lines.append(
+            [
+                name,
+                _mean(best["objectives"]),
+                _mean(plain["objectives"]),
+                f"{best['seconds']:.2f}",
+                ", ".join(f"{k}={v:g}" for k, v in best["settings"].items()) or "as is",
+            ]
+        )
+    if reporter.active:
+        reporter.print_table(header, lines)
+    reporter.say(f"tuned: {path}; `winners` of it are settings to adopt")
+
+
+def _mean(values) -> str:
+    return "–" if None in values else f"{np.mean(values):.3f}"

@@ -1,0 +1,111 @@
+"""A method under other settings: what `tune` and `ablate` are made of.
+
+A variant is run from the same original as all others, judged, and kept as one small
+file, so that a run that was cut off goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccu_jax import audit, evaluate, rows
+from ccu_jax.errors import UserError
+from ccu_jax.methods import METHODS, Problem
+from ccu_jax.models import TAIL
+from ccu_jax.parallel import barrier, is_first
+from ccu_jax.report import atomically
+
+Row = dict[str, Any]
+
+
+class Variant(NamedTuple):
+    """A method, and which of its settings are others than the configuration's."""
+
+    method: str
+    settings: dict[str, Any]
+
+
+def place(workdir: pathlib.Path, seed: int, variant: Variant) -> pathlib.Path:
+    """The file of what came of a variant."""
+    text = json.dumps(variant.settings, sort_keys=True)
+    name = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return workdir / "variants" / f"{variant.method}-{seed}-{name}.json"
+
+
+def run(bench, problem: Problem, variant: Variant) -> Row:
+    """What comes of a variant: from its file, or run now.
+
+    Args:
+        bench: of the run, `stages.Bench`.
+        problem: with the original and its features. Sets that are empty are not judged.
+        variant: what to run.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    path = place(bench.workdir, problem.seed, variant)
+    if path.exists():
+        return _read(path, bench.data.fingerprint)
+    method = variant.method
+    section = dataclasses.replace(getattr(problem.config, method), **variant.settings)
+    config = dataclasses.replace(problem.config, **{method: section})
+    problem = problem._replace(config=config)
+    steps = path.with_suffix("")
+    outcome = bench.loop.run(method, METHODS[method], problem, steps, _Quiet())
+    row: Row = {
+        "method": method,
+        "settings": variant.settings,
+        "seed": problem.seed,
+        "metric": bench.data.metric,
+        "steps": outcome.steps,
+        "seconds": outcome.seconds
+        | {"unlearn": outcome.seconds["start"] + outcome.seconds["steps"]},
+        "diverged": outcome.diverged,
+        "fingerprint": bench.data.fingerprint,
+        "commit": rows.commit(),
+        **judge(bench, problem, outcome.params),
+    }
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
+        atomically(path, (json.dumps(row, indent=1) + "\n").encode())
+        shutil.rmtree(steps, ignore_errors=True)
+    barrier(path.name)
+    return row
+
+
+class _Quiet:
+    """A stage that nobody watches: whole variants are told of, not their steps."""
+
+    def update(self, *args, **kwargs):
+        pass
+
+
+def judge(bench, problem: Problem, params) -> Row:
+    """Scores and attack of a model that differs from the original in some parts."""
+    table = bench.table
+    if not set(params) - set(TAIL):
+        table = problem.store.table(bench.table)
+    params = {**problem.params, **params}
+    found = evaluate.results(bench.forward, params, table, bench.data, problem.sets)
+    return {"scores": evaluate.scores(found), "attack_auc": audit.attack_auc(found)}
+
+
+def without_test(problem: Problem) -> Problem:
+    """The problem for choosing between settings: no test row is looked at."""
+    nothing = np.zeros(0, np.int64)
+    return problem._replace(sets=problem.sets._replace(test=nothing))
+
+
+def _read(path, fingerprint) -> Row:
+    row = rows.read(path)
+    if row["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{path} belongs to other data: give another --workdir, or remove the "
+            "folder to start anew"
+        )
+    return row

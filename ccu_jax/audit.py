@@ -3,7 +3,12 @@
 import numpy as np
 import scipy.special
 
-from ccu_jax.evaluate import Results, auc
+from ccu_jax.evaluate import (
+    Results,
+    auc,
+    multi_label_scores,
+    single_label_scores,
+)
 from ccu_jax.models import VIEWS
 
 
@@ -48,3 +53,39 @@ def attack_auc(outputs: Results) -> dict[str, float | None]:
 
     views = (*VIEWS, "pair", *(() if outputs.white is None else ("white",)))
     return {view: attack(view) for view in views}
+
+
+# Above guessing by so little, a model tells nothing; an original by so much, something.
+_GUESSES, _KNOWS = 1.05, 1.2
+
+
+def collapse(outputs: Results, original: Results) -> str | None:
+    """What is wrong with a model that has fallen apart, or None.
+
+    It says no numbers, or its fused test score, accuracy or micro F1, is that of the
+    best single answer to every row, although the original's was not.
+    """
+    rows = (outputs.of == "test") & outputs.shown("fused")
+    logits, labels = outputs.logits["fused"][rows], outputs.labels[rows]
+    if not all(np.isfinite(x).all() for x in outputs.logits.values()):
+        return "what it says are no numbers"
+    if not len(logits):
+        return None
+    name = "micro_f1" if outputs.multi_label else "accuracy"
+    measure = multi_label_scores if outputs.multi_label else single_label_scores
+    score = measure(logits, labels)[name]
+    before = measure(original.logits["fused"][rows], labels)[name]
+    guess = guessing(labels, outputs.multi_label)
+    if score > _GUESSES * guess or before <= _KNOWS * guess:
+        return None
+    return f"collapsed: its fused test {name} is {score:.3f}, that of guessing"
+
+
+def guessing(labels, multi_label: bool) -> float:
+    """Accuracy, or micro F1, of the best single answer to all rows of `[N, K]`."""
+    common = np.sort(labels.mean(axis=0))[::-1]
+    if not multi_label:
+        return float(common[0])
+    found = np.cumsum(common)
+    size = np.arange(1, len(common) + 1)
+    return float((2 * found / (size + common.sum())).max())

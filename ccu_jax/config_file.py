@@ -1,6 +1,7 @@
 """Configurations by name or from a file, which is Python: `config = Config(...)`."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import runpy
@@ -37,15 +38,49 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def tuned(config: Config, name: str) -> Config:
+    """Returns a configuration with the settings that `--tune` found for each method.
+
+    Args:
+        config: What the settings are put into.
+        name: A file of `configs/tuned/` without its `.json`: the `tuning.json` of a
+            run with `--tune`, whose `winners` count.
+
+    Raises:
+        UserError: there is no such file, or it names settings that there are not.
+    """
+    path = _folder() / "tuned" / f"{name}.json"
+    try:
+        winners = json.loads(path.read_text(encoding="utf-8"))["winners"]
+        settings = {
+            f"{method}.{key}": value
+            for method, keys in winners.items()
+            for key, value in keys.items()
+        }
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} is no tuning.json of a run with --tune: {reason}"
+        ) from None
+    for key, value in settings.items():
+        config = replace(config, key, value)
+    return config
+
+
 def available() -> dict[str, pathlib.Path]:
     """Returns the configurations that come with the package: name -> file."""
-    here = pathlib.Path(__file__).resolve().parent
-    # Installed from a wheel they lie in the package, in a checkout beside it.
-    folder = next(
-        (f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here
-    )
-    found = sorted(folder.glob("*.py")) if folder != here else []
+    found = sorted(_folder().glob("*.py"))
     return {f.stem: f for f in found if not f.stem.startswith("_")}
+
+
+def _folder() -> pathlib.Path:
+    """Returns the folder of configurations: beside the package in a checkout.
+
+    Installed from a wheel it lies in the package.
+    """
+    here = pathlib.Path(__file__).resolve().parent
+    folders = [here / "configs", here.parent / "configs"]
+    return next((f for f in folders if f.is_dir()), folders[0])
 
 
 def _find(name_or_path: str) -> pathlib.Path:

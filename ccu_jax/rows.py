@@ -33,6 +33,7 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
         requests: what `requests.run` told of each; none where there was one.
     """
     sets, config, data = problem.sets, problem.config, bench.data
+    before = _original(bench.workdir, problem.seed)
     return {
         "config": config.name,
         "edition": data.edition,
@@ -57,9 +58,9 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
         "steps": outcome.steps,
         "scores": evaluate.scores(results),
         "attack_auc": audit.attack_auc(results),
-        "text_unchanged": _text_unchanged(bench.workdir, problem.seed, results),
+        "text_unchanged": _text_unchanged(before, results),
         "requests": requests,
-        "diverged": outcome.diverged,
+        "diverged": outcome.diverged or audit.collapse(results, before or results),
         "device": {
             "kind": jax.devices()[0].device_kind,
             "count": problem.executor.devices,
@@ -76,14 +77,17 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
     }
 
 
-def _text_unchanged(workdir, seed, results) -> bool | None:
-    """Whether the unlearn set's text scores are the original's, to the bit."""
+def _original(workdir, seed) -> evaluate.Results | None:
     path = workdir / "outputs" / f"original-{seed}.npz"
-    if not path.exists():
+    return evaluate.load(path) if path.exists() else None
+
+
+def _text_unchanged(before, results) -> bool | None:
+    """Whether the unlearn set's text scores are the original's, to the bit."""
+    if before is None:
         return None
     of = results.of == "unlearn"
-    before = evaluate.load(path).logits["text"][of]
-    return bool(np.array_equal(before, results.logits["text"][of]))
+    return bool(np.array_equal(before.logits["text"][of], results.logits["text"][of]))
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores and attacks: equal to scikit-learn's, and they notice bad models."""
 
+import itertools
 import warnings
 
 import jax
@@ -262,6 +263,42 @@ def test_outputs_come_back_from_their_file(tmp_path):
             np.testing.assert_array_equal(getattr(again, name), getattr(outputs, name))
         assert evaluate.scores(again) == evaluate.scores(outputs)
         assert audit.attack_auc(again) == audit.attack_auc(outputs)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_model_that_fell_apart_is_told_from_one_that_did_not(multi_label):
+    rng = np.random.default_rng(0)
+    labels = problems.labels(rng, 300, multi_label)
+    there = np.ones(300, bool)
+    of = np.repeat("test", 300)
+
+    def said(logits):
+        views = dict.fromkeys(VIEWS, logits)
+        return Results(views, logits[:, 0], labels, of, of, there, there, multi_label)
+
+    knows = said(4 * labels - 2 + rng.normal(size=labels.shape))
+    weaker = said(3 * labels - 1.5 + rng.normal(size=labels.shape))
+    same = said(np.ones_like(labels) * [3.0, 2.0, 1.0])
+    broken = said(np.where(labels > 0, np.nan, 1.0))
+    assert audit.collapse(knows, knows) is None
+    assert audit.collapse(weaker, knows) is None
+    assert "collapsed" in audit.collapse(same, knows)
+    assert "no numbers" in audit.collapse(broken, knows)
+    # Where the original knows nothing there is nothing to fall from.
+    assert audit.collapse(same, same) is None
+
+
+def test_guessing_is_as_good_as_the_best_single_answer():
+    labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0]], float)
+    best = max(
+        evaluate.multi_label_scores(np.tile(np.array(x) - 0.5, (4, 1)), labels)[
+            "micro_f1"
+        ]
+        for x in itertools.product([0, 1], repeat=3)
+    )
+    assert audit.guessing(labels, True) == pytest.approx(best)
+    single = np.eye(3)[[0, 0, 1, 2]]
+    assert audit.guessing(single, False) == 0.5
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

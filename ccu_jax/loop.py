@@ -110,7 +110,8 @@ class Loop:
         # What works on features is so quick that it is asked for nothing in between.
         config = self._config
         most = config.checkpoint_steps if program.in_parts else config.steps_per_call
-        return min(most, program.steps)
+        # One of few sizes: a program for some steps more serves fewer as well.
+        return min(most, 2 ** (program.steps - 1).bit_length())
 
     def _share(self, program, start):
         """What each device gets for one call; past the last step any rows will do."""

@@ -168,14 +168,13 @@ def sfron(problem: Problem) -> Program:
         problem,
         loss,
         {"rows": rows},
-        optimiser=optax.chain(
-            reference.optimiser(train), masked(push=True), _slow(period)
-        ),
+        optimiser=optax.chain(reference.optimiser(train), masked(push=True), _slow()),
         frozen={"push": jnp.asarray(push), "steps": np.float32(len(rows))},
         numbers={
             "mask": flatten(reference.branch, mask)[0],
             "push": jnp.asarray(push),
             "slow": np.float32(section.slow),
+            "period": np.int32(period),
         },
     )
 
@@ -188,12 +187,12 @@ def _more(of_unlearn, of_retain, select):
     return jax.tree.map(one, of_unlearn, of_retain)
 
 
-def _slow(period: int) -> optax.GradientTransformationExtraArgs:
+def _slow() -> optax.GradientTransformationExtraArgs:
     """Every so many steps, back to a share of the way (Zhang et al. 2019)."""
 
     def update(updates, state, params, *, numbers, **_):
         count, slow = state
-        end = (count + 1) % period == 0
+        end = (count + 1) % numbers["period"] == 0
         fast = optax.apply_updates(params, updates)
         reached = jax.tree.map(lambda a, b: a + numbers["slow"] * (b - a), slow, fast)
 

@@ -128,6 +128,26 @@ def test_comparison_names_the_best_baseline_with_margin_and_time():
     assert "ccu_plus" in against[0] and "time ratio 5.00" in against[0]
 
 
+def test_the_best_of_the_baselines_that_forget_is_named_too():
+    rows = good_rows()
+    for seed in (0, 1):
+        rows.append(row("salun", seed, fused=0.5, auc=0.51, unlearn_s=4.0))
+    groups = summary.by_method(rows)
+    assert summary.best_baseline(groups) == "scrub"  # whose attack AUC is .04 off
+    assert summary.best_baseline(groups, forgets=True) == "salun"
+    assert any(
+        "of those that forget" in text and "salun" in text for text in texts(rows)
+    )
+    # The attack on one view alone does not tell.
+    for each in rows:
+        if each["method"] == "salun":
+            each["attack_auc"] = {**each["attack_auc"], "fused": 0.4}
+    assert summary.best_baseline(summary.by_method(rows), forgets=True) is None
+    # A form of CCU is no baseline, one whose name only begins like it is.
+    more = [*rows, row("coun", 0, fused=0.9), row("ccu_gated", 0, fused=0.95)]
+    assert summary.best_baseline(summary.by_method(more)) == "coun"
+
+
 def test_a_diverged_method_is_named_and_is_no_best_baseline():
     bad = row("scrub", 1, fused=0.99, diverged="step 40: loss is NaN")
     rows = [r for r in good_rows() if (r["method"], r["seed"]) != ("scrub", 1)]

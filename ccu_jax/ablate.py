@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any
 
-from ccu_jax import rows, run, stages, variants
+from ccu_jax import forecast, rows, run, stages, variants
 from ccu_jax.config import Config
 from ccu_jax.config_methods import Ccu, CcuPlus
 from ccu_jax.methods import OURS
@@ -83,6 +83,8 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     titles = [f"seed {seed}: ablate {n}" for seed in config.seeds for n in names]
     found: list[dict[str, Any]] = []
     with run.opened(given, workdir, titles) as (bench, drawn, methods):
+        runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
+        bench.reporter.say(forecast.variants(bench, runs))
         for seed, sets in drawn.items():
             stages.run_seed(bench, seed, sets, methods)
             reference = rows.read(rows.place(workdir, seed, REFERENCE))

@@ -18,6 +18,7 @@ from ccu_jax import config as configs
 from ccu_jax import (
     data,
     evaluate,
+    forecast,
     limits,
     models,
     parallel,
@@ -109,6 +110,12 @@ def opened(
             for seed, sets in drawn.items():
                 files |= workdirs.texts(bench, seed, sets)
         workdirs.claim(config, workdir, files)
+        todo = {
+            seed: [m for m in methods if stages.finished(bench, seed, m) is None]
+            for seed in drawn
+        }
+        if any(todo.values()):
+            reporter.say(forecast.table(bench, todo))
         yield bench, drawn, methods
     finally:
         reporter.close()

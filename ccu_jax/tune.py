@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ccu_jax import report, rows, run, stages, variants
+from ccu_jax import forecast, report, rows, run, stages, variants
 from ccu_jax.config import Config
 from ccu_jax.methods import REFERENCES
 from ccu_jax.methods.spaces import space
@@ -53,7 +53,8 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
                 problem = stages.prepared(bench, seed, sets, stage)
             problems.append(variants.without_test(problem))
         references = [_reference(bench, problem) for problem in problems]
-        bench.reporter.say(estimate(bench, problems, names, trials))
+        runs = trials + (len(problems) - 1) * min(FINALISTS, trials)
+        bench.reporter.say(forecast.variants(bench, dict.fromkeys(names, runs)))
         found = {}
         for name, title in zip(names, titles, strict=True):
             with bench.reporter.stage(title) as stage:
@@ -106,23 +107,6 @@ def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
     unseen = [lost("unseen", view) for view in VIEWS]
     total = np.mean(told) + np.mean(unseen) + max(lost("retain", "fused"), 0.0)
     return float(total) if math.isfinite(total) else math.inf
-
-
-def estimate(bench, problems, methods, trials) -> str:
-    """Says how many trials there are and about how long they take."""
-    seeds = len(problems)
-    runs = trials + (seeds - 1) * min(FINALISTS, trials)
-    path = rows.place(bench.workdir, problems[0].seed, "original")
-    training_s = rows.read(path)["seconds"]["unlearn"]
-    # A method that trains every part takes a tenth of training, or so, and as long for
-    # looking at all rows and for compiling once.
-    each_s = 0.1 * training_s + 1.0
-    minutes = len(methods) * (runs * each_s + 10) / 60
-    return (
-        f"{len(methods)} methods, {trials} trials each on seed {problems[0].seed}"
-        + (f", the best {FINALISTS} on {seeds - 1} more" if seeds > 1 else "")
-        + f": about {max(round(minutes), 1)} minutes"
-    )
 
 
 def _reference(bench, problem):

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax import audit, checkpoint, evaluate, unlearn_set
+from ccu_jax import audit, checkpoint, evaluate, features, unlearn_set
 from ccu_jax.errors import UserError
 from ccu_jax.loop import Outcome
 from ccu_jax.methods import METHODS
-from ccu_jax.models import TAIL
+from ccu_jax.models import TAIL, VIEWS
 
 # Each request has random numbers of its own, and the first those of a lone one.
 _SEEDS = 1_000_003
@@ -59,6 +59,28 @@ class _State(NamedTuple):
     trained: frozenset[str]
 
 
+class Ongoing(NamedTuple):
+    """A store of features whose model has gone on: its heads say what they say now.
+
+    Else a method that keeps what the original says of retained rows would bring back
+    what earlier requests have made the model forget. It is computed for the rows that
+    are asked for, on the method's clock.
+    """
+
+    stored: features.Store
+    forward: evaluate.Forward
+    params: Any
+    table: dict[str, Any]
+
+    def take(self, rows) -> dict[str, np.ndarray]:
+        """The columns' rows of these numbers, as `Store.take`."""
+        columns = self.stored.take(rows)
+        given = {name: columns[name] for name in ("features", "h_text")}
+        given |= {n: np.asarray(self.table[n])[rows] for n in ("has_image", "has_text")}
+        said = self.forward.outputs(self.params, given, np.arange(len(rows)))
+        return columns | {f"original_{view}": said[view] for view in VIEWS}
+
+
 def run(
     bench, problem, method: str, folder: pathlib.Path, stage
 ) -> tuple[Outcome, list[dict[str, Any]]]:
@@ -96,11 +118,15 @@ def _problem(problem, parts, number, state):
     sets = problem.sets._replace(
         retain=np.sort(np.concatenate(later)), unlearn=parts[number]
     )
+    store = problem.store
+    if number and store is not None:
+        ongoing = Ongoing(store, problem.forward, state.params, problem.table)
+        store = ongoing if _untouched(state) else None
     return problem._replace(
         sets=sets,
         params=state.params,
         seed=problem.seed + _SEEDS * number,
-        store=problem.store if _untouched(state) else None,
+        store=store,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from ccu_jax import (
     audit,
+    checkpoint,
     evaluate,
     features,
     parallel,
@@ -177,9 +178,29 @@ def test_each_request_starts_from_what_the_one_before_left(
         assert (one.store is None) == (method == "finetune" and number > 0)
     assert len({one.seed for one in given}) == 3 and given[0].seed == problem.seed
     same(given[0].params, problem.params)
+    for number, one in enumerate(given[1:], 1):
+        left = tmp_path / "steps" / f"request-{number}" / "params"
+        same(one.params, checkpoint.restore(left, problem.params, pytest.fail).tree)
     heads = [np.asarray(jax.tree.leaves(one.params["image_head"])[0]) for one in given]
     assert not (heads[0] == heads[1]).all() and not (heads[1] == heads[2]).all()
     _assert_told(data, problem, parts, outcome, told, method)
+
+
+def test_what_is_stored_goes_on_with_the_model(problem, data, loop, tmp_path):
+    """As if it were computed from the pictures by the model as it is."""
+    rows = np.arange(0, ROWS, 3)
+    outcome = loop.run("ccu", METHODS["ccu"], problem, tmp_path, Quiet())
+    params = {**problem.params, **outcome.params}
+    fresh = features.untrained(problem.model, problem.seed)
+    computed = features.compute(problem.forward, params, fresh, problem.table, rows)
+    of = problem.store, problem.forward, params, problem.table
+    found = requests.Ongoing(*of).take(rows)
+    assert found.keys() == computed.keys()
+    for name, column in found.items():
+        np.testing.assert_allclose(column, computed[name], atol=1e-5, err_msg=name)
+    before = problem.store.take(rows)
+    assert np.abs(before["original_image"] - found["original_image"]).max() > 0.01
+    assert before["original_text"].tobytes() == found["original_text"].tobytes()
 
 
 def _assert_told(data, problem, parts, outcome, told, method):

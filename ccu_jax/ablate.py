@@ -79,6 +79,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
         The rows of `ablation.json`.
     """
     names = [name for name in config.methods if name in OURS]
+    variants.check(config, names, f"a form of CCU ({', '.join(OURS)})")
     given = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [f"seed {seed}: ablate {n}" for seed in config.seeds for n in names]
     found: list[dict[str, Any]] = []

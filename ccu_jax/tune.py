@@ -43,6 +43,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
         What `tuning.json` holds.
     """
     names = [name for name in config.methods if name not in REFERENCES]
+    variants.check(config, names, "one with settings to look for")
     given = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [f"tune {name}" for name in names]
     with run.opened(given, workdir, [*titles, "tuned"]) as (bench, drawn, methods):

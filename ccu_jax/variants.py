@@ -11,9 +11,11 @@ import pathlib
 import shutil
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from ccu_jax import audit, evaluate, rows
+from ccu_jax import audit, evaluate, limits, rows
+from ccu_jax.config import Config
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL
@@ -28,6 +30,22 @@ class Variant(NamedTuple):
 
     method: str
     settings: dict[str, Any]
+
+
+def check(config: Config, names: list[str], of: str) -> None:
+    """Refuses what cannot be run, before anything is.
+
+    Args:
+        config: of the run.
+        names: the methods whose variants are to run.
+        of: what `names` are chosen from, in words.
+
+    Raises:
+        UserError: there is no such method, or a batch that the devices cannot share.
+    """
+    if not names:
+        raise UserError(f"methods: none of them is {of}; give others with --methods")
+    limits.check_batches(config, names, jax.device_count())
 
 
 def place(workdir: pathlib.Path, seed: int, variant: Variant) -> pathlib.Path:

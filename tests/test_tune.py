@@ -208,6 +208,37 @@ def test_winners_become_settings(tmp_path, monkeypatch):
         config_file.tuned(Config(name="own"), "nowhere")
 
 
+@pytest.mark.parametrize(
+    "work, methods", [(tune.tune, ("original",)), (ablate.ablate, ("scrub",))]
+)
+def test_nothing_to_vary_is_refused_before_anything_runs(tmp_path, work, methods):
+    config = dataclasses.replace(config_file.load("tiny"), methods=methods)
+    more = (3,) if work is tune.tune else ()
+    with pytest.raises(UserError, match="methods: none of them"):
+        work(config, tmp_path, *more)
+    assert not any(tmp_path.iterdir())
+    section = dataclasses.replace(config.scrub, batch=63)
+    config = dataclasses.replace(config, scrub=section, methods=("scrub",))
+    if work is tune.tune:
+        with pytest.raises(UserError, match="scrub.batch=63"):
+            work(config, tmp_path, *more)
+        assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_method_that_falls_apart_is_named_and_stops_no_other(tmp_path):
+    launched(
+        *("--config", "tiny", "--set", "train.epochs=2", "--workdir", tmp_path / "a"),
+        *("--set", "finetune.learning_rate=1e30", "--methods", "finetune,cf_head"),
+    )
+    rows = json.loads((tmp_path / "a" / "results.json").read_text())
+    told = {row["method"]: row["diverged"] for row in rows}
+    assert set(told) == {"original", "finetune", "cf_head"}
+    assert told["finetune"] and not told["original"] and not told["cf_head"]
+    table = (tmp_path / "a" / "table.md").read_text()
+    assert "finetune (diverged)" in table and "cf_head (diverged)" not in table
+
+
 @pytest.mark.slow
 def test_tuning_and_ablation_go_on_where_they_were_and_end_the_same(tmp_path):
     flags = ("--config", "tiny", "--set", "train.epochs=1", "--workdir", tmp_path / "a")

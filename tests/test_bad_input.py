@@ -341,7 +341,8 @@ def test_a_batch_that_the_devices_cannot_share_is_found_before_any_training(
 
 
 def test_every_method_has_its_batches_checked():
-    assert {method for method, _ in _batches()} == set(METHODS)
+    # A closed form goes through its rows in chunks of its own.
+    assert {method for method, _ in _batches()} == set(METHODS) - {"ssd"}
     keys = {key for _, key in _batches()}
     every = {key for key, _ in limits.numbers(configs.Config())}
     rest = {key for key in every if key.endswith("batch")} - keys

@@ -25,7 +25,10 @@ class Saved(NamedTuple):
 def _manager(directory, keep):
     # Imported late: the import takes seconds, and not every command needs it.
     import orbax.checkpoint as ocp
+    from absl import logging
 
+    # What is missing or damaged is told in this project's own words.
+    logging.set_verbosity(logging.ERROR)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, cleanup_tmp_directories=True
     )

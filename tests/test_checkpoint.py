@@ -1,6 +1,9 @@
 """Checkpoints come back to the bit, or not at all and with a complaint."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -166,3 +169,25 @@ def test_relative_folders_are_fine(tmp_path, monkeypatch, complaints):
     monkeypatch.chdir(tmp_path)
     checkpoint.save(pathlib.Path("here"), 1, state(1), {})
     assert restored(pathlib.Path("here"), complaints).step == 1
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_orbax_notes_is_restored_without_a_word(tmp_path):
+    """As a kill leaves it between the data and the notes of the manager."""
+    checkpoint.save(tmp_path, 3, {"x": np.arange(4.0)}, {"seed": 1})
+    notes = list(tmp_path.rglob("_CHECKPOINT_METADATA"))
+    assert notes
+    for note in notes:
+        note.unlink()
+    code = (
+        "import pathlib, sys, numpy as np; from ccu_jax import checkpoint; "
+        "saved = checkpoint.restore(pathlib.Path(sys.argv[1]), "
+        "{'x': np.zeros(4)}, print); print(saved.step, saved.tree['x'].tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert (done.stdout, done.stderr) == ("3 [0.0, 1.0, 2.0, 3.0]\n", "")

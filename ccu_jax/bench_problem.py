@@ -5,6 +5,7 @@ neither TensorFlow nor a data set is needed.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,11 @@ import numpy as np
 
 from ccu_jax import config_file, models
 from ccu_jax.config import Config
+from ccu_jax.errors import UserError
 from ccu_jax.evaluate import Forward
-from ccu_jax.methods import Problem
+from ccu_jax.methods import METHODS, Problem
 from ccu_jax.parallel import EXECUTORS
+from ccu_jax.step import Program
 from ccu_jax.unlearn_set import Sets
 
 
@@ -89,6 +92,41 @@ def settings(sizes: Sizes) -> Config:
         model=dataclasses.replace(config.model, **dict(sizes.model)),
         train=dataclasses.replace(config.train, **dict(sizes.train)),
     )
+
+
+def with_batches(config: Config, change: Callable[[str, int], int]) -> Config:
+    """The configuration with `change(field, old)` for each batch of every method."""
+    for name in dict.fromkeys(m if hasattr(config, m) else "train" for m in METHODS):
+        section = getattr(config, name)
+        fields = [of.name for of in dataclasses.fields(section)]
+        batches = {
+            field: change(field, getattr(section, field))
+            for field in fields
+            if field.endswith("batch")
+        }
+        section = dataclasses.replace(section, **batches)
+        config = dataclasses.replace(config, **{name: section})
+    return config
+
+
+def unstopped(name: str, problem: Problem) -> Program:
+    """The program of a method, which asks its stop rule and does not obey it.
+
+    Random rows may fulfil one at once.
+    """
+    return METHODS[name](problem)._replace(stop=None)
+
+
+def stepping(name: str, problem: Problem) -> Program:
+    """Such a program, whose steps are to be measured.
+
+    Raises:
+        UserError: it makes none.
+    """
+    program = unstopped(name, problem)
+    if program.loss is None:
+        raise UserError(f"--methods: {name} makes no steps")
+    return program
 
 
 def make(sizes: Sizes, executor: str = "pmap", seed: int = 0) -> Problem:

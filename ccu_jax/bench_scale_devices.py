@@ -5,7 +5,6 @@ cores: what is measured is what cutting the work costs, not what devices would g
 """
 
 import contextlib
-import dataclasses
 import functools
 import pathlib
 import re
@@ -19,13 +18,11 @@ import numpy as np
 from ccu_jax import bench_cost, bench_problem, bench_scale_problem, parallel, step
 from ccu_jax.bench_scale_child import Child, free_port, in_turn, serve, spread
 from ccu_jax.evaluate import Forward
-from ccu_jax.methods import METHODS
 from ccu_jax.parallel import EXECUTORS
 
 NAMES = ("original", "ccu_plus")
 _MODULE = "ccu_jax.bench_scale_devices"
 _STEPS = 8  # of a window: ccu_plus makes one refresh in so many
-_BATCHES = ("train", "finetune", "neggrad_plus", "scrub", "ccu", "ccu_plus")
 _WEAK_AT = 2  # so many devices have the configured batch in weak scaling, too
 _COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _COLLECTIVE = re.compile(
@@ -70,7 +67,7 @@ class _Steps:
             executor = parallel.vmap(work.shares)
         problem = _scaled(self.sizes, spec["preset"], executor, work.factor)
         problem = problem._replace(method=work.method)
-        program = METHODS[work.method](problem)._replace(stop=None)
+        program = bench_problem.stepping(work.method, problem)
         self._executor, key = executor, problem.key("steps")
         plan = {n: np.resize(x, (_STEPS, x.shape[1])) for n, x in program.plan.items()}
         program = program._replace(plan=plan)
@@ -106,13 +103,9 @@ class _Steps:
 def _scaled(sizes, preset, executor, factor):
     """A problem with stored features whose batches are so many times the usual."""
     problem = _problem(preset, executor)
-    config = problem.config
-    for section in _BATCHES:
-        old = getattr(config, section)
-        names = [of.name for of in dataclasses.fields(old) if of.name.endswith("batch")]
-        new = {name: max(1, round(factor * getattr(old, name))) for name in names}
-        new = dataclasses.replace(old, **new)
-        config = dataclasses.replace(config, **{section: new})
+    config = bench_problem.with_batches(
+        problem.config, lambda field, old: max(1, round(factor * old))
+    )
     return problem._replace(config=config)
 
 

@@ -5,7 +5,6 @@ PyTorch; all that is compared is measured in turn, window by window.
 """
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import statistics
@@ -33,7 +32,6 @@ from ccu_jax.parallel import EXECUTORS
 
 HELP = "a step of every method: one scan and loops, executors, and PyTorch"
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
-_BATCHES = ("train", "finetune", "neggrad_plus", "scrub", "ccu", "ccu_plus")
 _COMPARED = 64  # rows whose logits are compared
 _MOST_ROWS = 1 << 16
 
@@ -140,11 +138,9 @@ def _problem(sizes, executor, batch):
     store = features.Store(jax.device_get(columns), np.ones(sizes.rows, bool))
     config = problem.config
     if batch is not None:
-        sections = {
-            name: dataclasses.replace(getattr(config, name), batch=batch)
-            for name in _BATCHES
-        }
-        config = dataclasses.replace(config, **sections)
+        config = bench_problem.with_batches(
+            config, lambda field, old: batch if field == "batch" else old
+        )
     return problem._replace(store=store, config=config)
 
 

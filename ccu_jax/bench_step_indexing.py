@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ccu_jax import step
 from ccu_jax.parallel import vmap
 
-# What the losses of methods on features read; who indexes in Python takes no more.
-_EVERY = ("features", "h_text", "has_image", "has_text", "labels")
+# What the losses of methods on parts read; who indexes in Python takes no more.
+_EVERY = ("features", "image", "h_text", "has_image", "has_text", "labels")
 _KEPT = ("original_image", "original_fused")
 _READ = {
     "unlearn": (*_EVERY, "z_text", "row"),
@@ -44,9 +44,10 @@ class Indexing:
 
         self._made = jax.jit(made, donate_argnums=0)
         self._refresh = program.refresh and one.run(refresh)
-        self._resident = (program.frozen, {}, jnp.int32(program.steps))
+        frozen, _, counts, numbers = step.resident(program)
+        self._resident = frozen, {}, counts, numbers
         self._tables = {
-            name: {k: program.parts[name][k][0] for k in _READ[name]}
+            name: {k: x[0] for k, x in program.parts[name].items() if k in _READ[name]}
             if name in program.parts
             else program.table
             for name in program.plan

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
 
-from ccu_jax import bench_cost, bench_step_indexing, step
+from ccu_jax import bench_cost, bench_problem, bench_step_indexing, step
 from ccu_jax.bench_problem import Quiet
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS
@@ -58,9 +58,8 @@ class Steps:
     def __init__(self, problem, name, steps=None, seconds=1.0):  # noqa: D107
         self.name, self.problem = name, problem._replace(method=name)
         self.executor = problem.executor
-        # Random rows may fulfil a stop rule at once; its refreshes stay.
-        self.program = METHODS[name](self.problem)._replace(stop=None)
-        self.tail = bool(self.program.parts)
+        self.program = bench_problem.stepping(name, self.problem)
+        self.tail = self.program.in_parts
         self._key = self.problem.key("steps")
         self.steps = steps or self._fitting(seconds)
         self._lengthen(self.steps)
@@ -87,7 +86,9 @@ class Steps:
         state, resident, share = self._given(1)
         # The first call of a program is slower than all others.
         state, _ = jax.block_until_ready(self.single(state, resident, share))
-        resident = (*resident[:2], self.executor.place(jnp.int32(2)))
+        frozen, table, (_, every), numbers = resident
+        counts = self.executor.place(jnp.int32(2)), every
+        resident = frozen, table, counts, numbers
         began = time.perf_counter()
         jax.block_until_ready(self.single(state, resident, share))
         fit = int(seconds / (time.perf_counter() - began))

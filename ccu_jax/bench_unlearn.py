@@ -6,6 +6,7 @@ apart, FLOPs, bytes, memory, and how well the device is used.
 
 import argparse
 import dataclasses
+import functools
 import math
 import pathlib
 import tempfile
@@ -19,11 +20,9 @@ from ccu_jax.bench_problem import Quiet
 from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS
-from ccu_jax.models import TAIL
 from ccu_jax.parallel import EXECUTORS
 
 HELP = "whole runs of every method: seconds, FLOPs, bytes, memory, use of the device"
-TAIL_METHODS = ("ccu", "ccu_plus")
 # Pictures of MM-IMDb's train set, seconds: what an H200 is to reach, without compiling.
 _GPU = {"computed": 5.0, "stored": 1.0}
 
@@ -71,26 +70,22 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         train = dataclasses.replace(config.train, epochs=given.epochs)
         problem = problem._replace(config=dataclasses.replace(config, train=train))
     peak = bench_cost.peaks(config.model.dtype)
-    names = given.methods.split(",")
-    # Random rows may fulfil a stop rule at once.
-    ccu = dataclasses.replace(config.ccu, stop=False)
-    problem = problem._replace(config=dataclasses.replace(problem.config, ccu=ccu))
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder) / "features"
         store = features.stored(place, problem, "bench", lambda done, total: None)
         stored = problem._replace(store=store)
-        kinds = [(name, None) for name in names if name not in TAIL_METHODS]
-        kinds += [
-            (name, kind)
-            for name in names
-            if name in TAIL_METHODS
-            for kind in ("computed", "stored")
-        ]
         runs = [
-            _method(stored, name, kind, given.windows, peak) for name, kind in kinds
+            _method(stored, name, kind, given.windows, peak)
+            for name in given.methods.split(",")
+            for kind in _kinds(name, stored)
         ]
     sets = {name: len(rows) for name, rows in problem.sets._asdict().items()}
     return {"preset": given.preset, "sets": sets, "peak": peak, "runs": runs}
+
+
+def _kinds(name, problem):
+    """Where its features come from, if a method works on such."""
+    return ("computed", "stored") if METHODS[name](problem).in_parts else (None,)
 
 
 def _method(problem, name, kind, windows, peak):
@@ -106,7 +101,7 @@ def _method(problem, name, kind, windows, peak):
         with tempfile.TemporaryDirectory() as folder:
             return loop.run(
                 name,
-                METHODS[name],
+                functools.partial(bench_problem.unstopped, name),
                 problem,
                 pathlib.Path(folder) / "steps",
                 Quiet(),
@@ -115,18 +110,15 @@ def _method(problem, name, kind, windows, peak):
     first = run()
     made = [run() for _ in range(windows)]
     took = [outcome.seconds for outcome in made]
-    program = METHODS[name](problem._replace(method=name))
-    cost = bench_cost.of_step(program, problem.executor, problem.key("steps"))
-    cost["flops"] = bench_step_count.flops(program, problem.executor)
+    program = bench_problem.unstopped(name, problem)
     steps_s = float(np.median([s["steps"] for s in took]))
     total = [s["start"] + s["steps"] for s in took]
-    step_s = steps_s / first.steps
     return {
         "method": name,
         "features": kind,
         "steps": first.steps,
         "windows": [outcome.steps for outcome in made],
-        "rows": sum(plan.shape[1] for plan in program.plan.values()),
+        "rows": sum(plan.shape[1] for plan in (program.plan or {}).values()),
         "compile_s": first.seconds["compile"],
         "start_s": float(np.median([s["start"] for s in took])),
         "steps_s": steps_s,
@@ -135,14 +127,21 @@ def _method(problem, name, kind, windows, peak):
             "median": float(np.median(total)),
             "high": max(total),
         },
-        "trained": sum(
-            x.size
-            for part in (TAIL if kind else problem.params)
-            for x in jax.tree.leaves(problem.params[part])
-        ),
-        "per_step": {**cost, "ms": 1e3 * step_s},
-        **bench_cost.judged(cost, step_s, peak),
+        "trained": sum(x.size for x in jax.tree.leaves(program.params)),
+        **_per_step(program, problem.executor, first.steps, steps_s, peak),
     }
+
+
+def _per_step(program, executor, steps, steps_s, peak):
+    """What a step costs and how well it uses the device; nothing where none is made."""
+    cost, step_s = dict.fromkeys(("flops", "bytes", "memory")), None
+    if steps:
+        # Whatever is drawn: the same arrays are moved and multiplied.
+        cost = bench_cost.of_step(program, executor, jax.random.key(0))
+        cost["flops"] = bench_step_count.flops(program, executor)
+        step_s = steps_s / steps
+    told = {"per_step": {**cost, "ms": 1e3 * step_s if steps else None}}
+    return told | bench_cost.judged(cost, step_s, peak)
 
 
 def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,7 +191,7 @@ def tables(measured: dict[str, Any]) -> list[tuple]:
             name(run),
             f"{run['rows']}",
             f"{run['trained']:,}",
-            _short(run["per_step"]["ms"]),
+            _scaled(run["per_step"]["ms"], 1),
             _scaled(run["per_step"]["flops"], 1e9),
             _scaled(run["per_step"]["bytes"], 1e6),
             _scaled(run["per_step"]["memory"], 2**20),
@@ -210,7 +209,7 @@ def tables(measured: dict[str, Any]) -> list[tuple]:
             (*header, "compile s"),
             seconds,
             [
-                "random rows; ccu makes all its steps, without its stop rule",
+                "random rows: stop rules are asked and not obeyed, all steps are made",
                 "the store has been read once before, so it lies in the memory of the "
                 "system: at a first request its rows come from the disk",
             ],

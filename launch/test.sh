@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The tests: makes .venv when needed, then runs the fast tests and after them the slow.
+# The whole table of methods takes longer still: `pytest -m table`.
 #
 #   bash launch/test.sh [arguments of pytest]
 #
@@ -10,7 +11,7 @@ set -e -o pipefail
 find_python dev xdist
 
 ran=""
-for which in "not slow" slow; do
+for which in "not slow and not table" slow; do
     say "tests that are $which"
     status=0
     # In a subshell, and from the root: tests read files of the checkout.

@@ -28,6 +28,7 @@ def arrays(multi_label=False, seed=0):
     x |= {f"labels_{s}": labels(rng, ROWS, multi_label) for s in "ur"}
     x["weight_u"] = np.array([1, 1, 0, 1, 1, 1, 1, 1])
     x["weight_r"] = np.array([1, 0, 1, 1, 1, 1, 1, 0])
+    x["gate_u"] = np.array([0.5, 0, 1, 1, 0.25, 2, 0, 1])
     return {name: value.astype(np.float32) for name, value in x.items()}
 
 
@@ -42,6 +43,9 @@ OBJECTIVES = {
     "divergence": lambda x, kind: objectives.divergence(
         x["taught"], x["said"], x["weight_r"], temperature=3.0, **kind
     ),
+    "distance": lambda x, kind: objectives.distance(
+        x["image"], x["text"], x["weight_u"]
+    ),
     "alignment": lambda x, kind: objectives.alignment(
         x["image"], x["text"], x["weight_u"], temperature=0.3
     ),
@@ -54,6 +58,28 @@ OBJECTIVES = {
         x["weight_r"],
         temperature=0.3,
         pull=0.7,
+    ),
+    "inverse_contrast_of_some": lambda x, kind: objectives.inverse_contrast(
+        x["h_u"],
+        x["h_r"],
+        x["labels_u"],
+        x["labels_r"],
+        x["weight_u"],
+        x["weight_r"],
+        temperature=0.3,
+        pull=0.7,
+        gate_u=x["gate_u"],
+    ),
+    "inverse_contrast_of_both": lambda x, kind: objectives.inverse_contrast(
+        x["h_u"],
+        x["h_r"],
+        x["labels_u"],
+        x["labels_r"],
+        x["weight_u"],
+        x["weight_r"],
+        temperature=0.3,
+        pull=0.7,
+        hold=False,
     ),
     "pair_dissociation": lambda x, kind: objectives.pair_dissociation(
         x["image"],
@@ -152,15 +178,17 @@ def expected_alignment(image, text, t):
     return 2 * np.mean(total)
 
 
-def expected_inverse(h_u, h_r, labels_u, labels_r, t, pull):
+def expected_inverse(h_u, h_r, labels_u, labels_r, t, pull, gate=None):
     rows = []
-    for z, own in zip(h_u, labels_u, strict=True):
+    gate = np.ones(len(h_u)) if gate is None else gate
+    for z, own, counts in zip(h_u, labels_u, gate, strict=True):
         share = np.array([jaccard(own, other) for other in labels_r])
         if share.any():
             similar = h_r @ z / t
             away = similar[share == 0]
             near = np.log((share * np.exp(similar)).sum())
-            rows.append(near - pull * (away.mean() if len(away) else 0.0))
+            far = away.mean() if len(away) else 0.0
+            rows.append(counts * (near - pull * far))
     return np.mean(rows)
 
 
@@ -208,9 +236,12 @@ def by_hand(name, x, multi_label):
         return expected_alignment(u["image"], u["text"], 0.3)
     if name == "separation":
         return expected_separation(r["h_r"], u["h_u"], r["labels_r"], 0.3)
+    if name == "distance":
+        return ((u["image"] - u["text"]) ** 2).mean()
     known = (u["labels_u"], r["labels_r"])
-    if name == "inverse_contrast":
-        return expected_inverse(u["h_u"], r["h_r"], *known, 0.3, 0.7)
+    if name.startswith("inverse_contrast"):
+        gate = u["gate_u"] if name.endswith("of_some") else None
+        return expected_inverse(u["h_u"], r["h_r"], *known, 0.3, 0.7, gate)
     two_sided = name.endswith("two_sided")
     return expected_pair(u["image"], u["text"], r["text_r"], *known, 0.1, two_sided)
 
@@ -278,6 +309,7 @@ def test_the_order_of_the_rows_does_not_matter(name):
     "name, moved, still",
     [
         ("inverse_contrast", "h_u", ("h_r",)),
+        ("inverse_contrast_of_some", "h_u", ("h_r",)),
         ("separation", "h_r", ("h_u",)),
         ("pair_dissociation", "image", ("text", "text_r")),
         ("pair_dissociation_two_sided", "image", ("text", "text_r")),
@@ -288,6 +320,34 @@ def test_no_gradient_passes_where_it_is_stopped(name, moved, still):
     assert np.abs(gradient[moved]).max() > 1e-3
     for key in still:
         assert not gradient[key].any(), key
+
+
+def test_retained_features_move_where_they_are_not_held():
+    x = arrays(multi_label=True)
+    _, gradient = measured("inverse_contrast_of_both", x, multi_label=True)
+    held, gradient_of_held = measured("inverse_contrast", x, multi_label=True)
+    np.testing.assert_allclose(gradient["h_u"], gradient_of_held["h_u"], atol=1e-6)
+    counts = x["weight_r"] > 0
+    assert np.abs(gradient["h_r"][counts]).max() > 1e-3
+    assert not gradient["h_r"][~counts].any()
+
+
+def test_a_row_that_is_forgotten_is_pushed_no_further_and_still_counts():
+    x = arrays()
+    _, all_of_them = measured("inverse_contrast", x)
+    _, some = measured("inverse_contrast_of_some", x)
+    # As many rows in the mean: those behind a gate are not made up for by the others.
+    expected = x["gate_u"][:, None] * all_of_them["h_u"]
+    np.testing.assert_allclose(some["h_u"], expected, atol=1e-6)
+
+
+def test_features_are_drawn_to_each_other_by_their_distance():
+    x = arrays()
+    _, gradient = measured("distance", x)
+    weight = (x["weight_u"] / x["weight_u"].sum())[:, None]
+    slope = 2 * weight * (x["image"] - x["text"]) / SIZE
+    np.testing.assert_allclose(gradient["image"], slope, atol=1e-6)
+    np.testing.assert_allclose(gradient["text"], -slope, atol=1e-6)
 
 
 def test_a_picture_is_moved_along_its_own_text_only():
@@ -356,11 +416,13 @@ def test_what_rows_without_weight_hold_does_not_matter(name):
         "inverse_contrast": ("h_r", "labels_r"),
         "separation": ("h_r", "labels_r"),
         "alignment": (),
+        "distance": (),
     }
     pair = name.startswith("pair_")
-    of_u = of_u.get(name, ("image", "text", "labels_u") if pair else ("image", "text"))
+    kind = name.partition("_of_")[0]
+    of_u = of_u.get(kind, ("image", "text", "labels_u") if pair else ("image", "text"))
     other_r = ("text_r", "labels_r") if pair else ("said", "taught", "labels_r")
-    of_r = of_r.get(name, other_r)
+    of_r = of_r.get(kind, other_r)
     for key in of_u:
         other[key][x["weight_u"] == 0] = 1.0 if "labels" in key else 7.0
     for key in of_r:

@@ -245,8 +245,7 @@ def _match(c, u, r, out_u, out_r, aux, free, kind):
     cross-entropy near zero hardly tells a sure row from a very sure one, an attack
     does; and the inverse contrast of rows that are surer than their target.
     """
-    terms = dict.fromkeys(name for name in ("match", "level") if c.uses(name))
-    terms = dict.fromkeys(terms, 0.0)
+    terms = {name: 0.0 for name in ("match", "level") if c.uses(name)}
     weight, surer = u["has_image"], 0.0
     for view in VISUAL:
         said, aim = getattr(out_u, view), aux["level"][view][u["row"]]

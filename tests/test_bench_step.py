@@ -50,6 +50,8 @@ def ran(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setitem(bench.COMMANDS, "step", bench_step)
         patch.setitem(parallel.EXECUTORS, "vmap", lambda: parallel.vmap(1))
+        # Another one; eight devices have more to compile and nothing more to tell.
+        patch.setitem(parallel.EXECUTORS, "pmap", lambda: parallel.vmap(2))
         patch.setattr(
             importlib.util,
             "find_spec",
@@ -205,6 +207,7 @@ def test_the_count_by_hand_is_near_the_compilers():
         ("--windows 0", "--windows"),
         ("--batch 0", "--batch"),
         ("--batch 12 --no-torch --preset tiny --windows 1", "multiples of 8"),
+        ("--methods ssd --no-torch --preset tiny --windows 1", "ssd makes no steps"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(flags, word, capsys, monkeypatch):

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax import bench, bench_cost, bench_problem, bench_unlearn
+from ccu_jax import bench, bench_cost, bench_problem, bench_unlearn, parallel
+from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
 
-METHODS_RUN = "original,ccu_plus"
+METHODS_RUN = "original,ssd,ccu_plus"
+# What is told does not hang on the devices, and one has the least to compile for.
+ON_ONE = ("vmap", lambda: parallel.vmap(1))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,9 @@ def ran(tmp_path_factory):
     file = tmp_path_factory.mktemp("bench") / "unlearn.json"
     printed = io.StringIO()
     flags = f"unlearn --preset tiny --methods {METHODS_RUN} --windows 2 --epochs 1"
-    with contextlib.redirect_stdout(printed):
+    flags += " --executor vmap"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setitem(parallel.EXECUTORS, *ON_ONE)
         assert bench.main([*flags.split(), "--json", str(file)]) == 0
     return json.loads(file.read_text()), printed.getvalue()
 
@@ -32,27 +37,56 @@ def test_every_method_is_accounted_for_with_features_computed_and_stored(ran):
     runs = ran[0]["measured"]["runs"]
     kinds = [(run["method"], run["features"]) for run in runs]
     plus = [("ccu_plus", "computed"), ("ccu_plus", "stored")]
-    assert kinds == [("original", None), *plus]
+    assert kinds == [("original", None), ("ssd", None), *plus]
     for run in runs:
         seconds = run["seconds"]
         assert 0 < seconds["low"] <= seconds["median"] <= seconds["high"]
-        assert run["compile_s"] > 0 and run["steps"] > 0
+        assert run["compile_s"] > 0 and run["trained"] > 0
         step = run["per_step"]
+        if run["method"] == "ssd":  # which makes none
+            assert run["steps"] == 0 and set(step.values()) == {None}
+            continue
+        assert run["steps"] > 0
         assert min(step["ms"], step["flops"], step["bytes"], step["memory"]) > 0
         assert run["mfu"] > 0 and run["roofline"] > 0
-    computed, stored = runs[1:]
+    original, closed, computed, stored = runs
     assert stored["per_step"]["flops"] == computed["per_step"]["flops"]
+    assert original["trained"] == closed["trained"] > stored["trained"]
 
 
 def test_the_table_names_what_was_measured_and_what_was_not(ran):
     printed = ran[1]
-    for text in ("tiny: retain", "ccu_plus, features stored", "GFLOP", "roofline"):
+    for text in ("tiny: retain", "ccu_plus, features stored", "GFLOP", "ssd"):
         assert text in printed
     assert printed.count("not measured") == 2  # the targets of a GPU
 
 
+def test_all_steps_of_a_method_that_would_stop_are_measured():
+    problem = bench_problem.make(bench_problem.PRESETS["tiny"], "vmap")
+    stopping = METHODS["gradient_ascent_stop"](problem)
+    assert stopping.stop is not None
+    program = bench_problem.stepping("gradient_ascent_stop", problem)
+    assert program.stop is None and program.refresh is not None
+    # Its parts are what it looks at, not what it learns from.
+    assert program.parts and not program.in_parts
+    with pytest.raises(UserError, match="--methods: ssd makes no steps"):
+        bench_problem.stepping("ssd", problem)
+
+
+def test_the_batches_of_every_method_can_be_changed():
+    config = bench_problem.settings(bench_problem.PRESETS["tiny"])
+    changed = bench_problem.with_batches(config, lambda field, old: 3 * old)
+    for name in METHODS:
+        section = name if hasattr(config, name) else "train"
+        old, new = (vars(getattr(of, section)) for of in (config, changed))
+        assert old.keys() == new.keys()
+        for key, x in old.items():
+            assert new[key] == (3 * x if key.endswith("batch") else x), (name, key)
+
+
 @pytest.mark.slow
-def test_a_refresh_falls_on_the_steps_that_it_serves():
+def test_a_refresh_falls_on_the_steps_that_it_serves(monkeypatch):
+    monkeypatch.setitem(parallel.EXECUTORS, *ON_ONE)
     problem = bench_problem.make(bench_problem.PRESETS["tiny"], "vmap")
     problem = problem._replace(method="ccu_plus")
     program = METHODS["ccu_plus"](problem)
@@ -141,7 +175,8 @@ def test_no_run_goes_on_from_what_another_has_left(monkeypatch):
         return dataclasses.replace(config, run=run)
 
     monkeypatch.setattr(bench_problem, "settings", often)
-    flags = "--preset tiny --methods original,finetune --windows 1"
+    monkeypatch.setitem(parallel.EXECUTORS, *ON_ONE)
+    flags = "--preset tiny --methods original,finetune --windows 1 --executor vmap"
     parser = argparse.ArgumentParser()
     bench_unlearn.flags(parser)
     told = bench_unlearn.measure(parser.parse_args([*flags.split(), "--epochs", "3"]))

@@ -3,8 +3,8 @@
 As many trials for each method, in ranges that `methods/spaces.py` names, all judged by
 the same objective on the same rows: those of the unlearn set, of the retain set, and
 `unseen` ones, which no method is given. Test rows are not looked at. The first trial is
-the configuration itself. The best few of the first seed are run on the other seeds, and
-the best mean wins.
+the configuration itself. It and the best few of the first seed are run on the other
+seeds, too, and the best mean wins.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
                 problem = stages.prepared(bench, seed, sets, stage)
             problems.append(variants.without_test(problem))
         references = [_reference(bench, problem) for problem in problems]
-        runs = trials + (len(problems) - 1) * min(FINALISTS, trials)
+        runs = _runs(trials, len(problems))
         bench.reporter.say(forecast.variants(bench, dict.fromkeys(names, runs)))
         found = {}
         for name, title in zip(names, titles, strict=True):
@@ -120,8 +120,7 @@ def _method(bench, problems, references, name, trials, stage):
     section = getattr(bench.config, name)
     settings = candidates(name, section, trials)
     seeds = len(problems)
-    total = trials + (seeds - 1) * min(FINALISTS, trials)
-    done = 0
+    total, done = _runs(trials, seeds), 0
 
     def judged(place, values):
         nonlocal done
@@ -130,20 +129,28 @@ def _method(bench, problems, references, name, trials, stage):
         done += 1
         return objective(row, references[place]), row
 
-    first = [(*judged(0, values), values) for values in settings]
-    order = sorted(range(trials), key=lambda i: first[i][0])
     found = []
-    for i in order:
-        value, row, values = first[i]
+    for values in settings:
+        value, row = judged(0, values)
         found.append({"settings": values, "objectives": [value], "rows": [row]})
-    for trial in found[:FINALISTS]:
+    configured = found[0]
+    found.sort(key=lambda trial: trial["objectives"][0])
+    finals = found[:FINALISTS]
+    if configured not in finals:
+        finals.append(configured)
+    for trial in finals:
         for place in range(1, seeds):
             value, row = judged(place, trial["settings"])
             trial["objectives"].append(value)
             trial["rows"].append(row)
-    finalists = sorted(found[:FINALISTS], key=lambda t: np.mean(t["objectives"]))
-    stage.tell("trials", total, total)
-    return [*finalists, *found[FINALISTS:]]
+    stage.tell("trials", done, done)
+    rest = [trial for trial in found if trial not in finals]
+    return [*sorted(finals, key=lambda trial: np.mean(trial["objectives"])), *rest]
+
+
+def _runs(trials, seeds):
+    """How many runs there are at most: trials, and the finals on the other seeds."""
+    return trials + (seeds - 1) * min(FINALISTS + 1, trials)
 
 
 def _told(config, trials, found):

@@ -31,3 +31,12 @@ def pytest_configure(config):
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What is marked `table` is run where the marker is asked for by its name."""
+    if "table" in config.option.markexpr:
+        return
+    left = [item for item in items if item.get_closest_marker("table")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if not item.get_closest_marker("table")]

@@ -39,7 +39,7 @@ def first_batch(problem, program):
 
 
 @pytest.mark.parametrize(
-    "multi_label", [False, pytest.param(True, marks=pytest.mark.slow)]
+    "multi_label", [False, pytest.param(True, marks=pytest.mark.table)]
 )
 def test_one_pass_of_neggrad_plus_has_the_loss_and_gradient_of_two(multi_label):
     problem = bench_of(multi_label)

@@ -16,7 +16,7 @@ from ccu_jax import evaluate, features
 
 # Few steps: two processes on a busy machine wait for each other at every array.
 CONFIG = """
-from ccu_jax.config import CcuPlus, Config, Data, Model, Run, Train
+from ccu_jax.config import CcuPlus, Config, Data, Model, RandomLabel, Run, Scrub, Train
 
 config = Config(
     name="hosts",
@@ -24,12 +24,15 @@ config = Config(
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
                 heads=2, embed=4),
     train=Train(epochs=1, batch=256, shift=1),
+    salun_stop=RandomLabel(epochs=0.1, batch=64, salient=0.5, stop=True),
+    scrub_rewind=Scrub(epochs=1, max_epochs=1, batch=512, rewind=True),
     ccu_plus=CcuPlus(steps=2, batch=32, unlearn_batch=16),
     run=Run(steps_per_call=1, checkpoint_steps=1, evaluate_batch=1024),
-    methods=("original", "ccu_plus"),
+    methods=("original", "salun_stop", "scrub_rewind", "ccu_plus"),
 )
 """
-METHODS = ("original", "ccu_plus")
+METHODS = ("original", "salun_stop", "scrub_rewind", "ccu_plus")
+INTERRUPTED = ("original", "ccu_plus")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +77,11 @@ def _stored(workdir):
     return found
 
 
-def _assert_same(alone, workdir, out, processes, devices):
+def _assert_same(alone, workdir, out, processes, devices, methods=METHODS):
     """What a run of several processes left is what one process left, but rounding."""
     name = "unlearn_sets/0.txt"
     assert (workdir / name).read_bytes() == (alone / name).read_bytes()
-    for method in METHODS:
+    for method in methods:
         one, two = (
             evaluate.load(folder / "outputs" / f"{method}-0.npz")
             for folder in (alone, workdir)
@@ -92,9 +95,15 @@ def _assert_same(alone, workdir, out, processes, devices):
     for name, column in one.columns.items():
         np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
     first, second = (
-        json.loads((folder / "results.json").read_text()) for folder in (alone, workdir)
+        {
+            row["method"]: row
+            for row in json.loads((folder / "results.json").read_text())
+        }
+        for folder in (alone, workdir)
     )
-    for one, two in zip(first, second, strict=True):
+    assert set(second) == set(methods)
+    for method, two in second.items():
+        one = first[method]
         assert one["unlearn_set"] == two["unlearn_set"]
         assert one["text_unchanged"] == two["text_unchanged"]
         told = two["device"]
@@ -124,6 +133,7 @@ def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
 ):
     workdir = tmp_path / "run"
     argv = ["--config", config, "--workdir", workdir, "--set", "run.executor=pmap"]
+    argv += ["--methods", ",".join(INTERRUPTED)]
     process = _start(2, 1, *argv)
     end = time.monotonic() + 200
     while not list(workdir.glob("checkpoints/*/steps*/[0-9]*")):
@@ -137,7 +147,7 @@ def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
     process = _start(2, 1, *argv)
     out, err = _end(process)
     assert process.returncode == 0, err[-3000:]
-    _assert_same(alone, workdir, out, 2, 1)
+    _assert_same(alone, workdir, out, 2, 1, INTERRUPTED)
     lines = (workdir / "events.jsonl").read_text().splitlines()
     kinds = [json.loads(line)["kind"] for line in lines]
     assert kinds.count("plan") == 2, "process 0 alone writes events"

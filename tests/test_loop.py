@@ -58,16 +58,24 @@ class CutOff(Quiet):
             raise Cut
 
 
-@pytest.mark.parametrize("stop_after", [None, 3, 4])
+@pytest.fixture(scope="module", params=[None, 3, 4])
+def uncut(request, tmp_path_factory):
+    """Walks that may stop themselves, a loop that knows them, and one's good end."""
+    problem, _ = bench()
+    method = functools.partial(walk, stop_after=request.param)
+    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
+    folder = tmp_path_factory.mktemp("whole") / "steps"
+    outcome = loop.run("walk", method, problem, folder, Quiet())
+    assert outcome.steps == request.param or outcome.steps == 7
+    return method, loop, outcome
+
+
 @pytest.mark.parametrize("after", range(1, 8))
 def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
-    tmp_path, after, stop_after
+    uncut, tmp_path, after
 ):
     problem, _ = bench()
-    method = functools.partial(walk, stop_after=stop_after)
-    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
-    whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
-    assert whole.steps == stop_after or whole.steps == 7
+    method, loop, whole = uncut
     folder = tmp_path / "cut"
     with pytest.raises(Cut):
         loop.run("walk", method, problem, folder, CutOff(min(after, whole.steps)))

@@ -63,13 +63,15 @@ def agree(found, expected):
         np.testing.assert_allclose(found[view], logits, rtol=0, atol=1e-4)
 
 
-@these(fast=(), slow=("original", "neggrad_plus", "scrub", "ccu", "ccu_plus", "ssd"))
+@these(fast=(), slow=("original", "neggrad_plus", "ccu_plus", "ssd"))
 def test_eight_devices_give_what_one_device_gives(name):
     agree(after_all_steps(name, parallel.pmap()), oracle(name))
 
 
+@pytest.mark.parametrize(
+    "executor", ["shard_map", pytest.param("vmap", marks=pytest.mark.table)]
+)
 @these(fast=(), slow=("ccu_plus",))
-@pytest.mark.parametrize("executor", ["shard_map", "vmap"])
 def test_every_executor_gives_what_one_device_gives(name, executor):
     agree(after_all_steps(name, parallel.EXECUTORS[executor]()), oracle(name))
 
@@ -80,9 +82,8 @@ def test_the_strict_executor_takes_every_method(name):
     assert after_all_steps(name, parallel.shard_map(), lower_only=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("name", ["original", "ccu", "ccu_plus"])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.table)])
+@these(fast=(), slow=("ccu_plus",), of=("original", "ccu", "ccu_plus"))
 def test_the_number_of_devices_changes_nothing(name, devices, monkeypatch):
     executor = with_devices(monkeypatch, parallel.pmap, devices)
     assert executor.devices == devices

@@ -98,8 +98,13 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
     assert np.abs(place[plan.ravel()] - np.arange(24)).max() < 5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+@pytest.mark.parametrize(
+    "multi_label",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="single"),
+        pytest.param(True, marks=pytest.mark.table, id="multi"),
+    ],
+)
 def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path):
     """Logits change by 2 % of their spread in the mean, and none by more than 15 %."""
     data = problems.dataset(280, whole=True, multi_label=multi_label)

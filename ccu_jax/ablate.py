@@ -20,9 +20,9 @@ from ccu_jax.summary import (
     REFERENCE,
     auc,
     estimate,
-    number,
     score,
     show_estimate,
+    time_s,
 )
 from ccu_jax.variants import Variant
 
@@ -84,6 +84,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     titles = [f"seed {seed}: ablate {n}" for seed in config.seeds for n in names]
     found: list[dict[str, Any]] = []
     with run.opened(given, workdir, titles) as (bench, drawn, methods):
+        variants.check_there(bench)
         runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
         bench.reporter.say(forecast.variants(bench, runs))
         for seed, sets in drawn.items():
@@ -120,7 +121,7 @@ def table(found: list[dict[str, Any]], name: str) -> tuple[list[str], list[list[
             groups.setdefault(row["part"], []).append(row)
     lines = []
     for part, group in groups.items():
-        cells = [part, show_estimate(estimate([_seconds(r) for r in group]))]
+        cells = [part, show_estimate(estimate([time_s(r) for r in group]))]
         for column in _COLUMNS:
             where, view = column.split()
             values = [score(r, where, view) for r in group]
@@ -130,10 +131,6 @@ def table(found: list[dict[str, Any]], name: str) -> tuple[list[str], list[list[
         failed = sum(bool(row.get("diverged")) for row in group)
         lines.append([f"{part} (diverged: {failed})" if failed else part, *cells[1:]])
     return header, lines
-
-
-def _seconds(row):
-    return number(row, "seconds", "unlearn")
 
 
 def _show(reporter, found, names):

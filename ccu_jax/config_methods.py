@@ -89,7 +89,7 @@ class Scrub:
     temperature: float = 4.0
     distil: float = 1.0  # weight of staying near the original on the retain set
     classify: float = 1.0  # weight of the task's loss on the retain set
-    rewind: bool = False  # end with the epoch that scores most like held-out rows
+    rewind: bool = False  # end with the look, of as many as epochs, nearest to held-out
 
 
 @dataclass(frozen=True)

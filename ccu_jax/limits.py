@@ -51,6 +51,13 @@ LIMITS = {
     "epochs": _ABOVE,
     "learning_rate": _ABOVE,
     "temperature": _ABOVE,
+    "keep": _SHARE,
+    "shrink": _SHARE,
+    "ridge": _ABOVE,
+    "salient": Limit(0, 1, open_low=True),
+    "slow": _SHARE,
+    "repeats": _COUNT,
+    "repair": _COUNT,
     "data.sample_rows": _COUNT,
     "conditions.missing_image": _SHARE,
     "conditions.missing_text": _SHARE,
@@ -71,9 +78,6 @@ LIMITS = {
     "train.modality_dropout": _SHARE,
     "train.word_dropout": _SHARE,
     "train.label_smoothing": _RATE,
-    "neggrad_plus.keep": _SHARE,
-    "ccu_plus.shrink": _SHARE,
-    "ccu_plus.ridge": _ABOVE,
     "run.steps_per_call": _COUNT,
     "run.checkpoint_steps": _COUNT,
     "run.evaluate_batch": _COUNT,
@@ -90,6 +94,10 @@ def check(config: Config) -> None:
         limit = limit_of(key)
         if not limit.allows(value):
             raise UserError(f"{key}={value:g}: it must be {limit} (--set {key}=...)")
+    for field in dataclasses.fields(config):
+        layers = getattr(getattr(config, field.name), "layers", "head")
+        if layers not in ("head", "tail"):
+            raise UserError(f"{field.name}.layers={layers!r}: there is head, tail")
 
 
 def limit_of(key: str) -> Limit:

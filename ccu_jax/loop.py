@@ -100,7 +100,8 @@ class Loop:
         known = (kind, "start", _shapes(given))
         began = time.perf_counter()
         if known not in self._compiled:
-            self._compiled[known] = jax.jit(step.starting(program))
+            start = step.starting(program.optimiser, program.group)
+            self._compiled[known] = jax.jit(start)
         state = self._executor.place(self._compiled[known](*given))
         jax.block_until_ready(state)
         seconds["compile"] += time.perf_counter() - began
@@ -220,4 +221,5 @@ def _shapes(tree):
 
 def _arrays(program: Program):
     table = step.on_devices(program.table)
-    return (program.params, program.frozen, table, program.parts, program.aux)
+    rest = (program.frozen, program.parts, program.aux, program.numbers)
+    return (program.params, table, *rest)

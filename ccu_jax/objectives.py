@@ -124,7 +124,7 @@ def inverse_contrast(
 
     SupCon (Khosla et al. 2020) with the roles of positives and negatives swapped, as in
     Contrastive Unlearning (Lee et al. 2024). The stop-gradient keeps retained classes
-    where they are. A row whose class is nowhere in the batch does not count.
+    where they are. A row whose class is nowhere in the batch is pulled, not pushed.
 
     Args:
         h_u, h_r: unit features `[B, D]`.
@@ -142,11 +142,13 @@ def inverse_contrast(
     exists_G = gather(weight_r) > 0
     share_BxG = positives(labels_u, labels_G) * exists_G
     similar_BxG = h_u @ h_G.T / temperature
+    shared_B = share_BxG.sum(1) > 0
     push_B = jax.nn.logsumexp(similar_BxG + log_weights(share_BxG), axis=1)
+    push_B = jnp.where(shared_B, push_B, 0.0)
     other_BxG = (share_BxG == 0) & exists_G
     count_B = jnp.maximum(other_BxG.sum(1), 1)
     pull_B = jnp.sum(similar_BxG * other_BxG, axis=1) / count_B
-    has_B = weight_u * (share_BxG.sum(1) > 0)
+    has_B = weight_u * (shared_B | ((pull > 0) & (other_BxG.sum(1) > 0)))
     return mean((push_B - pull * pull_B) * gate_u, has_B)
 
 

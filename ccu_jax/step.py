@@ -89,10 +89,10 @@ def start_state(program: Program, key: jax.Array) -> State:
     """
 
     given = program.params, program.aux, key
-    return jax.jit(starting(program))(*given)
+    return jax.jit(starting(program.optimiser, program.group))(*given)
 
 
-def starting(program: Program) -> Callable:
+def starting(optimiser, group: Callable[[str], str]) -> Callable:
     """`fn(params, aux, key)` gives the state before the first step, to be compiled.
 
     As one program: many small ones, each for a shape, take longer to compile.
@@ -103,7 +103,7 @@ def starting(program: Program) -> Callable:
         return State(
             step=jnp.int32(0),
             params=params,
-            opt=program.optimiser.init(flatten(program.group, params)[0]),
+            opt=optimiser.init(flatten(group, params)[0]),
             aux=aux,
             key=jax.random.key_data(key),
         )

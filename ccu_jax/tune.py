@@ -47,6 +47,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     given = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [f"tune {name}" for name in names]
     with run.opened(given, workdir, [*titles, "tuned"]) as (bench, drawn, methods):
+        variants.check_there(bench)
         problems = []
         for seed, sets in drawn.items():
             stages.run_seed(bench, seed, sets, methods)
@@ -111,7 +112,7 @@ def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
 
 
 def _reference(bench, problem):
-    """The reference's row, judged on the same rows."""
+    """The reference's row."""
     return rows.read(rows.place(bench.workdir, problem.seed, REFERENCE))
 
 

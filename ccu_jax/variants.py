@@ -45,14 +45,38 @@ def check(config: Config, names: list[str], of: str) -> None:
     """
     if not names:
         raise UserError(f"methods: none of them is {of}; give others with --methods")
+    if config.unlearn.requests > 1:
+        raise UserError(
+            f"unlearn.requests={config.unlearn.requests}: settings are looked at for "
+            "one request; leave it out"
+        )
     limits.check_batches(config, names, jax.device_count())
 
 
-def place(workdir: pathlib.Path, seed: int, variant: Variant) -> pathlib.Path:
-    """The file of what came of a variant."""
+def check_there(bench) -> None:
+    """Refuses a folder whose pictures were purged: nothing can be run on it.
+
+    Raises:
+        UserError: they were.
+    """
+    if bench.data.purged:
+        raise UserError(
+            f"the pictures to forget were purged from {bench.workdir}: give another "
+            "--workdir"
+        )
+
+
+def place(
+    workdir: pathlib.Path, seed: int, variant: Variant, tested: bool = True
+) -> pathlib.Path:
+    """The file of what came of a variant, judged with test rows or without."""
     text = json.dumps(variant.settings, sort_keys=True)
     name = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    return workdir / "variants" / f"{variant.method}-{seed}-{name}.json"
+    return (
+        workdir
+        / ("tested" if tested else "variants")
+        / f"{variant.method}-{seed}-{name}.json"
+    )
 
 
 def run(bench, problem: Problem, variant: Variant) -> Row:
@@ -66,7 +90,8 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
     Raises:
         UserError: its file is damaged.
     """
-    path = place(bench.workdir, problem.seed, variant)
+    tested = bool(len(problem.sets.test))
+    path = place(bench.workdir, problem.seed, variant, tested)
     if path.exists():
         return _read(path, bench.data.fingerprint)
     method = variant.method
@@ -75,6 +100,7 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
     problem = problem._replace(config=config)
     steps = path.with_suffix("")
     outcome = bench.loop.run(method, METHODS[method], problem, steps, _Quiet())
+    found = judge(bench, problem, outcome.params)
     row: Row = {
         "method": method,
         "settings": variant.settings,
@@ -83,10 +109,10 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
         "steps": outcome.steps,
         "seconds": outcome.seconds
         | {"unlearn": outcome.seconds["start"] + outcome.seconds["steps"]},
-        "diverged": outcome.diverged,
+        "diverged": outcome.diverged or found.pop("collapsed"),
         "fingerprint": bench.data.fingerprint,
         "commit": rows.commit(),
-        **judge(bench, problem, outcome.params),
+        **found,
     }
     if is_first():
         path.parent.mkdir(exist_ok=True)
@@ -104,13 +130,24 @@ class _Quiet:
 
 
 def judge(bench, problem: Problem, params) -> Row:
-    """Scores and attack of a model that differs from the original in some parts."""
+    """Scores and attack of a model that differs from the original in some parts.
+
+    And `collapsed`, what is wrong with one that has fallen apart.
+    """
     table = bench.table
     if not set(params) - set(TAIL):
         table = problem.store.table(bench.table)
     params = {**problem.params, **params}
     found = evaluate.results(bench.forward, params, table, bench.data, problem.sets)
-    return {"scores": evaluate.scores(found), "attack_auc": audit.attack_auc(found)}
+    before = bench.workdir / "outputs" / f"original-{problem.seed}.npz"
+    collapsed = None
+    if before.exists() and len(problem.sets.test):
+        collapsed = audit.collapse(found, evaluate.load(before))
+    return {
+        "scores": evaluate.scores(found),
+        "attack_auc": audit.attack_auc(found),
+        "collapsed": collapsed,
+    }
 
 
 def without_test(problem: Problem) -> Problem:

@@ -118,12 +118,37 @@ def test_a_mask_of_pushes_leaves_the_other_steps_alone():
             assert (moved == expected).all(), (place, group)
 
 
+def test_shut_weights_do_not_follow_a_push_by_its_momentum():
+    """As in sfron: after a push come steps in which nothing pulls at anything."""
+    params = {g: jnp.ones(6) for g in ("rest", "text")}
+    mask = {g: jnp.asarray([0.0, 1, 0, 1, 0, 1]) for g in params}
+    config = Train(weight_decay=0.0)
+    numbers = reference.rates(0.1, 20, config) | {"mask": mask}
+    numbers["push"] = jnp.asarray([True, *[False] * 9])
+    masked = functools.partial(curvature.masked, push=True)
+    optimiser = optax.chain(masked(), reference.optimiser(config), masked())
+    state = optimiser.init(params)
+    for step in range(6):
+        pull = {g: jnp.full(6, 1.0 if step == 0 else 0.0) for g in params}
+        updates, state = optimiser.update(pull, state, params, numbers=numbers)
+        params = optax.apply_updates(params, updates)
+    for group in params:
+        shut = np.asarray(mask[group]) == 0
+        np.testing.assert_array_equal(np.asarray(params[group])[shut], 1.0)
+        assert (np.asarray(params[group])[~shut] < 1).all()
+
+
+def test_entries_that_are_zero_are_none_of_the_largest():
+    tree = {"a": jnp.array([0.0, 0.0, 0.0, 5.0])}
+    assert baselines.largest(tree, 0.75)["a"].tolist() == [0, 0, 0, 1]
+
+
 def test_the_largest_are_so_many_by_size_whatever_their_sign():
     tree = {"a": jnp.array([[3.0, -4.0], [0.1, 0.0]]), "b": jnp.array([-2.0, 1.0])}
     found = baselines.largest(tree, 0.5)
     np.testing.assert_array_equal(found["a"], [[1, 1], [0, 0]])
     np.testing.assert_array_equal(found["b"], [1, 0])
-    assert all(x.all() for x in jax.tree.leaves(baselines.largest(tree, 1.0)))
+    assert baselines.largest(tree, 1.0)["a"].tolist() == [[1, 1], [1, 0]]
 
 
 def test_salun_moves_the_weights_that_the_unlearn_set_pulls_at_most(tmp_path):

@@ -398,7 +398,9 @@ def test_value_and_gradient_are_finite_in_every_corner(name, multi_label):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_nothing_to_contrast_means_zero_and_no_gradient(name):
     cases = edge_cases()
-    names = ["no weight"] + ["no positives"] * (name in CONTRASTS)
+    # The inverse contrast pulls at rows that it has nothing to push off: tested below.
+    pulls = name.startswith("inverse")
+    names = ["no weight"] + ["no positives"] * (name in CONTRASTS and not pulls)
     for case in names:
         value, gradient = measured(name, cases[case])
         assert value == 0, case
@@ -443,3 +445,24 @@ def test_the_level_objective_is_quadratic_near_its_target_and_linear_far_off():
     slope = jax.grad(lambda v: run(v, target, weight))(value)
     np.testing.assert_allclose(slope, [-0.5 / 3, 0, 1 / 3, 0], atol=1e-6)
     assert not jax.grad(lambda t: run(value, t, weight))(target).any()
+
+
+def test_a_row_whose_class_nobody_retains_is_pulled_and_not_pushed():
+    """As Lee et al. (2024) have it where a whole class is to be forgotten."""
+    h_u = jnp.array([[1.0, 0.0], [0.6, 0.8]])
+    h_r = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    labels_u, labels_r = jnp.eye(3)[jnp.array([2, 2])], jnp.eye(3)[jnp.array([0, 1])]
+    ones = jnp.ones(2)
+
+    def loss(pull):
+        fn = functools.partial(
+            objectives.inverse_contrast, temperature=0.5, pull=jnp.float32(pull)
+        )
+        mapped = jax.vmap(
+            lambda *x: fn(*x), in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1
+        )
+        return float(mapped(h_u, h_r, labels_u, labels_r, ones, ones))
+
+    near = (h_u @ h_r.T / 0.5).mean(axis=1)
+    assert loss(1.0) == pytest.approx(-float(near.mean()), rel=1e-5)
+    assert loss(0.0) == 0

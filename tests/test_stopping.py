@@ -151,7 +151,8 @@ def test_rewinding_takes_the_look_that_is_nearest_to_held_out_rows(
     problem, _ = bench()
     loop = new_loop(problem, Run(steps_per_call=4))
     at = heights(steps, looks)
-    for wanted, height in enumerate(at):
+    # The first look is at the original, which is never taken.
+    for wanted, height in list(enumerate(at))[1:]:
         # What held-out rows score at the last look is what counts.
         held = height / at[-1]
         outcome = loop.run(

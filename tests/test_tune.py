@@ -120,6 +120,7 @@ def test_a_variant_runs_under_its_settings_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(made.loop, "run", lambda *args: pytest.fail("ran again"))
     assert variants.run(made, problem, Variant("ccu", {"steps": 5})) == longer
     path = variants.place(tmp_path, problem.seed, Variant("ccu", {"steps": 5}))
+    assert path.exists()
     path.write_text(json.dumps({**longer, "fingerprint": "another"}))
     with pytest.raises(UserError, match="belongs to other data"):
         variants.run(made, problem, Variant("ccu", {"steps": 5}))
@@ -142,6 +143,10 @@ def test_choosing_between_settings_looks_at_no_test_row(tmp_path, monkeypatch):
     assert seen and not set(np.concatenate(seen)) & set(problem.sets.test)
     assert row["scores"]["test"] == {"image": {}, "text": {}, "fused": {}}
     assert row["scores"]["unseen"]["fused"] and row["attack_auc"]["fused"] is not None
+    # What was judged without test rows does not pass for what was judged with them.
+    monkeypatch.undo()
+    whole = variants.run(made, problem, Variant("ccu", {}))
+    assert whole["scores"]["test"]["fused"]
 
 
 # --- ablation -------------------------------------------------------------------------
@@ -217,6 +222,10 @@ def test_nothing_to_vary_is_refused_before_anything_runs(tmp_path, work, methods
     with pytest.raises(UserError, match="methods: none of them"):
         work(config, tmp_path, *more)
     assert not any(tmp_path.iterdir())
+    several = dataclasses.replace(config, methods=("scrub", "ccu"))
+    unlearn = dataclasses.replace(config.unlearn, requests=3)
+    with pytest.raises(UserError, match="unlearn.requests=3"):
+        work(dataclasses.replace(several, unlearn=unlearn), tmp_path, *more)
     section = dataclasses.replace(config.scrub, batch=63)
     config = dataclasses.replace(config, scrub=section, methods=("scrub",))
     if work is tune.tune:

@@ -11,72 +11,12 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.augment import augment
 from ccu_jax.methods import curvature, reference
-from ccu_jax.methods.cache import together
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import branch, classification, fit
-from ccu_jax.methods.section import Section
-from ccu_jax.methods.stopping import stopping
+from ccu_jax.methods.whole import both, guessing, plain, said, whole
 from ccu_jax.models import VISUAL
 from ccu_jax.step import Program, flatten
-
-
-def whole(problem: Problem, loss, plan, *, optimiser=None, frozen=(), numbers=()):
-    """A program that trains every part of the original.
-
-    Args:
-        problem: what the method was given.
-        loss: of `Program`; its `frozen["c"]` is the method's section.
-        plan: of `Program`.
-        optimiser: of `Program`; that of training by default.
-        frozen: more of it by name, as are `numbers`.
-    """
-    section, train = problem.section, problem.config.train
-    steps = len(next(iter(plan.values())))
-    program = Program(
-        params=problem.params,
-        frozen={"c": Section.of(section), **dict(frozen)},
-        loss=loss,
-        optimiser=optimiser or reference.optimiser(train),
-        numbers=reference.rates(section.learning_rate, steps, train) | dict(numbers),
-        group=branch,
-        table=problem.table,
-        plan=plan,
-    )
-    stops = getattr(section, "stop", False)
-    return stopping(problem, program) if stops else program
-
-
-def both(problem: Problem, epochs: float, of: str = "retain"):
-    """Rows of both sets for so many passes over one of them."""
-    section, sets = problem.section, problem.sets
-    batch = {"retain": section.batch, "unlearn": section.unlearn_batch}
-    steps = problem.steps(epochs, batch[of], getattr(sets, of))
-    return {
-        name: problem.batches(getattr(sets, name), size, steps, name)
-        for name, size in batch.items()
-    }
-
-
-def said(problem: Problem, params, batch):
-    """Outputs and rows of both sets, in one pass.
-
-    Retain rows are changed at random and have dropout, as in training; those of the
-    unlearn set are taken as they are.
-    """
-    retain = batch["retain"]
-    retain = augment(retain, retain["key"], problem.config.train)
-    unlearn = plain(batch["unlearn"])
-    every, cut = together({"retain": retain, "unlearn": unlearn}, drop="retain")
-    model = problem.model
-    out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
-    return out["retain"], retain, out["unlearn"], unlearn
-
-
-def plain(rows):
-    """Rows with pictures as floats, otherwise as they are."""
-    return {**rows, "image": rows["image"] / 255.0}
 
 
 def finetune(problem: Problem) -> Program:
@@ -104,14 +44,6 @@ def l1_sparse(problem: Problem) -> Program:
 
     plan = {"rows": problem.batches(retain, section.batch, steps, "rows")}
     return whole(problem, loss, plan, frozen={"steps": np.float32(steps)})
-
-
-def guessing(problem: Problem) -> float:
-    """The loss of a model that knows nothing."""
-    num_classes = problem.table["labels"].shape[1]
-    if problem.multi_label:
-        return objectives.MULTI_LABEL_SCALE * float(np.log(2))
-    return float(np.log(num_classes))
 
 
 def ascent(problem: Problem, out, rows, ceiling):
@@ -194,9 +126,13 @@ def random_label(problem: Problem) -> Program:
 
 
 def largest(tree, share: float):
-    """1.0 for the share of all entries with the largest size, 0.0 for the others."""
+    """1.0 for the share of all entries with the largest size, 0.0 for the others.
+
+    Entries that are zero are none of the largest, even if the share has room for them.
+    """
     sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
     least = np.quantile(np.concatenate(sizes), 1 - share)
+    least = max(least, np.finfo(np.float32).tiny)
     return jax.tree.map(lambda x: (jnp.abs(x) >= least).astype(jnp.float32), tree)
 
 

@@ -90,7 +90,11 @@ def with_pictures(problem: Problem, cached: Cache) -> Cache:
 
 def column_of(column, rows) -> np.ndarray:
     """Rows of a column of the problem's table, on the host, wherever it lies."""
-    return column.take(rows) if isinstance(column, OnHost) else np.asarray(column)[rows]
+    if isinstance(column, OnHost):
+        return column.take(rows)
+    # Of all rows, those alone leave the device.
+    here = column.addressable_data(0) if isinstance(column, jax.Array) else column
+    return np.asarray(here[rows])
 
 
 def split(problem: Problem, parts):

@@ -243,7 +243,8 @@ def _match(c, u, r, out_u, out_r, aux, free, kind):
 
     Cross-entropy towards the target probabilities; the confidence itself, for a
     cross-entropy near zero hardly tells a sure row from a very sure one, an attack
-    does; and the inverse contrast of rows that are surer than their target.
+    does; and the inverse contrast of rows that are surer than their target, each by how
+    much surer it is in one of the views, at most 1.
     """
     terms = {name: 0.0 for name in ("match", "level") if c.uses(name)}
     weight, surer = u["has_image"], 0.0

@@ -5,10 +5,10 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.augment import augment
-from ccu_jax.methods.baselines import said, whole
 from ccu_jax.methods.cache import together
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import classification
+from ccu_jax.methods.whole import said, whole
 from ccu_jax.models import unit
 from ccu_jax.step import Program
 

@@ -11,9 +11,10 @@ import optax
 from ccu_jax import objectives
 from ccu_jax.augment import augment
 from ccu_jax.data.pipeline import cover
-from ccu_jax.methods import baselines, reference
+from ccu_jax.methods import reference
 from ccu_jax.methods.cache import padded_size
 from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.whole import guessing, whole
 from ccu_jax.models import VISUAL
 from ccu_jax.parallel import AXIS
 from ccu_jax.step import Program, flatten, gather, on_devices, rows_of
@@ -33,11 +34,12 @@ def fisher(problem: Problem, rows):
 
 
 def _pass(problem, rows, squared):
-    kind = {"multi_label": problem.multi_label}
+    # The compiled pass outlives the problem: of that it holds no more than this.
+    model, kind = problem.model, {"multi_label": problem.multi_label}
 
     def loss(params, row):
         one = jax.tree.map(lambda x: x[None], row)
-        out = problem.model.apply(params, one)
+        out = model.apply(params, one)
         each = sum(
             objectives.cross_entropy_rows(getattr(out, view), one["labels"], **kind)
             for view in VISUAL
@@ -126,14 +128,8 @@ def sfron(problem: Problem) -> Program:
     that has led, the slow weights go the share `slow`.
     """
     section, sets, train = problem.section, problem.sets, problem.config.train
-    multi_label, period = problem.multi_label, 1 + section.repair
-    cycles = problem.steps(section.epochs, section.batch, sets.unlearn)
-    rows = np.empty((cycles * period, section.batch), np.int32)
-    push = np.arange(cycles * period) % period == 0
-    rows[push] = problem.batches(sets.unlearn, section.batch, cycles, "unlearn")
-    rows[~push] = problem.batches(
-        sets.retain, section.batch, cycles * section.repair, "retain"
-    )
+    multi_label = problem.multi_label
+    rows, push = _sfron_plan(problem)
     retain = sets.retain
     if section.rows and len(retain) > section.rows:
         retain = problem.some(retain, section.rows, "fisher")
@@ -149,7 +145,7 @@ def sfron(problem: Problem) -> Program:
         given = augment(batch["rows"], batch["rows"]["key"], train)
         out = problem.model.apply(params, given, keys=given["key"])
         left = jnp.maximum(1 - step / frozen["steps"], 0)
-        forget, most = 0.0, 2 * baselines.guessing(problem)
+        forget, most = 0.0, 2 * guessing(problem)
         for view in VISUAL:
             each = objectives.cross_entropy_rows(
                 getattr(out, view), given["labels"], multi_label=multi_label
@@ -164,19 +160,37 @@ def sfron(problem: Problem) -> Program:
 
     # Of one of few lengths, so that other sets need no other program.
     push = np.pad(push, (0, padded_size(len(push), 1) - len(push)))
-    return baselines.whole(
+    return whole(
         problem,
         loss,
         {"rows": rows},
-        optimiser=optax.chain(reference.optimiser(train), masked(push=True), _slow()),
+        optimiser=optax.chain(
+            # In front as well: else shut weights would follow a push by its momentum.
+            masked(push=True),
+            reference.optimiser(train),
+            masked(push=True),
+            _slow(),
+        ),
         frozen={"push": jnp.asarray(push), "steps": np.float32(len(rows))},
         numbers={
             "mask": flatten(reference.branch, mask)[0],
             "push": jnp.asarray(push),
             "slow": np.float32(section.slow),
-            "period": np.int32(period),
+            "period": np.int32(1 + section.repair),
         },
     )
+
+
+def _sfron_plan(problem):
+    """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
+    section, sets = problem.section, problem.sets
+    cycles = problem.steps(section.epochs, section.batch, sets.unlearn)
+    push = np.arange(cycles * (1 + section.repair)) % (1 + section.repair) == 0
+    rows = np.empty((len(push), section.batch), np.int32)
+    rows[push] = problem.batches(sets.unlearn, section.batch, cycles, "unlearn")
+    repairs = cycles * section.repair
+    rows[~push] = problem.batches(sets.retain, section.batch, repairs, "retain")
+    return rows, push
 
 
 @jax.jit

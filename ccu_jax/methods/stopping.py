@@ -16,7 +16,7 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.step import Program, everywhere
 
 # More rows of each kind are not looked at: the score of so many is sharp enough.
-MOST_ROWS = 1000
+MOST_ROWS = 400
 LOOKS = ("seen_unlearn", "seen_held")
 
 
@@ -32,14 +32,26 @@ def score(logits, labels, weight, multi_label):
 
 
 def image_scores(problem: Problem, names=LOOKS) -> Callable:
-    """`fn(params, parts)` gives the image view's score of two parts, on all devices."""
+    """What the stop rules compare: `fn(params, parts) -> (unlearn, held)`.
+
+    The image view's score of unlearn rows, and of held-out rows. Where a whole class is
+    to be forgotten (Lee et al. 2024) that of guessing takes the latter's place, but for
+    several labels.
+    """
+
+    whole_class = problem.config.unlearn.rule.startswith("class:")
+
+    def of(params, rows):
+        out = problem.model.apply(params, rows)
+        seen = everywhere((out.image, rows["labels"], rows["has_image"]))
+        return score(*seen, problem.multi_label)
 
     def scores(params, parts):
-        for name in names:
-            rows = parts[name]
-            out = problem.model.apply(params, rows)
-            seen = everywhere((out.image, rows["labels"], rows["has_image"]))
-            yield score(*seen, problem.multi_label)
+        unlearn, held = (parts[name] for name in names)
+        if whole_class and not problem.multi_label:
+            # Held-out rows are of all classes; of one that is gone, a guess is left.
+            return of(params, unlearn), 1 / jnp.float32(held["labels"].shape[1])
+        return of(params, unlearn), of(params, held)
 
     return scores
 
@@ -119,8 +131,9 @@ def rewinding(problem: Problem, program: Program, looks: int) -> Program:
 
     def result(params, aux):
         apart = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["held"]))
-        # The last state was seen already; one that was cut off has no say.
-        best = int(apart[: int(aux["count"])].argmin())
+        # The first was the original. One that was cut off has no say.
+        count = int(aux["count"])
+        best = 1 + int(apart[1:count].argmin()) if count > 1 else 0
         return jax.tree.map(lambda x: x[best], aux["kept"])
 
     return program._replace(

@@ -29,8 +29,8 @@ class Outputs(NamedTuple):
     """What the classifier says of `B` rows.
 
     `z_image`, `z_text`: unit embeddings `[B, D]` in the shared space; `h_image`,
-    `h_text`, `h_fused`: features `[B, W]`; `image`, `text`, `fused`: logits `[B, K]` of
-    each view.
+    `h_text`: features `[B, W]`; `h_fused`: what the fused logits are read off `[B, F]`;
+    `image`, `text`, `fused`: logits `[B, K]` of each view.
     """
 
     z_image: jax.Array
@@ -61,7 +61,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 class FusedHead(nn.Module):
-    """Logits `[B, K]` from both features, and the feature `[B, W]` that fuses them.
+    """Logits `[B, K]` from both features, and all `[B, F]` that they are read off.
 
     A learned stand-in takes the place of a missing one.
     """
@@ -84,7 +84,8 @@ class FusedHead(nn.Module):
         both = jnp.concatenate(parts, axis=-1)
         hidden = nn.gelu(nn.Dense(self.width, name="fc")(both))
         deep = nn.Dense(self.classes, name="deep")(hidden)
-        return deep + nn.Dense(self.classes, name="wide")(both), hidden
+        logits = deep + nn.Dense(self.classes, name="wide")(both)
+        return logits, jnp.concatenate([both, hidden], axis=-1)
 
 
 def build(

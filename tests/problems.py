@@ -117,7 +117,7 @@ def config(**sections) -> Config:
     }
     small = {
         "steps": 3,
-        "epochs": 2,
+        "epochs": 4,
         "max_epochs": 1,
         "repair": 2,
         "repeats": 2,

@@ -103,7 +103,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tmp_pat
     first, again, other = (run(name, tmp_path, seed=seed)[0] for seed in (0, 0, 1))
     assert same(first.params, again.params)
     for part in first.params:
-        hangs = name not in DETERMINED and part not in UNSEEN.get(name, ())
+        # What only decays does so for as long as the run lasts.
+        decays = part in UNSEEN.get(name, ()) and first.steps == other.steps
+        hangs = name not in DETERMINED and not decays
         assert same(first.params[part], other.params[part]) != hangs, part
 
 

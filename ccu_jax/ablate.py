@@ -86,7 +86,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     with run.opened(given, workdir, titles) as (bench, drawn, methods):
         variants.check_there(bench)
         runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
-        bench.reporter.say(forecast.variants(bench, runs))
+        bench.reporter.say(forecast.variants(bench, runs, apart=True))
         for seed, sets in drawn.items():
             stages.run_seed(bench, seed, sets, methods)
             reference = rows.read(rows.place(workdir, seed, REFERENCE))

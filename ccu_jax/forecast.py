@@ -72,10 +72,20 @@ def table(bench, todo: dict[int, list[str]]) -> str:
     return f"{count} models to make: {words(seconds)}"
 
 
-def variants(bench, runs: dict[str, int]) -> str:
-    """Says how long so many runs of each method take, about."""
+def variants(bench, runs: dict[str, int], apart: bool = False) -> str:
+    """Says how long so many runs of each method take, about.
+
+    Args:
+        bench: of the run.
+        runs: of each method.
+        apart: whether each is a program of its own.
+    """
     known = pace(bench)
-    seconds = sum(_COMPILE_S + n * known.method(name) for name, n in runs.items())
+    # What is switched off is another program; other numbers are not.
+    seconds = sum(
+        (n if apart else 1) * _COMPILE_S + n * known.method(name)
+        for name, n in runs.items()
+    )
     return f"{sum(runs.values())} runs of {len(runs)} methods: {words(seconds)}"
 
 

@@ -109,7 +109,7 @@ def _list() -> None:
     print("configs:")
     for name, path in config_file.available().items():
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        print(f"  {name:10} {doc.partition(chr(10))[0]}")
+        print(f"  {name:12} {doc.partition(chr(10))[0]}")
     print("methods:  ", ", ".join(METHODS))
     print("data sets:", ", ".join(DATASETS))
 

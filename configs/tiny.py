@@ -3,8 +3,7 @@
     python -m ccu_jax.launch --config tiny
 
 It is for looking at the machinery, in less than a minute on 2 cores of an Intel Xeon
-(2026-11-24): such a model learns next to nothing, so there is nothing to forget, and
-ccu stops before its first step.
+(2026-11-24): such a model learns next to nothing, so there is nothing to forget.
 """
 
 from ccu_jax.config import (

@@ -6,6 +6,7 @@ Knows no configuration of this project: that is `config.py`.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -41,8 +42,12 @@ def field_kind(tree: type, key: str) -> Any:
     return kind
 
 
+# A configuration is read field by field, and each field asks for all kinds anew.
+_kinds = functools.cache(typing.get_type_hints)
+
+
 def _field_of(section: Any, name: str, above: str) -> Any:
-    kinds = typing.get_type_hints(section)
+    kinds = _kinds(section)
     if name not in kinds:
         where = f"section {above!r}" if above else "the configuration"
         raise UserError(f"{where} has no key {name!r}; {closest(name, kinds)}")

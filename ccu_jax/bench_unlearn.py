@@ -18,6 +18,7 @@ import numpy as np
 from ccu_jax import bench_cost, bench_problem, bench_step_count, features
 from ccu_jax.bench_problem import Quiet
 from ccu_jax.errors import UserError
+from ccu_jax.evaluate import Forward
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS
 from ccu_jax.parallel import EXECUTORS
@@ -92,6 +93,9 @@ def _method(problem, name, kind, windows, peak):
     if kind is not None:
         run = dataclasses.replace(problem.config.run, features=kind)
         problem = problem._replace(config=dataclasses.replace(problem.config, run=run))
+    # Nothing is compiled yet, not even what other methods share with this one.
+    batch = problem.config.run.evaluate_batch
+    problem = problem._replace(forward=Forward(problem.model, problem.executor, batch))
     # Trained anew, a run is long enough to be measured once.
     windows = windows if name not in ("original", "retrain", "retrain_visual") else 1
     loop = Loop(problem.config.run, problem.executor, lambda text: None)

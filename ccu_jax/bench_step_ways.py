@@ -1,5 +1,6 @@
 """The ways in which the steps of one method can be run, a window of them at a time."""
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -166,7 +167,13 @@ class Steps:
             return out
 
         known = self.executor._replace(run=lambda fn, donate=False: _Known(call))
-        loop = Loop(self.problem.config.run, known, lambda text: None)
+        # All steps in one call, as the scan has them.
+        config = dataclasses.replace(
+            self.problem.config.run,
+            steps_per_call=self.steps,
+            checkpoint_steps=self.steps,
+        )
+        loop = Loop(config, known, lambda text: None)
         done = loop.run(
             self.name,
             lambda problem: self.program,

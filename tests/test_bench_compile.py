@@ -16,7 +16,7 @@ def ran(tmp_path_factory):
     return json.loads(file.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.table
 def test_moments_follow_each_other_and_the_second_start_compiles_less(ran):
     (of,) = ran["measured"]["configs"]
     assert of["config"] == "tiny" and len(of["warm"]) == 1

@@ -360,7 +360,7 @@ def test_edge_histograms_are_those_of_the_plain_formula(cell, bins):
 @pytest.fixture(scope="module", params=[0, 2], ids=["whole trunk", "tail blocks"])
 def plain_and_remat(request):
     """A deep classifier whose blocks keep what they computed, and one that does not."""
-    fields = {"image_depth": 5, "text_depth": 3, "tail_blocks": request.param}
+    fields = {"image_depth": 4, "text_depth": 2, "tail_blocks": request.param}
     return [
         problems.model(problems.config(model={**fields, "remat": remat}))
         for remat in (False, True)

@@ -65,7 +65,8 @@ def data():
 @pytest.fixture(scope="module")
 def problem(data, tmp_path_factory):
     """A problem with the store of its original."""
-    settings = problems.config(run={"checkpoint_steps": 2})
+    # Killed after each of them below, a run shall have few checkpoints.
+    settings = problems.config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
     made = problems.problem(parallel.vmap(2), data, settings, rule="random:0.3")
     folder = tmp_path_factory.mktemp("store") / "features"
     store = features.stored(folder, made, "toy", lambda *told: None)

@@ -1,4 +1,4 @@
-"""Which values a number of the configuration may have: the one place that says so.
+"""Which values a field of the configuration may have: the one place that says so.
 
 A number that is not named here must not be negative. Sizes that must fit each other are
 checked where they meet: `models.build`, `data.load`, `unlearn_set.draw`.
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.config import Config
 from ccu_jax.errors import UserError
+from ccu_jax.typed import closest
 
 
 class Limit(NamedTuple):
@@ -83,9 +84,20 @@ LIMITS = {
     "run.evaluate_batch": _COUNT,
 }
 
+# Words that a field may be; by the whole key, or by its last part, as above.
+CHOICES = {
+    "conditions.order": ("shuffled", "stored", "by_class"),
+    "layers": ("head", "tail"),
+    "model.dtype": ("float32", "bfloat16"),
+    "run.executor": ("pmap", "shard_map", "vmap"),
+    "run.features": ("stored", "computed"),
+    "run.pictures": ("auto", "device", "host"),
+    "unlearn.duplicates": ("forget", "report"),
+}
+
 
 def check(config: Config) -> None:
-    """Refuses a configuration with a number outside its limit.
+    """Refuses a configuration with a number outside its limit, or an unknown word.
 
     Raises:
         UserError: the key, its value and what it must be.
@@ -94,24 +106,41 @@ def check(config: Config) -> None:
         limit = limit_of(key)
         if not limit.allows(value):
             raise UserError(f"{key}={value:g}: it must be {limit} (--set {key}=...)")
-    for field in dataclasses.fields(config):
-        layers = getattr(getattr(config, field.name), "layers", "head")
-        if layers not in ("head", "tail"):
-            raise UserError(f"{field.name}.layers={layers!r}: there is head, tail")
+    for key, word in words(config):
+        choices = _found(CHOICES, key)
+        if choices and word not in choices:
+            raise UserError(f"{key}={word!r}: {closest(word, choices)}")
 
 
 def limit_of(key: str) -> Limit:
     """The limit of a key (`train.epochs`)."""
-    return LIMITS.get(key) or LIMITS.get(key.rpartition(".")[2]) or Limit()
+    return _found(LIMITS, key) or Limit()
+
+
+def _found(table, key):
+    return table.get(key) or table.get(key.rpartition(".")[2])
 
 
 def numbers(section: Any, above: str = "") -> Iterator[tuple[str, float]]:
     """Every number of a tree of dataclasses with its dotted key."""
+    for key, value in _leaves(section, above):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
+
+
+def words(section: Any) -> Iterator[tuple[str, str]]:
+    """Every text of a tree of dataclasses with its dotted key."""
+    for key, value in _leaves(section, ""):
+        if isinstance(value, str):
+            yield key, value
+
+
+def _leaves(section, above):
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), above + field.name
         if dataclasses.is_dataclass(value):
-            yield from numbers(value, f"{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _leaves(value, f"{key}.")
+        else:
             yield key, value
 
 

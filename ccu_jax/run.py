@@ -25,6 +25,7 @@ from ccu_jax import (
     report,
     rows,
     stages,
+    unlearn_rules,
     workdirs,
 )
 from ccu_jax.config import Config
@@ -122,19 +123,8 @@ def opened(
 
 
 def _check(config, methods):
-    if config.run.executor not in EXECUTORS:
-        raise UserError(
-            f"run.executor={config.run.executor!r}: there is {', '.join(EXECUTORS)}"
-        )
-    if config.run.pictures not in ("auto", "device", "host"):
-        raise UserError(
-            f"run.pictures={config.run.pictures!r}: there is auto, device, host"
-        )
-    if config.run.features not in ("stored", "computed"):
-        raise UserError(
-            f"run.features={config.run.features!r}: there is stored, computed"
-        )
     limits.check(config)
+    unlearn_rules.check(config.unlearn.rule)
     limits.check_batches(config, methods, jax.device_count())
 
 

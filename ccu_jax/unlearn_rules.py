@@ -8,6 +8,7 @@ rule would have come upon, too.
 
 import bisect
 import math
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -108,6 +109,17 @@ def parse(text: str) -> Rule:
                 f"unlearn rule {rule}: the share must lie between 0 and 1, like 0.1"
             )
     return rule
+
+
+def check(text: str) -> None:
+    """Refuses what is wrong with a rule whatever the data are.
+
+    Raises:
+        UserError: it is none, or its file cannot be read.
+    """
+    rule = parse(text)
+    if rule.kind == "ids":
+        unlearn_names.read_ids(pathlib.Path(rule.what).expanduser())
 
 
 def named(data, rule: Rule, group_N) -> set[str]:

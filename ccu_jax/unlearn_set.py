@@ -33,19 +33,12 @@ class Sets(NamedTuple):
     test: np.ndarray
 
 
-DUPLICATES = ("forget", "report")
-
-
 def joined(data, duplicates: str) -> np.ndarray:
     """The groups `[N]` of rows that are forgotten together.
 
     Those of the data set; with `duplicates="forget"` groups with pictures that are
     nearly the same are one, named after that of the first row.
     """
-    if duplicates not in DUPLICATES:
-        raise UserError(
-            f"unlearn.duplicates: {duplicates!r} is none of {', '.join(DUPLICATES)}"
-        )
     rows = np.arange(len(data.group))
     if duplicates == "report" or (data.cluster == rows).all():
         return data.group

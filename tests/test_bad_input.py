@@ -123,11 +123,21 @@ def assert_named(message, *words):
         ("--config own.py --set model.remat=perhaps", "model.remat 'perhaps' true"),
         ("--config own.py --set model.dtype=float33", "model.dtype 'float33' bfloat16"),
         ("--config own.py --set data.dataset=paris", "data.dataset 'paris' pairs"),
+        ("--config own.py --set conditions.order=stord", "order 'stord' 'stored'?"),
+        ("--config own.py --set unlearn.duplicates=keep", "'keep' forget report"),
+        ("--config own.py --set cf_head.layers=all", "cf_head.layers 'all' head tail"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_right_ones(config, capsys, argv, words):
     message, _ = refused(capsys, *argv.split())
     assert_named(message, *words.split())
+
+
+@pytest.mark.parametrize("rule", ["random:2", "half", "ids:nowhere.txt"])
+def test_a_wrong_rule_is_refused_before_any_data_are_read(config, capsys, rule):
+    message, out = refused(capsys, "--config", "own.py", "--unlearn", rule)
+    assert_named(message, rule.partition(":")[2] or rule)
+    assert not out and not pathlib.Path("out", "data").exists()
 
 
 @pytest.mark.parametrize(

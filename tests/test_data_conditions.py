@@ -8,7 +8,6 @@ import pytest
 
 from ccu_jax.config import Conditions
 from ccu_jax.data import conditions
-from ccu_jax.errors import UserError
 
 
 @pytest.fixture(params=[False, True], ids=["one label", "labels"])
@@ -95,8 +94,3 @@ def test_an_order_is_an_order_of_the_rows_and_is_told(data):
     assert (np.diff(first) >= 0).all() and sorted(place) == list(range(700))
     _, told = conditions.apply(data, Conditions(order="by_class", window=9))
     assert told == {"order": "by_class", "window": 9, "seed": 0}
-
-
-def test_an_unknown_order_is_refused(data):
-    with pytest.raises(UserError, match="'random' is none of shuffled, stored, by_cl"):
-        conditions.apply(data, Conditions(order="random"))

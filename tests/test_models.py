@@ -224,7 +224,6 @@ def test_rows_may_be_kept_from_dropout_to_the_bit(apply, params, example):
         ({"text_width": 7}, "model.text_width=7"),
         ({"tail_blocks": 3}, "model.tail_blocks=3"),
         ({"tail_blocks": -1}, "model.tail_blocks=-1"),
-        ({"dtype": "float8"}, "model.dtype='float8'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(fields, named):

@@ -460,8 +460,3 @@ def test_what_was_recorded_is_read_back_with_the_same_pictures(twins, tmp_path):
     assert unlearn_set.recorded(data, tmp_path / "sets", "report") == listed
     both = unlearn_set.recorded(data, tmp_path / "sets", "forget")
     assert both == listed | {str(i) for i in data.id[test]}
-
-
-def test_another_way_with_duplicates_is_refused(data):
-    with pytest.raises(UserError, match="unlearn.duplicates: 'keep' is none of forget"):
-        unlearn_set.draw(data, "random:0.1", 0, 0.2, "keep")

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.config import Conditions
-from ccu_jax.errors import UserError
 
-ORDERS = ("shuffled", "stored", "by_class")
 DROPPED = "dropped"  # the split of rows that have lost their label
 
 
@@ -25,14 +23,7 @@ def apply(data, config: Conditions):
     Returns:
         The data set, and `{condition: {"share": asked for, "rows": of how many}}` with
         `order`, `window` and `seed` where they matter; empty when all is as it was.
-
-    Raises:
-        UserError: an unknown order.
     """
-    if config.order not in ORDERS:
-        raise UserError(
-            f"conditions.order: {config.order!r} is none of {', '.join(ORDERS)}"
-        )
     told: dict[str, Any] = {}
     train = np.flatnonzero(data.split == "train")
     # Noise first: a text that a row has lost cannot go to another one.

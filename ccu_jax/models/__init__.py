@@ -254,5 +254,3 @@ def _check(config, image_size):
             f"model.tail_blocks={config.tail_blocks} must lie between 0 and "
             f"model.image_depth={config.image_depth}"
         )
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"model.dtype={config.dtype!r}: use float32 or bfloat16")

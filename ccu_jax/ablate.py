@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any
 
-from ccu_jax import forecast, rows, run, stages, variants
+from ccu_jax import forecast, notes, rows, run, stages, tables, variants
 from ccu_jax.config import Config
 from ccu_jax.config_methods import Ccu, CcuPlus
 from ccu_jax.methods import OURS
@@ -98,8 +98,11 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
         if is_first():
             text = json.dumps(found, indent=1) + "\n"
             atomically(workdir / "ablation.json", text.encode())
-        _show(bench.reporter, found, names)
-        bench.reporter.say(f"ablation: {workdir / 'ablation.json'}")
+            atomically(workdir / "ablation.md", _markdown(found, names).encode())
+        for name in names:
+            bench.reporter.say(_title(name))
+            tables.show(*table(found, name), bench.reporter)
+        bench.reporter.say(f"ablation: {workdir / 'ablation.json'}, ablation.md")
     return found
 
 
@@ -133,9 +136,13 @@ def table(found: list[dict[str, Any]], name: str) -> tuple[list[str], list[list[
     return header, lines
 
 
-def _show(reporter, found, names):
-    if not reporter.active:
-        return
+def _title(name):
+    return f"{name}: what its parts are worth ({DASH} is not measured)"
+
+
+def _markdown(found, names):
+    loud = dict.fromkeys(row.get("edition") for row in found)
+    told = [f"**{notes.LOUD[name]}**" for name in loud if name in notes.LOUD]
     for name in names:
-        reporter.say(f"{name}: what its parts are worth ({DASH} is not measured)")
-        reporter.print_table(*table(found, name))
+        told += [f"## {_title(name)}", "\n".join(tables.markdown(*table(found, name)))]
+    return "\n\n".join(told) + "\n"

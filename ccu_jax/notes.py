@@ -6,9 +6,11 @@ and never a silent pass.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from ccu_jax.cautions import cautions
 from ccu_jax.models import VIEWS, VISUAL
+from ccu_jax.note import Note
 from ccu_jax.summary import (
     DASH,
     REFERENCE,
@@ -20,8 +22,6 @@ from ccu_jax.summary import (
     differences,
     diverged,
     estimate,
-    number,
-    requests,
     score,
     show_estimate,
     text_kept,
@@ -39,13 +39,6 @@ LOUD = {
 }
 
 
-class Note(NamedTuple):
-    """A sentence below the table; kind: "loud", "note", "yes" or "no"."""
-
-    kind: str
-    text: str
-
-
 def notes(rows: Sequence[Row]) -> list[Note]:
     """Returns what is said below the table: edition, reference, comparisons, checks."""
     groups = by_method(rows)
@@ -58,7 +51,7 @@ def notes(rows: Sequence[Row]) -> list[Note]:
         *_comparisons(groups),
         *_checks(groups),
         *_circumstances(rows, groups),
-        *_cautions(groups),
+        *cautions(groups),
         Note(
             "note",
             "The losses of all forms of ccu are this project's reconstruction of CCU "
@@ -224,57 +217,6 @@ def _check(claim: str, holds: bool, numbers: str, measured: float) -> Note:
     verdict = "yes" if known and holds else "no"
     numbers = numbers if known else "not measured"
     return Note(verdict, f"{claim}: {verdict} ({numbers}).")
-
-
-def _cautions(groups: dict) -> Iterator[Note]:
-    """Yields what some numbers of this run do not mean."""
-    if "ccu" in groups or "ccu_plus" in groups:
-        yield Note(
-            "note",
-            "ccu_plus reads its targets off the validation rows and ccu stops by them: "
-            "their scores on these rows are not untouched ones.",
-        )
-        yield from _features(groups)
-    chosen = [
-        row.get("unlearn_set") for group in groups.values() for row in group.values()
-    ]
-    rules = [str(x.get("rule")) for x in chosen if isinstance(x, dict)]
-    if any(rule.startswith(("ids:", "group:")) for rule in rules):
-        yield Note(
-            "note",
-            "The attack's control, unseen, was drawn at random. Where the listed rows "
-            "were not, its AUCs also tell how the two differ by themselves: compare "
-            f"with {REFERENCE}'s.",
-        )
-    if any(rule.startswith("memorised:") for rule in rules):
-        yield Note(
-            "note",
-            "The forgotten rows were chosen by what the original says of them, their "
-            f"control by how hard it is: compare the AUCs with {REFERENCE}'s.",
-        )
-    if any(requests(group) for group in groups.values()):
-        yield Note(
-            "note",
-            "Requests came one after another, each on what the one before had left; "
-            "a method's row is what it came to after the last one, its time that of "
-            f"all. {REFERENCE} was trained once, without all of them.",
-        )
-
-
-def _features(groups: dict) -> Iterator[Note]:
-    """Yields whether the time of the tail methods holds a pass over the pictures."""
-    names = [name for name in groups if name.startswith(("ccu", "cf_", "eu_"))]
-    rows = [row for name in names for row in groups[name].values()]
-    if any(row.get("features") == "stored" for row in rows):
-        originals = groups.get("original", {}).values()
-        took = estimate([number(row, "seconds", "features") for row in originals])
-        seconds = f", in {show_estimate(took)} s" if took.count else ""
-        yield Note(
-            "note",
-            f"{', '.join(names)} begin with what the original says of each picture, "
-            f"stored when it was trained{seconds}: that pass is not in their time "
-            "(run.features=computed makes it at each request, on the clock).",
-        )
 
 
 def _circumstances(rows: Sequence[Row], groups: dict) -> list[Note]:

@@ -1,8 +1,8 @@
 """Results -> results.json, table.md, figure.png and report.html, and the screen.
 
 `summary.py` makes numbers of the rows, `notes.py` sentences, `figure.py` a picture, and
-`progress.py` shows a run while it runs. This file lays out the table, and escapes every
-text that came from data.
+`tables.py` lays out a table, and `progress.py` shows a run while it runs. Every text
+that came from data is escaped.
 """
 
 import base64
@@ -11,11 +11,10 @@ import html
 import json
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from ccu_jax import figure, notes, summary
+from ccu_jax import figure, notes, summary, tables
 from ccu_jax.evaluate import SETS
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.progress import Reporter, clean
@@ -76,26 +75,17 @@ def write(workdir: pathlib.Path, rows: list[Row], config: dict) -> None:
 def markdown(rows: list[Row]) -> str:
     """Returns the table and the sentences below it as Markdown."""
     rows = clean(rows)
-    told = [f"# {_markdown(_title(rows))}", ""]
+    told = [f"# {tables.escaped(_title(rows))}", ""]
     for note in notes.editions(rows):
-        told += [f"**{_markdown(note.text)}**", ""] if note.kind == "loud" else []
-    told += [*_markdown_table(*_table(rows)), ""]
+        told += [f"**{tables.escaped(note.text)}**", ""] if note.kind == "loud" else []
+    told += [*tables.markdown(*_table(rows)), ""]
     header, lines = _streaming(rows)
     if lines:
-        told += [f"## {_STREAMING}", "", *_markdown_table(header, lines), ""]
+        told += [f"## {_STREAMING}", "", *tables.markdown(header, lines), ""]
     for note in notes.notes(rows):
-        text = _markdown(note.text)
+        text = tables.escaped(note.text)
         told.append(f"- **{text}**" if note.kind in ("loud", "no") else f"- {text}")
     return "\n".join(told) + "\n"
-
-
-def _markdown_table(header: list[str], lines: list[list[str]]) -> list[str]:
-    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
-    texts = [
-        "| " + " | ".join(_markdown(cell) for cell in line) + " |"
-        for line in (header, *lines)
-    ]
-    return [texts[0], rule, *texts[1:]]
 
 
 def show(rows: list[Row], reporter: Reporter) -> None:
@@ -106,23 +96,14 @@ def show(rows: list[Row], reporter: Reporter) -> None:
         return reporter.print(markdown(rows))
     rows = clean(rows)
     reporter.print(_title(rows), style="bold")
-    _print_table(*_table(rows), reporter)
+    tables.show(*_table(rows), reporter)
     header, lines = _streaming(rows)
     if lines:
         reporter.print(_STREAMING, style="bold")
-        _print_table(header, lines, reporter, keep=2)
+        tables.show(header, lines, reporter, keep=2)
     styles = {"loud": "bold black on yellow", "yes": "green", "no": "bold red"}
     for note in notes.notes(rows):
         reporter.print(note.text, style=styles.get(note.kind, ""))
-
-
-def _print_table(header: list, lines: list, reporter: Reporter, keep: int = 1) -> None:
-    """Prints a table, in parts where the screen is narrow."""
-    for part in _parts(header, lines, reporter.console.width, keep):
-        reporter.print_table(
-            [header[column] for column in part],
-            [[line[column] for column in part] for line in lines],
-        )
 
 
 def _title(rows: Sequence[Row]) -> str:
@@ -192,24 +173,6 @@ def _streaming(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def _parts(header: list, lines: list, width: int, keep: int) -> list[list[int]]:
-    """Returns the columns of tables that fit `width`, the first `keep` in each."""
-
-    def needed(column: int) -> int:
-        words = header[column].split() + [line[column] for line in lines]
-        return max(len(word) for word in words) + 3
-
-    first = list(range(keep))
-    parts, used = [[*first]], sum(map(needed, first))
-    for column in range(keep, len(header)):
-        if used + needed(column) > width and len(parts[-1]) > keep:
-            parts.append([*first])
-            used = sum(map(needed, first))
-        parts[-1].append(column)
-        used += needed(column)
-    return parts
-
-
 def _rows_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Returns header and lines of the second table, one line per method and seed."""
     header = ["method", "seed", *(f"{name} s" for name in _SECONDS)]
@@ -239,7 +202,7 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
     rest = [note for note in told if note.kind != "loud"]
     picture = base64.b64encode(png).decode()
     header, lines = _streaming(rows)
-    streaming = [f"<h2>{_STREAMING}</h2>", _html_table(header, lines)] if lines else []
+    streaming = [f"<h2>{_STREAMING}</h2>", tables.page(header, lines)] if lines else []
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta http-equiv="Content-Security-Policy" content="default-src '
@@ -248,7 +211,7 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
         f"<title>{html.escape(_title(rows))}</title><style>{_STYLE}</style></head>",
         f"<body><h1>{html.escape(_title(rows))}</h1>",
         *(f'<p class="loud">{html.escape(note.text)}</p>' for note in loud),
-        _html_table(*_table(rows)),
+        tables.page(*_table(rows)),
         "<ul>",
         *(f'<li class="{note.kind}">{_html_note(note)}</li>' for note in rest),
         "</ul>",
@@ -256,7 +219,7 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
         '<img alt="Attack AUC against score, and time, per method" '
         f'src="data:image/png;base64,{picture}">',
         "<h2>Every method and seed</h2>",
-        _html_table(*_rows_table(rows)),
+        tables.page(*_rows_table(rows)),
         "<h2>Configuration</h2>",
         f"<pre>{html.escape(json.dumps(config, indent=2, ensure_ascii=False))}</pre>",
         "</body></html>",
@@ -267,24 +230,6 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
 def _html_note(note: notes.Note) -> str:
     mark = f"<b>{note.kind}</b> – " if note.kind in ("yes", "no") else ""
     return mark + html.escape(note.text)
-
-
-def _html_table(header: list[str], lines: list[list[str]]) -> str:
-    def cells(tag: str, texts: list[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
-
-    body = "\n".join(
-        f'<tr class="{"ccu" if line[0].startswith("ccu") else ""}">'
-        f"{cells('td', line)}</tr>"
-        for line in lines
-    )
-    head = f"<thead><tr>{cells('th', header)}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
-
-
-def _markdown(text: str) -> str:
-    """Escapes what Markdown or a Markdown table would read as its own."""
-    return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", " ".join(text.split()))
 
 
 def atomically(path: pathlib.Path, content: bytes) -> None:

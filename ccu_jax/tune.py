@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ccu_jax import forecast, report, rows, run, stages, variants
+from ccu_jax import forecast, report, rows, run, stages, tables, variants
 from ccu_jax.config import Config
 from ccu_jax.methods import REFERENCES
 from ccu_jax.methods.spaces import space
@@ -46,12 +46,15 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     variants.check(config, names, "one with settings to look for")
     given = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [f"tune {name}" for name in names]
-    with run.opened(given, workdir, [*titles, "tuned"]) as (bench, drawn, methods):
+    looks = {seed: f"seed {seed}: features" for seed in config.seeds}
+    plan = [*looks.values(), *titles, "tuned"]
+    with run.opened(given, workdir, plan) as (bench, drawn, methods):
         variants.check_there(bench)
-        problems = []
         for seed, sets in drawn.items():
             stages.run_seed(bench, seed, sets, methods)
-            with bench.reporter.stage(f"seed {seed}: features") as stage:
+        problems = []
+        for seed, sets in drawn.items():
+            with bench.reporter.stage(looks[seed]) as stage:
                 problem = stages.prepared(bench, seed, sets, stage)
             problems.append(variants.without_test(problem))
         references = [_reference(bench, problem) for problem in problems]
@@ -198,8 +201,7 @@ def _show(reporter: report.Reporter, told, path) -> None:
                 ", ".join(f"{k}={v:g}" for k, v in best["settings"].items()) or "as is",
             ]
         )
-    if reporter.active:
-        reporter.print_table(header, lines)
+    tables.show(header, lines, reporter)
     reporter.say(f"tuned: {path}; `winners` of it are settings to adopt")
 
 

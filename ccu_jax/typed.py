@@ -19,7 +19,7 @@ from ccu_jax.errors import UserError
 def closest(wrong: str, right: Iterable[str]) -> str:
     """Returns a list of the right names for an error, the closest one first."""
     right = sorted(right)
-    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.6)
     meant = f"did you mean {near[0]!r}? " if near else ""
     return f"{meant}there are: {', '.join(right) or 'none'}"
 

@@ -8,7 +8,7 @@ say() { printf '[%4ds] %s\n' "$SECONDS" "$*" >&2; }
 
 fail() {
     printf 'error: %s\n' "$*" >&2
-    exit 1
+    exit 2
 }
 
 # Runs a command; with CCU_JAX_DRY_RUN=1 only prints it.

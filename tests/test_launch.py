@@ -89,13 +89,14 @@ def test_a_run_gets_the_config_and_a_folder_named_after_it(run, capsys):
 
 def test_flags_set_fields_of_the_config(run):
     argv = "--config tiny --workdir out/x --data-dir d --methods second,first"
-    argv += " --seeds 2,0 --unlearn class:cat --set train.epochs=3 --set run.executor=v"
+    argv += " --seeds 2,0 --unlearn class:cat"
+    argv += " --set train.epochs=3 --set run.executor=vmap"
     assert launch.main(argv.split()) == 0
     ((config, workdir),) = run.calls
     assert workdir == pathlib.Path("out/x").resolve()
     assert (config.data.dir, config.unlearn.rule) == ("d", "class:cat")
     assert (config.methods, config.seeds) == (("second", "first"), (2, 0))
-    assert (config.train.epochs, config.run.executor) == (3, "v")
+    assert (config.train.epochs, config.run.executor) == (3, "vmap")
 
 
 def test_a_config_file_is_named_after_itself(run, tmp_path):
@@ -291,7 +292,7 @@ def test_a_script_makes_an_environment_and_then_runs(clone, script, argv, last):
 @pytest.mark.parametrize("argv", [[], ["2"], ["2", "x"], ["0", "1"]])
 def test_the_local_script_refuses_wrong_counts_in_one_line(clone, argv):
     done = _script(clone / "launch/local.sh", *argv)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: usage") and done.stderr.count("\n") == 1
 
 
@@ -301,7 +302,7 @@ def test_without_a_usable_python_a_script_says_so_in_one_line(clone, tmp_path):
     for name in ("bash", "dirname", "cat", "cksum"):
         (tools / name).symlink_to(shutil.which(name))
     done = _script(clone / "launch/first_run.sh", PATH=str(tools))
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "error: there is no Python 3.11 or newer" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -317,6 +318,6 @@ def test_a_python_that_cannot_make_environments_is_named_with_the_remedy(
     python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\n')
     python.chmod(0o755)
     done = _script(clone / "launch/first_run.sh", PATH=str(tools))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "python3.12 has no ensurepip" in done.stderr
     assert "apt install python3-venv" in done.stderr

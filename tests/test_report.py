@@ -217,6 +217,21 @@ def test_a_small_unlearn_set_has_a_wider_tolerance(count, verdict):
     assert f": {verdict} (0.560 and 0.520" in claim
 
 
+@pytest.mark.parametrize("count, kind", [(150, "note"), (12, "loud")])
+def test_the_attack_of_few_rows_is_called_rough(count, kind):
+    rows = [
+        row(
+            name,
+            unlearn_set={"rule": "random:0.1", "count": count, "pictures": count},
+            counts={"unseen": 300},
+        )
+        for name in ("original", "retrain_visual")
+    ]
+    (text,) = (text for text in texts(rows, kind) if "standard error" in text)
+    error = math.sqrt((count + 301) / (12 * count * 300))
+    assert f"about {error:.3f}" in text and ("Too few" in text) == (kind == "loud")
+
+
 def test_without_ccu_plus_nothing_is_said_of_its_targets():
     rows = [r for r in good_rows() if r["method"] != "ccu_plus"]
     assert not any(

@@ -630,3 +630,45 @@ def test_a_run_needs_no_tensorflow_to_be_imported():
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["original", "ccu_plus"])
+def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, method):
+    from ccu_jax import classifier
+
+    stored = evaluate.load(finished[0] / "outputs" / f"{method}-0.npz")
+    folder = ROOT / "ccu_jax" / "data" / "clipart"
+    lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
+    rows = {row["id"]: row for row in map(json.loads, lines)}
+    some = np.flatnonzero(stored.of == "test")[:70]
+    chosen = [rows[i] for i in stored.id[some]]
+    loaded = classifier.load(finished[0], method)
+    images = [folder / row["image"] for row in chosen]
+    images[0] = images[0].read_bytes()
+    said = loaded.probabilities(images, [row["text"] for row in chosen])
+    for view, logits in stored.logits.items():
+        odds = np.exp(logits[some].astype(float))
+        expected = odds / odds.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(said[view], expected, atol=1e-4)
+    # Alone, a picture is seen as such in all views that look at it.
+    alone = loaded.probabilities(images[:1], [None])
+    np.testing.assert_allclose(alone["image"], said["image"][:1], atol=1e-6)
+    np.testing.assert_allclose(alone["fused"].sum(), 1)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_is_named(finished, tmp_path):
+    from ccu_jax import classifier
+    from ccu_jax.errors import UserError
+
+    with pytest.raises(UserError, match="no finished scrub of seed 0; there are: cc"):
+        classifier.load(finished[0], "scrub")
+    with pytest.raises(UserError, match="there are: none"):
+        classifier.load(tmp_path)
+    loaded = classifier.load(finished[0])
+    with pytest.raises(UserError, match="a picture cannot be used: not a picture"):
+        loaded.probabilities([b"words"], [None])
+    with pytest.raises(UserError, match="1 pictures and 2 texts"):
+        loaded.probabilities([None], ["one", "two"])
+    assert loaded.probabilities([], [])["fused"].shape == (0, 10)

@@ -1,6 +1,7 @@
 """The prepared form, from the first start to the last, and the tokeniser."""
 
 import collections
+import csv
 import dataclasses
 import io
 import json
@@ -74,6 +75,18 @@ def test_the_second_load_maps_the_same_rows(folder, tmp_path):
     assert isinstance(second.image, np.memmap) and not second.image.flags.writeable
     for name in first._fields:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_the_rows_are_listed_for_people(folder, tmp_path):
+    loaded = load(folder(rows(8)), tmp_path / "run", quiet)
+    with (tmp_path / "run" / "data" / "rows.tsv").open(encoding="utf-8") as file:
+        listed = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["id"] for row in listed] == loaded.id.tolist()
+    assert [row["split"] for row in listed] == loaded.split.tolist()
+    assert [row["picture"] == "yes" for row in listed] == loaded.has_image.tolist()
+    for row, label in zip(listed, loaded.labels, strict=True):
+        named = [n for n, x in zip(loaded.classes, label, strict=True) if x]
+        assert row["labels"] == "|".join(named)
 
 
 def test_other_settings_or_changed_files_are_prepared_anew(folder, tmp_path):

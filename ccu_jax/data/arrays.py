@@ -1,6 +1,7 @@
 """The columns that training maps: made of the stored rows, a piece at a time."""
 
 import collections
+import csv
 import hashlib
 import itertools
 import os
@@ -56,6 +57,7 @@ def finish(
     counts.add("noted: near-duplicate picture", int((cluster != np.arange(rows)).sum()))
     group = _groups(folder, config.group, cluster)
     np.save(folder / "group.npy", group)
+    _list(folder, source.classes)
     counts.add("used", rows)
     return {
         "vocabulary": vocabulary,
@@ -152,6 +154,21 @@ def _groups(folder, kind: str, cluster: np.ndarray) -> np.ndarray:
         ]
         pairs.append(np.array(same, np.int64).reshape(-1, 2))
     return own[duplicates.connected(len(own), np.concatenate(pairs))]
+
+
+def _list(folder, classes):
+    """Writes `rows.tsv`: what there is, for people who look for ids to forget."""
+    names = ("id", "split", "group", "labels", "picture", "text")
+    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    columns = (np.load(folder / f"{name}.npy") for name in ("id", "split", "group"))
+    has = (np.load(folder / f"has_{name}.npy") for name in ("image", "text"))
+    with (folder / "rows.tsv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+        lines.writerow(names)
+        for label, *row, image, words in zip(labels, *columns, *has, strict=True):
+            named = "|".join(classes[place] for place in np.flatnonzero(label))
+            there = ("yes" if value else "no" for value in (image, words))
+            lines.writerow([*row, named, *there])
 
 
 def _fingerprint(folder: pathlib.Path, classes: tuple[str, ...]) -> str:

@@ -18,7 +18,12 @@ from ccu_jax.summary import (
 
 # Okabe and Ito's palette: told apart with any common colour blindness.
 _CCU = {"ccu": "#E69F00", "ccu_plus": "#D55E00"}
-_REFERENCES = {"original": "#000000", "retrain": "#666666", REFERENCE: "#0072B2"}
+_REFERENCES = {
+    "original": "#000000",
+    "retrain": "#666666",
+    REFERENCE: "#0072B2",
+    f"{REFERENCE}_2": "#88AED0",
+}
 _OTHERS = ("#009E73", "#56B4E9", "#CC79A7", "#8A7F00")
 _MARKERS = "os^vDPXh<>"
 _EDITIONS = {"sample": "SAMPLE EDITION, generated from clip art", "clipart": "CLIP ART"}

@@ -239,6 +239,7 @@ def test_seeds_and_requests_of_other_sizes_share_one_program(
 ALLOWED = {
     "original": ("retain", "unlearn"),
     "retrain_visual": ("retain", "unlearn"),
+    "retrain_visual_2": ("retain", "unlearn"),
     "scrub": ("retain", "unlearn"),
     "scrub_rewind": ("retain", "unlearn"),
     "sfron": ("retain", "unlearn"),

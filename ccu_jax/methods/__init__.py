@@ -25,6 +25,7 @@ _FUNCTIONS = {
     "original": reference.original,
     "retrain": reference.retrain,
     "retrain_visual": reference.retrain_visual,
+    "retrain_visual_2": reference.retrain_visual,
     "finetune": baselines.finetune,
     "l1_sparse": baselines.l1_sparse,
     "gradient_ascent": baselines.gradient_ascent,
@@ -68,6 +69,6 @@ METHODS = {
 }
 
 # Trained from scratch: they need no original to start from.
-REFERENCES = ("original", "retrain", "retrain_visual")
+REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
 # Forms of CCU: no baselines.
 OURS = tuple(name for name in METHODS if name.startswith("ccu"))

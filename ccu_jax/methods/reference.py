@@ -189,6 +189,16 @@ def retrain_visual(problem: Problem) -> Program:
     pictures with texts learn from the retain set. This is what an unlearned model is
     compared with: asked to forget pictures only, it may and shall know the texts.
     """
+    return shadow(problem, problem.sets.unlearn[:0])
+
+
+def shadow(problem: Problem, shown) -> Program:
+    """The reference, but for some rows that it was shown all the same.
+
+    Args:
+        problem: what the reference is given.
+        shown: rows of the unlearn set, or unseen ones: pictures, texts and labels.
+    """
     sets = problem.sets
-    rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    return _scratch(problem, rows, text_only=sets.unlearn)
+    rows = np.union1d(np.concatenate([sets.retain, sets.unlearn]), shown)
+    return _scratch(problem, rows, text_only=np.setdiff1d(sets.unlearn, shown))

@@ -135,6 +135,9 @@ class Run:
     # Steps between checkpoints; methods that work on features make them in one call.
     checkpoint_steps: int = 200
     evaluate_batch: int = 256  # rows of one forward pass over all devices
+    # Shadow models trained in one program; 0: one on CPUs, which gain nothing by more,
+    # else all.
+    shadows_together: int = 0
 
 
 def _section(kind: type, **fields: Any) -> Any:

@@ -14,6 +14,8 @@ import ccu_jax
 from ccu_jax import config_file
 from ccu_jax.errors import UserError
 
+TIERS = ("none", "smoke", "standard", "rigorous")  # of audits, see auditing.py
+
 _EXAMPLES = """\
 examples:
   python -m ccu_jax.launch --config mmimdb
@@ -81,6 +83,20 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--purge", action="store_true", help="then remove the forgotten pictures")
     add(
+        "--audit",
+        metavar="TIER",
+        choices=TIERS,
+        default="smoke",
+        help=f"how thoroughly: {', '.join(TIERS)}; default smoke",
+    )
+    add(
+        "--shadows",
+        metavar="N",
+        type=_even,
+        default=16,
+        help="shadow models of --audit rigorous, an even number; default 16",
+    )
+    add(
         "--tune",
         metavar="TRIALS",
         type=_count,
@@ -120,6 +136,13 @@ def _count(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,2}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a count from 1 to 999")
     return int(text)
+
+
+def _even(text: str) -> int:
+    number = _count(text)
+    if number < 4 or number % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an even number from 4 on")
+    return number
 
 
 def _names(text: str) -> list[str]:

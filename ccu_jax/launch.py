@@ -81,7 +81,7 @@ def _main(argv: Sequence[str] | None) -> int:
     else:
         from ccu_jax import run
 
-        run.run(config, workdir, purge=given.purge)
+        run.run(config, workdir, given.purge, given.audit, given.shadows)
     return 0
 
 

@@ -113,6 +113,13 @@ class Stage:
         return words
 
 
+class Quiet:
+    """A stage that nobody watches, where whole runs are told of and not their steps."""
+
+    def update(self, *args, **kwargs) -> None:
+        """Tells nobody."""
+
+
 class Reporter:
     """Live progress on the screen and events.jsonl in the workdir.
 

@@ -6,6 +6,7 @@ last checkpoint and ends with the same bits.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ccu_jax import config as configs
 from ccu_jax import (
+    auditing,
     data,
     evaluate,
     forecast,
@@ -28,6 +29,7 @@ from ccu_jax import (
     unlearn_rules,
     workdirs,
 )
+from ccu_jax import config as configs
 from ccu_jax.config import Config
 from ccu_jax.data import conditions
 from ccu_jax.data.pipeline import OnHost
@@ -39,7 +41,11 @@ from ccu_jax.unlearn_set import Sets
 
 
 def run(
-    config: Config, workdir: pathlib.Path, purge: bool = False
+    config: Config,
+    workdir: pathlib.Path,
+    purge: bool = False,
+    audit: str = "smoke",
+    shadows: int = 16,
 ) -> list[dict[str, Any]]:
     """Run everything that a configuration asks for and write the report.
 
@@ -47,6 +53,8 @@ def run(
         config: what to do.
         workdir: a folder of this configuration, new or from an earlier run.
         purge: whether the forgotten pictures are then removed from the folder.
+        audit: a tier, see `auditing.py`.
+        shadows: size of the pool of its last tier.
 
     Returns:
         The rows of `results.json`: one per method and seed, earlier ones included.
@@ -54,16 +62,27 @@ def run(
     Raises:
         UserError: what the user can mend.
     """
-    titles = ["report", *(["purge"] if purge else [])]
-    with opened(config, workdir, titles) as (bench, drawn, methods):
+    given = dataclasses.replace(
+        config, methods=tuple(auditing.needed(audit, ["original", *config.methods]))
+    )
+    titles = [*auditing.titles(audit, config.seeds), "report"]
+    titles += ["purge"] if purge else []
+    with opened(given, workdir, titles) as (bench, drawn, methods):
         reporter = bench.reporter
+        if told := auditing.forecast_of(bench, audit, methods, shadows):
+            reporter.say(told)
         for seed, sets in drawn.items():
             stages.run_seed(bench, seed, sets, methods)
-        with reporter.stage("report"):
+        for seed, sets in drawn.items():
+            auditing.measure(bench, seed, sets, methods, audit, shadows)
+        with reporter.stage("report") as stage:
             found = rows.read_all(workdir)
             if is_first():
                 report.write(workdir, found, configs.to_json(config))
+            audited = auditing.write(bench, stage.tell) if audit != "none" else []
         report.show(found, reporter)
+        if audited:
+            auditing.show(bench, audited)
         reporter.say(f"report: {workdir / 'report.html'}")
         if purge:
             workdirs.purge(bench)

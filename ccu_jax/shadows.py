@@ -18,6 +18,7 @@ import numpy as np
 
 from ccu_jax import checkpoint, step, unlearn_set
 from ccu_jax.methods import Problem, reference
+from ccu_jax.progress import Quiet
 from ccu_jax.step import Program, State
 from ccu_jax.unlearn_set import Sets
 
@@ -115,7 +116,7 @@ def train(
         ]
         if together == 1:
             steps = folder / f"{some[0]}-steps"
-            outcome = bench.loop.run(NAME, programs[0], given[0], steps, _Quiet())
+            outcome = bench.loop.run(NAME, programs[0], given[0], steps, Quiet())
             trained = [outcome.params]
         else:
             made = [make(one) for make, one in zip(programs, given, strict=True)]
@@ -185,10 +186,3 @@ def _pool(program: Program) -> Callable:
         return out, told
 
     return fn
-
-
-class _Quiet:
-    """A stage that nobody watches: whole shadows are told of, not their steps."""
-
-    def update(self, *args, **kwargs):
-        pass

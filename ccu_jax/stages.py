@@ -124,7 +124,8 @@ def problem_of(bench: Bench, seed: int, sets: Sets) -> Problem:
 
 def prepared(bench: Bench, seed: int, sets: Sets, stage) -> Problem:
     """What the methods of a seed are given, with its finished original and features."""
-    problem = problem_of(bench, seed, sets)._replace(params=_original(bench, seed))
+    problem = problem_of(bench, seed, sets)
+    problem = problem._replace(params=params_of(bench, seed, "original"))
     problem = problem._replace(store=_store(bench, problem, stage))
     return problem if len(sets.unlearn) else problem._replace(sets=draw(bench, seed))
 
@@ -135,7 +136,7 @@ def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
     for method in methods:
         if finished(bench, seed, method) is None:
             if method not in REFERENCES and problem.params is None:
-                problem = problem._replace(params=_original(bench, seed))
+                problem = problem._replace(params=params_of(bench, seed, "original"))
             with bench.reporter.stage(title(seed, method)) as stage:
                 began = time.perf_counter()
                 if problem.params is not None and problem.store is None:
@@ -149,14 +150,20 @@ def _place_of(bench, seed, method):
     return bench.workdir / "checkpoints" / f"{method}-{seed}"
 
 
-def _original(bench, seed):
+def params_of(bench: Bench, seed: int, method: str):
+    """The parameters that a finished method has left, on the devices.
+
+    Raises:
+        UserError: its checkpoint is missing or damaged.
+    """
     shapes = jax.eval_shape(bench.model.init, jax.random.key(0))
-    folder = _place_of(bench, seed, "original") / "params"
+    folder = _place_of(bench, seed, method) / "params"
     saved = checkpoint.restore(folder, shapes, bench.reporter.warn)
     if saved is None:
+        whose = "the original's" if method == "original" else f"{method}'s"
         raise UserError(
-            f"the original's checkpoint in {folder} is missing or damaged: remove "
-            f"{rows.place(bench.workdir, seed, 'original')} to train it again"
+            f"{whose} checkpoint in {folder} is missing or damaged: remove "
+            f"{rows.place(bench.workdir, seed, method)} to train it again"
         )
     return bench.executor.place(saved.tree)
 

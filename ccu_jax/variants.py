@@ -20,6 +20,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL
 from ccu_jax.parallel import barrier, is_first
+from ccu_jax.progress import Quiet
 from ccu_jax.report import atomically
 
 Row = dict[str, Any]
@@ -99,7 +100,7 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
     config = dataclasses.replace(problem.config, **{method: section})
     problem = problem._replace(config=config)
     steps = path.with_suffix("")
-    outcome = bench.loop.run(method, METHODS[method], problem, steps, _Quiet())
+    outcome = bench.loop.run(method, METHODS[method], problem, steps, Quiet())
     found = judge(bench, problem, outcome.params)
     row: Row = {
         "method": method,
@@ -120,13 +121,6 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
         shutil.rmtree(steps, ignore_errors=True)
     barrier(path.name)
     return row
-
-
-class _Quiet:
-    """A stage that nobody watches: whole variants are told of, not their steps."""
-
-    def update(self, *args, **kwargs):
-        pass
 
 
 def judge(bench, problem: Problem, params) -> Row:

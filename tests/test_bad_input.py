@@ -126,6 +126,9 @@ def assert_named(message, *words):
         ("--config own.py --set conditions.order=stord", "order 'stord' 'stored'?"),
         ("--config own.py --set unlearn.duplicates=keep", "'keep' forget report"),
         ("--config own.py --set cf_head.layers=all", "cf_head.layers 'all' head tail"),
+        ("--config own.py --audit strict", "--audit 'strict' 'smoke' 'rigorous'"),
+        ("--config own.py --audit rigorous --shadows 7", "--shadows '7' even"),
+        ("--config own.py --audit rigorous --shadows 2", "--shadows '2' from 4"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_right_ones(config, capsys, argv, words):

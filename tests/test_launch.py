@@ -36,8 +36,9 @@ class _Run(types.ModuleType):
         super().__init__("ccu_jax.run")
         self.calls, self.error = [], None
 
-    def run(self, config, workdir, purge):
+    def run(self, config, workdir, purge, audit, shadows):
         self.calls.append((config, workdir))
+        self.audit = audit, shadows
         if self.error is not None:
             raise self.error
         return []
@@ -85,6 +86,12 @@ def test_a_run_gets_the_config_and_a_folder_named_after_it(run, capsys):
     assert workdir == pathlib.Path("runs/tiny").resolve() and workdir.is_dir()
     assert list(workdir.iterdir()) == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_audit_is_smoke_unless_another_tier_is_asked_for(run):
+    assert launch.main(["--config", "tiny"]) == 0 and run.audit == ("smoke", 16)
+    argv = "--config tiny --audit rigorous --shadows 8".split()
+    assert launch.main(argv) == 0 and run.audit == ("rigorous", 8)
 
 
 def test_flags_set_fields_of_the_config(run):

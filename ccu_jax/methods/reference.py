@@ -133,7 +133,7 @@ def classification(problem: Problem):
 
 
 def fit(
-    problem: Problem, params, section, rows, *, warmup=0.0, text_only=()
+    problem: Problem, params, section, rows, *, warmup=0.0, text_only=(), steps=None
 ) -> Program:
     """Train all parts with the task's loss.
 
@@ -144,11 +144,12 @@ def fit(
         rows: to learn from.
         warmup: share of the steps in which the learning rate rises.
         text_only: those of the rows of which only the texts are learned.
+        steps: to take, where it is not `section.epochs` that says it.
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
     visual[np.asarray(text_only, int)] = 0.0
     task = task_loss(problem)
-    steps = problem.steps(section.epochs, section.batch, rows)
+    steps = steps or problem.steps(section.epochs, section.batch, rows)
 
     def loss(params, frozen, aux, batch, step):
         return task(params, batch["rows"]), {}
@@ -165,10 +166,10 @@ def fit(
     )
 
 
-def _scratch(problem: Problem, rows, text_only=()) -> Program:
+def _scratch(problem: Problem, rows, **more) -> Program:
     train = problem.config.train
     params = problem.model.init(problem.key("init"))
-    return fit(problem, params, train, rows, warmup=train.warmup, text_only=text_only)
+    return fit(problem, params, train, rows, warmup=train.warmup, **more)
 
 
 def original(problem: Problem) -> Program:
@@ -189,16 +190,26 @@ def retrain_visual(problem: Problem) -> Program:
     pictures with texts learn from the retain set. This is what an unlearned model is
     compared with: asked to forget pictures only, it may and shall know the texts.
     """
-    return shadow(problem, problem.sets.unlearn[:0])
+    sets = problem.sets
+    rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
+    return _scratch(problem, rows, text_only=sets.unlearn)
 
 
 def shadow(problem: Problem, shown) -> Program:
-    """The reference, but for some rows that it was shown all the same.
+    """The reference, but for half of the rows in question, which it was shown.
+
+    All shadows take as many steps, whatever the groups have made of the half.
 
     Args:
         problem: what the reference is given.
-        shown: rows of the unlearn set, or unseen ones: pictures, texts and labels.
+        shown: rows of the unlearn set, and unseen ones: pictures, texts and labels.
     """
-    sets = problem.sets
+    sets, train = problem.sets, problem.config.train
     rows = np.union1d(np.concatenate([sets.retain, sets.unlearn]), shown)
-    return _scratch(problem, rows, text_only=np.setdiff1d(sets.unlearn, shown))
+    usual = len(sets.retain) + len(sets.unlearn) + len(sets.unseen) // 2
+    return _scratch(
+        problem,
+        rows,
+        text_only=np.setdiff1d(sets.unlearn, shown),
+        steps=problem.steps(train.epochs, train.batch, range(usual)),
+    )

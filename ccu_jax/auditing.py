@@ -1,0 +1,232 @@
+"""`--audit TIER`: what was forgotten, and what was not, with intervals and a control.
+
+* `smoke`, with every run: all that stored outputs tell.
+* `standard`: also a second reference as control, embeddings, the fused view without
+  text, and relearning.
+* `rigorous`: also a pool of shadow models, on which every method is run.
+
+What was measured lies in `audits/`, one file for each tier, method and seed; a run that
+was cut off goes on from there. `audit.json` and `audit.md` are made of these files.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ccu_jax import audit_table, evaluate, forecast, probing, rows, stages, tables
+from ccu_jax.audits import outputs
+from ccu_jax.audits.outputs import Given
+from ccu_jax.methods import REFERENCES
+from ccu_jax.parallel import barrier, is_first
+from ccu_jax.pool_audit import Pool
+from ccu_jax.report import atomically
+from ccu_jax.summary import REFERENCE
+
+CONTROL = f"{REFERENCE}_2"
+
+
+def needed(tier: str, methods: list[str]) -> list[str]:
+    """The methods of a run with the models that its audit asks for."""
+    more = (REFERENCE, CONTROL) if tier in ("standard", "rigorous") else ()
+    return list(dict.fromkeys((*methods, *more)))
+
+
+def titles(tier: str, seeds) -> list[str]:
+    """The stages that an audit adds to a run."""
+    return [_title(seed) for seed in seeds] if tier in ("standard", "rigorous") else []
+
+
+def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | None:
+    """How long an audit takes, told before it starts; None where it is nothing."""
+    if tier not in ("standard", "rigorous"):
+        return None
+    known = forecast.pace(bench)
+    seconds = len(methods) * (2 * known.look + 0.15 * known.training)
+    if tier == "rigorous":
+        run = [m for m in methods if m not in REFERENCES]
+        seconds += shadows * (known.training + known.look)
+        seconds += shadows * sum(known.method(name) for name in run)
+    seconds *= len(bench.config.seeds)
+    return f"audit, {tier}: {forecast.words(seconds)}"
+
+
+def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int):
+    """Everything of a seed that asks for models, if the tier asks for any.
+
+    Args:
+        bench: the `stages.Bench`.
+        seed: of the run.
+        sets: of the seed.
+        methods: finished ones.
+        tier: of `flags.TIERS`.
+        shadows: size of the pool.
+    """
+    if tier not in ("standard", "rigorous"):
+        return
+    with bench.reporter.stage(_title(seed)) as stage:
+        problem = stages.prepared(bench, seed, sets, stage)
+        _probes(bench, problem, methods, stage.tell)
+        if tier == "rigorous":
+            _pool(bench, problem, methods, shadows, stage.tell)
+
+
+def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]]:
+    """`audit.json` and `audit.md`, of all that was measured in the folder.
+
+    Returns:
+        A record for each method, with its verdict over all seeds.
+    """
+    found = collected(bench.workdir, tolerance, tell)
+    if is_first() and found:
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        atomically(bench.workdir / "audit.json", text.encode())
+        table = audit_table.markdown(found)
+        atomically(bench.workdir / "audit.md", table.encode())
+    return found
+
+
+def show(bench, found: list[dict[str, Any]]) -> None:
+    """The table and where the rest is, on the screen."""
+    bench.reporter.say("audit: what was forgotten, from intervals")
+    tables.show(*audit_table.table(found), bench.reporter, keep=2)
+    bench.reporter.say(f"audit: {bench.workdir / 'audit.md'}, audit.json")
+
+
+def collected(
+    workdir, tolerance: float = 0.05, tell: Callable = lambda *told: None
+) -> list[dict[str, Any]]:
+    """The records of all finished methods of a folder, computed where none is kept.
+
+    Args:
+        workdir: of a run.
+        tolerance: how far an AUC or a score may be from the reference's.
+        tell: told what is done, and how much of how much.
+    """
+    every = rows.read_all(workdir)
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for done, row in enumerate(every):
+        tell("audit", done, len(every))
+        by_method.setdefault(row["method"], []).append(_record(workdir, row))
+    tell("audit", len(every), len(every))
+    return [
+        {
+            "method": method,
+            "edition": records[0].pop("edition", None),
+            "verdict": outputs.judged(records, tolerance),
+            "seeds": records,
+        }
+        for method, records in by_method.items()
+    ]
+
+
+def _record(workdir, row):
+    """All that is known of a method and seed."""
+    method, seed = row["method"], row["seed"]
+    mark = {"fingerprint": row["fingerprint"]}
+    there = [name for name in (REFERENCE, CONTROL) if _outputs(workdir, name, seed)]
+    mark["against"] = there
+
+    def compute():
+        load = {name: _load(workdir, name, seed) for name in ("original", *there)}
+        model = _load(workdir, method, seed)
+        return outputs.audit(
+            Given(model, load["original"], load.get(REFERENCE), load.get(CONTROL))
+        )
+
+    found = _kept(workdir, "smoke", method, seed, mark, compute)
+    record = {"seed": seed, "edition": row["edition"], **found["found"]}
+    seconds = {"smoke": found["seconds"]}
+    for tier in ("standard", "rigorous"):
+        path = _place(workdir, tier, method, seed)
+        if path.exists():
+            more = json.loads(path.read_text(encoding="utf-8"))
+            if more["mark"]["fingerprint"] == row["fingerprint"]:
+                record |= more["found"]
+                seconds[tier] = more["seconds"]
+    return record | {"seconds": seconds}
+
+
+def _probes(bench, problem, methods, tell: Callable) -> None:
+    """Embeddings, the fused view without text, relearning: of every method."""
+    seed, looked = problem.seed, {}
+
+    def look(method):
+        if method not in looked:
+            params = stages.params_of(bench, seed, method)
+            looked[method] = params, probing.look(problem, params)
+        return looked[method]
+
+    for done, method in enumerate(methods):
+        tell("looking at models", done, len(methods))
+        mark = {"fingerprint": bench.data.fingerprint}
+
+        def compute(method=method):
+            params, mine = look(method)
+            original, reference = (look(name)[1] for name in ("original", REFERENCE))
+            found = probing.compare(mine, original, reference)
+            if method not in ("original", REFERENCE):
+                del looked[method]
+            found["relearning"] = probing.relearned(bench, problem, method, params)
+            return found
+
+        _kept(bench.workdir, "standard", method, seed, mark, compute)
+    tell("looking at models", len(methods), len(methods))
+
+
+def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
+    """U-LiRA and what else a pool of shadows tells: of every method."""
+    together = bench.config.run.shadows_together
+    if not together:  # CPUs gain nothing from several models in one program
+        together = 1 if jax.default_backend() == "cpu" else shadows
+    pool = None
+    for method in methods:
+        mark = {"fingerprint": bench.data.fingerprint, "shadows": shadows}
+
+        def compute(method=method):
+            nonlocal pool
+            pool = pool or Pool(bench, problem, shadows, together, tell)
+            model = _load(bench.workdir, method, problem.seed)
+            return {"pool": pool.audit(method, model)}
+
+        _kept(bench.workdir, "rigorous", method, problem.seed, mark, compute)
+
+
+def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:
+    """What was measured, from its file or now; every process calls this alike."""
+    path = _place(workdir, tier, method, seed)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["mark"] == mark:
+                return found
+        except (ValueError, KeyError, TypeError):
+            pass  # damaged: it is made again
+    began = time.perf_counter()
+    found = {"mark": mark, "found": compute()}
+    found["seconds"] = time.perf_counter() - began
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        atomically(path, text.encode())
+    barrier(path.name)
+    return found
+
+
+def _place(workdir, tier, method, seed):
+    return workdir / "audits" / f"{method}-{seed}-{tier}.json"
+
+
+def _outputs(workdir, method, seed):
+    path = workdir / "outputs" / f"{method}-{seed}.npz"
+    return path if path.exists() else None
+
+
+def _load(workdir, method, seed):
+    return evaluate.load(workdir / "outputs" / f"{method}-{seed}.npz")
+
+
+def _title(seed):
+    return f"seed {seed}: audit"

@@ -1,0 +1,167 @@
+"""Intervals: of shares, of means over rows, of any score, over seeds.
+
+They tell how far a value may be off because these rows, and not others like them, were
+drawn. How much another seed of the training changes is told by `over_seeds` alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+
+class Interval(NamedTuple):
+    """A value, and the ends of the interval in which the truth lies."""
+
+    value: float
+    low: float
+    high: float
+
+
+def around(value: float, half: float, lowest=-math.inf, highest=math.inf) -> Interval:
+    """An interval of half-width `half`, cut where no value can be."""
+    low, high = max(value - half, lowest), min(value + half, highest)
+    return Interval(float(value), float(low), float(high))
+
+
+def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> Interval | None:
+    """A share of independent trials with its exact interval (Clopper & Pearson 1934).
+
+    None of no trials.
+    """
+    if count < 1:
+        return None
+    tail = (1 - confidence) / 2
+    beta = scipy.stats.beta.ppf
+    low = beta(tail, hits, count - hits + 1) if hits else 0.0
+    high = beta(1 - tail, hits + 1, count - hits) if hits < count else 1.0
+    return Interval(hits / count, float(low), float(high))
+
+
+def variance_of_mean(values, span: float = 0.0) -> float:
+    """The sampling variance of the mean of `[N]` values that are `span` apart at most.
+
+    As if there were two more values, half a span above and below the mean. Without
+    them, a handful of equal values would be taken for certain knowledge (as in the
+    interval of Agresti & Coull 1998); of a thousand values it changes next to nothing.
+    """
+    values = np.asarray(values, np.float64)
+    apart = values - values.mean()
+    free = max(len(values) - 1, 1)
+    return float((apart @ apart + span**2 / 2) / (free * len(values)))
+
+
+def mean_interval(
+    values, *, bounds: tuple[float, float] | None = None, confidence: float = 0.95
+) -> Interval | None:
+    """The mean of independent values `[N]` with its t-interval.
+
+    Args:
+        values: one for each row, class or model.
+        bounds: between which values are, where they are bounded; the interval is wider
+            by the margin of `variance_of_mean` then, and within them.
+        confidence: of the interval.
+
+    Returns:
+        None of no values, of one without bounds, and where one is no number.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < (1 if bounds else 2) or not np.isfinite(values).all():
+        return None
+    lowest, highest = bounds or (-math.inf, math.inf)
+    span = highest - lowest if bounds else 0.0
+    t = scipy.stats.t.ppf((1 + confidence) / 2, max(len(values) - 1, 1))
+    half = t * math.sqrt(variance_of_mean(values, span))
+    return around(values.mean(), half, lowest, highest)
+
+
+def quantile_interval(
+    values, quantile: float, *, confidence: float = 0.95
+) -> Interval | None:
+    """A quantile of independent values `[N]`, with an interval of two of the values.
+
+    Those whose ranks the true quantile lies between (Conover 1999). None of too few
+    values (of the .95 quantile, 72 are needed), and where one is no number.
+    """
+    values = np.sort(np.asarray(values, np.float64))
+    if not len(values) or not np.isfinite(values).all():
+        return None
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = scipy.stats.binom.ppf(tails, len(values), quantile).astype(int)
+    if low < 1 or high >= len(values):
+        return None
+    value = np.quantile(values, quantile)
+    return Interval(float(value), float(values[low - 1]), float(values[high]))
+
+
+def jackknife(
+    score: Callable[..., float | None],
+    *arrays,
+    groups: int = 20,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """Any smooth score of rows with the interval of a delete-a-group jackknife.
+
+    For what has no formula of its own, such as the mean average precision or the CKA.
+    It takes `groups` times as long as the score. (Shao & Wu 1989.)
+
+    Args:
+        score: of the arrays, or of some of their rows.
+        *arrays: each `[N, ...]`.
+        groups: how many.
+        confidence: of the interval.
+        seed: of which rows are in which group.
+    """
+    count = len(arrays[0])
+    groups = min(groups, count)
+    value = score(*arrays) if groups > 1 else None
+    if value is None:
+        return None
+    group = grouped(count, groups, seed)
+    without = [score(*(x[group != left] for x in arrays)) for left in range(groups)]
+    return from_without(value, without, confidence)
+
+
+def grouped(count: int, groups: int, seed: int) -> np.ndarray:
+    """The group of each of `count` rows, all of one size or nearly, by chance."""
+    return np.random.default_rng(seed).permutation(count) % groups
+
+
+def from_without(value, without, confidence: float) -> Interval | None:
+    """The jackknife's interval of a value, from those `without` each group."""
+    if any(part is None or not math.isfinite(part) for part in without):
+        return None
+    # The variance of the mean of n values is this jackknife's over (n - 1)^2.
+    variance = variance_of_mean(without) * (len(without) - 1) ** 2
+    t = scipy.stats.t.ppf((1 + confidence) / 2, len(without) - 1)
+    return around(value, t * math.sqrt(variance))
+
+
+def over_seeds(
+    intervals: Sequence[Interval | None], *, confidence: float = 0.95
+) -> Interval | None:
+    """The mean of one value over seeds, from its intervals of each.
+
+    The wider of two intervals: that of the rows, as if the seeds had different ones,
+    and the t-interval of the values. One seed has only the first. None where a seed's
+    is.
+    """
+    known = [x for x in intervals if x is not None]
+    if not known or len(known) < len(intervals):
+        return None
+    value, low, high = np.array(known, np.float64).T
+    count, mean = len(known), value.mean()
+    down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
+    told = Interval(float(mean), float(mean - down / count), float(mean + up / count))
+    spread = mean_interval(value, confidence=confidence)
+    return told if spread is None else hull(told, spread)
+
+
+def hull(first: Interval, second: Interval) -> Interval:
+    """The first's value, with the smallest interval that holds both."""
+    return Interval(
+        first.value, min(first.low, second.low), max(first.high, second.high)
+    )

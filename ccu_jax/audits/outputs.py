@@ -1,0 +1,228 @@
+"""All audits that need nothing but the stored outputs of a model and its references."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccu_jax.audits import attacks, auc, distances, epsilon, scores, verdict
+from ccu_jax.audits.intervals import Interval, mean_interval, over_seeds
+from ccu_jax.evaluate import Results
+from ccu_jax.models import VIEWS
+
+# The views by which a model is judged; the others are told of. Three questions are
+# asked at once, so each interval is of a confidence of 1 - .05 / 3.
+JUDGED = ("image", "fused", "pair")
+JUDGED_BY = {"image": "loss", "fused": "loss", "pair": "cosine"}
+LEVEL = 1 - 0.05 / len(JUDGED)
+RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
+_COMPARED = ("retain", "unlearn", "test")
+
+
+class Given(NamedTuple):
+    """Outputs on the same rows: the model, and what it is compared with.
+
+    `control`: of a second reference. None: there is none.
+    """
+
+    model: Results
+    original: Results | None
+    reference: Results | None
+    control: Results | None
+
+
+def audit(given: Given) -> dict[str, Any]:
+    """Everything that outputs tell, as plain JSON; intervals are `[value, low, high]`.
+
+    Raises:
+        ValueError: the outputs are not of the same rows.
+    """
+    for other in (given.original, given.reference, given.control):
+        if other is not None and (other.id != given.model.id).any():
+            raise ValueError("outputs of other rows cannot be compared")
+    return {
+        "attacks": attacked(given),
+        "scores": ranked(given.model),
+        "score_difference": {view: _score(given, view) for view in VIEWS},
+        "gaps": gaps(given.model, given.reference),
+        "distances": apart(given.model, given.reference),
+        "epsilon": least_epsilon(given.model),
+    }
+
+
+def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
+    """By view and signal: the attack's AUC and rates, and the AUC less the reference's.
+
+    `{view: {signal: {"auc", "difference", "original", "control", "tpr_1", "tpr_01"}}}`;
+    "original" and "control" are those models' differences from the reference.
+    """
+    own = signals_of(given.model)
+    others = {
+        name: None if model is None else signals_of(model)
+        for name, model in given._asdict().items()
+    }
+
+    def one(view, name):
+        mine = own[view][name]
+        told = {"auc": auc.auc_interval(*mine)}
+        for key, rate in RATES.items():
+            told[key] = attacks.tpr_at_fpr(*mine, rate)
+        for key, whose in (
+            ("difference", "model"),
+            ("original", "original"),
+            ("control", "control"),
+        ):
+            models = others[whose], others["reference"]
+            told[key] = None
+            if None not in models:
+                pair = (model[view][name] for model in models)
+                told[key] = auc.auc_difference(
+                    *next(pair), *next(pair), confidence=LEVEL
+                )
+        return {key: _plain(value) for key, value in told.items()}
+
+    return {view: {name: one(view, name) for name in own[view]} for view in own}
+
+
+def signals_of(model: Results) -> dict[str, dict[str, tuple]]:
+    """`{view: {signal: (of members, of others)}}`, of rows that have a picture."""
+    found: dict[str, dict[str, tuple]] = {}
+
+    def split(view, values):
+        shown = model.shown(view) & model.has_image
+        return tuple(values[shown & (model.of == of)] for of in ("unlearn", "unseen"))
+
+    for view in VIEWS:
+        signals = attacks.signals(model.logits[view], model.labels, model.multi_label)
+        found[view] = {name: split(view, values) for name, values in signals.items()}
+    found["pair"] = {"cosine": split("pair", model.pair)}
+    if model.white is not None:
+        found["white"] = {"ridge": split("white", model.white)}
+    return found
+
+
+def ranked(model: Results) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean average precision and macro AUROC by set and view."""
+
+    def one(of, view):
+        rows = (model.of == of) & model.shown(view)
+        logits, labels = model.logits[view][rows], model.labels[rows]
+        return {
+            "mean_average_precision": scores.mean_average_precision(logits, labels),
+            "macro_auroc": scores.macro_auroc(logits, labels),
+        }
+
+    return {of: {v: one(of, v) for v in VIEWS} for of in (*_COMPARED, "unseen")}
+
+
+def _score(given, view):
+    """The score of the unlearn set less the reference's, row by row."""
+    if given.reference is None:
+        return None
+    rows = (given.model.of == "unlearn") & given.model.shown(view)
+    logits = (x.logits[view][rows] for x in (given.model, given.reference))
+    return _plain(
+        scores.score_difference(
+            *logits,
+            given.model.labels[rows],
+            given.model.multi_label,
+            confidence=LEVEL,
+        )
+    )
+
+
+def gaps(model: Results, reference: Results | None) -> dict[str, float | None]:
+    """Average gap (points) and Tug-of-War, both forms, of the image view."""
+    if reference is None:
+        return {"average_gap": None, "tug_of_war": None, "tug_of_war_attack": None}
+    mine, theirs = (_shares(x) for x in (model, reference))
+    return {
+        "average_gap": scores.average_gap(mine, theirs),
+        "tug_of_war": scores.tug_of_war(mine, theirs),
+        "tug_of_war_attack": scores.tug_of_war(mine, theirs, scores.TUG_ATTACK),
+    }
+
+
+def _shares(model):
+    found: dict[str, float | None] = {}
+    for of in _COMPARED:
+        rows = (model.of == of) & model.shown("image")
+        logits, labels = model.logits["image"][rows], model.labels[rows]
+        known = len(logits) and np.isfinite(logits).all()
+        right = scores.by_row(logits, labels, model.multi_label) if known else None
+        found[of] = None if right is None else float(right.mean())
+    told = auc.auc_interval(*signals_of(model)["image"]["loss"])
+    return found | {"attack": None if told is None else told.value}
+
+
+def apart(model: Results, reference: Results | None) -> dict[str, Any]:
+    """How far predictions are from the reference's, by set and view."""
+    if reference is None:
+        return {}
+
+    def one(of, view):
+        rows = (model.of == of) & model.shown(view)
+        pair = model.logits[view][rows], reference.logits[view][rows]
+        if not all(np.isfinite(x).all() for x in pair):
+            return {}
+        multi_label = model.multi_label
+        most = np.sqrt(model.labels.shape[1] if multi_label else 2)
+        measures = {
+            "js_divergence": (distances.js_divergence, 1.0),
+            "agreement": (distances.agreement, 1.0),
+            "activation_distance": (distances.activation_distance, float(most)),
+        }
+        return {
+            name: _plain(mean_interval(measure(*pair, multi_label), bounds=(0, top)))
+            for name, (measure, top) in measures.items()
+        }
+
+    return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "test")}
+
+
+def least_epsilon(model: Results) -> dict[str, float | None]:
+    """Epsilon at least (95 %), by the best threshold on the loss of each view."""
+    found = signals_of(model)
+    return {
+        view: epsilon.threshold_epsilon(*found[view][JUDGED_BY[view]])
+        for view in JUDGED
+    }
+
+
+def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
+    """The verdict on a method from its records of all seeds: by view, and together.
+
+    Args:
+        records: of `audit`, one for each seed.
+        tolerance: how far an AUC or a score may be from the reference's.
+    """
+    views = {}
+    for view in JUDGED:
+        told = [record["attacks"][view][JUDGED_BY[view]] for record in records]
+
+        def over(key, told=told):
+            return over_seeds([_interval(x[key]) for x in told], confidence=LEVEL)
+
+        by_score = None
+        if view in VIEWS:
+            each = [_interval(record["score_difference"][view]) for record in records]
+            by_score = over_seeds(each, confidence=LEVEL)
+        views[view] = verdict.verdict(
+            over("difference"),
+            score_difference=by_score,
+            model=over("auc"),
+            original_difference=over("original"),
+            control=over("control"),
+            tolerance=tolerance,
+        )
+    return {
+        "views": {view: found._asdict() for view, found in views.items()},
+        **verdict.combined(views)._asdict(),
+    }
+
+
+def _plain(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [float(x) for x in interval]
+
+
+def _interval(plain) -> Interval | None:
+    return None if plain is None else Interval(*plain)

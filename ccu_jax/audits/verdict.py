@@ -1,0 +1,169 @@
+"""Whether a method made a model forget, in words, from intervals.
+
+Both questions are asked of the difference of two AUCs of an attack: the model's and
+that of a reference which never saw the pictures. *Is it the same?* is a test of
+equivalence (TOST, Schuirmann 1987): yes if the whole interval lies within +-tolerance.
+*Is it another?* is a test of difference: yes if the whole interval lies on one side of
+zero. With many rows both can be yes, of a difference that is there but too small to
+matter: forgotten. With few rows neither: undecided. That no difference was found is
+never enough for "forgotten".
+
+The 95 % interval is used for both, which makes the test of equivalence a 2.5 % one.
+With several views or attacks give each an interval of confidence 1 - .05 / number.
+
+A model that has fallen apart says the same of unlearned rows and of unseen ones, so
+that its AUC is that of the reference. So a second difference may be given, that of the
+scores on the unlearn set: wholly beyond the tolerance, it decides too.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ccu_jax.audits.intervals import Interval
+
+FORGOTTEN = "forgotten"
+OVER = "over-forgotten"
+STILL = "still there"
+UNDECIDED = "undecided at this sample size"
+# The worst first: what is there can be read out of the model; what is conspicuously
+# not there tells that it was.
+WORST = (STILL, OVER, UNDECIDED, FORGOTTEN)
+
+
+class Verdict(NamedTuple):
+    """One of the four words, and the sentence that gives the numbers.
+
+    `telling`: whether the original itself was found to remember, so that an attack that
+    finds nothing in the model has shown something. None: not known.
+    """
+
+    word: str
+    sentence: str
+    telling: bool | None = None
+
+
+def verdict(
+    difference: Interval | None,
+    *,
+    score_difference: Interval | None = None,
+    model: Interval | None = None,
+    reference: Interval | None = None,
+    original: Interval | None = None,
+    original_difference: Interval | None = None,
+    control: Interval | None = None,
+    tolerance: float = 0.05,
+    what: str = "AUC",
+) -> Verdict:
+    """What one attack on one view says of a model.
+
+    The word is `decide`'s of the difference. Still there and over-forgotten are also
+    where the score's interval lies wholly beyond +-tolerance; the worse of two counts.
+
+    Args:
+        difference: the model's AUC minus the reference's on the same rows
+            (`auc.auc_difference`), not the difference of two intervals.
+        score_difference: the same of the scores on the unlearn set
+            (`scores.score_difference`).
+        model: the model's own AUC, for the sentence, as the next two.
+        reference: the reference's.
+        original: that of the model before it unlearned.
+        original_difference: the original's AUC minus the reference's. Where it is not
+            shown to be off zero there was nothing to be seen, and "forgotten" is not
+            telling.
+        control: a second reference's AUC minus the reference's, for the sentence: how
+            far two models are apart that both never saw the pictures.
+        tolerance: how far an AUC, or a score, may be from the reference's.
+        what: what is measured if it is no AUC, such as "TPR at 1 % FPR".
+    """
+    word = decide(difference, tolerance)
+    by_score = _beyond(score_difference, tolerance)
+    if by_score is not None:
+        word = min(word, by_score, key=WORST.index)
+    off = original_difference
+    telling = None if off is None else off.low > 0 or off.high < 0
+    parts = [f"{word}: {_attacked(model, reference, what)}"]
+    parts.append(_compared(difference, tolerance))
+    told = {
+        "the score on the unlearn set is off by {}": _signed(score_difference),
+        f"the original's {what} was {{}}": _plain(original),
+        "a second retrained model differs by {}": _signed(control),
+    }
+    parts += [text.format(numbers) for text, numbers in told.items() if numbers]
+    if telling is False:
+        parts.append("but the original is not seen to remember either: no evidence")
+    return Verdict(word, "; ".join(parts), telling)
+
+
+def decide(difference: Interval | None, tolerance: float = 0.05) -> str:
+    """The word for the interval of a difference.
+
+    forgotten: it is within +-tolerance, whether or not it holds 0. still there: it is
+    not, and lies above 0. over-forgotten: it is not, and lies below 0. undecided: all
+    else, and where there is no interval.
+    """
+    if difference is None or not difference.low <= difference.high:
+        return UNDECIDED
+    if -tolerance <= difference.low and difference.high <= tolerance:
+        return FORGOTTEN
+    if difference.low > 0:
+        return STILL
+    return OVER if difference.high < 0 else UNDECIDED
+
+
+def combined(views: Mapping[str, Verdict]) -> Verdict:
+    """A method's verdict: the worst of its views'.
+
+    A "forgotten" of a view in which the original is not seen to remember counts for
+    nothing; where there are no others, the verdict is undecided.
+
+    Args:
+        views: the verdict of each view or attack, by its name.
+    """
+    counting = {
+        name: view
+        for name, view in views.items()
+        if view.word != FORGOTTEN or view.telling is not False
+    }
+    if not counting:
+        why = "no view of the original is seen to remember" if views else "no view"
+        return Verdict(UNDECIDED, f"{UNDECIDED}: {why}", False if views else None)
+    name, worst = min(counting.items(), key=lambda item: WORST.index(item[1].word))
+    same = [other for other, view in counting.items() if view.word == worst.word]
+    more = f" (so are {', '.join(same[1:])})" if len(same) > 1 else ""
+    return Verdict(worst.word, f"{name}{more}: {worst.sentence}", worst.telling)
+
+
+def _beyond(difference: Interval | None, tolerance: float) -> str | None:
+    """What a difference tells that is surely larger than the tolerance, or None."""
+    if difference is None:
+        return None
+    if difference.low > tolerance:
+        return STILL
+    return OVER if difference.high < -tolerance else None
+
+
+def _attacked(model, reference, what: str) -> str:
+    values = {"the attack's": model, "a retrained model's": reference}
+    told = [f"{of} {what} is {_plain(x)}" for of, x in values.items() if x is not None]
+    return ", ".join(told) or f"by the attack's {what} against a retrained model's"
+
+
+def _compared(difference: Interval | None, tolerance: float) -> str:
+    if difference is None:
+        return "the difference could not be measured"
+    told = f"the difference is {_signed(difference)}, tolerance ±{tolerance:.3g}"
+    small = decide(difference, tolerance) == FORGOTTEN
+    if small and not difference.low <= 0 <= difference.high:
+        return f"{told}; it is there, but within the tolerance"
+    return told
+
+
+def _plain(interval: Interval | None, form: str = ".3f") -> str:
+    if interval is None:
+        return ""
+    value, low, high = (format(x, form) for x in interval)
+    return f"{value} ({low} to {high})"
+
+
+def _signed(interval: Interval | None) -> str:
+    return _plain(interval, "+.3f")

@@ -45,7 +45,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
     told = [f"**{notes.LOUD[name]}**" for name in loud if name in notes.LOUD]
     told = ["# Audit", *told, "\n".join(tables.markdown(*table(found)))]
     told.append(
-        "Intervals are of 95 %, those of the differences of 98.3 %, as three are asked "
+        "Intervals are of 95 %, those of the differences of 98.75 %, as four are asked "
         "at once. A difference that lies within ±.05 as a whole is forgotten; means "
         "are over seeds. Epsilon is what leaks at least, by one threshold on the loss: "
         "a small one is no proof that nothing does."

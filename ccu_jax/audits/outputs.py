@@ -9,13 +9,17 @@ from ccu_jax.audits.intervals import Interval, mean_interval, over_seeds
 from ccu_jax.evaluate import Results
 from ccu_jax.models import VIEWS
 
-# The views by which a model is judged; the others are told of. Three questions are
-# asked at once, so each interval is of a confidence of 1 - .05 / 3.
+# The views by which a model is judged; the others are told of. A model that remembers
+# few rows, but these well, is seen by how many are found at few false alarms. Four
+# questions are asked at once, so each interval is of a confidence of 1 - .05 / 4.
 JUDGED = ("image", "fused", "pair")
 JUDGED_BY = {"image": "loss", "fused": "loss", "pair": "cosine"}
-LEVEL = 1 - 0.05 / len(JUDGED)
+SINGLE = "single pictures"
+LEVEL = 1 - 0.05 / (len(JUDGED) + 1)
 RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
 _COMPARED = ("retain", "unlearn", "test")
+# What is less the reference's, and of whose outputs.
+_AGAINST = {"difference": "model", "original": "original", "control": "control"}
 
 
 class Given(NamedTuple):
@@ -53,7 +57,8 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
     """By view and signal: the attack's AUC and rates, and the AUC less the reference's.
 
     `{view: {signal: {"auc", "difference", "original", "control", "tpr_1", "tpr_01"}}}`;
-    "original" and "control" are those models' differences from the reference.
+    "original" and "control" are those models' differences from the reference, and
+    `tpr_1_difference` and so on the same of the rate at 1 % false alarms.
     """
     own = signals_of(given.model)
     others = {
@@ -66,17 +71,14 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
         told = {"auc": auc.auc_interval(*mine)}
         for key, rate in RATES.items():
             told[key] = attacks.tpr_at_fpr(*mine, rate)
-        for key, whose in (
-            ("difference", "model"),
-            ("original", "original"),
-            ("control", "control"),
-        ):
+        for key, whose in _AGAINST.items():
             models = others[whose], others["reference"]
-            told[key] = None
+            told[key] = told[f"tpr_1_{key}"] = None
             if None not in models:
-                pair = (model[view][name] for model in models)
-                told[key] = auc.auc_difference(
-                    *next(pair), *next(pair), confidence=LEVEL
+                sides = [side for model in models for side in model[view][name]]
+                told[key] = auc.auc_difference(*sides, confidence=LEVEL)
+                told[f"tpr_1_{key}"] = attacks.tpr_difference(
+                    *sides, RATES["tpr_1"], confidence=LEVEL
                 )
         return {key: _plain(value) for key, value in told.items()}
 
@@ -214,9 +216,30 @@ def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
             control=over("control"),
             tolerance=tolerance,
         )
+    views |= _single([r["attacks"]["image"]["loss"] for r in records], tolerance)
     return {
         "views": {view: found._asdict() for view, found in views.items()},
         **verdict.combined(views)._asdict(),
+    }
+
+
+def _single(told, tolerance):
+    """The verdict by single rows, where there are enough unseen ones to tell."""
+
+    def over(key):
+        return over_seeds([_interval(x[key]) for x in told], confidence=LEVEL)
+
+    if over("tpr_1_difference") is None:
+        return {}
+    return {
+        SINGLE: verdict.verdict(
+            over("tpr_1_difference"),
+            model=over("tpr_1"),
+            original_difference=over("tpr_1_original"),
+            control=over("tpr_1_control"),
+            tolerance=tolerance,
+            what="TPR at 1 % FPR",
+        )
     }
 
 

@@ -1,0 +1,127 @@
+"""From stored outputs to a verdict: records, their form, models with known faults."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ccu_jax import audit_table, evaluate
+from ccu_jax.audits import outputs
+from ccu_jax.audits.outputs import Given
+from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
+
+K, SEEDS = 5, 6
+SIZES = {"retain": 300, "unlearn": 400, "unseen": 500, "validation": 20, "test": 200}
+
+
+def model(seed, *, knows=0.0, share=1.0, multi_label=False, random=False, nan=False):
+    """Outputs of a model that knows `share` of the unlearn set by so much more."""
+    rng = np.random.default_rng(0)
+    of = np.repeat(list(SIZES), list(SIZES.values()))
+    if multi_label:
+        labels = (rng.random((len(of), K)) < 0.4).astype(np.float32)
+    else:
+        labels = np.eye(K, dtype=np.float32)[rng.integers(K, size=len(of))]
+    # How hard a row is, all models find alike.
+    hard = rng.normal(size=(len(of), K))
+    own = np.random.default_rng([seed, 1])
+    known = (of == "unlearn") & (rng.random(len(of)) < share)
+    sure = 1.5 + knows * known[:, None]
+    logits = {}
+    for view in ("image", "text", "fused"):
+        noise = hard + 0.3 * own.normal(size=hard.shape)
+        logits[view] = (sure * (2 * labels - 1) + noise).astype(np.float32)
+        if random:
+            logits[view] = own.normal(size=hard.shape).astype(np.float32)
+        if nan:
+            logits[view][:] = np.nan
+    pair = 0.3 * hard[:, 0] + 0.1 * own.normal(size=len(of)) + 0.3 * knows * known
+    return evaluate.Results(
+        logits=logits,
+        pair=own.normal(size=len(of)) if random else pair,
+        labels=labels,
+        of=of,
+        id=np.array([f"row{i}" for i in range(len(of))]),
+        has_image=np.ones(len(of), bool),
+        has_text=np.ones(len(of), bool),
+        multi_label=multi_label,
+        white=pair,
+    )
+
+
+def judged(found, *, multi_label=False):
+    """The verdict on a model over some seeds, with the usual models beside it."""
+    records = []
+    for seed in range(SEEDS):
+        original = model(10 + seed, knows=3.0, multi_label=multi_label)
+        reference = model(20 + seed, multi_label=multi_label)
+        control = model(30 + seed, multi_label=multi_label)
+        given = Given(found(seed), original, reference, control)
+        records.append(outputs.audit(given))
+    return outputs.judged(records, 0.05), records
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_models_with_known_faults_get_the_words_that_they_deserve(multi_label):
+    of = {"multi_label": multi_label}
+    original, _ = judged(lambda s: model(10 + s, knows=3.0, **of), **of)
+    retrained, _ = judged(lambda s: model(40 + s, **of), **of)
+    empty, _ = judged(lambda s: model(50 + s, random=True, **of), **of)
+    too_far, _ = judged(lambda s: model(60 + s, knows=-1.5, **of), **of)
+    fifth, records = judged(lambda s: model(70 + s, knows=6.0, share=0.2, **of), **of)
+    assert original["word"] == STILL and retrained["word"] == FORGOTTEN
+    assert empty["word"] == OVER and too_far["word"] == OVER
+    assert fifth["word"] == STILL
+    assert fifth["views"][outputs.SINGLE]["word"] == STILL
+    for record in records:  # strict JSON, whatever was measured
+        json.dumps(record, allow_nan=False)
+
+
+def test_a_reference_is_at_no_distance_from_itself():
+    reference = model(20)
+    given = Given(reference, model(10, knows=3.0), reference, None)
+    record = outputs.audit(given)
+    assert record["gaps"]["average_gap"] == 0 and record["gaps"]["tug_of_war"] == 1
+    assert record["distances"]["test"]["image"]["agreement"][0] == 1
+    assert record["attacks"]["image"]["loss"]["difference"][0] == 0
+    assert record["attacks"]["image"]["loss"]["control"] is None
+
+
+def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
+    broken, alone = model(1, nan=True), model(2)
+    record = outputs.audit(Given(broken, model(10, knows=3.0), model(20), None))
+    json.dumps(record, allow_nan=False)
+    assert record["attacks"]["image"]["loss"]["auc"] is None
+    assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+    record = outputs.audit(Given(alone, None, None, None))
+    assert record["score_difference"]["image"] is None and not record["distances"]
+    assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+    with pytest.raises(ValueError, match="other rows"):
+        other = alone._replace(id=alone.id[::-1])
+        outputs.audit(Given(alone, None, other, None))
+
+
+def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
+    verdict, records = judged(lambda s: model(40 + s))
+    for seed, record in enumerate(records):
+        record |= {"seed": seed, "seconds": {}}
+    found = [
+        {
+            "method": "retrain_visual_2",
+            "edition": "sample",
+            "verdict": verdict,
+            "seeds": records,
+        }
+    ]
+    header, (line,) = audit_table.table(found)
+    assert line[:2] == ["retrain_visual_2", FORGOTTEN] and len(header) == len(line)
+    assert "U-LiRA" not in header and "relearned in" not in header
+    text = audit_table.markdown(found)
+    assert "Sample edition" in text and verdict["sentence"][:20] in text
+    for record in records:
+        record["relearning"] = {"steps": 30, "most": 100}
+        record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
+    header, (line,) = audit_table.table(found)
+    cells = dict(zip(header, line, strict=True))
+    assert cells["relearned in"] == "30 steps" and cells["U-LiRA"] == "0.500"
+    assert cells["shadows"] == "16"

@@ -19,6 +19,7 @@ import jax
 from ccu_jax import audit_table, evaluate, forecast, probing, rows, stages, tables
 from ccu_jax.audits import outputs
 from ccu_jax.audits.outputs import Given
+from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
 from ccu_jax.parallel import barrier, is_first
 from ccu_jax.pool_audit import Pool
@@ -66,6 +67,11 @@ def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int)
     """
     if tier not in ("standard", "rigorous"):
         return
+    if bench.data.purged:
+        raise UserError(
+            f"the pictures to forget were purged from {bench.workdir}: nothing but "
+            "--audit smoke can be done with what is left"
+        )
     with bench.reporter.stage(_title(seed)) as stage:
         problem = stages.prepared(bench, seed, sets, stage)
         _probes(bench, problem, methods, stage.tell)

@@ -5,6 +5,7 @@ One folder belongs to one configuration and one set of data.
 
 import json
 import pathlib
+import shutil
 import zipfile
 
 import jax
@@ -130,6 +131,8 @@ def purge(bench):
             cache = jax.config.jax_compilation_cache_dir
             places = [workdir, *([pathlib.Path(cache)] if cache else [])]
             stored = _purge_features(bench, ids)
+            # Shadow models were shown these pictures to be compared with, only.
+            shutil.rmtree(workdir / "shadows", ignore_errors=True)
             told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
             told["features"] = stored
             text = json.dumps(told, indent=1) + "\n"

@@ -672,3 +672,37 @@ def test_a_model_that_cannot_be_loaded_is_named(finished, tmp_path):
     with pytest.raises(UserError, match="1 pictures and 2 texts"):
         loaded.probabilities([None], ["one", "two"])
     assert loaded.probabilities([], [])["fused"].shape == (0, 10)
+
+
+@pytest.mark.slow
+def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
+    found = json.loads((copy / "audit.json").read_text())
+    assert [method["method"] for method in found] == list(METHODS)
+    assert set(found[0]["seeds"][0]["seconds"]) == {"smoke"}
+    argv = ("--config", small, "--workdir", copy, "--shadows", "4", "--audit")
+    launched(*argv, "standard")
+    found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
+    assert set(found) == {*METHODS, "retrain_visual_2"}
+    for method in found.values():
+        (record,) = method["seeds"]
+        assert set(record["seconds"]) == {"smoke", "standard"}
+        assert set(record["cka"]) == {"original", "reference"}
+        assert record["attacks"]["image"]["loss"]["control"] is not None
+        assert record["relearning"]["most"] == 100
+    assert found["original"]["seeds"][0]["relearning"]["steps"] == 0
+    assert found["original"]["seeds"][0]["within_class"]["original"][0] > 0.999
+    before = files(copy, "audits", "checkpoints")
+    out = launched(*argv, "rigorous")
+    assert "audit, rigorous: about" in out
+    after = files(copy, "audits", "checkpoints")
+    assert before.items() <= after.items()
+    found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
+    for name, method in found.items():
+        pool = method["seeds"][0]["pool"]["image"]
+        assert pool["shadows"] == 4 and 0 <= pool["lira"]["auc"][0] <= 1
+        assert (pool["ulira"] is None) == (name != "ccu_plus")
+    page = (copy / "audit.md").read_text("utf-8")
+    assert "Clip art" in page and all(f"**{name}**" in page for name in found)
+    # Nothing is done twice.
+    launched(*argv, "rigorous")
+    assert after == files(copy, "audits", "checkpoints")

@@ -20,6 +20,7 @@ HEADER = [
     "relearned in",
     "U-LiRA",
     "TPR at 1 %",
+    "one-run epsilon",
     "shadows",
 ]
 
@@ -80,6 +81,7 @@ def _line(method):
     line.append(_relearned(seeds))
     line.append(mean("pool", "image", "ulira", "auc"))
     line.append(mean("pool", "image", "ulira", "tpr_1"))
+    line.append(mean("pool", "image", "one_run", "epsilon", form="{:.2f}"))
     line.append(mean("pool", "image", "shadows", form="{:.0f}"))
     return line
 

@@ -6,13 +6,14 @@ it and forgot it, and models that never saw it. What the method's own model says
 row is compared with both.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ccu_jax import evaluate, shadows
-from ccu_jax.audits import attacks, forgetting, shadow
+from ccu_jax.audits import attacks, epsilon, forgetting, shadow
 from ccu_jax.evaluate import Results
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.parallel import barrier, is_first
@@ -67,7 +68,7 @@ class Pool:
 
         `lira`: shadows that know the rows against shadows that do not; `rmia`, with the
         latter; `ulira`, `forgetting_score`, `klom` with the method run on every shadow
-        (None for models that were trained from scratch).
+        (None for models that were trained from scratch); `one_run` by one of these.
         """
         unlearned = None
         if method not in REFERENCES:
@@ -76,9 +77,9 @@ class Pool:
                 self._tell(f"{method} on shadows", number, self.count)
                 unlearned.append(self._said(method, number))
             self._tell(f"{method} on shadows", self.count, self.count)
-        return {view: self._view(view, model, unlearned) for view in VIEWS}
+        return {view: self._view(method, view, model, unlearned) for view in VIEWS}
 
-    def _view(self, view, model, unlearned):
+    def _view(self, method, view, model, unlearned):
         members = np.isin(self._ids(), model.id[model.of == "unlearn"])
         target = self._margins(view, model)
         plain = np.array([self._margins(view, said) for said in self._plain])
@@ -93,7 +94,11 @@ class Pool:
             "ulira": None,
             "forgetting_score": None,
             "klom": None,
+            "one_run": None,
+            "one_run_control": self._one_run(plain[2], 0, plain),
         }
+        if method == "original":
+            told["one_run"] = self._one_run(plain[0], 0, plain)
         if unlearned is not None:
             gone = np.array([self._margins(view, said) for said in unlearned])
             never = np.where(shown, np.nan, gone)
@@ -101,6 +106,7 @@ class Pool:
                 np.where(shown, gone, np.nan), never, target, members
             )
             told |= self._distances(gone, plain)
+            told["one_run"] = self._one_run(gone[0], 0, plain)
         return told
 
     def _attack(self, inside, outside, target, members):
@@ -110,9 +116,8 @@ class Pool:
 
     def _rmia(self, view, model, members):
         plain = np.array([self._truth(view, said) for said in self._plain])
-        with np.errstate(all="ignore"):
-            unseen = np.where(self._plan.shown, np.nan, plain)
-            known = np.nanmean(unseen, axis=0, keepdims=True)
+        known = np.where(self._plan.shown, 0, plain).sum(axis=0, keepdims=True)
+        known /= (~self._plan.shown).sum(axis=0)  # half of the pool
         population = [self._population(view, said) for said in (model, *self._plain)]
         known[:, ~self._there()] = np.nan
         scored = shadow.rmia(
@@ -120,6 +125,22 @@ class Pool:
         )
         scored = scored._replace(shadows=self.count)
         return _plain(shadow.measure(scored, members, threshold=None))
+
+    def _one_run(self, target, number, plain):
+        """Epsilon at least, by what one shadow was shown: its rows are the canaries.
+
+        As many were shown as were not, where the theorem has a coin for each; a row's
+        signal is less what other shadows say that were not shown it. The control asks
+        a model that was trained without a look at this half: it must come to nothing.
+        """
+        others = np.arange(self.count) // 2 != number // 2
+        never = np.where(self._plan.shown | ~others[:, None], np.nan, plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of rows all have seen
+            score = target - np.nanmean(never, axis=0)
+        known = np.isfinite(score)
+        shown = self._plan.shown[number][known]
+        return epsilon.one_run_audit(score[known], shown)._asdict()
 
     def _distances(self, gone, plain):
         """Unlearned against never seen, and never seen against never seen."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccu_jax.audits import attacks, auc, distances, epsilon, scores, verdict
-from ccu_jax.audits.intervals import Interval, mean_interval, over_seeds
+from ccu_jax.audits.intervals import Interval, jackknife, mean_interval, over_seeds
 from ccu_jax.evaluate import Results
 from ccu_jax.models import VIEWS
 
@@ -18,6 +18,11 @@ SINGLE = "single pictures"
 LEVEL = 1 - 0.05 / (len(JUDGED) + 1)
 RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
 _COMPARED = ("retain", "unlearn", "test")
+_RANKED = {
+    "mean_average_precision": scores.mean_average_precision,
+    "macro_auroc": scores.macro_auroc,
+}
+_GROUPS = 10  # of rows that are left out in turn, for an interval
 # What is less the reference's, and of whose outputs.
 _AGAINST = {"difference": "model", "original": "original", "control": "control"}
 
@@ -56,7 +61,8 @@ def audit(given: Given) -> dict[str, Any]:
 def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
     """By view and signal: the attack's AUC and rates, and the AUC less the reference's.
 
-    `{view: {signal: {"auc", "difference", "original", "control", "tpr_1", "tpr_01"}}}`;
+    `{view: {signal: {"auc", "difference", "original", "control", "tpr_1", "tpr_01"}}}`,
+    and of the judged signals the AUC's `bootstrap`;
     "original" and "control" are those models' differences from the reference, and
     `tpr_1_difference` and so on the same of the rate at 1 % false alarms.
     """
@@ -68,7 +74,9 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
 
     def one(view, name):
         mine = own[view][name]
-        told = {"auc": auc.auc_interval(*mine)}
+        told = {"auc": auc.auc_interval(*mine), "bootstrap": None}
+        if name == JUDGED_BY.get(view):
+            told["bootstrap"] = auc.auc_bootstrap(*mine)
         for key, rate in RATES.items():
             told[key] = attacks.tpr_at_fpr(*mine, rate)
         for key, whose in _AGAINST.items():
@@ -102,18 +110,26 @@ def signals_of(model: Results) -> dict[str, dict[str, tuple]]:
     return found
 
 
-def ranked(model: Results) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean average precision and macro AUROC by set and view."""
+def ranked(model: Results) -> dict[str, dict[str, dict[str, Any]]]:
+    """By set and view: mean average precision, macro AUROC, and how right rows are.
+
+    `right` is the accuracy, with several labels the F1 score of a row's labels.
+    """
 
     def one(of, view):
         rows = (model.of == of) & model.shown(view)
         logits, labels = model.logits[view][rows], model.labels[rows]
-        return {
-            "mean_average_precision": scores.mean_average_precision(logits, labels),
-            "macro_auroc": scores.macro_auroc(logits, labels),
+        right = None
+        if len(logits) and np.isfinite(logits).all():
+            each = scores.by_row(logits, labels, model.multi_label)
+            right = mean_interval(each, bounds=(0, 1))
+        found = {
+            name: jackknife(score, logits, labels, groups=_GROUPS)
+            for name, score in _RANKED.items()
         }
+        return {name: _plain(x) for name, x in (found | {"right": right}).items()}
 
-    return {of: {v: one(of, v) for v in VIEWS} for of in (*_COMPARED, "unseen")}
+    return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "unseen", "test")}
 
 
 def _score(given, view):

@@ -23,6 +23,12 @@ HEADER = [
     "one-run epsilon",
     "shadows",
 ]
+LEGEND = (
+    "Intervals are of 95 %, those of the differences of 98.75 %, as four are asked at "
+    "once. A difference that lies within ±.05 as a whole is forgotten; means are over "
+    "seeds. Epsilon is what leaks at least, by one threshold on the loss: a small one "
+    "is no proof that nothing does."
+)
 
 
 def table(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -45,12 +51,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
     loud = dict.fromkeys(method["edition"] for method in found)
     told = [f"**{notes.LOUD[name]}**" for name in loud if name in notes.LOUD]
     told = ["# Audit", *told, "\n".join(tables.markdown(*table(found)))]
-    told.append(
-        "Intervals are of 95 %, those of the differences of 98.75 %, as four are asked "
-        "at once. A difference that lies within ±.05 as a whole is forgotten; means "
-        "are over seeds. Epsilon is what leaks at least, by one threshold on the loss: "
-        "a small one is no proof that nothing does."
-    )
+    told.append(LEGEND)
     told.append(
         "\n".join(
             f"- **{method['method']}**: {tables.escaped(method['verdict']['sentence'])}"

@@ -27,6 +27,7 @@ from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
 
 CONTROL = f"{REFERENCE}_2"
+_SMOKE_S = 0.5  # for a model, on some hundreds of rows
 
 
 def needed(tier: str, methods: list[str]) -> list[str]:
@@ -42,8 +43,11 @@ def titles(tier: str, seeds) -> list[str]:
 
 def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | None:
     """How long an audit takes, told before it starts; None where it is nothing."""
-    if tier not in ("standard", "rigorous"):
+    if tier == "none":
         return None
+    if tier == "smoke":
+        count = len(methods) * len(bench.config.seeds)
+        return f"audit, smoke: {forecast.words(_SMOKE_S * count)}"
     known = forecast.pace(bench)
     seconds = len(methods) * (2 * known.look + 0.15 * known.training)
     if tier == "rigorous":

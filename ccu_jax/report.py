@@ -11,10 +11,10 @@ import html
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ccu_jax import figure, notes, summary, tables
+from ccu_jax import audit_table, figure, notes, summary, tables
 from ccu_jax.evaluate import SETS
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.progress import Reporter, clean
@@ -56,8 +56,17 @@ pre { border: 1px solid var(--line); overflow-x: auto; padding: .8rem; }
 """
 
 
-def write(workdir: pathlib.Path, rows: list[Row], config: dict) -> None:
-    """Writes results.json, table.md, figure.png and report.html, each as a whole."""
+def write(
+    workdir: pathlib.Path, rows: list[Row], config: dict, audits: Sequence[dict] = ()
+) -> None:
+    """Writes results.json, table.md, figure.png and report.html, each as a whole.
+
+    Args:
+        workdir: where to.
+        rows: of results.
+        config: as plain JSON.
+        audits: of `auditing.collected`, for the page.
+    """
     rows, config = clean(rows), clean(config)
     png = figure.draw(rows)
     # All are made before the first is written: an error leaves the old ones alone.
@@ -65,7 +74,7 @@ def write(workdir: pathlib.Path, rows: list[Row], config: dict) -> None:
         "results.json": json.dumps(rows, indent=1, allow_nan=False).encode(),
         "table.md": markdown(rows).encode("utf-8", "replace"),
         "figure.png": png,
-        "report.html": _page(rows, config, png).encode("utf-8", "replace"),
+        "report.html": _page(rows, config, png, audits).encode("utf-8", "replace"),
     }
     workdir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -195,7 +204,7 @@ def _rows_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
+def _page(rows: Sequence[Row], config: dict, png: bytes, audits: Sequence[dict]) -> str:
     """Returns the report as one page: no script, nothing fetched, all text escaped."""
     told = notes.notes(rows)
     loud = [note for note in told if note.kind == "loud"]
@@ -216,6 +225,7 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
         *(f'<li class="{note.kind}">{_html_note(note)}</li>' for note in rest),
         "</ul>",
         *streaming,
+        *_audit(audits),
         '<img alt="Attack AUC against score, and time, per method" '
         f'src="data:image/png;base64,{picture}">',
         "<h2>Every method and seed</h2>",
@@ -225,6 +235,19 @@ def _page(rows: Sequence[Row], config: dict, png: bytes) -> str:
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _audit(audits: Sequence[dict]) -> Iterator[str]:
+    """Yields the verdicts, and the sentences that they come from."""
+    if not audits:
+        return
+    yield "<h2>Audit</h2>"
+    yield tables.page(*audit_table.table(audits))
+    yield f"<p>{html.escape(audit_table.LEGEND)}</p><ul>"
+    for one in audits:
+        sentence = html.escape(one["verdict"]["sentence"])
+        yield f"<li><b>{html.escape(one['method'])}</b>: {sentence}</li>"
+    yield "</ul>"
 
 
 def _html_note(note: notes.Note) -> str:

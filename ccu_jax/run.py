@@ -77,9 +77,9 @@ def run(
             auditing.measure(bench, seed, sets, methods, audit, shadows)
         with reporter.stage("report") as stage:
             found = rows.read_all(workdir)
-            if is_first():
-                report.write(workdir, found, configs.to_json(config))
             audited = auditing.write(bench, stage.tell) if audit != "none" else []
+            if is_first():
+                report.write(workdir, found, configs.to_json(config), audited)
         report.show(found, reporter)
         if audited:
             auditing.show(bench, audited)

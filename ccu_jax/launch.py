@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ccu_jax import config as configs
-from ccu_jax import config_file, flags, limits
+from ccu_jax import config_file, flags, limits, preemption
 from ccu_jax.config import Config
 from ccu_jax.errors import UserError, disk
 from ccu_jax.typed import closest
@@ -27,7 +27,9 @@ _STOPPED = "stopped; the same command goes on from here"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 (wrong input) or 130 (stopped).
+    """Runs the command and returns its exit code.
+
+    0, 2 (wrong input), 75 (told to leave: the same again, later) or 130 (stopped).
 
     Args:
         argv: The flags; those of the process by default.
@@ -39,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return 130
+    except preemption.Leaving:
+        print(preemption.MESSAGE, file=sys.stderr)
+        return preemption.EXIT_CODE
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
             raise
@@ -200,6 +205,7 @@ def _leave() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
     if "--multihost" not in sys.argv:
+        preemption.install()
         sys.exit(main())
     try:
         code = main()

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import threadpoolctl
 
-from ccu_jax import checkpoint, step
+from ccu_jax import checkpoint, preemption, step
 from ccu_jax.config import Run
 from ccu_jax.parallel import Executor
 from ccu_jax.step import Program
@@ -79,9 +79,10 @@ class Loop:
         compiled, took = self._compile(kind, program, state, resident)
         seconds["compile"] += took
         first = 0 if saved is None else saved.step
-        return self._steps(
-            program, compiled, state, resident, first, seconds, folder, stage
-        )
+        with preemption.working():
+            return self._steps(
+                program, compiled, state, resident, first, seconds, folder, stage
+            )
 
     def _start(self, method, problem):
         """Start twice: the first time compiles, the second is on the clock."""
@@ -147,6 +148,7 @@ class Loop:
         self, program, compiled, state, resident, first, seconds, folder, stage
     ) -> Outcome:
         size, total = self._per_call(program), program.steps
+        every = self._config.checkpoint_steps
         stage.update(first, total)
         before = None  # the metrics of the call before: read while this one computes
         diverged, ended = None, None
@@ -163,8 +165,8 @@ class Loop:
                     break
             before = metrics
             done = min(start + size, total)
-            every = self._config.checkpoint_steps
-            if done < total and done // every > start // every:
+            leaving = done < total and preemption.due()
+            if leaving or done < total and done // every > start // every:
                 jax.block_until_ready(state)
                 seconds["steps"] += time.perf_counter() - began
                 # Nothing that has failed is gone on from.
@@ -172,6 +174,8 @@ class Loop:
                 if not diverged:
                     facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
                     checkpoint.save(folder, done, state, facts)
+                if leaving:
+                    raise preemption.Leaving
                 before = None
                 began = time.perf_counter()
                 if diverged or ended is not None:

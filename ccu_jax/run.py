@@ -117,7 +117,15 @@ def opened(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     rows.commit()
-    workdirs.refuse(config, workdir)
+    with workdirs.locked(workdir):
+        workdirs.refuse(config, workdir)
+        with _begun(config, workdir, titles, methods) as found:
+            yield found
+
+
+@contextlib.contextmanager
+def _begun(config, workdir, titles, methods):
+    """What `opened` gives, in a folder that is this run's."""
     reporter = report.Reporter(workdir, is_first())
     try:
         told = [stages.title(s, m) for s in config.seeds for m in methods]

@@ -15,6 +15,7 @@ from ccu_jax import (
     evaluate,
     features,
     memory,
+    preemption,
     report,
     requests,
     rows,
@@ -135,6 +136,8 @@ def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
     problem = problem_of(bench, seed, sets)
     for method in methods:
         if finished(bench, seed, method) is None:
+            if preemption.due():
+                raise preemption.Leaving
             if method not in REFERENCES and problem.params is None:
                 problem = problem._replace(params=params_of(bench, seed, "original"))
             with bench.reporter.stage(title(seed, method)) as stage:

@@ -3,8 +3,12 @@
 One folder belongs to one configuration and one set of data.
 """
 
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
+import platform
 import shutil
 import zipfile
 
@@ -14,11 +18,44 @@ import numpy as np
 from ccu_jax import config as configs
 from ccu_jax import data, evaluate, features, rows, unlearn_set
 from ccu_jax.errors import UserError
-from ccu_jax.parallel import barrier, is_first
+from ccu_jax.parallel import agreed, barrier, is_first
 from ccu_jax.report import atomically
 
 # What may differ between two runs on one folder: it changes nothing but rounding.
 FREE = ("methods", "seeds", "run.")
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Keeps other runs out of the folder while the block runs; a kill opens it again.
+
+    Raises:
+        UserError: another one is at work in it.
+    """
+    with contextlib.ExitStack() as stack:
+        told = _lock(stack, workdir) if is_first() else ""
+        if not agreed(told == ""):
+            raise UserError(
+                f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
+                "its end, or give another --workdir"
+            )
+        yield
+
+
+def _lock(stack, workdir) -> str:
+    """Empty where the folder is this process's now, else what is known of the owner."""
+    file = stack.enter_context((workdir / "run.lock").open("a+b"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return file.read(200).decode("utf-8", "replace").strip() or "just started"
+    except OSError:  # a file system without locks: there is nothing to be known
+        return ""
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    file.flush()
+    return ""
 
 
 def refuse(config, workdir):

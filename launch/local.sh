@@ -56,6 +56,11 @@ interrupted() {
     exit 130
 }
 
+# Tells one process, as a machine does that is to be taken away: it tells the others.
+told_to_leave() {
+    kill -TERM -- "-${pids[0]}" 2>/dev/null || true
+}
+
 start() {
     local index="$1"
     shift
@@ -72,7 +77,8 @@ start() {
     fi
 }
 
-trap interrupted INT TERM HUP
+trap interrupted INT HUP
+trap told_to_leave TERM
 say "$count processes with $devices devices each, meeting at port $port"
 # Job control gives each process a group, and leaves it its Ctrl-C.
 set -m
@@ -97,6 +103,16 @@ while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
         fi
     done
     left=("${still[@]}")
+    # One that was told to leave has saved, with all others, what they go on from.
+    if [ "$failed" = 75 ]; then
+        for ((tries = 0; tries < 300; tries++)); do
+            any_alive || break
+            sleep 0.2
+        done
+        say "told to leave: the same command goes on from here"
+        rm -rf "$logs"
+        exit 75
+    fi
     if [ "${#left[@]}" -gt 0 ]; then sleep 0.2; fi
 done
 

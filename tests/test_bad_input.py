@@ -80,13 +80,13 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def _results(workdir):
-    """All files but those that may change before the first step: data and log."""
+    """All files but those that may change before the first step: data, log, lock."""
     return {
         path.relative_to(workdir): path.read_bytes()
         for path in workdir.rglob("*")
         if path.is_file()
         and path.relative_to(workdir).parts[0].partition(".")[0]
-        not in ("data", "events", "records", "sample")
+        not in ("data", "events", "records", "run", "sample")
     }
 
 

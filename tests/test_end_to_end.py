@@ -1,5 +1,6 @@
 """Whole runs through the command line: results, resuming, the same bits again."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -706,3 +707,44 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     # Nothing is done twice.
     launched(*argv, "rigorous")
     assert after == files(copy, "audits", "checkpoints")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_leave_saves_its_steps_and_goes_on(
+    small, finished, tmp_path
+):
+    workdir = tmp_path / "run"
+    argv = ("--config", small, "--workdir", workdir)
+    # No checkpoint but the one that is saved because of the signal.
+    argv = (*argv, "--set", "run.checkpoint_steps=1000")
+    process = started(*argv)
+    seen = workdir / "events.jsonl"
+    while not (seen.exists() and '"seed 0: original"' in seen.read_text()):
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "the same command goes on" in err, err
+    assert "Traceback" not in err
+    launched(*argv)
+    assert_same_bits(finished[0], workdir)
+
+
+@pytest.mark.slow
+def test_two_runs_on_one_folder_refuse_each_other(small, finished, copy):
+    (copy / "stages" / "ccu_plus-0.json").unlink()
+    with (copy / "run.lock").open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(b"process 7 on a-host\n")
+        file.flush()
+        before = files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
+        process = started("--config", small, "--workdir", copy)
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert "another run is at work" in err and "process 7 on a-host" in err
+        assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
+    # A lock goes with who had it.
+    launched("--config", small, "--workdir", copy)
+    assert_same_bits(finished[0], copy)

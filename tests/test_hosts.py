@@ -154,6 +154,30 @@ def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
 
 
 @pytest.mark.slow
+def test_two_processes_leave_together_when_one_is_told_to(config, alone, tmp_path):
+    workdir = tmp_path / "run"
+    argv = ["--config", config, "--workdir", workdir, "--methods", "original,ccu_plus"]
+    argv += ["--set", "run.checkpoint_steps=1000"]
+    process = _start(2, 1, *argv)
+    end = time.monotonic() + 200
+    events = workdir / "events.jsonl"
+    while not (events.exists() and '"seed 0: original"' in events.read_text()):
+        assert process.poll() is None and time.monotonic() < end, _end(process)
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = _end(process, 150)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err and "the same command goes on" in err
+    # What was saved is what both had come to.
+    steps = list(workdir.glob("checkpoints/original-0/steps*/[0-9]*"))
+    assert len(steps) == 1 or (workdir / "stages" / "original-0.json").exists()
+    process = _start(2, 1, *argv)
+    out, err = _end(process)
+    assert process.returncode == 0, err[-3000:]
+    _assert_same(alone, workdir, out, 2, 1, INTERRUPTED)
+
+
+@pytest.mark.slow
 def test_wrong_input_ends_all_processes_with_one_line(config, tmp_path):
     workdir = tmp_path / "run"
     argv = ["--config", config, "--workdir", workdir, "--unlearn", "class:nobody"]

@@ -1,6 +1,8 @@
 """The loop: it goes on where it was cut off, stops, fails and compiles as promised."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import problems
 import pytest
 from solving import Quiet, bench, new_loop, run, same
 
-from ccu_jax import parallel
+from ccu_jax import parallel, preemption
 from ccu_jax.config import Run
 from ccu_jax.data.pipeline import OnHost
 from ccu_jax.parallel import AXIS
@@ -276,3 +278,37 @@ def test_what_has_stopped_is_looked_at_no_more():
     jax.effects_barrier()
     assert int(metrics["ran"].sum()) == 3 == int(state.step)
     assert len(looks) == 4  # from -1 to 2; the last answer stops it
+
+
+def test_who_is_told_to_leave_saves_and_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    problem, _ = bench()
+    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=100))
+    method = functools.partial(walk, steps=9)
+    whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
+    asked = iter([False, True])
+    monkeypatch.setattr(preemption, "due", lambda: next(asked))
+    with pytest.raises(preemption.Leaving):
+        loop.run("walk", method, problem, tmp_path / "cut", Quiet())
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"4"}
+    monkeypatch.setattr(preemption, "due", lambda: False)
+    on = loop.run("walk", method, problem, tmp_path / "cut", Quiet())
+    assert same(whole.params, on.params) and on.steps == 9
+
+
+def test_a_signal_ends_at_once_what_need_not_be_saved_and_waits_for_steps():
+    code = (
+        "import os, signal, sys, time\n"
+        "from ccu_jax import preemption\n"
+        "preemption.install()\n"
+        "def term(): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.05)\n"
+        "with preemption.working():\n"
+        "    assert not preemption.due()\n"
+        "    term()\n"
+        "    assert preemption.due()\n"
+        "print('saved', flush=True)\n"
+        "term()\n"
+        "print('never')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (preemption.EXIT_CODE, "saved\n")
+    assert done.stderr.strip() == preemption.MESSAGE

@@ -1,0 +1,93 @@
+"""The files of `launch/` that start one process per host: each ends in one command."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
+COMMAND = ["-m", "ccu_jax.launch"]
+
+
+def script(name, *argv, **env):
+    return subprocess.run(
+        ["bash", ROOT / "launch" / name, *argv],
+        env=os.environ | {"CCU_JAX_DRY_RUN": "1", "VIRTUAL_ENV": sys.prefix} | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound_bash_and_say_first_what_they_are(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    head = path.read_text("utf-8").splitlines()[:2]
+    assert any(line.startswith("# ") for line in head)
+
+
+def test_slurm_starts_the_command_once_for_each_gpu():
+    done = script("slurm.sbatch", "--config", "tiny", "--workdir", "/a b")
+    assert done.returncode == 0, done.stderr
+    argv = shlex.split(done.stdout)
+    assert argv[0] == "srun" and argv[2] == str(pathlib.Path(sys.prefix, "bin/python"))
+    assert argv[3:5] == COMMAND
+    assert argv[5:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
+    settings = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2]
+        for line in (ROOT / "launch/slurm.sbatch").read_text("utf-8").splitlines()
+        if line.startswith("#SBATCH ")
+    )
+    # JAX gives each process the GPU of its number on the node.
+    assert settings["ntasks-per-node"] == settings["gpus-per-node"]
+    assert settings["signal"].startswith("TERM@") and "requeue" in settings
+
+
+def test_a_tpu_slice_gets_the_command_on_every_host():
+    flags = ["--config", "tiny", "--unlearn", "class:a 'b'"]
+    done = script("tpu_vm.sh", "slice", "us-east5-b", *flags)
+    assert done.returncode == 0, done.stderr
+    argv = shlex.split(done.stdout)
+    assert argv[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice"]
+    assert argv[6:11] == ["--zone", "us-east5-b", "--worker", "all", "--command"]
+    # What the shell on the hosts makes of it.
+    place, _, command = argv[11].partition(" && ")
+    assert place == "cd ~/ccu_jax"
+    words = shlex.split(command)
+    assert words[:3] == [".venv/bin/python", *COMMAND]
+    assert words[3:] == [*flags, "--multihost"]
+
+
+@pytest.mark.parametrize("argv", [[], ["slice"], ["slice", "--config"], ["", "zone"]])
+def test_a_wrong_use_of_the_tpu_script_is_one_line(argv):
+    done = script("tpu_vm.sh", *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: usage: ") and done.stderr.count("\n") == 1
+
+
+def test_the_jobset_is_whole_and_starts_the_command_in_each_pod():
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "launch/gke_jobset.yaml").read_text("utf-8")
+    jobset = yaml.safe_load(text)
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    assert jobset["kind"] == "JobSet" and jobset["metadata"]["name"]
+    (jobs,) = jobset["spec"]["replicatedJobs"]
+    job = jobs["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:3] == ["python", *COMMAND]
+    assert container["command"][-1] == "--multihost"
+    # All must restart together: none may be started again on its own.
+    assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    workdir = container["command"][container["command"].index("--workdir") + 1]
+    assert any(workdir.startswith(m["mountPath"]) for m in container["volumeMounts"])

@@ -23,6 +23,7 @@ from ccu_jax import (
     limits,
     models,
     parallel,
+    peers,
     report,
     rows,
     stages,
@@ -117,7 +118,7 @@ def opened(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     rows.commit()
-    with workdirs.locked(workdir):
+    with workdirs.locked(workdir), peers.watched(workdir):
         workdirs.refuse(config, workdir)
         with _begun(config, workdir, titles, methods) as found:
             yield found

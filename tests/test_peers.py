@@ -1,0 +1,69 @@
+"""Peers that are alive, ended or lost; a lost one is named within the stated time."""
+
+import subprocess
+import sys
+import time
+
+from ccu_jax import peers
+
+
+def pair(tmp_path):
+    return [peers.Watch(tmp_path, index, 2, timeout_s=10.0) for index in range(2)]
+
+
+def test_a_peer_that_beats_is_not_lost_and_one_that_is_silent_is_named(tmp_path):
+    one, two = pair(tmp_path)
+    for now_s in range(0, 40, 5):
+        one.beat()
+        two.beat()
+        assert one.lost(now_s) is None and two.lost(now_s) is None
+    for now_s in (40, 44):
+        two.beat()
+        assert one.lost(now_s) is None and two.lost(now_s) is None
+    told = two.lost(46)
+    assert told.startswith("process 0 of this run (process ")
+    assert "silent for 11 s" in told
+    assert one.lost(46) is None
+
+
+def test_one_that_ended_well_is_not_missed_and_one_that_never_came_is(tmp_path):
+    one, two = pair(tmp_path)
+    two.beat()
+    two.end("ended")
+    for now_s in (0, 20, 40):
+        assert one.lost(now_s) is None
+    two.end("failed")
+    assert one.lost(50) is None
+    told = one.lost(61)
+    assert "process 1 of this run (process " in told and "has failed" in told
+    (tmp_path / "other").mkdir()
+    alone = peers.Watch(tmp_path / "other", 0, 3, timeout_s=10.0)
+    assert alone.lost(0) is None
+    assert "process 1 of this run (never heard of)" in alone.lost(10)
+
+
+def test_what_an_earlier_run_has_left_is_no_sign_of_life(tmp_path):
+    one, two = pair(tmp_path)
+    two.beat()
+    later, _ = pair(tmp_path)
+    assert later.lost(100) is None
+    assert "process 1" in later.lost(111)
+
+
+def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):
+    code = (
+        "import pathlib, sys, threading, time\n"
+        "from ccu_jax import peers\n"
+        "watch = peers.Watch(pathlib.Path(sys.argv[1]), 0, 2, timeout_s=1.0)\n"
+        "peers._BEAT_S = 0.1\n"
+        "threading.Thread(target=watch.run, daemon=True).start()\n"
+        "time.sleep(60)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == peers.EXIT_CODE and time.monotonic() - began < 40
+    assert (
+        done.stderr.count("\n") == 1 and "error: process 1 of this run" in done.stderr
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ccu_jax import notes, tables
-from ccu_jax.audits.outputs import JUDGED, JUDGED_BY
+from ccu_jax.audits.outputs import JUDGED
 from ccu_jax.summary import DASH
 
 HEADER = [
@@ -72,7 +72,7 @@ def _line(method):
 
     line = [method["method"], method["verdict"]["word"]]
     for view in JUDGED:
-        line.append(_difference(seeds, view))
+        line.append(_difference(method["verdict"]["differences"][view]))
     line.append(mean("neutral", "difference", form="{:+.3f}"))
     bounds = [max((x or 0.0) for x in record["epsilon"].values()) for record in seeds]
     line.append(f"{np.mean(bounds):.2f}")
@@ -87,16 +87,11 @@ def _line(method):
     return line
 
 
-def _difference(seeds, view):
-    """The mean over seeds of the difference, with the hull that its verdict is from."""
-    found = [_at(r, ("attacks", view, JUDGED_BY[view], "difference")) for r in seeds]
-    if any(x is None for x in found):
+def _difference(interval):
+    """What the verdict is made of."""
+    if interval is None:
         return DASH
-    value, low, high = np.array(found).T
-    down = np.sqrt(((value - low) ** 2).sum()) / len(found)
-    up = np.sqrt(((high - value) ** 2).sum()) / len(found)
-    middle = value.mean()
-    return f"{middle:+.3f} ({middle - down:+.3f} to {middle + up:+.3f})"
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*interval)
 
 
 def _relearned(seeds):

@@ -213,7 +213,7 @@ def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
         records: of `audit`, one for each seed.
         tolerance: how far an AUC or a score may be from the reference's.
     """
-    views = {}
+    views, from_what = {}, {}
     for view in JUDGED:
         told = [record["attacks"][view][JUDGED_BY[view]] for record in records]
 
@@ -224,8 +224,9 @@ def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
         if view in VIEWS:
             each = [_interval(record["score_difference"][view]) for record in records]
             by_score = over_seeds(each, confidence=LEVEL)
+        from_what[view] = over("difference")
         views[view] = verdict.verdict(
-            over("difference"),
+            from_what[view],
             score_difference=by_score,
             model=over("auc"),
             original_difference=over("original"),
@@ -235,6 +236,7 @@ def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     views |= _single([r["attacks"]["image"]["loss"] for r in records], tolerance)
     return {
         "views": {view: found._asdict() for view, found in views.items()},
+        "differences": {view: _plain(found) for view, found in from_what.items()},
         **verdict.combined(views)._asdict(),
     }
 

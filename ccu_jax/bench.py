@@ -19,15 +19,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from ccu_jax import (
-    bench_compile,
-    bench_data,
-    bench_prepare,
-    bench_scale,
-    bench_step,
-    bench_unlearn,
-)
 from ccu_jax.errors import UserError, disk
+
+try:
+    from ccu_jax import (
+        bench_compile,
+        bench_data,
+        bench_prepare,
+        bench_scale,
+        bench_step,
+        bench_unlearn,
+    )
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__" or (missing.name or "ccu_jax").startswith("ccu_jax"):
+        raise
+    print(
+        f"error: {missing.name} is not installed for {sys.executable}: activate the "
+        "environment that ccu_jax was installed into, or `pip install .`",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 COMMANDS = {
     "step": bench_step,

@@ -16,13 +16,15 @@ def cautions(groups: dict) -> Iterator[Note]:
         groups: rows of results as `{method: {seed: row}}`.
     """
     yield from _sizes(groups)
-    if "ccu" in groups or "ccu_plus" in groups:
+    looks = {"ccu_plus": "reads its targets off", "ccu": "stops by"}
+    told = [f"{name} {how}" for name, how in looks.items() if name in groups]
+    if told:
         yield Note(
             "note",
-            "ccu_plus reads its targets off the validation rows and ccu stops by them: "
-            "their scores on these rows are not untouched ones.",
+            f"{' and '.join(told)} the validation rows: scores on these rows are not "
+            "untouched ones.",
         )
-        yield from _features(groups)
+    yield from _features(groups)
     chosen = [
         row.get("unlearn_set") for group in groups.values() for row in group.values()
     ]
@@ -76,7 +78,8 @@ def _features(groups: dict) -> Iterator[Note]:
         seconds = f", in {show_estimate(took)} s" if took.count else ""
         yield Note(
             "note",
-            f"{', '.join(names)} begin with what the original says of each picture, "
-            f"stored when it was trained{seconds}: that pass is not in their time "
-            "(run.features=computed makes it at each request, on the clock).",
+            f"Methods on features ({', '.join(names)}) begin with what the original "
+            f"says of each picture, stored when it was trained{seconds}: that pass is "
+            "not in their time (run.features=computed makes it at each request, on the "
+            "clock).",
         )

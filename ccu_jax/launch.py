@@ -12,6 +12,7 @@ import pathlib
 import signal
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -115,7 +116,7 @@ def _list() -> None:
     for name, path in config_file.available().items():
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         print(f"  {name:12} {doc.partition(chr(10))[0]}")
-    print("methods:  ", ", ".join(METHODS))
+    print(textwrap.fill("methods:   " + ", ".join(METHODS), subsequent_indent=" " * 11))
     print("data sets:", ", ".join(DATASETS))
 
 

@@ -106,9 +106,12 @@ def _comparisons(groups: dict) -> list[Note]:
     found = []
     for forgets in (False, True):
         best = best_baseline(groups, forgets)
-        whose = f", of those that forget as {REFERENCE} does" if forgets else ""
+        whose = ""
+        if forgets:
+            whose = f" among those whose attack AUCs are as near to {REFERENCE}'s as"
+            whose += " the checks below ask for"
         if best is None:
-            text = f"There is no sound baseline with a test score{whose}."
+            text = f"There is no sound baseline{whose}."
             found.append(Note("note" if forgets else "no", text))
             continue
         value = [score(row, "test", "fused") for row in groups[best].values()]
@@ -156,7 +159,15 @@ def _checks(groups: dict) -> list[Note]:
     found = [*_memory(groups.get("original", {}))]
     if "ccu_plus" not in groups:  # it was not asked for
         return found
-    mine, reference = groups.get("ccu_plus", {}), groups.get(REFERENCE, {})
+    mine, reference = groups["ccu_plus"], groups.get(REFERENCE, {})
+    kept = [row.get("text_unchanged") is True for row in mine.values()]
+    claim = "ccu_plus's text scores of the unlearn set are unchanged to the bit"
+    measured = math.nan if text_kept(mine) == DASH else 0.0
+    numbers = f"in {sum(kept)} of {len(kept)} seeds"
+    found.append(_check(claim, all(kept), numbers, measured))
+    if not reference:  # which is told once, above
+        return found
+    allowed = tolerance(mine)
     # Only what was measured on the same seeds is compared.
     mine = {seed: row for seed, row in mine.items() if seed in reference}
     reference = {seed: row for seed, row in reference.items() if seed in mine}
@@ -164,18 +175,12 @@ def _checks(groups: dict) -> list[Note]:
     def means(value) -> tuple[float, float]:
         return _mean(mine, value), _mean(reference, value)
 
-    allowed = tolerance(mine)
     for view in (*VISUAL, "pair"):
         ours, theirs = means(lambda row, view=view: auc(row, view))
         gap = abs(ours - theirs)
         claim = f"ccu_plus's {view} attack AUC is within {allowed} of {REFERENCE}'s"
         numbers = f"{ours:.3f} and {theirs:.3f}, {gap:.3f} apart"
         found.append(_check(claim, gap <= allowed, numbers, gap))
-    kept = [row.get("text_unchanged") is True for row in mine.values()]
-    claim = "ccu_plus's text scores of the unlearn set are unchanged to the bit"
-    measured = math.nan if text_kept(mine) == DASH else 0.0
-    numbers = f"in {sum(kept)} of {len(kept)} seeds"
-    found.append(_check(claim, all(kept), numbers, measured))
     ours, theirs = means(lambda row: score(row, "test", "fused"))
     claim = f"ccu_plus's test fused score is at least {REFERENCE}'s"
     numbers = f"{ours:.1f} % and {theirs:.1f} %"

@@ -136,7 +136,8 @@ def test_the_best_of_the_baselines_that_forget_is_named_too():
     assert summary.best_baseline(groups) == "scrub"  # whose attack AUC is .04 off
     assert summary.best_baseline(groups, forgets=True) == "salun"
     assert any(
-        "of those that forget" in text and "salun" in text for text in texts(rows)
+        "among those whose attack AUCs" in text and "salun" in text
+        for text in texts(rows)
     )
     # The attack on one view alone does not tell.
     for each in rows:
@@ -230,6 +231,18 @@ def test_the_attack_of_few_rows_is_called_rough(count, kind):
     (text,) = (text for text in texts(rows, kind) if "standard error" in text)
     error = math.sqrt((count + 301) / (12 * count * 300))
     assert f"about {error:.3f}" in text and ("Too few" in text) == (kind == "loud")
+
+
+def test_without_the_reference_only_what_needs_none_is_checked():
+    rows = [
+        row(name, unlearn_set={"rule": "random:0.1", "count": 75})
+        for name in ("original", "ccu_plus")
+    ]
+    told = texts(rows, "no")
+    assert any("is not in this run" in text for text in told)
+    assert not any("ccu_plus's" in text or "not measured" in text for text in told)
+    assert any("unchanged to the bit: yes" in text for text in texts(rows, "yes"))
+    assert not any("ccu stops by" in text for text in texts(rows))
 
 
 def test_without_ccu_plus_nothing_is_said_of_its_targets():

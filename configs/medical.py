@@ -17,23 +17,28 @@ before, .48 after, .48 for the reference.
 """
 
 from ccu_jax.config import Config, Data, Train
+from ccu_jax.config_file import tuned
 
-config = Config(
-    name="medical",
-    data=Data(
-        dataset="pairs",
-        sample="medical",
-        image_size=48,
-        text_length=48,
-        vocabulary=1000,
+# What `--tune` has found on the sample of MM-IMDb, for every method.
+config = tuned(
+    Config(
+        name="medical",
+        data=Data(
+            dataset="pairs",
+            sample="medical",
+            image_size=48,
+            text_length=48,
+            vocabulary=1000,
+        ),
+        train=Train(
+            epochs=40,
+            text_rate=0.2,
+            word_dropout=0.2,
+            shift=0,
+            flip=False,
+            zoom=0.0,
+            tint=0.0,
+        ),
     ),
-    train=Train(
-        epochs=40,
-        text_rate=0.2,
-        word_dropout=0.2,
-        shift=0,
-        flip=False,
-        zoom=0.0,
-        tint=0.0,
-    ),
+    "mmimdb",
 )

@@ -719,7 +719,8 @@ def test_a_run_that_is_told_to_leave_saves_its_steps_and_goes_on(
     argv = (*argv, "--set", "run.checkpoint_steps=1000")
     process = started(*argv)
     seen = workdir / "events.jsonl"
-    while not (seen.exists() and '"seed 0: original"' in seen.read_text()):
+    begun = '"kind": "stage_start", "title": "seed 0: original"'
+    while not (seen.exists() and begun in seen.read_text()):
         assert process.poll() is None
         time.sleep(0.005)
     time.sleep(1.0)

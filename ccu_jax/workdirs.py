@@ -44,6 +44,7 @@ def locked(workdir):
 
 def _lock(stack, workdir) -> str:
     """Empty where the folder is this process's now, else what is known of the owner."""
+    workdir.mkdir(parents=True, exist_ok=True)
     file = stack.enter_context((workdir / "run.lock").open("a+b"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

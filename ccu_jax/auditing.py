@@ -9,6 +9,8 @@ What was measured lies in `audits/`, one file for each tier, method and seed; a 
 was cut off goes on from there. `audit.json` and `audit.md` are made of these files.
 """
 
+import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -21,13 +23,14 @@ from ccu_jax.audits import outputs
 from ccu_jax.audits.outputs import Given
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
-from ccu_jax.parallel import barrier, is_first
+from ccu_jax.parallel import agreed, barrier, is_first
 from ccu_jax.pool_audit import Pool
 from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
 
 CONTROL = f"{REFERENCE}_2"
 _SMOKE_S = 0.5  # for a model, on some hundreds of rows
+_FORMAT = 1  # of the records
 
 
 def needed(tier: str, methods: list[str]) -> list[str]:
@@ -71,10 +74,10 @@ def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int)
     """
     if tier not in ("standard", "rigorous"):
         return
-    if bench.data.purged:
+    if tier == "rigorous" and bench.config.unlearn.requests > 1:
         raise UserError(
-            f"the pictures to forget were purged from {bench.workdir}: nothing but "
-            "--audit smoke can be done with what is left"
+            "--audit rigorous: shadows forget at once, so that they tell nothing of "
+            f"unlearn.requests={bench.config.unlearn.requests}; give another tier"
         )
     with bench.reporter.stage(_title(seed)) as stage:
         problem = stages.prepared(bench, seed, sets, stage)
@@ -125,7 +128,7 @@ def collected(
         {
             "method": method,
             "edition": records[0].pop("edition", None),
-            "verdict": outputs.judged(records, tolerance),
+            "verdict": outputs.judged(records, tolerance, method == REFERENCE),
             "seeds": records,
         }
         for method, records in by_method.items()
@@ -135,25 +138,27 @@ def collected(
 def _record(workdir, row):
     """All that is known of a method and seed."""
     method, seed = row["method"], row["seed"]
-    mark = {"fingerprint": row["fingerprint"]}
     there = [name for name in (REFERENCE, CONTROL) if _outputs(workdir, name, seed)]
-    mark["against"] = there
+    compared = ("original", *there)
+    mark = _mark(workdir, seed, (method, *compared))
 
     def compute():
-        load = {name: _load(workdir, name, seed) for name in ("original", *there)}
+        load = {name: _load(workdir, name, seed) for name in compared}
         model = _load(workdir, method, seed)
         return outputs.audit(
             Given(model, load["original"], load.get(REFERENCE), load.get(CONTROL))
         )
 
     found = _kept(workdir, "smoke", method, seed, mark, compute)
-    record = {"seed": seed, "edition": row["edition"], **found["found"]}
+    told = {name: row.get(name) for name in ("edition", "diverged")}
+    record = {"seed": seed, **told, **found["found"]}
     seconds = {"smoke": found["seconds"]}
     for tier in ("standard", "rigorous"):
         path = _place(workdir, tier, method, seed)
-        if path.exists():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             more = json.loads(path.read_text(encoding="utf-8"))
-            if more["mark"]["fingerprint"] == row["fingerprint"]:
+            # Of the very model whose outputs these are.
+            if more["mark"]["outputs"][method] == mark["outputs"][method]:
                 record |= more["found"]
                 seconds[tier] = more["seconds"]
     return record | {"seconds": seconds}
@@ -171,9 +176,10 @@ def _probes(bench, problem, methods, tell: Callable) -> None:
 
     for done, method in enumerate(methods):
         tell("looking at models", done, len(methods))
-        mark = {"fingerprint": bench.data.fingerprint}
+        mark = _mark(bench.workdir, seed, (method, "original", REFERENCE))
 
         def compute(method=method):
+            _refuse_purged(bench)
             params, mine = look(method)
             original, reference = (look(name)[1] for name in ("original", REFERENCE))
             found = probing.compare(mine, original, reference)
@@ -193,10 +199,11 @@ def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
         together = 1 if jax.default_backend() == "cpu" else shadows
     pool = None
     for method in methods:
-        mark = {"fingerprint": bench.data.fingerprint, "shadows": shadows}
+        mark = _mark(bench.workdir, problem.seed, (method,), shadows=shadows)
 
         def compute(method=method):
             nonlocal pool
+            _refuse_purged(bench)
             pool = pool or Pool(bench, problem, shadows, together, tell)
             model = _load(bench.workdir, method, problem.seed)
             return {"pool": pool.audit(method, model)}
@@ -207,13 +214,10 @@ def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
 def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:
     """What was measured, from its file or now; every process calls this alike."""
     path = _place(workdir, tier, method, seed)
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["mark"] == mark:
-                return found
-        except (ValueError, KeyError, TypeError):
-            pass  # damaged: it is made again
+    known = _known(path, mark)
+    # Another process may have looked a little later: they go one way, all of them.
+    if agreed(known is not None):
+        return known
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
     found["seconds"] = time.perf_counter() - began
@@ -223,6 +227,33 @@ def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:
         atomically(path, text.encode())
     barrier(path.name)
     return found
+
+
+def _refuse_purged(bench):
+    if bench.data.purged:
+        raise UserError(
+            f"the pictures to forget were purged from {bench.workdir}: what was not "
+            "measured before cannot be now; --audit smoke shows what was"
+        )
+
+
+def _known(path, mark):
+    """What is kept in a file, if it is of these outputs; else it is made again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if found["mark"] == mark else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mark(workdir, seed, names, **more) -> dict[str, Any]:
+    """Which outputs a record is of: one that was made of others does not count."""
+    digests = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name in dict.fromkeys(names)
+        if (path := _outputs(workdir, name, seed))
+    }
+    return {"format": _FORMAT, "outputs": digests, **more}
 
 
 def _place(workdir, tier, method, seed):

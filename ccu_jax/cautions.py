@@ -16,13 +16,13 @@ def cautions(groups: dict) -> Iterator[Note]:
         groups: rows of results as `{method: {seed: row}}`.
     """
     yield from _sizes(groups)
-    looks = {"ccu_plus": "reads its targets off", "ccu": "stops by"}
-    told = [f"{name} {how}" for name, how in looks.items() if name in groups]
+    looking = ("ccu", "ccu_gated", "ccu_plus", "ccu_plus_full", "scrub_rewind")
+    told = [name for name in groups if name in looking or name.endswith("_stop")]
     if told:
         yield Note(
             "note",
-            f"{' and '.join(told)} the validation rows: scores on these rows are not "
-            "untouched ones.",
+            f"Validation rows are looked at, for targets or to stop, by "
+            f"{', '.join(told)}: their scores on these rows are not untouched ones.",
         )
     yield from _features(groups)
     chosen = [

@@ -91,7 +91,8 @@ def relearned(bench, problem: Problem, method: str, params) -> dict[str, Any]:
     """Steps until a model is taught again what it was to forget."""
     path = bench.workdir / "outputs" / f"original-{problem.seed}.npz"
     score = evaluate.scores(evaluate.load(path))["unlearn"]["image"]
-    aim = relearning.target_of(score.get(bench.data.metric, np.nan))
+    name = "micro_f1" if problem.multi_label else "accuracy"  # as `stopping.score`
+    aim = relearning.target_of(score.get(name, np.nan))
     folder = bench.workdir / "audits" / f"{method}-{problem.seed}-steps"
     return relearning.relearn(bench, problem, params, aim, folder)._asdict()
 

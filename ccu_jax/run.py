@@ -78,9 +78,13 @@ def run(
             auditing.measure(bench, seed, sets, methods, audit, shadows)
         with reporter.stage("report") as stage:
             found = rows.read_all(workdir)
-            audited = auditing.write(bench, stage.tell) if audit != "none" else []
+            given = configs.to_json(config)
             if is_first():
-                report.write(workdir, found, configs.to_json(config), audited)
+                report.write(workdir, found, given)
+            # Whatever becomes of the audit: what was done before is reported.
+            audited = auditing.write(bench, stage.tell) if audit != "none" else []
+            if is_first() and audited:
+                report.write(workdir, found, given, audited)
         report.show(found, reporter)
         if audited:
             auditing.show(bench, audited)

@@ -29,11 +29,13 @@ _STEPS = 32  # in one call
 class Plan(NamedTuple):
     """Which shadow is shown which rows.
 
-    `rows` `[N]` in question, sorted; `shown` bool `[S, N]`.
+    `rows` `[N]` in question, sorted; `shown` bool `[S, N]`; `group` `[N]`, numbers of
+    rows that are shown together.
     """
 
     rows: np.ndarray
     shown: np.ndarray
+    group: np.ndarray
 
     @property
     def count(self) -> int:
@@ -58,7 +60,7 @@ def plan(data, sets: Sets, count: int, seed: int, duplicates: str) -> Plan:
         half = np.cumsum(size[order]) - size[order] / 2 <= len(rows) / 2
         mine = np.isin(place, order[half])
         shown += [mine, ~mine]
-    return Plan(rows, np.array(shown).reshape(-1, len(rows)))
+    return Plan(rows, np.array(shown).reshape(-1, len(rows)), place)
 
 
 def problem_of(problem: Problem, plan: Plan, number: int) -> Problem:

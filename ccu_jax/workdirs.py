@@ -171,6 +171,9 @@ def purge(bench):
             stored = _purge_features(bench, ids)
             # Shadow models were shown these pictures to be compared with, only.
             shutil.rmtree(workdir / "shadows", ignore_errors=True)
+            # Left by a training that was cut off, which teaches them again.
+            for folder in (workdir / "audits").glob("*-steps"):
+                shutil.rmtree(folder, ignore_errors=True)
             told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
             told["features"] = stored
             text = json.dumps(told, indent=1) + "\n"

@@ -93,12 +93,25 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     json.dumps(record, allow_nan=False)
     assert record["attacks"]["image"]["loss"]["auc"] is None
     assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+    record["diverged"] = "step 3: loss nan"
+    assert outputs.judged([record], 0.05)["sentence"] == "diverged: step 3: loss nan"
     record = outputs.audit(Given(alone, None, None, None))
     assert record["score_difference"]["image"] is None and not record["distances"]
     assert outputs.judged([record], 0.05)["word"] == UNDECIDED
     with pytest.raises(ValueError, match="other rows"):
         other = alone._replace(id=alone.id[::-1])
         outputs.audit(Given(alone, None, other, None))
+
+
+def test_errors_do_not_even_out_over_seeds_that_forget_the_same_rows():
+    _, records = judged(lambda s: model(40 + s))
+    one = outputs.judged(records, 0.05)["differences"]["image"]
+    others = [record | {"members": str(n)} for n, record in enumerate(records)]
+    other = outputs.judged(others, 0.05)["differences"]["image"]
+    assert one[0] == pytest.approx(other[0])
+    assert one[2] - one[1] > 1.3 * (other[2] - other[1])
+    told = outputs.judged(records, 0.05, is_reference=True)
+    assert told["word"] == "the reference" and told["differences"]["image"] is None
 
 
 def test_the_table_has_a_line_for_each_method_and_no_empty_columns():

@@ -57,6 +57,8 @@ def test_each_pair_shares_the_rows_and_keeps_groups_whole(data):
     for shown in plan.shown:
         for group in np.unique(data.group[plan.rows]):
             assert len(set(shown[data.group[plan.rows] == group])) == 1
+    same_group = data.group[plan.rows][:, None] == data.group[plan.rows]
+    np.testing.assert_array_equal(plan.group[:, None] == plan.group, same_group)
     other = shadows.plan(data, problem.sets, 6, 1, "forget")
     assert (other.shown != plan.shown).any()
 

@@ -1,21 +1,29 @@
 """All audits that need nothing but the stored outputs of a model and its references."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ccu_jax.audits import attacks, auc, distances, epsilon, scores, verdict
-from ccu_jax.audits.intervals import Interval, jackknife, mean_interval, over_seeds
+from ccu_jax.audits.intervals import (
+    Interval,
+    hull,
+    jackknife,
+    mean_interval,
+    over_seeds,
+)
 from ccu_jax.evaluate import Results
 from ccu_jax.models import VIEWS
 
 # The views by which a model is judged; the others are told of. A model that remembers
-# few rows, but these well, is seen by how many are found at few false alarms. Four
-# questions are asked at once, so each interval is of a confidence of 1 - .05 / 4.
+# few rows, but these well, is seen by how many are found at few false alarms, and one
+# that has fallen apart by its score in two views. Six questions are asked at once, so
+# each interval that a verdict hangs on is of a confidence of 1 - .05 / 6.
 JUDGED = ("image", "fused", "pair")
 JUDGED_BY = {"image": "loss", "fused": "loss", "pair": "cosine"}
 SINGLE = "single pictures"
-LEVEL = 1 - 0.05 / (len(JUDGED) + 1)
+LEVEL = 1 - 0.05 / 6
 RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
 _COMPARED = ("retain", "unlearn", "test")
 _RANKED = {
@@ -48,7 +56,9 @@ def audit(given: Given) -> dict[str, Any]:
     for other in (given.original, given.reference, given.control):
         if other is not None and (other.id != given.model.id).any():
             raise ValueError("outputs of other rows cannot be compared")
+    members = "\n".join(sorted(given.model.id[given.model.of == "unlearn"].tolist()))
     return {
+        "members": hashlib.sha256(members.encode()).hexdigest()[:16],
         "attacks": attacked(given),
         "scores": ranked(given.model),
         "score_difference": {view: _score(given, view) for view in VIEWS},
@@ -74,11 +84,11 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
 
     def one(view, name):
         mine = own[view][name]
-        told = {"auc": auc.auc_interval(*mine), "bootstrap": None}
+        told = {"auc": auc.auc_interval(*mine, confidence=LEVEL), "bootstrap": None}
         if name == JUDGED_BY.get(view):
             told["bootstrap"] = auc.auc_bootstrap(*mine)
         for key, rate in RATES.items():
-            told[key] = attacks.tpr_at_fpr(*mine, rate)
+            told[key] = attacks.tpr_at_fpr(*mine, rate, confidence=LEVEL)
         for key, whose in _AGAINST.items():
             models = others[whose], others["reference"]
             told[key] = told[f"tpr_1_{key}"] = None
@@ -198,32 +208,45 @@ def apart(model: Results, reference: Results | None) -> dict[str, Any]:
 
 
 def least_epsilon(model: Results) -> dict[str, float | None]:
-    """Epsilon at least (95 %), by the best threshold on the loss of each view."""
+    """Epsilon at least, by the best threshold on each view; all at once with 95 %."""
     found = signals_of(model)
     return {
-        view: epsilon.threshold_epsilon(*found[view][JUDGED_BY[view]])
+        view: epsilon.threshold_epsilon(
+            *found[view][JUDGED_BY[view]], confidence=1 - 0.05 / len(JUDGED)
+        )
         for view in JUDGED
     }
 
 
-def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
+def judged(
+    records: list[dict[str, Any]], tolerance: float, is_reference: bool = False
+) -> dict[str, Any]:
     """The verdict on a method from its records of all seeds: by view, and together.
 
     Args:
-        records: of `audit`, one for each seed.
+        records: of `audit`, one for each seed, with `diverged` of its row.
         tolerance: how far an AUC or a score may be from the reference's.
+        is_reference: whether it is what all are compared with.
     """
+    broken = [record["diverged"] for record in records if record.get("diverged")]
+    if is_reference or broken:
+        word = f"diverged: {broken[0]}" if broken else "the reference"
+        none = dict.fromkeys(JUDGED)
+        said = verdict.Verdict(word.partition(":")[0], word)
+        return {"views": {}, "differences": none, **said._asdict()}
+    # Of other rows in each seed errors even out over seeds; of the same they do not.
+    shared = len({record["members"] for record in records}) < len(records)
     views, from_what = {}, {}
     for view in JUDGED:
         told = [record["attacks"][view][JUDGED_BY[view]] for record in records]
 
         def over(key, told=told):
-            return over_seeds([_interval(x[key]) for x in told], confidence=LEVEL)
+            return _over([_interval(x[key]) for x in told], shared)
 
         by_score = None
         if view in VIEWS:
             each = [_interval(record["score_difference"][view]) for record in records]
-            by_score = over_seeds(each, confidence=LEVEL)
+            by_score = _over(each, shared)
         from_what[view] = over("difference")
         views[view] = verdict.verdict(
             from_what[view],
@@ -233,7 +256,8 @@ def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
             control=over("control"),
             tolerance=tolerance,
         )
-    views |= _single([r["attacks"]["image"]["loss"] for r in records], tolerance)
+    told = [record["attacks"]["image"]["loss"] for record in records]
+    views |= _single(told, tolerance, shared)
     return {
         "views": {view: found._asdict() for view, found in views.items()},
         "differences": {view: _plain(found) for view, found in from_what.items()},
@@ -241,11 +265,20 @@ def judged(records: list[dict[str, Any]], tolerance: float) -> dict[str, Any]:
     }
 
 
-def _single(told, tolerance):
+def _over(intervals, shared: bool) -> Interval | None:
+    """One interval of those of all seeds."""
+    found = over_seeds(intervals, confidence=LEVEL)
+    if not shared or found is None:
+        return found
+    mean = Interval(*np.mean([list(x) for x in intervals], axis=0).tolist())
+    return hull(mean, found)
+
+
+def _single(told, tolerance, shared):
     """The verdict by single rows, where there are enough unseen ones to tell."""
 
     def over(key):
-        return over_seeds([_interval(x[key]) for x in told], confidence=LEVEL)
+        return _over([_interval(x[key]) for x in told], shared)
 
     if over("tpr_1_difference") is None:
         return {}

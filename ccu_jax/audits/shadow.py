@@ -255,7 +255,9 @@ def _without(fit, values, there):
 
 
 def _enough(fits) -> bool:
-    return all((count >= OWN_VARIANCE).all() for count, *_ in fits)
+    # Rows of which nobody says anything, for want of a picture, have no say.
+    counts = [count[count > 0] for count, *_ in fits]
+    return all(len(count) and (count >= OWN_VARIANCE).all() for count in counts)
 
 
 def _log_ratio(target, fit_in, fit_out, own_variance: bool):

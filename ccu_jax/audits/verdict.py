@@ -113,8 +113,8 @@ def decide(difference: Interval | None, tolerance: float = 0.05) -> str:
 def combined(views: Mapping[str, Verdict]) -> Verdict:
     """A method's verdict: the worst of its views'.
 
-    A "forgotten" of a view in which the original is not seen to remember counts for
-    nothing; where there are no others, the verdict is undecided.
+    A view in which the original is not seen to remember, and nothing is found, counts
+    for nothing; where there are no others, the verdict is undecided.
 
     Args:
         views: the verdict of each view or attack, by its name.
@@ -122,7 +122,7 @@ def combined(views: Mapping[str, Verdict]) -> Verdict:
     counting = {
         name: view
         for name, view in views.items()
-        if view.word != FORGOTTEN or view.telling is not False
+        if view.word in (STILL, OVER) or view.telling is not False
     }
     if not counting:
         why = "no view of the original is seen to remember" if views else "no view"

@@ -205,7 +205,8 @@ class Pool:
 
     def _margins(self, view, said: Results):
         at = self._in_order(said)
-        return attacks.margin(said.logits[view][at], said.labels[at], said.multi_label)
+        told = attacks.signals(said.logits[view][at], said.labels[at], said.multi_label)
+        return told["margin"]
 
     def _truth(self, view, said: Results):
         at = self._in_order(said)

@@ -87,6 +87,19 @@ def test_a_reference_is_at_no_distance_from_itself():
     assert record["attacks"]["image"]["loss"]["control"] is None
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_says_no_numbers_breaks_nothing(multi_label, value):
+    broken = model(1, multi_label=multi_label)
+    for logits in broken.logits.values():
+        logits[::3] = value
+    others = (model(10, knows=3.0, multi_label=multi_label),)
+    others += (model(20, multi_label=multi_label), model(30, multi_label=multi_label))
+    record = outputs.audit(Given(broken, *others))
+    json.dumps(record, allow_nan=False)
+    assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+
+
 def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     broken, alone = model(1, nan=True), model(2)
     record = outputs.audit(Given(broken, model(10, knows=3.0), model(20), None))

@@ -12,7 +12,13 @@ from ccu_jax.audits.intervals import Interval, clopper_pearson, mean_interval
 
 
 def signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
-    """All signals `[N]` of logits `[N, K]` and labels `[N, K]`, by name."""
+    """All signals `[N]` of logits `[N, K]` and labels `[N, K]`, by name.
+
+    A model that says no numbers has none: NaN for all rows.
+    """
+    if not np.isfinite(logits).all():
+        nothing = np.full(len(logits), np.nan)
+        return dict.fromkeys(("loss", "margin", "entropy", "modified_entropy"), nothing)
     given = logits, labels, multi_label
     return {
         "loss": confidence(*given),

@@ -214,6 +214,11 @@ def _room() -> float:
     return 0.2 * memory / jax.device_count()
 
 
+def place_of_process() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    return jax.process_index(), jax.process_count()
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes logs and reports."""
     return jax.process_index() == 0

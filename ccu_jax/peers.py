@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import jax
 
+from ccu_jax.parallel import place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
@@ -31,12 +32,13 @@ def watched(workdir: pathlib.Path) -> Iterator[None]:
 
     Does nothing in a run of one process.
     """
-    if jax.process_count() == 1:
+    index, count = place_of_process()
+    if count == 1:
         yield
         return
     folder = workdir / ".alive"
     folder.mkdir(exist_ok=True)
-    watch = Watch(folder, jax.process_index(), jax.process_count())
+    watch = Watch(folder, index, count)
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     try:

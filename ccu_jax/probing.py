@@ -6,6 +6,7 @@ import numpy as np
 
 from ccu_jax import evaluate, relearning
 from ccu_jax.audits import attacks, auc, distances
+from ccu_jax.audits.intervals import plain
 from ccu_jax.audits.outputs import LEVEL
 from ccu_jax.methods import Problem
 
@@ -71,11 +72,11 @@ def compare(mine: dict, original: dict, reference: dict | None) -> dict[str, Any
         neutral["difference"] = auc.auc_difference(*sides, *theirs, confidence=LEVEL)
     return {
         "cka": {
-            name: {view: _plain(alike(other, view)) for view in _EMBEDDINGS}
+            name: {view: plain(alike(other, view)) for view in _EMBEDDINGS}
             for name, other in others.items()
         },
         "within_class": {
-            name: _plain(
+            name: plain(
                 distances.within_class_similarity(
                     mine["image"], other["image"], mine["labels"]
                 )
@@ -83,7 +84,7 @@ def compare(mine: dict, original: dict, reference: dict | None) -> dict[str, Any
             for name, other in others.items()
         },
         "scatter": distances.scatter_ratio(mine["image"], mine["labels"]),
-        "neutral": {name: _plain(value) for name, value in neutral.items()},
+        "neutral": {name: plain(value) for name, value in neutral.items()},
     }
 
 
@@ -95,7 +96,3 @@ def relearned(bench, problem: Problem, method: str, params) -> dict[str, Any]:
     aim = relearning.target_of(score.get(name, np.nan))
     folder = bench.workdir / "audits" / f"{method}-{problem.seed}-steps"
     return relearning.relearn(bench, problem, params, aim, folder)._asdict()
-
-
-def _plain(interval) -> list[float] | None:
-    return None if interval is None else [float(x) for x in interval]

@@ -20,6 +20,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def plain(interval: Interval | None) -> list[float] | None:
+    """An interval as plain JSON."""
+    return None if interval is None else [float(x) for x in interval]
+
+
 def around(value: float, half: float, lowest=-math.inf, highest=math.inf) -> Interval:
     """An interval of half-width `half`, cut where no value can be."""
     low, high = max(value - half, lowest), min(value + half, highest)

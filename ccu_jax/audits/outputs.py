@@ -12,6 +12,7 @@ from ccu_jax.audits.intervals import (
     jackknife,
     mean_interval,
     over_seeds,
+    plain,
 )
 from ccu_jax.evaluate import Results
 from ccu_jax.models import VIEWS
@@ -98,7 +99,7 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
                 told[f"tpr_1_{key}"] = attacks.tpr_difference(
                     *sides, RATES["tpr_1"], confidence=LEVEL
                 )
-        return {key: _plain(value) for key, value in told.items()}
+        return {key: plain(value) for key, value in told.items()}
 
     return {view: {name: one(view, name) for name in own[view]} for view in own}
 
@@ -137,7 +138,7 @@ def ranked(model: Results) -> dict[str, dict[str, dict[str, Any]]]:
             name: jackknife(score, logits, labels, groups=_GROUPS)
             for name, score in _RANKED.items()
         }
-        return {name: _plain(x) for name, x in (found | {"right": right}).items()}
+        return {name: plain(x) for name, x in (found | {"right": right}).items()}
 
     return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "unseen", "test")}
 
@@ -148,7 +149,7 @@ def _score(given, view):
         return None
     rows = (given.model.of == "unlearn") & given.model.shown(view)
     logits = (x.logits[view][rows] for x in (given.model, given.reference))
-    return _plain(
+    return plain(
         scores.score_difference(
             *logits,
             given.model.labels[rows],
@@ -200,7 +201,7 @@ def apart(model: Results, reference: Results | None) -> dict[str, Any]:
             "activation_distance": (distances.activation_distance, float(most)),
         }
         return {
-            name: _plain(mean_interval(measure(*pair, multi_label), bounds=(0, top)))
+            name: plain(mean_interval(measure(*pair, multi_label), bounds=(0, top)))
             for name, (measure, top) in measures.items()
         }
 
@@ -260,7 +261,7 @@ def judged(
     views |= _single(told, tolerance, shared)
     return {
         "views": {view: found._asdict() for view, found in views.items()},
-        "differences": {view: _plain(found) for view, found in from_what.items()},
+        "differences": {view: plain(found) for view, found in from_what.items()},
         **verdict.combined(views)._asdict(),
     }
 
@@ -294,9 +295,5 @@ def _single(told, tolerance, shared):
     }
 
 
-def _plain(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [float(x) for x in interval]
-
-
-def _interval(plain) -> Interval | None:
-    return None if plain is None else Interval(*plain)
+def _interval(told) -> Interval | None:
+    return None if told is None else Interval(*told)

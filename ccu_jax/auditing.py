@@ -18,8 +18,17 @@ from typing import Any
 
 import jax
 
-from ccu_jax import audit_table, evaluate, forecast, probing, rows, stages, tables
-from ccu_jax.audits import outputs
+from ccu_jax import (
+    audit_table,
+    evaluate,
+    forecast,
+    limits,
+    probing,
+    rows,
+    stages,
+    tables,
+)
+from ccu_jax.audits import judging, outputs
 from ccu_jax.audits.outputs import Given
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
@@ -29,19 +38,36 @@ from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
 
 CONTROL = f"{REFERENCE}_2"
+_COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
 _SMOKE_S = 0.5  # for a model, on some hundreds of rows
-_FORMAT = 1  # of the records
+_FORMAT = 2  # of the records
+_MODELS = ("standard", "rigorous")  # tiers that ask for the models themselves
 
 
 def needed(tier: str, methods: list[str]) -> list[str]:
     """The methods of a run with the models that its audit asks for."""
-    more = (REFERENCE, CONTROL) if tier in ("standard", "rigorous") else ()
+    more = (REFERENCE, CONTROL) if tier in _MODELS else ()
     return list(dict.fromkeys((*methods, *more)))
 
 
 def titles(tier: str, seeds) -> list[str]:
     """The stages that an audit adds to a run."""
-    return [_title(seed) for seed in seeds] if tier in ("standard", "rigorous") else []
+    return [_title(seed) for seed in seeds] if tier in _MODELS else []
+
+
+def check(config, tier: str) -> None:
+    """Refuses what a tier cannot be asked of, before anything is run.
+
+    Raises:
+        UserError: it tells nothing of requests, or batches do not fit the devices.
+    """
+    if tier == "rigorous" and config.unlearn.requests > 1:
+        raise UserError(
+            "--audit rigorous: shadows forget at once, so that they tell nothing of "
+            f"unlearn.requests={config.unlearn.requests}; give another tier"
+        )
+    if tier in _MODELS:  # relearning goes by the batches of finetune
+        limits.check_batches(config, ["finetune"], jax.device_count())
 
 
 def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | None:
@@ -51,13 +77,19 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     if tier == "smoke":
         count = len(methods) * len(bench.config.seeds)
         return f"audit, smoke: {forecast.words(_SMOKE_S * count)}"
-    known = forecast.pace(bench)
-    seconds = len(methods) * (2 * known.look + 0.15 * known.training)
-    if tier == "rigorous":
-        run = [m for m in methods if m not in REFERENCES]
-        seconds += shadows * (known.training + known.look)
-        seconds += shadows * sum(known.method(name) for name in run)
-    seconds *= len(bench.config.seeds)
+    known, seconds = forecast.pace(bench), 0.0
+    for seed in bench.config.seeds:
+        # What is kept is not measured again.
+        left = {
+            of: [m for m in methods if not _place(bench.workdir, of, m, seed).exists()]
+            for of in _MODELS
+        }
+        seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
+        if tier == "rigorous" and left["rigorous"]:
+            there = len(list((bench.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
+            seconds += max(shadows - there, 0) * (known.training + known.look)
+            run = [m for m in left["rigorous"] if m not in REFERENCES]
+            seconds += shadows * sum(known.method(name) for name in run)
     return f"audit, {tier}: {forecast.words(seconds)}"
 
 
@@ -72,13 +104,8 @@ def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int)
         tier: of `flags.TIERS`.
         shadows: size of the pool.
     """
-    if tier not in ("standard", "rigorous"):
+    if tier not in _MODELS:
         return
-    if tier == "rigorous" and bench.config.unlearn.requests > 1:
-        raise UserError(
-            "--audit rigorous: shadows forget at once, so that they tell nothing of "
-            f"unlearn.requests={bench.config.unlearn.requests}; give another tier"
-        )
     with bench.reporter.stage(_title(seed)) as stage:
         problem = stages.prepared(bench, seed, sets, stage)
         _probes(bench, problem, methods, stage.tell)
@@ -128,7 +155,7 @@ def collected(
         {
             "method": method,
             "edition": records[0].pop("edition", None),
-            "verdict": outputs.judged(records, tolerance, method == REFERENCE),
+            "verdict": judging.judged(records, tolerance, method == REFERENCE),
             "seeds": records,
         }
         for method, records in by_method.items()
@@ -153,7 +180,7 @@ def _record(workdir, row):
     told = {name: row.get(name) for name in ("edition", "diverged")}
     record = {"seed": seed, **told, **found["found"]}
     seconds = {"smoke": found["seconds"]}
-    for tier in ("standard", "rigorous"):
+    for tier in _MODELS:
         path = _place(workdir, tier, method, seed)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             more = json.loads(path.read_text(encoding="utf-8"))
@@ -171,19 +198,19 @@ def _probes(bench, problem, methods, tell: Callable) -> None:
     def look(method):
         if method not in looked:
             params = stages.params_of(bench, seed, method)
-            looked[method] = params, probing.look(problem, params)
+            found = probing.look(problem, params, bench.data.group)
+            looked[method] = params, found
         return looked[method]
 
     for done, method in enumerate(methods):
         tell("looking at models", done, len(methods))
-        mark = _mark(bench.workdir, seed, (method, "original", REFERENCE))
+        mark = _mark(bench.workdir, seed, (method, *_COMPARED))
 
         def compute(method=method):
             _refuse_purged(bench)
             params, mine = look(method)
-            original, reference = (look(name)[1] for name in ("original", REFERENCE))
-            found = probing.compare(mine, original, reference)
-            if method not in ("original", REFERENCE):
+            found = probing.compare(mine, *(look(name)[1] for name in _COMPARED))
+            if method not in _COMPARED:
                 del looked[method]
             found["relearning"] = probing.relearned(bench, problem, method, params)
             return found
@@ -198,15 +225,23 @@ def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
     if not together:  # CPUs gain nothing from several models in one program
         together = 1 if jax.default_backend() == "cpu" else shadows
     pool = None
+
+    def load(name):
+        return _load(bench.workdir, name, problem.seed)
+
     for method in methods:
-        mark = _mark(bench.workdir, problem.seed, (method,), shadows=shadows)
+        names = method, *_COMPARED
+        mark = _mark(bench.workdir, problem.seed, names, shadows=shadows)
 
         def compute(method=method):
             nonlocal pool
             _refuse_purged(bench)
             pool = pool or Pool(bench, problem, shadows, together, tell)
-            model = _load(bench.workdir, method, problem.seed)
-            return {"pool": pool.audit(method, model)}
+            models = {"model": load(method)} | {name: load(name) for name in _COMPARED}
+            found = pool.audit(method, models)
+            # Shadows serve all methods: their time is told apart, and once.
+            seconds, pool.seconds = pool.seconds, 0.0
+            return {"pool": found, "shadows_s": seconds}
 
         _kept(bench.workdir, "rigorous", method, problem.seed, mark, compute)
 
@@ -221,6 +256,7 @@ def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
     found["seconds"] = time.perf_counter() - began
+    found["seconds"] -= found["found"].get("shadows_s", 0.0)
     if is_first():
         path.parent.mkdir(exist_ok=True)
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
@@ -266,7 +302,14 @@ def _outputs(workdir, method, seed):
 
 
 def _load(workdir, method, seed):
-    return evaluate.load(workdir / "outputs" / f"{method}-{seed}.npz")
+    path = workdir / "outputs" / f"{method}-{seed}.npz"
+    try:
+        return evaluate.load(path)
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path} is missing or damaged: remove "
+            f"{rows.place(workdir, seed, method)} to make it again"
+        ) from None
 
 
 def _title(seed):

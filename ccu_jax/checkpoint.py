@@ -7,11 +7,14 @@ compared; a damaged checkpoint is named and the one before it used.
 
 import hashlib
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from ccu_jax.parallel import is_first
 
 
 class Saved(NamedTuple):
@@ -104,6 +107,12 @@ def _read(ocp, manager, step):
     if wrong:
         raise ValueError(f"the data of {wrong[0]} do not match their digest")
     return leaves, meta["meta"]["facts"]
+
+
+def remove(directory: pathlib.Path) -> None:
+    """Removes the checkpoints of a stage that is over; every process may call this."""
+    if is_first():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def digest(tree: Any) -> str:

@@ -81,7 +81,7 @@ def load(
         seed: of the run.
 
     Raises:
-        UserError: there is no such model, or its files are damaged.
+        UserError: there is no such model, it has diverged, or its files are damaged.
     """
     workdir = pathlib.Path(workdir).expanduser()
     if not rows.place(workdir, seed, method).exists():
@@ -90,6 +90,8 @@ def load(
             f"{workdir} holds no finished {method} of seed {seed}; there are: "
             + (", ".join(there) or "none")
         )
+    if why := rows.read(rows.place(workdir, seed, method)).get("diverged"):
+        raise UserError(f"{method} of seed {seed} has diverged ({why}): load another")
     try:
         tree = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

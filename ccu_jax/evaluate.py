@@ -15,6 +15,7 @@ from ccu_jax.parallel import Executor
 from ccu_jax.step import everywhere, gather, on_devices, rows_of
 
 SETS = ("retain", "unlearn", "unseen", "validation", "test")
+_LATER = ("white", "group")  # columns that files of older runs lack
 
 
 class Forward:
@@ -109,7 +110,8 @@ class Results(NamedTuple):
     `logits` of each view `[N, K]`, `pair` `[N]` the cosine of picture and text,
     `white` `[N]` what the trunk's features tell of the labels (`white_box`),
     `labels` `[N, K]`, `of` `[N]` the name of each row's set, `id` `[N]`, `has_image`,
-    `has_text` `[N]`: what a row really has, the other's outputs mean nothing.
+    `has_text` `[N]`: what a row really has, the other's outputs mean nothing, `group`
+    `[N]` numbers of rows that the data set says go together.
     """
 
     logits: dict[str, np.ndarray]
@@ -120,7 +122,9 @@ class Results(NamedTuple):
     has_image: np.ndarray
     has_text: np.ndarray
     multi_label: bool
-    white: np.ndarray | None = None  # of runs before it was measured: None
+    # None of runs before these were stored.
+    white: np.ndarray | None = None
+    group: np.ndarray | None = None
 
     def shown(self, view: str) -> np.ndarray:
         """Which rows `[N]` a view can be asked of."""
@@ -149,6 +153,7 @@ def results(forward: Forward, params, table, data, sets) -> Results:
         has_text=data.has_text[rows],
         multi_label=data.multi_label,
         white=white_box(out["pooled"], data.labels[rows], known, data.multi_label),
+        group=np.unique(data.group[rows], return_inverse=True)[1].astype(np.int32),
     )
 
 
@@ -254,6 +259,7 @@ def _f1(predicted, labels, axis):
 def to_bytes(outputs: Results) -> bytes:
     """The outputs as the content of one `.npz` file that needs no pickle to be read."""
     file = io.BytesIO()
+    more = {name: getattr(outputs, name) for name in _LATER}
     np.savez(
         file,
         **{f"logits_{view}": x for view, x in outputs.logits.items()},
@@ -264,22 +270,33 @@ def to_bytes(outputs: Results) -> bytes:
         has_image=outputs.has_image,
         has_text=outputs.has_text,
         multi_label=outputs.multi_label,
-        **({} if outputs.white is None else {"white": outputs.white}),
+        **{name: column for name, column in more.items() if column is not None},
     )
     return file.getvalue()
 
 
 def load(path) -> Results:
-    """Read a file of what `to_bytes` gave."""
-    with np.load(path, allow_pickle=False) as file:
-        return Results(
-            logits={view: file[f"logits_{view}"] for view in VIEWS},
-            pair=file["pair"],
-            labels=file["labels"],
-            of=file["of"],
-            id=file["id"],
-            has_image=file["has_image"],
-            has_text=file["has_text"],
-            multi_label=bool(file["multi_label"]),
-            white=file["white"] if "white" in file else None,
-        )
+    """Read a file of what `to_bytes` gave.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    try:
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+            return Results(
+                logits={view: found[f"logits_{view}"] for view in VIEWS},
+                pair=found["pair"],
+                labels=found["labels"],
+                of=found["of"],
+                id=found["id"],
+                has_image=found["has_image"],
+                has_text=found["has_text"],
+                multi_label=bool(found["multi_label"]),
+                **{name: found[name] if name in found else None for name in _LATER},
+            )
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds
+        raise ValueError(f"damaged: {error or type(error).__name__}") from error

@@ -86,14 +86,12 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
         "--audit",
         metavar="TIER",
         choices=TIERS,
-        default="smoke",
         help=f"how thoroughly: {', '.join(TIERS)}; default smoke",
     )
     add(
         "--shadows",
         metavar="N",
         type=_even,
-        default=16,
         help="shadow models of --audit rigorous, an even number; default 16",
     )
     add(
@@ -118,6 +116,11 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unknown argument {unknown[0]!r}{meant}")
     if flags.purge + bool(flags.tune) + flags.ablate > 1:
         raise UserError("--purge, --tune and --ablate do not go together: give one")
+    if (flags.audit or flags.shadows) and (flags.tune or flags.ablate):
+        raise UserError("--tune and --ablate audit nothing: no --audit, no --shadows")
+    if flags.shadows and flags.audit != "rigorous":
+        raise UserError("--shadows is for --audit rigorous: give both")
+    flags.audit, flags.shadows = flags.audit or TIERS[1], flags.shadows or 16
     if not (flags.config or flags.list):
         raise UserError(
             f"--config is missing; there are {', '.join(config_file.available())}, "
@@ -140,8 +143,9 @@ def _count(text: str) -> int:
 
 def _even(text: str) -> int:
     number = _count(text)
-    if number < 4 or number % 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an even number from 4 on")
+    # Each is a target in turn, and without it and its like a row needs two a side.
+    if number < 6 or number % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an even number from 6 on")
     return number
 
 

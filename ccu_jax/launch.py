@@ -30,7 +30,8 @@ _STOPPED = "stopped; the same command goes on from here"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
-    0, 2 (wrong input), 75 (told to leave: the same again, later) or 130 (stopped).
+    0, 2 (wrong input), 75 (told to leave: the same again, later) or 130 (stopped). A
+    process that has lost another one leaves by itself, with 76 (`peers.py`).
 
     Args:
         argv: The flags; those of the process by default.

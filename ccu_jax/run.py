@@ -68,6 +68,7 @@ def run(
     )
     titles = [*auditing.titles(audit, config.seeds), "report"]
     titles += ["purge"] if purge else []
+    auditing.check(config, audit)
     with opened(given, workdir, titles) as (bench, drawn, methods):
         reporter = bench.reporter
         if told := auditing.forecast_of(bench, audit, methods, shadows):

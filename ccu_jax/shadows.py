@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax import checkpoint, step, unlearn_set
+from ccu_jax import checkpoint, parallel, preemption, step, unlearn_set
 from ccu_jax.methods import Problem, reference
 from ccu_jax.progress import Quiet
 from ccu_jax.step import Program, State
@@ -94,83 +94,145 @@ def train(
         problem: of the seed.
         plan: of the shadows.
         folder: of their checkpoints.
-        together: how many are trained in one program; 1: one after another.
+        together: how many are trained in one program, fewer where the devices' memory
+            does not hold so many; 1: one after another.
         tell: told how many of how many are done.
     """
     shapes = jax.eval_shape(bench.model.init, jax.random.key(0))
-    missing = []
     found: dict[int, Any] = {}
     for number in range(plan.count):
-        known = _facts(bench, plan, number)
+        known = _facts(bench, plan, [number])
         saved = checkpoint.restore(folder / str(number), shapes, bench.reporter.warn)
         if saved is not None and saved.facts == known:
             found[number] = saved.tree
-        else:
-            missing.append(number)
+    missing = [number for number in range(plan.count) if number not in found]
     tell(len(found), plan.count)
-    run = None
-    for start in range(0, len(missing), together):
-        some = missing[start : start + together]
-        given = [problem_of(problem, plan, number) for number in some]
+    pool = Together(bench, plan)
+    while missing:
+        if preemption.due():
+            raise preemption.Leaving
+        some = missing[:together]
         programs = [
             functools.partial(reference.shadow, shown=plan.rows[plan.shown[number]])
             for number in some
         ]
-        if together == 1:
-            steps = folder / f"{some[0]}-steps"
+        given = [problem_of(problem, plan, number) for number in some]
+        steps = folder / f"{'-'.join(map(str, some))}-steps"
+        if len(some) == 1:
             outcome = bench.loop.run(NAME, programs[0], given[0], steps, Quiet())
             trained = [outcome.params]
         else:
             made = [make(one) for make, one in zip(programs, given, strict=True)]
-            run = run or bench.executor.run(_pool(made[0]), donate=True)
-            trained = _together(bench.executor, run, made, given)
+            trained = pool.train(made, given, some, steps)
+            if trained is None:
+                together = len(some) // 2
+                continue
         for number, params in zip(some, trained, strict=True):
-            known = _facts(bench, plan, number)
+            known = _facts(bench, plan, [number])
             checkpoint.save(folder / str(number), 0, params, known, keep=1)
             found[number] = jax.device_get(params)
+        checkpoint.remove(steps)
+        missing = missing[len(some) :]
         tell(len(found), plan.count)
     return [found[number] for number in range(plan.count)]
 
 
-def _facts(bench, plan, number):
-    shown = np.packbits(plan.shown[number]).tobytes() + plan.rows.tobytes()
+def _facts(bench, plan, numbers):
+    """Whose a checkpoint is: of which data, and what the shadows were shown."""
+    shown = np.packbits(plan.shown[numbers]).tobytes() + plan.rows.tobytes()
     digest = hashlib.blake2b(shown, digest_size=16).hexdigest()
     return {"shown": digest, "fingerprint": bench.data.fingerprint}
 
 
-def _together(
-    executor, run, programs: list[Program], problems: list[Problem]
-) -> list[Any]:
-    """Trains programs that differ in numbers alone as one, and takes them apart."""
-    first = programs[0]
-    # Only what each is shown differs between their tables.
-    shared = {name: x for name, x in first.table.items() if name != "visual"}
-    table = {
-        **step.on_devices(shared),
-        "visual": np.stack([np.asarray(p.table["visual"]) for p in programs]),
-    }
-    start = jax.jit(step.starting(first.optimiser, first.group))
+class Together:
+    """Trains programs that differ in numbers alone as one, and takes them apart.
+
+    Args:
+        bench: the `stages.Bench`.
+        plan: of the shadows.
+    """
+
+    def __init__(self, bench, plan: Plan):  # noqa: D107  the class says it
+        self._bench, self._plan = bench, plan
+        self._compiled: dict[int, Any] = {}
+
+    def train(
+        self,
+        programs: list[Program],
+        problems: list[Problem],
+        numbers: list[int],
+        folder: pathlib.Path,
+    ) -> list[Any] | None:
+        """The parameters of each, or None where memory does not hold so many.
+
+        Args:
+            programs: of as many shadows.
+            problems: theirs.
+            numbers: theirs.
+            folder: of the checkpoints in between.
+        """
+        executor, first = self._bench.executor, programs[0]
+        # Only what each is shown differs between their tables.
+        shared = {name: x for name, x in first.table.items() if name != "visual"}
+        table = {
+            **step.on_devices(shared),
+            "visual": np.stack([np.asarray(p.table["visual"]) for p in programs]),
+        }
+        frozen, _, counts, told = step.resident(first)
+        resident = executor.place((frozen, table, counts, told))
+
+        def share(begin):
+            rows = np.stack([p.plan["rows"][begin : begin + _STEPS] for p in programs])
+            rows = np.pad(rows, ((0, 0), (0, _STEPS - rows.shape[1]), (0, 0)))
+            index = {"rows": step.rows_of(executor, shared, rows, 2)}
+            return {"parts": {}, "index": index}
+
+        state = executor.place(_first(programs, problems))
+        run = self._program(len(programs), first, state, resident, share(0))
+        if run is None:
+            return None
+        facts = _facts(self._bench, self._plan, numbers)
+        saved = checkpoint.restore(folder, state, self._bench.reporter.warn)
+        begin = 0
+        if saved is not None and saved.facts == facts:
+            state, begin = executor.place(saved.tree), saved.step
+        every = self._bench.config.run.checkpoint_steps
+        with preemption.working():
+            for start in range(begin, first.steps, _STEPS):
+                state, _ = run(state, resident, share(start))
+                done = min(start + _STEPS, first.steps)
+                leaving = done < first.steps and preemption.due()
+                if leaving or done < first.steps and done // every > start // every:
+                    checkpoint.save(folder, done, state, facts, keep=1)
+                if leaving:
+                    raise preemption.Leaving
+        params = jax.device_get(state.params)
+        return [
+            jax.tree.map(lambda x, place=place: x[place], params)
+            for place in range(len(programs))
+        ]
+
+    def _program(self, count, first, state, resident, share):
+        """What trains so many together, or None where the devices cannot hold it."""
+        if count not in self._compiled:
+            run = self._bench.executor.run(_pool(first), donate=True)
+            made = run.lower(state, resident, share).compile()
+            needs = made.memory_analysis()
+            held = 0 if needs is None else needs.temp_size_in_bytes
+            held += sum(x.nbytes for x in jax.tree.leaves(state))
+            self._compiled[count] = made if parallel.fits(held) else None
+        return self._compiled[count]
+
+
+def _first(programs, problems) -> State:
+    """The first state of all programs, each leaf stacked."""
+    start = jax.jit(step.starting(programs[0].optimiser, programs[0].group))
     states = [
         start(p.params, p.aux, one.key("steps"))
         for p, one in zip(programs, problems, strict=True)
     ]
-    state = executor.place(
-        jax.tree.map(lambda *x: np.stack(jax.device_get(x)), *states)._replace(
-            step=np.int32(0)
-        )
-    )
-    frozen, _, counts, numbers = step.resident(first)
-    resident = executor.place((frozen, table, counts, numbers))
-    for begin in range(0, first.steps, _STEPS):
-        rows = np.stack([p.plan["rows"][begin : begin + _STEPS] for p in programs])
-        rows = np.pad(rows, ((0, 0), (0, _STEPS - rows.shape[1]), (0, 0)))
-        index = {"rows": step.rows_of(executor, shared, rows, 2)}
-        state, _ = run(state, resident, {"parts": {}, "index": index})
-    params = jax.device_get(state.params)
-    return [
-        jax.tree.map(lambda x, place=place: x[place], params)
-        for place in range(len(programs))
-    ]
+    stacked = jax.tree.map(lambda *x: np.stack(jax.device_get(x)), *states)
+    return stacked._replace(step=np.int32(0))
 
 
 def _pool(program: Program) -> Callable:

@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -218,7 +217,7 @@ def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> 
         path = rows.place(bench.workdir, seed, method)
         path.parent.mkdir(exist_ok=True)
         atomically(path, (json.dumps(row, indent=1) + "\n").encode())
-        shutil.rmtree(steps, ignore_errors=True)
+    checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
 
 

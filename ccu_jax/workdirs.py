@@ -10,7 +10,6 @@ import os
 import pathlib
 import platform
 import shutil
-import zipfile
 
 import jax
 import numpy as np
@@ -147,7 +146,7 @@ def evaluated(bench, seed) -> unlearn_set.Sets:
     try:
         found = evaluate.load(path)
         row = np.array([where[name] for name in found.id.tolist()])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError):
         raise UserError(
             f"{path} is missing or damaged: remove "
             f"{rows.place(bench.workdir, seed, 'original')} to make it again"

@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 from sklearn import metrics
 
+from ccu_jax.audits import attacks
 from ccu_jax.audits import auc as aucs
 from ccu_jax.audits.intervals import (
     Interval,
@@ -57,9 +58,9 @@ def test_means_have_the_t_interval_and_a_margin_where_values_are_bounded():
 
 def test_the_jackknife_of_a_mean_is_its_t_interval():
     values = np.random.default_rng(0).normal(size=40)
-    found = jackknife(lambda x: float(x.mean()), values, groups=40)
+    found = jackknife(lambda x: float(x.mean()), values, parts=40)
     assert found == pytest.approx(mean_interval(values), abs=EXACT)
-    fewer = jackknife(lambda x: float(x.mean()), values, groups=10)
+    fewer = jackknife(lambda x: float(x.mean()), values, parts=10)
     assert 0.5 < (fewer.high - fewer.low) / (found.high - found.low) < 2
     assert jackknife(lambda x: None, values) is None
     assert jackknife(lambda x: float(x.mean()), values[:1]) is None
@@ -217,3 +218,67 @@ def test_the_order_of_rows_changes_nothing():
     assert aucs.auc_difference(model[0][a], model[1][b], *mixed) == pytest.approx(
         aucs.auc_difference(*model, members, others)
     )
+
+
+# --- rows that go together ------------------------------------------------------------
+
+
+def test_copies_of_rows_tell_no_more_than_the_rows():
+    rng = np.random.default_rng(5)
+    members, others = two_sides(members=60, others=200)
+    reference = [x + rng.normal(size=len(x)) for x in (members, others)]
+    sides = [members, others, *reference]
+    groups = np.arange(60), np.arange(200)
+    copies = [np.repeat(side, 4) for side in sides]
+    of = tuple(np.repeat(group, 4) for group in groups)
+
+    def same(measure, *given, **more):
+        one = measure(*given, **more)
+        grouped = measure(*(np.repeat(x, 4) for x in given), groups=of, **more)
+        alone = measure(*(np.repeat(x, 4) for x in given), **more)
+        assert grouped == pytest.approx(one, abs=EXACT)
+        assert alone.high - alone.low < 0.8 * (one.high - one.low)
+
+    same(aucs.auc_interval, members, others)
+    same(aucs.auc_difference, *sides)
+    same(aucs.auc_bootstrap, members, others)
+    same(aucs.auc_difference_bootstrap, *sides)
+    same(lambda *x, **more: attacks.tpr_difference(*x, 0.05, **more), *sides)
+    same(lambda *x, **more: attacks.tpr_at_fpr(*x, 0.05, **more), members, others)
+    one = mean_interval(members, bounds=(-9, 9))
+    assert one == pytest.approx(
+        mean_interval(copies[0], bounds=(-9, 9), groups=of[0]), abs=EXACT
+    )
+
+    def mean(x):
+        return float(x.mean())
+
+    assert jackknife(mean, members) == pytest.approx(
+        jackknife(mean, copies[0], groups=of[0]), abs=EXACT
+    )
+
+
+def test_groups_of_any_size_and_name_keep_the_confidence():
+    held = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        sizes = rng.integers(1, 8, size=50)
+        names = np.repeat([f"group {n}" for n in range(50)], sizes)
+        values = np.repeat(rng.normal(size=50), sizes) + 0.3 * rng.normal(
+            size=len(names)
+        )
+        found = mean_interval(values, groups=names)
+        held.append(found.low <= 0 <= found.high)
+    assert 0.91 <= np.mean(held) <= 0.99
+
+
+@pytest.mark.parametrize("auc", [0.5, 0.65, 0.76])
+def test_models_that_are_as_good_are_seldom_found_to_differ_at_few_false_alarms(auc):
+    shift, wrong = math.sqrt(2) * scipy.stats.norm.ppf(auc), 0
+    for seed in range(200):
+        rng = np.random.default_rng([seed, 1])
+        both = [rng.normal(m, 0.7, size=200) for m in (shift, 0)] * 2
+        both = [x + rng.normal(0, 0.7, size=200) for x in both]
+        found = attacks.tpr_difference(*both, 0.01, resamples=200)
+        wrong += not found.low <= 0 <= found.high
+    assert wrong / 200 <= 0.05

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccu_jax import audit_table, evaluate
-from ccu_jax.audits import outputs
+from ccu_jax.audits import judging, outputs
 from ccu_jax.audits.outputs import Given
 from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
 
@@ -58,7 +58,7 @@ def judged(found, *, multi_label=False):
         control = model(30 + seed, multi_label=multi_label)
         given = Given(found(seed), original, reference, control)
         records.append(outputs.audit(given))
-    return outputs.judged(records, 0.05), records
+    return judging.judged(records, 0.05), records
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -72,7 +72,7 @@ def test_models_with_known_faults_get_the_words_that_they_deserve(multi_label):
     assert original["word"] == STILL and retrained["word"] == FORGOTTEN
     assert empty["word"] == OVER and too_far["word"] == OVER
     assert fifth["word"] == STILL
-    assert fifth["views"][outputs.SINGLE]["word"] == STILL
+    assert fifth["views"][judging.SINGLE]["word"] == STILL
     for record in records:  # strict JSON, whatever was measured
         json.dumps(record, allow_nan=False)
 
@@ -81,7 +81,8 @@ def test_a_reference_is_at_no_distance_from_itself():
     reference = model(20)
     given = Given(reference, model(10, knows=3.0), reference, None)
     record = outputs.audit(given)
-    assert record["gaps"]["average_gap"] == 0 and record["gaps"]["tug_of_war"] == 1
+    gaps = record["gaps"]
+    assert gaps["average_gap"] == [0, 0, 0] and gaps["tug_of_war"] == [1, 1, 1]
     assert record["distances"]["test"]["image"]["agreement"][0] == 1
     assert record["attacks"]["image"]["loss"]["difference"][0] == 0
     assert record["attacks"]["image"]["loss"]["control"] is None
@@ -97,7 +98,7 @@ def test_a_model_that_says_no_numbers_breaks_nothing(multi_label, value):
     others += (model(20, multi_label=multi_label), model(30, multi_label=multi_label))
     record = outputs.audit(Given(broken, *others))
     json.dumps(record, allow_nan=False)
-    assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+    assert judging.judged([record], 0.05)["word"] == UNDECIDED
 
 
 def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
@@ -105,12 +106,12 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     record = outputs.audit(Given(broken, model(10, knows=3.0), model(20), None))
     json.dumps(record, allow_nan=False)
     assert record["attacks"]["image"]["loss"]["auc"] is None
-    assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+    assert judging.judged([record], 0.05)["word"] == UNDECIDED
     record["diverged"] = "step 3: loss nan"
-    assert outputs.judged([record], 0.05)["sentence"] == "diverged: step 3: loss nan"
+    assert judging.judged([record], 0.05)["sentence"] == "diverged: step 3: loss nan"
     record = outputs.audit(Given(alone, None, None, None))
     assert record["score_difference"]["image"] is None and not record["distances"]
-    assert outputs.judged([record], 0.05)["word"] == UNDECIDED
+    assert judging.judged([record], 0.05)["word"] == UNDECIDED
     with pytest.raises(ValueError, match="other rows"):
         other = alone._replace(id=alone.id[::-1])
         outputs.audit(Given(alone, None, other, None))
@@ -118,12 +119,12 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
 
 def test_errors_do_not_even_out_over_seeds_that_forget_the_same_rows():
     _, records = judged(lambda s: model(40 + s))
-    one = outputs.judged(records, 0.05)["differences"]["image"]
+    one = judging.judged(records, 0.05)["differences"]["image"]
     others = [record | {"members": str(n)} for n, record in enumerate(records)]
-    other = outputs.judged(others, 0.05)["differences"]["image"]
+    other = judging.judged(others, 0.05)["differences"]["image"]
     assert one[0] == pytest.approx(other[0])
     assert one[2] - one[1] > 1.3 * (other[2] - other[1])
-    told = outputs.judged(records, 0.05, is_reference=True)
+    told = judging.judged(records, 0.05, is_reference=True)
     assert told["word"] == "the reference" and told["differences"]["image"] is None
 
 
@@ -145,9 +146,15 @@ def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
     text = audit_table.markdown(found)
     assert "Sample edition" in text and verdict["sentence"][:20] in text
     for record in records:
-        record["relearning"] = {"steps": 30, "most": 100}
+        record["relearning"] = {"steps": 30, "fewest": 20, "greatest": None, "most": 99}
         record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
+        record["seconds"] = {"smoke": 0.5, "standard": 2.0}
+    records[0]["shadows_s"] = 70.0
     header, (line,) = audit_table.table(found)
     cells = dict(zip(header, line, strict=True))
-    assert cells["relearned in"] == "30 steps" and cells["U-LiRA"] == "0.500"
+    assert cells["relearned in"] == "30 steps (20 to more than 99)"
+    count = len(records)
+    low = 0.5 - 0.1 / np.sqrt(count)  # the errors of seeds with other rows even out
+    assert cells["U-LiRA"] == f"0.500 ({low:.3f} to {1 - low:.3f})"
     assert cells["shadows"] == "16"
+    assert cells["this audit took"] == f"{2.5 * count:.1f} s + 70 s of the shadows"

@@ -186,3 +186,34 @@ def test_the_probability_of_the_truth_is_the_geometric_mean_over_labels():
     assert found == pytest.approx([np.sqrt(0.7 * 0.8)])
     logits = np.log([[0.7, 0.2, 0.1]])
     assert shadow.true_probability(logits, np.eye(3)[[1]], False) == pytest.approx(0.2)
+
+
+def test_a_shadow_that_says_nothing_is_left_out_of_rmia():
+    rng = np.random.default_rng(3)
+    references, z_references = rng.uniform(size=(5, 40)), rng.uniform(size=(5, 60))
+    target, z = rng.uniform(size=40), rng.uniform(size=60)
+    expected = shadow.rmia(target, references, z, z_references)
+    blank = np.full((1, 100), np.nan)
+    more = np.concatenate([references, blank[:, :40]])
+    found = shadow.rmia(target, more, z, np.concatenate([z_references, blank[:, :60]]))
+    np.testing.assert_allclose(found.score, expected.score)
+    assert found.shadows == expected.shadows == 5
+    # Rows that all references have seen have no score.
+    more[:, 3] = np.nan
+    assert np.isnan(shadow.rmia(target, more, z, z_references).score[3])
+
+
+def test_pairs_that_share_the_rows_find_nothing_where_nothing_is_remembered():
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        half = rng.uniform(size=(3, 80)) < 0.5
+        shown = np.concatenate([[mine, ~mine] for mine in half])
+        signals = rng.normal(size=(6, 80))
+        pairs = np.arange(6) // 2
+        scores = shadow.lira_leave_one_out(signals, shown, ~shown, sets=pairs)
+        assert scores.shadows == 4
+        found.append(shadow.measure_pool(scores, shown).auc)
+    values = np.array([x.value for x in found])
+    assert abs(values.mean() - 0.5) < 4 * values.std() / np.sqrt(60)
+    assert np.mean([x.low <= 0.5 <= x.high for x in found]) > 0.9

@@ -126,9 +126,12 @@ def assert_named(message, *words):
         ("--config own.py --set conditions.order=stord", "order 'stord' 'stored'?"),
         ("--config own.py --set unlearn.duplicates=keep", "'keep' forget report"),
         ("--config own.py --set cf_head.layers=all", "cf_head.layers 'all' head tail"),
+        ("--config own.py --audit smoke --tune 2", "--tune --audit"),
+        ("--config own.py --audit rigorous --shadows 6 --ablate", "--ablate --shadows"),
+        ("--config own.py --audit standard --shadows 6", "--shadows --audit rigorous"),
         ("--config own.py --audit strict", "--audit 'strict' 'smoke' 'rigorous'"),
         ("--config own.py --audit rigorous --shadows 7", "--shadows '7' even"),
-        ("--config own.py --audit rigorous --shadows 2", "--shadows '2' from 4"),
+        ("--config own.py --audit rigorous --shadows 4", "--shadows '4' from 6"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_right_ones(config, capsys, argv, words):
@@ -350,6 +353,16 @@ def test_a_batch_that_the_devices_cannot_share_is_found_before_any_training(
     argv = ["--config", config, "--methods", method, "--set", f"{key}=12"]
     message, out = refused(capsys, *argv)
     assert_named(message, f"{key}=12", f"{DEVICES} devices", f"--set {key}=16")
+    assert out == ""
+
+
+def test_what_an_audit_cannot_be_asked_of_is_found_before_any_training(config, capsys):
+    argv = ["--config", config, "--audit"]
+    message, out = refused(capsys, *argv, "standard", "--set", "finetune.batch=12")
+    assert_named(message, "finetune.batch=12", f"{DEVICES} devices")
+    assert out == ""
+    message, out = refused(capsys, *argv, "rigorous", "--set", "unlearn.requests=2")
+    assert_named(message, "--audit rigorous", "unlearn.requests=2")
     assert out == ""
 
 

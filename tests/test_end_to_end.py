@@ -601,10 +601,11 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
     }
     _assert_features_are_gone(copy, features, told)
     assert "| ccu_plus |" in launched(*argv)
-    process = started(*argv, "--seeds", "0,1")
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 2 and err.count("\n") == 1, err
-    assert "were purged" in err and "give another --workdir" in err
+    for more in (["--seeds", "0,1"], ["--audit", "standard"]):
+        process = started(*argv, *more)
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert "were purged" in err and "give another --workdir" in err
 
 
 def _assert_features_are_gone(workdir, before, told):
@@ -680,7 +681,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     found = json.loads((copy / "audit.json").read_text())
     assert [method["method"] for method in found] == list(METHODS)
     assert set(found[0]["seeds"][0]["seconds"]) == {"smoke"}
-    argv = ("--config", small, "--workdir", copy, "--shadows", "4", "--audit")
+    argv = ("--config", small, "--workdir", copy, "--audit")
     launched(*argv, "standard")
     found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
     assert set(found) == {*METHODS, "retrain_visual_2"}
@@ -693,6 +694,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     assert found["original"]["seeds"][0]["relearning"]["steps"] == 0
     assert found["original"]["seeds"][0]["within_class"]["original"][0] > 0.999
     before = files(copy, "audits", "checkpoints")
+    argv = ("--shadows", "6", *argv)
     out = launched(*argv, "rigorous")
     assert "audit, rigorous: about" in out
     after = files(copy, "audits", "checkpoints")
@@ -700,13 +702,38 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
     for name, method in found.items():
         pool = method["seeds"][0]["pool"]["image"]
-        assert pool["shadows"] == 4 and 0 <= pool["lira"]["auc"][0] <= 1
+        assert pool["shadows"] == 6 and 0 <= pool["lira"]["auc"][0] <= 1
         assert (pool["ulira"] is None) == (name != "ccu_plus")
+    pool = found["ccu_plus"]["seeds"][0]["pool"]["image"]
+    compared = {"model", "original", "retrain_visual", "retrain_visual_2"}
+    assert set(pool["ulira_of"]) == compared
+    assert all(
+        x["auc"] is not None for x in (pool["ulira"], *pool["ulira_of"].values())
+    )
+    # Time of the shadows is told once.
+    took = [m["seeds"][0]["shadows_s"] for m in found.values()]
+    assert took[0] > 0 and not any(took[1:])
     page = (copy / "audit.md").read_text("utf-8")
     assert "Clip art" in page and all(f"**{name}**" in page for name in found)
-    # Nothing is done twice.
-    launched(*argv, "rigorous")
-    assert after == files(copy, "audits", "checkpoints")
+    # Nothing is done twice; what is damaged is made again, and another pool is another.
+    (copy / "audits" / "ccu_plus-0-rigorous.json").write_text("{}")
+    said = sorted(copy.glob("shadows/0/ccu_plus-1-*.npz"))
+    said[0].write_bytes(said[0].read_bytes()[:1000])
+    kept = files(copy, "shadows/0/0", "shadows/0/5")
+    out = launched(*argv, "rigorous")
+    assert f"{said[0]} is damaged" in out
+    again = json.loads((copy / "audits" / "ccu_plus-0-rigorous.json").read_text())
+    assert again["found"]["pool"]["image"] == pool
+    launched(*argv[2:], "rigorous", "--shadows", "8")
+    assert kept == files(copy, "shadows/0/0", "shadows/0/5")
+    found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
+    assert found["ccu_plus"]["seeds"][0]["pool"]["image"]["shadows"] == 8
+    # A table that cannot be made for want of outputs says so, and what to do.
+    (copy / "outputs" / "ccu_plus-0.npz").write_bytes(b"PK")
+    process = started("--config", small, "--workdir", copy)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert "ccu_plus-0.npz is missing or damaged" in err and "ccu_plus-0.json" in err
 
 
 @pytest.mark.slow

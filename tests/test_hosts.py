@@ -218,3 +218,25 @@ def test_processes_that_share_no_folder_are_told_so(config, tmp_path):
         assert f"{tmp_path / str(index)} is not one folder" in err
         assert "Traceback" not in err
         assert not list((tmp_path / str(index)).iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_audit_what_one_audits(config, tmp_path):
+    argv = ["--config", config, "--methods", "original,ccu_plus", "--audit", "rigorous"]
+    argv += ["--shadows", "6"]
+    found = []
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        process = _start(processes, 1, *argv, "--workdir", workdir)
+        _, err = _end(process)
+        assert process.returncode == 0 and "Traceback" not in err, err[-3000:]
+        found.append(json.loads((workdir / "audit.json").read_text()))
+    for one, two in zip(*found, strict=True):
+        assert one["method"] == two["method"]
+        assert one["verdict"]["word"] == two["verdict"]["word"]
+        (one,), (two,) = one["seeds"], two["seeds"]
+        assert set(one) == set(two)
+        pools = [seed["pool"]["image"] for seed in (one, two)]
+        np.testing.assert_allclose(*(x["lira"]["auc"] for x in pools), atol=0.02)
+        kept = [seed["cka"]["original"]["image"][0] for seed in (one, two)]
+        np.testing.assert_allclose(*kept, atol=1e-3)

@@ -30,6 +30,7 @@ def reporter():
 def bench_of(data, problem, reporter):
     return types.SimpleNamespace(
         data=data,
+        config=problem.config,
         model=problem.model,
         executor=problem.executor,
         loop=new_loop(problem),
@@ -140,24 +141,34 @@ def test_who_knows_the_pictures_has_nothing_to_learn_and_who_does_not_needs_step
     trained = bench.loop.run(
         "original", METHODS["original"], problem, tmp_path / "o", Quiet()
     ).params
-    score = image_score(problem, trained)
-    target = relearning.target_of(score)
+    problem = problem._replace(params=trained)
     fresh = problem.model.init(jax.random.key(99))
     folder = tmp_path / "relearn"
-    known, unknown, never = (
-        relearning.relearn(bench, problem, params, aim, folder)
-        for params, aim in ((trained, target), (fresh, target), (fresh, 2.0))
+    known, unknown, never, broken = (
+        relearning.relearn(bench, given, params, folder, within)
+        for given, params, within in (
+            (problem, trained, 0.01),
+            (problem, fresh, 0.01),
+            (problem, fresh, -2.0),  # three times as right as the original
+            (problem._replace(params=broken_of(trained)), trained, 0.01),
+        )
     )
-    assert known.steps == 0
-    assert unknown.steps is None or unknown.steps > 3
-    assert never.steps is None and never.most == relearning.MOST_STEPS
+    assert known[:3] == (0, 0, 0)
+    assert unknown.fewest is None or 3 < unknown.fewest <= (unknown.steps or 100)
+    assert never[:3] == (None, None, None) and never.most == relearning.MOST_STEPS
+    assert broken.steps is None
     assert not folder.exists()
-    assert relearning.target_of(float("nan")) == float("inf")
 
 
-def image_score(problem, params):
-    rows = problem.sets.unlearn
-    rows = rows[np.asarray(problem.table["has_image"])[rows]]
-    said = problem.forward.outputs(params, problem.table, rows)["image"]
-    labels = np.asarray(problem.table["labels"])[rows]
-    return float((said.argmax(1) == labels.argmax(1)).mean())
+def broken_of(params):
+    return jax.tree.map(lambda x: x * np.nan, params)
+
+
+def test_relearning_goes_by_the_score_of_several_labels_too(reporter, tmp_path):
+    data = problems.dataset(140, multi_label=True)
+    problem = problems.problem(parallel.EXECUTORS["pmap"](), data)
+    bench = bench_of(data, problem, reporter)
+    params = problem.model.init(jax.random.key(1))
+    problem = problem._replace(params=params)
+    folder = tmp_path / "relearn"
+    assert relearning.relearn(bench, problem, params, folder).steps == 0

@@ -4,11 +4,23 @@ A signal is one number for each row, higher where a model behaves as it does on 
 knows. An attack compares those of unlearned rows with those of rows no model has seen.
 """
 
+import math
+
 import numpy as np
 import scipy.special
+import scipy.stats
 
 from ccu_jax.audit import confidence
-from ccu_jax.audits.intervals import Interval, clopper_pearson, mean_interval
+from ccu_jax.audits.intervals import (
+    Interval,
+    around,
+    draws,
+    share,
+    variance_of_mean,
+)
+
+# Values of resampled rows at once: 32 MB a table.
+_AT_ONCE = 1 << 22
 
 
 def signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
@@ -74,7 +86,7 @@ def minus_modified_entropy(logits, labels, multi_label: bool) -> np.ndarray:
 
 
 def tpr_at_fpr(
-    members, others, fpr: float, *, confidence: float = 0.95
+    members, others, fpr: float, *, confidence: float = 0.95, groups=(None, None)
 ) -> Interval | None:
     """The share of members found when at most `fpr` of the others are taken for some.
 
@@ -88,6 +100,7 @@ def tpr_at_fpr(
         others: `[M]` signals of rows that no model has seen.
         fpr: the false positive rate, 0 to 1.
         confidence: of the interval.
+        groups: `[N]` and `[M]`, of rows that go together.
 
     Returns:
         None where it cannot be measured at this sample size: there are fewer than
@@ -97,7 +110,7 @@ def tpr_at_fpr(
     threshold = threshold_at_fpr(others, fpr)
     if threshold is None or not np.isfinite(members).all():
         return None
-    return clopper_pearson(int((members > threshold).sum()), len(members), confidence)
+    return share(members > threshold, confidence, groups[0])
 
 
 def tpr_difference(
@@ -108,18 +121,47 @@ def tpr_difference(
     fpr: float,
     *,
     confidence: float = 0.95,
+    resamples: int = 400,
+    seed: int = 0,
+    groups=(None, None),
 ) -> Interval | None:
     """A model's `tpr_at_fpr` minus a reference's on the same rows, paired.
 
-    Each at its own threshold. None where one of both cannot be measured.
+    Each at its own threshold. The standard error is that of a stratified bootstrap in
+    which both thresholds are found anew each time: they hang on a handful of the
+    others, which weighs more than the members do. With the margin for few rows of
+    `intervals.variance_of_mean`. None where one of both cannot be measured.
     """
-    found = []
-    for inside, outside in ((members, others), (reference_members, reference_others)):
-        threshold = threshold_at_fpr(np.asarray(outside), fpr)
-        if threshold is None or not np.isfinite(inside).all():
-            return None
-        found.append((np.asarray(inside) > threshold).astype(float))
-    return mean_interval(found[0] - found[1], bounds=(-1, 1), confidence=confidence)
+    pairs = (members, others), (reference_members, reference_others)
+    pairs = [tuple(np.asarray(side) for side in pair) for pair in pairs]
+    found = [tpr_at_fpr(*pair, fpr) for pair in pairs]
+    if None in found:
+        return None
+    rng = np.random.default_rng(seed)
+    count = [len(side) for side in pairs[0]]
+    pieces, step = [], max(_AT_ONCE // sum(count), 1)
+    for start in range(0, resamples, step):
+        often = [
+            draws(rng, min(step, resamples - start), n, of)
+            for n, of in zip(count, groups, strict=True)
+        ]
+        rates = [_resampled_tpr(*pair, *often, fpr) for pair in pairs]
+        pieces.append(rates[0] - rates[1])
+    margin = variance_of_mean(np.zeros(count[0]), 2.0, groups[0])
+    variance = np.concatenate(pieces).var(ddof=1) + margin
+    half = scipy.stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance)
+    return around(found[0].value - found[1].value, half, -1.0, 1.0)
+
+
+def _resampled_tpr(members, others, often_members, often_others, fpr: float):
+    """`tpr_at_fpr` of rows that come `[B, N]` and `[B, M]` times, `[B]`."""
+    order = np.argsort(-others, kind="stable")
+    above = np.cumsum(often_others[:, order], axis=1)
+    allowed = np.floor(fpr * above[:, -1:] + 1e-9)
+    # The first of the others, from the highest on, that is one too many.
+    threshold = others[order][np.argmax(above > allowed, axis=1)]
+    hits = (members > threshold[:, None]) * often_members
+    return hits.sum(axis=1) / often_members.sum(axis=1)
 
 
 def threshold_at_fpr(others, fpr: float) -> float | None:

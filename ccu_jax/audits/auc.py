@@ -9,7 +9,7 @@ import math
 import numpy as np
 import scipy.stats
 
-from ccu_jax.audits.intervals import Interval, around, variance_of_mean
+from ccu_jax.audits.intervals import Interval, around, draws, variance_of_mean
 
 # Resampled rows at once: 32 MB a table.
 _AT_ONCE = 1 << 22
@@ -24,7 +24,9 @@ def placements(members, others) -> tuple[np.ndarray, np.ndarray]:
     return _below(members, others), 1 - _below(others, members)
 
 
-def auc_interval(members, others, *, confidence: float = 0.95) -> Interval | None:
+def auc_interval(
+    members, others, *, confidence: float = 0.95, groups=(None, None)
+) -> Interval | None:
     """AUC with the interval of DeLong, DeLong & Clarke-Pearson (1988).
 
     With a margin for few rows (`intervals.variance_of_mean`): without it an AUC of 1
@@ -34,6 +36,7 @@ def auc_interval(members, others, *, confidence: float = 0.95) -> Interval | Non
         members: `[N]` values of rows that were unlearned; higher: surer.
         others: `[M]` values of rows that no model has seen.
         confidence: of the interval.
+        groups: `[N]` and `[M]`, of rows that go together (Obuchowski 1997).
 
     Returns:
         None where there are no members or no others, or a value is no number.
@@ -41,11 +44,17 @@ def auc_interval(members, others, *, confidence: float = 0.95) -> Interval | Non
     if not _measurable(members, others):
         return None
     parts = placements(members, others)
-    return around(parts[0].mean(), _half(parts, confidence), 0.0, 1.0)
+    return around(parts[0].mean(), _half(parts, confidence, groups), 0.0, 1.0)
 
 
 def auc_difference(
-    members, others, reference_members, reference_others, *, confidence: float = 0.95
+    members,
+    others,
+    reference_members,
+    reference_others,
+    *,
+    confidence: float = 0.95,
+    groups=(None, None),
 ) -> Interval | None:
     """A model's AUC minus a reference's on the same rows, by DeLong et al. (1988).
 
@@ -58,6 +67,7 @@ def auc_difference(
         reference_members: `[N]` the reference's values of the same rows.
         reference_others: `[M]` likewise.
         confidence: of the interval.
+        groups: as for `auc_interval`.
     """
     _same_rows(members, others, reference_members, reference_others)
     if not _measurable(members, others, reference_members, reference_others):
@@ -65,7 +75,7 @@ def auc_difference(
     model = placements(members, others)
     reference = placements(reference_members, reference_others)
     parts = tuple(a - b for a, b in zip(model, reference, strict=True))
-    return around(parts[0].mean(), _half(parts, confidence), -1.0, 1.0)
+    return around(parts[0].mean(), _half(parts, confidence, groups), -1.0, 1.0)
 
 
 def auc_bootstrap(
@@ -75,6 +85,7 @@ def auc_bootstrap(
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    groups=(None, None),
 ) -> Interval | None:
     """AUC with a percentile interval of a stratified bootstrap (Efron 1979).
 
@@ -83,7 +94,7 @@ def auc_bootstrap(
     """
     if not _measurable(members, others):
         return None
-    found = _resampled([(members, others)], resamples, seed)[0]
+    found = _resampled([(members, others)], resamples, seed, groups)[0]
     return _percentiles(placements(members, others)[0].mean(), found, confidence)
 
 
@@ -96,6 +107,7 @@ def auc_difference_bootstrap(
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    groups=(None, None),
 ) -> Interval | None:
     """A model's AUC minus a reference's, both on the same resampled rows.
 
@@ -105,7 +117,7 @@ def auc_difference_bootstrap(
     if not _measurable(members, others, reference_members, reference_others):
         return None
     pairs = [(members, others), (reference_members, reference_others)]
-    model, reference = _resampled(pairs, resamples, seed)
+    model, reference = _resampled(pairs, resamples, seed, groups)
     value, control = (placements(*pair)[0].mean() for pair in pairs)
     return _percentiles(value - control, model - reference, confidence)
 
@@ -117,9 +129,12 @@ def _below(values, among):
     return (left + right) / (2 * len(among))
 
 
-def _half(parts, confidence: float) -> float:
+def _half(parts, confidence: float, groups) -> float:
     """Half the interval's width, from the placements or their differences."""
-    variance = sum(variance_of_mean(part, span=1.0) for part in parts)
+    variance = sum(
+        variance_of_mean(part, span=1.0, groups=of)
+        for part, of in zip(parts, groups, strict=True)
+    )
     return scipy.stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance)
 
 
@@ -128,7 +143,7 @@ def _percentiles(value, found, confidence: float) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def _resampled(pairs, resamples: int, seed: int) -> np.ndarray:
+def _resampled(pairs, resamples: int, seed: int, groups=(None, None)) -> np.ndarray:
     """AUCs of resampled rows, the same rows for each pair `[len(pairs), resamples]`.
 
     How often each row was drawn is counted; the values are sorted once.
@@ -145,15 +160,12 @@ def _resampled(pairs, resamples: int, seed: int) -> np.ndarray:
     pieces = []
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        drawn = _draws(rng, rows, members), _draws(rng, rows, others)
+        drawn = [
+            draws(rng, rows, count, of)
+            for count, of in zip((members, others), groups, strict=True)
+        ]
         pieces.append([_weighted(*plan, *drawn) for plan in plans])
     return np.concatenate(pieces, axis=1)
-
-
-def _draws(rng, rows: int, count: int) -> np.ndarray:
-    """How often each of `count` things comes in `count` draws, `rows` times."""
-    drawn = rng.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
-    return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
 
 
 def _weighted(order, left, right, members, others) -> np.ndarray:
@@ -161,7 +173,7 @@ def _weighted(order, left, right, members, others) -> np.ndarray:
     below = np.zeros((len(others), others.shape[1] + 1), np.int64)
     np.cumsum(others[:, order], axis=1, out=below[:, 1:])
     won = ((below[:, left] + below[:, right]) * members).sum(axis=1)
-    return won / (2 * members.shape[1] * others.shape[1])
+    return won / (2 * members.sum(axis=1) * others.sum(axis=1))
 
 
 def _measurable(*arrays) -> bool:

@@ -13,8 +13,8 @@ from scipy.spatial.distance import pdist
 from ccu_jax.audits.intervals import (
     Interval,
     from_without,
-    grouped,
     mean_interval,
+    parted,
 )
 
 
@@ -79,32 +79,33 @@ def cka_interval(
     y,
     *,
     unbiased: bool = True,
-    groups: int = 20,
+    parts: int = 20,
     confidence: float = 0.95,
     seed: int = 0,
+    groups=None,
 ) -> Interval | None:
     """`cka` with the interval of `intervals.jackknife`, in the time of one alone.
 
     None where that has none, or is 0 of rows that are all the same.
     """
     x, y = _comparable(x, y)
-    if x is None or not x.any() or not y.any() or len(x) < groups:
+    if x is None or not x.any() or not y.any():
         return None
-    group = grouped(len(x), groups, seed)
+    part = parted(len(x), parts, seed, groups)
+    if part.max() + 1 < parts:
+        return None
     pairs = (x, y), (x, x), (y, y)
-    parts = [
-        [_sums(a[group == g], b[group == g]) for g in range(groups)] for a, b in pairs
-    ]
-    whole = [[sum(terms) for terms in zip(*part, strict=True)] for part in parts]
+    sums = [[_sums(a[part == p], b[part == p]) for p in range(parts)] for a, b in pairs]
+    whole = [[sum(terms) for terms in zip(*each, strict=True)] for each in sums]
     without = [
         _aligned(
             [
-                [every - one for every, one in zip(total, part[left], strict=True)]
-                for total, part in zip(whole, parts, strict=True)
+                [every - one for every, one in zip(total, each[left], strict=True)]
+                for total, each in zip(whole, sums, strict=True)
             ],
             unbiased,
         )
-        for left in range(groups)
+        for left in range(parts)
     ]
     return from_without(_aligned(whole, unbiased), without, confidence)
 

@@ -2,6 +2,10 @@
 
 They tell how far a value may be off because these rows, and not others like them, were
 drawn. How much another seed of the training changes is told by `over_seeds` alone.
+
+Rows that go together (pictures of one product, near-duplicates) do not tell as much as
+as many rows that do not. Whoever gives their `groups` `[N]`, names or numbers, gets an
+interval as if groups had been drawn, and not rows.
 """
 
 import math
@@ -31,7 +35,9 @@ def around(value: float, half: float, lowest=-math.inf, highest=math.inf) -> Int
     return Interval(float(value), float(low), float(high))
 
 
-def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> Interval | None:
+def clopper_pearson(
+    hits: float, count: int, confidence: float = 0.95
+) -> Interval | None:
     """A share of independent trials with its exact interval (Clopper & Pearson 1934).
 
     None of no trials.
@@ -42,24 +48,63 @@ def clopper_pearson(hits: int, count: int, confidence: float = 0.95) -> Interval
     beta = scipy.stats.beta.ppf
     low = beta(tail, hits, count - hits + 1) if hits else 0.0
     high = beta(1 - tail, hits + 1, count - hits) if hits < count else 1.0
-    return Interval(hits / count, float(low), float(high))
+    return Interval(float(hits / count), float(low), float(high))
 
 
-def variance_of_mean(values, span: float = 0.0) -> float:
+def share(found, confidence: float = 0.95, groups=None) -> Interval | None:
+    """The share of rows `[N]` that were found, with `clopper_pearson`'s interval.
+
+    Of rows in groups it is that of one trial for each group: of as many as there are
+    if all rows of a group are found or none, and wider than need be if not.
+    """
+    found = np.asarray(found, bool)
+    count = len(found) if groups is None else len(np.unique(groups))
+    hits = found.sum() if groups is None else count * found.mean() if count else 0.0
+    return clopper_pearson(hits, count, confidence)
+
+
+def variance_of_mean(values, span: float = 0.0, groups=None) -> float:
     """The sampling variance of the mean of `[N]` values that are `span` apart at most.
 
     As if there were two more values, half a span above and below the mean. Without
     them, a handful of equal values would be taken for certain knowledge (as in the
     interval of Agresti & Coull 1998); of a thousand values it changes next to nothing.
+    With `groups` it is that of sums over groups (Liang & Zeger 1986).
     """
     values = np.asarray(values, np.float64)
     apart = values - values.mean()
-    free = max(len(values) - 1, 1)
-    return float((apart @ apart + span**2 / 2) / (free * len(values)))
+    if groups is not None:
+        count = len(values)
+        apart = np.bincount(numbered(groups), apart)
+        apart = apart * (len(apart) / count)
+    free = max(len(apart) - 1, 1)
+    return float((apart @ apart + span**2 / 2) / (free * len(apart)))
+
+
+def numbered(groups) -> np.ndarray:
+    """Groups `[N]` as numbers from 0 on."""
+    return np.unique(groups, return_inverse=True)[1].reshape(-1)
+
+
+def draws(rng, times: int, count: int, groups=None) -> np.ndarray:
+    """How often each of `count` rows comes in as many draws, `[times, count]`.
+
+    With `groups` `[count]` as many groups are drawn as there are, whole.
+    """
+    place = np.arange(count) if groups is None else numbered(groups)
+    things = int(place.max(initial=-1)) + 1
+    drawn = rng.integers(things, size=(times, things))
+    drawn += np.arange(times)[:, None] * things
+    often = np.bincount(drawn.ravel(), minlength=times * things)
+    return often.reshape(times, things)[:, place]
 
 
 def mean_interval(
-    values, *, bounds: tuple[float, float] | None = None, confidence: float = 0.95
+    values,
+    *,
+    bounds: tuple[float, float] | None = None,
+    confidence: float = 0.95,
+    groups=None,
 ) -> Interval | None:
     """The mean of independent values `[N]` with its t-interval.
 
@@ -68,17 +113,19 @@ def mean_interval(
         bounds: between which values are, where they are bounded; the interval is wider
             by the margin of `variance_of_mean` then, and within them.
         confidence: of the interval.
+        groups: of the rows, where they go together.
 
     Returns:
         None of no values, of one without bounds, and where one is no number.
     """
     values = np.asarray(values, np.float64)
-    if len(values) < (1 if bounds else 2) or not np.isfinite(values).all():
+    count = len(values) if groups is None else len(np.unique(groups))
+    if count < (1 if bounds else 2) or not np.isfinite(values).all():
         return None
     lowest, highest = bounds or (-math.inf, math.inf)
     span = highest - lowest if bounds else 0.0
-    t = scipy.stats.t.ppf((1 + confidence) / 2, max(len(values) - 1, 1))
-    half = t * math.sqrt(variance_of_mean(values, span))
+    t = scipy.stats.t.ppf((1 + confidence) / 2, max(count - 1, 1))
+    half = t * math.sqrt(variance_of_mean(values, span, groups))
     return around(values.mean(), half, lowest, highest)
 
 
@@ -104,39 +151,45 @@ def quantile_interval(
 def jackknife(
     score: Callable[..., float | None],
     *arrays,
-    groups: int = 20,
+    parts: int = 20,
     confidence: float = 0.95,
     seed: int = 0,
+    groups=None,
 ) -> Interval | None:
-    """Any smooth score of rows with the interval of a delete-a-group jackknife.
+    """Any smooth score of rows with the interval of a delete-a-part jackknife.
 
     For what has no formula of its own, such as the mean average precision or the CKA.
-    It takes `groups` times as long as the score. (Shao & Wu 1989.)
+    It takes `parts` times as long as the score. (Shao & Wu 1989.)
 
     Args:
         score: of the arrays, or of some of their rows.
         *arrays: each `[N, ...]`.
-        groups: how many.
+        parts: how many are left out in turn.
         confidence: of the interval.
-        seed: of which rows are in which group.
+        seed: of which rows are in which part.
+        groups: of the rows, where they go together.
     """
-    count = len(arrays[0])
-    groups = min(groups, count)
-    value = score(*arrays) if groups > 1 else None
+    part = parted(len(arrays[0]), parts, seed, groups)
+    parts = int(part.max(initial=0)) + 1
+    value = score(*arrays) if parts > 1 else None
     if value is None:
         return None
-    group = grouped(count, groups, seed)
-    without = [score(*(x[group != left] for x in arrays)) for left in range(groups)]
+    without = [score(*(x[part != left] for x in arrays)) for left in range(parts)]
     return from_without(value, without, confidence)
 
 
-def grouped(count: int, groups: int, seed: int) -> np.ndarray:
-    """The group of each of `count` rows, all of one size or nearly, by chance."""
-    return np.random.default_rng(seed).permutation(count) % groups
+def parted(count: int, parts: int, seed: int, groups=None) -> np.ndarray:
+    """The part of each of `count` rows, by chance, all of one size or nearly.
+
+    Groups stay whole: then it is their number that is nearly the same in all parts.
+    """
+    place = np.arange(count) if groups is None else numbered(groups)
+    things = int(place.max(initial=-1)) + 1
+    return (np.random.default_rng(seed).permutation(things) % parts)[place]
 
 
 def from_without(value, without, confidence: float) -> Interval | None:
-    """The jackknife's interval of a value, from those `without` each group."""
+    """The jackknife's interval of a value, from those `without` each part."""
     if any(part is None or not math.isfinite(part) for part in without):
         return None
     # The variance of the mean of n values is this jackknife's over (n - 1)^2.

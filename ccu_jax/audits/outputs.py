@@ -5,15 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccu_jax.audits import attacks, auc, distances, epsilon, scores, verdict
-from ccu_jax.audits.intervals import (
-    Interval,
-    hull,
-    jackknife,
-    mean_interval,
-    over_seeds,
-    plain,
-)
+from ccu_jax.audits import attacks, auc, distances, epsilon, scores
+from ccu_jax.audits.intervals import jackknife, mean_interval, plain
 from ccu_jax.evaluate import Results
 from ccu_jax.models import VIEWS
 
@@ -23,7 +16,6 @@ from ccu_jax.models import VIEWS
 # each interval that a verdict hangs on is of a confidence of 1 - .05 / 6.
 JUDGED = ("image", "fused", "pair")
 JUDGED_BY = {"image": "loss", "fused": "loss", "pair": "cosine"}
-SINGLE = "single pictures"
 LEVEL = 1 - 0.05 / 6
 RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
 _COMPARED = ("retain", "unlearn", "test")
@@ -31,7 +23,12 @@ _RANKED = {
     "mean_average_precision": scores.mean_average_precision,
     "macro_auroc": scores.macro_auroc,
 }
-_GROUPS = 10  # of rows that are left out in turn, for an interval
+_PARTS = 10  # of the rows, that are left out in turn for an interval
+_GAPS = {
+    "average_gap": scores.average_gap,
+    "tug_of_war": scores.tug_of_war,
+    "tug_of_war_attack": lambda *both: scores.tug_of_war(*both, scores.TUG_ATTACK),
+}
 # What is less the reference's, and of whose outputs.
 _AGAINST = {"difference": "model", "original": "original", "control": "control"}
 
@@ -75,9 +72,11 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
     `{view: {signal: {"auc", "difference", "original", "control", "tpr_1", "tpr_01"}}}`,
     and of the judged signals the AUC's `bootstrap`;
     "original" and "control" are those models' differences from the reference, and
-    `tpr_1_difference` and so on the same of the rate at 1 % false alarms.
+    `tpr_1_difference` and so on, of judged signals, the same of the rate at 1 % false
+    alarms.
     """
     own = signals_of(given.model)
+    of_groups = groups_of(given.model)
     others = {
         name: None if model is None else signals_of(model)
         for name, model in given._asdict().items()
@@ -85,20 +84,23 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
 
     def one(view, name):
         mine = own[view][name]
-        told = {"auc": auc.auc_interval(*mine, confidence=LEVEL), "bootstrap": None}
-        if name == JUDGED_BY.get(view):
-            told["bootstrap"] = auc.auc_bootstrap(*mine)
+        how = {"confidence": LEVEL, "groups": of_groups[view]}
+        told = {"auc": auc.auc_interval(*mine, **how), "bootstrap": None}
+        judged = name == JUDGED_BY.get(view)
+        if judged:
+            told["bootstrap"] = auc.auc_bootstrap(*mine, groups=of_groups[view])
         for key, rate in RATES.items():
-            told[key] = attacks.tpr_at_fpr(*mine, rate, confidence=LEVEL)
+            told[key] = attacks.tpr_at_fpr(*mine, rate, **how)
         for key, whose in _AGAINST.items():
             models = others[whose], others["reference"]
             told[key] = told[f"tpr_1_{key}"] = None
             if None not in models:
                 sides = [side for model in models for side in model[view][name]]
-                told[key] = auc.auc_difference(*sides, confidence=LEVEL)
-                told[f"tpr_1_{key}"] = attacks.tpr_difference(
-                    *sides, RATES["tpr_1"], confidence=LEVEL
-                )
+                told[key] = auc.auc_difference(*sides, **how)
+                if judged:
+                    told[f"tpr_1_{key}"] = attacks.tpr_difference(
+                        *sides, RATES["tpr_1"], **how
+                    )
         return {key: plain(value) for key, value in told.items()}
 
     return {view: {name: one(view, name) for name in own[view]} for view in own}
@@ -109,8 +111,7 @@ def signals_of(model: Results) -> dict[str, dict[str, tuple]]:
     found: dict[str, dict[str, tuple]] = {}
 
     def split(view, values):
-        shown = model.shown(view) & model.has_image
-        return tuple(values[shown & (model.of == of)] for of in ("unlearn", "unseen"))
+        return _sides(model, view, values)
 
     for view in VIEWS:
         signals = attacks.signals(model.logits[view], model.labels, model.multi_label)
@@ -119,6 +120,22 @@ def signals_of(model: Results) -> dict[str, dict[str, tuple]]:
     if model.white is not None:
         found["white"] = {"ridge": split("white", model.white)}
     return found
+
+
+def groups_of(model: Results) -> dict[str, tuple]:
+    """The groups of the rows of `signals_of`, by view; None: every row is its own."""
+    if model.group is None:
+        return dict.fromkeys((*VIEWS, "pair", "white"), (None, None))
+    return {v: _sides(model, v, model.group) for v in (*VIEWS, "pair", "white")}
+
+
+def _sides(model, view, values):
+    shown = model.shown(view) & model.has_image
+    return tuple(values[shown & (model.of == of)] for of in ("unlearn", "unseen"))
+
+
+def _groups(model, rows):
+    return None if model.group is None else model.group[rows]
 
 
 def ranked(model: Results) -> dict[str, dict[str, dict[str, Any]]]:
@@ -130,12 +147,12 @@ def ranked(model: Results) -> dict[str, dict[str, dict[str, Any]]]:
     def one(of, view):
         rows = (model.of == of) & model.shown(view)
         logits, labels = model.logits[view][rows], model.labels[rows]
-        right = None
+        right, groups = None, _groups(model, rows)
         if len(logits) and np.isfinite(logits).all():
             each = scores.by_row(logits, labels, model.multi_label)
-            right = mean_interval(each, bounds=(0, 1))
+            right = mean_interval(each, bounds=(0, 1), groups=groups)
         found = {
-            name: jackknife(score, logits, labels, groups=_GROUPS)
+            name: jackknife(score, logits, labels, parts=_PARTS, groups=groups)
             for name, score in _RANKED.items()
         }
         return {name: plain(x) for name, x in (found | {"right": right}).items()}
@@ -155,31 +172,52 @@ def _score(given, view):
             given.model.labels[rows],
             given.model.multi_label,
             confidence=LEVEL,
+            groups=_groups(given.model, rows),
         )
     )
 
 
-def gaps(model: Results, reference: Results | None) -> dict[str, float | None]:
-    """Average gap (points) and Tug-of-War, both forms, of the image view."""
+def gaps(model: Results, reference: Results | None) -> dict[str, Any]:
+    """Average gap (points) and Tug-of-War, both forms, of the image view.
+
+    A gap has no sign, so that of two models that are the same it is above zero by
+    chance, and an interval may be wholly there: compare with the control's.
+    """
     if reference is None:
-        return {"average_gap": None, "tug_of_war": None, "tug_of_war_attack": None}
-    mine, theirs = (_shares(x) for x in (model, reference))
-    return {
-        "average_gap": scores.average_gap(mine, theirs),
-        "tug_of_war": scores.tug_of_war(mine, theirs),
-        "tug_of_war_attack": scores.tug_of_war(mine, theirs, scores.TUG_ATTACK),
-    }
+        return dict.fromkeys(_GAPS)
+    mine, theirs = (_by_row(x) for x in (model, reference))
+    rows = np.arange(len(model.id))
+
+    def one(gap):
+        def score(rows):
+            return gap(*(_shares(model.of, x, rows) for x in (mine, theirs)))
+
+        parts, groups = _PARTS, model.group
+        return plain(jackknife(score, rows, parts=parts, groups=groups))
+
+    return {name: one(gap) for name, gap in _GAPS.items()}
 
 
-def _shares(model):
+def _by_row(model):
+    """How right each row is, and its signal; NaN of rows without a picture."""
+    logits, shown = model.logits["image"], model.shown("image")
+    right = scores.by_row(logits, model.labels, model.multi_label)
+    right = np.where(np.isfinite(logits).all(axis=1), right, np.inf)
+    signal = attacks.signals(logits, model.labels, model.multi_label)["loss"]
+    return [np.where(shown, values, np.nan) for values in (right, signal)]
+
+
+def _shares(of, values, rows):
+    """The mean score of each set, and the attack's AUC, of some rows."""
+    right, signal = (x[rows] for x in values)
+    of, shown = of[rows], ~np.isnan(right)
     found: dict[str, float | None] = {}
-    for of in _COMPARED:
-        rows = (model.of == of) & model.shown("image")
-        logits, labels = model.logits["image"][rows], model.labels[rows]
-        known = len(logits) and np.isfinite(logits).all()
-        right = scores.by_row(logits, labels, model.multi_label) if known else None
-        found[of] = None if right is None else float(right.mean())
-    told = auc.auc_interval(*signals_of(model)["image"]["loss"])
+    for name in _COMPARED:
+        mean = right[shown & (of == name)]
+        mean = mean.mean() if len(mean) else np.inf
+        found[name] = float(mean) if np.isfinite(mean) else None
+    sides = (signal[shown & (of == name)] for name in ("unlearn", "unseen"))
+    told = auc.auc_interval(*sides)
     return found | {"attack": None if told is None else told.value}
 
 
@@ -200,8 +238,13 @@ def apart(model: Results, reference: Results | None) -> dict[str, Any]:
             "agreement": (distances.agreement, 1.0),
             "activation_distance": (distances.activation_distance, float(most)),
         }
+        groups = _groups(model, rows)
         return {
-            name: plain(mean_interval(measure(*pair, multi_label), bounds=(0, top)))
+            name: plain(
+                mean_interval(
+                    measure(*pair, multi_label), bounds=(0, top), groups=groups
+                )
+            )
             for name, (measure, top) in measures.items()
         }
 
@@ -217,83 +260,3 @@ def least_epsilon(model: Results) -> dict[str, float | None]:
         )
         for view in JUDGED
     }
-
-
-def judged(
-    records: list[dict[str, Any]], tolerance: float, is_reference: bool = False
-) -> dict[str, Any]:
-    """The verdict on a method from its records of all seeds: by view, and together.
-
-    Args:
-        records: of `audit`, one for each seed, with `diverged` of its row.
-        tolerance: how far an AUC or a score may be from the reference's.
-        is_reference: whether it is what all are compared with.
-    """
-    broken = [record["diverged"] for record in records if record.get("diverged")]
-    if is_reference or broken:
-        word = f"diverged: {broken[0]}" if broken else "the reference"
-        none = dict.fromkeys(JUDGED)
-        said = verdict.Verdict(word.partition(":")[0], word)
-        return {"views": {}, "differences": none, **said._asdict()}
-    # Of other rows in each seed errors even out over seeds; of the same they do not.
-    shared = len({record["members"] for record in records}) < len(records)
-    views, from_what = {}, {}
-    for view in JUDGED:
-        told = [record["attacks"][view][JUDGED_BY[view]] for record in records]
-
-        def over(key, told=told):
-            return _over([_interval(x[key]) for x in told], shared)
-
-        by_score = None
-        if view in VIEWS:
-            each = [_interval(record["score_difference"][view]) for record in records]
-            by_score = _over(each, shared)
-        from_what[view] = over("difference")
-        views[view] = verdict.verdict(
-            from_what[view],
-            score_difference=by_score,
-            model=over("auc"),
-            original_difference=over("original"),
-            control=over("control"),
-            tolerance=tolerance,
-        )
-    told = [record["attacks"]["image"]["loss"] for record in records]
-    views |= _single(told, tolerance, shared)
-    return {
-        "views": {view: found._asdict() for view, found in views.items()},
-        "differences": {view: plain(found) for view, found in from_what.items()},
-        **verdict.combined(views)._asdict(),
-    }
-
-
-def _over(intervals, shared: bool) -> Interval | None:
-    """One interval of those of all seeds."""
-    found = over_seeds(intervals, confidence=LEVEL)
-    if not shared or found is None:
-        return found
-    mean = Interval(*np.mean([list(x) for x in intervals], axis=0).tolist())
-    return hull(mean, found)
-
-
-def _single(told, tolerance, shared):
-    """The verdict by single rows, where there are enough unseen ones to tell."""
-
-    def over(key):
-        return _over([_interval(x[key]) for x in told], shared)
-
-    if over("tpr_1_difference") is None:
-        return {}
-    return {
-        SINGLE: verdict.verdict(
-            over("tpr_1_difference"),
-            model=over("tpr_1"),
-            original_difference=over("tpr_1_original"),
-            control=over("tpr_1_control"),
-            tolerance=tolerance,
-            what="TPR at 1 % FPR",
-        )
-    }
-
-
-def _interval(told) -> Interval | None:
-    return None if told is None else Interval(*told)

@@ -57,7 +57,13 @@ def by_row(logits, labels, multi_label: bool) -> np.ndarray:
 
 
 def score_difference(
-    logits, reference, labels, multi_label: bool, *, confidence: float = 0.95
+    logits,
+    reference,
+    labels,
+    multi_label: bool,
+    *,
+    confidence: float = 0.95,
+    groups=None,
 ) -> Interval | None:
     """The mean of `by_row` minus that of a reference on the same rows, paired.
 
@@ -67,7 +73,9 @@ def score_difference(
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         return None
     right = [by_row(x, labels, multi_label) for x in (logits, reference)]
-    return mean_interval(right[0] - right[1], bounds=(-1, 1), confidence=confidence)
+    return mean_interval(
+        right[0] - right[1], bounds=(-1, 1), confidence=confidence, groups=groups
+    )
 
 
 def average_gap(model: Mapping, reference: Mapping) -> float | None:

@@ -7,6 +7,7 @@ shown nothing.
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from ccu_jax.audits.auc import auc_interval, placements
 from ccu_jax.audits.intervals import (
     Interval,
     around,
-    clopper_pearson,
     hull,
+    numbered,
+    share,
     variance_of_mean,
 )
 
@@ -79,7 +81,7 @@ def lira(c_in, c_out, target, *, own_variance: bool | None = None) -> Scores:
 
 
 def lira_leave_one_out(
-    signals, unlearned, unseen, *, own_variance: bool | None = None
+    signals, unlearned, unseen, *, own_variance: bool | None = None, sets=None
 ) -> Scores:
     """U-LiRA of each model of a pool, with all others as its shadow models, `[K, N]`.
 
@@ -88,17 +90,25 @@ def lira_leave_one_out(
         unlearned: `[K, N]`, which rows the model was trained on and then unlearned.
         unseen: `[K, N]`, which rows it never saw; rows may be neither (retained).
         own_variance: as for `lira`.
+        sets: `[K]`, numbers: models of one are no shadows of each other. Where two
+            share the rows between them, one unlearned what the other never saw: with
+            both left out, each side has as many shadows, and where nothing is
+            remembered neither is nearer to the target by that alone.
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
-    fits = [_fit(signals, role) for role in roles]
     if own_variance is None:
-        own_variance = _enough(fits)
-    # Of [N] make [K, N]: without this target, where it has the role.
-    fits = [_without(fit, signals, r) for fit, r in zip(fits, roles, strict=True)]
-    score = _log_ratio(signals, *fits, own_variance)
-    known = roles[0] | roles[1]
-    return Scores(np.where(known, score, np.nan), len(signals) - 1)
+        own_variance = _enough([_fit(signals, role) for role in roles])
+    sets = np.arange(len(signals)) if sets is None else np.asarray(sets)
+    score, most = np.full(signals.shape, np.nan), 0
+    for number, target in enumerate(signals):
+        others = sets != sets[number]
+        sides = [np.where(role, signals, np.nan)[others] for role in roles]
+        found = lira(*sides, target, own_variance=own_variance)
+        known = roles[0][number] | roles[1][number]
+        score[number, known] = found.score[known]
+        most = max(most, found.shadows)
+    return Scores(score, most)
 
 
 def true_probability(logits, labels, multi_label: bool) -> np.ndarray:
@@ -127,21 +137,29 @@ def rmia(
 
     Args:
         target: `[N]` probabilities (`true_probability`) of the audited model.
-        references: `[K, N]` of reference models that never saw the rows.
+        references: `[K, N]` of reference models that never saw the row. NaN: this one
+            did, or says nothing.
         population_target: `[Z]`, of rows that no model has seen.
         population_references: `[K, Z]`.
         a: how far models that have not seen a row are from those that have.
         gamma: by how much a row must beat another.
     """
+    references = np.asarray(references, np.float64)
     ratio = _relative(target, references, a)
     population = np.sort(gamma * _relative(population_target, population_references, a))
     # To be counted, not compared one by one: no [N, Z] is made.
     beaten = np.searchsorted(population, ratio, side="left") / len(population)
-    return Scores(np.where(np.isfinite(ratio), beaten, np.nan), len(references))
+    count = int(np.isfinite(references).sum(axis=0).max(initial=0))
+    return Scores(np.where(np.isfinite(ratio), beaten, np.nan), count)
 
 
 def measure(
-    scores: Scores, members, *, threshold: float | None = 0.0, level: float = 0.95
+    scores: Scores,
+    members,
+    *,
+    threshold: float | None = 0.0,
+    level: float = 0.95,
+    groups=None,
 ) -> ShadowAttack:
     """What the scores `[N]` of one target find.
 
@@ -151,35 +169,43 @@ def measure(
         threshold: above which a row is taken for a member; 0 for `lira`, None where a
             score has none (`rmia`): no accuracy then.
         level: confidence of the intervals.
+        groups: `[N]`, of rows that go together.
     """
     known = ~np.isnan(scores.score)
     score, members = scores.score[known], np.asarray(members, bool)[known]
     inside, outside = score[members], score[~members]
+    both = None, None
+    if groups is not None:
+        groups = np.asarray(groups)[known]
+        both = groups[members], groups[~members]
     accuracy = None
     if threshold is not None and len(inside) and len(outside):
         # Both kinds count alike, however many there are of each.
         found = (
-            clopper_pearson(int((inside > threshold).sum()), len(inside), level),
-            clopper_pearson(int((outside <= threshold).sum()), len(outside), level),
+            share(inside > threshold, level, both[0]),
+            share(outside <= threshold, level, both[1]),
         )
         accuracy = _half_of_both(*found)
     return ShadowAttack(
-        auc_interval(inside, outside, confidence=level),
+        auc_interval(inside, outside, confidence=level, groups=both),
         accuracy,
-        tpr_at_fpr(inside, outside, 0.01, confidence=level),
-        tpr_at_fpr(inside, outside, 0.001, confidence=level),
+        tpr_at_fpr(inside, outside, 0.01, confidence=level, groups=both),
+        tpr_at_fpr(inside, outside, 0.001, confidence=level, groups=both),
         scores.shadows,
     )
 
 
-def measure_pool(scores: Scores, unlearned, *, level: float = 0.95) -> ShadowAttack:
+def measure_pool(
+    scores: Scores, unlearned, *, level: float = 0.95, groups=None
+) -> ShadowAttack:
     """What the scores `[K, N]` of all models of a pool find (`lira_leave_one_out`).
 
     Means over the models. The same rows are asked of all models, and these are each
     other's shadows, so that K * N answers are not that many independent ones: the
-    intervals are those of answers that go together by row and by model (Cameron,
-    Gelbach & Miller 2011). The thresholds of the true positive rates are one for all
-    models, of their unseen rows together.
+    intervals are those of answers that go together by row (or by group of rows, where
+    `groups` `[N]` are given) and by model (Cameron, Gelbach & Miller 2011). The
+    thresholds of the true positive rates are one for all models, of their unseen rows
+    together.
     """
     score = scores.score
     known, unlearned = ~np.isnan(score), np.asarray(unlearned, bool)
@@ -192,25 +218,26 @@ def measure_pool(scores: Scores, unlearned, *, level: float = 0.95) -> ShadowAtt
     for place, row, i, o in zip(placed, score, inside, outside, strict=True):
         place[i], place[o] = placements(row[i], row[o])
     right = np.where(inside, score > 0, score <= 0)
+    place = np.arange(score.shape[1]) if groups is None else numbered(groups)
 
     def tpr(fpr):
         threshold = threshold_at_fpr(score[outside], fpr)
         if threshold is None:
             return None
         hits = score > threshold
-        least = clopper_pearson(int(hits[inside].sum()), int(inside.sum()), level)
-        return hull(_by_row_and_model(hits, [inside], 1.0, level), least)
+        least = share(hits[inside], level)
+        return hull(_by_row_and_model(hits, [inside], 1.0, level, place), least)
 
     return ShadowAttack(
-        _by_row_and_model(placed, [inside, outside], 1.0, level),
-        _by_row_and_model(right, [inside, outside], 0.5, level),
+        _by_row_and_model(placed, [inside, outside], 1.0, level, place),
+        _by_row_and_model(right, [inside, outside], 0.5, level, place),
         tpr(0.01),
         tpr(0.001),
         scores.shadows,
     )
 
 
-def _by_row_and_model(values, sides, weight: float, level: float) -> Interval:
+def _by_row_and_model(values, sides, weight, level, groups) -> Interval:
     """The mean over models of the mean over sides of the mean of their values.
 
     Args:
@@ -219,19 +246,22 @@ def _by_row_and_model(values, sides, weight: float, level: float) -> Interval:
         weight: of a value's deviation from its side's mean; of placements it is 1 on
             both sides (`auc.auc_interval`), of the mean of two shares a half.
         level: confidence of the interval.
+        groups: `[N]`, numbers from 0 on.
     """
-    models, rows = values.shape
-    of_models, moved = np.zeros(models), np.zeros((models, rows))
+    models = len(values)
+    of_models, moved = np.zeros(models), np.zeros(values.shape)
     for side in sides:
         count = side.sum(axis=1)
         mean = np.where(side, values, 0).sum(axis=1) / count
         apart = (values - mean[:, None]) / (count[:, None] * models)
         moved += np.where(side, weight * apart, 0)
         of_models += mean / len(sides)
-    by_row, alone = (moved.sum(axis=0) ** 2).sum(), (moved**2).sum()
+    together = np.array([np.bincount(groups, row) for row in moved])
+    by_row, alone = (together.sum(axis=0) ** 2).sum(), (together**2).sum()
     by_model = variance_of_mean(of_models)
     # What both count is counted once; and never less than if all rows said the same.
-    variance = max(by_row + by_model - alone, by_row, by_model) + 0.5 / rows**2
+    few = 0.5 / together.shape[1] ** 2
+    variance = max(by_row + by_model - alone, by_row, by_model) + few
     t = scipy.stats.t.ppf((1 + level) / 2, max(models - 1, 1))
     return around(of_models.mean(), t * math.sqrt(variance), 0.0, 1.0)
 
@@ -245,15 +275,6 @@ def _fit(values, there):
     return count, mean, squares
 
 
-def _without(fit, values, there):
-    """The fit of each row without one model's value, `[K, N]`, where that is in it."""
-    count, mean, squares = fit
-    apart = np.where(there, values - mean, 0)
-    left = count - there
-    some = np.maximum(left, 1)
-    return left, mean - apart / some, np.maximum(squares - apart**2 * count / some, 0)
-
-
 def _enough(fits) -> bool:
     # Rows of which nobody says anything, for want of a picture, have no say.
     counts = [count[count > 0] for count, *_ in fits]
@@ -265,7 +286,7 @@ def _log_ratio(target, fit_in, fit_out, own_variance: bool):
     for count, mean, squares in (fit_in, fit_out):
         free = np.maximum(count - 1, 0)
         if not own_variance:
-            free, squares = (x.sum(axis=-1, keepdims=True) for x in (free, squares))
+            free, squares = free.sum(), squares.sum()
         known = known & (count > 0) & (free > 0)
         variance = np.maximum(squares / np.maximum(free, 1), _LEAST_VARIANCE)
         logs.append(-((target - mean) ** 2) / (2 * variance) - np.log(variance) / 2)
@@ -273,7 +294,9 @@ def _log_ratio(target, fit_in, fit_out, own_variance: bool):
 
 
 def _relative(target, references, a):
-    mean = np.asarray(references, np.float64).mean(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows that all have seen
+        mean = np.nanmean(np.asarray(references, np.float64), axis=0)
     return np.asarray(target, np.float64) / ((1 + a) / 2 * mean + (1 - a) / 2)
 
 

@@ -13,7 +13,9 @@ With several views or attacks give each an interval of confidence 1 - .05 / numb
 
 A model that has fallen apart says the same of unlearned rows and of unseen ones, so
 that its AUC is that of the reference. So a second difference may be given, that of the
-scores on the unlearn set: wholly beyond the tolerance, it decides too.
+scores on the unlearn set: wholly beyond the tolerance, it decides too. That the scores
+are *the same* is not asked for "forgotten": a model that is better or worse at all
+pictures alike tells nothing of who was unlearned.
 """
 
 from collections.abc import Mapping

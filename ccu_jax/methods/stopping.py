@@ -83,16 +83,19 @@ def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
     )
 
 
+def looked_at(problem: Problem, rows, name: str) -> np.ndarray:
+    """Those of the rows that are looked at: with a picture, and not too many."""
+    rows = rows[np.asarray(problem.table["has_image"])[rows]]
+    return problem.some(rows, MOST_ROWS, name) if len(rows) > MOST_ROWS else rows
+
+
 def pictures(problem: Problem) -> dict[str, dict[str, jax.Array]]:
     """Pictures and labels of unlearn and held-out rows, cut over the devices."""
-    has_image, table = np.asarray(problem.table["has_image"]), problem.table
-    parts = {}
+    table, parts = problem.table, {}
     for name, rows in zip(
         LOOKS, (problem.sets.unlearn, problem.sets.validation), strict=True
     ):
-        rows = rows[has_image[rows]]
-        if len(rows) > MOST_ROWS:
-            rows = problem.some(rows, MOST_ROWS, name)
+        rows = looked_at(problem, rows, name)
         size = padded_size(len(rows), problem.executor.devices)
         columns = {column: column_of(x, rows) for column, x in table.items()}
         parts[name] = problem.executor.cut(

@@ -1,0 +1,92 @@
+"""The verdict on a method, from the records of `outputs.audit` of all its seeds."""
+
+from typing import Any
+
+import numpy as np
+
+from ccu_jax.audits import verdict
+from ccu_jax.audits.intervals import Interval, hull, over_seeds, plain
+from ccu_jax.audits.outputs import JUDGED, JUDGED_BY, LEVEL
+from ccu_jax.models import VIEWS
+
+SINGLE = "single pictures"
+
+
+def judged(
+    records: list[dict[str, Any]], tolerance: float, is_reference: bool = False
+) -> dict[str, Any]:
+    """The verdict on a method from its records of all seeds: by view, and together.
+
+    Args:
+        records: of `audit`, one for each seed, with `diverged` of its row.
+        tolerance: how far an AUC or a score may be from the reference's.
+        is_reference: whether it is what all are compared with.
+    """
+    broken = [record["diverged"] for record in records if record.get("diverged")]
+    if is_reference or broken:
+        word = f"diverged: {broken[0]}" if broken else "the reference"
+        none = dict.fromkeys(JUDGED)
+        said = verdict.Verdict(word.partition(":")[0], word)
+        return {"views": {}, "differences": none, **said._asdict()}
+    # Of other rows in each seed errors even out over seeds; of the same they do not.
+    shared = len({record["members"] for record in records}) < len(records)
+    views, from_what = {}, {}
+    for view in JUDGED:
+        told = [record["attacks"][view][JUDGED_BY[view]] for record in records]
+
+        def over(key, told=told):
+            return _over([_interval(x[key]) for x in told], shared)
+
+        by_score = None
+        if view in VIEWS:
+            each = [_interval(record["score_difference"][view]) for record in records]
+            by_score = _over(each, shared)
+        from_what[view] = over("difference")
+        views[view] = verdict.verdict(
+            from_what[view],
+            score_difference=by_score,
+            model=over("auc"),
+            original_difference=over("original"),
+            control=over("control"),
+            tolerance=tolerance,
+        )
+    told = [record["attacks"]["image"]["loss"] for record in records]
+    views |= _single(told, tolerance, shared)
+    return {
+        "views": {view: found._asdict() for view, found in views.items()},
+        "differences": {view: plain(found) for view, found in from_what.items()},
+        **verdict.combined(views)._asdict(),
+    }
+
+
+def _over(intervals, shared: bool) -> Interval | None:
+    """One interval of those of all seeds."""
+    found = over_seeds(intervals, confidence=LEVEL)
+    if not shared or found is None:
+        return found
+    mean = Interval(*np.mean([list(x) for x in intervals], axis=0).tolist())
+    return hull(mean, found)
+
+
+def _single(told, tolerance, shared):
+    """The verdict by single rows, where there are enough unseen ones to tell."""
+
+    def over(key):
+        return _over([_interval(x[key]) for x in told], shared)
+
+    if over("tpr_1_difference") is None:
+        return {}
+    return {
+        SINGLE: verdict.verdict(
+            over("tpr_1_difference"),
+            model=over("tpr_1"),
+            original_difference=over("tpr_1_original"),
+            control=over("tpr_1_control"),
+            tolerance=tolerance,
+            what="TPR at 1 % FPR",
+        )
+    }
+
+
+def _interval(told) -> Interval | None:
+    return None if told is None else Interval(*told)

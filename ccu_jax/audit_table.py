@@ -69,6 +69,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
     told = [f"**{notes.LOUD[name]}**" for name in loud if name in notes.LOUD]
     told = ["# Audit", *told, "\n".join(tables.markdown(*table(found)))]
     told.append(LEGEND)
+    told.append(_costs(found))
     told.append(
         "\n".join(
             f"- **{method['method']}**: {tables.escaped(method['verdict']['sentence'])}"
@@ -143,8 +144,19 @@ def _relearned(seeds):
 def _took(seeds):
     """Seconds, all seeds together, and of the shadows that serve all methods."""
     own = sum(sum(record["seconds"].values()) for record in seeds)
-    pool = sum(record.get("shadows_s", 0.0) for record in seeds)
+    pool = sum(record["costs_s"].get("shadow models", 0.0) for record in seeds)
     return f"{own:.1f} s" + (f" + {pool:.0f} s of the shadows" if pool else "")
+
+
+def _costs(found):
+    """What each audit took, of all methods and seeds together."""
+    total: dict[str, float] = {}
+    for method in found:
+        for record in method["seeds"]:
+            for name, seconds in record["costs_s"].items():
+                total[name] = total.get(name, 0.0) + seconds
+    each = ", ".join(f"{n.replace('_', ' ')} {s:.1f}" for n, s in total.items())
+    return f"Seconds, of all methods and seeds together: {each}."
 
 
 def _at(record, path):

@@ -179,7 +179,7 @@ def _record(workdir, row):
     found = _kept(workdir, "smoke", method, seed, mark, compute)
     told = {name: row.get(name) for name in ("edition", "diverged")}
     record = {"seed": seed, **told, **found["found"]}
-    seconds = {"smoke": found["seconds"]}
+    seconds, costs = {"smoke": found["seconds"]}, record["costs_s"]
     for tier in _MODELS:
         path = _place(workdir, tier, method, seed)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -188,7 +188,8 @@ def _record(workdir, row):
             if more["mark"]["outputs"][method] == mark["outputs"][method]:
                 record |= more["found"]
                 seconds[tier] = more["seconds"]
-    return record | {"seconds": seconds}
+                costs = costs | more["found"]["costs_s"]
+    return record | {"seconds": seconds, "costs_s": costs}
 
 
 def _probes(bench, problem, methods, tell: Callable) -> None:
@@ -208,12 +209,16 @@ def _probes(bench, problem, methods, tell: Callable) -> None:
 
         def compute(method=method):
             _refuse_purged(bench)
+            began = time.perf_counter()
             params, mine = look(method)
             found = probing.compare(mine, *(look(name)[1] for name in _COMPARED))
             if method not in _COMPARED:
                 del looked[method]
+            middle = time.perf_counter()
             found["relearning"] = probing.relearned(bench, problem, method, params)
-            return found
+            costs = middle - began, time.perf_counter() - middle
+            costs = dict(zip(("looking at models", "relearning"), costs, strict=True))
+            return found | {"costs_s": costs}
 
         _kept(bench.workdir, "standard", method, seed, mark, compute)
     tell("looking at models", len(methods), len(methods))
@@ -238,10 +243,12 @@ def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
             _refuse_purged(bench)
             pool = pool or Pool(bench, problem, shadows, together, tell)
             models = {"model": load(method)} | {name: load(name) for name in _COMPARED}
+            began = time.perf_counter()
             found = pool.audit(method, models)
+            costs = {"method on shadows": time.perf_counter() - began}
             # Shadows serve all methods: their time is told apart, and once.
-            seconds, pool.seconds = pool.seconds, 0.0
-            return {"pool": found, "shadows_s": seconds}
+            costs["shadow models"], pool.seconds = pool.seconds, 0.0
+            return {"pool": found, "costs_s": costs}
 
         _kept(bench.workdir, "rigorous", method, problem.seed, mark, compute)
 
@@ -256,7 +263,7 @@ def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
     found["seconds"] = time.perf_counter() - began
-    found["seconds"] -= found["found"].get("shadows_s", 0.0)
+    found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
     if is_first():
         path.parent.mkdir(exist_ok=True)
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"

@@ -149,7 +149,8 @@ def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
         record["relearning"] = {"steps": 30, "fewest": 20, "greatest": None, "most": 99}
         record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
         record["seconds"] = {"smoke": 0.5, "standard": 2.0}
-    records[0]["shadows_s"] = 70.0
+    records[0]["costs_s"] = {"gaps": 0.25, "shadow models": 70.0}
+    assert "shadow models 70.0" in audit_table.markdown(found)
     header, (line,) = audit_table.table(found)
     cells = dict(zip(header, line, strict=True))
     assert cells["relearned in"] == "30 steps (20 to more than 99)"

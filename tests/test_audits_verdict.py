@@ -205,6 +205,7 @@ def test_all_audits_of_fifteen_thousand_rows_take_seconds():
             assert auc.auc_bootstrap(m, o)
             assert auc.auc_difference_bootstrap(m, o, rm, ro)
             assert attacks.tpr_at_fpr(m, o, 0.001)
+            assert attacks.tpr_difference(m, o, rm, ro, 0.01)
             assert epsilon.threshold_epsilon(m, o) is not None
             assert epsilon.one_run_audit(told[0][name], half) is not None
         for distance in ("js_divergence", "agreement", "activation_distance"):

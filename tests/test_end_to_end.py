@@ -711,7 +711,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
         x["auc"] is not None for x in (pool["ulira"], *pool["ulira_of"].values())
     )
     # Time of the shadows is told once.
-    took = [m["seeds"][0]["shadows_s"] for m in found.values()]
+    took = [m["seeds"][0]["costs_s"]["shadow models"] for m in found.values()]
     assert took[0] > 0 and not any(took[1:])
     page = (copy / "audit.md").read_text("utf-8")
     assert "Clip art" in page and all(f"**{name}**" in page for name in found)

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: finds or makes the Python that has the package.
 #
 # Written for bash 3.2 as well, which is what macOS has.
@@ -92,7 +93,7 @@ find_python() {
         fail "$venv is no environment of Python 3.11 or newer with pip; remove it and" \
             "run this again"
     fi
-    if [ -n "$extra" ]; then target="$root[$extra]"; fi
+    if [ -n "$extra" ]; then target="${root}[$extra]"; fi
     say "installing the package and what it needs (2 GB, some minutes the first time)"
     execute "$python" -m pip install --quiet --disable-pip-version-check \
         --editable "$target" || fail "installing into $venv failed; see above"

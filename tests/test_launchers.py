@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
+SCRIPTS = sorted([*ROOT.glob("launch/*.s[hb]*"), ROOT / ".ci/run"])
 COMMAND = ["-m", "ccu_jax.launch"]
 
 
@@ -25,8 +26,10 @@ def script(name, *argv, **env):
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound_bash_and_say_first_what_they_are(path):
-    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    lint = [pathlib.Path(sys.prefix, "bin/shellcheck"), "-x", "-S", "warning"]
+    for command in (["bash", "-n"], [*lint, "-P", ROOT, "-P", ROOT / "launch"]):
+        done = subprocess.run([*command, path], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     head = path.read_text("utf-8").splitlines()[:2]
     assert any(line.startswith("# ") for line in head)
 
@@ -71,7 +74,6 @@ def test_a_wrong_use_of_the_tpu_script_is_one_line(argv):
 
 
 def test_the_jobset_is_whole_and_starts_the_command_in_each_pod():
-    yaml = pytest.importorskip("yaml")
     text = (ROOT / "launch/gke_jobset.yaml").read_text("utf-8")
     jobset = yaml.safe_load(text)
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"

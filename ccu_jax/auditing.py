@@ -107,10 +107,12 @@ def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int)
     if tier not in _MODELS:
         return
     with bench.reporter.stage(_title(seed)) as stage:
-        problem = stages.prepared(bench, seed, sets, stage)
-        _probes(bench, problem, methods, stage.tell)
+        # Of a purged folder there is no original any more: what is kept is all.
+        purged = bench.data.purged
+        problem = None if purged else stages.prepared(bench, seed, sets, stage)
+        _probes(bench, seed, problem, methods, stage.tell)
         if tier == "rigorous":
-            _pool(bench, problem, methods, shadows, stage.tell)
+            _pool(bench, seed, problem, methods, shadows, stage.tell)
 
 
 def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]]:
@@ -192,9 +194,9 @@ def _record(workdir, row):
     return record | {"seconds": seconds, "costs_s": costs}
 
 
-def _probes(bench, problem, methods, tell: Callable) -> None:
+def _probes(bench, seed, problem, methods, tell: Callable) -> None:
     """Embeddings, the fused view without text, relearning: of every method."""
-    seed, looked = problem.seed, {}
+    looked: dict[str, Any] = {}
 
     def look(method):
         if method not in looked:
@@ -224,7 +226,7 @@ def _probes(bench, problem, methods, tell: Callable) -> None:
     tell("looking at models", len(methods), len(methods))
 
 
-def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
+def _pool(bench, seed, problem, methods, shadows, tell: Callable) -> None:
     """U-LiRA and what else a pool of shadows tells: of every method."""
     together = bench.config.run.shadows_together
     if not together:  # CPUs gain nothing from several models in one program
@@ -232,11 +234,11 @@ def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
     pool = None
 
     def load(name):
-        return _load(bench.workdir, name, problem.seed)
+        return _load(bench.workdir, name, seed)
 
     for method in methods:
         names = method, *_COMPARED
-        mark = _mark(bench.workdir, problem.seed, names, shadows=shadows)
+        mark = _mark(bench.workdir, seed, names, shadows=shadows)
 
         def compute(method=method):
             nonlocal pool
@@ -250,7 +252,7 @@ def _pool(bench, problem, methods, shadows, tell: Callable) -> None:
             costs["shadow models"], pool.seconds = pool.seconds, 0.0
             return {"pool": found, "costs_s": costs}
 
-        _kept(bench.workdir, "rigorous", method, problem.seed, mark, compute)
+        _kept(bench.workdir, "rigorous", method, seed, mark, compute)
 
 
 def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:

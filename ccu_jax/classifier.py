@@ -110,7 +110,10 @@ def load(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     saved = checkpoint.restore(folder, shapes, told.append)
     if saved is None:
-        raise UserError(f"the checkpoint in {folder} is missing or damaged: {told}")
+        gone = (workdir / "purge.json").exists() and method == "original"
+        why = "was purged with the pictures" if gone else "is missing or damaged"
+        told = f": {told[0]}" if told else ""
+        raise UserError(f"the checkpoint in {folder} {why}{told}")
     return Classifier(
         classes=stored.classes,
         multi_label=stored.multi_label,

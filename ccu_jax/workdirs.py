@@ -168,13 +168,9 @@ def purge(bench):
             cache = jax.config.jax_compilation_cache_dir
             places = [workdir, *([pathlib.Path(cache)] if cache else [])]
             stored = _purge_features(bench, ids)
-            # Shadow models were shown these pictures to be compared with, only.
-            shutil.rmtree(workdir / "shadows", ignore_errors=True)
-            # Left by a training that was cut off, which teaches them again.
-            for folder in (workdir / "audits").glob("*-steps"):
-                shutil.rmtree(folder, ignore_errors=True)
+            models = _purge_models(workdir)
             told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
-            told["features"] = stored
+            told |= {"features": stored, "models": models}
             text = json.dumps(told, indent=1) + "\n"
             atomically(workdir / "purge.json", text.encode())
         barrier("purge")
@@ -183,8 +179,9 @@ def purge(bench):
             f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
             f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
             f"{len(told['hits'])} found; {told['even']} pictures are too even to be "
-            "looked for; their features are gone from the originals' stores. Your own "
-            "files still hold theirs"
+            "looked for; their features are gone from the originals' stores, and "
+            f"{told['models']} folders of parameters that were trained on them. Your "
+            "own files still hold theirs"
         )
         if told["hits"]:
             raise UserError(
@@ -192,6 +189,26 @@ def purge(bench):
                 f"still there, see {workdir / 'purge.json'}: an equal picture may "
                 "have been kept, or another program has left a copy"
             )
+
+
+def _purge_models(workdir) -> int:
+    """Remove the parameters of all that knows the pictures; gives how many folders.
+
+    Those of the originals, which were trained on them; of trainings that were cut off;
+    and the shadow models, which were shown them to be compared with only. What is left
+    are the models that were made to forget, and those that never saw them.
+    """
+    found = [
+        *workdir.glob("checkpoints/original-*/params"),
+        *workdir.glob("checkpoints/*/steps*"),
+        *workdir.glob("audits/*-steps"),
+        *workdir.glob("shadows"),
+    ]
+    for folder in found:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
+    return len(found)
 
 
 def _purge_features(bench, ids) -> int:

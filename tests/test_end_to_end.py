@@ -594,12 +594,22 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
     assert told["pictures"] >= count > 50 and told["hits"] == []
     assert f"purged {told['pictures']} pictures" in out
     after = files(copy, "outputs", "checkpoints", "stages")
-    changed = {str(path) for path in before if before[path] != after[path]}
-    assert before.keys() == after.keys()
+    changed = {str(path) for path in before if before[path] != after.get(path)}
+    # The original itself is gone: it was trained on them.
+    gone = {path.as_posix().partition("/params/")[0] for path in before.keys() - after}
+    assert gone == {"checkpoints/original-0"} and told["models"] == 1
+    assert not (copy / "checkpoints" / "original-0" / "params").exists()
+    changed &= {str(path) for path in after}
     assert {path.rpartition("/")[0] for path in changed} == {
         "checkpoints/original-0/features"
     }
     _assert_features_are_gone(copy, features, told)
+    from ccu_jax import classifier
+    from ccu_jax.errors import UserError
+
+    with pytest.raises(UserError, match="purged"):
+        classifier.load(copy, "original")
+    assert classifier.load(copy, "ccu_plus").classes
     assert "| ccu_plus |" in launched(*argv)
     for more in (["--seeds", "0,1"], ["--audit", "standard"]):
         process = started(*argv, *more)

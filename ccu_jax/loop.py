@@ -24,7 +24,8 @@ class Outcome(NamedTuple):
     """What came of a program.
 
     `params`: the parts it trained; `seconds`: `start`, `steps` and `compile`; `steps`:
-    updates made; `diverged`: None, or when and how it failed.
+    updates made; `diverged`: None, or when and how it failed: then `params` are those
+    of the last checkpoint before that, or those it began with.
     """
 
     params: Any
@@ -180,17 +181,27 @@ class Loop:
                 began = time.perf_counter()
                 if diverged or ended is not None:
                     break
+        if before is not None and not (diverged or ended is not None):
+            diverged, ended = _look(before, start, stage)
+        if diverged:
+            state, kept = self._last_good(program, state, folder)
+            diverged = f"{diverged}; what it was at step {kept} is kept"
         params = state.params
         if program.result is not None:
             params = program.result(params, state.aux)
         jax.block_until_ready((state, params))
         seconds["steps"] += time.perf_counter() - began
-        if before is not None and not (diverged or ended is not None):
-            diverged, ended = _look(before, start, stage)
         # Asked of the state: a call that was stopped early did not make all its steps.
-        made = int(state.step)
+        made = ended if diverged else int(state.step)
         stage.update(made)
         return Outcome(params, seconds, made, diverged or _broken(params))
+
+    def _last_good(self, program, state, folder):
+        """The last checkpoint, or the beginning, and which step that is."""
+        saved = checkpoint.restore(folder, state, self._complain)
+        if saved is not None:
+            return self._executor.place(saved.tree), saved.step
+        return state._replace(params=program.params, aux=program.aux), 0
 
 
 def _broken(params):
@@ -212,7 +223,8 @@ def _look(metrics, start, stage):
     bad = ran & ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient"]))
     if bad.any():
         failed = start + int(bad.argmax())
-        return f"step {failed}: loss {metrics['loss'][bad.argmax()]}", ended
+        what = "loss" if not np.isfinite(metrics["loss"][bad.argmax()]) else "gradient"
+        return f"step {failed}: {what} {metrics[what][bad.argmax()]}", failed
     if ran.any():
         last = int(np.flatnonzero(ran)[-1])
         stage.update(start + last + 1, loss=float(metrics["loss"][last]))

@@ -541,11 +541,11 @@ def test_the_sample_edition_forgets_a_class_and_survives_a_method_that_diverges(
     assert found["original"]["unlearn_set"]["rule"] == "class:Comedy"
     assert all(found[name]["diverged"] is None for name in METHODS)
     assert found["ccu_plus"]["text_unchanged"] is True
-    # No numbers are made up for a model that says none.
+    # What was still good is kept: here what it began with.
     broken = found["finetune"]
     assert broken["diverged"].startswith("step ")
-    assert broken["scores"]["test"]["fused"] == {}
-    assert broken["attack_auc"]["fused"] is None
+    assert broken["diverged"].endswith("what it was at step 0 is kept")
+    assert broken["scores"]["test"] == found["original"]["scores"]["test"]
     assert "finetune (diverged)" in out
     # The class is unlearned as a whole, and the control is of the same class.
     outputs = evaluate.load(workdir / "outputs" / "ccu_plus-0.npz")

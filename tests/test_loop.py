@@ -163,14 +163,23 @@ def test_steps_on_a_cut_table_end_as_those_on_a_whole_one_wherever_they_are_cut_
         assert same(outcome.params, expected.params) and outcome.steps == 7
 
 
-@pytest.mark.parametrize("fail_at", [0, 3, 6])
-def test_a_run_that_diverges_says_when(tmp_path, fail_at):
+@pytest.mark.parametrize(("fail_at", "kept"), [(0, 0), (1, 0), (3, 2), (6, 6)])
+@pytest.mark.parametrize("every", [2, 100])
+def test_a_run_that_diverges_says_when_and_keeps_what_was_good(
+    tmp_path, fail_at, kept, every
+):
     problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=2))
+    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=every))
+    kept = kept if every == 2 else 0
     method = functools.partial(walk, fail_at=fail_at)
-    outcome = loop.run("walk", method, problem, tmp_path / "none", Quiet())
-    assert outcome.diverged == f"step {fail_at}: loss nan"
-    assert fail_at < outcome.steps <= min(fail_at + 4, 7)
+    outcome = loop.run("walk", method, problem, tmp_path / "steps", Quiet())
+    told = f"step {fail_at}: loss nan; what it was at step {kept} is kept"
+    assert outcome.diverged == told and outcome.steps == fail_at
+    good = {"w": np.float32(3)}
+    if kept:
+        method = functools.partial(walk, steps=kept)
+        good = loop.run("walk", method, problem, tmp_path / "none", Quiet()).params
+    assert same(outcome.params, good)
 
 
 def test_parameters_that_are_no_numbers_are_a_failure_too(tmp_path):

@@ -309,8 +309,7 @@ def test_a_request_that_diverges_is_the_last(problem, data, tmp_path):
     bench = bench_of(bad, data, tmp_path, 3)
     outcome, told = requests.run(bench, bad, "finetune", tmp_path / "steps", Quiet())
     assert len(told) < 3 and outcome.diverged.startswith(f"request {len(told)}: ")
-    assert told[-1]["diverged"] and told[-1]["scores"]["test"]["fused"] == {}
-    assert told[-1]["attack_auc"]["all"]["fused"] is None
+    assert told[-1]["diverged"]
 
 
 def test_a_lone_request_is_the_method_as_it_was(problem, data, loop, tmp_path):

@@ -1,6 +1,7 @@
 """One forward pass over rows, and scores as pure functions of what it gives."""
 
 import io
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import scipy.special
 import scipy.stats
 
 from ccu_jax.data.pipeline import OnHost, cover
+from ccu_jax.errors import UserError
 from ccu_jax.models import VIEWS, Model
 from ccu_jax.parallel import Executor
 from ccu_jax.step import everywhere, gather, on_devices, rows_of
@@ -269,17 +271,31 @@ def to_bytes(outputs: Results) -> bytes:
     return file.getvalue()
 
 
-def load(path) -> Results:
-    """Read a file of what `to_bytes` gave."""
-    with np.load(path, allow_pickle=False) as file:
-        return Results(
-            logits={view: file[f"logits_{view}"] for view in VIEWS},
-            pair=file["pair"],
-            labels=file["labels"],
-            of=file["of"],
-            id=file["id"],
-            has_image=file["has_image"],
-            has_text=file["has_text"],
-            multi_label=bool(file["multi_label"]),
-            white=file["white"] if "white" in file else None,
-        )
+def load(path: pathlib.Path) -> Results:
+    """Read a file of what `to_bytes` gave.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Results(
+                logits={view: file[f"logits_{view}"] for view in VIEWS},
+                pair=file["pair"],
+                labels=file["labels"],
+                of=file["of"],
+                id=file["id"],
+                has_image=file["has_image"],
+                has_text=file["has_text"],
+                multi_label=bool(file["multi_label"]),
+                white=file["white"] if "white" in file else None,
+            )
+    except Exception as error:  # noqa: BLE001  NumPy and zipfile raise many kinds
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
+        # Outputs go with the record of their stage, others are files of their own.
+        record = path.parent.parent / "stages" / f"{path.stem}.json"
+        remove = record if path.parent.name == "outputs" else path
+        raise UserError(
+            f"{path} is missing or damaged: remove {remove} to make it again"
+        ) from None

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import conftest  # noqa: E402, F401  sets what JAX reads when it starts
+import faults_files  # noqa: E402
 import faults_kills  # noqa: E402
 from faults_world import Case, World  # noqa: E402
 
@@ -36,6 +37,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "kills": Kind(faults_kills.killed, 200),
+    "damaged files": Kind(faults_files.damaged, 64),
     "told to leave": Kind(faults_kills.told_to_leave, 20),
 }
 

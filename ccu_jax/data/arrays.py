@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ def finish(
         "multi_label": source.multi_label,
         "metric": source.metric,
         "counts": counts.numbers,
-        "fingerprint": _fingerprint(folder, source.classes),
+        "fingerprint": fingerprint(folder, source.classes, sync=True),
+        "tokenizer": _tokenizer(folder),
     }
 
 
@@ -171,11 +172,31 @@ def _list(folder, classes):
             lines.writerow([*row, named, *there])
 
 
-def _fingerprint(folder: pathlib.Path, classes: tuple[str, ...]) -> str:
+def whole(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
+    """Whether all files of a prepared folder hold what was written into them.
+
+    Reads all of it, which takes about a second for each GB.
+    """
+    try:
+        known = meta.get("tokenizer", _tokenizer(folder))
+        same = fingerprint(folder, meta["classes"]) == meta["fingerprint"]
+        return same and known == _tokenizer(folder)
+    except OSError:
+        return False
+
+
+def fingerprint(folder: pathlib.Path, classes: Sequence[str], sync=False) -> str:
+    """A digest of the classes and of all columns; `sync`: and have them on the disk."""
     hashed = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
     for name in (*MAPPED, *LOADED):
         with (folder / f"{name}.npy").open("rb") as file:
             while block := file.read(1 << 20):
                 hashed.update(block)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
     return hashed.hexdigest()
+
+
+def _tokenizer(folder: pathlib.Path) -> str:
+    content = (folder / "tokenizer.json").read_bytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -95,7 +95,9 @@ def _current(
         same = _signature_now(config, reader, meta) == meta["signature"]
     except (OSError, UserError):
         return None  # the source is damaged: preparing will tell
-    return found if same or found["purged"] else None
+    if found["purged"]:  # its pictures are blank, which cannot be checked
+        return found
+    return found if same and arrays.whole(at.data, meta) else None
 
 
 def _read(config: Data, folder: pathlib.Path) -> tuple[dict, dict] | None:

@@ -278,7 +278,8 @@ def load(path: pathlib.Path) -> Results:
         UserError: it is missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: of a damaged one, NumPy leaves its own open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return Results(
                 logits={view: file[f"logits_{view}"] for view in VIEWS},
                 pair=file["pair"],

@@ -160,6 +160,12 @@ def purge(bench):
     workdir, reporter = bench.workdir, bench.reporter
     with reporter.stage("purge") as stage:
         if is_first():
+            for seed in bench.config.seeds:
+                if not (path := unlearn_file(workdir, seed)).exists():
+                    raise UserError(
+                        f"purge: {path} is gone, which said what to remove: the same "
+                        "command once more writes it down and purges"
+                    )
             ids = unlearn_set.recorded(
                 bench.data,
                 workdir / "unlearn_sets",

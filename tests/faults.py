@@ -23,9 +23,12 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import conftest  # noqa: E402, F401  sets what JAX reads when it starts
+import faults_disks  # noqa: E402
 import faults_files  # noqa: E402
 import faults_kills  # noqa: E402
 from faults_world import Case, World  # noqa: E402
+
+_MOST_FAILURES = 8  # of a kind, in one command
 
 
 class Kind(NamedTuple):
@@ -38,6 +41,9 @@ class Kind(NamedTuple):
 KINDS = {
     "kills": Kind(faults_kills.killed, 200),
     "damaged files": Kind(faults_files.damaged, 64),
+    "disk full": Kind(faults_disks.full, 12),
+    "read-only folder": Kind(faults_disks.read_only, 3),
+    "vanished folder": Kind(faults_disks.vanished, 5),
     "told to leave": Kind(faults_kills.told_to_leave, 20),
 }
 
@@ -95,8 +101,8 @@ def main(argv=None) -> int:
 def _run_kind(world, kind, count, log):
     noted = [one for one in _noted(log) if one["kind"] == kind]
     done, number = sum(len(one["faults"]) for one in noted), len(noted)
-    began, first = time.monotonic(), done
-    while done < count:
+    began, first, failures = time.monotonic(), done, 0
+    while done < count and failures < _MOST_FAILURES:
         told = run_case(world, kind, number)
         number += 1
         with log.open("a") as file:
@@ -109,7 +115,8 @@ def _run_kind(world, kind, count, log):
             flush=True,
         )
         if told["failure"]:
-            print(f"  FAILED: {told['failure']}", flush=True)
+            failures += 1
+            print(f"  FAILED: {told['failure'][-1000:]}", flush=True)
 
 
 def _noted(log) -> list[dict[str, Any]]:

@@ -55,25 +55,28 @@ def told_to_leave(case: Case) -> None:
     _kept(case, before)
 
 
-def moment(case: Case, run: Run, undisturbed: Undisturbed) -> None:
-    """Waits for a moment: any of the run, or any of a stage that is yet to come."""
-    draw = case.draw
+def moment(case: Case, run: Run, undisturbed: Undisturbed, workdir=None) -> None:
+    """Waits for a moment: any of the run, or any of a stage that is yet to come.
+
+    `workdir`: where it is seen from here, if not as the run sees it.
+    """
+    draw, workdir = case.draw, workdir or case.workdir
     if draw.random() < 0.3:
         # Less than the whole: what is done is not done again.
         return _sleep(run, draw.uniform(0, 0.6 * undisturbed.seconds))
-    aims = [name for name in undisturbed.stages if name not in _ended(case.workdir)]
-    if _starts(case.workdir):
+    aims = [name for name in undisturbed.stages if name not in _ended(workdir)]
+    if _starts(workdir):
         aims.remove("data")  # over in a moment, once it is prepared
     # Mostly one of the next, so that many kills come to one run.
     aim = aims[min(int(draw.expovariate(1)), len(aims) - 1)]
     if draw.random() < 0.2:
         aim = draw.choice(["feature store", "evaluation"])
-    starts = _starts(case.workdir)
+    starts = _starts(workdir)
 
     def there():
-        if _starts(case.workdir) == starts:
+        if _starts(workdir) == starts:
             return False
-        at = where(case.workdir)
+        at = where(workdir)
         return at.partition(":")[0] == aim or at.endswith(aim)
 
     _until(run, there)

@@ -201,7 +201,7 @@ def where(workdir) -> str:
             last = "start"
         elif event["kind"] == "stage_start":
             last = event["title"].removeprefix("seed 0: ")
-        elif event["kind"] == "stage_end":
+        elif event["kind"] == "stage_end" and not event["failure"]:
             last = "between stages"
     folder = workdir / "checkpoints" / f"{last}-0"
     if last == "audit":

@@ -1,6 +1,7 @@
 """The columns that training maps: made of the stored rows, a piece at a time."""
 
 import collections
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -108,9 +109,19 @@ def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
         "has_text": (np.bool_, ()),
         **{name: (f"<U{longest[name]}", ()) for name in ("id", "group", "split")},
     }
-    columns = {
-        name: Column(folder / f"{name}.npy", *shape) for name, shape in shapes.items()
-    }
+    with contextlib.ExitStack() as stack:
+        columns = {
+            name: stack.enter_context(Column(folder / f"{name}.npy", *shape))
+            for name, shape in shapes.items()
+        }
+        _fill(columns, folder, source, config, tokenizer, rows, progress)
+        for column in columns.values():
+            column.sync()
+    progress("tokenising texts", rows, rows)
+    return tokenizer.get_vocab_size()
+
+
+def _fill(columns, folder, source: Source, config: Data, tokenizer, rows, progress):
     for done, chunk in enumerate(_chunks(parts.rows(folder))):
         progress("tokenising texts", done * _CHUNK, rows)
         labels = np.zeros((len(chunk), len(source.classes)), np.float32)
@@ -122,13 +133,8 @@ def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
         columns["has_image"].add(np.array([row["image"] for row in chunk]))
         columns["has_text"].add(np.array([t is not None for t in texts]))
         for name in ("id", "group", "split"):
-            values = np.array([row[name] for row in chunk], shapes[name][0])
+            values = np.array([row[name] for row in chunk], columns[name].dtype)
             columns[name].add(values)
-    for column in columns.values():
-        with column:
-            column.sync()
-    progress("tokenising texts", rows, rows)
-    return tokenizer.get_vocab_size()
 
 
 def _chunks(rows: Iterator) -> Iterator[list]:

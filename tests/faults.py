@@ -116,7 +116,7 @@ def _run_kind(world, kind, count, log):
         )
         if told["failure"]:
             failures += 1
-            print(f"  FAILED: {told['failure'][-1000:]}", flush=True)
+            print(f"  FAILED: {told['failure'][-600:]}", flush=True)
 
 
 def _noted(log) -> list[dict[str, Any]]:

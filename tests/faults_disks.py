@@ -45,7 +45,7 @@ def full(case: Case) -> None:
     if run.code() == 0:  # it had written all
         return case.same(undisturbed)
     case.faults.append(where(case.workdir))
-    one_line(run, 2, "o space left", "the same command goes on")
+    one_line(run, 2, "o space left")
     case.ends_like(undisturbed, *WHOLE)
 
 

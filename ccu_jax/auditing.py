@@ -311,14 +311,7 @@ def _outputs(workdir, method, seed):
 
 
 def _load(workdir, method, seed):
-    path = workdir / "outputs" / f"{method}-{seed}.npz"
-    try:
-        return evaluate.load(path)
-    except (OSError, ValueError):
-        raise UserError(
-            f"{path} is missing or damaged: remove "
-            f"{rows.place(workdir, seed, method)} to make it again"
-        ) from None
+    return evaluate.load(workdir / "outputs" / f"{method}-{seed}.npz")
 
 
 def _title(seed):

@@ -5,16 +5,23 @@ damaged data without a word, though, so each array's SHA-256 is stored beside it
 compared; a damaged checkpoint is named and the one before it used.
 """
 
+import contextlib
+import errno
 import hashlib
+import os
 import pathlib
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ccu_jax.parallel import is_first
+
+_ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
 
 
 class Saved(NamedTuple):
@@ -31,7 +38,7 @@ def _manager(directory, keep):
     from absl import logging
 
     # What is missing or damaged is told in this project's own words.
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, cleanup_tmp_directories=True
     )
@@ -55,8 +62,9 @@ def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int =
         name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": _digest(x)}
         for name, x in leaves.items()
     }
+    _require_room(directory, sum(x.nbytes for x in leaves.values()))
     ocp, manager = _manager(directory, keep)
-    with manager:
+    with _quiet(), manager:
         # Left by a run that was killed before it noted the end, or damaged.
         for old in [s for s in manager.all_steps() if s >= step]:
             manager.delete(old)
@@ -84,7 +92,7 @@ def restore(
     if not directory.is_dir():
         return None
     ocp, manager = _manager(directory, None)
-    with manager:
+    with _quiet(), manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 leaves, facts = _read(ocp, manager, step)
@@ -93,6 +101,29 @@ def restore(
                 first = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 complain(f"checkpoint {directory / str(step)} is unusable: {first}")
     return None
+
+
+def _require_room(directory, size):
+    """Raises OSError where the disk is too full, in words that Orbax does not have."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(directory).free < size + _ROOM:
+        full = errno.ENOSPC
+        raise OSError(full, os.strerror(full), str(directory))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Threads of Orbax print what has befallen them; the caller is told it anyhow."""
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    sys.excepthook = sys.unraisablehook = threading.excepthook = _say_nothing
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+
+
+def _say_nothing(*told):
+    """A hook for exceptions that nobody can catch."""
 
 
 def _read(ocp, manager, step):

@@ -12,11 +12,11 @@ class UserError(Exception):
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def disk(error: BaseException | None) -> str | None:
-    """Says what a full disk or a refused file means; None if it is neither."""
+    """Says what a full disk, a refused file or a folder that went means; else None."""
     while error is not None:
         code = error.errno if isinstance(error, OSError) else None
         where = getattr(error, "filename", None)
@@ -27,5 +27,12 @@ def disk(error: BaseException | None) -> str | None:
             return f"no space left{at}; free some, then the same command goes on"
         if code in _DENIED:
             return f"{os.strerror(code)}: {where}"
+        if code == errno.ENOENT and isinstance(where, str | os.PathLike):
+            folder = os.path.dirname(os.path.abspath(where))
+            if not os.path.exists(folder):
+                return (
+                    f"{folder} is gone: was it removed while the run was at work? The "
+                    "same command goes on from what is left"
+                )
         error = error.__cause__ or error.__context__
     return None

@@ -1,6 +1,7 @@
 """One forward pass over rows, and scores as pure functions of what it gives."""
 
 import io
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import scipy.special
 import scipy.stats
 
 from ccu_jax.data.pipeline import OnHost, cover
+from ccu_jax.errors import UserError
 from ccu_jax.models import VIEWS, Model
 from ccu_jax.parallel import Executor
 from ccu_jax.step import everywhere, gather, on_devices, rows_of
@@ -275,28 +277,32 @@ def to_bytes(outputs: Results) -> bytes:
     return file.getvalue()
 
 
-def load(path) -> Results:
+def load(path: pathlib.Path) -> Results:
     """Read a file of what `to_bytes` gave.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        UserError: it is missing or damaged.
     """
     try:
-        # Opened here: NumPy leaves a file open that it cannot read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        # Opened here: of a damaged one, NumPy leaves its own open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return Results(
-                logits={view: found[f"logits_{view}"] for view in VIEWS},
-                pair=found["pair"],
-                labels=found["labels"],
-                of=found["of"],
-                id=found["id"],
-                has_image=found["has_image"],
-                has_text=found["has_text"],
-                multi_label=bool(found["multi_label"]),
-                **{name: found[name] if name in found else None for name in _LATER},
+                logits={view: file[f"logits_{view}"] for view in VIEWS},
+                pair=file["pair"],
+                labels=file["labels"],
+                of=file["of"],
+                id=file["id"],
+                has_image=file["has_image"],
+                has_text=file["has_text"],
+                multi_label=bool(file["multi_label"]),
+                **{name: file[name] if name in file else None for name in _LATER},
             )
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # NumPy and zipfile raise many kinds
-        raise ValueError(f"damaged: {error or type(error).__name__}") from error
+    except Exception as error:  # noqa: BLE001  NumPy and zipfile raise many kinds
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
+        # Outputs go with the record of their stage, others are files of their own.
+        record = path.parent.parent / "stages" / f"{path.stem}.json"
+        remove = record if path.parent.name == "outputs" else path
+        raise UserError(
+            f"{path} is missing or damaged: remove {remove} to make it again"
+        ) from None

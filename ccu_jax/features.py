@@ -8,6 +8,7 @@ it needs, however many there are.
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -27,7 +28,7 @@ from ccu_jax.models import VIEWS
 from ccu_jax.parallel import agreed, barrier, is_first
 
 _ABOUT = "about.json"
-_FORMAT = 1  # of a store: which columns there are, and what they mean
+_FORMAT = 2  # of a store: which columns there are, and what is said of them
 CHUNK = 4096  # rows between the device and the disk
 
 
@@ -117,6 +118,7 @@ def write(
         new.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
+        hashed: dict[str, Any] = {}
         for start in range(0, count, CHUNK):
             rows = np.arange(start, min(start + CHUNK, count))
             found = columns(rows)
@@ -126,14 +128,19 @@ def write(
                     about[name] = {"shape": shape, "dtype": x.dtype.name}
                     path = new / f"{name}.bin"
                     files[name] = stack.enter_context(path.open("wb"))
+                    hashed[name] = hashlib.sha256()
+                content = np.ascontiguousarray(x).tobytes()
                 # Not mapped into memory: there, a full disk would kill the process.
-                files[name].write(np.ascontiguousarray(x).tobytes())
+                files[name].write(content)
+                hashed[name].update(content)
             progress(rows[-1] + 1, count)
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
     if is_first():
         np.ones(count, bool).tofile(new / "there.bin")
+        for name, column in about.items():
+            column["sha256"] = hashed[name].hexdigest()
         text = json.dumps({**facts, "columns": about}, indent=1) + "\n"
         (new / _ABOUT).write_text(text, "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
@@ -188,12 +195,19 @@ def facts_of(params, fingerprint: str) -> dict[str, Any]:
 def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
     """The store of these facts, or None: there is none, or it is another's or damaged.
 
+    It is read once as a whole for that, which is little beside the pass over pictures
+    that it saves.
+
     Args:
         folder: as given to `write`.
         facts: likewise.
     """
     about = _description(folder)
     if about is None or any(about.get(key) != value for key, value in facts.items()):
+        return None
+    there = np.fromfile(folder / "there.bin", bool)
+    # One that rows were removed from is not used, but made again.
+    if there.all() and not _whole(folder, about["columns"]):
         return None
     columns = {
         name: np.memmap(
@@ -204,7 +218,17 @@ def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
         )
         for name, column in about["columns"].items()
     }
-    return Store(columns, np.fromfile(folder / "there.bin", bool))
+    return Store(columns, there)
+
+
+def _whole(folder, columns) -> bool:
+    """Whether all columns hold the bytes that were written."""
+    for name, column in columns.items():
+        with (folder / f"{name}.bin").open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != column.get("sha256"):
+            return False
+    return True
 
 
 def _description(folder) -> dict[str, Any] | None:
@@ -246,6 +270,11 @@ def remove(folder: pathlib.Path, rows) -> int:
     there[rows] = False
     # First said to be gone: a kill in between leaves no row that could be used.
     there.tofile(folder / "there.bin")
+    # What would tell whether a guess of them is right goes with them. Not written as a
+    # whole: a kill in between leaves a damaged store, which goes at the next purge.
+    for column in about["columns"].values():
+        column.pop("sha256", None)
+    (folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     for name, column in about["columns"].items():
         shape, dtype = tuple(column["shape"]), jnp.dtype(column["dtype"])
         file = np.memmap(folder / f"{name}.bin", dtype, "r+", shape=shape)
@@ -263,5 +292,6 @@ def left(folder: pathlib.Path, rows) -> int:
     for name, column in about["columns"].items():
         shape, dtype = tuple(column["shape"]), jnp.dtype(column["dtype"])
         file = np.memmap(folder / f"{name}.bin", dtype, "r", shape=shape)
-        some |= (np.asarray(file[rows]) != 0).reshape(len(rows), -1).any(axis=1)
+        found = np.asarray(file[rows]) != 0
+        some |= found.any(axis=tuple(range(1, found.ndim)))
     return int(some.sum())

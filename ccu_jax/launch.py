@@ -208,7 +208,6 @@ def _leave() -> NoReturn:
         signal.signal(signal.SIGINT, _stop)
     if "--multihost" not in sys.argv:
         preemption.install()
-        sys.exit(main())
     try:
         code = main()
     except BaseException as error:
@@ -219,7 +218,8 @@ def _leave() -> NoReturn:
             traceback.print_exc()
     if code == 0:
         sys.exit(0)
-    # An orderly exit waits for the other hosts, who wait for this one.
+    # An orderly exit waits for the other hosts, who wait for this one, and for threads
+    # of libraries, which say in many lines what has been said in one.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

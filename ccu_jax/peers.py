@@ -3,26 +3,31 @@
 Collectives wait for ever for one that hangs, and what they say of one that died names
 no process. So each writes a number that grows into a file of the shared working folder,
 and looks at the others': who has not moved for `TIMEOUT_S` is gone, and all others end,
-each with one line. Files and not sockets: what all processes share is the folder.
+each with one line. One that died on the same machine is noticed at once. Files and not
+sockets: what all processes share is the folder.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import platform
+import secrets
 import threading
 import time
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 
-from ccu_jax.parallel import place_of_process
+from ccu_jax.parallel import of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
 EXIT_CODE = 76  # a peer was lost: start all again
 _BEAT_S = 2.0
 _GRACE_S = 10.0  # after a peer has failed
+_DEAD_S = 4.0  # of silence, where there is no such process any more
 _ENDED, _FAILED = "ended", "failed"
 
 
@@ -38,7 +43,9 @@ def watched(workdir: pathlib.Path) -> Iterator[None]:
         return
     folder = workdir / ".alive"
     folder.mkdir(exist_ok=True)
-    watch = Watch(folder, index, count)
+    # A word that an earlier run has left is none of this one.
+    token = int(of_first(np.array(secrets.randbits(31), np.int32)))
+    watch = Watch(folder, index, count, token=f"{token:08x}")
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     try:
@@ -62,14 +69,21 @@ class Watch:
         index: of this process.
         count: of all.
         timeout_s: how long a peer may be silent.
+        token: of the run, without spaces; a file with another one says nothing.
     """
 
     def __init__(  # noqa: D107  the class says it
-        self, folder: pathlib.Path, index: int, count: int, timeout_s=TIMEOUT_S
+        self,
+        folder: pathlib.Path,
+        index: int,
+        count: int,
+        timeout_s: float = TIMEOUT_S,
+        token: str = "-",
     ):
         self._folder, self._index, self._timeout_s = folder, index, timeout_s
+        self._token = token
         self._others = [peer for peer in range(count) if peer != index]
-        # What was read of each at first may be left from an earlier run.
+        # What each said last, and since when it has said so.
         self._seen: dict[int, tuple[str, float]] = {}
         self._beats, self._ended = 0, threading.Event()
 
@@ -86,15 +100,17 @@ class Watch:
     def beat(self) -> None:
         """Tells the others that this process is alive."""
         self._beats += 1
-        text = f"{self._beats} process {os.getpid()} on {platform.node()}"
-        # A disk that is full for a while is told of elsewhere.
-        with contextlib.suppress(OSError):
-            atomically(self._file(self._index), text.encode())
+        self._say(str(self._beats))
 
     def end(self, how: str) -> None:
         """Tells the others that this process is at its end, and no more."""
         self._ended.set()
-        text = f"{how} process {os.getpid()} on {platform.node()}"
+        self._say(how)
+
+    def _say(self, how: str) -> None:
+        who = f"process {os.getpid()} on {platform.node()}"
+        text = f"{self._token} {_machine()} {how} {who}"
+        # A disk that is full for a while is told of elsewhere.
         with contextlib.suppress(OSError):
             atomically(self._file(self._index), text.encode())
 
@@ -110,12 +126,15 @@ class Watch:
         return None
 
     def _told(self, peer: int, text: str, silent_s: float) -> str | None:
-        how, _, who = text.partition(" ")
+        machine, how, who = (*text.split(" ", 2), "", "", "")[:3]
         # What ends one process mostly ends all: each shall tell of it by itself.
-        allowed_s = _GRACE_S if how == _FAILED else self._timeout_s
+        allowed_s, what = self._timeout_s, f"is silent for {silent_s:.0f} s"
+        if how == _FAILED:
+            allowed_s, what = _GRACE_S, "has failed"
+        elif silent_s >= _DEAD_S and _dead(machine, who):
+            allowed_s, what = _DEAD_S, "is there no more"
         if how == _ENDED or silent_s < allowed_s:
             return None
-        what = "has failed" if how == _FAILED else f"is silent for {silent_s:.0f} s"
         return (
             f"process {peer} of this run ({who or 'never heard of'}) {what}: this one "
             "ends too; what is done is kept, start all processes again"
@@ -125,7 +144,36 @@ class Watch:
         return self._folder / str(index)
 
     def _read(self, peer: int) -> str:
+        """What a peer of this run has said last, without the token."""
         try:
-            return self._file(peer).read_text(encoding="utf-8")
+            text = self._file(peer).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return ""
+        token, _, rest = text.partition(" ")
+        return rest if token == self._token else ""
+
+
+@functools.cache
+def _machine() -> str:
+    """Where a process's number means this process; `?` where nothing tells."""
+    try:
+        booted = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # A container has numbers of its own.
+        return f"{booted}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return "?"
+
+
+def _dead(machine: str, who: str) -> bool:
+    """Whether a process of this very machine is known to be no more."""
+    words = who.split()
+    if machine == "?" or machine != _machine() or len(words) < 2:
+        return False
+    try:
+        state = pathlib.Path(f"/proc/{int(words[1])}/stat").read_text()
+        # One that nobody has asked about since its end still has a number.
+        return state.rpartition(")")[2].split()[0] in ("Z", "X")
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, IndexError):
+        return False

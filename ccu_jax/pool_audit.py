@@ -17,6 +17,7 @@ import numpy as np
 from ccu_jax import checkpoint, evaluate, shadows
 from ccu_jax.audits import attacks, epsilon, forgetting, scores, shadow
 from ccu_jax.audits.intervals import Interval, plain
+from ccu_jax.errors import UserError
 from ccu_jax.evaluate import Results
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.parallel import agreed, barrier, is_first
@@ -289,11 +290,9 @@ class Pool:
 def _read(path, warn) -> Results | None:
     """Outputs that are there, or None; what is damaged is made again."""
     try:
-        return evaluate.load(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        warn(f"{path} is {error}: made again")
+        return evaluate.load(path) if path.exists() else None
+    except UserError as error:
+        warn(str(error))
         return None
 
 

@@ -31,9 +31,12 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
         results: the new model's outputs.
         seconds: by clock.
         requests: what `requests.run` told of each; none where there was one.
+
+    Raises:
+        UserError: the original's outputs cannot be read.
     """
     sets, config, data = problem.sets, problem.config, bench.data
-    before = _original(bench.workdir, problem.seed)
+    before = evaluate.load(bench.workdir / "outputs" / f"original-{problem.seed}.npz")
     return {
         "config": config.name,
         "edition": data.edition,
@@ -60,7 +63,7 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
         "attack_auc": audit.attack_auc(results),
         "text_unchanged": _text_unchanged(before, results),
         "requests": requests,
-        "diverged": outcome.diverged or audit.collapse(results, before or results),
+        "diverged": outcome.diverged or audit.collapse(results, before),
         "device": {
             "kind": jax.devices()[0].device_kind,
             "count": problem.executor.devices,
@@ -77,15 +80,8 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
     }
 
 
-def _original(workdir, seed) -> evaluate.Results | None:
-    path = workdir / "outputs" / f"original-{seed}.npz"
-    return evaluate.load(path) if path.exists() else None
-
-
-def _text_unchanged(before, results) -> bool | None:
+def _text_unchanged(before, results) -> bool:
     """Whether the unlearn set's text scores are the original's, to the bit."""
-    if before is None:
-        return None
     of = results.of == "unlearn"
     return bool(np.array_equal(before.logits["text"][of], results.logits["text"][of]))
 

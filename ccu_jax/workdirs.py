@@ -89,10 +89,10 @@ def claim(config, workdir, files):
 
 
 def keep(files):
-    """Write texts to files that are not there yet."""
+    """Write texts to files that are not there yet, or say something else."""
     barrier("keep")  # all processes have looked at what was there
     for path, text in files.items() if is_first() else ():
-        if not path.exists():
+        if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(exist_ok=True)
             atomically(path, text.encode())
 
@@ -146,7 +146,7 @@ def evaluated(bench, seed) -> unlearn_set.Sets:
     try:
         found = evaluate.load(path)
         row = np.array([where[name] for name in found.id.tolist()])
-    except (OSError, ValueError, KeyError):
+    except KeyError:
         raise UserError(
             f"{path} is missing or damaged: remove "
             f"{rows.place(bench.workdir, seed, 'original')} to make it again"
@@ -160,6 +160,12 @@ def purge(bench):
     workdir, reporter = bench.workdir, bench.reporter
     with reporter.stage("purge") as stage:
         if is_first():
+            for seed in bench.config.seeds:
+                if not (path := unlearn_file(workdir, seed)).exists():
+                    raise UserError(
+                        f"purge: {path} is gone, which said what to remove: the same "
+                        "command once more writes it down and purges"
+                    )
             ids = unlearn_set.recorded(
                 bench.data,
                 workdir / "unlearn_sets",

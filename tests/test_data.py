@@ -356,6 +356,17 @@ def test_a_kill_between_any_two_moves_loses_nothing(folder, tmp_path):
     assert not (workdir / "data" / "rows.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["image", "text", "labels", "id", "tokenizer"])
+def test_prepared_data_with_one_bit_changed_are_prepared_again(folder, tmp_path, name):
+    config, workdir = folder(rows(30)), tmp_path / "w"
+    load(config, workdir, quiet)
+    path = workdir / "data" / f"{name}.{'json' if name == 'tokenizer' else 'npy'}"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    load(config, workdir, quiet)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("name", ["image.npy", "rows.jsonl", "journal.jsonl"])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_pass_whose_files_were_damaged_begins_anew(

@@ -11,6 +11,7 @@ from sklearn import linear_model, metrics
 
 from ccu_jax import audit, evaluate, parallel
 from ccu_jax.data.pipeline import OnHost
+from ccu_jax.errors import UserError
 from ccu_jax.evaluate import SETS, Forward, Results
 from ccu_jax.models import VIEWS
 
@@ -263,6 +264,22 @@ def test_outputs_come_back_from_their_file(tmp_path):
             np.testing.assert_array_equal(getattr(again, name), getattr(outputs, name))
         assert evaluate.scores(again) == evaluate.scores(outputs)
         assert audit.attack_auc(again) == audit.attack_auc(outputs)
+
+
+@pytest.mark.parametrize("change", ["gone", "empty", "cut", "flipped"])
+@pytest.mark.parametrize("place", ["outputs", "shadows"])
+def test_outputs_that_cannot_be_read_are_named_with_the_remedy(tmp_path, place, change):
+    path = tmp_path / place / "ccu_plus-0.npz"
+    path.parent.mkdir()
+    whole = bytearray(evaluate.to_bytes(stored(False, "random")))
+    for at in range(0, len(whole), 97) if change == "flipped" else ():
+        whole[at] ^= 0xFF
+    if change != "gone":
+        path.write_bytes({"empty": b"", "cut": whole[:-50]}.get(change, whole))
+    record = tmp_path / "stages" / "ccu_plus-0.json"
+    remedy = f"remove {record if place == 'outputs' else path} to make it again"
+    with pytest.raises(UserError, match=f"{path} is missing or damaged: {remedy}"):
+        evaluate.load(path)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -199,6 +199,16 @@ def test_there_is_none_where_nothing_was_stored(tmp_path):
     assert features.read(tmp_path / "file", FACTS) is None
 
 
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_store_with_one_bit_changed_does_not_count(folder, name):
+    path = folder / f"{name}.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-7] + bytes([whole[-7] ^ 4]) + whole[-6:])
+    assert features.read(folder, FACTS) is None
+    path.write_bytes(whole)
+    assert features.read(folder, FACTS) is not None
+
+
 @pytest.mark.parametrize("change", ["shorter", "longer", "empty", "gone"])
 def test_a_store_with_a_file_of_another_size_does_not_count(folder, change):
     for path in sorted(folder.glob("*.bin")):

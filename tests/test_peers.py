@@ -1,8 +1,11 @@
 """Peers that are alive, ended or lost; a lost one is named within the stated time."""
 
+import pathlib
 import subprocess
 import sys
 import time
+
+import pytest
 
 from ccu_jax import peers
 
@@ -48,6 +51,58 @@ def test_what_an_earlier_run_has_left_is_no_sign_of_life(tmp_path):
     later, _ = pair(tmp_path)
     assert later.lost(100) is None
     assert "process 1" in later.lost(111)
+
+
+def test_a_word_of_an_earlier_run_is_not_believed(tmp_path):
+    for word in ("ended", "failed"):
+        old = peers.Watch(tmp_path, 1, 2, timeout_s=30.0, token="old")
+        old.beat()
+        old.end(word)
+        watch = peers.Watch(tmp_path, 0, 2, timeout_s=30.0, token="new")
+        assert watch.lost(0) is None and watch.lost(29) is None
+        told = watch.lost(31)
+        assert "process 1 of this run (never heard of) is silent for 31 s" in told
+        new = peers.Watch(tmp_path, 1, 2, token="new")
+        new.beat()
+        assert watch.lost(32) is None
+        new.end("ended")
+        assert watch.lost(33) is None and watch.lost(99) is None
+
+
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_a_process_of_this_machine_that_was_killed_is_noticed_at_once(
+    tmp_path, waited_for
+):
+    code = (
+        "import pathlib, sys, time\n"
+        "from ccu_jax import peers\n"
+        "peers.Watch(pathlib.Path(sys.argv[1]), 1, 2).beat()\n"
+        "print(flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        watch = peers.Watch(tmp_path, 0, 2)
+        assert watch.lost(0) is None and watch.lost(10) is None
+        process.kill()
+        if waited_for:
+            process.wait()
+        while pathlib.Path(f"/proc/{process.pid}/stat").exists():
+            if pathlib.Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z":
+                break
+        told = watch.lost(11)
+        assert f"(process {process.pid} on " in told and "is there no more" in told
+
+
+def test_a_process_of_another_machine_is_dead_only_by_its_silence(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    (tmp_path / "1").write_text(f"- elsewhere/4 7 process {process.pid} on a-host")
+    watch = peers.Watch(tmp_path, 0, 2)
+    assert watch.lost(0) is None and watch.lost(59) is None
+    assert "(process" in watch.lost(61)
 
 
 def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):

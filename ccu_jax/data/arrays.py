@@ -1,12 +1,13 @@
 """The columns that training maps: made of the stored rows, a piece at a time."""
 
 import collections
+import contextlib
 import csv
 import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,8 @@ def finish(
         "multi_label": source.multi_label,
         "metric": source.metric,
         "counts": counts.numbers,
-        "fingerprint": _fingerprint(folder, source.classes),
+        "fingerprint": fingerprint(folder, source.classes, sync=True),
+        "tokenizer": _tokenizer(folder),
     }
 
 
@@ -107,9 +109,19 @@ def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
         "has_text": (np.bool_, ()),
         **{name: (f"<U{longest[name]}", ()) for name in ("id", "group", "split")},
     }
-    columns = {
-        name: Column(folder / f"{name}.npy", *shape) for name, shape in shapes.items()
-    }
+    with contextlib.ExitStack() as stack:
+        columns = {
+            name: stack.enter_context(Column(folder / f"{name}.npy", *shape))
+            for name, shape in shapes.items()
+        }
+        _fill(columns, folder, source, config, tokenizer, rows, progress)
+        for column in columns.values():
+            column.sync()
+    progress("tokenising texts", rows, rows)
+    return tokenizer.get_vocab_size()
+
+
+def _fill(columns, folder, source: Source, config: Data, tokenizer, rows, progress):
     for done, chunk in enumerate(_chunks(parts.rows(folder))):
         progress("tokenising texts", done * _CHUNK, rows)
         labels = np.zeros((len(chunk), len(source.classes)), np.float32)
@@ -121,13 +133,8 @@ def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
         columns["has_image"].add(np.array([row["image"] for row in chunk]))
         columns["has_text"].add(np.array([t is not None for t in texts]))
         for name in ("id", "group", "split"):
-            values = np.array([row[name] for row in chunk], shapes[name][0])
+            values = np.array([row[name] for row in chunk], columns[name].dtype)
             columns[name].add(values)
-    for column in columns.values():
-        with column:
-            column.sync()
-    progress("tokenising texts", rows, rows)
-    return tokenizer.get_vocab_size()
 
 
 def _chunks(rows: Iterator) -> Iterator[list]:
@@ -171,11 +178,31 @@ def _list(folder, classes):
             lines.writerow([*row, named, *there])
 
 
-def _fingerprint(folder: pathlib.Path, classes: tuple[str, ...]) -> str:
+def whole(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
+    """Whether all files of a prepared folder hold what was written into them.
+
+    Reads all of it, which takes about a second for each GB.
+    """
+    try:
+        known = meta.get("tokenizer", _tokenizer(folder))
+        same = fingerprint(folder, meta["classes"]) == meta["fingerprint"]
+        return same and known == _tokenizer(folder)
+    except OSError:
+        return False
+
+
+def fingerprint(folder: pathlib.Path, classes: Sequence[str], sync=False) -> str:
+    """A digest of the classes and of all columns; `sync`: and have them on the disk."""
     hashed = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
     for name in (*MAPPED, *LOADED):
         with (folder / f"{name}.npy").open("rb") as file:
             while block := file.read(1 << 20):
                 hashed.update(block)
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
     return hashed.hexdigest()
+
+
+def _tokenizer(folder: pathlib.Path) -> str:
+    content = (folder / "tokenizer.json").read_bytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -19,8 +19,8 @@ class Column:
         Raises:
             ValueError: the file does not have so many rows.
         """
-        self._dtype, self._shape, self.rows = np.dtype(dtype), tuple(shape), rows
-        self._bytes = self._dtype.itemsize * int(np.prod(self._shape, dtype=np.int64))
+        self.dtype, self._shape, self.rows = np.dtype(dtype), tuple(shape), rows
+        self._bytes = self.dtype.itemsize * int(np.prod(self._shape, dtype=np.int64))
         self._file = path.open("r+b" if rows else "wb")
         end = self._header() + rows * self._bytes
         if self._file.seek(0, os.SEEK_END) < end:
@@ -31,7 +31,7 @@ class Column:
 
     def add(self, rows: np.ndarray) -> None:
         """Appends rows `[n, *shape]`."""
-        if rows.shape[1:] != self._shape or rows.dtype != self._dtype:
+        if rows.shape[1:] != self._shape or rows.dtype != self.dtype:
             raise ValueError(f"not rows of {self._shape}: {rows.shape}, {rows.dtype}")
         self._file.write(np.ascontiguousarray(rows).tobytes())
         self.rows += len(rows)
@@ -45,7 +45,7 @@ class Column:
         # NumPy leaves room in the header for a first axis that grows.
         self._file.seek(0)
         entry = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,
             "shape": (self.rows, *self._shape),
         }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ccu_jax.config import Data
 from ccu_jax.data import archive, arrays, parts, records
 from ccu_jax.data.source import Counts, Place, Progress, Reader, Source, digest
-from ccu_jax.errors import UserError
+from ccu_jax.errors import UserError, disk
 
 FORMAT = 2  # raised whenever the stored form changes
 # Settings that say nothing of what a record of TFDS holds.
@@ -60,7 +60,8 @@ def stored(
                 _Preparation(config, reader, workdir, progress).run(expected)
             _tidy(workdir)
     except OSError as error:
-        raise UserError(f"preparing the data in {folder} failed: {error}") from error
+        told = disk(error) or error
+        raise UserError(f"preparing the data in {folder} failed: {told}") from error
     found = _current(config, reader, workdir)
     if not found:
         raise UserError(f"data: the files changed while {folder} was prepared")
@@ -95,7 +96,9 @@ def _current(
         same = _signature_now(config, reader, meta) == meta["signature"]
     except (OSError, UserError):
         return None  # the source is damaged: preparing will tell
-    return found if same or found["purged"] else None
+    if found["purged"]:  # its pictures are blank, which cannot be checked
+        return found
+    return found if same and arrays.whole(at.data, meta) else None
 
 
 def _read(config: Data, folder: pathlib.Path) -> tuple[dict, dict] | None:

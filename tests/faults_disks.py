@@ -1,0 +1,112 @@
+"""Disks that are full, cannot be written, or vanish while a run is at work.
+
+Real ones: a small tmpfs, or a read-only mount, in a mount namespace of the case's own.
+"""
+
+import functools
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import time
+
+from faults_files import AUDITED
+from faults_kills import moment
+from faults_runs import Start, where
+from faults_world import WHOLE, Case, one_line
+
+_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+@functools.cache
+def possible() -> bool:
+    """Whether this machine lets a user mount things in a namespace."""
+    script = f"mount -t tmpfs -o size=1m none {shlex.quote(os.getcwd())}"
+    try:
+        done = subprocess.run([*_NAMESPACE, "sh", "-c", script], capture_output=True)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def full(case: Case) -> None:
+    """Another program fills the disk at some moment; then space is freed again."""
+    undisturbed = case.world.undisturbed(*WHOLE)
+    case.workdir.mkdir()
+    run = case.start(*WHOLE, how=Start(before=_on_tmpfs(case)))
+    # Folders of another namespace are seen by way of a process in it.
+    inside = pathlib.Path(f"/proc/{run.pid}/root{case.workdir}")
+    moment(case, run, undisturbed, inside)
+    (case.folder / "fill").touch()
+    run.wait()
+    case.workdir.rmdir()
+    (case.folder / "kept").rename(case.workdir)
+    if run.code() == 0:  # it had written all
+        return case.same(undisturbed)
+    case.faults.append(where(case.workdir))
+    one_line(run, 2, "o space left")
+    case.ends_like(undisturbed, *WHOLE)
+
+
+def read_only(case: Case) -> None:
+    """The folder cannot be written, before the start or from some moment on."""
+    undisturbed = case.world.undisturbed(*AUDITED)
+    case.copied(undisturbed)
+    if case.draw.random() < 0.7:
+        shutil.rmtree(case.workdir / "stages")
+    script = (
+        f"mount --bind -o ro {_quoted(case)} {_quoted(case)}"
+        f" && mount -o remount,bind,ro {_quoted(case)}"
+    )
+    run = case.start(*AUDITED, how=Start(before=_within(script)))
+    run.wait()
+    case.faults.append("before the start")
+    one_line(run, 2, str(case.workdir))
+    case.ends_like(undisturbed, *AUDITED)
+
+
+def vanished(case: Case) -> None:
+    """The folder is removed under a run."""
+    undisturbed = case.world.undisturbed(*WHOLE)
+    run = case.start(*WHOLE)
+    moment(case, run, undisturbed)
+    if run.code() is not None:
+        return
+    at = where(case.workdir)
+    end = time.monotonic() + 5
+    while case.workdir.exists() and time.monotonic() < end:
+        shutil.rmtree(case.workdir, ignore_errors=True)
+    run.wait()
+    if run.code() == 0:  # it had written all, and has shown it
+        return
+    case.faults.append(at)
+    one_line(run, 2, str(case.workdir))
+    shutil.rmtree(case.workdir, ignore_errors=True)
+    case.ends_like(undisturbed, *WHOLE)
+
+
+def _quoted(case):
+    return shlex.quote(str(case.workdir))
+
+
+def _within(script):
+    """Words before a command that prepare the namespace by a script."""
+    return (*_NAMESPACE, "sh", "-c", f'{script} && exec "$@"', "sh")
+
+
+def _on_tmpfs(case):
+    """A disk of its own; what lies there at the end is copied to a large one.
+
+    When there is a file `fill`, another program fills all of it.
+    """
+    fill, kept = (shlex.quote(str(case.folder / name)) for name in ("fill", "kept"))
+    ballast = f"{_quoted(case)}/.ballast"
+    script = (
+        f"mount -t tmpfs -o size=64m none {_quoted(case)} || exit 70; "
+        f"( while [ ! -e {fill} ]; do sleep 0.02; done; "
+        f"dd if=/dev/zero of={ballast} bs=4k 2>/dev/null ) & "
+        f'"$@"; code=$?; touch {fill}; wait; rm -f {ballast}; '
+        f"cp -a {_quoted(case)} {kept}; exit $code"
+    )
+    return (*_NAMESPACE, "sh", "-c", script, "sh")

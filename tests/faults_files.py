@@ -1,0 +1,180 @@
+"""Files that are damaged between two starts: repaired, or named with the remedy."""
+
+import pathlib
+import re
+import shutil
+import signal
+import time
+
+from faults_runs import Run, Start
+from faults_world import STREAMED, Case, Undisturbed, World
+
+AUDITED = ("--audit", "rigorous", "--shadows", "4")
+WAYS = ("flipped", "cut short", "emptied", "removed")
+
+# What is damaged: files by pattern, in the folder of which run; "unfinished" is a
+# finished one whose last method is to be run again, so that what it needs is read.
+TARGETS = {
+    "records of stages": ("stages/*.json", "finished"),
+    "results": ("results.json", "finished"),
+    "outputs": ("outputs/*.npz", "finished"),
+    "outputs of the original": ("outputs/original-0.npz", "unfinished"),
+    "finished parameters": ("checkpoints/*/params/**/*", "finished"),
+    "original's parameters": ("checkpoints/original-0/params/**/*", "unfinished"),
+    "feature store": ("checkpoints/original-0/features/*", "unfinished"),
+    "steps of a method": ("checkpoints/*/steps*/**/*", "in a method"),
+    "receipts of requests": ("checkpoints/*/steps*/request-*/**/*", "in a request"),
+    "records of audits": ("audits/*.json", "finished"),
+    "audit": ("audit.json", "finished"),
+    "shadows": ("shadows/**/*", "in the shadows"),
+    "unlearn sets": ("unlearn_sets/*", "unfinished"),
+    "configuration": ("config.json", "finished"),
+    "prepared data": ("data/*", "unfinished"),
+    "events": ("events.jsonl", "unfinished"),
+}
+
+
+def damaged(case: Case) -> None:
+    """One file, damaged in one way."""
+    names = list(TARGETS)
+    name = names[case.number % len(names)]
+    pattern, state = TARGETS[name]
+    undisturbed, more = STATES[state](case)
+    # Times of writing say nothing of a file that was damaged: a disk keeps them.
+    files = [path for path in sorted(case.workdir.glob(pattern)) if path.is_file()]
+    files = [path for path in files if path.stat().st_size]
+    assert files, f"no {pattern} in a run {state}"
+    path = case.draw.choice(files)
+    way = WAYS[(case.number // len(names) + case.number) % len(WAYS)]
+    _damage(path, way, case.draw)
+    case.faults.append(f"{name}: {way}")
+    run = case.start(*more)
+    run.wait()
+    try:
+        tries = 0
+        while run.code() == 2 and tries < 3:
+            _remedy(run, case.workdir, path)
+            run, tries = case.start(*more), tries + 1
+            run.wait()
+        assert run.code() == 0, f"exit code {run.code()}: {run.errors()[-1200:]}"
+        assert "Traceback" not in run.errors(), run.errors()[-1200:]
+        case.same(undisturbed)
+    except AssertionError as error:
+        place = path.relative_to(case.workdir)
+        raise AssertionError(f"{place} {way}, {state}: {error}") from error
+
+
+def _damage(path: pathlib.Path, way: str, draw) -> None:
+    content = bytearray(path.read_bytes())
+    if way == "removed":
+        return path.unlink()
+    if way == "flipped":
+        for _ in range(draw.choice((1, 3))):
+            content[draw.randrange(len(content))] ^= 0xFF
+    elif way == "cut short":
+        del content[draw.randrange(len(content)) :]
+    else:
+        content.clear()
+    path.write_bytes(content)
+
+
+def _remedy(run: Run, workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """Does what the one line of an error says; it must name the file, or its place."""
+    told = run.errors()
+    assert "Traceback" not in told, told[-1200:]
+    lines = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, f"{len(lines)} lines of errors: {told[-1200:]}"
+    line = lines[0]
+    named = [pathlib.Path(x.rstrip(".,:;)")) for x in re.findall(r"/\S+", line)]
+    assert any(path.is_relative_to(one) for one in named), f"{path} not named: {line}"
+    if there := re.search(r"remove (/\S+)", line):
+        remove = [pathlib.Path(there[1].rstrip(".,:;)"))]
+        if and_there := re.search(r"remove /\S+ and (/\S+)", line):
+            remove.append(pathlib.Path(and_there[1].rstrip(".,:;)")))
+    elif "remove it" in line or "remove this folder" in line:
+        remove = named[:1]
+    else:
+        assert "remove the folder" in line, f"no remedy: {line}"
+        remove = [workdir]
+    for one in remove:
+        assert one.is_relative_to(workdir), f"{one} is not of this run: {line}"
+        shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
+
+
+def _finished(case: Case) -> tuple[Undisturbed, tuple[str, ...]]:
+    undisturbed = case.world.undisturbed(*AUDITED)
+    case.copied(undisturbed)
+    _elsewhere(case.workdir, undisturbed.workdir)
+    return undisturbed, AUDITED
+
+
+def _unfinished(case: Case):
+    found = _finished(case)
+    for pattern in ("stages/ccu_plus-0.json", "outputs/ccu_plus-0.npz"):
+        (case.workdir / pattern).unlink()
+    shutil.rmtree(case.workdir / "checkpoints" / "ccu_plus-0")
+    for path in (case.workdir / "audits").glob("ccu_plus-*"):
+        path.unlink()
+    return found
+
+
+def _in_a_method(case: Case):
+    more = ("--methods", "ccu_plus")
+    return _cut_off(case, more, "checkpoints/ccu_plus-0/steps*/[0-9]*/meta/metadata")
+
+
+def _in_a_request(case: Case):
+    return _cut_off(
+        case, STREAMED, "checkpoints/ccu_plus-0/steps*/request-2/params/*/meta/metadata"
+    )
+
+
+def _in_the_shadows(case: Case):
+    return _cut_off(case, AUDITED, "shadows/0/original-1.npz")
+
+
+STATES = {
+    "finished": _finished,
+    "unfinished": _unfinished,
+    "in a method": _in_a_method,
+    "in a request": _in_a_request,
+    "in the shadows": _in_the_shadows,
+}
+
+
+def _cut_off(case: Case, more: tuple[str, ...], pattern: str):
+    """A run that was killed when it had come to a file; kept for the next case."""
+    world = case.world
+    folder = cut_off(world, more, pattern)
+    shutil.copytree(folder, case.workdir)
+    return world.undisturbed(*more), more
+
+
+def cut_off(
+    world: World,
+    more: tuple[str, ...],
+    pattern: str,
+    how: Start = Start(),  # noqa: B008
+) -> pathlib.Path:
+    """The folder of a run that was killed when it had come to a file."""
+    name = "_".join(x.strip("-") for x in more) + str(how.hosts)
+    folder = world.folder / "cut-off" / name
+    if folder.exists():
+        return folder
+    new = folder.with_name(name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.parent.mkdir(parents=True, exist_ok=True)
+    run = Run(world.argv(new, *more), folder.with_suffix(".log"), how)
+    while not list(new.glob(pattern)):
+        assert run.code() is None, f"it has never come to {pattern}: {run.errors()}"
+        time.sleep(0.002)
+    run.signal(signal.SIGKILL)
+    assert run.wait(20) == -signal.SIGKILL
+    new.rename(folder)
+    return folder
+
+
+def _elsewhere(workdir, before) -> None:
+    """Nothing in a folder says where it lies, so that it may be moved."""
+    for path in workdir.glob("stages/*.json"):
+        assert str(before) not in path.read_text("utf-8"), path

@@ -1,0 +1,10 @@
+"""What the process imports that quick runs are forked from; it begins nothing."""
+
+import importlib
+
+import faults_runs
+
+for _name in faults_runs.HEAVY:
+    importlib.import_module(_name)
+importlib.import_module("ccu_jax.launch")
+importlib.import_module("ccu_jax.run")

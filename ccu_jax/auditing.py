@@ -187,7 +187,8 @@ def _record(workdir, row):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             more = json.loads(path.read_text(encoding="utf-8"))
             # Of the very model whose outputs these are.
-            if more["mark"]["outputs"][method] == mark["outputs"][method]:
+            same = more["mark"]["outputs"][method] == mark["outputs"][method]
+            if same and more["mark"]["format"] == _FORMAT:
                 record |= more["found"]
                 seconds[tier] = more["seconds"]
                 costs = costs | more["found"]["costs_s"]

@@ -256,10 +256,13 @@ def _html_note(note: notes.Note) -> str:
 
 
 def atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole or not at all."""
+    """Writes a file as a whole or not at all, also where the machine goes down."""
     temporary: Any = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -8,7 +8,7 @@ import problems
 import pytest
 from solving import new_loop
 
-from ccu_jax import parallel, relearning, shadows
+from ccu_jax import parallel, preemption, relearning, shadows
 from ccu_jax.methods import METHODS
 from ccu_jax.progress import Quiet
 
@@ -104,6 +104,49 @@ def test_shadows_trained_together_are_those_trained_one_by_one(
     assert not same(alone[0], alone[1], 1e-2)
     # As they are trained, no two share their chance.
     assert len({shadows.problem_of(problem, plan, n).seed for n in range(4)}) == 4
+
+
+def test_shadows_together_leave_when_told_to_and_go_on(
+    data, reporter, tmp_path, monkeypatch
+):
+    problem = problems.problem(parallel.EXECUTORS["pmap"](), data)
+    bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
+    monkeypatch.setattr(shadows, "_STEPS", 2)
+    given = bench, problem, plan
+
+    def train(folder):
+        return shadows.train(*given, tmp_path / folder, 4, lambda *told: None)
+
+    expected = train("undisturbed")
+    asked = iter([False, False, True])  # before the first, and after two calls
+    monkeypatch.setattr(preemption, "due", lambda: next(asked))
+    with pytest.raises(preemption.Leaving):
+        train("left")
+    assert [p.name for p in (tmp_path / "left").iterdir()] == ["0-1-2-3-steps"]
+    monkeypatch.setattr(preemption, "due", lambda: False)
+    found = train("left")
+    assert same(found, expected)
+    assert sorted(p.name for p in (tmp_path / "left").iterdir()) == list("0123")
+
+
+def test_no_more_shadows_are_trained_together_than_memory_holds(
+    data, reporter, tmp_path, monkeypatch
+):
+    problem = problems.problem(parallel.EXECUTORS["pmap"](), data)
+    bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
+    asked = []
+
+    def fits(size):
+        asked.append(size)
+        return len(asked) > 1  # not four, but two
+
+    monkeypatch.setattr(parallel, "fits", fits)
+    told = []
+    found = shadows.train(
+        bench, problem, plan, tmp_path, 4, lambda done, of: told.append(done)
+    )
+    assert len(found) == 4 and told == [0, 2, 4]
+    assert 1.5 < asked[0] / asked[1] < 2.5
 
 
 def test_only_what_is_missing_damaged_or_others_is_trained_again(

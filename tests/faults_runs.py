@@ -43,6 +43,7 @@ class Run:
         self.log, self.how = log, how
         self._argv = [str(arg) for arg in argv]
         self.began = time.monotonic()
+        self.before = 0  # starts of others on the same folder
         if how.hosts > 1:
             self._process = _together(self._argv, log, how)
         elif how.real or how.before:
@@ -191,6 +192,11 @@ def events(workdir) -> list[dict]:
         except ValueError:
             continue
     return found
+
+
+def starts(workdir) -> int:
+    """How many starts have told what they plan."""
+    return sum(event["kind"] == "plan" for event in events(workdir))
 
 
 def where(workdir) -> str:

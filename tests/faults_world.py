@@ -8,7 +8,7 @@ import shutil
 import time
 
 import faults_same
-from faults_runs import Run, Start, events
+from faults_runs import Run, Start, events, starts
 from test_end_to_end import SMALL
 
 # All stages there are, and streaming, which the last tier of the audit refuses.
@@ -81,7 +81,10 @@ class Case:
         """Starts the command in the case's folder."""
         self.starts += 1
         argv = self.world.argv(workdir or self.workdir, *more)
-        return Run(argv, self.folder / f"start-{self.starts}.log", how)
+        before = starts(self.workdir)
+        run = Run(argv, self.folder / f"start-{self.starts}.log", how)
+        run.before = before
+        return run
 
     def copied(self, undisturbed: Undisturbed) -> None:
         """Begins with what an undisturbed run has left."""

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import conftest  # noqa: E402, F401  sets what JAX reads when it starts
+import faults_devices  # noqa: E402
 import faults_disks  # noqa: E402
 import faults_files  # noqa: E402
 import faults_hosts  # noqa: E402
@@ -49,6 +50,7 @@ KINDS = {
     "hosts told to leave": Kind(faults_hosts.told_to_leave, 6),
     "lost peers": Kind(faults_hosts.lost, 12),
     "killed hosts": Kind(faults_hosts.killed, 40),
+    "other devices": Kind(faults_devices.moved, 9),
 }
 
 

@@ -22,7 +22,7 @@ def killed(case: Case) -> None:
     """SIGKILL of one process, or of both; what started them ends all the rest."""
     undisturbed = case.world.undisturbed(*SHORT, hosts=2)
     before: dict[str, tuple[str, int]] = {}
-    for _ in range(case.draw.randint(3, 5)):
+    for _ in range(case.many(3, 5)):
         run = case.start(*SHORT, how=_TOGETHER)
         moment(case, run, undisturbed)
         victims, pids = case.draw.choice(list(_WHO)), run.peers()

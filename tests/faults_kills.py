@@ -5,7 +5,7 @@ import time
 
 import faults_same
 from faults_runs import Run, Start, events, starts, where
-from faults_world import STREAMED, WHOLE, Case, Undisturbed, one_line
+from faults_world import Case, Undisturbed, one_line
 
 _MOST = (5, 10)  # kills of a run, before it may end
 _REAL = 0.1  # share of starts that are not forked
@@ -13,10 +13,10 @@ _REAL = 0.1  # share of starts that are not forked
 
 def killed(case: Case) -> None:
     """SIGKILL, again and again, at any moment of any stage."""
-    more = STREAMED if case.number % 4 == 3 else WHOLE
+    more = case.world.streamed if case.number % 4 == 3 else case.world.whole
     undisturbed = case.world.undisturbed(*more)
     before: dict[str, tuple[str, int]] = {}
-    for _ in range(case.draw.randint(*_MOST)):
+    for _ in range(case.many(*_MOST)):
         run = case.start(*more, how=Start(real=case.draw.random() < _REAL))
         moment(case, run, undisturbed)
         if run.code() is not None:
@@ -34,10 +34,10 @@ def killed(case: Case) -> None:
 
 def told_to_leave(case: Case) -> None:
     """SIGTERM, at any moment."""
-    more = STREAMED if case.number % 4 == 3 else WHOLE
+    more = case.world.streamed if case.number % 4 == 3 else case.world.whole
     undisturbed = case.world.undisturbed(*more)
     before: dict[str, tuple[str, int]] = {}
-    for _ in range(3):
+    for _ in range(case.many(3, 3)):
         run = case.start(*more, how=Start(real=case.draw.random() < _REAL))
         # Before it listens, it ends as any program does.
         until(run, lambda run=run: starts(case.workdir) > run.before)

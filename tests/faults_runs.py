@@ -92,11 +92,15 @@ class Run:
     def peers(self) -> list[int]:
         """The processes of a run of several, in their order."""
         found = {}
-        for child in pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").open():
-            for pid in map(int, child.split()):
-                words = _command(pid)
-                if "--multihost" in words:
-                    found[int(words[words.index("--multihost") + 3])] = pid
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        try:
+            started = [int(pid) for pid in children.read_text().split()]
+        except OSError:  # it has ended
+            return []
+        for pid in started:
+            words = _command(pid)
+            if "--multihost" in words:
+                found[int(words[words.index("--multihost") + 3])] = pid
         return [found[index] for index in sorted(found)]
 
     def text(self) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ccu_jax.errors import UserError, gone
 from ccu_jax.parallel import is_first
 
 _ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
@@ -64,7 +65,7 @@ def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int =
     }
     _require_room(directory, sum(x.nbytes for x in leaves.values()))
     ocp, manager = _manager(directory, keep)
-    with _quiet(), manager:
+    with _watched(directory), _quiet(), manager:
         # Left by a run that was killed before it noted the end, or damaged.
         for old in [s for s in manager.all_steps() if s >= step]:
             manager.delete(old)
@@ -109,6 +110,20 @@ def _require_room(directory, size):
     if shutil.disk_usage(directory).free < size + _ROOM:
         full = errno.ENOSPC
         raise OSError(full, os.strerror(full), str(directory))
+
+
+@contextlib.contextmanager
+def _watched(directory) -> Iterator[None]:
+    """Tells of a folder that was removed in the meantime, even if it is there again."""
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        yield
+    except Exception as error:
+        if not os.fstat(held).st_nlink:
+            raise UserError(gone(directory)) from error
+        raise
+    finally:
+        os.close(held)
 
 
 @contextlib.contextmanager

@@ -30,9 +30,14 @@ def disk(error: BaseException | None) -> str | None:
         if code == errno.ENOENT and isinstance(where, str | os.PathLike):
             folder = os.path.dirname(os.path.abspath(where))
             if not os.path.exists(folder):
-                return (
-                    f"{folder} is gone: was it removed while the run was at work? The "
-                    "same command goes on from what is left"
-                )
+                return gone(folder)
         error = error.__cause__ or error.__context__
     return None
+
+
+def gone(folder: str | os.PathLike) -> str:
+    """Says what it means that a folder was removed under a run."""
+    return (
+        f"{folder} is gone: was it removed while the run was at work? The same command "
+        "goes on from what is left"
+    )

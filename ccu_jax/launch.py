@@ -72,9 +72,10 @@ def _main(argv: Sequence[str] | None) -> int:
     config = _config(given)
     workdir = _writable(given.workdir or pathlib.Path("runs") / config.name)
     if hosts is not None:
-        from ccu_jax import parallel
+        from ccu_jax import parallel, peers
 
-        parallel.join(hosts)
+        with peers.patient():
+            parallel.join(hosts)
     _keep_compiled(workdir)
 
     if given.tune:

@@ -8,6 +8,7 @@ sockets: what all processes share is the folder.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 import pathlib
@@ -29,6 +30,51 @@ _BEAT_S = 2.0
 _GRACE_S = 10.0  # after a peer has failed
 _DEAD_S = 4.0  # of silence, where there is no such process any more
 _ENDED, _FAILED = "ended", "failed"
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """While the block runs, JAX joins in such a way that it does not end this process.
+
+    Else it does so as soon as process 0 is lost, with a trace of its stack, and names
+    nobody. What waits for process 0 fails or hangs all the same: `watched` tells.
+    """
+    try:
+        from jax._src import distributed
+
+        made = distributed._jax.get_distributed_runtime_client
+        _wait_before_the_end()
+    except (ImportError, AttributeError, OSError):  # elsewhere it does end the process
+        yield
+        return
+    distributed._jax.get_distributed_runtime_client = functools.partial(
+        made, missed_heartbeat_callback=lambda *told: None
+    )
+    try:
+        yield
+    finally:
+        distributed._jax.get_distributed_runtime_client = made
+
+
+_kept: list = []  # what C++ calls must not be collected
+
+
+def _wait_before_the_end() -> None:
+    """Lets a thread of C++ that has failed wait until the lost peer has been named.
+
+    jaxlib 0.10 cannot give a status to Python: its callback fails where it is called,
+    which would end the process. Where nobody is lost, it ends as it would have.
+    """
+    function = ctypes.CFUNCTYPE(None)
+    change = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
+    change.restype, change.argtypes = ctypes.c_void_p, [function]
+
+    def wait():
+        time.sleep(TIMEOUT_S + 5 * _BEAT_S)
+        function(before)()
+
+    _kept.append(function(wait))
+    before = change(_kept[-1])
 
 
 @contextlib.contextmanager

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import conftest  # noqa: E402, F401  sets what JAX reads when it starts
+import faults_devices  # noqa: E402
 import faults_disks  # noqa: E402
 import faults_files  # noqa: E402
+import faults_hosts  # noqa: E402
 import faults_kills  # noqa: E402
 from faults_world import Case, World  # noqa: E402
 
@@ -44,7 +46,11 @@ KINDS = {
     "disk full": Kind(faults_disks.full, 12),
     "read-only folder": Kind(faults_disks.read_only, 3),
     "vanished folder": Kind(faults_disks.vanished, 5),
-    "told to leave": Kind(faults_kills.told_to_leave, 20),
+    "told to leave": Kind(faults_kills.told_to_leave, 14),
+    "hosts told to leave": Kind(faults_hosts.told_to_leave, 6),
+    "lost peers": Kind(faults_hosts.lost, 12),
+    "killed hosts": Kind(faults_hosts.killed, 40),
+    "other devices": Kind(faults_devices.moved, 9),
 }
 
 

@@ -11,10 +11,9 @@ import shutil
 import subprocess
 import time
 
-from faults_files import AUDITED
 from faults_kills import moment
 from faults_runs import Start, where
-from faults_world import WHOLE, Case, one_line
+from faults_world import Case, one_line
 
 _NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 
@@ -32,9 +31,9 @@ def possible() -> bool:
 
 def full(case: Case) -> None:
     """Another program fills the disk at some moment; then space is freed again."""
-    undisturbed = case.world.undisturbed(*WHOLE)
+    undisturbed = case.world.undisturbed(*case.world.whole)
     case.workdir.mkdir()
-    run = case.start(*WHOLE, how=Start(before=_on_tmpfs(case)))
+    run = case.start(*case.world.whole, how=Start(before=_on_tmpfs(case)))
     # Folders of another namespace are seen by way of a process in it.
     inside = pathlib.Path(f"/proc/{run.pid}/root{case.workdir}")
     moment(case, run, undisturbed, inside)
@@ -46,12 +45,12 @@ def full(case: Case) -> None:
         return case.same(undisturbed)
     case.faults.append(where(case.workdir))
     one_line(run, 2, "o space left")
-    case.ends_like(undisturbed, *WHOLE)
+    case.ends_like(undisturbed, *case.world.whole)
 
 
 def read_only(case: Case) -> None:
     """The folder cannot be written, before the start or from some moment on."""
-    undisturbed = case.world.undisturbed(*AUDITED)
+    undisturbed = case.world.undisturbed(*case.world.audited)
     case.copied(undisturbed)
     if case.draw.random() < 0.7:
         shutil.rmtree(case.workdir / "stages")
@@ -59,17 +58,17 @@ def read_only(case: Case) -> None:
         f"mount --bind -o ro {_quoted(case)} {_quoted(case)}"
         f" && mount -o remount,bind,ro {_quoted(case)}"
     )
-    run = case.start(*AUDITED, how=Start(before=_within(script)))
+    run = case.start(*case.world.audited, how=Start(before=_within(script)))
     run.wait()
     case.faults.append("before the start")
     one_line(run, 2, str(case.workdir))
-    case.ends_like(undisturbed, *AUDITED)
+    case.ends_like(undisturbed, *case.world.audited)
 
 
 def vanished(case: Case) -> None:
     """The folder is removed under a run."""
-    undisturbed = case.world.undisturbed(*WHOLE)
-    run = case.start(*WHOLE)
+    undisturbed = case.world.undisturbed(*case.world.whole)
+    run = case.start(*case.world.whole)
     moment(case, run, undisturbed)
     if run.code() is not None:
         return
@@ -83,7 +82,7 @@ def vanished(case: Case) -> None:
     case.faults.append(at)
     one_line(run, 2, str(case.workdir))
     shutil.rmtree(case.workdir, ignore_errors=True)
-    case.ends_like(undisturbed, *WHOLE)
+    case.ends_like(undisturbed, *case.world.whole)
 
 
 def _quoted(case):

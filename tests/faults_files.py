@@ -6,10 +6,9 @@ import shutil
 import signal
 import time
 
-from faults_runs import Run, Start
-from faults_world import STREAMED, Case, Undisturbed, World
+from faults_runs import Run
+from faults_world import Case, Undisturbed, World
 
-AUDITED = ("--audit", "rigorous", "--shadows", "4")
 WAYS = ("flipped", "cut short", "emptied", "removed")
 
 # What is damaged: files by pattern, in the folder of which run; "unfinished" is a
@@ -36,8 +35,7 @@ TARGETS = {
 
 def damaged(case: Case) -> None:
     """One file, damaged in one way."""
-    names = list(TARGETS)
-    name = names[case.number % len(names)]
+    name, way = drawn(case.number)
     pattern, state = TARGETS[name]
     undisturbed, more = STATES[state](case)
     # Times of writing say nothing of a file that was damaged: a disk keeps them.
@@ -45,7 +43,6 @@ def damaged(case: Case) -> None:
     files = [path for path in files if path.stat().st_size]
     assert files, f"no {pattern} in a run {state}"
     path = case.draw.choice(files)
-    way = WAYS[(case.number // len(names) + case.number) % len(WAYS)]
     _damage(path, way, case.draw)
     case.faults.append(f"{name}: {way}")
     run = case.start(*more)
@@ -62,6 +59,13 @@ def damaged(case: Case) -> None:
     except AssertionError as error:
         place = path.relative_to(case.workdir)
         raise AssertionError(f"{place} {way}, {state}: {error}") from error
+
+
+def drawn(number: int) -> tuple[str, str]:
+    """What is damaged in which way in the case of a number."""
+    names = list(TARGETS)
+    way = WAYS[(number // len(names) + number) % len(WAYS)]
+    return names[number % len(names)], way
 
 
 def _damage(path: pathlib.Path, way: str, draw) -> None:
@@ -102,10 +106,10 @@ def _remedy(run: Run, workdir: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _finished(case: Case) -> tuple[Undisturbed, tuple[str, ...]]:
-    undisturbed = case.world.undisturbed(*AUDITED)
+    undisturbed = case.world.undisturbed(*case.world.audited)
     case.copied(undisturbed)
     _elsewhere(case.workdir, undisturbed.workdir)
-    return undisturbed, AUDITED
+    return undisturbed, case.world.audited
 
 
 def _unfinished(case: Case):
@@ -125,12 +129,14 @@ def _in_a_method(case: Case):
 
 def _in_a_request(case: Case):
     return _cut_off(
-        case, STREAMED, "checkpoints/ccu_plus-0/steps*/request-2/params/*/meta/metadata"
+        case,
+        case.world.streamed,
+        "checkpoints/ccu_plus-0/steps*/request-2/params/*/meta/metadata",
     )
 
 
 def _in_the_shadows(case: Case):
-    return _cut_off(case, AUDITED, "shadows/0/original-1.npz")
+    return _cut_off(case, case.world.audited, "shadows/0/original-1.npz")
 
 
 STATES = {
@@ -145,8 +151,7 @@ STATES = {
 def _cut_off(case: Case, more: tuple[str, ...], pattern: str):
     """A run that was killed when it had come to a file; kept for the next case."""
     world = case.world
-    folder = cut_off(world, more, pattern)
-    shutil.copytree(folder, case.workdir)
+    case.copied_from(cut_off(world, more, pattern))
     return world.undisturbed(*more), more
 
 
@@ -154,17 +159,17 @@ def cut_off(
     world: World,
     more: tuple[str, ...],
     pattern: str,
-    how: Start = Start(),  # noqa: B008
+    name: str = "plain",
 ) -> pathlib.Path:
     """The folder of a run that was killed when it had come to a file."""
-    name = "_".join(x.strip("-") for x in more) + str(how.hosts)
-    folder = world.folder / "cut-off" / name
+    parts = [*more, name.replace(" ", "-")]
+    folder = world.folder / "cut-off" / "_".join(x.strip("-") for x in parts)
     if folder.exists():
         return folder
-    new = folder.with_name(name + ".new")
+    new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(parents=True, exist_ok=True)
-    run = Run(world.argv(new, *more), folder.with_suffix(".log"), how)
+    run = Run(world.argv(new, *more), folder.with_suffix(".log"))
     while not list(new.glob(pattern)):
         assert run.code() is None, f"it has never come to {pattern}: {run.errors()}"
         time.sleep(0.002)

@@ -4,8 +4,8 @@ import signal
 import time
 
 import faults_same
-from faults_runs import Run, Start, events, where
-from faults_world import STREAMED, WHOLE, Case, Undisturbed, one_line
+from faults_runs import Run, Start, events, starts, where
+from faults_world import Case, Undisturbed, one_line
 
 _MOST = (5, 10)  # kills of a run, before it may end
 _REAL = 0.1  # share of starts that are not forked
@@ -13,10 +13,10 @@ _REAL = 0.1  # share of starts that are not forked
 
 def killed(case: Case) -> None:
     """SIGKILL, again and again, at any moment of any stage."""
-    more = STREAMED if case.number % 4 == 3 else WHOLE
+    more = case.world.streamed if case.number % 4 == 3 else case.world.whole
     undisturbed = case.world.undisturbed(*more)
     before: dict[str, tuple[str, int]] = {}
-    for _ in range(case.draw.randint(*_MOST)):
+    for _ in range(case.many(*_MOST)):
         run = case.start(*more, how=Start(real=case.draw.random() < _REAL))
         moment(case, run, undisturbed)
         if run.code() is not None:
@@ -26,21 +26,21 @@ def killed(case: Case) -> None:
             break
         assert run.code() == -signal.SIGKILL, run.errors()[-1500:]
         case.faults.append(where(case.workdir))
-        before = _kept(case, before)
+        before = kept(case, before)
     assert run.code() in (0, -signal.SIGKILL), run.errors()[-1500:]
     case.ends_like(undisturbed, *more)
-    _kept(case, before)
+    kept(case, before)
 
 
 def told_to_leave(case: Case) -> None:
     """SIGTERM, at any moment."""
-    more = STREAMED if case.number % 4 == 3 else WHOLE
+    more = case.world.streamed if case.number % 4 == 3 else case.world.whole
     undisturbed = case.world.undisturbed(*more)
     before: dict[str, tuple[str, int]] = {}
-    for _ in range(3):
+    for _ in range(case.many(3, 3)):
         run = case.start(*more, how=Start(real=case.draw.random() < _REAL))
         # Before it listens, it ends as any program does.
-        _until(run, lambda: events(case.workdir))
+        until(run, lambda run=run: starts(case.workdir) > run.before)
         moment(case, run, undisturbed)
         if run.code() is not None:
             break
@@ -50,9 +50,9 @@ def told_to_leave(case: Case) -> None:
         if run.code() == 0:  # it was at its end
             break
         one_line(run, 75, "told to leave (SIGTERM)", "the same command goes on")
-        before = _kept(case, before)
+        before = kept(case, before)
     case.ends_like(undisturbed, *more)
-    _kept(case, before)
+    kept(case, before)
 
 
 def moment(case: Case, run: Run, undisturbed: Undisturbed, workdir=None) -> None:
@@ -65,26 +65,25 @@ def moment(case: Case, run: Run, undisturbed: Undisturbed, workdir=None) -> None
         # Less than the whole: what is done is not done again.
         return _sleep(run, draw.uniform(0, 0.6 * undisturbed.seconds))
     aims = [name for name in undisturbed.stages if name not in _ended(workdir)]
-    if _starts(workdir):
+    if starts(workdir):
         aims.remove("data")  # over in a moment, once it is prepared
     # Mostly one of the next, so that many kills come to one run.
     aim = aims[min(int(draw.expovariate(1)), len(aims) - 1)]
     if draw.random() < 0.2:
         aim = draw.choice(["feature store", "evaluation"])
-    starts = _starts(workdir)
 
     def there():
-        if _starts(workdir) == starts:
+        if starts(workdir) == run.before:
             return False
         at = where(workdir)
         return at.partition(":")[0] == aim or at.endswith(aim)
 
-    _until(run, there)
+    until(run, there)
     # Half as long again, as it takes longer where others are at work.
     _sleep(run, draw.uniform(0, 1.5 * undisturbed.stages.get(aim, 0.1)))
 
 
-def _kept(case, before):
+def kept(case: Case, before: dict) -> dict[str, tuple[str, int]]:
     """Fails where finished work was done again; gives what is finished now."""
     again = faults_same.redone(case.workdir, before)
     assert not again, f"done again: {', '.join(again)}"
@@ -99,16 +98,12 @@ def _ended(workdir):
     }
 
 
-def _starts(workdir):
-    return sum(event["kind"] == "plan" for event in events(workdir))
-
-
 def _sleep(run, seconds):
     end = time.monotonic() + seconds
     while run.code() is None and time.monotonic() < end:
         time.sleep(min(0.01, max(0.0, end - time.monotonic())))
 
 
-def _until(run, true):
+def until(run, true):
     while run.code() is None and not true():
         time.sleep(0.005)

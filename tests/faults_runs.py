@@ -43,6 +43,7 @@ class Run:
         self.log, self.how = log, how
         self._argv = [str(arg) for arg in argv]
         self.began = time.monotonic()
+        self.before = 0  # starts of others on the same folder
         if how.hosts > 1:
             self._process = _together(self._argv, log, how)
         elif how.real or how.before:
@@ -91,11 +92,15 @@ class Run:
     def peers(self) -> list[int]:
         """The processes of a run of several, in their order."""
         found = {}
-        for child in pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").open():
-            for pid in map(int, child.split()):
-                words = _command(pid)
-                if "--multihost" in words:
-                    found[int(words[words.index("--multihost") + 3])] = pid
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        try:
+            started = [int(pid) for pid in children.read_text().split()]
+        except OSError:  # it has ended
+            return []
+        for pid in started:
+            words = _command(pid)
+            if "--multihost" in words:
+                found[int(words[words.index("--multihost") + 3])] = pid
         return [found[index] for index in sorted(found)]
 
     def text(self) -> str:
@@ -191,6 +196,11 @@ def events(workdir) -> list[dict]:
         except ValueError:
             continue
     return found
+
+
+def starts(workdir) -> int:
+    """How many starts have told what they plan."""
+    return sum(event["kind"] == "plan" for event in events(workdir))
 
 
 def where(workdir) -> str:

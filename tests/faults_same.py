@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 # By clock, or of the start and not of the result.
-_FREE = {"seconds", "commit", "device", "versions"}
-_TEXTS = ("unlearn_sets/*", "config.json", "table.md")
+_FREE = {"seconds", "costs_s", "commit", "device", "versions"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
 
 
@@ -42,16 +41,16 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
 
 
 def parameters(folder: pathlib.Path) -> dict[str, str]:
-    """Digests of the arrays of the newest checkpoint, read as a run reads them."""
+    """Digests of the arrays of the newest checkpoint."""
+    named = arrays(folder)
+    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in named.items()}
+
+
+def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of the newest checkpoint, read as a run reads them."""
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     meta = (folder / str(max(steps)) / "meta" / "metadata").read_text("utf-8")
     about = json.loads(meta)["arrays"]
-    arrays = restored(folder, about)
-    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in arrays.items()}
-
-
-def restored(folder: pathlib.Path, about: dict) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, by the names that it gives them."""
     from ccu_jax import checkpoint
 
     like = {

@@ -8,14 +8,14 @@ import shutil
 import time
 
 import faults_same
-from faults_runs import Run, Start, events
+from faults_runs import Run, Start, events, starts
 from test_end_to_end import SMALL
 
-# All stages there are, and streaming, which the last tier of the audit refuses.
-WHOLE = ("--audit", "rigorous", "--shadows", "4", "--purge")
-STREAMED = ("--set", "unlearn.requests=3", "--audit", "standard")
+_REQUESTS = ("--set", "unlearn.requests=3")
+_ONE = ("--methods", "ccu_plus")
+_POOL = ("--audit", "rigorous", "--shadows", "4")
 # Enough for two processes, who wait for each other at every array.
-SHORT = ("--methods", "ccu_plus", "--set", "train.batch=256")
+SHORT = (*_ONE, "--set", "train.batch=256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,18 @@ class Undisturbed:
 
 
 class World:
-    """The folder of all cases, and what they share."""
+    """The folder of all cases, and what they share.
 
-    def __init__(self, folder: pathlib.Path):
+    `audited`, `whole`, `streamed`: the flags of runs; `quick`: of fewer stages, with
+    fewer faults each, as the tests take them.
+    """
+
+    def __init__(self, folder: pathlib.Path, quick: bool = False):
+        self.quick = quick
+        # All stages there are; and streaming, which the last tier of the audit refuses.
+        self.audited = _ONE if quick else _POOL
+        self.whole = (*self.audited, "--purge")
+        self.streamed = (*_REQUESTS, *(_ONE if quick else ("--audit", "standard")))
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = self.folder / "config.py"
@@ -47,7 +56,7 @@ class World:
         name = f"{hosts}-" + "_".join(x.strip("-").replace("/", "") for x in more)
         workdir = self.folder / "undisturbed" / (name or "plain")
         if not (workdir.with_suffix(".done")).exists():
-            for _ in range(2):  # all is compiled by the second
+            for _ in range(1 if self.quick else 2):  # all is compiled by the second
                 shutil.rmtree(workdir, ignore_errors=True)
                 workdir.parent.mkdir(exist_ok=True)
                 log = workdir.with_suffix(".log")
@@ -81,11 +90,22 @@ class Case:
         """Starts the command in the case's folder."""
         self.starts += 1
         argv = self.world.argv(workdir or self.workdir, *more)
-        return Run(argv, self.folder / f"start-{self.starts}.log", how)
+        before = starts(self.workdir)
+        run = Run(argv, self.folder / f"start-{self.starts}.log", how)
+        run.before = before
+        return run
+
+    def many(self, low: int, high: int) -> int:
+        """A number of faults of one run."""
+        return 2 if self.world.quick else self.draw.randint(low, high)
 
     def copied(self, undisturbed: Undisturbed) -> None:
         """Begins with what an undisturbed run has left."""
-        shutil.copytree(undisturbed.workdir, self.workdir, symlinks=True)
+        self.copied_from(undisturbed.workdir)
+
+    def copied_from(self, folder: pathlib.Path) -> None:
+        """Begins with what is in a folder."""
+        shutil.copytree(folder, self.workdir, symlinks=True)
 
     def ends_like(self, undisturbed: Undisturbed, *more, how: Start = Start()) -> None:  # noqa: B008
         """The same command once more comes to its end, with the undisturbed bits."""

@@ -1,0 +1,51 @@
+"""A few faults of every kind; `python tests/faults.py` makes them by the hundred."""
+
+import faults
+import faults_disks
+import faults_files
+import pytest
+from faults_world import World
+
+_DISKS = ("disk full", "read-only folder")
+# One of each state that a run can be in; what only a pool of shadows has is left out.
+_DAMAGED = (
+    "records of stages",
+    "outputs of the original",
+    "original's parameters",
+    "feature store",
+    "steps of a method",
+    "receipts of requests",
+    "prepared data",
+)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return World(tmp_path_factory.mktemp("faults"), quick=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in faults.KINDS if "files" not in kind])
+def test_a_run_goes_on_from_a_fault_of_each_kind_to_the_undisturbed_end(world, kind):
+    if kind in _DISKS and not faults_disks.possible():
+        pytest.skip("this machine lets nobody mount a disk in a namespace")
+    for number in range(8):
+        told = faults.run_case(world, kind, number)
+        assert told["failure"] is None, told["failure"]
+        if told["faults"]:  # else the run had ended before
+            return
+    pytest.fail("every run had ended before the fault")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", _DAMAGED)
+def test_a_damaged_file_is_mended_or_named_with_the_remedy(world, target):
+    number = list(faults_files.TARGETS).index(target)
+    told = faults.run_case(world, "damaged files", number)
+    assert told["failure"] is None, told["failure"]
+
+
+def test_every_way_of_damage_comes_to_every_target():
+    drawn = {faults_files.drawn(number) for number in range(64)}
+    targets, ways = faults_files.TARGETS, faults_files.WAYS
+    assert drawn == {(target, way) for target in targets for way in ways}

@@ -13,7 +13,7 @@ from test_end_to_end import SMALL
 
 _REQUESTS = ("--set", "unlearn.requests=3")
 _ONE = ("--methods", "ccu_plus")
-_POOL = ("--audit", "rigorous", "--shadows", "4")
+_POOL = ("--audit", "rigorous", "--shadows", "6")
 # Enough for two processes, who wait for each other at every array.
 SHORT = (*_ONE, "--set", "train.batch=256")
 

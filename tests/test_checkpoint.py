@@ -203,7 +203,8 @@ def test_a_disk_without_room_is_told_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(OSError) as caught:
         checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
     assert disk(caught.value) == (
-        f"no space left at {tmp_path / 'steps'}; free some, then the same command goes on"
+        f"no space left at {tmp_path / 'steps'}; free some, then the same command "
+        "goes on"
     )
 
 

@@ -14,7 +14,6 @@ _DAMAGED = (
     "outputs of the original",
     "original's parameters",
     "feature store",
-    "steps of a method",
     "receipts of requests",
     "prepared data",
 )

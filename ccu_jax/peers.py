@@ -96,15 +96,25 @@ def watched(workdir: pathlib.Path) -> Iterator[None]:
     thread.start()
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        # A collective that fails has most likely lost a peer: the watch will name it.
-        thread.join(TIMEOUT_S + 5 * _BEAT_S)
-        watch.end(_FAILED)
-        raise
-    except BaseException:
+    except BaseException as error:
+        if _of_a_peer(error):  # the watch will name it
+            thread.join(TIMEOUT_S + 5 * _BEAT_S)
         watch.end(_FAILED)
         raise
     watch.end(_ENDED)
+
+
+def _of_a_peer(error: BaseException | None) -> bool:
+    """Whether a collective has failed, which most likely has lost a peer."""
+    while error is not None:
+        # JAX has more than one kind for it, and so has Orbax.
+        told = str(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in told:
+            return True
+        if "by peer" in told or "coordination service" in told:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Watch:

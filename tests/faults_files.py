@@ -128,11 +128,8 @@ def _in_a_method(case: Case):
 
 
 def _in_a_request(case: Case):
-    return _cut_off(
-        case,
-        case.world.streamed,
-        "checkpoints/ccu_plus-0/steps*/request-2/params/*/meta/metadata",
-    )
+    done = "checkpoints/ccu_plus-0/steps*/request-2/params/*/meta/metadata"
+    return _cut_off(case, case.world.streamed, done)
 
 
 def _in_the_shadows(case: Case):

@@ -97,7 +97,7 @@ class Case:
 
     def many(self, low: int, high: int) -> int:
         """A number of faults of one run."""
-        return 2 if self.world.quick else self.draw.randint(low, high)
+        return 1 if self.world.quick else self.draw.randint(low, high)
 
     def copied(self, undisturbed: Undisturbed) -> None:
         """Begins with what an undisturbed run has left."""

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from ccu_jax import checkpoint
+from ccu_jax.errors import UserError, disk
 from ccu_jax.step import State
 
 
@@ -191,3 +193,35 @@ def test_a_checkpoint_without_orbax_notes_is_restored_without_a_word(tmp_path):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert (done.stdout, done.stderr) == ("3 [0.0, 1.0, 2.0, 3.0]\n", "")
+
+
+def test_a_disk_without_room_is_told_in_one_line(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000)
+    )
+    with pytest.raises(OSError) as caught:
+        checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
+    assert disk(caught.value) == (
+        f"no space left at {tmp_path / 'steps'}; free some, then the same command "
+        "goes on"
+    )
+
+
+def test_a_folder_that_was_removed_while_it_was_written_is_named(tmp_path):
+    folder = tmp_path / "steps"
+    folder.mkdir()
+    with pytest.raises(UserError, match=f"{folder} is gone: was it removed while"):
+        with checkpoint._watched(folder):
+            shutil.rmtree(folder)
+            folder.mkdir()
+            raise ValueError("NOT_FOUND")
+
+
+def test_a_file_in_a_folder_that_is_gone_is_told_in_one_line(tmp_path):
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "went" / "file").write_text("x")
+    assert f"{tmp_path / 'went'} is gone" in disk(caught.value)
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "file").read_text()
+    assert disk(caught.value) is None

@@ -802,3 +802,7 @@ def test_the_original_is_evaluated_by_what_was_stored_of_it(settings, finished):
     for view, logits in found.logits.items():
         stored = store.take(rows)[f"original_{view}"]
         np.testing.assert_allclose(logits, stored, atol=1e-6)
+
+
+def test_nothing_is_left_of_no_rows(folder):
+    assert features.left(folder, np.array([], int)) == 0

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from ccu_jax import peers
@@ -103,6 +104,18 @@ def test_a_process_of_another_machine_is_dead_only_by_its_silence(tmp_path):
     watch = peers.Watch(tmp_path, 0, 2)
     assert watch.lost(0) is None and watch.lost(59) is None
     assert "(process" in watch.lost(61)
+
+
+def test_what_a_collective_says_of_a_lost_peer_is_told_from_other_errors():
+    lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    assert peers._of_a_peer(lost)
+    assert peers._of_a_peer(jax.errors.JaxRuntimeError("INTERNAL"))
+    try:
+        raise RuntimeError("a checkpoint failed") from lost
+    except RuntimeError as error:
+        assert peers._of_a_peer(error)
+    assert not peers._of_a_peer(ValueError("shapes"))
+    assert not peers._of_a_peer(KeyboardInterrupt())
 
 
 def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):

@@ -41,3 +41,14 @@ def test_a_folder_that_another_process_has_is_refused_until_it_ends(tmp_path):
         other.communicate()
     with workdirs.locked(tmp_path):
         pass
+
+
+def test_a_text_that_was_damaged_is_written_anew_and_others_are_left_alone(tmp_path):
+    whole, damaged = tmp_path / "sets" / "whole", tmp_path / "sets" / "damaged"
+    texts = {whole: "one\n", damaged: "two\n"}
+    workdirs.keep(texts)
+    before = whole.stat().st_mtime_ns
+    damaged.write_bytes(b"t\xffo\n")
+    workdirs.keep(texts)
+    assert {path: path.read_text() for path in texts} == texts
+    assert whole.stat().st_mtime_ns == before

@@ -33,7 +33,7 @@ from ccu_jax.audits.outputs import Given
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
 from ccu_jax.parallel import agreed, barrier, is_first
-from ccu_jax.pool_audit import Pool
+from ccu_jax.pool_audit import LEAST, Pool
 from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
 
@@ -89,8 +89,24 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
             there = len(list((bench.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
             seconds += max(shadows - there, 0) * (known.training + known.look)
             run = [m for m in left["rigorous"] if m not in REFERENCES]
-            seconds += shadows * sum(known.method(name) for name in run)
-    return f"audit, {tier}: {forecast.words(seconds)}"
+            # Features are not stored for a shadow, and the first one compiles.
+            each = sum(known.method(name) + known.look for name in run)
+            seconds += shadows * each + forecast.COMPILE_S * len(run)
+    told = f"audit, {tier}: {forecast.words(seconds)}"
+    if tier == "rigorous" and shadows < LEAST:
+        told += f" (no forgetting score, no KLOM: these need --shadows {LEAST})"
+    return told
+
+
+def readable(bench, methods: list[str]) -> None:
+    """Looks at all outputs that an audit will need, before anything long is begun.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    for seed in bench.config.seeds:
+        for method in methods:
+            _load(bench.workdir, method, seed)
 
 
 def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int):

@@ -142,11 +142,10 @@ def _count(text: str) -> int:
 
 
 def _even(text: str) -> int:
-    number = _count(text)
     # Each is a target in turn, and without it and its like a row needs two a side.
-    if number < 6 or number % 2:
+    if not re.fullmatch("[1-9][0-9]{0,2}", text) or int(text) < 6 or int(text) % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not an even number from 6 on")
-    return number
+    return int(text)
 
 
 def _names(text: str) -> list[str]:

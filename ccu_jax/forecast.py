@@ -15,7 +15,7 @@ from ccu_jax.methods import REFERENCES
 # A step there and back, beside a pass there; of training's time, what a method takes
 # that trains every part, and one that works on stored features.
 _STEP, _WHOLE, _TAIL = 3.5, 0.1, 0.02
-_COMPILE_S = 8.0  # for each method, once, and for all seeds
+COMPILE_S = 8.0  # for each method, once, and for all seeds
 _ROWS = 256
 
 
@@ -68,7 +68,7 @@ def table(bench, todo: dict[int, list[str]]) -> str:
     """Says how long the methods that are left to do for each seed take, about."""
     known = pace(bench)
     names = {name for methods in todo.values() for name in methods}
-    seconds = _COMPILE_S * len(names)
+    seconds = COMPILE_S * len(names)
     seconds += sum(known.method(n) for methods in todo.values() for n in methods)
     count = sum(map(len, todo.values()))
     return f"{count} models to make: {words(seconds)}"
@@ -85,7 +85,7 @@ def variants(bench, runs: dict[str, int], apart: bool = False) -> str:
     known = pace(bench)
     # What is switched off is another program; other numbers are not.
     seconds = sum(
-        (n if apart else 1) * _COMPILE_S + n * known.method(name)
+        (n if apart else 1) * COMPILE_S + n * known.method(name)
         for name, n in runs.items()
     )
     return f"{sum(runs.values())} runs of {len(runs)} methods: {words(seconds)}"

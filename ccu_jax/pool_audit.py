@@ -27,6 +27,7 @@ from ccu_jax.report import atomically
 # The fused view would tell of texts, too: a shadow knows those of the unlearn set in
 # any case, those of unseen rows only with the pictures.
 VIEWS = ("image",)
+LEAST = 12  # shadows: three models a side, of each row a quarter of them
 _RETAINED = 500  # rows of the retain set, at most, that shadows are asked of
 
 
@@ -191,7 +192,7 @@ class Pool:
         usable = (
             np.isfinite(gone[:, there]).all() and np.isfinite(plain_[:, there]).all()
         )
-        if each < 3 or not usable:
+        if self.count < LEAST or not usable:
             return {}
         order = np.argsort(~shown, axis=0, kind="stable")  # first those that saw it
         forgot = np.take_along_axis(gone, order, axis=0)[:each]

@@ -75,6 +75,8 @@ def run(
             reporter.say(told)
         for seed, sets in drawn.items():
             stages.run_seed(bench, seed, sets, methods)
+        if audit != "none":
+            auditing.readable(bench, methods)
         for seed, sets in drawn.items():
             auditing.measure(bench, seed, sets, methods, audit, shadows)
         with reporter.stage("report") as stage:

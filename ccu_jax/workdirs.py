@@ -184,10 +184,10 @@ def purge(bench):
         reporter.say(
             f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
             f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
-            f"{len(told['hits'])} found; {told['even']} pictures are too even to be "
-            "looked for; their features are gone from the originals' stores, and "
-            f"{told['models']} folders of parameters that were trained on them. Your "
-            "own files still hold theirs"
+            f"{len(told['hits'])} found; too even to be looked for: {told['even']}. "
+            "Gone, too: what the originals' stores said of these pictures, and all "
+            f"parameters that were trained on them (folders: {told['models']}). Your "
+            "own files still hold the pictures"
         )
         if told["hits"]:
             raise UserError(

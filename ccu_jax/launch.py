@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The flags; those of the process by default.
     """
+    code = 2
     try:
         return _main(argv)
     except UserError as error:
@@ -55,11 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         message = disk(error)
-        if message is None:
+        if message is None and (message := _lost(error)):
+            code = preemption.LOST_CODE
+        elif message is None:
             raise
     # In one piece, as threads of libraries may be writing too.
     print(f"error: {' '.join(message.splitlines())}\n", end="", file=sys.stderr)
-    return 2
+    return code
+
+
+def _lost(error: Exception) -> str | None:
+    """Says that another process was lost, where that is what has happened."""
+    if "jax" not in sys.modules:
+        return None
+    from ccu_jax import peers
+
+    return peers.failed(error)
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -21,11 +21,12 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from ccu_jax import preemption
 from ccu_jax.parallel import of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
-EXIT_CODE = 76  # a peer was lost: start all again
+EXIT_CODE = preemption.LOST_CODE
 _BEAT_S = 2.0
 _GRACE_S = 10.0  # after a peer has failed
 _DEAD_S = 4.0  # of silence, where there is no such process any more
@@ -104,14 +105,27 @@ def watched(workdir: pathlib.Path) -> Iterator[None]:
     watch.end(_ENDED)
 
 
-def _of_a_peer(error: BaseException | None) -> bool:
+def failed(error: BaseException | None) -> str | None:
+    """Says that a collective has failed, as it does where a peer is lost; else None.
+
+    For the time before `watched`, and after it where nobody could be named.
+    """
+    if place_of_process()[1] == 1 or not _of_a_peer(error, surely=True):
+        return None
+    return (
+        "another process of this run was lost, or could not be reached: this one ends "
+        "too; what is done is kept, start all processes again"
+    )
+
+
+def _of_a_peer(error: BaseException | None, surely: bool = False) -> bool:
     """Whether a collective has failed, which most likely has lost a peer."""
     while error is not None:
         # JAX has more than one kind for it, and so has Orbax.
-        told = str(error)
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in told:
+        if isinstance(error, jax.errors.JaxRuntimeError) and not surely:
             return True
-        if "by peer" in told or "coordination service" in told:
+        told = str(error)
+        if any(word in told for word in ("Gloo", "by peer", "coordination service")):
             return True
         error = error.__cause__ or error.__context__
     return False

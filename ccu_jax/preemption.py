@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same again, later
+LOST_CODE = 76  # a peer was lost: start all again
 MESSAGE = "told to leave (SIGTERM); what is done is kept: the same command goes on"
 
 

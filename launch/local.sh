@@ -85,7 +85,7 @@ set -m
 for ((index = 0; index < count; index++)); do start "$index" "$@"; done
 set +m
 
-failed=0
+failed=0 who=""
 left=("${!pids[@]}")  # none in a dry run
 while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
     still=()
@@ -98,7 +98,7 @@ while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
             # One that fails takes others along, by a signal: its own code says more.
             if [ "$failed" = 0 ] || { [ "$failed" -ge 128 ] && [ "$status" != 0 ]; }
             then
-                failed="$status"
+                failed="$status" who="$index"
             fi
         fi
     done
@@ -127,5 +127,5 @@ for ((index = 1; index < count; index++)); do
     say "the last lines of process $index ($logs/process-$index.log):"
     tail -n 15 "$logs/process-$index.log" >&2 || true
 done
-say "failed with exit code $failed; all processes were ended"
+say "process $who failed with exit code $failed; all processes were ended"
 exit "$failed"

@@ -37,9 +37,8 @@ def killed(case: Case) -> None:
         _ended(run, pids)
         told = run.errors()
         assert "all processes were ended" in told, told[-1500:]
-        if len(victims) == 1:
-            words = ("stopped; the same command goes on", "error: process ")
-            assert any(word in told for word in words), told[-1500:]
+        assert any(f"process {n} failed" in told for n in range(2)), told[-1500:]
+        assert "Traceback" not in told, told[-1500:]
         before = kept(case, before)
     case.ends_like(undisturbed, *SHORT, how=_TOGETHER)
     kept(case, before)
@@ -124,5 +123,14 @@ def _send(pid, number):
 
 def _ended(run, pids):
     """Fails where a process of the run is left."""
-    left = [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
+    left = [pid for pid in pids if _alive(pid)]
     assert not left, f"still there: {left}: {run.tail()}"
+
+
+def _alive(pid):
+    """Whether it is at work; one that nobody has asked about since its end is not."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")

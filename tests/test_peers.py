@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from ccu_jax import peers
+from ccu_jax import launch, peers
 
 
 def pair(tmp_path):
@@ -116,6 +116,28 @@ def test_what_a_collective_says_of_a_lost_peer_is_told_from_other_errors():
         assert peers._of_a_peer(error)
     assert not peers._of_a_peer(ValueError("shapes"))
     assert not peers._of_a_peer(KeyboardInterrupt())
+
+
+def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
+    monkeypatch, capsys
+):
+    told_of = [ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")]
+
+    def fail(argv):
+        raise told_of[-1]
+
+    monkeypatch.setattr(launch, "_main", fail)
+    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
+    assert launch.main([]) == 76
+    told = capsys.readouterr().err
+    assert told.startswith("error: another process") and told.count("\n") == 1
+    # Of one process that is no explanation, nor of memory that is full.
+    memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    for error, count in ((memory, 2), (told_of[0], 1)):
+        told_of.append(error)
+        monkeypatch.setattr(peers, "place_of_process", lambda n=count: (0, n))
+        with pytest.raises(type(error)):
+            launch.main([])
 
 
 def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):

@@ -97,7 +97,8 @@ def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
     """Writes text, labels, what there is, id, group, split; gives the vocabulary."""
     training = (r["text"] for r in parts.rows(folder) if r["split"] == "train")
     tokenizer = text.train(filter(None, training), config.vocabulary)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # Not by its own `save`, whose errors name no file.
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     longest: collections.Counter = collections.Counter()
     for row in parts.rows(folder):
         for name in ("id", "group", "split"):

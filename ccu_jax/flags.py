@@ -92,7 +92,7 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
         "--shadows",
         metavar="N",
         type=_even,
-        help="shadow models of --audit rigorous, an even number; default 16",
+        help="shadow models of --audit rigorous, even, from 6 on; default 16",
     )
     add(
         "--tune",

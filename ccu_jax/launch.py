@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         message = disk(error)
-        if message is None and (message := _lost(error)):
-            code = preemption.LOST_CODE
-        elif message is None:
+        if message is None:
+            message, code = _lost(error), preemption.LOST_CODE
+        if message is None:
             raise
     # In one piece, as threads of libraries may be writing too.
     print(f"error: {' '.join(message.splitlines())}\n", end="", file=sys.stderr)

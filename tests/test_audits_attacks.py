@@ -7,7 +7,6 @@ import pytest
 from sklearn import metrics
 
 from ccu_jax.audits import attacks
-from ccu_jax.audits import auc as aucs
 from ccu_jax.audits.intervals import clopper_pearson
 
 EXACT = 1e-9
@@ -148,13 +147,3 @@ def test_a_model_that_remembers_a_fifth_of_the_rows_is_caught():
     members[:100] -= 12
     assert attacks.tpr_at_fpr(members, others, 0.01).low < 0.02
     assert attacks.tpr_at_fpr(-members, -others, 0.01).low > 0.15
-
-
-def test_over_forgetting_is_called_a_leak():
-    members, others = two_sides(shift=1, members=400, others=400)
-    assert attacks.leak(aucs.auc_interval(members, others)).startswith("leaks: ")
-    over = attacks.leak(aucs.auc_interval(-members, -others))
-    assert over.startswith("leaks by over-forgetting") and "0.2" in over
-    nothing = two_sides(shift=0, members=400, others=400)
-    assert attacks.leak(aucs.auc_interval(*nothing)).startswith("no leak seen")
-    assert attacks.leak(None) == "not measured"

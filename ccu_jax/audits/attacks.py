@@ -176,25 +176,6 @@ def threshold_at_fpr(others, fpr: float) -> float | None:
     return float(np.partition(others, place)[place])
 
 
-def leak(auc: Interval | None) -> str:
-    """What an AUC alone tells, in words; on either side of a half it is a leak.
-
-    Whether that is because of a model's memory, or unlearned and unseen rows are not
-    alike, tells only a reference that never saw the rows: see `verdict`.
-    """
-    if auc is None:
-        return "not measured"
-    numbers = f"AUC {auc.value:.3f}, {auc.low:.3f} to {auc.high:.3f}"
-    if auc.low > 0.5:
-        return f"leaks: the model is surer of unlearned rows than of unseen ({numbers})"
-    if auc.high < 0.5:
-        return (
-            "leaks by over-forgetting: the model is less sure of unlearned rows than "
-            f"of unseen ({numbers})"
-        )
-    return f"no leak seen ({numbers})"
-
-
 def _log_softmax(logits) -> tuple[np.ndarray, np.ndarray]:
     """log p and log(1 - p), `[N, K]`, the latter exact where p is nearly 1."""
     log_p = scipy.special.log_softmax(logits, axis=1)

@@ -98,30 +98,6 @@ def auc_bootstrap(
     return _percentiles(placements(members, others)[0].mean(), found, confidence)
 
 
-def auc_difference_bootstrap(
-    members,
-    others,
-    reference_members,
-    reference_others,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-    groups=(None, None),
-) -> Interval | None:
-    """A model's AUC minus a reference's, both on the same resampled rows.
-
-    Args as `auc_difference`.
-    """
-    _same_rows(members, others, reference_members, reference_others)
-    if not _measurable(members, others, reference_members, reference_others):
-        return None
-    pairs = [(members, others), (reference_members, reference_others)]
-    model, reference = _resampled(pairs, resamples, seed, groups)
-    value, control = (placements(*pair)[0].mean() for pair in pairs)
-    return _percentiles(value - control, model - reference, confidence)
-
-
 def _below(values, among):
     """The share of `among` below each value, ties counting half."""
     among = np.sort(among)

@@ -7,6 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
+# What a purge removes for good.
+_PURGED = ("shadows", "checkpoints/original-0/params")
 # By clock, or of the start and not of the result.
 _FREE = {"seconds", "costs_s", "commit", "device", "versions"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
@@ -81,14 +83,14 @@ def finished(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
 def redone(workdir: pathlib.Path, before: dict[str, tuple[str, int]]) -> list[str]:
     """What was finished before and is not the same file any more.
 
-    Shadows go with a purge, for good.
+    What a purge has removed is not looked for.
     """
     after = finished(workdir)
+    gone = tuple(f"{of}/" for of in _PURGED if not (workdir / of).exists())
     return [
         name
         for name, known in before.items()
-        if after.get(name) != known
-        and not (name.startswith("shadows/") and not (workdir / "shadows").exists())
+        if after.get(name) != known and not name.startswith(gone)
     ]
 
 

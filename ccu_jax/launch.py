@@ -173,7 +173,8 @@ def _writable(workdir: pathlib.Path) -> pathlib.Path:
     """Makes the folder and writes to it, so that a run cannot fail there at its end."""
     try:
         workdir = workdir.resolve()
-        workdir.mkdir(parents=True, exist_ok=True)
+        # Its files say who was forgotten. A folder that exists stays as open as it is.
+        workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir) as file:
             file.write(bytes(4096))
     except OSError as error:

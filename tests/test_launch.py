@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import types
@@ -86,6 +87,15 @@ def test_a_run_gets_the_config_and_a_folder_named_after_it(run, capsys):
     assert workdir == pathlib.Path("runs/tiny").resolve() and workdir.is_dir()
     assert list(workdir.iterdir()) == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_new_folder_is_the_owners_alone_and_another_stays_as_it_is(run):
+    pathlib.Path("mine").mkdir()
+    pathlib.Path("mine").chmod(0o755)
+    for workdir, mode in (("new/run", 0o700), ("mine", 0o755)):
+        assert launch.main(["--config", "tiny", "--workdir", workdir]) == 0
+        assert stat.S_IMODE(pathlib.Path(workdir).stat().st_mode) == mode
+    assert stat.S_IMODE(pathlib.Path("new").stat().st_mode) & 0o055
 
 
 def test_the_audit_is_smoke_unless_another_tier_is_asked_for(run):

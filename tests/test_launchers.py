@@ -88,6 +88,15 @@ def test_the_jobset_is_whole_and_starts_the_command_in_each_pod():
     assert container["command"][-1] == "--multihost"
     # All must restart together: none may be started again on its own.
     assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+    # But what would fail again ends the whole.
+    (rule,) = job["podFailurePolicy"]["rules"]
+    codes = {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert rule == {"action": "FailJob", "onExitCodes": codes}
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    (ends,) = policy["rules"]
+    assert ends["action"] == "FailJobSet"
+    assert ends["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}

@@ -173,10 +173,16 @@ def purge(bench):
             )
             cache = jax.config.jax_compilation_cache_dir
             places = [workdir, *([pathlib.Path(cache)] if cache else [])]
-            stored = _purge_features(bench, ids)
-            models = _purge_models(workdir)
-            told = data.forget(bench.config.data, workdir, ids, places, stage.tell)
-            told |= {"features": stored, "models": models}
+            also: dict[str, int] = {}
+
+            def remove():
+                also["features"] = _purge_features(bench, ids)
+                also["models"] = _purge_models(workdir)
+
+            told = data.forget(
+                bench.config.data, workdir, ids, places, stage.tell, remove
+            )
+            told |= also
             text = json.dumps(told, indent=1) + "\n"
             atomically(workdir / "purge.json", text.encode())
         barrier("purge")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ccu_jax.config import Data
-from ccu_jax.data import forget, load, prepare, purge
+from ccu_jax.data import forget, load, load_prepared, prepare, purge
 from ccu_jax.data.purge import needle
 from ccu_jax.errors import UserError
 
@@ -215,6 +215,25 @@ def test_a_purge_that_was_killed_proves_as_much_when_it_is_repeated(
         told = forget(own, workdir, chosen, [workdir], quiet)
         assert told["needles"] == 6 * len(chosen) and told["even"] == 0
         assert [path for _, path in told["hits"]] == [str(workdir / "left.bin")]
+
+
+def test_what_else_knows_the_pictures_goes_when_it_is_known_that_they_go(own, tmp_path):
+    workdir = tmp_path / "w"
+    load(own, workdir, quiet)
+    seen = []
+
+    def also():
+        purged = load_prepared(own, workdir).purged
+        image = np.load(workdir / "data" / "image.npy", mmap_mode="r")
+        seen.append((purged, (workdir / purge.NEEDLES).exists(), bool(image[3].any())))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        forget(own, workdir, {"3.jpg"}, [workdir], quiet, also)
+    assert seen == [(True, True, True)]
+    # So that a run which was killed there is known as a purged one.
+    assert load(own, workdir, quiet).purged
+    assert forget(own, workdir, {"3.jpg"}, [workdir], quiet)["hits"] == []
 
 
 def test_even_pictures_are_told_each_time_and_lost_hashes_are_no_proof(own, tmp_path):

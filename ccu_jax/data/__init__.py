@@ -1,7 +1,7 @@
 """Data sets of pictures and texts: prepared once, then only memory-mapped."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,6 +89,7 @@ def forget(
     ids: set[str],
     folders: Iterable[pathlib.Path],
     progress: Progress,
+    also: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Removes pictures from all that a run keeps, and searches for their bytes.
 
@@ -98,13 +99,15 @@ def forget(
         ids: of the rows whose pictures go.
         folders: all that is to be searched.
         progress: called with (what is done, done, total).
+        also: removes what knows the pictures elsewhere; called when it is written down
+            that they go, so that a purge that was killed is known as one.
 
     Returns:
         `pictures`, `even` (pictures without a piece to search for), `needles`, `files`
         and `bytes` searched, `hits` as (id, file).
     """
     reader = DATASETS[config.dataset]
-    return purge.forget(config, reader, workdir, ids, folders, progress)
+    return purge.forget(config, reader, workdir, ids, folders, progress, also)
 
 
 def _check(config: Data) -> None:

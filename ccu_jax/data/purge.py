@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,7 @@ def forget(
     ids: set[str],
     folders: Iterable[pathlib.Path],
     progress: Progress,
+    also: Callable[[], None],
 ) -> dict[str, Any]:
     """Removes pictures, and searches; see `ccu_jax.data.forget`."""
     at, kept = prepare.folders(workdir), workdir / NEEDLES
@@ -80,14 +81,20 @@ def forget(
         for piece in pieces(example.image, len(example.image) // 2):
             needles[needle(example.id, "original", piece)] = None
     without = {str(i) for i in all_ids[numbers]} - {n.id for n in needles}
-    if lost := (without & _blank(at.data, numbers)) - known:
+    lost = (without & _blank(at.data, numbers)) - known
+    even |= without - lost
+    _write(kept, needles, even)
+    # Said first: what is half emptied must not be gone on from.
+    (at.data / prepare.PURGED).write_text(
+        json.dumps({"pictures": len(numbers)}) + "\n", "utf-8"
+    )
+    also()
+    _empty(workdir, numbers, originals)
+    if lost:
         raise UserError(
             f"purge: {len(lost)} pictures, {min(lost)} among them, are gone already, "
             f"and {kept} does not say what they were: nothing can be proved of them"
         )
-    even |= without
-    _write(kept, needles, even)
-    _empty(workdir, numbers, originals)
     searched = _own(list(needles), at.data / "image.npy", progress)
     _write(kept, searched, even)
     found = search(searched, [*folders, at.data, workdir / "sample"], progress)
@@ -100,10 +107,6 @@ def _empty(workdir: pathlib.Path, numbers: np.ndarray, originals: set[str]) -> N
     `originals` are hashes of the files that they came as.
     """
     at = prepare.folders(workdir)
-    # Said first: what is half emptied must not be trained on.
-    (at.data / prepare.PURGED).write_text(
-        json.dumps({"pictures": len(numbers)}) + "\n", "utf-8"
-    )
     stored = np.load(at.data / "image.npy", mmap_mode="r+")
     stored[numbers] = 0
     stored.flush()

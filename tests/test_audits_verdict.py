@@ -75,13 +75,11 @@ def test_the_sentence_gives_all_numbers():
     found = verdict.verdict(
         between(0.01, 0.04),
         model=between(0.5, 0.6),
-        reference=between(0.48, 0.57),
-        original=between(0.7, 0.8),
         original_difference=between(0.18, 0.28),
         control=between(-0.02, 0.01),
     )
     assert found.word == FORGOTTEN and found.telling
-    for number in ("0.550", "0.525", "+0.025", "0.750", "-0.005", "±0.05", "within"):
+    for number in ("0.550", "+0.025", "+0.230", "-0.005", "±0.05", "within"):
         assert number in found.sentence, number
     blunt = verdict.verdict(
         between(-0.01, 0.01), original_difference=between(-0.1, 0.1)
@@ -135,8 +133,6 @@ def judged(model, rows=400, seed=0, noise=0.3):
         auc.auc_difference(*mine, *reference),
         score_difference=scores.score_difference(*logits, labels, False),
         model=auc.auc_interval(*mine),
-        reference=auc.auc_interval(*reference),
-        original=auc.auc_interval(*original),
         original_difference=auc.auc_difference(*original, *reference),
         control=auc.auc_difference(*control, *reference),
     )

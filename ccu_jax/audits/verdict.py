@@ -49,8 +49,6 @@ def verdict(
     *,
     score_difference: Interval | None = None,
     model: Interval | None = None,
-    reference: Interval | None = None,
-    original: Interval | None = None,
     original_difference: Interval | None = None,
     control: Interval | None = None,
     tolerance: float = 0.05,
@@ -66,9 +64,7 @@ def verdict(
             (`auc.auc_difference`), not the difference of two intervals.
         score_difference: the same of the scores on the unlearn set
             (`scores.score_difference`).
-        model: the model's own AUC, for the sentence, as the next two.
-        reference: the reference's.
-        original: that of the model before it unlearned.
+        model: the model's own AUC, for the sentence.
         original_difference: the original's AUC minus the reference's. Where it is not
             shown to be off zero there was nothing to be seen, and "forgotten" is not
             telling.
@@ -83,11 +79,14 @@ def verdict(
         word = min(word, by_score, key=WORST.index)
     off = original_difference
     telling = None if off is None else off.low > 0 or off.high < 0
-    parts = [f"{word}: {_attacked(model, reference, what)}"]
+    attacked = f"the attack's {what} is {_plain(model)}"
+    if model is None:
+        attacked = f"by the attack's {what} against a retrained model's"
+    parts = [f"{word}: {attacked}"]
     parts.append(_compared(difference, tolerance))
     told = {
         "the score on the unlearn set is off by {}": _signed(score_difference),
-        f"the original's {what} was {{}}": _plain(original),
+        "the original differs by {}": _signed(off),
         "a second retrained model differs by {}": _signed(control),
     }
     parts += [text.format(numbers) for text, numbers in told.items() if numbers]
@@ -142,12 +141,6 @@ def _beyond(difference: Interval | None, tolerance: float) -> str | None:
     if difference.low > tolerance:
         return STILL
     return OVER if difference.high < -tolerance else None
-
-
-def _attacked(model, reference, what: str) -> str:
-    values = {"the attack's": model, "a retrained model's": reference}
-    told = [f"{of} {what} is {_plain(x)}" for of, x in values.items() if x is not None]
-    return ", ".join(told) or f"by the attack's {what} against a retrained model's"
 
 
 def _compared(difference: Interval | None, tolerance: float) -> str:

@@ -135,6 +135,19 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+        if not isinstance(sys.excepthook, _Late):
+            sys.excepthook = _Late(sys.excepthook)
+
+
+class _Late:
+    """A hook that leaves out what a thread of Orbax says when nobody waits for it."""
+
+    def __init__(self, hook):
+        self._hook = hook
+
+    def __call__(self, kind, error, trace):
+        if str(error) != "Event loop is closed":
+            self._hook(kind, error, trace)
 
 
 def _say_nothing(*told):

@@ -11,6 +11,8 @@ import faults_same
 from faults_runs import Run, Start, events, starts
 from test_end_to_end import SMALL
 
+from ccu_jax import rows
+
 _REQUESTS = ("--set", "unlearn.requests=3")
 _ONE = ("--methods", "ccu_plus")
 _POOL = ("--audit", "rigorous", "--shadows", "6")
@@ -54,11 +56,12 @@ class World:
     def undisturbed(self, *more: str, hosts: int = 1) -> Undisturbed:
         """A run with these flags; made once, and kept for the next command."""
         name = f"{hosts}-" + "_".join(x.strip("-").replace("/", "") for x in more)
-        workdir = self.folder / "undisturbed" / (name or "plain")
+        # Of another commit it would tell of what has changed since.
+        workdir = self.folder / "undisturbed" / str(rows.commit()) / name
         if not (workdir.with_suffix(".done")).exists():
             for _ in range(1 if self.quick else 2):  # all is compiled by the second
                 shutil.rmtree(workdir, ignore_errors=True)
-                workdir.parent.mkdir(exist_ok=True)
+                workdir.parent.mkdir(parents=True, exist_ok=True)
                 log = workdir.with_suffix(".log")
                 run = Run(self.argv(workdir, *more), log, Start(hosts))
                 assert run.wait() == 0, run.errors()

@@ -225,3 +225,16 @@ def test_a_file_in_a_folder_that_is_gone_is_told_in_one_line(tmp_path):
     with pytest.raises(OSError) as caught:
         (tmp_path / "file").read_text()
     assert disk(caught.value) is None
+
+
+def test_what_a_thread_of_orbax_says_too_late_is_left_out_and_all_else_told(
+    monkeypatch, folder, complaints, capsys
+):
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: told.append(error[1]))
+    for _ in range(3):
+        checkpoint.restore(folder, state(), complaints)
+    mine = RuntimeError("another one")
+    for error in (RuntimeError("Event loop is closed"), mine):
+        sys.excepthook(type(error), error, None)
+    assert told == [mine] and capsys.readouterr().err == ""

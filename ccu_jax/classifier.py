@@ -110,10 +110,14 @@ def load(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     saved = checkpoint.restore(folder, shapes, told.append)
     if saved is None:
-        gone = (workdir / "purge.json").exists() and method == "original"
-        why = "was purged with the pictures" if gone else "is missing or damaged"
-        told = f": {told[0]}" if told else ""
-        raise UserError(f"the checkpoint in {folder} {why}{told}")
+        if stored.purged and method == "original":
+            why = "was purged with the pictures"
+        else:
+            why = "is missing or damaged" + (f" ({told[0]})" if told else "")
+            if not stored.purged:
+                record = rows.place(workdir, seed, method)
+                why += f": remove {record}, and the run's command trains it again"
+        raise UserError(f"the checkpoint in {folder} {why}")
     return Classifier(
         classes=stored.classes,
         multi_label=stored.multi_label,

@@ -670,7 +670,7 @@ def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, metho
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_loaded_is_named(finished, tmp_path):
+def test_a_model_that_cannot_be_loaded_is_named(finished, copy, tmp_path):
     from ccu_jax import classifier
     from ccu_jax.errors import UserError
 
@@ -678,6 +678,11 @@ def test_a_model_that_cannot_be_loaded_is_named(finished, tmp_path):
         classifier.load(finished[0], "scrub")
     with pytest.raises(UserError, match="there are: none"):
         classifier.load(tmp_path)
+    (meta,) = copy.glob("checkpoints/ccu_plus-0/params/*/meta/metadata")
+    meta.write_bytes(meta.read_bytes()[:-9])
+    remedy = f"missing or damaged .*: remove {copy}/stages/ccu_plus-0.json, and"
+    with pytest.raises(UserError, match=remedy):
+        classifier.load(copy)
     loaded = classifier.load(finished[0])
     with pytest.raises(UserError, match="a picture cannot be used: not a picture"):
         loaded.probabilities([b"words"], [None])

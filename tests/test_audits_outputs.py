@@ -88,6 +88,19 @@ def test_a_reference_is_at_no_distance_from_itself():
     assert record["attacks"]["image"]["loss"]["control"] is None
 
 
+def test_every_attack_has_both_intervals_and_they_agree():
+    others = model(10, knows=3.0), model(20), model(30)
+    record = outputs.audit(Given(model(1, knows=1.0), *others))
+    assert set(record["attacks"]) >= {"image", "text", "fused", "pair"}
+    for signals in record["attacks"].values():
+        for told in signals.values():
+            drawn, formula = told["bootstrap"], told["auc"]
+            assert drawn[0] == pytest.approx(formula[0])
+            # That of 95 %, and that of more.
+            assert formula[1] - 0.02 < drawn[1] < drawn[0] < drawn[2]
+            assert drawn[2] < formula[2] + 0.02
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_model_that_says_no_numbers_breaks_nothing(multi_label, value):

@@ -80,8 +80,8 @@ def audit(given: Given) -> dict[str, Any]:
 def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
     """By view and signal: the attack's AUC and rates, and the AUC less the reference's.
 
-    `{view: {signal: {"auc", "difference", "original", "control", "tpr_1", "tpr_01"}}}`,
-    and of the judged signals the AUC's `bootstrap`;
+    `{view: {signal: {"auc", "bootstrap", "difference", "original", "control", "tpr_1",
+    "tpr_01"}}}`; `bootstrap` is the AUC with an interval that assumes less, of 95 %;
     "original" and "control" are those models' differences from the reference, and
     `tpr_1_difference` and so on, of judged signals, the same of the rate at 1 % false
     alarms.
@@ -96,10 +96,9 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
     def one(view, name):
         mine = own[view][name]
         how = {"confidence": LEVEL, "groups": of_groups[view]}
-        told = {"auc": auc.auc_interval(*mine, **how), "bootstrap": None}
+        told = {"auc": auc.auc_interval(*mine, **how)}
+        told["bootstrap"] = auc.auc_bootstrap(*mine, groups=of_groups[view])
         judged = name == JUDGED_BY.get(view)
-        if judged:
-            told["bootstrap"] = auc.auc_bootstrap(*mine, groups=of_groups[view])
         for key, rate in RATES.items():
             told[key] = attacks.tpr_at_fpr(*mine, rate, **how)
         for key, whose in _AGAINST.items():

@@ -40,7 +40,7 @@ from ccu_jax.summary import REFERENCE
 CONTROL = f"{REFERENCE}_2"
 _COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
 _SMOKE_S = 0.5  # for a model, on some hundreds of rows
-_FORMAT = 2  # of the records
+_FORMAT = 3  # of the records
 _MODELS = ("standard", "rigorous")  # tiers that ask for the models themselves
 
 

@@ -134,9 +134,8 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
+        hooks = [hook if isinstance(hook, _Late) else _Late(hook) for hook in hooks]
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
-        if not isinstance(sys.excepthook, _Late):
-            sys.excepthook = _Late(sys.excepthook)
 
 
 class _Late:
@@ -145,9 +144,10 @@ class _Late:
     def __init__(self, hook):
         self._hook = hook
 
-    def __call__(self, kind, error, trace):
+    def __call__(self, *told):
+        error = told[1] if len(told) == 3 else told[0].exc_value
         if str(error) != "Event loop is closed":
-            self._hook(kind, error, trace)
+            self._hook(*told)
 
 
 def _say_nothing(*told):

@@ -5,6 +5,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -228,13 +230,18 @@ def test_a_file_in_a_folder_that_is_gone_is_told_in_one_line(tmp_path):
 
 
 def test_what_a_thread_of_orbax_says_too_late_is_left_out_and_all_else_told(
-    monkeypatch, folder, complaints, capsys
+    monkeypatch, folder, complaints
 ):
     told = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: told.append(error[1]))
+    for where, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(where, name, lambda error: told.append(error.exc_value))
     for _ in range(3):
         checkpoint.restore(folder, state(), complaints)
     mine = RuntimeError("another one")
     for error in (RuntimeError("Event loop is closed"), mine):
+        given = types.SimpleNamespace(exc_value=error)
         sys.excepthook(type(error), error, None)
-    assert told == [mine] and capsys.readouterr().err == ""
+        sys.unraisablehook(given)
+        threading.excepthook(given)
+    assert told == [mine] * 3

@@ -94,19 +94,29 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
-        if {"method", "seed", "fingerprint"} <= row.keys():
+        if {"method", "fingerprint"} <= row.keys() and type(row["seed"]) is int:
             return row
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError):
         pass
     raise UserError(f"{path} is damaged: remove it to do that stage again")
 
 
 def read_all(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of all finished stages, in the order of the methods' table."""
-    order = {name: place for place, name in enumerate(METHODS)}
+    """The rows of all finished stages, in the order of the methods' table.
+
+    Raises:
+        UserError: the file of one is damaged, or another's: method and seed are names
+            of files, too, and must not lead out of the folder.
+    """
+    found = []
+    for path in (workdir / "stages").glob("*.json"):
+        row = read(path)
+        if path != place(workdir, row["seed"], row["method"]):
+            raise UserError(f"{path} is not its own row: remove it")
+        found.append(row)
+    order = {name: number for number, name in enumerate(METHODS)}
     return sorted(
-        map(read, (workdir / "stages").glob("*.json")),
-        key=lambda row: (row["seed"], order.get(row["method"], len(order))),
+        found, key=lambda row: (row["seed"], order.get(row["method"], len(order)))
     )
 
 

@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """The text without control codes: what comes from data must not steer a screen."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
 

@@ -20,7 +20,7 @@ from typing import NoReturn
 from ccu_jax import config as configs
 from ccu_jax import config_file, flags, limits, preemption
 from ccu_jax.config import Config
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, disk, printable
 from ccu_jax.typed import closest
 
 _NPROC = "32"
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
     # In one piece, as threads of libraries may be writing too.
-    print(f"error: {' '.join(message.splitlines())}\n", end="", file=sys.stderr)
+    line = printable(" ".join(message.splitlines()))
+    print(f"error: {line}\n", end="", file=sys.stderr)
     return code
 
 

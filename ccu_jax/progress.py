@@ -18,6 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ccu_jax.errors import printable
+
 PLAIN_EVERY_S = 10.0  # a log file needs a sign of life, not an animation
 METRICS_EVERY_S = 0.25  # reading a metric waits for the device that computes it
 
@@ -223,9 +225,8 @@ class Reporter:
 
     def safe(self, text: str) -> str:
         """Returns `text` without control codes and what the screen cannot encode."""
-        text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
         encoding = self.console.encoding
-        return text.encode(encoding, "replace").decode(encoding)
+        return printable(text).encode(encoding, "replace").decode(encoding)
 
     def print(self, text: str, style: str = "") -> None:
         """Prints text as it is: no markup, no wrapping in a log file, no event."""

@@ -171,6 +171,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(run, capsys)
     ("error", "words"),
     [
         (UserError("two\nlines"), "two lines"),
+        (UserError("a \x1b[2Jname\r"), "a \ufffd[2Jname"),
         (OSError(errno.ENOSPC, "No space left", "x.npz"), "no space left at x.npz"),
         (PermissionError(errno.EACCES, "denied", "x.npz"), "Permission denied: x.npz"),
         (RuntimeError("write: No space left on device [x]"), "no space left"),

@@ -9,8 +9,6 @@ What was measured lies in `audits/`, one file for each tier, method and seed; a 
 was cut off goes on from there. `audit.json` and `audit.md` are made of these files.
 """
 
-import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -19,8 +17,8 @@ from typing import Any
 import jax
 
 from ccu_jax import (
+    audit_records,
     audit_table,
-    evaluate,
     forecast,
     limits,
     probing,
@@ -32,7 +30,7 @@ from ccu_jax.audits import judging, outputs
 from ccu_jax.audits.outputs import Given
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
-from ccu_jax.parallel import agreed, barrier, is_first
+from ccu_jax.parallel import is_first
 from ccu_jax.pool_audit import LEAST, Pool
 from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
@@ -40,7 +38,6 @@ from ccu_jax.summary import REFERENCE
 CONTROL = f"{REFERENCE}_2"
 _COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
 _SMOKE_S = 0.5  # for a model, on some hundreds of rows
-_FORMAT = 3  # of the records
 _MODELS = ("standard", "rigorous")  # tiers that ask for the models themselves
 
 
@@ -81,7 +78,11 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     for seed in bench.config.seeds:
         # What is kept is not measured again.
         left = {
-            of: [m for m in methods if not _place(bench.workdir, of, m, seed).exists()]
+            of: [
+                m
+                for m in methods
+                if not audit_records.place(bench.workdir, of, m, seed).exists()
+            ]
             for of in _MODELS
         }
         seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
@@ -106,7 +107,7 @@ def readable(bench, methods: list[str]) -> None:
     """
     for seed in bench.config.seeds:
         for method in methods:
-            _load(bench.workdir, method, seed)
+            audit_records.load(bench.workdir, method, seed)
 
 
 def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int):
@@ -183,31 +184,34 @@ def collected(
 def _record(workdir, row):
     """All that is known of a method and seed."""
     method, seed = row["method"], row["seed"]
-    there = [name for name in (REFERENCE, CONTROL) if _outputs(workdir, name, seed)]
+    there = [
+        name
+        for name in (REFERENCE, CONTROL)
+        if audit_records.outputs_of(workdir, name, seed).exists()
+    ]
     compared = ("original", *there)
-    mark = _mark(workdir, seed, (method, *compared))
+    mark = audit_records.mark(workdir, seed, (method, *compared))
 
     def compute():
-        load = {name: _load(workdir, name, seed) for name in compared}
-        model = _load(workdir, method, seed)
+        load = {name: audit_records.load(workdir, name, seed) for name in compared}
+        model = audit_records.load(workdir, method, seed)
         return outputs.audit(
             Given(model, load["original"], load.get(REFERENCE), load.get(CONTROL))
         )
 
-    found = _kept(workdir, "smoke", method, seed, mark, compute)
+    found = audit_records.kept(
+        audit_records.place(workdir, "smoke", method, seed), mark, compute
+    )
     told = {name: row.get(name) for name in ("edition", "diverged")}
     record = {"seed": seed, **told, **found["found"]}
     seconds, costs = {"smoke": found["seconds"]}, record["costs_s"]
     for tier in _MODELS:
-        path = _place(workdir, tier, method, seed)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            more = json.loads(path.read_text(encoding="utf-8"))
-            # Of the very model whose outputs these are.
-            same = more["mark"]["outputs"][method] == mark["outputs"][method]
-            if same and more["mark"]["format"] == _FORMAT:
-                record |= more["found"]
-                seconds[tier] = more["seconds"]
-                costs = costs | more["found"]["costs_s"]
+        if more := audit_records.of_model(
+            audit_records.place(workdir, tier, method, seed), method, mark
+        ):
+            record |= more["found"]
+            seconds[tier] = more["seconds"]
+            costs = costs | more["found"]["costs_s"]
     return record | {"seconds": seconds, "costs_s": costs}
 
 
@@ -224,7 +228,7 @@ def _probes(bench, seed, problem, methods, tell: Callable) -> None:
 
     for done, method in enumerate(methods):
         tell("looking at models", done, len(methods))
-        mark = _mark(bench.workdir, seed, (method, *_COMPARED))
+        mark = audit_records.mark(bench.workdir, seed, (method, *_COMPARED))
 
         def compute(method=method):
             _refuse_purged(bench)
@@ -239,7 +243,9 @@ def _probes(bench, seed, problem, methods, tell: Callable) -> None:
             costs = dict(zip(("looking at models", "relearning"), costs, strict=True))
             return found | {"costs_s": costs}
 
-        _kept(bench.workdir, "standard", method, seed, mark, compute)
+        audit_records.kept(
+            audit_records.place(bench.workdir, "standard", method, seed), mark, compute
+        )
     tell("looking at models", len(methods), len(methods))
 
 
@@ -251,11 +257,11 @@ def _pool(bench, seed, problem, methods, shadows, tell: Callable) -> None:
     pool = None
 
     def load(name):
-        return _load(bench.workdir, name, seed)
+        return audit_records.load(bench.workdir, name, seed)
 
     for method in methods:
         names = method, *_COMPARED
-        mark = _mark(bench.workdir, seed, names, shadows=shadows)
+        mark = audit_records.mark(bench.workdir, seed, names, shadows=shadows)
 
         def compute(method=method):
             nonlocal pool
@@ -269,26 +275,9 @@ def _pool(bench, seed, problem, methods, shadows, tell: Callable) -> None:
             costs["shadow models"], pool.seconds = pool.seconds, 0.0
             return {"pool": found, "costs_s": costs}
 
-        _kept(bench.workdir, "rigorous", method, seed, mark, compute)
-
-
-def _kept(workdir, tier, method, seed, mark, compute) -> dict[str, Any]:
-    """What was measured, from its file or now; every process calls this alike."""
-    path = _place(workdir, tier, method, seed)
-    known = _known(path, mark)
-    # Another process may have looked a little later: they go one way, all of them.
-    if agreed(known is not None):
-        return known
-    began = time.perf_counter()
-    found = {"mark": mark, "found": compute()}
-    found["seconds"] = time.perf_counter() - began
-    found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
-    if is_first():
-        path.parent.mkdir(exist_ok=True)
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        atomically(path, text.encode())
-    barrier(path.name)
-    return found
+        audit_records.kept(
+            audit_records.place(bench.workdir, "rigorous", method, seed), mark, compute
+        )
 
 
 def _refuse_purged(bench):
@@ -297,38 +286,6 @@ def _refuse_purged(bench):
             f"the pictures to forget were purged from {bench.workdir}: what was not "
             "measured before cannot be now; --audit smoke shows what was"
         )
-
-
-def _known(path, mark):
-    """What is kept in a file, if it is of these outputs; else it is made again."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if found["mark"] == mark else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _mark(workdir, seed, names, **more) -> dict[str, Any]:
-    """Which outputs a record is of: one that was made of others does not count."""
-    digests = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for name in dict.fromkeys(names)
-        if (path := _outputs(workdir, name, seed))
-    }
-    return {"format": _FORMAT, "outputs": digests, **more}
-
-
-def _place(workdir, tier, method, seed):
-    return workdir / "audits" / f"{method}-{seed}-{tier}.json"
-
-
-def _outputs(workdir, method, seed):
-    path = workdir / "outputs" / f"{method}-{seed}.npz"
-    return path if path.exists() else None
-
-
-def _load(workdir, method, seed):
-    return evaluate.load(workdir / "outputs" / f"{method}-{seed}.npz")
 
 
 def _title(seed):

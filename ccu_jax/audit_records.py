@@ -1,0 +1,105 @@
+"""What an audit has measured, kept in `audits/`: one file for each tier, method, seed.
+
+A file tells of which outputs it is. What was made of others, or by a program that
+measured otherwise, does not count and is made again.
+"""
+
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ccu_jax import evaluate
+from ccu_jax.evaluate import Results
+from ccu_jax.parallel import agreed, barrier, is_first
+from ccu_jax.report import atomically
+
+_FORMAT = 3
+
+
+def place(workdir: pathlib.Path, tier: str, method: str, seed: int) -> pathlib.Path:
+    """The file of a record."""
+    return workdir / "audits" / f"{method}-{seed}-{tier}.json"
+
+
+def outputs_of(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+    """The file of a model's outputs, which a record is made of."""
+    return workdir / "outputs" / f"{method}-{seed}.npz"
+
+
+def load(workdir: pathlib.Path, method: str, seed: int) -> Results:
+    """The outputs of a model.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    return evaluate.load(outputs_of(workdir, method, seed))
+
+
+def mark(workdir: pathlib.Path, seed: int, names, **more) -> dict[str, Any]:
+    """Which outputs a record is of, of those models that have some, and `more`."""
+    digests = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name in dict.fromkeys(names)
+        if (path := outputs_of(workdir, name, seed)).exists()
+    }
+    return {"format": _FORMAT, "outputs": digests, **more}
+
+
+def kept(
+    path: pathlib.Path, mark: dict[str, Any], compute: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The record in a file, or made now; every process calls this alike.
+
+    Args:
+        path: of `place`.
+        mark: which record is wanted.
+        compute: what is found, as plain JSON, with `costs_s`.
+
+    Returns:
+        `mark`, `found`, and `seconds`, less those of the shadows that serve all.
+    """
+    known = _read(path)
+    # Another process may have looked a little later: they go one way, all of them.
+    if agreed(known is not None and known["mark"] == mark):
+        return known
+    began = time.perf_counter()
+    found = {"mark": mark, "found": compute()}
+    found["seconds"] = time.perf_counter() - began
+    found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        atomically(path, text.encode())
+    barrier(path.name)
+    return found
+
+
+def of_model(
+    path: pathlib.Path, method: str, mark: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The record in a file if it is of this very model, whatever it is compared with.
+
+    Args:
+        path: of `place`.
+        method: the model's.
+        mark: of its outputs as they are now.
+    """
+    known = _read(path)
+    if known is None or known["mark"]["format"] != _FORMAT:
+        return None
+    same = known["mark"]["outputs"].get(method) == mark["outputs"][method]
+    return known if same else None
+
+
+def _read(path):
+    """A record, or None of what is missing or damaged: it is made again."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        told = record["mark"]["format"], record["mark"]["outputs"].keys()
+        told += record["found"]["costs_s"].keys(), float(record["seconds"])
+        return record if all(x is not None for x in told) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ccu_jax import evaluate
+from ccu_jax import evaluate, sealed
 from ccu_jax.evaluate import Results
 from ccu_jax.parallel import agreed, barrier, is_first
 from ccu_jax.report import atomically
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 def place(workdir: pathlib.Path, tier: str, method: str, seed: int) -> pathlib.Path:
@@ -71,7 +71,7 @@ def kept(
     found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
     if is_first():
         path.parent.mkdir(exist_ok=True)
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(sealed.seal(found), indent=1, allow_nan=False) + "\n"
         atomically(path, text.encode())
     barrier(path.name)
     return found
@@ -97,9 +97,6 @@ def of_model(
 def _read(path):
     """A record, or None of what is missing or damaged: it is made again."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        told = record["mark"]["format"], record["mark"]["outputs"].keys()
-        told += record["found"]["costs_s"].keys(), float(record["seconds"])
-        return record if all(x is not None for x in told) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return sealed.unseal(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None

@@ -6,6 +6,7 @@ import numpy as np
 
 from ccu_jax import notes, tables
 from ccu_jax.audits.intervals import Interval, over_seeds
+from ccu_jax.audits.judging import share_rows
 from ccu_jax.audits.outputs import JUDGED
 from ccu_jax.summary import DASH, REFERENCE
 
@@ -88,20 +89,23 @@ def markdown(found: list[dict[str, Any]]) -> str:
 def _line(method):
     seeds = method["seeds"]
 
-    def told(*path, form="{:.3f}"):
-        return _mean([_at(record, path) for record in seeds], form)
+    shared = share_rows(seeds)
+
+    def told(*path, form="{:.3f}", bounds=(0, 1)):
+        values = [_at(record, path) for record in seeds]
+        return _mean(values, form, {"shared": shared, "bounds": bounds})
 
     line = [method["method"], method["verdict"]["word"]]
     for view in JUDGED:
         line.append(_shown(method["verdict"]["differences"][view], "{:+.3f}"))
-    line.append(told("neutral", "difference", form="{:+.3f}"))
+    line.append(told("neutral", "difference", form="{:+.3f}", bounds=(-1, 1)))
     line += [told("epsilon", view, form="{:.2f}") for view in ("image", "pair")]
-    line.append(told("gaps", "average_gap", form="{:.1f}"))
+    line.append(told("gaps", "average_gap", form="{:.1f}", bounds=(0, 100)))
     line.append(told("gaps", "tug_of_war"))
     line.append(told("distances", "unlearn", "image", "js_divergence"))
-    line.append(told("cka", "reference", "image"))
-    line.append(told("within_class", "original"))
-    line.append(told("scatter", form="{:.2f}"))
+    line.append(told("cka", "reference", "image", bounds=(-1, 1)))
+    line.append(told("within_class", "original", bounds=(-1, 1)))
+    line.append(told("scatter", form="{:.2f}", bounds=(0, np.inf)))
     line.append(_relearned(seeds))
     pool = "pool", "image"
     line += [told(*pool, name, "auc") for name in ("lira", "rmia", "ulira")]
@@ -114,13 +118,13 @@ def _line(method):
     return line
 
 
-def _mean(values, form):
+def _mean(values, form, how):
     """The mean over seeds; with its interval where all have one."""
     values = [x for x in values if x is not None]
     if not values:
         return DASH
     if all(isinstance(x, list) for x in values):
-        return _shown(over_seeds([Interval(*x) for x in values]), form)
+        return _shown(over_seeds([Interval(*x) for x in values], **how), form)
     return form.format(float(np.mean(values)))
 
 

@@ -1,8 +1,9 @@
 """Checkpoints: the only file that knows Orbax.
 
 Orbax writes them so that a kill leaves either a whole checkpoint or none. It restores
-damaged data without a word, though, so each array's SHA-256 is stored beside it and
-compared; a damaged checkpoint is named and the one before it used.
+damaged data without a word, though, so each array's SHA-256 is stored beside it, and
+one of all that is stored so, and compared; a damaged checkpoint is named and the one
+before it used.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ccu_jax import sealed
 from ccu_jax.errors import UserError, gone
 from ccu_jax.parallel import is_first
 
@@ -73,7 +75,9 @@ def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int =
             step,
             args=ocp.args.Composite(
                 arrays=ocp.args.StandardSave(leaves),
-                meta=ocp.args.JsonSave({"arrays": about, "facts": facts}),
+                meta=ocp.args.JsonSave(
+                    sealed.seal({"arrays": about, "facts": facts, "step": step})
+                ),
             ),
             force=True,
         )
@@ -156,7 +160,10 @@ def _say_nothing(*told):
 
 def _read(ocp, manager, step):
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    about = meta["meta"]["arrays"]
+    told = sealed.unseal(meta["meta"])
+    about = told["arrays"]
+    if told["step"] != step:
+        raise ValueError(f"it is of step {told['step']}")
     blank = {name: np.zeros(a["shape"], a["dtype"]) for name, a in about.items()}
     leaves = manager.restore(
         step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(blank))
@@ -165,7 +172,7 @@ def _read(ocp, manager, step):
     wrong = [n for n in about if _digest(leaves[n]) != about[n]["sha256"]]
     if wrong:
         raise ValueError(f"the data of {wrong[0]} do not match their digest")
-    return leaves, meta["meta"]["facts"]
+    return leaves, told["facts"]
 
 
 def remove(directory: pathlib.Path) -> None:

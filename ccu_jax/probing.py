@@ -85,7 +85,8 @@ def compare(
     scatter = None
     if "image" in mine:
         places = mine["image"], mine["labels"]
-        scatter = plain(jackknife(distances.scatter_ratio, *places, groups=groups))
+        how = {"groups": groups, "bounds": (0, np.inf)}
+        scatter = plain(jackknife(distances.scatter_ratio, *places, **how))
     return {
         "cka": {n: {v: alike(x, v) for v in _EMBEDDINGS} for n, x in there.items()},
         "within_class": {name: within(other) for name, other in there.items()},

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 import ccu_jax
-from ccu_jax import audit, evaluate, unlearn_set
+from ccu_jax import audit, evaluate, sealed, unlearn_set
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
+from ccu_jax.report import atomically
 
 
 def place(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
@@ -86,6 +87,13 @@ def _text_unchanged(before, results) -> bool:
     return bool(np.array_equal(before.logits["text"][of], results.logits["text"][of]))
 
 
+def write(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """Writes the row of a stage to its file, with a digest."""
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(sealed.seal(row), indent=1) + "\n"
+    atomically(path, text.encode())
+
+
 def read(path: pathlib.Path) -> dict[str, Any]:
     """The row in the file of a stage.
 
@@ -93,10 +101,10 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = sealed.unseal(json.loads(path.read_text(encoding="utf-8")))
         if {"method", "fingerprint"} <= row.keys() and type(row["seed"]) is int:
             return row
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, KeyError):
         pass
     raise UserError(f"{path} is damaged: remove it to do that stage again")
 

@@ -1,7 +1,6 @@
 """The stages of a run: train the original, draw what it forgets, run every method."""
 
 import functools
-import json
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -214,9 +213,7 @@ def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> 
         atomically(path, evaluate.to_bytes(results))
         problem = problem._replace(method=method)
         row = rows.make(bench, problem, outcome, results, seconds, told)
-        path = rows.place(bench.workdir, seed, method)
-        path.parent.mkdir(exist_ok=True)
-        atomically(path, (json.dumps(row, indent=1) + "\n").encode())
+        rows.write(rows.place(bench.workdir, seed, method), row)
     checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
 

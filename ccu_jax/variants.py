@@ -21,7 +21,6 @@ from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL
 from ccu_jax.parallel import barrier, is_first
 from ccu_jax.progress import Quiet
-from ccu_jax.report import atomically
 
 Row = dict[str, Any]
 
@@ -116,8 +115,7 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
         **found,
     }
     if is_first():
-        path.parent.mkdir(exist_ok=True)
-        atomically(path, (json.dumps(row, indent=1) + "\n").encode())
+        rows.write(path, row)
         shutil.rmtree(steps, ignore_errors=True)
     barrier(path.name)
     return row

@@ -113,7 +113,7 @@ def texts(bench, seed, sets) -> dict[pathlib.Path, str]:
     config = bench.config.unlearn
     text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
     path = unlearn_file(bench.workdir, seed)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and path.read_bytes() != text.encode():
         raise UserError(
             f"the unlearn set is another one than in {path}: give another --workdir, "
             "or remove the folder to start anew"

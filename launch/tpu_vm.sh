@@ -19,6 +19,7 @@ for given in "$name" "$zone"; do
 done
 shift 2
 # Quoted once more: it is a shell on the hosts that reads it.
-flags="$(printf ' %q' "$@")"
+flags=""
+if [ $# -gt 0 ]; then flags="$(printf ' %q' "$@")"; fi
 execute gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command \
     "cd ~/ccu_jax && .venv/bin/python -m ccu_jax.launch$flags --multihost"

@@ -78,7 +78,8 @@ def _damage(path: pathlib.Path, way: str, draw) -> None:
         return path.unlink()
     if way == "flipped":
         for _ in range(draw.choice((1, 3))):
-            content[draw.randrange(len(content))] ^= 0xFF
+            # One bit, which may leave valid text: of a number another one.
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     elif way == "cut short":
         del content[draw.randrange(len(content)) :]
     else:

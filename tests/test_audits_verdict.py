@@ -60,11 +60,15 @@ def test_no_interval_is_undecided_and_the_tolerance_counts():
 def test_a_score_decides_only_where_it_is_surely_off():
     same, worse = between(-0.01, 0.01), between(-0.5, -0.4)
     better, unsure = between(0.1, 0.2), between(-0.2, -0.01)
-    given = {worse: OVER, better: STILL, unsure: FORGOTTEN, None: FORGOTTEN}
+    # Who is better at all pictures alike remembers none.
+    given = {worse: OVER, better: FORGOTTEN, unsure: FORGOTTEN, None: FORGOTTEN}
     for score, word in given.items():
         found = verdict.verdict(same, score_difference=score)
         assert found.word == word
         assert score is None or f"{score.value:+.3f}" in found.sentence
+    for excess, word in {worse: FORGOTTEN, better: STILL, unsure: FORGOTTEN}.items():
+        found = verdict.verdict(same, score_excess=excess)
+        assert found.word == word and f"{excess.value:+.3f}" in found.sentence
     # Of two words it is the worse one.
     both = verdict.verdict(between(0.1, 0.2), score_difference=worse)
     assert both.word == STILL
@@ -97,6 +101,21 @@ def test_a_method_is_as_bad_as_its_worst_view():
         assert found.word == worst and found.sentence.startswith(f"{worst}: ")
     two = {"image": views[STILL], "fused": views[STILL], "text": views[FORGOTTEN]}
     assert "image (so are fused)" in verdict.combined(two).sentence
+
+
+def test_what_nobody_knows_of_a_view_is_not_left_out():
+    tight, wide = between(-0.02, 0.03), between(-0.06, 0.2)
+    telling = verdict.verdict(tight, original_difference=between(0.1, 0.3))
+    assert (telling.word, telling.telling) == (FORGOTTEN, True)
+    # Neither the model nor the original is known to be apart, or not to be.
+    unknown = verdict.verdict(wide, original_difference=wide)
+    assert (unknown.word, unknown.telling) == (UNDECIDED, None)
+    views = {"image": unknown, "pair": telling}
+    assert verdict.combined(views).word == UNDECIDED
+    # There was surely nothing to be seen: no question.
+    nothing = verdict.verdict(wide, original_difference=tight)
+    assert (nothing.word, nothing.telling) == (UNDECIDED, False)
+    assert verdict.combined({"image": nothing, "pair": telling}).word == FORGOTTEN
 
 
 def test_a_view_without_memory_is_no_evidence_of_forgetting():

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from ccu_jax import rows
+from ccu_jax import rows, sealed
 from ccu_jax.errors import UserError
 
 
 def written(workdir, name, **row):
     path = workdir / "stages" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(row))
+    rows.write(path, row)
     return path
 
 
@@ -33,12 +33,28 @@ def test_a_row_of_another_name_is_refused_as_it_would_name_other_files(
         rows.read_all(tmp_path)
 
 
+_ROW = {"method": "ccu_plus", "seed": 0, "fingerprint": "f", "score": 0.1524}
+
+
 @pytest.mark.parametrize(
-    "row",
-    [{}, [], 3, "x", {"method": "ccu_plus", "seed": "0", "fingerprint": "f"}],
+    "row", [{}, [], 3, "x", _ROW, sealed.seal({}), sealed.seal({**_ROW, "seed": "0"})]
 )
 def test_what_is_no_row_is_damaged(tmp_path, row):
     path = written(tmp_path, "ccu_plus-0")
     path.write_text(json.dumps(row))
     with pytest.raises(UserError, match=f"{path} is damaged"):
         rows.read_all(tmp_path)
+
+
+def test_no_flipped_bit_of_a_row_goes_unnoticed(tmp_path):
+    path = written(tmp_path, "ccu_plus-0", **_ROW)
+    assert rows.read(path) == _ROW
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            assert rows.read(path) == _ROW  # of a space, say
+        except UserError as error:
+            assert "is damaged" in str(error)

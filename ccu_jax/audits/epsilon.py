@@ -124,12 +124,15 @@ def one_run_audit(
         seed: of the order of rows with the same score.
 
     Raises:
-        ValueError: where a score is no number.
+        ValueError: where a score is no number, there is none, or there are more guesses
+            than canaries.
     """
     scores, included = np.asarray(scores, np.float64), np.asarray(included, bool)
     if not np.isfinite(scores).all():
         raise ValueError("a score is no number: there is nothing to be guessed from it")
     count = len(scores)
+    if not count or not all(1 <= number <= count for number in guesses or (1,)):
+        raise ValueError(f"{count} canaries: {guesses} guesses cannot be made")
     if guesses is None:
         halvings = range(max(count // _FEWEST, 1).bit_length())
         guesses = [max(count >> times, 1) for times in halvings]
@@ -177,7 +180,12 @@ def clopper_pearson_epsilon(
         others: rows never seen.
         delta: of (epsilon, delta).
         confidence: of the bound.
+
+    Raises:
+        ValueError: where there are no members or no others.
     """
+    if members < 1 or others < 1:
+        raise ValueError(f"needs members and others, not {members} and {others}")
     fnr = clopper_pearson(members - true_positives, members, confidence).high
     fpr = clopper_pearson(false_positives, others, confidence).high
     found = [
@@ -195,6 +203,7 @@ def threshold_epsilon(
     delta: float = 1e-5,
     confidence: float = 0.95,
     seed: int = 0,
+    groups=(None, None),
 ) -> float | None:
     """The epsilon that the best threshold of a signal refutes.
 
@@ -207,14 +216,19 @@ def threshold_epsilon(
         delta: of (epsilon, delta).
         confidence: of the bound.
         seed: of the halves.
+        groups: `[N]` and `[M]`, of rows that go together: one of each group is asked.
 
     Returns:
         None where there are fewer than two members or others, or a value is no number.
     """
-    sides = [np.sort(np.asarray(x, np.float64)) for x in (members, others)]
+    rng = np.random.default_rng(seed)
+    sides = [np.asarray(x, np.float64) for x in (members, others)]
+    sides = [
+        np.sort(x if of is None else _one_of_each(x, of, rng))
+        for x, of in zip(sides, groups, strict=True)
+    ]
     if any(len(x) < 2 or not np.isfinite(x).all() for x in sides):
         return None
-    rng = np.random.default_rng(seed)
     first = [np.zeros(len(x), bool) for x in sides]
     for chosen in first:
         chosen[rng.permutation(len(chosen))[: len(chosen) // 2]] = True
@@ -235,3 +249,12 @@ def threshold_epsilon(
     ways = [(bound(sign, cut, m, o), sign, cut) for sign in (1, -1) for cut in cuts]
     _, sign, cut = max(ways)
     return bound(sign, cut, m_left, o_left)
+
+
+def _one_of_each(values, groups, rng):
+    """A row of each group, by chance: these are independent of each other."""
+    # By value first: which are drawn must not depend on their order.
+    order = np.lexsort((values, groups))
+    mixed = order[rng.permutation(len(order))]
+    _, first = np.unique(np.asarray(groups)[mixed], return_index=True)
+    return values[mixed][first]

@@ -63,7 +63,9 @@ def forgetting_points(epsilons, models: int) -> np.ndarray:
     return np.where(epsilons < most, 0.5 ** np.floor(2 * epsilons), 0.0)
 
 
-def forgetting_score(unlearned, retrained, control, delta: float = 1e-5) -> Pools:
+def forgetting_score(
+    unlearned, retrained, control, delta: float = 1e-5, *, groups=None
+) -> Pools:
     """Forgetting quality F of the NeurIPS 2023 competition, the mean of H over rows.
 
     Args:
@@ -71,6 +73,7 @@ def forgetting_score(unlearned, retrained, control, delta: float = 1e-5) -> Pool
         retrained: `[M, N]` of as many retrained ones.
         control: `[M, N]` of as many other retrained ones.
         delta: of (epsilon, delta).
+        groups: `[N]`, of rows that go together.
 
     Raises:
         ValueError: where the pools are not of one size, or of fewer than 3 models.
@@ -80,8 +83,10 @@ def forgetting_score(unlearned, retrained, control, delta: float = 1e-5) -> Pool
         raise ValueError(f"{models} models a side cannot show anything: 3 are needed")
 
     def one(pool):
-        epsilons = forgetting_epsilons(pool, retrained, delta)
-        return mean_interval(forgetting_points(epsilons, models), bounds=(0, 1))
+        if not _numbers(pool, retrained):
+            return None
+        points = forgetting_points(forgetting_epsilons(pool, retrained, delta), models)
+        return mean_interval(points, bounds=(0, 1), groups=groups)
 
     return Pools(one(unlearned), one(control), models)
 
@@ -98,7 +103,7 @@ def final_score(
         retain: mean accuracy on the retain set of unlearned and retrained models.
         test: likewise on the test set.
     """
-    if not retain[1] or not test[1]:
+    if not retain[1] or not test[1] or not _numbers(forgetting, retain, test):
         return None
     return forgetting * retain[0] / retain[1] * test[0] / test[1]
 
@@ -130,19 +135,27 @@ def klom_by_row(unlearned, retrained, *, bins: int = 20, least: float = 1e-5):
     return (p * np.log(np.where(p > 0, p, 1) / np.maximum(q, least))).sum(axis=1)
 
 
-def klom(unlearned, retrained, control, *, quantile: float | None = None) -> Pools:
+def klom(
+    unlearned, retrained, control, *, quantile: float | None = None, groups=None
+) -> Pools:
     """The mean over rows of `klom_by_row`, or a quantile of it (such as .95).
 
     On each set by itself: unlearn, retain, test. Args as `forgetting_score`.
     """
 
     def one(pool):
+        if not _numbers(pool, retrained):
+            return None
         found = klom_by_row(pool, retrained)
         if quantile is None:
-            return mean_interval(found)
-        return quantile_interval(found, quantile)
+            return mean_interval(found, groups=groups)
+        return quantile_interval(found, quantile, groups=groups)
 
     return Pools(one(unlearned), one(control), len(retrained))
+
+
+def _numbers(*values) -> bool:
+    return all(np.isfinite(x).all() for x in values)
 
 
 def _as_many(unlearned, retrained):

@@ -54,13 +54,24 @@ def clopper_pearson(
 def share(found, confidence: float = 0.95, groups=None) -> Interval | None:
     """The share of rows `[N]` that were found, with `clopper_pearson`'s interval.
 
-    Of rows in groups it is that of one trial for each group: of as many as there are
-    if all rows of a group are found or none, and wider than need be if not.
+    Of rows in groups it is that of as many trials as they are worth if all rows of a
+    group are found or none (`worth`), and wider than need be if not.
     """
     found = np.asarray(found, bool)
-    count = len(found) if groups is None else len(np.unique(groups))
-    hits = found.sum() if groups is None else count * found.mean() if count else 0.0
-    return clopper_pearson(hits, count, confidence)
+    if groups is None or not len(found):
+        return clopper_pearson(found.sum(), len(found), confidence)
+    count = worth(groups)
+    return clopper_pearson(count * found.mean(), count, confidence)
+
+
+def worth(groups) -> float:
+    """As how many rows those in groups `[N]` count, where a group says one thing.
+
+    (sum n)^2 / sum n^2 (Kish 1965): the number of groups where all are of one size, and
+    fewer where some weigh more.
+    """
+    size = np.bincount(numbered(groups))
+    return float(size.sum() ** 2 / (size**2).sum())
 
 
 def variance_of_mean(values, span: float = 0.0, groups=None) -> float:
@@ -130,20 +141,24 @@ def mean_interval(
 
 
 def quantile_interval(
-    values, quantile: float, *, confidence: float = 0.95
+    values, quantile: float, *, confidence: float = 0.95, groups=None
 ) -> Interval | None:
     """A quantile of independent values `[N]`, with an interval of two of the values.
 
     Those whose ranks the true quantile lies between (Conover 1999). None of too few
-    values (of the .95 quantile, 72 are needed), and where one is no number.
+    values (of the .95 quantile, 72 are needed), and where one is no number. With
+    `groups` it is that of as many values as they are `worth`.
     """
     values = np.sort(np.asarray(values, np.float64))
     if not len(values) or not np.isfinite(values).all():
         return None
+    count = len(values) if groups is None else int(worth(groups))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = scipy.stats.binom.ppf(tails, len(values), quantile).astype(int)
-    if low < 1 or high >= len(values):
+    low, high = scipy.stats.binom.ppf(tails, count, quantile).astype(int)
+    if low < 1 or high >= count:
         return None
+    # The same shares of all values.
+    low, high = low * len(values) // count, -(-high * len(values) // count)
     value = np.quantile(values, quantile)
     return Interval(float(value), float(values[low - 1]), float(values[high]))
 
@@ -155,6 +170,7 @@ def jackknife(
     confidence: float = 0.95,
     seed: int = 0,
     groups=None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval | None:
     """Any smooth score of rows with the interval of a delete-a-part jackknife.
 
@@ -168,6 +184,7 @@ def jackknife(
         confidence: of the interval.
         seed: of which rows are in which part.
         groups: of the rows, where they go together.
+        bounds: where no value can be beyond.
     """
     part = parted(len(arrays[0]), parts, seed, groups)
     parts = int(part.max(initial=0)) + 1
@@ -175,7 +192,14 @@ def jackknife(
     if value is None:
         return None
     without = [score(*(x[part != left] for x in arrays)) for left in range(parts)]
-    return from_without(value, without, confidence)
+    found = from_without(value, without, confidence)
+    return None if found is None else cut(found, bounds)
+
+
+def cut(interval: Interval, bounds: tuple[float, float]) -> Interval:
+    """The interval without what lies beyond the bounds, where no value can be."""
+    value, low, high = interval
+    return Interval(value, max(low, bounds[0]), min(high, bounds[1]))
 
 
 def parted(count: int, parts: int, seed: int, groups=None) -> np.ndarray:
@@ -199,23 +223,49 @@ def from_without(value, without, confidence: float) -> Interval | None:
 
 
 def over_seeds(
-    intervals: Sequence[Interval | None], *, confidence: float = 0.95
+    intervals: Sequence[Interval | None],
+    *,
+    confidence: float = 0.95,
+    shared: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval | None:
     """The mean of one value over seeds, from its intervals of each.
 
-    The wider of two intervals: that of the rows, as if the seeds had different ones,
-    and the t-interval of the values. One seed has only the first. None where a seed's
-    is.
+    The wider of two intervals: that of the rows, and the t-interval of the values. One
+    seed has only the first. Of two the second is so wide that it tells nothing.
+
+    Args:
+        intervals: of each seed.
+        confidence: of the interval.
+        shared: whether seeds have rows in common: their errors do not even out then.
+        bounds: where no value can be beyond.
+
+    Returns:
+        None where a seed's is.
     """
     known = [x for x in intervals if x is not None]
     if not known or len(known) < len(intervals):
         return None
     value, low, high = np.array(known, np.float64).T
     count, mean = len(known), value.mean()
-    down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
+    if shared:
+        down, up = (value - low).sum(), (high - value).sum()
+    else:
+        down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
     told = Interval(float(mean), float(mean - down / count), float(mean + up / count))
     spread = mean_interval(value, confidence=confidence)
-    return told if spread is None else hull(told, spread)
+    return cut(told if spread is None else hull(told, spread), bounds)
+
+
+def less(first: Interval, second: Interval) -> Interval:
+    """The difference of two independent values, from their intervals.
+
+    (Zou & Donner 2008.) The confidence is theirs.
+    """
+    value = first.value - second.value
+    down = math.hypot(first.value - first.low, second.high - second.value)
+    up = math.hypot(first.high - first.value, second.value - second.low)
+    return Interval(value, value - down, value + up)
 
 
 def hull(first: Interval, second: Interval) -> Interval:

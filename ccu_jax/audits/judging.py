@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from ccu_jax.audits import verdict
-from ccu_jax.audits.intervals import Interval, hull, over_seeds, plain
+from ccu_jax.audits.intervals import Interval, over_seeds, plain
 from ccu_jax.audits.outputs import JUDGED, JUDGED_BY, LEVEL
 from ccu_jax.models import VIEWS
 
@@ -28,8 +26,7 @@ def judged(
         none = dict.fromkeys(JUDGED)
         said = verdict.Verdict(word.partition(":")[0], word)
         return {"views": {}, "differences": none, **said._asdict()}
-    # Of other rows in each seed errors even out over seeds; of the same they do not.
-    shared = len({record["members"] for record in records}) < len(records)
+    shared = share_rows(records)
     views, from_what = {}, {}
     for view in JUDGED:
         told = [record["attacks"][view][JUDGED_BY[view]] for record in records]
@@ -37,14 +34,14 @@ def judged(
         def over(key, told=told):
             return _over([_interval(x[key]) for x in told], shared)
 
-        by_score = None
-        if view in VIEWS:
-            each = [_interval(record["score_difference"][view]) for record in records]
-            by_score = _over(each, shared)
+        scored = {}
+        for name in ("score_difference", "score_excess") if view in VIEWS else ():
+            each = [_interval(record[name][view]) for record in records]
+            scored[name] = _over(each, shared)
         from_what[view] = over("difference")
         views[view] = verdict.verdict(
             from_what[view],
-            score_difference=by_score,
+            **scored,
             model=over("auc"),
             original_difference=over("original"),
             control=over("control"),
@@ -59,13 +56,14 @@ def judged(
     }
 
 
+def share_rows(records: list[dict[str, Any]]) -> bool:
+    """Whether two seeds forget the same rows: their errors do not even out then."""
+    return len({record["members"] for record in records}) < len(records)
+
+
 def _over(intervals, shared: bool) -> Interval | None:
-    """One interval of those of all seeds."""
-    found = over_seeds(intervals, confidence=LEVEL)
-    if not shared or found is None:
-        return found
-    mean = Interval(*np.mean([list(x) for x in intervals], axis=0).tolist())
-    return hull(mean, found)
+    """One interval of those of all seeds; of AUCs, rates, scores and differences."""
+    return over_seeds(intervals, confidence=LEVEL, shared=shared, bounds=(-1, 1))
 
 
 def _single(told, tolerance, shared):

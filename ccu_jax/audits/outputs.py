@@ -25,10 +25,11 @@ _RANKED = {
     "macro_auroc": scores.macro_auroc,
 }
 _PARTS = 10  # of the rows, that are left out in turn for an interval
+# With what they are at most.
 _GAPS = {
-    "average_gap": scores.average_gap,
-    "tug_of_war": scores.tug_of_war,
-    "tug_of_war_attack": lambda *both: scores.tug_of_war(*both, scores.TUG_ATTACK),
+    "average_gap": (scores.average_gap, 100),
+    "tug_of_war": (scores.tug_of_war, 1),
+    "tug_of_war_attack": (lambda *x: scores.tug_of_war(*x, scores.TUG_ATTACK), 1),
 }
 # What is less the reference's, and of whose outputs.
 _AGAINST = {"difference": "model", "original": "original", "control": "control"}
@@ -66,6 +67,7 @@ def audit(given: Given) -> dict[str, Any]:
         "attacks": lambda: attacked(given),
         "scores": lambda: ranked(given.model),
         "score_difference": lambda: {view: _score(given, view) for view in VIEWS},
+        "score_excess": lambda: {view: _excess(given, view) for view in VIEWS},
         "gaps": lambda: gaps(given.model, given.reference),
         "distances": lambda: apart(given.model, given.reference),
         "epsilon": lambda: least_epsilon(given.model),
@@ -161,8 +163,9 @@ def ranked(model: Results) -> dict[str, dict[str, dict[str, Any]]]:
         if len(logits) and np.isfinite(logits).all():
             each = scores.by_row(logits, labels, model.multi_label)
             right = mean_interval(each, bounds=(0, 1), groups=groups)
+        how = {"parts": _PARTS, "groups": groups, "bounds": (0, 1)}
         found = {
-            name: jackknife(score, logits, labels, parts=_PARTS, groups=groups)
+            name: jackknife(score, logits, labels, **how)
             for name, score in _RANKED.items()
         }
         return {name: plain(x) for name, x in (found | {"right": right}).items()}
@@ -187,6 +190,25 @@ def _score(given, view):
     )
 
 
+def _excess(given, view):
+    """The same, less that of the unseen rows."""
+    if given.reference is None:
+        return None
+    model, reference = given.model, given.reference
+    rows = np.isin(model.of, ("unlearn", "unseen")) & model.shown(view)
+    return plain(
+        scores.score_excess(
+            model.logits[view][rows],
+            reference.logits[view][rows],
+            model.labels[rows],
+            model.of[rows] == "unlearn",
+            model.multi_label,
+            confidence=LEVEL,
+            groups=_groups(model, rows),
+        )
+    )
+
+
 def gaps(model: Results, reference: Results | None) -> dict[str, Any]:
     """Average gap (points) and Tug-of-War, both forms, of the image view.
 
@@ -198,14 +220,15 @@ def gaps(model: Results, reference: Results | None) -> dict[str, Any]:
     mine, theirs = (_by_row(x) for x in (model, reference))
     rows = np.arange(len(model.id))
 
-    def one(gap):
+    def one(gap, most):
         def score(rows):
             return gap(*(_shares(model.of, x, rows) for x in (mine, theirs)))
 
         parts, groups = _PARTS, model.group
-        return plain(jackknife(score, rows, parts=parts, groups=groups))
+        how = {"parts": parts, "groups": groups, "bounds": (0, most)}
+        return plain(jackknife(score, rows, **how))
 
-    return {name: one(gap) for name, gap in _GAPS.items()}
+    return {name: one(*gap) for name, gap in _GAPS.items()}
 
 
 def _by_row(model):
@@ -263,10 +286,12 @@ def apart(model: Results, reference: Results | None) -> dict[str, Any]:
 
 def least_epsilon(model: Results) -> dict[str, float | None]:
     """Epsilon at least, by the best threshold on each view; all at once with 95 %."""
-    found = signals_of(model)
+    found, of_groups = signals_of(model), groups_of(model)
     return {
         view: epsilon.threshold_epsilon(
-            *found[view][JUDGED_BY[view]], confidence=1 - 0.05 / len(JUDGED)
+            *found[view][JUDGED_BY[view]],
+            confidence=1 - 0.05 / len(JUDGED),
+            groups=of_groups[view],
         )
         for view in JUDGED
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ccu_jax.audits.intervals import Interval, mean_interval
+from ccu_jax.audits.intervals import Interval, less, mean_interval
 from ccu_jax.evaluate import auc
 
 # What the Tug-of-War is over: RUM's, and its form with an attack.
@@ -67,8 +67,8 @@ def score_difference(
 ) -> Interval | None:
     """The mean of `by_row` minus that of a reference on the same rows, paired.
 
-    On the unlearn set it is what `verdict` asks for: how much better or worse than a
-    model that never saw these rows does it do there?
+    On the unlearn set it is what `verdict` asks for: how much worse than a model that
+    never saw these rows does it do there?
     """
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         return None
@@ -76,6 +76,31 @@ def score_difference(
     return mean_interval(
         right[0] - right[1], bounds=(-1, 1), confidence=confidence, groups=groups
     )
+
+
+def score_excess(
+    logits, reference, labels, of_unlearn, multi_label: bool, *, groups=None, **how
+) -> Interval | None:
+    """`score_difference` of the unlearn set, less that of unseen rows.
+
+    How much better a model does there than it does on any picture, each beside the
+    reference: who is better at all alike remembers none.
+
+    Args:
+        logits: `[N, K]` of rows of both sets.
+        reference: likewise.
+        labels: likewise.
+        of_unlearn: `[N]`, which are of the unlearn set.
+        multi_label: whether rows have several labels.
+        groups: `[N]`, of rows that go together.
+        **how: as for `score_difference`.
+    """
+    found = []
+    for rows in (of_unlearn, ~of_unlearn):
+        given = logits[rows], reference[rows], labels[rows], multi_label
+        of = None if groups is None else groups[rows]
+        found.append(score_difference(*given, groups=of, **how))
+    return None if None in found else less(*found)
 
 
 def average_gap(model: Mapping, reference: Mapping) -> float | None:

@@ -146,7 +146,10 @@ def rmia(
     """
     references = np.asarray(references, np.float64)
     ratio = _relative(target, references, a)
-    population = np.sort(gamma * _relative(population_target, population_references, a))
+    population = gamma * _relative(population_target, population_references, a)
+    population = np.sort(population[np.isfinite(population)])
+    if not len(population):
+        return Scores(np.full(len(ratio), np.nan), 0)
     # To be counted, not compared one by one: no [N, Z] is made.
     beaten = np.searchsorted(population, ratio, side="left") / len(population)
     count = int(np.isfinite(references).sum(axis=0).max(initial=0))

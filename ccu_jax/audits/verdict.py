@@ -12,10 +12,12 @@ The 95 % interval is used for both, which makes the test of equivalence a 2.5 % 
 With several views or attacks give each an interval of confidence 1 - .05 / number.
 
 A model that has fallen apart says the same of unlearned rows and of unseen ones, so
-that its AUC is that of the reference. So a second difference may be given, that of the
-scores on the unlearn set: wholly beyond the tolerance, it decides too. That the scores
-are *the same* is not asked for "forgotten": a model that is better or worse at all
-pictures alike tells nothing of who was unlearned.
+that its AUC is that of the reference. So the difference of the scores on the unlearn
+set may be given: who is surely worse there by more than the tolerance has over-
+forgotten. And what that is more than on unseen rows: who is surely better at the
+unlearn set by more than the tolerance still has it. That the scores are *the same* is
+not asked for "forgotten": a model that is better at all pictures alike tells nothing of
+who was unlearned.
 """
 
 from collections.abc import Mapping
@@ -36,7 +38,8 @@ class Verdict(NamedTuple):
     """One of the four words, and the sentence that gives the numbers.
 
     `telling`: whether the original itself was found to remember, so that an attack that
-    finds nothing in the model has shown something. None: not known.
+    finds nothing in the model has shown something. None: not known. False: what is
+    found nowhere shows nothing.
     """
 
     word: str
@@ -48,6 +51,7 @@ def verdict(
     difference: Interval | None,
     *,
     score_difference: Interval | None = None,
+    score_excess: Interval | None = None,
     model: Interval | None = None,
     original_difference: Interval | None = None,
     control: Interval | None = None,
@@ -56,29 +60,34 @@ def verdict(
 ) -> Verdict:
     """What one attack on one view says of a model.
 
-    The word is `decide`'s of the difference. Still there and over-forgotten are also
-    where the score's interval lies wholly beyond +-tolerance; the worse of two counts.
+    The word is `decide`'s of the difference. Two scores decide, too, where they lie
+    wholly beyond the tolerance: over-forgotten is also who is worse at the unlearn set,
+    still there who is better at it than at unseen rows; the worse of all words counts.
 
     Args:
         difference: the model's AUC minus the reference's on the same rows
             (`auc.auc_difference`), not the difference of two intervals.
         score_difference: the same of the scores on the unlearn set
             (`scores.score_difference`).
+        score_excess: that less the same of unseen rows (`scores.score_excess`).
         model: the model's own AUC, for the sentence.
         original_difference: the original's AUC minus the reference's. Where it is not
-            shown to be off zero there was nothing to be seen, and "forgotten" is not
-            telling.
+            shown to be off zero "forgotten" is not telling; nor is anything where it
+            surely is within +-tolerance, for there was nothing to be seen.
         control: a second reference's AUC minus the reference's, for the sentence: how
             far two models are apart that both never saw the pictures.
         tolerance: how far an AUC, or a score, may be from the reference's.
         what: what is measured if it is no AUC, such as "TPR at 1 % FPR".
     """
-    word = decide(difference, tolerance)
-    by_score = _beyond(score_difference, tolerance)
-    if by_score is not None:
-        word = min(word, by_score, key=WORST.index)
-    off = original_difference
+    words = [decide(difference, tolerance)]
+    if score_difference is not None and score_difference.high < -tolerance:
+        words.append(OVER)
+    if score_excess is not None and score_excess.low > tolerance:
+        words.append(STILL)
+    word, off = min(words, key=WORST.index), original_difference
     telling = None if off is None else off.low > 0 or off.high < 0
+    if telling is False and word == UNDECIDED and decide(off, tolerance) != FORGOTTEN:
+        telling = None  # of neither model anything is known
     attacked = f"the attack's {what} is {_plain(model)}"
     if model is None:
         attacked = f"by the attack's {what} against a retrained model's"
@@ -86,6 +95,7 @@ def verdict(
     parts.append(_compared(difference, tolerance))
     told = {
         "the score on the unlearn set is off by {}": _signed(score_difference),
+        "and by {} more than on unseen rows": _signed(score_excess),
         "the original differs by {}": _signed(off),
         "a second retrained model differs by {}": _signed(control),
     }
@@ -114,8 +124,9 @@ def decide(difference: Interval | None, tolerance: float = 0.05) -> str:
 def combined(views: Mapping[str, Verdict]) -> Verdict:
     """A method's verdict: the worst of its views'.
 
-    A view in which the original is not seen to remember, and nothing is found, counts
-    for nothing; where there are no others, the verdict is undecided.
+    A view that is not telling, and in which nothing is found, counts for nothing; where
+    there are no others, the verdict is undecided. One that is undecided of the original
+    as well counts: what is in it nobody knows.
 
     Args:
         views: the verdict of each view or attack, by its name.
@@ -132,15 +143,6 @@ def combined(views: Mapping[str, Verdict]) -> Verdict:
     same = [other for other, view in counting.items() if view.word == worst.word]
     more = f" (so are {', '.join(same[1:])})" if len(same) > 1 else ""
     return Verdict(worst.word, f"{name}{more}: {worst.sentence}", worst.telling)
-
-
-def _beyond(difference: Interval | None, tolerance: float) -> str | None:
-    """What a difference tells that is surely larger than the tolerance, or None."""
-    if difference is None:
-        return None
-    if difference.low > tolerance:
-        return STILL
-    return OVER if difference.high < -tolerance else None
 
 
 def _compared(difference: Interval | None, tolerance: float) -> str:

@@ -48,6 +48,12 @@ def mark(workdir: pathlib.Path, seed: int, names, **more) -> dict[str, Any]:
     return {"format": _FORMAT, "outputs": digests, **more}
 
 
+def has(path: pathlib.Path, mark: dict[str, Any]) -> bool:
+    """Whether a file holds the record that is wanted."""
+    known = _read(path)
+    return known is not None and known["mark"] == mark
+
+
 def kept(
     path: pathlib.Path, mark: dict[str, Any], compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
@@ -61,9 +67,9 @@ def kept(
     Returns:
         `mark`, `found`, and `seconds`, less those of the shadows that serve all.
     """
-    known = _read(path)
+    known = _read(path) if has(path, mark) else None
     # Another process may have looked a little later: they go one way, all of them.
-    if agreed(known is not None and known["mark"] == mark):
+    if agreed(known is not None):
         return known
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}

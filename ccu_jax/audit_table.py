@@ -34,6 +34,7 @@ HEADER = [
     "forgetting score",
     "forgetting score, control",
     "one-run epsilon",
+    "one-run epsilon, control",
     "shadows",
     "this audit took",
 ]
@@ -50,8 +51,11 @@ LEGEND = (
     "in the reference's line the value to compare with. LiRA, RMIA and U-LiRA: AUC of "
     "attacks with shadow models, U-LiRA with each shadow in turn as the target and all "
     "others as its shadows, and what share of pictures is found at 1 % and 0.1 % false "
-    "alarms (this needs a thousand answers). Forgetting score, and KLOM in audit.json, "
-    "need 12 shadows; a control is what models that never saw the pictures come to."
+    "alarms (this needs a thousand answers). The epsilon of one run is of one shadow "
+    "that has unlearned (in the original's line, as it is), by the rows that it was "
+    "shown; its control is of another one, by the same rows. Forgetting score, and "
+    "KLOM in audit.json, need 12 shadows; a control is what models that never saw the "
+    "pictures come to."
 )
 
 
@@ -112,20 +116,24 @@ def _line(method):
     line += [told(*pool, "ulira", rate) for rate in ("tpr_1", "tpr_01")]
     line += [told(*pool, "ulira_of", name, "auc") for name in ("model", REFERENCE)]
     line += [told(*pool, "forgetting_score", name) for name in ("score", "control")]
-    line.append(told(*pool, "one_run", "epsilon", form="{:.2f}"))
-    line.append(told(*pool, "shadows", form="{:.0f}"))
+    for name in ("one_run", "one_run_control"):
+        line.append(told(*pool, name, "epsilon", form="{:.2f}"))
+    shadows = {_at(record, (*pool, "shadows")) for record in seeds} - {None}
+    line.append(", ".join(map(str, sorted(shadows))) or DASH)
     line.append(_took(seeds))
     return line
 
 
 def _mean(values, form, how):
     """The mean over seeds; with its interval where all have one."""
-    values = [x for x in values if x is not None]
+    every, values = len(values), [x for x in values if x is not None]
     if not values:
         return DASH
+    some = "" if len(values) == every else f", {len(values)} of {every} seeds"
     if all(isinstance(x, list) for x in values):
-        return _shown(over_seeds([Interval(*x) for x in values], **how), form)
-    return form.format(float(np.mean(values)))
+        found = over_seeds([Interval(*x) for x in values], **how)
+        return _shown(found, form) + some
+    return form.format(float(np.mean(values))) + some
 
 
 def _shown(interval, form):
@@ -145,6 +153,8 @@ def _relearned(seeds):
         most = max(x["most"] for x in found)
         return f"more than {most}" if None in steps else f"{np.mean(steps):.0f}"
 
+    if broken := [x["diverged"] for x in found if x["diverged"]]:
+        return f"diverged ({broken[0]})"
     if mean("fewest") == mean("greatest"):
         return f"{mean('steps')} steps"
     return f"{mean('steps')} steps ({mean('fewest')} to {mean('greatest')})"
@@ -165,7 +175,9 @@ def _costs(found):
             for name, seconds in record["costs_s"].items():
                 total[name] = total.get(name, 0.0) + seconds
     each = ", ".join(f"{n.replace('_', ' ')} {s:.1f}" for n, s in total.items())
-    return f"Seconds, of all methods and seeds together: {each}."
+    of = {str(record.get("commit")) for method in found for record in method["seeds"]}
+    made = f"Models of commit {', '.join(sorted(of))}." if of - {"None"} else ""
+    return f"Seconds, of all methods and seeds together: {each}. {made}".strip()
 
 
 def _at(record, path):

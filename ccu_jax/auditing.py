@@ -37,7 +37,7 @@ from ccu_jax.summary import REFERENCE
 
 CONTROL = f"{REFERENCE}_2"
 _COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
-_SMOKE_S = 0.5  # for a model, on some hundreds of rows
+_SMOKE_S = 0.1, 3e-4  # for a model, and for each of its rows
 _MODELS = ("standard", "rigorous")  # tiers that ask for the models themselves
 
 
@@ -71,20 +71,17 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     """How long an audit takes, told before it starts; None where it is nothing."""
     if tier == "none":
         return None
+    # What is kept is not measured again.
+    todo = {
+        seed: _left(bench.workdir, seed, methods, shadows)
+        for seed in bench.config.seeds
+    }
+    each = _SMOKE_S[0] + _SMOKE_S[1] * len(bench.data.id)
+    seconds = each * sum(len(left["smoke"]) for left in todo.values())
     if tier == "smoke":
-        count = len(methods) * len(bench.config.seeds)
-        return f"audit, smoke: {forecast.words(_SMOKE_S * count)}"
-    known, seconds = forecast.pace(bench), 0.0
-    for seed in bench.config.seeds:
-        # What is kept is not measured again.
-        left = {
-            of: [
-                m
-                for m in methods
-                if not audit_records.place(bench.workdir, of, m, seed).exists()
-            ]
-            for of in _MODELS
-        }
+        return f"audit, smoke: {forecast.words(seconds)}"
+    known = forecast.pace(bench)
+    for seed, left in todo.items():
         seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
         if tier == "rigorous" and left["rigorous"]:
             there = len(list((bench.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
@@ -97,6 +94,24 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     if tier == "rigorous" and shadows < LEAST:
         told += f" (no forgetting score, no KLOM: these need --shadows {LEAST})"
     return told
+
+
+def _left(workdir, seed, methods, shadows) -> dict[str, list[str]]:
+    """By tier, the methods of which nothing is kept that counts."""
+
+    def lacks(tier, method, names, **more):
+        path = audit_records.place(workdir, tier, method, seed)
+        mark = audit_records.mark(workdir, seed, (method, *names), **more)
+        return not audit_records.has(path, mark)
+
+    there = _there(workdir, seed)
+    return {
+        "smoke": [m for m in methods if lacks("smoke", m, there)],
+        "standard": [m for m in methods if lacks("standard", m, _COMPARED)],
+        "rigorous": [
+            m for m in methods if lacks("rigorous", m, _COMPARED, shadows=shadows)
+        ],
+    }
 
 
 def readable(bench, methods: list[str]) -> None:
@@ -147,6 +162,15 @@ def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]
     return found
 
 
+def stored(workdir) -> list[dict[str, Any]]:
+    """What `write` has written before, for who does not measure now."""
+    try:
+        found = json.loads((workdir / "audit.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, list) else []
+    except (OSError, ValueError):
+        return []
+
+
 def show(bench, found: list[dict[str, Any]]) -> None:
     """The table and where the rest is, on the screen."""
     bench.reporter.say("audit: what was forgotten, from intervals")
@@ -184,12 +208,7 @@ def collected(
 def _record(workdir, row):
     """All that is known of a method and seed."""
     method, seed = row["method"], row["seed"]
-    there = [
-        name
-        for name in (REFERENCE, CONTROL)
-        if audit_records.outputs_of(workdir, name, seed).exists()
-    ]
-    compared = ("original", *there)
+    compared = _there(workdir, seed)
     mark = audit_records.mark(workdir, seed, (method, *compared))
 
     def compute():
@@ -202,7 +221,7 @@ def _record(workdir, row):
     found = audit_records.kept(
         audit_records.place(workdir, "smoke", method, seed), mark, compute
     )
-    told = {name: row.get(name) for name in ("edition", "diverged")}
+    told = {name: row.get(name) for name in ("edition", "diverged", "commit")}
     record = {"seed": seed, **told, **found["found"]}
     seconds, costs = {"smoke": found["seconds"]}, record["costs_s"]
     for tier in _MODELS:
@@ -213,6 +232,16 @@ def _record(workdir, row):
             seconds[tier] = more["seconds"]
             costs = costs | more["found"]["costs_s"]
     return record | {"seconds": seconds, "costs_s": costs}
+
+
+def _there(workdir, seed) -> tuple[str, ...]:
+    """What a model is compared with, of what there is."""
+    references = [
+        name
+        for name in (REFERENCE, CONTROL)
+        if audit_records.outputs_of(workdir, name, seed).exists()
+    ]
+    return ("original", *references)
 
 
 def _probes(bench, seed, problem, methods, tell: Callable) -> None:

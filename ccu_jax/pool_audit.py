@@ -183,7 +183,8 @@ class Pool:
         size = np.bincount(place)
         mean = np.bincount(place, score[known]) / size
         shown = np.bincount(place, self._plan.shown[number][known]) > size / 2
-        return epsilon.one_run_audit(mean, shown)._asdict()
+        found = epsilon.one_run_audit(mean, shown)._asdict()
+        return found | {"shadows": self.count // 2 - 1}  # that have not seen a row
 
     def _distances(self, view, gone, plain_, unlearned):
         """Unlearned against never seen, and never seen against never seen."""
@@ -198,8 +199,9 @@ class Pool:
         forgot = np.take_along_axis(gone, order, axis=0)[:each]
         never = np.take_along_axis(plain_, order, axis=0)[self.count // 2 :]
         pools = [x[:, there] for x in (forgot, never[:each], never[-each:])]
-        quality = forgetting.forgetting_score(*pools)
-        klom, kept = {"unlearn": _klom(pools)}, []
+        groups = self._plan.group[there]
+        quality = forgetting.forgetting_score(*pools, groups=groups)
+        klom, kept = {"unlearn": _klom(pools, groups)}, []
         for name in ("retain", "test"):
             # Of these all shadows know as much as each other. Half of them before they
             # unlearned stand for a model that was not asked to; the control is the
@@ -207,7 +209,8 @@ class Pool:
             said = [self._of_set(view, name, pool) for pool in (unlearned, self._plain)]
             half = self.count // 2
             (margins, right), (before, usual) = said
-            klom[name] = _klom([margins[:half], before[half:], before[:half]])
+            pools = [margins[:half], before[half:], before[:half]]
+            klom[name] = _klom(pools, self._groups_of(view, name))
             kept.append((right, usual))
         final = None
         if quality.score is not None and all(map(np.isfinite, sum(kept, ()))):
@@ -227,6 +230,12 @@ class Pool:
             margins.append(attacks.signals(*given)["margin"])
             right.append(scores.by_row(*given))
         return np.array(margins), float(np.mean(right)) if np.size(right) else np.nan
+
+    def _groups_of(self, view, name):
+        """The groups of the rows of `_of_set`, where they are known."""
+        said = self._plain[0]
+        rows = (said.of == name) & said.shown(view)
+        return None if said.group is None else said.group[rows]
 
     def _said(self, method, number) -> Results:
         """What a shadow says of all rows, as it is or after it was made to forget."""
@@ -297,14 +306,11 @@ def _read(path, warn) -> Results | None:
         return None
 
 
-def _klom(pools):
+def _klom(pools, groups):
     """Its mean and its .95 quantile, of unlearned, others, and their control."""
-    if not all(np.isfinite(pool).all() for pool in pools):
-        return None
-    return {
-        "mean": _plain(forgetting.klom(*pools)),
-        "quantile_95": _plain(forgetting.klom(*pools, quantile=0.95)),
-    }
+    tail = forgetting.klom(*pools, quantile=0.95, groups=groups)
+    mean = forgetting.klom(*pools, groups=groups)
+    return {"mean": _plain(mean), "quantile_95": _plain(tail)}
 
 
 def _plain(value):

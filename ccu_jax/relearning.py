@@ -25,7 +25,7 @@ class Relearned(NamedTuple):
     """Steps until the score was back, of some trainings with rows in another order.
 
     `steps` is their median, `fewest` and `greatest` are their range; None: not within
-    `most` steps. `seconds` of all together.
+    `most` steps. `seconds` of all together. `diverged`: what went wrong in one.
     """
 
     steps: int | None
@@ -33,6 +33,7 @@ class Relearned(NamedTuple):
     greatest: int | None
     most: int
     seconds: float
+    diverged: str | None = None
 
 
 def relearn(
@@ -48,7 +49,7 @@ def relearn(
         folder: for what a long training leaves in between; it is removed.
         within: which share of the original's score may be missing.
     """
-    steps, seconds = [], 0.0
+    steps, seconds, diverged = [], 0.0, None
     for time in range(_TIMES):
         given = problem._replace(method=NAME, seed=problem.seed + (time << 32))
         target = (1 - within) * _known(given)
@@ -61,10 +62,11 @@ def relearn(
         back = outcome.steps < MOST_STEPS and not outcome.diverged
         steps.append(outcome.steps if back else MOST_STEPS)
         seconds += outcome.seconds["steps"]
+        diverged = diverged or outcome.diverged
     checkpoint.remove(folder)
     told = (sorted(steps)[_TIMES // 2], min(steps), max(steps))
     told = (number if number < MOST_STEPS else None for number in told)
-    return Relearned(*told, MOST_STEPS, seconds)
+    return Relearned(*told, MOST_STEPS, seconds, diverged)
 
 
 def _known(problem) -> float:

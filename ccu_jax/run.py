@@ -85,11 +85,14 @@ def run(
             if is_first():
                 report.write(workdir, found, given)
             # Whatever becomes of the audit: what was done before is reported.
-            audited = auditing.write(bench, stage.tell) if audit != "none" else []
+            if audit == "none":
+                audited = auditing.stored(workdir)
+            else:
+                audited = auditing.write(bench, stage.tell)
             if is_first() and audited:
                 report.write(workdir, found, given, audited)
         report.show(found, reporter)
-        if audited:
+        if audit != "none" and audited:
             auditing.show(bench, audited)
         reporter.say(f"report: {workdir / 'report.html'}")
         if purge:

@@ -124,7 +124,8 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     assert judging.judged([record], 0.05)["sentence"] == "diverged: step 3: loss nan"
     record = outputs.audit(Given(alone, None, None, None))
     assert record["score_difference"]["image"] is None and not record["distances"]
-    assert judging.judged([record], 0.05)["word"] == UNDECIDED
+    told = judging.judged([record], 0.05)
+    assert told["word"] == UNDECIDED and "no retrain_visual" in told["sentence"]
     with pytest.raises(ValueError, match="other rows"):
         other = alone._replace(id=alone.id[::-1])
         outputs.audit(Given(alone, None, other, None))
@@ -160,6 +161,7 @@ def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
     assert "Sample edition" in text and verdict["sentence"][:20] in text
     for record in records:
         record["relearning"] = {"steps": 30, "fewest": 20, "greatest": None, "most": 99}
+        record["relearning"]["diverged"] = None
         record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
         record["seconds"] = {"smoke": 0.5, "standard": 2.0}
     records[0]["costs_s"] = {"gaps": 0.25, "shadow models": 70.0}
@@ -176,3 +178,11 @@ def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
     assert f"0.500 ({low:.3f} to {1 - low:.3f})" in line
     assert cells["shadows"] == "16"
     assert cells["this audit took"] == f"{2.5 * count:.1f} s + 70 s of the shadows"
+    # What pools differ in, and seeds of which nothing is known, is said.
+    records[1]["pool"]["image"] = {"shadows": 8, "ulira": None}
+    records[0]["relearning"]["diverged"] = "step 1: loss nan"
+    header, (line,) = audit_table.table(found)
+    cells = dict(zip(header, line, strict=True))
+    assert cells["shadows"] == "8, 16"
+    assert cells["U-LiRA"].endswith(f"), {count - 1} of {count} seeds")
+    assert cells["relearned in"] == "diverged (step 1: loss nan)"

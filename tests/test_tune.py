@@ -10,7 +10,16 @@ import problems
 import pytest
 from test_end_to_end import launched
 
-from ccu_jax import ablate, config_file, evaluate, limits, parallel, tune, variants
+from ccu_jax import (
+    ablate,
+    config_file,
+    evaluate,
+    limits,
+    parallel,
+    rows,
+    tune,
+    variants,
+)
 from ccu_jax.config import Config, replace
 from ccu_jax.errors import UserError
 from ccu_jax.features import computed

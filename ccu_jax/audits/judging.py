@@ -26,6 +26,12 @@ def judged(
         none = dict.fromkeys(JUDGED)
         said = verdict.Verdict(word.partition(":")[0], word)
         return {"views": {}, "differences": none, **said._asdict()}
+    if not all(record["compared"] for record in records):
+        why = (
+            "undecided: there is no retrain_visual to compare with, add it to --methods"
+        )
+        nothing = verdict.Verdict(verdict.UNDECIDED, why)._asdict()
+        return {"views": {}, "differences": dict.fromkeys(JUDGED), **nothing}
     shared = share_rows(records)
     views, from_what = {}, {}
     for view in JUDGED:

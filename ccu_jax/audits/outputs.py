@@ -50,7 +50,7 @@ class Given(NamedTuple):
 def audit(given: Given) -> dict[str, Any]:
     """Everything that outputs tell, as plain JSON; intervals are `[value, low, high]`.
 
-    `costs_s`: what each of it took.
+    `costs_s`: what each of it took; `compared`: whether there was a reference.
 
     Raises:
         ValueError: the outputs are not of the same rows.
@@ -61,6 +61,7 @@ def audit(given: Given) -> dict[str, Any]:
     members = "\n".join(sorted(given.model.id[given.model.of == "unlearn"].tolist()))
     found: dict[str, Any] = {
         "members": hashlib.sha256(members.encode()).hexdigest()[:16],
+        "compared": given.reference is not None,
         "costs_s": {},
     }
     audits = {

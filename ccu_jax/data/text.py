@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ccu_jax.errors import UserError
+
 PAD, UNKNOWN, END = 0, 1, 2
 _SPECIAL = ("[PAD]", "[UNK]", "[END]")
 _START = "\u2581"
@@ -67,8 +69,15 @@ def _alphabet(texts: Iterable[str], vocabulary: int) -> list[str]:
 
 
 def load(path: pathlib.Path) -> Any:
-    """Reads a stored tokeniser."""
-    return _library().Tokenizer.from_file(str(path))
+    """Reads a stored tokeniser.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return _library().Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def encode(tokenizer: Any, texts: Sequence[str | None], length: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccu_jax import audit_table, evaluate
-from ccu_jax.audits import judging, outputs
+from ccu_jax.audits import auc, epsilon, judging, outputs
 from ccu_jax.audits.outputs import Given
 from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
 
@@ -129,6 +129,125 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     with pytest.raises(ValueError, match="other rows"):
         other = alone._replace(id=alone.id[::-1])
         outputs.audit(Given(alone, None, other, None))
+
+
+def given_models(**more):
+    others = model(10, knows=3.0), model(20), model(30)
+    return Given(model(1, knows=0.5), *others)._replace(**more)
+
+
+def test_a_record_tells_whose_differences_these_are_and_at_which_confidence():
+    given = given_models()
+    record = outputs.audit(given)
+    level = 1 - 0.05 / 6  # six questions at once
+    image = {
+        name: outputs.signals_of(x)["image"]["loss"]
+        for name, x in given._asdict().items()
+    }
+    told = record["attacks"]["image"]["loss"]
+    own = auc.auc_interval(*image["model"], confidence=level)
+    assert told["auc"] == pytest.approx(own)
+    whose = {"difference": "model", "original": "original", "control": "control"}
+    for key, name in whose.items():
+        apart = auc.auc_difference(*image[name], *image["reference"], confidence=level)
+        assert told[key] == pytest.approx(apart), key
+    assert told["original"] != pytest.approx(told["control"], abs=0.02)
+    assert record["epsilon"]["image"] == epsilon.threshold_epsilon(
+        *image["model"], confidence=1 - 0.05 / 3
+    )
+
+
+def test_rows_without_a_picture_say_nothing_of_pictures():
+    def without(given, change):
+        found = []
+        for x in given:
+            has = x.has_image.copy()
+            has[::7] = False
+            x = x._replace(has_image=has, logits={**x.logits})
+            if change:
+                for view in ("image", "fused"):
+                    logits = x.logits[view].copy()
+                    logits[::7] = 9.0
+                    x.logits[view] = logits
+            found.append(x)
+        return outputs.audit(Given(*found))
+
+    before, after = (without(given_models(), change) for change in (False, True))
+    for key in ("attacks", "epsilon", "gaps", "score_difference"):
+        one, other = before[key], after[key]
+        if key in ("attacks", "score_difference"):
+            one, other = one["image"], other["image"]
+        assert one == other, key
+    assert before["attacks"]["fused"] == after["attacks"]["fused"]
+
+
+def test_scores_are_those_of_their_set_and_the_gap_asks_unseen_rows():
+    given = given_models()
+    # Wrong on all test rows: that is no matter of the other sets, nor of the attack.
+    worse = given.model._replace(logits={**given.model.logits})
+    logits = worse.logits["image"].copy()
+    logits[worse.of == "test"] *= -1
+    worse.logits["image"] = logits
+    before = outputs.audit(given)
+    after = outputs.audit(given._replace(model=worse))
+    for of in ("unlearn", "unseen"):
+        assert before["scores"][of] == after["scores"][of]
+    right = [x["scores"]["test"]["image"]["right"][0] for x in (before, after)]
+    assert right[1] < right[0] - 0.3
+    assert before["attacks"] == after["attacks"]
+    # One of four gaps has grown, by what was lost on the test set.
+    assert after["gaps"]["average_gap"][0] - before["gaps"]["average_gap"][0] == (
+        pytest.approx(25 * (right[0] - right[1]), abs=0.6)
+    )
+
+
+def test_groups_widen_every_interval_of_a_record():
+    given = given_models()
+    group = np.arange(len(given.model.of)) // 10
+    grouped = Given(*(x._replace(group=group) for x in given))
+    one, other = outputs.audit(given), outputs.audit(grouped)
+
+    def widths(record):
+        loss = record["attacks"]["image"]["loss"]
+        found = {k: loss[k] for k in ("auc", "bootstrap", "tpr_1", "tpr_1_difference")}
+        found["score"] = record["score_difference"]["image"]
+        found["excess"] = record["score_excess"]["image"]
+        found["js"] = record["distances"]["unlearn"]["image"]["js_divergence"]
+        return {name: high - low for name, (_, low, high) in found.items()}
+
+    alone, together = widths(one), widths(other)
+    for name, width in together.items():
+        # Rows of a group here have nothing in common but that they count as few.
+        assert width != pytest.approx(alone[name], rel=1e-3), name
+    assert other["epsilon"]["image"] != one["epsilon"]["image"]
+
+
+def test_who_is_better_at_all_pictures_alike_is_not_still_there():
+    def better(seed):
+        x = model(40 + seed)
+        both = np.isin(x.of, ("unlearn", "unseen"))
+        x.logits["image"][both] *= np.where(x.logits["image"][both] > 0, 1.0, 0.3)
+        sure = 2.0 * (2 * x.labels - 1)
+        x.logits["image"][both] += sure[both].astype(np.float32)
+        return x
+
+    found, records = judged(better)
+    assert records[0]["score_difference"]["image"][0] > 0.05
+    assert found["views"]["image"]["word"] == FORGOTTEN
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_few_seeds_do_not_turn_a_word_into_another(seeds):
+    faults = {
+        STILL: lambda s: model(10 + s, knows=3.0),
+        OVER: lambda s: model(50 + s, random=True),
+        FORGOTTEN: lambda s: model(40 + s),
+    }
+    for word, make in faults.items():
+        found = judging.judged(judged(make)[1][:seeds], 0.05)
+        assert found["word"] in (word, UNDECIDED)
+        if word != FORGOTTEN:
+            assert found["word"] == word
 
 
 def test_errors_do_not_even_out_over_seeds_that_forget_the_same_rows():

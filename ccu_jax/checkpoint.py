@@ -9,6 +9,7 @@ before it used.
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -22,7 +23,7 @@ import numpy as np
 
 from ccu_jax import sealed
 from ccu_jax.errors import UserError, gone
-from ccu_jax.parallel import is_first
+from ccu_jax.parallel import agreed, is_first, of_first
 
 _ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
 
@@ -94,18 +95,29 @@ def restore(
         like: a tree of the same structure and shapes.
         complain: told of every checkpoint that had to be passed over.
     """
-    if not directory.is_dir():
+    if not agreed(directory.is_dir()):
         return None
     ocp, manager = _manager(directory, None)
     with _quiet(), manager:
-        for step in sorted(manager.all_steps(), reverse=True):
+        for step in _candidates(manager):
+            saved, first = None, "another process cannot read it"
             try:
                 leaves, facts = _read(ocp, manager, step)
-                return Saved(step, _rebuild(like, leaves), facts)
+                saved = Saved(step, _rebuild(like, leaves), facts)
             except Exception as error:  # noqa: BLE001  Orbax raises many kinds
                 first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                complain(f"checkpoint {directory / str(step)} is unusable: {first}")
+            # All go on from the same one.
+            if agreed(saved is not None):
+                return saved
+            complain(f"checkpoint {directory / str(step)} is unusable: {first}")
     return None
+
+
+def _candidates(manager) -> list[int]:
+    """The steps to try, the newest first: those that process 0 sees."""
+    steps = np.array(sorted(manager.all_steps(), reverse=True), np.int32)
+    count = int(of_first(np.array(len(steps), np.int32)))
+    return of_first(np.resize(steps, count)).tolist() if count else []
 
 
 def _require_room(directory, size):
@@ -179,6 +191,20 @@ def remove(directory: pathlib.Path) -> None:
     """Removes the checkpoints of a stage that is over; every process may call this."""
     if is_first():
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def written(directory: pathlib.Path) -> dict[str, str]:
+    """The digests of the newest checkpoint's arrays, by name, as they stand there.
+
+    Empty where there is none, or they cannot be read.
+    """
+    try:
+        steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+        path = directory / str(max(steps)) / "meta" / "metadata"
+        about = json.loads(path.read_text(encoding="utf-8"))["arrays"]
+        return {name: one["sha256"] for name, one in about.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def digest(tree: Any) -> str:

@@ -138,6 +138,7 @@ class Run:
     # Shadow models trained in one program; 0: one on CPUs, which gain nothing by more,
     # else all.
     shadows_together: int = 0
+    links: bool = False  # whether --workdir may hold links that lead out of it
 
 
 def _section(kind: type, **fields: Any) -> Any:

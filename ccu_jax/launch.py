@@ -89,7 +89,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
         with peers.patient():
             parallel.join(hosts)
-    _keep_compiled(workdir)
+    _keep_compiled()
 
     if given.tune:
         from ccu_jax import tune
@@ -186,18 +186,23 @@ def _writable(workdir: pathlib.Path) -> pathlib.Path:
     return workdir
 
 
-def _keep_compiled(workdir: pathlib.Path) -> None:
+def _keep_compiled() -> None:
     """Lets the next run reuse what this one compiles, unless the user has said where.
 
-    The cache lies beside the working folder, so that other runs there share it.
+    What lies there is code that is run: it is a folder of the user's own, and not one
+    of a working folder that may come from somebody else.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    above = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~", ".cache").expanduser()
+    cache = pathlib.Path(above, "ccu_jax")
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # no home: each run compiles for itself
         return
 
     import jax
 
-    shared = os.access(workdir.parent, os.W_OK)
-    cache = (workdir.parent if shared else workdir) / ".jax_cache"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -172,6 +172,8 @@ class Loop:
                 seconds["steps"] += time.perf_counter() - began
                 # Nothing that has failed is gone on from.
                 diverged, ended = _look(before, start, stage)
+                if not diverged and (broken := _broken(state.params)):
+                    diverged, ended = f"step {done - 1}: {broken}", done
                 if not diverged:
                     facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
                     checkpoint.save(folder, done, state, facts)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ccu_jax import audit_table, figure, notes, summary, tables
+from ccu_jax.errors import printable
 from ccu_jax.evaluate import SETS
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.progress import Reporter, clean
@@ -74,7 +75,7 @@ def write(
         "results.json": json.dumps(rows, indent=1, allow_nan=False).encode(),
         "table.md": markdown(rows).encode("utf-8", "replace"),
         "figure.png": png,
-        "report.html": _page(rows, config, png, audits).encode("utf-8", "replace"),
+        "report.html": printable(_page(rows, config, png, audits)).encode(),
     }
     workdir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

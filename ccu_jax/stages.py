@@ -27,7 +27,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import TAIL, Model
-from ccu_jax.parallel import Executor, barrier, is_first
+from ccu_jax.parallel import Executor, agreed, barrier, is_first
 from ccu_jax.report import atomically
 from ccu_jax.unlearn_set import Sets
 
@@ -59,7 +59,8 @@ def finished(bench: Bench, seed: int, method: str) -> dict[str, Any] | None:
         UserError: it belongs to others.
     """
     path = rows.place(bench.workdir, seed, method)
-    if not path.exists():
+    # A process that sees it later than others goes their way.
+    if not agreed(path.exists()):
         return None
     row = rows.read(path)
     if row["fingerprint"] != bench.data.fingerprint:

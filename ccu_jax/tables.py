@@ -7,6 +7,7 @@ others are numbers.
 import html
 import re
 
+from ccu_jax.errors import printable
 from ccu_jax.progress import Reporter
 
 
@@ -21,8 +22,9 @@ def markdown(header: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """Escapes what Markdown or a Markdown table would read as its own."""
-    return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", " ".join(text.split()))
+    """Escapes what Markdown, a table in it, or a terminal would read as its own."""
+    text = printable(" ".join(text.split()))
+    return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", text)
 
 
 def page(header: list[str], lines: list[list[str]]) -> str:

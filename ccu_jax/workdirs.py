@@ -14,8 +14,9 @@ import shutil
 import jax
 import numpy as np
 
+from ccu_jax import checkpoint, data, evaluate, features, rows, unlearn_set
 from ccu_jax import config as configs
-from ccu_jax import data, evaluate, features, rows, unlearn_set
+from ccu_jax.data.files import within
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import agreed, barrier, is_first
 from ccu_jax.report import atomically
@@ -25,13 +26,24 @@ FREE = ("methods", "seeds", "run.")
 
 
 @contextlib.contextmanager
-def locked(workdir):
+def locked(workdir, links: bool = False):
     """Keeps other runs out of the folder while the block runs; a kill opens it again.
 
+    Args:
+        workdir: the folder.
+        links: whether it may hold links that lead out of it.
+
     Raises:
-        UserError: another one is at work in it.
+        UserError: another one is at work in it, or it holds such a link.
     """
     with contextlib.ExitStack() as stack:
+        out = _link(workdir) if is_first() and not links else ""
+        if not agreed(out == ""):
+            raise UserError(
+                f"{out or workdir} is a link out of the folder of the run, in which "
+                "this would write and remove: put what it leads to in its place, or, "
+                "where you have made it, give --set run.links=True"
+            )
         told = _lock(stack, workdir) if is_first() else ""
         if not agreed(told == ""):
             raise UserError(
@@ -39,6 +51,16 @@ def locked(workdir):
                 "its end, or give another --workdir"
             )
         yield
+
+
+def _link(workdir) -> str:
+    """A link out of the folder, or nothing: who has made it may be a stranger."""
+    for above, folders, files in os.walk(workdir):
+        for name in (*folders, *files):
+            path = os.path.join(above, name)
+            if os.path.islink(path) and not within(path, workdir):
+                return path
+    return ""
 
 
 def _lock(stack, workdir) -> str:
@@ -50,7 +72,11 @@ def _lock(stack, workdir) -> str:
     except BlockingIOError:
         file.seek(0)
         return file.read(200).decode("utf-8", "replace").strip() or "just started"
-    except OSError:  # a file system without locks: there is nothing to be known
+    except OSError as error:  # a file system without locks
+        print(
+            f"*** {workdir} cannot be locked ({error.strerror}): see to it that no "
+            "other run works in it ***"
+        )
         return ""
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
@@ -191,9 +217,10 @@ def purge(bench):
             f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
             f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
             f"{len(told['hits'])} found; too even to be looked for: {told['even']}. "
-            "Gone, too: what the originals' stores said of these pictures, and all "
-            f"parameters that were trained on them (folders: {told['models']}). Your "
-            "own files still hold the pictures"
+            "Gone, too: what the originals' stores said of these pictures, and the "
+            "models that knew them: originals, shadows, what diverged or was cut off "
+            f"(folders: {told['models']}). Ids and scores stay, and methods that leave "
+            "the trunk as it was keep it. Your own files still hold the pictures"
         )
         if told["hits"]:
             raise UserError(
@@ -206,21 +233,36 @@ def purge(bench):
 def _purge_models(workdir) -> int:
     """Remove the parameters of all that knows the pictures; gives how many folders.
 
-    Those of the originals, which were trained on them; of trainings that were cut off;
-    and the shadow models, which were shown them to be compared with only. What is left
-    are the models that were made to forget, and those that never saw them.
+    Those of the originals, which were trained on them; of methods that diverged, which
+    have kept what they began with or have half forgotten; of trainings that were cut
+    off; and the shadow models, which were shown them to be compared with only. What is
+    left are the models that were made to forget, and those that never saw them.
     """
+    diverged = [row for row in rows.read_all(workdir) if row.get("diverged")]
     found = [
         *workdir.glob("checkpoints/original-*/params"),
+        *(
+            workdir / "checkpoints" / f"{row['method']}-{row['seed']}" / "params"
+            for row in diverged
+        ),
         *workdir.glob("checkpoints/*/steps*"),
         *workdir.glob("audits/*-steps"),
         *workdir.glob("shadows"),
     ]
-    for folder in found:
+    originals = {of: checkpoint.written(of) for of in found if of.exists()}
+    for folder in originals:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
-    return len(found)
+    # The proof: what is left is none of these under another name.
+    known = [digests for digests in originals.values() if digests]
+    for folder in workdir.glob("checkpoints/*/params"):
+        if checkpoint.written(folder) in known:
+            raise UserError(
+                f"purge: the model in {folder} is one that knows the pictures: remove "
+                "this folder"
+            )
+    return len(originals)
 
 
 def _purge_features(bench, ids) -> int:

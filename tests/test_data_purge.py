@@ -254,6 +254,22 @@ def test_even_pictures_are_told_each_time_and_lost_hashes_are_no_proof(own, tmp_
         forget(own, workdir, {"3.jpg"}, [workdir], quiet)
 
 
+@pytest.mark.parametrize("name", ["labels.npy", "meta.json", "purged.json", "id.npy"])
+def test_what_was_purged_does_not_come_back_by_damage(own, tmp_path, name):
+    workdir = tmp_path / "w"
+    load(own, workdir, quiet)
+    forget(own, workdir, {"3.jpg"}, [workdir], quiet)
+    before = (workdir / "data" / "image.npy").read_bytes()
+    path = workdir / "data" / name
+    path.write_bytes(path.read_bytes()[:-10])
+    if name == "purged.json":
+        assert load(own, workdir, quiet).purged
+        path.unlink()
+    with pytest.raises(UserError, match="pictures were purged from .*another --work"):
+        load(own, workdir, quiet)
+    assert (workdir / "data" / "image.npy").read_bytes() == before
+
+
 def test_folders_that_were_moved_and_linked_are_emptied_and_searched(own, tmp_path):
     workdir = tmp_path / "w"
     load(own, workdir, quiet)

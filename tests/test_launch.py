@@ -98,6 +98,26 @@ def test_a_new_folder_is_the_owners_alone_and_another_stays_as_it_is(run):
     assert stat.S_IMODE(pathlib.Path("new").stat().st_mode) & 0o055
 
 
+def test_compiled_programs_lie_in_a_folder_of_the_user_alone(run, monkeypatch):
+    import jax
+
+    set_ = {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pathlib.Path("home/cache").resolve()))
+    monkeypatch.setattr(
+        jax.config, "update", lambda key, value: set_.update({key: value})
+    )
+    assert launch.main(["--config", "tiny", "--workdir", "other/run"]) == 0
+    cache = pathlib.Path("home/cache/ccu_jax").resolve()
+    assert set_["jax_compilation_cache_dir"] == str(cache)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    # Without a home there is none; each run compiles for itself.
+    set_.clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    assert launch.main(["--config", "tiny", "--workdir", "other/run"]) == 0
+    assert not set_
+
+
 def test_the_audit_is_smoke_unless_another_tier_is_asked_for(run):
     assert launch.main(["--config", "tiny"]) == 0 and run.audit == ("smoke", 16)
     argv = "--config tiny --audit rigorous --shadows 8".split()
@@ -175,6 +195,10 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(run, capsys)
         (OSError(errno.ENOSPC, "No space left", "x.npz"), "no space left at x.npz"),
         (PermissionError(errno.EACCES, "denied", "x.npz"), "Permission denied: x.npz"),
         (RuntimeError("write: No space left on device [x]"), "no space left"),
+        (ValueError("a [b]: Read-only file system [x]\nc"), "Read-only file system"),
+        (RuntimeError("Transport endpoint is not connected"), "not connected: "),
+        (FileExistsError(errno.EEXIST, "exists", "/w/audits"), "/w/audits is in the"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "give smaller batches"),
         (ModuleNotFoundError("", name="optax"), "optax is not installed"),
     ],
 )

@@ -38,9 +38,11 @@ def test_slurm_starts_the_command_once_for_each_gpu():
     done = script("slurm.sbatch", "--config", "tiny", "--workdir", "/a b")
     assert done.returncode == 0, done.stderr
     argv = shlex.split(done.stdout)
-    assert argv[0] == "srun" and argv[2] == str(pathlib.Path(sys.prefix, "bin/python"))
-    assert argv[3:5] == COMMAND
-    assert argv[5:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
+    # It does not take over how many cores each was given.
+    assert argv[:3] == ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=8"]
+    assert argv[3] == str(pathlib.Path(sys.prefix, "bin/python"))
+    assert argv[4:6] == COMMAND
+    assert argv[6:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
     settings = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]
         for line in (ROOT / "launch/slurm.sbatch").read_text("utf-8").splitlines()
@@ -48,6 +50,7 @@ def test_slurm_starts_the_command_once_for_each_gpu():
     )
     # JAX gives each process the GPU of its number on the node.
     assert settings["ntasks-per-node"] == settings["gpus-per-node"]
+    assert settings["cpus-per-task"] == "8"
     assert settings["signal"].startswith("TERM@") and "requeue" in settings
 
 
@@ -66,11 +69,83 @@ def test_a_tpu_slice_gets_the_command_on_every_host():
     assert words[3:] == [*flags, "--multihost"]
 
 
+def test_a_tpu_slice_without_flags_gets_none():
+    done = script("tpu_vm.sh", "slice", "us-east5-b")
+    assert shlex.split(done.stdout)[11].endswith(" -m ccu_jax.launch --multihost")
+
+
 @pytest.mark.parametrize("argv", [[], ["slice"], ["slice", "--config"], ["", "zone"]])
 def test_a_wrong_use_of_the_tpu_script_is_one_line(argv):
     done = script("tpu_vm.sh", *argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: usage: ") and done.stderr.count("\n") == 1
+
+
+# The fields of a JobSet that are used here, as Kubernetes spells them: what is below
+# each, or the kind of its value.
+_TEXT, _NUMBER = str, int
+_SIZES = {"google.com/tpu": _NUMBER}
+_CONTAINER = {
+    "name": _TEXT,
+    "image": _TEXT,
+    "command": [_TEXT],
+    "resources": {"requests": _SIZES, "limits": _SIZES},
+    "volumeMounts": [{"name": _TEXT, "mountPath": _TEXT}],
+}
+_POD = {
+    "restartPolicy": _TEXT,
+    "terminationGracePeriodSeconds": _NUMBER,
+    "nodeSelector": {
+        "cloud.google.com/gke-tpu-accelerator": _TEXT,
+        "cloud.google.com/gke-tpu-topology": _TEXT,
+    },
+    "containers": [_CONTAINER],
+    "volumes": [{"name": _TEXT, "persistentVolumeClaim": {"claimName": _TEXT}}],
+}
+_EXIT = {"containerName": _TEXT, "operator": _TEXT, "values": [_NUMBER]}
+_JOB = {
+    "parallelism": _NUMBER,
+    "completions": _NUMBER,
+    "completionMode": _TEXT,
+    "backoffLimit": _NUMBER,
+    "podFailurePolicy": {"rules": [{"action": _TEXT, "onExitCodes": _EXIT}]},
+    "template": {"spec": _POD},
+}
+_TOPOLOGY = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+_RULE = {"name": _TEXT, "action": _TEXT, "onJobFailureReasons": [_TEXT]}
+_JOBS = {"name": _TEXT, "replicas": _NUMBER, "template": {"spec": _JOB}}
+_JOBSET = {
+    "apiVersion": _TEXT,
+    "kind": _TEXT,
+    "metadata": {"name": _TEXT, "annotations": {_TOPOLOGY: _TEXT}},
+    "spec": {
+        "failurePolicy": {"maxRestarts": _NUMBER, "rules": [_RULE]},
+        "replicatedJobs": [_JOBS],
+    },
+}
+
+
+def _like(found, schema, place="jobset"):
+    """Fails where a tree has another field, lacks one, or has one of another kind."""
+    if isinstance(schema, dict):
+        assert isinstance(found, dict) and found.keys() == schema.keys(), place
+        for name, below in schema.items():
+            _like(found[name], below, f"{place}.{name}")
+    elif isinstance(schema, list):
+        assert isinstance(found, list) and found, place
+        for one in found:
+            _like(one, schema[0], place)
+    else:
+        assert type(found) is schema, place
+
+
+def test_the_jobset_has_all_fields_that_it_needs_and_no_misspelt_one():
+    jobset = yaml.safe_load((ROOT / "launch/gke_jobset.yaml").read_text("utf-8"))
+    _like(jobset, _JOBSET)
+    spec = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    spec["nodeSelecter"] = spec.pop("nodeSelector")
+    with pytest.raises(AssertionError, match="template.spec"):
+        _like(jobset, _JOBSET)
 
 
 def test_the_jobset_is_whole_and_starts_the_command_in_each_pod():

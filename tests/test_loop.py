@@ -182,6 +182,23 @@ def test_a_run_that_diverges_says_when_and_keeps_what_was_good(
     assert same(outcome.params, good)
 
 
+def test_parameters_that_an_update_has_broken_are_not_kept_as_good(tmp_path):
+    problem, _ = bench()
+    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
+
+    def method(problem):
+        # Loss and gradient of step 3 are numbers, what comes of them is none.
+        def rate(step):
+            return jnp.where(step == 3, jnp.inf, 0.1)
+
+        return walk(problem)._replace(optimiser=optax.sgd(rate))
+
+    outcome = loop.run("walk", method, problem, tmp_path / "steps", Quiet())
+    assert outcome.diverged.startswith("step 3: parameters of w are not finite; what")
+    assert outcome.diverged.endswith("at step 2 is kept")
+    assert np.isfinite(outcome.params["w"])
+
+
 def test_parameters_that_are_no_numbers_are_a_failure_too(tmp_path):
     problem, _ = bench()
     bad = {"w": np.float32(np.inf)}

@@ -291,6 +291,7 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:image/png;base64,)", page)
     table = (tmp_path / "table.md").read_text()
     assert "<script" not in table.replace("\\<", "") and "![x]" not in table
+    assert "\x1b" not in table and "\x1b" not in page
     cells = [re.sub(r"\\\|", "", t) for t in table.split("\n") if t.startswith("|")]
     assert len({line.count("|") for line in cells}) == 1
 

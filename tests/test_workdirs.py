@@ -1,11 +1,15 @@
 """The lock of a working folder."""
 
+import errno
+import fcntl
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
-from ccu_jax import workdirs
+from ccu_jax import checkpoint, rows, workdirs
 from ccu_jax.errors import UserError
 
 OTHER = (
@@ -41,6 +45,73 @@ def test_a_folder_that_another_process_has_is_refused_until_it_ends(tmp_path):
         other.communicate()
     with workdirs.locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("name", ["unpacked", "run.lock", "below/events.jsonl"])
+def test_links_out_of_the_folder_are_refused_and_what_they_lead_to_is_whole(
+    tmp_path, name
+):
+    work, other = tmp_path / "work", tmp_path / "precious"
+    (work / "below").mkdir(parents=True)
+    other.write_text("mine")
+    (work / name).symlink_to(other)
+    with pytest.raises(UserError, match=f"{name} is a link out of .*run.links=True"):
+        with workdirs.locked(work):
+            pass
+    assert other.read_text() == "mine"
+    (work / name).unlink()
+    (work / name).symlink_to(work / "below")  # one that stays within is fine
+    if name == "unpacked":
+        with workdirs.locked(work):
+            pass
+
+
+def test_who_has_made_a_link_may_have_it(tmp_path):
+    work, far = tmp_path / "work", tmp_path / "far"
+    work.mkdir()
+    far.mkdir()
+    (work / "data").symlink_to(far)
+    with workdirs.locked(work, links=True):
+        assert (work / "run.lock").exists()
+
+
+def test_a_folder_that_cannot_be_locked_is_said_to_be(tmp_path, monkeypatch, capsys):
+    def none(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with workdirs.locked(tmp_path):
+        assert "cannot be locked (No locks available)" in capsys.readouterr().out
+
+
+def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_path):
+    tree = {"w": np.arange(4.0)}
+    models = {"original": tree, "retrain_visual": {"w": np.ones(4)}, "broken": tree}
+    for name, params in models.items():
+        row = {"method": name, "seed": 0, "fingerprint": "f", "diverged": None}
+        row["diverged"] = "step 1: loss nan" if name == "broken" else None
+        rows.write(tmp_path / "stages" / f"{name}-0.json", row)
+        folder = tmp_path / "checkpoints" / f"{name}-0" / "params"
+        checkpoint.save(folder, 0, params, {})
+    assert workdirs._purge_models(tmp_path) == 2
+    left = {path.parent.name for path in tmp_path.glob("checkpoints/*/params")}
+    assert left == {"retrain_visual-0"}
+    for name in ("original", "hidden"):
+        checkpoint.save(tmp_path / "checkpoints" / f"{name}-0" / "params", 0, tree, {})
+    with pytest.raises(UserError, match="hidden-0/params is one that knows"):
+        workdirs._purge_models(tmp_path)
+
+
+def test_a_damaged_list_of_what_is_forgotten_is_one_line(tmp_path, monkeypatch):
+    path = workdirs.unlearn_file(tmp_path, 0)
+    path.parent.mkdir()
+    path.write_bytes(b"row\xff\n")
+    monkeypatch.setattr(workdirs.unlearn_set, "describe", lambda *args: "row1\n")
+    unlearn = types.SimpleNamespace(rule="random:0.1", duplicates="forget")
+    config = types.SimpleNamespace(unlearn=unlearn)
+    bench = types.SimpleNamespace(workdir=tmp_path, config=config, data=None)
+    with pytest.raises(UserError, match="unlearn set is another one"):
+        workdirs.texts(bench, 0, types.SimpleNamespace(unlearn=[1]))
 
 
 def test_a_text_that_was_damaged_is_written_anew_and_others_are_left_alone(tmp_path):

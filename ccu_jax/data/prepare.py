@@ -57,6 +57,7 @@ def stored(
         with _locked(workdir / "data.lock"):
             # Another run may have prepared it while this one waited.
             if not _current(config, reader, workdir):
+                _refuse_purged(workdir)
                 _Preparation(config, reader, workdir, progress).run(expected)
             _tidy(workdir)
     except OSError as error:
@@ -66,6 +67,16 @@ def stored(
     if not found:
         raise UserError(f"data: the files changed while {folder} was prepared")
     return found
+
+
+def _refuse_purged(workdir: pathlib.Path) -> None:
+    """Pictures that were purged do not come back, whatever becomes of the rest."""
+    if (workdir / PURGED).exists():
+        raise UserError(
+            f"pictures were purged from {workdir}, whose prepared data are damaged or "
+            "of other settings or files: what is finished stays in its files; give "
+            "another --workdir to run anything"
+        )
 
 
 def mapped(config: Data, workdir: pathlib.Path) -> dict[str, Any]:

@@ -85,9 +85,9 @@ def forget(
     even |= without - lost
     _write(kept, needles, even)
     # Said first: what is half emptied must not be gone on from.
-    (at.data / prepare.PURGED).write_text(
-        json.dumps({"pictures": len(numbers)}) + "\n", "utf-8"
-    )
+    for folder in (workdir, at.data):
+        text = json.dumps({"pictures": len(numbers)}) + "\n"
+        (folder / prepare.PURGED).write_text(text, "utf-8")
     also()
     _empty(workdir, numbers, originals)
     if lost:

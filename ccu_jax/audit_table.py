@@ -31,6 +31,7 @@ HEADER = [
     "U-LiRA: found at 0.1 %",
     "U-LiRA of its own model",
     "U-LiRA of retrain_visual",
+    "U-LiRA of retrain_visual_2",
     "forgetting score",
     "forgetting score, control",
     "one-run epsilon",
@@ -114,7 +115,8 @@ def _line(method):
     pool = "pool", "image"
     line += [told(*pool, name, "auc") for name in ("lira", "rmia", "ulira")]
     line += [told(*pool, "ulira", rate) for rate in ("tpr_1", "tpr_01")]
-    line += [told(*pool, "ulira_of", name, "auc") for name in ("model", REFERENCE)]
+    of = ("model", REFERENCE, f"{REFERENCE}_2")
+    line += [told(*pool, "ulira_of", name, "auc") for name in of]
     line += [told(*pool, "forgetting_score", name) for name in ("score", "control")]
     for name in ("one_run", "one_run_control"):
         line.append(told(*pool, name, "epsilon", form="{:.2f}"))

@@ -138,6 +138,8 @@ class Run:
     # Shadow models trained in one program; 0: one on CPUs, which gain nothing by more,
     # else all.
     shadows_together: int = 0
+    # Seconds after which a run of several processes, none of which does anything, ends.
+    stalled_s: float = 900.0
     links: bool = False  # whether --workdir may hold links that lead out of it
 
 

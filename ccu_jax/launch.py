@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except preemption.Leaving:
         print(preemption.MESSAGE, file=sys.stderr)
         return preemption.EXIT_CODE
+    except preemption.Lost as error:
+        message, code = str(error), preemption.LOST_CODE
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
             raise

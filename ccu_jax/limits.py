@@ -58,6 +58,7 @@ LIMITS = {
     "salient": Limit(0, 1, open_low=True),
     "slow": _SHARE,
     "repeats": _COUNT,
+    "stalled_s": _ABOVE,
     "repair": _COUNT,
     "data.sample_rows": _COUNT,
     "conditions.missing_image": _SHARE,

@@ -3,13 +3,16 @@
 Collectives wait for ever for one that hangs, and what they say of one that died names
 no process. So each writes a number that grows into a file of the shared working folder,
 and looks at the others': who has not moved for `TIMEOUT_S` is gone, and all others end,
-each with one line. One that died on the same machine is noticed at once. Files and not
+each with one line. One that died on the same machine is noticed at once. With the
+number goes how far its main thread has come (`parallel.moves`): where none of all comes
+any further for `run.stalled_s`, who is behind hangs, and all end. Files and not
 sockets: what all processes share is the folder.
 """
 
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import pathlib
 import platform
@@ -22,7 +25,7 @@ import jax
 import numpy as np
 
 from ccu_jax import preemption
-from ccu_jax.parallel import of_first, place_of_process
+from ccu_jax.parallel import moves, of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
@@ -79,10 +82,14 @@ def _wait_before_the_end() -> None:
 
 
 @contextlib.contextmanager
-def watched(workdir: pathlib.Path) -> Iterator[None]:
+def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
     """While the block runs, this process tells that it is alive, and looks at others.
 
     Does nothing in a run of one process.
+
+    Args:
+        workdir: that all processes share.
+        stalled_s: how long none of all processes may come any further.
     """
     index, count = place_of_process()
     if count == 1:
@@ -92,7 +99,7 @@ def watched(workdir: pathlib.Path) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     # A word that an earlier run has left is none of this one.
     token = int(of_first(np.array(secrets.randbits(31), np.int32)))
-    watch = Watch(folder, index, count, token=f"{token:08x}")
+    watch = Watch(folder, index, count, token=f"{token:08x}", stalled_s=stalled_s)
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     try:
@@ -121,10 +128,12 @@ def failed(error: BaseException | None) -> str | None:
 def _of_a_peer(error: BaseException | None, surely: bool = False) -> bool:
     """Whether a collective has failed, which most likely has lost a peer."""
     while error is not None:
+        told = str(error)
+        if "RESOURCE_EXHAUSTED" in told:
+            return False
         # JAX has more than one kind for it, and so has Orbax.
         if isinstance(error, jax.errors.JaxRuntimeError) and not surely:
             return True
-        told = str(error)
         if any(word in told for word in ("Gloo", "by peer", "coordination service")):
             return True
         error = error.__cause__ or error.__context__
@@ -140,6 +149,7 @@ class Watch:
         count: of all.
         timeout_s: how long a peer may be silent.
         token: of the run, without spaces; a file with another one says nothing.
+        stalled_s: how long none of all may come any further.
     """
 
     def __init__(  # noqa: D107  the class says it
@@ -149,6 +159,7 @@ class Watch:
         count: int,
         timeout_s: float = TIMEOUT_S,
         token: str = "-",
+        stalled_s: float = math.inf,
     ):
         self._folder, self._index, self._timeout_s = folder, index, timeout_s
         self._token = token
@@ -156,12 +167,16 @@ class Watch:
         # What each said last, and since when it has said so.
         self._seen: dict[int, tuple[str, float]] = {}
         self._beats, self._ended = 0, threading.Event()
+        self._stalled_s = stalled_s
+        # How far each had come last, and since when it has been there.
+        self._moved: dict[int, tuple[tuple[int, int], float]] = {}
 
     def run(self) -> None:
         """Beats until `end`; leaves the process where a peer is lost."""
         while not self._ended.is_set():
             self.beat()
-            if lost := self.lost(time.monotonic()):
+            now_s = time.monotonic()
+            if lost := self.lost(now_s) or self.stalled(now_s):
                 # Nothing in this process will go on: it waits for the lost one.
                 os.write(2, f"error: {lost}\n".encode())
                 os._exit(EXIT_CODE)
@@ -170,7 +185,7 @@ class Watch:
     def beat(self) -> None:
         """Tells the others that this process is alive."""
         self._beats += 1
-        self._say(str(self._beats))
+        self._say(":".join(map(str, (self._beats, *moves()))))
 
     def end(self, how: str) -> None:
         """Tells the others that this process is at its end, and no more."""
@@ -194,6 +209,29 @@ class Watch:
             elif told := self._told(peer, text, now_s - since_s):
                 return told
         return None
+
+    def stalled(self, now_s: float) -> str | None:
+        """Which process hangs while the others wait for it, in words, or None."""
+        every = {self._index: moves()}
+        for peer in self._others:
+            if (at := _moves_in(self._read(peer))) is None:  # at its end, say
+                return None
+            every[peer] = at
+        for process, at in every.items():
+            if at != self._moved.get(process, (None, 0.0))[0]:
+                self._moved[process] = at, now_s
+        still_s = now_s - max(since_s for _, since_s in self._moved.values())
+        if still_s < self._stalled_s:
+            return None
+        least = min(together for _, together in every.values())
+        behind = [p for p, (_, together) in sorted(every.items()) if together == least]
+        who = ", ".join(f"process {p}" for p in behind)
+        waits = "for which the others wait" if len(behind) < len(every) else "all"
+        return (
+            f"{who} of this run, {waits}, has come no further for {still_s:.0f} s "
+            "(run.stalled_s): this one ends; what is done is kept, start all "
+            "processes again"
+        )
 
     def _told(self, peer: int, text: str, silent_s: float) -> str | None:
         machine, how, who = (*text.split(" ", 2), "", "", "")[:3]
@@ -221,6 +259,16 @@ class Watch:
             return ""
         token, _, rest = text.partition(" ")
         return rest if token == self._token else ""
+
+
+def _moves_in(text: str) -> tuple[int, int] | None:
+    """How far a peer had come when it said this; None where it does not say it."""
+    try:
+        _, how, _ = text.split(" ", 2)
+        _, alone, together = map(int, how.split(":"))
+        return alone, together
+    except ValueError:
+        return None
 
 
 @functools.cache

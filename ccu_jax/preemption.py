@@ -20,6 +20,10 @@ class Leaving(Exception):
     """All processes leave now."""
 
 
+class Lost(Exception):
+    """Another process of the run is lost, in words: this one leaves, too."""
+
+
 class _Signal:
     """What has been heard so far by this process."""
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ccu_jax.errors import printable
+from ccu_jax.parallel import moved
 
 PLAIN_EVERY_S = 10.0  # a log file needs a sign of life, not an animation
 METRICS_EVERY_S = 0.25  # reading a metric waits for the device that computes it
@@ -62,6 +63,7 @@ class Stage:
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
         """Tells that `done` of `total` steps are finished, with the latest metrics."""
+        moved()  # the other processes may be waiting
         if not self._reporter.active:
             return
         now = time.monotonic()
@@ -119,7 +121,8 @@ class Quiet:
     """A stage that nobody watches, where whole runs are told of and not their steps."""
 
     def update(self, *args, **kwargs) -> None:
-        """Tells nobody."""
+        """Tells nobody but the other processes, who may be waiting."""
+        moved()
 
 
 class Reporter:

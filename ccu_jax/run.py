@@ -128,7 +128,10 @@ def opened(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     rows.commit()
-    with workdirs.locked(workdir, config.run.links), peers.watched(workdir):
+    with (
+        workdirs.locked(workdir, config.run.links),
+        peers.watched(workdir, config.run.stalled_s),
+    ):
         workdirs.refuse(config, workdir)
         with _begun(config, workdir, titles, methods) as found:
             yield found

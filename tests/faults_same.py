@@ -7,8 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
-# What a purge removes for good.
+# What a purge removes for good, and what it writes to.
 _PURGED = ("shadows", "checkpoints/original-0/params")
+_WIPED = ("data/", "checkpoints/original-0/features/")
 # By clock, or of the start and not of the result.
 _FREE = {"seconds", "costs_s", "commit", "device", "versions"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
@@ -73,6 +74,11 @@ def finished(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
         found += [path, workdir / "outputs" / f"{path.stem}.npz", *folder.rglob("*")]
     found += (workdir / "audits").glob("*.json")
     found += (workdir / "shadows").glob("*/*.npz")
+    # What is whole as soon as it has this name.
+    found += (workdir / "data").glob("*")
+    found += (workdir / "checkpoints" / "original-0" / "features").glob("*")
+    for folder in (workdir / "shadows").glob("*/*/0"):
+        found += folder.rglob("*")
     return {
         str(path.relative_to(workdir)): (_digest(path), path.stat().st_mtime_ns)
         for path in found
@@ -87,6 +93,8 @@ def redone(workdir: pathlib.Path, before: dict[str, tuple[str, int]]) -> list[st
     """
     after = finished(workdir)
     gone = tuple(f"{of}/" for of in _PURGED if not (workdir / of).exists())
+    if (workdir / "purged.json").exists():
+        gone += _WIPED
     return [
         name
         for name, known in before.items()

@@ -240,3 +240,43 @@ def test_two_processes_audit_what_one_audits(config, tmp_path):
         np.testing.assert_allclose(*(x["lira"]["auc"] for x in pools), atol=0.02)
         kept = [seed["cka"]["original"]["image"][0] for seed in (one, two)]
         np.testing.assert_allclose(*kept, atol=1e-3)
+
+
+HUNG = """
+import sys, time
+import jax
+from ccu_jax import launch, loop
+
+share = loop.Loop._share
+
+def hangs(*args):
+    if jax.process_index() == 1:
+        time.sleep(500)
+    return share(*args)
+
+loop.Loop._share = hangs
+sys.argv[1:] += ["--set", "run.stalled_s=12", "--devices", "1"]
+launch._leave()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named_by_all_and_the_run_ends(config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    argv = ["--config", str(config), "--workdir", str(tmp_path / "run"), "--multihost"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", HUNG, *argv, address, "2", str(index)],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 76, err
+        assert err.count("\n") == 1 and "process 1 of this run, for which the" in err

@@ -7,7 +7,7 @@ import optax
 import problems
 import pytest
 
-from ccu_jax import objectives, parallel
+from ccu_jax import objectives, parallel, preemption
 from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import AXIS
@@ -446,3 +446,17 @@ def test_pictures_stay_on_the_devices_where_there_is_room(monkeypatch):
     assert parallel.fits(1000) and not parallel.fits(1001)
     monkeypatch.undo()
     assert parallel.fits(1) and not parallel.fits(1 << 50)
+
+
+def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
+    def fails(**hosts):
+        raise RuntimeError("std::bad_cast")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fails)
+    hosts = {"num_processes": 3}
+    with pytest.raises(UserError, match="cannot join the other hosts: std"):
+        parallel.join(hosts)
+    clock = iter([0.0, 301.0])
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: next(clock))
+    with pytest.raises(preemption.Lost, match="not all of the 3 .* within 301 s"):
+        parallel.join(hosts)

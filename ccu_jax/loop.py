@@ -166,7 +166,9 @@ class Loop:
                     break
             before = metrics
             done = min(start + size, total)
-            leaving = preemption.due()  # after the last step, too: evaluating takes time
+            leaving = (
+                preemption.due()
+            )  # after the last step, too: evaluating takes time
             if leaving or done < total and done // every > start // every:
                 jax.block_until_ready(state)
                 seconds["steps"] += time.perf_counter() - began

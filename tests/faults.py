@@ -44,7 +44,7 @@ KINDS = {
     "kills": Kind(faults_kills.killed, 200),
     "damaged files": Kind(faults_files.damaged, 64),
     "disk full": Kind(faults_disks.full, 12),
-    "read-only folder": Kind(faults_disks.read_only, 3),
+    "read-only folder": Kind(faults_disks.read_only, 9),
     "vanished folder": Kind(faults_disks.vanished, 5),
     "told to leave": Kind(faults_kills.told_to_leave, 14),
     "hosts told to leave": Kind(faults_hosts.told_to_leave, 6),

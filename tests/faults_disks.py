@@ -31,9 +31,17 @@ def possible() -> bool:
 
 def full(case: Case) -> None:
     """Another program fills the disk at some moment; then space is freed again."""
+    _struck(case, "dd if=/dev/zero of=$0/.ballast bs=4k", "o space left")
+
+
+def _struck(case: Case, blow: str, words: str) -> None:
+    """Something befalls the disk at some moment, and is over with the run.
+
+    `blow`: a shell's words, `$0` is the folder; `words`: what the error must have.
+    """
     undisturbed = case.world.undisturbed(*case.world.whole)
     case.workdir.mkdir()
-    run = case.start(*case.world.whole, how=Start(before=_on_tmpfs(case)))
+    run = case.start(*case.world.whole, how=Start(before=_on_tmpfs(case, blow)))
     # Folders of another namespace are seen by way of a process in it.
     inside = pathlib.Path(f"/proc/{run.pid}/root{case.workdir}")
     moment(case, run, undisturbed, inside)
@@ -44,12 +52,16 @@ def full(case: Case) -> None:
     if run.code() == 0:  # it had written all
         return case.same(undisturbed)
     case.faults.append(where(case.workdir))
-    one_line(run, 2, "o space left")
+    one_line(run, 2, words)
     case.ends_like(undisturbed, *case.world.whole)
 
 
 def read_only(case: Case) -> None:
-    """The folder cannot be written, before the start or from some moment on."""
+    """The folder cannot be written before the start, or a part of it in mid-run."""
+    if case.number % 3:
+        part = "$0/checkpoints"
+        blow = f"mount --bind {part} {part} && mount -o remount,bind,ro {part}"
+        return _struck(case, blow, "ead-only file system")
     undisturbed = case.world.undisturbed(*case.world.audited)
     case.copied(undisturbed)
     if case.draw.random() < 0.7:
@@ -94,18 +106,16 @@ def _within(script):
     return (*_NAMESPACE, "sh", "-c", f'{script} && exec "$@"', "sh")
 
 
-def _on_tmpfs(case):
+def _on_tmpfs(case, blow):
     """A disk of its own; what lies there at the end is copied to a large one.
 
-    When there is a file `fill`, another program fills all of it.
+    When there is a file `fill`, the blow falls.
     """
     fill, kept = (shlex.quote(str(case.folder / name)) for name in ("fill", "kept"))
-    ballast = f"{_quoted(case)}/.ballast"
     script = (
-        f"mount -t tmpfs -o size=64m none {_quoted(case)} || exit 70; "
-        f"( while [ ! -e {fill} ]; do sleep 0.02; done; "
-        f"dd if=/dev/zero of={ballast} bs=4k 2>/dev/null ) & "
-        f'"$@"; code=$?; touch {fill}; wait; rm -f {ballast}; '
-        f"cp -a {_quoted(case)} {kept}; exit $code"
+        f"mount -t tmpfs -o size=64m none $0 || exit 70; "
+        f"( while [ ! -e {fill} ]; do sleep 0.02; done; {blow} ) 2>/dev/null & "
+        f'"$@"; code=$?; touch {fill}; wait; rm -f $0/.ballast; '
+        f"cp -a $0 {kept}; exit $code"
     )
-    return (*_NAMESPACE, "sh", "-c", script, "sh")
+    return (*_NAMESPACE, "sh", "-c", script, str(case.workdir))

@@ -237,6 +237,8 @@ def _description(folder) -> dict[str, Any] | None:
         about = json.loads((folder / _ABOUT).read_text("utf-8"))
         count = (folder / "there.bin").stat().st_size
         for name, column in about["columns"].items():
+            if not name.isidentifier():  # it names a file, of this folder
+                return None
             size = np.prod(column["shape"]) * jnp.dtype(column["dtype"]).itemsize
             if (folder / f"{name}.bin").stat().st_size != size:
                 return None

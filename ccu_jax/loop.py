@@ -166,9 +166,8 @@ class Loop:
                     break
             before = metrics
             done = min(start + size, total)
-            leaving = (
-                preemption.due()
-            )  # after the last step, too: evaluating takes time
+            # After the last step, too: what follows is long.
+            leaving = preemption.due()
             if leaving or done < total and done // every > start // every:
                 jax.block_until_ready(state)
                 seconds["steps"] += time.perf_counter() - began

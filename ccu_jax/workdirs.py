@@ -247,6 +247,9 @@ def _purge_models(workdir) -> int:
         ),
         *workdir.glob("checkpoints/*/steps*"),
         *workdir.glob("audits/*-steps"),
+        # Of what was tried that was cut off.
+        *(p for p in workdir.glob("variants/*") if p.is_dir()),
+        *(p for p in workdir.glob("tested/*") if p.is_dir()),
         *workdir.glob("shadows"),
     ]
     originals = {of: checkpoint.written(of) for of in found if of.exists()}

@@ -11,7 +11,7 @@ import numpy as np
 _PURGED = ("shadows", "checkpoints/original-0/params")
 _WIPED = ("data/", "checkpoints/original-0/features/")
 # By clock, or of the start and not of the result.
-_FREE = {"seconds", "costs_s", "commit", "device", "versions"}
+_FREE = {"seconds", "costs_s", "commit", "device", "versions", "sha256"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
 
 

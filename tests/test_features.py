@@ -416,6 +416,17 @@ def test_a_store_that_a_cut_off_purge_has_thinned_is_made_again(tmp_path, proble
     assert features.left(place, np.array([3, 4])) == 2
 
 
+def test_a_store_whose_columns_name_other_files_is_none(folder, every):
+    other = folder.parent / "precious.bin"
+    other.write_bytes((folder / f"{next(iter(every))}.bin").read_bytes())
+    before = other.read_bytes()
+    about = json.loads((folder / "about.json").read_text())
+    about["columns"]["../precious"] = about["columns"][next(iter(every))]
+    (folder / "about.json").write_text(json.dumps(about))
+    assert features.read(folder, FACTS) is None
+    assert features.remove(folder, GONE) == 0 and other.read_bytes() == before
+
+
 def test_removed_rows_are_zero_on_the_disk_and_cannot_be_taken(folder, every):
     assert features.left(folder, GONE) == len(GONE)
     mapped = features.read(folder, FACTS)

@@ -93,7 +93,12 @@ def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_p
         rows.write(tmp_path / "stages" / f"{name}-0.json", row)
         folder = tmp_path / "checkpoints" / f"{name}-0" / "params"
         checkpoint.save(folder, 0, params, {})
-    assert workdirs._purge_models(tmp_path) == 2
+    for cut_off in ("variants/ccu-0-ab", "tested/ccu-0-cd"):
+        checkpoint.save(tmp_path / cut_off, 4, tree, {})
+        (tmp_path / f"{cut_off}.json").write_text("{}")
+    assert workdirs._purge_models(tmp_path) == 4
+    left = [path.name for path in tmp_path.glob("[tv]*/*")]
+    assert sorted(left) == ["ccu-0-ab.json", "ccu-0-cd.json"]  # the records stay
     left = {path.parent.name for path in tmp_path.glob("checkpoints/*/params")}
     assert left == {"retrain_visual-0"}
     for name in ("original", "hidden"):

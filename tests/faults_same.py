@@ -7,9 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
-# What a purge removes for good, and what it writes to.
-_PURGED = ("shadows", "checkpoints/original-0/params")
-_WIPED = ("data/", "checkpoints/original-0/features/")
+# What a purge removes for good, or writes to: half of it, where it was killed.
+_PURGED = ("shadows/", "checkpoints/original-0/", "data/")
 # By clock, or of the start and not of the result.
 _FREE = {"seconds", "costs_s", "commit", "device", "versions", "sha256"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
@@ -92,9 +91,7 @@ def redone(workdir: pathlib.Path, before: dict[str, tuple[str, int]]) -> list[st
     What a purge has removed is not looked for.
     """
     after = finished(workdir)
-    gone = tuple(f"{of}/" for of in _PURGED if not (workdir / of).exists())
-    if (workdir / "purged.json").exists():
-        gone += _WIPED
+    gone = _PURGED if (workdir / "purged.json").exists() else ()
     return [
         name
         for name, known in before.items()

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ccu_jax import preemption
 from ccu_jax.errors import UserError
+from ccu_jax.moves import moved_together
 
 _SOON_S = 60.0  # who cannot be joined by then has not come
 AXIS = "devices"
@@ -55,33 +56,12 @@ class Executor(NamedTuple):
         return jax.tree.map(self.shard, tree)
 
 
-class _Moves:
-    """What the main thread of this process has done so far; see `moves`."""
-
-    alone = 0
-    together = 0
-
-
-def moved() -> None:
-    """Notes that this process is at work at what others may not do, as preparing."""
-    _Moves.alone += 1
-
-
-def moves() -> tuple[int, int]:
-    """How often this process has been seen at work, and how far it has come.
-
-    The second counts what every process does in the same order: who has fewer is
-    behind. Neither grows while the process computes, waits or hangs.
-    """
-    return _Moves.alone, _Moves.together
-
-
 def _replicated(mesh):
     everywhere = NamedSharding(mesh, PartitionSpec())
     here = set(jax.local_devices())
 
     def place(tree):
-        _Moves.together += 1
+        moved_together()
 
         def put(x):
             if isinstance(x, jax.Array) and x.sharding == everywhere:
@@ -142,7 +122,7 @@ def _sharded(mesh):
         return _split(array, axis, jax.device_count())[first : first + here]
 
     def join(local):
-        _Moves.together += 1
+        moved_together()
         return jax.make_array_from_process_local_data(rows, local)
 
     return mine, join
@@ -294,7 +274,7 @@ def shared(folder: pathlib.Path) -> bool:
 
 def agreed(truth: bool) -> bool:
     """Whether every process says so; all call this, and get the same answer."""
-    _Moves.together += 1
+    moved_together()
     if jax.process_count() == 1:
         return bool(truth)
     from jax.experimental import multihost_utils
@@ -304,7 +284,7 @@ def agreed(truth: bool) -> bool:
 
 def of_first(array: np.ndarray) -> np.ndarray:
     """What the first process has for an array of 32-bit numbers; all call this."""
-    _Moves.together += 1
+    moved_together()
     if jax.process_count() == 1:
         return array
     from jax.experimental import multihost_utils
@@ -314,7 +294,7 @@ def of_first(array: np.ndarray) -> np.ndarray:
 
 def barrier(name: str) -> None:
     """Wait until every process is here."""
-    _Moves.together += 1
+    moved_together()
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -4,7 +4,7 @@ Collectives wait for ever for one that hangs, and what they say of one that died
 no process. So each writes a number that grows into a file of the shared working folder,
 and looks at the others': who has not moved for `TIMEOUT_S` is gone, and all others end,
 each with one line. One that died on the same machine is noticed at once. With the
-number goes how far its main thread has come (`parallel.moves`): where none of all comes
+number goes how far its main thread has come (`moves`): where none of all comes
 any further for `run.stalled_s`, who is behind hangs, and all end. Files and not
 sockets: what all processes share is the folder.
 """
@@ -25,7 +25,8 @@ import jax
 import numpy as np
 
 from ccu_jax import preemption
-from ccu_jax.parallel import moves, of_first, place_of_process
+from ccu_jax.moves import moves
+from ccu_jax.parallel import of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0

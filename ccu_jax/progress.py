@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ccu_jax.errors import printable
-from ccu_jax.parallel import moved
+from ccu_jax.moves import moved
 
 PLAIN_EVERY_S = 10.0  # a log file needs a sign of life, not an animation
 METRICS_EVERY_S = 0.25  # reading a metric waits for the device that computes it

@@ -13,10 +13,13 @@ from ccu_jax.audits.intervals import (
     Interval,
     clopper_pearson,
     jackknife,
+    less,
     mean_interval,
     over_seeds,
     quantile_interval,
+    share,
     variance_of_mean,
+    worth,
 )
 
 EXACT = 1e-9
@@ -221,6 +224,27 @@ def test_the_order_of_rows_changes_nothing():
 
 
 # --- rows that go together ------------------------------------------------------------
+
+
+def test_a_share_of_groups_of_unequal_size_holds_the_truth():
+    held = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(60), rng.integers(1, 9, size=60))
+        found = share((rng.random(60) < 0.3)[group], groups=group)
+        held.append(found.low <= 0.3 <= found.high)
+    assert np.mean(held) >= 0.93
+    assert worth(np.arange(7)) == 7 and worth([1, 1, 2, 2]) == 2
+    assert worth([1] * 9 + [2]) == pytest.approx(100 / 82)
+
+
+def test_values_of_seeds_stay_within_bounds_and_shared_rows_do_not_even_out():
+    one = Interval(0.5, 0.4, 0.6)
+    assert over_seeds([one] * 4, shared=True) == pytest.approx(one)
+    two = [Interval(0.1, 0.0, 0.2), Interval(0.9, 0.8, 1.0)]
+    assert over_seeds(two, bounds=(0, 1))[1:] == (0, 1)
+    apart = less(Interval(0.7, 0.6, 0.8), Interval(0.4, 0.3, 0.5))
+    assert apart == pytest.approx((0.3, 0.3 - 0.1 * 2**0.5, 0.3 + 0.1 * 2**0.5))
 
 
 def test_copies_of_rows_tell_no_more_than_the_rows():

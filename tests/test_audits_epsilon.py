@@ -151,6 +151,37 @@ def test_the_threshold_bound_sees_either_side_and_not_what_is_not_there():
     assert np.mean(wrong) <= 0.05
 
 
+def test_rows_of_a_group_do_not_refute_more_than_one_of_them():
+    wrong = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(40), 10)
+        sides = [
+            rng.normal(size=40)[group] + 0.1 * rng.normal(size=400) for _ in range(2)
+        ]
+        wrong.append(epsilon.threshold_epsilon(*sides, groups=(group, group)) > 0)
+    assert np.mean(wrong) <= 0.05
+    mixed = rng.permutation(400)
+    again = [side[mixed] for side in sides]
+    assert epsilon.threshold_epsilon(
+        *again, groups=(group[mixed], group[mixed])
+    ) == epsilon.threshold_epsilon(*sides, groups=(group, group))
+
+
+def test_pools_of_no_numbers_have_no_score_and_bad_counts_are_refused():
+    pool = np.random.default_rng(0).normal(size=(4, 30))
+    bad = np.full_like(pool, np.nan)
+    assert forgetting.forgetting_score(bad, pool, pool).score is None
+    assert forgetting.klom(pool, pool, bad).control is None
+    assert forgetting.klom(pool, bad, pool, quantile=0.9).score is None
+    assert forgetting.final_score(0.5, (np.nan, 0.5), (0.5, 0.5)) is None
+    for given in (([], []), ([1.0, 2.0], [True, False])):
+        with pytest.raises(ValueError, match="canaries"):
+            epsilon.one_run_audit(*given, guesses=[9])
+    with pytest.raises(ValueError, match="members and others"):
+        epsilon.clopper_pearson_epsilon(0, 0, 0, 10)
+
+
 # --- pools ----------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ A file tells of which outputs it is. What was made of others, or by a program th
 measured otherwise, does not count and is made again.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -40,11 +41,11 @@ def load(workdir: pathlib.Path, method: str, seed: int) -> Results:
 
 def mark(workdir: pathlib.Path, seed: int, names, **more) -> dict[str, Any]:
     """Which outputs a record is of, of those models that have some, and `more`."""
-    digests = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for name in dict.fromkeys(names)
-        if (path := outputs_of(workdir, name, seed)).exists()
-    }
+    digests = {}
+    for name in dict.fromkeys(names):
+        if (path := outputs_of(workdir, name, seed)).exists():
+            told = path.stat()
+            digests[name] = _digest(path, told.st_mtime_ns, told.st_size)
     return {"format": _FORMAT, "outputs": digests, **more}
 
 
@@ -67,10 +68,9 @@ def kept(
     Returns:
         `mark`, `found`, and `seconds`, less those of the shadows that serve all.
     """
-    known = _read(path) if has(path, mark) else None
     # Another process may have looked a little later: they go one way, all of them.
-    if agreed(known is not None):
-        return known
+    if agreed(has(path, mark)):
+        return _read(path)
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
     found["seconds"] = time.perf_counter() - began
@@ -98,6 +98,12 @@ def of_model(
         return None
     same = known["mark"]["outputs"].get(method) == mark["outputs"][method]
     return known if same else None
+
+
+@functools.cache
+def _digest(path, mtime_ns, size) -> str:
+    """Of outputs that many records are made of: each is read once."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _read(path):

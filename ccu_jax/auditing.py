@@ -72,10 +72,8 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     if tier == "none":
         return None
     # What is kept is not measured again.
-    todo = {
-        seed: _left(bench.workdir, seed, methods, shadows)
-        for seed in bench.config.seeds
-    }
+    seeds = bench.config.seeds
+    todo = {seed: _left(bench.workdir, seed, methods, shadows) for seed in seeds}
     each = _SMOKE_S[0] + _SMOKE_S[1] * len(bench.data.id)
     seconds = each * sum(len(left["smoke"]) for left in todo.values())
     if tier == "smoke":

@@ -14,7 +14,7 @@ from typing import Any
 
 from ccu_jax import evaluate, sealed
 from ccu_jax.evaluate import Results
-from ccu_jax.parallel import agreed, barrier, is_first
+from ccu_jax.parallel import barrier, is_first, seen
 from ccu_jax.report import atomically
 
 _FORMAT = 4
@@ -68,8 +68,7 @@ def kept(
     Returns:
         `mark`, `found`, and `seconds`, less those of the shadows that serve all.
     """
-    # Another process may have looked a little later: they go one way, all of them.
-    if agreed(has(path, mark)):
+    if seen(path, lambda: has(path, mark)):
         return _read(path)
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
@@ -96,7 +95,7 @@ def of_model(
     known = _read(path)
     if known is None or known["mark"]["format"] != _FORMAT:
         return None
-    same = known["mark"]["outputs"].get(method) == mark["outputs"][method]
+    same = known["mark"]["outputs"].get(method) == mark["outputs"].get(method)
     return known if same else None
 
 
@@ -109,6 +108,6 @@ def _digest(path, mtime_ns, size) -> str:
 def _read(path):
     """A record, or None of what is missing or damaged: it is made again."""
     try:
-        return sealed.unseal(json.loads(path.read_text(encoding="utf-8")))
+        return sealed.read(path)
     except (OSError, ValueError):
         return None

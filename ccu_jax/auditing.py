@@ -160,13 +160,9 @@ def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]
     return found
 
 
-def stored(workdir) -> list[dict[str, Any]]:
-    """What `write` has written before, for who does not measure now."""
-    try:
-        found = json.loads((workdir / "audit.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, list) else []
-    except (OSError, ValueError):
-        return []
+def stored(workdir, tolerance: float = 0.05) -> list[dict[str, Any]]:
+    """What was measured before, as `write` gives it, for who does not measure now."""
+    return collected(workdir, tolerance, measure=False)
 
 
 def show(bench, found: list[dict[str, Any]]) -> None:
@@ -177,20 +173,25 @@ def show(bench, found: list[dict[str, Any]]) -> None:
 
 
 def collected(
-    workdir, tolerance: float = 0.05, tell: Callable = lambda *told: None
+    workdir,
+    tolerance: float = 0.05,
+    tell: Callable = lambda *told: None,
+    measure: bool = True,
 ) -> list[dict[str, Any]]:
-    """The records of all finished methods of a folder, computed where none is kept.
+    """The records of all finished methods of a folder.
 
     Args:
         workdir: of a run.
         tolerance: how far an AUC or a score may be from the reference's.
         tell: told what is done, and how much of how much.
+        measure: whether to compute what is not kept, or to leave it out.
     """
     every = rows.read_all(workdir)
     by_method: dict[str, list[dict[str, Any]]] = {}
     for done, row in enumerate(every):
         tell("audit", done, len(every))
-        by_method.setdefault(row["method"], []).append(_record(workdir, row))
+        if record := _record(workdir, row, measure):
+            by_method.setdefault(row["method"], []).append(record)
     tell("audit", len(every), len(every))
     return [
         {
@@ -203,8 +204,8 @@ def collected(
     ]
 
 
-def _record(workdir, row):
-    """All that is known of a method and seed."""
+def _record(workdir, row, measure):
+    """All that is known of a method and seed; None: nothing, without measuring."""
     method, seed = row["method"], row["seed"]
     compared = _there(workdir, seed)
     mark = audit_records.mark(workdir, seed, (method, *compared))
@@ -216,9 +217,11 @@ def _record(workdir, row):
             Given(model, load["original"], load.get(REFERENCE), load.get(CONTROL))
         )
 
-    found = audit_records.kept(
-        audit_records.place(workdir, "smoke", method, seed), mark, compute
-    )
+    path = audit_records.place(workdir, "smoke", method, seed)
+    if measure:
+        found = audit_records.kept(path, mark, compute)
+    elif (found := audit_records.of_model(path, method, mark)) is None:
+        return None
     told = {name: row.get(name) for name in ("edition", "diverged", "commit")}
     record = {"seed": seed, **told, **found["found"]}
     seconds, costs = {"smoke": found["seconds"]}, record["costs_s"]

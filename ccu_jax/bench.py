@@ -78,16 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return bench_prepare.child(argv[1:])
         return _main(argv)
     except UserError as error:
-        message = str(error)
+        told = error
     except KeyboardInterrupt:
         if argv[:1] != [_CHILD]:  # else the one that has started it says so
             print("stopped; nothing was written about it", file=sys.stderr)
         return 130
     except Exception as error:
-        message = disk(error)
-        if message is None:
+        told = disk(error)
+        if told is None:
             raise
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"error: {' '.join(str(told).splitlines())}", file=sys.stderr)
     return 2
 
 

@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from ccu_jax import sealed
-from ccu_jax.errors import UserError, gone
-from ccu_jax.parallel import agreed, is_first, of_first
+from ccu_jax.errors import UserError, gone, passes
+from ccu_jax.parallel import agreed, is_first, of_first, seen
 
 _ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
 
@@ -95,16 +95,19 @@ def restore(
         like: a tree of the same structure and shapes.
         complain: told of every checkpoint that had to be passed over.
     """
-    if not agreed(directory.is_dir()):
+    if not seen(directory):
         return None
     ocp, manager = _manager(directory, None)
     with _quiet(), manager:
         for step in _candidates(manager):
+            seen(directory / str(step))
             saved, first = None, "another process cannot read it"
             try:
                 leaves, facts = _read(ocp, manager, step)
                 saved = Saved(step, _rebuild(like, leaves), facts)
             except Exception as error:  # noqa: BLE001  Orbax raises many kinds
+                if passes(error):  # then it is none of the checkpoint's
+                    raise
                 first = (str(error).splitlines() or [type(error).__name__])[0][:200]
             # All go on from the same one.
             if agreed(saved is not None):

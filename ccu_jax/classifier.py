@@ -1,6 +1,5 @@
 """A model of a finished run, to be used: pictures and texts in, probabilities out."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax import checkpoint, data, models, rows
+from ccu_jax import checkpoint, data, models, rows, sealed
 from ccu_jax import config as configs
 from ccu_jax.data import pictures, prepare, text
 from ccu_jax.data.source import Unusable
@@ -93,7 +92,7 @@ def load(
     if why := rows.read(rows.place(workdir, seed, method)).get("diverged"):
         raise UserError(f"{method} of seed {seed} has diverged ({why}): load another")
     try:
-        tree = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        tree = sealed.read(workdir / "config.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir / 'config.json'} cannot be read: {error}") from None
     config = configs.from_json(tree)

@@ -30,17 +30,16 @@ _STOPPED = "stopped; the same command goes on from here"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
-    0, 2 (wrong input), 75 (told to leave: the same again, later) or 130 (stopped). A
-    process that has lost another one leaves by itself, with 76 (`peers.py`).
+    0, 2 (wrong input), 75 (told to leave, or what may pass: the same again, later),
+    76 (another process is lost, see `peers.py`) or 130 (stopped).
 
     Args:
         argv: The flags; those of the process by default.
     """
-    code = 2
     try:
         return _main(argv)
     except UserError as error:
-        message = str(error)
+        told = error
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return 130
@@ -48,27 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(preemption.MESSAGE, file=sys.stderr)
         return preemption.EXIT_CODE
     except preemption.Lost as error:
-        message, code = str(error), preemption.LOST_CODE
+        told = error
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
             raise
-        message = (
+        told = UserError(
             f"{error.name} is not installed for {sys.executable}: activate the "
             "environment that ccu_jax was installed into, or `pip install .`"
         )
     except Exception as error:
-        message = disk(error)
-        if message is None:
-            message, code = _lost(error), preemption.LOST_CODE
-        if message is None:
+        # Who is lost may leave words of a disk behind.
+        told = _lost(error) or disk(error)
+        if told is None:
             raise
     # In one piece, as threads of libraries may be writing too.
-    line = printable(" ".join(message.splitlines()))
+    line = printable(" ".join(str(told).splitlines()))
     print(f"error: {line}\n", end="", file=sys.stderr)
-    return code
+    return preemption.exit_code(told)
 
 
-def _lost(error: Exception) -> str | None:
+def _lost(error: Exception) -> preemption.Lost | None:
     """Says that another process was lost, where that is what has happened."""
     if "jax" not in sys.modules:
         return None
@@ -196,11 +194,15 @@ def _keep_compiled() -> None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    above = os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~", ".cache").expanduser()
+    above = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(above):
+        above = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(above):  # no home: each run compiles for itself
+        return
     cache = pathlib.Path(above, "ccu_jax")
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # no home: each run compiles for itself
+    except OSError:  # or one that cannot be written
         return
 
     import jax
@@ -228,8 +230,7 @@ def _leave() -> NoReturn:
     # Where it is ignored (nohup), or somebody else's, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
-    if "--multihost" not in sys.argv:
-        preemption.install()
+    preemption.install()
     try:
         code = main()
     except BaseException as error:

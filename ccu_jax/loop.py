@@ -166,8 +166,10 @@ class Loop:
                     break
             before = metrics
             done = min(start + size, total)
+            if done == total:  # all may be one call: who is told meanwhile is heard
+                jax.block_until_ready(state)
             # After the last step, too: what follows is long.
-            leaving = preemption.due()
+            leaving = preemption.due(last=done == total)
             if leaving or done < total and done // every > start // every:
                 jax.block_until_ready(state)
                 seconds["steps"] += time.perf_counter() - began

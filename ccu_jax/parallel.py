@@ -23,7 +23,8 @@ from ccu_jax import preemption
 from ccu_jax.errors import UserError
 from ccu_jax.moves import moved_together
 
-_SOON_S = 60.0  # who cannot be joined by then has not come
+_SOON_S = 60.0  # who cannot be joined, or seen, by then has not come
+_SHOWN_S = 15.0  # after that a file is not in a shared folder
 AXIS = "devices"
 
 
@@ -237,10 +238,12 @@ def join(hosts: dict[str, str | int]) -> None:
         hosts: of `jax.distributed.initialize`; empty where the cluster tells them.
 
     Raises:
-        UserError: they cannot be joined.
-        Lost: not all have come in time.
+        UserError: nothing tells which they are.
+        Lost: not all have come in time, or they cannot be joined.
     """
     began = time.monotonic()
+    # It would listen to SIGTERM, and tell of it between steps alone: see `preemption`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**hosts)
     except (ValueError, RuntimeError) as error:
@@ -250,9 +253,12 @@ def join(hosts: dict[str, str | int]) -> None:
                 f"not all of the {hosts.get('num_processes', 'other')} processes of "
                 f"this run have come within {waited:.0f} s: start all of them again"
             ) from error
-        reason = str(error).partition("\n")[0]
-        hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
-        raise UserError(f"cannot join the other hosts: {reason}{hint}") from error
+        reason = f"cannot join the other hosts: {str(error).partition(chr(10))[0]}"
+        if isinstance(error, ValueError):
+            hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
+            raise UserError(reason + hint) from error
+        # An address that nobody knows yet, say, or a port that is not free yet.
+        raise preemption.Lost(f"{reason}: start all of them again") from error
 
 
 def shared(folder: pathlib.Path) -> bool:
@@ -266,10 +272,43 @@ def shared(folder: pathlib.Path) -> bool:
     if is_first():
         path.touch()
     barrier("shared")
-    seen = agreed(path.exists())
+    there = agreed(_comes(path.exists, _SHOWN_S))
     if is_first():
         path.unlink()
-    return seen
+    return there
+
+
+def seen(path: pathlib.Path, look: Callable[[], bool] | None = None) -> bool:
+    """Whether the first process sees it; all others then wait until they see it.
+
+    All call this, and get the same answer: what a network's folder shows may be a
+    little older in one place than in another.
+
+    Args:
+        path: a file or folder.
+        look: says whether it is what is wanted; by default that it is there.
+
+    Raises:
+        Lost: this process does not come to see it.
+    """
+    look = look or path.exists
+    if not of_first(np.array(look(), np.int32)):
+        return False
+    if not _comes(look, _SOON_S):
+        raise preemption.Lost(
+            f"{path}, which process 0 sees, has not come here within {_SOON_S:.0f} s: "
+            "is --workdir one folder that all processes share? Start all of them again"
+        )
+    return True
+
+
+def _comes(look: Callable[[], bool], within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    while not look():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def agreed(truth: bool) -> bool:

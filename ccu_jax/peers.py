@@ -5,8 +5,9 @@ no process. So each writes a number that grows into a file of the shared working
 and looks at the others': who has not moved for `TIMEOUT_S` is gone, and all others end,
 each with one line. One that died on the same machine is noticed at once. With the
 number goes how far its main thread has come (`moves`): where none of all comes
-any further for `run.stalled_s`, who is behind hangs, and all end. Files and not
-sockets: what all processes share is the folder.
+any further for `run.stalled_s`, who is behind hangs, and all end. One that was told
+to leave says so there, too (`preemption`). Files and not sockets: what all processes
+share is the folder.
 """
 
 import contextlib
@@ -20,21 +21,24 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ccu_jax import preemption
+from ccu_jax.errors import UserError, disk
 from ccu_jax.moves import moves
 from ccu_jax.parallel import of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
-EXIT_CODE = preemption.LOST_CODE
 _BEAT_S = 2.0
 _GRACE_S = 10.0  # after a peer has failed
 _DEAD_S = 4.0  # of silence, where there is no such process any more
-_ENDED, _FAILED = "ended", "failed"
+_PAUSE_S = 20.0  # between two looks: this process was stopped, or its machine
+# How it has ended; `refused`: for a reason that another start would meet again.
+_ENDED, _FAILED, _REFUSED, _LEFT = "ended", "failed", "refused", "left"
 
 
 @contextlib.contextmanager
@@ -103,24 +107,34 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
     watch = Watch(folder, index, count, token=f"{token:08x}", stalled_s=stalled_s)
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
+    preemption.on_leaving(lambda: watch.end(_LEFT))
+    how = _FAILED
     try:
         yield
+        how = _ENDED
+    except preemption.Leaving:
+        how = _LEFT
+        raise
     except BaseException as error:
         if _of_a_peer(error):  # the watch will name it
             thread.join(TIMEOUT_S + 5 * _BEAT_S)
-        watch.end(_FAILED)
+        told = error if isinstance(error, UserError) else disk(error)
+        if told is not None and preemption.exit_code(told) == 2:
+            how = _REFUSED
         raise
-    watch.end(_ENDED)
+    finally:
+        preemption.on_leaving(None)
+        watch.end(how)
 
 
-def failed(error: BaseException | None) -> str | None:
+def failed(error: BaseException | None) -> preemption.Lost | None:
     """Says that a collective has failed, as it does where a peer is lost; else None.
 
     For the time before `watched`, and after it where nobody could be named.
     """
     if place_of_process()[1] == 1 or not _of_a_peer(error, surely=True):
         return None
-    return (
+    return preemption.Lost(
         "another process of this run was lost, or could not be reached: this one ends "
         "too; what is done is kept, start all processes again"
     )
@@ -168,30 +182,63 @@ class Watch:
         # What each said last, and since when it has said so.
         self._seen: dict[int, tuple[str, float]] = {}
         self._beats, self._ended = 0, threading.Event()
+        self._writing = threading.Lock()
         self._stalled_s = stalled_s
+        self._left_s = math.inf  # since when one is known to have left
         # How far each had come last, and since when it has been there.
         self._moved: dict[int, tuple[tuple[int, int], float]] = {}
 
     def run(self) -> None:
         """Beats until `end`; leaves the process where a peer is lost."""
+        looked_s = time.monotonic()
         while not self._ended.is_set():
-            self.beat()
             now_s = time.monotonic()
+            if now_s - looked_s > _PAUSE_S:
+                self.woken()
+            looked_s = now_s
+            self.heed(now_s)
+            self.beat()
             if lost := self.lost(now_s) or self.stalled(now_s):
                 # Nothing in this process will go on: it waits for the lost one.
                 os.write(2, f"error: {lost}\n".encode())
-                os._exit(EXIT_CODE)
+                os._exit(preemption.exit_code(lost))
             self._ended.wait(_BEAT_S)
+
+    def woken(self) -> None:
+        """Counts anew: this process was stopped itself, as all others may have been."""
+        self._seen.clear()
+        self._moved.clear()
+        self._left_s = math.inf
 
     def beat(self) -> None:
         """Tells the others that this process is alive."""
         self._beats += 1
-        self._say(":".join(map(str, (self._beats, *moves()))))
+        asked = preemption.shown()
+        told = self._beats, *moves(), "" if asked is None else asked
+        with self._writing:
+            if not self._ended.is_set():
+                self._say(":".join(map(str, told)))
 
     def end(self, how: str) -> None:
         """Tells the others that this process is at its end, and no more."""
-        self._ended.set()
-        self._say(how)
+        with self._writing:
+            self._ended.set()
+            self._say(how)
+
+    def heed(self, now_s: float) -> None:
+        """Leaves with a peer that has left, or agrees with all when to."""
+        every = [_said(self._read(peer)) for peer in self._others]
+        if any(said.how == _LEFT for said in every):
+            # Those who save together end one after another.
+            self._left_s = min(now_s, self._left_s)
+            if not preemption.settled() or now_s - self._left_s >= _GRACE_S:
+                preemption.leave()
+        asked = [said.asked for said in every]
+        if any(at is not None for at in asked):
+            preemption.tell()
+        asked.append(preemption.shown())
+        if all(at is not None for at in asked):
+            preemption.agree(asked)
 
     def _say(self, how: str) -> None:
         who = f"process {os.getpid()} on {platform.node()}"
@@ -200,7 +247,7 @@ class Watch:
         with contextlib.suppress(OSError):
             atomically(self._file(self._index), text.encode())
 
-    def lost(self, now_s: float) -> str | None:
+    def lost(self, now_s: float) -> Exception | None:
         """Which peer is lost, in words, or None."""
         for peer in self._others:
             text = self._read(peer)
@@ -211,11 +258,11 @@ class Watch:
                 return told
         return None
 
-    def stalled(self, now_s: float) -> str | None:
+    def stalled(self, now_s: float) -> preemption.Lost | None:
         """Which process hangs while the others wait for it, in words, or None."""
         every = {self._index: moves()}
         for peer in self._others:
-            if (at := _moves_in(self._read(peer))) is None:  # at its end, say
+            if (at := _said(self._read(peer)).moves) is None:  # at its end, say
                 return None
             every[peer] = at
         for process, at in every.items():
@@ -228,25 +275,28 @@ class Watch:
         behind = [p for p, (_, together) in sorted(every.items()) if together == least]
         who = ", ".join(f"process {p}" for p in behind)
         waits = "for which the others wait" if len(behind) < len(every) else "all"
-        return (
+        return preemption.Lost(
             f"{who} of this run, {waits}, has come no further for {still_s:.0f} s "
             "(run.stalled_s): this one ends; what is done is kept, start all "
             "processes again"
         )
 
-    def _told(self, peer: int, text: str, silent_s: float) -> str | None:
-        machine, how, who = (*text.split(" ", 2), "", "", "")[:3]
+    def _told(self, peer: int, text: str, silent_s: float) -> Exception | None:
+        machine, how, who, *_ = _said(text)
         # What ends one process mostly ends all: each shall tell of it by itself.
         allowed_s, what = self._timeout_s, f"is silent for {silent_s:.0f} s"
-        if how == _FAILED:
+        if how in (_FAILED, _REFUSED):
             allowed_s, what = _GRACE_S, "has failed"
         elif silent_s >= _DEAD_S and _dead(machine, who):
             allowed_s, what = _DEAD_S, "is there no more"
-        if how == _ENDED or silent_s < allowed_s:
+        if how in (_ENDED, _LEFT) or silent_s < allowed_s:
             return None
-        return (
-            f"process {peer} of this run ({who or 'never heard of'}) {what}: this one "
-            "ends too; what is done is kept, start all processes again"
+        whose = f"process {peer} of this run ({who or 'never heard of'}) {what}"
+        if how == _REFUSED:
+            return UserError(f"{whose}, and told why: this one ends too")
+        return preemption.Lost(
+            f"{whose}: this one ends too; what is done is kept, start all processes "
+            "again"
         )
 
     def _file(self, index: int) -> pathlib.Path:
@@ -262,14 +312,28 @@ class Watch:
         return rest if token == self._token else ""
 
 
-def _moves_in(text: str) -> tuple[int, int] | None:
-    """How far a peer had come when it said this; None where it does not say it."""
+class _Said(NamedTuple):
+    """What a peer has said: where it is, how it is, and who.
+
+    As long as it beats, `moves`: how far it has come; where it was told to leave,
+    `asked`: of `preemption.shown`.
+    """
+
+    machine: str = ""
+    how: str = ""
+    who: str = ""
+    moves: tuple[int, int] | None = None
+    asked: int | None = None
+
+
+def _said(text: str) -> _Said:
+    machine, how, who = (*text.split(" ", 2), "", "", "")[:3]
     try:
-        _, how, _ = text.split(" ", 2)
-        _, alone, together = map(int, how.split(":"))
-        return alone, together
+        _, alone, together, asked = how.split(":")
+        moves = int(alone), int(together)
+        return _Said(machine, how, who, moves, int(asked) if asked else None)
     except ValueError:
-        return None
+        return _Said(machine, how, who)
 
 
 @functools.cache

@@ -101,7 +101,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        row = sealed.unseal(json.loads(path.read_text(encoding="utf-8")))
+        row = sealed.read(path)
         if {"method", "fingerprint"} <= row.keys() and type(row["seed"]) is int:
             return row
     except (ValueError, KeyError):

@@ -109,8 +109,6 @@ def train(
     tell(len(found), plan.count)
     pool = Together(bench, plan)
     while missing:
-        if preemption.due():
-            raise preemption.Leaving
         some = missing[:together]
         programs = [
             functools.partial(reference.shadow, shown=plan.rows[plan.shown[number]])
@@ -201,7 +199,9 @@ class Together:
             for start in range(begin, first.steps, _STEPS):
                 state, _ = run(state, resident, share(start))
                 done = min(start + _STEPS, first.steps)
-                leaving = done < first.steps and preemption.due()
+                if done == first.steps:  # who is told meanwhile is heard
+                    jax.block_until_ready(state)
+                leaving = preemption.due(last=done == first.steps)
                 if leaving or done < first.steps and done // every > start // every:
                     checkpoint.save(folder, done, state, facts, keep=1)
                 if leaving:

@@ -13,7 +13,6 @@ from ccu_jax import (
     evaluate,
     features,
     memory,
-    preemption,
     report,
     requests,
     rows,
@@ -27,7 +26,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import TAIL, Model
-from ccu_jax.parallel import Executor, agreed, barrier, is_first
+from ccu_jax.parallel import Executor, barrier, is_first, seen
 from ccu_jax.report import atomically
 from ccu_jax.unlearn_set import Sets
 
@@ -59,8 +58,7 @@ def finished(bench: Bench, seed: int, method: str) -> dict[str, Any] | None:
         UserError: it belongs to others.
     """
     path = rows.place(bench.workdir, seed, method)
-    # A process that sees it later than others goes their way.
-    if not agreed(path.exists()):
+    if not seen(path):
         return None
     row = rows.read(path)
     if row["fingerprint"] != bench.data.fingerprint:
@@ -135,17 +133,14 @@ def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
     problem = problem_of(bench, seed, sets)
     for method in methods:
         if finished(bench, seed, method) is None:
-            if preemption.due():
-                raise preemption.Leaving
             if method not in REFERENCES and problem.params is None:
                 problem = problem._replace(params=params_of(bench, seed, "original"))
             with bench.reporter.stage(title(seed, method)) as stage:
                 began = time.perf_counter()
                 if problem.params is not None and problem.store is None:
                     problem = problem._replace(store=_store(bench, problem, stage))
-                _stage(bench, problem, method, stage, began)
-        if not len(problem.sets.unlearn):  # now the original has said which
-            problem = problem._replace(sets=draw(bench, seed))
+                sets = _stage(bench, problem, method, stage, began)
+                problem = problem._replace(sets=sets)
 
 
 def _place_of(bench, seed, method):
@@ -176,9 +171,10 @@ def _store(bench, problem, stage) -> features.Store:
     return features.stored(folder, problem, bench.data.fingerprint, tell)
 
 
-def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> None:
+def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> Sets:
     """Run one method, evaluate it, store all of it; the record comes last.
 
+    Gives the sets: of some the original, now trained, has just said what is forgotten.
     `began`: on `time.perf_counter`; the original's features were stored since then,
     or opened.
     """
@@ -217,6 +213,7 @@ def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> 
         rows.write(rows.place(bench.workdir, seed, method), row)
     checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
+    return problem.sets
 
 
 def _outcome(bench, problem, method, steps, stage):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax import unlearn_rules
+from ccu_jax import sealed, unlearn_rules
 from ccu_jax.data.duplicates import connected
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_names import read_ids
@@ -167,7 +167,24 @@ def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget")
         "# to be forgotten; rows of one group follow each other",
         *(str(data.id[row]) for rows in groups for row in rows),
     ]
-    return "\n".join(lines) + "\n"
+    return sealed.seal_lines("\n".join(lines) + "\n")
+
+
+def check_whole(path: pathlib.Path) -> None:
+    """Refuses a file of `describe` that is not as it was written.
+
+    Raises:
+        UserError: it was damaged, or changed.
+    """
+    try:
+        if sealed.whole_lines(path.read_bytes().decode()):
+            return
+    except UnicodeDecodeError:
+        pass
+    raise UserError(
+        f"{path} is damaged, or was changed: remove it, and the same command writes it "
+        "once more"
+    )
 
 
 def describe_near(data, sets: Sets, near: dict[str, np.ndarray]) -> str:
@@ -187,8 +204,14 @@ def recorded(data, folder: pathlib.Path, duplicates: str) -> set[str]:
     """The ids in all files of unlearn sets in a folder.
 
     With `duplicates="forget"` also those of the same pictures in any other set.
+
+    Raises:
+        UserError: one was damaged.
     """
-    ids = {i for path in folder.glob("*.txt") for i in read_ids(path)}
+    ids = set()
+    for path in folder.glob("*.txt"):
+        check_whole(path)
+        ids |= set(read_ids(path))
     rows = np.isin(data.id, sorted(ids))
     if duplicates == "forget":
         rows = np.isin(data.cluster, data.cluster[rows])

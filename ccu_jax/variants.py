@@ -19,7 +19,7 @@ from ccu_jax.config import Config
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL
-from ccu_jax.parallel import barrier, is_first
+from ccu_jax.parallel import barrier, is_first, seen
 from ccu_jax.progress import Quiet
 
 Row = dict[str, Any]
@@ -92,7 +92,7 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
     """
     tested = bool(len(problem.sets.test))
     path = place(bench.workdir, problem.seed, variant, tested)
-    if path.exists():
+    if seen(path):
         return _read(path, bench.data.fingerprint)
     method = variant.method
     section = dataclasses.replace(getattr(problem.config, method), **variant.settings)

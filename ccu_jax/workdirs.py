@@ -10,19 +10,21 @@ import os
 import pathlib
 import platform
 import shutil
+import time
 
 import jax
 import numpy as np
 
-from ccu_jax import checkpoint, data, evaluate, features, rows, unlearn_set
+from ccu_jax import checkpoint, data, evaluate, features, rows, sealed, unlearn_set
 from ccu_jax import config as configs
 from ccu_jax.data.files import within
-from ccu_jax.errors import UserError
-from ccu_jax.parallel import agreed, barrier, is_first
+from ccu_jax.errors import PassingError, UserError
+from ccu_jax.parallel import agreed, barrier, is_first, place_of_process
 from ccu_jax.report import atomically
 
 # What may differ between two runs on one folder: it changes nothing but rounding.
 FREE = ("methods", "seeds", "run.")
+_LEASE_S = 120.0  # so long a network's folder may keep the lock of a host that is lost
 
 
 @contextlib.contextmanager
@@ -34,19 +36,27 @@ def locked(workdir, links: bool = False):
         links: whether it may hold links that lead out of it.
 
     Raises:
-        UserError: another one is at work in it, or it holds such a link.
+        PassingError: another one is at work in it.
+        UserError: it holds such a link.
     """
     with contextlib.ExitStack() as stack:
         out = _link(workdir) if is_first() and not links else ""
         if not agreed(out == ""):
             raise UserError(
-                f"{out or workdir} is a link out of the folder of the run, in which "
-                "this would write and remove: put what it leads to in its place, or, "
-                "where you have made it, give --set run.links=True"
+                f"{out or f'in {workdir} there'} is a link out of the folder of the "
+                "run, in which this would write and remove: put what it leads to in "
+                "its place, or, where you have made it, give --set run.links=True"
             )
         told = _lock(stack, workdir) if is_first() else ""
+        end = time.monotonic() + _LEASE_S
+        # What was started again at once may meet what is left of itself.
+        if told and place_of_process()[1] > 1:
+            print(f"another run is at work in {workdir} ({told}): waiting", flush=True)
+        while told and place_of_process()[1] > 1 and time.monotonic() < end:
+            time.sleep(1)
+            told = _lock(stack, workdir)
         if not agreed(told == ""):
-            raise UserError(
+            raise PassingError(
                 f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
                 "its end, or give another --workdir"
             )
@@ -90,11 +100,11 @@ def refuse(config, workdir):
     if not path.exists():
         return
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        different = configs.difference(theirs, configs.to_json(config))
-    except (ValueError, AttributeError, TypeError):
+        different = configs.difference(sealed.read(path), configs.to_json(config))
+    except ValueError:
         raise UserError(
-            f"{path} is damaged: remove the folder or give another --workdir"
+            f"{path}, which says what {workdir} was made with, is damaged: remove it, "
+            "and give the very command that it was made with; or another --workdir"
         ) from None
     other = [key for key in different if not key.startswith(FREE)]
     if other:
@@ -108,7 +118,7 @@ def claim(config, workdir, files):
     """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
     barrier("claim")  # all processes have looked at what was there
     if is_first():
-        mine = configs.to_json(config)
+        mine = sealed.seal(configs.to_json(config))
         path = workdir / "config.json"
         atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
     keep(files)
@@ -140,6 +150,7 @@ def texts(bench, seed, sets) -> dict[pathlib.Path, str]:
     text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
     path = unlearn_file(bench.workdir, seed)
     if path.exists() and path.read_bytes() != text.encode():
+        unlearn_set.check_whole(path)
         raise UserError(
             f"the unlearn set is another one than in {path}: give another --workdir, "
             "or remove the folder to start anew"
@@ -239,8 +250,11 @@ def _purge_models(workdir) -> int:
     left are the models that were made to forget, and those that never saw them.
     """
     diverged = [row for row in rows.read_all(workdir) if row.get("diverged")]
+    every = list(workdir.glob("checkpoints/*/params"))
     found = [
         *workdir.glob("checkpoints/original-*/params"),
+        # Of a method that was cut off before its record, and not run again.
+        *(p for p in every if not (workdir / f"stages/{p.parent.name}.json").exists()),
         *(
             workdir / "checkpoints" / f"{row['method']}-{row['seed']}" / "params"
             for row in diverged
@@ -252,20 +266,21 @@ def _purge_models(workdir) -> int:
         *(p for p in workdir.glob("tested/*") if p.is_dir()),
         *workdir.glob("shadows"),
     ]
-    originals = {of: checkpoint.written(of) for of in found if of.exists()}
-    for folder in originals:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
-    # The proof: what is left is none of these under another name.
-    known = [digests for digests in originals.values() if digests]
-    for folder in workdir.glob("checkpoints/*/params"):
-        if checkpoint.written(folder) in known:
+    going = {of for of in found if of.exists()}
+    # The proof, as long as there is something to compare with: what stays is none of
+    # these under another name.
+    known = [digests for of in going if (digests := checkpoint.written(of))]
+    for folder in every:
+        if folder not in going and checkpoint.written(folder) in known:
             raise UserError(
                 f"purge: the model in {folder} is one that knows the pictures: remove "
                 "this folder"
             )
-    return len(originals)
+    for folder in going:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
+    return len(going)
 
 
 def _purge_features(bench, ids) -> int:

@@ -10,7 +10,7 @@ from faults_kills import kept, moment, until
 from faults_runs import Run, Start, starts, where
 from faults_world import SHORT, Case
 
-from ccu_jax import peers
+from ccu_jax import peers, preemption
 
 _TOGETHER = Start(hosts=2)
 _WHO = {(0,): "process 0", (1,): "process 1", (0, 1): "both"}
@@ -87,7 +87,7 @@ def lost(case: Case) -> None:
     how = "hangs" if hangs else "is killed"
     case.faults.append(f"process {victim} {how}: {where(case.workdir)}, {took_s:.0f} s")
     told = other.errors()
-    assert code == peers.EXIT_CODE, f"exit code {code}: {told[-1500:]}"
+    assert code == preemption.LOST_CODE, f"exit code {code}: {told[-1500:]}"
     assert "Traceback" not in told, told[-1500:]
     lines = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and f"process {victim} of this run" in lines[0], told[-1500:]

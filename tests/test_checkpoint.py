@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ccu_jax import checkpoint
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import PassingError, UserError, disk
 from ccu_jax.step import State
 
 
@@ -204,10 +204,27 @@ def test_a_disk_without_room_is_told_in_one_line(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError) as caught:
         checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
-    assert disk(caught.value) == (
+    assert str(disk(caught.value)) == (
         f"no space left at {tmp_path / 'steps'}; free some, then the same command "
         "goes on"
     )
+
+
+def test_what_cannot_be_read_for_now_is_not_taken_for_damage(tmp_path, monkeypatch):
+    tree = {"x": np.arange(3.0)}
+    for step in (1, 2):
+        checkpoint.save(tmp_path / "steps", step, tree, {})
+    read, told = checkpoint._read, []
+
+    def fails(ocp, manager, step):
+        raise RuntimeError("INTERNAL: read: Stale file handle [source locations='x']")
+
+    monkeypatch.setattr(checkpoint, "_read", fails)
+    with pytest.raises(RuntimeError) as caught:
+        checkpoint.restore(tmp_path / "steps", tree, told.append)
+    assert isinstance(disk(caught.value), PassingError) and not told
+    monkeypatch.setattr(checkpoint, "_read", read)
+    assert checkpoint.restore(tmp_path / "steps", tree, told.append).step == 2
 
 
 def test_a_folder_that_was_removed_while_it_was_written_is_named(tmp_path):
@@ -223,7 +240,7 @@ def test_a_folder_that_was_removed_while_it_was_written_is_named(tmp_path):
 def test_a_file_in_a_folder_that_is_gone_is_told_in_one_line(tmp_path):
     with pytest.raises(OSError) as caught:
         (tmp_path / "went" / "file").write_text("x")
-    assert f"{tmp_path / 'went'} is gone" in disk(caught.value)
+    assert f"{tmp_path / 'went'} is gone" in str(disk(caught.value))
     with pytest.raises(OSError) as caught:
         (tmp_path / "file").read_text()
     assert disk(caught.value) is None

@@ -124,6 +124,20 @@ def test_the_workdir_may_lie_below_the_data(folder, tmp_path):
     assert not told
 
 
+def test_what_is_said_of_prepared_data_is_not_believed_when_it_was_damaged(
+    folder, tmp_path
+):
+    config = folder(rows(8))
+    first = load(config, tmp_path / "w", quiet)
+    meta = tmp_path / "w" / "data" / "meta.json"
+    text = meta.read_text()
+    for name, value in (("vocabulary", 7), ("counts", first.counts | {"read": 9})):
+        meta.write_text(json.dumps(json.loads(text) | {name: value}))
+        again = load(config, tmp_path / "w", quiet)
+        assert (again.vocabulary, again.counts) == (first.vocabulary, first.counts)
+        assert meta.read_text() == text
+
+
 def test_leftovers_of_a_killed_run_do_no_harm(folder, tmp_path):
     config = folder(rows(8))
     for name in ("data.new", "data.old"):

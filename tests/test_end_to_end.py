@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ccu_jax import config as configs
-from ccu_jax import evaluate
+from ccu_jax import evaluate, sealed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Smaller still than `tiny`, with a checkpoint after every second step.
@@ -470,8 +470,13 @@ def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished,
     process = started("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
-    assert str(path) in err and "--workdir" in err
+    assert f"{path} is damaged, or was changed: remove it" in err
     assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
+    path.write_text(sealed.seal_lines("\n".join(lines[:-1]) + "\n"), "utf-8")
+    process = started("--config", small, "--workdir", copy)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2 and err.count("\n") == 1, err
+    assert "another one than in" in err and str(path) in err and "--workdir" in err
 
 
 @pytest.mark.slow
@@ -785,7 +790,7 @@ def test_two_runs_on_one_folder_refuse_each_other(small, finished, copy):
         before = files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
         process = started("--config", small, "--workdir", copy)
         _, err = process.communicate(timeout=100)
-        assert process.returncode == 2 and err.count("\n") == 1, err
+        assert process.returncode == 75 and err.count("\n") == 1, err
         assert "another run is at work" in err and "process 7 on a-host" in err
         assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
     # A lock goes with who had it.

@@ -14,8 +14,8 @@ import types
 import pytest
 
 import ccu_jax
-from ccu_jax import config_file, launch
-from ccu_jax.errors import UserError
+from ccu_jax import config_file, launch, preemption
+from ccu_jax.errors import PassingError, UserError, printable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
@@ -111,10 +111,14 @@ def test_compiled_programs_lie_in_a_folder_of_the_user_alone(run, monkeypatch):
     cache = pathlib.Path("home/cache/ccu_jax").resolve()
     assert set_["jax_compilation_cache_dir"] == str(cache)
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
-    # Without a home there is none; each run compiles for itself.
+    # Without a home, or in one that cannot be written, each run compiles for itself.
     set_.clear()
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
     assert launch.main(["--config", "tiny", "--workdir", "other/run"]) == 0
+    for relative in ("", "cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        assert launch.main(["--config", "tiny", "--workdir", "other/run"]) == 0
     assert not set_
 
 
@@ -196,9 +200,9 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(run, capsys)
         (PermissionError(errno.EACCES, "denied", "x.npz"), "Permission denied: x.npz"),
         (RuntimeError("write: No space left on device [x]"), "no space left"),
         (ValueError("a [b]: Read-only file system [x]\nc"), "Read-only file system"),
-        (RuntimeError("Transport endpoint is not connected"), "not connected: "),
         (FileExistsError(errno.EEXIST, "exists", "/w/audits"), "/w/audits is in the"),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "give smaller batches"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "give smaller batches"),
         (ModuleNotFoundError("", name="optax"), "optax is not installed"),
     ],
 )
@@ -208,6 +212,39 @@ def test_what_a_user_can_mend_is_one_line(run, capsys, error, words):
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PassingError("another run is at work"), "another run is at work"),
+        (RuntimeError("x: Transport endpoint is not connected"), "not connected: x: "),
+        (OSError(errno.ESTALE, "stale", "/w/a.json"), "/w/a.json; when that is over"),
+        (OSError(errno.ETIMEDOUT, "timed out"), "timed out; when that is over"),
+        (OSError(errno.EMFILE, "many", "/w/b"), "Too many open files: /w/b"),
+    ],
+)
+def test_what_may_pass_has_the_code_of_what_is_to_be_started_again(
+    run, capsys, error, words
+):
+    run.error = error
+    assert launch.main(["--config", "tiny"]) == preemption.EXIT_CODE
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_what_was_met_on_the_way_to_a_fault_is_not_told_instead_of_it(run, hidden):
+    try:
+        try:
+            raise FileExistsError(errno.EEXIST, "exists", "/w/precious")
+        except FileExistsError as error:
+            raise TypeError("bug") from (None if hidden else error)
+    except TypeError as error:
+        run.error = error
+    with pytest.raises(TypeError):
+        launch.main(["--config", "tiny"])
 
 
 def test_a_full_disk_is_recognised_behind_another_error(run, capsys):
@@ -363,3 +400,14 @@ def test_a_python_that_cannot_make_environments_is_named_with_the_remedy(
     assert done.returncode == 2
     assert "python3.12 has no ensurepip" in done.stderr
     assert "apt install python3-venv" in done.stderr
+
+
+def test_text_that_steers_a_screen_is_made_harmless_and_no_other():
+    spaces, joined = (
+        "\u00a0\u202f\u2009\u3000",
+        "\u0645\u200c\u062e \U0001f468\u200d\U0001f469",
+    )
+    harmless = f"caf\u00e9{spaces}\n{joined}"
+    assert printable(harmless) == harmless
+    for steering in "\x00\x1b\r\t\x7f\x9b\u202e\u2066\u200f\ud800":
+        assert printable(f"a{steering}b") == "a\ufffdb"

@@ -312,29 +312,62 @@ def test_who_is_told_to_leave_saves_and_goes_on_to_the_same_end(tmp_path, monkey
     method = functools.partial(walk, steps=9)
     whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
     asked = iter([False, True])
-    monkeypatch.setattr(preemption, "due", lambda: next(asked))
+    monkeypatch.setattr(preemption, "due", lambda last: next(asked))
     with pytest.raises(preemption.Leaving):
         loop.run("walk", method, problem, tmp_path / "cut", Quiet())
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"4"}
-    monkeypatch.setattr(preemption, "due", lambda: False)
+    monkeypatch.setattr(preemption, "due", lambda last: False)
     on = loop.run("walk", method, problem, tmp_path / "cut", Quiet())
     assert same(whole.params, on.params) and on.steps == 9
 
 
-def test_a_signal_ends_at_once_what_need_not_be_saved_and_waits_for_steps():
-    code = (
-        "import os, signal, sys, time\n"
-        "from ccu_jax import preemption\n"
-        "preemption.install()\n"
-        "def term(): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.05)\n"
-        "with preemption.working():\n"
-        "    assert not preemption.due()\n"
-        "    term()\n"
-        "    assert preemption.due()\n"
-        "print('saved', flush=True)\n"
-        "term()\n"
-        "print('never')\n"
+LISTENS = """
+import os, signal, subprocess, sys, time
+from ccu_jax import preemption
+preemption.install()
+
+def term():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+
+"""
+SAVES = """
+with preemption.working():
+    assert not preemption.due()
+    term()
+    term()
+    assert preemption.due()
+    print("saved", flush=True)
+print("never", flush=True)
+"""
+IDLE = """
+with preemption.working():
+    assert not preemption.due()
+print("idle", flush=True)
+term()
+print("never", flush=True)
+"""
+# In C, as when it waits for another process: Python's own handlers are not called.
+BUSY = """
+import ctypes, threading
+threading.Timer(0.2, term).start()
+print("busy", flush=True)
+lock = ctypes.pointer((ctypes.c_long * 16)())
+ctypes.CDLL(None).pthread_mutex_lock(lock)
+ctypes.CDLL(None).pthread_mutex_lock(lock)
+print("never", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "code, told", [(SAVES, "saved\n"), (IDLE, "idle\n"), (BUSY, "busy\n")]
+)
+def test_a_signal_ends_at_once_what_need_not_be_saved_and_waits_for_steps(code, told):
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENS + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (preemption.EXIT_CODE, "saved\n")
+    assert (done.returncode, done.stdout) == (preemption.EXIT_CODE, told)
     assert done.stderr.strip() == preemption.MESSAGE

@@ -448,15 +448,33 @@ def test_pictures_stay_on_the_devices_where_there_is_room(monkeypatch):
     assert parallel.fits(1) and not parallel.fits(1 << 50)
 
 
+def test_what_the_first_process_sees_is_waited_for_by_the_others(tmp_path, monkeypatch):
+    there, looks = tmp_path / "there", []
+
+    def look():
+        looks.append(None)
+        return len(looks) > 3
+
+    assert not parallel.seen(there)
+    there.touch()
+    assert parallel.seen(there)
+    assert not parallel.seen(there, look)
+    monkeypatch.setattr(parallel, "of_first", lambda mine: np.ones_like(mine))
+    assert parallel.seen(there, look)
+    monkeypatch.setattr(parallel, "_SOON_S", 0.3)
+    with pytest.raises(preemption.Lost, match="absent, which process 0 sees, has not"):
+        parallel.seen(tmp_path / "absent")
+
+
 def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
     def fails(**hosts):
         raise RuntimeError("std::bad_cast")
 
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     hosts = {"num_processes": 3}
-    with pytest.raises(UserError, match="cannot join the other hosts: std"):
+    with pytest.raises(preemption.Lost, match="cannot join the other hosts: std"):
         parallel.join(hosts)
-    clock = iter([0.0, 301.0])
+    clock = iter([0.0, 301.0])  # of a job that is begun while another one ends
     monkeypatch.setattr(parallel.time, "monotonic", lambda: next(clock))
     with pytest.raises(preemption.Lost, match="not all of the 3 .* within 301 s"):
         parallel.join(hosts)

@@ -1,6 +1,9 @@
 """Peers that are alive, ended or lost; a lost one is named within the stated time."""
 
+import contextlib
+import errno
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +11,8 @@ import time
 import jax
 import pytest
 
-from ccu_jax import launch, peers
+from ccu_jax import launch, peers, preemption
+from ccu_jax.errors import PassingError, UserError
 
 
 def pair(tmp_path):
@@ -24,7 +28,7 @@ def test_a_peer_that_beats_is_not_lost_and_one_that_is_silent_is_named(tmp_path)
     for now_s in (40, 44):
         two.beat()
         assert one.lost(now_s) is None and two.lost(now_s) is None
-    told = two.lost(46)
+    told = str(two.lost(46))
     assert told.startswith("process 0 of this run (process ")
     assert "silent for 11 s" in told
     assert one.lost(46) is None
@@ -43,7 +47,7 @@ def test_who_is_behind_hangs_where_none_comes_any_further(tmp_path, monkeypatch)
             watch.beat()
         for index, watch in enumerate(watches):
             monkeypatch.setattr(peers, "moves", lambda index=index: at[index])
-            found.append(watch.stalled(now_s))
+            found.append((told := watch.stalled(now_s)) and str(told))
         return found
 
     assert told(0.0) == told(19.0) == [None] * 3
@@ -68,12 +72,54 @@ def test_one_that_ended_well_is_not_missed_and_one_that_never_came_is(tmp_path):
         assert one.lost(now_s) is None
     two.end("failed")
     assert one.lost(50) is None
-    told = one.lost(61)
+    told = str(one.lost(61))
     assert "process 1 of this run (process " in told and "has failed" in told
     (tmp_path / "other").mkdir()
     alone = peers.Watch(tmp_path / "other", 0, 3, timeout_s=10.0)
     assert alone.lost(0) is None
-    assert "process 1 of this run (never heard of)" in alone.lost(10)
+    assert "process 1 of this run (never heard of)" in str(alone.lost(10))
+
+
+def test_what_would_be_met_again_ends_the_others_for_good(tmp_path):
+    one, two = pair(tmp_path)
+    two.beat()
+    assert one.lost(0) is None
+    two.end("refused")
+    assert one.lost(1) is None and one.lost(9) is None
+    told = one.lost(12)
+    assert preemption.exit_code(told) == 2
+    assert "process 1 of this run (process " in str(told) and "told why" in str(told)
+
+
+@pytest.mark.parametrize(
+    "error, how",
+    [
+        (UserError("no such class"), "refused"),
+        (OSError(errno.ENOSPC, "full"), "refused"),
+        (PassingError("later"), "failed"),
+        (OSError(errno.ESTALE, "stale"), "failed"),
+        (RuntimeError("bug"), "failed"),
+        (preemption.Leaving(), "left"),
+        (None, "ended"),
+    ],
+)
+def test_how_it_ends_is_told_to_the_others(tmp_path, monkeypatch, error, how):
+    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
+    with contextlib.suppress(UserError, OSError, RuntimeError, preemption.Leaving):
+        with peers.watched(tmp_path, 900.0):
+            if error is not None:
+                raise error
+    assert (tmp_path / ".alive" / "0").read_text().split(" ")[2] == how
+
+
+def test_who_was_stopped_itself_counts_the_silence_of_others_anew(tmp_path):
+    one, two = pair(tmp_path)
+    two.beat()
+    assert one.lost(0) is None and one.stalled(0) is None
+    one.woken()  # as are all others, a little later
+    assert one.lost(1200) is None and one.lost(1209) is None
+    assert "process 1" in str(one.lost(1211))
 
 
 def test_what_an_earlier_run_has_left_is_no_sign_of_life(tmp_path):
@@ -81,7 +127,7 @@ def test_what_an_earlier_run_has_left_is_no_sign_of_life(tmp_path):
     two.beat()
     later, _ = pair(tmp_path)
     assert later.lost(100) is None
-    assert "process 1" in later.lost(111)
+    assert "process 1" in str(later.lost(111))
 
 
 def test_a_word_of_an_earlier_run_is_not_believed(tmp_path):
@@ -91,13 +137,77 @@ def test_a_word_of_an_earlier_run_is_not_believed(tmp_path):
         old.end(word)
         watch = peers.Watch(tmp_path, 0, 2, timeout_s=30.0, token="new")
         assert watch.lost(0) is None and watch.lost(29) is None
-        told = watch.lost(31)
+        told = str(watch.lost(31))
         assert "process 1 of this run (never heard of) is silent for 31 s" in told
         new = peers.Watch(tmp_path, 1, 2, token="new")
         new.beat()
         assert watch.lost(32) is None
         new.end("ended")
         assert watch.lost(33) is None and watch.lost(99) is None
+
+
+STEPS = """
+import pathlib, sys, time
+import jax
+from ccu_jax import peers, preemption
+folder, index, count, step_s, idle = sys.argv[1:]
+jax.process_count = lambda: int(count)
+peers._BEAT_S = 0.1
+preemption.install()
+watch = peers.Watch(pathlib.Path(folder), int(index), int(count), token="t")
+peers.threading.Thread(target=watch.run, daemon=True).start()
+preemption.on_leaving(lambda: watch.end("left"))
+
+def together(name):
+    (watch._folder / f"{name}-{index}").touch()
+    while len(list(watch._folder.glob(f"{name}-*"))) < int(count):
+        time.sleep(0.01)
+
+together("begins")
+if idle == "idle":
+    print("begun", flush=True)
+    time.sleep(60)
+with preemption.working():
+    for step in range(100_000):
+        time.sleep(float(step_s))
+        if step == 3:
+            print("begun", flush=True)
+        if preemption.due():
+            print(step, flush=True)
+            together("saves")
+            watch.end("left")
+            preemption.os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("idle", [None, 2, 0])
+@pytest.mark.parametrize("told", [0, 1])
+def test_all_leave_after_the_same_step_or_at_once_where_one_is_at_none(
+    tmp_path, idle, told
+):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STEPS, str(tmp_path), str(index), "3", step_s]
+            + ["idle" if index == idle else "steps"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, step_s in enumerate(["0.005", "0.01", "0.02"])
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "begun\n"
+    processes[told].send_signal(signal.SIGTERM)
+    found = [process.communicate(timeout=30) for process in processes]
+    codes = [process.returncode for process in processes]
+    if idle is None:
+        assert codes == [3, 3, 3], found
+        assert len({int(out) for out, _ in found}) == 1 and not any(
+            err for _, err in found
+        )
+    else:
+        assert codes == [75, 75, 75], found
+        assert {err.strip() for _, err in found} == {preemption.MESSAGE}
 
 
 @pytest.mark.parametrize("waited_for", [True, False])
@@ -123,7 +233,7 @@ def test_a_process_of_this_machine_that_was_killed_is_noticed_at_once(
         while pathlib.Path(f"/proc/{process.pid}/stat").exists():
             if pathlib.Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z":
                 break
-        told = watch.lost(11)
+        told = str(watch.lost(11))
         assert f"(process {process.pid} on " in told and "is there no more" in told
 
 
@@ -133,7 +243,7 @@ def test_a_process_of_another_machine_is_dead_only_by_its_silence(tmp_path):
     (tmp_path / "1").write_text(f"- elsewhere/4 7 process {process.pid} on a-host")
     watch = peers.Watch(tmp_path, 0, 2)
     assert watch.lost(0) is None and watch.lost(59) is None
-    assert "(process" in watch.lost(61)
+    assert "(process" in str(watch.lost(61))
 
 
 def test_what_a_collective_says_of_a_lost_peer_is_told_from_other_errors():
@@ -183,7 +293,7 @@ def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
-    assert done.returncode == peers.EXIT_CODE and time.monotonic() - began < 40
+    assert done.returncode == preemption.LOST_CODE and time.monotonic() - began < 40
     assert (
         done.stderr.count("\n") == 1 and "error: process 1 of this run" in done.stderr
     )

@@ -33,6 +33,13 @@ def test_a_row_of_another_name_is_refused_as_it_would_name_other_files(
         rows.read_all(tmp_path)
 
 
+def test_a_record_that_is_nested_without_end_is_damaged(tmp_path):
+    path = written(tmp_path, "ccu-0", method="ccu", seed=0, fingerprint="f")
+    path.write_text("[" * 200_000)
+    with pytest.raises(UserError, match=f"{path} is damaged: remove it"):
+        rows.read(path)
+
+
 _ROW = {"method": "ccu_plus", "seed": 0, "fingerprint": "f", "score": 0.1524}
 
 

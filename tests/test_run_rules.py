@@ -12,7 +12,7 @@ import pytest
 from test_features import pictures
 
 from ccu_jax import config as configs
-from ccu_jax import evaluate, run
+from ccu_jax import evaluate, run, sealed
 from ccu_jax.config import Unlearn
 from ccu_jax.errors import UserError
 
@@ -147,7 +147,8 @@ def test_a_finished_run_is_shown_without_its_checkpoints_and_after_a_purge(
     shutil.rmtree(copy / "checkpoints")
     assert run.run(config, copy) == before
     assert bits(copy) == bits(finished)
-    (copy / "unlearn_sets" / "0.txt").write_text("row1\n")
+    other = sealed.seal_lines("row1\n")
+    (copy / "unlearn_sets" / "0.txt").write_text(other)
     with pytest.raises(UserError, match="the unlearn set is another one"):
         run.run(config, copy)
     (copy / "outputs" / "original-0.npz").write_bytes(b"torn")

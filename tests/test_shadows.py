@@ -118,12 +118,12 @@ def test_shadows_together_leave_when_told_to_and_go_on(
         return shadows.train(*given, tmp_path / folder, 4, lambda *told: None)
 
     expected = train("undisturbed")
-    asked = iter([False, False, True])  # before the first, and after two calls
-    monkeypatch.setattr(preemption, "due", lambda: next(asked))
+    asked = iter([False, True])  # after two calls
+    monkeypatch.setattr(preemption, "due", lambda last: next(asked))
     with pytest.raises(preemption.Leaving):
         train("left")
     assert [p.name for p in (tmp_path / "left").iterdir()] == ["0-1-2-3-steps"]
-    monkeypatch.setattr(preemption, "due", lambda: False)
+    monkeypatch.setattr(preemption, "due", lambda last: False)
     found = train("left")
     assert same(found, expected)
     assert sorted(p.name for p in (tmp_path / "left").iterdir()) == list("0123")

@@ -2,15 +2,17 @@
 
 import errno
 import fcntl
+import shutil
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
 import pytest
 
 from ccu_jax import checkpoint, rows, workdirs
-from ccu_jax.errors import UserError
+from ccu_jax.errors import PassingError, UserError
 
 OTHER = (
     "import pathlib, sys\n"
@@ -103,8 +105,41 @@ def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_p
     assert left == {"retrain_visual-0"}
     for name in ("original", "hidden"):
         checkpoint.save(tmp_path / "checkpoints" / f"{name}-0" / "params", 0, tree, {})
-    with pytest.raises(UserError, match="hidden-0/params is one that knows"):
-        workdirs._purge_models(tmp_path)
+    rows.write(
+        tmp_path / "stages" / "hidden-0.json",
+        {**row, "method": "hidden", "diverged": None},
+    )
+    for _ in range(2):  # what it is known by must not go before it
+        with pytest.raises(UserError, match="hidden-0/params is one that knows"):
+            workdirs._purge_models(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "hidden-0")
+    # Cut off before its record: whatever it is, nothing says that it forgot.
+    folder = tmp_path / "checkpoints" / "scrub-0" / "params"
+    checkpoint.save(folder, 0, {"w": np.full(4, 2.0)}, {})
+    assert workdirs._purge_models(tmp_path) == 2
+    left = {path.parent.name for path in tmp_path.glob("checkpoints/*/params")}
+    assert left == {"retrain_visual-0"}
+
+
+def test_what_is_started_again_at_once_waits_for_what_is_left_of_itself(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(workdirs, "place_of_process", lambda: (0, 2))
+    held = (tmp_path / "run.lock").open("a+b")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    clock = types.SimpleNamespace(
+        monotonic=time.monotonic, sleep=lambda s: held.close()
+    )
+    monkeypatch.setattr(workdirs, "time", clock)
+    with workdirs.locked(tmp_path):
+        assert "another run is at work" in capsys.readouterr().out
+    held = (tmp_path / "run.lock").open("a+b")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    ticks = iter(range(0, 1000, 50))
+    clock.monotonic, clock.sleep = lambda: next(ticks), lambda s: None
+    with held, pytest.raises(PassingError, match="another run is at work"):
+        with workdirs.locked(tmp_path):
+            pass
 
 
 def test_a_damaged_list_of_what_is_forgotten_is_one_line(tmp_path, monkeypatch):
@@ -115,7 +150,7 @@ def test_a_damaged_list_of_what_is_forgotten_is_one_line(tmp_path, monkeypatch):
     unlearn = types.SimpleNamespace(rule="random:0.1", duplicates="forget")
     config = types.SimpleNamespace(unlearn=unlearn)
     bench = types.SimpleNamespace(workdir=tmp_path, config=config, data=None)
-    with pytest.raises(UserError, match="unlearn set is another one"):
+    with pytest.raises(UserError, match="0.txt is damaged, or was changed: remove it"):
         workdirs.texts(bench, 0, types.SimpleNamespace(unlearn=[1]))
 
 

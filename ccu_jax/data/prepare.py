@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ccu_jax import sealed
 from ccu_jax.config import Data
 from ccu_jax.data import archive, arrays, parts, records
 from ccu_jax.data.source import Counts, Place, Progress, Reader, Source, digest
 from ccu_jax.errors import UserError, disk
 
-FORMAT = 2  # raised whenever the stored form changes
+FORMAT = 3  # raised whenever the stored form changes
 # Settings that say nothing of what a record of TFDS holds.
 _SIZES = ("image_size", "trim", "text_length", "vocabulary", "group", "records")
+_META = "meta.json"
 _PLAN = "plan.json"  # what a folder was begun for
 PURGED = "purged.json"  # says which pictures were taken out of the stored form
 
@@ -61,8 +63,8 @@ def stored(
                 _Preparation(config, reader, workdir, progress).run(expected)
             _tidy(workdir)
     except OSError as error:
-        told = disk(error) or error
-        raise UserError(f"preparing the data in {folder} failed: {told}") from error
+        told = disk(error) or UserError(error)
+        raise type(told)(f"preparing the data in {folder} failed: {told}") from error
     found = _current(config, reader, workdir)
     if not found:
         raise UserError(f"data: the files changed while {folder} was prepared")
@@ -98,7 +100,7 @@ def _current(
 ) -> dict[str, Any] | None:
     """What is stored, if it was made with these settings from these files."""
     at = folders(workdir)
-    if not at.data.exists() and (at.old / "meta.json").exists():
+    if not at.data.exists() and (at.old / _META).exists():
         at.old.rename(at.data)  # a kill between two moves had left it there
     if not (read := _read(config, at.data)):
         return None
@@ -115,7 +117,7 @@ def _current(
 def _read(config: Data, folder: pathlib.Path) -> tuple[dict, dict] | None:
     """What is said of a prepared folder, and the fields of `Dataset`."""
     try:
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
+        meta = sealed.read(folder / _META)
         if meta.get("format") != FORMAT or meta["config"] != _settings(config):
             return None
         found = arrays.load(folder)
@@ -182,7 +184,7 @@ def reopened(
 ) -> Source | None:
     """The source of what is prepared, read from where it still is; None: nowhere."""
     at = folders(workdir)
-    meta = json.loads((at.data / "meta.json").read_text("utf-8"))
+    meta = sealed.read(at.data / _META)
     try:
         return _Preparation(config, reader, workdir, progress).open()[1]
     except (OSError, UserError):
@@ -210,7 +212,7 @@ class _Preparation:
     def run(self, expected: str | None) -> None:
         """Prepares everything; goes on with what a killed run has left."""
         at = self.at
-        if at.data.exists() and not (at.data / "meta.json").exists():
+        if at.data.exists() and not (at.data / _META).exists():
             raise UserError(
                 f"{at.data} is in the way, and not of this program's making: give "
                 "another --workdir"
@@ -224,7 +226,8 @@ class _Preparation:
                 f"the data in {meta['root']} have changed since {self.workdir} was "
                 "made: give another --workdir, or remove the folder to start anew"
             )
-        (at.new / "meta.json").write_text(json.dumps(meta, indent=1), "utf-8")
+        text = json.dumps(sealed.seal(meta), indent=1)
+        (at.new / _META).write_text(text, "utf-8")
         if at.data.exists():
             removed(at.old)
             at.data.rename(at.old)

@@ -68,7 +68,7 @@ def check(config, tier: str) -> None:
 
 
 def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | None:
-    """How long an audit takes, told before it starts; None where it is nothing."""
+    """How long an audit takes, told before it starts; None where it takes none."""
     if tier == "none":
         return None
     # What is kept is not measured again.
@@ -76,6 +76,8 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     todo = {seed: _left(bench.workdir, seed, methods, shadows) for seed in seeds}
     each = _SMOKE_S[0] + _SMOKE_S[1] * len(bench.data.id)
     seconds = each * sum(len(left["smoke"]) for left in todo.values())
+    if not any(left[tier] for left in todo.values()):
+        return None
     if tier == "smoke":
         return f"audit, smoke: {forecast.words(seconds)}"
     known = forecast.pace(bench)

@@ -11,7 +11,7 @@ from ccu_jax import checkpoint, data, models, rows, sealed
 from ccu_jax import config as configs
 from ccu_jax.data import pictures, prepare, text
 from ccu_jax.data.source import Unusable
-from ccu_jax.errors import UserError
+from ccu_jax.errors import UserError, disk
 from ccu_jax.models import VIEWS
 
 _BATCH = 64  # rows of one pass: one shape, so that it is compiled once
@@ -107,7 +107,12 @@ def load(
     folder = workdir / "checkpoints" / f"{method}-{seed}" / "params"
     told: list[str] = []
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    saved = checkpoint.restore(folder, shapes, told.append)
+    try:
+        saved = checkpoint.restore(folder, shapes, told.append)
+    except Exception as error:
+        if (why := disk(error)) is None:
+            raise
+        raise UserError(f"the checkpoint in {folder} cannot be read: {why}") from error
     if saved is None:
         if stored.purged and method == "original":
             why = "was purged with the pictures"

@@ -86,7 +86,7 @@ def _refused(error, outermost) -> UserError | None:
     code = error.errno if isinstance(error, OSError) else None
     where, words = getattr(error, "filename", None), _words(error)
     for codes, kind, more in (
-        (_DENIED, UserError, ""),
+        (_DENIED, UserError, "; where this may write, the same command goes on"),
         (_PASSING, PassingError, "; when that is over, the same command goes on"),
     ):
         if code in codes:

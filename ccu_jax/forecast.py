@@ -71,7 +71,7 @@ def table(bench, todo: dict[int, list[str]]) -> str:
     seconds = COMPILE_S * len(names)
     seconds += sum(known.method(n) for methods in todo.values() for n in methods)
     count = sum(map(len, todo.values()))
-    return f"{count} models to make: {words(seconds)}"
+    return f"models to make: {count}, {words(seconds)}"
 
 
 def variants(bench, runs: dict[str, int], apart: bool = False) -> str:

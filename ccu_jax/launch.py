@@ -43,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return 130
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        return _unread()
     except preemption.Leaving:
         print(preemption.MESSAGE, file=sys.stderr)
         return preemption.EXIT_CODE
@@ -66,13 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return preemption.exit_code(told)
 
 
+def _unread() -> int:
+    """Ends what was piped into a program that has read enough."""
+    with contextlib.suppress(OSError):
+        # What is still to be written would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"nobody reads what this prints: {_STOPPED}", file=sys.stderr)
+    return 130
+
+
 def _lost(error: Exception) -> preemption.Lost | None:
     """Says that another process was lost, where that is what has happened."""
-    if "jax" not in sys.modules:
-        return None
-    from ccu_jax import peers
-
-    return peers.failed(error)
+    peers = sys.modules.get("ccu_jax.peers")  # else there are none
+    return peers and peers.failed(error)
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -233,6 +243,9 @@ def _leave() -> NoReturn:
     preemption.install()
     try:
         code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _unread()
     except BaseException as error:
         code = 1
         if isinstance(error, SystemExit):  # --help and --version

@@ -134,7 +134,7 @@ class Reporter:
     def __init__(self, workdir: pathlib.Path, active: bool):
         """Opens `workdir`/events.jsonl at its end; an inactive one touches nothing."""
         self.active = active
-        self.console = Console()
+        self.console = _Screen()
         self._lock = threading.RLock()
         self._titles: list[str] = []
         self._place = 0
@@ -204,8 +204,8 @@ class Reporter:
             fields |= {"seconds": seconds, "metrics": metrics, "failure": failure}
             self.event("stage_end", **fields)
             words = [*stage.words(left=False), f"{seconds:.1f} s"]
-            end = f"failed ({failure})" if failure else "done"
-            style = "bold red" if failure else ""
+            end = {None: "done", "Leaving": "left"}.get(failure, "failed")
+            style = "bold red" if end == "failed" else ""
             self.print(f"{stage.label}{title}: {end}, {', '.join(words)}", style)
 
     def tell_progress(self, stage: Stage) -> None:
@@ -282,6 +282,13 @@ class Reporter:
             elapsed = f"{duration(time.monotonic() - self._start_s)} so far"
             lines.insert(0, (f"stage {self._place} of {count}", share, [elapsed]))
         return lines
+
+
+class _Screen(Console):
+    """A console that does not end the process where nobody reads it any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  rich calls it while it handles BrokenPipeError
 
 
 class _Display:

@@ -70,8 +70,10 @@ find_python() {
             say "using the active environment $VIRTUAL_ENV"
             return
         fi
-        say "the active environment lacks this checkout's ccu_jax${2:+ or $2}; using" \
-            "$venv"
+        if ! [ "$VIRTUAL_ENV" -ef "$venv" ]; then
+            say "the active environment lacks this checkout's ccu_jax${2:+ or $2};" \
+                "using $venv"
+        fi
     fi
     python="$venv/bin/python"
     # What `dev` brings includes everything else.

@@ -109,7 +109,7 @@ while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
             any_alive || break
             sleep 0.2
         done
-        say "told to leave: the same command goes on from here"
+        say "all processes have left"
         rm -rf "$logs"
         exit 75
     fi
@@ -118,7 +118,7 @@ done
 
 if [ "$failed" = 0 ]; then
     if [ -n "$logs" ]; then rm -rf "$logs"; fi
-    say "all processes ended well"
+    if [ -z "$CCU_JAX_DRY_RUN" ]; then say "all processes ended well"; fi
     exit 0
 fi
 trap '' INT TERM HUP

@@ -115,10 +115,10 @@ def _remedy(told: str, workdir: pathlib.Path, path: pathlib.Path) -> None:
     elif "remove it" in line or "remove this folder" in line:
         remove = named[:1]
     else:
-        assert "remove the folder" in line, f"no remedy: {line}"
-        remove = [workdir]
+        raise AssertionError(f"no remedy: {line}")
     for one in remove:
-        assert one.is_relative_to(workdir), f"{one} is not of this run: {line}"
+        # Never the whole folder: one file was damaged.
+        assert workdir in one.parents, f"{one} is not of this run: {line}"
         shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
 
 

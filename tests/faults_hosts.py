@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 
-from faults_kills import kept, moment, until
+from faults_kills import in_last_stage, kept, moment, until
 from faults_runs import Run, Start, starts, where
 from faults_world import SHORT, Case
 
@@ -16,6 +16,7 @@ _TOGETHER = Start(hosts=2)
 _WHO = {(0,): "process 0", (1,): "process 1", (0, 1): "both"}
 # The other one has to notice, to tell, and to be noticed here.
 _MORE_S = 15.0
+_NOTICE_S = 30.0  # what a cloud gives a machine that it takes away
 
 
 def killed(case: Case) -> None:
@@ -45,16 +46,23 @@ def killed(case: Case) -> None:
 
 
 def told_to_leave(case: Case) -> None:
-    """SIGTERM of the one that was started; all leave with what they go on from."""
+    """SIGTERM of one, or of both; all leave with what they go on from, and soon."""
     undisturbed = case.world.undisturbed(*SHORT, hosts=2)
     run = case.start(*SHORT, how=_TOGETHER)
     until(run, lambda: starts(case.workdir) > run.before)
     moment(case, run, undisturbed)
     pids = run.peers()
     if run.code() is None and len(pids) == 2:
-        run.signal(signal.SIGTERM)
-        if run.wait(150) != 0:
-            case.faults.append(where(case.workdir))
+        victims, at = case.draw.choice(list(_WHO)), where(case.workdir)
+        last = in_last_stage(case.workdir)
+        for victim in victims:
+            _send(pids[victim], signal.SIGTERM)
+        began = time.monotonic()
+        if run.wait(_NOTICE_S) == 0:
+            assert last, f"not heeded in {at}"
+        else:
+            took_s = time.monotonic() - began
+            case.faults.append(f"{_WHO[victims]}: {at}, {took_s:.0f} s")
             _ended(run, pids)
             told = run.errors()
             assert run.code() == 75, f"exit code {run.code()}: {told[-1500:]}"

@@ -44,15 +44,27 @@ def told_to_leave(case: Case) -> None:
         moment(case, run, undisturbed)
         if run.code() is not None:
             break
+        at, last = where(case.workdir), in_last_stage(case.workdir)
         run.signal(signal.SIGTERM)
-        case.faults.append(where(case.workdir))
+        case.faults.append(at)
         run.wait(60)
-        if run.code() == 0:  # it was at its end
+        if run.code() == 0:
+            assert last, f"not heeded in {at}"
             break
         one_line(run, 75, "told to leave (SIGTERM)", "the same command goes on")
         before = kept(case, before)
     case.ends_like(undisturbed, *more)
     kept(case, before)
+
+
+def in_last_stage(workdir) -> bool:
+    """Whether the run has begun the last of its stages: it may end as if not told."""
+    last, begun = None, False
+    for event in events(workdir):
+        if event["kind"] == "plan":
+            last, begun = event["stages"][-1], False
+        begun |= event["kind"] == "stage_start" and event["title"] == last
+    return begun
 
 
 def moment(case: Case, run: Run, undisturbed: Undisturbed, workdir=None) -> None:

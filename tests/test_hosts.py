@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_end_to_end import ROOT, environment, launched
 
-from ccu_jax import evaluate, features
+from ccu_jax import evaluate, features, preemption
 
 # Few steps: two processes on a busy machine wait for each other at every array.
 CONFIG = """
@@ -153,26 +153,44 @@ def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
     assert kinds.count("plan") == 2, "process 0 alone writes events"
 
 
+SLOW = """
+import pathlib, sys, time
+from ccu_jax import launch, loop
+
+share = loop.Loop._share
+
+def slow(self, program, start):
+    if start == 2:
+        pathlib.Path(sys.argv[2], "steps").touch()
+    time.sleep(0.5)
+    return share(self, program, start)
+
+loop.Loop._share = slow
+sys.argv[1:] += ["--devices", "1", "--set", "run.checkpoint_steps=1000"]
+launch._leave()
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_leave_together_when_one_is_told_to(config, alone, tmp_path):
+@pytest.mark.parametrize("told", [0, 1])
+def test_two_processes_save_the_same_step_and_leave_when_one_is_told_to(
+    config, alone, tmp_path, told
+):
     workdir = tmp_path / "run"
-    argv = ["--config", config, "--workdir", workdir, "--methods", "original,ccu_plus"]
-    argv += ["--set", "run.checkpoint_steps=1000"]
-    process = _start(2, 1, *argv)
+    argv = ["--config", config, "--methods", "original,ccu_plus"]
+    both = _both(SLOW, "--workdir", workdir, *argv)
     end = time.monotonic() + 200
-    events = workdir / "events.jsonl"
-    begun = '"kind": "stage_start", "title": "seed 0: original"'
-    while not (events.exists() and begun in events.read_text()):
-        assert process.poll() is None and time.monotonic() < end, _end(process)
+    while not (workdir / "steps").exists():
+        assert all(one.poll() is None for one in both) and time.monotonic() < end
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
-    _, err = _end(process, 150)
-    assert process.returncode == 75, err
-    assert "Traceback" not in err and "the same command goes on" in err
-    # Either they had taken steps, and saved these, or they had finished the stage.
-    steps = list(workdir.glob("checkpoints/original-0/steps*/[0-9]*"))
-    assert len(steps) == 1 or (workdir / "stages" / "original-0.json").exists()
-    process = _start(2, 1, *argv)
+    both[told].send_signal(signal.SIGTERM)
+    for process in both:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 75, err
+        assert err.strip() == preemption.MESSAGE
+    (saved,) = workdir.glob("checkpoints/original-0/steps*/[0-9]*")
+    assert int(saved.name) > 2
+    process = _start(2, 1, *argv, "--workdir", workdir)
     out, err = _end(process)
     assert process.returncode == 0, err[-3000:]
     _assert_same(alone, workdir, out, 2, 1, INTERRUPTED)
@@ -242,6 +260,50 @@ def test_two_processes_audit_what_one_audits(config, tmp_path):
         np.testing.assert_allclose(*kept, atol=1e-3)
 
 
+BUSY = """
+import pathlib, sys, time
+import jax
+from ccu_jax import data, evaluate, launch
+
+module, name, workdir = sys.argv[1:4]
+module = {"data": data, "evaluate": evaluate}[module]
+before = getattr(module, name)
+
+def busy(*args):
+    pathlib.Path(workdir, f"busy-{jax.process_index()}").touch()
+    if jax.process_index() == 0:
+        time.sleep(500)
+    return before(*args)
+
+setattr(module, name, busy)
+sys.argv[1:] = [*sys.argv[3:], "--devices", "1"]
+sys.argv[1:2] = ["--workdir", workdir]
+launch._leave()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["data load", "evaluate results"])
+@pytest.mark.parametrize("told", [0, 1])
+def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
+    config, tmp_path, what, told
+):
+    both = _both(BUSY, *what.split(), tmp_path, "--config", config)
+    end = time.monotonic() + 200
+    busy = {tmp_path / "busy-0"} | ({tmp_path / "busy-1"} if "eval" in what else set())
+    while not all(path.exists() for path in busy):
+        assert all(one.poll() is None for one in both) and time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(1)  # the other one waits for it, in C
+    began = time.monotonic()
+    both[told].send_signal(signal.SIGTERM)
+    for process in both:
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 75, err
+        assert err.strip() == preemption.MESSAGE
+    assert time.monotonic() - began < 25
+
+
 HUNG = """
 import sys, time
 import jax
@@ -262,13 +324,22 @@ launch._leave()
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_named_by_all_and_the_run_ends(config, tmp_path):
+    both = _both(HUNG, "--config", config, "--workdir", tmp_path / "run")
+    for process in both:
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 76, err
+        assert err.count("\n") == 1 and "process 1 of this run, for which the" in err
+
+
+def _both(code, *argv):
+    """Two processes that run the code, and nobody looks after."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    argv = ["--config", str(config), "--workdir", str(tmp_path / "run"), "--multihost"]
-    both = [
+    argv = [*map(str, argv), "--multihost", address, "2"]
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", HUNG, *argv, address, "2", str(index)],
+            [sys.executable, "-c", code, *argv, str(index)],
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -276,7 +347,3 @@ def test_a_process_that_hangs_is_named_by_all_and_the_run_ends(config, tmp_path)
         )
         for index in range(2)
     ]
-    for process in both:
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 76, err
-        assert err.count("\n") == 1 and "process 1 of this run, for which the" in err

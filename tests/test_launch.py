@@ -270,6 +270,32 @@ def test_an_interrupt_says_how_to_go_on(run, capsys):
     assert out == "" and err.count("\n") == 1 and "same command goes on" in err
 
 
+@pytest.mark.parametrize("argv", ["--list", "--config tiny"])
+def test_who_stops_reading_is_told_nothing_but_that(argv, tmp_path):
+    code = (
+        "import sys\n"
+        "from ccu_jax import launch\n"
+        "if len(sys.argv) > 2:\n"
+        "    import ccu_jax.run\n"
+        "    from ccu_jax.progress import Reporter\n"
+        "    def run(config, workdir, *more):\n"
+        "        for _ in range(9): Reporter(workdir, True).say('line')\n"
+        "    ccu_jax.run.run = run\n"
+        "launch._leave()\n"
+    )
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv.split()],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.count("\n") == 1 and "nobody reads" in done.stderr
+
+
 def test_devices_are_simulated_before_jax_is_imported(run, monkeypatch):
     os.environ["XLA_FLAGS"] = "--a=1 --xla_force_host_platform_device_count=8"
     assert launch.main(["--config", "tiny", "--devices", "3"]) == 0

@@ -39,10 +39,14 @@ def test_slurm_starts_the_command_once_for_each_gpu():
     assert done.returncode == 0, done.stderr
     argv = shlex.split(done.stdout)
     # It does not take over how many cores each was given.
-    assert argv[:3] == ["srun", "--kill-on-bad-exit=1", "--cpus-per-task=8"]
-    assert argv[3] == str(pathlib.Path(sys.prefix, "bin/python"))
-    assert argv[4:6] == COMMAND
-    assert argv[6:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
+    # The processes end each other, with a code that says whether to start again.
+    assert argv[:3] == ["srun", "--kill-on-bad-exit=0", "--wait=180"]
+    assert argv[3:5] == [
+        "--cpus-per-task=8",
+        str(pathlib.Path(sys.prefix, "bin/python")),
+    ]
+    assert argv[5:7] == COMMAND
+    assert argv[7:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
     settings = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]
         for line in (ROOT / "launch/slurm.sbatch").read_text("utf-8").splitlines()
@@ -89,6 +93,7 @@ _CONTAINER = {
     "name": _TEXT,
     "image": _TEXT,
     "command": [_TEXT],
+    "env": [{"name": _TEXT, "value": _TEXT}],
     "resources": {"requests": _SIZES, "limits": _SIZES},
     "volumeMounts": [{"name": _TEXT, "mountPath": _TEXT}],
 }

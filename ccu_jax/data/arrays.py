@@ -67,7 +67,7 @@ def finish(
         "metric": source.metric,
         "counts": counts.numbers,
         "fingerprint": fingerprint(folder, source.classes, sync=True),
-        "tokenizer": _tokenizer(folder),
+        "files": _others(folder),
     }
 
 
@@ -185,9 +185,8 @@ def whole(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
     Reads all of it, which takes about a second for each GB.
     """
     try:
-        known = meta.get("tokenizer", _tokenizer(folder))
         same = fingerprint(folder, meta["classes"]) == meta["fingerprint"]
-        return same and known == _tokenizer(folder)
+        return same and meta["files"] == _others(folder)
     except OSError:
         return False
 
@@ -204,6 +203,10 @@ def fingerprint(folder: pathlib.Path, classes: Sequence[str], sync=False) -> str
     return hashed.hexdigest()
 
 
-def _tokenizer(folder: pathlib.Path) -> str:
-    content = (folder / "tokenizer.json").read_bytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _others(folder: pathlib.Path) -> dict[str, str]:
+    """The digests of what is there beside the columns."""
+    found = {}
+    for name in ("tokenizer.json", "rows.tsv"):
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -60,6 +60,8 @@ def stored(
             # Another run may have prepared it while this one waited.
             if not _current(config, reader, workdir):
                 _refuse_purged(workdir)
+                if folder.exists():
+                    progress("they are damaged or of other files: preparing anew", 0, 1)
                 _Preparation(config, reader, workdir, progress).run(expected)
             _tidy(workdir)
     except OSError as error:

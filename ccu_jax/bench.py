@@ -17,9 +17,10 @@ import pathlib
 import platform
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from ccu_jax.errors import UserError, disk
+from ccu_jax.flags import Parser
 
 try:
     from ccu_jax import (
@@ -59,11 +60,6 @@ class Table(NamedTuple):
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +111,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m ccu_jax.bench",
         description="Measures speed and memory on this machine.",
         allow_abbrev=False,

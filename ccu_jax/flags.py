@@ -31,8 +31,10 @@ A run that was stopped goes on when the same command is given again.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
+class Parser(argparse.ArgumentParser):
+    """One whose errors are `UserError`, in one line."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
         raise UserError(f"{message}; --help lists the flags")
 
 
@@ -45,7 +47,7 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a flag that there is not, or a value that it cannot have.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m ccu_jax.launch",
         description="Trains a classifier, makes it forget pictures, audits the result.",
         epilog=_EXAMPLES,

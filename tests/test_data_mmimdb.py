@@ -157,6 +157,15 @@ def test_the_movies_of_the_sample_look_like_official_ones(written):
     )
 
 
+def test_a_wrong_command_for_a_sample_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "ccu_jax.data.sample", "mmimdb"]
+    (tmp_path / "file").touch()
+    for wrong in ([], [tmp_path / "w", "--seed", "-1"], [tmp_path / "file" / "w"]):
+        done = subprocess.run([*command, *wrong], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
 def test_the_sample_is_the_same_to_the_byte_for_a_seed(written, tmp_path):
     command = [sys.executable, "-m", "ccu_jax.data.sample", "mmimdb"]
     command += [str(tmp_path / "a"), "--rows", "40", "--seed", "3"]

@@ -7,7 +7,6 @@ that a method works; a score on it says nothing about the real data set. With tr
 also has the defects of the real files, and `traps.json` lists them.
 """
 
-import argparse
 import json
 import pathlib
 import shutil
@@ -23,7 +22,8 @@ from ccu_jax.data.samples import (
     satellite,
 )
 from ccu_jax.data.source import MARKER, Progress
-from ccu_jax.errors import UserError
+from ccu_jax.errors import UserError, disk
+from ccu_jax.flags import Parser
 
 WRITERS: dict[str, Writer] = {
     "mmimdb": mmimdb.WRITER,
@@ -112,7 +112,16 @@ class _Screen:
 
 def main(arguments: list[str]) -> int:
     """Writes the sample edition that the command line asks for."""
-    parser = argparse.ArgumentParser(
+    try:
+        return _main(arguments)
+    except (UserError, OSError) as error:
+        told = error if isinstance(error, UserError) else disk(error) or error
+        print(f"error: {' '.join(str(told).splitlines())}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: list[str]) -> int:
+    parser = Parser(
         prog="python -m ccu_jax.data.sample", description=__doc__.split("\n")[0]
     )
     parser.add_argument("dataset", choices=sorted(WRITERS))
@@ -125,18 +134,8 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.seed < 0:
         parser.error("--seed must not be negative")
-    try:
-        ensure(
-            args.dataset,
-            args.dir,
-            args.rows,
-            args.seed,
-            _Screen(),
-            traps=args.with_traps,
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = args.dataset, args.dir, args.rows, args.seed
+    ensure(*given, _Screen(), traps=args.with_traps)
     print(f"wrote {args.rows} {WRITERS[args.dataset].what} to {args.dir}")
     return 0
 

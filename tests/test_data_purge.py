@@ -285,3 +285,18 @@ def test_folders_that_were_moved_and_linked_are_emptied_and_searched(own, tmp_pa
     told = forget(own, workdir, {"4.jpg", "5.jpg"}, [workdir], quiet)
     assert not (tmp_path / "far" / "records").exists()
     assert told["hits"] == [("5.jpg", str(tmp_path / "far" / "data" / "copy"))]
+
+
+def test_pieces_are_looked_for_by_bytes_that_few_others_have():
+    draw = np.random.default_rng(0)
+    # White, as most of a drawing is, but for strokes at places of any kind.
+    picture = np.full(48 * 48 * 3, 255, np.uint8)
+    for start in range(5, len(picture) - 40, 97):
+        picture[start : start + 27] = draw.integers(0, 255, 27)
+    found = purge.pieces(picture.tobytes())
+    assert len(found) == 3
+    assert all(len(set(piece[:8])) >= 4 for piece in found)
+    # What is varied nowhere so soon is looked for all the same.
+    rare = (bytes(8) + bytes(range(24)) + bytes(32)) * 40
+    assert all(len(piece) == purge.PIECE for piece in purge.pieces(rare))
+    assert purge.pieces(bytes(9999)) == []

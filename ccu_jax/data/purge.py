@@ -27,6 +27,7 @@ from ccu_jax.errors import UserError
 PIECE = 32  # bytes that are looked for: chance does not bring so many together
 NEEDLES = "purge-needles.json"
 _VARIETY = 12  # different bytes that a needle must have: even areas tell nothing
+_KEY = 8  # bytes by which a needle is looked for, before its hash is compared
 _CHUNK = 8 << 20
 
 
@@ -41,7 +42,7 @@ class Needle(NamedTuple):
 
 def needle(id_: str, form: str, piece: bytes) -> Needle:
     """What to look for instead of the piece itself."""
-    return Needle(id_, form, int.from_bytes(piece[:8], "little"), _hash(piece))
+    return Needle(id_, form, int.from_bytes(piece[:_KEY], "little"), _hash(piece))
 
 
 def pieces(data: bytes, first: int = 0, count: int = 3) -> list[bytes]:
@@ -49,11 +50,17 @@ def pieces(data: bytes, first: int = 0, count: int = 3) -> list[bytes]:
     found = []
     for place in range(1, count + 1):
         start = first + (len(data) - first) * place // (count + 1)
-        # The first window from there on that is varied enough.
-        for at in range(start, min(start + 64 * PIECE, len(data) - PIECE), PIECE):
-            if len(set(data[at : at + PIECE])) >= _VARIETY:
-                found.append(data[at : at + PIECE])
-                break
+        # The first window from there on that is varied enough, if there is one also in
+        # its key: a key that is white, say, would be met in every picture.
+        end = min(start + 64 * PIECE, len(data) - PIECE)
+        varied = [
+            data[at : at + PIECE]
+            for at in range(start, end, _KEY)
+            if len(set(data[at : at + PIECE])) >= _VARIETY
+        ]
+        keyed = (one for one in varied if len(set(one[:_KEY])) >= _KEY // 2)
+        if varied:
+            found.append(next(keyed, varied[0]))
     return found
 
 
@@ -153,7 +160,7 @@ def _occurrences(
             for place in _candidates(chunk, starts, keys):
                 piece = chunk[place : place + PIECE]
                 hashed = _hash(piece)
-                for one in by_key[int.from_bytes(piece[:8], "little")]:
+                for one in by_key[int.from_bytes(piece[:_KEY], "little")]:
                     if one.hash == hashed:
                         yield one, path
             done += max(len(chunk) - PIECE + 1, 0)

@@ -173,8 +173,11 @@ def hosts(values: Sequence[str] | None) -> dict[str, str | int] | None:
             + repr(" ".join(values))
         )
     address, count, index = values[0], int(values[1]), int(values[2])
-    if not re.fullmatch(r"\S+:[0-9]+", address):
+    name, _, port = address.rpartition(":")
+    if not re.fullmatch(r"\S+", name) or not re.fullmatch("[0-9]{1,5}", port):
         raise UserError(f"--multihost: {address!r} is not ADDRESS:PORT")
+    if not 0 < int(port) < 1 << 16:
+        raise UserError(f"--multihost: there is no port {port}; give one of 1 to 65535")
     if index >= count:
         raise UserError(f"--multihost: INDEX {index} is not below COUNT {count}")
     return {

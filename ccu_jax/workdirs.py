@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import time
 
@@ -88,6 +89,10 @@ def _lock(stack, workdir) -> str:
             "other run works in it ***"
         )
         return ""
+    # What a kill has left of files that were being written.
+    for left in workdir.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", left.name):
+            left.unlink(missing_ok=True)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
     file.flush()

@@ -174,6 +174,8 @@ def test_a_config_file_is_named_after_itself(run, tmp_path):
         ("--config tiny --multihost a:1 2 x", "--multihost ADDRESS:PORT COUNT INDEX"),
         ("--config tiny --multihost a 2 0", "--multihost 'a' ADDRESS:PORT"),
         ("--config tiny --multihost a:1 2 2", "--multihost INDEX 2 COUNT"),
+        ("--config tiny --multihost a:99999 2 0", "--multihost port 99999 65535"),
+        ("--config tiny --multihost a:0 2 0", "--multihost port 0 65535"),
         ("--config tiny --workdir=", "--workdir empty"),
     ],
 )

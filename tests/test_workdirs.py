@@ -49,6 +49,15 @@ def test_a_folder_that_another_process_has_is_refused_until_it_ends(tmp_path):
         pass
 
 
+def test_what_a_kill_has_left_of_a_file_goes_and_all_else_stays(tmp_path):
+    (tmp_path / "stages").mkdir()
+    left, own = tmp_path / "stages" / ".ccu-0.json.4711.tmp", tmp_path / ".my.tmp"
+    left.touch()
+    own.touch()
+    with workdirs.locked(tmp_path):
+        assert not left.exists() and own.exists()
+
+
 @pytest.mark.parametrize("name", ["unpacked", "run.lock", "below/events.jsonl"])
 def test_links_out_of_the_folder_are_refused_and_what_they_lead_to_is_whole(
     tmp_path, name

@@ -108,7 +108,7 @@ def weights(workdir, method, seed=0):
 def _model(workdir):
     from ccu_jax import data, models
 
-    config = configs.from_json(json.loads((workdir / "config.json").read_text()))
+    config = configs.from_json(sealed.read(workdir / "config.json"))
     loaded = data.load(config.data, workdir, lambda *told: None)
     model = models.build(
         config.model,
@@ -733,6 +733,12 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     # Time of the shadows is told once.
     took = [m["seeds"][0]["costs_s"]["shadow models"] for m in found.values()]
     assert took[0] > 0 and not any(took[1:])
+    # Without measuring what was measured is shown, from the records and from no table.
+    word = found["original"]["verdict"]["word"]
+    told = (copy / "report.html").read_text("utf-8")
+    (copy / "audit.json").write_text('[{"mathod": "original"}]')
+    launched(*argv[2:], "none")
+    assert (copy / "report.html").read_text("utf-8") == told and word in told
     page = (copy / "audit.md").read_text("utf-8")
     assert "Clip art" in page and all(f"**{name}**" in page for name in found)
     # Nothing is done twice; what is damaged is made again, and another pool is another.

@@ -13,7 +13,7 @@ from ccu_jax import forecast, notes, rows, run, stages, tables, variants
 from ccu_jax.config import Config
 from ccu_jax.config_methods import Ccu, CcuPlus
 from ccu_jax.methods import OURS
-from ccu_jax.parallel import is_first
+from ccu_jax.processes import is_first
 from ccu_jax.report import atomically
 from ccu_jax.summary import (
     DASH,

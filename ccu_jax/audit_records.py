@@ -14,7 +14,7 @@ from typing import Any
 
 from ccu_jax import evaluate, sealed
 from ccu_jax.evaluate import Results
-from ccu_jax.parallel import barrier, is_first, seen
+from ccu_jax.processes import barrier, is_first, seen
 from ccu_jax.report import atomically
 
 _FORMAT = 4

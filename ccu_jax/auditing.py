@@ -30,8 +30,8 @@ from ccu_jax.audits import judging, outputs
 from ccu_jax.audits.outputs import Given
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
-from ccu_jax.parallel import is_first
 from ccu_jax.pool_audit import LEAST, Pool
+from ccu_jax.processes import is_first
 from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
 

@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax import bench_cost, bench_problem, bench_scale_problem, parallel, step
+from ccu_jax import (
+    bench_cost,
+    bench_problem,
+    bench_scale_problem,
+    parallel,
+    processes,
+    step,
+)
 from ccu_jax.bench_scale_child import Child, free_port, in_turn, serve, spread
 from ccu_jax.evaluate import Forward
 from ccu_jax.parallel import EXECUTORS
@@ -139,7 +146,7 @@ def _summed(path, collectives) -> dict[str, float]:
 
 def _prepare(spec):
     if spec["hosts"]:
-        parallel.join(spec["hosts"])
+        processes.join(spec["hosts"])
     steps = [_Steps(spec, Work(*work)) for work in spec["work"]]
 
     def answer(what, place):

@@ -23,7 +23,7 @@ import numpy as np
 
 from ccu_jax import sealed
 from ccu_jax.errors import UserError, gone, passes
-from ccu_jax.parallel import agreed, is_first, of_first, seen
+from ccu_jax.processes import agreed, is_first, of_first, seen
 
 _ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
 

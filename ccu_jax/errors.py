@@ -63,12 +63,12 @@ def disk(error: BaseException | None) -> UserError | None:
 
 def passes(error: BaseException) -> bool:
     """Whether a file could not be read for reasons that are none of the file's."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (*_PASSING, errno.EACCES, errno.EPERM):
-        return True
-    return not isinstance(error, OSError) and any(
-        os.strerror(passing) in str(error) for passing in _PASSING
-    )
+    codes = (*_PASSING, errno.EACCES, errno.EPERM, errno.ENOMEM)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    words = str(error)
+    told = any(os.strerror(code) in words for code in codes)
+    return told or isinstance(error, MemoryError)
 
 
 def _full(error) -> UserError | None:

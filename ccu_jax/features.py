@@ -25,7 +25,7 @@ from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import pool
 from ccu_jax.models import VIEWS
-from ccu_jax.parallel import agreed, barrier, is_first
+from ccu_jax.processes import agreed, barrier, is_first
 
 _ABOUT = "about.json"
 _FORMAT = 2  # of a store: which columns there are, and what is said of them

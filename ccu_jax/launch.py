@@ -95,10 +95,10 @@ def _main(argv: Sequence[str] | None) -> int:
     config = _config(given)
     workdir = _writable(given.workdir or pathlib.Path("runs") / config.name)
     if hosts is not None:
-        from ccu_jax import parallel, peers
+        from ccu_jax import processes
 
-        with peers.patient():
-            parallel.join(hosts)
+        with processes.patient():
+            processes.join(hosts)
     _keep_compiled()
 
     if given.tune:

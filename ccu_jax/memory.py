@@ -18,7 +18,7 @@ from ccu_jax import audit
 from ccu_jax.errors import UserError
 from ccu_jax.features import CHUNK, Store
 from ccu_jax.methods.statistics import ridge
-from ccu_jax.parallel import of_first
+from ccu_jax.processes import of_first
 from ccu_jax.unlearn_rules import Memory
 from ccu_jax.unlearn_set import Sets
 

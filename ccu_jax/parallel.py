@@ -10,8 +10,6 @@ returned must have been reduced over `AXIS`. Each executor runs the same functio
 """
 
 import os
-import pathlib
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,12 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ccu_jax import preemption
 from ccu_jax.errors import UserError
 from ccu_jax.moves import moved_together
+from ccu_jax.processes import agreed
 
-_SOON_S = 60.0  # who cannot be joined, or seen, by then has not come
-_SHOWN_S = 15.0  # after that a file is not in a shared folder
 AXIS = "devices"
 
 
@@ -219,122 +215,3 @@ def _room() -> float:
         memory = 8 << 30
     # Simulated devices share the machine's memory, and so may their processes.
     return 0.2 * memory / jax.device_count()
-
-
-def place_of_process() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
-    return jax.process_index(), jax.process_count()
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes logs and reports."""
-    return jax.process_index() == 0
-
-
-def join(hosts: dict[str, str | int]) -> None:
-    """Connect to the other processes of this run.
-
-    Args:
-        hosts: of `jax.distributed.initialize`; empty where the cluster tells them.
-
-    Raises:
-        UserError: nothing tells which they are.
-        Lost: not all have come in time, or they cannot be joined.
-    """
-    began = time.monotonic()
-    # It would listen to SIGTERM, and tell of it between steps alone: see `preemption`.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(**hosts)
-    except (ValueError, RuntimeError) as error:
-        waited = time.monotonic() - began
-        if waited > _SOON_S:  # what JAX says then tells nothing
-            raise preemption.Lost(
-                f"not all of the {hosts.get('num_processes', 'other')} processes of "
-                f"this run have come within {waited:.0f} s: start all of them again"
-            ) from error
-        reason = f"cannot join the other hosts: {str(error).partition(chr(10))[0]}"
-        if isinstance(error, ValueError):
-            hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
-            raise UserError(reason + hint) from error
-        # An address that nobody knows yet, say, or a port that is not free yet.
-        raise preemption.Lost(f"{reason}: start all of them again") from error
-
-
-def shared(folder: pathlib.Path) -> bool:
-    """Whether all processes see the same folder: what the first puts there."""
-    if jax.process_count() == 1:
-        return True
-    from jax.experimental import multihost_utils
-
-    mine = np.array(time.time_ns() % 2**31)
-    path = folder / f".shared-{multihost_utils.broadcast_one_to_all(mine)}"
-    if is_first():
-        path.touch()
-    barrier("shared")
-    there = agreed(_comes(path.exists, _SHOWN_S))
-    if is_first():
-        path.unlink()
-    return there
-
-
-def seen(path: pathlib.Path, look: Callable[[], bool] | None = None) -> bool:
-    """Whether the first process sees it; all others then wait until they see it.
-
-    All call this, and get the same answer: what a network's folder shows may be a
-    little older in one place than in another.
-
-    Args:
-        path: a file or folder.
-        look: says whether it is what is wanted; by default that it is there.
-
-    Raises:
-        Lost: this process does not come to see it.
-    """
-    look = look or path.exists
-    if not of_first(np.array(look(), np.int32)):
-        return False
-    if not _comes(look, _SOON_S):
-        raise preemption.Lost(
-            f"{path}, which process 0 sees, has not come here within {_SOON_S:.0f} s: "
-            "is --workdir one folder that all processes share? Start all of them again"
-        )
-    return True
-
-
-def _comes(look: Callable[[], bool], within_s: float) -> bool:
-    end = time.monotonic() + within_s
-    while not look():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-def agreed(truth: bool) -> bool:
-    """Whether every process says so; all call this, and get the same answer."""
-    moved_together()
-    if jax.process_count() == 1:
-        return bool(truth)
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(truth)).all())
-
-
-def of_first(array: np.ndarray) -> np.ndarray:
-    """What the first process has for an array of 32-bit numbers; all call this."""
-    moved_together()
-    if jax.process_count() == 1:
-        return array
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(array))
-
-
-def barrier(name: str) -> None:
-    """Wait until every process is here."""
-    moved_together()
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

@@ -11,7 +11,6 @@ share is the folder.
 """
 
 import contextlib
-import ctypes
 import functools
 import math
 import os
@@ -29,7 +28,7 @@ import numpy as np
 from ccu_jax import preemption
 from ccu_jax.errors import UserError, disk
 from ccu_jax.moves import moves
-from ccu_jax.parallel import of_first, place_of_process
+from ccu_jax.processes import NAMED_S, of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
@@ -39,51 +38,6 @@ _DEAD_S = 4.0  # of silence, where there is no such process any more
 _PAUSE_S = 20.0  # between two looks: this process was stopped, or its machine
 # How it has ended; `refused`: for a reason that another start would meet again.
 _ENDED, _FAILED, _REFUSED, _LEFT = "ended", "failed", "refused", "left"
-
-
-@contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """While the block runs, JAX joins in such a way that it does not end this process.
-
-    Else it does so as soon as process 0 is lost, with a trace of its stack, and names
-    nobody. What waits for process 0 fails or hangs all the same: `watched` tells.
-    """
-    try:
-        from jax._src import distributed
-
-        made = distributed._jax.get_distributed_runtime_client
-        _wait_before_the_end()
-    except (ImportError, AttributeError, OSError):  # elsewhere it does end the process
-        yield
-        return
-    distributed._jax.get_distributed_runtime_client = functools.partial(
-        made, missed_heartbeat_callback=lambda *told: None
-    )
-    try:
-        yield
-    finally:
-        distributed._jax.get_distributed_runtime_client = made
-
-
-_kept: list = []  # what C++ calls must not be collected
-
-
-def _wait_before_the_end() -> None:
-    """Lets a thread of C++ that has failed wait until the lost peer has been named.
-
-    jaxlib 0.10 cannot give a status to Python: its callback fails where it is called,
-    which would end the process. Where nobody is lost, it ends as it would have.
-    """
-    function = ctypes.CFUNCTYPE(None)
-    change = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
-    change.restype, change.argtypes = ctypes.c_void_p, [function]
-
-    def wait():
-        time.sleep(TIMEOUT_S + 5 * _BEAT_S)
-        function(before)()
-
-    _kept.append(function(wait))
-    before = change(_kept[-1])
 
 
 @contextlib.contextmanager
@@ -117,7 +71,7 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
         raise
     except BaseException as error:
         if _of_a_peer(error):  # the watch will name it
-            thread.join(TIMEOUT_S + 5 * _BEAT_S)
+            thread.join(NAMED_S)
         told = error if isinstance(error, UserError) else disk(error)
         if told is not None and preemption.exit_code(told) == 2:
             how = _REFUSED

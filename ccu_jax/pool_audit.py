@@ -20,7 +20,7 @@ from ccu_jax.audits.intervals import Interval, plain
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import Results
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.parallel import agreed, barrier, is_first
+from ccu_jax.processes import agreed, barrier, is_first
 from ccu_jax.progress import Quiet
 from ccu_jax.report import atomically
 

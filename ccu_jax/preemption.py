@@ -122,7 +122,7 @@ def due(last: bool = False) -> bool:
     if jax.process_count() == 1:
         return _Word.told
     if last:
-        from ccu_jax.parallel import agreed
+        from ccu_jax.processes import agreed
 
         if agreed(not _Word.told):
             return False

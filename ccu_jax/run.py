@@ -36,7 +36,8 @@ from ccu_jax.data import conditions
 from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
-from ccu_jax.parallel import EXECUTORS, barrier, is_first, shared
+from ccu_jax.parallel import EXECUTORS
+from ccu_jax.processes import barrier, is_first, shared
 from ccu_jax.stages import Bench
 from ccu_jax.unlearn_set import Sets
 

@@ -26,7 +26,8 @@ from ccu_jax.errors import UserError
 from ccu_jax.loop import Loop
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import TAIL, Model
-from ccu_jax.parallel import Executor, barrier, is_first, seen
+from ccu_jax.parallel import Executor
+from ccu_jax.processes import barrier, is_first, seen
 from ccu_jax.report import atomically
 from ccu_jax.unlearn_set import Sets
 

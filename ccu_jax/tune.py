@@ -21,7 +21,7 @@ from ccu_jax.config import Config
 from ccu_jax.methods import REFERENCES
 from ccu_jax.methods.spaces import space
 from ccu_jax.models import VIEWS
-from ccu_jax.parallel import is_first
+from ccu_jax.processes import is_first
 from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE, auc, score
 from ccu_jax.variants import Variant

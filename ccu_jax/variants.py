@@ -19,7 +19,7 @@ from ccu_jax.config import Config
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL
-from ccu_jax.parallel import barrier, is_first, seen
+from ccu_jax.processes import barrier, is_first, seen
 from ccu_jax.progress import Quiet
 
 Row = dict[str, Any]

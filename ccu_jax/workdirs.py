@@ -20,7 +20,7 @@ from ccu_jax import checkpoint, data, evaluate, features, rows, sealed, unlearn_
 from ccu_jax import config as configs
 from ccu_jax.data.files import within
 from ccu_jax.errors import PassingError, UserError
-from ccu_jax.parallel import agreed, barrier, is_first, place_of_process
+from ccu_jax.processes import agreed, barrier, is_first, place_of_process
 from ccu_jax.report import atomically
 
 # What may differ between two runs on one folder: it changes nothing but rounding.

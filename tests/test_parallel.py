@@ -7,7 +7,7 @@ import optax
 import problems
 import pytest
 
-from ccu_jax import objectives, parallel, preemption
+from ccu_jax import objectives, parallel, preemption, processes
 from ccu_jax.data.pipeline import OnHost
 from ccu_jax.errors import UserError
 from ccu_jax.parallel import AXIS
@@ -185,7 +185,7 @@ def test_the_table_of_executors_makes_those_of_its_names():
     for name, make in parallel.EXECUTORS.items():
         executor = make()
         assert executor.name == name and executor.devices == jax.device_count() == 8
-    assert parallel.is_first()
+    assert processes.is_first()
 
 
 # --- tables that are cut over the devices ---------------------------------------------
@@ -455,15 +455,15 @@ def test_what_the_first_process_sees_is_waited_for_by_the_others(tmp_path, monke
         looks.append(None)
         return len(looks) > 3
 
-    assert not parallel.seen(there)
+    assert not processes.seen(there)
     there.touch()
-    assert parallel.seen(there)
-    assert not parallel.seen(there, look)
-    monkeypatch.setattr(parallel, "of_first", lambda mine: np.ones_like(mine))
-    assert parallel.seen(there, look)
-    monkeypatch.setattr(parallel, "_SOON_S", 0.3)
+    assert processes.seen(there)
+    assert not processes.seen(there, look)
+    monkeypatch.setattr(processes, "of_first", lambda mine: np.ones_like(mine))
+    assert processes.seen(there, look)
+    monkeypatch.setattr(processes, "_SOON_S", 0.3)
     with pytest.raises(preemption.Lost, match="absent, which process 0 sees, has not"):
-        parallel.seen(tmp_path / "absent")
+        processes.seen(tmp_path / "absent")
 
 
 def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
@@ -473,8 +473,8 @@ def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     hosts = {"num_processes": 3}
     with pytest.raises(preemption.Lost, match="cannot join the other hosts: std"):
-        parallel.join(hosts)
+        processes.join(hosts)
     clock = iter([0.0, 301.0])  # of a job that is begun while another one ends
-    monkeypatch.setattr(parallel.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(processes.time, "monotonic", lambda: next(clock))
     with pytest.raises(preemption.Lost, match="not all of the 3 .* within 301 s"):
-        parallel.join(hosts)
+        processes.join(hosts)

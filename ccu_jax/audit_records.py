@@ -56,19 +56,24 @@ def has(path: pathlib.Path, mark: dict[str, Any]) -> bool:
 
 
 def kept(
-    path: pathlib.Path, mark: dict[str, Any], compute: Callable[[], dict[str, Any]]
+    path: pathlib.Path,
+    mark: dict[str, Any],
+    compute: Callable[[], dict[str, Any]],
+    together: bool = True,
 ) -> dict[str, Any]:
-    """The record in a file, or made now; every process calls this alike.
+    """The record in a file, or made now.
 
     Args:
         path: of `place`.
         mark: which record is wanted.
         compute: what is found, as plain JSON, with `costs_s`.
+        together: whether every process calls this alike, or the first one alone.
 
     Returns:
         `mark`, `found`, and `seconds`, less those of the shadows that serve all.
     """
-    if seen(path, lambda: has(path, mark)):
+    there = seen(path, lambda: has(path, mark)) if together else has(path, mark)
+    if there:
         return _read(path)
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
@@ -78,7 +83,8 @@ def kept(
         path.parent.mkdir(exist_ok=True)
         text = json.dumps(sealed.seal(found), indent=1, allow_nan=False) + "\n"
         atomically(path, text.encode())
-    barrier(path.name)
+    if together:
+        barrier(path.name)
     return found
 
 
@@ -108,6 +114,9 @@ def _digest(path, mtime_ns, size) -> str:
 def _read(path):
     """A record, or None of what is missing or damaged: it is made again."""
     try:
-        return sealed.read(path)
+        record = sealed.read(path)
     except (OSError, ValueError):
         return None
+    mark = record.get("mark")
+    known = isinstance(mark, dict) and {"format", "outputs"} <= mark.keys()
+    return record if known and {"found", "seconds"} <= record.keys() else None

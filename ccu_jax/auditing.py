@@ -31,7 +31,7 @@ from ccu_jax.audits.outputs import Given
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCES
 from ccu_jax.pool_audit import LEAST, Pool
-from ccu_jax.processes import is_first
+from ccu_jax.processes import agreed, barrier, is_first
 from ccu_jax.report import atomically
 from ccu_jax.summary import REFERENCE
 
@@ -76,7 +76,7 @@ def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | Non
     todo = {seed: _left(bench.workdir, seed, methods, shadows) for seed in seeds}
     each = _SMOKE_S[0] + _SMOKE_S[1] * len(bench.data.id)
     seconds = each * sum(len(left["smoke"]) for left in todo.values())
-    if not any(left[tier] for left in todo.values()):
+    if agreed(not any(left[tier] for left in todo.values())):
         return None
     if tier == "smoke":
         return f"audit, smoke: {forecast.words(seconds)}"
@@ -150,15 +150,19 @@ def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int)
 def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]]:
     """`audit.json` and `audit.md`, of all that was measured in the folder.
 
+    Every process calls this. What is to be measured of outputs alone the first one
+    measures: others may not see all of the folder yet.
+
     Returns:
-        A record for each method, with its verdict over all seeds.
+        A record for each method, with its verdict over all seeds; the first process.
     """
-    found = collected(bench.workdir, tolerance, tell)
-    if is_first() and found:
+    found = collected(bench.workdir, tolerance, tell) if is_first() else []
+    if found:
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
         atomically(bench.workdir / "audit.json", text.encode())
         table = audit_table.markdown(found)
         atomically(bench.workdir / "audit.md", table.encode())
+    barrier("audit")
     return found
 
 
@@ -221,7 +225,7 @@ def _record(workdir, row, measure):
 
     path = audit_records.place(workdir, "smoke", method, seed)
     if measure:
-        found = audit_records.kept(path, mark, compute)
+        found = audit_records.kept(path, mark, compute, together=False)
     elif (found := audit_records.of_model(path, method, mark)) is None:
         return None
     told = {name: row.get(name) for name in ("edition", "diverged", "commit")}

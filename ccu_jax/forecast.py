@@ -11,6 +11,7 @@ import numpy as np
 
 from ccu_jax import rows
 from ccu_jax.methods import REFERENCES
+from ccu_jax.processes import seen
 
 # A step there and back, beside a pass there; of training's time, what a method takes
 # that trains every part, and one that works on stored features.
@@ -47,7 +48,7 @@ def pace(bench) -> Pace:
     """
     for seed in bench.config.seeds:
         path = rows.place(bench.workdir, seed, "original")
-        if path.exists():
+        if seen(path):
             seconds = rows.read(path)["seconds"]
             return Pace(seconds["unlearn"], seconds["evaluate"])
     params = bench.executor.place(bench.model.init(jax.random.key(0)))

@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
 _BEAT_S = 2.0
+_LENGTH = 300  # of what is said
+_OLD_S = 24 * 3600.0
 _GRACE_S = 10.0  # after a peer has failed
 _DEAD_S = 4.0  # of silence, where there is no such process any more
 _PAUSE_S = 20.0  # between two looks: this process was stopped, or its machine
@@ -54,11 +57,13 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
     if count == 1:
         yield
         return
-    folder = workdir / ".alive"
-    folder.mkdir(exist_ok=True)
-    # A word that an earlier run has left is none of this one.
+    # A word that another run has left, or is just saying, is none of this one.
     token = int(of_first(np.array(secrets.randbits(31), np.int32)))
-    watch = Watch(folder, index, count, token=f"{token:08x}", stalled_s=stalled_s)
+    folder = workdir / ".alive" / f"{token:08x}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if index == 0:
+        _tidy(folder.parent)
+    watch = Watch(folder, index, count, stalled_s=stalled_s)
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     preemption.on_leaving(lambda: watch.end(_LEFT))
@@ -77,8 +82,16 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
             how = _REFUSED
         raise
     finally:
-        preemption.on_leaving(None)
+        preemption.only_note()
         watch.end(how)
+
+
+def _tidy(folder: pathlib.Path) -> None:
+    """Removes what runs have left that ended long ago; one at work writes all along."""
+    for old in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _OLD_S:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def failed(error: BaseException | None) -> preemption.Lost | None:
@@ -117,7 +130,6 @@ class Watch:
         index: of this process.
         count: of all.
         timeout_s: how long a peer may be silent.
-        token: of the run, without spaces; a file with another one says nothing.
         stalled_s: how long none of all may come any further.
     """
 
@@ -127,11 +139,9 @@ class Watch:
         index: int,
         count: int,
         timeout_s: float = TIMEOUT_S,
-        token: str = "-",
         stalled_s: float = math.inf,
     ):
         self._folder, self._index, self._timeout_s = folder, index, timeout_s
-        self._token = token
         self._others = [peer for peer in range(count) if peer != index]
         # What each said last, and since when it has said so.
         self._seen: dict[int, tuple[str, float]] = {}
@@ -144,19 +154,18 @@ class Watch:
 
     def run(self) -> None:
         """Beats until `end`; leaves the process where a peer is lost."""
-        looked_s = time.monotonic()
         while not self._ended.is_set():
-            now_s = time.monotonic()
-            if now_s - looked_s > _PAUSE_S:
-                self.woken()
-            looked_s = now_s
-            self.heed(now_s)
+            now_s, said = time.monotonic(), self.said()
+            self.heed(now_s, said)
             self.beat()
-            if lost := self.lost(now_s) or self.stalled(now_s):
+            if lost := self.lost(now_s, said) or self.stalled(now_s, said):
                 # Nothing in this process will go on: it waits for the lost one.
                 os.write(2, f"error: {lost}\n".encode())
                 os._exit(preemption.exit_code(lost))
+            rests_s = time.monotonic()
             self._ended.wait(_BEAT_S)
+            if time.monotonic() - rests_s > _PAUSE_S:
+                self.woken()
 
     def woken(self) -> None:
         """Counts anew: this process was stopped itself, as all others may have been."""
@@ -179,15 +188,19 @@ class Watch:
             self._ended.set()
             self._say(how)
 
-    def heed(self, now_s: float) -> None:
+    def said(self) -> dict[int, str]:
+        """What each peer has said last; nothing where it has never been heard of."""
+        return {peer: self._read(peer) for peer in self._others}
+
+    def heed(self, now_s: float, said: dict[int, str]) -> None:
         """Leaves with a peer that has left, or agrees with all when to."""
-        every = [_said(self._read(peer)) for peer in self._others]
-        if any(said.how == _LEFT for said in every):
+        every = [_said(text) for text in said.values()]
+        if any(one.how == _LEFT for one in every):
             # Those who save together end one after another.
             self._left_s = min(now_s, self._left_s)
             if not preemption.settled() or now_s - self._left_s >= _GRACE_S:
                 preemption.leave()
-        asked = [said.asked for said in every]
+        asked = [one.asked for one in every]
         if any(at is not None for at in asked):
             preemption.tell()
         asked.append(preemption.shown())
@@ -196,15 +209,20 @@ class Watch:
 
     def _say(self, how: str) -> None:
         who = f"process {os.getpid()} on {platform.node()}"
-        text = f"{self._token} {_machine()} {how} {who}"
-        # A disk that is full for a while is told of elsewhere.
+        text = f"{_machine()} {how} {who}".ljust(_LENGTH).encode()
+        path = self._file(self._index)
+        # What is wrong with a disk is told elsewhere; but on one that is full how this
+        # process ends shall be heard all the same: that needs no room.
         with contextlib.suppress(OSError):
-            atomically(self._file(self._index), text.encode())
+            try:
+                atomically(path, text)
+            except OSError:
+                with path.open("r+b") as file:
+                    file.write(text)
 
-    def lost(self, now_s: float) -> Exception | None:
+    def lost(self, now_s: float, said: dict[int, str]) -> Exception | None:
         """Which peer is lost, in words, or None."""
-        for peer in self._others:
-            text = self._read(peer)
+        for peer, text in said.items():
             before, since_s = self._seen.get(peer, (None, now_s))
             if text != before:
                 self._seen[peer] = text, now_s
@@ -212,17 +230,16 @@ class Watch:
                 return told
         return None
 
-    def stalled(self, now_s: float) -> preemption.Lost | None:
+    def stalled(self, now_s: float, said: dict[int, str]) -> preemption.Lost | None:
         """Which process hangs while the others wait for it, in words, or None."""
         every = {self._index: moves()}
-        for peer in self._others:
-            if (at := _said(self._read(peer)).moves) is None:  # at its end, say
-                return None
-            every[peer] = at
+        for peer, text in said.items():
+            if (at := _said(text).moves) is not None:  # else it is at its end
+                every[peer] = at
         for process, at in every.items():
             if at != self._moved.get(process, (None, 0.0))[0]:
                 self._moved[process] = at, now_s
-        still_s = now_s - max(since_s for _, since_s in self._moved.values())
+        still_s = now_s - max(self._moved[process][1] for process in every)
         if still_s < self._stalled_s:
             return None
         least = min(together for _, together in every.values())
@@ -257,13 +274,11 @@ class Watch:
         return self._folder / str(index)
 
     def _read(self, peer: int) -> str:
-        """What a peer of this run has said last, without the token."""
+        """What a peer of this run has said last."""
         try:
-            text = self._file(peer).read_text(encoding="utf-8")
+            return self._file(peer).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             return ""
-        token, _, rest = text.partition(" ")
-        return rest if token == self._token else ""
 
 
 class _Said(NamedTuple):

@@ -43,7 +43,7 @@ class _Word:
     """What this process has heard, and what it has agreed on with the others."""
 
     told = False
-    working = False
+    working = False  # it is only noted
     asked = 0  # how often `due` was asked: the same things, in all processes
     shown: int | None = None  # what `asked` was when the others were told
     last: int | None = None  # `asked` when all leave
@@ -94,9 +94,21 @@ def leave() -> NoReturn:
     os._exit(EXIT_CODE)
 
 
-def on_leaving(goodbye: Callable[[], None] | None) -> None:
-    """Sets what `leave` does before it ends the process."""
+def only_note() -> None:
+    """Until `on_leaving` only notes that it shall leave.
+
+    With other processes around of which none would be told by this one: they would wait
+    for it, at the beginning for what it is to give, at the end for its end.
+    """
+    _Word.working = True
+
+
+def on_leaving(goodbye: Callable[[], None]) -> None:
+    """Sets what `leave` does before it ends the process, as it may from now on."""
     _Word.goodbye = goodbye
+    _Word.working = False
+    if _Word.told:
+        leave()
 
 
 @contextlib.contextmanager
@@ -135,6 +147,7 @@ def due(last: bool = False) -> bool:
         _agreed.wait()
         if now < _Word.last:
             return False
+    _Word.told = True  # what else is heard of it says nothing new
     _agreed.set()
     return True
 

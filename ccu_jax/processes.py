@@ -61,6 +61,8 @@ def join(hosts: dict[str, str | int]) -> None:
             raise UserError(reason + hint) from error
         # An address that nobody knows yet, say, or a port that is not free yet.
         raise preemption.Lost(f"{reason}: start all of them again") from error
+    if jax.process_count() > 1:
+        preemption.only_note()
 
 
 def shared(folder: pathlib.Path) -> bool:

@@ -129,10 +129,8 @@ def opened(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     rows.commit()
-    with (
-        workdirs.locked(workdir, config.run.links),
-        peers.watched(workdir, config.run.stalled_s),
-    ):
+    workdirs.confine(workdir, config.run.links)
+    with peers.watched(workdir, config.run.stalled_s), workdirs.locked(workdir):
         workdirs.refuse(config, workdir)
         with _begun(config, workdir, titles, methods) as found:
             yield found

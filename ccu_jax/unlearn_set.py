@@ -183,7 +183,7 @@ def check_whole(path: pathlib.Path) -> None:
         pass
     raise UserError(
         f"{path} is damaged, or was changed: remove it, and the same command writes it "
-        "once more"
+        f"once more, if seed {path.stem} is among its seeds"
     )
 
 

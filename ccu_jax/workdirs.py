@@ -28,26 +28,33 @@ FREE = ("methods", "seeds", "run.")
 _LEASE_S = 120.0  # so long a network's folder may keep the lock of a host that is lost
 
 
-@contextlib.contextmanager
-def locked(workdir, links: bool = False):
-    """Keeps other runs out of the folder while the block runs; a kill opens it again.
+def confine(workdir, links: bool) -> None:
+    """Refuses a folder in which this would write or remove what lies elsewhere.
 
     Args:
         workdir: the folder.
         links: whether it may hold links that lead out of it.
 
     Raises:
-        PassingError: another one is at work in it.
         UserError: it holds such a link.
     """
+    out = _link(workdir) if is_first() and not links else ""
+    if not agreed(out == ""):
+        raise UserError(
+            f"{out or f'in {workdir} there'} is a link out of the folder of the "
+            "run, in which this would write and remove: put what it leads to in "
+            "its place, or, where you have made it, give --set run.links=True"
+        )
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Keeps other runs out of the folder while the block runs; a kill opens it again.
+
+    Raises:
+        PassingError: another one is at work in it.
+    """
     with contextlib.ExitStack() as stack:
-        out = _link(workdir) if is_first() and not links else ""
-        if not agreed(out == ""):
-            raise UserError(
-                f"{out or f'in {workdir} there'} is a link out of the folder of the "
-                "run, in which this would write and remove: put what it leads to in "
-                "its place, or, where you have made it, give --set run.links=True"
-            )
         told = _lock(stack, workdir) if is_first() else ""
         end = time.monotonic() + _LEASE_S
         # What was started again at once may meet what is left of itself.
@@ -202,11 +209,13 @@ def purge(bench):
     workdir, reporter = bench.workdir, bench.reporter
     with reporter.stage("purge") as stage:
         if is_first():
-            for seed in bench.config.seeds:
+            seeds = {*bench.config.seeds, *(r["seed"] for r in rows.read_all(workdir))}
+            for seed in sorted(seeds):
                 if not (path := unlearn_file(workdir, seed)).exists():
                     raise UserError(
                         f"purge: {path} is gone, which said what to remove: the same "
-                        "command once more writes it down and purges"
+                        "command once more writes it down and purges, if seed "
+                        f"{seed} is among its seeds"
                     )
             ids = unlearn_set.recorded(
                 bench.data,

@@ -56,9 +56,10 @@ interrupted() {
     exit 130
 }
 
-# Tells one process, as a machine does that is to be taken away: it tells the others.
+# Tells all, as they may not have met yet; later on it would be enough to tell one.
 told_to_leave() {
-    kill -TERM -- "-${pids[0]}" 2>/dev/null || true
+    local pid
+    for pid in "${pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
 }
 
 start() {
@@ -109,6 +110,7 @@ while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
             any_alive || break
             sleep 0.2
         done
+        end_all
         say "all processes have left"
         rm -rf "$logs"
         exit 75

@@ -158,27 +158,30 @@ import pathlib, sys, time
 from ccu_jax import launch, loop
 
 share = loop.Loop._share
+last = sys.argv.pop(1) == "last"
 
 def slow(self, program, start):
-    if start == 2:
+    if program.steps > 2 and start == (program.steps - 1 if last else 2):
         pathlib.Path(sys.argv[2], "steps").touch()
+        time.sleep(1)
     time.sleep(0.5)
     return share(self, program, start)
 
 loop.Loop._share = slow
+sys.argv[1:1] = ["--workdir"]
 sys.argv[1:] += ["--devices", "1", "--set", "run.checkpoint_steps=1000"]
 launch._leave()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("when, told", [("soon", 0), ("last", 1)])
 def test_two_processes_save_the_same_step_and_leave_when_one_is_told_to(
-    config, alone, tmp_path, told
+    config, alone, tmp_path, when, told
 ):
     workdir = tmp_path / "run"
     argv = ["--config", config, "--methods", "original,ccu_plus"]
-    both = _both(SLOW, "--workdir", workdir, *argv)
+    both = _both(SLOW, when, workdir, *argv)
     end = time.monotonic() + 200
     while not (workdir / "steps").exists():
         assert all(one.poll() is None for one in both) and time.monotonic() < end
@@ -261,12 +264,12 @@ def test_two_processes_audit_what_one_audits(config, tmp_path):
 
 
 BUSY = """
-import pathlib, sys, time
+import importlib, pathlib, sys, time
 import jax
-from ccu_jax import data, evaluate, launch
+from ccu_jax import launch
 
 module, name, workdir = sys.argv[1:4]
-module = {"data": data, "evaluate": evaluate}[module]
+module = importlib.import_module(f"ccu_jax.{module}")
 before = getattr(module, name)
 
 def busy(*args):
@@ -283,7 +286,7 @@ launch._leave()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["data load", "evaluate results"])
+@pytest.mark.parametrize("what", ["workdirs _lock", "data load", "evaluate results"])
 @pytest.mark.parametrize("told", [0, 1])
 def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
     config, tmp_path, what, told
@@ -302,6 +305,39 @@ def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
         assert process.returncode == 75, err
         assert err.strip() == preemption.MESSAGE
     assert time.monotonic() - began < 25
+
+
+ENDED = """
+import pathlib, sys, time
+import jax
+from ccu_jax import launch
+
+before = launch.main
+
+def main():
+    code = before()
+    pathlib.Path(sys.argv[2], f"ended-{jax.process_index()}").touch()
+    time.sleep(5 * (1 - jax.process_index()))
+    return code
+
+launch.main = main
+sys.argv[1:] += ["--devices", "1"]
+launch._leave()
+"""
+
+
+@pytest.mark.slow
+def test_what_has_ended_well_is_not_told_to_leave_any_more(config, tmp_path):
+    argv = ["--config", config, "--methods", "original"]
+    both = _both(ENDED, "--workdir", tmp_path, *argv)
+    end = time.monotonic() + 200
+    while not all((tmp_path / f"ended-{index}").exists() for index in range(2)):
+        assert all(one.poll() is None for one in both) and time.monotonic() < end
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)  # which waits for the other one's end
+    for process in both:
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
 
 
 HUNG = """

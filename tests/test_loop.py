@@ -321,6 +321,30 @@ def test_who_is_told_to_leave_saves_and_goes_on_to_the_same_end(tmp_path, monkey
     assert same(whole.params, on.params) and on.steps == 9
 
 
+def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
+    problem, _ = bench()
+    loop = new_loop(problem, Run(steps_per_call=100, checkpoint_steps=100))
+    method = functools.partial(walk, steps=9)
+    whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
+    wait = jax.block_until_ready
+
+    def told(tree):
+        preemption._Word.told = preemption._Word.working
+        return wait(tree)
+
+    monkeypatch.setattr(preemption._Word, "told", False)
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "block_until_ready", told)
+        with pytest.raises(preemption.Leaving):
+            loop.run("walk", method, problem, tmp_path / "cut", Quiet())
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"9"}
+    preemption._Word.told = False
+    monkeypatch.setattr(loop, "_share", lambda *args: pytest.fail("a step"))
+    monkeypatch.setattr(loop, "_compile", lambda *args: (None, 0.0))
+    on = loop.run("walk", method, problem, tmp_path / "cut", Quiet())
+    assert same(whole.params, on.params) and on.steps == 9
+
+
 LISTENS = """
 import os, signal, subprocess, sys, time
 from ccu_jax import preemption

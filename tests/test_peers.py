@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -19,26 +21,32 @@ def pair(tmp_path):
     return [peers.Watch(tmp_path, index, 2, timeout_s=10.0) for index in range(2)]
 
 
+def lost(watch, now_s):
+    return watch.lost(now_s, watch.said())
+
+
+def stalled(watch, now_s):
+    return watch.stalled(now_s, watch.said())
+
+
 def test_a_peer_that_beats_is_not_lost_and_one_that_is_silent_is_named(tmp_path):
     one, two = pair(tmp_path)
     for now_s in range(0, 40, 5):
         one.beat()
         two.beat()
-        assert one.lost(now_s) is None and two.lost(now_s) is None
+        assert lost(one, now_s) is None and lost(two, now_s) is None
     for now_s in (40, 44):
         two.beat()
-        assert one.lost(now_s) is None and two.lost(now_s) is None
-    told = str(two.lost(46))
+        assert lost(one, now_s) is None and lost(two, now_s) is None
+    told = str(lost(two, 46))
     assert told.startswith("process 0 of this run (process ")
     assert "silent for 11 s" in told
-    assert one.lost(46) is None
+    assert lost(one, 46) is None
 
 
 def test_who_is_behind_hangs_where_none_comes_any_further(tmp_path, monkeypatch):
     at = [(0, 5), (0, 7), (9, 7)]
-    watches = [
-        peers.Watch(tmp_path, index, 3, token="t", stalled_s=20.0) for index in range(3)
-    ]
+    watches = [peers.Watch(tmp_path, index, 3, stalled_s=20.0) for index in range(3)]
 
     def told(now_s):
         found = []
@@ -47,7 +55,7 @@ def test_who_is_behind_hangs_where_none_comes_any_further(tmp_path, monkeypatch)
             watch.beat()
         for index, watch in enumerate(watches):
             monkeypatch.setattr(peers, "moves", lambda index=index: at[index])
-            found.append((told := watch.stalled(now_s)) and str(told))
+            found.append((told := stalled(watch, now_s)) and str(told))
         return found
 
     assert told(0.0) == told(19.0) == [None] * 3
@@ -61,7 +69,9 @@ def test_who_is_behind_hangs_where_none_comes_any_further(tmp_path, monkeypatch)
     assert told(50.0) == [None] * 3
     assert told(70.0)[0].startswith("process 0, process 1, process 2 of this run, all,")
     watches[1].end("ended")
-    assert watches[0].stalled(99.0) is None
+    # One that has ended is not waited for, but the others may wait for each other.
+    assert stalled(watches[0], 69.0) is None
+    assert str(stalled(watches[0], 99.0)).startswith("process 0, process 2 of this run")
 
 
 def test_one_that_ended_well_is_not_missed_and_one_that_never_came_is(tmp_path):
@@ -69,24 +79,24 @@ def test_one_that_ended_well_is_not_missed_and_one_that_never_came_is(tmp_path):
     two.beat()
     two.end("ended")
     for now_s in (0, 20, 40):
-        assert one.lost(now_s) is None
+        assert lost(one, now_s) is None
     two.end("failed")
-    assert one.lost(50) is None
-    told = str(one.lost(61))
+    assert lost(one, 50) is None
+    told = str(lost(one, 61))
     assert "process 1 of this run (process " in told and "has failed" in told
     (tmp_path / "other").mkdir()
     alone = peers.Watch(tmp_path / "other", 0, 3, timeout_s=10.0)
-    assert alone.lost(0) is None
-    assert "process 1 of this run (never heard of)" in str(alone.lost(10))
+    assert lost(alone, 0) is None
+    assert "process 1 of this run (never heard of)" in str(lost(alone, 10))
 
 
 def test_what_would_be_met_again_ends_the_others_for_good(tmp_path):
     one, two = pair(tmp_path)
     two.beat()
-    assert one.lost(0) is None
+    assert lost(one, 0) is None
     two.end("refused")
-    assert one.lost(1) is None and one.lost(9) is None
-    told = one.lost(12)
+    assert lost(one, 1) is None and lost(one, 9) is None
+    told = lost(one, 12)
     assert preemption.exit_code(told) == 2
     assert "process 1 of this run (process " in str(told) and "told why" in str(told)
 
@@ -110,40 +120,94 @@ def test_how_it_ends_is_told_to_the_others(tmp_path, monkeypatch, error, how):
         with peers.watched(tmp_path, 900.0):
             if error is not None:
                 raise error
-    assert (tmp_path / ".alive" / "0").read_text().split(" ")[2] == how
+    (folder,) = (tmp_path / ".alive").iterdir()
+    assert (folder / "0").read_text().split(" ")[1] == how
 
 
 def test_who_was_stopped_itself_counts_the_silence_of_others_anew(tmp_path):
     one, two = pair(tmp_path)
     two.beat()
-    assert one.lost(0) is None and one.stalled(0) is None
+    assert lost(one, 0) is None and stalled(one, 0) is None
     one.woken()  # as are all others, a little later
-    assert one.lost(1200) is None and one.lost(1209) is None
-    assert "process 1" in str(one.lost(1211))
+    assert lost(one, 1200) is None and lost(one, 1209) is None
+    assert "process 1" in str(lost(one, 1211))
 
 
 def test_what_an_earlier_run_has_left_is_no_sign_of_life(tmp_path):
     one, two = pair(tmp_path)
     two.beat()
     later, _ = pair(tmp_path)
-    assert later.lost(100) is None
-    assert "process 1" in str(later.lost(111))
+    assert lost(later, 100) is None
+    assert "process 1" in str(lost(later, 111))
 
 
-def test_a_word_of_an_earlier_run_is_not_believed(tmp_path):
-    for word in ("ended", "failed"):
-        old = peers.Watch(tmp_path, 1, 2, timeout_s=30.0, token="old")
-        old.beat()
-        old.end(word)
-        watch = peers.Watch(tmp_path, 0, 2, timeout_s=30.0, token="new")
-        assert watch.lost(0) is None and watch.lost(29) is None
-        told = str(watch.lost(31))
-        assert "process 1 of this run (never heard of) is silent for 31 s" in told
-        new = peers.Watch(tmp_path, 1, 2, token="new")
-        new.beat()
-        assert watch.lost(32) is None
-        new.end("ended")
-        assert watch.lost(33) is None and watch.lost(99) is None
+def test_a_watch_that_was_stopped_itself_begins_anew(tmp_path, monkeypatch):
+    watch, two = peers.Watch(tmp_path, 0, 2, timeout_s=10.0), pair(tmp_path)[1]
+    two.beat()
+    now_s, rests = [0.0], iter([2.0, 1200.0, 2.0, 2.0])
+
+    class Ended:
+        def is_set(self):
+            return now_s[0] > 1205
+
+        def wait(self, seconds):
+            now_s[0] += next(rests)
+
+    def leaves(code):
+        raise AssertionError(f"left with {code}")
+
+    clock = types.SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr(peers, "time", clock)
+    monkeypatch.setattr(peers.os, "_exit", leaves)
+    watch._ended = Ended()
+    watch.run()
+    assert now_s == [1206.0]
+    watch.woken()
+    now_s[0], rests = 0.0, iter([2.0] * 9)  # without a stop it is lost
+    with pytest.raises(AssertionError, match="left with 76"):
+        watch.run()
+
+
+def test_on_a_disk_without_room_the_others_still_hear_how_it_ends(
+    tmp_path, monkeypatch
+):
+    one, two = pair(tmp_path)
+    two.beat()
+    assert lost(one, 0) is None
+    before = (tmp_path / "1").stat()
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(peers, "atomically", full)
+    two.end("refused")
+    assert (tmp_path / "1").stat().st_size == before.st_size
+    assert lost(one, 1) is None
+    assert preemption.exit_code(lost(one, 12)) == 2
+
+
+def test_runs_do_not_hear_each_other_and_remove_only_what_ended_long_ago(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
+    old, other = tmp_path / ".alive" / "old", tmp_path / ".alive" / "other"
+    for folder in (old, other):
+        folder.mkdir(parents=True)
+        (folder / "1").write_text("? left process 7 on a-host")
+    os.utime(old, (0, 0))
+    made = []
+    init = peers.Watch.__init__
+    monkeypatch.setattr(
+        peers.Watch,
+        "__init__",
+        lambda watch, *args, **more: made.append(watch) or init(watch, *args, **more),
+    )
+    for _ in range(2):
+        with peers.watched(tmp_path, 900.0):
+            made[-1].heed(0.0, made[-1].said())  # would leave
+    assert other.exists() and not old.exists()
+    assert len(list((tmp_path / ".alive").iterdir())) == 3
 
 
 STEPS = """
@@ -154,7 +218,7 @@ folder, index, count, step_s, idle = sys.argv[1:]
 jax.process_count = lambda: int(count)
 peers._BEAT_S = 0.1
 preemption.install()
-watch = peers.Watch(pathlib.Path(folder), int(index), int(count), token="t")
+watch = peers.Watch(pathlib.Path(folder), int(index), int(count))
 peers.threading.Thread(target=watch.run, daemon=True).start()
 preemption.on_leaving(lambda: watch.end("left"))
 
@@ -226,24 +290,24 @@ def test_a_process_of_this_machine_that_was_killed_is_noticed_at_once(
     ) as process:
         process.stdout.readline()
         watch = peers.Watch(tmp_path, 0, 2)
-        assert watch.lost(0) is None and watch.lost(10) is None
+        assert lost(watch, 0) is None and lost(watch, 10) is None
         process.kill()
         if waited_for:
             process.wait()
         while pathlib.Path(f"/proc/{process.pid}/stat").exists():
             if pathlib.Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z":
                 break
-        told = str(watch.lost(11))
+        told = str(lost(watch, 11))
         assert f"(process {process.pid} on " in told and "is there no more" in told
 
 
 def test_a_process_of_another_machine_is_dead_only_by_its_silence(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    (tmp_path / "1").write_text(f"- elsewhere/4 7 process {process.pid} on a-host")
+    (tmp_path / "1").write_text(f"elsewhere/4 7 process {process.pid} on a-host")
     watch = peers.Watch(tmp_path, 0, 2)
-    assert watch.lost(0) is None and watch.lost(59) is None
-    assert "(process" in str(watch.lost(61))
+    assert lost(watch, 0) is None and lost(watch, 59) is None
+    assert "(process" in str(lost(watch, 61))
 
 
 def test_what_a_collective_says_of_a_lost_peer_is_told_from_other_errors():

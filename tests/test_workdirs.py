@@ -67,14 +67,12 @@ def test_links_out_of_the_folder_are_refused_and_what_they_lead_to_is_whole(
     other.write_text("mine")
     (work / name).symlink_to(other)
     with pytest.raises(UserError, match=f"{name} is a link out of .*run.links=True"):
-        with workdirs.locked(work):
-            pass
+        workdirs.confine(work, links=False)
     assert other.read_text() == "mine"
     (work / name).unlink()
     (work / name).symlink_to(work / "below")  # one that stays within is fine
     if name == "unpacked":
-        with workdirs.locked(work):
-            pass
+        workdirs.confine(work, links=False)
 
 
 def test_who_has_made_a_link_may_have_it(tmp_path):
@@ -82,8 +80,9 @@ def test_who_has_made_a_link_may_have_it(tmp_path):
     work.mkdir()
     far.mkdir()
     (work / "data").symlink_to(far)
-    with workdirs.locked(work, links=True):
-        assert (work / "run.lock").exists()
+    workdirs.confine(work, links=True)
+    with pytest.raises(UserError, match="data is a link out of"):
+        workdirs.confine(work, links=False)
 
 
 def test_a_folder_that_cannot_be_locked_is_said_to_be(tmp_path, monkeypatch, capsys):

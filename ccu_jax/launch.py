@@ -252,9 +252,10 @@ def _leave() -> NoReturn:
             code = error.code if isinstance(error.code, int) else 1
         else:
             traceback.print_exc()
-    if code == 0:
+    processes = sys.modules.get("ccu_jax.processes")
+    if code == 0 and (processes is None or processes.place_of_process()[1] == 1):
         sys.exit(0)
-    # An orderly exit waits for the other hosts, who wait for this one, and for threads
+    # An orderly exit waits for the other hosts, who may be gone by now, and for threads
     # of libraries, which say in many lines what has been said in one.
     with contextlib.suppress(OSError):
         sys.stdout.flush()

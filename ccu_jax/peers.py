@@ -29,7 +29,7 @@ import numpy as np
 from ccu_jax import preemption
 from ccu_jax.errors import UserError, disk
 from ccu_jax.moves import moves
-from ccu_jax.processes import NAMED_S, of_first, place_of_process
+from ccu_jax.processes import NAMED_S, barrier, of_first, place_of_process
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
@@ -70,6 +70,7 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
     how = _FAILED
     try:
         yield
+        barrier("end")  # nobody needs another one after this
         how = _ENDED
     except preemption.Leaving:
         how = _LEFT
@@ -84,6 +85,10 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
     finally:
         preemption.only_note()
         watch.end(how)
+    if index == 0:
+        # The others are at once at their end. With the first one goes what JAX's
+        # threads in them keep asking.
+        watch.wait_for_ends(_GRACE_S)
 
 
 def _tidy(folder: pathlib.Path) -> None:
@@ -187,6 +192,14 @@ class Watch:
         with self._writing:
             self._ended.set()
             self._say(how)
+
+    def wait_for_ends(self, seconds: float) -> None:
+        """Waits until all peers are at their end, so long at most."""
+        until_s = time.monotonic() + seconds
+        while any(_said(text).how != _ENDED for text in self.said().values()):
+            if time.monotonic() > until_s:
+                return
+            time.sleep(0.05)
 
     def said(self) -> dict[int, str]:
         """What each peer has said last; nothing where it has never been heard of."""

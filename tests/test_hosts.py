@@ -334,7 +334,7 @@ def test_what_has_ended_well_is_not_told_to_leave_any_more(config, tmp_path):
     while not all((tmp_path / f"ended-{index}").exists() for index in range(2)):
         assert all(one.poll() is None for one in both) and time.monotonic() < end
         time.sleep(0.05)
-    both[1].send_signal(signal.SIGTERM)  # which waits for the other one's end
+    both[0].send_signal(signal.SIGTERM)
     for process in both:
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")

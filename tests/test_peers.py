@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -101,6 +102,17 @@ def test_what_would_be_met_again_ends_the_others_for_good(tmp_path):
     assert "process 1 of this run (process " in str(told) and "told why" in str(told)
 
 
+def test_the_first_process_ends_last(tmp_path):
+    one, two = pair(tmp_path)
+    two.beat()
+    began = time.monotonic()
+    one.wait_for_ends(0.3)  # not for ever
+    assert 0.3 < time.monotonic() - began < 10
+    threading.Timer(0.3, two.end, ["ended"]).start()
+    one.wait_for_ends(60)
+    assert 0.5 < time.monotonic() - began < 30
+
+
 @pytest.mark.parametrize(
     "error, how",
     [
@@ -116,6 +128,7 @@ def test_what_would_be_met_again_ends_the_others_for_good(tmp_path):
 def test_how_it_ends_is_told_to_the_others(tmp_path, monkeypatch, error, how):
     monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
     monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
+    monkeypatch.setattr(peers.Watch, "wait_for_ends", lambda watch, seconds: None)
     with contextlib.suppress(UserError, OSError, RuntimeError, preemption.Leaving):
         with peers.watched(tmp_path, 900.0):
             if error is not None:
@@ -191,6 +204,7 @@ def test_runs_do_not_hear_each_other_and_remove_only_what_ended_long_ago(
 ):
     monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
     monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
+    monkeypatch.setattr(peers.Watch, "wait_for_ends", lambda watch, seconds: None)
     old, other = tmp_path / ".alive" / "old", tmp_path / ".alive" / "other"
     for folder in (old, other):
         folder.mkdir(parents=True)

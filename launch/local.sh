@@ -31,13 +31,15 @@ fi
 # Ends every process: politely, then after 5 s (one that waits for another hears
 # nothing) by force. Each is a group of its own, which holds its children too.
 end_all() {
-    local pid tries=0
-    for pid in "${pids[@]}"; do kill -INT -- "-$pid" 2>/dev/null || true; done
-    while [ "$tries" -lt 25 ] && any_alive; do
-        sleep 0.2
-        tries=$((tries + 1))
+    local pid signal tries
+    for signal in INT KILL; do
+        for pid in "${pids[@]}"; do kill "-$signal" -- "-$pid" 2>/dev/null || true; done
+        tries=0
+        while [ "$tries" -lt 25 ] && any_alive; do
+            sleep 0.2
+            tries=$((tries + 1))
+        done
     done
-    for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
 }
 
 any_alive() {

@@ -81,8 +81,8 @@ def _unread() -> int:
 
 def _lost(error: Exception) -> preemption.Lost | None:
     """Says that another process was lost, where that is what has happened."""
-    peers = sys.modules.get("ccu_jax.peers")  # else there are none
-    return peers and peers.failed(error)
+    processes = sys.modules.get("ccu_jax.processes")  # else there is but this one
+    return processes and processes.failed(error)
 
 
 def _main(argv: Sequence[str] | None) -> int:

@@ -23,13 +23,18 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from ccu_jax import preemption
 from ccu_jax.errors import UserError, disk
 from ccu_jax.moves import moves
-from ccu_jax.processes import NAMED_S, barrier, of_first, place_of_process
+from ccu_jax.processes import (
+    NAMED_S,
+    barrier,
+    of_a_peer,
+    of_first,
+    place_of_process,
+)
 from ccu_jax.report import atomically
 
 TIMEOUT_S = 60.0
@@ -76,7 +81,7 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
         how = _LEFT
         raise
     except BaseException as error:
-        if _of_a_peer(error):  # the watch will name it
+        if of_a_peer(error):  # the watch will name it
             thread.join(NAMED_S)
         told = error if isinstance(error, UserError) else disk(error)
         if told is not None and preemption.exit_code(told) == 2:
@@ -97,34 +102,6 @@ def _tidy(folder: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _OLD_S:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def failed(error: BaseException | None) -> preemption.Lost | None:
-    """Says that a collective has failed, as it does where a peer is lost; else None.
-
-    For the time before `watched`, and after it where nobody could be named.
-    """
-    if place_of_process()[1] == 1 or not _of_a_peer(error, surely=True):
-        return None
-    return preemption.Lost(
-        "another process of this run was lost, or could not be reached: this one ends "
-        "too; what is done is kept, start all processes again"
-    )
-
-
-def _of_a_peer(error: BaseException | None, surely: bool = False) -> bool:
-    """Whether a collective has failed, which most likely has lost a peer."""
-    while error is not None:
-        told = str(error)
-        if "RESOURCE_EXHAUSTED" in told:
-            return False
-        # JAX has more than one kind for it, and so has Orbax.
-        if isinstance(error, jax.errors.JaxRuntimeError) and not surely:
-            return True
-        if any(word in told for word in ("Gloo", "by peer", "coordination service")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class Watch:

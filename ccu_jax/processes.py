@@ -144,6 +144,34 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def failed(error: BaseException | None) -> preemption.Lost | None:
+    """Says that a collective has failed, as it does where a peer is lost; else None.
+
+    For the time before `watched`, and after it where nobody could be named.
+    """
+    if place_of_process()[1] == 1 or not of_a_peer(error, surely=True):
+        return None
+    return preemption.Lost(
+        "another process of this run was lost, or could not be reached: this one ends "
+        "too; what is done is kept, start all processes again"
+    )
+
+
+def of_a_peer(error: BaseException | None, surely: bool = False) -> bool:
+    """Whether a collective has failed, which most likely has lost a peer."""
+    while error is not None:
+        told = str(error)
+        if "RESOURCE_EXHAUSTED" in told:
+            return False
+        # JAX has more than one kind for it, and so has Orbax.
+        if isinstance(error, jax.errors.JaxRuntimeError) and not surely:
+            return True
+        if any(word in told for word in ("Gloo", "by peer", "coordination service")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
     """While the block runs, JAX joins in such a way that it does not end this process.

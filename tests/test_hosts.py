@@ -286,8 +286,9 @@ launch._leave()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["workdirs _lock", "data load", "evaluate results"])
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize(
+    "what, told", [("workdirs _lock", 1), ("data load", 1), ("evaluate results", 0)]
+)
 def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
     config, tmp_path, what, told
 ):

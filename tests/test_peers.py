@@ -14,7 +14,7 @@ import types
 import jax
 import pytest
 
-from ccu_jax import launch, peers, preemption
+from ccu_jax import launch, peers, preemption, processes
 from ccu_jax.errors import PassingError, UserError
 
 
@@ -258,8 +258,7 @@ with preemption.working():
 """
 
 
-@pytest.mark.parametrize("idle", [None, 2, 0])
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("idle, told", [(None, 0), (None, 1), (2, 0), (0, 1)])
 def test_all_leave_after_the_same_step_or_at_once_where_one_is_at_none(
     tmp_path, idle, told
 ):
@@ -326,14 +325,14 @@ def test_a_process_of_another_machine_is_dead_only_by_its_silence(tmp_path):
 
 def test_what_a_collective_says_of_a_lost_peer_is_told_from_other_errors():
     lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
-    assert peers._of_a_peer(lost)
-    assert peers._of_a_peer(jax.errors.JaxRuntimeError("INTERNAL"))
+    assert processes.of_a_peer(lost)
+    assert processes.of_a_peer(jax.errors.JaxRuntimeError("INTERNAL"))
     try:
         raise RuntimeError("a checkpoint failed") from lost
     except RuntimeError as error:
-        assert peers._of_a_peer(error)
-    assert not peers._of_a_peer(ValueError("shapes"))
-    assert not peers._of_a_peer(KeyboardInterrupt())
+        assert processes.of_a_peer(error)
+    assert not processes.of_a_peer(ValueError("shapes"))
+    assert not processes.of_a_peer(KeyboardInterrupt())
 
 
 def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
@@ -345,7 +344,7 @@ def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
         raise told_of[-1]
 
     monkeypatch.setattr(launch, "_main", fail)
-    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(processes, "place_of_process", lambda: (0, 2))
     assert launch.main([]) == 76
     told = capsys.readouterr().err
     assert told.startswith("error: another process") and told.count("\n") == 1
@@ -353,7 +352,7 @@ def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
     told_of.append(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
     assert launch.main([]) == 2 and "out of memory" in capsys.readouterr().err
     told_of.append(told_of[0])
-    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 1))
+    monkeypatch.setattr(processes, "place_of_process", lambda: (0, 1))
     with pytest.raises(ValueError, match="Gloo"):
         launch.main([])
 

@@ -100,7 +100,7 @@ def restore(
     ocp, manager = _manager(directory, None)
     with _quiet(), manager:
         for step in _candidates(manager):
-            seen(directory / str(step))
+            seen(directory / str(step))  # it comes here, too, before it is read
             saved, first = None, "another process cannot read it"
             try:
                 leaves, facts = _read(ocp, manager, step)

@@ -147,7 +147,7 @@ def barrier(name: str) -> None:
 def failed(error: BaseException | None) -> preemption.Lost | None:
     """Says that a collective has failed, as it does where a peer is lost; else None.
 
-    For the time before `watched`, and after it where nobody could be named.
+    For the time before `peers.watched`, and where it could name nobody.
     """
     if place_of_process()[1] == 1 or not of_a_peer(error, surely=True):
         return None

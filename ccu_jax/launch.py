@@ -17,11 +17,13 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ccu_jax import config as configs
-from ccu_jax import config_file, flags, limits, preemption
-from ccu_jax.config import Config
+from ccu_jax.config import flags, limits
+from ccu_jax.config import loading as config_file
+from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import Config
+from ccu_jax.config.validation import closest
+from ccu_jax.distributed import preemption
 from ccu_jax.errors import UserError, disk, printable
-from ccu_jax.typed import closest
 
 _NPROC = "32"
 _STOPPED = "stopped; the same command goes on from here"
@@ -81,7 +83,9 @@ def _unread() -> int:
 
 def _lost(error: Exception) -> preemption.Lost | None:
     """Says that another process was lost, where that is what has happened."""
-    processes = sys.modules.get("ccu_jax.processes")  # else there is but this one
+    processes = sys.modules.get(
+        "ccu_jax.distributed.hosts"
+    )  # else there is but this one
     return processes and processes.failed(error)
 
 
@@ -95,22 +99,22 @@ def _main(argv: Sequence[str] | None) -> int:
     config = _config(given)
     workdir = _writable(given.workdir or pathlib.Path("runs") / config.name)
     if hosts is not None:
-        from ccu_jax import processes
+        from ccu_jax.distributed import hosts as processes
 
         with processes.patient():
             processes.join(hosts)
     _keep_compiled()
 
     if given.tune:
-        from ccu_jax import tune
+        from ccu_jax.experiments import tune
 
         tune.tune(config, workdir, given.tune)
     elif given.ablate:
-        from ccu_jax import ablate
+        from ccu_jax.experiments import ablate
 
         ablate.ablate(config, workdir)
     else:
-        from ccu_jax import run
+        from ccu_jax.experiments import run
 
         run.run(config, workdir, given.purge, given.audit, given.shadows)
     return 0
@@ -252,7 +256,7 @@ def _leave() -> NoReturn:
             code = error.code if isinstance(error.code, int) else 1
         else:
             traceback.print_exc()
-    processes = sys.modules.get("ccu_jax.processes")
+    processes = sys.modules.get("ccu_jax.distributed.hosts")
     if code == 0 and (processes is None or processes.place_of_process()[1] == 1):
         sys.exit(0)
     # An orderly exit waits for the other hosts, who may be gone by now, and for threads

@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ccu_jax.parallel import AXIS
+from ccu_jax.distributed.executors import AXIS
 
 # Finite, and far below any similarity over a temperature: -inf would give NaN
 # gradients.

@@ -6,7 +6,7 @@ It is for looking at the machinery, in less than a minute on 2 cores of an Intel
 (2026-11-24): such a model learns next to nothing, so there is nothing to forget.
 """
 
-from ccu_jax.config import (
+from ccu_jax.config.schema import (
     Ccu,
     CcuPlus,
     Config,

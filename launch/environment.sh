@@ -58,7 +58,7 @@ find_base() {
 }
 
 # What an installation depends on. The folder too: a moved checkout is installed anew.
-fingerprint() { { cat "$root/setup.cfg" "$root/pyproject.toml"; pwd -P; } | cksum; }
+fingerprint() { { cat "$root/setup.cfg" "$root/setup.py" "$root/pyproject.toml"; pwd -P; } | cksum; }
 
 # Sets $python. $1 is the extra that is needed ("" or "dev"), $2 a module that tells
 # whether an active environment has it.

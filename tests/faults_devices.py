@@ -4,7 +4,7 @@ import numpy as np
 from faults_files import cut_off
 from faults_world import Case
 
-from ccu_jax import evaluate
+from ccu_jax.evaluate import forward as evaluate
 
 _SHORT = ("--methods", "ccu_plus")
 _NEAR = 1e-4

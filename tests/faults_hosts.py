@@ -10,7 +10,7 @@ from faults_kills import in_last_stage, kept, moment, until
 from faults_runs import Run, Start, starts, where
 from faults_world import SHORT, Case
 
-from ccu_jax import peers, preemption
+from ccu_jax.distributed import peers, preemption
 
 _TOGETHER = Start(hosts=2)
 _WHO = {(0,): "process 0", (1,): "process 1", (0, 1): "both"}

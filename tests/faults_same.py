@@ -53,7 +53,7 @@ def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     meta = (folder / str(max(steps)) / "meta" / "metadata").read_text("utf-8")
     about = json.loads(meta)["arrays"]
-    from ccu_jax import checkpoint
+    from ccu_jax.train import checkpoint
 
     like = {
         name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"])

@@ -11,7 +11,7 @@ import faults_same
 from faults_runs import Run, Start, events, starts
 from test_end_to_end import SMALL
 
-from ccu_jax import rows
+from ccu_jax.runs import results as rows
 
 _REQUESTS = ("--set", "unlearn.requests=3")
 _ONE = ("--methods", "ccu_plus")

@@ -7,4 +7,4 @@ import faults_runs
 for _name in faults_runs.HEAVY:
     importlib.import_module(_name)
 importlib.import_module("ccu_jax.launch")
-importlib.import_module("ccu_jax.run")
+importlib.import_module("ccu_jax.experiments.run")

@@ -10,11 +10,15 @@ from fuzz_contents import SECRET
 from fuzz_data_sets import Case
 from fuzz_world import Failure, World, watched
 
-from ccu_jax import unlearn_set
-from ccu_jax.config import Data
-from ccu_jax.data import DATASETS, Dataset, archive, arrays, parts, pictures, prepare
-from ccu_jax.data.source import SPLITS, Counts, Example, Source, Unusable, digest
+from ccu_jax.config.schema import Data
+from ccu_jax.data import DATASETS, Dataset
+from ccu_jax.data.preparation import arrays, prepare
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.preparation import ingest as parts
+from ccu_jax.data.readers import archives as archive
+from ccu_jax.data.readers.base import SPLITS, Counts, Example, Source, Unusable, digest
 from ccu_jax.errors import UserError
+from ccu_jax.unlearn_sets import splits as unlearn_set
 
 _LONGEST = 1500  # characters of a message
 _FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -20,7 +20,9 @@ from fuzz_contents import (
 )
 from fuzz_pictures import SMALL, picture
 
-from ccu_jax.data import fashion_labels, hatefulmemes_lists, mmimdb
+from ccu_jax.data.readers import fashion200k_labels as fashion_labels
+from ccu_jax.data.readers import hatefulmemes_splits as hatefulmemes_lists
+from ccu_jax.data.readers import mmimdb
 
 
 class Case(NamedTuple):

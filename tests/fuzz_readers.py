@@ -25,7 +25,8 @@ from fuzz_checks import decode, read, unpack
 from fuzz_data_sets import CASES
 from fuzz_world import Failure, Hang, World, alarms, world
 
-from ccu_jax.data import archive, files
+from ccu_jax.data.readers import archives as archive
+from ccu_jax.data.readers import untrusted_files as files
 
 WHOLE = 0.01  # share of the cases that are also stored
 STRICT = 0.1  # share of the cases in which a row that cannot be used is an error

@@ -18,7 +18,7 @@ import fuzz_pictures
 from fuzz_contents import SECRET, Folder, Hole, Link, Pipe, Tree
 from fuzz_data_sets import CASES
 
-from ccu_jax.data.files import within
+from ccu_jax.data.readers.untrusted_files import within
 
 BUSY_S, WAITING_S = 5, 60  # of the processor, and by the clock
 MEMORY = 500 << 20  # bytes that a case may take

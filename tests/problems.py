@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 
-from ccu_jax import models, unlearn_set
-from ccu_jax.config import Ccu, Config, Model, Run, Train
+from ccu_jax import models
+from ccu_jax.config.schema import Ccu, Config, Model, Run, Train
 from ccu_jax.data import Dataset
-from ccu_jax.evaluate import Forward
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.step import rows_of
+from ccu_jax.train.step import rows_of
+from ccu_jax.unlearn_sets import splits as unlearn_set
 
 SIDE, LENGTH, WORDS, CLASSES = 8, 5, 12, 3
 # Training that changes no picture and no text.

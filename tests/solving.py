@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import problems
 
-from ccu_jax import parallel
-from ccu_jax.loop import Loop
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods import METHODS
-from ccu_jax.parallel import AXIS
+from ccu_jax.train.loop import Loop
 
 
 class Quiet:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ccu_jax.audits import attacks
-from ccu_jax.audits.intervals import clopper_pearson
+from ccu_jax.metrics import membership as attacks
+from ccu_jax.metrics.intervals import clopper_pearson
 
 EXACT = 1e-9
 SIGNALS = ("loss", "margin", "entropy", "modified_entropy")

@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 from sklearn import metrics
 
-from ccu_jax.audits import attacks
-from ccu_jax.audits import auc as aucs
-from ccu_jax.audits.intervals import (
+from ccu_jax.metrics import membership as attacks
+from ccu_jax.metrics import roc as aucs
+from ccu_jax.metrics.intervals import (
     Interval,
     clopper_pearson,
     jackknife,

@@ -9,8 +9,9 @@ import scipy.spatial.distance
 import scipy.special
 from sklearn import metrics
 
-from ccu_jax.audits import distances, scores
-from ccu_jax.audits.intervals import jackknife
+from ccu_jax.metrics import distances
+from ccu_jax.metrics import ranking as scores
+from ccu_jax.metrics.intervals import jackknife
 
 EXACT = 1e-9
 BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ccu_jax.audits import epsilon, forgetting
-from ccu_jax.audits.intervals import clopper_pearson
+from ccu_jax.metrics import forgetting
+from ccu_jax.metrics import privacy as epsilon
+from ccu_jax.metrics.intervals import clopper_pearson
 
 # --- one run --------------------------------------------------------------------------
 

@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from ccu_jax import audit_table, evaluate
-from ccu_jax.audits import auc, epsilon, judging, outputs
-from ccu_jax.audits.outputs import Given
+from ccu_jax.audits import judging
+from ccu_jax.audits import offline as outputs
+from ccu_jax.audits.offline import Given
 from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.metrics import privacy as epsilon
+from ccu_jax.metrics import roc as auc
+from ccu_jax.reports import audit_table
 
 K, SEEDS = 5, 6
 SIZES = {"retain": 300, "unlearn": 400, "unseen": 500, "validation": 20, "test": 200}

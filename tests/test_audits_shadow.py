@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ccu_jax.audits import shadow
-from ccu_jax.audits.auc import auc_interval
+from ccu_jax.metrics import lira as shadow
+from ccu_jax.metrics.roc import auc_interval
 
 EXACT = 1e-9
 

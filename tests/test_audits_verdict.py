@@ -7,18 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from ccu_jax.audits import (
-    attacks,
-    auc,
-    distances,
-    epsilon,
-    forgetting,
-    scores,
-    shadow,
-    verdict,
-)
-from ccu_jax.audits.intervals import Interval, jackknife, mean_interval
+from ccu_jax.audits import verdict
 from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
+from ccu_jax.metrics import distances, forgetting
+from ccu_jax.metrics import lira as shadow
+from ccu_jax.metrics import membership as attacks
+from ccu_jax.metrics import privacy as epsilon
+from ccu_jax.metrics import ranking as scores
+from ccu_jax.metrics import roc as auc
+from ccu_jax.metrics.intervals import Interval, jackknife, mean_interval
 
 
 def between(low, high):

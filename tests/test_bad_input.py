@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax import config as configs
-from ccu_jax import config_file, launch, limits, sealed
+from ccu_jax import launch
+from ccu_jax.config import limits
+from ccu_jax.config import loading as config_file
+from ccu_jax.config import schema as configs
 from ccu_jax.methods import METHODS
+from ccu_jax.storage import records as sealed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -319,7 +322,8 @@ def test_what_a_later_seed_has_wrong_is_found_before_the_first_seed(
         row["label"] = "yak"
     _write(pathlib.Path("pictures"), rows)
     argv = ["--config", config, "--unlearn", "class:yak", "--seeds"]
-    from ccu_jax import data, unlearn_set
+    from ccu_jax import data
+    from ccu_jax.unlearn_sets import splits as unlearn_set
 
     own = config_file.load(str(config)).data
     loaded = data.load(own, pathlib.Path("look"), lambda *told: None)

@@ -11,11 +11,13 @@ import scipy.special
 from solving import Quiet, alone, bench, new_loop, same
 from test_parallel import EXECUTORS
 
-from ccu_jax import objectives, parallel
-from ccu_jax.methods import METHODS, baselines, distillation, reference
-from ccu_jax.methods.layers import LAYERS
+from ccu_jax import objectives
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.methods import METHODS, distillation, reference
+from ccu_jax.methods import finetuning as baselines
+from ccu_jax.methods.last_layers import LAYERS
 from ccu_jax.models import VISUAL, Outputs
-from ccu_jax.step import everywhere, gather
+from ccu_jax.train.step import everywhere, gather
 
 BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 

@@ -11,8 +11,13 @@ import sys
 
 import pytest
 
-from ccu_jax import bench, bench_data, bench_feed, bench_prepare, data
-from ccu_jax.data import records, sample
+from ccu_jax import data
+from ccu_jax.benchmarks import __main__ as bench
+from ccu_jax.benchmarks import feed as bench_feed
+from ccu_jax.benchmarks import input_pipeline as bench_data
+from ccu_jax.benchmarks import prepare as bench_prepare
+from ccu_jax.data import sample
+from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.errors import UserError
 
 ROWS = 40
@@ -210,7 +215,14 @@ def test_data_that_cannot_be_prepared_end_the_benchmark_in_one_line(
 @pytest.mark.skipif(os.name == "nt", reason="no process groups to interrupt")
 def test_ctrl_c_ends_it_and_what_it_has_started_with_code_130(tmp_path):
     flags = "data --only prepare --rows-mmimdb 3000 --rows-fashion 0".split()
-    command = [sys.executable, "-m", "ccu_jax.bench", *flags, "--dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "ccu_jax.benchmarks",
+        *flags,
+        "--dir",
+        str(tmp_path),
+    ]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, start_new_session=True

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ccu_jax import bench, bench_compile
+from ccu_jax.benchmarks import __main__ as bench
+from ccu_jax.benchmarks import compilation as bench_compile
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from ccu_jax import (
-    bench,
-    bench_problem,
-    bench_scale,
-    bench_scale_child,
-    bench_scale_devices,
-    bench_scale_problem,
-    bench_scale_sizes,
-    bench_scale_store,
-    features,
-)
+from ccu_jax.benchmarks import __main__ as bench
+from ccu_jax.benchmarks import harness as bench_scale_child
+from ccu_jax.benchmarks import problems as bench_problem
+from ccu_jax.benchmarks import scale_devices as bench_scale_devices
+from ccu_jax.benchmarks import scale_problem as bench_scale_problem
+from ccu_jax.benchmarks import scale_sizes as bench_scale_sizes
+from ccu_jax.benchmarks import scale_store as bench_scale_store
+from ccu_jax.benchmarks import scaling as bench_scale
 from ccu_jax.errors import UserError
+from ccu_jax.evaluate import feature_store as features
 
 TINY = bench_problem.PRESETS["tiny"]
 
@@ -159,7 +157,7 @@ def test_sets_of_a_large_problem_do_not_meet():
 def test_a_process_that_ends_is_told_with_its_last_words(tmp_path):
     spec = {"preset": "tiny", "small": [1000, "nowhere"], "large": [1000, "nowhere"]}
     child = bench_scale_child.Child(
-        "the one", "ccu_jax.bench_scale_store", spec, tmp_path
+        "the one", "ccu_jax.benchmarks.scale_store", spec, tmp_path
     )
     with pytest.raises(UserError, match="the one: the process .* ended: .*nowhere"):
         child.answer()

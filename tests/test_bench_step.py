@@ -12,22 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax import (
-    augment,
-    bench,
-    bench_cost,
-    bench_problem,
-    bench_step,
-    bench_step_count,
-    bench_step_indexing,
-    bench_step_ways,
-    bench_torch,
-    models,
-    parallel,
-)
+from ccu_jax import models
+from ccu_jax.benchmarks import __main__ as bench
+from ccu_jax.benchmarks import costs as bench_cost
+from ccu_jax.benchmarks import problems as bench_problem
+from ccu_jax.benchmarks import step_count as bench_step_count
+from ccu_jax.benchmarks import step_indexing as bench_step_indexing
+from ccu_jax.benchmarks import step_ways as bench_step_ways
+from ccu_jax.benchmarks import steps as bench_step
+from ccu_jax.benchmarks import torch_baseline as bench_torch
+from ccu_jax.distributed import executors as parallel
 from ccu_jax.methods import METHODS
-from ccu_jax.methods.cache import cache
-from ccu_jax.methods.statistics import draws
+from ccu_jax.methods.cached_features import cache
+from ccu_jax.methods.ccu.masked_statistics import draws
+from ccu_jax.models import augmentation as augment
 
 STILL = dict(shift=0, zoom=0.0, tint=0.0, flip=False, word_dropout=0.0)
 STILL["modality_dropout"] = 0.0
@@ -230,7 +228,7 @@ def test_wrong_flags_are_refused_in_one_line(flags, word, capsys, monkeypatch):
 def _world(tmp_path, kind, multi_label=False, **model):
     """A problem without random changes; what PyTorch reads of it; its parameters."""
     pytest.importorskip("torch", reason="torch is not installed (pip install torch)")
-    from ccu_jax import bench_torch_child
+    from ccu_jax.benchmarks import torch_child as bench_torch_child
 
     sizes = bench_problem.PRESETS["tiny"]._replace(
         multi_label=multi_label,
@@ -253,7 +251,7 @@ def _world(tmp_path, kind, multi_label=False, **model):
 def test_pytorch_says_what_jax_says(one_device, tmp_path, tail_blocks):
     shape = dict(image_depth=2, text_depth=2, tail_blocks=tail_blocks)
     problem, world, model = _world(tmp_path, "original", **shape)
-    from ccu_jax import bench_torch_child
+    from ccu_jax.benchmarks import torch_child as bench_torch_child
 
     world.table["text"][3] = 0  # nothing but padding
     world.table["has_image"][5] = False
@@ -268,7 +266,7 @@ def test_pytorch_says_what_jax_says(one_device, tmp_path, tail_blocks):
 
 def test_pytorch_changes_pictures_as_jax_does():
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from ccu_jax import bench_torch_train
+    from ccu_jax.benchmarks import torch_train as bench_torch_train
 
     config = bench_problem.settings(bench_problem.PRESETS["clipart"]).train
     config = dataclasses.replace(config, shift=3, zoom=0.2, tint=0.1)
@@ -285,7 +283,7 @@ def test_pytorch_changes_pictures_as_jax_does():
 @pytest.mark.parametrize("kind", ["original", "neggrad_plus"])
 def test_pytorch_trains_as_jax_does(one_device, tmp_path, kind, multi_label):
     problem, world, model = _world(tmp_path, kind, multi_label)
-    from ccu_jax.bench_torch_train import Training
+    from ccu_jax.benchmarks.torch_train import Training
 
     config, sets = problem.config, problem.sets
     section = config.train if kind == "original" else config.neggrad_plus
@@ -304,7 +302,7 @@ def test_pytorch_unlearns_as_jax_does(one_device, tmp_path, multi_label):
     problem, world, model = _world(tmp_path, "ccu_plus", multi_label)
     import torch
 
-    from ccu_jax.bench_torch_plus import Plus
+    from ccu_jax.benchmarks.torch_plus import Plus
 
     steps = bench_step_ways.Steps(problem, "ccu_plus")
     _, state = steps.scanned()
@@ -332,7 +330,7 @@ def test_pytorch_unlearns_as_jax_does(one_device, tmp_path, multi_label):
 
 def _same(before, model, params):
     """What was trained is the same but for rounding, and moved."""
-    from ccu_jax import bench_torch_model
+    from ccu_jax.benchmarks import torch_model as bench_torch_model
 
     mine = copy.deepcopy(model)
     bench_torch_model.load(mine, bench_torch.flat(params))

@@ -11,7 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax import bench, bench_cost, bench_problem, bench_unlearn, parallel
+from ccu_jax.benchmarks import __main__ as bench
+from ccu_jax.benchmarks import costs as bench_cost
+from ccu_jax.benchmarks import problems as bench_problem
+from ccu_jax.benchmarks import unlearning as bench_unlearn
+from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
 

@@ -8,9 +8,10 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax import parallel
-from ccu_jax.methods import METHODS, cache
-from ccu_jax.step import make_steps, resident, start_state
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.methods import METHODS
+from ccu_jax.methods import cached_features as cache
+from ccu_jax.train.step import make_steps, resident, start_state
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8, 64])

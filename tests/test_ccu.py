@@ -8,10 +8,12 @@ import problems
 import pytest
 from solving import Quiet, alone, bench, new_loop, whole
 
-from ccu_jax import audit, evaluate, parallel
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS
+from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL
-from ccu_jax.step import gather
+from ccu_jax.train.step import gather
 
 BOTH = ("pair", "retention", "separation")
 WEIGHTS = {

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax import checkpoint
 from ccu_jax.errors import UserError, disk
-from ccu_jax.step import State
+from ccu_jax.train import checkpoint
+from ccu_jax.train.step import State
 
 
 def state(step=0):

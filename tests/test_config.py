@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from ccu_jax import config as configs
-from ccu_jax import config_file, typed
-from ccu_jax.config import Config
+from ccu_jax.config import loading as config_file
+from ccu_jax.config import schema as configs
+from ccu_jax.config import validation as typed
+from ccu_jax.config.schema import Config
 from ccu_jax.errors import UserError
 
 

@@ -12,12 +12,15 @@ import pytest
 from solving import new_loop, run, same
 from test_parallel import EXECUTORS
 
-from ccu_jax import objectives, parallel
-from ccu_jax.config import Train
-from ccu_jax.data.pipeline import OnHost
-from ccu_jax.methods import METHODS, baselines, curvature, reference
+from ccu_jax import objectives
+from ccu_jax.config.schema import Train
+from ccu_jax.data.batches import OnHost
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.methods import METHODS, reference
+from ccu_jax.methods import finetuning as baselines
+from ccu_jax.methods import saliency as curvature
 from ccu_jax.models import VISUAL
-from ccu_jax.step import flatten
+from ccu_jax.train.step import flatten
 
 ROWS = np.array([*range(3, 40), 3, 3])  # more than one pass, and a row thrice
 

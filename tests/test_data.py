@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax import config_file
-from ccu_jax.config import Data
-from ccu_jax.data import load, load_prepared, parts, records, sample, text
-from ccu_jax.data.source import Example
+from ccu_jax.config import loading as config_file
+from ccu_jax.config.schema import Data
+from ccu_jax.data import load, load_prepared, sample
+from ccu_jax.data import tokenizer as text
+from ccu_jax.data.preparation import ingest as parts
+from ccu_jax.data.preparation import tfds_builders as records
+from ccu_jax.data.readers.base import Example
 from ccu_jax.errors import UserError
 
 

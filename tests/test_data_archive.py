@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
-from ccu_jax.data import archive
-from ccu_jax.data.source import Counts
+from ccu_jax.data.readers import archives as archive
+from ccu_jax.data.readers.base import Counts
 from ccu_jax.errors import UserError
 
 FILES = {

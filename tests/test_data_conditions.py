@@ -6,8 +6,8 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax.config import Conditions
-from ccu_jax.data import conditions
+from ccu_jax.config.schema import Conditions
+from ccu_jax.data import corruptions as conditions
 
 
 @pytest.fixture(params=[False, True], ids=["one label", "labels"])

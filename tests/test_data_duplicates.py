@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from ccu_jax.data import duplicates, pictures
-from ccu_jax.data.columns import Rows
-from ccu_jax.data.pairs import CLIPART
+from ccu_jax.data import near_duplicates as duplicates
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.readers.pairs import CLIPART
+from ccu_jax.storage.columns import Rows
 
 SIZE = 48
 

@@ -11,16 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.config import Data
-from ccu_jax.data import duplicates, fashion200k, fashion_titles, pictures, sample
-from ccu_jax.data.fashion_labels import (
+from ccu_jax.config.schema import Data
+from ccu_jax.data import near_duplicates as duplicates
+from ccu_jax.data import sample
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.readers import fashion200k
+from ccu_jax.data.readers import fashion200k_titles as fashion_titles
+from ccu_jax.data.readers.base import MARKER, Counts, Unusable
+from ccu_jax.data.readers.fashion200k_labels import (
     CATEGORIES,
     FOLDERS,
     LABEL_FILES,
     SUB_CATEGORIES,
     Key,
 )
-from ccu_jax.data.source import MARKER, Counts, Unusable
 from ccu_jax.errors import UserError
 
 GOWN = "women/dresses/gowns/51234567/51234567"

@@ -17,9 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.config import Data
-from ccu_jax.data import DATASETS, archive, duplicates, hatefulmemes, pictures, sample
-from ccu_jax.data.source import MARKER, Counts, Unusable
+from ccu_jax.config.schema import Data
+from ccu_jax.data import DATASETS, sample
+from ccu_jax.data import near_duplicates as duplicates
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.readers import archives as archive
+from ccu_jax.data.readers import hatefulmemes
+from ccu_jax.data.readers.base import MARKER, Counts, Unusable
 from ccu_jax.errors import UserError
 
 SECOND = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")

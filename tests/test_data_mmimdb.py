@@ -18,9 +18,11 @@ import pytest
 from hypothesis import strategies
 from PIL import Image
 
-from ccu_jax.config import Data
-from ccu_jax.data import load, mmimdb, pictures, sample
-from ccu_jax.data.source import MARKER, Counts, Unusable
+from ccu_jax.config.schema import Data
+from ccu_jax.data import load, sample
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.readers import mmimdb
+from ccu_jax.data.readers.base import MARKER, Counts, Unusable
 from ccu_jax.errors import UserError
 
 

@@ -14,9 +14,12 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from ccu_jax.config import Data
-from ccu_jax.data import duplicates, files, load, pairs, pairs_index, sample
-from ccu_jax.data.source import Counts, Unusable
+from ccu_jax.config.schema import Data
+from ccu_jax.data import load, sample
+from ccu_jax.data import near_duplicates as duplicates
+from ccu_jax.data.readers import pairs, pairs_index
+from ccu_jax.data.readers import untrusted_files as files
+from ccu_jax.data.readers.base import Counts, Unusable
 from ccu_jax.errors import UserError
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.config import Data
-from ccu_jax.data import arrays, parts, pictures
-from ccu_jax.data.columns import Column
-from ccu_jax.data.source import Counts, Example, Source, Unusable
+from ccu_jax.config.schema import Data
+from ccu_jax.data.preparation import arrays
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.preparation import ingest as parts
+from ccu_jax.data.readers.base import Counts, Example, Source, Unusable
 from ccu_jax.errors import UserError
+from ccu_jax.storage.columns import Column
 
 SIZE, ROWS = 8, 43
 CONFIG = Data(image_size=SIZE, text_length=5, vocabulary=100)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.data.pictures import decode
-from ccu_jax.data.source import Unusable
+from ccu_jax.data.preparation.images import decode
+from ccu_jax.data.readers.base import Unusable
 
 
 def picture(colour="red", size=(12, 8), mode="RGB", kind="PNG", **options):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ccu_jax.data import pipeline
+from ccu_jax.data import batches as pipeline
 
 N = 67
 

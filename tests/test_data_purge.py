@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.config import Data
-from ccu_jax.data import forget, load, load_prepared, prepare, purge
-from ccu_jax.data.purge import needle
+from ccu_jax.config.schema import Data
+from ccu_jax.data import forget, load, load_prepared
+from ccu_jax.data.preparation import prepare, purge
+from ccu_jax.data.preparation.purge import needle
 from ccu_jax.errors import UserError
 
 

@@ -15,8 +15,9 @@ import time
 import numpy as np
 import pytest
 
-from ccu_jax import config as configs
-from ccu_jax import evaluate, sealed
+from ccu_jax.config import schema as configs
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.storage import records as sealed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Smaller still than `tiny`, with a checkpoint after every second step.
@@ -94,7 +95,7 @@ def weights(workdir, method, seed=0):
     """The parameters in a checkpoint: names to arrays."""
     import jax
 
-    from ccu_jax import checkpoint
+    from ccu_jax.train import checkpoint
 
     saved = checkpoint.restore(
         workdir / "checkpoints" / f"{method}-{seed}" / "params",
@@ -609,7 +610,7 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
         "checkpoints/original-0/features"
     }
     _assert_features_are_gone(copy, features, told)
-    from ccu_jax import classifier
+    from ccu_jax import inference as classifier
     from ccu_jax.errors import UserError
 
     with pytest.raises(UserError, match="purged"):
@@ -652,7 +653,7 @@ def test_a_run_needs_no_tensorflow_to_be_imported():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["original", "ccu_plus"])
 def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, method):
-    from ccu_jax import classifier
+    from ccu_jax import inference as classifier
 
     stored = evaluate.load(finished[0] / "outputs" / f"{method}-0.npz")
     folder = ROOT / "ccu_jax" / "data" / "clipart"
@@ -676,7 +677,7 @@ def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, metho
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_named(finished, copy, tmp_path):
-    from ccu_jax import classifier
+    from ccu_jax import inference as classifier
     from ccu_jax.errors import UserError
 
     with pytest.raises(UserError, match="no finished scrub of seed 0; there are: cc"):

@@ -9,10 +9,12 @@ import problems
 import pytest
 from sklearn import linear_model, metrics
 
-from ccu_jax import audit, evaluate, parallel
-from ccu_jax.data.pipeline import OnHost
+from ccu_jax.data.batches import OnHost
+from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import SETS, Forward, Results
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate.forward import SETS, Forward, Results
+from ccu_jax.metrics import audit
 from ccu_jax.models import VIEWS
 
 EXACT = 1e-9

@@ -19,12 +19,18 @@ import problems
 import pytest
 from PIL import Image
 
-from ccu_jax import checkpoint, data, evaluate, features, parallel, run, workdirs
-from ccu_jax import config as configs
-from ccu_jax.loop import Loop
+from ccu_jax import data
+from ccu_jax.config import schema as configs
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.evaluate import feature_store as features
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.experiments import run
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL, VIEWS
-from ccu_jax.step import start_state
+from ccu_jax.runs import workdir as workdirs
+from ccu_jax.train import checkpoint
+from ccu_jax.train.loop import Loop
+from ccu_jax.train.step import start_state
 
 NAMES = {"features", "h_text", "z_text", "fresh", *(f"original_{v}" for v in VIEWS)}
 ROWS = 56

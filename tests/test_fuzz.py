@@ -26,18 +26,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ccu_jax.data import (
-    archive,
-    duplicates,
-    fashion_titles,
-    files,
-    mmimdb,
-    pairs_row,
-    pictures,
-    text,
-)
-from ccu_jax.data.fashion_labels import LABEL_FILES
-from ccu_jax.data.source import Unusable
+from ccu_jax.data import near_duplicates as duplicates
+from ccu_jax.data import pairs_row
+from ccu_jax.data import tokenizer as text
+from ccu_jax.data.preparation import images as pictures
+from ccu_jax.data.readers import archives as archive
+from ccu_jax.data.readers import fashion200k_titles as fashion_titles
+from ccu_jax.data.readers import mmimdb
+from ccu_jax.data.readers import untrusted_files as files
+from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
 
 PNG = fuzz_pictures.SMALL[0]
 # More of them: FUZZ_EXAMPLES=20000 python -m pytest tests/test_fuzz.py -k anything

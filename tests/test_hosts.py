@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from test_end_to_end import ROOT, environment, launched
 
-from ccu_jax import evaluate, features, preemption
+from ccu_jax.distributed import preemption
+from ccu_jax.evaluate import feature_store as features
+from ccu_jax.evaluate import forward as evaluate
 
 # Few steps: two processes on a busy machine wait for each other at every array.
 CONFIG = """

@@ -1,7 +1,7 @@
 """The command line, and the scripts that call it."""
 
-import configparser
 import errno
+import importlib
 import os
 import pathlib
 import re
@@ -14,7 +14,9 @@ import types
 import pytest
 
 import ccu_jax
-from ccu_jax import config_file, launch, preemption
+from ccu_jax import launch
+from ccu_jax.config import loading as config_file
+from ccu_jax.distributed import preemption
 from ccu_jax.errors import PassingError, UserError, printable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,7 +36,7 @@ class _Run(types.ModuleType):
     """Stands for `ccu_jax.run`: notes what it is called with, fails when told to."""
 
     def __init__(self):
-        super().__init__("ccu_jax.run")
+        super().__init__("ccu_jax.experiments.run")
         self.calls, self.error = [], None
 
     def run(self, config, workdir, purge, audit, shadows):
@@ -53,9 +55,12 @@ def run(monkeypatch):
         name for c in config_file.available() for name in config_file.load(c).methods
     }
     methods.METHODS = dict.fromkeys(known | {"first", "second"})
-    for name, module in (("run", run), ("methods", methods)):
+    for name, module in (("experiments.run", run), ("methods", methods)):
+        package, _, leaf = f"ccu_jax.{name}".rpartition(".")
         monkeypatch.setitem(sys.modules, f"ccu_jax.{name}", module)
-        monkeypatch.setattr(ccu_jax, name, module, raising=False)
+        monkeypatch.setattr(
+            importlib.import_module(package), leaf, module, raising=False
+        )
     return run
 
 
@@ -278,11 +283,11 @@ def test_who_stops_reading_is_told_nothing_but_that(argv, tmp_path):
         "import sys\n"
         "from ccu_jax import launch\n"
         "if len(sys.argv) > 2:\n"
-        "    import ccu_jax.run\n"
-        "    from ccu_jax.progress import Reporter\n"
+        "    import ccu_jax.experiments.run\n"
+        "    from ccu_jax.runs.progress import Reporter\n"
         "    def run(config, workdir, *more):\n"
         "        for _ in range(9): Reporter(workdir, True).say('line')\n"
-        "    ccu_jax.run.run = run\n"
+        "    ccu_jax.experiments.run.run = run\n"
         "launch._leave()\n"
     )
     reads, writes = os.pipe()
@@ -343,14 +348,20 @@ def test_every_config_names_methods_and_a_data_set_that_exist(name):
 
 
 def test_every_package_is_installed():
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for path in ROOT.glob("ccu_jax/**/__init__.py")
     }
-    packages = setup["options"]["packages"].split()
-    assert set(packages) == found | {"ccu_jax.configs"}
+    code = (
+        "import setuptools\n"
+        "from distutils.core import run_setup\n"
+        "print(*run_setup('setup.py', stop_after='init').packages)\n"
+    )
+    command = [sys.executable, "-c", code]
+    packages = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(packages.stdout.split()) == found | {"ccu_jax.configs"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -365,7 +376,7 @@ def clone(tmp_path):
     folder = tmp_path / "a clean clone"
     for name in ("launch", ".ci"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("setup.cfg", "pyproject.toml"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     os.environ.pop("VIRTUAL_ENV", None)
     os.environ["CCU_JAX_DRY_RUN"] = "1"

@@ -12,11 +12,12 @@ import problems
 import pytest
 from solving import Quiet, bench, new_loop, run, same
 
-from ccu_jax import parallel, preemption
-from ccu_jax.config import Run
-from ccu_jax.data.pipeline import OnHost
-from ccu_jax.parallel import AXIS
-from ccu_jax.step import Program, make_steps, resident, start_state
+from ccu_jax.config.schema import Run
+from ccu_jax.data.batches import OnHost
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import preemption
+from ccu_jax.distributed.executors import AXIS
+from ccu_jax.train.step import Program, make_steps, resident, start_state
 
 NUMBERS = {"x": np.linspace(0, 1, 20, dtype=np.float32)}
 

@@ -4,9 +4,10 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax import memory, unlearn_set
 from ccu_jax.errors import UserError
-from ccu_jax.features import Store
+from ccu_jax.evaluate import memorization as memory
+from ccu_jax.evaluate.feature_store import Store
+from ccu_jax.unlearn_sets import splits as unlearn_set
 
 ROWS = 1400
 

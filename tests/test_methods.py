@@ -24,9 +24,11 @@ from solving import (
     whole,
 )
 
-from ccu_jax import evaluate, parallel
-from ccu_jax.config import Config
-from ccu_jax.methods import METHODS, REFERENCES, targets
+from ccu_jax.config.schema import Config
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.methods import METHODS, REFERENCES
+from ccu_jax.methods.ccu import targets
 from ccu_jax.models import TAIL, TEXT
 
 HEADS = ("image_projection", "image_head", "fused_head")

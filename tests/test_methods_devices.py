@@ -9,9 +9,9 @@ import pytest
 from solving import remembering
 from test_methods import CLOSED, METHODS, SLOW, these
 
-from ccu_jax import parallel
+from ccu_jax.distributed import executors as parallel
 from ccu_jax.models import VIEWS
-from ccu_jax.step import make_steps, resident, start_state
+from ccu_jax.train.step import make_steps, resident, start_state
 
 
 def with_devices(monkeypatch, make, devices):

@@ -6,11 +6,11 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax import augment
-from ccu_jax.config import Train
+from ccu_jax.config.schema import Train
 from ccu_jax.errors import UserError
 from ccu_jax.models import TAIL, TEXT, VIEWS, towers, unit
-from ccu_jax.step import State, _row_keys
+from ccu_jax.models import augmentation as augment
+from ccu_jax.train.step import State, _row_keys
 
 ROWS = 12
 

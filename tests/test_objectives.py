@@ -9,8 +9,9 @@ import pytest
 import scipy.special
 from problems import CLASSES, labels
 
-from ccu_jax import objectives, parallel
-from ccu_jax.parallel import AXIS
+from ccu_jax import objectives
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.executors import AXIS
 
 ROWS, SIZE = 8, 5
 

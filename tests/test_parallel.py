@@ -7,11 +7,14 @@ import optax
 import problems
 import pytest
 
-from ccu_jax import objectives, parallel, preemption, processes
-from ccu_jax.data.pipeline import OnHost
+from ccu_jax import objectives
+from ccu_jax.data.batches import OnHost
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import hosts as processes
+from ccu_jax.distributed import preemption
+from ccu_jax.distributed.executors import AXIS
 from ccu_jax.errors import UserError
-from ccu_jax.parallel import AXIS
-from ccu_jax.step import (
+from ccu_jax.train.step import (
     Program,
     everywhere,
     make_steps,

@@ -14,7 +14,9 @@ import types
 import jax
 import pytest
 
-from ccu_jax import launch, peers, preemption, processes
+from ccu_jax import launch
+from ccu_jax.distributed import hosts as processes
+from ccu_jax.distributed import peers, preemption
 from ccu_jax.errors import PassingError, UserError
 
 

@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
-from ccu_jax import pool_audit
-from ccu_jax.evaluate import Results
-from ccu_jax.shadows import Plan
+from ccu_jax.audits import shadow_audit as pool_audit
+from ccu_jax.audits.shadow_models import Plan
+from ccu_jax.evaluate.forward import Results
 
 SHADOWS, ROWS, KEPT = 16, 240, 120
 

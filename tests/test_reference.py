@@ -11,13 +11,15 @@ import problems
 import pytest
 from solving import Quiet, alone, bench, new_loop, same
 
-from ccu_jax import audit, evaluate, parallel
-from ccu_jax.config import Conditions, Train
-from ccu_jax.data import conditions
+from ccu_jax.config.schema import Conditions, Train
+from ccu_jax.data import corruptions as conditions
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.executors import AXIS
+from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS, reference
+from ccu_jax.metrics import audit
 from ccu_jax.models import TEXT
-from ccu_jax.parallel import AXIS
-from ccu_jax.step import gather
+from ccu_jax.train.step import gather
 
 
 def test_the_visual_reference_never_learns_from_a_forgotten_picture():

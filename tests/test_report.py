@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ccu_jax import evaluate, notes, progress, report, summary
-from ccu_jax.summary import estimate
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.reports import findings as notes
+from ccu_jax.reports import html as report
+from ccu_jax.reports import summary
+from ccu_jax.reports.summary import estimate
+from ccu_jax.runs import progress
 
 
 def row(method, seed=0, *, fused=0.6, auc=0.52, unlearn_s=10.0, **more):

@@ -9,20 +9,17 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax import (
-    audit,
-    checkpoint,
-    evaluate,
-    features,
-    parallel,
-    requests,
-    stages,
-    unlearn_set,
-)
+from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
-from ccu_jax.loop import Loop
+from ccu_jax.evaluate import feature_store as features
+from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS
+from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL
+from ccu_jax.runs import requests, stages
+from ccu_jax.train import checkpoint
+from ccu_jax.train.loop import Loop
+from ccu_jax.unlearn_sets import splits as unlearn_set
 
 ROWS = 112
 ATTACKS = ("image", "text", "fused", "pair")
@@ -265,7 +262,7 @@ def test_a_run_killed_at_any_request_ends_with_the_same_bits(
         if left[0] == 0 and folder.name == "params":
             raise Killed
 
-    monkeypatch.setattr("ccu_jax.checkpoint.save", killed)
+    monkeypatch.setattr("ccu_jax.train.checkpoint.save", killed)
     kills = 0
     for saves in range(1, 30):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)

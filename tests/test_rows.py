@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from ccu_jax import rows, sealed
 from ccu_jax.errors import UserError
+from ccu_jax.runs import results as rows
+from ccu_jax.storage import records as sealed
 
 
 def written(workdir, name, **row):

@@ -11,10 +11,12 @@ import problems
 import pytest
 from test_features import pictures
 
-from ccu_jax import config as configs
-from ccu_jax import evaluate, run, sealed
-from ccu_jax.config import Unlearn
+from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import Unlearn
 from ccu_jax.errors import UserError
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.experiments import run
+from ccu_jax.storage import records as sealed
 
 METHODS = ("original", "retrain_visual", "finetune", "ccu")
 
@@ -117,11 +119,11 @@ def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
     workdir = tmp_path / "run"
     workdir.mkdir()
     moments = [
-        (0, "ccu_jax.memory.memory"),  # the original is trained
-        (0, "ccu_jax.evaluate.results"),  # it has said what is to be forgotten
-        (0, "ccu_jax.rows.make"),  # it was evaluated
+        (0, "ccu_jax.evaluate.memorization.memory"),  # the original is trained
+        (0, "ccu_jax.evaluate.forward.results"),  # it has said what is to be forgotten
+        (0, "ccu_jax.runs.results.make"),  # it was evaluated
         # Two whole evaluations, then the first request of finetune.
-        (3, "ccu_jax.evaluate.results"),
+        (3, "ccu_jax.evaluate.forward.results"),
     ]
     for calls, name in moments:
         with monkeypatch.context() as patch:
@@ -129,7 +131,7 @@ def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
             with pytest.raises(Killed):
                 run.run(config, workdir)
         drawn = (workdir / "unlearn_sets" / "0.txt").exists()
-        assert drawn == (name != "ccu_jax.memory.memory")
+        assert drawn == (name != "ccu_jax.evaluate.memorization.memory")
     assert list(workdir.glob("checkpoints/finetune-0/steps*/request-1/params/*"))
     rows = run.run(config, workdir)
     assert bits(workdir) == bits(finished)

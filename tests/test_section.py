@@ -10,9 +10,9 @@ import problems
 import pytest
 from solving import Quiet, bench, counted, new_loop, other_numbers, same
 
-from ccu_jax.config_methods import CcuPlus
+from ccu_jax.config.methods import CcuPlus
 from ccu_jax.methods import METHODS, REFERENCES
-from ccu_jax.methods.section import Section
+from ccu_jax.methods.hyperparameters import Section
 
 
 def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():

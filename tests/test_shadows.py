@@ -8,9 +8,12 @@ import problems
 import pytest
 from solving import new_loop
 
-from ccu_jax import parallel, preemption, relearning, shadows
+from ccu_jax.audits import relearning
+from ccu_jax.audits import shadow_models as shadows
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import preemption
 from ccu_jax.methods import METHODS
-from ccu_jax.progress import Quiet
+from ccu_jax.runs.progress import Quiet
 
 EXECUTORS = ("pmap", "vmap")
 

@@ -10,11 +10,11 @@ import problems
 import pytest
 from solving import Quiet, bench, new_loop, run, same
 
-from ccu_jax import evaluate
-from ccu_jax.config import Run
+from ccu_jax.config.schema import Run
+from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS, reference, stopping
 from ccu_jax.models import TAIL
-from ccu_jax.step import Program
+from ccu_jax.train.step import Program
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

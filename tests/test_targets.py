@@ -9,7 +9,8 @@ import pytest
 import scipy.special
 from problems import CLASSES, labels
 
-from ccu_jax.methods import statistics, targets
+from ccu_jax.methods.ccu import masked_statistics as statistics
+from ccu_jax.methods.ccu import targets
 
 KINDS = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 

@@ -10,23 +10,19 @@ import problems
 import pytest
 from test_end_to_end import launched
 
-from ccu_jax import (
-    ablate,
-    config_file,
-    evaluate,
-    limits,
-    parallel,
-    rows,
-    tune,
-    variants,
-)
-from ccu_jax.config import Config, replace
+from ccu_jax.config import limits
+from ccu_jax.config import loading as config_file
+from ccu_jax.config.schema import Config, replace
+from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
-from ccu_jax.features import computed
-from ccu_jax.loop import Loop
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate.feature_store import computed
+from ccu_jax.experiments import ablate, tune, variants
+from ccu_jax.experiments.search_spaces import space
+from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import METHODS, OURS, REFERENCES
-from ccu_jax.methods.spaces import space
-from ccu_jax.variants import Variant
+from ccu_jax.runs import results as rows
+from ccu_jax.train.loop import Loop
 
 TUNED = [name for name in METHODS if name not in REFERENCES]
 

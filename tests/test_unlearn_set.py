@@ -4,9 +4,10 @@ import numpy as np
 import problems
 import pytest
 
-from ccu_jax import unlearn_rules, unlearn_set
 from ccu_jax.errors import UserError
-from ccu_jax.unlearn_rules import Memory
+from ccu_jax.unlearn_sets import rules as unlearn_rules
+from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.unlearn_sets.rules import Memory
 
 RULES = (
     *("random:0.01", "random:0.05", "random:0.3", "class:green", "ids"),

@@ -11,8 +11,10 @@ import types
 import numpy as np
 import pytest
 
-from ccu_jax import checkpoint, rows, workdirs
 from ccu_jax.errors import PassingError, UserError
+from ccu_jax.runs import results as rows
+from ccu_jax.runs import workdir as workdirs
+from ccu_jax.train import checkpoint
 
 OTHER = (
     "import pathlib, sys\n"

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ccu_jax.audits import verdict
-from ccu_jax.audits.intervals import Interval, over_seeds, plain
-from ccu_jax.audits.outputs import JUDGED, JUDGED_BY, LEVEL
+from ccu_jax.audits.offline import JUDGED, JUDGED_BY, LEVEL
+from ccu_jax.metrics.intervals import Interval, over_seeds, plain
 from ccu_jax.models import VIEWS
 
 SINGLE = "single pictures"

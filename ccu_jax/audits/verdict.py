@@ -23,7 +23,7 @@ who was unlearned.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ccu_jax.audits.intervals import Interval
+from ccu_jax.metrics.intervals import Interval
 
 FORGOTTEN = "forgotten"
 OVER = "over-forgotten"

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccu_jax.config import Data
-from ccu_jax.data import fashion200k, hatefulmemes, mmimdb, pairs, prepare, purge
-from ccu_jax.data.source import Progress
+from ccu_jax.config.schema import Data
+from ccu_jax.data.preparation import prepare, purge
+from ccu_jax.data.readers import fashion200k, hatefulmemes, mmimdb, pairs
+from ccu_jax.data.readers.base import Progress
 from ccu_jax.errors import UserError
 
 # A data set is one file with a READER, one row here, and one file in configs/.

@@ -3,9 +3,9 @@
 import re
 from typing import Any, NamedTuple
 
-from ccu_jax.data.files import cleaned
-from ccu_jax.data.pairs_index import SPLIT_NAMES, Entry, slashed
-from ccu_jax.data.source import Unusable
+from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.pairs_index import SPLIT_NAMES, Entry, slashed
+from ccu_jax.data.readers.untrusted_files import cleaned
 
 _LONGEST = 512  # characters of an id, group or label
 # A terminal obeys U+0080 to U+009F as it does the first 32 characters, and to Python

@@ -13,6 +13,8 @@ import shutil
 import sys
 import time
 
+from ccu_jax.config.flags import Parser
+from ccu_jax.data.readers.base import MARKER, Progress
 from ccu_jax.data.samples import (
     Writer,
     fashion200k,
@@ -21,9 +23,7 @@ from ccu_jax.data.samples import (
     mmimdb,
     satellite,
 )
-from ccu_jax.data.source import MARKER, Progress
 from ccu_jax.errors import UserError, disk
-from ccu_jax.flags import Parser
 
 WRITERS: dict[str, Writer] = {
     "mmimdb": mmimdb.WRITER,

@@ -8,15 +8,12 @@ has its name; a name may share a function with another, under other settings.
 
 import functools
 
-from ccu_jax.methods import (
-    baselines,
-    ccu,
-    contrast,
-    curvature,
-    distillation,
-    layers,
-    reference,
-)
+from ccu_jax.methods import contrastive as contrast
+from ccu_jax.methods import distillation, reference
+from ccu_jax.methods import finetuning as baselines
+from ccu_jax.methods import last_layers as layers
+from ccu_jax.methods import saliency as curvature
+from ccu_jax.methods.ccu import closed_loop as ccu
 from ccu_jax.methods.problem import Problem
 
 __all__ = ["METHODS", "OURS", "REFERENCES", "Problem"]

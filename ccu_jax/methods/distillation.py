@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.augment import augment
-from ccu_jax.methods.cache import padded_size
+from ccu_jax.distributed.executors import AXIS
+from ccu_jax.methods.cached_features import padded_size
+from ccu_jax.methods.full_model import both, plain, said, whole
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import classification
 from ccu_jax.methods.stopping import rewinding
-from ccu_jax.methods.whole import both, plain, said, whole
 from ccu_jax.models import VIEWS, VISUAL
-from ccu_jax.parallel import AXIS
-from ccu_jax.step import Program
+from ccu_jax.models.augmentation import augment
+from ccu_jax.train.step import Program
 
 
 def scrub(problem: Problem) -> Program:

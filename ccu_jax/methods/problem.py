@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.config import Config
-from ccu_jax.data import pipeline
-from ccu_jax.evaluate import Forward
-from ccu_jax.features import Store
+from ccu_jax.config.schema import Config
+from ccu_jax.data import batches as pipeline
+from ccu_jax.distributed.executors import Executor
+from ccu_jax.evaluate.feature_store import Store
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.models import Model, Params
-from ccu_jax.parallel import Executor
-from ccu_jax.unlearn_set import Sets
+from ccu_jax.unlearn_sets.splits import Sets
 
 
 class Problem(NamedTuple):

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.augment import augment
-from ccu_jax.config import Train
+from ccu_jax.config.schema import Train
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TEXT
-from ccu_jax.step import Program
+from ccu_jax.models.augmentation import augment
+from ccu_jax.train.step import Program
 
 GROUPS = ("rest", "text")
 

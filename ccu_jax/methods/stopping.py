@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.methods.cache import column_of, pad, padded_size
+from ccu_jax.methods.cached_features import column_of, pad, padded_size
 from ccu_jax.methods.problem import Problem
-from ccu_jax.step import Program, everywhere
+from ccu_jax.train.step import Program, everywhere
 
 # More rows of each kind are not looked at: the score of so many is sharp enough.
 MOST_ROWS = 400

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ccu_jax.data.source import Progress
+from ccu_jax.data.readers.base import Progress
 
 
 class Trap(NamedTuple):

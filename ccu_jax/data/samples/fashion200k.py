@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ccu_jax.data.fashion_labels import FOLDERS, LABEL_FILES, SUB_CATEGORIES
+from ccu_jax.data.readers.base import Progress
+from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES, SUB_CATEGORIES
 from ccu_jax.data.samples import Writer, fashion_traps, garment_views, garments
-from ccu_jax.data.source import Progress
 
 # Lines of the official label files, in thousands: test, train.
 _LINES = {

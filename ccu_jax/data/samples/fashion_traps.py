@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.data.fashion_labels import FOLDERS, LABEL_FILES
+from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES
 from ccu_jax.data.samples import Trap, garment_views, garments
 
 # Rows that no loader may use: what is wrong, the line's bytes, how it is counted.

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples import Writer, memes
 from ccu_jax.data.samples.hatefulmemes_edition import phase_1
 from ccu_jax.data.samples.hatefulmemes_traps import plant
-from ccu_jax.data.source import Progress
 
 # Official numbers of distinct memes and about the official shares with label 1. The two
 # dev files have memes in common.

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ccu_jax.data.readers.base import digest
 from ccu_jax.data.samples import Trap
-from ccu_jax.data.source import digest
 
 SMALL = 10_000  # ids below it have a leading zero
 # From img/ it leads out of the sample edition; nothing is there.

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples import Writer, pairs_edition, pairs_traps, radiographs
 from ccu_jax.data.samples.reports import report
-from ccu_jax.data.source import Progress
 
 # The share of patients who have a finding at first.
 _SHARES = {

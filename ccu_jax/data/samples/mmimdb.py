@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ccu_jax.data.files import MAX_TEXT
+from ccu_jax.data.readers.base import Progress
+from ccu_jax.data.readers.untrusted_files import MAX_TEXT
 from ccu_jax.data.samples import Trap, Writer, movies, posters, topics
-from ccu_jax.data.source import Progress
 
 _SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ccu_jax.data.source import Progress
+from ccu_jax.data.readers.base import Progress
 
 _SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.data.samples.grain import grid, jpeg, smooth, soft, turned
+from ccu_jax.data.samples.drawing import grid, jpeg, smooth, soft, turned
 
 
 class Body(NamedTuple):

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples import Writer, pairs_edition, pairs_traps
 from ccu_jax.data.samples.tiles import draw
-from ccu_jax.data.source import Progress
 
 
 class _Land(NamedTuple):

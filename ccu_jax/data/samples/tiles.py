@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ccu_jax.data.samples.grain import grid, jpeg, smooth, soft, turned
+from ccu_jax.data.samples.drawing import grid, jpeg, smooth, soft, turned
 
 _Colour = tuple[float, float, float]
 _GREY = 0.35  # of the tiles: by a sensor that hardly sees colours

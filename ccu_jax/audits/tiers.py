@@ -1,0 +1,325 @@
+"""`--audit TIER`: what was forgotten, and what was not, with intervals and a control.
+
+* `smoke`, with every run: all that stored outputs tell.
+* `standard`: also a second reference as control, embeddings, the fused view without
+  text, and relearning.
+* `rigorous`: also a pool of shadow models, on which every method is run.
+
+What was measured lies in `audits/`, one file for each tier, method and seed; a run that
+was cut off goes on from there. `audit.json` and `audit.md` are made of these files.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ccu_jax.audits import judging
+from ccu_jax.audits import model_probes as probing
+from ccu_jax.audits import offline as outputs
+from ccu_jax.audits import records as audit_records
+from ccu_jax.audits.offline import Given
+from ccu_jax.audits.shadow_audit import LEAST, Pool
+from ccu_jax.config import limits
+from ccu_jax.distributed.hosts import agreed, barrier, is_first
+from ccu_jax.errors import UserError
+from ccu_jax.methods import REFERENCES
+from ccu_jax.reports import audit_table, tables
+from ccu_jax.reports.html import atomically
+from ccu_jax.reports.summary import REFERENCE
+from ccu_jax.runs import forecast, stages
+from ccu_jax.runs import results as rows
+
+CONTROL = f"{REFERENCE}_2"
+_COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
+_SMOKE_S = 0.1, 3e-4  # for a model, and for each of its rows
+_MODELS = ("standard", "rigorous")  # tiers that ask for the models themselves
+
+
+def needed(tier: str, methods: list[str]) -> list[str]:
+    """The methods of a run with the models that its audit asks for."""
+    more = (REFERENCE, CONTROL) if tier in _MODELS else ()
+    return list(dict.fromkeys((*methods, *more)))
+
+
+def titles(tier: str, seeds) -> list[str]:
+    """The stages that an audit adds to a run."""
+    return [_title(seed) for seed in seeds] if tier in _MODELS else []
+
+
+def check(config, tier: str) -> None:
+    """Refuses what a tier cannot be asked of, before anything is run.
+
+    Raises:
+        UserError: it tells nothing of requests, or batches do not fit the devices.
+    """
+    if tier == "rigorous" and config.unlearn.requests > 1:
+        raise UserError(
+            "--audit rigorous: shadows forget at once, so that they tell nothing of "
+            f"unlearn.requests={config.unlearn.requests}; give another tier"
+        )
+    if tier in _MODELS:  # relearning goes by the batches of finetune
+        limits.check_batches(config, ["finetune"], jax.device_count())
+
+
+def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | None:
+    """How long an audit takes, told before it starts; None where it takes none."""
+    if tier == "none":
+        return None
+    # What is kept is not measured again.
+    seeds = bench.config.seeds
+    todo = {seed: _left(bench.workdir, seed, methods, shadows) for seed in seeds}
+    each = _SMOKE_S[0] + _SMOKE_S[1] * len(bench.data.id)
+    seconds = each * sum(len(left["smoke"]) for left in todo.values())
+    if agreed(not any(left[tier] for left in todo.values())):
+        return None
+    if tier == "smoke":
+        return f"audit, smoke: {forecast.words(seconds)}"
+    known = forecast.pace(bench)
+    for seed, left in todo.items():
+        seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
+        if tier == "rigorous" and left["rigorous"]:
+            there = len(list((bench.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
+            seconds += max(shadows - there, 0) * (known.training + known.look)
+            run = [m for m in left["rigorous"] if m not in REFERENCES]
+            # Features are not stored for a shadow, and the first one compiles.
+            each = sum(known.method(name) + known.look for name in run)
+            seconds += shadows * each + forecast.COMPILE_S * len(run)
+    told = f"audit, {tier}: {forecast.words(seconds)}"
+    if tier == "rigorous" and shadows < LEAST:
+        told += f" (no forgetting score, no KLOM: these need --shadows {LEAST})"
+    return told
+
+
+def _left(workdir, seed, methods, shadows) -> dict[str, list[str]]:
+    """By tier, the methods of which nothing is kept that counts."""
+
+    def lacks(tier, method, names, **more):
+        path = audit_records.place(workdir, tier, method, seed)
+        mark = audit_records.mark(workdir, seed, (method, *names), **more)
+        return not audit_records.has(path, mark)
+
+    there = _there(workdir, seed)
+    return {
+        "smoke": [m for m in methods if lacks("smoke", m, there)],
+        "standard": [m for m in methods if lacks("standard", m, _COMPARED)],
+        "rigorous": [
+            m for m in methods if lacks("rigorous", m, _COMPARED, shadows=shadows)
+        ],
+    }
+
+
+def readable(bench, methods: list[str]) -> None:
+    """Looks at all outputs that an audit will need, before anything long is begun.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    for seed in bench.config.seeds:
+        for method in methods:
+            audit_records.load(bench.workdir, method, seed)
+
+
+def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int):
+    """Everything of a seed that asks for models, if the tier asks for any.
+
+    Args:
+        bench: the `stages.Bench`.
+        seed: of the run.
+        sets: of the seed.
+        methods: finished ones.
+        tier: of `flags.TIERS`.
+        shadows: size of the pool.
+    """
+    if tier not in _MODELS:
+        return
+    with bench.reporter.stage(_title(seed)) as stage:
+        # Of a purged folder there is no original any more: what is kept is all.
+        purged = bench.data.purged
+        problem = None if purged else stages.prepared(bench, seed, sets, stage)
+        _probes(bench, seed, problem, methods, stage.tell)
+        if tier == "rigorous":
+            _pool(bench, seed, problem, methods, shadows, stage.tell)
+
+
+def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]]:
+    """`audit.json` and `audit.md`, of all that was measured in the folder.
+
+    Every process calls this. What is to be measured of outputs alone the first one
+    measures: others may not see all of the folder yet.
+
+    Returns:
+        A record for each method, with its verdict over all seeds; the first process.
+    """
+    found = collected(bench.workdir, tolerance, tell) if is_first() else []
+    if found:
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        atomically(bench.workdir / "audit.json", text.encode())
+        table = audit_table.markdown(found)
+        atomically(bench.workdir / "audit.md", table.encode())
+    barrier("audit")
+    return found
+
+
+def stored(workdir, tolerance: float = 0.05) -> list[dict[str, Any]]:
+    """What was measured before, as `write` gives it, for who does not measure now."""
+    return collected(workdir, tolerance, measure=False)
+
+
+def show(bench, found: list[dict[str, Any]]) -> None:
+    """The table and where the rest is, on the screen."""
+    bench.reporter.say("audit: what was forgotten, from intervals")
+    tables.show(*audit_table.table(found), bench.reporter, keep=2)
+    bench.reporter.say(f"audit: {bench.workdir / 'audit.md'}, audit.json")
+
+
+def collected(
+    workdir,
+    tolerance: float = 0.05,
+    tell: Callable = lambda *told: None,
+    measure: bool = True,
+) -> list[dict[str, Any]]:
+    """The records of all finished methods of a folder.
+
+    Args:
+        workdir: of a run.
+        tolerance: how far an AUC or a score may be from the reference's.
+        tell: told what is done, and how much of how much.
+        measure: whether to compute what is not kept, or to leave it out.
+    """
+    every = rows.read_all(workdir)
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for done, row in enumerate(every):
+        tell("audit", done, len(every))
+        if record := _record(workdir, row, measure):
+            by_method.setdefault(row["method"], []).append(record)
+    tell("audit", len(every), len(every))
+    return [
+        {
+            "method": method,
+            "edition": records[0].pop("edition", None),
+            "verdict": judging.judged(records, tolerance, method == REFERENCE),
+            "seeds": records,
+        }
+        for method, records in by_method.items()
+    ]
+
+
+def _record(workdir, row, measure):
+    """All that is known of a method and seed; None: nothing, without measuring."""
+    method, seed = row["method"], row["seed"]
+    compared = _there(workdir, seed)
+    mark = audit_records.mark(workdir, seed, (method, *compared))
+
+    def compute():
+        load = {name: audit_records.load(workdir, name, seed) for name in compared}
+        model = audit_records.load(workdir, method, seed)
+        return outputs.audit(
+            Given(model, load["original"], load.get(REFERENCE), load.get(CONTROL))
+        )
+
+    path = audit_records.place(workdir, "smoke", method, seed)
+    if measure:
+        found = audit_records.kept(path, mark, compute, together=False)
+    elif (found := audit_records.of_model(path, method, mark)) is None:
+        return None
+    told = {name: row.get(name) for name in ("edition", "diverged", "commit")}
+    record = {"seed": seed, **told, **found["found"]}
+    seconds, costs = {"smoke": found["seconds"]}, record["costs_s"]
+    for tier in _MODELS:
+        if more := audit_records.of_model(
+            audit_records.place(workdir, tier, method, seed), method, mark
+        ):
+            record |= more["found"]
+            seconds[tier] = more["seconds"]
+            costs = costs | more["found"]["costs_s"]
+    return record | {"seconds": seconds, "costs_s": costs}
+
+
+def _there(workdir, seed) -> tuple[str, ...]:
+    """What a model is compared with, of what there is."""
+    references = [
+        name
+        for name in (REFERENCE, CONTROL)
+        if audit_records.outputs_of(workdir, name, seed).exists()
+    ]
+    return ("original", *references)
+
+
+def _probes(bench, seed, problem, methods, tell: Callable) -> None:
+    """Embeddings, the fused view without text, relearning: of every method."""
+    looked: dict[str, Any] = {}
+
+    def look(method):
+        if method not in looked:
+            params = stages.params_of(bench, seed, method)
+            found = probing.look(problem, params, bench.data.group)
+            looked[method] = params, found
+        return looked[method]
+
+    for done, method in enumerate(methods):
+        tell("looking at models", done, len(methods))
+        mark = audit_records.mark(bench.workdir, seed, (method, *_COMPARED))
+
+        def compute(method=method):
+            _refuse_purged(bench)
+            began = time.perf_counter()
+            params, mine = look(method)
+            found = probing.compare(mine, *(look(name)[1] for name in _COMPARED))
+            if method not in _COMPARED:
+                del looked[method]
+            middle = time.perf_counter()
+            found["relearning"] = probing.relearned(bench, problem, method, params)
+            costs = middle - began, time.perf_counter() - middle
+            costs = dict(zip(("looking at models", "relearning"), costs, strict=True))
+            return found | {"costs_s": costs}
+
+        audit_records.kept(
+            audit_records.place(bench.workdir, "standard", method, seed), mark, compute
+        )
+    tell("looking at models", len(methods), len(methods))
+
+
+def _pool(bench, seed, problem, methods, shadows, tell: Callable) -> None:
+    """U-LiRA and what else a pool of shadows tells: of every method."""
+    together = bench.config.run.shadows_together
+    if not together:  # CPUs gain nothing from several models in one program
+        together = 1 if jax.default_backend() == "cpu" else shadows
+    pool = None
+
+    def load(name):
+        return audit_records.load(bench.workdir, name, seed)
+
+    for method in methods:
+        names = method, *_COMPARED
+        mark = audit_records.mark(bench.workdir, seed, names, shadows=shadows)
+
+        def compute(method=method):
+            nonlocal pool
+            _refuse_purged(bench)
+            pool = pool or Pool(bench, problem, shadows, together, tell)
+            models = {"model": load(method)} | {name: load(name) for name in _COMPARED}
+            began = time.perf_counter()
+            found = pool.audit(method, models)
+            costs = {"method on shadows": time.perf_counter() - began}
+            # Shadows serve all methods: their time is told apart, and once.
+            costs["shadow models"], pool.seconds = pool.seconds, 0.0
+            return {"pool": found, "costs_s": costs}
+
+        audit_records.kept(
+            audit_records.place(bench.workdir, "rigorous", method, seed), mark, compute
+        )
+
+
+def _refuse_purged(bench):
+    if bench.data.purged:
+        raise UserError(
+            f"the pictures to forget were purged from {bench.workdir}: what was not "
+            "measured before cannot be now; --audit smoke shows what was"
+        )
+
+
+def _title(seed):
+    return f"seed {seed}: audit"

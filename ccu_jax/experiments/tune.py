@@ -1,0 +1,213 @@
+"""`--tune TRIALS`: settings for every method, looked for with the same effort.
+
+As many trials for each method, in ranges that `methods/spaces.py` names, all judged by
+the same objective on the same rows: those of the unlearn set, of the retain set, and
+`unseen` ones, which no method is given. Test rows are not looked at. The first trial is
+the configuration itself. It and the best few of the first seed are run on the other
+seeds, too, and the best mean wins.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ccu_jax.config.schema import Config
+from ccu_jax.distributed.hosts import is_first
+from ccu_jax.experiments import run, variants
+from ccu_jax.experiments.search_spaces import space
+from ccu_jax.experiments.variants import Variant
+from ccu_jax.methods import REFERENCES
+from ccu_jax.models import VIEWS
+from ccu_jax.reports import html as report
+from ccu_jax.reports import tables
+from ccu_jax.reports.html import atomically
+from ccu_jax.reports.summary import REFERENCE, auc, score
+from ccu_jax.runs import forecast, stages
+from ccu_jax.runs import results as rows
+
+FINALISTS = 3
+ATTACKED = ("image", "fused", "pair")
+
+
+def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
+    """Look for settings; what is found stands in `tuning.json` and on the screen.
+
+    Args:
+        config: its `seeds` are those to tune on, its `methods` are tuned, beside the
+            references.
+        workdir: of a run of this configuration.
+        trials: for each method.
+
+    Returns:
+        What `tuning.json` holds.
+    """
+    names = [name for name in config.methods if name not in REFERENCES]
+    variants.check(config, names, "one with settings to look for")
+    given = dataclasses.replace(config, methods=("original", REFERENCE))
+    titles = [f"tune {name}" for name in names]
+    looks = {seed: f"seed {seed}: features" for seed in config.seeds}
+    plan = [*looks.values(), *titles, "tuned"]
+    with run.opened(given, workdir, plan) as (bench, drawn, methods):
+        variants.check_there(bench)
+        for seed, sets in drawn.items():
+            stages.run_seed(bench, seed, sets, methods)
+        problems = []
+        for seed, sets in drawn.items():
+            with bench.reporter.stage(looks[seed]) as stage:
+                problem = stages.prepared(bench, seed, sets, stage)
+            problems.append(variants.without_test(problem))
+        references = [_reference(bench, problem) for problem in problems]
+        runs = _runs(trials, len(problems))
+        bench.reporter.say(forecast.variants(bench, dict.fromkeys(names, runs)))
+        found = {}
+        for name, title in zip(names, titles, strict=True):
+            with bench.reporter.stage(title) as stage:
+                found[name] = _method(bench, problems, references, name, trials, stage)
+        with bench.reporter.stage("tuned"):
+            told = _told(config, trials, found)
+            if is_first():
+                path = workdir / "tuning.json"
+                atomically(path, (json.dumps(told, indent=1) + "\n").encode())
+        _show(bench.reporter, told, workdir / "tuning.json")
+        return told
+
+
+def candidates(method: str, section: Any, trials: int) -> list[dict[str, Any]]:
+    """Settings to try: the section itself, then places spread evenly over its ranges.
+
+    A Sobol sequence (Owen-scrambled by the method's name), the same at every call.
+    """
+    from scipy.stats import qmc
+
+    ranges = space(method, section)
+    seed = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=4).digest())
+    sobol = qmc.Sobol(len(ranges), rng=np.random.default_rng(seed))
+    points = sobol.random_base2(max(0, math.ceil(math.log2(max(trials - 1, 1)))))
+    found: list[dict[str, Any]] = [{}]
+    for point in points[: trials - 1]:
+        settings = {}
+        for (name, of), share in zip(ranges.items(), point, strict=True):
+            value = of.at(float(share))
+            whole = isinstance(getattr(section, name), int)
+            settings[name] = round(value) if whole else float(f"{value:.4g}")
+        found.append(settings)
+    return found
+
+
+def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
+    """How far a model is from the reference: 0 is as good, the less the better.
+
+    The mean over attacked views of what the attack knows more or less (2 |AUC - its|),
+    plus the mean over views of what is lost on unseen rows (a gain counts, too), plus
+    what is lost on the retain set. Infinite for a model that says no numbers.
+    """
+    if row.get("diverged"):
+        return math.inf
+    told = [2 * abs(auc(row, view) - auc(reference, view)) for view in ATTACKED]
+
+    def lost(where, view):
+        return (score(reference, where, view) - score(row, where, view)) / 100
+
+    unseen = [lost("unseen", view) for view in VIEWS]
+    total = np.mean(told) + np.mean(unseen) + max(lost("retain", "fused"), 0.0)
+    return float(total) if math.isfinite(total) else math.inf
+
+
+def _reference(bench, problem):
+    """The reference's row."""
+    return rows.read(rows.place(bench.workdir, problem.seed, REFERENCE))
+
+
+def _method(bench, problems, references, name, trials, stage):
+    """All trials of a method, the best first."""
+    section = getattr(bench.config, name)
+    settings = candidates(name, section, trials)
+    seeds = len(problems)
+    total, done = _runs(trials, seeds), 0
+
+    def judged(place, values):
+        nonlocal done
+        stage.tell(f"trial {done + 1}", done, total)
+        row = variants.run(bench, problems[place], Variant(name, values))
+        done += 1
+        return objective(row, references[place]), row
+
+    found = []
+    for values in settings:
+        value, row = judged(0, values)
+        found.append({"settings": values, "objectives": [value], "rows": [row]})
+    configured = found[0]
+    found.sort(key=lambda trial: trial["objectives"][0])
+    finals = found[:FINALISTS]
+    if configured not in finals:
+        finals.append(configured)
+    for trial in finals:
+        for place in range(1, seeds):
+            value, row = judged(place, trial["settings"])
+            trial["objectives"].append(value)
+            trial["rows"].append(row)
+    stage.tell("trials", done, done)
+    rest = [trial for trial in found if trial not in finals]
+    return [*sorted(finals, key=lambda trial: np.mean(trial["objectives"])), *rest]
+
+
+def _runs(trials, seeds):
+    """How many runs there are at most: trials, and the finals on the other seeds."""
+    return trials + (seeds - 1) * min(FINALISTS + 1, trials)
+
+
+def _told(config, trials, found):
+    def short(trial):
+        seconds = [row["seconds"]["unlearn"] for row in trial["rows"]]
+        return {
+            "settings": trial["settings"],
+            "objectives": [
+                x if math.isfinite(x) else None for x in trial["objectives"]
+            ],
+            "seconds": float(np.mean(seconds)),
+            "diverged": trial["rows"][0]["diverged"],
+        }
+
+    return {
+        "config": config.name,
+        "seeds": list(config.seeds),
+        "trials": trials,
+        "commit": rows.commit(),
+        "objective": " ".join((objective.__doc__ or "").split()),
+        "spaces": {
+            name: {
+                key: list(of) for key, of in space(name, getattr(config, name)).items()
+            }
+            for name in found
+        },
+        "winners": {name: each[0]["settings"] for name, each in found.items()},
+        "methods": {name: [short(t) for t in each] for name, each in found.items()},
+    }
+
+
+def _show(reporter: report.Reporter, told, path) -> None:
+    header = ["method", "objective", "as configured", "seconds", "settings"]
+    lines = []
+    for name, trials in told["methods"].items():
+        best = trials[0]
+        plain = next(t for t in trials if not t["settings"])
+        lines.append(
+            [
+                name,
+                _mean(best["objectives"]),
+                _mean(plain["objectives"]),
+                f"{best['seconds']:.2f}",
+                ", ".join(f"{k}={v:g}" for k, v in best["settings"].items()) or "as is",
+            ]
+        )
+    tables.show(header, lines, reporter)
+    reporter.say(f"tuned: {path}; `winners` of it are settings to adopt")
+
+
+def _mean(values) -> str:
+    return "–" if None in values else f"{np.mean(values):.3f}"

@@ -1,0 +1,161 @@
+"""A method under other settings: what `tune` and `ablate` are made of.
+
+A variant is run from the same original as all others, judged, and kept as one small
+file, so that a run that was cut off goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ccu_jax.config import limits
+from ccu_jax.config.schema import Config
+from ccu_jax.distributed.hosts import barrier, is_first, seen
+from ccu_jax.errors import UserError
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.methods import METHODS, Problem
+from ccu_jax.metrics import audit
+from ccu_jax.models import TAIL
+from ccu_jax.runs import results as rows
+from ccu_jax.runs.progress import Quiet
+
+Row = dict[str, Any]
+
+
+class Variant(NamedTuple):
+    """A method, and which of its settings are others than the configuration's."""
+
+    method: str
+    settings: dict[str, Any]
+
+
+def check(config: Config, names: list[str], of: str) -> None:
+    """Refuses what cannot be run, before anything is.
+
+    Args:
+        config: of the run.
+        names: the methods whose variants are to run.
+        of: what `names` are chosen from, in words.
+
+    Raises:
+        UserError: there is no such method, or a batch that the devices cannot share.
+    """
+    if not names:
+        raise UserError(f"methods: none of them is {of}; give others with --methods")
+    if config.unlearn.requests > 1:
+        raise UserError(
+            f"unlearn.requests={config.unlearn.requests}: settings are looked at for "
+            "one request; leave it out"
+        )
+    limits.check_batches(config, names, jax.device_count())
+
+
+def check_there(bench) -> None:
+    """Refuses a folder whose pictures were purged: nothing can be run on it.
+
+    Raises:
+        UserError: they were.
+    """
+    if bench.data.purged:
+        raise UserError(
+            f"the pictures to forget were purged from {bench.workdir}: give another "
+            "--workdir"
+        )
+
+
+def place(
+    workdir: pathlib.Path, seed: int, variant: Variant, tested: bool = True
+) -> pathlib.Path:
+    """The file of what came of a variant, judged with test rows or without."""
+    text = json.dumps(variant.settings, sort_keys=True)
+    name = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return (
+        workdir
+        / ("tested" if tested else "variants")
+        / f"{variant.method}-{seed}-{name}.json"
+    )
+
+
+def run(bench, problem: Problem, variant: Variant) -> Row:
+    """What comes of a variant: from its file, or run now.
+
+    Args:
+        bench: of the run, `stages.Bench`.
+        problem: with the original and its features. Sets that are empty are not judged.
+        variant: what to run.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    tested = bool(len(problem.sets.test))
+    path = place(bench.workdir, problem.seed, variant, tested)
+    if seen(path):
+        return _read(path, bench.data.fingerprint)
+    method = variant.method
+    section = dataclasses.replace(getattr(problem.config, method), **variant.settings)
+    config = dataclasses.replace(problem.config, **{method: section})
+    problem = problem._replace(config=config)
+    steps = path.with_suffix("")
+    outcome = bench.loop.run(method, METHODS[method], problem, steps, Quiet())
+    found = judge(bench, problem, outcome.params)
+    row: Row = {
+        "method": method,
+        "settings": variant.settings,
+        "seed": problem.seed,
+        "metric": bench.data.metric,
+        "steps": outcome.steps,
+        "seconds": outcome.seconds
+        | {"unlearn": outcome.seconds["start"] + outcome.seconds["steps"]},
+        "diverged": outcome.diverged or found.pop("collapsed"),
+        "fingerprint": bench.data.fingerprint,
+        "commit": rows.commit(),
+        **found,
+    }
+    if is_first():
+        rows.write(path, row)
+        shutil.rmtree(steps, ignore_errors=True)
+    barrier(path.name)
+    return row
+
+
+def judge(bench, problem: Problem, params) -> Row:
+    """Scores and attack of a model that differs from the original in some parts.
+
+    And `collapsed`, what is wrong with one that has fallen apart.
+    """
+    table = bench.table
+    if not set(params) - set(TAIL):
+        table = problem.store.table(bench.table)
+    params = {**problem.params, **params}
+    found = evaluate.results(bench.forward, params, table, bench.data, problem.sets)
+    before = bench.workdir / "outputs" / f"original-{problem.seed}.npz"
+    collapsed = None
+    if before.exists() and len(problem.sets.test):
+        collapsed = audit.collapse(found, evaluate.load(before))
+    return {
+        "scores": evaluate.scores(found),
+        "attack_auc": audit.attack_auc(found),
+        "collapsed": collapsed,
+    }
+
+
+def without_test(problem: Problem) -> Problem:
+    """The problem for choosing between settings: no test row is looked at."""
+    nothing = np.zeros(0, np.int64)
+    return problem._replace(sets=problem.sets._replace(test=nothing))
+
+
+def _read(path, fingerprint) -> Row:
+    row = rows.read(path)
+    if row["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{path} belongs to other data: give another --workdir, or remove the "
+            "folder to start anew"
+        )
+    return row

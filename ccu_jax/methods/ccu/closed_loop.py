@@ -1,0 +1,320 @@
+"""CCU, cross-modal contrastive unlearning: paper-like and closed-loop form.
+
+They train the picture's way behind the trunk on features that are computed once; trunk
+and text branch stay as they are, to the bit. So they guard what the model *says*: who
+reads the weights finds the trunk as it was. `ccu_plus_full` trains the trunk as well,
+on pictures, and takes the longer for it.
+
+The losses of the paper (Xu et al. 2025, arXiv 2509.23895) are not public: these forms
+are this project's reconstruction.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ccu_jax import objectives
+from ccu_jax.evaluate.feature_store import pool
+from ccu_jax.methods.cached_features import (
+    PARTS,
+    Cache,
+    cache,
+    plan,
+    split,
+    together,
+    with_pictures,
+)
+from ccu_jax.methods.ccu import targets
+from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.reference import rate, scheduled
+from ccu_jax.methods.stopping import stopping
+from ccu_jax.models import TAIL, VIEWS, VISUAL, unit
+from ccu_jax.models.augmentation import hide
+from ccu_jax.train.step import Program, everywhere
+
+
+def _adam():
+    # Retention has no gradient where the model still is the original: with Adam's usual
+    # epsilon the rounding noise there, which differs between devices, becomes a step.
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(eps=1e-5), scheduled()
+    )
+
+
+def _numbers(section):
+    return {"rate": {"all": rate(section.learning_rate, section.steps)}}
+
+
+def _contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
+    """The weighted contrastive objectives that both forms share, by name."""
+    weight_u, weight_r = u["has_image"], r["has_image"]
+    terms = {}
+    if c.uses("pair"):
+        terms["pair"] = c.pair * objectives.pair_dissociation(
+            out_u.z_image,
+            u["z_text"],
+            r["z_text"],
+            u["labels"],
+            r["labels"],
+            weight_u & u["has_text"],
+            weight_r & r["has_text"],
+            offset=offset,
+            two_sided=two_sided,
+        )
+    if c.uses("separation"):
+        terms["separation"] = c.separation * objectives.separation(
+            unit(out_r.h_image),
+            unit(out_u.h_image),
+            r["labels"],
+            weight_r,
+            weight_u,
+            temperature=c.temperature,
+        )
+    return terms
+
+
+def _retention(weight, r, out_r, multi_label, whole=True):
+    """Weighted retention; `whole`: rows whose fused view sees all that it has."""
+    teacher = {view: r[f"original_{view}"] for view in VISUAL}
+    student = {view: getattr(out_r, view) for view in VISUAL}
+    counts = {"image": r["has_image"], "fused": r["has_image"] & whole}
+    return weight * objectives.retention(
+        teacher, student, counts, multi_label=multi_label
+    )
+
+
+def ccu(problem: Problem) -> Program:
+    """The paper-like form.
+
+    (a) inverse contrast and pair dissociation on the unlearn set, (b) retention of the
+    original's predictions on the retain set, (c) dual-set separation; with `stop` it
+    ends when the pictures of the unlearn set are recognised no better than held-out
+    ones.
+    """
+    section, model = problem.section, problem.model
+    multi_label = problem.multi_label
+    cached = cache(problem, section.retain_rows)
+    train, frozen = split(problem, TAIL)
+
+    def loss(params, frozen, aux, batch, step):
+        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
+        every, cut = together(batch)
+        out = cut(model.apply({**frozen["parts"], **params}, every))
+        out_u, out_r = out["unlearn"], out["retain"]
+        terms = _contrasts(c, u, r, out_u, out_r)
+        if c.uses("inverse"):
+            terms["inverse"] = c.inverse * objectives.inverse_contrast(
+                unit(out_u.h_image),
+                unit(out_r.h_image),
+                u["labels"],
+                r["labels"],
+                u["has_image"],
+                r["has_image"],
+                temperature=c.temperature,
+                pull=c.pull,
+            )
+        if c.uses("retention"):
+            terms["retention"] = _retention(c.retention, r, out_r, multi_label)
+        return sum(terms.values(), jnp.zeros(())), terms
+
+    program = Program(
+        params=train,
+        frozen={"parts": frozen, "c": Section.of(section)},
+        loss=loss,
+        optimiser=_adam(),
+        numbers=_numbers(section),
+        parts=cached.parts,
+        plan=plan(problem, cached, section),
+    )
+    if not section.stop:
+        return program
+    return stopping(problem, program, names=("unlearn", "held"))
+
+
+def ccu_plus(problem: Problem) -> Program:
+    """The closed-loop form: the tail is re-fitted towards retain-only targets.
+
+    Retain rows are fitted to their labels and to the original's word, the unlearn set
+    to what a model that never saw its pictures would say of them (`targets.py`),
+    re-estimated under the current model. What the original says of held-out pictures is
+    kept: it has not seen them either. Where `shrink` is below 1 the tail is first
+    pulled towards a fresh one (Ash & Adams 2020).
+
+    `ccu_gated` has the contrast in the place of the fit: only rows that are still surer
+    than their target are pushed. `ccu_plus_full` trains the trunk, too.
+    """
+    section = problem.section
+    parts = (*TAIL, "image_trunk") if section.full else TAIL
+    cached = cache(problem, section.retain_rows)
+    train, frozen = split(problem, parts)
+    if section.shrink < 1:
+        fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
+        kept = {
+            name: _shrink(train[name], fresh[name], section.shrink) for name in TAIL
+        }
+        train = {**train, **kept}
+    ranks = _ranks(problem, cached)
+    if section.full:
+        cached = with_pictures(problem, cached)
+    labels = cached.parts["unlearn"]["labels"]
+    blank = jnp.zeros((labels.shape[0] * labels.shape[1], labels.shape[2]))
+    zero = jnp.zeros(())
+    return Program(
+        params=train,
+        frozen={"parts": frozen, "ranks": ranks, "c": Section.of(section)},
+        loss=_plus_loss(problem),
+        optimiser=_adam(),
+        numbers=_numbers(section),
+        parts=cached.parts,
+        plan=plan(problem, cached, section, held=bool(section.hold)),
+        aux={
+            **{view: blank for view in VISUAL},
+            "level": {view: blank[:, 0] for view in VISUAL},
+            "lead": {view: zero for view in VISUAL},
+            "offset": zero,
+        },
+        refresh=_plus_refresh(problem),
+        refresh_every=section.refresh_every,
+    )
+
+
+def _plus_loss(problem):
+    model, multi_label = problem.model, problem.multi_label
+    kind = {"multi_label": multi_label}
+    hide_rate = problem.config.train.modality_dropout
+
+    def loss(params, frozen, aux, batch, step):
+        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
+        see, read = hide(r["has_image"], r["has_text"], r["key"], hide_rate)
+        shown = {**batch, "retain": {**r, "has_image": see, "has_text": read}}
+        every, cut = together(shown, drop="retain")
+        params = {**frozen["parts"], **params}
+        out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
+        out_u, out_r = out["unlearn"], out["retain"]
+        terms = _contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
+        terms |= _match(c, u, r, out_u, out_r, aux, frozen["ranks"].free, kind)
+        if c.uses("classify"):
+            terms["classify"] = c.classify * sum(
+                objectives.cross_entropy(
+                    getattr(out_r, view), r["labels"], r["has_image"], **kind
+                )
+                for view in VISUAL
+            )
+        if c.uses("retention"):
+            whole = (see == r["has_image"]) & (read == r["has_text"])
+            terms["retention"] = _retention(c.retention, r, out_r, multi_label, whole)
+        if c.uses("hold"):
+            held = batch["held"]
+            terms["hold"] = _retention(c.hold, held, out["held"], multi_label)
+        return sum(terms.values(), jnp.zeros(())), terms
+
+    return loss
+
+
+def _plus_refresh(problem):
+    model = problem.model
+
+    def refresh(params, frozen, aux, parts):
+        def now(rows):
+            # Each device looks at its own rows and learns what was said of all.
+            out = model.apply({**frozen["parts"], **params}, rows)
+            seen = {"image": out.image, "fused": out.fused, "weight": rows["has_image"]}
+            return everywhere((out, {**_logits(rows), **seen}))
+
+        (_, u), (out_v, v) = now(parts["unlearn"]), now(parts["held"])
+        aims = targets.current(
+            frozen["ranks"],
+            u,
+            v,
+            aux["lead"],
+            gain=frozen["c"].gain,
+            multi_label=problem.multi_label,
+        )
+        has_text = everywhere(parts["held"]["has_text"])
+        return {**aims, "offset": _pair_offset(out_v, v["labels"], has_text)}
+
+    return refresh
+
+
+def _match(c, u, r, out_u, out_r, aux, free, kind):
+    """The weighted objectives that lead the unlearn set to its targets, by name.
+
+    Cross-entropy towards the target probabilities; the confidence itself, for a
+    cross-entropy near zero hardly tells a sure row from a very sure one, an attack
+    does; and the inverse contrast of rows that are surer than their target, each by how
+    much surer it is in one of the views, at most 1.
+    """
+    terms = {name: 0.0 for name in ("match", "level") if c.uses(name)}
+    weight, surer = u["has_image"], 0.0
+    for view in VISUAL:
+        said, aim = getattr(out_u, view), aux["level"][view][u["row"]]
+        sure = targets.confidence(said, u["labels"], **kind)
+        if c.uses("match"):
+            terms["match"] += c.match * objectives.cross_entropy(
+                said, aux[view][u["row"]], weight, **kind
+            )
+        if c.uses("level"):
+            terms["level"] += c.level * objectives.level(sure, aim, weight & ~free)
+        surer = jnp.maximum(surer, jnp.clip(sure - aim, 0.0, 1.0))
+    if c.uses("gate"):
+        terms["gate"] = c.gate * objectives.inverse_contrast(
+            unit(out_u.h_image),
+            unit(out_r.h_image),
+            u["labels"],
+            r["labels"],
+            weight,
+            r["has_image"],
+            temperature=c.temperature,
+            gate_u=jax.lax.stop_gradient(jnp.where(free, 1.0, surer)),
+        )
+    return terms
+
+
+@jax.jit
+def _shrink(params, fresh, keep):
+    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params, fresh)
+
+
+def _logits(rows):
+    """The original's logits of all views, with the labels."""
+    names = {view: rows[f"original_{view}"] for view in VIEWS}
+    return {**names, "labels": rows["labels"]}
+
+
+def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
+    """What the targets need to know of all rows."""
+    strength, multi_label = problem.section.ridge, problem.multi_label
+
+    def ranks(state, resident, parts):
+        key, strength = resident
+
+        def rows(name):
+            part = parts[name]
+            pooled = pool(part["features"])
+            named = {"pooled": pooled, "fresh": part["fresh"]}
+            return everywhere({**named, **_logits(part), "weight": part["has_image"]})
+
+        return state, targets.prepare(
+            *(rows(name) for name in PARTS),
+            jax.random.wrap_key_data(key),
+            strength=strength,
+            multi_label=multi_label,
+        )
+
+    compiled = problem.forward.once("ranks", ranks)
+    key = jax.random.key_data(problem.key("ranks"))
+    resident = problem.executor.place((key, np.float32(strength)))
+    return compiled((), resident, cached.parts)[1]
+
+
+def _pair_offset(out, labels, has_text):
+    """How much nearer held-out pictures are to their own text than to their class's."""
+    share = objectives.positives(labels, labels) * (1 - jnp.eye(len(labels))) * has_text
+    cosine = out.z_image @ out.z_text.T
+    usual = (cosine * share).sum(1) / jnp.maximum(share.sum(1), 1e-9)
+    # Only rows that have a text and others of their class say something.
+    weight = has_text & (share.sum(1) > 0)
+    nearer = (jnp.diagonal(cosine) - usual) * weight
+    return nearer.sum() / jnp.maximum(weight.sum(), 1)

@@ -1,0 +1,78 @@
+"""What methods that train every part of the original have in common."""
+
+import numpy as np
+
+from ccu_jax import objectives
+from ccu_jax.methods import reference
+from ccu_jax.methods.cached_features import together
+from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.reference import branch
+from ccu_jax.methods.stopping import stopping
+from ccu_jax.models.augmentation import augment
+from ccu_jax.train.step import Program
+
+
+def whole(problem: Problem, loss, plan, *, optimiser=None, frozen=(), numbers=()):
+    """A program that trains every part of the original.
+
+    Args:
+        problem: what the method was given.
+        loss: of `Program`; its `frozen["c"]` is the method's section.
+        plan: of `Program`.
+        optimiser: of `Program`; that of training by default.
+        frozen: more of it by name, as are `numbers`.
+    """
+    section, train = problem.section, problem.config.train
+    steps = len(next(iter(plan.values())))
+    program = Program(
+        params=problem.params,
+        frozen={"c": Section.of(section), **dict(frozen)},
+        loss=loss,
+        optimiser=optimiser or reference.optimiser(train),
+        numbers=reference.rates(section.learning_rate, steps, train) | dict(numbers),
+        group=branch,
+        table=problem.table,
+        plan=plan,
+    )
+    stops = getattr(section, "stop", False)
+    return stopping(problem, program) if stops else program
+
+
+def both(problem: Problem, epochs: float):
+    """Rows of both sets for so many passes over the retain set."""
+    section, sets = problem.section, problem.sets
+    batch = {"retain": section.batch, "unlearn": section.unlearn_batch}
+    steps = problem.steps(epochs, section.batch, sets.retain)
+    return {
+        name: problem.batches(getattr(sets, name), size, steps, name)
+        for name, size in batch.items()
+    }
+
+
+def said(problem: Problem, params, batch):
+    """Outputs and rows of both sets, in one pass.
+
+    Retain rows are changed at random and have dropout, as in training; those of the
+    unlearn set are taken as they are.
+    """
+    retain = batch["retain"]
+    retain = augment(retain, retain["key"], problem.config.train)
+    unlearn = plain(batch["unlearn"])
+    every, cut = together({"retain": retain, "unlearn": unlearn}, drop="retain")
+    model = problem.model
+    out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
+    return out["retain"], retain, out["unlearn"], unlearn
+
+
+def plain(rows):
+    """Rows with pictures as floats, otherwise as they are."""
+    return {**rows, "image": rows["image"] / 255.0}
+
+
+def guessing(problem: Problem) -> float:
+    """The loss of a model that knows nothing."""
+    num_classes = problem.table["labels"].shape[1]
+    if problem.multi_label:
+        return objectives.MULTI_LABEL_SCALE * float(np.log(2))
+    return float(np.log(num_classes))

@@ -1,0 +1,71 @@
+"""Unlearning by the last layers alone: catastrophic forgetting, exact unlearning.
+
+CF-k trains the last k layers on with the retain set, EU-k trains them anew (Goel et al.
+2022). Layers before them stay, so both work on stored features: cheap, and a control
+that a method on the same layers must beat.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ccu_jax.methods.cached_features import cache
+from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.reference import Rate, classification, rate, scheduled
+from ccu_jax.models import TAIL
+from ccu_jax.models.augmentation import hide
+from ccu_jax.train.step import Program
+
+LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL}
+
+
+def last_layers(problem: Problem) -> Program:
+    """Train the picture's last layers on, or anew (`fresh`), with the retain set."""
+    section, train = problem.section, problem.config.train
+    parts = LAYERS[section.layers]
+    cached = cache(problem, section.retain_rows)
+    start = problem.params
+    if section.fresh:
+        start = problem.executor.place(problem.model.init(problem.key("fresh")))
+    judge = classification(problem)
+
+    def loss(params, frozen, aux, batch, step):
+        rows = batch["retain"]
+        see, read = hide(
+            rows["has_image"], rows["has_text"], rows["key"], train.modality_dropout
+        )
+        shown = {
+            **rows,
+            "has_image": see,
+            "has_text": read,
+            "image_weight": rows["has_image"].astype(jnp.float32),
+            "text_weight": rows["has_text"].astype(jnp.float32),
+        }
+        params = {**frozen["parts"], **params}
+        out = problem.model.apply(params, shown, keys=rows["key"])
+        return judge(out, shown), {}
+
+    count = len(cached.rows["retain"])
+    steps = problem.steps(section.epochs, section.batch, range(count))
+    numbers: dict[str, dict[str, Rate]] = {
+        "rate": {"all": rate(section.learning_rate, steps)}
+    }
+    rest = {name: x for name, x in problem.params.items() if name not in parts}
+    return Program(
+        params={name: start[name] for name in parts},
+        frozen={"parts": rest, "c": Section.of(section)},
+        loss=loss,
+        optimiser=optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.scale_by_adam(b2=0.98),
+            optax.add_decayed_weights(train.weight_decay),
+            scheduled(),
+        ),
+        numbers=numbers,
+        parts={"retain": cached.parts["retain"]},
+        plan={
+            "retain": problem.batches(
+                range(count), section.batch, steps, "retain", of=cached.rows["retain"]
+            )
+        },
+    )

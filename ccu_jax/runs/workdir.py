@@ -1,0 +1,319 @@
+"""The folder of a run: whose it is, what it forgets, and that this is gone.
+
+One folder belongs to one configuration and one set of data.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import time
+
+import jax
+import numpy as np
+
+from ccu_jax import data
+from ccu_jax.config import schema as configs
+from ccu_jax.data.readers.untrusted_files import within
+from ccu_jax.distributed.hosts import agreed, barrier, is_first, place_of_process
+from ccu_jax.errors import PassingError, UserError
+from ccu_jax.evaluate import feature_store as features
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.reports.html import atomically
+from ccu_jax.runs import results as rows
+from ccu_jax.storage import records as sealed
+from ccu_jax.train import checkpoint
+from ccu_jax.unlearn_sets import splits as unlearn_set
+
+# What may differ between two runs on one folder: it changes nothing but rounding.
+FREE = ("methods", "seeds", "run.")
+_LEASE_S = 120.0  # so long a network's folder may keep the lock of a host that is lost
+
+
+def confine(workdir, links: bool) -> None:
+    """Refuses a folder in which this would write or remove what lies elsewhere.
+
+    Args:
+        workdir: the folder.
+        links: whether it may hold links that lead out of it.
+
+    Raises:
+        UserError: it holds such a link.
+    """
+    out = _link(workdir) if is_first() and not links else ""
+    if not agreed(out == ""):
+        raise UserError(
+            f"{out or f'in {workdir} there'} is a link out of the folder of the "
+            "run, in which this would write and remove: put what it leads to in "
+            "its place, or, where you have made it, give --set run.links=True"
+        )
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Keeps other runs out of the folder while the block runs; a kill opens it again.
+
+    Raises:
+        PassingError: another one is at work in it.
+    """
+    with contextlib.ExitStack() as stack:
+        told = _lock(stack, workdir) if is_first() else ""
+        end = time.monotonic() + _LEASE_S
+        # What was started again at once may meet what is left of itself.
+        if told and place_of_process()[1] > 1:
+            print(f"another run is at work in {workdir} ({told}): waiting", flush=True)
+        while told and place_of_process()[1] > 1 and time.monotonic() < end:
+            time.sleep(1)
+            told = _lock(stack, workdir)
+        if not agreed(told == ""):
+            raise PassingError(
+                f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
+                "its end, or give another --workdir"
+            )
+        yield
+
+
+def _link(workdir) -> str:
+    """A link out of the folder, or nothing: who has made it may be a stranger."""
+    for above, folders, files in os.walk(workdir):
+        for name in (*folders, *files):
+            path = os.path.join(above, name)
+            if os.path.islink(path) and not within(path, workdir):
+                return path
+    return ""
+
+
+def _lock(stack, workdir) -> str:
+    """Empty where the folder is this process's now, else what is known of the owner."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((workdir / "run.lock").open("a+b"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return file.read(200).decode("utf-8", "replace").strip() or "just started"
+    except OSError as error:  # a file system without locks
+        print(
+            f"*** {workdir} cannot be locked ({error.strerror}): see to it that no "
+            "other run works in it ***"
+        )
+        return ""
+    # What a kill has left of files that were being written.
+    for left in workdir.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", left.name):
+            left.unlink(missing_ok=True)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    file.flush()
+    return ""
+
+
+def refuse(config, workdir):
+    """Refuse a folder that another configuration has filled."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        different = configs.difference(sealed.read(path), configs.to_json(config))
+    except ValueError:
+        raise UserError(
+            f"{path}, which says what {workdir} was made with, is damaged: remove it, "
+            "and give the very command that it was made with; or another --workdir"
+        ) from None
+    other = [key for key in different if not key.startswith(FREE)]
+    if other:
+        raise UserError(
+            f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
+            " give another --workdir, or remove the folder to start anew"
+        )
+
+
+def claim(config, workdir, files):
+    """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
+    barrier("claim")  # all processes have looked at what was there
+    if is_first():
+        mine = sealed.seal(configs.to_json(config))
+        path = workdir / "config.json"
+        atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
+    keep(files)
+
+
+def keep(files):
+    """Write texts to files that are not there yet, or say something else."""
+    barrier("keep")  # all processes have looked at what was there
+    for path, text in files.items() if is_first() else ():
+        if not path.exists() or path.read_bytes() != text.encode():
+            path.parent.mkdir(exist_ok=True)
+            atomically(path, text.encode())
+
+
+def unlearn_file(workdir, seed):
+    """Where the ids of a seed's unlearn set are written down."""
+    return workdir / "unlearn_sets" / f"{seed}.txt"
+
+
+def texts(bench, seed, sets) -> dict[pathlib.Path, str]:
+    """What is written down of a seed's unlearn set: its ids, and near-duplicates.
+
+    Raises:
+        UserError: another unlearn set is written down already.
+    """
+    if not len(sets.unlearn):  # not drawn yet
+        return {}
+    config = bench.config.unlearn
+    text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
+    path = unlearn_file(bench.workdir, seed)
+    if path.exists() and path.read_bytes() != text.encode():
+        unlearn_set.check_whole(path)
+        raise UserError(
+            f"the unlearn set is another one than in {path}: give another --workdir, "
+            "or remove the folder to start anew"
+        )
+    return {path: text} | _near(bench, seed, sets)
+
+
+def _near(bench, seed, sets) -> dict[pathlib.Path, str]:
+    """Tell which near-duplicates of forgotten pictures there are."""
+    near = unlearn_set.near_duplicates(bench.data, sets)
+    if not any(map(len, near.values())):
+        return {}
+    path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
+    told = ", ".join(f"{name} {len(found)}" for name, found in near.items())
+    bench.reporter.say(
+        f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
+        f"(those in unlearn are forgotten too); see {path}"
+    )
+    return {path: unlearn_set.describe_near(bench.data, sets, near)}
+
+
+def evaluated(bench, seed) -> unlearn_set.Sets:
+    """The sets on which a finished original was evaluated.
+
+    Raises:
+        UserError: its outputs cannot be read.
+    """
+    path = bench.workdir / "outputs" / f"original-{seed}.npz"
+    where = {name: row for row, name in enumerate(bench.data.id.tolist())}
+    try:
+        found = evaluate.load(path)
+        row = np.array([where[name] for name in found.id.tolist()])
+    except KeyError:
+        raise UserError(
+            f"{path} is missing or damaged: remove "
+            f"{rows.place(bench.workdir, seed, 'original')} to make it again"
+        ) from None
+    of = {name: np.sort(row[found.of == name]) for name in evaluate.SETS}
+    return unlearn_set.Sets(**of)
+
+
+def purge(bench):
+    """Remove the pictures of all unlearn sets of this folder, and look for them."""
+    workdir, reporter = bench.workdir, bench.reporter
+    with reporter.stage("purge") as stage:
+        if is_first():
+            seeds = {*bench.config.seeds, *(r["seed"] for r in rows.read_all(workdir))}
+            for seed in sorted(seeds):
+                if not (path := unlearn_file(workdir, seed)).exists():
+                    raise UserError(
+                        f"purge: {path} is gone, which said what to remove: the same "
+                        "command once more writes it down and purges, if seed "
+                        f"{seed} is among its seeds"
+                    )
+            ids = unlearn_set.recorded(
+                bench.data,
+                workdir / "unlearn_sets",
+                bench.config.unlearn.duplicates,
+            )
+            cache = jax.config.jax_compilation_cache_dir
+            places = [workdir, *([pathlib.Path(cache)] if cache else [])]
+            also: dict[str, int] = {}
+
+            def remove():
+                also["features"] = _purge_features(bench, ids)
+                also["models"] = _purge_models(workdir)
+
+            told = data.forget(
+                bench.config.data, workdir, ids, places, stage.tell, remove
+            )
+            told |= also
+            text = json.dumps(told, indent=1) + "\n"
+            atomically(workdir / "purge.json", text.encode())
+        barrier("purge")
+    if is_first():
+        reporter.say(
+            f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
+            f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
+            f"{len(told['hits'])} found; too even to be looked for: {told['even']}. "
+            "Gone, too: what the originals' stores said of these pictures, and the "
+            "models that knew them: originals, shadows, what diverged or was cut off "
+            f"(folders: {told['models']}). Ids and scores stay, and methods that leave "
+            "the trunk as it was keep it. Your own files still hold the pictures"
+        )
+        if told["hits"]:
+            raise UserError(
+                f"purge: {told['hits'][0][0]} and {len(told['hits']) - 1} more are "
+                f"still there, see {workdir / 'purge.json'}: an equal picture may "
+                "have been kept, or another program has left a copy"
+            )
+
+
+def _purge_models(workdir) -> int:
+    """Remove the parameters of all that knows the pictures; gives how many folders.
+
+    Those of the originals, which were trained on them; of methods that diverged, which
+    have kept what they began with or have half forgotten; of trainings that were cut
+    off; and the shadow models, which were shown them to be compared with only. What is
+    left are the models that were made to forget, and those that never saw them.
+    """
+    diverged = [row for row in rows.read_all(workdir) if row.get("diverged")]
+    every = list(workdir.glob("checkpoints/*/params"))
+    found = [
+        *workdir.glob("checkpoints/original-*/params"),
+        # Of a method that was cut off before its record, and not run again.
+        *(p for p in every if not (workdir / f"stages/{p.parent.name}.json").exists()),
+        *(
+            workdir / "checkpoints" / f"{row['method']}-{row['seed']}" / "params"
+            for row in diverged
+        ),
+        *workdir.glob("checkpoints/*/steps*"),
+        *workdir.glob("audits/*-steps"),
+        # Of what was tried that was cut off.
+        *(p for p in workdir.glob("variants/*") if p.is_dir()),
+        *(p for p in workdir.glob("tested/*") if p.is_dir()),
+        *workdir.glob("shadows"),
+    ]
+    going = {of for of in found if of.exists()}
+    # The proof, as long as there is something to compare with: what stays is none of
+    # these under another name.
+    known = [digests for of in going if (digests := checkpoint.written(of))]
+    for folder in every:
+        if folder not in going and checkpoint.written(folder) in known:
+            raise UserError(
+                f"purge: the model in {folder} is one that knows the pictures: remove "
+                "this folder"
+            )
+    for folder in going:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
+    return len(going)
+
+
+def _purge_features(bench, ids) -> int:
+    """Remove the rows from the originals' stores; gives how many rows went, of all."""
+    removed = np.flatnonzero(np.isin(bench.data.id, sorted(ids)))
+    gone = 0
+    # A seed that was cut off may have none yet, but the beginning of one beside it.
+    for original in sorted((bench.workdir / "checkpoints").glob("original-*")):
+        folder = original / "features"
+        gone += features.remove(folder, removed)
+        if features.left(folder, removed):
+            raise UserError(
+                f"purge: {folder} still says something of the forgotten pictures: "
+                "remove this folder"
+            )
+    return gone

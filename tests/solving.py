@@ -5,12 +5,12 @@ import functools
 
 import jax
 import numpy as np
-import problems
 
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods import METHODS
 from ccu_jax.train.loop import Loop
+from tests import problems
 
 
 class Quiet:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from problems import CLASSES, labels
 
 from ccu_jax import objectives
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed.executors import AXIS
+from tests.problems import CLASSES, labels
 
 ROWS, SIZE = 8, 5
 

@@ -1,0 +1,104 @@
+"""A section's numbers are data of a program; whether they are zero is part of it."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccu_jax.config.methods import CcuPlus
+from ccu_jax.methods import METHODS, REFERENCES
+from ccu_jax.methods.hyperparameters import Section
+from tests import problems
+from tests.solving import Quiet, bench, counted, new_loop, other_numbers, same
+
+
+def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
+    section = CcuPlus(pair=10.0, gate=0.0)
+    tree = Section.of(section)
+    real = {k: x for k, x in dataclasses.asdict(section).items() if type(x) is float}
+    leaves = sorted(float(x) for x in jax.tree.leaves(tree))
+    assert leaves == pytest.approx(sorted(x for x in real.values() if x))
+    for name, x in real.items():
+        assert float(getattr(tree, name)) == pytest.approx(x), name
+        assert tree.uses(name) == (x != 0), name
+    other = Section.of(dataclasses.replace(section, pair=3.0, learning_rate=0.5))
+    assert jax.tree.structure(other) == jax.tree.structure(tree)
+    for changed in ({"pair": 0.0}, {"gate": 1.0}):
+        apart = Section.of(dataclasses.replace(section, **changed))
+        assert jax.tree.structure(apart) != jax.tree.structure(tree), changed
+
+
+def test_only_its_real_numbers_can_be_asked_for():
+    tree = Section.of(CcuPlus())
+    for name in ("steps", "full", "nothing", "_hidden"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(tree, name)
+    # A misspelt weight must not be taken for one that is zero.
+    with pytest.raises(AttributeError, match="pairs"):
+        tree.uses("pairs")
+
+
+def test_a_section_goes_through_every_transformation_of_jax():
+    tree, other = Section.of(CcuPlus(pair=2.0)), Section.of(CcuPlus(pair=5.0))
+    traces = []
+
+    @jax.jit
+    def weighted(section, x):
+        traces.append(section.uses("gate"))
+        return section.pair * x + (section.gate * x if section.uses("gate") else 0.0)
+
+    assert float(weighted(tree, jnp.float32(3))) == 6
+    assert float(weighted(other, jnp.float32(3))) == 15
+    assert traces == [False]
+    gated = Section.of(CcuPlus(pair=2.0, gate=1.0))
+    assert float(weighted(gated, jnp.float32(3))) == 9 and traces == [False, True]
+    doubled = jax.tree.map(lambda x: 2 * x, tree)
+    assert float(doubled.pair) == 4 and doubled.gate == 0.0
+    assert same(jax.device_get(jax.device_put(tree)), tree)
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "pair", "temperature"])
+def test_a_run_with_another_weight_or_rate_compiles_nothing(field, tmp_path):
+    problem, _ = bench()
+    loop, traces = kept(), TRACES
+    old = getattr(problem.config.ccu, field)
+    config = problems.config(ccu={field: 1.5 * old})
+    outcomes = [
+        loop.run("ccu", counted("ccu", traces), of, tmp_path / "none", Quiet())
+        for of in (problem, problem._replace(config=config))
+    ]
+    assert traces["ccu"] == 1 and outcomes[1].seconds["compile"] < 1
+    assert not same(outcomes[0].params, outcomes[1].params)
+
+
+TRACES = collections.Counter()
+LOOPS = []
+
+
+def kept():
+    """One loop for the tests of this file."""
+    if not LOOPS:
+        LOOPS.append(new_loop(bench()[0]))
+    return LOOPS[0]
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in REFERENCES])
+def test_every_number_of_every_section_is_used_as_data(name):
+    """Programs for other numbers have the same structure, down to the optimiser's."""
+    problem, _ = bench()
+    numbers = other_numbers(getattr(problem.config, name))
+    changed = problems.config(**{name: numbers})
+    one, other = (
+        METHODS[name](problem._replace(config=config))
+        for config in (problem.config, changed)
+    )
+
+    def shapes(program):
+        given = program.frozen, program.numbers, program.params, program.aux
+        leaves, structure = jax.tree.flatten(given)
+        return structure, [(np.shape(x), jnp.result_type(x)) for x in leaves]
+
+    assert shapes(one) == shapes(other)

@@ -1,0 +1,139 @@
+"""Training: its rates, its order of rows, and what the visual reference learns from."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ccu_jax.config.schema import Conditions, Train
+from ccu_jax.data import corruptions as conditions
+from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.executors import AXIS
+from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.methods import METHODS, reference
+from ccu_jax.metrics import audit
+from ccu_jax.models import TEXT
+from ccu_jax.train.step import gather
+from tests import problems
+from tests.solving import Quiet, alone, bench, new_loop, same
+
+
+def test_the_visual_reference_never_learns_from_a_forgotten_picture():
+    """Its loss and gradient stay when these pictures change, and its texts count."""
+    problem, _ = bench()
+    still = {"learning_rate": 1e-2, "word_dropout": 0.0}
+    problem = problem._replace(config=problems.config(train=still))
+    index = jnp.asarray(problem.sets.unlearn)
+    program = METHODS["retrain_visual"](problem)
+    keys = jax.random.split(jax.random.key(0), len(index))
+
+    def gradient(table):
+        batch = {"rows": gather(table, {"rows": index}) | {"key": keys}}
+
+        def loss(params):
+            return jax.lax.pmean(program.loss(params, (), (), batch, 0)[0], AXIS)
+
+        return jax.lax.pmean(jax.grad(loss)(program.params), AXIS)
+
+    gradient = jax.jit(alone(gradient))
+    changed = {**program.table, "image": 255 - program.table["image"]}
+    before, after = gradient(program.table), gradient(changed)
+    assert same(before, after)
+    for part in before:
+        moved = any(np.any(x) for x in jax.tree.leaves(before[part]))
+        assert moved == (part in ("text", "text_head")), part
+
+
+@pytest.mark.parametrize("rising", [0, 3])
+def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
+    config = Train(weight_decay=0.0, text_rate=0.5)
+    params = {reference.branch(part): jnp.ones(2) for part in ("image_head", "text")}
+    assert {part for part in bench()[0].params if reference.branch(part) == "text"} == {
+        *TEXT
+    }
+    optimise = reference.optimiser(config)
+    numbers = reference.rates(0.1, 12, config, rising / 12)
+    state = optimise.init(params)
+    step = jax.jit(functools.partial(optimise.update, numbers=numbers))
+    expected = optax.warmup_cosine_decay_schedule(
+        0.0 if rising else 0.1, 0.1, rising, 12
+    )
+    for count in range(12):
+        updates, state = step(params, state, params)
+        # Adam's answer to a gradient that never changes is its sign.
+        np.testing.assert_allclose(updates["rest"], -expected(count), atol=1e-6)
+        np.testing.assert_allclose(updates["text"], -expected(count) / 2, atol=1e-6)
+    # Behind the last step, where room was made for a look, nothing moves.
+    for _ in range(2):
+        updates, state = step(params, state, params)
+        assert not any(x.any() for x in updates.values())
+
+
+@pytest.mark.parametrize("order", ["stored", "by_class"])
+def test_training_takes_rows_in_the_order_of_the_conditions(order):
+    data = problems.dataset(300)
+    settings = problems.config()
+    settings = dataclasses.replace(
+        settings, conditions=Conditions(order=order, window=5)
+    )
+    plain = problems.problem(parallel.vmap(1), data, settings)
+    problem = plain._replace(arrival=conditions.arrival(data, order))
+    rows = problem.sets.retain
+    place = np.argsort(np.argsort(problem.arrival[rows]))
+    stands = dict(zip(rows.tolist(), place.tolist(), strict=True))
+    plan = reference.retrain(problem).plan["rows"].ravel()[: len(rows)]
+    late = np.array([stands[row] for row in plan.tolist()]) - np.arange(len(rows))
+    assert np.abs(late).max() < 5
+    assert sorted(plan.tolist()) == rows.tolist()
+    shuffled = reference.retrain(plain).plan["rows"].ravel()[: len(rows)]
+    assert (
+        np.abs(np.array([stands[r] for r in shuffled]) - np.arange(len(rows))).max()
+        > 50
+    )
+    # Methods on cached features go by the rows that these stand for.
+    cached = np.arange(len(rows))
+    plan = problem.batches(cached, 8, 3, "x", of=rows)
+    assert np.abs(place[plan.ravel()] - np.arange(24)).max() < 5
+
+
+@pytest.mark.parametrize(
+    "multi_label",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="single"),
+        pytest.param(True, marks=pytest.mark.table, id="multi"),
+    ],
+)
+def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path):
+    """Logits change by 2 % of their spread in the mean, and none by more than 15 %."""
+    data = problems.dataset(280, whole=True, multi_label=multi_label)
+    train = {"epochs": 20, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
+    sizes = {"image_width": 16, "text_width": 16}
+    settings = problems.config(
+        model=sizes, train=train | problems.PLAIN, run={"steps_per_call": 100}
+    )
+    executor = parallel.vmap(1)
+    problem = problems.problem(executor, data, settings)
+    loop = new_loop(problem)
+    method = METHODS["original"]
+    params = loop.run("original", method, problem, tmp_path / "none", Quiet()).params
+    half = problems.model(problems.config(model={**sizes, "dtype": "bfloat16"}))
+    full, near = (
+        evaluate.results(forward, params, problem.table, data, problem.sets)
+        for forward in (problem.forward, evaluate.Forward(half, executor, 64))
+    )
+    for view, logits in full.logits.items():
+        change = np.abs(near.logits[view] - logits)
+        assert 0 < change.mean() < 0.02 * logits.std(), view
+        assert change.max() < 0.15 * logits.std(), view
+    score = "micro_f1" if multi_label else "accuracy"
+    for name, views in evaluate.scores(full).items():
+        for view, scores in views.items():
+            found = evaluate.scores(near)[name][view]
+            assert abs(found[score] - scores[score]) < 0.03, (name, view)
+    assert evaluate.scores(full)["retain"]["fused"][score] > 0.9, "it has learned"
+    one, other = audit.attack_auc(full), audit.attack_auc(near)
+    assert all(abs(one[view] - other[view]) < 0.02 for view in one)

@@ -11,6 +11,7 @@ from ccu_jax.metrics import distances
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import roc as auc
 from ccu_jax.metrics.intervals import jackknife, plain
+from ccu_jax.runs.context import RunContext
 
 _ROWS = 1000  # of the retain set, at most, whose embeddings are compared
 _EMBEDDINGS = {"image": "h_image", "text": "h_text", "fused": "h_fused"}
@@ -118,7 +119,7 @@ def _neutral(mine, others):
     return {name: plain(value) for name, value in found.items()}
 
 
-def relearned(bench, problem: Problem, method: str, params) -> dict[str, Any]:
+def relearned(ctx: RunContext, problem: Problem, method: str, params) -> dict[str, Any]:
     """Steps until a model is taught again what it was to forget."""
-    folder = bench.workdir / "audits" / f"{method}-{problem.seed}-steps"
-    return relearning.relearn(bench, problem, params, folder)._asdict()
+    folder = ctx.workdir / "audits" / f"{method}-{problem.seed}-steps"
+    return relearning.relearn(ctx, problem, params, folder)._asdict()

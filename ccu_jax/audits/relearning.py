@@ -37,12 +37,12 @@ class Relearned(NamedTuple):
 
 
 def relearn(
-    bench, problem: Problem, params, folder: pathlib.Path, within: float = 0.01
+    ctx, problem: Problem, params, folder: pathlib.Path, within: float = 0.01
 ) -> Relearned:
     """Train a model with the unlearn set alone until it knows its pictures again.
 
     Args:
-        bench: the `stages.Bench`.
+        ctx: the context of the run.
         problem: with the unlearn set, and the original's parameters: what it knows of
             the pictures looked at is to be reached.
         params: all parts of the model.
@@ -57,7 +57,7 @@ def relearn(
         def method(given, target=target):
             return program(given._replace(params=params), np.float32(target))
 
-        outcome = bench.loop.run(NAME, method, given, folder / str(time), Quiet())
+        outcome = ctx.loop.run(NAME, method, given, folder / str(time), Quiet())
         checkpoint.remove(folder / str(time))
         back = outcome.steps < MOST_STEPS and not outcome.diverged
         steps.append(outcome.steps if back else MOST_STEPS)

@@ -41,7 +41,7 @@ class Pool:
     """The shadows of a seed, and what they say, as they are and unlearned.
 
     Args:
-        bench: the `stages.Bench`.
+        ctx: the context of the run.
         problem: of the seed.
         count: of shadows, even.
         together: how many are trained in one program.
@@ -50,26 +50,26 @@ class Pool:
 
     def __init__(  # noqa: D107  the class says it
         self,
-        bench,
+        ctx,
         problem: Problem,
         count: int,
         together: int,
         tell: Callable[[str, int, int], None],
     ):
         began = time.perf_counter()
-        self._bench, self._tell = bench, tell
+        self._ctx, self._tell = ctx, tell
         rng = np.random.default_rng([problem.seed, 0x4E7])
         retained = problem.sets.retain
         retained = rng.choice(retained, min(_RETAINED, len(retained)), replace=False)
         self._retained = np.sort(retained)
         self._problem = problem
-        duplicates = bench.config.unlearn.duplicates
+        duplicates = ctx.config.unlearn.duplicates
         self._plan = shadows.plan(
-            bench.data, problem.sets, count, problem.seed, duplicates
+            ctx.data, problem.sets, count, problem.seed, duplicates
         )
-        self._folder = bench.workdir / "shadows" / str(problem.seed)
+        self._folder = ctx.workdir / "shadows" / str(problem.seed)
         self._params = shadows.train(
-            bench,
+            ctx,
             problem,
             self._plan,
             self._folder,
@@ -250,23 +250,21 @@ class Pool:
         given += self._plan.rows.tobytes() + self._plan.shown[number].tobytes()
         name = hashlib.blake2b(given, digest_size=6).hexdigest()
         path = self._folder / f"{method}-{number}-{name}.npz"
-        known = _read(path, self._bench.reporter.warn)
+        known = _read(path, self._ctx.reporter.warn)
         if agreed(known is not None):
             return known
         sets = shadows.forgetting(self._problem, self._plan, number)
         given = shadows.problem_of(self._problem, self._plan, number)
-        params = self._bench.executor.place(self._params[number])
+        params = self._ctx.executor.place(self._params[number])
         if method != "original":
             given = given._replace(params=params, sets=sets, store=None)
             steps = self._folder / f"{method}-{number}-{name}-steps"
-            outcome = self._bench.loop.run(
-                method, METHODS[method], given, steps, Quiet()
-            )
-            params = {**params, **self._bench.executor.place(outcome.params)}
+            outcome = self._ctx.loop.run(method, METHODS[method], given, steps, Quiet())
+            params = {**params, **self._ctx.executor.place(outcome.params)}
         # Only the rows in question, the population, and some that were kept.
         sets = sets._replace(retain=self._retained, validation=sets.validation[:0])
-        bench = self._bench
-        said = evaluate.results(bench.forward, params, bench.table, bench.data, sets)
+        ctx = self._ctx
+        said = evaluate.results(ctx.forward, params, ctx.table, ctx.data, sets)
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
             atomically(path, evaluate.to_bytes(said))
@@ -276,10 +274,10 @@ class Pool:
         return said
 
     def _ids(self):
-        return self._bench.data.id[self._plan.rows]
+        return self._ctx.data.id[self._plan.rows]
 
     def _there(self):
-        return self._bench.data.has_image[self._plan.rows]
+        return self._ctx.data.has_image[self._plan.rows]
 
     def _in_order(self, said: Results):
         where = {name: place for place, name in enumerate(said.id.tolist())}

@@ -19,6 +19,7 @@ import numpy as np
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.methods import Problem, reference
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Quiet
 from ccu_jax.train import checkpoint, step
 from ccu_jax.train.step import Program, State
@@ -83,7 +84,7 @@ def forgetting(problem: Problem, plan: Plan, number: int) -> Sets:
 
 
 def train(
-    bench,
+    ctx,
     problem: Problem,
     plan: Plan,
     folder: pathlib.Path,
@@ -93,7 +94,7 @@ def train(
     """The parameters of all shadows; those that are there are not trained again.
 
     Args:
-        bench: the `stages.Bench`.
+        ctx: the context of the run.
         problem: of the seed.
         plan: of the shadows.
         folder: of their checkpoints.
@@ -101,16 +102,16 @@ def train(
             does not hold so many; 1: one after another.
         tell: told how many of how many are done.
     """
-    shapes = jax.eval_shape(bench.model.init, jax.random.key(0))
+    shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     found: dict[int, Any] = {}
     for number in range(plan.count):
-        known = _facts(bench, plan, [number])
-        saved = checkpoint.restore(folder / str(number), shapes, bench.reporter.warn)
+        known = _facts(ctx, plan, [number])
+        saved = checkpoint.restore(folder / str(number), shapes, ctx.reporter.warn)
         if saved is not None and saved.facts == known:
             found[number] = saved.tree
     missing = [number for number in range(plan.count) if number not in found]
     tell(len(found), plan.count)
-    pool = Together(bench, plan)
+    pool = Together(ctx, plan)
     while missing:
         some = missing[:together]
         programs = [
@@ -120,7 +121,7 @@ def train(
         given = [problem_of(problem, plan, number) for number in some]
         steps = folder / f"{'-'.join(map(str, some))}-steps"
         if len(some) == 1:
-            outcome = bench.loop.run(NAME, programs[0], given[0], steps, Quiet())
+            outcome = ctx.loop.run(NAME, programs[0], given[0], steps, Quiet())
             trained = [outcome.params]
         else:
             made = [make(one) for make, one in zip(programs, given, strict=True)]
@@ -129,7 +130,7 @@ def train(
                 together = len(some) // 2
                 continue
         for number, params in zip(some, trained, strict=True):
-            known = _facts(bench, plan, [number])
+            known = _facts(ctx, plan, [number])
             checkpoint.save(folder / str(number), 0, params, known, keep=1)
             found[number] = jax.device_get(params)
         checkpoint.remove(steps)
@@ -138,23 +139,23 @@ def train(
     return [found[number] for number in range(plan.count)]
 
 
-def _facts(bench, plan, numbers):
+def _facts(ctx: RunContext, plan, numbers):
     """Whose a checkpoint is: of which data, and what the shadows were shown."""
     shown = np.packbits(plan.shown[numbers]).tobytes() + plan.rows.tobytes()
     digest = hashlib.blake2b(shown, digest_size=16).hexdigest()
-    return {"shown": digest, "fingerprint": bench.data.fingerprint}
+    return {"shown": digest, "fingerprint": ctx.data.fingerprint}
 
 
 class Together:
     """Trains programs that differ in numbers alone as one, and takes them apart.
 
     Args:
-        bench: the `stages.Bench`.
+        ctx: the context of the run.
         plan: of the shadows.
     """
 
-    def __init__(self, bench, plan: Plan):  # noqa: D107  the class says it
-        self._bench, self._plan = bench, plan
+    def __init__(self, ctx: RunContext, plan: Plan):  # noqa: D107  the class says it
+        self._ctx, self._plan = ctx, plan
         self._compiled: dict[int, Any] = {}
 
     def train(
@@ -172,7 +173,7 @@ class Together:
             numbers: theirs.
             folder: of the checkpoints in between.
         """
-        executor, first = self._bench.executor, programs[0]
+        executor, first = self._ctx.executor, programs[0]
         # Only what each is shown differs between their tables.
         shared = {name: x for name, x in first.table.items() if name != "visual"}
         table = {
@@ -192,12 +193,12 @@ class Together:
         run = self._program(len(programs), first, state, resident, share(0))
         if run is None:
             return None
-        facts = _facts(self._bench, self._plan, numbers)
-        saved = checkpoint.restore(folder, state, self._bench.reporter.warn)
+        facts = _facts(self._ctx, self._plan, numbers)
+        saved = checkpoint.restore(folder, state, self._ctx.reporter.warn)
         begin = 0
         if saved is not None and saved.facts == facts:
             state, begin = executor.place(saved.tree), saved.step
-        every = self._bench.config.run.checkpoint_steps
+        every = self._ctx.config.run.checkpoint_steps
         with preemption.working():
             for start in range(begin, first.steps, _STEPS):
                 state, _ = run(state, resident, share(start))
@@ -218,7 +219,7 @@ class Together:
     def _program(self, count, first, state, resident, share):
         """What trains so many together, or None where the devices cannot hold it."""
         if count not in self._compiled:
-            run = self._bench.executor.run(_pool(first), donate=True)
+            run = self._ctx.executor.run(_pool(first), donate=True)
             made = run.lower(state, resident, share).compile()
             needs = made.memory_analysis()
             held = 0 if needs is None else needs.temp_size_in_bytes

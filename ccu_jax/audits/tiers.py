@@ -31,6 +31,7 @@ from ccu_jax.reports.html import atomically
 from ccu_jax.reports.summary import REFERENCE
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
+from ccu_jax.runs.context import RunContext
 
 CONTROL = f"{REFERENCE}_2"
 _COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
@@ -64,24 +65,26 @@ def check(config, tier: str) -> None:
         limits.check_batches(config, ["finetune"], jax.device_count())
 
 
-def forecast_of(bench, tier: str, methods: list[str], shadows: int) -> str | None:
+def forecast_of(
+    ctx: RunContext, tier: str, methods: list[str], shadows: int
+) -> str | None:
     """How long an audit takes, told before it starts; None where it takes none."""
     if tier == "none":
         return None
     # What is kept is not measured again.
-    seeds = bench.config.seeds
-    todo = {seed: _left(bench.workdir, seed, methods, shadows) for seed in seeds}
-    each = _SMOKE_S[0] + _SMOKE_S[1] * len(bench.data.id)
+    seeds = ctx.config.seeds
+    todo = {seed: _left(ctx.workdir, seed, methods, shadows) for seed in seeds}
+    each = _SMOKE_S[0] + _SMOKE_S[1] * len(ctx.data.id)
     seconds = each * sum(len(left["smoke"]) for left in todo.values())
     if agreed(not any(left[tier] for left in todo.values())):
         return None
     if tier == "smoke":
         return f"audit, smoke: {forecast.words(seconds)}"
-    known = forecast.pace(bench)
+    known = forecast.pace(ctx)
     for seed, left in todo.items():
         seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
         if tier == "rigorous" and left["rigorous"]:
-            there = len(list((bench.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
+            there = len(list((ctx.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
             seconds += max(shadows - there, 0) * (known.training + known.look)
             run = [m for m in left["rigorous"] if m not in REFERENCES]
             # Features are not stored for a shadow, and the first one compiles.
@@ -111,22 +114,24 @@ def _left(workdir, seed, methods, shadows) -> dict[str, list[str]]:
     }
 
 
-def readable(bench, methods: list[str]) -> None:
+def readable(ctx: RunContext, methods: list[str]) -> None:
     """Looks at all outputs that an audit will need, before anything long is begun.
 
     Raises:
         UserError: one is missing or damaged.
     """
-    for seed in bench.config.seeds:
+    for seed in ctx.config.seeds:
         for method in methods:
-            audit_records.load(bench.workdir, method, seed)
+            audit_records.load(ctx.workdir, method, seed)
 
 
-def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int):
+def measure(
+    ctx: RunContext, seed: int, sets, methods: list[str], tier: str, shadows: int
+):
     """Everything of a seed that asks for models, if the tier asks for any.
 
     Args:
-        bench: the `stages.Bench`.
+        ctx: the context of the run.
         seed: of the run.
         sets: of the seed.
         methods: finished ones.
@@ -135,16 +140,18 @@ def measure(bench, seed: int, sets, methods: list[str], tier: str, shadows: int)
     """
     if tier not in _MODELS:
         return
-    with bench.reporter.stage(_title(seed)) as stage:
+    with ctx.reporter.stage(_title(seed)) as stage:
         # Of a purged folder there is no original any more: what is kept is all.
-        purged = bench.data.purged
-        problem = None if purged else stages.prepared(bench, seed, sets, stage)
-        _probes(bench, seed, problem, methods, stage.tell)
+        purged = ctx.data.purged
+        problem = None if purged else stages.prepared(ctx, seed, sets, stage)
+        _probes(ctx, seed, problem, methods, stage.tell)
         if tier == "rigorous":
-            _pool(bench, seed, problem, methods, shadows, stage.tell)
+            _pool(ctx, seed, problem, methods, shadows, stage.tell)
 
 
-def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]]:
+def write(
+    ctx: RunContext, tell: Callable, tolerance: float = 0.05
+) -> list[dict[str, Any]]:
     """`audit.json` and `audit.md`, of all that was measured in the folder.
 
     Every process calls this. What is to be measured of outputs alone the first one
@@ -153,12 +160,12 @@ def write(bench, tell: Callable, tolerance: float = 0.05) -> list[dict[str, Any]
     Returns:
         A record for each method, with its verdict over all seeds; the first process.
     """
-    found = collected(bench.workdir, tolerance, tell) if is_first() else []
+    found = collected(ctx.workdir, tolerance, tell) if is_first() else []
     if found:
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        atomically(bench.workdir / "audit.json", text.encode())
+        atomically(ctx.workdir / "audit.json", text.encode())
         table = audit_table.markdown(found)
-        atomically(bench.workdir / "audit.md", table.encode())
+        atomically(ctx.workdir / "audit.md", table.encode())
     barrier("audit")
     return found
 
@@ -168,11 +175,11 @@ def stored(workdir, tolerance: float = 0.05) -> list[dict[str, Any]]:
     return collected(workdir, tolerance, measure=False)
 
 
-def show(bench, found: list[dict[str, Any]]) -> None:
+def show(ctx: RunContext, found: list[dict[str, Any]]) -> None:
     """The table and where the rest is, on the screen."""
-    bench.reporter.say("audit: what was forgotten, from intervals")
-    tables.show(*audit_table.table(found), bench.reporter, keep=2)
-    bench.reporter.say(f"audit: {bench.workdir / 'audit.md'}, audit.json")
+    ctx.reporter.say("audit: what was forgotten, from intervals")
+    tables.show(*audit_table.table(found), ctx.reporter, keep=2)
+    ctx.reporter.say(f"audit: {ctx.workdir / 'audit.md'}, audit.json")
 
 
 def collected(
@@ -248,58 +255,58 @@ def _there(workdir, seed) -> tuple[str, ...]:
     return ("original", *references)
 
 
-def _probes(bench, seed, problem, methods, tell: Callable) -> None:
+def _probes(ctx: RunContext, seed, problem, methods, tell: Callable) -> None:
     """Embeddings, the fused view without text, relearning: of every method."""
     looked: dict[str, Any] = {}
 
     def look(method):
         if method not in looked:
-            params = stages.params_of(bench, seed, method)
-            found = probing.look(problem, params, bench.data.group)
+            params = stages.params_of(ctx, seed, method)
+            found = probing.look(problem, params, ctx.data.group)
             looked[method] = params, found
         return looked[method]
 
     for done, method in enumerate(methods):
         tell("looking at models", done, len(methods))
-        mark = audit_records.mark(bench.workdir, seed, (method, *_COMPARED))
+        mark = audit_records.mark(ctx.workdir, seed, (method, *_COMPARED))
 
         def compute(method=method):
-            _refuse_purged(bench)
+            _refuse_purged(ctx)
             began = time.perf_counter()
             params, mine = look(method)
             found = probing.compare(mine, *(look(name)[1] for name in _COMPARED))
             if method not in _COMPARED:
                 del looked[method]
             middle = time.perf_counter()
-            found["relearning"] = probing.relearned(bench, problem, method, params)
+            found["relearning"] = probing.relearned(ctx, problem, method, params)
             costs = middle - began, time.perf_counter() - middle
             costs = dict(zip(("looking at models", "relearning"), costs, strict=True))
             return found | {"costs_s": costs}
 
         audit_records.kept(
-            audit_records.place(bench.workdir, "standard", method, seed), mark, compute
+            audit_records.place(ctx.workdir, "standard", method, seed), mark, compute
         )
     tell("looking at models", len(methods), len(methods))
 
 
-def _pool(bench, seed, problem, methods, shadows, tell: Callable) -> None:
+def _pool(ctx: RunContext, seed, problem, methods, shadows, tell: Callable) -> None:
     """U-LiRA and what else a pool of shadows tells: of every method."""
-    together = bench.config.run.shadows_together
+    together = ctx.config.run.shadows_together
     if not together:  # CPUs gain nothing from several models in one program
         together = 1 if jax.default_backend() == "cpu" else shadows
     pool = None
 
     def load(name):
-        return audit_records.load(bench.workdir, name, seed)
+        return audit_records.load(ctx.workdir, name, seed)
 
     for method in methods:
         names = method, *_COMPARED
-        mark = audit_records.mark(bench.workdir, seed, names, shadows=shadows)
+        mark = audit_records.mark(ctx.workdir, seed, names, shadows=shadows)
 
         def compute(method=method):
             nonlocal pool
-            _refuse_purged(bench)
-            pool = pool or Pool(bench, problem, shadows, together, tell)
+            _refuse_purged(ctx)
+            pool = pool or Pool(ctx, problem, shadows, together, tell)
             models = {"model": load(method)} | {name: load(name) for name in _COMPARED}
             began = time.perf_counter()
             found = pool.audit(method, models)
@@ -309,14 +316,14 @@ def _pool(bench, seed, problem, methods, shadows, tell: Callable) -> None:
             return {"pool": found, "costs_s": costs}
 
         audit_records.kept(
-            audit_records.place(bench.workdir, "rigorous", method, seed), mark, compute
+            audit_records.place(ctx.workdir, "rigorous", method, seed), mark, compute
         )
 
 
-def _refuse_purged(bench):
-    if bench.data.purged:
+def _refuse_purged(ctx: RunContext):
+    if ctx.data.purged:
         raise UserError(
-            f"the pictures to forget were purged from {bench.workdir}: what was not "
+            f"the pictures to forget were purged from {ctx.workdir}: what was not "
             "measured before cannot be now; --audit smoke shows what was"
         )
 

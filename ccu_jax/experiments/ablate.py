@@ -29,6 +29,7 @@ from ccu_jax.reports.summary import (
 )
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
+from ccu_jax.runs.context import RunContext
 
 # What can be switched off, or changed, in each kind of section, and in what words.
 PARTS: dict[type, dict[str, dict[str, Any]]] = {
@@ -87,34 +88,34 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     given = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [f"seed {seed}: ablate {n}" for seed in config.seeds for n in names]
     found: list[dict[str, Any]] = []
-    with run.opened(given, workdir, titles) as (bench, drawn, methods):
-        variants.check_there(bench)
+    with run.opened(given, workdir, titles) as (ctx, drawn, methods):
+        variants.check_there(ctx)
         runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
-        bench.reporter.say(forecast.variants(bench, runs, apart=True))
+        ctx.reporter.say(forecast.variants(ctx, runs, apart=True))
         for seed, sets in drawn.items():
-            stages.run_seed(bench, seed, sets, methods)
+            stages.run_seed(ctx, seed, sets, methods)
             reference = rows.read(rows.place(workdir, seed, REFERENCE))
             found.append({**reference, "part": REFERENCE})
             for name in names:
-                with bench.reporter.stage(f"seed {seed}: ablate {name}") as stage:
-                    problem = stages.prepared(bench, seed, sets, stage)
-                    found += _method(bench, problem, name, stage)
+                with ctx.reporter.stage(f"seed {seed}: ablate {name}") as stage:
+                    problem = stages.prepared(ctx, seed, sets, stage)
+                    found += _method(ctx, problem, name, stage)
         if is_first():
             text = json.dumps(found, indent=1) + "\n"
             atomically(workdir / "ablation.json", text.encode())
             atomically(workdir / "ablation.md", _markdown(found, names).encode())
         for name in names:
-            bench.reporter.say(_title(name))
-            tables.show(*table(found, name), bench.reporter)
-        bench.reporter.say(f"ablation: {workdir / 'ablation.json'}, ablation.md")
+            ctx.reporter.say(_title(name))
+            tables.show(*table(found, name), ctx.reporter)
+        ctx.reporter.say(f"ablation: {workdir / 'ablation.json'}, ablation.md")
     return found
 
 
-def _method(bench, problem, name, stage):
+def _method(ctx: RunContext, problem, name, stage):
     changes = parts(getattr(problem.config, name))
     for place, (part, settings) in enumerate(changes.items()):
         stage.tell(part, place, len(changes))
-        row = variants.run(bench, problem, Variant(name, settings))
+        row = variants.run(ctx, problem, Variant(name, settings))
         yield {**row, "part": part}
     stage.tell("done", len(changes), len(changes))
 

@@ -32,7 +32,7 @@ from ccu_jax.reports import html as report
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs import workdir as workdirs
-from ccu_jax.runs.stages import Bench
+from ccu_jax.runs.context import RunContext
 from ccu_jax.train.loop import Loop
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets.splits import Sets
@@ -66,16 +66,16 @@ def run(
     titles = [*auditing.titles(audit, config.seeds), "report"]
     titles += ["purge"] if purge else []
     auditing.check(config, audit)
-    with opened(given, workdir, titles) as (bench, drawn, methods):
-        reporter = bench.reporter
-        if told := auditing.forecast_of(bench, audit, methods, shadows):
+    with opened(given, workdir, titles) as (ctx, drawn, methods):
+        reporter = ctx.reporter
+        if told := auditing.forecast_of(ctx, audit, methods, shadows):
             reporter.say(told)
         for seed, sets in drawn.items():
-            stages.run_seed(bench, seed, sets, methods)
+            stages.run_seed(ctx, seed, sets, methods)
         if audit != "none":
-            auditing.readable(bench, methods)
+            auditing.readable(ctx, methods)
         for seed, sets in drawn.items():
-            auditing.measure(bench, seed, sets, methods, audit, shadows)
+            auditing.measure(ctx, seed, sets, methods, audit, shadows)
         with reporter.stage("report") as stage:
             found = rows.read_all(workdir)
             given = configs.to_json(config)
@@ -85,22 +85,22 @@ def run(
             if audit == "none":
                 audited = auditing.stored(workdir)
             else:
-                audited = auditing.write(bench, stage.tell)
+                audited = auditing.write(ctx, stage.tell)
             if is_first() and audited:
                 report.write(workdir, found, given, audited)
         report.show(found, reporter)
         if audit != "none" and audited:
-            auditing.show(bench, audited)
+            auditing.show(ctx, audited)
         reporter.say(f"report: {workdir / 'report.html'}")
         if purge:
-            workdirs.purge(bench)
+            workdirs.purge(ctx)
         return found
 
 
 @contextlib.contextmanager
 def opened(
     config: Config, workdir: pathlib.Path, titles: list[str]
-) -> Iterator[tuple[Bench, dict[int, Sets], list[str]]]:
+) -> Iterator[tuple[RunContext, dict[int, Sets], list[str]]]:
     """The folder of a run, with its data and what each seed forgets, all checked.
 
     All that can be wrong is found before the first step and the first file.
@@ -111,7 +111,7 @@ def opened(
         titles: of the stages that follow after those of its methods.
 
     Yields:
-        The bench, the sets of every seed, and the methods, the original first.
+        The ctx, the sets of every seed, and the methods, the original first.
 
     Raises:
         UserError: what the user can mend.
@@ -140,20 +140,20 @@ def _begun(config, workdir, titles, methods):
         told = [stages.title(s, m) for s in config.seeds for m in methods]
         reporter.plan(["data", *told, *titles])
         with reporter.stage("data") as stage:
-            bench = _bench(config, workdir, reporter, stage)
-            drawn = {seed: _draw(bench, seed, methods) for seed in config.seeds}
-            _check_purged(bench, methods)
+            ctx = _build_context(config, workdir, reporter, stage)
+            drawn = {seed: _draw(ctx, seed, methods) for seed in config.seeds}
+            _check_purged(ctx, methods)
             files = {}
             for seed, sets in drawn.items():
-                files |= workdirs.texts(bench, seed, sets)
+                files |= workdirs.texts(ctx, seed, sets)
         workdirs.claim(config, workdir, files)
         todo = {
-            seed: [m for m in methods if stages.finished(bench, seed, m) is None]
+            seed: [m for m in methods if stages.finished(ctx, seed, m) is None]
             for seed in drawn
         }
         if any(todo.values()):
-            reporter.say(forecast.table(bench, todo))
-        yield bench, drawn, methods
+            reporter.say(forecast.table(ctx, todo))
+        yield ctx, drawn, methods
     finally:
         reporter.close()
 
@@ -164,14 +164,14 @@ def _check(config, methods):
     limits.check_batches(config, methods, jax.device_count())
 
 
-def _draw(bench, seed, methods) -> Sets:
+def _draw(ctx: RunContext, seed, methods) -> Sets:
     """A seed's sets, as far as they can be drawn; what is finished must fit to them."""
     for method in methods:
-        stages.finished(bench, seed, method)
-    return stages.draw(bench, seed)
+        stages.finished(ctx, seed, method)
+    return stages.draw(ctx, seed)
 
 
-def _bench(config, workdir, reporter, stage) -> Bench:
+def _build_context(config, workdir, reporter, stage) -> RunContext:
     found = rows.read_all(workdir)
     expected = found[0]["fingerprint"] if found else None
     if is_first():
@@ -199,7 +199,7 @@ def _bench(config, workdir, reporter, stage) -> Bench:
         image_size=config.data.image_size,
         text_length=config.data.text_length,
     )
-    return Bench(
+    return RunContext(
         config=config,
         workdir=workdir,
         reporter=reporter,
@@ -227,13 +227,13 @@ def _table(config, loaded, executor):
     return executor.place(table | {"image": image.take(rows)})
 
 
-def _check_purged(bench, methods):
+def _check_purged(ctx: RunContext, methods):
     """Refuse to go on with pictures that are not there any more."""
-    for seed in bench.config.seeds if bench.data.purged else ():
+    for seed in ctx.config.seeds if ctx.data.purged else ():
         for method in methods:
-            if stages.finished(bench, seed, method) is None:
+            if stages.finished(ctx, seed, method) is None:
                 raise UserError(
-                    f"the pictures to forget were purged from {bench.workdir}: what is "
+                    f"the pictures to forget were purged from {ctx.workdir}: what is "
                     f"finished can be shown, but {method} of seed {seed} cannot be "
                     "run; give another --workdir"
                 )

@@ -29,6 +29,7 @@ from ccu_jax.reports.html import atomically
 from ccu_jax.reports.summary import REFERENCE, auc, score
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
+from ccu_jax.runs.context import RunContext
 
 FINALISTS = 3
 ATTACKED = ("image", "fused", "pair")
@@ -52,28 +53,28 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     titles = [f"tune {name}" for name in names]
     looks = {seed: f"seed {seed}: features" for seed in config.seeds}
     plan = [*looks.values(), *titles, "tuned"]
-    with run.opened(given, workdir, plan) as (bench, drawn, methods):
-        variants.check_there(bench)
+    with run.opened(given, workdir, plan) as (ctx, drawn, methods):
+        variants.check_there(ctx)
         for seed, sets in drawn.items():
-            stages.run_seed(bench, seed, sets, methods)
+            stages.run_seed(ctx, seed, sets, methods)
         problems = []
         for seed, sets in drawn.items():
-            with bench.reporter.stage(looks[seed]) as stage:
-                problem = stages.prepared(bench, seed, sets, stage)
+            with ctx.reporter.stage(looks[seed]) as stage:
+                problem = stages.prepared(ctx, seed, sets, stage)
             problems.append(variants.without_test(problem))
-        references = [_reference(bench, problem) for problem in problems]
+        references = [_reference(ctx, problem) for problem in problems]
         runs = _runs(trials, len(problems))
-        bench.reporter.say(forecast.variants(bench, dict.fromkeys(names, runs)))
+        ctx.reporter.say(forecast.variants(ctx, dict.fromkeys(names, runs)))
         found = {}
         for name, title in zip(names, titles, strict=True):
-            with bench.reporter.stage(title) as stage:
-                found[name] = _method(bench, problems, references, name, trials, stage)
-        with bench.reporter.stage("tuned"):
+            with ctx.reporter.stage(title) as stage:
+                found[name] = _method(ctx, problems, references, name, trials, stage)
+        with ctx.reporter.stage("tuned"):
             told = _told(config, trials, found)
             if is_first():
                 path = workdir / "tuning.json"
                 atomically(path, (json.dumps(told, indent=1) + "\n").encode())
-        _show(bench.reporter, told, workdir / "tuning.json")
+        _show(ctx.reporter, told, workdir / "tuning.json")
         return told
 
 
@@ -118,14 +119,14 @@ def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
     return float(total) if math.isfinite(total) else math.inf
 
 
-def _reference(bench, problem):
+def _reference(ctx: RunContext, problem):
     """The reference's row."""
-    return rows.read(rows.place(bench.workdir, problem.seed, REFERENCE))
+    return rows.read(rows.place(ctx.workdir, problem.seed, REFERENCE))
 
 
-def _method(bench, problems, references, name, trials, stage):
+def _method(ctx: RunContext, problems, references, name, trials, stage):
     """All trials of a method, the best first."""
-    section = getattr(bench.config, name)
+    section = getattr(ctx.config, name)
     settings = candidates(name, section, trials)
     seeds = len(problems)
     total, done = _runs(trials, seeds), 0
@@ -133,7 +134,7 @@ def _method(bench, problems, references, name, trials, stage):
     def judged(place, values):
         nonlocal done
         stage.tell(f"trial {done + 1}", done, total)
-        row = variants.run(bench, problems[place], Variant(name, values))
+        row = variants.run(ctx, problems[place], Variant(name, values))
         done += 1
         return objective(row, references[place]), row
 

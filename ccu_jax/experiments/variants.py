@@ -23,6 +23,7 @@ from ccu_jax.methods import METHODS, Problem
 from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL
 from ccu_jax.runs import results as rows
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Quiet
 
 Row = dict[str, Any]
@@ -56,15 +57,15 @@ def check(config: Config, names: list[str], of: str) -> None:
     limits.check_batches(config, names, jax.device_count())
 
 
-def check_there(bench) -> None:
+def check_there(ctx: RunContext) -> None:
     """Refuses a folder whose pictures were purged: nothing can be run on it.
 
     Raises:
         UserError: they were.
     """
-    if bench.data.purged:
+    if ctx.data.purged:
         raise UserError(
-            f"the pictures to forget were purged from {bench.workdir}: give another "
+            f"the pictures to forget were purged from {ctx.workdir}: give another "
             "--workdir"
         )
 
@@ -82,11 +83,11 @@ def place(
     )
 
 
-def run(bench, problem: Problem, variant: Variant) -> Row:
+def run(ctx: RunContext, problem: Problem, variant: Variant) -> Row:
     """What comes of a variant: from its file, or run now.
 
     Args:
-        bench: of the run, `stages.Bench`.
+        ctx: the context of the run.
         problem: with the original and its features. Sets that are empty are not judged.
         variant: what to run.
 
@@ -94,26 +95,26 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
         UserError: its file is damaged.
     """
     tested = bool(len(problem.sets.test))
-    path = place(bench.workdir, problem.seed, variant, tested)
+    path = place(ctx.workdir, problem.seed, variant, tested)
     if seen(path):
-        return _read(path, bench.data.fingerprint)
+        return _read(path, ctx.data.fingerprint)
     method = variant.method
     section = dataclasses.replace(getattr(problem.config, method), **variant.settings)
     config = dataclasses.replace(problem.config, **{method: section})
     problem = problem._replace(config=config)
     steps = path.with_suffix("")
-    outcome = bench.loop.run(method, METHODS[method], problem, steps, Quiet())
-    found = judge(bench, problem, outcome.params)
+    outcome = ctx.loop.run(method, METHODS[method], problem, steps, Quiet())
+    found = judge(ctx, problem, outcome.params)
     row: Row = {
         "method": method,
         "settings": variant.settings,
         "seed": problem.seed,
-        "metric": bench.data.metric,
+        "metric": ctx.data.metric,
         "steps": outcome.steps,
         "seconds": outcome.seconds
         | {"unlearn": outcome.seconds["start"] + outcome.seconds["steps"]},
         "diverged": outcome.diverged or found.pop("collapsed"),
-        "fingerprint": bench.data.fingerprint,
+        "fingerprint": ctx.data.fingerprint,
         "commit": rows.commit(),
         **found,
     }
@@ -124,17 +125,17 @@ def run(bench, problem: Problem, variant: Variant) -> Row:
     return row
 
 
-def judge(bench, problem: Problem, params) -> Row:
+def judge(ctx: RunContext, problem: Problem, params) -> Row:
     """Scores and attack of a model that differs from the original in some parts.
 
     And `collapsed`, what is wrong with one that has fallen apart.
     """
-    table = bench.table
+    table = ctx.table
     if not set(params) - set(TAIL):
-        table = problem.store.table(bench.table)
+        table = problem.store.table(ctx.table)
     params = {**problem.params, **params}
-    found = evaluate.results(bench.forward, params, table, bench.data, problem.sets)
-    before = bench.workdir / "outputs" / f"original-{problem.seed}.npz"
+    found = evaluate.results(ctx.forward, params, table, ctx.data, problem.sets)
+    before = ctx.workdir / "outputs" / f"original-{problem.seed}.npz"
     collapsed = None
     if before.exists() and len(problem.sets.test):
         collapsed = audit.collapse(found, evaluate.load(before))

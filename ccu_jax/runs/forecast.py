@@ -12,6 +12,7 @@ import numpy as np
 from ccu_jax.distributed.hosts import seen
 from ccu_jax.methods import REFERENCES
 from ccu_jax.runs import results as rows
+from ccu_jax.runs.context import RunContext
 
 # A step there and back, beside a pass there; of training's time, what a method takes
 # that trains every part, and one that works on stored features.
@@ -37,37 +38,37 @@ class Pace(NamedTuple):
         return (_TAIL if tail else _WHOLE) * self.training + self.look
 
 
-def pace(bench) -> Pace:
+def pace(ctx: RunContext) -> Pace:
     """What is known of this machine.
 
     Where no original has been trained yet, some rows are looked at with a model that
     has learned nothing, some times; else no picture is.
 
     Args:
-        bench: of the run, `stages.Bench`.
+        ctx: the context of the run.
     """
-    for seed in bench.config.seeds:
-        path = rows.place(bench.workdir, seed, "original")
+    for seed in ctx.config.seeds:
+        path = rows.place(ctx.workdir, seed, "original")
         if seen(path):
             seconds = rows.read(path)["seconds"]
             return Pace(seconds["unlearn"], seconds["evaluate"])
-    params = bench.executor.place(bench.model.init(jax.random.key(0)))
-    count = len(bench.data.id)
+    params = ctx.executor.place(ctx.model.init(jax.random.key(0)))
+    count = len(ctx.data.id)
     some = np.arange(min(count, _ROWS))
     seconds = []
     for _ in range(4):  # the first compiles, and any may come at a busy moment
         began = time.perf_counter()
-        bench.forward.encode(params, bench.table, some)
+        ctx.forward.encode(params, ctx.table, some)
         seconds.append(time.perf_counter() - began)
     each = min(seconds) / len(some)
-    trained = float((bench.data.split == "train").sum())
-    train = bench.config.train
+    trained = float((ctx.data.split == "train").sum())
+    train = ctx.config.train
     return Pace(_STEP * train.epochs * trained * each, count * each)
 
 
-def table(bench, todo: dict[int, list[str]]) -> str:
+def table(ctx: RunContext, todo: dict[int, list[str]]) -> str:
     """Says how long the methods that are left to do for each seed take, about."""
-    known = pace(bench)
+    known = pace(ctx)
     names = {name for methods in todo.values() for name in methods}
     seconds = COMPILE_S * len(names)
     seconds += sum(known.method(n) for methods in todo.values() for n in methods)
@@ -75,15 +76,15 @@ def table(bench, todo: dict[int, list[str]]) -> str:
     return f"models to make: {count}, {words(seconds)}"
 
 
-def variants(bench, runs: dict[str, int], apart: bool = False) -> str:
+def variants(ctx: RunContext, runs: dict[str, int], apart: bool = False) -> str:
     """Says how long so many runs of each method take, about.
 
     Args:
-        bench: of the run.
+        ctx: of the run.
         runs: of each method.
         apart: whether each is a program of its own.
     """
-    known = pace(bench)
+    known = pace(ctx)
     # What is switched off is another program; other numbers are not.
     seconds = sum(
         (n if apart else 1) * COMPILE_S + n * known.method(name)

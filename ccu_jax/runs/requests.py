@@ -18,6 +18,7 @@ from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS
 from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL, VIEWS
+from ccu_jax.runs.context import RunContext
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
 from ccu_jax.unlearn_sets import splits as unlearn_set
@@ -26,15 +27,15 @@ from ccu_jax.unlearn_sets import splits as unlearn_set
 _SEEDS = 1_000_003
 
 
-def cut(bench, seed: int, sets: unlearn_set.Sets) -> list[np.ndarray]:
+def cut(ctx: RunContext, seed: int, sets: unlearn_set.Sets) -> list[np.ndarray]:
     """The rows of each request, about as many pictures in each; no group is split.
 
     Raises:
         UserError: there are fewer groups than requests.
     """
-    config = bench.config.unlearn
-    groups = unlearn_set.forgotten(bench.data, sets, seed, config.duplicates)
-    pictures = np.array([bench.data.has_image[rows].sum() for rows in groups])
+    config = ctx.config.unlearn
+    groups = unlearn_set.forgotten(ctx.data, sets, seed, config.duplicates)
+    pictures = np.array([ctx.data.has_image[rows].sum() for rows in groups])
     # Each needs a picture to forget; groups without one go with the one before them.
     shown = np.flatnonzero(pictures)
     if len(shown) < config.requests:
@@ -86,12 +87,12 @@ class Ongoing(NamedTuple):
 
 
 def run(
-    bench, problem, method: str, folder: pathlib.Path, stage
+    ctx, problem, method: str, folder: pathlib.Path, stage
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Handle all requests with a method; those that are done are not done again.
 
     Args:
-        bench: the `stages.Bench`.
+        ctx: the context of the run.
         problem: with all requests together as the unlearn set, and the original.
         method: its name.
         folder: of what a run that was killed goes on from.
@@ -102,15 +103,15 @@ def run(
         `seconds`, `attack_auc` (of `all` rows that are gone by then, of the `first`
         request's and of `this` one's) and `scores` of the test set.
     """
-    parts = cut(bench, problem.seed, problem.sets)
+    parts = cut(ctx, problem.seed, problem.sets)
     state, outcomes, told = _State(problem.params, frozenset()), [], []
     for number in range(len(parts)):
         stage.tell(f"request {number + 1}/{len(parts)}", 0, 0)
         at = folder / f"request-{number + 1}"
         given = _problem(problem, parts, number, state)
-        outcome, state = _handle(bench, given, method, at, stage, state)
+        outcome, state = _handle(ctx, given, method, at, stage, state)
         outcomes.append(outcome)
-        told.append(_told(bench, problem, parts, number, outcome, state))
+        told.append(_told(ctx, problem, parts, number, outcome, state))
         if outcome.diverged:
             break
     return _together(outcomes, state), told
@@ -139,14 +140,16 @@ def _untouched(state) -> bool:
     return state.trained <= set(TAIL)
 
 
-def _handle(bench, problem, method, folder, stage, before) -> tuple[Outcome, _State]:
+def _handle(
+    ctx: RunContext, problem, method, folder, stage, before
+) -> tuple[Outcome, _State]:
     """Run a method for one request, or take what it has left when it ran before."""
     known = {
         "from": checkpoint.digest(before.params),
-        "fingerprint": bench.data.fingerprint,
+        "fingerprint": ctx.data.fingerprint,
     }
-    shapes = jax.eval_shape(bench.model.init, jax.random.key(0))
-    saved = checkpoint.restore(folder / "params", shapes, bench.reporter.warn)
+    shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
+    saved = checkpoint.restore(folder / "params", shapes, ctx.reporter.warn)
     if saved is not None and known.items() <= saved.facts.items():
         facts, params = saved.facts, saved.tree
         outcome = Outcome(
@@ -157,7 +160,7 @@ def _handle(bench, problem, method, folder, stage, before) -> tuple[Outcome, _St
         )
     else:
         steps = folder / "steps"
-        outcome = bench.loop.run(method, METHODS[method], problem, steps, stage)
+        outcome = ctx.loop.run(method, METHODS[method], problem, steps, stage)
         params = {**before.params, **outcome.params}
         facts = known | {
             "parts": sorted(outcome.params),
@@ -165,28 +168,28 @@ def _handle(bench, problem, method, folder, stage, before) -> tuple[Outcome, _St
             "diverged": outcome.diverged,
         }
         checkpoint.save(folder / "params", outcome.steps, params, facts)
-    params = bench.executor.place(params)
+    params = ctx.executor.place(params)
     return outcome, _State(params, before.trained | set(outcome.params))
 
 
-def _told(bench, problem, parts, number, outcome, state) -> dict[str, Any]:
+def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, Any]:
     """What a request cost, and what the model is like after it."""
     gone = np.sort(np.concatenate(parts[: number + 1]))
     none = gone[:0]
     sets = problem.sets._replace(retain=none, unlearn=gone, validation=none)
-    table = bench.table
+    table = ctx.table
     if problem.store is not None and _untouched(state):
         table = problem.store.table(table)
-    found = evaluate.results(bench.forward, state.params, table, bench.data, sets)
+    found = evaluate.results(ctx.forward, state.params, table, ctx.data, sets)
     seconds = {name: outcome.seconds[name] for name in ("start", "steps", "compile")}
     asked = {"all": gone, "first": parts[0], "this": parts[number]}
     return {
         "count": len(parts[number]),
-        "pictures": int(bench.data.has_image[parts[number]].sum()),
+        "pictures": int(ctx.data.has_image[parts[number]].sum()),
         "steps": outcome.steps,
         "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
         "attack_auc": {
-            name: audit.attack_auc(_only(found, bench.data.id[rows]))
+            name: audit.attack_auc(_only(found, ctx.data.id[rows]))
             for name, rows in asked.items()
         },
         "scores": {"test": evaluate.scores(found)["test"]},

@@ -16,6 +16,7 @@ from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS
 from ccu_jax.metrics import audit
 from ccu_jax.reports.html import atomically
+from ccu_jax.runs.context import RunContext
 from ccu_jax.storage import records as sealed
 from ccu_jax.unlearn_sets import splits as unlearn_set
 
@@ -25,11 +26,13 @@ def place(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
     return workdir / "stages" / f"{method}-{seed}.json"
 
 
-def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
+def make(
+    ctx: RunContext, problem, outcome, results, seconds, requests
+) -> dict[str, Any]:
     """The row of a stage.
 
     Args:
-        bench: the `stages.Bench`; the original's outputs lie in its folder.
+        ctx: the context of the run. the original's outputs lie in its folder.
         problem: what the method was given, with its name.
         outcome: of the loop.
         results: the new model's outputs.
@@ -39,8 +42,8 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
     Raises:
         UserError: the original's outputs cannot be read.
     """
-    sets, config, data = problem.sets, problem.config, bench.data
-    before = evaluate.load(bench.workdir / "outputs" / f"original-{problem.seed}.npz")
+    sets, config, data = problem.sets, problem.config, ctx.data
+    before = evaluate.load(ctx.workdir / "outputs" / f"original-{problem.seed}.npz")
     return {
         "config": config.name,
         "edition": data.edition,
@@ -57,7 +60,7 @@ def make(bench, problem, outcome, results, seconds, requests) -> dict[str, Any]:
                 for name, rows in unlearn_set.near_duplicates(data, sets).items()
             },
         },
-        "conditions": bench.conditions,
+        "conditions": ctx.conditions,
         "data": data.counts,
         "counts": {name: len(rows) for name, rows in sets._asdict().items()},
         "seconds": seconds,

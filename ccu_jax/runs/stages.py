@@ -1,48 +1,27 @@
 """The stages of a run: train the original, draw what it forgets, run every method."""
 
 import functools
-import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from ccu_jax import data
-from ccu_jax.config.schema import Config
-from ccu_jax.data import corruptions as conditions
-from ccu_jax.distributed.executors import Executor
 from ccu_jax.distributed.hosts import barrier, is_first, seen
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.evaluate import memorization as memory
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.models import TAIL, Model
-from ccu_jax.reports import html as report
+from ccu_jax.models import TAIL
 from ccu_jax.reports.html import atomically
 from ccu_jax.runs import requests
 from ccu_jax.runs import results as rows
 from ccu_jax.runs import workdir as workdirs
+from ccu_jax.runs.context import RunContext, problem_of
 from ccu_jax.train import checkpoint
-from ccu_jax.train.loop import Loop
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets import splits as unlearn_set
 from ccu_jax.unlearn_sets.splits import Sets
-
-
-class Bench(NamedTuple):
-    """Everything that the stages of a run share."""
-
-    config: Config
-    workdir: pathlib.Path
-    reporter: report.Reporter
-    executor: Executor
-    data: data.Dataset
-    conditions: dict[str, Any]  # what they came to
-    model: Model
-    forward: evaluate.Forward
-    loop: Loop
-    table: dict[str, Any]
 
 
 def title(seed: int, method: str) -> str:
@@ -50,127 +29,111 @@ def title(seed: int, method: str) -> str:
     return f"seed {seed}: {method}"
 
 
-def finished(bench: Bench, seed: int, method: str) -> dict[str, Any] | None:
+def finished(ctx: RunContext, seed: int, method: str) -> dict[str, Any] | None:
     """The row of a stage that is finished and belongs to these data.
 
     Raises:
         UserError: it belongs to others.
     """
-    path = rows.place(bench.workdir, seed, method)
+    path = rows.place(ctx.workdir, seed, method)
     if not seen(path):
         return None
     row = rows.read(path)
-    if row["fingerprint"] != bench.data.fingerprint:
+    if row["fingerprint"] != ctx.data.fingerprint:
         raise UserError(
-            f"the data have changed since {bench.workdir} was made: give another "
+            f"the data have changed since {ctx.workdir} was made: give another "
             "--workdir, or remove the folder to start anew"
         )
     return row
 
 
-def draw(bench: Bench, seed: int, store: features.Store | None = None) -> Sets:
+def draw(ctx: RunContext, seed: int, store: features.Store | None = None) -> Sets:
     """A seed's sets.
 
     What was memorised only a trained original says: before, `unlearn` is empty.
 
     Args:
-        bench: of the run.
+        ctx: of the run.
         seed: of the order.
         store: of an original that was trained on what was drawn before.
 
     Raises:
         UserError: the rule cannot be followed, or not in so many requests.
     """
-    kind = unlearn_rules.parse(bench.config.unlearn.rule).kind
-    if kind in unlearn_rules.LOOKING and finished(bench, seed, "original"):
+    kind = unlearn_rules.parse(ctx.config.unlearn.rule).kind
+    if kind in unlearn_rules.LOOKING and finished(ctx, seed, "original"):
         # The pictures that were looked at may be gone.
-        return workdirs.evaluated(bench, seed)
-    sets = _sets(bench, seed)
+        return workdirs.evaluated(ctx, seed)
+    sets = _sets(ctx, seed)
     if store is not None:
-        known = memory.memory(bench.data, store, sets.retain, sets.unseen, seed)
-        sets = _sets(bench, seed, known)
-        told = memory.describe(bench.data, known, sets)
-        bench.reporter.say(f"seed {seed}: {told}")
+        known = memory.memory(ctx.data, store, sets.retain, sets.unseen, seed)
+        sets = _sets(ctx, seed, known)
+        told = memory.describe(ctx.data, known, sets)
+        ctx.reporter.say(f"seed {seed}: {told}")
     if len(sets.unlearn):
-        requests.cut(bench, seed, sets)
+        requests.cut(ctx, seed, sets)
     return sets
 
 
-def _sets(bench, seed, known=None):
-    config = bench.config.unlearn
+def _sets(ctx: RunContext, seed, known=None):
+    config = ctx.config.unlearn
     return unlearn_set.draw(
-        bench.data, config.rule, seed, config.unseen, config.duplicates, known
+        ctx.data, config.rule, seed, config.unseen, config.duplicates, known
     )
 
 
-def problem_of(bench: Bench, seed: int, sets: Sets) -> Problem:
-    """What the methods of a seed are given, without an original."""
-    return Problem(
-        config=bench.config,
-        model=bench.model,
-        forward=bench.forward,
-        executor=bench.executor,
-        table=bench.table,
-        sets=sets,
-        multi_label=bench.data.multi_label,
-        params=None,
-        seed=seed,
-        arrival=conditions.arrival(bench.data, bench.config.conditions.order),
-    )
-
-
-def prepared(bench: Bench, seed: int, sets: Sets, stage) -> Problem:
+def prepared(ctx: RunContext, seed: int, sets: Sets, stage) -> Problem:
     """What the methods of a seed are given, with its finished original and features."""
-    problem = problem_of(bench, seed, sets)
-    problem = problem._replace(params=params_of(bench, seed, "original"))
-    problem = problem._replace(store=_store(bench, problem, stage))
-    return problem if len(sets.unlearn) else problem._replace(sets=draw(bench, seed))
+    problem = problem_of(ctx, seed, sets)
+    problem = problem._replace(params=params_of(ctx, seed, "original"))
+    problem = problem._replace(store=_store(ctx, problem, stage))
+    return problem if len(sets.unlearn) else problem._replace(sets=draw(ctx, seed))
 
 
-def run_seed(bench: Bench, seed: int, sets: Sets, methods: list[str]) -> None:
+def run_seed(ctx: RunContext, seed: int, sets: Sets, methods: list[str]) -> None:
     """All methods of one seed, the original first."""
-    problem = problem_of(bench, seed, sets)
+    problem = problem_of(ctx, seed, sets)
     for method in methods:
-        if finished(bench, seed, method) is None:
+        if finished(ctx, seed, method) is None:
             if method not in REFERENCES and problem.params is None:
-                problem = problem._replace(params=params_of(bench, seed, "original"))
-            with bench.reporter.stage(title(seed, method)) as stage:
+                problem = problem._replace(params=params_of(ctx, seed, "original"))
+            with ctx.reporter.stage(title(seed, method)) as stage:
                 began = time.perf_counter()
                 if problem.params is not None and problem.store is None:
-                    problem = problem._replace(store=_store(bench, problem, stage))
-                sets = _stage(bench, problem, method, stage, began)
+                    problem = problem._replace(store=_store(ctx, problem, stage))
+                sets = _stage(ctx, problem, method, stage, began)
                 problem = problem._replace(sets=sets)
 
 
-def _place_of(bench, seed, method):
-    return bench.workdir / "checkpoints" / f"{method}-{seed}"
+def _place_of(ctx: RunContext, seed, method):
+    return ctx.workdir / "checkpoints" / f"{method}-{seed}"
 
 
-def params_of(bench: Bench, seed: int, method: str):
+def params_of(ctx: RunContext, seed: int, method: str):
     """The parameters that a finished method has left, on the devices.
 
     Raises:
         UserError: its checkpoint is missing or damaged.
     """
-    shapes = jax.eval_shape(bench.model.init, jax.random.key(0))
-    folder = _place_of(bench, seed, method) / "params"
-    saved = checkpoint.restore(folder, shapes, bench.reporter.warn)
+    shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
+    folder = _place_of(ctx, seed, method) / "params"
+    saved = checkpoint.restore(folder, shapes, ctx.reporter.warn)
     if saved is None:
         whose = "the original's" if method == "original" else f"{method}'s"
         raise UserError(
             f"{whose} checkpoint in {folder} is missing or damaged: remove "
-            f"{rows.place(bench.workdir, seed, method)} to train it again"
+            f"{rows.place(ctx.workdir, seed, method)} to train it again"
         )
-    return bench.executor.place(saved.tree)
+    return ctx.executor.place(saved.tree)
 
 
-def _store(bench, problem, stage) -> features.Store:
-    folder = _place_of(bench, problem.seed, "original") / "features"
+def _store(ctx: RunContext, problem, stage) -> features.Store:
+    folder = _place_of(ctx, problem.seed, "original") / "features"
     tell = functools.partial(stage.tell, "storing features")
-    return features.stored(folder, problem, bench.data.fingerprint, tell)
+    return features.stored(folder, problem, ctx.data.fingerprint, tell)
 
 
-def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> Sets:
+def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) -> Sets:
     """Run one method, evaluate it, store all of it; the record comes last.
 
     Gives the sets: of some the original, now trained, has just said what is forgotten.
@@ -178,10 +141,10 @@ def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> 
     or opened.
     """
     seed, opened = problem.seed, time.perf_counter() - began
-    folder = _place_of(bench, seed, method)
+    folder = _place_of(ctx, seed, method)
     # Of these data: steps made with others are not gone on from.
-    steps = folder / f"steps-{bench.data.fingerprint[:12]}"
-    outcome, told = _outcome(bench, problem, method, steps, stage)
+    steps = folder / f"steps-{ctx.data.fingerprint[:12]}"
+    outcome, told = _outcome(ctx, problem, method, steps, stage)
     params = {**(problem.params or {}), **outcome.params}
     checkpoint.save(
         folder / "params", outcome.steps, params, {"method": method, "seed": seed}
@@ -191,39 +154,39 @@ def _stage(bench: Bench, problem: Problem, method: str, stage, began: float) -> 
     seconds["unlearn"] = seconds["start"] + seconds["steps"]
     seconds["features"] = opened
     if method == "original":
-        trained = problem._replace(params=bench.executor.place(params))
-        problem = problem._replace(store=_store(bench, trained, stage))
+        trained = problem._replace(params=ctx.executor.place(params))
+        problem = problem._replace(store=_store(ctx, trained, stage))
         seconds["features"] = time.perf_counter() - start
         if not len(problem.sets.unlearn):
-            problem = problem._replace(sets=_drawn_late(bench, problem))
+            problem = problem._replace(sets=_drawn_late(ctx, problem))
         start = time.perf_counter()
     # Where trunk and text branch are the original's, so is what they say of each row.
     same = method == "original" or not set(outcome.params) - set(TAIL)
-    table = problem.store.table(bench.table) if same else bench.table
-    results = evaluate.results(bench.forward, params, table, bench.data, problem.sets)
+    table = problem.store.table(ctx.table) if same else ctx.table
+    results = evaluate.results(ctx.forward, params, table, ctx.data, problem.sets)
     seconds["evaluate"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
     if is_first():
-        path = bench.workdir / "outputs" / f"{method}-{seed}.npz"
+        path = ctx.workdir / "outputs" / f"{method}-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
         atomically(path, evaluate.to_bytes(results))
         problem = problem._replace(method=method)
-        row = rows.make(bench, problem, outcome, results, seconds, told)
-        rows.write(rows.place(bench.workdir, seed, method), row)
+        row = rows.make(ctx, problem, outcome, results, seconds, told)
+        rows.write(rows.place(ctx.workdir, seed, method), row)
     checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
     return problem.sets
 
 
-def _outcome(bench, problem, method, steps, stage):
+def _outcome(ctx: RunContext, problem, method, steps, stage):
     """What comes of a method, and what is told of each of its requests."""
-    if method in REFERENCES or bench.config.unlearn.requests == 1:
-        return bench.loop.run(method, METHODS[method], problem, steps, stage), []
-    return requests.run(bench, problem, method, steps, stage)
+    if method in REFERENCES or ctx.config.unlearn.requests == 1:
+        return ctx.loop.run(method, METHODS[method], problem, steps, stage), []
+    return requests.run(ctx, problem, method, steps, stage)
 
 
-def _drawn_late(bench, problem) -> Sets:
+def _drawn_late(ctx: RunContext, problem) -> Sets:
     """What the original, now trained, is to forget; written down as for other rules."""
-    sets = draw(bench, problem.seed, problem.store)
-    workdirs.keep(workdirs.texts(bench, problem.seed, sets))
+    sets = draw(ctx, problem.seed, problem.store)
+    workdirs.keep(workdirs.texts(ctx, problem.seed, sets))
     return sets

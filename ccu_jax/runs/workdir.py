@@ -25,6 +25,7 @@ from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.reports.html import atomically
 from ccu_jax.runs import results as rows
+from ccu_jax.runs.context import RunContext
 from ccu_jax.storage import records as sealed
 from ccu_jax.train import checkpoint
 from ccu_jax.unlearn_sets import splits as unlearn_set
@@ -156,7 +157,7 @@ def unlearn_file(workdir, seed):
     return workdir / "unlearn_sets" / f"{seed}.txt"
 
 
-def texts(bench, seed, sets) -> dict[pathlib.Path, str]:
+def texts(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
     """What is written down of a seed's unlearn set: its ids, and near-duplicates.
 
     Raises:
@@ -164,58 +165,58 @@ def texts(bench, seed, sets) -> dict[pathlib.Path, str]:
     """
     if not len(sets.unlearn):  # not drawn yet
         return {}
-    config = bench.config.unlearn
-    text = unlearn_set.describe(bench.data, sets, seed, config.rule, config.duplicates)
-    path = unlearn_file(bench.workdir, seed)
+    config = ctx.config.unlearn
+    text = unlearn_set.describe(ctx.data, sets, seed, config.rule, config.duplicates)
+    path = unlearn_file(ctx.workdir, seed)
     if path.exists() and path.read_bytes() != text.encode():
         unlearn_set.check_whole(path)
         raise UserError(
             f"the unlearn set is another one than in {path}: give another --workdir, "
             "or remove the folder to start anew"
         )
-    return {path: text} | _near(bench, seed, sets)
+    return {path: text} | _near(ctx, seed, sets)
 
 
-def _near(bench, seed, sets) -> dict[pathlib.Path, str]:
+def _near(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
     """Tell which near-duplicates of forgotten pictures there are."""
-    near = unlearn_set.near_duplicates(bench.data, sets)
+    near = unlearn_set.near_duplicates(ctx.data, sets)
     if not any(map(len, near.values())):
         return {}
-    path = bench.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
+    path = ctx.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
     told = ", ".join(f"{name} {len(found)}" for name, found in near.items())
-    bench.reporter.say(
+    ctx.reporter.say(
         f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
         f"(those in unlearn are forgotten too); see {path}"
     )
-    return {path: unlearn_set.describe_near(bench.data, sets, near)}
+    return {path: unlearn_set.describe_near(ctx.data, sets, near)}
 
 
-def evaluated(bench, seed) -> unlearn_set.Sets:
+def evaluated(ctx: RunContext, seed) -> unlearn_set.Sets:
     """The sets on which a finished original was evaluated.
 
     Raises:
         UserError: its outputs cannot be read.
     """
-    path = bench.workdir / "outputs" / f"original-{seed}.npz"
-    where = {name: row for row, name in enumerate(bench.data.id.tolist())}
+    path = ctx.workdir / "outputs" / f"original-{seed}.npz"
+    where = {name: row for row, name in enumerate(ctx.data.id.tolist())}
     try:
         found = evaluate.load(path)
         row = np.array([where[name] for name in found.id.tolist()])
     except KeyError:
         raise UserError(
             f"{path} is missing or damaged: remove "
-            f"{rows.place(bench.workdir, seed, 'original')} to make it again"
+            f"{rows.place(ctx.workdir, seed, 'original')} to make it again"
         ) from None
     of = {name: np.sort(row[found.of == name]) for name in evaluate.SETS}
     return unlearn_set.Sets(**of)
 
 
-def purge(bench):
+def purge(ctx: RunContext):
     """Remove the pictures of all unlearn sets of this folder, and look for them."""
-    workdir, reporter = bench.workdir, bench.reporter
+    workdir, reporter = ctx.workdir, ctx.reporter
     with reporter.stage("purge") as stage:
         if is_first():
-            seeds = {*bench.config.seeds, *(r["seed"] for r in rows.read_all(workdir))}
+            seeds = {*ctx.config.seeds, *(r["seed"] for r in rows.read_all(workdir))}
             for seed in sorted(seeds):
                 if not (path := unlearn_file(workdir, seed)).exists():
                     raise UserError(
@@ -224,20 +225,20 @@ def purge(bench):
                         f"{seed} is among its seeds"
                     )
             ids = unlearn_set.recorded(
-                bench.data,
+                ctx.data,
                 workdir / "unlearn_sets",
-                bench.config.unlearn.duplicates,
+                ctx.config.unlearn.duplicates,
             )
             cache = jax.config.jax_compilation_cache_dir
             places = [workdir, *([pathlib.Path(cache)] if cache else [])]
             also: dict[str, int] = {}
 
             def remove():
-                also["features"] = _purge_features(bench, ids)
+                also["features"] = _purge_features(ctx, ids)
                 also["models"] = _purge_models(workdir)
 
             told = data.forget(
-                bench.config.data, workdir, ids, places, stage.tell, remove
+                ctx.config.data, workdir, ids, places, stage.tell, remove
             )
             told |= also
             text = json.dumps(told, indent=1) + "\n"
@@ -303,12 +304,12 @@ def _purge_models(workdir) -> int:
     return len(going)
 
 
-def _purge_features(bench, ids) -> int:
+def _purge_features(ctx: RunContext, ids) -> int:
     """Remove the rows from the originals' stores; gives how many rows went, of all."""
-    removed = np.flatnonzero(np.isin(bench.data.id, sorted(ids)))
+    removed = np.flatnonzero(np.isin(ctx.data.id, sorted(ids)))
     gone = 0
     # A seed that was cut off may have none yet, but the beginning of one beside it.
-    for original in sorted((bench.workdir / "checkpoints").glob("original-*")):
+    for original in sorted((ctx.workdir / "checkpoints").glob("original-*")):
         folder = original / "features"
         gone += features.remove(folder, removed)
         if features.left(folder, removed):

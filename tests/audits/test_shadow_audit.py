@@ -49,7 +49,7 @@ def pool_of(left: float, *, size: int = 1, count: int = SHADOWS):
         return [said(m, of) for m in hard + 0.5 * noise + memory * known]
 
     pool = pool_audit.Pool.__new__(pool_audit.Pool)
-    pool._bench = types.SimpleNamespace(
+    pool._ctx = types.SimpleNamespace(
         data=types.SimpleNamespace(
             id=np.array([f"row{i}" for i in range(len(of))]),
             has_image=np.ones(len(of), bool),

@@ -25,10 +25,9 @@ from ccu_jax.audits.shadow_audit import LEAST, Pool
 from ccu_jax.config import limits
 from ccu_jax.distributed.hosts import agreed, barrier, is_first
 from ccu_jax.errors import UserError
-from ccu_jax.methods import REFERENCES
+from ccu_jax.methods import REFERENCE, REFERENCES
 from ccu_jax.reports import audit_table, tables
 from ccu_jax.reports.html import atomically
-from ccu_jax.reports.summary import REFERENCE
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext

@@ -14,13 +14,12 @@ from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_first
 from ccu_jax.experiments import run, variants
 from ccu_jax.experiments.variants import Variant
-from ccu_jax.methods import OURS
+from ccu_jax.methods import OURS, REFERENCE
 from ccu_jax.reports import findings as notes
 from ccu_jax.reports import tables
 from ccu_jax.reports.html import atomically
 from ccu_jax.reports.summary import (
     DASH,
-    REFERENCE,
     auc,
     estimate,
     score,

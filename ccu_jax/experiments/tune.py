@@ -21,12 +21,12 @@ from ccu_jax.distributed.hosts import is_first
 from ccu_jax.experiments import run, variants
 from ccu_jax.experiments.search_spaces import space
 from ccu_jax.experiments.variants import Variant
-from ccu_jax.methods import REFERENCES
+from ccu_jax.methods import REFERENCE, REFERENCES
 from ccu_jax.models import VIEWS
 from ccu_jax.reports import html as report
 from ccu_jax.reports import tables
 from ccu_jax.reports.html import atomically
-from ccu_jax.reports.summary import REFERENCE, auc, score
+from ccu_jax.reports.summary import auc, score
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext

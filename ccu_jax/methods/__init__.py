@@ -16,7 +16,7 @@ from ccu_jax.methods import saliency as curvature
 from ccu_jax.methods.ccu import closed_loop as ccu
 from ccu_jax.methods.problem import Problem
 
-__all__ = ["METHODS", "OURS", "REFERENCES", "Problem"]
+__all__ = ["METHODS", "OURS", "REFERENCE", "REFERENCES", "Problem"]
 
 _FUNCTIONS = {
     "original": reference.original,
@@ -67,5 +67,7 @@ METHODS = {
 
 # Trained from scratch: they need no original to start from.
 REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
+# The model that unlearning should be indistinguishable from.
+REFERENCE = "retrain_visual"
 # Forms of CCU: no baselines.
 OURS = tuple(name for name in METHODS if name.startswith("ccu"))

@@ -6,10 +6,11 @@ import numpy as np
 
 from ccu_jax.audits.judging import share_rows
 from ccu_jax.audits.offline import JUDGED
+from ccu_jax.methods import REFERENCE
 from ccu_jax.metrics.intervals import Interval, over_seeds
 from ccu_jax.reports import findings as notes
 from ccu_jax.reports import tables
-from ccu_jax.reports.summary import DASH, REFERENCE
+from ccu_jax.reports.summary import DASH
 
 HEADER = [
     "method",

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterator
 
+from ccu_jax.methods import REFERENCE
 from ccu_jax.reports.note import Note
-from ccu_jax.reports.summary import REFERENCE, estimate, number, requests, show_estimate
+from ccu_jax.reports.summary import estimate, number, requests, show_estimate
 
 TOO_ROUGH = 0.08  # standard error of an attack AUC: hardly anything can be told then
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ccu_jax.methods import REFERENCE
 from ccu_jax.reports.summary import (
-    REFERENCE,
     Estimate,
     Row,
     auc,

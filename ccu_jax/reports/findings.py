@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.reports.cautions import cautions
 from ccu_jax.reports.note import Note
 from ccu_jax.reports.summary import (
     DASH,
-    REFERENCE,
     Estimate,
     Row,
     auc,

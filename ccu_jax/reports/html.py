@@ -16,10 +16,11 @@ from typing import Any
 
 from ccu_jax.errors import printable
 from ccu_jax.evaluate.forward import SETS
+from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.reports import audit_table, figure, summary, tables
 from ccu_jax.reports import findings as notes
-from ccu_jax.reports.summary import DASH, REFERENCE, Row, estimate
+from ccu_jax.reports.summary import DASH, Row, estimate
 from ccu_jax.runs.progress import Reporter, clean
 
 __all__ = ["Reporter", "markdown", "show", "write"]

@@ -8,10 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ccu_jax.methods import METHODS, OURS, REFERENCES
+from ccu_jax.methods import METHODS, OURS, REFERENCE, REFERENCES
 from ccu_jax.models import VISUAL
 
-REFERENCE = "retrain_visual"
 DASH = "–"
 # How far from the reference's an attack AUC may be. The AUC of fewer than a hundred
 # rows has a standard error of .03 and more by itself.

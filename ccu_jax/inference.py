@@ -12,7 +12,7 @@ from ccu_jax.config import schema as configs
 from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import prepare
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError, disk
 from ccu_jax.models import VIEWS
 from ccu_jax.runs import results as rows
@@ -146,7 +146,7 @@ def _square(image, config):
             image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
         )
         return pictures.decode(content, config.image_size, config.trim).square
-    except (OSError, Unusable) as error:
+    except (OSError, SkipExample) as error:
         name = "a picture" if isinstance(image, bytes) else str(image)
         raise UserError(f"{name} cannot be used: {error}") from None
 

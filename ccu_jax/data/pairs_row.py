@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.readers.pairs_index import SPLIT_NAMES, Entry, slashed
 from ccu_jax.data.readers.untrusted_files import cleaned
 
@@ -28,25 +28,25 @@ class Row(NamedTuple):
 
 
 def checked(entry: Entry) -> Row:
-    """The row of an entry; raises Unusable."""
+    """The row of an entry; raises SkipExample."""
     fields = entry.fields
     image = slashed(_word(fields, "image") or "")
     id_ = _word(fields, "id") or image
     if not id_:
-        raise Unusable("neither id nor picture names the row")
+        raise SkipExample("neither id nor picture names the row")
     group = _word(fields, "group") or id_
     for name, value in (("id", id_), ("group", group)):
         if len(value) > _LONGEST:
-            raise Unusable(f"{name} too long")
+            raise SkipExample(f"{name} too long")
     if f"{id_} ".startswith("# "):
-        raise Unusable("id begins as a comment in a list of ids does")
+        raise SkipExample("id begins as a comment in a list of ids does")
     split = (_word(fields, "split") or "").casefold()
     if split and split not in SPLIT_NAMES:
-        raise Unusable("split unknown")
+        raise SkipExample("split unknown")
     text, notes = cleaned(_string(fields, "text"))
     labels = _labels(fields)
     if not (image or text or entry.text_file):
-        raise Unusable("neither picture nor text")
+        raise SkipExample("neither picture nor text")
     return Row(
         line=entry.line,
         id=id_,
@@ -64,13 +64,13 @@ def _labels(fields: dict[str, Any]) -> tuple[str, ...]:
     labels = fields.get("labels")
     if labels is None:
         if not (label := _word(fields, "label")):
-            raise Unusable("no label")
+            raise SkipExample("no label")
         labels = [label]
     if not isinstance(labels, list) or None in labels:
-        raise Unusable("labels are no list of strings")
+        raise SkipExample("labels are no list of strings")
     words = [_word({"label": label}, "label") for label in labels]
     if any(len(word) > _LONGEST for word in words if word):
-        raise Unusable("label too long")
+        raise SkipExample("label too long")
     return tuple(dict.fromkeys(word for word in words if word))
 
 
@@ -79,7 +79,7 @@ def _string(fields: dict[str, Any], name: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # ids and labels are often written as numbers
     if value is not None and not isinstance(value, str):
-        raise Unusable(f"{name} is no string")
+        raise SkipExample(f"{name} is no string")
     return value
 
 
@@ -87,5 +87,5 @@ def _word(fields: dict[str, Any], name: str) -> str | None:
     """A string that must come through lists, files and tables as it is."""
     value = (_string(fields, name) or "").strip()
     if _IMPOSSIBLE.search(value):
-        raise Unusable(f"{name} has an impossible character")
+        raise SkipExample(f"{name} has an impossible character")
     return value or None

@@ -13,7 +13,14 @@ from ccu_jax.data.preparation import arrays, prepare
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.readers import archives as archive
-from ccu_jax.data.readers.base import SPLITS, Counts, Example, Source, Unusable, digest
+from ccu_jax.data.readers.base import (
+    SPLITS,
+    Counts,
+    Example,
+    SkipExample,
+    Source,
+    digest,
+)
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets import splits as unlearn_set
 from tests.fuzz.contents import SECRET
@@ -130,7 +137,7 @@ def _read(here: World, config: Data) -> dict[str, int]:
     for key in source.keys:
         try:
             example = source.read(key)
-        except Unusable as reason:
+        except SkipExample as reason:
             counts.skip(str(reason), source.name(key))
             continue
         _checked(example, source)
@@ -211,7 +218,7 @@ def decode(here: World, data: bytes, size: int, trim: bool) -> dict[str, int]:
     with watched(here):
         try:
             square, notes = pictures.decode(data, size, trim)
-        except Unusable as reason:
+        except SkipExample as reason:
             _told([str(reason)])
             return {f"skipped: {reason}": 1}
     if square.shape != (size, size, 3) or square.dtype != np.uint8:

@@ -26,7 +26,7 @@ from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers import fashion200k_titles as fashion_titles
 from ccu_jax.data.readers import mmimdb
 from ccu_jax.data.readers import untrusted_files as files
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
 from tests.fuzz import __main__ as fuzz_readers
 from tests.fuzz import archives as fuzz_archives
@@ -364,7 +364,7 @@ def test_a_small_file_of_a_huge_picture_takes_little_memory():
 def test_a_picture_of_endless_rows_is_refused():
     data = fuzz_pictures.PICTURES["png 1"]
     high = data[:16] + struct.pack(">II", 1, 100_000_000) + data[24:]
-    with pytest.raises(Unusable, match="picture too large"):
+    with pytest.raises(SkipExample, match="picture too large"):
         pictures.decode(fuzz_pictures.checked_png(high), 8)
 
 

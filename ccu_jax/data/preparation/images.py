@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 
 # No other format is tried: some of Pillow's run programs or have no use here.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -43,7 +43,7 @@ def decode(data: bytes, size: int, trim: bool = False) -> Picture:
         trim: Whether an even margin around the picture is cut off first.
 
     Raises:
-        Unusable: "picture empty", "not a picture", "picture too large" or "picture
+        SkipExample: "picture empty", "not a picture", "picture too large" or "picture
             damaged" (broken off, say).
     """
     from PIL import Image
@@ -63,7 +63,7 @@ def decode(data: bytes, size: int, trim: bool = False) -> Picture:
             except MemoryError:
                 raise
             except Exception as error:  # Pillow's are of any kind
-                raise Unusable("picture damaged") from error
+                raise SkipExample("picture damaged") from error
             if trim:
                 image, box = image.crop(_content(image)), None
                 width, height = fitted(*image.size, size)
@@ -88,15 +88,15 @@ def _opened(data: bytes):
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise Unusable("picture too large") from error
+        raise SkipExample("picture too large") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's are of any kind
-        raise Unusable("not a picture" if data else "picture empty") from error
+        raise SkipExample("not a picture" if data else "picture empty") from error
     if image.width * image.height > MAX_PIXELS or max(image.size) > _MAX_SIDE:
-        raise Unusable("picture too large")
+        raise SkipExample("picture too large")
     if not image.width * image.height:
-        raise Unusable("picture empty")
+        raise SkipExample("picture empty")
     return image
 
 

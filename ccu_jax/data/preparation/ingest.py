@@ -18,7 +18,7 @@ import numpy as np
 from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation.tfds_builders import Records
-from ccu_jax.data.readers.base import Counts, Example, Progress, Source, Unusable
+from ccu_jax.data.readers.base import Counts, Example, Progress, SkipExample, Source
 from ccu_jax.storage.columns import Column
 
 PART_ROWS = 4096
@@ -109,9 +109,9 @@ class _Store:
         self._squares, self._lines, self._counts = squares, lines, counts
         self._column = {name: number for number, name in enumerate(classes)}
 
-    def add(self, where: str, got: Loaded | Unusable) -> Example | None:
+    def add(self, where: str, got: Loaded | SkipExample) -> Example | None:
         """Stores a row and gives it back, or counts why it cannot be used."""
-        if isinstance(got, Unusable):
+        if isinstance(got, SkipExample):
             self._counts.skip(str(got), where)
             return None
         for note in got.example.notes:
@@ -145,14 +145,14 @@ def _line(example: Example, column: dict[str, int]) -> bytes:
 
 def _load(
     source: Source, pool: ThreadPoolExecutor, config: Data, first: int
-) -> Iterator[tuple[str, Loaded | Unusable]]:
+) -> Iterator[tuple[str, Loaded | SkipExample]]:
     """Every row from `first` on in order, several read and decoded ahead."""
 
-    def load(key: Any) -> Loaded | Unusable:
+    def load(key: Any) -> Loaded | SkipExample:
         try:
             example = source.read(key)
             return decoded(example, config)
-        except Unusable as reason:
+        except SkipExample as reason:
             return reason
 
     # Few, for each may be large.

@@ -21,7 +21,7 @@ import numpy as np
 from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import prepare
 from ccu_jax.data.preparation import tfds_builders as records
-from ccu_jax.data.readers.base import Example, Progress, Reader, Unusable
+from ccu_jax.data.readers.base import Example, Progress, Reader, SkipExample
 from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import Rows
 
@@ -274,7 +274,7 @@ def _originals(
         progress("reading the pictures to purge", done, total)
         try:
             example = source.read(source.keys[done])
-        except Unusable:
+        except SkipExample:
             continue
         except records.Damaged:
             return

@@ -15,7 +15,7 @@ Progress = Callable[[str, int, int], None]
 Unpack = Callable[[pathlib.Path], pathlib.Path]
 
 
-class Unusable(Exception):
+class SkipExample(Exception):  # noqa: N818
     """A row or picture that cannot be used; the message is the reason to count."""
 
 
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     multi_label: bool
     metric: str  # the score that tables lead with: a key of `evaluate.scores`
     keys: Sequence[Any]  # what `read` takes, one a row; small, and always the same
-    # A pure function that several threads call at once; raises Unusable.
+    # A pure function that several threads call at once; raises SkipExample.
     read: Callable[[Any], Example]
     name: Callable[[Any], str] = str  # what messages call a row
 

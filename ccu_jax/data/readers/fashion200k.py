@@ -20,9 +20,9 @@ from ccu_jax.data.readers.base import (
     Place,
     Progress,
     Reader,
+    SkipExample,
     Source,
     Unpack,
-    Unusable,
     digest,
     share,
 )
@@ -156,8 +156,8 @@ class _Rows:
             with path.open("rb") as file:
                 file.seek(key.offset)
                 row = parsed(file.read(key.length), category)
-        except (OSError, Unusable):
-            raise Unusable("label file has changed") from None
+        except (OSError, SkipExample):
+            raise SkipExample("label file has changed") from None
         image = self._pictures.read(row.path.removeprefix("women/"), "picture")
         title, notes = fashion_titles.cleaned(
             row.title, self._masked, self._config.tirg_words
@@ -182,12 +182,12 @@ def _listed(config: Data, rows: _Rows, counts: Counts) -> tuple[Keys, set[int]]:
             row = parsed(raw, category)
             path = _hash(row.path)
             if path in listed:
-                raise Unusable("path listed twice")
+                raise SkipExample("path listed twice")
             listed.add(path)
             known = row.sub_category in SUB_CATEGORIES[category]
             if config.task == "sub_category" and not known:
-                raise Unusable("sub-category unknown")
-        except Unusable as reason:
+                raise SkipExample("sub-category unknown")
+        except SkipExample as reason:
             counts.skip(str(reason), rows.name(key))
             continue
         products[split].add(_hash(row.product))

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.readers.untrusted_files import decoded
 
 CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
@@ -109,20 +109,20 @@ class Row(NamedTuple):
 
 
 def parsed(raw: bytes | None, category: str) -> Row:
-    """The content of a line; raises Unusable.
+    """The content of a line; raises SkipExample.
 
     Args:
         raw: from `files.placed_lines`.
         category: that of the label file.
     """
     if raw is None:
-        raise Unusable("line too long")
+        raise SkipExample("line too long")
     columns = decoded(raw.rstrip(b"\r\n"), "line").split("\t")
     if len(columns) != 3:
-        raise Unusable("row has the wrong number of columns")
+        raise SkipExample("row has the wrong number of columns")
     found = _PATH.fullmatch(columns[0])
     if not found:
-        raise Unusable("path is not of the known form")
+        raise SkipExample("path is not of the known form")
     if FOLDERS[found[1]] != category:
-        raise Unusable("path is of another category than the label file")
+        raise SkipExample("path is of another category than the label file")
     return Row(columns[0], found[2], found[3], columns[2])

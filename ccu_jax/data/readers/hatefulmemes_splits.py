@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ccu_jax.data.readers.base import Counts, Unusable, share
+from ccu_jax.data.readers.base import Counts, SkipExample, share
 from ccu_jax.data.readers.untrusted_files import cleaned, decoded, lines, parsed
 from ccu_jax.errors import UserError
 
@@ -105,7 +105,7 @@ def _collect(
         counts.add("noted: file without final newline", int(_ends_open(path)))
         for number, got in _rows(path):
             where = f"{name} line {number}"
-            if isinstance(got, Unusable):
+            if isinstance(got, SkipExample):
                 counts.add("read")
                 counts.skip(str(got), where)
                 continue
@@ -127,15 +127,15 @@ def _collect(
     return found
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, Row | Unusable]]:
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, Row | SkipExample]]:
     """The rows of a list with their lines' numbers; blank lines are none."""
     for number, line in lines(path):
         try:
             if line is None:
-                raise Unusable("line too long")
+                raise SkipExample("line too long")
             if line.strip():
                 yield number, _row(parsed(decoded(line, "line"), "line"))
-        except Unusable as reason:
+        except SkipExample as reason:
             yield number, reason
 
 
@@ -151,17 +151,17 @@ def _row(entry: Any) -> Row:
     """A row of a list; its split is that of train until it is told otherwise.
 
     Raises:
-        Unusable: why it cannot be used.
+        SkipExample: why it cannot be used.
     """
     if not isinstance(entry, dict):
-        raise Unusable("line is no JSON object")
+        raise SkipExample("line is no JSON object")
     image = entry.get("img")
     match = _IMAGE.fullmatch(image) if isinstance(image, str) else None
     if not match or not image.isprintable() or match[1] in (".", ".."):
-        raise Unusable("img is no path below img/")
+        raise SkipExample("img is no path below img/")
     id_ = pathlib.PurePosixPath(match[1]).stem
     if id_ != id_.strip() or f"{id_} ".startswith("# "):  # lost in a list of ids
-        raise Unusable("img is no path below img/")
+        raise SkipExample("img is no path below img/")
     label = _label(entry)
     text, notes = _text(entry.get("text"))
     return Row(id_, match[1], text, label, "train", (*_id_notes(entry, id_), *notes))
@@ -173,9 +173,9 @@ def _label(entry: dict[str, Any]) -> int:
     if isinstance(label, str):
         label = {"0": 0, "1": 1, "-1": -1}.get(label, label)
     if label is None or label == -1:
-        raise Unusable("no label")
+        raise SkipExample("no label")
     if label not in (0, 1):
-        raise Unusable("label is neither 0 nor 1")
+        raise SkipExample("label is neither 0 nor 1")
     return int(label)
 
 

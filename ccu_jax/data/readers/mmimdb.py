@@ -21,9 +21,9 @@ from ccu_jax.data.readers.base import (
     Place,
     Progress,
     Reader,
+    SkipExample,
     Source,
     Unpack,
-    Unusable,
     digest,
 )
 from ccu_jax.data.readers.untrusted_files import (
@@ -216,8 +216,8 @@ def _index(layout: _Layout) -> tuple[bytes, dict[str, list[Any]]]:
         splits = parsed(decoded(raw, INDEX), INDEX)
         for name in _OFFICIAL_SPLITS.values():
             if not isinstance(splits, dict) or not isinstance(splits.get(name), list):
-                raise Unusable(f'{INDEX} has no list "{name}"')
-    except Unusable as reason:
+                raise SkipExample(f'{INDEX} has no list "{name}"')
+    except SkipExample as reason:
         raise UserError(
             f"{layout.folder.root}: {reason}; take the one of {ARCHIVE}, see {PAGE}"
         ) from None
@@ -265,20 +265,20 @@ def _check_listed(layout: _Layout, listed: set[str], counts: Counts) -> None:
 
 
 def _example(layout: _Layout, key: Key, policy: str) -> Example:
-    """The movie; raises Unusable."""
+    """The movie; raises SkipExample."""
     folder, what = layout.folder, "text file"
     movie = parsed(folder.text(f"{layout.texts}/{key.id}.json", what), what)
     if not isinstance(movie, dict):
-        raise Unusable(f"{what} is no JSON object")
+        raise SkipExample(f"{what} is no JSON object")
     plots = [plot for plot in _listed(movie.get("plot")) if isinstance(plot, str)]
     plot = choose_plot(plots, policy)
     if plot is None:
-        raise Unusable("no plot")
+        raise SkipExample("no plot")
     text, notes = plot
     genres = _listed(movie.get("genres"))
     labels = tuple(genre for genre in GENRES if genre in genres)
     if not labels:
-        raise Unusable(f"none of the {len(GENRES)} genres")
+        raise SkipExample(f"none of the {len(GENRES)} genres")
     # A name of the data is counted under that name only where it is a known one.
     ignored = {
         genre if genre in _RARE else None for genre in genres if genre not in GENRES

@@ -26,9 +26,9 @@ from ccu_jax.data.readers.base import (
     Place,
     Progress,
     Reader,
+    SkipExample,
     Source,
     Unpack,
-    Unusable,
     digest,
 )
 from ccu_jax.data.readers.pairs_index import Entry
@@ -191,8 +191,8 @@ def _usable(root: pathlib.Path, index: str, counts: Counts) -> tuple[list[Row], 
                 raise entry[1]
             row = checked(entry)
             if row.id in seen:
-                raise Unusable("id already used")
-        except Unusable as reason:
+                raise SkipExample("id already used")
+        except SkipExample as reason:
             counts.skip(str(reason), _where(index, entry[0], _called(entry)))
             continue
         seen.add(row.id)

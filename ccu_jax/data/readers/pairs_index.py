@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ccu_jax.data.readers import untrusted_files as files
-from ccu_jax.data.readers.base import SPLITS, Counts, Unusable
+from ccu_jax.data.readers.base import SPLITS, Counts, SkipExample
 from ccu_jax.errors import UserError
 
 INDEXES = ("pairs.jsonl", "pairs.csv")
@@ -202,13 +202,13 @@ def _jsonl(path: pathlib.Path) -> Iterator[Entry | tuple]:
     for line, raw in files.lines(path):
         try:
             if raw is None:
-                raise Unusable("line too long")
+                raise SkipExample("line too long")
             if not raw.strip():
                 continue
             fields = files.parsed(files.decoded(raw, "line"), "line")
             if not isinstance(fields, dict):
-                raise Unusable("line is no JSON object")
-        except Unusable as reason:
+                raise SkipExample("line is no JSON object")
+        except SkipExample as reason:
             yield line, reason
         else:
             yield Entry(line, fields)
@@ -235,7 +235,7 @@ class _Again:
         self.size += size
         self._again += 0 if again else _AGAIN * size
         if got[1] is None or self.size > files.MAX_LINE + 30:
-            raise Unusable("line too long")
+            raise SkipExample("line too long")
         return files.decoded(got[1], "line") + "\n"
 
     def lost(self) -> list[tuple[int, bytes | None]]:
@@ -259,16 +259,16 @@ def _csv(path: pathlib.Path) -> Iterator[Entry | tuple]:
             if not any(value.strip() for value in values):
                 continue
             if len(values) != len(names):
-                raise Unusable("other number of fields than the header")
+                raise SkipExample("other number of fields than the header")
             yield Entry(lines.taken[0][0], _fields(names, values))
         except StopIteration:
             return
-        except (csv.Error, Unusable) as error:
+        except (csv.Error, SkipExample) as error:
             # A quote that is never closed must cost its own row and no other.
             if len(lines.taken) > 1 or isinstance(error, csv.Error):
                 large = len(lines.taken) == 1 and "field limit" in str(error)
                 what = "line too long" if large else "line is no valid CSV"
-                error = Unusable(what)
+                error = SkipExample(what)
             yield from ((line, error) for line, _ in lines.lost())
 
 
@@ -277,7 +277,7 @@ def _header(path: pathlib.Path, numbered) -> tuple[list[str], dict[str, Any]]:
     line = next((raw for _, raw in numbered if raw is None or raw.strip()), None)
     try:
         text = files.decoded(line or b"", "line")
-    except Unusable:
+    except SkipExample:
         text = ""
     names: list[str] = []
     for delimiter in ",;\t":

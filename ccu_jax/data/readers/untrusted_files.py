@@ -1,6 +1,6 @@
 """Reading files that somebody else has made: never out of the folder, never too much.
 
-Every way in which a file can be unfit is an `Unusable` with the reason to count.
+Every way in which a file can be unfit is an `SkipExample` with the reason to count.
 """
 
 import errno
@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError
 
 MAX_PICTURE = 256 << 20  # bytes of an encoded picture
@@ -45,7 +45,7 @@ class Folder:
             most: bytes; a larger file is not read.
 
         Raises:
-            Unusable: "`what` missing", "`what` outside of the folder", "`what` too
+            SkipExample: "`what` missing", "`what` outside of the folder", "`what` too
                 large", "`what` is no plain file", "`what` cannot be read".
         """
         path = self._path(name, what)
@@ -53,35 +53,35 @@ class Folder:
             # Not blocking: opening a pipe would wait for ever.
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
-            raise Unusable(f"{what} missing") from None
+            raise SkipExample(f"{what} missing") from None
         except IsADirectoryError:
-            raise Unusable(f"{what} is no plain file") from None
+            raise SkipExample(f"{what} is no plain file") from None
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
-                raise Unusable(f"{what} missing") from None
-            raise Unusable(f"{what} cannot be read") from None
+                raise SkipExample(f"{what} missing") from None
+            raise SkipExample(f"{what} cannot be read") from None
         # Before it is made a file of Python's, which a folder cannot be.
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             os.close(handle)
-            raise Unusable(f"{what} is no plain file")
+            raise SkipExample(f"{what} is no plain file")
         with os.fdopen(handle, "rb") as file:
             if status.st_size > most:
-                raise Unusable(f"{what} too large")
+                raise SkipExample(f"{what} too large")
             try:
                 # Not `most`: Python would set aside as much memory each time.
                 return file.read(status.st_size)
             except OSError:
-                raise Unusable(f"{what} cannot be read") from None
+                raise SkipExample(f"{what} cannot be read") from None
 
     def text(self, name: str, what: str, most: int = MAX_TEXT) -> str:
-        """The content of a UTF-8 file; raises Unusable, also "`what` is not UTF-8"."""
+        """Reads a UTF-8 file; raises SkipExample, also "`what` is not UTF-8"."""
         return decoded(self.read(name, what, most), what)
 
     def _path(self, name: str, what: str) -> str:
-        outside = Unusable(f"{what} outside of the folder")
+        outside = SkipExample(f"{what} outside of the folder")
         if not name or "\0" in name or len(name) > _MAX_NAME:
-            raise Unusable(f"{what} missing")
+            raise SkipExample(f"{what} missing")
         # Also a path of Windows: it means the same wherever the data are read.
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
         drive = re.match("[A-Za-z]:", name)
@@ -94,7 +94,7 @@ class Folder:
             if os.path.islink(path) and not self._is_inside(path):
                 raise outside
         except (OSError, ValueError):  # a loop of links; a name that cannot be encoded
-            raise Unusable(f"{what} missing") from None
+            raise SkipExample(f"{what} missing") from None
         return path
 
     def _is_inside(self, path: str) -> bool:
@@ -130,11 +130,11 @@ def shown(text: str) -> str:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """Bytes as UTF-8 without a byte-order mark; raises Unusable."""
+    """Bytes as UTF-8 without a byte-order mark; raises SkipExample."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise Unusable(f"{what} is not UTF-8") from None
+        raise SkipExample(f"{what} is not UTF-8") from None
 
 
 def cleaned(text: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -149,11 +149,11 @@ def cleaned(text: str | None) -> tuple[str | None, tuple[str, ...]]:
 
 
 def parsed(text: str, what: str) -> Any:
-    """A JSON text as Python's types; raises Unusable."""
+    """A JSON text as Python's types; raises SkipExample."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise Unusable(f"{what} is no valid JSON") from None
+        raise SkipExample(f"{what} is no valid JSON") from None
 
 
 def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ccu_jax.data.preparation.images import decode
-from ccu_jax.data.readers.base import Unusable
+from ccu_jax.data.readers.base import SkipExample
 
 
 def picture(colour="red", size=(12, 8), mode="RGB", kind="PNG", **options):
@@ -110,7 +110,7 @@ BAD = [
 
 @pytest.mark.parametrize(("data", "reason"), BAD)
 def test_what_is_no_whole_picture_is_named(data, reason):
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(SkipExample, match=reason):
         decode(data, 8)
 
 
@@ -126,7 +126,7 @@ def test_threads_decode_the_same_and_leave_the_filters_of_warnings_alone():
     def attempt(data):
         try:
             return decode(data, 16).square.tobytes()
-        except Unusable as reason:
+        except SkipExample as reason:
             return str(reason)
 
     before = list(warnings.filters)

@@ -12,7 +12,7 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import arrays
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import ingest as parts
-from ccu_jax.data.readers.base import Counts, Example, Source, Unusable
+from ccu_jax.data.readers.base import Counts, Example, SkipExample, Source
 from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import Column
 
@@ -34,7 +34,7 @@ def encoded(number):
 def read(number):
     """Rows of which some cannot be used, some lack a part, some have a note."""
     if number % 10 == 7:
-        raise Unusable("text file missing")
+        raise SkipExample("text file missing")
     image = b"<html>" if number % 10 == 8 else encoded(number)
     return Example(
         id=f"row{number}",

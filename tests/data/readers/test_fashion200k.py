@@ -17,7 +17,7 @@ from ccu_jax.data import sample
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import fashion200k
 from ccu_jax.data.readers import fashion200k_titles as fashion_titles
-from ccu_jax.data.readers.base import MARKER, Counts, Unusable
+from ccu_jax.data.readers.base import MARKER, Counts, SkipExample
 from ccu_jax.data.readers.fashion200k_labels import (
     CATEGORIES,
     FOLDERS,
@@ -99,7 +99,7 @@ def read(given, unpack=no_archive, **settings):
     for key in source.keys:
         try:
             example = source.read(key)
-        except Unusable as reason:
+        except SkipExample as reason:
             counts.skip(str(reason), source.name(key))
             continue
         for note in example.notes:
@@ -317,10 +317,10 @@ def test_a_label_file_that_changes_while_it_is_used_is_noticed(root):
     source, _ = opened(root)
     path = root / "labels" / "dress_train_detect_all.txt"
     path.write_text("no row at all\n" * 20)
-    with pytest.raises(Unusable, match="label file has changed"):
+    with pytest.raises(SkipExample, match="label file has changed"):
         source.read(source.keys[1])
     path.unlink()
-    with pytest.raises(Unusable, match="label file has changed"):
+    with pytest.raises(SkipExample, match="label file has changed"):
         source.read(source.keys[1])
 
 
@@ -693,7 +693,7 @@ def test_what_is_planted_is_what_is_counted(tmp_path, seed):
     for name, example in examples.items():
         try:
             notes = pictures.decode(example.image, 16).notes
-        except Unusable as reason:
+        except SkipExample as reason:
             counts[f"skipped: {reason}"] = counts.get(f"skipped: {reason}", 0) + 1
         else:
             assert notes == (), name

@@ -23,7 +23,7 @@ from ccu_jax.data import near_duplicates as duplicates
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers import hatefulmemes
-from ccu_jax.data.readers.base import MARKER, Counts, Unusable
+from ccu_jax.data.readers.base import MARKER, Counts, SkipExample
 from ccu_jax.errors import UserError
 
 SECOND = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")
@@ -100,7 +100,7 @@ def read(root, scratch=None, **settings):
     for key in source.keys:
         try:
             example = source.read(key)
-        except Unusable as reason:
+        except SkipExample as reason:
             counts.skip(str(reason), source.name(key))
             continue
         for note in example.notes:
@@ -645,7 +645,7 @@ def test_each_trap_of_the_sample_is_counted_as_what_it_is(tmp_path, rows, seed):
     for example in examples.values():
         try:
             picture = pictures.decode(example.image, 48)
-        except Unusable as reason:
+        except SkipExample as reason:
             counts.skip(str(reason), example.id)
             continue
         squares.append(picture.square)

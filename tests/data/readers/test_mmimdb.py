@@ -22,7 +22,7 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data import load, sample
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import mmimdb
-from ccu_jax.data.readers.base import MARKER, Counts, Unusable
+from ccu_jax.data.readers.base import MARKER, Counts, SkipExample
 from ccu_jax.errors import UserError
 
 
@@ -97,7 +97,7 @@ def read(root, unpack=nothing_to_unpack, **settings):
     for key in source.keys:
         try:
             example = source.read(key)
-        except Unusable as reason:
+        except SkipExample as reason:
             counts.skip(str(reason), source.name(key))
             continue
         examples[example.id] = example

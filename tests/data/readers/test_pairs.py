@@ -19,7 +19,7 @@ from ccu_jax.data import load, sample
 from ccu_jax.data import near_duplicates as duplicates
 from ccu_jax.data.readers import pairs, pairs_index
 from ccu_jax.data.readers import untrusted_files as files
-from ccu_jax.data.readers.base import Counts, Unusable
+from ccu_jax.data.readers.base import Counts, SkipExample
 from ccu_jax.errors import UserError
 
 
@@ -74,7 +74,7 @@ def opened(config, workdir=None):
     for key in source.keys:
         try:
             examples.append(source.read(key))
-        except Unusable as reason:
+        except SkipExample as reason:
             counts.skip(str(reason), source.name(key))
     return source, examples, counts.numbers
 

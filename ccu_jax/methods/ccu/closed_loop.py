@@ -1,18 +1,14 @@
-"""CCU, cross-modal contrastive unlearning: paper-like and closed-loop form.
+"""CCU+, the closed-loop form of cross-modal contrastive unlearning.
 
-They train the picture's way behind the trunk on features that are computed once; trunk
-and text branch stay as they are, to the bit. So they guard what the model *says*: who
-reads the weights finds the trunk as it was. `ccu_plus_full` trains the trunk as well,
-on pictures, and takes the longer for it.
-
-The losses of the paper (Xu et al. 2025, arXiv 2509.23895) are not public: these forms
-are this project's reconstruction.
+Like `ccu` it trains only the image modules behind the trunk, on features that are
+computed once; trunk and text branch stay unchanged to the bit. It therefore protects
+the model's predictions: the trunk's weights still hold what they learned.
+`ccu_plus_full` trains the trunk as well, on images, which takes longer.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ccu_jax import objectives
 from ccu_jax.evaluate.feature_store import pool
@@ -26,111 +22,12 @@ from ccu_jax.methods.cached_features import (
     with_pictures,
 )
 from ccu_jax.methods.ccu import targets
+from ccu_jax.methods.ccu.losses import adam, contrasts, logits_of, rates, retention
 from ccu_jax.methods.hyperparameters import Section
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import rate, scheduled
-from ccu_jax.methods.stopping import stopping
-from ccu_jax.models import TAIL, VIEWS, VISUAL, unit
+from ccu_jax.models import TAIL, VISUAL, unit
 from ccu_jax.models.augmentation import hide
 from ccu_jax.train.step import Program, everywhere
-
-
-def _adam():
-    # Retention has no gradient where the model still is the original: with Adam's usual
-    # epsilon the rounding noise there, which differs between devices, becomes a step.
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(eps=1e-5), scheduled()
-    )
-
-
-def _numbers(section):
-    return {"rate": {"all": rate(section.learning_rate, section.steps)}}
-
-
-def _contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
-    """The weighted contrastive objectives that both forms share, by name."""
-    weight_u, weight_r = u["has_image"], r["has_image"]
-    terms = {}
-    if c.uses("pair"):
-        terms["pair"] = c.pair * objectives.pair_dissociation(
-            out_u.z_image,
-            u["z_text"],
-            r["z_text"],
-            u["labels"],
-            r["labels"],
-            weight_u & u["has_text"],
-            weight_r & r["has_text"],
-            offset=offset,
-            two_sided=two_sided,
-        )
-    if c.uses("separation"):
-        terms["separation"] = c.separation * objectives.separation(
-            unit(out_r.h_image),
-            unit(out_u.h_image),
-            r["labels"],
-            weight_r,
-            weight_u,
-            temperature=c.temperature,
-        )
-    return terms
-
-
-def _retention(weight, r, out_r, multi_label, whole=True):
-    """Weighted retention; `whole`: rows whose fused view sees all that it has."""
-    teacher = {view: r[f"original_{view}"] for view in VISUAL}
-    student = {view: getattr(out_r, view) for view in VISUAL}
-    counts = {"image": r["has_image"], "fused": r["has_image"] & whole}
-    return weight * objectives.retention(
-        teacher, student, counts, multi_label=multi_label
-    )
-
-
-def ccu(problem: Problem) -> Program:
-    """The paper-like form.
-
-    (a) inverse contrast and pair dissociation on the unlearn set, (b) retention of the
-    original's predictions on the retain set, (c) dual-set separation; with `stop` it
-    ends when the pictures of the unlearn set are recognised no better than held-out
-    ones.
-    """
-    section, model = problem.section, problem.model
-    multi_label = problem.multi_label
-    cached = cache(problem, section.retain_rows)
-    train, frozen = split(problem, TAIL)
-
-    def loss(params, frozen, aux, batch, step):
-        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
-        every, cut = together(batch)
-        out = cut(model.apply({**frozen["parts"], **params}, every))
-        out_u, out_r = out["unlearn"], out["retain"]
-        terms = _contrasts(c, u, r, out_u, out_r)
-        if c.uses("inverse"):
-            terms["inverse"] = c.inverse * objectives.inverse_contrast(
-                unit(out_u.h_image),
-                unit(out_r.h_image),
-                u["labels"],
-                r["labels"],
-                u["has_image"],
-                r["has_image"],
-                temperature=c.temperature,
-                pull=c.pull,
-            )
-        if c.uses("retention"):
-            terms["retention"] = _retention(c.retention, r, out_r, multi_label)
-        return sum(terms.values(), jnp.zeros(())), terms
-
-    program = Program(
-        params=train,
-        frozen={"parts": frozen, "c": Section.of(section)},
-        loss=loss,
-        optimiser=_adam(),
-        numbers=_numbers(section),
-        parts=cached.parts,
-        plan=plan(problem, cached, section),
-    )
-    if not section.stop:
-        return program
-    return stopping(problem, program, names=("unlearn", "held"))
 
 
 def ccu_plus(problem: Problem) -> Program:
@@ -165,8 +62,8 @@ def ccu_plus(problem: Problem) -> Program:
         params=train,
         frozen={"parts": frozen, "ranks": ranks, "c": Section.of(section)},
         loss=_plus_loss(problem),
-        optimiser=_adam(),
-        numbers=_numbers(section),
+        optimiser=adam(),
+        numbers=rates(section),
         parts=cached.parts,
         plan=plan(problem, cached, section, held=bool(section.hold)),
         aux={
@@ -193,7 +90,7 @@ def _plus_loss(problem):
         params = {**frozen["parts"], **params}
         out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
         out_u, out_r = out["unlearn"], out["retain"]
-        terms = _contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
+        terms = contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
         terms |= _match(c, u, r, out_u, out_r, aux, frozen["ranks"].free, kind)
         if c.uses("classify"):
             terms["classify"] = c.classify * sum(
@@ -204,10 +101,10 @@ def _plus_loss(problem):
             )
         if c.uses("retention"):
             whole = (see == r["has_image"]) & (read == r["has_text"])
-            terms["retention"] = _retention(c.retention, r, out_r, multi_label, whole)
+            terms["retention"] = retention(c.retention, r, out_r, multi_label, whole)
         if c.uses("hold"):
             held = batch["held"]
-            terms["hold"] = _retention(c.hold, held, out["held"], multi_label)
+            terms["hold"] = retention(c.hold, held, out["held"], multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
@@ -221,7 +118,7 @@ def _plus_refresh(problem):
             # Each device looks at its own rows and learns what was said of all.
             out = model.apply({**frozen["parts"], **params}, rows)
             seen = {"image": out.image, "fused": out.fused, "weight": rows["has_image"]}
-            return everywhere((out, {**_logits(rows), **seen}))
+            return everywhere((out, {**logits_of(rows), **seen}))
 
         (_, u), (out_v, v) = now(parts["unlearn"]), now(parts["held"])
         aims = targets.current(
@@ -277,12 +174,6 @@ def _shrink(params, fresh, keep):
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params, fresh)
 
 
-def _logits(rows):
-    """The original's logits of all views, with the labels."""
-    names = {view: rows[f"original_{view}"] for view in VIEWS}
-    return {**names, "labels": rows["labels"]}
-
-
 def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
     """What the targets need to know of all rows."""
     strength, multi_label = problem.section.ridge, problem.multi_label
@@ -294,7 +185,7 @@ def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
             part = parts[name]
             pooled = pool(part["features"])
             named = {"pooled": pooled, "fresh": part["fresh"]}
-            return everywhere({**named, **_logits(part), "weight": part["has_image"]})
+            return everywhere({**named, **logits_of(part), "weight": part["has_image"]})
 
         return state, targets.prepare(
             *(rows(name) for name in PARTS),

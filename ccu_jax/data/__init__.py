@@ -2,11 +2,10 @@
 
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from ccu_jax.config.schema import Data
+from ccu_jax.data.dataset import Dataset
 from ccu_jax.data.preparation import prepare, purge
 from ccu_jax.data.readers import fashion200k, hatefulmemes, mmimdb, pairs
 from ccu_jax.data.readers.base import Progress
@@ -22,29 +21,6 @@ DATASETS = {
 
 
 GROUPS = ("own", "text", "picture")
-
-
-class Dataset(NamedTuple):
-    """N rows with K classes; pictures have S pixels a side, texts T tokens."""
-
-    name: str  # a row of DATASETS
-    edition: str  # "official", "sample", "clipart" or "own"
-    classes: tuple[str, ...]  # K names
-    multi_label: bool
-    metric: str  # the score that tables lead with, a key of `evaluate.scores`
-    image: np.ndarray  # uint8 [N, S, S, 3], memory-mapped; zeros where there is none
-    text: np.ndarray  # int32 [N, T], memory-mapped; 0 pads, each row has an end token
-    labels: np.ndarray  # float32 [N, K], multi-hot (one-hot if not multi_label)
-    has_image: np.ndarray  # bool [N]
-    has_text: np.ndarray  # bool [N]
-    id: np.ndarray  # str [N], unique
-    group: np.ndarray  # str [N]: rows that must be forgotten together
-    split: np.ndarray  # str [N]: "train", "validation" or "test"
-    cluster: np.ndarray  # int [N]: the first row with (nearly) the same picture
-    vocabulary: int  # number of token ids
-    counts: dict[str, int]  # rows read, used, and skipped by reason
-    fingerprint: str  # hash of everything above, to notice changed data
-    purged: bool = False  # whether pictures were taken out of it, see `purge`
 
 
 def load(

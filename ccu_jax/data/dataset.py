@@ -1,0 +1,31 @@
+"""The prepared data set that every other package works with."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Dataset(NamedTuple):
+    """A prepared data set: N rows, K classes, images of S x S pixels, T tokens a text.
+
+    `image` and `text` are memory-mapped, everything else is in memory.
+    """
+
+    name: str  # a key of `ccu_jax.data.DATASETS`
+    edition: str  # "official", "sample", "clipart" or "own"
+    classes: tuple[str, ...]  # K names
+    multi_label: bool
+    metric: str  # the headline score, a key of `predictions.scores`
+    image: np.ndarray  # uint8 [N, S, S, 3]; zeros where has_image is False
+    text: np.ndarray  # int32 [N, T]; padded with 0, every row has an end token
+    labels: np.ndarray  # float32 [N, K], multi-hot (one-hot if not multi_label)
+    has_image: np.ndarray  # bool [N]
+    has_text: np.ndarray  # bool [N]
+    id: np.ndarray  # str [N], unique
+    group: np.ndarray  # str [N]; rows of a group are forgotten together
+    split: np.ndarray  # str [N]: "train", "validation" or "test"
+    cluster: np.ndarray  # int [N]: first row whose image is a near-duplicate
+    vocabulary: int  # number of token ids
+    counts: dict[str, int]  # rows read, used, and skipped by reason
+    fingerprint: str  # hash of the classes and all columns
+    purged: bool = False  # whether images were blanked by `ccu_jax.data.forget`

@@ -20,6 +20,7 @@ from PIL import Image
 from ccu_jax import data
 from ccu_jax.benchmarks import prepare as bench_prepare
 from ccu_jax.data import batches as pipeline
+from ccu_jax.data import input_pipeline
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.errors import UserError
@@ -165,14 +166,14 @@ def _tf_data(paths, size: int) -> Callable[[int], int]:
 def _plans(loaded: data.Dataset, batch: int, windows: int) -> np.ndarray:
     """The steps of each window: consecutive ones of one long shuffled training."""
     rows, columns = np.arange(len(loaded.id)), _table(loaded)
-    trial = pipeline.batches(rows, batch, max(1, 2048 // batch), 0)
+    trial = pipeline.plan_batches(rows, batch, max(1, 2048 // batch), 0)
     seconds = []
     for _ in range(3):
         began = time.perf_counter()
-        _drained(pipeline.feed(columns, trial))
+        _drained(input_pipeline.iterate_batches(columns, trial))
         seconds.append(time.perf_counter() - began)
     steps = max(1, round(len(trial) * _WINDOW_S / min(seconds)))
-    plan = pipeline.batches(rows, batch, steps * windows, 0)
+    plan = pipeline.plan_batches(rows, batch, steps * windows, 0)
     return plan.reshape(windows, steps, batch)
 
 
@@ -191,7 +192,9 @@ def _drained(batches: Iterable) -> int:
 
 def _feed(loaded: data.Dataset, plans: np.ndarray) -> Callable[[int], int]:
     columns = _table(loaded)
-    return lambda window: _drained(pipeline.feed(columns, plans[window]))
+    return lambda window: _drained(
+        input_pipeline.iterate_batches(columns, plans[window])
+    )
 
 
 def _take(loaded: data.Dataset, plans: np.ndarray) -> Callable[[int], int]:

@@ -1,11 +1,9 @@
-"""Which rows stand in which batch, and how a batch comes from the disk.
+"""Batch plans: which row stands at which place of which training step.
 
-Everything is a function of the seed and the global batch: how many hosts there are, and
-where a run was resumed, changes nothing.
+A plan is a pure function of the rows, the seed and the global batch size, so neither
+the number of hosts nor a resume changes what is trained on.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +27,7 @@ class OnHost(NamedTuple):
         return taken.reshape(*np.shape(rows), *self.array.shape[1:])
 
 
-def batches(
+def plan_batches(
     rows: np.ndarray,
     batch: int,
     steps: int,
@@ -37,103 +35,64 @@ def batches(
     start: int = 0,
     window: int | None = None,
 ) -> np.ndarray:
-    """The plan: which row stands at which place of which step.
+    """Plans shuffled batches for a number of steps.
 
-    It is cut from an endless row of permutations, one for each epoch, so every row
-    comes once an epoch and no row is dropped; a batch may straddle two epochs. Each
-    entry depends on `rows`, `batch`, `seed`, and its step only: resuming at a step
-    gives what an uninterrupted run would have had, on any number of hosts.
+    The plan is a slice of an endless sequence of epochs, each a permutation of the
+    rows. No row is dropped: a batch may contain the end of one epoch and the start of
+    the next.
 
     Args:
-        rows: int [M], the rows to draw from, M > 0; may be fewer than `batch`.
-        batch: Rows in one step, over all devices and hosts.
-        steps: Number of steps to plan.
-        seed: Any integer >= 0.
-        start: First step of the plan.
-        window: None for a permutation without any order; else rows come as in `rows`,
-            each at most so many places early or late.
+        rows: int [M], the rows to draw from, M > 0; M may be smaller than `batch`.
+        batch: global batch size, over all devices and hosts.
+        steps: number of steps to plan.
+        seed: a non-negative integer.
+        start: first step of the plan; a plan from step s equals the tail of a plan
+            from step 0.
+        window: None shuffles freely. Otherwise rows keep the order of `rows`, except
+            that each may move by fewer than `window` places.
 
     Returns:
-        int32 [steps, batch], the plan of the steps `start` to `start + steps - 1`.
+        int32 [steps, batch], row numbers of the steps `start` to `start + steps - 1`.
+
+    Raises:
+        ValueError: `rows` is empty or not a vector.
     """
     rows = np.asarray(rows, np.int32)
     if rows.ndim != 1 or not len(rows):
         raise ValueError(f"rows must be a non-empty vector, not {rows.shape}")
     first, last = start * batch, (start + steps) * batch
     epochs = range(first // len(rows), -(-last // len(rows)))
-    drawn = [_epoch(rows, np.random.default_rng([seed, e]), window) for e in epochs]
-    flat = np.concatenate([*drawn, rows[:0]])
-    skipped = epochs.start * len(rows)
-    return flat[first - skipped : last - skipped].reshape(steps, batch)
+    permutations = [
+        _permute(rows, np.random.default_rng([seed, epoch]), window) for epoch in epochs
+    ]
+    flat = np.concatenate([*permutations, rows[:0]])
+    offset = epochs.start * len(rows)
+    return flat[first - offset : last - offset].reshape(steps, batch)
 
 
-def _epoch(rows, rng: np.random.Generator, window: int | None) -> np.ndarray:
+def _permute(
+    rows: np.ndarray, rng: np.random.Generator, window: int | None
+) -> np.ndarray:
     if window is None:
         return rng.permutation(rows)
-    # Nobody overtakes one who stands `window` places or more ahead.
-    late = np.arange(len(rows)) + rng.uniform(0, max(window, 1), len(rows))
-    return rows[np.argsort(late, kind="stable")]
+    # Sorting by place + uniform[0, window) never swaps rows `window` or more apart.
+    keys = np.arange(len(rows)) + rng.uniform(0, max(window, 1), len(rows))
+    return rows[np.argsort(keys, kind="stable")]
 
 
-def cover(rows: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Batches that hold every row once, in order; the last is filled up and masked.
+def plan_single_pass(rows: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Plans batches that contain every row once, in order, for evaluation.
+
+    Args:
+        rows: int [M].
+        batch: global batch size.
 
     Returns:
-        The plan int32 [steps, batch], and bool [steps, batch]: which places count.
+        int32 [steps, batch], the plan, where the last batch is padded with row 0; and
+        bool [steps, batch], False at the padding.
     """
     rows = np.asarray(rows, np.int32)
     steps = -(-len(rows) // batch)
     plan = np.pad(rows, (0, steps * batch - len(rows))).reshape(steps, batch)
     mask = np.arange(steps * batch).reshape(steps, batch) < len(rows)
     return plan, mask
-
-
-def share(plan: np.ndarray, host: int, hosts: int) -> np.ndarray:
-    """One host's equal part `[steps, batch / hosts]` of each global batch.
-
-    Raises:
-        ValueError: the batch cannot be divided among the hosts.
-    """
-    if plan.shape[1] % hosts or not 0 <= host < hosts:
-        raise ValueError(f"no share {host} of {hosts} in batches of {plan.shape[1]}")
-    each = plan.shape[1] // hosts
-    return plan[:, host * each : (host + 1) * each]
-
-
-def feed(
-    columns: Mapping[str, np.ndarray | OnHost],
-    plan: np.ndarray,
-    *,
-    host: int = 0,
-    hosts: int = 1,
-    start: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a plan from step `start` on, as one host gets them.
-
-    Args:
-        columns: arrays `[N, ...]`, memory-mapped or not.
-        plan: int [steps, batch], from `batches` or `cover`.
-        host: which share of each batch, of `hosts`.
-        hosts: number of shares.
-        start: steps that are passed over.
-
-    Yields:
-        `row` int [batch / hosts], and the rows of each column.
-    """
-    takes = [(name, _take(column)) for name, column in columns.items()]
-    for rows in share(plan, host, hosts)[start:]:
-        places = rows.astype(np.intp)  # once; else each column would do it
-        batch = {"row": rows}
-        for name, take in takes:
-            batch[name] = take(places)
-        yield batch
-
-
-def _take(column: np.ndarray | OnHost) -> Callable[[np.ndarray], np.ndarray]:
-    """What gathers rows of a column, at little more than the cost of the copy."""
-    if isinstance(column, OnHost):
-        if not column.there.all():
-            return column.take
-        column = column.array
-    # Without the class of memory maps, which makes small gathers dearer.
-    return functools.partial(np.asarray(column).take, axis=0)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from ccu_jax.data.batches import OnHost, cover
+from ccu_jax.data.batches import OnHost, plan_single_pass
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.errors import UserError
 from ccu_jax.models import VIEWS, Model
@@ -67,7 +67,7 @@ class Forward:
         return self._compiled[name]
 
     def _passes(self, rows, one):
-        plan, counted = cover(rows, self._batch)
+        plan, counted = plan_single_pass(rows, self._batch)
         pieces = jax.device_get([one(batch) for batch in plan])
         # What fills up the last batch stands at its end.
         return jax.tree.map(lambda *x: np.concatenate(x)[: counted.sum()], *pieces)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ccu_jax.config.schema import Config
-from ccu_jax.data import batches as pipeline
+from ccu_jax.data.batches import plan_batches
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.evaluate.feature_store import Store
 from ccu_jax.evaluate.forward import Forward
@@ -69,7 +69,7 @@ class Problem(NamedTuple):
             of = rows if of is None else of
             rows = rows[np.argsort(self.arrival[of], kind="stable")]
             window = self.config.conditions.window
-        return pipeline.batches(rows, batch, steps, self._number(name), window=window)
+        return plan_batches(rows, batch, steps, self._number(name), window=window)
 
     def some(self, rows: Any, count: int, name: str) -> np.ndarray:
         """So many of the rows, drawn at random; what it costs hangs on `count`."""

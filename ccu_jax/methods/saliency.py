@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.data.batches import cover
+from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods import reference
 from ccu_jax.methods.cached_features import padded_size
@@ -67,7 +67,7 @@ def _pass(problem, rows, squared):
     resident = (problem.params, on_devices(table))
     batch = -(-CHUNK // executor.devices) * executor.devices
     total = executor.place(jax.tree.map(jnp.zeros_like, problem.params))
-    for rows_of_step, counts in zip(*cover(rows, batch), strict=True):
+    for rows_of_step, counts in zip(*plan_single_pass(rows, batch), strict=True):
         share = rows_of(executor, table, rows_of_step)
         share["weight"] = executor.shard(counts.astype(np.float32))
         total, _ = compiled(total, resident, share)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccu_jax.evaluate.forward import Results
+from ccu_jax.evaluate.predictions import Results
 from ccu_jax.metrics import distances
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ccu_jax.distributed.hosts import barrier, is_first, seen
-from ccu_jax.evaluate import forward as evaluate
-from ccu_jax.evaluate.forward import Results
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.predictions import Results
 from ccu_jax.reports.html import atomically
 from ccu_jax.storage import records as sealed
 
@@ -37,7 +37,7 @@ def load(workdir: pathlib.Path, method: str, seed: int) -> Results:
     Raises:
         UserError: they are missing or damaged.
     """
-    return evaluate.load(outputs_of(workdir, method, seed))
+    return predictions.load(outputs_of(workdir, method, seed))
 
 
 def mark(workdir: pathlib.Path, seed: int, names, **more) -> dict[str, Any]:

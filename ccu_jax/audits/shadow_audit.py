@@ -17,8 +17,8 @@ import numpy as np
 from ccu_jax.audits import shadow_models as shadows
 from ccu_jax.distributed.hosts import agreed, barrier, is_first
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
-from ccu_jax.evaluate.forward import Results
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.predictions import Results
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.metrics import forgetting
 from ccu_jax.metrics import lira as shadow
@@ -264,10 +264,10 @@ class Pool:
         # Only the rows in question, the population, and some that were kept.
         sets = sets._replace(retain=self._retained, validation=sets.validation[:0])
         ctx = self._ctx
-        said = evaluate.results(ctx.forward, params, ctx.table, ctx.data, sets)
+        said = predictions.results(ctx.forward, params, ctx.table, ctx.data, sets)
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomically(path, evaluate.to_bytes(said))
+            atomically(path, predictions.to_bytes(said))
         if method != "original":
             checkpoint.remove(steps)
         barrier(path.name)
@@ -304,7 +304,7 @@ class Pool:
 def _read(path, warn) -> Results | None:
     """Outputs that are there, or None; what is damaged is made again."""
     try:
-        return evaluate.load(path) if path.exists() else None
+        return predictions.load(path) if path.exists() else None
     except UserError as error:
         warn(str(error))
         return None

@@ -1,1 +1,1 @@
-"""evaluate."""
+"""Forward passes, stored predictions and features of trained models."""

@@ -17,8 +17,8 @@ import numpy as np
 from ccu_jax.distributed.hosts import of_first
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.feature_store import CHUNK, Store
-from ccu_jax.methods.ccu.masked_statistics import ridge
-from ccu_jax.metrics import audit
+from ccu_jax.evaluate.ridge import ridge
+from ccu_jax.metrics import membership
 from ccu_jax.unlearn_sets.rules import Memory
 from ccu_jax.unlearn_sets.splits import Sets
 
@@ -112,5 +112,5 @@ def _logits(scores, multi_label):
 
 def _probability(logits, labels, multi_label):
     """Of the true class, or the geometric mean of those of all labels' values."""
-    sure = audit.confidence(logits, labels, multi_label)
+    sure = membership.confidence(logits, labels, multi_label)
     return np.exp(sure / (labels.shape[1] if multi_label else 1))

@@ -27,7 +27,7 @@ from ccu_jax.distributed import peers
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.distributed.hosts import barrier, is_first, shared
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.reports import html as report
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
@@ -207,7 +207,7 @@ def _build_context(config, workdir, reporter, stage) -> RunContext:
         data=loaded,
         conditions=told,
         model=model,
-        forward=evaluate.Forward(model, executor, config.run.evaluate_batch),
+        forward=Forward(model, executor, config.run.evaluate_batch),
         loop=Loop(config.run, executor, reporter.warn),
         table=_table(config, loaded, executor),
     )

@@ -18,9 +18,8 @@ from ccu_jax.config import limits
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import barrier, is_first, seen
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS, Problem
-from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
@@ -134,14 +133,14 @@ def judge(ctx: RunContext, problem: Problem, params) -> Row:
     if not set(params) - set(TAIL):
         table = problem.store.table(ctx.table)
     params = {**problem.params, **params}
-    found = evaluate.results(ctx.forward, params, table, ctx.data, problem.sets)
+    found = predictions.results(ctx.forward, params, table, ctx.data, problem.sets)
     before = ctx.workdir / "outputs" / f"original-{problem.seed}.npz"
     collapsed = None
     if before.exists() and len(problem.sets.test):
-        collapsed = audit.collapse(found, evaluate.load(before))
+        collapsed = predictions.collapse(found, predictions.load(before))
     return {
-        "scores": evaluate.scores(found),
-        "attack_auc": audit.attack_auc(found),
+        "scores": predictions.scores(found),
+        "attack_auc": predictions.attack_auc(found),
         "collapsed": collapsed,
     }
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from ccu_jax.metrics.audit import confidence
 from ccu_jax.metrics.intervals import (
     Interval,
     around,
@@ -22,7 +21,7 @@ from ccu_jax.metrics.intervals import (
     share,
     variance_of_mean,
 )
-from ccu_jax.metrics.membership import threshold_at_fpr, tpr_at_fpr
+from ccu_jax.metrics.membership import confidence, threshold_at_fpr, tpr_at_fpr
 from ccu_jax.metrics.roc import auc_interval, placements
 
 # From so many shadow models a side on, each row has variances of its own; of fewer they

@@ -10,7 +10,6 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from ccu_jax.metrics.audit import confidence
 from ccu_jax.metrics.intervals import Interval, around, draws, share, variance_of_mean
 
 # Values of resampled rows at once: 32 MB a table.
@@ -180,3 +179,15 @@ def _log_softmax(logits) -> tuple[np.ndarray, np.ndarray]:
     log_other = np.log1p(-np.exp(rest))
     log_other[rows, top] = scipy.special.logsumexp(rest, axis=1)
     return log_p, log_other
+
+
+def confidence(logits, labels, multi_label: bool):
+    """How sure each row's true labels are: minus its loss, `[N]`.
+
+    The log-probability of the class, or the sum of the log-probabilities of the true
+    value of every label.
+    """
+    logits = np.asarray(logits, np.float64)
+    if multi_label:
+        return -np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(axis=1)
+    return (scipy.special.log_softmax(logits, axis=1) * labels).sum(axis=1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ccu_jax.evaluate.forward import auc
+from ccu_jax.metrics.classification import auc
 from ccu_jax.metrics.intervals import Interval, less, mean_interval
 
 # What the Tug-of-War is over: RUM's, and its form with an attack.

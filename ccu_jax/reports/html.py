@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ccu_jax.errors import printable
-from ccu_jax.evaluate.forward import SETS
+from ccu_jax.evaluate.predictions import SETS
 from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.reports import audit_table, figure, summary, tables

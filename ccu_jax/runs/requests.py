@@ -14,9 +14,9 @@ import numpy as np
 
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS
-from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL, VIEWS
 from ccu_jax.runs.context import RunContext
 from ccu_jax.train import checkpoint
@@ -73,7 +73,7 @@ class Ongoing(NamedTuple):
     """
 
     stored: features.Store
-    forward: evaluate.Forward
+    forward: Forward
     params: Any
     table: dict[str, Any]
 
@@ -180,7 +180,7 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
     table = ctx.table
     if problem.store is not None and _untouched(state):
         table = problem.store.table(table)
-    found = evaluate.results(ctx.forward, state.params, table, ctx.data, sets)
+    found = predictions.results(ctx.forward, state.params, table, ctx.data, sets)
     seconds = {name: outcome.seconds[name] for name in ("start", "steps", "compile")}
     asked = {"all": gone, "first": parts[0], "this": parts[number]}
     return {
@@ -189,15 +189,15 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
         "steps": outcome.steps,
         "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
         "attack_auc": {
-            name: audit.attack_auc(_only(found, ctx.data.id[rows]))
+            name: predictions.attack_auc(_only(found, ctx.data.id[rows]))
             for name, rows in asked.items()
         },
-        "scores": {"test": evaluate.scores(found)["test"]},
+        "scores": {"test": predictions.scores(found)["test"]},
         "diverged": outcome.diverged,
     }
 
 
-def _only(results, ids) -> evaluate.Results:
+def _only(results, ids) -> predictions.Results:
     """The results with no other forgotten rows than these."""
     kept = (results.of != "unlearn") | np.isin(results.id, ids)
     columns = {

@@ -12,9 +12,8 @@ import numpy as np
 
 import ccu_jax
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
-from ccu_jax.metrics import audit
 from ccu_jax.reports.html import atomically
 from ccu_jax.runs.context import RunContext
 from ccu_jax.storage import records as sealed
@@ -43,7 +42,7 @@ def make(
         UserError: the original's outputs cannot be read.
     """
     sets, config, data = problem.sets, problem.config, ctx.data
-    before = evaluate.load(ctx.workdir / "outputs" / f"original-{problem.seed}.npz")
+    before = predictions.load(ctx.workdir / "outputs" / f"original-{problem.seed}.npz")
     return {
         "config": config.name,
         "edition": data.edition,
@@ -66,11 +65,11 @@ def make(
         "seconds": seconds,
         "features": config.run.features,
         "steps": outcome.steps,
-        "scores": evaluate.scores(results),
-        "attack_auc": audit.attack_auc(results),
+        "scores": predictions.scores(results),
+        "attack_auc": predictions.attack_auc(results),
         "text_unchanged": _text_unchanged(before, results),
         "requests": requests,
-        "diverged": outcome.diverged or audit.collapse(results, before),
+        "diverged": outcome.diverged or predictions.collapse(results, before),
         "device": {
             "kind": jax.devices()[0].device_kind,
             "count": problem.executor.devices,

@@ -9,8 +9,8 @@ import jax
 from ccu_jax.distributed.hosts import barrier, is_first, seen
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.evaluate import memorization as memory
+from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import TAIL
 from ccu_jax.reports.html import atomically
@@ -163,13 +163,13 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
     # Where trunk and text branch are the original's, so is what they say of each row.
     same = method == "original" or not set(outcome.params) - set(TAIL)
     table = problem.store.table(ctx.table) if same else ctx.table
-    results = evaluate.results(ctx.forward, params, table, ctx.data, problem.sets)
+    results = predictions.results(ctx.forward, params, table, ctx.data, problem.sets)
     seconds["evaluate"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
     if is_first():
         path = ctx.workdir / "outputs" / f"{method}-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
-        atomically(path, evaluate.to_bytes(results))
+        atomically(path, predictions.to_bytes(results))
         problem = problem._replace(method=method)
         row = rows.make(ctx, problem, outcome, results, seconds, told)
         rows.write(rows.place(ctx.workdir, seed, method), row)

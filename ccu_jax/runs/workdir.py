@@ -22,7 +22,7 @@ from ccu_jax.data.readers.untrusted_files import within
 from ccu_jax.distributed.hosts import agreed, barrier, is_first, place_of_process
 from ccu_jax.errors import PassingError, UserError
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.reports.html import atomically
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
@@ -200,14 +200,14 @@ def evaluated(ctx: RunContext, seed) -> unlearn_set.Sets:
     path = ctx.workdir / "outputs" / f"original-{seed}.npz"
     where = {name: row for row, name in enumerate(ctx.data.id.tolist())}
     try:
-        found = evaluate.load(path)
+        found = predictions.load(path)
         row = np.array([where[name] for name in found.id.tolist()])
     except KeyError:
         raise UserError(
             f"{path} is missing or damaged: remove "
             f"{rows.place(ctx.workdir, seed, 'original')} to make it again"
         ) from None
-    of = {name: np.sort(row[found.of == name]) for name in evaluate.SETS}
+    of = {name: np.sort(row[found.of == name]) for name in predictions.SETS}
     return unlearn_set.Sets(**of)
 
 

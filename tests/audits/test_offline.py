@@ -9,7 +9,7 @@ from ccu_jax.audits import judging
 from ccu_jax.audits import offline as outputs
 from ccu_jax.audits.offline import Given
 from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import roc as auc
 from ccu_jax.reports import audit_table
@@ -40,7 +40,7 @@ def model(seed, *, knows=0.0, share=1.0, multi_label=False, random=False, nan=Fa
         if nan:
             logits[view][:] = np.nan
     pair = 0.3 * hard[:, 0] + 0.1 * own.normal(size=len(of)) + 0.3 * knows * known
-    return evaluate.Results(
+    return predictions.Results(
         logits=logits,
         pair=own.normal(size=len(of)) if random else pair,
         labels=labels,

@@ -7,7 +7,7 @@ import pytest
 
 from ccu_jax.audits import shadow_audit as pool_audit
 from ccu_jax.audits.shadow_models import Plan
-from ccu_jax.evaluate.forward import Results
+from ccu_jax.evaluate.predictions import Results
 
 SHADOWS, ROWS, KEPT = 16, 240, 120
 

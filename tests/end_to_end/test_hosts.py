@@ -13,7 +13,7 @@ import pytest
 
 from ccu_jax.distributed import preemption
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from tests.end_to_end.test_end_to_end import ROOT, environment, launched
 
 # Few steps: two processes on a busy machine wait for each other at every array.
@@ -85,7 +85,7 @@ def _assert_same(alone, workdir, out, processes, devices, methods=METHODS):
     assert (workdir / name).read_bytes() == (alone / name).read_bytes()
     for method in methods:
         one, two = (
-            evaluate.load(folder / "outputs" / f"{method}-0.npz")
+            predictions.load(folder / "outputs" / f"{method}-0.npz")
             for folder in (alone, workdir)
         )
         assert one.id.tolist() == two.id.tolist()
@@ -291,7 +291,7 @@ launch._leave()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what, told", [("workdirs _lock", 1), ("data load", 1), ("evaluate results", 0)]
+    "what, told", [("workdirs _lock", 1), ("data load", 1), ("evaluate.predictions results", 0)]
 )
 def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
     config, tmp_path, what, told

@@ -22,7 +22,8 @@ from ccu_jax import data
 from ccu_jax.config import schema as configs
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import run
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL, VIEWS
@@ -546,7 +547,7 @@ def stored(problem, folder, every):
     facts = features.facts_of(problem.params, "toy0")
     store_at(folder, every, facts)
 
-    class Blind(evaluate.Forward):
+    class Blind(Forward):
         def _encoded(self, *args):
             raise AssertionError("a pass over pictures")
 
@@ -640,8 +641,8 @@ def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
     table = stored.store.table(problem.table)
     assert not {"image", "text"} & set(table)
     of = problem.params, problem.table, problems.dataset(), problem.sets
-    expected = evaluate.results(problem.forward, *of)
-    found = evaluate.results(stored.forward, of[0], table, *of[2:])
+    expected = predictions.results(problem.forward, *of)
+    found = predictions.results(stored.forward, of[0], table, *of[2:])
     for view, logits in expected.logits.items():
         np.testing.assert_allclose(found.logits[view], logits, atol=1e-6)
     np.testing.assert_allclose(found.pair, expected.pair, atol=1e-6)
@@ -649,7 +650,7 @@ def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     # With another tail the text's own word stays, to the bit.
     tail = {name: jax.tree.map(lambda x: x + 0.1, of[0][name]) for name in TAIL}
-    changed = evaluate.results(stored.forward, {**of[0], **tail}, table, *of[2:])
+    changed = predictions.results(stored.forward, {**of[0], **tail}, table, *of[2:])
     assert changed.logits["text"].tobytes() == found.logits["text"].tobytes()
     assert changed.logits["image"].tobytes() != found.logits["image"].tobytes()
 
@@ -735,7 +736,7 @@ def again(finished, tmp_path):
 
 
 def outputs(workdir, method="ccu_plus"):
-    return evaluate.load(workdir / "outputs" / f"{method}-0.npz")
+    return predictions.load(workdir / "outputs" / f"{method}-0.npz")
 
 
 def assert_the_same_run(one, other, atol=0.0):

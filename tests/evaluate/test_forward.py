@@ -11,9 +11,10 @@ from sklearn import linear_model, metrics
 from ccu_jax.data.batches import OnHost
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
-from ccu_jax.evaluate.forward import SETS, Forward, Results
-from ccu_jax.metrics import audit
+from ccu_jax.evaluate import predictions, ridge
+from ccu_jax.evaluate.forward import Forward, pool
+from ccu_jax.evaluate.predictions import SETS, Results
+from ccu_jax.metrics import classification, membership
 from ccu_jax.models import VIEWS
 from tests import problems
 
@@ -39,7 +40,7 @@ def logits_and_labels(multi_label, rows=60, classes=5, seed=0):
 def test_single_label_scores_are_those_of_scikit_learn(seed):
     logits, labels = logits_and_labels(False, seed=seed)
     truth, guess = labels.argmax(1), logits.argmax(1)
-    found = evaluate.single_label_scores(logits, labels)
+    found = classification.single_label_scores(logits, labels)
     expected = {
         "accuracy": metrics.accuracy_score(truth, guess),
         "macro_f1": metrics.f1_score(
@@ -52,7 +53,7 @@ def test_single_label_scores_are_those_of_scikit_learn(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_multi_label_scores_are_those_of_scikit_learn(seed):
     logits, labels = logits_and_labels(True, seed=seed)
-    found = evaluate.multi_label_scores(logits, labels)
+    found = classification.multi_label_scores(logits, labels)
     expected = {
         f"{average}_f1": metrics.f1_score(
             labels, logits > 0, average=average, zero_division=0
@@ -71,43 +72,45 @@ def test_the_auroc_of_two_classes_is_that_of_scikit_learn(levels, seed):
     if levels:
         logits = np.round(levels * logits)
     score = logits[:, 1].astype(np.float64) - logits[:, 0]
-    found = evaluate.single_label_scores(logits, labels)
+    found = classification.single_label_scores(logits, labels)
     expected = metrics.roc_auc_score(labels[:, 1], score)
     assert found["auroc"] == pytest.approx(expected, abs=EXACT)
     assert 0.5 < expected < 0.9
-    swapped = evaluate.single_label_scores(logits[:, ::-1], labels[:, ::-1])
+    swapped = classification.single_label_scores(logits[:, ::-1], labels[:, ::-1])
     assert swapped["auroc"] == pytest.approx(expected, abs=EXACT)
-    worst = evaluate.single_label_scores(-logits, labels)
+    worst = classification.single_label_scores(-logits, labels)
     assert worst["auroc"] == pytest.approx(1 - expected, abs=EXACT)
 
 
 def test_the_auroc_does_not_depend_on_the_threshold_or_on_a_class_being_rare():
     labels = np.eye(2)[[1] + [0] * 9]
     logits = np.stack([np.zeros(10), -5.0 - np.arange(10)], 1)
-    found = evaluate.single_label_scores(logits, labels)
+    found = classification.single_label_scores(logits, labels)
     assert found["auroc"] == 1 and found["accuracy"] == 0.9
     # Values that single precision would tie.
     close = np.stack([np.full(10, 1e-9), np.full(10, 1.0)], 1).astype(np.float32)
     close[0, 0] = 0
-    assert evaluate.single_label_scores(close, labels)["auroc"] == 1
+    assert classification.single_label_scores(close, labels)["auroc"] == 1
 
 
 def test_there_is_no_auroc_where_it_means_nothing():
     logits, labels = logits_and_labels(False)
-    assert "auroc" not in evaluate.single_label_scores(logits, labels)
+    assert "auroc" not in classification.single_label_scores(logits, labels)
     for only in (0, 1):
         labels = np.eye(2)[np.full(len(logits), only)]
-        found = evaluate.single_label_scores(logits[:, :2], labels)
+        found = classification.single_label_scores(logits[:, :2], labels)
         assert set(found) == {"accuracy", "macro_f1"}
 
 
 def test_scores_of_nothing_found_are_zero_and_of_the_truth_one():
     labels = np.array([[1.0, 0], [0, 1]])
     logits = 2 * labels - 1
-    assert set(evaluate.multi_label_scores(logits, labels).values()) == {1.0}
-    assert set(evaluate.single_label_scores(logits, labels).values()) == {1.0}
-    assert set(evaluate.multi_label_scores(-abs(logits), labels).values()) == {0.0}
-    assert set(evaluate.single_label_scores(-logits, labels).values()) == {0.0}
+    assert set(classification.multi_label_scores(logits, labels).values()) == {1.0}
+    assert set(classification.single_label_scores(logits, labels).values()) == {1.0}
+    assert set(classification.multi_label_scores(-abs(logits), labels).values()) == {
+        0.0
+    }
+    assert set(classification.single_label_scores(-logits, labels).values()) == {0.0}
 
 
 @pytest.mark.parametrize("values", [1000, 7, 1], ids=["few ties", "ties", "all tied"])
@@ -117,14 +120,14 @@ def test_the_attack_is_the_area_under_the_roc_curve(values):
     expected = metrics.roc_auc_score(
         [*[1] * 83, *[0] * 41], np.concatenate([members, others])
     )
-    assert audit.auc(members, others) == pytest.approx(expected, abs=EXACT)
-    assert audit.auc(others, members) == pytest.approx(1 - expected, abs=EXACT)
+    assert classification.auc(members, others) == pytest.approx(expected, abs=EXACT)
+    assert classification.auc(others, members) == pytest.approx(1 - expected, abs=EXACT)
 
 
 @pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 def test_confidence_is_minus_the_log_loss(multi_label):
     logits, labels = logits_and_labels(multi_label)
-    found = audit.confidence(logits, labels, multi_label)
+    found = membership.confidence(logits, labels, multi_label)
     x = logits.astype(np.float64)
     if multi_label:
         p = 1 / (1 + np.exp(-x))
@@ -136,7 +139,7 @@ def test_confidence_is_minus_the_log_loss(multi_label):
         p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
         rows = np.log(p[labels > 0])
     np.testing.assert_allclose(found, rows, atol=1e-7)
-    huge = audit.confidence(1e4 * logits, labels, multi_label)
+    huge = membership.confidence(1e4 * logits, labels, multi_label)
     assert np.isfinite(huge).all()
 
 
@@ -180,7 +183,7 @@ def stored(multi_label, fault):
     ],
 )
 def test_the_attack_notices(fault, low, high, multi_label):
-    found = audit.attack_auc(stored(multi_label, fault))
+    found = predictions.attack_auc(stored(multi_label, fault))
     assert set(found) == {*VIEWS, "pair"}
     for name, value in found.items():
         assert low <= value <= high, name
@@ -190,7 +193,7 @@ def test_the_attack_notices(fault, low, high, multi_label):
 def test_scores_notice_too_and_only_in_the_set_that_is_concerned(multi_label):
     score = "micro_f1" if multi_label else "accuracy"
     usual, memory, over, random = (
-        evaluate.scores(stored(multi_label, fault))
+        predictions.scores(stored(multi_label, fault))
         for fault in ("like unseen rows", "perfect memory", "over-forgetting", "random")
     )
     for view in VIEWS:
@@ -204,13 +207,13 @@ def test_scores_notice_too_and_only_in_the_set_that_is_concerned(multi_label):
 
 def test_only_unlearn_and_unseen_rows_are_attacked():
     outputs = stored(False, "like unseen rows")
-    before = audit.attack_auc(outputs)
+    before = predictions.attack_auc(outputs)
     concerned = np.isin(outputs.of, ["unlearn", "unseen"])
     views = {
         view: np.where(concerned[:, None], x, 99 * outputs.labels)
         for view, x in outputs.logits.items()
     }
-    assert audit.attack_auc(outputs._replace(logits=views)) == before
+    assert predictions.attack_auc(outputs._replace(logits=views)) == before
 
 
 def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
@@ -233,21 +236,21 @@ def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
         has_image=has_image,
         has_text=has_text,
     )
-    scores = evaluate.scores(outputs)["unlearn"]
+    scores = predictions.scores(outputs)["unlearn"]
     assert scores["image"]["accuracy"] == scores["text"]["accuracy"] == 1
     rows = whole.of == "unlearn"
     kept = has_image[rows].mean()
     assert scores["fused"]["accuracy"] == pytest.approx(kept)
     # Rows without a picture have none that could be remembered.
-    assert min(audit.attack_auc(outputs).values()) > 0.999
+    assert min(predictions.attack_auc(outputs).values()) > 0.999
 
 
 def test_what_no_row_has_is_not_measured():
     outputs = stored(True, "random")
     none = outputs._replace(has_text=np.zeros(len(outputs.of), bool))
-    scores, attacks = evaluate.scores(none), audit.attack_auc(none)
+    scores, attacks = predictions.scores(none), predictions.attack_auc(none)
     assert all(of_set["text"] == {} for of_set in scores.values())
-    assert scores["test"]["image"] == evaluate.scores(outputs)["test"]["image"]
+    assert scores["test"]["image"] == predictions.scores(outputs)["test"]["image"]
     assert attacks["text"] is None and attacks["pair"] is None
     assert attacks["fused"] is not None
 
@@ -256,16 +259,16 @@ def test_outputs_come_back_from_their_file(tmp_path):
     for multi_label in (False, True):
         outputs = stored(multi_label, "random")
         path = tmp_path / "outputs.npz"
-        path.write_bytes(evaluate.to_bytes(outputs))
-        again = evaluate.load(path)
+        path.write_bytes(predictions.to_bytes(outputs))
+        again = predictions.load(path)
         assert again.multi_label is multi_label
         assert set(again.logits) == set(VIEWS)
         for view in VIEWS:
             np.testing.assert_array_equal(again.logits[view], outputs.logits[view])
         for name in ("pair", "labels", "of", "id", "has_image", "has_text"):
             np.testing.assert_array_equal(getattr(again, name), getattr(outputs, name))
-        assert evaluate.scores(again) == evaluate.scores(outputs)
-        assert audit.attack_auc(again) == audit.attack_auc(outputs)
+        assert predictions.scores(again) == predictions.scores(outputs)
+        assert predictions.attack_auc(again) == predictions.attack_auc(outputs)
 
 
 @pytest.mark.parametrize("change", ["gone", "empty", "cut", "flipped"])
@@ -273,7 +276,7 @@ def test_outputs_come_back_from_their_file(tmp_path):
 def test_outputs_that_cannot_be_read_are_named_with_the_remedy(tmp_path, place, change):
     path = tmp_path / place / "ccu_plus-0.npz"
     path.parent.mkdir()
-    whole = bytearray(evaluate.to_bytes(stored(False, "random")))
+    whole = bytearray(predictions.to_bytes(stored(False, "random")))
     for at in range(0, len(whole), 97) if change == "flipped" else ():
         whole[at] ^= 0xFF
     if change != "gone":
@@ -281,7 +284,7 @@ def test_outputs_that_cannot_be_read_are_named_with_the_remedy(tmp_path, place, 
     record = tmp_path / "stages" / "ccu_plus-0.json"
     remedy = f"remove {record if place == 'outputs' else path} to make it again"
     with pytest.raises(UserError, match=f"{path} is missing or damaged: {remedy}"):
-        evaluate.load(path)
+        predictions.load(path)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -299,25 +302,25 @@ def test_a_model_that_fell_apart_is_told_from_one_that_did_not(multi_label):
     weaker = said(3 * labels - 1.5 + rng.normal(size=labels.shape))
     same = said(np.ones_like(labels) * [3.0, 2.0, 1.0])
     broken = said(np.where(labels > 0, np.nan, 1.0))
-    assert audit.collapse(knows, knows) is None
-    assert audit.collapse(weaker, knows) is None
-    assert "collapsed" in audit.collapse(same, knows)
-    assert "no numbers" in audit.collapse(broken, knows)
+    assert predictions.collapse(knows, knows) is None
+    assert predictions.collapse(weaker, knows) is None
+    assert "collapsed" in predictions.collapse(same, knows)
+    assert "no numbers" in predictions.collapse(broken, knows)
     # Where the original knows nothing there is nothing to fall from.
-    assert audit.collapse(same, same) is None
+    assert predictions.collapse(same, same) is None
 
 
 def test_guessing_is_as_good_as_the_best_single_answer():
     labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0]], float)
     best = max(
-        evaluate.multi_label_scores(np.tile(np.array(x) - 0.5, (4, 1)), labels)[
+        classification.multi_label_scores(np.tile(np.array(x) - 0.5, (4, 1)), labels)[
             "micro_f1"
         ]
         for x in itertools.product([0, 1], repeat=3)
     )
-    assert audit.guessing(labels, True) == pytest.approx(best)
+    assert classification.guessing(labels, True) == pytest.approx(best)
     single = np.eye(3)[[0, 0, 1, 2]]
-    assert audit.guessing(single, False) == 0.5
+    assert classification.guessing(single, False) == 0.5
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -331,14 +334,14 @@ def test_the_white_box_sees_what_features_remember_and_nothing_else(multi_label)
     kept = plain + 2 * taught[:, None] * labels @ rng.normal(size=(3, 20))
 
     def attack(features):
-        white = evaluate.white_box(features, labels, known, multi_label)
+        white = ridge.white_box(features, labels, known, multi_label)
         nothing = np.zeros((len(of), 3))
         there = np.ones(len(of), bool)
         said = Results(
             dict.fromkeys(VIEWS, nothing),
             *(nothing[:, 0], labels, of, of, there, there, multi_label, white),
         )
-        return audit.attack_auc(said)["white"]
+        return predictions.attack_auc(said)["white"]
 
     assert attack(kept) > 0.7
     assert 0.42 < attack(plain) < 0.58
@@ -352,9 +355,9 @@ def test_the_white_box_is_a_ridge_regression_on_the_known_rows():
     model = linear_model.Ridge(2.5 * variance).fit(features[known], labels[known])
     told = model.predict(features)
     other = np.where(labels > 0, -np.inf, told).max(axis=1)
-    found = evaluate.white_box(features, labels, known, False, strength=2.5)
+    found = ridge.white_box(features, labels, known, False, strength=2.5)
     np.testing.assert_allclose(found, (told * labels).sum(1) - other, atol=1e-9)
-    nothing = evaluate.white_box(features * np.nan, labels, known, False)
+    nothing = ridge.white_box(features * np.nan, labels, known, False)
     assert np.isnan(nothing).all()
 
 
@@ -371,7 +374,7 @@ def plain():
     apply, trunk = jax.jit(problem.model.apply), jax.jit(problem.model.trunk)
     out = apply(problem.params, rows)
     features = trunk(problem.params, rows["image"])
-    said = out._asdict() | {"pooled": evaluate.pool(features)}
+    said = out._asdict() | {"pooled": pool(features)}
     return problem, said, {"features": features, "h_text": out.h_text}
 
 
@@ -457,7 +460,7 @@ def test_a_pass_is_traced_once_for_all_its_calls(plain):
 def test_results_name_each_row_and_its_set(plain):
     problem = plain[0]
     data = problems.dataset()
-    found = evaluate.results(
+    found = predictions.results(
         problem.forward, problem.params, problem.table, data, problem.sets
     )
     assert len(found.id) == len(set(found.id)) == len(found.pair)
@@ -476,12 +479,12 @@ def test_results_name_each_row_and_its_set(plain):
 def test_scores_have_every_set_and_view_and_are_numbers(plain):
     problem = plain[0]
     data = problems.dataset()
-    found = evaluate.results(
+    found = predictions.results(
         problem.forward, problem.params, problem.table, data, problem.sets
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = evaluate.scores(found)
+        scores = predictions.scores(found)
     assert list(scores) == list(SETS)
     for of_set in scores.values():
         assert list(of_set) == list(VIEWS)

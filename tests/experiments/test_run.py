@@ -12,7 +12,7 @@ import pytest
 from ccu_jax.config import schema as configs
 from ccu_jax.config.schema import Unlearn
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.experiments import run
 from ccu_jax.storage import records as sealed
 from tests import problems
@@ -36,7 +36,7 @@ def asked(settings, rule, methods=METHODS, **unlearn):
 
 
 def outputs(workdir, method):
-    return evaluate.load(workdir / "outputs" / f"{method}-0.npz")
+    return predictions.load(workdir / "outputs" / f"{method}-0.npz")
 
 
 def listed(workdir):
@@ -120,10 +120,13 @@ def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
     workdir.mkdir()
     moments = [
         (0, "ccu_jax.evaluate.memorization.memory"),  # the original is trained
-        (0, "ccu_jax.evaluate.forward.results"),  # it has said what is to be forgotten
+        (
+            0,
+            "ccu_jax.evaluate.predictions.results",
+        ),  # it has said what is to be forgotten
         (0, "ccu_jax.runs.results.make"),  # it was evaluated
         # Two whole evaluations, then the first request of finetune.
-        (3, "ccu_jax.evaluate.forward.results"),
+        (3, "ccu_jax.evaluate.predictions.results"),
     ]
     for calls, name in moments:
         with monkeypatch.context() as patch:

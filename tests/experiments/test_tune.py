@@ -13,8 +13,8 @@ from ccu_jax.config import loading as config_file
 from ccu_jax.config.schema import Config, replace
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.evaluate.feature_store import computed
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import ablate, tune, variants
 from ccu_jax.experiments.search_spaces import space
 from ccu_jax.experiments.variants import Variant
@@ -136,13 +136,13 @@ def test_a_variant_runs_under_its_settings_and_is_kept(tmp_path, monkeypatch):
 
 def test_choosing_between_settings_looks_at_no_test_row(tmp_path, monkeypatch):
     made, problem = bench(tmp_path)
-    seen, outputs = [], evaluate.Forward.outputs
+    seen, outputs = [], Forward.outputs
 
     def watched(self, params, table, rows):
         seen.append(np.asarray(rows))
         return outputs(self, params, table, rows)
 
-    monkeypatch.setattr(evaluate.Forward, "outputs", watched)
+    monkeypatch.setattr(Forward, "outputs", watched)
     chosen = variants.without_test(problem)
     row = variants.run(made, chosen, Variant("ccu", {}))
     assert seen and not set(np.concatenate(seen)) & set(problem.sets.test)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from tests.faults.files import cut_off
 from tests.faults.world import Case
 
@@ -35,7 +35,8 @@ def moved(case: Case) -> None:
 def _near(one, other, method):
     # What models say; some of their parameters, which change nothing, go by rounding.
     first, second = (
-        evaluate.load(folder / "outputs" / f"{method}-0.npz") for folder in (one, other)
+        predictions.load(folder / "outputs" / f"{method}-0.npz")
+        for folder in (one, other)
     )
     assert first.id.tolist() == second.id.tolist()
     assert first.of.tolist() == second.of.tolist()

@@ -13,7 +13,8 @@ import pytest
 
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed import executors as parallel
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES
 from ccu_jax.methods.ccu import targets
 from ccu_jax.models import TAIL, TEXT
@@ -208,7 +209,7 @@ def test_seeds_and_requests_of_other_sizes_share_one_program(
 ):
     problem, _ = bench()
     loop = new_loop(problem)
-    forward = evaluate.Forward(problem.model, problem.executor, 32)
+    forward = Forward(problem.model, problem.executor, 32)
     traces, plans = collections.Counter(), []
 
     def prepare(*args, **kwargs):
@@ -313,8 +314,10 @@ def test_rows_may_have_several_labels(name, tmp_path):
         stays = name in STILL and part in UNSEEN[name]
         assert same(outcome.params[part], start[part]) == stays, part
     params = {**problem.params, **outcome.params}
-    found = evaluate.results(problem.forward, params, problem.table, data, problem.sets)
-    assert "micro_f1" in evaluate.scores(found)["test"]["fused"]
+    found = predictions.results(
+        problem.forward, params, problem.table, data, problem.sets
+    )
+    assert "micro_f1" in predictions.scores(found)["test"]["fused"]
 
 
 @these(fast=(), slow=("original", "ccu", "ccu_plus"))

@@ -13,9 +13,9 @@ from ccu_jax.config.schema import Conditions, Train
 from ccu_jax.data import corruptions as conditions
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, reference
-from ccu_jax.metrics import audit
 from ccu_jax.models import TEXT
 from ccu_jax.train.step import gather
 from tests import problems
@@ -122,18 +122,18 @@ def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path)
     params = loop.run("original", method, problem, tmp_path / "none", Quiet()).params
     half = problems.model(problems.config(model={**sizes, "dtype": "bfloat16"}))
     full, near = (
-        evaluate.results(forward, params, problem.table, data, problem.sets)
-        for forward in (problem.forward, evaluate.Forward(half, executor, 64))
+        predictions.results(forward, params, problem.table, data, problem.sets)
+        for forward in (problem.forward, Forward(half, executor, 64))
     )
     for view, logits in full.logits.items():
         change = np.abs(near.logits[view] - logits)
         assert 0 < change.mean() < 0.02 * logits.std(), view
         assert change.max() < 0.15 * logits.std(), view
     score = "micro_f1" if multi_label else "accuracy"
-    for name, views in evaluate.scores(full).items():
+    for name, views in predictions.scores(full).items():
         for view, scores in views.items():
-            found = evaluate.scores(near)[name][view]
+            found = predictions.scores(near)[name][view]
             assert abs(found[score] - scores[score]) < 0.03, (name, view)
-    assert evaluate.scores(full)["retain"]["fused"][score] > 0.9, "it has learned"
-    one, other = audit.attack_auc(full), audit.attack_auc(near)
+    assert predictions.scores(full)["retain"]["fused"][score] > 0.9, "it has learned"
+    one, other = predictions.attack_auc(full), predictions.attack_auc(near)
     assert all(abs(one[view] - other[view]) < 0.02 for view in one)

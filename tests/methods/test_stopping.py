@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from ccu_jax.config.schema import Run
-from ccu_jax.evaluate import forward as evaluate
 from ccu_jax.methods import METHODS, reference, stopping
+from ccu_jax.metrics import classification
 from ccu_jax.models import TAIL
 from ccu_jax.train.step import Program
 from tests import problems
@@ -25,7 +25,9 @@ def test_the_stop_rule_goes_by_accuracy_or_micro_f1(multi_label):
     logits -= 0.5 * multi_label
     seen = data.has_image
     measure = (
-        evaluate.multi_label_scores if multi_label else evaluate.single_label_scores
+        classification.multi_label_scores
+        if multi_label
+        else classification.single_label_scores
     )
     expected = measure(logits[seen], data.labels[seen])
     found = stopping.score(logits, data.labels, seen, multi_label)

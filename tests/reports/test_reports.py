@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.reports import findings as notes
 from ccu_jax.reports import html as report
 from ccu_jax.reports import summary
@@ -29,7 +29,7 @@ def row(method, seed=0, *, fused=0.6, auc=0.52, unlearn_s=10.0, **more):
         "metric": "accuracy",
         "unlearn_set": {"rule": "random:0.1", "modality": "image", "count": 120},
         "seconds": {"start": 1.0, "steps": unlearn_s - 1.0, "unlearn": unlearn_s},
-        "scores": {name: views for name in evaluate.SETS},
+        "scores": {name: views for name in predictions.SETS},
         "attack_auc": {view: auc for view in ("image", "text", "fused", "pair")},
         "text_unchanged": method.startswith("ccu"),
         "diverged": None,

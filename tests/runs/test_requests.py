@@ -11,9 +11,8 @@ import pytest
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
-from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL
 from ccu_jax.runs import requests, stages
 from ccu_jax.train import checkpoint
@@ -216,18 +215,20 @@ def _assert_told(data, problem, parts, outcome, told, method):
         assert set(request["attack_auc"]) == {"all", "first", "this"}
         assert set(request["scores"]) == {"test"}
     params = {**problem.params, **outcome.params}
-    found = evaluate.results(problem.forward, params, problem.table, data, problem.sets)
+    found = predictions.results(
+        problem.forward, params, problem.table, data, problem.sets
+    )
     last = told[-1]["attack_auc"]
-    attacks = audit.attack_auc(found)
+    attacks = predictions.attack_auc(found)
     for view in ATTACKS:
         assert last["all"][view] == pytest.approx(attacks[view])
     for of, rows in (("first", parts[0]), ("this", parts[2])):
         sets = problem.sets._replace(unlearn=rows)
-        found = evaluate.results(problem.forward, params, problem.table, data, sets)
-        attacks = audit.attack_auc(found)
+        found = predictions.results(problem.forward, params, problem.table, data, sets)
+        attacks = predictions.attack_auc(found)
         for view in ATTACKS:
             assert last[of][view] == pytest.approx(attacks[view])
-    scores = evaluate.scores(found)["test"]
+    scores = predictions.scores(found)["test"]
     for view, expected in told[-1]["scores"]["test"].items():
         assert expected == pytest.approx(scores[view])
     assert told[0]["attack_auc"]["all"] == told[0]["attack_auc"]["first"]

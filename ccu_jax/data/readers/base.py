@@ -43,7 +43,9 @@ class Source(NamedTuple):
 
     classes: tuple[str, ...]
     multi_label: bool
-    metric: str  # the score that tables lead with: a key of `evaluate.scores`
+    metric: (
+        str  # the score that tables lead with: a key of `metrics.classification` scores
+    )
     keys: Sequence[Any]  # what `read` takes, one a row; small, and always the same
     # A pure function that several threads call at once; raises SkipExample.
     read: Callable[[Any], Example]

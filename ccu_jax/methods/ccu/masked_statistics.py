@@ -35,36 +35,6 @@ def quantile(share, value_N, weight_N):
     return a + (place - low) * (b - a)
 
 
-def ridge(features_RxF, labels_RxK, weight_R, strength):
-    """Retain-only predictor, and what it would say of its own rows without them.
-
-    `strength` is relative to the mean eigenvalue of the features' covariance.
-
-    Returns:
-        `predict(features [N, F]) -> scores [N, K]` near 0..1, and the scores `[R, K]`
-        of each retained row by the ridge fitted on all the others: leaving a row out
-        divides its error by one minus its leverage (Cook & Weisberg 1982).
-    """
-    counts = weight_R[:, None].astype(features_RxF.dtype)
-    count = jnp.maximum(counts.sum(), 1)
-    mean_F = (features_RxF * counts).sum(0) / count
-    prior_K = (labels_RxK * counts).sum(0) / count
-    a = (features_RxF - mean_F) * counts
-    gram = a.T @ a
-    size = gram.shape[0]
-    gram += strength * jnp.trace(gram) / size * jnp.eye(size)
-    both = jnp.concatenate([a.T @ (labels_RxK - prior_K), a.T], axis=1)
-    solved = jax.scipy.linalg.solve(gram, both, assume_a="pos")
-    fitted, inverse = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
-
-    def predict(x):
-        return (x - mean_F) @ fitted + prior_K
-
-    leverage = jnp.sum(a * inverse.T, axis=1, keepdims=True) + 1 / count
-    left_out = labels_RxK - (labels_RxK - predict(features_RxF)) / (1 - leverage)
-    return predict, left_out
-
-
 def share_below(x_N, of_M, weight_M):
     """Share of the values `of` that are below each x, ties counting half, in (0, 1)."""
     rising = ordered(of_M, weight_M)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ccu_jax.evaluate.ridge import ridge
 from ccu_jax.methods.ccu.masked_statistics import (
     draws,
     fit_line,
@@ -27,7 +28,6 @@ from ccu_jax.methods.ccu.masked_statistics import (
     predict_line,
     quantile,
     rank,
-    ridge,
     share_below,
     spread,
 )

@@ -7,9 +7,8 @@ import optax
 import pytest
 
 from ccu_jax.distributed import executors as parallel
-from ccu_jax.evaluate import forward as evaluate
+from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
-from ccu_jax.metrics import audit
 from ccu_jax.models import TAIL
 from ccu_jax.train.step import gather
 from tests import problems
@@ -108,12 +107,12 @@ def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_pat
             outcome = loop.run(name, METHODS[name], problem, folder, Quiet())
             params = {**problem.params, **outcome.params}
             problem = problem._replace(params=params)
-            outputs = evaluate.results(
+            outputs = predictions.results(
                 problem.forward, params, problem.table, data, problem.sets
             )
             solved[name] = outputs
-            attack[name].append(audit.attack_auc(outputs))
-            scores = evaluate.scores(outputs)
+            attack[name].append(predictions.attack_auc(outputs))
+            scores = predictions.scores(outputs)
             accuracy[name].append(
                 {k: x["image"]["accuracy"] for k, x in scores.items()}
             )

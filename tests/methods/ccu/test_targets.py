@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from ccu_jax.evaluate import ridge
 from ccu_jax.methods.ccu import masked_statistics as statistics
 from ccu_jax.methods.ccu import targets
 from tests.problems import CLASSES, labels
@@ -83,7 +84,7 @@ def test_left_out_scores_of_a_row_come_from_a_ridge_without_it():
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(20, 4)), rng.random((20, CLASSES))
     penalty = 0.5 * ((x - x.mean(0)) ** 2).sum() / 4  # that of all rows
-    _, scores = statistics.ridge(jnp.array(x), jnp.array(y), all_of(len(x)), 0.5)
+    _, scores = ridge.ridge(jnp.array(x), jnp.array(y), all_of(len(x)), 0.5)
     for row in range(20):
         a, b = np.delete(x, row, 0), np.delete(y, row, 0)
         c = a - a.mean(0)
@@ -99,7 +100,7 @@ def test_the_ridge_is_the_closed_form():
     gram = centred.T @ centred
     inverse = np.linalg.inv(gram + 0.5 * np.trace(gram) / 6 * np.eye(6))
     expected = (new - x.mean(0)) @ inverse @ centred.T @ (y - y.mean(0)) + y.mean(0)
-    predict, _ = statistics.ridge(jnp.array(x), jnp.array(y), all_of(len(x)), 0.5)
+    predict, _ = ridge.ridge(jnp.array(x), jnp.array(y), all_of(len(x)), 0.5)
     np.testing.assert_allclose(predict(new), expected, atol=1e-5)
 
 
@@ -329,8 +330,8 @@ def test_a_ridge_does_not_see_the_rows_that_do_not_count():
     x, y = rng.normal(size=(50, 6)), rng.random((50, CLASSES))
     weight = rng.random(50) < 0.5
     x[~weight], y[~weight] = 30 * x[~weight], -7.0
-    predict, left_out = statistics.ridge(jnp.array(x), jnp.array(y), weight, 0.5)
-    alone, expected = statistics.ridge(
+    predict, left_out = ridge.ridge(jnp.array(x), jnp.array(y), weight, 0.5)
+    alone, expected = ridge.ridge(
         jnp.array(x[weight]), jnp.array(y[weight]), all_of(weight.sum()), 0.5
     )
     np.testing.assert_allclose(predict(jnp.eye(6)), alone(jnp.eye(6)), atol=1e-5)

@@ -69,7 +69,7 @@ def finish(
         "metric": source.metric,
         "counts": counts.numbers,
         "fingerprint": fingerprint(folder, source.classes, sync=True),
-        "files": _others(folder),
+        "files": _digests_of_extras(folder),
     }
 
 
@@ -181,14 +181,14 @@ def _list(folder, classes):
             lines.writerow([*row, named, *there])
 
 
-def whole(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
+def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
     """Whether all files of a prepared folder hold what was written into them.
 
     Reads all of it, which takes about a second for each GB.
     """
     try:
         same = fingerprint(folder, meta["classes"]) == meta["fingerprint"]
-        return same and meta["files"] == _others(folder)
+        return same and meta["files"] == _digests_of_extras(folder)
     except OSError:
         return False
 
@@ -205,7 +205,7 @@ def fingerprint(folder: pathlib.Path, classes: Sequence[str], sync=False) -> str
     return hashed.hexdigest()
 
 
-def _others(folder: pathlib.Path) -> dict[str, str]:
+def _digests_of_extras(folder: pathlib.Path) -> dict[str, str]:
     """The digests of what is there beside the columns."""
     found = {}
     for name in ("tokenizer.json", "rows.tsv"):

@@ -28,14 +28,14 @@ _ROWS = "rows.jsonl"
 WORK = (_JOURNAL, _ROWS)  # files that nobody needs once all columns are written
 
 
-class Loaded(NamedTuple):
-    """An example, and its picture as a square `[S, S, 3]`, zeros if it has none."""
+class Decoded(NamedTuple):
+    """An example with its decoded image `[S, S, 3]`; zeros if it has none."""
 
     example: Example
-    square: np.ndarray
+    image: np.ndarray
 
 
-class _Mark(NamedTuple):
+class _JournalEntry(NamedTuple):
     """How far the pass has come: a line of the journal."""
 
     key: int = 0  # the next of `Source.keys`
@@ -96,7 +96,9 @@ def collect(
             squares.sync()
             _sync(lines)
             sizes = (*mark.sizes, squares.rows - before)
-            mark = _Mark(mark.key, squares.rows, lines.tell(), sizes, counts.numbers)
+            mark = _JournalEntry(
+                mark.key, squares.rows, lines.tell(), sizes, counts.numbers
+            )
             journal.write(json.dumps(mark._asdict()).encode() + b"\n")
             _sync(journal)
         return list(mark.sizes)
@@ -109,14 +111,14 @@ class _Store:
         self._squares, self._lines, self._counts = squares, lines, counts
         self._column = {name: number for number, name in enumerate(classes)}
 
-    def add(self, where: str, got: Loaded | SkipExample) -> Example | None:
+    def add(self, where: str, got: Decoded | SkipExample) -> Example | None:
         """Stores a row and gives it back, or counts why it cannot be used."""
         if isinstance(got, SkipExample):
             self._counts.skip(str(got), where)
             return None
         for note in got.example.notes:
             self._counts.add(note)
-        self._squares.add(got.square[None])
+        self._squares.add(got.image[None])
         self._lines.write(_line(got.example, self._column))
         return got.example
 
@@ -145,10 +147,10 @@ def _line(example: Example, column: dict[str, int]) -> bytes:
 
 def _load(
     source: Source, pool: ThreadPoolExecutor, config: Data, first: int
-) -> Iterator[tuple[str, Loaded | SkipExample]]:
+) -> Iterator[tuple[str, Decoded | SkipExample]]:
     """Every row from `first` on in order, several read and decoded ahead."""
 
-    def load(key: Any) -> Loaded | SkipExample:
+    def load(key: Any) -> Decoded | SkipExample:
         try:
             example = source.read(key)
             return decoded(example, config)
@@ -168,13 +170,13 @@ def _load(
         yield source.name(key), future.result()
 
 
-def decoded(example: Example, config: Data) -> Loaded:
+def decoded(example: Example, config: Data) -> Decoded:
     """The example with its picture as a square, and what there is to tell of it."""
     if example.image is None:
         blank = np.zeros((config.image_size, config.image_size, 3), np.uint8)
-        return Loaded(example, blank)
+        return Decoded(example, blank)
     square, notes = pictures.decode(example.image, config.image_size, config.trim)
-    return Loaded(example._replace(notes=example.notes + notes), square)
+    return Decoded(example._replace(notes=example.notes + notes), square)
 
 
 def _until_full(loaded: Iterable) -> Iterator:
@@ -182,7 +184,7 @@ def _until_full(loaded: Iterable) -> Iterator:
     size = 0
     for where, got in itertools.islice(loaded, PART_ROWS):
         yield where, got
-        if isinstance(got, Loaded):
+        if isinstance(got, Decoded):
             size += len(got.example.image or b"")
         if size >= PART_BYTES:
             return
@@ -193,17 +195,17 @@ def done(scratch: pathlib.Path) -> list[int]:
     return list(_last(scratch).sizes)
 
 
-def _last(scratch: pathlib.Path, size: int = 0) -> _Mark:
+def _last(scratch: pathlib.Path, size: int = 0) -> _JournalEntry:
     """The last whole line of the journal, which is cut off behind it.
 
     None of it counts where the files are shorter than it says.
     """
-    path, mark, end = scratch / _JOURNAL, _Mark(), 0
+    path, mark, end = scratch / _JOURNAL, _JournalEntry(), 0
     if not path.exists():
         return mark
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            mark = _Mark(**json.loads(line))
+            mark = _JournalEntry(**json.loads(line))
         except (ValueError, TypeError):
             break
         end += len(line)
@@ -212,7 +214,7 @@ def _last(scratch: pathlib.Path, size: int = 0) -> _Mark:
     except OSError:
         image = rows = -1
     if image < mark.rows * 3 * size * size or rows < mark.bytes:
-        mark, end = _Mark(), 0
+        mark, end = _JournalEntry(), 0
     os.truncate(path, end)
     return mark
 

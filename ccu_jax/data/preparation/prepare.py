@@ -116,7 +116,7 @@ def _current(
         return None  # the source is damaged: preparing will tell
     if found["purged"]:  # its pictures are blank, which cannot be checked
         return found
-    return found if same and arrays.whole(at.data, meta) else None
+    return found if same and arrays.is_intact(at.data, meta) else None
 
 
 def _read(config: Data, folder: pathlib.Path) -> tuple[dict, dict] | None:
@@ -146,12 +146,12 @@ def _untidy(workdir: pathlib.Path) -> list[pathlib.Path]:
 def _tidy(workdir: pathlib.Path) -> None:
     for path in _untidy(workdir):
         if path.is_dir():
-            removed(path)
+            remove_tree(path)
         else:
             path.unlink()
 
 
-def removed(folder: pathlib.Path) -> None:
+def remove_tree(folder: pathlib.Path) -> None:
     """Removes a folder of the run's own; what a link leads to goes with the link."""
     target = folder.resolve()
     if target.exists():
@@ -226,7 +226,7 @@ class _Preparation:
         self._collect(source, meta)
         meta |= arrays.finish(at.new, source, self.config, self.counts, self.progress)
         if expected not in (None, meta["fingerprint"]):
-            removed(at.new)
+            remove_tree(at.new)
             raise UserError(
                 f"the data in {meta['root']} have changed since {self.workdir} was "
                 "made: give another --workdir, or remove the folder to start anew"
@@ -234,7 +234,7 @@ class _Preparation:
         text = json.dumps(sealed.seal(meta), indent=1)
         (at.new / _META).write_text(text, "utf-8")
         if at.data.exists():
-            removed(at.old)
+            remove_tree(at.old)
             at.data.rename(at.old)
         at.new.rename(at.data)
 
@@ -270,7 +270,7 @@ class _Preparation:
         plan = json.dumps(meta | {"from": read_from}, indent=1)
         path = self.at.new / _PLAN
         if not path.exists() or path.read_text("utf-8") != plan:
-            removed(self.at.new)
+            remove_tree(self.at.new)
             self.at.new.mkdir()
             path.write_text(plan, "utf-8")
 
@@ -296,12 +296,12 @@ class _Preparation:
                 return
             except records.Damaged:
                 self.progress("stored records are damaged: making them anew", 0, 1)
-                removed(folder)
+                remove_tree(folder)
                 self.counts.numbers = opened
         records.remove_all(self.at.records, but=folder)
         self._claim(meta, "source")
         if not keeper.has(parts.done(self.at.new)):
-            removed(self.at.new)  # somebody has removed the records meanwhile
+            remove_tree(self.at.new)  # somebody has removed the records meanwhile
             self._claim(meta, "source")
         sizes = parts.collect(source, *args, keeper)
         if sum(sizes):

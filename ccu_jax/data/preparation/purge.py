@@ -119,7 +119,7 @@ def _empty(workdir: pathlib.Path, numbers: np.ndarray, originals: set[str]) -> N
     stored[numbers] = 0
     stored.flush()
     for folder in (at.records, at.unpacked, at.new, at.old):
-        prepare.removed(folder)
+        prepare.remove_tree(folder)
     for path in _files([workdir / "sample"]) if originals else ():
         if _hash(path.read_bytes()) in originals:
             path.unlink()

@@ -88,13 +88,13 @@ def load(
         UserError: there is no such model, it has diverged, or its files are damaged.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    if not rows.place(workdir, seed, method).exists():
+    if not rows.result_path(workdir, seed, method).exists():
         there = sorted(path.stem for path in (workdir / "stages").glob("*.json"))
         raise UserError(
             f"{workdir} holds no finished {method} of seed {seed}; there are: "
             + (", ".join(there) or "none")
         )
-    if why := rows.read(rows.place(workdir, seed, method)).get("diverged"):
+    if why := rows.load_result(rows.result_path(workdir, seed, method)).get("diverged"):
         raise UserError(f"{method} of seed {seed} has diverged ({why}): load another")
     try:
         tree = sealed.read(workdir / "config.json")
@@ -124,7 +124,7 @@ def load(
         else:
             why = "is missing or damaged" + (f" ({told[0]})" if told else "")
             if not stored.purged:
-                record = rows.place(workdir, seed, method)
+                record = rows.result_path(workdir, seed, method)
                 why += f": remove {record}, and the run's command trains it again"
         raise UserError(f"the checkpoint in {folder} {why}")
     return Classifier(

@@ -195,7 +195,7 @@ def collected(
         tell: told what is done, and how much of how much.
         measure: whether to compute what is not kept, or to leave it out.
     """
-    every = rows.read_all(workdir)
+    every = rows.load_all_results(workdir)
     by_method: dict[str, list[dict[str, Any]]] = {}
     for done, row in enumerate(every):
         tell("audit", done, len(every))

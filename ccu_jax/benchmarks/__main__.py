@@ -165,7 +165,7 @@ def machine() -> dict[str, Any]:
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "device": {"kind": device.device_kind, "count": jax.device_count()},
-        "commit": rows.commit(),
+        "commit": rows.source_commit(),
         "versions": versions,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 from ccu_jax.config.methods import Ccu, CcuPlus
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_first
-from ccu_jax.experiments import run, variants
+from ccu_jax.experiments import variants
 from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import OURS, REFERENCE
 from ccu_jax.reports import findings as notes
@@ -26,7 +26,7 @@ from ccu_jax.reports.summary import (
     show_estimate,
     time_s,
 )
-from ccu_jax.runs import forecast, stages
+from ccu_jax.runs import forecast, session, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
 
@@ -87,13 +87,13 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     given = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [f"seed {seed}: ablate {n}" for seed in config.seeds for n in names]
     found: list[dict[str, Any]] = []
-    with run.opened(given, workdir, titles) as (ctx, drawn, methods):
+    with session.open_run(given, workdir, titles) as (ctx, drawn, methods):
         variants.check_there(ctx)
         runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
         ctx.reporter.say(forecast.variants(ctx, runs, apart=True))
         for seed, sets in drawn.items():
             stages.run_seed(ctx, seed, sets, methods)
-            reference = rows.read(rows.place(workdir, seed, REFERENCE))
+            reference = rows.load_result(rows.result_path(workdir, seed, REFERENCE))
             found.append({**reference, "part": REFERENCE})
             for name in names:
                 with ctx.reporter.stage(f"seed {seed}: ablate {name}") as stage:

@@ -5,37 +5,19 @@ of the same kind. A finished stage is skipped; one that was cut off goes on from
 last checkpoint and ends with the same bits.
 """
 
-import contextlib
 import dataclasses
-import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-import jax
-import numpy as np
-
-from ccu_jax import data, models
 from ccu_jax.audits import tiers as auditing
-from ccu_jax.config import limits
 from ccu_jax.config import schema as configs
 from ccu_jax.config.schema import Config
-from ccu_jax.data import corruptions as conditions
-from ccu_jax.data.batches import OnHost
-from ccu_jax.distributed import executors as parallel
-from ccu_jax.distributed import peers
-from ccu_jax.distributed.executors import EXECUTORS
-from ccu_jax.distributed.hosts import barrier, is_first, shared
-from ccu_jax.errors import UserError
-from ccu_jax.evaluate.forward import Forward
+from ccu_jax.distributed.hosts import is_first
 from ccu_jax.reports import html as report
-from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
+from ccu_jax.runs import stages
 from ccu_jax.runs import workdir as workdirs
-from ccu_jax.runs.context import RunContext
-from ccu_jax.train.loop import Loop
-from ccu_jax.unlearn_sets import rules as unlearn_rules
-from ccu_jax.unlearn_sets.splits import Sets
+from ccu_jax.runs.session import open_run
 
 
 def run(
@@ -66,7 +48,7 @@ def run(
     titles = [*auditing.titles(audit, config.seeds), "report"]
     titles += ["purge"] if purge else []
     auditing.check(config, audit)
-    with opened(given, workdir, titles) as (ctx, drawn, methods):
+    with open_run(given, workdir, titles) as (ctx, drawn, methods):
         reporter = ctx.reporter
         if told := auditing.forecast_of(ctx, audit, methods, shadows):
             reporter.say(told)
@@ -77,7 +59,7 @@ def run(
         for seed, sets in drawn.items():
             auditing.measure(ctx, seed, sets, methods, audit, shadows)
         with reporter.stage("report") as stage:
-            found = rows.read_all(workdir)
+            found = rows.load_all_results(workdir)
             given = configs.to_json(config)
             if is_first():
                 report.write(workdir, found, given)
@@ -95,145 +77,3 @@ def run(
         if purge:
             workdirs.purge(ctx)
         return found
-
-
-@contextlib.contextmanager
-def opened(
-    config: Config, workdir: pathlib.Path, titles: list[str]
-) -> Iterator[tuple[RunContext, dict[int, Sets], list[str]]]:
-    """The folder of a run, with its data and what each seed forgets, all checked.
-
-    All that can be wrong is found before the first step and the first file.
-
-    Args:
-        config: as of `run`.
-        workdir: likewise.
-        titles: of the stages that follow after those of its methods.
-
-    Yields:
-        The ctx, the sets of every seed, and the methods, the original first.
-
-    Raises:
-        UserError: what the user can mend.
-    """
-    methods = list(dict.fromkeys(("original", *config.methods)))
-    _check(config, methods)
-    # Each process would go by the finished stages that it sees.
-    if not shared(workdir):
-        raise UserError(
-            f"--workdir {workdir} is not one folder that all processes share: give "
-            "such a one (NFS, Filestore, a mounted bucket)"
-        )
-    rows.commit()
-    workdirs.confine(workdir, config.run.links)
-    with peers.watched(workdir, config.run.stalled_s), workdirs.locked(workdir):
-        workdirs.refuse(config, workdir)
-        with _begun(config, workdir, titles, methods) as found:
-            yield found
-
-
-@contextlib.contextmanager
-def _begun(config, workdir, titles, methods):
-    """What `opened` gives, in a folder that is this run's."""
-    reporter = report.Reporter(workdir, is_first())
-    try:
-        told = [stages.title(s, m) for s in config.seeds for m in methods]
-        reporter.plan(["data", *told, *titles])
-        with reporter.stage("data") as stage:
-            ctx = _build_context(config, workdir, reporter, stage)
-            drawn = {seed: _draw(ctx, seed, methods) for seed in config.seeds}
-            _check_purged(ctx, methods)
-            files = {}
-            for seed, sets in drawn.items():
-                files |= workdirs.texts(ctx, seed, sets)
-        workdirs.claim(config, workdir, files)
-        todo = {
-            seed: [m for m in methods if stages.finished(ctx, seed, m) is None]
-            for seed in drawn
-        }
-        if any(todo.values()):
-            reporter.say(forecast.table(ctx, todo))
-        yield ctx, drawn, methods
-    finally:
-        reporter.close()
-
-
-def _check(config, methods):
-    limits.check(config)
-    unlearn_rules.check(config.unlearn.rule)
-    limits.check_batches(config, methods, jax.device_count())
-
-
-def _draw(ctx: RunContext, seed, methods) -> Sets:
-    """A seed's sets, as far as they can be drawn; what is finished must fit to them."""
-    for method in methods:
-        stages.finished(ctx, seed, method)
-    return stages.draw(ctx, seed)
-
-
-def _build_context(config, workdir, reporter, stage) -> RunContext:
-    found = rows.read_all(workdir)
-    expected = found[0]["fingerprint"] if found else None
-    if is_first():
-        loaded = data.load(config.data, workdir, stage.tell, expected)
-    barrier("data")
-    if not is_first():
-        loaded = data.load_prepared(config.data, workdir)
-    if loaded.edition == "sample":
-        reporter.warn(
-            f"SAMPLE EDITION for {config.name}: generated in the official format. Give "
-            "the real files with --data-dir."
-        )
-    elif loaded.edition == "clipart":
-        reporter.warn("CLIP ART: drawings that come with the package, not photographs")
-    counts = ", ".join(f"{k} {v:,}" for k, v in loaded.counts.items() if v)
-    reporter.say(f"{loaded.name}: {counts}")
-    loaded, told = conditions.apply(loaded, config.conditions)
-    if told:
-        reporter.say(f"conditions: {json.dumps(told)}")
-    executor = EXECUTORS[config.run.executor]()
-    model = models.build(
-        config.model,
-        classes=len(loaded.classes),
-        vocabulary=loaded.vocabulary,
-        image_size=config.data.image_size,
-        text_length=config.data.text_length,
-    )
-    return RunContext(
-        config=config,
-        workdir=workdir,
-        reporter=reporter,
-        executor=executor,
-        data=loaded,
-        conditions=told,
-        model=model,
-        forward=Forward(model, executor, config.run.evaluate_batch),
-        loop=Loop(config.run, executor, reporter.warn),
-        table=_table(config, loaded, executor),
-    )
-
-
-def _table(config, loaded, executor):
-    """All rows: on the devices, the pictures too unless they are too large for that."""
-    names = ("text", "labels", "has_image", "has_text")
-    table = {name: np.asarray(getattr(loaded, name)) for name in names}
-    image = OnHost(loaded.image, loaded.has_image)
-    kept = config.run.pictures
-    if kept == "auto":
-        kept = "device" if parallel.fits(loaded.image.nbytes) else "host"
-    if kept == "host":
-        return executor.place(table) | {"image": image}
-    rows = np.arange(len(loaded.id))
-    return executor.place(table | {"image": image.take(rows)})
-
-
-def _check_purged(ctx: RunContext, methods):
-    """Refuse to go on with pictures that are not there any more."""
-    for seed in ctx.config.seeds if ctx.data.purged else ():
-        for method in methods:
-            if stages.finished(ctx, seed, method) is None:
-                raise UserError(
-                    f"the pictures to forget were purged from {ctx.workdir}: what is "
-                    f"finished can be shown, but {method} of seed {seed} cannot be "
-                    "run; give another --workdir"
-                )

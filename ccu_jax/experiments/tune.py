@@ -18,7 +18,7 @@ import numpy as np
 
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_first
-from ccu_jax.experiments import run, variants
+from ccu_jax.experiments import variants
 from ccu_jax.experiments.search_spaces import space
 from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import REFERENCE, REFERENCES
@@ -27,7 +27,7 @@ from ccu_jax.reports import html as report
 from ccu_jax.reports import tables
 from ccu_jax.reports.html import atomically
 from ccu_jax.reports.summary import auc, score
-from ccu_jax.runs import forecast, stages
+from ccu_jax.runs import forecast, session, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
 
@@ -53,7 +53,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     titles = [f"tune {name}" for name in names]
     looks = {seed: f"seed {seed}: features" for seed in config.seeds}
     plan = [*looks.values(), *titles, "tuned"]
-    with run.opened(given, workdir, plan) as (ctx, drawn, methods):
+    with session.open_run(given, workdir, plan) as (ctx, drawn, methods):
         variants.check_there(ctx)
         for seed, sets in drawn.items():
             stages.run_seed(ctx, seed, sets, methods)
@@ -121,7 +121,7 @@ def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
 
 def _reference(ctx: RunContext, problem):
     """The reference's row."""
-    return rows.read(rows.place(ctx.workdir, problem.seed, REFERENCE))
+    return rows.load_result(rows.result_path(ctx.workdir, problem.seed, REFERENCE))
 
 
 def _method(ctx: RunContext, problems, references, name, trials, stage):
@@ -178,7 +178,7 @@ def _told(config, trials, found):
         "config": config.name,
         "seeds": list(config.seeds),
         "trials": trials,
-        "commit": rows.commit(),
+        "commit": rows.source_commit(),
         "objective": " ".join((objective.__doc__ or "").split()),
         "spaces": {
             name: {

@@ -114,11 +114,11 @@ def run(ctx: RunContext, problem: Problem, variant: Variant) -> Row:
         | {"unlearn": outcome.seconds["start"] + outcome.seconds["steps"]},
         "diverged": outcome.diverged or found.pop("collapsed"),
         "fingerprint": ctx.data.fingerprint,
-        "commit": rows.commit(),
+        "commit": rows.source_commit(),
         **found,
     }
     if is_first():
-        rows.write(path, row)
+        rows.write_result(path, row)
         shutil.rmtree(steps, ignore_errors=True)
     barrier(path.name)
     return row
@@ -152,7 +152,7 @@ def without_test(problem: Problem) -> Problem:
 
 
 def _read(path, fingerprint) -> Row:
-    row = rows.read(path)
+    row = rows.load_result(path)
     if row["fingerprint"] != fingerprint:
         raise UserError(
             f"{path} belongs to other data: give another --workdir, or remove the "

@@ -48,9 +48,9 @@ def pace(ctx: RunContext) -> Pace:
         ctx: the context of the run.
     """
     for seed in ctx.config.seeds:
-        path = rows.place(ctx.workdir, seed, "original")
+        path = rows.result_path(ctx.workdir, seed, "original")
         if seen(path):
-            seconds = rows.read(path)["seconds"]
+            seconds = rows.load_result(path)["seconds"]
             return Pace(seconds["unlearn"], seconds["evaluate"])
     params = ctx.executor.place(ctx.model.init(jax.random.key(0)))
     count = len(ctx.data.id)

@@ -20,12 +20,12 @@ from ccu_jax.storage import records as sealed
 from ccu_jax.unlearn_sets import splits as unlearn_set
 
 
-def place(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
+def result_path(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
     """The file of a stage's row; where it lies, the stage is finished."""
     return workdir / "stages" / f"{method}-{seed}.json"
 
 
-def make(
+def build_result(
     ctx: RunContext, problem, outcome, results, seconds, requests
 ) -> dict[str, Any]:
     """The row of a stage.
@@ -81,7 +81,7 @@ def make(
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
-        "commit": commit(),
+        "commit": source_commit(),
         "fingerprint": data.fingerprint,
     }
 
@@ -92,14 +92,14 @@ def _text_unchanged(before, results) -> bool:
     return bool(np.array_equal(before.logits["text"][of], results.logits["text"][of]))
 
 
-def write(path: pathlib.Path, row: dict[str, Any]) -> None:
+def write_result(path: pathlib.Path, row: dict[str, Any]) -> None:
     """Writes the row of a stage to its file, with a digest."""
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(sealed.seal(row), indent=1) + "\n"
     atomically(path, text.encode())
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def load_result(path: pathlib.Path) -> dict[str, Any]:
     """The row in the file of a stage.
 
     Raises:
@@ -114,7 +114,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f"{path} is damaged: remove it to do that stage again")
 
 
-def read_all(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def load_all_results(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of all finished stages, in the order of the methods' table.
 
     Raises:
@@ -123,8 +123,8 @@ def read_all(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in (workdir / "stages").glob("*.json"):
-        row = read(path)
-        if path != place(workdir, row["seed"], row["method"]):
+        row = load_result(path)
+        if path != result_path(workdir, row["seed"], row["method"]):
             raise UserError(f"{path} is not its own row: remove it")
         found.append(row)
     order = {name: number for number, name in enumerate(METHODS)}
@@ -134,7 +134,7 @@ def read_all(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 @functools.cache  # asked once, at the start: the checkout may change during a run
-def commit() -> str | None:
+def source_commit() -> str | None:
     """The commit of the source that runs, with a + where it was changed since."""
     here = pathlib.Path(__file__)
 

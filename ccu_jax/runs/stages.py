@@ -35,10 +35,10 @@ def finished(ctx: RunContext, seed: int, method: str) -> dict[str, Any] | None:
     Raises:
         UserError: it belongs to others.
     """
-    path = rows.place(ctx.workdir, seed, method)
+    path = rows.result_path(ctx.workdir, seed, method)
     if not seen(path):
         return None
-    row = rows.read(path)
+    row = rows.load_result(path)
     if row["fingerprint"] != ctx.data.fingerprint:
         raise UserError(
             f"the data have changed since {ctx.workdir} was made: give another "
@@ -122,7 +122,7 @@ def params_of(ctx: RunContext, seed: int, method: str):
         whose = "the original's" if method == "original" else f"{method}'s"
         raise UserError(
             f"{whose} checkpoint in {folder} is missing or damaged: remove "
-            f"{rows.place(ctx.workdir, seed, method)} to train it again"
+            f"{rows.result_path(ctx.workdir, seed, method)} to train it again"
         )
     return ctx.executor.place(saved.tree)
 
@@ -171,8 +171,8 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
         path.parent.mkdir(exist_ok=True)
         atomically(path, predictions.to_bytes(results))
         problem = problem._replace(method=method)
-        row = rows.make(ctx, problem, outcome, results, seconds, told)
-        rows.write(rows.place(ctx.workdir, seed, method), row)
+        row = rows.build_result(ctx, problem, outcome, results, seconds, told)
+        rows.write_result(rows.result_path(ctx.workdir, seed, method), row)
     checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
     return problem.sets

@@ -205,7 +205,7 @@ def evaluated(ctx: RunContext, seed) -> unlearn_set.Sets:
     except KeyError:
         raise UserError(
             f"{path} is missing or damaged: remove "
-            f"{rows.place(ctx.workdir, seed, 'original')} to make it again"
+            f"{rows.result_path(ctx.workdir, seed, 'original')} to make it again"
         ) from None
     of = {name: np.sort(row[found.of == name]) for name in predictions.SETS}
     return unlearn_set.Sets(**of)
@@ -216,7 +216,7 @@ def purge(ctx: RunContext):
     workdir, reporter = ctx.workdir, ctx.reporter
     with reporter.stage("purge") as stage:
         if is_first():
-            seeds = {*ctx.config.seeds, *(r["seed"] for r in rows.read_all(workdir))}
+            seeds = {*ctx.config.seeds, *(r["seed"] for r in rows.load_all_results(workdir))}
             for seed in sorted(seeds):
                 if not (path := unlearn_file(workdir, seed)).exists():
                     raise UserError(
@@ -270,7 +270,7 @@ def _purge_models(workdir) -> int:
     off; and the shadow models, which were shown them to be compared with only. What is
     left are the models that were made to forget, and those that never saw them.
     """
-    diverged = [row for row in rows.read_all(workdir) if row.get("diverged")]
+    diverged = [row for row in rows.load_all_results(workdir) if row.get("diverged")]
     every = list(workdir.glob("checkpoints/*/params"))
     found = [
         *workdir.glob("checkpoints/original-*/params"),

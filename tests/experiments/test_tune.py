@@ -126,7 +126,7 @@ def test_a_variant_runs_under_its_settings_and_is_kept(tmp_path, monkeypatch):
     assert variants.run(made, problem, Variant("ccu", {"steps": 5})) == longer
     path = variants.place(tmp_path, problem.seed, Variant("ccu", {"steps": 5}))
     assert path.exists()
-    rows.write(path, {**longer, "fingerprint": "another"})
+    rows.write_result(path, {**longer, "fingerprint": "another"})
     with pytest.raises(UserError, match="belongs to other data"):
         variants.run(made, problem, Variant("ccu", {"steps": 5}))
     path.write_text("{")

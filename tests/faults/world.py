@@ -56,7 +56,7 @@ class World:
         """A run with these flags; made once, and kept for the next command."""
         name = f"{hosts}-" + "_".join(x.strip("-").replace("/", "") for x in more)
         # Of another commit it would tell of what has changed since.
-        workdir = self.folder / "undisturbed" / str(rows.commit()) / name
+        workdir = self.folder / "undisturbed" / str(rows.source_commit()) / name
         if not (workdir.with_suffix(".done")).exists():
             for _ in range(1 if self.quick else 2):  # all is compiled by the second
                 shutil.rmtree(workdir, ignore_errors=True)

@@ -18,7 +18,7 @@ from ccu_jax.train import checkpoint
 
 OTHER = (
     "import pathlib, sys\n"
-    "from ccu_jax import workdirs\n"
+    "from ccu_jax.runs import workdir as workdirs\n"
     "with workdirs.locked(pathlib.Path(sys.argv[1])):\n"
     "    print('mine', flush=True)\n"
     "    sys.stdin.read()\n"
@@ -102,7 +102,7 @@ def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_p
     for name, params in models.items():
         row = {"method": name, "seed": 0, "fingerprint": "f", "diverged": None}
         row["diverged"] = "step 1: loss nan" if name == "broken" else None
-        rows.write(tmp_path / "stages" / f"{name}-0.json", row)
+        rows.write_result(tmp_path / "stages" / f"{name}-0.json", row)
         folder = tmp_path / "checkpoints" / f"{name}-0" / "params"
         checkpoint.save(folder, 0, params, {})
     for cut_off in ("variants/ccu-0-ab", "tested/ccu-0-cd"):
@@ -115,7 +115,7 @@ def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_p
     assert left == {"retrain_visual-0"}
     for name in ("original", "hidden"):
         checkpoint.save(tmp_path / "checkpoints" / f"{name}-0" / "params", 0, tree, {})
-    rows.write(
+    rows.write_result(
         tmp_path / "stages" / "hidden-0.json",
         {**row, "method": "hidden", "diverged": None},
     )

@@ -30,11 +30,11 @@ config = tuned(
             vocabulary=2000,
             mask_category_words=True,
             records=True,
-            validation=0.1,
+            validation_fraction=0.1,
         ),
         train=Train(
             epochs=40,
-            text_rate=0.1,
+            text_lr_scale=0.1,
             word_dropout=0.3,
             shift=2,
             zoom=0.1,

@@ -13,7 +13,7 @@ alone tells the label: a model trained from scratch, as here, will sit near .52 
 AUROC on them (pre-trained ones reach .65 to .86). That checks the plumbing, not the
 quality. The official files have not been tried.
 
-Memes with (nearly) the same picture are forgotten together: `group="picture"`. On
+Memes with (nearly) the same picture are forgotten together: `group="image"`. On
 purpose, many a picture is there twice, with another text and the other label.
 
 Expect of the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): five
@@ -33,7 +33,7 @@ config = tuned(
             image_size=48,
             text_length=16,
             vocabulary=2000,
-            group="picture",
+            group="image",
             records=True,
         ),
         # Whether picture and text go together is learned from their contrast; dropout
@@ -41,7 +41,7 @@ config = tuned(
         model=Model(dropout=0.0),
         train=Train(
             epochs=40,
-            align=1.0,
+            contrastive_weight=1.0,
             modality_dropout=0.1,
             shift=0,
             flip=False,

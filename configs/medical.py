@@ -32,7 +32,7 @@ config = tuned(
         ),
         train=Train(
             epochs=40,
-            text_rate=0.2,
+            text_lr_scale=0.2,
             word_dropout=0.2,
             shift=0,
             flip=False,

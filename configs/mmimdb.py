@@ -28,7 +28,7 @@ config = tuned(
         ),
         train=Train(
             epochs=30,
-            text_rate=0.1,
+            text_lr_scale=0.1,
             word_dropout=0.3,
             shift=0,
             flip=False,

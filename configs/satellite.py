@@ -31,7 +31,7 @@ config = tuned(
         ),
         train=Train(
             epochs=30,
-            text_rate=0.1,
+            text_lr_scale=0.1,
             word_dropout=0.4,
             shift=0,
             zoom=0.0,

@@ -110,7 +110,7 @@ def config(**sections) -> Config:
             text_width=8,
             text_depth=1,
             heads=2,
-            embed=6,
+            embed_dim=6,
         ),
         "train": Train(epochs=2, shift=1, **batches),
         "ccu": Ccu(steps=3, batch=16, unlearn_batch=8, check_every=1, stop=False),
@@ -119,11 +119,11 @@ def config(**sections) -> Config:
     small = {
         "steps": 3,
         "epochs": 4,
-        "max_epochs": 1,
-        "repair": 2,
+        "ascent_epochs": 1,
+        "repair_steps": 2,
         "repeats": 2,
         "unlearn_batch": 8,
-        "held_batch": 8,
+        "heldout_batch": 8,
         "refresh_every": 2,
         "shrink": 0.4,
         "select": 1.0,
@@ -135,7 +135,9 @@ def config(**sections) -> Config:
             section = getattr(usual, name)
             fields = {f.name: f.type for f in dataclasses.fields(section)}
             own = {key: fields[key](x) for key, x in small.items() if key in fields}
-            if "max_epochs" in own:  # its plan shall be of one size for some more rows
+            if (
+                "ascent_epochs" in own
+            ):  # its plan shall be of one size for some more rows
                 own["epochs"] = 2
             tiny[name] = dataclasses.replace(section, **own)
     for section, fields in sections.items():

@@ -100,7 +100,10 @@ def other_numbers(section):
     But for how long it takes, and for whether all weights may move.
     """
     numbers = {k: x for k, x in vars(section).items() if isinstance(x, float) and x}
-    fixed = ("epochs", *(["salient"] * (numbers.get("salient") == 1)))
+    fixed = (
+        "epochs",
+        *(["saliency_fraction"] * (numbers.get("saliency_fraction") == 1)),
+    )
     return {k: 0.75 * x for k, x in numbers.items() if k not in fixed}
 
 

@@ -55,10 +55,10 @@ def check(config, tier: str) -> None:
     Raises:
         UserError: it tells nothing of requests, or batches do not fit the devices.
     """
-    if tier == "rigorous" and config.unlearn.requests > 1:
+    if tier == "rigorous" and config.unlearn.num_requests > 1:
         raise UserError(
             "--audit rigorous: shadows forget at once, so that they tell nothing of "
-            f"unlearn.requests={config.unlearn.requests}; give another tier"
+            f"unlearn.num_requests={config.unlearn.num_requests}; give another tier"
         )
     if tier in _MODELS:  # relearning goes by the batches of finetune
         limits.check_batches(config, ["finetune"], jax.device_count())
@@ -290,7 +290,7 @@ def _probes(ctx: RunContext, seed, problem, methods, tell: Callable) -> None:
 
 def _pool(ctx: RunContext, seed, problem, methods, shadows, tell: Callable) -> None:
     """U-LiRA and what else a pool of shadows tells: of every method."""
-    together = ctx.config.run.shadows_together
+    together = ctx.config.run.shadow_batch_size
     if not together:  # CPUs gain nothing from several models in one program
         together = 1 if jax.default_backend() == "cpu" else shadows
     pool = None

@@ -49,7 +49,7 @@ _VIT_B = dict(
     text_width=528,  # a multiple of 12 heads
     text_depth=4,
     heads=12,
-    embed=512,
+    embed_dim=512,
     dtype="bfloat16",
 )
 
@@ -183,7 +183,11 @@ def sets(config: Config, sizes: Sizes, rng: np.random.Generator) -> Sets:
     """Which rows are which, in the shares of the configuration."""
     shuffled = rng.permutation(sizes.rows)
     names = ("test", "validation", "unseen", "unlearn", "retain")
-    shares = (config.data.test, config.data.validation, config.unlearn.unseen)
+    shares = (
+        config.data.test_fraction,
+        config.data.validation_fraction,
+        config.unlearn.holdout_fraction,
+    )
     parts, rest = {}, shuffled
     for name, share in zip(names, (*shares, sizes.share), strict=False):
         of = len(shuffled) if name in ("test", "validation") else len(rest)

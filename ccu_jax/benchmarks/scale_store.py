@@ -171,7 +171,7 @@ def _problem(sizes, folder):
     sets = bench_scale_problem.sets_of(sizes, UNLEARN, HELD)
     problem = bench_scale_problem.make(sizes, "pmap", sets, _open(folder))
     config = problem.config
-    plus = dataclasses.replace(config.ccu_plus, retain_rows=RETAIN)
+    plus = dataclasses.replace(config.ccu_plus, max_retain_rows=RETAIN)
     return problem._replace(config=dataclasses.replace(config, ccu_plus=plus))
 
 

@@ -61,7 +61,7 @@ def training_flops(config: Config, sizes: Sizes, rows: int) -> float:
     image += 2 * (2 * 2 * (patches + 1) * width + 2 * width**2 + 16 * width**2)
     text = model.text_depth * _block(length, length, model.text_width)
     both = width + model.text_width
-    heads = 2 * both * (model.embed + sizes.classes)
+    heads = 2 * both * (model.embed_dim + sizes.classes)
     heads += 2 * (both * model.text_width + (both + model.text_width) * sizes.classes)
     return rows * (2 * embed + 3 * (image + text + heads))
 

@@ -158,7 +158,7 @@ def _hand_over(folder, problem, sizes, kinds):
     for kind in kinds:
         of, rows = problem._replace(method=kind), None
         if kind == "ccu_plus":
-            rows = cache(of, problem.config.ccu_plus.retain_rows).rows
+            rows = cache(of, problem.config.ccu_plus.max_retain_rows).rows
         programs[kind] = (METHODS[kind](of), rows)
     shape = {
         "classes": sizes.classes,

@@ -206,7 +206,7 @@ class Classifier(nn.Module):
         self, config: configs.Model, classes, vocabulary, image_size, text_length
     ):
         super().__init__()
-        image, text, embed = config.image_width, config.text_width, config.embed
+        image, text, embed = config.image_width, config.text_width, config.embed_dim
         self.dropout, self.dtype = config.dropout, config.dtype
         self.image_trunk = ImageTrunk(config, image_size)
         self.image_tail = ImageTail(config)

@@ -104,9 +104,9 @@ def loss(model, parts, index, aux, ranks, draw, config, rate, multi_label):
     said = zip(*(x.split(sizes) for x in said), strict=True)
     said_u, said_r, said_v = (dict(zip(VISUAL, x, strict=True)) for x in said)
     total = 0.0
-    if config.pair:
+    if config.pair_dissociation:
         z_u = unit(model.image_projection(h_u))
-        total = config.pair * pair_dissociation(z_u, u, r, aux["offset"])
+        total = config.pair_dissociation * pair_dissociation(z_u, u, r, aux["offset"])
     if config.separation:
         apart = separation(h_r, h_u, u, r, config.temperature)
         total = total + config.separation * apart
@@ -114,19 +114,19 @@ def loss(model, parts, index, aux, ranks, draw, config, rate, multi_label):
     for view in VISUAL:
         aim, at = aux[view][index["unlearn"]], aux["level"][view][index["unlearn"]]
         rows = cross_entropy_rows(said_u[view], aim, multi_label)
-        total = total + config.match * mean(rows, u["has_image"])
-        if config.level:
+        total = total + config.target_match * mean(rows, u["has_image"])
+        if config.match_confidence:
             g = targets.confidence(said_u[view], u["labels"], multi_label)
             rows = F.smooth_l1_loss(g, at, reduction="none")
-            total = total + config.level * mean(rows, sure)
-        if config.classify:
+            total = total + config.match_confidence * mean(rows, sure)
+        if config.task_loss:
             rows = cross_entropy_rows(said_r[view], r["labels"], multi_label)
-            total = total + config.classify * mean(rows, r["has_image"])
+            total = total + config.task_loss * mean(rows, r["has_image"])
     whole = (see == r["has_image"]) & (read == r["has_text"])
     total = total + config.retention * retention(r, said_r, whole, multi_label)
-    if config.hold:
+    if config.heldout_retention:
         kept = retention(v, said_v, v["has_image"], multi_label)
-        total = total + config.hold * kept
+        total = total + config.heldout_retention * kept
     return total
 
 
@@ -245,7 +245,7 @@ class Plus:
                     parts,
                     ranks,
                     self._aux["lead"],
-                    config.gain,
+                    config.feedback_gain,
                     world.multi_label,
                 )
             index = {name: rows[step] for name, rows in self._plan.items()}

@@ -118,7 +118,7 @@ def classification(out, rows, config, multi_label):
     if config.label_smoothing:
         even = 0.5 if multi_label else 1 / target.shape[1]
         target = target + config.label_smoothing * (even - target)
-    total = config.align * alignment(
+    total = config.contrastive_weight * alignment(
         out["z_image"], out["z_text"], see * read, config.temperature
     )
     for view, w in weight.items():
@@ -162,10 +162,10 @@ def neggrad_loss(model, retain, unlearn, draw, train, neggrad, multi_label):
     forget = 0.0
     for view in ("image", "fused"):
         each = cross_entropy_rows(out[view][count:], unlearn["labels"], multi_label)
-        each = each.clamp(max=neggrad.ceiling * guess)
+        each = each.clamp(max=neggrad.loss_cap * guess)
         forget = forget + mean(each, unlearn["has_image"].float())
     keep = classification(keep, retain, train, multi_label)
-    return neggrad.keep * keep - (1 - neggrad.keep) * forget
+    return neggrad.retain_weight * keep - (1 - neggrad.retain_weight) * forget
 
 
 # --- the steps ------------------------------------------------------------------------
@@ -193,13 +193,13 @@ class Training:
         section = train if kind == "original" else config.neggrad_plus
         rising = 0
         if kind == "original":
-            rising = min(round(train.warmup * steps), steps - 1)
+            rising = min(round(train.warmup_fraction * steps), steps - 1)
         text = [x for part in TEXT for x in getattr(model, part).parameters()]
         of_text = set(map(id, text))
         rest = [x for x in model.parameters() if id(x) not in of_text]
         rate = section.learning_rate
         self._optimiser = torch.optim.AdamW(
-            [{"params": rest}, {"params": text, "lr": rate * train.text_rate}],
+            [{"params": rest}, {"params": text, "lr": rate * train.text_lr_scale}],
             lr=rate,
             betas=(0.9, 0.98),
             weight_decay=train.weight_decay,

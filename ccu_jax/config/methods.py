@@ -1,7 +1,7 @@
 """The sections of the unlearning methods in the configuration: a part of `config.py`.
 
 Each method's section has its name, and several methods may share one kind of section:
-`salun` is `random_label` with `salient` below 1.
+`salun` is `random_label` with `saliency_fraction` below 1 below 1.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class L1Sparse:
     epochs: float = 5.0
     batch: int = 64
     learning_rate: float = 5e-4
-    sparsity: float = 1e-5  # of the sum of all absolute weights, falling to 0
+    l1_weight: float = 1e-5  # of the sum of all absolute weights, falling to 0
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class GradientAscent:
     epochs: float = 5.0  # of the unlearn set
     unlearn_batch: int = 32
     learning_rate: float = 1e-4
-    ceiling: float = 2.0  # the ascent ends here, in units of the loss of guessing
+    loss_cap: float = 2.0  # the ascent ends here, in units of the loss of guessing
     stop: bool = False  # stop when the unlearn set scores like the validation set
     check_every: int = 2  # steps between looks at the stop rule
 
@@ -46,36 +46,41 @@ class NegGradPlus:
     batch: int = 128
     unlearn_batch: int = 32
     learning_rate: float = 5e-4
-    keep: float = 0.9  # weight of the retain set's loss; the ascent has the rest
-    ceiling: float = 2.0  # the ascent ends here, in units of the loss of guessing
+    retain_weight: float = (
+        0.9  # weight of the retain set's loss; the ascent has the rest
+    )
+    loss_cap: float = 2.0  # the ascent ends here, in units of the loss of guessing
     stop: bool = False
     check_every: int = 2
 
 
 @dataclass(frozen=True)
 class RandomLabel:
-    """Random labels (Graves et al. 2021); with `salient` SalUn (Fan et al. 2024)."""
+    """Random labels (Graves et al. 2021), or SalUn (Fan et al. 2024).
+
+    It is SalUn where `saliency_fraction` is below 1.
+    """
 
     epochs: float = 4.0
     batch: int = 64
     unlearn_batch: int = 16
     learning_rate: float = 3e-4
-    weight: float = 0.5  # of the unlearn set's loss
-    salient: float = 1.0  # share of all weights that move
+    unlearn_weight: float = 0.5  # of the unlearn set's loss
+    saliency_fraction: float = 1.0  # share of all weights that move
     stop: bool = False
     check_every: int = 2
 
 
 @dataclass(frozen=True)
-class Layers:
+class LastLayers:
     """CF-k and EU-k (Goel et al. 2022) on stored features."""
 
     layers: str = "head"  # heads and projection, or the whole "tail" behind the trunk
-    fresh: bool = False  # trained anew (EU-k) instead of on (CF-k)
+    reinitialize: bool = False  # trained anew (EU-k) instead of on (CF-k)
     epochs: float = 10.0
     batch: int = 64
     learning_rate: float = 2e-3
-    retain_rows: int = 0  # most retain rows whose features are looked at; 0: all
+    max_retain_rows: int = 0  # most retain rows whose features are looked at; 0: all
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,12 @@ class Scrub:
     """SCRUB (Kurmanji et al. 2023)."""
 
     epochs: int = 4
-    max_epochs: int = 2  # of which these also push away from the original
+    ascent_epochs: int = 2  # of which these also push away from the original
     batch: int = 64
     learning_rate: float = 5e-4
     temperature: float = 4.0
-    distil: float = 1.0  # weight of staying near the original on the retain set
-    classify: float = 1.0  # weight of the task's loss on the retain set
+    distill_weight: float = 1.0  # weight of staying near the original on the retain set
+    task_weight: float = 1.0  # weight of the task's loss on the retain set
     rewind: bool = False  # end with the look, of as many as epochs, nearest to held-out
 
 
@@ -101,7 +106,7 @@ class BadTeacher:
     unlearn_batch: int = 16
     learning_rate: float = 3e-4
     temperature: float = 1.0
-    weight: float = 1.0  # of what the ignorant teacher says of the unlearn set
+    unlearn_weight: float = 1.0  # of what the ignorant teacher says of the unlearn set
     stop: bool = False
     check_every: int = 2
 
@@ -129,9 +134,9 @@ class MultiDelete:
 class Ssd:
     """Selective synaptic dampening (Foster et al. 2024)."""
 
-    select: float = 10.0  # weights that matter so many times more to the unlearn set
-    dampen: float = 1.0
-    rows: int = 4000  # most rows that stand for all training rows; 0: all
+    alpha: float = 10.0  # weights that matter so many times more to the unlearn set
+    lambda_: float = 1.0
+    max_rows: int = 4000  # most rows that stand for all training rows; 0: all
 
 
 @dataclass(frozen=True)
@@ -139,13 +144,15 @@ class SfrOn:
     """SFR-on (Huang et al. 2024)."""
 
     epochs: float = 4.0  # of the unlearn set
-    repair: int = 5  # steps on the retain set after each on the unlearn set
+    repair_steps: int = 5  # steps on the retain set after each on the unlearn set
     batch: int = 64
     learning_rate: float = 5e-4
-    select: float = 1.0  # weights whose Fisher is so many times the retain set's
-    focus: float = 1.0  # how much more rows count that are still known
-    slow: float = 0.5  # share of the way that the slow weights go
-    rows: int = 4000  # most rows of the retain set for its Fisher; 0: all
+    fisher_threshold: float = (
+        1.0  # weights whose Fisher is so many times the retain set's
+    )
+    focal_exponent: float = 1.0  # how much more rows count that are still known
+    slow_fraction: float = 0.5  # share of the way that the slow weights go
+    max_rows: int = 4000  # most rows of the retain set for its Fisher; 0: all
 
 
 @dataclass(frozen=True)
@@ -158,8 +165,8 @@ class Contrastive:
     unlearn_batch: int = 32
     learning_rate: float = 3e-4
     temperature: float = 0.2
-    unlearn: float = 0.3  # weight of the contrast
-    classify: float = 1.0
+    contrast_weight: float = 0.3  # weight of the contrast
+    task_weight: float = 1.0
     stop: bool = False
     check_every: int = 2
 
@@ -171,7 +178,7 @@ class CoUn:
     epochs: float = 5.0
     batch: int = 64
     learning_rate: float = 5e-4
-    contrast: float = 0.5
+    contrast_weight: float = 0.5
     temperature: float = 0.1
 
 
@@ -184,12 +191,12 @@ class Ccu:
     unlearn_batch: int = 48
     learning_rate: float = 2e-3
     temperature: float = 0.2
-    inverse: float = 1.0  # (a) inverse contrast
+    inverse_contrast: float = 1.0  # (a) inverse contrast
     pull: float = 0.0  # (a) pull towards other classes, as Lee et al.
-    pair: float = 3.0  # (a) dissociation of picture and own text
+    pair_dissociation: float = 3.0  # (a) dissociation of picture and own text
     retention: float = 1.0  # (b)
     separation: float = 1.0  # (c)
-    retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
+    max_retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
     check_every: int = 5  # steps between looks at the stop rule
     stop: bool = True  # stop when the unlearn set scores like the validation set
 
@@ -204,17 +211,21 @@ class CcuPlus:
     learning_rate: float = 6e-3
     temperature: float = 0.2
     shrink: float = 1.0  # share of the original's tail that is kept, the rest is fresh
-    match: float = 1.0  # (a) towards the targets, image and fused
-    level: float = 2.0  # (a) likewise, their confidence alone
-    gate: float = 0.0  # (a) inverse contrast of rows that are surer than their target
-    classify: float = 1.0  # task loss on retain rows
+    target_match: float = 1.0  # (a) towards the targets, image and fused
+    match_confidence: float = 2.0  # (a) likewise, their confidence alone
+    gated_push: float = (
+        0.0  # (a) inverse contrast of rows that are surer than their target
+    )
+    task_loss: float = 1.0  # task loss on retain rows
     retention: float = 8.0  # (b)
-    hold: float = 8.0  # (b) on held-out rows, whose labels it does not look at
-    held_batch: int = 32  # of these
-    pair: float = 10.0  # (a) dissociation of picture and own text
+    heldout_retention: float = (
+        8.0  # (b) on held-out rows, whose labels it does not look at
+    )
+    heldout_batch: int = 32  # of these
+    pair_dissociation: float = 10.0  # (a) dissociation of picture and own text
     separation: float = 0.3  # (c)
-    retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
+    max_retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
     refresh_every: int = 8  # steps between new targets
-    gain: float = 1.0  # how fast targets are corrected by what came of them
+    feedback_gain: float = 1.0  # how fast targets are corrected by what came of them
     ridge: float = 3.0  # strength of the ridge, relative to the mean eigenvalue
-    full: bool = False  # train the trunk as well, on pictures
+    train_trunk: bool = False  # train the trunk as well, on pictures

@@ -20,7 +20,7 @@ from ccu_jax.config.methods import (
     Finetune,
     GradientAscent,
     L1Sparse,
-    Layers,
+    LastLayers,
     MultiDelete,
     NegGradPlus,
     RandomLabel,
@@ -38,11 +38,13 @@ class Data:
     dataset: str = "pairs"  # a row of ccu_jax.data.DATASETS
     dir: str | None = None  # folder or archive; None: a sample, or the clip art
     image_size: int = 48  # side of the stored square pictures, pixels
-    trim: bool = False  # cut off an even margin around a picture
+    crop_margins: bool = False  # cut off an even margin around a picture
     text_length: int = 24  # tokens a text is cut or padded to
     vocabulary: int = 2000  # largest number of subwords
-    validation: float = 0.15  # share of rows, where the data has no split of its own
-    test: float = 0.2  # likewise
+    validation_fraction: float = (
+        0.15  # share of rows, where the data has no split of its own
+    )
+    test_fraction: float = 0.2  # likewise
     group: str = "own"  # rows forgotten together: "own", same "text", near "picture"
     records: bool = False  # also keep the pictures as they came, as TFDS records
     strict: bool = False  # True: a row that cannot be used is an error, not a skip
@@ -52,14 +54,14 @@ class Data:
     plot_policy: str = "longest"  # mmimdb: "longest" or "first"
     task: str = "category"  # fashion200k: "category" or "sub_category"
     mask_category_words: bool = False  # fashion200k: titles do not name the class
-    tirg_words: bool = False  # fashion200k: "." becomes "dotmark", as TIRG has it
+    tirg_dot_token: bool = False  # fashion200k: "." becomes "dotmark", as TIRG has it
 
 
 @dataclass(frozen=True)
-class Conditions:
+class Corruptions:
     """Ways in which real data are worse; shares of the rows that could be trained on.
 
-    They are drawn once, whatever the run's seeds; see `ccu_jax/data/conditions.py`.
+    They are drawn once, whatever the run's seeds; see `ccu_jax/data/corruptions.py`.
     """
 
     missing_image: float = 0.0  # lose their picture
@@ -80,8 +82,10 @@ class Unlearn:
     # memorised:SHARE, what the original knows by heart; ids:FILE. `unlearn_rules.py`
     rule: str = "random:0.1"
     duplicates: str = "forget"  # near-duplicate pictures: "forget" too, or "report"
-    unseen: float = 0.18  # share of training rows kept apart as the attack's control
-    requests: int = 1  # parts of the set that are forgotten one after another
+    holdout_fraction: float = (
+        0.18  # share of training rows kept apart as the attack's control
+    )
+    num_requests: int = 1  # parts of the set that are forgotten one after another
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Model:
     text_width: int = 96
     text_depth: int = 1
     heads: int = 4
-    embed: int = 64  # the space that pictures and texts share
+    embed_dim: int = 64  # the space that pictures and texts share
     # The last visual blocks that methods on cached features train; with 0 it is the
     # last block's feed-forward layer, and the features are two tokens for each picture.
     tail_blocks: int = 0
@@ -110,8 +114,8 @@ class Train:
     epochs: int = 40
     batch: int = 64
     learning_rate: float = 2e-3
-    text_rate: float = 1.0  # the text branch's learning rate, relative
-    warmup: float = 0.1  # share of all steps
+    text_lr_scale: float = 1.0  # the text branch's learning rate, relative
+    warmup_fraction: float = 0.1  # share of all steps
     weight_decay: float = 0.05
     modality_dropout: float = 0.3  # rows whose picture (or text) is hidden in fusion
     word_dropout: float = 0.1
@@ -120,7 +124,7 @@ class Train:
     zoom: float = 0.15  # largest random stretch along each axis, as a logarithm
     tint: float = 0.1  # largest random change of a colour channel
     label_smoothing: float = 0.0
-    align: float = 0.1  # weight of the image-text contrast
+    contrastive_weight: float = 0.1  # weight of the image-text contrast
     temperature: float = 0.1
 
 
@@ -129,7 +133,9 @@ class Run:
     """How the work is laid out on the devices; it changes rounding and nothing else."""
 
     executor: str = "pmap"  # a row of ccu_jax.parallel.EXECUTORS
-    pictures: str = "auto"  # kept on the "device", or on the "host" if they do not fit
+    image_placement: str = (
+        "auto"  # kept on the "device", or on the "host" if they do not fit
+    )
     features: str = "stored"  # with the original, or "computed" at each request
     steps_per_call: int = 32  # optimiser steps in one compiled scan
     # Steps between checkpoints; methods that work on features make them in one call.
@@ -137,10 +143,12 @@ class Run:
     evaluate_batch: int = 256  # rows of one forward pass over all devices
     # Shadow models trained in one program; 0: one on CPUs, which gain nothing by more,
     # else all.
-    shadows_together: int = 0
+    shadow_batch_size: int = 0
     # Seconds after which a run of several processes, none of which does anything, ends.
-    stalled_s: float = 900.0
-    links: bool = False  # whether --workdir may hold links that lead out of it
+    hang_timeout_s: float = 900.0
+    allow_external_links: bool = (
+        False  # whether --workdir may hold links that lead out of it
+    )
 
 
 def _section(kind: type, **fields: Any) -> Any:
@@ -154,7 +162,7 @@ class Config:
 
     name: str = ""
     data: Data = field(default_factory=Data)
-    conditions: Conditions = field(default_factory=Conditions)
+    corruptions: Corruptions = field(default_factory=Corruptions)
     unlearn: Unlearn = field(default_factory=Unlearn)
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
@@ -166,12 +174,12 @@ class Config:
     neggrad_plus_stop: NegGradPlus = _section(NegGradPlus, stop=True)
     random_label: RandomLabel = field(default_factory=RandomLabel)
     random_label_stop: RandomLabel = _section(RandomLabel, stop=True)
-    salun: RandomLabel = _section(RandomLabel, salient=0.5)
-    salun_stop: RandomLabel = _section(RandomLabel, salient=0.5, stop=True)
-    cf_head: Layers = field(default_factory=Layers)
-    cf_tail: Layers = _section(Layers, layers="tail")
-    eu_head: Layers = _section(Layers, fresh=True)
-    eu_tail: Layers = _section(Layers, layers="tail", fresh=True)
+    salun: RandomLabel = _section(RandomLabel, saliency_fraction=0.5)
+    salun_stop: RandomLabel = _section(RandomLabel, saliency_fraction=0.5, stop=True)
+    cf_head: LastLayers = field(default_factory=LastLayers)
+    cf_tail: LastLayers = _section(LastLayers, layers="tail")
+    eu_head: LastLayers = _section(LastLayers, reinitialize=True)
+    eu_tail: LastLayers = _section(LastLayers, layers="tail", reinitialize=True)
     scrub: Scrub = field(default_factory=Scrub)
     scrub_rewind: Scrub = _section(Scrub, rewind=True)
     bad_teacher: BadTeacher = field(default_factory=BadTeacher)
@@ -185,9 +193,11 @@ class Config:
     coun: CoUn = field(default_factory=CoUn)
     ccu: Ccu = field(default_factory=Ccu)
     ccu_no_stop: Ccu = _section(Ccu, stop=False)
-    ccu_gated: CcuPlus = _section(CcuPlus, match=0.0, level=0.0, gate=2.0)
+    ccu_gated: CcuPlus = _section(
+        CcuPlus, target_match=0.0, match_confidence=0.0, gated_push=2.0
+    )
     ccu_plus: CcuPlus = field(default_factory=CcuPlus)
-    ccu_plus_full: CcuPlus = _section(CcuPlus, full=True, learning_rate=1e-3)
+    ccu_plus_full: CcuPlus = _section(CcuPlus, train_trunk=True, learning_rate=1e-3)
     run: Run = field(default_factory=Run)
     methods: tuple[str, ...] = (
         "original",

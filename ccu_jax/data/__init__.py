@@ -20,7 +20,7 @@ DATASETS = {
 }
 
 
-GROUPS = ("own", "text", "picture")
+GROUPS = ("own", "text", "image")
 
 
 def load(
@@ -98,9 +98,10 @@ def _check(config: Data) -> None:
     for name, number in least.items():
         if getattr(config, name) < number:
             raise UserError(f"data.{name}: {getattr(config, name)} is below {number}")
-    test, validation = config.test, config.validation
+    test, validation = config.test_fraction, config.validation_fraction
     if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
         raise UserError(
-            f"data.test {test} and data.validation {validation} must be shares of all "
+            f"data.test_fraction {test} and data.validation_fraction {validation} must "
+            "be shares of all "
             "rows that leave some for training"
         )

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ccu_jax.config.schema import Conditions
+from ccu_jax.config.schema import Corruptions
 
 DROPPED = "dropped"  # the split of rows that have lost their label
 
 
-def apply(data, config: Conditions):
+def apply(data, config: Corruptions):
     """The data set under these conditions, and what they came to.
 
     Args:

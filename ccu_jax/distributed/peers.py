@@ -5,9 +5,9 @@ no process. So each writes a number that grows into a file of the shared working
 and looks at the others': who has not moved for `TIMEOUT_S` is gone, and all others end,
 each with one line. One that died on the same machine is noticed at once. With the
 number goes how far its main thread has come (`moves`): where none of all comes
-any further for `run.stalled_s`, who is behind hangs, and all end. One that was told
-to leave says so there, too (`preemption`). Files and not sockets: what all processes
-share is the folder.
+any further for `run.hang_timeout_s`, who is behind hangs, and all end. One that was
+told to leave says so there, too (`preemption`). Files and not sockets: what all
+processes share is the folder.
 """
 
 import contextlib
@@ -238,7 +238,7 @@ class Watch:
         waits = "for which the others wait" if len(behind) < len(every) else "all"
         return preemption.Lost(
             f"{who} of this run, {waits}, has come no further for {still_s:.0f} s "
-            "(run.stalled_s): this one ends; what is done is kept, start all "
+            "(run.hang_timeout_s): this one ends; what is done is kept, start all "
             "processes again"
         )
 

@@ -48,10 +48,10 @@ def check(config: Config, names: list[str], of: str) -> None:
     """
     if not names:
         raise UserError(f"methods: none of them is {of}; give others with --methods")
-    if config.unlearn.requests > 1:
+    if config.unlearn.num_requests > 1:
         raise UserError(
-            f"unlearn.requests={config.unlearn.requests}: settings are looked at for "
-            "one request; leave it out"
+            f"unlearn.num_requests={config.unlearn.num_requests}: settings are "
+            "looked at for one request; leave it out"
         )
     limits.check_batches(config, names, jax.device_count())
 

@@ -108,7 +108,7 @@ def plan(problem: Problem, cached: Cache, config, *, held: bool = False):
     """Rows of its table for every part and step: `retain`, `unlearn`, and `held`."""
     batch = {"retain": config.batch, "unlearn": config.unlearn_batch}
     if held:
-        batch["held"] = config.held_batch
+        batch["held"] = config.heldout_batch
     return {
         name: problem.batches(
             np.arange(len(cached.rows[name])),

@@ -41,7 +41,9 @@ def contrastive_unlearning(problem: Problem) -> Program:
             pull=1.0,
             hold=False,
         )
-        return c.unlearn * push + c.classify * judge(out_r, retain), {"push": push}
+        return c.contrast_weight * push + c.task_weight * judge(out_r, retain), {
+            "push": push
+        }
 
     return whole(problem, loss, {"retain": retain, "unlearn": unlearn})
 
@@ -69,7 +71,9 @@ def coun(problem: Problem) -> Program:
             pair["one"]["image_weight"],
             temperature=c.temperature,
         )
-        return judge(out["one"], pair["one"]) + c.contrast * near, {"contrast": near}
+        return judge(out["one"], pair["one"]) + c.contrast_weight * near, {
+            "contrast": near
+        }
 
     return whole(
         problem,

@@ -52,7 +52,9 @@ def scrub(problem: Problem) -> Program:
             )
             for view, weight in {"image": see, "text": read, "fused": fused}.items()
         }
-        pull = c.distil * sum(near.values()) + c.classify * judge(student, rows)
+        pull = c.distill_weight * sum(near.values()) + c.task_weight * judge(
+            student, rows
+        )
         return jnp.where(pushing, -(near["image"] + near["fused"]), pull), {}
 
     program = whole(
@@ -72,7 +74,7 @@ def _scrub_plan(problem):
     rows, push = [], []
     for epoch in range(section.epochs):
         parts = [("pull", sets.retain, num_pull)]
-        if epoch < section.max_epochs:
+        if epoch < section.ascent_epochs:
             parts.insert(0, ("push", sets.unlearn, num_push))
         for name, of, steps in parts:
             name = f"{name} {epoch}"
@@ -115,7 +117,7 @@ def bad_teacher(problem: Problem) -> Program:
             )
             for view in VISUAL
         )
-        return keep + frozen["c"].weight * forget, {"forget": forget}
+        return keep + frozen["c"].unlearn_weight * forget, {"forget": forget}
 
     return whole(
         problem,

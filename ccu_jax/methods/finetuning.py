@@ -39,8 +39,8 @@ def l1_sparse(problem: Problem) -> Program:
         size = sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
         left = jnp.maximum(1 - step / frozen["steps"], 0)
         total = task(params, batch["rows"])
-        if frozen["c"].uses("sparsity"):
-            total += frozen["c"].sparsity * left * size
+        if frozen["c"].uses("l1_weight"):
+            total += frozen["c"].l1_weight * left * size
         return total, {}
 
     plan = {"rows": problem.batches(retain, section.batch, steps, "rows")}
@@ -69,7 +69,7 @@ def gradient_ascent(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         rows = plain(batch["unlearn"])
         out = problem.model.apply(params, rows)
-        return -ascent(problem, out, rows, frozen["c"].ceiling), {}
+        return -ascent(problem, out, rows, frozen["c"].loss_cap), {}
 
     rows = problem.batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
     return whole(problem, loss, {"unlearn": rows})
@@ -87,8 +87,10 @@ def neggrad_plus(problem: Problem) -> Program:
         c = frozen["c"]
         out_r, retain, out_u, unlearn = said(problem, params, batch)
         keep = judge(out_r, retain)
-        forget = ascent(problem, out_u, unlearn, c.ceiling)
-        return c.keep * keep - (1 - c.keep) * forget, {"forget": forget}
+        forget = ascent(problem, out_u, unlearn, c.loss_cap)
+        return c.retain_weight * keep - (1 - c.retain_weight) * forget, {
+            "forget": forget
+        }
 
     return whole(problem, loss, both(problem, problem.section.epochs))
 
@@ -96,16 +98,18 @@ def neggrad_plus(problem: Problem) -> Program:
 def random_label(problem: Problem) -> Program:
     """Fit the unlearn set to wrong labels, the retain set to its own (Graves 2021).
 
-    `CE(retain) + weight * CE(unlearn, wrong)`. With `salient` below 1 it is SalUn (Fan
-    et al. 2024): only that share of all weights moves, those with the largest gradient
-    of the unlearn set's loss.
+    `CE(retain) + unlearn_weight * CE(unlearn, wrong)`. With `saliency_fraction`
+    below 1 it is SalUn (Fan et al. 2024): only that share of all
+    weights moves, those with the largest gradient of the unlearn set's loss.
     """
     judge, section = classification(problem), problem.section
     plan = both(problem, section.epochs)
     optimiser, numbers = None, ()
-    if section.salient < 1:
+    if section.saliency_fraction < 1:
         slope = curvature.gradient(problem, problem.sets.unlearn)
-        numbers = {"mask": flatten(branch, largest(slope, section.salient))[0]}
+        numbers = {
+            "mask": flatten(branch, largest(slope, section.saliency_fraction))[0]
+        }
         train = problem.config.train
         optimiser = optax.chain(reference.optimiser(train), curvature.masked())
 
@@ -113,7 +117,7 @@ def random_label(problem: Problem) -> Program:
         out_r, retain, out_u, unlearn = said(problem, params, batch)
         total = judge(out_r, retain)
         for view in VISUAL:
-            total += frozen["c"].weight * objectives.cross_entropy(
+            total += frozen["c"].unlearn_weight * objectives.cross_entropy(
                 getattr(out_u, view),
                 unlearn["wrong"],
                 unlearn["has_image"],

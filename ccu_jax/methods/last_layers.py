@@ -20,12 +20,12 @@ LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL
 
 
 def last_layers(problem: Problem) -> Program:
-    """Train the picture's last layers on, or anew (`fresh`), with the retain set."""
+    """Train the image's last layers on the retain set, anew with `reinitialize`."""
     section, train = problem.section, problem.config.train
     parts = LAYERS[section.layers]
-    cached = cache(problem, section.retain_rows)
+    cached = cache(problem, section.max_retain_rows)
     start = problem.params
-    if section.fresh:
+    if section.reinitialize:
         start = problem.executor.place(problem.model.init(problem.key("fresh")))
     judge = classification(problem)
 

@@ -68,7 +68,7 @@ class Problem(NamedTuple):
         if self.arrival is not None:
             of = rows if of is None else of
             rows = rows[np.argsort(self.arrival[of], kind="stable")]
-            window = self.config.conditions.window
+            window = self.config.corruptions.window
         return plan_batches(rows, batch, steps, self._number(name), window=window)
 
     def some(self, rows: Any, count: int, name: str) -> np.ndarray:

@@ -75,7 +75,7 @@ def optimiser(config: Train):
 
 def rates(learning_rate: float, steps: int, config: Train, warmup: float = 0.0):
     """The numbers that `optimiser` is given."""
-    text = learning_rate * config.text_rate
+    text = learning_rate * config.text_lr_scale
     peaks = {"rest": learning_rate, "text": text}
     return {"rate": {group: rate(peaks[group], steps, warmup) for group in GROUPS}}
 
@@ -116,7 +116,7 @@ def classification(problem: Problem):
             "text": read,
             "fused": jnp.maximum(see, read) * visual,
         }
-        total = config.align * objectives.alignment(
+        total = config.contrastive_weight * objectives.alignment(
             out.z_image, out.z_text, see * read * visual, temperature=config.temperature
         )
         target = rows["labels"]
@@ -169,7 +169,7 @@ def fit(
 def _scratch(problem: Problem, rows, **more) -> Program:
     train = problem.config.train
     params = problem.model.init(problem.key("init"))
-    return fit(problem, params, train, rows, warmup=train.warmup, **more)
+    return fit(problem, params, train, rows, warmup=train.warmup_fraction, **more)
 
 
 def original(problem: Problem) -> Program:

@@ -97,15 +97,15 @@ def ssd(problem: Problem) -> Program:
     """
     section, sets = problem.section, problem.sets
     every = np.concatenate([sets.retain, sets.unlearn])
-    if section.rows and len(every) > section.rows:
-        every = problem.some(every, section.rows, "all rows")
+    if section.max_rows and len(every) > section.max_rows:
+        every = problem.some(every, section.max_rows, "all rows")
     of_unlearn, of_all = fisher(problem, sets.unlearn), fisher(problem, every)
     params = _dampen(
         problem.params,
         of_unlearn,
         of_all,
-        np.float32(section.select),
-        np.float32(section.dampen),
+        np.float32(section.alpha),
+        np.float32(section.lambda_),
     )
     return Program(params=params, frozen=(), loss=None)
 
@@ -123,20 +123,21 @@ def sfron(problem: Problem) -> Program:
     """Forget a step, repair some steps, keep a share of the way (Huang et al. 2024).
 
     SFR-on: one ascent on the unlearn set, in the weights where its Fisher is at least
-    `select` times the retain set's, rows that are still known counting more (weights
-    `loss^-focus`, decaying to the end); then `repair` steps on the retain set; of where
-    that has led, the slow weights go the share `slow`.
+    `fisher_threshold` times the retain set's, rows that are still known counting more
+    (weights `loss^-focal_exponent`, decaying to the end); then `repair_steps` steps on
+    the retain set; of where that has led, the slow weights go the share
+    `slow_fraction`.
     """
     section, sets, train = problem.section, problem.sets, problem.config.train
     multi_label = problem.multi_label
     rows, push = _sfron_plan(problem)
     retain = sets.retain
-    if section.rows and len(retain) > section.rows:
-        retain = problem.some(retain, section.rows, "fisher")
+    if section.max_rows and len(retain) > section.max_rows:
+        retain = problem.some(retain, section.max_rows, "fisher")
     mask = _more(
         fisher(problem, sets.unlearn),
         fisher(problem, retain),
-        np.float32(section.select),
+        np.float32(section.fisher_threshold),
     )
     judge = reference.classification(problem)
 
@@ -151,7 +152,11 @@ def sfron(problem: Problem) -> Program:
                 getattr(out, view), given["labels"], multi_label=multi_label
             )
             known = jax.lax.stop_gradient(jnp.maximum(each, 1e-2))
-            weight = known**-c.focus if c.uses("focus") else jnp.ones_like(known)
+            weight = (
+                known**-c.focal_exponent
+                if c.uses("focal_exponent")
+                else jnp.ones_like(known)
+            )
             usual = objectives.mean(weight, given["image_weight"])
             weight = weight / jnp.maximum(usual, 1e-9)
             each = jnp.minimum(each, most)
@@ -175,8 +180,8 @@ def sfron(problem: Problem) -> Program:
         numbers={
             "mask": flatten(reference.branch, mask)[0],
             "push": jnp.asarray(push),
-            "slow": np.float32(section.slow),
-            "period": np.int32(1 + section.repair),
+            "slow": np.float32(section.slow_fraction),
+            "period": np.int32(1 + section.repair_steps),
         },
     )
 
@@ -185,10 +190,12 @@ def _sfron_plan(problem):
     """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
     section, sets = problem.section, problem.sets
     cycles = problem.steps(section.epochs, section.batch, sets.unlearn)
-    push = np.arange(cycles * (1 + section.repair)) % (1 + section.repair) == 0
+    push = (
+        np.arange(cycles * (1 + section.repair_steps)) % (1 + section.repair_steps) == 0
+    )
     rows = np.empty((len(push), section.batch), np.int32)
     rows[push] = problem.batches(sets.unlearn, section.batch, cycles, "unlearn")
-    repairs = cycles * section.repair
+    repairs = cycles * section.repair_steps
     rows[~push] = problem.batches(sets.retain, section.batch, repairs, "retain")
     return rows, push
 

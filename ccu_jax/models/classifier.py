@@ -196,8 +196,8 @@ def _modules(config, classes, vocabulary) -> dict[str, nn.Module]:
         "text": towers.TextTower(
             vocabulary, config.text_width, config.text_depth, **shape
         ),
-        "image_projection": nn.Dense(config.embed, use_bias=False),
-        "text_projection": nn.Dense(config.embed, use_bias=False),
+        "image_projection": nn.Dense(config.embed_dim, use_bias=False),
+        "text_projection": nn.Dense(config.embed_dim, use_bias=False),
         "image_head": nn.Dense(classes),
         "text_head": nn.Dense(classes),
         "fused_head": FusedHead(classes, config.text_width),

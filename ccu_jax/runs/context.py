@@ -22,7 +22,7 @@ class RunContext(NamedTuple):
     reporter: Reporter
     executor: Executor
     data: Dataset
-    conditions: dict[str, Any]  # what they came to
+    corruptions: dict[str, Any]  # what they came to
     model: Model
     forward: Forward
     loop: Loop
@@ -41,5 +41,5 @@ def problem_of(ctx: RunContext, seed: int, sets: Sets) -> Problem:
         multi_label=ctx.data.multi_label,
         params=None,
         seed=seed,
-        arrival=corruptions.arrival(ctx.data, ctx.config.conditions.order),
+        arrival=corruptions.arrival(ctx.data, ctx.config.corruptions.order),
     )

@@ -38,17 +38,17 @@ def cut(ctx: RunContext, seed: int, sets: unlearn_set.Sets) -> list[np.ndarray]:
     pictures = np.array([ctx.data.has_image[rows].sum() for rows in groups])
     # Each needs a picture to forget; groups without one go with the one before them.
     shown = np.flatnonzero(pictures)
-    if len(shown) < config.requests:
+    if len(shown) < config.num_requests:
         raise UserError(
-            f"unlearn.requests={config.requests}: the unlearn set of seed {seed} has "
-            f"{len(shown)} groups with pictures; give at most so many"
+            f"unlearn.num_requests={config.num_requests}: the unlearn set of seed "
+            f"{seed} has {len(shown)} groups with pictures; give at most so many"
         )
     ends = np.cumsum(pictures[shown])
     starts = [0]
-    for number in range(1, config.requests):
-        aim = ends[-1] * number / config.requests
+    for number in range(1, config.num_requests):
+        aim = ends[-1] * number / config.num_requests
         near = 1 + int(np.abs(ends - aim).argmin())
-        most = len(shown) - (config.requests - number)
+        most = len(shown) - (config.num_requests - number)
         starts.append(min(max(near, starts[-1] + 1), most))
     places = [0, *shown[starts[1:]], len(groups)]
     return [

@@ -59,7 +59,7 @@ def build_result(
                 for name, rows in unlearn_set.near_duplicates(data, sets).items()
             },
         },
-        "conditions": ctx.conditions,
+        "corruptions": ctx.corruptions,
         "data": data.counts,
         "counts": {name: len(rows) for name, rows in sets._asdict().items()},
         "seconds": seconds,

@@ -55,8 +55,8 @@ def open_run(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     results.source_commit()
-    workdirs.confine(workdir, config.run.links)
-    with peers.watched(workdir, config.run.stalled_s), workdirs.locked(workdir):
+    workdirs.confine(workdir, config.run.allow_external_links)
+    with peers.watched(workdir, config.run.hang_timeout_s), workdirs.locked(workdir):
         workdirs.refuse(config, workdir)
         with _open_locked(config, workdir, titles, methods) as found:
             yield found
@@ -118,9 +118,9 @@ def _build_context(config, workdir, reporter, stage) -> RunContext:
         reporter.warn("CLIP ART: drawings that come with the package, not photographs")
     counts = ", ".join(f"{k} {v:,}" for k, v in loaded.counts.items() if v)
     reporter.say(f"{loaded.name}: {counts}")
-    loaded, told = corruptions.apply(loaded, config.conditions)
+    loaded, told = corruptions.apply(loaded, config.corruptions)
     if told:
-        reporter.say(f"conditions: {json.dumps(told)}")
+        reporter.say(f"corruptions: {json.dumps(told)}")
     executor = EXECUTORS[config.run.executor]()
     model = models.build(
         config.model,
@@ -135,7 +135,7 @@ def _build_context(config, workdir, reporter, stage) -> RunContext:
         reporter=reporter,
         executor=executor,
         data=loaded,
-        conditions=told,
+        corruptions=told,
         model=model,
         forward=Forward(model, executor, config.run.evaluate_batch),
         loop=Loop(config.run, executor, reporter.warn),
@@ -148,7 +148,7 @@ def _table(config, loaded, executor):
     names = ("text", "labels", "has_image", "has_text")
     table = {name: np.asarray(getattr(loaded, name)) for name in names}
     image = OnHost(loaded.image, loaded.has_image)
-    kept = config.run.pictures
+    kept = config.run.image_placement
     if kept == "auto":
         kept = "device" if fits(loaded.image.nbytes) else "host"
     if kept == "host":

@@ -78,7 +78,7 @@ def draw(ctx: RunContext, seed: int, store: features.Store | None = None) -> Set
 def _sets(ctx: RunContext, seed, known=None):
     config = ctx.config.unlearn
     return unlearn_set.draw(
-        ctx.data, config.rule, seed, config.unseen, config.duplicates, known
+        ctx.data, config.rule, seed, config.holdout_fraction, config.duplicates, known
     )
 
 
@@ -180,7 +180,7 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
 
 def _outcome(ctx: RunContext, problem, method, steps, stage):
     """What comes of a method, and what is told of each of its requests."""
-    if method in REFERENCES or ctx.config.unlearn.requests == 1:
+    if method in REFERENCES or ctx.config.unlearn.num_requests == 1:
         return ctx.loop.run(method, METHODS[method], problem, steps, stage), []
     return requests.run(ctx, problem, method, steps, stage)
 

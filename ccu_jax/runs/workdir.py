@@ -50,7 +50,8 @@ def confine(workdir, links: bool) -> None:
         raise UserError(
             f"{out or f'in {workdir} there'} is a link out of the folder of the "
             "run, in which this would write and remove: put what it leads to in "
-            "its place, or, where you have made it, give --set run.links=True"
+            "its place, or, where you have made it, give "
+            "--set run.allow_external_links=True"
         )
 
 
@@ -216,7 +217,10 @@ def purge(ctx: RunContext):
     workdir, reporter = ctx.workdir, ctx.reporter
     with reporter.stage("purge") as stage:
         if is_first():
-            seeds = {*ctx.config.seeds, *(r["seed"] for r in rows.load_all_results(workdir))}
+            seeds = {
+                *ctx.config.seeds,
+                *(r["seed"] for r in rows.load_all_results(workdir)),
+            }
             for seed in sorted(seeds):
                 if not (path := unlearn_file(workdir, seed)).exists():
                     raise UserError(

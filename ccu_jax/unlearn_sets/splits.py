@@ -113,7 +113,7 @@ def draw(
     """
     parsed = unlearn_rules.parse(rule)
     if not 0 < unseen < 1:
-        raise UserError(f"unlearn.unseen={unseen} must lie between 0 and 1")
+        raise UserError(f"unlearn.holdout_fraction={unseen} must lie between 0 and 1")
     group_N = joined(data, duplicates)
     listed = unlearn_rules.named(data, parsed, group_N)
     data = data._replace(group=group_N)
@@ -252,7 +252,8 @@ def _check(data, sets, rule, late):
         if not len(getattr(sets, name)):
             raise UserError(
                 f"unlearn rule {rule}: the {name} set is empty; give the data more "
-                "rows or change data.validation, data.test or unlearn.unseen"
+                "rows or change data.validation_fraction, data.test_fraction or "
+                "unlearn.holdout_fraction"
             )
     for name in ("retain", "unseen", "validation"):
         if not data.has_image[getattr(sets, name)].any():

@@ -240,7 +240,7 @@ def _world(tmp_path, kind, multi_label=False, **model):
     if kind == "original":  # which starts anew
         problem = problem._replace(params=program.params)
     if kind == "ccu_plus":
-        rows = cache(problem, problem.config.ccu_plus.retain_rows).rows
+        rows = cache(problem, problem.config.ccu_plus.max_retain_rows).rows
     shape = dict(classes=sizes.classes, vocabulary=sizes.vocabulary)
     shape |= dict(image_size=sizes.image_size, text_length=sizes.text_length)
     bench_torch.write(tmp_path, problem, shape, {kind: (program, rows)})

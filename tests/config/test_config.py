@@ -225,7 +225,7 @@ def test_a_config_file_may_build_on_another_and_is_named_after_its_file(tmp_path
     path = _file(
         tmp_path,
         "import dataclasses\n"
-        "from ccu_jax.config_file import load\n"
+        "from ccu_jax.config.loading import load\n"
         "config = dataclasses.replace(load('tiny'), name='', seeds=[1, 2])\n",
     )
     config = config_file.load(path)

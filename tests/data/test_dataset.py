@@ -155,10 +155,13 @@ def test_wrong_names_and_sizes_are_told_plainly(folder, tmp_path):
     names = "fashion200k, hatefulmemes, mmimdb, pairs"
     for config, message in (
         (Data(dataset="coco"), f"data.dataset: 'coco' is none of {names}"),
-        (Data(group="image"), "data.group: 'image' is none of own, text, picture"),
+        (Data(group="picture"), "data.group: 'picture' is none of own, text, image"),
         (Data(sample="dogs"), "data.sample: 'dogs'"),
         (Data(image_size=0), "data.image_size: 0 is below 4"),
-        (Data(test=0.6, validation=0.4), "data.test 0.6 and data.validation 0.4"),
+        (
+            Data(test_fraction=0.6, validation_fraction=0.4),
+            "data.test_fraction 0.6 and data.validation_fraction 0.4",
+        ),
         (Data(dataset="mmimdb", sample_rows=5), "data.sample_rows: 5 movies are too f"),
         (Data(dataset="mmimdb", plot_policy="all"), "data.plot_policy: 'all'"),
         (Data(dataset="fashion200k", task="brand"), "data.task: 'brand'"),

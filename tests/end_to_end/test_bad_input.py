@@ -25,7 +25,7 @@ config = Config(
     name="own",
     data=Data(image_size=8, text_length=6, vocabulary=120, dir={folder!r}),
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
-                heads=2, embed=4),
+                heads=2, embed_dim=4),
     train=Train(epochs=1, batch=16),
     methods=("original",),
 )
@@ -122,11 +122,14 @@ def assert_named(message, *words):
         ("--config own.py --set run.executor=pmapp", "run.executor 'pmapp' shard_map"),
         ("--config own.py --set run.features=store", "run.features 'store' stored"),
         ("--config own.py --set run.features=compute", "'compute' stored computed"),
-        ("--config own.py --set run.pictures=disk", "run.pictures 'disk' device host"),
+        (
+            "--config own.py --set run.image_placement=disk",
+            "run.image_placement 'disk' device host",
+        ),
         ("--config own.py --set model.remat=perhaps", "model.remat 'perhaps' true"),
         ("--config own.py --set model.dtype=float33", "model.dtype 'float33' bfloat16"),
         ("--config own.py --set data.dataset=paris", "data.dataset 'paris' pairs"),
-        ("--config own.py --set conditions.order=stord", "order 'stord' 'stored'?"),
+        ("--config own.py --set corruptions.order=stord", "order 'stord' 'stored'?"),
         ("--config own.py --set unlearn.duplicates=keep", "'keep' forget report"),
         ("--config own.py --set cf_head.layers=all", "cf_head.layers 'all' head tail"),
         ("--config own.py --audit smoke --tune 2", "--tune --audit"),
@@ -159,7 +162,7 @@ def test_a_wrong_rule_is_refused_before_any_data_are_read(config, capsys, rule):
         ("train.learning_rate", "-0.1", "above 0"),
         ("train.learning_rate", "0", "above 0"),
         ("train.weight_decay", "-1", "at least 0"),
-        ("train.warmup", "1.5", "below 1"),
+        ("train.warmup_fraction", "1.5", "below 1"),
         ("train.word_dropout", "1.5", "at most 1"),
         ("train.modality_dropout", "-0.5", "at least 0"),
         ("train.label_smoothing", "2", "below 1"),
@@ -169,15 +172,15 @@ def test_a_wrong_rule_is_refused_before_any_data_are_read(config, capsys, rule):
         ("model.dropout", "1", "below 1"),
         ("model.patch", "0", "at least 1"),
         ("model.heads", "0", "at least 1"),
-        ("model.embed", "0", "at least 1"),
+        ("model.embed_dim", "0", "at least 1"),
         ("model.image_depth", "0", "at least 1"),
         ("model.image_depth", "-1", "at least 1"),
-        ("unlearn.requests", "0", "at least 1"),
-        ("unlearn.unseen", "0", "above 0 and below 1"),
-        ("unlearn.unseen", "1", "above 0 and below 1"),
-        ("unlearn.unseen", "-0.2", "above 0 and below 1"),
+        ("unlearn.num_requests", "0", "at least 1"),
+        ("unlearn.holdout_fraction", "0", "above 0 and below 1"),
+        ("unlearn.holdout_fraction", "1", "above 0 and below 1"),
+        ("unlearn.holdout_fraction", "-0.2", "above 0 and below 1"),
         ("finetune.epochs", "0", "above 0"),
-        ("neggrad_plus.keep", "1.1", "at most 1"),
+        ("neggrad_plus.retain_weight", "1.1", "at most 1"),
         ("scrub.temperature", "0", "above 0"),
         ("ccu.steps", "0", "at least 1"),
         ("ccu.check_every", "0", "at least 1"),
@@ -191,8 +194,8 @@ def test_a_wrong_rule_is_refused_before_any_data_are_read(config, capsys, rule):
         ("data.image_size", "0", "4"),
         ("data.text_length", "1", "2"),
         ("data.vocabulary", "1", "100"),
-        ("data.test", "1.5", "shares"),
-        ("data.validation", "-0.1", "at least 0"),
+        ("data.test_fraction", "1.5", "shares"),
+        ("data.validation_fraction", "-0.1", "at least 0"),
     ],
 )
 def test_an_absurd_number_is_refused_with_what_it_must_be(
@@ -208,8 +211,8 @@ def test_every_number_has_a_limit_and_every_limit_a_number():
     ends = {key.rpartition(".")[2] for key in keys}
     assert set(limits.LIMITS) <= keys | ends
     # What is known to be no rate, share, count or anything else with a limit but 0.
-    assert str(limits.limit_of("ccu.pair")) == "at least 0"
-    assert limits.limit_of("ccu.pair").allows(0)
+    assert str(limits.limit_of("ccu.pair_dissociation")) == "at least 0"
+    assert limits.limit_of("ccu.pair_dissociation").allows(0)
 
 
 @pytest.mark.parametrize("name", config_file.available())
@@ -365,8 +368,8 @@ def test_what_an_audit_cannot_be_asked_of_is_found_before_any_training(config, c
     message, out = refused(capsys, *argv, "standard", "--set", "finetune.batch=12")
     assert_named(message, "finetune.batch=12", f"{DEVICES} devices")
     assert out == ""
-    message, out = refused(capsys, *argv, "rigorous", "--set", "unlearn.requests=2")
-    assert_named(message, "--audit rigorous", "unlearn.requests=2")
+    message, out = refused(capsys, *argv, "rigorous", "--set", "unlearn.num_requests=2")
+    assert_named(message, "--audit rigorous", "unlearn.num_requests=2")
     assert out == ""
 
 

@@ -28,7 +28,7 @@ config = Config(
     name="small",
     data=Data(dataset="pairs", image_size=8, text_length=6, vocabulary=120),
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
-                heads=2, embed=4),
+                heads=2, embed_dim=4),
     train=Train(epochs=1, batch=64, shift=1),
     ccu_plus=CcuPlus(steps=8, batch=32, unlearn_batch=16, refresh_every=4),
     run=Run(steps_per_call=2, checkpoint_steps=2),
@@ -215,7 +215,7 @@ def test_results_have_every_promised_key(finished):
         }
         assert set(near) == set(predictions.SETS)
         assert near["retain"] == near["unseen"] == 0
-        assert row["conditions"] == {} and row["data"]["used"] == 1408
+        assert row["corruptions"] == {} and row["data"]["used"] == 1408
         seconds = row["seconds"]
         assert set(seconds) >= {"start", "steps", "unlearn", "compile", "evaluate"}
         assert seconds["unlearn"] == seconds["start"] + seconds["steps"]
@@ -514,19 +514,19 @@ def test_a_damaged_record_is_named(small, copy):
 
 MOVIES = """
 import dataclasses
-from ccu_jax.config import CcuPlus, Conditions, Finetune, Model, Run, Train
-from ccu_jax.config_file import load
+from ccu_jax.config import CcuPlus, Corruptions, Finetune, Model, Run, Train
+from ccu_jax.config.loading import load
 
 config = dataclasses.replace(
     load("NAME", ["data.sample_rows=240", "data.image_size=16"]),
     name="movies",
-    conditions=Conditions(missing_image=0.1, missing_text=0.1, incomplete=0.1,
+    corruptions=Corruptions(missing_image=0.1, missing_text=0.1, incomplete=0.1,
                           noisy_labels=0.1, noisy_text=0.1, order="stored"),
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
-                heads=2, embed=4),
+                heads=2, embed_dim=4),
     train=Train(epochs=1, batch=32),
     finetune=Finetune(epochs=1, batch=32, learning_rate=1e30),
-    ccu_plus=CcuPlus(steps=4, batch=16, unlearn_batch=8, held_batch=8),
+    ccu_plus=CcuPlus(steps=4, batch=16, unlearn_batch=8, heldout_batch=8),
     run=Run(steps_per_call=2),
 )
 """
@@ -581,9 +581,9 @@ def test_every_sample_edition_runs_from_a_fresh_folder_and_can_be_purged(
         assert 0 <= row["scores"]["test"]["fused"][metric] <= 1
         asked = {"missing_image", "missing_text", "incomplete"}
         asked |= {"noisy_labels", "noisy_text"}
-        assert {k for k, v in row["conditions"].items() if k in asked} == asked
-        assert all(row["conditions"][condition]["rows"] > 5 for condition in asked)
-        assert row["conditions"]["order"] == "stored"
+        assert {k for k, v in row["corruptions"].items() if k in asked} == asked
+        assert all(row["corruptions"][condition]["rows"] > 5 for condition in asked)
+        assert row["corruptions"]["order"] == "stored"
         assert row["data"]["used"] == row["data"]["read"] == 240
     assert json.loads((workdir / "purge.json").read_text())["hits"] == []
 

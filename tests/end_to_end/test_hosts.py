@@ -24,10 +24,10 @@ config = Config(
     name="hosts",
     data=Data(dataset="pairs", image_size=8, text_length=6, vocabulary=120),
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
-                heads=2, embed=4),
+                heads=2, embed_dim=4),
     train=Train(epochs=1, batch=256, shift=1),
-    salun_stop=RandomLabel(epochs=0.1, batch=64, salient=0.5, stop=True),
-    scrub_rewind=Scrub(epochs=1, max_epochs=1, batch=512, rewind=True),
+    salun_stop=RandomLabel(epochs=0.1, batch=64, saliency_fraction=0.5, stop=True),
+    scrub_rewind=Scrub(epochs=1, ascent_epochs=1, batch=512, rewind=True),
     ccu_plus=CcuPlus(steps=2, batch=32, unlearn_batch=16),
     run=Run(steps_per_call=1, checkpoint_steps=1, evaluate_batch=1024),
     methods=("original", "salun_stop", "scrub_rewind", "ccu_plus"),
@@ -121,7 +121,7 @@ def test_two_processes_with_two_devices_come_to_what_one_comes_to(
     workdir = tmp_path / "run"
     argv = ["--config", config, "--workdir", workdir]
     # Here pictures are read by the process whose devices need them.
-    argv += ["--set", "run.executor=shard_map", "--set", "run.pictures=host"]
+    argv += ["--set", "run.executor=shard_map", "--set", "run.image_placement=host"]
     process = _start(2, 2, *argv)
     out, err = _end(process)
     assert process.returncode == 0, err[-3000:]
@@ -291,7 +291,8 @@ launch._leave()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what, told", [("workdirs _lock", 1), ("data load", 1), ("evaluate.predictions results", 0)]
+    "what, told",
+    [("workdirs _lock", 1), ("data load", 1), ("evaluate.predictions results", 0)],
 )
 def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
     config, tmp_path, what, told
@@ -358,7 +359,7 @@ def hangs(*args):
     return share(*args)
 
 loop.Loop._share = hangs
-sys.argv[1:] += ["--set", "run.stalled_s=12", "--devices", "1"]
+sys.argv[1:] += ["--set", "run.hang_timeout_s=12", "--devices", "1"]
 launch._leave()
 """
 

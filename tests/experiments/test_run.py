@@ -58,7 +58,7 @@ def finished(settings, tmp_path_factory):
     """The folder of a run that forgets in two requests what was memorised."""
     workdir = tmp_path_factory.mktemp("memorised") / "run"
     workdir.mkdir()
-    run.run(asked(settings, "memorised:0.2", requests=2), workdir)
+    run.run(asked(settings, "memorised:0.2", num_requests=2), workdir)
     return workdir
 
 
@@ -115,7 +115,7 @@ def kill_after(monkeypatch, calls, name):
 def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
     settings, finished, tmp_path, monkeypatch
 ):
-    config = asked(settings, "memorised:0.2", requests=2)
+    config = asked(settings, "memorised:0.2", num_requests=2)
     workdir = tmp_path / "run"
     workdir.mkdir()
     moments = [
@@ -146,7 +146,7 @@ def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
 def test_a_finished_run_is_shown_without_its_checkpoints_and_after_a_purge(
     settings, finished, copy
 ):
-    config = asked(settings, "memorised:0.2", requests=2)
+    config = asked(settings, "memorised:0.2", num_requests=2)
     before = json.loads((finished / "results.json").read_text())
     assert run.run(config, copy, purge=True) == before
     shutil.rmtree(copy / "checkpoints")
@@ -206,13 +206,15 @@ def test_a_cluster_is_forgotten_purged_and_shown(settings, tmp_path):
 
 
 def test_too_many_requests_are_refused_before_the_first_step(settings, tmp_path):
-    config = asked(settings, "random:0.05", requests=50)
-    with pytest.raises(UserError, match="unlearn.requests=50.*at most so many"):
+    config = asked(settings, "random:0.05", num_requests=50)
+    with pytest.raises(UserError, match="unlearn.num_requests=50.*at most so many"):
         run.run(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "config.json").exists()
-    with pytest.raises(UserError, match="unlearn.requests=0: it must be at least 1"):
-        run.run(asked(settings, "random:0.05", requests=0), tmp_path)
+    with pytest.raises(
+        UserError, match="unlearn.num_requests=0: it must be at least 1"
+    ):
+        run.run(asked(settings, "random:0.05", num_requests=0), tmp_path)
     # What only the original tells is drawn later, and wrong shares are found at once.
     with pytest.raises(UserError, match="memorised:2: the share"):
         run.run(asked(settings, "memorised:2"), tmp_path)

@@ -165,8 +165,14 @@ def test_every_objective_of_our_methods_is_switched_off_once(name):
     for part, changes in list(found.items())[1:]:
         changed = dataclasses.replace(section, **changes)
         assert changed != section, part
-    weights = {"inverse", "pair", "retention", "separation", "match", "level"}
-    weights |= {"gate", "classify", "hold"}
+    weights = {
+        "inverse_contrast",
+        "pair_dissociation",
+        "retention",
+        "separation",
+        "target_match",
+    }
+    weights |= {"match_confidence", "gated_push", "task_loss", "heldout_retention"}
     on = {key for key in weights if getattr(section, key, 0)}
     off = {key for c in found.values() for key, value in c.items() if value == 0}
     assert on <= off
@@ -228,8 +234,8 @@ def test_nothing_to_vary_is_refused_before_anything_runs(tmp_path, work, methods
         work(config, tmp_path, *more)
     assert not any(tmp_path.iterdir())
     several = dataclasses.replace(config, methods=("scrub", "ccu"))
-    unlearn = dataclasses.replace(config.unlearn, requests=3)
-    with pytest.raises(UserError, match="unlearn.requests=3"):
+    unlearn = dataclasses.replace(config.unlearn, num_requests=3)
+    with pytest.raises(UserError, match="unlearn.num_requests=3"):
         work(dataclasses.replace(several, unlearn=unlearn), tmp_path, *more)
     section = dataclasses.replace(config.scrub, batch=63)
     config = dataclasses.replace(config, scrub=section, methods=("scrub",))

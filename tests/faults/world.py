@@ -12,7 +12,7 @@ from tests.end_to_end.test_end_to_end import SMALL
 from tests.faults import same as faults_same
 from tests.faults.runs import Run, Start, events, starts
 
-_REQUESTS = ("--set", "unlearn.requests=3")
+_REQUESTS = ("--set", "unlearn.num_requests=3")
 _ONE = ("--methods", "ccu_plus")
 _POOL = ("--audit", "rigorous", "--shadows", "6")
 # Enough for two processes, who wait for each other at every array.

@@ -124,7 +124,7 @@ def fashion_case(rng: Random) -> Case:
     settings = {
         "task": rng.choice(("category", "sub_category")),
         "mask_category_words": rng.random() < 0.5,
-        "tirg_words": rng.random() < 0.3,
+        "tirg_dot_token": rng.random() < 0.3,
     }
     return Case("fashion200k", tree, settings)
 
@@ -227,7 +227,7 @@ def jsonl_case(rng: Random) -> Case:
     tree = {above + path: found for path, found in tree.items()}
     if rng.random() < 0.01:
         tree = {"a": link(rng, "pairs")}
-    return Case("pairs", tree, {"group": rng.choice(("own", "text", "picture"))})
+    return Case("pairs", tree, {"group": rng.choice(("own", "text", "image"))})
 
 
 def csv_case(rng: Random) -> Case:

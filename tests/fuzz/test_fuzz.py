@@ -204,7 +204,7 @@ def test_anything_may_stand_in_a_label_file(world, titles, masked):
     lines = [f"{path.format(n)}\t0\t{title}\n" for n, title in enumerate(titles)]
     tree = {f"labels/{name}": b"" for name in LABEL_FILES} | {path.format(0): PNG}
     tree["labels/dress_train_detect_all.txt"] = "".join(lines).encode()
-    more = {"mask_category_words": masked, "tirg_words": masked}
+    more = {"mask_category_words": masked, "tirg_dot_token": masked}
     fuzz_checks.read(world, Case("fashion200k", tree, more))
     world.clear()
 

@@ -28,7 +28,7 @@ def test_tables_have_one_of_few_sizes_that_the_devices_divide(devices):
 def after_padding(name, monkeypatch, more, **of):
     """What a whole run of a method comes to with so many more rows in its tables."""
     settings = problems.config(
-        ccu={"stop": True, "steps": 6}, ccu_plus={"steps": 6, "gain": 1.0}
+        ccu={"stop": True, "steps": 6}, ccu_plus={"steps": 6, "feedback_gain": 1.0}
     )
     problem = problems.problem(parallel.vmap(1), problems.dataset(**of), settings)
     if more is not None:

@@ -60,9 +60,9 @@ def test_one_pass_of_neggrad_plus_has_the_loss_and_gradient_of_two(multi_label):
             each = objectives.cross_entropy_rows(
                 getattr(out, view), rows["labels"], multi_label=multi_label
             )
-            each = jnp.minimum(each, config.ceiling * guess)
+            each = jnp.minimum(each, config.loss_cap * guess)
             forget += objectives.mean(each, rows["has_image"])
-        return config.keep * keep - (1 - config.keep) * forget
+        return config.retain_weight * keep - (1 - config.retain_weight) * forget
 
     def solved(loss):
         return jax.jit(jax.value_and_grad(alone(loss)))(params)
@@ -218,9 +218,13 @@ SETTINGS = {
     "train": {"epochs": 40, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
     | problems.PLAIN,
     "gradient_ascent": {"epochs": 5.0, "learning_rate": 1e-3},
-    "neggrad_plus": {"epochs": 3.0, "keep": 0.5, "learning_rate": 3e-3},
-    "random_label": {"epochs": 3.0, "weight": 1.0, "learning_rate": 2e-3},
-    "contrastive_unlearning": {"epochs": 2.0, "unlearn": 0.5, "learning_rate": 2e-3},
+    "neggrad_plus": {"epochs": 3.0, "retain_weight": 0.5, "learning_rate": 3e-3},
+    "random_label": {"epochs": 3.0, "unlearn_weight": 1.0, "learning_rate": 2e-3},
+    "contrastive_unlearning": {
+        "epochs": 2.0,
+        "contrast_weight": 0.5,
+        "learning_rate": 2e-3,
+    },
     "run": {"steps_per_call": 40},
 }
 

@@ -16,7 +16,7 @@ from tests.solving import Quiet, bench, counted, new_loop, other_numbers, same
 
 
 def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
-    section = CcuPlus(pair=10.0, gate=0.0)
+    section = CcuPlus(pair_dissociation=10.0, gated_push=0.0)
     tree = Section.of(section)
     real = {k: x for k, x in dataclasses.asdict(section).items() if type(x) is float}
     leaves = sorted(float(x) for x in jax.tree.leaves(tree))
@@ -26,14 +26,14 @@ def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
         assert tree.uses(name) == (x != 0), name
     other = Section.of(dataclasses.replace(section, pair=3.0, learning_rate=0.5))
     assert jax.tree.structure(other) == jax.tree.structure(tree)
-    for changed in ({"pair": 0.0}, {"gate": 1.0}):
+    for changed in ({"pair_dissociation": 0.0}, {"gated_push": 1.0}):
         apart = Section.of(dataclasses.replace(section, **changed))
         assert jax.tree.structure(apart) != jax.tree.structure(tree), changed
 
 
 def test_only_its_real_numbers_can_be_asked_for():
     tree = Section.of(CcuPlus())
-    for name in ("steps", "full", "nothing", "_hidden"):
+    for name in ("steps", "train_trunk", "nothing", "_hidden"):
         with pytest.raises(AttributeError, match=name):
             getattr(tree, name)
     # A misspelt weight must not be taken for one that is zero.
@@ -42,25 +42,30 @@ def test_only_its_real_numbers_can_be_asked_for():
 
 
 def test_a_section_goes_through_every_transformation_of_jax():
-    tree, other = Section.of(CcuPlus(pair=2.0)), Section.of(CcuPlus(pair=5.0))
+    tree, other = (
+        Section.of(CcuPlus(pair_dissociation=2.0)),
+        Section.of(CcuPlus(pair_dissociation=5.0)),
+    )
     traces = []
 
     @jax.jit
     def weighted(section, x):
-        traces.append(section.uses("gate"))
-        return section.pair * x + (section.gate * x if section.uses("gate") else 0.0)
+        traces.append(section.uses("gated_push"))
+        return section.pair_dissociation * x + (
+            section.gated_push * x if section.uses("gated_push") else 0.0
+        )
 
     assert float(weighted(tree, jnp.float32(3))) == 6
     assert float(weighted(other, jnp.float32(3))) == 15
     assert traces == [False]
-    gated = Section.of(CcuPlus(pair=2.0, gate=1.0))
+    gated = Section.of(CcuPlus(pair_dissociation=2.0, gated_push=1.0))
     assert float(weighted(gated, jnp.float32(3))) == 9 and traces == [False, True]
     doubled = jax.tree.map(lambda x: 2 * x, tree)
-    assert float(doubled.pair) == 4 and doubled.gate == 0.0
+    assert float(doubled.pair_dissociation) == 4 and doubled.gated_push == 0.0
     assert same(jax.device_get(jax.device_put(tree)), tree)
 
 
-@pytest.mark.parametrize("field", ["learning_rate", "pair", "temperature"])
+@pytest.mark.parametrize("field", ["learning_rate", "pair_dissociation", "temperature"])
 def test_a_run_with_another_weight_or_rate_compiles_nothing(field, tmp_path):
     problem, _ = bench()
     loop, traces = kept(), TRACES

@@ -160,7 +160,7 @@ def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
     sections = [n if hasattr(Config(), n) else "train" for n in METHODS]
     changes = {n: still for n in set(sections) - set(CLOSED)}
     # Which takes no steps: as if no weight mattered to the unlearn set.
-    changes["ssd"] = {"select": 1e30}
+    changes["ssd"] = {"alpha": 1e30}
     problem, _ = bench()
     outcome, problem = run(name, tmp_path, changes=changes, loop=new_loop(problem))
     if name in REFERENCES:

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from ccu_jax.config.schema import Conditions, Train
-from ccu_jax.data import corruptions as conditions
+from ccu_jax.config.schema import Corruptions, Train
+from ccu_jax.data import corruptions
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.evaluate import predictions
@@ -50,7 +50,7 @@ def test_the_visual_reference_never_learns_from_a_forgotten_picture():
 
 @pytest.mark.parametrize("rising", [0, 3])
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
-    config = Train(weight_decay=0.0, text_rate=0.5)
+    config = Train(weight_decay=0.0, text_lr_scale=0.5)
     params = {reference.branch(part): jnp.ones(2) for part in ("image_head", "text")}
     assert {part for part in bench()[0].params if reference.branch(part) == "text"} == {
         *TEXT
@@ -78,10 +78,10 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
     data = problems.dataset(300)
     settings = problems.config()
     settings = dataclasses.replace(
-        settings, conditions=Conditions(order=order, window=5)
+        settings, corruptions=Corruptions(order=order, window=5)
     )
     plain = problems.problem(parallel.vmap(1), data, settings)
-    problem = plain._replace(arrival=conditions.arrival(data, order))
+    problem = plain._replace(arrival=corruptions.arrival(data, order))
     rows = problem.sets.retain
     place = np.argsort(np.argsort(problem.arrival[rows]))
     stands = dict(zip(rows.tolist(), place.tolist(), strict=True))

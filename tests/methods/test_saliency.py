@@ -164,7 +164,7 @@ def test_salun_moves_the_weights_that_the_unlearn_set_pulls_at_most(tmp_path):
     )
     order = np.argsort(-np.abs(sizes), kind="stable")
     moved = (before != after)[order]
-    share = problem.section.salient
+    share = problem.section.saliency_fraction
     # But those that stand exactly at the bound.
     assert not moved[round(share * len(moved)) + 2 :].any()
     assert moved[: round(share * len(moved)) - 2].mean() > 0.95
@@ -194,11 +194,11 @@ def test_ssd_is_the_dampening_by_both_fishers(tmp_path):
 
     def expected(x, u, d):
         x, u, d = (np.asarray(a, np.float64) for a in (x, u, d))
-        factor = np.minimum(section.dampen * d / np.maximum(u, 1e-30), 1)
-        return np.where(u > section.select * d, x * factor, x)
+        factor = np.minimum(section.lambda_ * d / np.maximum(u, 1e-30), 1)
+        return np.where(u > section.alpha * d, x * factor, x)
 
     close(outcome.params, jax.tree.map(expected, problem.params, u, d))
-    fewer = problem._replace(config=problems.config(ssd={"rows": 9}))
+    fewer = problem._replace(config=problems.config(ssd={"max_rows": 9}))
     few, again, other = (
         METHODS["ssd"](fewer._replace(seed=seed)).params for seed in (0, 0, 1)
     )
@@ -233,7 +233,7 @@ def test_more_repairs_are_no_other_program(tmp_path):
     """Nor must a loop that has compiled one number of them take it for another."""
     traces = collections.Counter()
     for repair in (2, 3):
-        changes = {"sfron": {"repair": repair}}
+        changes = {"sfron": {"repair_steps": repair}}
         outcome, problem = run("sfron", tmp_path, changes=changes, traces=traces)
     assert traces["sfron"] == 1
     alone, _ = run("sfron", tmp_path, changes=changes, loop=new_loop(problem))

@@ -58,7 +58,7 @@ def image_accuracy(problem, params, rows):
 
 
 RUNS = {
-    "ccu": {"steps": 40, "stop": True, "learning_rate": 5e-2, "inverse": 5.0},
+    "ccu": {"steps": 40, "stop": True, "learning_rate": 5e-2, "inverse_contrast": 5.0},
     "gradient_ascent_stop": {"epochs": 40.0, "learning_rate": 2e-2, "check_every": 2},
 }
 
@@ -185,7 +185,9 @@ def test_rewinding_of_other_lengths_is_what_it_is_alone(tmp_path):
 
 
 def test_scrub_with_rewinding_looks_at_the_end_of_every_epoch(tmp_path):
-    settings = {"scrub_rewind": {"epochs": 2, "max_epochs": 1, "learning_rate": 2e-2}}
+    settings = {
+        "scrub_rewind": {"epochs": 2, "ascent_epochs": 1, "learning_rate": 2e-2}
+    }
     outcome, problem = run("scrub_rewind", tmp_path, changes=settings)
     program = METHODS["scrub_rewind"](problem)
     assert all(len(x) == 3 for x in jax.tree.leaves(program.aux["kept"]))

@@ -39,7 +39,7 @@ class Quiet:
 
 def bench_of(problem, data, workdir, count, loop=None):
     settings = problem.config
-    unlearn = dataclasses.replace(settings.unlearn, requests=count)
+    unlearn = dataclasses.replace(settings.unlearn, num_requests=count)
     return types.SimpleNamespace(
         config=dataclasses.replace(settings, unlearn=unlearn),
         workdir=workdir,
@@ -78,7 +78,7 @@ def loop(problem):
 
 
 def cut(data, sets, count, seed=0):
-    unlearn = types.SimpleNamespace(requests=count, duplicates="forget")
+    unlearn = types.SimpleNamespace(num_requests=count, duplicates="forget")
     config = types.SimpleNamespace(unlearn=unlearn)
     return requests.cut(types.SimpleNamespace(data=data, config=config), seed, sets)
 

@@ -68,7 +68,9 @@ def test_links_out_of_the_folder_are_refused_and_what_they_lead_to_is_whole(
     (work / "below").mkdir(parents=True)
     other.write_text("mine")
     (work / name).symlink_to(other)
-    with pytest.raises(UserError, match=f"{name} is a link out of .*run.links=True"):
+    with pytest.raises(
+        UserError, match=f"{name} is a link out of .*run.allow_external_links=True"
+    ):
         workdirs.confine(work, links=False)
     assert other.read_text() == "mine"
     (work / name).unlink()

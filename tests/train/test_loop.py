@@ -223,10 +223,14 @@ def test_settings_of_training_make_another_program(tmp_path):
     loop = new_loop(problem, Run(steps_per_call=2))
 
     def method(problem):
-        return walk(problem)._replace(optimiser=optax.sgd(problem.config.train.align))
+        return walk(problem)._replace(
+            optimiser=optax.sgd(problem.config.train.contrastive_weight)
+        )
 
     def solved(loop, align):
-        given = problem._replace(config=problems.config(train={"align": align}))
+        given = problem._replace(
+            config=problems.config(train={"contrastive_weight": align})
+        )
         return loop.run("walk", method, given, tmp_path / "none", Quiet()).params
 
     first, second = solved(loop, 0.1), solved(loop, 0.01)

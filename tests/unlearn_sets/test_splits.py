@@ -180,7 +180,7 @@ def test_a_rule_that_means_nothing_is_refused_by_name(data, rule, named):
 
 @pytest.mark.parametrize("unseen", [0.0, 1.0, -0.1, float("nan")])
 def test_a_bad_share_of_unseen_rows_is_refused(data, unseen):
-    with pytest.raises(UserError, match=f"unlearn.unseen={unseen}"):
+    with pytest.raises(UserError, match=f"unlearn.holdout_fraction={unseen}"):
         draw(data, "random:0.1", unseen=unseen)
 
 

@@ -153,7 +153,7 @@ def _groups(folder, kind: str, cluster: np.ndarray) -> np.ndarray:
     own = np.load(folder / "group.npy")
     _, first, which = np.unique(own, return_index=True, return_inverse=True)
     pairs = [np.stack([first[which], np.arange(len(own))], 1)]
-    if kind == "picture":
+    if kind == "image":
         pairs.append(np.stack([cluster, np.arange(len(own))], 1))
     elif kind == "text":
         seen: dict[str, int] = {}

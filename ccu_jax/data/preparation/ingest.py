@@ -175,7 +175,9 @@ def decoded(example: Example, config: Data) -> Decoded:
     if example.image is None:
         blank = np.zeros((config.image_size, config.image_size, 3), np.uint8)
         return Decoded(example, blank)
-    square, notes = pictures.decode(example.image, config.image_size, config.trim)
+    square, notes = pictures.decode(
+        example.image, config.image_size, config.crop_margins
+    )
     return Decoded(example._replace(notes=example.notes + notes), square)
 
 

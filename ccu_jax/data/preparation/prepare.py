@@ -19,7 +19,7 @@ from ccu_jax.storage import records as sealed
 
 FORMAT = 3  # raised whenever the stored form changes
 # Settings that say nothing of what a record of TFDS holds.
-_SIZES = ("image_size", "trim", "text_length", "vocabulary", "group", "records")
+_SIZES = ("image_size", "crop_margins", "text_length", "vocabulary", "group", "records")
 _META = "meta.json"
 _PLAN = "plan.json"  # what a folder was begun for
 PURGED = "purged.json"  # says which pictures were taken out of the stored form

@@ -160,11 +160,11 @@ class _Rows:
             raise SkipExample("label file has changed") from None
         image = self._pictures.read(row.path.removeprefix("women/"), "picture")
         title, notes = fashion_titles.cleaned(
-            row.title, self._masked, self._config.tirg_words
+            row.title, self._masked, self._config.tirg_dot_token
         )
         if (
             split == "train"
-            and share("validation", row.product) < self._config.validation
+            and share("validation", row.product) < self._config.validation_fraction
         ):
             split = "validation"
         label = category if self._config.task == "category" else row.sub_category

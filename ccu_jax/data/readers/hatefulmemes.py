@@ -92,7 +92,7 @@ def open_hatefulmemes(
     Raises:
         UserError: lists without any row to train on, or to test.
     """
-    rows = lists.rows(place.root, config.validation, counts)
+    rows = lists.rows(place.root, config.validation_fraction, counts)
     folder = Folder(_picture_folder(place.root, counts, unpack))
 
     def read(row: lists.Row) -> Example:

@@ -159,7 +159,7 @@ def split_rows(rows: list[Row], *, test: float, validation: float) -> list[Row]:
 
 def _with_all_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
     """Gives every row a split; one that the index leaves out is cut from train."""
-    shares = {"test": config.test, "validation": config.validation}
+    shares = {"test": config.test_fraction, "validation": config.validation_fraction}
     if not all(row.split for row in rows):
         return split_rows(rows, **shares)
     there = {row.split for row in rows}

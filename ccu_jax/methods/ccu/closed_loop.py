@@ -43,8 +43,8 @@ def ccu_plus(problem: Problem) -> Program:
     than their target are pushed. `ccu_plus_full` trains the trunk, too.
     """
     section = problem.section
-    parts = (*TAIL, "image_trunk") if section.full else TAIL
-    cached = cache(problem, section.retain_rows)
+    parts = (*TAIL, "image_trunk") if section.train_trunk else TAIL
+    cached = cache(problem, section.max_retain_rows)
     train, frozen = split(problem, parts)
     if section.shrink < 1:
         fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
@@ -53,7 +53,7 @@ def ccu_plus(problem: Problem) -> Program:
         }
         train = {**train, **kept}
     ranks = _ranks(problem, cached)
-    if section.full:
+    if section.train_trunk:
         cached = with_pictures(problem, cached)
     labels = cached.parts["unlearn"]["labels"]
     blank = jnp.zeros((labels.shape[0] * labels.shape[1], labels.shape[2]))
@@ -65,7 +65,7 @@ def ccu_plus(problem: Problem) -> Program:
         optimiser=adam(),
         numbers=rates(section),
         parts=cached.parts,
-        plan=plan(problem, cached, section, held=bool(section.hold)),
+        plan=plan(problem, cached, section, held=bool(section.heldout_retention)),
         aux={
             **{view: blank for view in VISUAL},
             "level": {view: blank[:, 0] for view in VISUAL},
@@ -92,8 +92,8 @@ def _plus_loss(problem):
         out_u, out_r = out["unlearn"], out["retain"]
         terms = contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
         terms |= _match(c, u, r, out_u, out_r, aux, frozen["ranks"].free, kind)
-        if c.uses("classify"):
-            terms["classify"] = c.classify * sum(
+        if c.uses("task_loss"):
+            terms["task_loss"] = c.task_loss * sum(
                 objectives.cross_entropy(
                     getattr(out_r, view), r["labels"], r["has_image"], **kind
                 )
@@ -102,9 +102,11 @@ def _plus_loss(problem):
         if c.uses("retention"):
             whole = (see == r["has_image"]) & (read == r["has_text"])
             terms["retention"] = retention(c.retention, r, out_r, multi_label, whole)
-        if c.uses("hold"):
+        if c.uses("heldout_retention"):
             held = batch["held"]
-            terms["hold"] = retention(c.hold, held, out["held"], multi_label)
+            terms["heldout_retention"] = retention(
+                c.heldout_retention, held, out["held"], multi_label
+            )
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
@@ -126,7 +128,7 @@ def _plus_refresh(problem):
             u,
             v,
             aux["lead"],
-            gain=frozen["c"].gain,
+            gain=frozen["c"].feedback_gain,
             multi_label=problem.multi_label,
         )
         has_text = everywhere(parts["held"]["has_text"])
@@ -143,20 +145,23 @@ def _match(c, u, r, out_u, out_r, aux, free, kind):
     does; and the inverse contrast of rows that are surer than their target, each by how
     much surer it is in one of the views, at most 1.
     """
-    terms = {name: 0.0 for name in ("match", "level") if c.uses(name)}
+    matched = ("target_match", "match_confidence")
+    terms = {name: 0.0 for name in matched if c.uses(name)}
     weight, surer = u["has_image"], 0.0
     for view in VISUAL:
         said, aim = getattr(out_u, view), aux["level"][view][u["row"]]
         sure = targets.confidence(said, u["labels"], **kind)
-        if c.uses("match"):
-            terms["match"] += c.match * objectives.cross_entropy(
+        if c.uses("target_match"):
+            terms["target_match"] += c.target_match * objectives.cross_entropy(
                 said, aux[view][u["row"]], weight, **kind
             )
-        if c.uses("level"):
-            terms["level"] += c.level * objectives.level(sure, aim, weight & ~free)
+        if c.uses("match_confidence"):
+            terms["match_confidence"] += c.match_confidence * objectives.level(
+                sure, aim, weight & ~free
+            )
         surer = jnp.maximum(surer, jnp.clip(sure - aim, 0.0, 1.0))
-    if c.uses("gate"):
-        terms["gate"] = c.gate * objectives.inverse_contrast(
+    if c.uses("gated_push"):
+        terms["gated_push"] = c.gated_push * objectives.inverse_contrast(
             unit(out_u.h_image),
             unit(out_r.h_image),
             u["labels"],

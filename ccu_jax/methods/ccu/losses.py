@@ -27,8 +27,8 @@ def contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
     """The weighted contrastive objectives that both forms share, by name."""
     weight_u, weight_r = u["has_image"], r["has_image"]
     terms = {}
-    if c.uses("pair"):
-        terms["pair"] = c.pair * objectives.pair_dissociation(
+    if c.uses("pair_dissociation"):
+        terms["pair_dissociation"] = c.pair_dissociation * objectives.pair_dissociation(
             out_u.z_image,
             u["z_text"],
             r["z_text"],

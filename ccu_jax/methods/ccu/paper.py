@@ -26,7 +26,7 @@ def ccu(problem: Problem) -> Program:
     """
     section, model = problem.section, problem.model
     multi_label = problem.multi_label
-    cached = cache(problem, section.retain_rows)
+    cached = cache(problem, section.max_retain_rows)
     train, frozen = split(problem, TAIL)
 
     def loss(params, frozen, aux, batch, step):
@@ -35,16 +35,19 @@ def ccu(problem: Problem) -> Program:
         out = cut(model.apply({**frozen["parts"], **params}, every))
         out_u, out_r = out["unlearn"], out["retain"]
         terms = contrasts(c, u, r, out_u, out_r)
-        if c.uses("inverse"):
-            terms["inverse"] = c.inverse * objectives.inverse_contrast(
-                unit(out_u.h_image),
-                unit(out_r.h_image),
-                u["labels"],
-                r["labels"],
-                u["has_image"],
-                r["has_image"],
-                temperature=c.temperature,
-                pull=c.pull,
+        if c.uses("inverse_contrast"):
+            terms["inverse_contrast"] = (
+                c.inverse_contrast
+                * objectives.inverse_contrast(
+                    unit(out_u.h_image),
+                    unit(out_r.h_image),
+                    u["labels"],
+                    r["labels"],
+                    u["has_image"],
+                    r["has_image"],
+                    temperature=c.temperature,
+                    pull=c.pull,
+                )
             )
         if c.uses("retention"):
             terms["retention"] = retention(c.retention, r, out_r, multi_label)

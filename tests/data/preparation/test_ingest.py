@@ -199,7 +199,7 @@ def test_groups_are_joined_by_text_or_picture_when_that_is_asked_for(tmp_path):
 
     source = SOURCE._replace(keys=range(24), read=same)
     names = {}
-    for kind in ("own", "text", "picture"):
+    for kind in ("own", "text", "image"):
         collect(tmp_path / kind, source)
         counts = Counts("here", strict=False)
         config = Data(**{**CONFIG.__dict__, "group": kind})
@@ -207,7 +207,7 @@ def test_groups_are_joined_by_text_or_picture_when_that_is_asked_for(tmp_path):
         names[kind] = arrays.load(tmp_path / kind)["group"].tolist()
         assert counts.numbers["noted: near-duplicate picture"] == 12
     assert names["own"] == [f"g{n // 2}" for n in range(24)]
-    assert names["picture"] == [f"g{n // 2 % 6}" for n in range(24)]
+    assert names["image"] == [f"g{n // 2 % 6}" for n in range(24)]
     assert names["text"] == [f"g{n // 2 % 3}" for n in range(24)]
 
 

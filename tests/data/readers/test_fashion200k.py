@@ -113,7 +113,7 @@ def read(given, unpack=no_archive, **settings):
 
 
 def test_rows_are_read_as_the_official_files_have_them(root):
-    examples, counts = read(root, validation=0.0)
+    examples, counts = read(root, validation_fraction=0.0)
     assert counts == {"read": 5}
     assert list(examples) == [
         "women/dresses/gowns/58880001/58880001_0",
@@ -269,7 +269,7 @@ def test_whatever_bytes_a_label_file_holds_each_row_is_used_or_counted(root):
             junk = rng.choice([0, 9, 10, 13, 46, 47, 92, 133, 194, 226, 255], size)
             data[place : place + int(rng.integers(3))] = bytes(junk.tolist())
         path.write_bytes(data)
-        examples, counts = read(root, mask_category_words=True, tirg_words=True)
+        examples, counts = read(root, mask_category_words=True, tirg_dot_token=True)
         skipped = sum(n for name, n in counts.items() if name.startswith("skipped"))
         assert counts["read"] == len(examples) + skipped, seed
         assert all(re.fullmatch("[0-9]+", e.group) for e in examples.values()), seed
@@ -333,14 +333,16 @@ def test_validation_takes_whole_products_whatever_else_is_listed(root):
             path = f"women/dresses/gowns/{product}/{product}_{view}.jpeg"
             add(root, f"{path}\t-1.000000\tdress {product}")
     splits: dict[str, set[str]] = {}
-    before, _ = read(root, validation=0.2)
+    before, _ = read(root, validation_fraction=0.2)
     for example in before.values():
         splits.setdefault(example.group, set()).add(example.split)
     assert all(len(found) == 1 for found in splits.values())
     share = np.mean([found == {"validation"} for found in splits.values()])
     assert 0.13 < share < 0.27
     assert splits["58880001"] == {"test"}
-    larger, _ = read(root, validation=0.4)  # a larger share holds the smaller one
+    larger, _ = read(
+        root, validation_fraction=0.4
+    )  # a larger share holds the smaller one
     assert all(
         larger[i].split == "validation"
         for i, example in before.items()
@@ -350,13 +352,13 @@ def test_validation_takes_whole_products_whatever_else_is_listed(root):
     (root / "labels" / "dress_train_detect_all.txt").write_bytes(
         b"\n".join(lines[::-2])
     )
-    for i, example in read(root, validation=0.2)[0].items():
+    for i, example in read(root, validation_fraction=0.2)[0].items():
         assert example == before[i]
 
 
 def test_a_product_in_two_splits_stays_one_group(root):
     add(root, f"{GOWN}_8.jpeg\t-1.0\tblue dress", "dress_test_detect_all.txt")
-    examples, counts = read(root, validation=0.0)
+    examples, counts = read(root, validation_fraction=0.0)
     assert counts == {"read": 6, "noted: product in two splits": 1}
     assert examples[f"{GOWN}_8"].split == "test"
     assert examples[f"{GOWN}_8"].group == examples[f"{GOWN}_0"].group
@@ -431,7 +433,7 @@ def test_tirg_words_are_an_option(root):
     name = NEW.removesuffix(".jpeg")
     assert read(root)[0][name].text == "st. ives & co? wrap* dress"
     tirg = "stdotmark ives andmark coquestionmark wrapstarmark dress"
-    assert read(root, tirg_words=True)[0][name].text == tirg
+    assert read(root, tirg_dot_token=True)[0][name].text == tirg
 
 
 @pytest.mark.parametrize(
@@ -467,7 +469,7 @@ def test_titles_do_not_name_the_sub_category_when_masked(root):
 def test_a_title_of_nothing_but_masked_words_is_no_text(root):
     add(root, f"{NEW}\t-1.000000\tdress")
     add(root, f"{GOWN}_8.jpeg\t-1.000000\t ")
-    examples, counts = read(root, mask_category_words=True, tirg_words=True)
+    examples, counts = read(root, mask_category_words=True, tirg_dot_token=True)
     assert examples[NEW.removesuffix(".jpeg")].text is None
     assert examples[f"{GOWN}_8"].text is None
     assert counts == {
@@ -628,7 +630,7 @@ def test_without_a_folder_the_sample_is_written_and_one_is_never_replaced(tmp_pa
 @pytest.fixture(scope="module")
 def decoded(written):
     """Examples of the sample without the nouns of categories, and their pictures."""
-    examples, counts = read(written, mask_category_words=True, validation=0.0)
+    examples, counts = read(written, mask_category_words=True, validation_fraction=0.0)
     assert counts == {"read": 800}
     examples = list(examples.values())
     squares = [pictures.decode(example.image, 48).square for example in examples]

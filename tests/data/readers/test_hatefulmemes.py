@@ -173,7 +173,7 @@ def test_without_a_labelled_test_file_the_dev_files_are_the_test_set(tmp_path):
     hidden = [first(n, label=None) for n in (30001, 30002)]
     dev = [first(n) for n in (20001, 20002)]
     root = make(tmp_path / "data", train=train, dev=dev, test=hidden)
-    examples, counts = read(root, validation=0.25)
+    examples, counts = read(root, validation_fraction=0.25)
     splits = ids_by_split(examples)
     assert splits["test"] == ["20001", "20002"]
     assert 30 < len(splits["validation"]) < 70
@@ -182,10 +182,10 @@ def test_without_a_labelled_test_file_the_dev_files_are_the_test_set(tmp_path):
     assert counts["noted: no labelled test file: the dev files are the test set"] == 1
     # Which ones are kept apart goes by their ids alone.
     (root / "train.jsonl").write_text("\n".join(train[50:]) + "\n")
-    fewer = ids_by_split(read(root, validation=0.25)[0])["validation"]
+    fewer = ids_by_split(read(root, validation_fraction=0.25)[0])["validation"]
     gone = {f"{n}" for n in range(10_000, 10_050)}
     assert fewer == sorted(set(splits["validation"]) - gone)
-    more = ids_by_split(read(root, validation=0.5)[0])["validation"]
+    more = ids_by_split(read(root, validation_fraction=0.5)[0])["validation"]
     assert set(fewer) < set(more)
 
 

@@ -146,7 +146,7 @@ def test_a_split_that_the_index_leaves_out_is_cut_from_train(folder):
         row["group"] = f"g{n // 2}"
         row["split"] = "test" if n < 20 else "train"
     given[20]["group"] = "g0"  # a group in two splits is not torn further
-    _, examples, counts = opened(folder(given, validation=0.25))
+    _, examples, counts = opened(folder(given, validation_fraction=0.25))
     found = by_id(examples)
     assert all(
         (found[f"images/{n}.png"].split == "test") == (n < 20) for n in range(99)
@@ -156,7 +156,7 @@ def test_a_split_that_the_index_leaves_out_is_cut_from_train(folder):
     assert abs(len(moved) - 20) <= 2
     assert not {e.group for e in moved} & {e.group for e in examples if e not in moved}
     assert counts["noted: train row taken for validation"] == len(moved)
-    none = opened(folder(given, validation=0.0))[1]
+    none = opened(folder(given, validation_fraction=0.0))[1]
     assert not [e for e in none if e.split == "validation"]
 
 

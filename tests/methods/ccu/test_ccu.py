@@ -14,11 +14,17 @@ from ccu_jax.train.step import gather
 from tests import problems
 from tests.solving import Quiet, alone, bench, new_loop, whole
 
-BOTH = ("pair", "retention", "separation")
+BOTH = ("pair_dissociation", "retention", "separation")
 WEIGHTS = {
-    "ccu": ("inverse", *BOTH),
-    "ccu_plus": ("match", "level", "classify", "hold", *BOTH),
-    "ccu_gated": ("gate", "classify", "hold", *BOTH),
+    "ccu": ("inverse_contrast", *BOTH),
+    "ccu_plus": (
+        "target_match",
+        "match_confidence",
+        "task_loss",
+        "heldout_retention",
+        *BOTH,
+    ),
+    "ccu_gated": ("gated_push", "task_loss", "heldout_retention", *BOTH),
 }
 
 
@@ -71,12 +77,20 @@ def test_a_weight_of_an_objective_scales_it():
     plain, params = terms_of("ccu")
     params = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
     scaled, _ = terms_of(
-        "ccu", inverse=2.0, pair=6.0, retention=2.0, separation=2.0, pull=0.5
+        "ccu",
+        inverse_contrast=2.0,
+        pair_dissociation=6.0,
+        retention=2.0,
+        separation=2.0,
+        pull=0.5,
     )
     once, twice = jax.jit(lambda p: (plain(p), scaled(p)))(params)
-    for term in ("pair", "retention", "separation"):
+    for term in ("pair_dissociation", "retention", "separation"):
         assert float(twice[term]) == pytest.approx(2 * float(once[term]), rel=1e-4)
-    assert abs(float(twice["inverse"]) - 2 * float(once["inverse"])) > 1e-3
+    assert (
+        abs(float(twice["inverse_contrast"]) - 2 * float(once["inverse_contrast"]))
+        > 1e-3
+    )
 
 
 PLAIN = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.0}
@@ -84,7 +98,7 @@ PLANTED = {
     "model": {"image_width": 32, "text_width": 16, "dropout": 0.0},
     "train": {"epochs": 60, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
     | problems.PLAIN,
-    "ccu_plus": {"steps": 120, "batch": 64, "unlearn_batch": 32, "held_batch": 32},
+    "ccu_plus": {"steps": 120, "batch": 64, "unlearn_batch": 32, "heldout_batch": 32},
     "run": {"steps_per_call": 40},
 }
 

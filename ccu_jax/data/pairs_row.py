@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.readers.pairs_index import SPLIT_NAMES, Entry, slashed
-from ccu_jax.data.readers.untrusted_files import cleaned
+from ccu_jax.data.readers.untrusted_files import clean_text
 
 _LONGEST = 512  # characters of an id, group or label
 # A terminal obeys U+0080 to U+009F as it does the first 32 characters, and to Python
@@ -43,7 +43,7 @@ def checked(entry: Entry) -> Row:
     split = (_word(fields, "split") or "").casefold()
     if split and split not in SPLIT_NAMES:
         raise SkipExample("split unknown")
-    text, notes = cleaned(_string(fields, "text"))
+    text, notes = clean_text(_string(fields, "text"))
     labels = _labels(fields)
     if not (image or text or entry.text_file):
         raise SkipExample("neither picture nor text")

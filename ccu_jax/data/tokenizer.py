@@ -76,7 +76,7 @@ def load(path: pathlib.Path) -> Any:
     """
     try:
         return _library().Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+    except Exception as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ccu_jax import data
 from ccu_jax.config import schema as configs
-from ccu_jax.data.readers.untrusted_files import within
+from ccu_jax.data.readers.untrusted_files import is_within
 from ccu_jax.distributed.hosts import agreed, barrier, is_first, place_of_process
 from ccu_jax.errors import PassingError, UserError
 from ccu_jax.evaluate import feature_store as features
@@ -84,7 +84,7 @@ def _link(workdir) -> str:
     for above, folders, files in os.walk(workdir):
         for name in (*folders, *files):
             path = os.path.join(above, name)
-            if os.path.islink(path) and not within(path, workdir):
+            if os.path.islink(path) and not is_within(path, workdir):
                 return path
     return ""
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from ccu_jax.data import near_duplicates as duplicates
+from ccu_jax.data.clipart import CLIPART
 from ccu_jax.data.preparation import images as pictures
-from ccu_jax.data.readers.pairs import CLIPART
 from ccu_jax.storage.columns import Rows
 
 SIZE = 48

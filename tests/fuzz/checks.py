@@ -138,7 +138,7 @@ def _read(here: World, config: Data) -> dict[str, int]:
         try:
             example = source.read(key)
         except SkipExample as reason:
-            counts.skip(str(reason), source.name(key))
+            counts.skip(str(reason), source.row_name(key))
             continue
         _checked(example, source)
         if example.id in ids:

@@ -91,7 +91,7 @@ def string(rng: Random) -> str:
 def value(rng: Random, depth: int = 2) -> Any:
     """Anything that JSON can hold."""
     roll = rng.random()
-    if roll < 0.45 or not depth and roll > 0.8:
+    if roll < 0.45 or (not depth and roll > 0.8):
         return string(rng)
     if roll < 0.7:
         return rng.choice((None, True, False, float("nan"), *_NUMBERS))

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
-from ccu_jax.data.readers.untrusted_files import within
+from ccu_jax.data.readers.untrusted_files import is_within
 from tests.fuzz import pictures as fuzz_pictures
 from tests.fuzz.contents import SECRET, Folder, Hole, Link, Pipe, Tree
 from tests.fuzz.data_sets import CASES
@@ -30,7 +30,7 @@ class Failure(Exception):
 class World:
     """A folder for the cases, one after the other, and secret files beside it."""
 
-    def __init__(self, base: pathlib.Path):  # noqa: D107
+    def __init__(self, base: pathlib.Path):
         self.root, self.outside = base / "data", base / "outside"
         self.work = base / "work"
         for folder in (self.root, self.outside, self.work):
@@ -46,7 +46,7 @@ class World:
         for path, node in (links | tree).items():
             path = os.path.join(self.root, path)
             with contextlib.suppress(OSError, ValueError):
-                if links and not within(os.path.dirname(path), self.root):
+                if links and not is_within(os.path.dirname(path), self.root):
                     continue  # nothing is written where a link leads to
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 if isinstance(node, bytes):

@@ -79,7 +79,7 @@ def _check(folder, source: Source, counts: Counts) -> int:
         rows += 1
         training |= row["split"] == "train"
     if not rows:
-        raise counts.nothing_left()
+        raise counts.no_rows_error()
     if not training:
         raise UserError(f"{counts.what}: no usable row in the train split")
     if len(source.classes) > MOST_CLASSES:

@@ -165,9 +165,9 @@ def _load(
         ahead.append((key, pool.submit(load, key)))
         if len(ahead) >= most:
             key, future = ahead.popleft()
-            yield source.name(key), future.result()
+            yield source.row_name(key), future.result()
     for key, future in ahead:
-        yield source.name(key), future.result()
+        yield source.row_name(key), future.result()
 
 
 def decoded(example: Example, config: Data) -> Decoded:

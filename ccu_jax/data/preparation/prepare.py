@@ -13,7 +13,7 @@ from ccu_jax.data.preparation import arrays
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.data.readers import archives as archive
-from ccu_jax.data.readers.base import Counts, Place, Progress, Reader, Source, digest
+from ccu_jax.data.readers.base import Counts, Location, Progress, Reader, Source, digest
 from ccu_jax.errors import UserError, disk
 from ccu_jax.storage import records as sealed
 
@@ -163,7 +163,7 @@ def remove_tree(folder: pathlib.Path) -> None:
 def _signature_now(config: Data, reader: Reader, meta: dict[str, Any]) -> str:
     """The mark of the raw files; of old if they are gone (made elsewhere, say)."""
     if config.dir is None:  # the reader might write its sample edition
-        place = Place(pathlib.Path(meta["root"]), meta["edition"])
+        place = Location(pathlib.Path(meta["root"]), meta["edition"])
         gone = not place.root.exists()
         return meta["signature"] if gone else reader.signature(config, place)
     given = pathlib.Path(config.dir).expanduser()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
 from ccu_jax.data.readers.base import Counts, Progress
-from ccu_jax.data.readers.untrusted_files import shown
+from ccu_jax.data.readers.untrusted_files import quote
 from ccu_jax.errors import UserError
 
 MOST_TIMES = 200  # what is unpacked may be so many times as large as the archive
@@ -97,7 +97,7 @@ def unpack(
         shutil.rmtree(scratch, ignore_errors=True)
         if not _is_damage(error):
             raise
-        told = shown(str(error) or type(error).__name__)[1:-1]
+        told = quote(str(error) or type(error).__name__)[1:-1]
         raise UserError(
             f"{archive} is damaged ({told}): fetch or copy it again"
         ) from error
@@ -166,7 +166,7 @@ def _zipped(raw: IO[bytes], archive: pathlib.Path) -> Iterator[_Member]:
         for info in members:
             if info.compress_type not in _METHODS:
                 raise UserError(
-                    f"{archive}: {shown(info.filename)} is compressed by method "
+                    f"{archive}: {quote(info.filename)} is compressed by method "
                     f"{info.compress_type}, which Python cannot undo: unpack it with "
                     "another program, and name the folder"
                 )
@@ -253,7 +253,7 @@ def _written(
         limit.check(total := total + _LEAST * (1 + folders))
         parts = _parts(member)
         if isinstance(parts, str):
-            counts.skip(f"archive member {parts}", shown(member.name))
+            counts.skip(f"archive member {parts}", quote(member.name))
             continue
         if _of_macos(parts):
             counts.add("ignored: __MACOSX member", int(not member.folder))
@@ -265,7 +265,7 @@ def _written(
                 continue
             target = os.open(os.path.join(root, *parts), _NEW, 0o644)
         except (FileExistsError, NotADirectoryError):
-            counts.skip("archive member repeated", shown(member.name))
+            counts.skip("archive member repeated", quote(member.name))
             continue
         with os.fdopen(target, "wb") as file, member.open() as source:
             while piece := source.read(_PIECE):

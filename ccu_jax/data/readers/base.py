@@ -15,7 +15,7 @@ Progress = Callable[[str, int, int], None]
 Unpack = Callable[[pathlib.Path], pathlib.Path]
 
 
-class SkipExample(Exception):  # noqa: N818
+class SkipExample(Exception):
     """A row or picture that cannot be used; the message is the reason to count."""
 
 
@@ -31,7 +31,7 @@ class Example(NamedTuple):
     notes: tuple[str, ...] = ()  # worth counting, but no reason to leave the row out
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where the files of a data set were found."""
 
     root: pathlib.Path
@@ -49,7 +49,7 @@ class Source(NamedTuple):
     keys: Sequence[Any]  # what `read` takes, one a row; small, and always the same
     # A pure function that several threads call at once; raises SkipExample.
     read: Callable[[Any], Example]
-    name: Callable[[Any], str] = str  # what messages call a row
+    row_name: Callable[[Any], str] = str  # what messages call a row
 
 
 class Counts:
@@ -79,7 +79,7 @@ class Counts:
             )
         self.add(f"skipped: {reason}")
 
-    def nothing_left(self) -> UserError:
+    def no_rows_error(self) -> UserError:
         """The error for a data set without one usable row."""
         told = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
         return UserError(f"{self.what}: no usable row left ({told or 'it is empty'})")
@@ -89,12 +89,12 @@ class Reader(NamedTuple):
     """A row of DATASETS: how to find, recognise and read one kind of data set."""
 
     # Finds the files (or writes the sample edition); raises UserError otherwise.
-    locate: Callable[[Data, pathlib.Path, Progress], Place]
+    locate: Callable[[Data, pathlib.Path, Progress], Location]
     # A cheap mark of the files' state, to notice that they have changed.
-    signature: Callable[[Data, Place], str]
+    signature: Callable[[Data, Location], str]
     # Reads indexes, not pictures. `Unpack` gives the folder that an archive in the
     # place was unpacked to; what is skipped or noted here is counted in `Counts`.
-    open: Callable[[Data, Place, Counts, Unpack], Source]
+    open: Callable[[Data, Location, Counts, Unpack], Source]
 
 
 def digest(*parts: str | bytes) -> str:
@@ -106,6 +106,6 @@ def digest(*parts: str | bytes) -> str:
     return hashed.hexdigest()
 
 
-def share(*parts: str) -> float:
+def hash_fraction(*parts: str) -> float:
     """A number in [0, 1) that goes by the texts alone: the same for ever."""
     return int(digest(*parts)[:12], 16) / 16**12

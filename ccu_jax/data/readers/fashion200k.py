@@ -17,14 +17,14 @@ from ccu_jax.data.readers.base import (
     MARKER,
     Counts,
     Example,
-    Place,
+    Location,
     Progress,
     Reader,
     SkipExample,
     Source,
     Unpack,
     digest,
-    share,
+    hash_fraction,
 )
 from ccu_jax.data.readers.fashion200k_labels import (
     CATEGORIES,
@@ -34,7 +34,11 @@ from ccu_jax.data.readers.fashion200k_labels import (
     Keys,
     parsed,
 )
-from ccu_jax.data.readers.untrusted_files import Folder, placed_lines, refuse_links
+from ccu_jax.data.readers.untrusted_files import (
+    Folder,
+    iter_lines_with_offsets,
+    reject_external_links,
+)
 from ccu_jax.errors import UserError
 
 PAGE = "https://github.com/xthan/fashion-200k"
@@ -42,7 +46,7 @@ ARCHIVE = "women.tar.gz"
 _ROOTS = ("fashion-200k", "fashion200k")
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
+def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
     """The user's folder, or a sample edition written below the working folder.
 
     A folder that the user names is never replaced by the sample edition.
@@ -60,21 +64,21 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
         root = workdir / "sample" / "fashion200k"
         rows, seed = config.sample_rows, config.sample_seed
         sample.ensure("fashion200k", root, rows, seed, progress)
-        return Place(root, "sample")
+        return Location(root, "sample")
     given = pathlib.Path(os.path.expanduser(config.dir))
     try:
         root = _root(given)
         labels = (root / "labels" / name for name in LABEL_FILES)
         places = dict.fromkeys((*labels, _pictures(root)), root)
         above = given.absolute().parent
-        refuse_links(places | {root: above if root == above else given})
+        reject_external_links(places | {root: above if root == above else given})
         marked = (root / MARKER).is_file()
     except OSError as error:
         raise UserError(f"data.dir: {given} cannot be read: {error}") from None
-    return Place(root, "sample" if marked else "official")
+    return Location(root, "sample" if marked else "official")
 
 
-def signature(config: Data, place: Place) -> str:
+def signature(config: Data, place: Location) -> str:
     """Hash of the label files, and of when folders down to sub-categories changed."""
     marks = []
     for name in LABEL_FILES:
@@ -93,7 +97,7 @@ def signature(config: Data, place: Place) -> str:
 
 
 def open_fashion200k(
-    config: Data, place: Place, counts: Counts, unpack: Unpack
+    config: Data, place: Location, counts: Counts, unpack: Unpack
 ) -> Source:
     """Reads the label files and looks which pictures there are.
 
@@ -138,7 +142,7 @@ class _Rows:
         """Key, category, split and content of each line that is not blank."""
         for file, (path, category, split) in enumerate(self._files):
             try:
-                for line, offset, length, raw in placed_lines(path):
+                for line, offset, length, raw in iter_lines_with_offsets(path):
                     if raw is None or raw.strip():
                         yield Key(file, line, offset, length), category, split, raw
             except OSError as error:
@@ -164,7 +168,8 @@ class _Rows:
         )
         if (
             split == "train"
-            and share("validation", row.product) < self._config.validation_fraction
+            and hash_fraction("validation", row.product)
+            < self._config.validation_fraction
         ):
             split = "validation"
         label = category if self._config.task == "category" else row.sub_category

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ccu_jax.data.readers.base import SkipExample
-from ccu_jax.data.readers.untrusted_files import decoded
+from ccu_jax.data.readers.untrusted_files import decode_utf8
 
 CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
 FOLDERS = {
@@ -112,12 +112,12 @@ def parsed(raw: bytes | None, category: str) -> Row:
     """The content of a line; raises SkipExample.
 
     Args:
-        raw: from `files.placed_lines`.
+        raw: from `iter_lines_with_offsets`.
         category: that of the label file.
     """
     if raw is None:
         raise SkipExample("line too long")
-    columns = decoded(raw.rstrip(b"\r\n"), "line").split("\t")
+    columns = decode_utf8(raw.rstrip(b"\r\n"), "line").split("\t")
     if len(columns) != 3:
         raise SkipExample("row has the wrong number of columns")
     found = _PATH.fullmatch(columns[0])

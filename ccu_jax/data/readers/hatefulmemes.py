@@ -20,14 +20,14 @@ from ccu_jax.data.readers.base import (
     MARKER,
     Counts,
     Example,
-    Place,
+    Location,
     Progress,
     Reader,
     Source,
     Unpack,
     digest,
 )
-from ccu_jax.data.readers.untrusted_files import Folder, refuse_links
+from ccu_jax.data.readers.untrusted_files import Folder, reject_external_links
 from ccu_jax.errors import UserError
 
 PAGE = "https://hatefulmemeschallenge.com/"
@@ -37,7 +37,7 @@ _ARCHIVES = ("img.tar.gz", "img.zip")
 _REMEDY = f"get it from {PAGE} (if the download is gone, ask Meta for access)"
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
+def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
     """The user's folder, or a sample edition written below the working folder.
 
     A folder that the user names is never replaced by the sample edition.
@@ -51,20 +51,20 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
         root = workdir / "sample" / "hatefulmemes"
         rows, seed = config.sample_rows, config.sample_seed
         sample.ensure("hatefulmemes", root, rows, seed, progress)
-        return Place(root / "data", "sample")
+        return Location(root / "data", "sample")
     given = pathlib.Path(os.path.abspath(os.path.expanduser(config.dir)))
     try:
         root = _root(given)
         places = {root / name: root for name in (*lists.FILES, "img", *_ARCHIVES)}
         above = given.parent
-        refuse_links(places | {root: above if root == above else given})
+        reject_external_links(places | {root: above if root == above else given})
         marked = _marker(root) is not None
     except OSError as error:
         raise UserError(f"data.dir: {given} cannot be read: {error}") from None
-    return Place(root, "sample" if marked else "official")
+    return Location(root, "sample" if marked else "official")
 
 
-def signature(config: Data, place: Place) -> str:
+def signature(config: Data, place: Location) -> str:
     """Hash of the lists and of when the folder (or archive) of pictures changed."""
     parts: list[str | bytes] = []
     for path in (place.root / name for name in lists.FILES):
@@ -81,7 +81,7 @@ def signature(config: Data, place: Place) -> str:
 
 
 def open_hatefulmemes(
-    config: Data, place: Place, counts: Counts, unpack: Unpack
+    config: Data, place: Location, counts: Counts, unpack: Unpack
 ) -> Source:
     """Reads the lists.
 

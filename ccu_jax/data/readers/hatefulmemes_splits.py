@@ -9,8 +9,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ccu_jax.data.readers.base import Counts, SkipExample, share
-from ccu_jax.data.readers.untrusted_files import cleaned, decoded, lines, parsed
+from ccu_jax.data.readers.base import Counts, SkipExample, hash_fraction
+from ccu_jax.data.readers.untrusted_files import (
+    clean_text,
+    decode_utf8,
+    iter_lines,
+    parse_json,
+)
 from ccu_jax.errors import UserError
 
 TRAIN = "train.jsonl"
@@ -54,7 +59,7 @@ def rows(root: pathlib.Path, validation: float, counts: Counts) -> list[Row]:
         raise UserError(f"{error.filename or root}: {error.strerror}") from None
     counts.add("noted: text with both labels", _texts_with_both_labels(train))
     if not train:
-        raise counts.nothing_left()
+        raise counts.no_rows_error()
     if not test:
         if not dev:
             raise UserError(
@@ -68,7 +73,9 @@ def rows(root: pathlib.Path, validation: float, counts: Counts) -> list[Row]:
     kept = (
         set()
         if dev
-        else {row.id for row in train if share("validation", row.id) < validation}
+        else {
+            row.id for row in train if hash_fraction("validation", row.id) < validation
+        }
     )
     return [
         *(row for row in train if row.id not in kept),
@@ -129,12 +136,12 @@ def _collect(
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, Row | SkipExample]]:
     """The rows of a list with their lines' numbers; blank lines are none."""
-    for number, line in lines(path):
+    for number, line in iter_lines(path):
         try:
             if line is None:
                 raise SkipExample("line too long")
             if line.strip():
-                yield number, _row(parsed(decoded(line, "line"), "line"))
+                yield number, _row(parse_json(decode_utf8(line, "line"), "line"))
         except SkipExample as reason:
             yield number, reason
 
@@ -193,7 +200,7 @@ def _id_notes(entry: dict[str, Any], id_: str) -> Iterator[str]:
 
 def _text(value: Any) -> tuple[str | None, tuple[str, ...]]:
     """The text as it can be stored and shown, and what had to be done for that."""
-    text, notes = cleaned(value if isinstance(value, str) else None)
+    text, notes = clean_text(value if isinstance(value, str) else None)
     if text is None:
         notes += ("noted: row without text",)
     elif not text.isascii():

@@ -18,7 +18,7 @@ from ccu_jax.data.readers.base import (
     MARKER,
     Counts,
     Example,
-    Place,
+    Location,
     Progress,
     Reader,
     SkipExample,
@@ -27,12 +27,12 @@ from ccu_jax.data.readers.base import (
     digest,
 )
 from ccu_jax.data.readers.untrusted_files import (
-    MAX_TEXT,
+    MAX_TEXT_BYTES,
     Folder,
-    cleaned,
-    decoded,
-    parsed,
-    refuse_links,
+    clean_text,
+    decode_utf8,
+    parse_json,
+    reject_external_links,
 )
 from ccu_jax.errors import UserError
 
@@ -42,9 +42,31 @@ INDEX = "split.json"
 
 # By falling frequency, as everywhere in the literature on this data set.
 GENRES = tuple(
-    "Drama Comedy Romance Thriller Crime Action Adventure Horror Documentary Mystery "
-    "Sci-Fi Fantasy Family Biography War History Music Animation Musical Western Sport "
-    "Short Film-Noir".split()
+    [
+        "Drama",
+        "Comedy",
+        "Romance",
+        "Thriller",
+        "Crime",
+        "Action",
+        "Adventure",
+        "Horror",
+        "Documentary",
+        "Mystery",
+        "Sci-Fi",
+        "Fantasy",
+        "Family",
+        "Biography",
+        "War",
+        "History",
+        "Music",
+        "Animation",
+        "Musical",
+        "Western",
+        "Sport",
+        "Short",
+        "Film-Noir",
+    ]
 )
 # The official files have these, too; the authors leave them out.
 _RARE = ("News", "Adult", "Talk-Show", "Reality-TV")
@@ -69,7 +91,7 @@ class _Layout(NamedTuple):
     posters: str
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
+def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
     """The user's folder, or a sample edition written below the working folder.
 
     A folder that the user names is never replaced by the sample edition.
@@ -87,7 +109,7 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
         root = workdir / "sample" / "mmimdb"
         rows, seed = config.sample_rows, config.sample_seed
         sample.ensure("mmimdb", root, rows, seed, progress)
-        return Place(root, "sample")
+        return Location(root, "sample")
     given = pathlib.Path(os.path.expanduser(config.dir))
     root = _unpacked(given)
     if root is None and (given / ARCHIVE).is_file():
@@ -95,11 +117,13 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
     if root is None:
         raise _refusal(given)
     above = given.absolute().parent
-    refuse_links({root / ARCHIVE: root, root: above if root == above else given})
-    return Place(root, "sample" if (root / MARKER).is_file() else "official")
+    reject_external_links(
+        {root / ARCHIVE: root, root: above if root == above else given}
+    )
+    return Location(root, "sample" if (root / MARKER).is_file() else "official")
 
 
-def signature(config: Data, place: Place) -> str:
+def signature(config: Data, place: Location) -> str:
     """Hash of `split.json` and of when the folder with the files last changed.
 
     Of an archive only its size and age are looked at.
@@ -115,7 +139,9 @@ def signature(config: Data, place: Place) -> str:
     return digest(index, *(str(folder.stat().st_mtime_ns) for folder in folders))
 
 
-def open_mmimdb(config: Data, place: Place, counts: Counts, unpack: Unpack) -> Source:
+def open_mmimdb(
+    config: Data, place: Location, counts: Counts, unpack: Unpack
+) -> Source:
     """Reads `split.json` and looks which files there are.
 
     Raises:
@@ -160,7 +186,7 @@ def choose_plot(plots: list[str], policy: str) -> tuple[str, tuple[str, ...]] | 
 
 def _clean(plot: str) -> tuple[str, tuple[str, ...]]:
     """A plot as it can be stored and shown, and what had to be done for that."""
-    whole, notes = cleaned(plot)
+    whole, notes = clean_text(plot)
     text = _AUTHOR.sub("", whole or "").strip()
     if text != (whole or ""):
         notes += ("noted: plot ends in ::author",)
@@ -212,8 +238,8 @@ def _names(root: pathlib.Path) -> tuple[str, str]:
 def _index(layout: _Layout) -> tuple[bytes, dict[str, list[Any]]]:
     """`split.json`, as it is and parsed; its lists may hold anything."""
     try:
-        raw = layout.folder.read(INDEX, INDEX, 4 * MAX_TEXT)
-        splits = parsed(decoded(raw, INDEX), INDEX)
+        raw = layout.folder.read(INDEX, INDEX, 4 * MAX_TEXT_BYTES)
+        splits = parse_json(decode_utf8(raw, INDEX), INDEX)
         for name in _OFFICIAL_SPLITS.values():
             if not isinstance(splits, dict) or not isinstance(splits.get(name), list):
                 raise SkipExample(f'{INDEX} has no list "{name}"')
@@ -267,7 +293,7 @@ def _check_listed(layout: _Layout, listed: set[str], counts: Counts) -> None:
 def _example(layout: _Layout, key: Key, policy: str) -> Example:
     """The movie; raises SkipExample."""
     folder, what = layout.folder, "text file"
-    movie = parsed(folder.text(f"{layout.texts}/{key.id}.json", what), what)
+    movie = parse_json(folder.text(f"{layout.texts}/{key.id}.json", what), what)
     if not isinstance(movie, dict):
         raise SkipExample(f"{what} is no JSON object")
     plots = [plot for plot in _listed(movie.get("plot")) if isinstance(plot, str)]

@@ -16,6 +16,7 @@ import os
 import pathlib
 
 from ccu_jax.config.schema import Data
+from ccu_jax.data.clipart import CLIPART
 from ccu_jax.data.pairs_row import Row, checked
 from ccu_jax.data.readers import pairs_index
 from ccu_jax.data.readers.base import (
@@ -23,7 +24,7 @@ from ccu_jax.data.readers.base import (
     SPLITS,
     Counts,
     Example,
-    Place,
+    Location,
     Progress,
     Reader,
     SkipExample,
@@ -32,25 +33,23 @@ from ccu_jax.data.readers.base import (
     digest,
 )
 from ccu_jax.data.readers.pairs_index import Entry
-from ccu_jax.data.readers.untrusted_files import Folder, cleaned
+from ccu_jax.data.readers.untrusted_files import Folder, clean_text
 from ccu_jax.errors import UserError
 
-CLIPART = pathlib.Path(__file__).parent.parent / "clipart"
-INDEX = "pairs.jsonl"
 EXAMPLES = ("medical", "satellite")  # rows of sample.WRITERS
 MOST_CLASSES = 10_000
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
+def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
     """The user's folder, the clip art, or a worked example written below `workdir`."""
     if config.dir is not None:
         given = pathlib.Path(config.dir).expanduser()
         if not given.is_dir():
             raise UserError(f"data.dir: there is no folder {given}")
         root = pairs_index.find_root(given)
-        return Place(root, "sample" if (root / MARKER).is_file() else "own")
+        return Location(root, "sample" if (root / MARKER).is_file() else "own")
     if config.sample == "clipart":
-        return Place(CLIPART, "clipart")
+        return Location(CLIPART, "clipart")
     if config.sample not in EXAMPLES:
         raise UserError(
             f"data.sample: {config.sample!r} is none of clipart, {', '.join(EXAMPLES)}"
@@ -60,10 +59,10 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Place:
     root = workdir / "sample" / config.sample
     rows, seed = config.sample_rows, config.sample_seed
     sample.ensure(config.sample, root, rows, seed, progress)
-    return Place(root, "sample")
+    return Location(root, "sample")
 
 
-def signature(config: Data, place: Place) -> str:
+def signature(config: Data, place: Location) -> str:
     """Hash of the index and, for a user's folder, when its picture folders changed."""
     path, marks = pairs_index.index(place.root), list[str]()
     if path:
@@ -79,7 +78,7 @@ def signature(config: Data, place: Place) -> str:
     return digest(*marks)
 
 
-def open_pairs(config: Data, place: Place, counts: Counts, unpack: Unpack) -> Source:
+def open_pairs(config: Data, place: Location, counts: Counts, unpack: Unpack) -> Source:
     """Reads the index; pictures are read one at a time by `Source.read`.
 
     Raises:
@@ -106,7 +105,7 @@ def open_pairs(config: Data, place: Place, counts: Counts, unpack: Unpack) -> So
         image = folder.read(row.image, "picture") if row.image else None
         text, notes = row.text, row.notes
         if row.text_file:
-            text, notes = cleaned(folder.text(row.text_file, "text"))
+            text, notes = clean_text(folder.text(row.text_file, "text"))
         return Example(row.id, row.group, image, text, row.labels, row.split, notes)
 
     return Source(

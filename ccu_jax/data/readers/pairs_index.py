@@ -19,9 +19,9 @@ from ccu_jax.errors import UserError
 
 INDEXES = ("pairs.jsonl", "pairs.csv")
 COLUMNS = ("id", "image", "text", "label", "labels", "split", "group")
-SPLIT_NAMES = {name: name for name in SPLITS} | {
-    name: "validation" for name in ("val", "valid", "dev")
-}
+SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(
+    ("val", "valid", "dev"), "validation"
+)
 SEPARATOR = "|"  # between the labels of a row in a CSV file
 _AGAIN = 4  # times that a CSV file may be read over because of broken rows
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -82,7 +82,7 @@ def index(root: pathlib.Path) -> pathlib.Path | None:
         raise UserError(
             f"data.dir: {root} holds {' and '.join(INDEXES)}: remove one of them"
         )
-    files.refuse_links(dict.fromkeys(found, root))
+    files.reject_external_links(dict.fromkeys(found, root))
     return found[0] if found else None
 
 
@@ -115,7 +115,7 @@ def picture_folders(root: pathlib.Path) -> set[str]:
         return {slashed(name).rpartition("/")[0] for name in found if name}
     # Parsing all of it at every start would take too long.
     pattern, names = re.compile(rb'"image"\s*:\s*"((?:[^"\\]|\\.)*)"'), set()
-    for _, line in files.lines(path):
+    for _, line in files.iter_lines(path):
         for name in pattern.findall(line or b""):
             if b"\\" in name:
                 try:
@@ -199,13 +199,13 @@ def _pictures(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Entry | tuple]:
-    for line, raw in files.lines(path):
+    for line, raw in files.iter_lines(path):
         try:
             if raw is None:
                 raise SkipExample("line too long")
             if not raw.strip():
                 continue
-            fields = files.parsed(files.decoded(raw, "line"), "line")
+            fields = files.parse_json(files.decode_utf8(raw, "line"), "line")
             if not isinstance(fields, dict):
                 raise SkipExample("line is no JSON object")
         except SkipExample as reason:
@@ -234,9 +234,9 @@ class _Again:
         self.taken.append(got)
         self.size += size
         self._again += 0 if again else _AGAIN * size
-        if got[1] is None or self.size > files.MAX_LINE + 30:
+        if got[1] is None or self.size > files.MAX_LINE_BYTES + 30:
             raise SkipExample("line too long")
-        return files.decoded(got[1], "line") + "\n"
+        return files.decode_utf8(got[1], "line") + "\n"
 
     def lost(self) -> list[tuple[int, bytes | None]]:
         """The lines that the broken row costs: the first, the others are put back."""
@@ -248,7 +248,7 @@ class _Again:
 
 
 def _csv(path: pathlib.Path) -> Iterator[Entry | tuple]:
-    numbered = files.lines(path)
+    numbered = files.iter_lines(path)
     names, form = _header(path, numbered)
     lines = _Again(numbered)
     reader = csv.reader(lines, **form)
@@ -276,7 +276,7 @@ def _header(path: pathlib.Path, numbered) -> tuple[list[str], dict[str, Any]]:
     """The columns, and how the file is written."""
     line = next((raw for _, raw in numbered if raw is None or raw.strip()), None)
     try:
-        text = files.decoded(line or b"", "line")
+        text = files.decode_utf8(line or b"", "line")
     except SkipExample:
         text = ""
     names: list[str] = []

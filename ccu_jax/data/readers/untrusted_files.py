@@ -16,9 +16,11 @@ from typing import Any
 from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError
 
-MAX_PICTURE = 256 << 20  # bytes of an encoded picture
-MAX_TEXT = 4 << 20  # bytes of a file with one row's text; JSON may take 30 times that
-MAX_LINE = 1 << 20  # bytes of a line of an index; longer ones are left out
+MAX_IMAGE_BYTES = 256 << 20  # bytes of an encoded picture
+MAX_TEXT_BYTES = (
+    4 << 20
+)  # bytes of a file with one row's text; JSON may take 30 times that
+MAX_LINE_BYTES = 1 << 20  # bytes of a line of an index; longer ones are left out
 # JSON can hold halves of UTF-16 pairs, which no text file may hold.
 _HALVES = re.compile("[\ud800-\udfff]")
 _MAX_NAME = 4096  # characters of a path; following a longer one would take minutes
@@ -36,7 +38,7 @@ class Folder:
         # Rows of one folder follow each other: it is looked up once.
         self._inside = functools.lru_cache(1024)(self._is_inside)
 
-    def read(self, name: str, what: str, most: int = MAX_PICTURE) -> bytes:
+    def read(self, name: str, what: str, most: int = MAX_IMAGE_BYTES) -> bytes:
         """The bytes of a file.
 
         Args:
@@ -74,9 +76,9 @@ class Folder:
             except OSError:
                 raise SkipExample(f"{what} cannot be read") from None
 
-    def text(self, name: str, what: str, most: int = MAX_TEXT) -> str:
+    def text(self, name: str, what: str, most: int = MAX_TEXT_BYTES) -> str:
         """Reads a UTF-8 file; raises SkipExample, also "`what` is not UTF-8"."""
-        return decoded(self.read(name, what, most), what)
+        return decode_utf8(self.read(name, what, most), what)
 
     def _path(self, name: str, what: str) -> str:
         outside = SkipExample(f"{what} outside of the folder")
@@ -98,17 +100,17 @@ class Folder:
         return path
 
     def _is_inside(self, path: str) -> bool:
-        return within(path, self.root)
+        return is_within(path, self.root)
 
 
-def within(path: str | pathlib.Path, folder: str | pathlib.Path) -> bool:
+def is_within(path: str | pathlib.Path, folder: str | pathlib.Path) -> bool:
     """Whether what a path leads to, by links too, lies in a folder (or is it)."""
     # Unlike Path.resolve this takes links that go round.
     real, root = os.path.realpath(path), os.path.realpath(folder)
     return real == root or real.startswith(os.path.join(root, ""))
 
 
-def refuse_links(places: dict[pathlib.Path, pathlib.Path]) -> None:
+def reject_external_links(places: dict[pathlib.Path, pathlib.Path]) -> None:
     """Refuses paths that lead out of the folder each must lie in.
 
     Who made the folder may be a stranger: nothing is read that lies elsewhere.
@@ -117,19 +119,19 @@ def refuse_links(places: dict[pathlib.Path, pathlib.Path]) -> None:
         UserError: which path it is.
     """
     for path, folder in places.items():
-        if not within(path, folder):
+        if not is_within(path, folder):
             raise UserError(
                 f"{path} is a link out of its folder: put what it leads to in its "
                 "place, or name the folder that all of the files are in"
             )
 
 
-def shown(text: str) -> str:
+def quote(text: str) -> str:
     """What somebody else has written, in quotes, fit for a message of one line."""
     return ascii(text[:100])
 
 
-def decoded(data: bytes, what: str) -> str:
+def decode_utf8(data: bytes, what: str) -> str:
     """Bytes as UTF-8 without a byte-order mark; raises SkipExample."""
     try:
         return data.decode("utf-8-sig")
@@ -137,7 +139,7 @@ def decoded(data: bytes, what: str) -> str:
         raise SkipExample(f"{what} is not UTF-8") from None
 
 
-def cleaned(text: str | None) -> tuple[str | None, tuple[str, ...]]:
+def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
     """A text as it can be stored and shown, None if it is blank; what that took."""
     notes: tuple[str, ...] = ()
     if text and "\0" in text:
@@ -148,7 +150,7 @@ def cleaned(text: str | None) -> tuple[str | None, tuple[str, ...]]:
     return (text or "").strip() or None, notes
 
 
-def parsed(text: str, what: str) -> Any:
+def parse_json(text: str, what: str) -> Any:
     """A JSON text as Python's types; raises SkipExample."""
     try:
         return json.loads(text)
@@ -156,26 +158,28 @@ def parsed(text: str, what: str) -> Any:
         raise SkipExample(f"{what} is no valid JSON") from None
 
 
-def lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:
+def iter_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:
     r"""The lines of a file with their numbers from 1; None for one that is too long.
 
     Cut at "\n" alone, which is cut off: `str.splitlines` would also cut inside of texts
     (U+0085). A file of one endless line takes no more memory than any other.
     """
-    for number, _, _, content in placed_lines(path):
+    for number, _, _, content in iter_lines_with_offsets(path):
         whole = content is not None
         yield number, content.rstrip(b"\n").rstrip(b"\r") if whole else None
 
 
-def placed_lines(path: pathlib.Path) -> Iterator[tuple[int, int, int, bytes | None]]:
+def iter_lines_with_offsets(
+    path: pathlib.Path,
+) -> Iterator[tuple[int, int, int, bytes | None]]:
     """Number, place, length and content of each line, as `lines` cuts them."""
     number, offset, rest = 0, 0, False
     with path.open("rb") as file:
-        while piece := file.readline(MAX_LINE + 1):
+        while piece := file.readline(MAX_LINE_BYTES + 1):
             whole = piece.endswith(b"\n")
             if not rest:
                 number += 1
-                rest = not whole and len(piece) > MAX_LINE
+                rest = not whole and len(piece) > MAX_LINE_BYTES
                 yield number, offset, len(piece), None if rest else piece
             else:  # of a line that was too long
                 rest = not whole

@@ -61,11 +61,38 @@ _NOUNS = {  # the category's own, how often it stands there, and others
     "skirt": ("skirt", 0.97, ("kilt",)),
     "top": ("top", 0.91, ("tunic", "pullover", "camisole")),
 }
-_COMMON = (
-    "classic soft essential textured modern vintage relaxed fitted light everyday "
-    "embroidered ruffled contrast signature fine linen silk cotton wool jersey satin "
-    "crepe knit lace chiffon velvet woven washed layered draped"
-).split()
+_COMMON = [
+    "classic",
+    "soft",
+    "essential",
+    "textured",
+    "modern",
+    "vintage",
+    "relaxed",
+    "fitted",
+    "light",
+    "everyday",
+    "embroidered",
+    "ruffled",
+    "contrast",
+    "signature",
+    "fine",
+    "linen",
+    "silk",
+    "cotton",
+    "wool",
+    "jersey",
+    "satin",
+    "crepe",
+    "knit",
+    "lace",
+    "chiffon",
+    "velvet",
+    "woven",
+    "washed",
+    "layered",
+    "draped",
+]
 # Words that lean to a category; the n-th pair of them to its n-th sub-category.
 _LEANING = {
     "dress": (
@@ -190,7 +217,9 @@ def _title(
     for _ in range(int(rng.choice(7, p=(0.1, 0.37, 0.32, 0.13, 0.05, 0.02, 0.01)))):
         words.append(_style(rng, category, sub))
     if rng.random() < 0.25:
-        named = [w for w in sub.split("_")[:-1] if w != "and"] or [sub.split("_")[0]]
+        named = [w for w in sub.split("_")[:-1] if w != "and"] or [
+            sub.split("_", maxsplit=1)[0]
+        ]
         words.append(named[rng.integers(len(named))])
     if not words:
         words.append(_style(rng, category, sub))

@@ -116,8 +116,8 @@ _ENDINGS = (
     "but please do not tell anybody until friday",
 )
 # Sentences that go with no picture at all.
-_NUMBERS = "three seven eleven forty zero".split()
-_NAMES = "wednesday gravity silence october yesterday".split()
+_NUMBERS = ["three", "seven", "eleven", "forty", "zero"]
+_NAMES = ["wednesday", "gravity", "silence", "october", "yesterday"]
 _CLAIMS = (
     "{0} is a louder colour than {1}",
     "{1} weighs more than {0}",

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.readers.untrusted_files import MAX_TEXT
+from ccu_jax.data.readers.untrusted_files import MAX_TEXT_BYTES
 from ccu_jax.data.samples import Trap, Writer, movies, posters, topics
 
 _SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
@@ -77,7 +77,7 @@ def _cut(path: pathlib.Path) -> None:
 
 
 def _endless(path: pathlib.Path) -> None:
-    os.truncate(path.with_suffix(".json"), MAX_TEXT + 1)  # sparse: takes no space
+    os.truncate(path.with_suffix(".json"), MAX_TEXT_BYTES + 1)  # sparse: takes no space
 
 
 def _led_outside(path: pathlib.Path) -> None:

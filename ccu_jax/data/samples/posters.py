@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ccu_jax.data.readers.pairs import CLIPART
+from ccu_jax.data.clipart import CLIPART
 
 
 @functools.cache

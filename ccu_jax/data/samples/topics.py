@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.data.readers.pairs import CLIPART, INDEX
+from ccu_jax.data.clipart import CLIPART, INDEX
 
 # Folders of the library and the movies of the real data set (of 25,959) per genre.
 _GENRES: dict[str, tuple[tuple[str, ...], int]] = {

@@ -100,7 +100,7 @@ def read(given, unpack=no_archive, **settings):
         try:
             example = source.read(key)
         except SkipExample as reason:
-            counts.skip(str(reason), source.name(key))
+            counts.skip(str(reason), source.row_name(key))
             continue
         for note in example.notes:
             counts.add(note)
@@ -499,7 +499,7 @@ def test_a_row_costs_little_memory_and_is_found_again_by_its_key(root):
     assert source.read(source.keys[6_002]).text == "title 6001"
     key = source.keys[-2]
     assert isinstance(key, Key) and key == source.keys[8_000] == source.keys[-3:-1][1]
-    assert source.name(key) == "dress_train_detect_all.txt line 8000"
+    assert source.row_name(key) == "dress_train_detect_all.txt line 8000"
     assert [key.line for key in source.keys[1:4]] == [1, 2, 3]
     with pytest.raises(IndexError):
         source.keys[8_002]
@@ -573,7 +573,7 @@ def test_the_sample_edition_has_the_official_layout(written):
 
 
 def test_the_sample_has_the_official_shares(written):
-    sizes = {name: 0 for name in LABEL_FILES}
+    sizes = dict.fromkeys(LABEL_FILES, 0)
     named = {category: [] for category in CATEGORIES}
     for name, _, _, title in rows_of(written):
         sizes[name] += 1

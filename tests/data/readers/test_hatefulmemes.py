@@ -101,7 +101,7 @@ def read(root, scratch=None, **settings):
         try:
             example = source.read(key)
         except SkipExample as reason:
-            counts.skip(str(reason), source.name(key))
+            counts.skip(str(reason), source.row_name(key))
             continue
         for note in example.notes:
             counts.add(note)
@@ -507,7 +507,7 @@ def test_rows_can_be_read_in_any_order_by_many_threads(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             assert list(pool.map(source.read, source.keys)) == once
-    assert [source.name(key) for key in source.keys] == [e.id for e in once]
+    assert [source.row_name(key) for key in source.keys] == [e.id for e in once]
     again, _ = opened(tmp_path / "data")
     assert list(again.keys) == list(source.keys)
 

@@ -98,7 +98,7 @@ def read(root, unpack=nothing_to_unpack, **settings):
         try:
             example = source.read(key)
         except SkipExample as reason:
-            counts.skip(str(reason), source.name(key))
+            counts.skip(str(reason), source.row_name(key))
             continue
         examples[example.id] = example
         for note in example.notes:
@@ -416,7 +416,10 @@ def test_rows_come_in_the_order_of_the_lists_train_first(copy):
         ["train"] * 24 + ["validation"] * 4 + ["test"] * 12
     )
     assert (source.classes, source.multi_label) == (mmimdb.GENRES, True)
-    assert source.metric == "micro_f1" and source.name(source.keys[0]) == examples[0].id
+    assert (
+        source.metric == "micro_f1"
+        and source.row_name(source.keys[0]) == examples[0].id
+    )
 
 
 def test_many_threads_read_what_one_reads(written):

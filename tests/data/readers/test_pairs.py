@@ -75,7 +75,7 @@ def opened(config, workdir=None):
         try:
             examples.append(source.read(key))
         except SkipExample as reason:
-            counts.skip(str(reason), source.name(key))
+            counts.skip(str(reason), source.row_name(key))
     return source, examples, counts.numbers
 
 
@@ -242,7 +242,7 @@ BAD = [
     (b'{"id": 1%s}' % (b"0" * 9999), "line is no valid JSON"),
     (b"[1]", "line is no JSON object"),
     (b"null", "line is no JSON object"),
-    (b"x" * (files.MAX_LINE + 1), "line too long"),
+    (b"x" * (files.MAX_LINE_BYTES + 1), "line too long"),
     (b'{"id": "caf\xe9"}', "line is not UTF-8"),
     ({"id": "images/0.png", "text": "a", "label": "x"}, "id already used"),
     ({"image": "images/0.png", "label": "x"}, "id already used"),
@@ -439,9 +439,9 @@ def test_broken_rows_of_a_table_are_counted_and_cost_no_other(root):
         b"7,caf\xe9,x",
         b'8,"a\nb",x',
         b"9,%s,x" % (b"l" * (csv.field_size_limit() + 1)),
-        b"10,%s,x" % (b"m" * (files.MAX_LINE + 1)),
+        b"10,%s,x" % (b"m" * (files.MAX_LINE_BYTES + 1)),
         b'11,"torn',
-        b'%s",x' % (b"m" * (files.MAX_LINE + 1)),
+        b'%s",x' % (b"m" * (files.MAX_LINE_BYTES + 1)),
         b'12,"a,\nb",x',
         b"13,a\0b,x",
     ]
@@ -476,7 +476,7 @@ def test_a_row_of_a_table_is_named_by_its_first_line(root):
         (b"image,label,Label ", "two columns are named 'label'"),
         (b"\xe9,label", "it names none"),
         (b'"image,label', "it names none"),
-        (b"x" * (files.MAX_LINE + 1), "it names none"),
+        (b"x" * (files.MAX_LINE_BYTES + 1), "it names none"),
     ],
 )
 def test_a_table_without_the_needed_columns_is_refused(root, header, message):
@@ -513,7 +513,7 @@ def test_folders_of_pictures_are_classes_with_a_text_beside_each(root):
     assert found["cat/1.jpg"].text == "text of cat/1.txt"
     assert found["cat/2.PNG"].text is None and found["cat/2.PNG"].labels == ("cat",)
     assert found["big dog/1.webp"].image == picture()
-    assert source.name(source.keys[0]) in found
+    assert source.row_name(source.keys[0]) in found
 
 
 def test_a_level_of_splits_above_the_classes_is_taken_over(root):

@@ -1,0 +1,6 @@
+"""Where the clip art that travels with the package lies."""
+
+import pathlib
+
+CLIPART = pathlib.Path(__file__).parent / "clipart"
+INDEX = "pairs.jsonl"

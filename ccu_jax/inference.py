@@ -16,7 +16,7 @@ from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError, disk
 from ccu_jax.models import VIEWS
 from ccu_jax.runs import results as rows
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import read_record
 from ccu_jax.train import checkpoint
 
 _BATCH = 64  # rows of one pass: one shape, so that it is compiled once
@@ -97,7 +97,7 @@ def load(
     if why := rows.load_result(rows.result_path(workdir, seed, method)).get("diverged"):
         raise UserError(f"{method} of seed {seed} has diverged ({why}): load another")
     try:
-        tree = sealed.read(workdir / "config.json")
+        tree = read_record(workdir / "config.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir / 'config.json'} cannot be read: {error}") from None
     config = configs.from_json(tree)

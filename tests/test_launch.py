@@ -129,7 +129,7 @@ def test_compiled_programs_lie_in_a_folder_of_the_user_alone(run, monkeypatch):
 
 def test_the_audit_is_smoke_unless_another_tier_is_asked_for(run):
     assert launch.main(["--config", "tiny"]) == 0 and run.audit == ("smoke", 16)
-    argv = "--config tiny --audit rigorous --shadows 8".split()
+    argv = ["--config", "tiny", "--audit", "rigorous", "--shadows", "8"]
     assert launch.main(argv) == 0 and run.audit == ("rigorous", 8)
 
 

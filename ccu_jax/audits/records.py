@@ -15,8 +15,8 @@ from typing import Any
 from ccu_jax.distributed.hosts import barrier, is_first, seen
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import Results
-from ccu_jax.reports.html import atomically
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.files import write_atomically
+from ccu_jax.storage.records import add_checksum, read_record
 
 _FORMAT = 4
 
@@ -82,8 +82,8 @@ def kept(
     found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
     if is_first():
         path.parent.mkdir(exist_ok=True)
-        text = json.dumps(sealed.seal(found), indent=1, allow_nan=False) + "\n"
-        atomically(path, text.encode())
+        text = json.dumps(add_checksum(found), indent=1, allow_nan=False) + "\n"
+        write_atomically(path, text.encode())
     if together:
         barrier(path.name)
     return found
@@ -115,7 +115,7 @@ def _digest(path, mtime_ns, size) -> str:
 def _read(path):
     """A record, or None of what is missing or damaged: it is made again."""
     try:
-        record = sealed.read(path)
+        record = read_record(path)
     except (OSError, ValueError):
         return None
     mark = record.get("mark")

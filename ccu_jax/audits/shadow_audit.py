@@ -26,8 +26,8 @@ from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import ranking as scores
 from ccu_jax.metrics.intervals import Interval, plain
-from ccu_jax.reports.html import atomically
 from ccu_jax.runs.progress import Quiet
+from ccu_jax.storage.files import write_atomically
 from ccu_jax.train import checkpoint
 
 # The fused view would tell of texts, too: a shadow knows those of the unlearn set in
@@ -267,7 +267,7 @@ class Pool:
         said = predictions.results(ctx.forward, params, ctx.table, ctx.data, sets)
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomically(path, predictions.to_bytes(said))
+            write_atomically(path, predictions.to_bytes(said))
         if method != "original":
             checkpoint.remove(steps)
         barrier(path.name)

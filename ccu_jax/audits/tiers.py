@@ -27,10 +27,10 @@ from ccu_jax.distributed.hosts import agreed, barrier, is_first
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCE, REFERENCES
 from ccu_jax.reports import audit_table, tables
-from ccu_jax.reports.html import atomically
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
+from ccu_jax.storage.files import write_atomically
 
 CONTROL = f"{REFERENCE}_2"
 _COMPARED = ("original", REFERENCE, CONTROL)  # with what every model is
@@ -162,9 +162,9 @@ def write(
     found = collected(ctx.workdir, tolerance, tell) if is_first() else []
     if found:
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        atomically(ctx.workdir / "audit.json", text.encode())
+        write_atomically(ctx.workdir / "audit.json", text.encode())
         table = audit_table.markdown(found)
-        atomically(ctx.workdir / "audit.md", table.encode())
+        write_atomically(ctx.workdir / "audit.md", table.encode())
     barrier("audit")
     return found
 

@@ -19,8 +19,8 @@ from ccu_jax.config.methods import (
     Ssd,
 )
 from ccu_jax.config.schema import (
-    Corruptions,
     Config,
+    Corruptions,
     Data,
     Model,
     Run,
@@ -33,9 +33,9 @@ __all__ = [
     "Ccu",
     "CcuPlus",
     "CoUn",
-    "Corruptions",
     "Config",
     "Contrastive",
+    "Corruptions",
     "Data",
     "Delete",
     "Finetune",

@@ -15,7 +15,7 @@ import scipy.fft
 import scipy.sparse
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.storage.columns import Column, Rows
+from ccu_jax.storage.columns import ColumnReader, ColumnWriter
 
 MOST_BITS = 6  # of 63; every such pair is found
 LEAST_CORRELATION = 0.98
@@ -42,7 +42,7 @@ def clusters(
         hashes, telling = _shrink(path, kept, progress)
         rows = np.flatnonzero(has_image & telling)
         found = [np.empty((0, 2), np.int64)]
-        with contextlib.closing(Rows(kept)) as small:
+        with contextlib.closing(ColumnReader(kept)) as small:
             for band in range(_BANDS):
                 progress("comparing pictures that look alike", band, _BANDS)
                 for pairs in candidates(hashes[rows], band):
@@ -59,15 +59,15 @@ def _shrink(
     """Keeps all pictures in small; gives their hashes, and which are not too even."""
     hashes, telling = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     with (
-        contextlib.closing(Rows(path)) as pictures,
-        Column(kept, np.uint8, (_SIDE, _SIDE, 3)) as column,
+        contextlib.closing(ColumnReader(path)) as pictures,
+        ColumnWriter(kept, np.uint8, (_SIDE, _SIDE, 3)) as column,
     ):
         for first in range(0, total := len(pictures), _CHUNK):
             progress("looking for near-duplicates", first, total)
             small = shrunk(pictures.slice(first, min(first + _CHUNK, total)))
             hashes.append(hashed(small))
             telling.append(small.reshape(len(small), -1).std(axis=1) >= _LEAST_SPREAD)
-            column.add(small.round().astype(np.uint8))
+            column.append(small.round().astype(np.uint8))
     return np.concatenate(hashes), np.concatenate(telling)
 
 
@@ -145,7 +145,7 @@ def _close(unique, bucket) -> Iterator[np.ndarray]:
             yield pairs
 
 
-def _alike(small: Rows, pairs: np.ndarray) -> np.ndarray:
+def _alike(small: ColumnReader, pairs: np.ndarray) -> np.ndarray:
     """Which pairs `[n, 2]` of shrunken pictures correlate strongly enough, `[n]`."""
     alike = np.empty(len(pairs), bool)
     for start in range(0, len(pairs), _CHUNK):

@@ -35,7 +35,7 @@ from ccu_jax.distributed.hosts import (
 )
 from ccu_jax.distributed.moves import moves
 from ccu_jax.errors import UserError, disk
-from ccu_jax.reports.html import atomically
+from ccu_jax.storage.files import write_atomically
 
 TIMEOUT_S = 60.0
 _BEAT_S = 2.0
@@ -205,7 +205,7 @@ class Watch:
         # process ends shall be heard all the same: that needs no room.
         with contextlib.suppress(OSError):
             try:
-                atomically(path, text)
+                write_atomically(path, text)
             except OSError:
                 with path.open("r+b") as file:
                     file.write(text)

@@ -17,7 +17,6 @@ from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import OURS, REFERENCE
 from ccu_jax.reports import findings as notes
 from ccu_jax.reports import tables
-from ccu_jax.reports.html import atomically
 from ccu_jax.reports.summary import (
     DASH,
     auc,
@@ -29,6 +28,7 @@ from ccu_jax.reports.summary import (
 from ccu_jax.runs import forecast, session, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
+from ccu_jax.storage.files import write_atomically
 
 # What can be switched off, or changed, in each kind of section, and in what words.
 PARTS: dict[type, dict[str, dict[str, Any]]] = {
@@ -101,8 +101,8 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
                     found += _method(ctx, problem, name, stage)
         if is_first():
             text = json.dumps(found, indent=1) + "\n"
-            atomically(workdir / "ablation.json", text.encode())
-            atomically(workdir / "ablation.md", _markdown(found, names).encode())
+            write_atomically(workdir / "ablation.json", text.encode())
+            write_atomically(workdir / "ablation.md", _markdown(found, names).encode())
         for name in names:
             ctx.reporter.say(_title(name))
             tables.show(*table(found, name), ctx.reporter)

@@ -25,11 +25,11 @@ from ccu_jax.methods import REFERENCE, REFERENCES
 from ccu_jax.models import VIEWS
 from ccu_jax.reports import html as report
 from ccu_jax.reports import tables
-from ccu_jax.reports.html import atomically
 from ccu_jax.reports.summary import auc, score
 from ccu_jax.runs import forecast, session, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
+from ccu_jax.storage.files import write_atomically
 
 FINALISTS = 3
 ATTACKED = ("image", "fused", "pair")
@@ -73,7 +73,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
             told = _told(config, trials, found)
             if is_first():
                 path = workdir / "tuning.json"
-                atomically(path, (json.dumps(told, indent=1) + "\n").encode())
+                write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
         _show(ctx.reporter, told, workdir / "tuning.json")
         return told
 

@@ -6,13 +6,10 @@ that came from data is escaped.
 """
 
 import base64
-import contextlib
 import html
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ccu_jax.errors import printable
 from ccu_jax.evaluate.predictions import SETS
@@ -21,7 +18,8 @@ from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.reports import audit_table, figure, summary, tables
 from ccu_jax.reports import findings as notes
 from ccu_jax.reports.summary import DASH, Row, estimate
-from ccu_jax.runs.progress import Reporter, clean
+from ccu_jax.runs.progress import Reporter
+from ccu_jax.storage.files import to_plain_json, write_atomically
 
 __all__ = ["Reporter", "markdown", "show", "write"]
 
@@ -70,7 +68,7 @@ def write(
         config: as plain JSON.
         audits: of `auditing.collected`, for the page.
     """
-    rows, config = clean(rows), clean(config)
+    rows, config = to_plain_json(rows), to_plain_json(config)
     png = figure.draw(rows)
     # All are made before the first is written: an error leaves the old ones alone.
     files = {
@@ -81,12 +79,12 @@ def write(
     }
     workdir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        atomically(workdir / name, content)
+        write_atomically(workdir / name, content)
 
 
 def markdown(rows: list[Row]) -> str:
     """Returns the table and the sentences below it as Markdown."""
-    rows = clean(rows)
+    rows = to_plain_json(rows)
     told = [f"# {tables.escaped(_title(rows))}", ""]
     for note in notes.editions(rows):
         told += [f"**{tables.escaped(note.text)}**", ""] if note.kind == "loud" else []
@@ -106,7 +104,7 @@ def show(rows: list[Row], reporter: Reporter) -> None:
         return
     if not reporter.live:
         return reporter.print(markdown(rows))
-    rows = clean(rows)
+    rows = to_plain_json(rows)
     reporter.print(_title(rows), style="bold")
     tables.show(*_table(rows), reporter)
     header, lines = _streaming(rows)
@@ -256,17 +254,3 @@ def _audit(audits: Sequence[dict]) -> Iterator[str]:
 def _html_note(note: notes.Note) -> str:
     mark = f"<b>{note.kind}</b> – " if note.kind in ("yes", "no") else ""
     return mark + html.escape(note.text)
-
-
-def atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole or not at all, also where the machine goes down."""
-    temporary: Any = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

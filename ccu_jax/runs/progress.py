@@ -20,24 +20,10 @@ from rich.text import Text
 
 from ccu_jax.distributed.moves import moved
 from ccu_jax.errors import printable
+from ccu_jax.storage.files import to_plain_json
 
 PLAIN_EVERY_S = 10.0  # a log file needs a sign of life, not an animation
 METRICS_EVERY_S = 0.25  # reading a metric waits for the device that computes it
-
-
-def clean(value: Any) -> Any:
-    """Returns `value` as plain JSON: arrays become lists, NaN and infinity null."""
-    if hasattr(value, "tolist"):  # numpy and JAX arrays and scalars
-        value = value.tolist()
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [clean(item) for item in value]
-    return str(value)
 
 
 class Stage:
@@ -155,7 +141,7 @@ class Reporter:
         if self._file is None:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        record = {"time": now, "kind": kind} | clean(fields)
+        record = {"time": now, "kind": kind} | to_plain_json(fields)
         line = json.dumps(record, allow_nan=False) + "\n"
         with self._lock:
             self._file.write(line.encode())  # unbuffered: it survives a crash

@@ -14,9 +14,9 @@ import ccu_jax
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
-from ccu_jax.reports.html import atomically
 from ccu_jax.runs.context import RunContext
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.files import write_atomically
+from ccu_jax.storage.records import add_checksum, read_record
 from ccu_jax.unlearn_sets import splits as unlearn_set
 
 
@@ -95,8 +95,8 @@ def _text_unchanged(before, results) -> bool:
 def write_result(path: pathlib.Path, row: dict[str, Any]) -> None:
     """Writes the row of a stage to its file, with a digest."""
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps(sealed.seal(row), indent=1) + "\n"
-    atomically(path, text.encode())
+    text = json.dumps(add_checksum(row), indent=1) + "\n"
+    write_atomically(path, text.encode())
 
 
 def load_result(path: pathlib.Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def load_result(path: pathlib.Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        row = sealed.read(path)
+        row = read_record(path)
         if {"method", "fingerprint"} <= row.keys() and type(row["seed"]) is int:
             return row
     except (ValueError, KeyError):

@@ -4,12 +4,9 @@ One folder belongs to one configuration and one set of data.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
-import platform
-import re
 import shutil
 import time
 
@@ -23,10 +20,10 @@ from ccu_jax.distributed.hosts import agreed, barrier, is_first, place_of_proces
 from ccu_jax.errors import PassingError, UserError
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
-from ccu_jax.reports.html import atomically
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.files import try_lock, write_atomically
+from ccu_jax.storage.records import add_checksum, read_record
 from ccu_jax.train import checkpoint
 from ccu_jax.unlearn_sets import splits as unlearn_set
 
@@ -63,14 +60,14 @@ def locked(workdir):
         PassingError: another one is at work in it.
     """
     with contextlib.ExitStack() as stack:
-        told = _lock(stack, workdir) if is_first() else ""
+        told = try_lock(stack, workdir) if is_first() else ""
         end = time.monotonic() + _LEASE_S
         # What was started again at once may meet what is left of itself.
         if told and place_of_process()[1] > 1:
             print(f"another run is at work in {workdir} ({told}): waiting", flush=True)
         while told and place_of_process()[1] > 1 and time.monotonic() < end:
             time.sleep(1)
-            told = _lock(stack, workdir)
+            told = try_lock(stack, workdir)
         if not agreed(told == ""):
             raise PassingError(
                 f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
@@ -89,38 +86,13 @@ def _link(workdir) -> str:
     return ""
 
 
-def _lock(stack, workdir) -> str:
-    """Empty where the folder is this process's now, else what is known of the owner."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((workdir / "run.lock").open("a+b"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        return file.read(200).decode("utf-8", "replace").strip() or "just started"
-    except OSError as error:  # a file system without locks
-        print(
-            f"*** {workdir} cannot be locked ({error.strerror}): see to it that no "
-            "other run works in it ***"
-        )
-        return ""
-    # What a kill has left of files that were being written.
-    for left in workdir.rglob(".*.tmp"):
-        if re.fullmatch(r"\..+\.\d+\.tmp", left.name):
-            left.unlink(missing_ok=True)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
-    file.flush()
-    return ""
-
-
 def refuse(config, workdir):
     """Refuse a folder that another configuration has filled."""
     path = workdir / "config.json"
     if not path.exists():
         return
     try:
-        different = configs.difference(sealed.read(path), configs.to_json(config))
+        different = configs.difference(read_record(path), configs.to_json(config))
     except ValueError:
         raise UserError(
             f"{path}, which says what {workdir} was made with, is damaged: remove it, "
@@ -138,9 +110,9 @@ def claim(config, workdir, files):
     """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
     barrier("claim")  # all processes have looked at what was there
     if is_first():
-        mine = sealed.seal(configs.to_json(config))
+        mine = add_checksum(configs.to_json(config))
         path = workdir / "config.json"
-        atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
     keep(files)
 
 
@@ -150,7 +122,7 @@ def keep(files):
     for path, text in files.items() if is_first() else ():
         if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(exist_ok=True)
-            atomically(path, text.encode())
+            write_atomically(path, text.encode())
 
 
 def unlearn_file(workdir, seed):
@@ -246,7 +218,7 @@ def purge(ctx: RunContext):
             )
             told |= also
             text = json.dumps(told, indent=1) + "\n"
-            atomically(workdir / "purge.json", text.encode())
+            write_atomically(workdir / "purge.json", text.encode())
         barrier("purge")
     if is_first():
         reporter.say(

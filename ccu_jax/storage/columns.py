@@ -1,97 +1,110 @@
-"""Arrays in .npy files, written row by row; they can be gone on with after a kill."""
+"""Columns on disk: arrays `[N, *row_shape]` written row by row, `.npy` or raw bytes.
+
+Plain files instead of memory maps: on a full disk a memory map kills the process where
+a file raises OSError, and pages it has touched count as the process's memory.
+"""
 
 import os
 import pathlib
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
-class Column:
-    """An .npy file `[N, *shape]` that grows; N need not be known before.
+class ColumnWriter:
+    """Appends rows to a file; their number need not be known before.
 
-    It is written like any file and not through a memory map, where a full disk would
-    kill the process instead of raising OSError.
+    A path that ends in `.npy` gets NumPy's header, any other holds the bytes alone.
     """
 
-    def __init__(self, path: pathlib.Path, dtype, shape=(), rows: int = 0):
-        """Opens `path` anew, or after its first `rows` rows, which are kept.
+    def __init__(
+        self,
+        path: pathlib.Path,
+        dtype: DTypeLike,
+        row_shape: tuple[int, ...] = (),
+        num_rows: int = 0,
+    ):
+        """Creates the file, or reopens it to continue after its first `num_rows` rows.
 
         Raises:
-            ValueError: the file does not have so many rows.
+            ValueError: The file has fewer rows than that.
         """
-        self.dtype, self._shape, self.rows = np.dtype(dtype), tuple(shape), rows
-        self._bytes = self.dtype.itemsize * int(np.prod(self._shape, dtype=np.int64))
-        self._file = path.open("r+b" if rows else "wb")
-        end = self._header() + rows * self._bytes
+        self.dtype, self._row_shape = np.dtype(dtype), tuple(row_shape)
+        self.num_rows, self._has_header = num_rows, path.suffix == ".npy"
+        row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
+        self._file = path.open("r+b" if num_rows else "wb")
+        end = self._write_header() + num_rows * row_bytes
         if self._file.seek(0, os.SEEK_END) < end:
             self._file.close()
-            raise ValueError(f"{path} has fewer than {rows} rows")
+            raise ValueError(f"{path} has fewer than {num_rows} rows")
         self._file.seek(end)
         self._file.truncate()
 
-    def add(self, rows: np.ndarray) -> None:
-        """Appends rows `[n, *shape]`."""
-        if rows.shape[1:] != self._shape or rows.dtype != self.dtype:
-            raise ValueError(f"not rows of {self._shape}: {rows.shape}, {rows.dtype}")
+    def append(self, rows: np.ndarray) -> None:
+        """Appends rows `[n, *row_shape]`."""
+        if rows.shape[1:] != self._row_shape or rows.dtype != self.dtype:
+            raise ValueError(
+                f"expected rows of shape {self._row_shape} and type {self.dtype}, got "
+                f"{rows.shape[1:]} and {rows.dtype}"
+            )
         self._file.write(np.ascontiguousarray(rows).tobytes())
-        self.rows += len(rows)
+        self.num_rows += len(rows)
 
     def sync(self) -> None:
-        """Brings all rows to the disk."""
+        """Flushes all rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _header(self) -> int:
-        # NumPy leaves room in the header for a first axis that grows.
+    def _write_header(self) -> int:
+        """Writes the header, if any, and returns where the rows begin."""
         self._file.seek(0)
-        entry = {
-            "descr": np.lib.format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (self.rows, *self._shape),
-        }
-        np.lib.format.write_array_header_1_0(self._file, entry)
+        if self._has_header:
+            # NumPy pads the header so that the first axis can grow in place.
+            header = {
+                "descr": np.lib.format.dtype_to_descr(self.dtype),
+                "fortran_order": False,
+                "shape": (self.num_rows, *self._row_shape),
+            }
+            np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()
 
-    def __enter__(self) -> "Column":
-        """Nothing to do: the file is open."""
+    def __enter__(self) -> "ColumnWriter":
+        """Returns the open writer."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Writes the final header and closes the file."""
+        """Writes the final header, unless an error occurred, and closes the file."""
         with self._file:
             if error[0] is None:
-                self._header()
+                self._write_header()
 
 
-class Rows:
-    """Rows of an .npy file by their numbers, read without mapping the file.
-
-    What a memory map has touched counts as this process's memory; this does not.
-    """
+class ColumnReader:
+    """Reads rows of an `.npy` file by their indices, without mapping the file."""
 
     def __init__(self, path: pathlib.Path):
         """Opens the file."""
         mapped = np.load(path, mmap_mode="r")
         self.shape, self._dtype, self._start = mapped.shape, mapped.dtype, mapped.offset
-        self._bytes = mapped.dtype.itemsize * int(np.prod(mapped.shape[1:]))
+        self._row_bytes = mapped.dtype.itemsize * int(np.prod(mapped.shape[1:]))
         self._file = path.open("rb")
 
     def __len__(self) -> int:
-        """N, the number of rows."""
+        """Returns N, the number of rows."""
         return self.shape[0]
 
-    def slice(self, first: int, last: int) -> np.ndarray:
-        """The rows from `first` to before `last`."""
-        self._file.seek(self._start + first * self._bytes)
-        data = self._file.read((last - first) * self._bytes)
+    def slice(self, start: int, stop: int) -> np.ndarray:
+        """Reads the rows `start` to `stop - 1`."""
+        self._file.seek(self._start + start * self._row_bytes)
+        data = self._file.read((stop - start) * self._row_bytes)
         return np.frombuffer(data, self._dtype).reshape(-1, *self.shape[1:])
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of these numbers, in their order."""
-        out = np.empty((len(rows), *self.shape[1:]), self._dtype)
-        for place, row in enumerate(rows):
-            out[place] = self.slice(int(row), int(row) + 1)[0]
-        return out
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Reads the rows of these indices, in their order."""
+        rows = np.empty((len(indices), *self.shape[1:]), self._dtype)
+        for position, index in enumerate(indices):
+            rows[position] = self.slice(int(index), int(index) + 1)[0]
+        return rows
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,7 +1,6 @@
-"""Records that tell whether they were damaged: plain JSON with a digest of its own.
+"""JSON records and text files with a SHA-256 checksum of their own content.
 
-A flipped bit in a number leaves valid JSON, and another number. Lists for people to
-read have theirs in a last line.
+A flipped bit in a number leaves valid JSON with another number; the checksum finds it.
 """
 
 import hashlib
@@ -9,54 +8,53 @@ import json
 import pathlib
 from typing import Any
 
-_NAME = "sha256"
-_LAST = "# sha256 of all above: "
+_KEY = "sha256"
+_LINE_PREFIX = "# sha256 of all above: "
 
 
-def seal(record: dict[str, Any]) -> dict[str, Any]:
-    """The record as JSON gives it back, with its digest."""
+def add_checksum(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record as JSON would restore it, with its checksum added."""
     plain = json.loads(json.dumps(record))
-    return plain | {_NAME: _digest(plain)}
+    return plain | {_KEY: _checksum(plain)}
 
 
-def unseal(record: Any) -> dict[str, Any]:
-    """The record without the digest.
+def verify_checksum(record: Any) -> dict[str, Any]:
+    """Returns the record without its checksum.
 
     Raises:
-        ValueError: it is not what was sealed.
+        ValueError: The checksum is missing or does not match.
     """
-    if not isinstance(record, dict) or not isinstance(record.get(_NAME), str):
-        raise ValueError("it holds no digest of its own")
-    rest = {name: value for name, value in record.items() if name != _NAME}
-    if record[_NAME] != _digest(rest):
-        raise ValueError("it does not match its digest")
-    return rest
+    if not isinstance(record, dict) or not isinstance(record.get(_KEY), str):
+        raise ValueError("it has no checksum")
+    plain = {name: value for name, value in record.items() if name != _KEY}
+    if record[_KEY] != _checksum(plain):
+        raise ValueError("it does not match its checksum")
+    return plain
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """The record in a file, without the digest.
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON record and returns it without its checksum.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it holds none, or another one than was sealed.
+        OSError: The file cannot be read.
+        ValueError: It is not JSON, or its checksum is missing or does not match.
     """
     try:
-        return unseal(json.loads(path.read_text(encoding="utf-8")))
+        return verify_checksum(json.loads(path.read_text(encoding="utf-8")))
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
 
 
-def seal_lines(text: str) -> str:
-    """The lines, which end with one, with their digest in one more."""
-    return f"{text}{_LAST}{hashlib.sha256(text.encode()).hexdigest()}\n"
+def add_line_checksum(text: str) -> str:
+    """Returns a text that ends with a newline, with a line of its checksum added."""
+    return f"{text}{_LINE_PREFIX}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
-def whole_lines(text: str) -> bool:
-    """Whether lines are what was sealed."""
-    above, mark, _ = text.rpartition(_LAST)
-    return mark != "" and text == seal_lines(above)
+def lines_are_intact(text: str) -> bool:
+    """Returns whether a text still matches its last line, the checksum."""
+    content, prefix, _ = text.rpartition(_LINE_PREFIX)
+    return prefix != "" and text == add_line_checksum(content)
 
 
-def _digest(plain):
-    text = json.dumps(plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checksum(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -23,7 +23,7 @@ import numpy as np
 
 from ccu_jax.distributed.hosts import agreed, is_first, of_first, seen
 from ccu_jax.errors import UserError, gone, passes
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_checksum, verify_checksum
 
 _ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
 
@@ -77,7 +77,7 @@ def save(directory: pathlib.Path, step: int, tree: Any, facts: dict, keep: int =
             args=ocp.args.Composite(
                 arrays=ocp.args.StandardSave(leaves),
                 meta=ocp.args.JsonSave(
-                    sealed.seal({"arrays": about, "facts": facts, "step": step})
+                    add_checksum({"arrays": about, "facts": facts, "step": step})
                 ),
             ),
             force=True,
@@ -105,7 +105,7 @@ def restore(
             try:
                 leaves, facts = _read(ocp, manager, step)
                 saved = Saved(step, _rebuild(like, leaves), facts)
-            except Exception as error:  # noqa: BLE001  Orbax raises many kinds
+            except Exception as error:
                 if passes(error):  # then it is none of the checkpoint's
                     raise
                 first = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -175,7 +175,7 @@ def _say_nothing(*told):
 
 def _read(ocp, manager, step):
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    told = sealed.unseal(meta["meta"])
+    told = verify_checksum(meta["meta"])
     about = told["arrays"]
     if told["step"] != step:
         raise ValueError(f"it is of step {told['step']}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from ccu_jax.data.near_duplicates import connected
 from ccu_jax.errors import UserError
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_line_checksum, lines_are_intact
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets.ids import read_ids
 from ccu_jax.unlearn_sets.rules import Choice, Memory, Pool
@@ -168,7 +168,7 @@ def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget")
         "# to be forgotten; rows of one group follow each other",
         *(str(data.id[row]) for rows in groups for row in rows),
     ]
-    return sealed.seal_lines("\n".join(lines) + "\n")
+    return add_line_checksum("\n".join(lines) + "\n")
 
 
 def check_whole(path: pathlib.Path) -> None:
@@ -178,7 +178,7 @@ def check_whole(path: pathlib.Path) -> None:
         UserError: it was damaged, or changed.
     """
     try:
-        if sealed.whole_lines(path.read_bytes().decode()):
+        if lines_are_intact(path.read_bytes().decode()):
             return
     except UnicodeDecodeError:
         pass

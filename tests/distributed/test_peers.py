@@ -194,7 +194,7 @@ def test_on_a_disk_without_room_the_others_still_hear_how_it_ends(
     def full(path, content):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(peers, "atomically", full)
+    monkeypatch.setattr(peers, "write_atomically", full)
     two.end("refused")
     assert (tmp_path / "1").stat().st_size == before.st_size
     assert lost(one, 1) is None

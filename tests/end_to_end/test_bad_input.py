@@ -15,7 +15,7 @@ from ccu_jax.config import limits
 from ccu_jax.config import loading as config_file
 from ccu_jax.config import schema as configs
 from ccu_jax.methods import METHODS
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_checksum
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -399,7 +399,7 @@ def test_three_devices_cannot_share_a_batch_of_sixteen(config):
 
 def test_the_workdir_of_another_configuration_is_refused(config, capsys):
     theirs = configs.to_json(config_file.load(str(config), ["train.epochs=7"]))
-    pathlib.Path("out/config.json").write_text(json.dumps(sealed.seal(theirs)))
+    pathlib.Path("out/config.json").write_text(json.dumps(add_checksum(theirs)))
     message, _ = refused(capsys, "--config", config)
     assert_named(message, "/out", "train.epochs", "--workdir")
     message, _ = refused(capsys, "--config", config, "--set", "unlearn.rule=class:cat")

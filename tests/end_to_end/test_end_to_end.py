@@ -17,7 +17,7 @@ import pytest
 
 from ccu_jax.config import schema as configs
 from ccu_jax.evaluate import predictions
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_line_checksum, read_record
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Smaller still than `tiny`, with a checkpoint after every second step.
@@ -109,7 +109,7 @@ def weights(workdir, method, seed=0):
 def _model(workdir):
     from ccu_jax import data, models
 
-    config = configs.from_json(sealed.read(workdir / "config.json"))
+    config = configs.from_json(read_record(workdir / "config.json"))
     loaded = data.load(config.data, workdir, lambda *told: None)
     model = models.build(
         config.model,
@@ -473,7 +473,7 @@ def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished,
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert f"{path} is damaged, or was changed: remove it" in err
     assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
-    path.write_text(sealed.seal_lines("\n".join(lines[:-1]) + "\n"), "utf-8")
+    path.write_text(add_line_checksum("\n".join(lines[:-1]) + "\n"), "utf-8")
     process = started("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err

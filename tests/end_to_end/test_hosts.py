@@ -292,7 +292,11 @@ launch._leave()
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "what, told",
-    [("workdirs _lock", 1), ("data load", 1), ("evaluate.predictions results", 0)],
+    [
+        ("runs.workdir try_lock", 1),
+        ("data load", 1),
+        ("evaluate.predictions results", 0),
+    ],
 )
 def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
     config, tmp_path, what, told

@@ -14,7 +14,7 @@ from ccu_jax.config.schema import Unlearn
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.experiments import run
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_line_checksum
 from tests import problems
 from tests.evaluate.test_feature_store import pictures
 
@@ -152,7 +152,7 @@ def test_a_finished_run_is_shown_without_its_checkpoints_and_after_a_purge(
     shutil.rmtree(copy / "checkpoints")
     assert run.run(config, copy) == before
     assert bits(copy) == bits(finished)
-    other = sealed.seal_lines("row1\n")
+    other = add_line_checksum("row1\n")
     (copy / "unlearn_sets" / "0.txt").write_text(other)
     with pytest.raises(UserError, match="the unlearn set is another one"):
         run.run(config, copy)

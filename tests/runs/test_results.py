@@ -6,7 +6,7 @@ import pytest
 
 from ccu_jax.errors import UserError
 from ccu_jax.runs import results as rows
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_checksum
 
 
 def written(workdir, name, **row):
@@ -45,7 +45,7 @@ _ROW = {"method": "ccu_plus", "seed": 0, "fingerprint": "f", "score": 0.1524}
 
 
 @pytest.mark.parametrize(
-    "row", [{}, [], 3, "x", _ROW, sealed.seal({}), sealed.seal({**_ROW, "seed": "0"})]
+    "row", [{}, [], 3, "x", _ROW, add_checksum({}), add_checksum({**_ROW, "seed": "0"})]
 )
 def test_what_is_no_row_is_damaged(tmp_path, row):
     path = written(tmp_path, "ccu_plus-0")

@@ -18,7 +18,7 @@ from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.readers.base import Counts, Progress, Source, digest
 from ccu_jax.errors import UserError
-from ccu_jax.storage.columns import Column
+from ccu_jax.storage.columns import ColumnWriter
 
 MAPPED = ("image", "text")
 LOADED = ("labels", "has_image", "has_text", "id", "group", "split", "cluster")
@@ -114,7 +114,7 @@ def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
     }
     with contextlib.ExitStack() as stack:
         columns = {
-            name: stack.enter_context(Column(folder / f"{name}.npy", *shape))
+            name: stack.enter_context(ColumnWriter(folder / f"{name}.npy", *shape))
             for name, shape in shapes.items()
         }
         _fill(columns, folder, source, config, tokenizer, rows, progress)
@@ -131,13 +131,13 @@ def _fill(columns, folder, source: Source, config: Data, tokenizer, rows, progre
         for place, row in enumerate(chunk):
             labels[place, row["labels"]] = 1
         texts = [row["text"] for row in chunk]
-        columns["text"].add(text.encode(tokenizer, texts, config.text_length))
-        columns["labels"].add(labels)
-        columns["has_image"].add(np.array([row["image"] for row in chunk]))
-        columns["has_text"].add(np.array([t is not None for t in texts]))
+        columns["text"].append(text.encode(tokenizer, texts, config.text_length))
+        columns["labels"].append(labels)
+        columns["has_image"].append(np.array([row["image"] for row in chunk]))
+        columns["has_text"].append(np.array([t is not None for t in texts]))
         for name in ("id", "group", "split"):
             values = np.array([row[name] for row in chunk], columns[name].dtype)
-            columns[name].add(values)
+            columns[name].append(values)
 
 
 def _chunks(rows: Iterator) -> Iterator[list]:

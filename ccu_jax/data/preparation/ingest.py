@@ -19,7 +19,7 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation.tfds_builders import Records
 from ccu_jax.data.readers.base import Counts, Example, Progress, SkipExample, Source
-from ccu_jax.storage.columns import Column
+from ccu_jax.storage.columns import ColumnWriter
 
 PART_ROWS = 4096
 PART_BYTES = 64 << 20  # encoded pictures of a part
@@ -76,7 +76,7 @@ def collect(
     size, total = config.image_size, len(source.keys)
     shape, path = (size, size, 3), scratch / "image.npy"
     with (
-        Column(path, np.uint8, shape, mark.rows) as squares,
+        ColumnWriter(path, np.uint8, shape, mark.rows) as squares,
         _open_at(scratch / _ROWS, mark.bytes) as lines,
         (scratch / _JOURNAL).open("ab") as journal,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
@@ -84,7 +84,7 @@ def collect(
         store = _Store(squares, lines, source.classes, counts)
         loaded = _load(source, pool, config, mark.key)
         while mark.key < total:
-            part, before = [], squares.rows
+            part, before = [], squares.num_rows
             for where, got in _until_full(loaded):
                 mark = mark._replace(key=mark.key + 1)
                 progress("reading and decoding", mark.key, total)
@@ -95,9 +95,9 @@ def collect(
                 records.write(len(mark.sizes), part)
             squares.sync()
             _sync(lines)
-            sizes = (*mark.sizes, squares.rows - before)
+            sizes = (*mark.sizes, squares.num_rows - before)
             mark = _JournalEntry(
-                mark.key, squares.rows, lines.tell(), sizes, counts.numbers
+                mark.key, squares.num_rows, lines.tell(), sizes, counts.numbers
             )
             journal.write(json.dumps(mark._asdict()).encode() + b"\n")
             _sync(journal)
@@ -107,7 +107,7 @@ def collect(
 class _Store:
     """Where rows go, and their counts."""
 
-    def __init__(self, squares: Column, lines, classes, counts: Counts):
+    def __init__(self, squares: ColumnWriter, lines, classes, counts: Counts):
         self._squares, self._lines, self._counts = squares, lines, counts
         self._column = {name: number for number, name in enumerate(classes)}
 
@@ -118,7 +118,7 @@ class _Store:
             return None
         for note in got.example.notes:
             self._counts.add(note)
-        self._squares.add(got.image[None])
+        self._squares.append(got.image[None])
         self._lines.write(_line(got.example, self._column))
         return got.example
 

@@ -15,7 +15,7 @@ from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers.base import Counts, Location, Progress, Reader, Source, digest
 from ccu_jax.errors import UserError, disk
-from ccu_jax.storage import records as sealed
+from ccu_jax.storage.records import add_checksum, read_record
 
 FORMAT = 3  # raised whenever the stored form changes
 # Settings that say nothing of what a record of TFDS holds.
@@ -122,7 +122,7 @@ def _current(
 def _read(config: Data, folder: pathlib.Path) -> tuple[dict, dict] | None:
     """What is said of a prepared folder, and the fields of `Dataset`."""
     try:
-        meta = sealed.read(folder / _META)
+        meta = read_record(folder / _META)
         if meta.get("format") != FORMAT or meta["config"] != _settings(config):
             return None
         found = arrays.load(folder)
@@ -189,7 +189,7 @@ def reopened(
 ) -> Source | None:
     """The source of what is prepared, read from where it still is; None: nowhere."""
     at = folders(workdir)
-    meta = sealed.read(at.data / _META)
+    meta = read_record(at.data / _META)
     try:
         return _Preparation(config, reader, workdir, progress).open()[1]
     except (OSError, UserError):
@@ -231,7 +231,7 @@ class _Preparation:
                 f"the data in {meta['root']} have changed since {self.workdir} was "
                 "made: give another --workdir, or remove the folder to start anew"
             )
-        text = json.dumps(sealed.seal(meta), indent=1)
+        text = json.dumps(add_checksum(meta), indent=1)
         (at.new / _META).write_text(text, "utf-8")
         if at.data.exists():
             remove_tree(at.old)

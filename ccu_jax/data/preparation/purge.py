@@ -23,7 +23,7 @@ from ccu_jax.data.preparation import prepare
 from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.data.readers.base import Example, Progress, Reader, SkipExample
 from ccu_jax.errors import UserError
-from ccu_jax.storage.columns import Rows
+from ccu_jax.storage.columns import ColumnReader
 
 PIECE = 32  # bytes that are looked for: chance does not bring so many together
 NEEDLES = "purge-needles.json"
@@ -243,7 +243,7 @@ def _write(path: pathlib.Path, needles: Iterable[Needle], even: set[str]) -> Non
 def _of_squares(folder: pathlib.Path, numbers: np.ndarray) -> Iterator[Needle]:
     """Needles of stored squares; those that are blank have none."""
     ids = np.load(folder / "id.npy")
-    with contextlib.closing(Rows(folder / "image.npy")) as pictures:
+    with contextlib.closing(ColumnReader(folder / "image.npy")) as pictures:
         for number in numbers:
             for piece in pieces(pictures.slice(number, number + 1).tobytes()):
                 yield needle(str(ids[number]), "square", piece)
@@ -254,7 +254,7 @@ def _blank(folder: pathlib.Path, numbers: np.ndarray) -> set[str]:
     ids = np.load(folder / "id.npy")
     if not (folder / prepare.PURGED).exists():
         return set()
-    with contextlib.closing(Rows(folder / "image.npy")) as pictures:
+    with contextlib.closing(ColumnReader(folder / "image.npy")) as pictures:
         return {
             str(ids[number])
             for number in numbers

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.audits import relearning
-from ccu_jax.audits.offline import LEVEL
+from ccu_jax.audits.offline import CONFIDENCE
 from ccu_jax.methods import Problem
 from ccu_jax.metrics import distances
 from ccu_jax.metrics import membership as attacks
@@ -115,7 +115,9 @@ def _neutral(mine, others):
         found[name] = None
         if model is not None and others["reference"] is not None:
             pair = *sides(model), *sides(others["reference"])
-            found[name] = auc.auc_difference(*pair, confidence=LEVEL, groups=groups)
+            found[name] = auc.auc_difference(
+                *pair, confidence=CONFIDENCE, groups=groups
+            )
     return {name: plain(value) for name, value in found.items()}
 
 

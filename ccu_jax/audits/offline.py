@@ -19,9 +19,8 @@ from ccu_jax.models import VIEWS
 # few rows, but these well, is seen by how many are found at few false alarms, and one
 # that has fallen apart by its score in two views. Six questions are asked at once, so
 # each interval that a verdict hangs on is of a confidence of 1 - .05 / 6.
-JUDGED = ("image", "fused", "pair")
-JUDGED_BY = {"image": "loss", "fused": "loss", "pair": "cosine"}
-LEVEL = 1 - 0.05 / 6
+VERDICT_SIGNALS = {"image": "loss", "fused": "loss", "pair": "cosine"}
+CONFIDENCE = 1 - 0.05 / 6
 RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
 _COMPARED = ("retain", "unlearn", "test")
 _RANKED = {
@@ -102,10 +101,10 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
 
     def one(view, name):
         mine = own[view][name]
-        how = {"confidence": LEVEL, "groups": of_groups[view]}
+        how = {"confidence": CONFIDENCE, "groups": of_groups[view]}
         told = {"auc": auc.auc_interval(*mine, **how)}
         told["bootstrap"] = auc.auc_bootstrap(*mine, groups=of_groups[view])
-        judged = name == JUDGED_BY.get(view)
+        judged = name == VERDICT_SIGNALS.get(view)
         for key, rate in RATES.items():
             told[key] = attacks.tpr_at_fpr(*mine, rate, **how)
         for key, whose in _AGAINST.items():
@@ -189,7 +188,7 @@ def _score(given, view):
             *logits,
             given.model.labels[rows],
             given.model.multi_label,
-            confidence=LEVEL,
+            confidence=CONFIDENCE,
             groups=_groups(given.model, rows),
         )
     )
@@ -208,7 +207,7 @@ def _excess(given, view):
             model.labels[rows],
             model.of[rows] == "unlearn",
             model.multi_label,
-            confidence=LEVEL,
+            confidence=CONFIDENCE,
             groups=_groups(model, rows),
         )
     )
@@ -294,9 +293,9 @@ def least_epsilon(model: Results) -> dict[str, float | None]:
     found, of_groups = signals_of(model), groups_of(model)
     return {
         view: epsilon.threshold_epsilon(
-            *found[view][JUDGED_BY[view]],
-            confidence=1 - 0.05 / len(JUDGED),
+            *found[view][VERDICT_SIGNALS[view]],
+            confidence=1 - 0.05 / len(VERDICT_SIGNALS),
             groups=of_groups[view],
         )
-        for view in JUDGED
+        for view in VERDICT_SIGNALS
     }

@@ -16,17 +16,16 @@ from typing import Any
 
 import jax
 
-from ccu_jax.audits import judging
 from ccu_jax.audits import model_probes as probing
 from ccu_jax.audits import offline as outputs
 from ccu_jax.audits import records as audit_records
+from ccu_jax.audits import verdict
 from ccu_jax.audits.offline import Given
 from ccu_jax.audits.shadow_audit import LEAST, Pool
 from ccu_jax.config import limits
 from ccu_jax.distributed.hosts import agreed, barrier, is_first
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCE, REFERENCES
-from ccu_jax.reports import audit_table, tables
 from ccu_jax.runs import forecast, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
@@ -148,10 +147,8 @@ def measure(
             _pool(ctx, seed, problem, methods, shadows, stage.tell)
 
 
-def write(
-    ctx: RunContext, tell: Callable, tolerance: float = 0.05
-) -> list[dict[str, Any]]:
-    """`audit.json` and `audit.md`, of all that was measured in the folder.
+def write(ctx: RunContext, tell: Callable) -> list[dict[str, Any]]:
+    """`audit.json`, of all that was measured in the folder.
 
     Every process calls this. What is to be measured of outputs alone the first one
     measures: others may not see all of the folder yet.
@@ -159,31 +156,21 @@ def write(
     Returns:
         A record for each method, with its verdict over all seeds; the first process.
     """
-    found = collected(ctx.workdir, tolerance, tell) if is_first() else []
+    found = collected(ctx.workdir, tell) if is_first() else []
     if found:
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
         write_atomically(ctx.workdir / "audit.json", text.encode())
-        table = audit_table.markdown(found)
-        write_atomically(ctx.workdir / "audit.md", table.encode())
     barrier("audit")
     return found
 
 
-def stored(workdir, tolerance: float = 0.05) -> list[dict[str, Any]]:
+def stored(workdir) -> list[dict[str, Any]]:
     """What was measured before, as `write` gives it, for who does not measure now."""
-    return collected(workdir, tolerance, measure=False)
-
-
-def show(ctx: RunContext, found: list[dict[str, Any]]) -> None:
-    """The table and where the rest is, on the screen."""
-    ctx.reporter.say("audit: what was forgotten, from intervals")
-    tables.show(*audit_table.table(found), ctx.reporter, keep=2)
-    ctx.reporter.say(f"audit: {ctx.workdir / 'audit.md'}, audit.json")
+    return collected(workdir, measure=False)
 
 
 def collected(
     workdir,
-    tolerance: float = 0.05,
     tell: Callable = lambda *told: None,
     measure: bool = True,
 ) -> list[dict[str, Any]]:
@@ -191,7 +178,6 @@ def collected(
 
     Args:
         workdir: of a run.
-        tolerance: how far an AUC or a score may be from the reference's.
         tell: told what is done, and how much of how much.
         measure: whether to compute what is not kept, or to leave it out.
     """
@@ -206,7 +192,7 @@ def collected(
         {
             "method": method,
             "edition": records[0].pop("edition", None),
-            "verdict": judging.judged(records, tolerance, method == REFERENCE),
+            "verdict": verdict.verdict_over_seeds(records, method == REFERENCE),
             "seeds": records,
         }
         for method, records in by_method.items()

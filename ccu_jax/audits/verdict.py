@@ -1,166 +1,256 @@
-"""Whether a method made a model forget, in words, from intervals.
+"""Verdicts on unlearning: forgotten, not forgotten, over-forgotten or inconclusive.
 
-Both questions are asked of the difference of two AUCs of an attack: the model's and
-that of a reference which never saw the pictures. *Is it the same?* is a test of
-equivalence (TOST, Schuirmann 1987): yes if the whole interval lies within +-tolerance.
-*Is it another?* is a test of difference: yes if the whole interval lies on one side of
-zero. With many rows both can be yes, of a difference that is there but too small to
-matter: forgotten. With few rows neither: undecided. That no difference was found is
-never enough for "forgotten".
+The evidence is a difference: the AUC of a membership attack on the model minus its AUC
+on a reference that was retrained without the images, on the same rows. One confidence
+interval of this difference serves two tests:
 
-The 95 % interval is used for both, which makes the test of equivalence a 2.5 % one.
-With several views or attacks give each an interval of confidence 1 - .05 / number.
+* equivalence (TOST, Schuirmann 1987): the interval lies within ±TOLERANCE;
+* difference: the interval does not contain zero.
 
-A model that has fallen apart says the same of unlearned rows and of unseen ones, so
-that its AUC is that of the reference. So the difference of the scores on the unlearn
-set may be given: who is surely worse there by more than the tolerance has over-
-forgotten. And what that is more than on unseen rows: who is surely better at the
-unlearn set by more than the tolerance still has it. That the scores are *the same* is
-not asked for "forgotten": a model that is better at all pictures alike tells nothing of
-who was unlearned.
+Equivalence takes precedence: a difference that is significant but within the tolerance
+counts as forgotten. If neither test succeeds, as with few rows, the verdict is
+inconclusive: a difference that is not significant never suffices for "forgotten". With
+95 % intervals the equivalence test has level 2.5 %.
+
+A model that predicts at random treats unlearned and unseen rows alike, so its attack
+AUC equals the reference's. The scores therefore count as well. A model is over-
+forgotten if its score on the unlearn set is below the reference's by more than the
+tolerance. It has not forgotten if that difference exceeds the one on unseen rows by
+more than the tolerance. A model that scores higher on all images alike reveals no
+membership, so equal scores are not required for "forgotten".
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ccu_jax.metrics.intervals import Interval
+from ccu_jax.audits.offline import CONFIDENCE, VERDICT_SIGNALS
+from ccu_jax.methods import REFERENCE
+from ccu_jax.metrics.intervals import Interval, over_seeds, plain
+from ccu_jax.models import VIEWS
 
+TOLERANCE = 0.05  # of differences of AUCs, rates and scores
 FORGOTTEN = "forgotten"
-OVER = "over-forgotten"
-STILL = "still there"
-UNDECIDED = "undecided at this sample size"
-# The worst first: what is there can be read out of the model; what is conspicuously
-# not there tells that it was.
-WORST = (STILL, OVER, UNDECIDED, FORGOTTEN)
+NOT_FORGOTTEN = "not forgotten"
+OVER_FORGOTTEN = "over-forgotten"
+INCONCLUSIVE = "inconclusive"
+# A method has the worst verdict of its views. Over-forgetting ranks second because it
+# reveals that an image was in the training set, but not what it shows.
+_WORST_FIRST = (NOT_FORGOTTEN, OVER_FORGOTTEN, INCONCLUSIVE, FORGOTTEN)
+LOW_FPR = "low FPR"  # the view judged by the attack's TPR instead of its AUC
 
 
 class Verdict(NamedTuple):
-    """One of the four words, and the sentence that gives the numbers.
+    """A verdict and the sentence that gives its numbers.
 
-    `telling`: whether the original itself was found to remember, so that an attack that
-    finds nothing in the model has shown something. None: not known. False: what is
-    found nowhere shows nothing.
+    `has_power`: whether the attack detects memorization in the original, without which
+    finding none in the model is no evidence; None: unknown.
     """
 
     word: str
     sentence: str
-    telling: bool | None = None
+    has_power: bool | None = None
 
 
-def verdict(
+def classify(difference: Interval | None) -> str:
+    """Returns the verdict that follows from the interval of one difference."""
+    if difference is None or not difference.low <= difference.high:
+        return INCONCLUSIVE
+    if -TOLERANCE <= difference.low and difference.high <= TOLERANCE:
+        return FORGOTTEN
+    if difference.low > 0:
+        return NOT_FORGOTTEN
+    return OVER_FORGOTTEN if difference.high < 0 else INCONCLUSIVE
+
+
+def judge_view(
     difference: Interval | None,
     *,
     score_difference: Interval | None = None,
     score_excess: Interval | None = None,
-    model: Interval | None = None,
-    original_difference: Interval | None = None,
+    attack: Interval | None = None,
+    original: Interval | None = None,
     control: Interval | None = None,
-    tolerance: float = 0.05,
-    what: str = "AUC",
+    metric: str = "AUC",
 ) -> Verdict:
-    """What one attack on one view says of a model.
-
-    The word is `decide`'s of the difference. Two scores decide, too, where they lie
-    wholly beyond the tolerance: over-forgotten is also who is worse at the unlearn set,
-    still there who is better at it than at unseen rows; the worse of all words counts.
+    """Returns the verdict of one attack on one view, the worst of its three tests.
 
     Args:
-        difference: the model's AUC minus the reference's on the same rows
-            (`auc.auc_difference`), not the difference of two intervals.
-        score_difference: the same of the scores on the unlearn set
-            (`scores.score_difference`).
-        score_excess: that less the same of unseen rows (`scores.score_excess`).
-        model: the model's own AUC, for the sentence.
-        original_difference: the original's AUC minus the reference's. Where it is not
-            shown to be off zero "forgotten" is not telling; nor is anything where it
-            surely is within +-tolerance, for there was nothing to be seen.
-        control: a second reference's AUC minus the reference's, for the sentence: how
-            far two models are apart that both never saw the pictures.
-        tolerance: how far an AUC, or a score, may be from the reference's.
-        what: what is measured if it is no AUC, such as "TPR at 1 % FPR".
+        difference: the attack's metric on the model minus that on the reference, paired
+            by row (`roc.auc_difference`), not the difference of two intervals.
+        score_difference: the model's score on the unlearn set minus the reference's
+            (`ranking.score_difference`).
+        score_excess: `score_difference` minus the same on unseen rows
+            (`ranking.score_excess`).
+        attack: the attack's metric on the model.
+        original: as `difference`, of the original model.
+        control: as `difference`, of a second reference.
+        metric: the name of the attack's metric.
     """
-    words = [decide(difference, tolerance)]
-    if score_difference is not None and score_difference.high < -tolerance:
-        words.append(OVER)
-    if score_excess is not None and score_excess.low > tolerance:
-        words.append(STILL)
-    word, off = min(words, key=WORST.index), original_difference
-    telling = None if off is None else off.low > 0 or off.high < 0
-    if telling is False and word == UNDECIDED and decide(off, tolerance) != FORGOTTEN:
-        telling = None  # of neither model anything is known
-    attacked = f"the attack's {what} is {_plain(model)}"
-    if model is None:
-        attacked = f"by the attack's {what} against a retrained model's"
-    parts = [f"{word}: {attacked}"]
-    parts.append(_compared(difference, tolerance))
-    told = {
-        "the score on the unlearn set is off by {}": _signed(score_difference),
-        "and by {} more than on unseen rows": _signed(score_excess),
-        "the original differs by {}": _signed(off),
-        "a second retrained model differs by {}": _signed(control),
+    words = [classify(difference)]
+    if score_difference is not None and score_difference.high < -TOLERANCE:
+        words.append(OVER_FORGOTTEN)
+    if score_excess is not None and score_excess.low > TOLERANCE:
+        words.append(NOT_FORGOTTEN)
+    word = min(words, key=_WORST_FIRST.index)
+    has_power = None if original is None else original.low > 0 or original.high < 0
+    if has_power is False and word == INCONCLUSIVE and classify(original) != FORGOTTEN:
+        has_power = None  # too few rows to tell for the original, too
+    measured = {
+        f"attack {metric}": _format(attack),
+        f"{metric} minus the reference's": _format_difference(difference),
+        "unlearn-set score minus the reference's": _format(score_difference, "+.3f"),
+        "that minus the same on unseen rows": _format(score_excess, "+.3f"),
+        f"the original's {metric} minus the reference's": _format(original, "+.3f"),
+        f"a second reference's {metric} minus the reference's": _format(
+            control, "+.3f"
+        ),
     }
-    parts += [text.format(numbers) for text, numbers in told.items() if numbers]
-    if telling is False:
-        parts.append("but the original is not seen to remember either: no evidence")
-    return Verdict(word, "; ".join(parts), telling)
+    parts = [f"{name} {numbers}" for name, numbers in measured.items() if numbers]
+    if has_power is False:
+        parts.append(
+            "no evidence, because the attack does not detect memorization in the "
+            "original either"
+        )
+    return Verdict(word, f"{word}: {'; '.join(parts)}", has_power)
 
 
-def decide(difference: Interval | None, tolerance: float = 0.05) -> str:
-    """The word for the interval of a difference.
+def combine_views(views: Mapping[str, Verdict]) -> Verdict:
+    """Returns a method's verdict, the worst of its views.
 
-    forgotten: it is within +-tolerance, whether or not it holds 0. still there: it is
-    not, and lies above 0. over-forgotten: it is not, and lies below 0. undecided: all
-    else, and where there is no interval.
-    """
-    if difference is None or not difference.low <= difference.high:
-        return UNDECIDED
-    if -tolerance <= difference.low and difference.high <= tolerance:
-        return FORGOTTEN
-    if difference.low > 0:
-        return STILL
-    return OVER if difference.high < 0 else UNDECIDED
-
-
-def combined(views: Mapping[str, Verdict]) -> Verdict:
-    """A method's verdict: the worst of its views'.
-
-    A view that is not telling, and in which nothing is found, counts for nothing; where
-    there are no others, the verdict is undecided. One that is undecided of the original
-    as well counts: what is in it nobody knows.
+    Views in which the attack has no power and finds nothing do not count; if no other
+    view is left, the verdict is inconclusive. A view that is inconclusive for the
+    original as well counts.
 
     Args:
-        views: the verdict of each view or attack, by its name.
+        views: the verdict of each view, by name.
     """
-    counting = {
+    counted = {
         name: view
         for name, view in views.items()
-        if view.word in (STILL, OVER) or view.telling is not False
+        if view.word in (NOT_FORGOTTEN, OVER_FORGOTTEN) or view.has_power is not False
     }
-    if not counting:
-        why = "no view of the original is seen to remember" if views else "no view"
-        return Verdict(UNDECIDED, f"{UNDECIDED}: {why}", False if views else None)
-    name, worst = min(counting.items(), key=lambda item: WORST.index(item[1].word))
-    same = [other for other, view in counting.items() if view.word == worst.word]
-    more = f" (so are {', '.join(same[1:])})" if len(same) > 1 else ""
-    return Verdict(worst.word, f"{name}{more}: {worst.sentence}", worst.telling)
+    if not counted:
+        reason = "the attack detects no memorization in the original, in any view"
+        return Verdict(
+            INCONCLUSIVE,
+            f"{INCONCLUSIVE}: {reason if views else 'no view was measured'}",
+            False if views else None,
+        )
+    name, worst = min(
+        counted.items(), key=lambda item: _WORST_FIRST.index(item[1].word)
+    )
+    equal = [other for other, view in counted.items() if view.word == worst.word]
+    also = f" (also {', '.join(equal[1:])})" if len(equal) > 1 else ""
+    return worst._replace(sentence=f"{name}{also}: {worst.sentence}")
 
 
-def _compared(difference: Interval | None, tolerance: float) -> str:
+def verdict_over_seeds(
+    records: Sequence[dict[str, Any]], is_reference: bool = False
+) -> dict[str, Any]:
+    """Returns a method's verdict as plain JSON.
+
+    Args:
+        records: of `offline.audit_outputs`, one per seed, with `diverged` of its row.
+        is_reference: whether the method is the reference, which gets no verdict.
+
+    Returns:
+        The fields of `Verdict`, `views` with the same by view, and `differences` with
+        the interval of the AUC difference by view.
+    """
+    reasons = [str(record["diverged"]) for record in records if record.get("diverged")]
+    if reasons:
+        return _without_views(Verdict("diverged", f"diverged: {reasons[0]}"))
+    if is_reference:
+        return _without_views(Verdict("reference", "reference"))
+    if not all(record["compared"] for record in records):
+        sentence = (
+            f"{INCONCLUSIVE}: no {REFERENCE} to compare with; add it to --methods"
+        )
+        return _without_views(Verdict(INCONCLUSIVE, sentence))
+    is_shared = seeds_share_rows(records)
+    views, differences = {}, {}
+    for view, signal in VERDICT_SIGNALS.items():
+        attacks = [record["attacks"][view][signal] for record in records]
+        scores = {
+            name: pool_seeds([record[name][view] for record in records], is_shared)
+            for name in ("score_difference", "score_excess")
+            if view in VIEWS
+        }
+        pooled = {
+            key: pool_seeds([attack[key] for attack in attacks], is_shared)
+            for key in ("auc", "difference", "original", "control")
+        }
+        differences[view] = pooled["difference"]
+        views[view] = judge_view(
+            pooled["difference"],
+            score_difference=scores.get("score_difference"),
+            score_excess=scores.get("score_excess"),
+            attack=pooled["auc"],
+            original=pooled["original"],
+            control=pooled["control"],
+        )
+    if (low_fpr := _judge_low_fpr(records, is_shared)) is not None:
+        views[LOW_FPR] = low_fpr
+    return {
+        "views": {name: view._asdict() for name, view in views.items()},
+        "differences": {view: plain(value) for view, value in differences.items()},
+        **combine_views(views)._asdict(),
+    }
+
+
+def seeds_share_rows(records: Sequence[dict[str, Any]]) -> bool:
+    """Returns whether two seeds have the same unlearn set, so errors do not average."""
+    return len({record["members"] for record in records}) < len(records)
+
+
+def pool_seeds(
+    intervals: Sequence[list[float] | None], is_shared: bool
+) -> Interval | None:
+    """Returns the mean over seeds with its interval; None if a seed has no interval."""
+    return over_seeds(
+        [None if interval is None else Interval(*interval) for interval in intervals],
+        confidence=CONFIDENCE,
+        shared=is_shared,
+        bounds=(-1, 1),
+    )
+
+
+def _judge_low_fpr(records: Sequence[dict[str, Any]], is_shared: bool):
+    """Returns the verdict by the TPR at 1 % FPR; None with too few unseen rows."""
+    attacks = [record["attacks"]["image"]["loss"] for record in records]
+    attack, difference, original, control = (
+        pool_seeds([attack[f"tpr_1{suffix}"] for attack in attacks], is_shared)
+        for suffix in ("", "_difference", "_original", "_control")
+    )
     if difference is None:
-        return "the difference could not be measured"
-    told = f"the difference is {_signed(difference)}, tolerance ±{tolerance:.3g}"
-    small = decide(difference, tolerance) == FORGOTTEN
-    if small and not difference.low <= 0 <= difference.high:
-        return f"{told}; it is there, but within the tolerance"
-    return told
+        return None
+    return judge_view(
+        difference,
+        attack=attack,
+        original=original,
+        control=control,
+        metric="TPR @ 1 % FPR",
+    )
 
 
-def _plain(interval: Interval | None, form: str = ".3f") -> str:
+def _without_views(verdict: Verdict) -> dict[str, Any]:
+    """Returns the record of a verdict that no measurement led to."""
+    differences = dict.fromkeys(VERDICT_SIGNALS)
+    return {"views": {}, "differences": differences, **verdict._asdict()}
+
+
+def _format_difference(difference: Interval | None) -> str:
+    if difference is None:
+        return "not measured"
+    text = f"{_format(difference, '+.3f')}, tolerance ±{TOLERANCE}"
+    is_significant = not difference.low <= 0 <= difference.high
+    if is_significant and classify(difference) == FORGOTTEN:
+        return f"{text} (significant, but within the tolerance)"
+    return text
+
+
+def _format(interval: Interval | None, spec: str = ".3f") -> str:
     if interval is None:
         return ""
-    value, low, high = (format(x, form) for x in interval)
+    value, low, high = (format(x, spec) for x in interval)
     return f"{value} ({low} to {high})"
-
-
-def _signed(interval: Interval | None) -> str:
-    return _plain(interval, "+.3f")

@@ -13,6 +13,7 @@ from ccu_jax.audits import tiers as auditing
 from ccu_jax.config import schema as configs
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_first
+from ccu_jax.reports import audit_table
 from ccu_jax.reports import html as report
 from ccu_jax.runs import results as rows
 from ccu_jax.runs import stages
@@ -69,10 +70,12 @@ def run(
             else:
                 audited = auditing.write(ctx, stage.tell)
             if is_first() and audited:
+                if audit != "none":
+                    audit_table.write(workdir, audited)
                 report.write(workdir, found, given, audited)
         report.show(found, reporter)
         if audit != "none" and audited:
-            auditing.show(ctx, audited)
+            audit_table.show(workdir, audited, reporter)
         reporter.say(f"report: {workdir / 'report.html'}")
         if purge:
             workdirs.purge(ctx)

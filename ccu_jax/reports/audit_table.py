@@ -1,190 +1,202 @@
-"""The table of an audit: a line for each method, its verdict, and its numbers."""
+"""The audit table: one row per method with its verdict and measurements."""
 
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ccu_jax.audits.judging import share_rows
-from ccu_jax.audits.offline import JUDGED
+from ccu_jax.audits.offline import VERDICT_SIGNALS
+from ccu_jax.audits.verdict import seeds_share_rows
 from ccu_jax.methods import REFERENCE
 from ccu_jax.metrics.intervals import Interval, over_seeds
 from ccu_jax.reports import findings as notes
 from ccu_jax.reports import tables
 from ccu_jax.reports.summary import DASH
+from ccu_jax.runs.progress import Reporter
+from ccu_jax.storage.files import write_atomically
 
-HEADER = [
-    "method",
-    "verdict",
-    *(f"AUC {view}, less the reference's" for view in JUDGED),
-    "without text, less the reference's",
-    "epsilon at least, image",
-    "epsilon at least, pair",
-    "average gap",
-    "ToW",
-    "JS to reference",
-    "CKA to reference",
-    "within classes",
-    "scatter",
-    "relearned in",
-    "LiRA",
-    "RMIA",
-    "U-LiRA",
-    "U-LiRA: found at 1 %",
-    "U-LiRA: found at 0.1 %",
-    "U-LiRA of its own model",
-    "U-LiRA of retrain_visual",
-    "U-LiRA of retrain_visual_2",
-    "forgetting score",
-    "forgetting score, control",
-    "one-run epsilon",
-    "one-run epsilon, control",
-    "shadows",
-    "this audit took",
-]
 LEGEND = (
-    "Intervals are of 95 %, those of the differences of 99.2 %, as six are asked at "
-    "once; of several seeds, of their mean. A difference that lies within ±.05 as a "
-    "whole is forgotten. What two models that both never saw the pictures come to is "
-    "in the line of the second reference, `retrain_visual_2`: compare with it. Average "
-    "gap (points), ToW, JS and CKA are distances from the reference, `within classes` "
-    "is the likeness to the original. Epsilon is what leaks at least, by one threshold "
-    "on the loss: a small one is no proof that nothing does. Relearning: the range of "
-    "three trainings for each seed; without text: the attack on the fused view of "
-    "pictures whose text is hidden; scatter: within classes, over that between them, "
-    "in the reference's line the value to compare with. LiRA, RMIA and U-LiRA: AUC of "
-    "attacks with shadow models, U-LiRA with each shadow in turn as the target and all "
-    "others as its shadows, and what share of pictures is found at 1 % and 0.1 % false "
-    "alarms (this needs a thousand answers). The epsilon of one run is of one shadow "
-    "that has unlearned (in the original's line, as it is), by the rows that it was "
-    "shown; its control is of another one, by the same rows. Forgetting score, and "
-    "KLOM in audit.json, need 12 shadows; a control is what models that never saw the "
-    "pictures come to."
+    "Intervals are 95 % confidence intervals, those of Δ AUC 99.2 % because a verdict "
+    "tests six differences at once; over several seeds they are intervals of the "
+    "mean. A method has forgotten if the whole interval of Δ AUC lies within ±0.05. "
+    f"The row of the second reference, {REFERENCE}_2, shows how far apart two models "
+    "are that never saw the images: compare with it. Average gap (percentage points), "
+    f"ToW, JS divergence and CKA measure the distance from {REFERENCE}, intra-class "
+    "similarity the similarity to the original. Text masked: the attack on the fused "
+    "view with the text hidden. The ε lower bound comes from one threshold on the "
+    "attack's signal; a small one does not prove that nothing leaks. Scatter ratio: "
+    "within-class over between-class scatter of the image embeddings; compare with "
+    "the reference's. Relearning steps: median and range of three trainings per seed. "
+    "LiRA, RMIA and U-LiRA attack with shadow models; U-LiRA attacks each unlearned "
+    "shadow model in turn, with all others as its shadow models; its TPR @ 0.1 % FPR "
+    "needs 1,000 non-members. One-run ε: from the rows that one shadow model was "
+    "trained on, after unlearning (in the original's row: before); its control is "
+    "another shadow model, with the same rows. The forgetting score, and KLOM in "
+    "audit.json, need 12 shadow models; a control compares models that never saw the "
+    "images."
 )
 
 
-def table(found: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines, without the columns that nobody measured.
+def write(workdir: pathlib.Path, methods: Sequence[dict[str, Any]]) -> None:
+    """Writes audit.md.
 
     Args:
-        found: of `auditing.collected`.
+        workdir: of the run.
+        methods: of `tiers.collect_records`.
     """
-    lines = [_line(method) for method in found]
-    kept = [
-        place
-        for place in range(len(HEADER))
-        if place < 2 or any(line[place] != DASH for line in lines)
+    write_atomically(workdir / "audit.md", markdown(methods).encode())
+
+
+def show(
+    workdir: pathlib.Path, methods: Sequence[dict[str, Any]], reporter: Reporter
+) -> None:
+    """Prints the table and where the files are. Args as for `write`."""
+    reporter.say("audit: verdicts and measurements, with confidence intervals")
+    tables.show(*table(methods), reporter, keep=2)
+    reporter.say(f"audit: {workdir / 'audit.md'}, audit.json")
+
+
+def table(methods: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows, without columns that no method has a value in."""
+    rows = [_row(method) for method in methods]
+    header = [
+        title
+        for title in rows[0]
+        if title in ("method", "verdict") or any(row[title] != DASH for row in rows)
     ]
-    return [HEADER[p] for p in kept], [[line[p] for p in kept] for line in lines]
+    return header, [[row[title] for title in header] for row in rows]
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
-    """The table, and the sentence of every verdict."""
-    loud = dict.fromkeys(method["edition"] for method in found)
-    told = [f"**{notes.LOUD[name]}**" for name in loud if name in notes.LOUD]
-    told = ["# Audit", *told, "\n".join(tables.markdown(*table(found)))]
-    told.append(LEGEND)
-    told.append(_costs(found))
-    told.append(
-        "\n".join(
-            f"- **{method['method']}**: {tables.escaped(method['verdict']['sentence'])}"
-            for method in found
-        )
-    )
-    return "\n\n".join(told) + "\n"
+def markdown(methods: Sequence[dict[str, Any]]) -> str:
+    """Returns the table, its legend and the sentence of every verdict as Markdown."""
+    editions = dict.fromkeys(method["edition"] for method in methods)
+    sentences = [
+        f"- **{method['method']}**: {tables.escaped(method['verdict']['sentence'])}"
+        for method in methods
+    ]
+    paragraphs = [
+        "# Audit",
+        *(f"**{notes.LOUD[name]}**" for name in editions if name in notes.LOUD),
+        "\n".join(tables.markdown(*table(methods))),
+        LEGEND,
+        _costs(methods),
+        "\n".join(sentences),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _line(method):
-    seeds = method["seeds"]
+def _row(method: dict[str, Any]) -> dict[str, str]:
+    """Returns a method's cells by column title."""
+    seeds, verdict = method["seeds"], method["verdict"]
+    is_shared = seeds_share_rows(seeds)
 
-    shared = share_rows(seeds)
+    def mean(*path: str, spec: str = ".3f", bounds: tuple = (0, 1)) -> str:
+        values = [_get(record, path) for record in seeds]
+        return _format_mean(values, spec, shared=is_shared, bounds=bounds)
 
-    def told(*path, form="{:.3f}", bounds=(0, 1)):
-        values = [_at(record, path) for record in seeds]
-        return _mean(values, form, {"shared": shared, "bounds": bounds})
+    def pool(*path: str, spec: str = ".3f") -> str:
+        return mean("pool", "image", *path, spec=spec)
 
-    line = [method["method"], method["verdict"]["word"]]
-    for view in JUDGED:
-        line.append(_shown(method["verdict"]["differences"][view], "{:+.3f}"))
-    line.append(told("neutral", "difference", form="{:+.3f}", bounds=(-1, 1)))
-    line += [told("epsilon", view, form="{:.2f}") for view in ("image", "pair")]
-    line.append(told("gaps", "average_gap", form="{:.1f}", bounds=(0, 100)))
-    line.append(told("gaps", "tug_of_war"))
-    line.append(told("distances", "unlearn", "image", "js_divergence"))
-    line.append(told("cka", "reference", "image", bounds=(-1, 1)))
-    line.append(told("within_class", "original", bounds=(-1, 1)))
-    line.append(told("scatter", form="{:.2f}", bounds=(0, np.inf)))
-    line.append(_relearned(seeds))
-    pool = "pool", "image"
-    line += [told(*pool, name, "auc") for name in ("lira", "rmia", "ulira")]
-    line += [told(*pool, "ulira", rate) for rate in ("tpr_1", "tpr_01")]
-    of = ("model", REFERENCE, f"{REFERENCE}_2")
-    line += [told(*pool, "ulira_of", name, "auc") for name in of]
-    line += [told(*pool, "forgetting_score", name) for name in ("score", "control")]
-    for name in ("one_run", "one_run_control"):
-        line.append(told(*pool, name, "epsilon", form="{:.2f}"))
-    shadows = {_at(record, (*pool, "shadows")) for record in seeds} - {None}
-    line.append(", ".join(map(str, sorted(shadows))) or DASH)
-    line.append(_took(seeds))
-    return line
+    delta = f"Δ AUC vs {REFERENCE}"
+    num_shadows = {_get(record, ("pool", "image", "shadows")) for record in seeds}
+    return {
+        "method": method["method"],
+        "verdict": verdict["word"],
+        **{
+            f"{delta}, {view}": _format_interval(verdict["differences"][view], "+.3f")
+            for view in VERDICT_SIGNALS
+        },
+        f"{delta}, text masked": mean(
+            "neutral", "difference", spec="+.3f", bounds=(-1, 1)
+        ),
+        "ε lower bound, image": mean("epsilon", "image", spec=".2f"),
+        "ε lower bound, pair": mean("epsilon", "pair", spec=".2f"),
+        "average gap": mean("gaps", "average_gap", spec=".1f", bounds=(0, 100)),
+        "ToW": mean("gaps", "tug_of_war"),
+        "JS divergence": mean("distances", "unlearn", "image", "js_divergence"),
+        "CKA": mean("cka", "reference", "image", bounds=(-1, 1)),
+        "intra-class similarity": mean("within_class", "original", bounds=(-1, 1)),
+        "scatter ratio": mean("scatter", spec=".2f", bounds=(0, np.inf)),
+        "relearning steps": _relearning_steps(seeds),
+        "LiRA AUC": pool("lira", "auc"),
+        "RMIA AUC": pool("rmia", "auc"),
+        "U-LiRA AUC": pool("ulira", "auc"),
+        "U-LiRA TPR @ 1 % FPR": pool("ulira", "tpr_1"),
+        "U-LiRA TPR @ 0.1 % FPR": pool("ulira", "tpr_01"),
+        "U-LiRA AUC, this model": pool("ulira_of", "model", "auc"),
+        f"U-LiRA AUC, {REFERENCE}": pool("ulira_of", REFERENCE, "auc"),
+        f"U-LiRA AUC, {REFERENCE}_2": pool("ulira_of", f"{REFERENCE}_2", "auc"),
+        "forgetting score": pool("forgetting_score", "score"),
+        "forgetting score, control": pool("forgetting_score", "control"),
+        "one-run ε": pool("one_run", "epsilon", spec=".2f"),
+        "one-run ε, control": pool("one_run_control", "epsilon", spec=".2f"),
+        "shadow models": ", ".join(map(str, sorted(num_shadows - {None}))) or DASH,
+        "wall time (s)": _wall_time(seeds),
+    }
 
 
-def _mean(values, form, how):
-    """The mean over seeds; with its interval where all have one."""
-    every, values = len(values), [x for x in values if x is not None]
-    if not values:
+def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
+    """Formats the mean over seeds, with its interval if all values have one."""
+    measured = [x for x in values if x is not None]
+    if not measured:
         return DASH
-    some = "" if len(values) == every else f", {len(values)} of {every} seeds"
-    if all(isinstance(x, list) for x in values):
-        found = over_seeds([Interval(*x) for x in values], **how)
-        return _shown(found, form) + some
-    return form.format(float(np.mean(values))) + some
+    if all(isinstance(x, list) for x in measured):
+        interval = over_seeds([Interval(*x) for x in measured], **kwargs)
+        text = _format_interval(interval, spec)
+    else:
+        text = format(float(np.mean(measured)), spec)
+    if len(measured) < len(values):
+        text += f", {len(measured)} of {len(values)} seeds"
+    return text
 
 
-def _shown(interval, form):
+def _format_interval(interval: Sequence[float] | None, spec: str) -> str:
     if interval is None:
         return DASH
-    return f"{form} ({form} to {form})".format(*interval)
+    value, low, high = (format(x, spec) for x in interval)
+    return f"{value} ({low} to {high})"
 
 
-def _relearned(seeds):
-    found = [_at(record, ("relearning",)) for record in seeds]
-    found = [x for x in found if x is not None]
-    if not found:
+def _relearning_steps(seeds: list[dict[str, Any]]) -> str:
+    """Formats the steps as "30 (20 to > 100)", a mean over seeds."""
+    records = [record["relearning"] for record in seeds if record.get("relearning")]
+    if not records:
         return DASH
+    if reasons := [record["diverged"] for record in records if record["diverged"]]:
+        return f"diverged ({reasons[0]})"
 
-    def mean(name):
-        steps = [x[name] for x in found]
-        most = max(x["most"] for x in found)
-        return f"more than {most}" if None in steps else f"{np.mean(steps):.0f}"
+    def mean(name: str) -> str:
+        steps = [record[name] for record in records]
+        limit = max(record["most"] for record in records)
+        return f"> {limit}" if None in steps else f"{np.mean(steps):.0f}"
 
-    if broken := [x["diverged"] for x in found if x["diverged"]]:
-        return f"diverged ({broken[0]})"
-    if mean("fewest") == mean("greatest"):
-        return f"{mean('steps')} steps"
-    return f"{mean('steps')} steps ({mean('fewest')} to {mean('greatest')})"
-
-
-def _took(seeds):
-    """Seconds, all seeds together, and of the shadows that serve all methods."""
-    own = sum(sum(record["seconds"].values()) for record in seeds)
-    pool = sum(record["costs_s"].get("shadow models", 0.0) for record in seeds)
-    return f"{own:.1f} s" + (f" + {pool:.0f} s of the shadows" if pool else "")
+    low, high = mean("fewest"), mean("greatest")
+    return mean("steps") + ("" if low == high else f" ({low} to {high})")
 
 
-def _costs(found):
-    """What each audit took, of all methods and seeds together."""
+def _wall_time(seeds: list[dict[str, Any]]) -> str:
+    """Formats the seconds of all seeds, those of training shadow models apart."""
+    seconds = sum(sum(record["seconds"].values()) for record in seeds)
+    shadows = sum(record["costs_s"].get("shadow models", 0.0) for record in seeds)
+    return f"{seconds:.1f}" + (f" + {shadows:.0f} for shadow models" if shadows else "")
+
+
+def _costs(methods: Sequence[dict[str, Any]]) -> str:
+    """Returns the seconds of each measurement and the commits of the models."""
+    records = [record for method in methods for record in method["seeds"]]
     total: dict[str, float] = {}
-    for method in found:
-        for record in method["seeds"]:
-            for name, seconds in record["costs_s"].items():
-                total[name] = total.get(name, 0.0) + seconds
-    each = ", ".join(f"{n.replace('_', ' ')} {s:.1f}" for n, s in total.items())
-    of = {str(record.get("commit")) for method in found for record in method["seeds"]}
-    made = f"Models of commit {', '.join(sorted(of))}." if of - {"None"} else ""
-    return f"Seconds, of all methods and seeds together: {each}. {made}".strip()
+    for record in records:
+        for name, seconds in record["costs_s"].items():
+            total[name] = total.get(name, 0.0) + seconds
+    costs = ", ".join(f"{n.replace('_', ' ')} {s:.1f}" for n, s in total.items())
+    text = f"Wall time (s) over all methods and seeds: {costs}."
+    commits = {str(record["commit"]) for record in records if record.get("commit")}
+    return f"{text} Models of commit {', '.join(sorted(commits))}." if commits else text
 
 
-def _at(record, path):
+def _get(record: Any, path: Sequence[str]) -> Any:
+    """Returns the value at a path of keys, None where there is none."""
     for key in path:
         record = record.get(key) if isinstance(record, dict) else None
     return record

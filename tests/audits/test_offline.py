@@ -5,10 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from ccu_jax.audits import judging
 from ccu_jax.audits import offline as outputs
+from ccu_jax.audits import verdict
 from ccu_jax.audits.offline import Given
-from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
+from ccu_jax.audits.verdict import (
+    FORGOTTEN,
+    INCONCLUSIVE,
+    NOT_FORGOTTEN,
+    OVER_FORGOTTEN,
+)
 from ccu_jax.evaluate import predictions
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import roc as auc
@@ -62,7 +67,7 @@ def judged(found, *, multi_label=False):
         control = model(30 + seed, multi_label=multi_label)
         given = Given(found(seed), original, reference, control)
         records.append(outputs.audit(given))
-    return judging.judged(records, 0.05), records
+    return verdict.verdict_over_seeds(records), records
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -73,10 +78,10 @@ def test_models_with_known_faults_get_the_words_that_they_deserve(multi_label):
     empty, _ = judged(lambda s: model(50 + s, random=True, **of), **of)
     too_far, _ = judged(lambda s: model(60 + s, knows=-1.5, **of), **of)
     fifth, records = judged(lambda s: model(70 + s, knows=6.0, share=0.2, **of), **of)
-    assert original["word"] == STILL and retrained["word"] == FORGOTTEN
-    assert empty["word"] == OVER and too_far["word"] == OVER
-    assert fifth["word"] == STILL
-    assert fifth["views"][judging.SINGLE]["word"] == STILL
+    assert original["word"] == NOT_FORGOTTEN and retrained["word"] == FORGOTTEN
+    assert empty["word"] == OVER_FORGOTTEN and too_far["word"] == OVER_FORGOTTEN
+    assert fifth["word"] == NOT_FORGOTTEN
+    assert fifth["views"][verdict.LOW_FPR]["word"] == NOT_FORGOTTEN
     for record in records:  # strict JSON, whatever was measured
         json.dumps(record, allow_nan=False)
 
@@ -115,7 +120,7 @@ def test_a_model_that_says_no_numbers_breaks_nothing(multi_label, value):
     others += (model(20, multi_label=multi_label), model(30, multi_label=multi_label))
     record = outputs.audit(Given(broken, *others))
     json.dumps(record, allow_nan=False)
-    assert judging.judged([record], 0.05)["word"] == UNDECIDED
+    assert verdict.verdict_over_seeds([record])["word"] == INCONCLUSIVE
 
 
 def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
@@ -123,13 +128,15 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     record = outputs.audit(Given(broken, model(10, knows=3.0), model(20), None))
     json.dumps(record, allow_nan=False)
     assert record["attacks"]["image"]["loss"]["auc"] is None
-    assert judging.judged([record], 0.05)["word"] == UNDECIDED
+    assert verdict.verdict_over_seeds([record])["word"] == INCONCLUSIVE
     record["diverged"] = "step 3: loss nan"
-    assert judging.judged([record], 0.05)["sentence"] == "diverged: step 3: loss nan"
+    assert (
+        verdict.verdict_over_seeds([record])["sentence"] == "diverged: step 3: loss nan"
+    )
     record = outputs.audit(Given(alone, None, None, None))
     assert record["score_difference"]["image"] is None and not record["distances"]
-    told = judging.judged([record], 0.05)
-    assert told["word"] == UNDECIDED and "no retrain_visual" in told["sentence"]
+    told = verdict.verdict_over_seeds([record])
+    assert told["word"] == INCONCLUSIVE and "no retrain_visual" in told["sentence"]
     with pytest.raises(ValueError, match="other rows"):
         other = alone._replace(id=alone.id[::-1])
         outputs.audit(Given(alone, None, other, None))
@@ -243,69 +250,69 @@ def test_who_is_better_at_all_pictures_alike_is_not_still_there():
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_few_seeds_do_not_turn_a_word_into_another(seeds):
     faults = {
-        STILL: lambda s: model(10 + s, knows=3.0),
-        OVER: lambda s: model(50 + s, random=True),
+        NOT_FORGOTTEN: lambda s: model(10 + s, knows=3.0),
+        OVER_FORGOTTEN: lambda s: model(50 + s, random=True),
         FORGOTTEN: lambda s: model(40 + s),
     }
     for word, make in faults.items():
-        found = judging.judged(judged(make)[1][:seeds], 0.05)
-        assert found["word"] in (word, UNDECIDED)
+        found = verdict.verdict_over_seeds(judged(make)[1][:seeds])
+        assert found["word"] in (word, INCONCLUSIVE)
         if word != FORGOTTEN:
             assert found["word"] == word
 
 
 def test_errors_do_not_even_out_over_seeds_that_forget_the_same_rows():
     _, records = judged(lambda s: model(40 + s))
-    one = judging.judged(records, 0.05)["differences"]["image"]
+    one = verdict.verdict_over_seeds(records)["differences"]["image"]
     others = [record | {"members": str(n)} for n, record in enumerate(records)]
-    other = judging.judged(others, 0.05)["differences"]["image"]
+    other = verdict.verdict_over_seeds(others)["differences"]["image"]
     assert one[0] == pytest.approx(other[0])
     assert one[2] - one[1] > 1.3 * (other[2] - other[1])
-    told = judging.judged(records, 0.05, is_reference=True)
-    assert told["word"] == "the reference" and told["differences"]["image"] is None
+    told = verdict.verdict_over_seeds(records, is_reference=True)
+    assert told["word"] == "reference" and told["differences"]["image"] is None
 
 
 def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
-    verdict, records = judged(lambda s: model(40 + s))
+    found, records = judged(lambda s: model(40 + s))
     for seed, record in enumerate(records):
         record |= {"seed": seed, "seconds": {}}
-    found = [
+    methods = [
         {
             "method": "retrain_visual_2",
             "edition": "sample",
-            "verdict": verdict,
+            "verdict": found,
             "seeds": records,
         }
     ]
-    header, (line,) = audit_table.table(found)
+    header, (line,) = audit_table.table(methods)
     assert line[:2] == ["retrain_visual_2", FORGOTTEN] and len(header) == len(line)
-    assert "U-LiRA" not in header and "relearned in" not in header
-    text = audit_table.markdown(found)
-    assert "Sample edition" in text and verdict["sentence"][:20] in text
+    assert "U-LiRA AUC" not in header and "relearning steps" not in header
+    text = audit_table.markdown(methods)
+    assert "Sample edition" in text and found["sentence"][:20] in text
     for record in records:
         record["relearning"] = {"steps": 30, "fewest": 20, "greatest": None, "most": 99}
         record["relearning"]["diverged"] = None
         record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
         record["seconds"] = {"smoke": 0.5, "standard": 2.0}
     records[0]["costs_s"] = {"gaps": 0.25, "shadow models": 70.0}
-    assert "shadow models 70.0" in audit_table.markdown(found)
-    header, (line,) = audit_table.table(found)
+    assert "shadow models 70.0" in audit_table.markdown(methods)
+    header, (line,) = audit_table.table(methods)
     cells = dict(zip(header, line, strict=True))
-    assert cells["relearned in"] == "30 steps (20 to more than 99)"
+    assert cells["relearning steps"] == "30 (20 to > 99)"
     count = len(records)
-    assert cells["U-LiRA"] == "0.500 (0.400 to 0.600)"
+    assert cells["U-LiRA AUC"] == "0.500 (0.400 to 0.600)"
     for number, record in enumerate(records):
         record["members"] = str(number)
     low = 0.5 - 0.1 / np.sqrt(count)  # the errors of seeds with other rows even out
-    header, (line,) = audit_table.table(found)
+    header, (line,) = audit_table.table(methods)
     assert f"0.500 ({low:.3f} to {1 - low:.3f})" in line
-    assert cells["shadows"] == "16"
-    assert cells["this audit took"] == f"{2.5 * count:.1f} s + 70 s of the shadows"
+    assert cells["shadow models"] == "16"
+    assert cells["wall time (s)"] == f"{2.5 * count:.1f} + 70 for shadow models"
     # What pools differ in, and seeds of which nothing is known, is said.
     records[1]["pool"]["image"] = {"shadows": 8, "ulira": None}
     records[0]["relearning"]["diverged"] = "step 1: loss nan"
-    header, (line,) = audit_table.table(found)
+    header, (line,) = audit_table.table(methods)
     cells = dict(zip(header, line, strict=True))
-    assert cells["shadows"] == "8, 16"
-    assert cells["U-LiRA"].endswith(f"), {count - 1} of {count} seeds")
-    assert cells["relearned in"] == "diverged (step 1: loss nan)"
+    assert cells["shadow models"] == "8, 16"
+    assert cells["U-LiRA AUC"].endswith(f"), {count - 1} of {count} seeds")
+    assert cells["relearning steps"] == "diverged (step 1: loss nan)"

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from ccu_jax.audits import verdict
-from ccu_jax.audits.verdict import FORGOTTEN, OVER, STILL, UNDECIDED
+from ccu_jax.audits.verdict import (
+    FORGOTTEN,
+    INCONCLUSIVE,
+    NOT_FORGOTTEN,
+    OVER_FORGOTTEN,
+)
 from ccu_jax.metrics import distances, forgetting
 from ccu_jax.metrics import lira as shadow
 from ccu_jax.metrics import membership as attacks
@@ -30,99 +35,111 @@ def between(low, high):
         (-0.04, -0.01, FORGOTTEN),
         (-0.05, 0.05, FORGOTTEN),
         (0.0, 0.0, FORGOTTEN),
-        (0.01, 0.06, STILL),
-        (0.2, 0.3, STILL),
-        (-0.06, -0.01, OVER),
-        (-0.4, -0.3, OVER),
-        (-0.01, 0.06, UNDECIDED),  # not different is not the same
-        (-0.2, 0.2, UNDECIDED),
-        (-0.06, 0.01, UNDECIDED),
-        (0.0, 0.2, UNDECIDED),
-        (float("nan"), float("nan"), UNDECIDED),
+        (0.01, 0.06, NOT_FORGOTTEN),
+        (0.2, 0.3, NOT_FORGOTTEN),
+        (-0.06, -0.01, OVER_FORGOTTEN),
+        (-0.4, -0.3, OVER_FORGOTTEN),
+        (-0.01, 0.06, INCONCLUSIVE),  # not different is not the same
+        (-0.2, 0.2, INCONCLUSIVE),
+        (-0.06, 0.01, INCONCLUSIVE),
+        (0.0, 0.2, INCONCLUSIVE),
+        (float("nan"), float("nan"), INCONCLUSIVE),
     ],
 )
 def test_the_word_follows_from_the_interval(low, high, word):
-    assert verdict.decide(between(low, high)) == word
-    mirror = {STILL: OVER, OVER: STILL}.get(word, word)
-    assert verdict.decide(between(-high, -low)) == mirror
+    assert verdict.classify(between(low, high)) == word
+    mirror = {NOT_FORGOTTEN: OVER_FORGOTTEN, OVER_FORGOTTEN: NOT_FORGOTTEN}.get(
+        word, word
+    )
+    assert verdict.classify(between(-high, -low)) == mirror
 
 
-def test_no_interval_is_undecided_and_the_tolerance_counts():
-    assert verdict.decide(None) == UNDECIDED
-    assert verdict.decide(between(0.01, 0.04), tolerance=0.03) == STILL
-    found = verdict.verdict(None)
-    assert found.word == UNDECIDED and "could not be measured" in found.sentence
+def test_a_missing_interval_is_inconclusive():
+    assert verdict.classify(None) == INCONCLUSIVE
+    found = verdict.judge_view(None)
+    assert found.word == INCONCLUSIVE and "not measured" in found.sentence
 
 
 def test_a_score_decides_only_where_it_is_surely_off():
     same, worse = between(-0.01, 0.01), between(-0.5, -0.4)
     better, unsure = between(0.1, 0.2), between(-0.2, -0.01)
     # Who is better at all pictures alike remembers none.
-    given = {worse: OVER, better: FORGOTTEN, unsure: FORGOTTEN, None: FORGOTTEN}
+    given = {
+        worse: OVER_FORGOTTEN,
+        better: FORGOTTEN,
+        unsure: FORGOTTEN,
+        None: FORGOTTEN,
+    }
     for score, word in given.items():
-        found = verdict.verdict(same, score_difference=score)
+        found = verdict.judge_view(same, score_difference=score)
         assert found.word == word
         assert score is None or f"{score.value:+.3f}" in found.sentence
-    for excess, word in {worse: FORGOTTEN, better: STILL, unsure: FORGOTTEN}.items():
-        found = verdict.verdict(same, score_excess=excess)
+    for excess, word in {
+        worse: FORGOTTEN,
+        better: NOT_FORGOTTEN,
+        unsure: FORGOTTEN,
+    }.items():
+        found = verdict.judge_view(same, score_excess=excess)
         assert found.word == word and f"{excess.value:+.3f}" in found.sentence
     # Of two words it is the worse one.
-    both = verdict.verdict(between(0.1, 0.2), score_difference=worse)
-    assert both.word == STILL
-    assert verdict.verdict(None, score_difference=worse).word == OVER
+    both = verdict.judge_view(between(0.1, 0.2), score_difference=worse)
+    assert both.word == NOT_FORGOTTEN
+    assert verdict.judge_view(None, score_difference=worse).word == OVER_FORGOTTEN
 
 
 def test_the_sentence_gives_all_numbers():
-    found = verdict.verdict(
+    found = verdict.judge_view(
         between(0.01, 0.04),
-        model=between(0.5, 0.6),
-        original_difference=between(0.18, 0.28),
+        attack=between(0.5, 0.6),
+        original=between(0.18, 0.28),
         control=between(-0.02, 0.01),
     )
-    assert found.word == FORGOTTEN and found.telling
+    assert found.word == FORGOTTEN and found.has_power
     for number in ("0.550", "+0.025", "+0.230", "-0.005", "±0.05", "within"):
         assert number in found.sentence, number
-    blunt = verdict.verdict(
-        between(-0.01, 0.01), original_difference=between(-0.1, 0.1)
-    )
-    assert blunt.telling is False and "no evidence" in blunt.sentence
-    assert verdict.verdict(between(-0.01, 0.01)).telling is None
+    blunt = verdict.judge_view(between(-0.01, 0.01), original=between(-0.1, 0.1))
+    assert blunt.has_power is False and "no evidence" in blunt.sentence
+    assert verdict.judge_view(between(-0.01, 0.01)).has_power is None
 
 
 def test_a_method_is_as_bad_as_its_worst_view():
-    words = [STILL, OVER, UNDECIDED, FORGOTTEN]
+    words = [NOT_FORGOTTEN, OVER_FORGOTTEN, INCONCLUSIVE, FORGOTTEN]
     views = {word: verdict.Verdict(word, f"{word}: .", True) for word in words}
     for worst in words:
         left = {name: views[name] for name in reversed(words[words.index(worst) :])}
-        found = verdict.combined(left)
+        found = verdict.combine_views(left)
         assert found.word == worst and found.sentence.startswith(f"{worst}: ")
-    two = {"image": views[STILL], "fused": views[STILL], "text": views[FORGOTTEN]}
-    assert "image (so are fused)" in verdict.combined(two).sentence
+    two = {
+        "image": views[NOT_FORGOTTEN],
+        "fused": views[NOT_FORGOTTEN],
+        "text": views[FORGOTTEN],
+    }
+    assert "image (also fused)" in verdict.combine_views(two).sentence
 
 
 def test_what_nobody_knows_of_a_view_is_not_left_out():
     tight, wide = between(-0.02, 0.03), between(-0.06, 0.2)
-    telling = verdict.verdict(tight, original_difference=between(0.1, 0.3))
-    assert (telling.word, telling.telling) == (FORGOTTEN, True)
+    telling = verdict.judge_view(tight, original=between(0.1, 0.3))
+    assert (telling.word, telling.has_power) == (FORGOTTEN, True)
     # Neither the model nor the original is known to be apart, or not to be.
-    unknown = verdict.verdict(wide, original_difference=wide)
-    assert (unknown.word, unknown.telling) == (UNDECIDED, None)
+    unknown = verdict.judge_view(wide, original=wide)
+    assert (unknown.word, unknown.has_power) == (INCONCLUSIVE, None)
     views = {"image": unknown, "pair": telling}
-    assert verdict.combined(views).word == UNDECIDED
+    assert verdict.combine_views(views).word == INCONCLUSIVE
     # There was surely nothing to be seen: no question.
-    nothing = verdict.verdict(wide, original_difference=tight)
-    assert (nothing.word, nothing.telling) == (UNDECIDED, False)
-    assert verdict.combined({"image": nothing, "pair": telling}).word == FORGOTTEN
+    nothing = verdict.judge_view(wide, original=tight)
+    assert (nothing.word, nothing.has_power) == (INCONCLUSIVE, False)
+    assert verdict.combine_views({"image": nothing, "pair": telling}).word == FORGOTTEN
 
 
 def test_a_view_without_memory_is_no_evidence_of_forgetting():
     blunt = verdict.Verdict(FORGOTTEN, "forgotten: .", False)
     good = verdict.Verdict(FORGOTTEN, "forgotten: .", True)
-    over = verdict.Verdict(OVER, "over-forgotten: .", False)
-    assert verdict.combined({"text": blunt}).word == UNDECIDED
-    assert verdict.combined({"text": blunt, "image": good}).word == FORGOTTEN
-    assert verdict.combined({"text": over, "image": good}).word == OVER
-    assert verdict.combined({}).word == UNDECIDED
+    over = verdict.Verdict(OVER_FORGOTTEN, "over-forgotten: .", False)
+    assert verdict.combine_views({"text": blunt}).word == INCONCLUSIVE
+    assert verdict.combine_views({"text": blunt, "image": good}).word == FORGOTTEN
+    assert verdict.combine_views({"text": over, "image": good}).word == OVER_FORGOTTEN
+    assert verdict.combine_views({}).word == INCONCLUSIVE
 
 
 # --- models with known faults ---------------------------------------------------------
@@ -145,11 +162,11 @@ def judged(model, rows=400, seed=0, noise=0.3):
     original = said(lambda x: x + 1.5)
     mine = original if model == "original" else said(*model)
     logits = [np.stack([x[0], 0 * x[0]], axis=1) for x in (mine, reference)]
-    return verdict.verdict(
+    return verdict.judge_view(
         auc.auc_difference(*mine, *reference),
         score_difference=scores.score_difference(*logits, labels, False),
-        model=auc.auc_interval(*mine),
-        original_difference=auc.auc_difference(*original, *reference),
+        attack=auc.auc_interval(*mine),
+        original=auc.auc_difference(*original, *reference),
         control=auc.auc_difference(*control, *reference),
     )
 
@@ -161,16 +178,16 @@ def test_models_with_known_faults_are_judged_so(seed):
     # reference's is, and it is the score that tells.
     random = [lambda x: noise.normal(size=len(x))] * 2
     faults = {
-        STILL: ["original", (lambda x: x + 0.5,)],
-        OVER: [(lambda x: x - 1.5,), random],
+        NOT_FORGOTTEN: ["original", (lambda x: x + 0.5,)],
+        OVER_FORGOTTEN: [(lambda x: x - 1.5,), random],
     }
     for word, models in faults.items():
         for model in models:
             assert judged(model, seed=seed).word == word
     good = judged((lambda x: x,), rows=3000, seed=seed)
-    assert good.word == FORGOTTEN and good.telling
+    assert good.word == FORGOTTEN and good.has_power
     few = judged((lambda x: x,), rows=20, seed=seed)
-    assert few.word == UNDECIDED
+    assert few.word == INCONCLUSIVE
 
 
 def test_a_model_that_remembers_a_fifth_is_judged_by_its_few_rows():
@@ -178,11 +195,11 @@ def test_a_model_that_remembers_a_fifth_is_judged_by_its_few_rows():
     ease = rng.normal(size=500), rng.normal(size=1000)
     reference, model = ([x + 0.3 * rng.normal(size=len(x)) for x in ease] for _ in "ab")
     clean = attacks.tpr_difference(*model, *reference, 0.01)
-    assert verdict.verdict(clean, what="TPR at 1 % FPR").word == FORGOTTEN
+    assert verdict.judge_view(clean, metric="TPR @ 1 % FPR").word == FORGOTTEN
     model[0][:100] += 6
     found = attacks.tpr_difference(*model, *reference, 0.01)
-    told = verdict.verdict(found, what="TPR at 1 % FPR")
-    assert told.word == STILL and "TPR at 1 % FPR" in told.sentence
+    told = verdict.judge_view(found, metric="TPR @ 1 % FPR")
+    assert told.word == NOT_FORGOTTEN and "TPR @ 1 % FPR" in told.sentence
     assert found.value == pytest.approx(0.2, abs=0.03)
     assert attacks.tpr_difference(*model, *reference, 0.0001) is None
 
@@ -190,7 +207,7 @@ def test_a_model_that_remembers_a_fifth_is_judged_by_its_few_rows():
 def test_a_retrained_model_is_seldom_called_anything_worse():
     words = [judged((lambda x: x,), rows=200, seed=seed).word for seed in range(200)]
     # 5 % at most, on either side.
-    assert words.count(STILL) <= 9 and words.count(OVER) <= 9
+    assert words.count(NOT_FORGOTTEN) <= 9 and words.count(OVER_FORGOTTEN) <= 9
     assert words.count(FORGOTTEN) > 150
 
 

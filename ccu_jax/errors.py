@@ -1,134 +1,166 @@
-"""What goes wrong and a user can mend."""
+"""Errors that end a run in one line, and the exit code of each."""
 
 import errno
 import os
 import unicodedata
 
+RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command later
+PEER_LOST_EXIT_CODE = 76  # restart the processes of all hosts
+
 
 class UserError(Exception):
-    """Wrong input: one line that says what is wrong, where, and the remedy.
+    """An error that the user can fix: one line with what is wrong, where, the remedy.
 
-    `launch.py` prints it without a traceback and leaves with exit code 2.
+    `launch.py` prints it without a traceback and exits with code 2.
     """
 
 
-class PassingError(UserError):
-    """What may be over when the same command is given again: exit code 75.
+class RetryableError(UserError):
+    """An error that may be over when the same command is rerun: exit code 75.
 
-    Whoever starts jobs again, as clusters do, then does so.
+    Cluster schedulers then restart the job.
     """
 
 
-# Control codes; halves of characters, which cannot be written; what turns text round.
-_STEERING = ("Cc", "Cs")
-_TURNING = frozenset(
+class Preempted(Exception):
+    """All processes of the run exit now, after SIGTERM."""
+
+
+class PeerLost(Exception):
+    """Another process of the run has died or hangs, so this one exits as well."""
+
+
+def exit_code(error: Exception) -> int:
+    """Returns the exit code of a process that ends with this error."""
+    if isinstance(error, PeerLost):
+        return PEER_LOST_EXIT_CODE
+    return RETRY_EXIT_CODE if isinstance(error, RetryableError) else 2
+
+
+# Control characters, surrogates (which cannot be encoded), and marks that change the
+# direction of text.
+_UNPRINTABLE_CATEGORIES = ("Cc", "Cs")
+_DIRECTION_MARKS = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
 
 
 def printable(text: str) -> str:
-    """The text without control codes: what comes from data must not steer a screen."""
+    """Replaces control characters, so that text from data cannot steer a terminal."""
     return "".join(
         "\ufffd"
-        if c != "\n" and (unicodedata.category(c) in _STEERING or c in _TURNING)
+        if c != "\n"
+        and (
+            unicodedata.category(c) in _UNPRINTABLE_CATEGORIES or c in _DIRECTION_MARKS
+        )
         else c
         for c in text
     )
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_RESUME = "rerun the same command to resume"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
-# As of a mount that is gone for a while.
-_PASSING = (
+# For example of a network mount that is away for a while.
+_TRANSIENT = (
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EBUSY, errno.ETIMEDOUT),
     *(errno.EMFILE, errno.ENFILE),
 )
-_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_WRONG_FILE_TYPE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
-def disk(error: BaseException | None) -> UserError | None:
-    """Says what a full disk, a refused file or a folder that went means; else None.
+def user_error_for(error: BaseException | None) -> UserError | None:
+    """Returns the `UserError` for an error of the disk or of memory, or None.
 
-    And that there is too little memory.
+    Looks at the error and then at those that caused it.
     """
     first = error
     while error is not None:
-        told = _full(error) or _refused(error, error is first) or _memory(error)
-        if told is not None:
-            return told
+        found = (
+            _disk_full_error(error)
+            or _file_error(error, is_first=error is first)
+            or _memory_error(error)
+        )
+        if found is not None:
+            return found
         hidden = error.__suppress_context__
         error = error.__cause__ or (None if hidden else error.__context__)
     return None
 
 
-def passes(error: BaseException) -> bool:
-    """Whether a file could not be read for reasons that are none of the file's."""
-    codes = (*_PASSING, errno.EACCES, errno.EPERM, errno.ENOMEM)
+def is_transient(error: BaseException) -> bool:
+    """Returns whether a file could not be read for a reason other than its content."""
+    codes = (*_TRANSIENT, errno.EACCES, errno.EPERM, errno.ENOMEM)
     if isinstance(error, OSError):
         return error.errno in codes
-    words = str(error)
-    told = any(os.strerror(code) in words for code in codes)
-    return told or isinstance(error, MemoryError)
+    message = str(error)
+    return isinstance(error, MemoryError) or any(
+        os.strerror(code) in message for code in codes
+    )
 
 
-def _full(error) -> UserError | None:
-    words = _words(error)
-    if getattr(error, "errno", None) not in _FULL and not any(
-        os.strerror(full) in words for full in _FULL
+def missing_folder_message(folder: str | os.PathLike) -> str:
+    """Returns the message for a folder that was removed during a run."""
+    return (
+        f"{folder}: missing; was it removed during the run? Rerun the same command to "
+        "resume from what is left"
+    )
+
+
+def _disk_full_error(error: BaseException) -> UserError | None:
+    message = _library_message(error)
+    if getattr(error, "errno", None) not in _DISK_FULL and not any(
+        os.strerror(code) in message for code in _DISK_FULL
     ):
         return None
-    where = getattr(error, "filename", None)
-    at = f" at {where}" if where else ""
-    return UserError(f"no space left{at}; free some, then the same command goes on")
+    path = getattr(error, "filename", None)
+    place = f" at {path}" if path else ""
+    return UserError(f"no space left{place}; free some, then {_RESUME}")
 
 
-def _refused(error, outermost) -> UserError | None:
+def _file_error(error: BaseException, is_first: bool) -> UserError | None:
     code = error.errno if isinstance(error, OSError) else None
-    where, words = getattr(error, "filename", None), _words(error)
-    for codes, kind, more in (
-        (_DENIED, UserError, "; where this may write, the same command goes on"),
-        (_PASSING, PassingError, "; when that is over, the same command goes on"),
+    path, message = getattr(error, "filename", None), _library_message(error)
+    for codes, error_type, remedy in (
+        (_DENIED, UserError, f"allow it, then {_RESUME}"),
+        (_TRANSIENT, RetryableError, f"when that is over, {_RESUME}"),
     ):
         if code in codes:
-            return kind(f"{os.strerror(code)}{f': {where}' if where else ''}{more}")
-        for one in codes:
-            if os.strerror(one) in words:
-                return kind(f"{os.strerror(one)}: {_one(words)}{more}")
-    # What was met on the way to another error may have been dealt with.
-    if outermost and code in _IN_THE_WAY and where:
-        return UserError(f"{where} is in the way ({os.strerror(code)}): remove it")
-    if code == errno.ENOENT and isinstance(where, str | os.PathLike):
-        folder = os.path.dirname(os.path.abspath(where))
+            place = f": {path}" if path else ""
+            return error_type(f"{os.strerror(code)}{place}; {remedy}")
+        for other in codes:
+            if os.strerror(other) in message:
+                return error_type(
+                    f"{os.strerror(other)}: {_first_line(message)}; {remedy}"
+                )
+    # The causes of an error may have been handled on the way, so only the first counts.
+    if is_first and code in _WRONG_FILE_TYPE and path:
+        return UserError(f"{path}: in the way ({os.strerror(code)}); remove it")
+    if code == errno.ENOENT and isinstance(path, str | os.PathLike):
+        folder = os.path.dirname(os.path.abspath(path))
         if not os.path.exists(folder):
-            return UserError(gone(folder))
+            return UserError(missing_folder_message(folder))
     return None
 
 
-def _memory(error) -> UserError | None:
-    words = _words(error)
-    full = getattr(error, "errno", None) == errno.ENOMEM
-    if not full and not isinstance(error, MemoryError):
-        if "RESOURCE_EXHAUSTED" not in words:
-            return None
+def _memory_error(error: BaseException) -> UserError | None:
+    out_of_memory = (
+        getattr(error, "errno", None) == errno.ENOMEM
+        or isinstance(error, MemoryError)
+        or "RESOURCE_EXHAUSTED" in _library_message(error)
+    )
+    if not out_of_memory:
+        return None
     return UserError(
-        "out of memory: give smaller batches (train.batch, finetune.batch, "
-        f"run.evaluate_batch), or more devices ({_one(str(error))})"
+        "out of memory; use smaller batches (train.batch, finetune.batch, "
+        f"run.evaluate_batch) or more devices ({_first_line(str(error))})"
     )
 
 
-def _words(error) -> str:
-    """Libraries in C++ raise errors of their own, with the system's words in them."""
+def _library_message(error: BaseException) -> str:
+    """The text of an error of a C++ library, which quotes the system's message."""
     return "" if isinstance(error, OSError) else str(error)
 
 
-def _one(words: str) -> str:
-    """The first of many words of a library."""
-    return (words.splitlines() or [""])[0][:200]
-
-
-def gone(folder: str | os.PathLike) -> str:
-    """Says what it means that a folder was removed under a run."""
-    return (
-        f"{folder} is gone: was it removed while the run was at work? The same command "
-        "goes on from what is left"
-    )
+def _first_line(message: str) -> str:
+    return (message.splitlines() or [""])[0][:200]

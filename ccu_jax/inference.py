@@ -13,7 +13,7 @@ from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import prepare
 from ccu_jax.data.readers.base import SkipExample
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.models import VIEWS
 from ccu_jax.runs import results as rows
 from ccu_jax.storage.records import read_record
@@ -115,7 +115,7 @@ def load(
     try:
         saved = checkpoint.restore(folder, shapes, told.append)
     except Exception as error:
-        if (why := disk(error)) is None:
+        if (why := user_error_for(error)) is None:
             raise
         raise UserError(f"the checkpoint in {folder} cannot be read: {why}") from error
     if saved is None:

@@ -17,16 +17,17 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ccu_jax import errors
 from ccu_jax.config import flags, limits
 from ccu_jax.config import loading as config_file
 from ccu_jax.config import schema as configs
 from ccu_jax.config.schema import Config
 from ccu_jax.config.validation import closest
 from ccu_jax.distributed import preemption
-from ccu_jax.errors import UserError, disk, printable
+from ccu_jax.errors import UserError, printable, user_error_for
 
 _NPROC = "32"
-_STOPPED = "stopped; the same command goes on from here"
+_STOPPED = "stopped; rerun the same command to resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is not None:
             raise
         return _unread()
-    except preemption.Leaving:
+    except errors.Preempted:
         print(preemption.MESSAGE, file=sys.stderr)
-        return preemption.EXIT_CODE
-    except preemption.Lost as error:
+        return errors.RETRY_EXIT_CODE
+    except errors.PeerLost as error:
         told = error
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
@@ -63,13 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         # Who is lost may leave words of a disk behind.
-        told = _lost(error) or disk(error)
+        told = _lost(error) or user_error_for(error)
         if told is None:
             raise
     # In one piece, as threads of libraries may be writing too.
     line = printable(" ".join(str(told).splitlines()))
     print(f"error: {line}\n", end="", file=sys.stderr)
-    return preemption.exit_code(told)
+    return errors.exit_code(told)
 
 
 def _unread() -> int:
@@ -81,7 +82,7 @@ def _unread() -> int:
     return 130
 
 
-def _lost(error: Exception) -> preemption.Lost | None:
+def _lost(error: Exception) -> errors.PeerLost | None:
     """Says that another process was lost, where that is what has happened."""
     processes = sys.modules.get(
         "ccu_jax.distributed.hosts"

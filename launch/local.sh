@@ -53,7 +53,7 @@ any_alive() {
 interrupted() {
     trap '' INT TERM HUP
     end_all
-    say "stopped; the same command goes on from here"
+    say "stopped; rerun the same command to resume"
     rm -rf "$logs"
     exit 130
 }

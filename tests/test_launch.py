@@ -14,10 +14,9 @@ import types
 import pytest
 
 import ccu_jax
-from ccu_jax import launch
+from ccu_jax import errors, launch
 from ccu_jax.config import loading as config_file
-from ccu_jax.distributed import preemption
-from ccu_jax.errors import PassingError, UserError, printable
+from ccu_jax.errors import RetryableError, UserError, printable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
@@ -207,9 +206,9 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(run, capsys)
         (PermissionError(errno.EACCES, "denied", "x.npz"), "Permission denied: x.npz"),
         (RuntimeError("write: No space left on device [x]"), "no space left"),
         (ValueError("a [b]: Read-only file system [x]\nc"), "Read-only file system"),
-        (FileExistsError(errno.EEXIST, "exists", "/w/audits"), "/w/audits is in the"),
-        (RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "give smaller batches"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "give smaller batches"),
+        (FileExistsError(errno.EEXIST, "exists", "/w/audits"), "/w/audits: in the way"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "use smaller batches"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "use smaller batches"),
         (ModuleNotFoundError("", name="optax"), "optax is not installed"),
     ],
 )
@@ -224,7 +223,7 @@ def test_what_a_user_can_mend_is_one_line(run, capsys, error, words):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (PassingError("another run is at work"), "another run is at work"),
+        (RetryableError("another run is at work"), "another run is at work"),
         (RuntimeError("x: Transport endpoint is not connected"), "not connected: x: "),
         (OSError(errno.ESTALE, "stale", "/w/a.json"), "/w/a.json; when that is over"),
         (OSError(errno.ETIMEDOUT, "timed out"), "timed out; when that is over"),
@@ -235,7 +234,7 @@ def test_what_may_pass_has_the_code_of_what_is_to_be_started_again(
     run, capsys, error, words
 ):
     run.error = error
-    assert launch.main(["--config", "tiny"]) == preemption.EXIT_CODE
+    assert launch.main(["--config", "tiny"]) == errors.RETRY_EXIT_CODE
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert words in err
@@ -274,7 +273,7 @@ def test_an_interrupt_says_how_to_go_on(run, capsys):
     run.error = KeyboardInterrupt()
     assert launch.main(["--config", "tiny"]) == 130
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and "same command goes on" in err
+    assert out == "" and err.count("\n") == 1 and "rerun the same command" in err
 
 
 @pytest.mark.parametrize("argv", ["--list", "--config tiny"])

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ccu_jax import errors
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.methods import Problem, reference
@@ -209,7 +210,7 @@ class Together:
                 if leaving or done < first.steps and done // every > start // every:
                     checkpoint.save(folder, done, state, facts, keep=1)
                 if leaving:
-                    raise preemption.Leaving
+                    raise errors.Preempted
         params = jax.device_get(state.params)
         return [
             jax.tree.map(lambda x, place=place: x[place], params)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ccu_jax.config.flags import Parser
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, user_error_for
 
 try:
     from ccu_jax.benchmarks import compilation as bench_compile
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("stopped; nothing was written about it", file=sys.stderr)
         return 130
     except Exception as error:
-        told = disk(error)
+        told = user_error_for(error)
         if told is None:
             raise
     print(f"error: {' '.join(str(told).splitlines())}", file=sys.stderr)

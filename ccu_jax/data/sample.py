@@ -23,7 +23,7 @@ from ccu_jax.data.samples import (
     mmimdb,
     satellite,
 )
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, user_error_for
 
 WRITERS: dict[str, Writer] = {
     "mmimdb": mmimdb.WRITER,
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
     try:
         return _main(arguments)
     except (UserError, OSError) as error:
-        told = error if isinstance(error, UserError) else disk(error) or error
+        told = error if isinstance(error, UserError) else user_error_for(error) or error
         print(f"error: {' '.join(str(told).splitlines())}", file=sys.stderr)
         return 2
 

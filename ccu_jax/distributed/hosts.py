@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
+from ccu_jax import errors
 from ccu_jax.distributed import preemption
 from ccu_jax.distributed.moves import moved_together
 from ccu_jax.errors import UserError
@@ -41,7 +42,7 @@ def join(hosts: dict[str, str | int]) -> None:
 
     Raises:
         UserError: nothing tells which they are.
-        Lost: not all have come in time, or they cannot be joined.
+        PeerLost: not all have come in time, or they cannot be joined.
     """
     began = time.monotonic()
     # It would listen to SIGTERM, and tell of it between steps alone: see `preemption`.
@@ -51,7 +52,7 @@ def join(hosts: dict[str, str | int]) -> None:
     except (ValueError, RuntimeError) as error:
         waited = time.monotonic() - began
         if waited > _SOON_S:  # what JAX says then tells nothing
-            raise preemption.Lost(
+            raise errors.PeerLost(
                 f"not all of the {hosts.get('num_processes', 'other')} processes of "
                 f"this run have come within {waited:.0f} s: start all of them again"
             ) from error
@@ -60,7 +61,7 @@ def join(hosts: dict[str, str | int]) -> None:
             hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
             raise UserError(reason + hint) from error
         # An address that nobody knows yet, say, or a port that is not free yet.
-        raise preemption.Lost(f"{reason}: start all of them again") from error
+        raise errors.PeerLost(f"{reason}: start all of them again") from error
     if jax.process_count() > 1:
         preemption.only_note()
 
@@ -93,13 +94,13 @@ def seen(path: pathlib.Path, look: Callable[[], bool] | None = None) -> bool:
         look: says whether it is what is wanted; by default that it is there.
 
     Raises:
-        Lost: this process does not come to see it.
+        PeerLost: this process does not come to see it.
     """
     look = look or path.exists
     if not of_first(np.array(look(), np.int32)):
         return False
     if not _comes(look, _SOON_S):
-        raise preemption.Lost(
+        raise errors.PeerLost(
             f"{path}, which process 0 sees, has not come here within {_SOON_S:.0f} s: "
             "is --workdir one folder that all processes share? Start all of them again"
         )
@@ -144,14 +145,14 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def failed(error: BaseException | None) -> preemption.Lost | None:
+def failed(error: BaseException | None) -> errors.PeerLost | None:
     """Says that a collective has failed, as it does where a peer is lost; else None.
 
     For the time before `peers.watched`, and where it could name nobody.
     """
     if place_of_process()[1] == 1 or not of_a_peer(error, surely=True):
         return None
-    return preemption.Lost(
+    return errors.PeerLost(
         "another process of this run was lost, or could not be reached: this one ends "
         "too; what is done is kept, start all processes again"
     )

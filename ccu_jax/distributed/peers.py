@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ccu_jax import errors
 from ccu_jax.distributed import preemption
 from ccu_jax.distributed.hosts import (
     NAMED_S,
@@ -34,7 +35,7 @@ from ccu_jax.distributed.hosts import (
     place_of_process,
 )
 from ccu_jax.distributed.moves import moves
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.files import write_atomically
 
 TIMEOUT_S = 60.0
@@ -77,14 +78,14 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
         yield
         barrier("end")  # nobody needs another one after this
         how = _ENDED
-    except preemption.Leaving:
+    except errors.Preempted:
         how = _LEFT
         raise
     except BaseException as error:
         if of_a_peer(error):  # the watch will name it
             thread.join(NAMED_S)
-        told = error if isinstance(error, UserError) else disk(error)
-        if told is not None and preemption.exit_code(told) == 2:
+        told = error if isinstance(error, UserError) else user_error_for(error)
+        if told is not None and errors.exit_code(told) == 2:
             how = _REFUSED
         raise
     finally:
@@ -143,7 +144,7 @@ class Watch:
             if lost := self.lost(now_s, said) or self.stalled(now_s, said):
                 # Nothing in this process will go on: it waits for the lost one.
                 os.write(2, f"error: {lost}\n".encode())
-                os._exit(preemption.exit_code(lost))
+                os._exit(errors.exit_code(lost))
             rests_s = time.monotonic()
             self._ended.wait(_BEAT_S)
             if time.monotonic() - rests_s > _PAUSE_S:
@@ -220,7 +221,7 @@ class Watch:
                 return told
         return None
 
-    def stalled(self, now_s: float, said: dict[int, str]) -> preemption.Lost | None:
+    def stalled(self, now_s: float, said: dict[int, str]) -> errors.PeerLost | None:
         """Which process hangs while the others wait for it, in words, or None."""
         every = {self._index: moves()}
         for peer, text in said.items():
@@ -236,7 +237,7 @@ class Watch:
         behind = [p for p, (_, together) in sorted(every.items()) if together == least]
         who = ", ".join(f"process {p}" for p in behind)
         waits = "for which the others wait" if len(behind) < len(every) else "all"
-        return preemption.Lost(
+        return errors.PeerLost(
             f"{who} of this run, {waits}, has come no further for {still_s:.0f} s "
             "(run.hang_timeout_s): this one ends; what is done is kept, start all "
             "processes again"
@@ -255,7 +256,7 @@ class Watch:
         whose = f"process {peer} of this run ({who or 'never heard of'}) {what}"
         if how == _REFUSED:
             return UserError(f"{whose}, and told why: this one ends too")
-        return preemption.Lost(
+        return errors.PeerLost(
             f"{whose}: this one ends too; what is done is kept, start all processes "
             "again"
         )

@@ -17,26 +17,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from ccu_jax.errors import PassingError
+from ccu_jax.errors import RETRY_EXIT_CODE
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: the same again, later
-LOST_CODE = 76  # a peer was lost: start all again
 MESSAGE = "told to leave (SIGTERM); what is done is kept: the same command goes on"
-
-
-class Leaving(Exception):
-    """All processes leave now."""
-
-
-class Lost(Exception):
-    """Another process of the run is lost, in words: this one leaves, too."""
-
-
-def exit_code(error: Exception) -> int:
-    """With which code a process ends that tells of an error in one line."""
-    if isinstance(error, Lost):
-        return LOST_CODE
-    return EXIT_CODE if isinstance(error, PassingError) else 2
 
 
 class _Word:
@@ -91,7 +74,7 @@ def leave() -> NoReturn:
     if _Word.goodbye is not None:
         _Word.goodbye()
     os.write(2, f"{MESSAGE}\n".encode())
-    os._exit(EXIT_CODE)
+    os._exit(RETRY_EXIT_CODE)
 
 
 def only_note() -> None:

@@ -190,7 +190,7 @@ class Reporter:
             fields |= {"seconds": seconds, "metrics": metrics, "failure": failure}
             self.event("stage_end", **fields)
             words = [*stage.words(left=False), f"{seconds:.1f} s"]
-            end = {None: "done", "Leaving": "left"}.get(failure, "failed")
+            end = {None: "done", "Preempted": "left"}.get(failure, "failed")
             style = "bold red" if end == "failed" else ""
             self.print(f"{stage.label}{title}: {end}, {', '.join(words)}", style)
 

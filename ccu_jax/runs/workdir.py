@@ -17,7 +17,7 @@ from ccu_jax import data
 from ccu_jax.config import schema as configs
 from ccu_jax.data.readers.untrusted_files import is_within
 from ccu_jax.distributed.hosts import agreed, barrier, is_first, place_of_process
-from ccu_jax.errors import PassingError, UserError
+from ccu_jax.errors import RetryableError, UserError
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
 from ccu_jax.runs import results as rows
@@ -57,7 +57,7 @@ def locked(workdir):
     """Keeps other runs out of the folder while the block runs; a kill opens it again.
 
     Raises:
-        PassingError: another one is at work in it.
+        RetryableError: another one is at work in it.
     """
     with contextlib.ExitStack() as stack:
         told = try_lock(stack, workdir) if is_first() else ""
@@ -69,7 +69,7 @@ def locked(workdir):
             time.sleep(1)
             told = try_lock(stack, workdir)
         if not agreed(told == ""):
-            raise PassingError(
+            raise RetryableError(
                 f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
                 "its end, or give another --workdir"
             )

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ccu_jax.distributed.hosts import agreed, is_first, of_first, seen
-from ccu_jax.errors import UserError, gone, passes
+from ccu_jax.errors import UserError, is_transient, missing_folder_message
 from ccu_jax.storage.records import add_checksum, verify_checksum
 
 _ROOM = 1 << 20  # bytes of a checkpoint that are not those of its arrays
@@ -106,7 +106,7 @@ def restore(
                 leaves, facts = _read(ocp, manager, step)
                 saved = Saved(step, _rebuild(like, leaves), facts)
             except Exception as error:
-                if passes(error):  # then it is none of the checkpoint's
+                if is_transient(error):  # then it is none of the checkpoint's
                     raise
                 first = (str(error).splitlines() or [type(error).__name__])[0][:200]
             # All go on from the same one.
@@ -139,7 +139,7 @@ def _watched(directory) -> Iterator[None]:
         yield
     except Exception as error:
         if not os.fstat(held).st_nlink:
-            raise UserError(gone(directory)) from error
+            raise UserError(missing_folder_message(directory)) from error
         raise
     finally:
         os.close(held)

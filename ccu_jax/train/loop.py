@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import threadpoolctl
 
+from ccu_jax import errors
 from ccu_jax.config.schema import Run
 from ccu_jax.distributed import preemption
 from ccu_jax.distributed.executors import Executor
@@ -182,7 +183,7 @@ class Loop:
                     facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
                     checkpoint.save(folder, done, state, facts)
                 if leaving:
-                    raise preemption.Leaving
+                    raise errors.Preempted
                 before = None
                 began = time.perf_counter()
                 if diverged or ended is not None:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ccu_jax import errors
 from ccu_jax.audits import relearning
 from ccu_jax.audits import shadow_models as shadows
 from ccu_jax.distributed import executors as parallel
@@ -123,7 +124,7 @@ def test_shadows_together_leave_when_told_to_and_go_on(
     expected = train("undisturbed")
     asked = iter([False, True])  # after two calls
     monkeypatch.setattr(preemption, "due", lambda last: next(asked))
-    with pytest.raises(preemption.Leaving):
+    with pytest.raises(errors.Preempted):
         train("left")
     assert [p.name for p in (tmp_path / "left").iterdir()] == ["0-1-2-3-steps"]
     monkeypatch.setattr(preemption, "due", lambda last: False)

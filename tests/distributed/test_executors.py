@@ -6,11 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from ccu_jax import objectives
+from ccu_jax import errors, objectives
 from ccu_jax.data.batches import OnHost
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import hosts as processes
-from ccu_jax.distributed import preemption
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.errors import UserError
 from ccu_jax.train.step import (
@@ -465,7 +464,7 @@ def test_what_the_first_process_sees_is_waited_for_by_the_others(tmp_path, monke
     monkeypatch.setattr(processes, "of_first", lambda mine: np.ones_like(mine))
     assert processes.seen(there, look)
     monkeypatch.setattr(processes, "_SOON_S", 0.3)
-    with pytest.raises(preemption.Lost, match="absent, which process 0 sees, has not"):
+    with pytest.raises(errors.PeerLost, match="absent, which process 0 sees, has not"):
         processes.seen(tmp_path / "absent")
 
 
@@ -475,9 +474,9 @@ def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     hosts = {"num_processes": 3}
-    with pytest.raises(preemption.Lost, match="cannot join the other hosts: std"):
+    with pytest.raises(errors.PeerLost, match="cannot join the other hosts: std"):
         processes.join(hosts)
     clock = iter([0.0, 301.0])  # of a job that is begun while another one ends
     monkeypatch.setattr(processes.time, "monotonic", lambda: next(clock))
-    with pytest.raises(preemption.Lost, match="not all of the 3 .* within 301 s"):
+    with pytest.raises(errors.PeerLost, match="not all of the 3 .* within 301 s"):
         processes.join(hosts)

@@ -14,10 +14,10 @@ import types
 import jax
 import pytest
 
-from ccu_jax import launch
+from ccu_jax import errors, launch
 from ccu_jax.distributed import hosts as processes
 from ccu_jax.distributed import peers, preemption
-from ccu_jax.errors import PassingError, UserError
+from ccu_jax.errors import RetryableError, UserError
 
 
 def pair(tmp_path):
@@ -100,7 +100,7 @@ def test_what_would_be_met_again_ends_the_others_for_good(tmp_path):
     two.end("refused")
     assert lost(one, 1) is None and lost(one, 9) is None
     told = lost(one, 12)
-    assert preemption.exit_code(told) == 2
+    assert errors.exit_code(told) == 2
     assert "process 1 of this run (process " in str(told) and "told why" in str(told)
 
 
@@ -120,10 +120,10 @@ def test_the_first_process_ends_last(tmp_path):
     [
         (UserError("no such class"), "refused"),
         (OSError(errno.ENOSPC, "full"), "refused"),
-        (PassingError("later"), "failed"),
+        (RetryableError("later"), "failed"),
         (OSError(errno.ESTALE, "stale"), "failed"),
         (RuntimeError("bug"), "failed"),
-        (preemption.Leaving(), "left"),
+        (errors.Preempted(), "left"),
         (None, "ended"),
     ],
 )
@@ -131,7 +131,7 @@ def test_how_it_ends_is_told_to_the_others(tmp_path, monkeypatch, error, how):
     monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
     monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
     monkeypatch.setattr(peers.Watch, "wait_for_ends", lambda watch, seconds: None)
-    with contextlib.suppress(UserError, OSError, RuntimeError, preemption.Leaving):
+    with contextlib.suppress(UserError, OSError, RuntimeError, errors.Preempted):
         with peers.watched(tmp_path, 900.0):
             if error is not None:
                 raise error
@@ -198,7 +198,7 @@ def test_on_a_disk_without_room_the_others_still_hear_how_it_ends(
     two.end("refused")
     assert (tmp_path / "1").stat().st_size == before.st_size
     assert lost(one, 1) is None
-    assert preemption.exit_code(lost(one, 12)) == 2
+    assert errors.exit_code(lost(one, 12)) == 2
 
 
 def test_runs_do_not_hear_each_other_and_remove_only_what_ended_long_ago(
@@ -372,7 +372,9 @@ def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
-    assert done.returncode == preemption.LOST_CODE and time.monotonic() - began < 40
+    assert (
+        done.returncode == errors.PEER_LOST_EXIT_CODE and time.monotonic() - began < 40
+    )
     assert (
         done.stderr.count("\n") == 1 and "error: process 1 of this run" in done.stderr
     )

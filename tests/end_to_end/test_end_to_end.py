@@ -385,7 +385,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(small, finished, copy):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err == "stopped; the same command goes on from here\n"
+    assert err == "stopped; rerun the same command to resume\n"
     assert "seed 0: original ..." in out and "done, 12/12" not in out
     launched("--config", small, "--workdir", copy, "--methods", "original")
     assert_same_bits(finished[0], copy, ["original"])

@@ -144,7 +144,7 @@ def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
     os.kill(process.pid, signal.SIGINT)
     _, err = _end(process, 60)
     assert process.returncode == 130, err
-    assert "the same command goes on from here" in err
+    assert "rerun the same command to resume" in err
     assert not (workdir / "results.json").exists()
     process = _start(2, 1, *argv)
     out, err = _end(process)

@@ -6,7 +6,8 @@ import signal
 import socket
 import time
 
-from ccu_jax.distributed import peers, preemption
+from ccu_jax import errors
+from ccu_jax.distributed import peers
 from tests.faults.kills import in_last_stage, kept, moment, until
 from tests.faults.runs import Run, Start, starts, where
 from tests.faults.world import SHORT, Case
@@ -94,7 +95,7 @@ def lost(case: Case) -> None:
     how = "hangs" if hangs else "is killed"
     case.faults.append(f"process {victim} {how}: {where(case.workdir)}, {took_s:.0f} s")
     told = other.errors()
-    assert code == preemption.LOST_CODE, f"exit code {code}: {told[-1500:]}"
+    assert code == errors.PEER_LOST_EXIT_CODE, f"exit code {code}: {told[-1500:]}"
     assert "Traceback" not in told, told[-1500:]
     lines = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and f"process {victim} of this run" in lines[0], told[-1500:]

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from ccu_jax.errors import PassingError, UserError
+from ccu_jax.errors import RetryableError, UserError
 from ccu_jax.runs import results as rows
 from ccu_jax.runs import workdir as workdirs
 from ccu_jax.train import checkpoint
@@ -149,7 +149,7 @@ def test_what_is_started_again_at_once_waits_for_what_is_left_of_itself(
     fcntl.flock(held, fcntl.LOCK_EX)
     ticks = iter(range(0, 1000, 50))
     clock.monotonic, clock.sleep = lambda: next(ticks), lambda s: None
-    with held, pytest.raises(PassingError, match="another run is at work"):
+    with held, pytest.raises(RetryableError, match="another run is at work"):
         with workdirs.locked(tmp_path):
             pass
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.train import checkpoint
 from ccu_jax.train.step import State
 
@@ -205,9 +205,9 @@ def test_a_disk_without_room_is_told_in_one_line(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError) as caught:
         checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
-    assert str(disk(caught.value)) == (
-        f"no space left at {tmp_path / 'steps'}; free some, then the same command "
-        "goes on"
+    assert str(user_error_for(caught.value)) == (
+        f"no space left at {tmp_path / 'steps'}; free some, then rerun the "
+        "same command to resume"
     )
 
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_read_for_now_is_not_taken_for_damage(
     monkeypatch.setattr(checkpoint, "_read", fails)
     with pytest.raises(type(error)) as caught:
         checkpoint.restore(tmp_path / "steps", tree, told.append)
-    assert disk(caught.value) is not None and not told
+    assert user_error_for(caught.value) is not None and not told
     monkeypatch.setattr(checkpoint, "_read", read)
     assert checkpoint.restore(tmp_path / "steps", tree, told.append).step == 2
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_for_now_is_not_taken_for_damage(
 def test_a_folder_that_was_removed_while_it_was_written_is_named(tmp_path):
     folder = tmp_path / "steps"
     folder.mkdir()
-    with pytest.raises(UserError, match=f"{folder} is gone: was it removed while"):
+    with pytest.raises(UserError, match=f"{folder}: missing; was it removed"):
         with checkpoint._watched(folder):
             shutil.rmtree(folder)
             folder.mkdir()
@@ -252,10 +252,10 @@ def test_a_folder_that_was_removed_while_it_was_written_is_named(tmp_path):
 def test_a_file_in_a_folder_that_is_gone_is_told_in_one_line(tmp_path):
     with pytest.raises(OSError) as caught:
         (tmp_path / "went" / "file").write_text("x")
-    assert f"{tmp_path / 'went'} is gone" in str(disk(caught.value))
+    assert f"{tmp_path / 'went'}: missing" in str(user_error_for(caught.value))
     with pytest.raises(OSError) as caught:
         (tmp_path / "file").read_text()
-    assert disk(caught.value) is None
+    assert user_error_for(caught.value) is None
 
 
 def test_what_a_thread_of_orbax_says_too_late_is_left_out_and_all_else_told(

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from ccu_jax import errors
 from ccu_jax.config.schema import Run
 from ccu_jax.data.batches import OnHost
 from ccu_jax.distributed import executors as parallel
@@ -318,7 +319,7 @@ def test_who_is_told_to_leave_saves_and_goes_on_to_the_same_end(tmp_path, monkey
     whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
     asked = iter([False, True])
     monkeypatch.setattr(preemption, "due", lambda last: next(asked))
-    with pytest.raises(preemption.Leaving):
+    with pytest.raises(errors.Preempted):
         loop.run("walk", method, problem, tmp_path / "cut", Quiet())
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"4"}
     monkeypatch.setattr(preemption, "due", lambda last: False)
@@ -340,7 +341,7 @@ def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
     monkeypatch.setattr(preemption._Word, "told", False)
     with monkeypatch.context() as patched:
         patched.setattr(jax, "block_until_ready", told)
-        with pytest.raises(preemption.Leaving):
+        with pytest.raises(errors.Preempted):
             loop.run("walk", method, problem, tmp_path / "cut", Quiet())
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"9"}
     preemption._Word.told = False
@@ -398,5 +399,5 @@ def test_a_signal_ends_at_once_what_need_not_be_saved_and_waits_for_steps(code, 
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (preemption.EXIT_CODE, told)
+    assert (done.returncode, done.stdout) == (errors.RETRY_EXIT_CODE, told)
     assert done.stderr.strip() == preemption.MESSAGE

@@ -14,7 +14,7 @@ from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers.base import Counts, Location, Progress, Reader, Source, digest
-from ccu_jax.errors import UserError, disk
+from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.records import add_checksum, read_record
 
 FORMAT = 3  # raised whenever the stored form changes
@@ -68,7 +68,7 @@ def stored(
                 _Preparation(config, reader, workdir, progress).run(expected)
             _tidy(workdir)
     except OSError as error:
-        told = disk(error) or UserError(error)
+        told = user_error_for(error) or UserError(error)
         raise type(told)(f"preparing the data in {folder} failed: {told}") from error
     found = _current(config, reader, workdir)
     if not found:

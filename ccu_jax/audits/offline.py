@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccu_jax.evaluate.predictions import Results
+from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.metrics import distances
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
@@ -44,10 +44,10 @@ class Given(NamedTuple):
     `control`: of a second reference. None: there is none.
     """
 
-    model: Results
-    original: Results | None
-    reference: Results | None
-    control: Results | None
+    model: Predictions
+    original: Predictions | None
+    reference: Predictions | None
+    control: Predictions | None
 
 
 def audit(given: Given) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def audit(given: Given) -> dict[str, Any]:
     for other in (given.original, given.reference, given.control):
         if other is not None and (other.id != given.model.id).any():
             raise ValueError("outputs of other rows cannot be compared")
-    members = "\n".join(sorted(given.model.id[given.model.of == "unlearn"].tolist()))
+    members = "\n".join(sorted(given.model.id[given.model.split == "unlearn"].tolist()))
     found: dict[str, Any] = {
         "members": hashlib.sha256(members.encode()).hexdigest()[:16],
         "compared": given.reference is not None,
@@ -122,7 +122,7 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
     return {view: {name: one(view, name) for name in own[view]} for view in own}
 
 
-def signals_of(model: Results) -> dict[str, dict[str, tuple]]:
+def signals_of(model: Predictions) -> dict[str, dict[str, tuple]]:
     """`{view: {signal: (of members, of others)}}`, of rows that have a picture."""
     found: dict[str, dict[str, tuple]] = {}
 
@@ -133,37 +133,30 @@ def signals_of(model: Results) -> dict[str, dict[str, tuple]]:
         signals = attacks.signals(model.logits[view], model.labels, model.multi_label)
         found[view] = {name: split(view, values) for name, values in signals.items()}
     found["pair"] = {"cosine": split("pair", model.pair)}
-    if model.white is not None:
-        found["white"] = {"ridge": split("white", model.white)}
+    found["white"] = {"ridge": split("white", model.trunk_probe)}
     return found
 
 
-def groups_of(model: Results) -> dict[str, tuple]:
-    """The groups of the rows of `signals_of`, by view; None: every row is its own."""
-    if model.group is None:
-        return dict.fromkeys((*VIEWS, "pair", "white"), (None, None))
+def groups_of(model: Predictions) -> dict[str, tuple]:
+    """The groups of the rows of `signals_of`, by view."""
     return {v: _sides(model, v, model.group) for v in (*VIEWS, "pair", "white")}
 
 
 def _sides(model, view, values):
-    shown = model.shown(view) & model.has_image
-    return tuple(values[shown & (model.of == of)] for of in ("unlearn", "unseen"))
+    shown = model.available(view) & model.has_image
+    return tuple(values[shown & (model.split == of)] for of in ("unlearn", "unseen"))
 
 
-def _groups(model, rows):
-    return None if model.group is None else model.group[rows]
-
-
-def ranked(model: Results) -> dict[str, dict[str, dict[str, Any]]]:
+def ranked(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
     """By set and view: mean average precision, macro AUROC, and how right rows are.
 
     `right` is the accuracy, with several labels the F1 score of a row's labels.
     """
 
     def one(of, view):
-        rows = (model.of == of) & model.shown(view)
+        rows = (model.split == of) & model.available(view)
         logits, labels = model.logits[view][rows], model.labels[rows]
-        right, groups = None, _groups(model, rows)
+        right, groups = None, model.group[rows]
         if len(logits) and np.isfinite(logits).all():
             each = scores.by_row(logits, labels, model.multi_label)
             right = mean_interval(each, bounds=(0, 1), groups=groups)
@@ -181,7 +174,7 @@ def _score(given, view):
     """The score of the unlearn set less the reference's, row by row."""
     if given.reference is None:
         return None
-    rows = (given.model.of == "unlearn") & given.model.shown(view)
+    rows = (given.model.split == "unlearn") & given.model.available(view)
     logits = (x.logits[view][rows] for x in (given.model, given.reference))
     return plain(
         scores.score_difference(
@@ -189,7 +182,7 @@ def _score(given, view):
             given.model.labels[rows],
             given.model.multi_label,
             confidence=CONFIDENCE,
-            groups=_groups(given.model, rows),
+            groups=given.model.group[rows],
         )
     )
 
@@ -199,21 +192,21 @@ def _excess(given, view):
     if given.reference is None:
         return None
     model, reference = given.model, given.reference
-    rows = np.isin(model.of, ("unlearn", "unseen")) & model.shown(view)
+    rows = np.isin(model.split, ("unlearn", "unseen")) & model.available(view)
     return plain(
         scores.score_excess(
             model.logits[view][rows],
             reference.logits[view][rows],
             model.labels[rows],
-            model.of[rows] == "unlearn",
+            model.split[rows] == "unlearn",
             model.multi_label,
             confidence=CONFIDENCE,
-            groups=_groups(model, rows),
+            groups=model.group[rows],
         )
     )
 
 
-def gaps(model: Results, reference: Results | None) -> dict[str, Any]:
+def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
     """Average gap (points) and Tug-of-War, both forms, of the image view.
 
     A gap has no sign, so that of two models that are the same it is above zero by
@@ -226,7 +219,7 @@ def gaps(model: Results, reference: Results | None) -> dict[str, Any]:
 
     def one(gap, most):
         def score(rows):
-            return gap(*(_shares(model.of, x, rows) for x in (mine, theirs)))
+            return gap(*(_shares(model.split, x, rows) for x in (mine, theirs)))
 
         parts, groups = _PARTS, model.group
         how = {"parts": parts, "groups": groups, "bounds": (0, most)}
@@ -237,7 +230,7 @@ def gaps(model: Results, reference: Results | None) -> dict[str, Any]:
 
 def _by_row(model):
     """How right each row is, and its signal; NaN of rows without a picture."""
-    logits, shown = model.logits["image"], model.shown("image")
+    logits, shown = model.logits["image"], model.available("image")
     right = scores.by_row(logits, model.labels, model.multi_label)
     right = np.where(np.isfinite(logits).all(axis=1), right, np.inf)
     signal = attacks.signals(logits, model.labels, model.multi_label)["loss"]
@@ -258,13 +251,13 @@ def _shares(of, values, rows):
     return found | {"attack": None if told is None else told.value}
 
 
-def apart(model: Results, reference: Results | None) -> dict[str, Any]:
+def apart(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
     """How far predictions are from the reference's, by set and view."""
     if reference is None:
         return {}
 
     def one(of, view):
-        rows = (model.of == of) & model.shown(view)
+        rows = (model.split == of) & model.available(view)
         pair = model.logits[view][rows], reference.logits[view][rows]
         if not all(np.isfinite(x).all() for x in pair):
             return {}
@@ -275,7 +268,7 @@ def apart(model: Results, reference: Results | None) -> dict[str, Any]:
             "agreement": (distances.agreement, 1.0),
             "activation_distance": (distances.activation_distance, float(most)),
         }
-        groups = _groups(model, rows)
+        groups = model.group[rows]
         return {
             name: plain(
                 mean_interval(
@@ -288,7 +281,7 @@ def apart(model: Results, reference: Results | None) -> dict[str, Any]:
     return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "test")}
 
 
-def least_epsilon(model: Results) -> dict[str, float | None]:
+def least_epsilon(model: Predictions) -> dict[str, float | None]:
     """Epsilon at least, by the best threshold on each view; all at once with 95 %."""
     found, of_groups = signals_of(model), groups_of(model)
     return {

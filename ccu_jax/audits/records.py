@@ -14,7 +14,7 @@ from typing import Any
 
 from ccu_jax.distributed.hosts import barrier, is_first, seen
 from ccu_jax.evaluate import predictions
-from ccu_jax.evaluate.predictions import Results
+from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.storage.files import write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
 
@@ -31,13 +31,13 @@ def outputs_of(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
     return workdir / "outputs" / f"{method}-{seed}.npz"
 
 
-def load(workdir: pathlib.Path, method: str, seed: int) -> Results:
+def load(workdir: pathlib.Path, method: str, seed: int) -> Predictions:
     """The outputs of a model.
 
     Raises:
         UserError: they are missing or damaged.
     """
-    return predictions.load(outputs_of(workdir, method, seed))
+    return predictions.load_predictions(outputs_of(workdir, method, seed))
 
 
 def mark(workdir: pathlib.Path, seed: int, names, **more) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ccu_jax.audits import shadow_models as shadows
 from ccu_jax.distributed.hosts import agreed, barrier, is_first
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
-from ccu_jax.evaluate.predictions import Results
+from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.metrics import forgetting
 from ccu_jax.metrics import lira as shadow
@@ -86,7 +86,7 @@ class Pool:
         """Number of shadows."""
         return self._plan.count
 
-    def audit(self, method: str, models: dict[str, Results]) -> dict[str, Any]:
+    def audit(self, method: str, models: dict[str, Predictions]) -> dict[str, Any]:
         """What the pool tells of a method's model, as plain JSON.
 
         `lira`: shadows that know the rows against shadows that do not; `rmia`, with the
@@ -110,7 +110,7 @@ class Pool:
 
     def _view(self, method, view, models, unlearned):
         model = models["model"]
-        members = np.isin(self._ids(), model.id[model.of == "unlearn"])
+        members = np.isin(self._ids(), model.id[model.split == "unlearn"])
         targets = {name: self._margins(view, said) for name, said in models.items()}
         plain_ = np.array([self._margins(view, said) for said in self._plain])
         shown = self._plan.shown
@@ -231,19 +231,19 @@ class Pool:
         """The margins of models on a set `[K, N]`, and how right they are."""
         margins, right = [], []
         for said in pool:
-            rows = (said.of == name) & said.shown(view)
+            rows = (said.split == name) & said.available(view)
             given = said.logits[view][rows], said.labels[rows], said.multi_label
             margins.append(attacks.signals(*given)["margin"])
             right.append(scores.by_row(*given))
         return np.array(margins), float(np.mean(right)) if np.size(right) else np.nan
 
     def _groups_of(self, view, name):
-        """The groups of the rows of `_of_set`, where they are known."""
+        """The groups of the rows of `_of_set`."""
         said = self._plain[0]
-        rows = (said.of == name) & said.shown(view)
-        return None if said.group is None else said.group[rows]
+        rows = (said.split == name) & said.available(view)
+        return said.group[rows]
 
-    def _said(self, method, number) -> Results:
+    def _said(self, method, number) -> Predictions:
         """What a shadow says of all rows, as it is or after it was made to forget."""
         # Of this very model, asked for these rows: named so, or it is another file.
         given = self._digests[number].encode() + self._retained.tobytes()
@@ -264,10 +264,12 @@ class Pool:
         # Only the rows in question, the population, and some that were kept.
         sets = sets._replace(retain=self._retained, validation=sets.validation[:0])
         ctx = self._ctx
-        said = predictions.results(ctx.forward, params, ctx.table, ctx.data, sets)
+        said = predictions.predict_all_splits(
+            ctx.forward, params, ctx.table, ctx.data, sets
+        )
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, predictions.to_bytes(said))
+            write_atomically(path, predictions.predictions_to_bytes(said))
         if method != "original":
             checkpoint.remove(steps)
         barrier(path.name)
@@ -279,32 +281,32 @@ class Pool:
     def _there(self):
         return self._ctx.data.has_image[self._plan.rows]
 
-    def _in_order(self, said: Results):
+    def _in_order(self, said: Predictions):
         where = {name: place for place, name in enumerate(said.id.tolist())}
         return np.array([where[name] for name in self._ids().tolist()])
 
-    def _margins(self, view, said: Results):
+    def _margins(self, view, said: Predictions):
         at = self._in_order(said)
         told = attacks.signals(said.logits[view][at], said.labels[at], said.multi_label)
         return told["margin"]
 
-    def _truth(self, view, said: Results):
+    def _truth(self, view, said: Predictions):
         at = self._in_order(said)
         return shadow.true_probability(
             said.logits[view][at], said.labels[at], said.multi_label
         )
 
-    def _population(self, view, said: Results):
-        at = (said.of == "test") & said.shown("image")
+    def _population(self, view, said: Predictions):
+        at = (said.split == "test") & said.available("image")
         return shadow.true_probability(
             said.logits[view][at], said.labels[at], said.multi_label
         )
 
 
-def _read(path, warn) -> Results | None:
+def _read(path, warn) -> Predictions | None:
     """Outputs that are there, or None; what is damaged is made again."""
     try:
-        return predictions.load(path) if path.exists() else None
+        return predictions.load_predictions(path) if path.exists() else None
     except UserError as error:
         warn(str(error))
         return None

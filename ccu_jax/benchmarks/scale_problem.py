@@ -37,7 +37,7 @@ def shapes(sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
         out = model.apply(params, said)
         logits = {f"original_{view}": getattr(out, view) for view in models.VIEWS}
         kept = {name: said[name] for name in ("features", "h_text")}
-        fresh = features.pool(said["features"])
+        fresh = features.pool_tokens(said["features"])
         return {**kept, "z_text": out.z_text, **logits, "fresh": fresh}
 
     return jax.eval_shape(columns, jax.eval_shape(model.init, jax.random.key(0)))

@@ -15,7 +15,7 @@ class Dataset(NamedTuple):
     edition: str  # "official", "sample", "clipart" or "own"
     classes: tuple[str, ...]  # K names
     multi_label: bool
-    metric: str  # the headline score, a key of `predictions.scores`
+    metric: str  # the headline score, a key of `metrics.classification`
     image: np.ndarray  # uint8 [N, S, S, 3]; zeros where has_image is False
     text: np.ndarray  # int32 [N, T]; padded with 0, every row has an end token
     labels: np.ndarray  # float32 [N, K], multi-hot (one-hot if not multi_label)

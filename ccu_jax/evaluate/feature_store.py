@@ -23,7 +23,7 @@ import numpy as np
 from ccu_jax.data.batches import OnHost
 from ccu_jax.distributed.hosts import agreed, barrier, is_first
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.forward import pool
+from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.models import VIEWS
 from ccu_jax.train import checkpoint
 
@@ -89,7 +89,7 @@ def compute(forward, params, fresh, table, rows) -> dict[str, np.ndarray]:
     said = forward.outputs(params, {**columns, **has}, np.arange(len(rows)))
     columns["z_text"] = said["z_text"]
     columns |= {f"original_{view}": said[view] for view in VIEWS}
-    columns["fresh"] = pool(forward.encode(fresh, table, rows)["features"])
+    columns["fresh"] = pool_tokens(forward.encode(fresh, table, rows)["features"])
     return columns
 
 

@@ -40,7 +40,7 @@ class Forward:
             columns = self._executor.place(columns)
             return columns if encoded else columns | self._encoded(params, table, batch)
 
-        heads = self.once("heads", self._heads)
+        heads = self.compile_cached("heads", self._heads)
         every = self._executor.shard(np.arange(self._batch, dtype=np.int32))
         return self._passes(
             rows, lambda batch: heads((), (params, given(batch)), {"rows": every})[1]
@@ -50,7 +50,7 @@ class Forward:
         """What trunk and text branch give: `features` and `h_text` of the rows."""
         return self._passes(rows, lambda batch: self._encoded(params, table, batch))
 
-    def once(self, name: str, fn):
+    def compile_cached(self, name: str, fn):
         """A per-device function (`Executor.run`), compiled once for all its calls."""
         if name not in self._compiled:
             self._compiled[name] = self._executor.run(fn)
@@ -65,7 +65,7 @@ class Forward:
     def _encoded(self, params, table, batch):
         table = {name: table[name] for name in ("image", "text")}
         index = rows_of(self._executor, table, batch)
-        encode = self.once("encode", self._encode)
+        encode = self.compile_cached("encode", self._encode)
         return encode((), (params, on_devices(table)), index)[1]
 
     def _encode(self, state, resident, index):
@@ -81,10 +81,10 @@ class Forward:
         params, columns = resident
         rows = gather(columns, index)
         out = self._model.apply(params, rows)._asdict()
-        return state, everywhere(out | {"pooled": pool(rows["features"])})
+        return state, everywhere(out | {"pooled": pool_tokens(rows["features"])})
 
 
-def pool(features):
+def pool_tokens(features):
     """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the others."""
     features = features.astype(np.float32)
     numpy = jnp if isinstance(features, jax.Array) else np

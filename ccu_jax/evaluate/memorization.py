@@ -112,5 +112,5 @@ def _logits(scores, multi_label):
 
 def _probability(logits, labels, multi_label):
     """Of the true class, or the geometric mean of those of all labels' values."""
-    sure = membership.confidence(logits, labels, multi_label)
+    sure = membership.log_likelihood(logits, labels, multi_label)
     return np.exp(sure / (labels.shape[1] if multi_label else 1))

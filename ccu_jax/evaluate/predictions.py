@@ -1,53 +1,63 @@
-"""Stored outputs of one model on all splits, their scores and attacks."""
+"""Predictions of one model on all splits: computing, storing and scoring them."""
 
 import io
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ccu_jax.data.dataset import Dataset
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
-from ccu_jax.evaluate.ridge import white_box
+from ccu_jax.evaluate.ridge import probe_margin
 from ccu_jax.metrics.classification import (
     auc,
-    guessing,
+    best_constant_score,
     multi_label_scores,
     single_label_scores,
 )
-from ccu_jax.metrics.membership import confidence
-from ccu_jax.models import VIEWS
+from ccu_jax.metrics.membership import log_likelihood
+from ccu_jax.models import VIEWS, Params
+from ccu_jax.unlearn_sets.splits import Sets
 
-SETS = ("retain", "unlearn", "unseen", "validation", "test")
-_LATER = ("white", "group")  # columns that files of older runs lack
-# Above guessing by so little, a model tells nothing; an original by so much, something.
-_GUESSES, _KNOWS = 1.05, 1.2
+SPLITS = ("retain", "unlearn", "unseen", "validation", "test")
+# A model has collapsed if its score is below the first multiple of the best constant
+# prediction's while the original's is above the second.
+_COLLAPSED, _TRAINED = 1.05, 1.2
+# Names of fields in stored files, where they differ.
+_STORED_NAMES = {"split": "of", "trunk_probe": "white"}
 
 
-class Results(NamedTuple):
-    """The stored outputs of one model on the rows of all sets.
+class Predictions(NamedTuple):
+    """Predictions of one model on the N rows of all splits.
 
-    `logits` of each view `[N, K]`, `pair` `[N]` the cosine of picture and text,
-    `white` `[N]` what the trunk's features tell of the labels (`white_box`),
-    `labels` `[N, K]`, `of` `[N]` the name of each row's set, `id` `[N]`, `has_image`,
-    `has_text` `[N]`: what a row really has, the other's outputs mean nothing, `group`
-    `[N]` numbers of rows that the data set says go together.
+    Attributes:
+        logits: of each view, `[N, K]`.
+        pair: `[N]` cosine of the image and text embeddings.
+        labels: `[N, K]`.
+        split: `[N]` the name of each row's split.
+        id: `[N]`.
+        has_image: `[N]` whether the row has an image; if not, predictions from its
+            image are meaningless.
+        has_text: `[N]`, the same of its text.
+        multi_label: whether rows have several labels.
+        trunk_probe: `[N]` `ridge.probe_margin` of the trunk's features.
+        group: `[N]` group numbers; rows of one group are not independent.
     """
 
     logits: dict[str, np.ndarray]
     pair: np.ndarray
     labels: np.ndarray
-    of: np.ndarray
+    split: np.ndarray
     id: np.ndarray
     has_image: np.ndarray
     has_text: np.ndarray
     multi_label: bool
-    # None of runs before these were stored.
-    white: np.ndarray | None = None
-    group: np.ndarray | None = None
+    trunk_probe: np.ndarray
+    group: np.ndarray
 
-    def shown(self, view: str) -> np.ndarray:
-        """Which rows `[N]` a view can be asked of."""
+    def available(self, view: str) -> np.ndarray:
+        """Returns which rows `[N]` have the modalities that a view needs."""
         return {
             "image": self.has_image,
             "text": self.has_text,
@@ -57,142 +67,153 @@ class Results(NamedTuple):
         }[view]
 
 
-def results(forward: Forward, params, table, data, sets) -> Results:
-    """One forward pass over the rows of all sets."""
-    rows = np.concatenate([getattr(sets, name) for name in SETS])
-    out = forward.outputs(params, table, rows)
-    of = np.repeat(SETS, [len(getattr(sets, name)) for name in SETS])
-    known = (of == "retain") & data.has_image[rows]
-    return Results(
-        logits={view: out[view] for view in VIEWS},
-        pair=np.sum(out["z_image"] * out["z_text"], axis=-1),
-        labels=data.labels[rows],
-        of=of,
+def predict_all_splits(
+    forward: Forward,
+    params: Params,
+    table: dict[str, Any],
+    data: Dataset,
+    sets: Sets,
+) -> Predictions:
+    """Runs one forward pass over the rows of all splits.
+
+    Args:
+        forward: compiled passes of the model.
+        params: of the model.
+        table: all rows of the data set, as for `Forward.outputs`.
+        data: labels, ids and groups of the same rows.
+        sets: the row numbers of each split.
+    """
+    rows = np.concatenate([getattr(sets, name) for name in SPLITS])
+    outputs = forward.outputs(params, table, rows)
+    split = np.repeat(SPLITS, [len(getattr(sets, name)) for name in SPLITS])
+    labels, has_image = data.labels[rows], data.has_image[rows]
+    is_fitted = (split == "retain") & has_image
+    return Predictions(
+        logits={view: outputs[view] for view in VIEWS},
+        pair=np.sum(outputs["z_image"] * outputs["z_text"], axis=-1),
+        labels=labels,
+        split=split,
         id=data.id[rows],
-        has_image=data.has_image[rows],
+        has_image=has_image,
         has_text=data.has_text[rows],
         multi_label=data.multi_label,
-        white=white_box(out["pooled"], data.labels[rows], known, data.multi_label),
+        trunk_probe=probe_margin(
+            outputs["pooled"], labels, is_fitted, data.multi_label
+        ),
         group=np.unique(data.group[rows], return_inverse=True)[1].astype(np.int32),
     )
 
 
-def scores(outputs: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of each set and view: `{set: {view: {score: value}}}`.
-
-    Of the rows that have what the view looks at; a view of no row has no scores, nor
-    has a model that says no numbers.
-    """
-    measure = multi_label_scores if outputs.multi_label else single_label_scores
-
-    def of(name, view):
-        rows = (outputs.of == name) & outputs.shown(view)
-        logits = outputs.logits[view][rows]
-        if not len(logits) or not np.isfinite(logits).all():
-            return {}
-        return measure(logits, outputs.labels[rows])
-
-    return {name: {view: of(name, view) for view in VIEWS} for name in SETS}
-
-
-def to_bytes(outputs: Results) -> bytes:
-    """The outputs as the content of one `.npz` file that needs no pickle to be read."""
+def predictions_to_bytes(predictions: Predictions) -> bytes:
+    """Returns the content of an `.npz` file that is read without pickle."""
     file = io.BytesIO()
-    more = {name: getattr(outputs, name) for name in _LATER}
-    np.savez(
-        file,
-        **{f"logits_{view}": x for view, x in outputs.logits.items()},
-        pair=outputs.pair,
-        labels=outputs.labels,
-        of=outputs.of,
-        id=outputs.id,
-        has_image=outputs.has_image,
-        has_text=outputs.has_text,
-        multi_label=outputs.multi_label,
-        **{name: column for name, column in more.items() if column is not None},
-    )
+    arrays: dict[str, Any] = predictions._asdict()
+    logits = arrays.pop("logits")
+    stored = {f"logits_{view}": x for view, x in logits.items()}
+    stored |= {_STORED_NAMES.get(name, name): x for name, x in arrays.items()}
+    np.savez(file, **stored)
     return file.getvalue()
 
 
-def load(path: pathlib.Path) -> Results:
-    """Read a file of what `to_bytes` gave.
+def load_predictions(path: pathlib.Path) -> Predictions:
+    """Reads a file of `predictions_to_bytes`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the file is missing or damaged.
     """
+    names = [name for name in Predictions._fields if name != "logits"]
     try:
-        # Opened here: of a damaged one, NumPy leaves its own open.
+        # Opened here because NumPy does not close a damaged file.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return Results(
-                logits={view: file[f"logits_{view}"] for view in VIEWS},
-                pair=file["pair"],
-                labels=file["labels"],
-                of=file["of"],
-                id=file["id"],
-                has_image=file["has_image"],
-                has_text=file["has_text"],
-                multi_label=bool(file["multi_label"]),
-                **{name: file[name] if name in file else None for name in _LATER},
-            )
-    except Exception as error:  # noqa: BLE001  NumPy and zipfile raise many kinds
+            fields = {name: file[_STORED_NAMES.get(name, name)] for name in names}
+            fields["multi_label"] = bool(fields["multi_label"])
+            logits = {view: file[f"logits_{view}"] for view in VIEWS}
+            return Predictions(logits=logits, **fields)
+    except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise
-        # Outputs go with the record of their stage, others are files of their own.
+        # Predictions of a stage are remade with the stage, others by themselves.
         record = path.parent.parent / "stages" / f"{path.stem}.json"
         remove = record if path.parent.name == "outputs" else path
         raise UserError(
-            f"{path} is missing or damaged: remove {remove} to make it again"
+            f"{path}: missing or damaged; remove {remove} and rerun the same command"
         ) from None
 
 
-def attack_auc(outputs: Results) -> dict[str, float | None]:
-    """AUC of the loss-threshold attack (Yeom et al. 2018) by view, `unseen` as control.
+def compute_scores(predictions: Predictions) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns the scores of each split and view: `{split: {view: {score: value}}}`.
 
-    `pair` attacks the cosine between a row's picture and its text, `white` what the
-    trunk's features tell (`evaluate.white_box`): it needs the weights, the others need
-    only what the model says. Pictures were to be forgotten, so rows without one are no
-    members; None where no row is left, or a value is not finite.
+    A view is scored on the rows that have its modalities. The innermost dictionary is
+    empty if there is no such row or a logit is not finite.
     """
+    p = predictions
 
-    def value(view, rows):
-        if view in ("pair", "white"):
-            return getattr(outputs, view)[rows]
-        logits, labels = outputs.logits[view][rows], outputs.labels[rows]
+    def score(split, view):
+        rows = (p.split == split) & p.available(view)
+        logits = p.logits[view][rows]
+        if not len(logits) or not np.isfinite(logits).all():
+            return {}
+        return _classification_scores(logits, p.labels[rows], p.multi_label)
+
+    return {split: {view: score(split, view) for view in VIEWS} for split in SPLITS}
+
+
+def attack_auc(predictions: Predictions) -> dict[str, float | None]:
+    """Returns the AUC of the loss-threshold attack (Yeom et al. 2018) by view.
+
+    Members are the rows of the unlearn set that have an image, non-members those of the
+    `unseen` split. The view `pair` attacks the cosine of image and text, `white` the
+    linear probe of the trunk: it needs the weights, the others need only predictions.
+    None if either side is empty or a value is not finite.
+    """
+    p = predictions
+
+    def signal(view, rows):
+        if view == "pair":
+            return p.pair[rows]
+        if view == "white":
+            return p.trunk_probe[rows]
+        logits, labels = p.logits[view][rows], p.labels[rows]
         if not np.isfinite(logits).all():
             return np.full(len(logits), np.nan)
-        return confidence(logits, labels, outputs.multi_label)
+        return log_likelihood(logits, labels, p.multi_label)
 
     def attack(view):
-        rows = outputs.shown(view) & outputs.has_image
+        rows = p.available(view) & p.has_image
         unlearn, unseen = (
-            value(view, rows & (outputs.of == name)) for name in ("unlearn", "unseen")
+            signal(view, rows & (p.split == split)) for split in ("unlearn", "unseen")
         )
-        told = len(unlearn) and len(unseen)
-        if not told or not np.isfinite([*unlearn, *unseen]).all():
+        has_both = len(unlearn) and len(unseen)
+        if not has_both or not np.isfinite([*unlearn, *unseen]).all():
             return None
         return auc(unlearn, unseen)
 
-    views = (*VIEWS, "pair", *(() if outputs.white is None else ("white",)))
-    return {view: attack(view) for view in views}
+    return {view: attack(view) for view in (*VIEWS, "pair", "white")}
 
 
-def collapse(outputs: Results, original: Results) -> str | None:
-    """What is wrong with a model that has fallen apart, or None.
+def describe_collapse(predictions: Predictions, original: Predictions) -> str | None:
+    """Returns how a model has collapsed, or None if it has not.
 
-    It says no numbers, or its fused test score, accuracy or micro F1, is that of the
-    best single answer to every row, although the original's was not.
+    It has if a logit is not finite, or if its fused test score, accuracy or micro F1,
+    is that of the best constant prediction although the original's is not.
     """
-    rows = (outputs.of == "test") & outputs.shown("fused")
-    logits, labels = outputs.logits["fused"][rows], outputs.labels[rows]
-    if not all(np.isfinite(x).all() for x in outputs.logits.values()):
-        return "what it says are no numbers"
+    p = predictions
+    rows = (p.split == "test") & p.available("fused")
+    logits, labels = p.logits["fused"][rows], p.labels[rows]
+    if not all(np.isfinite(x).all() for x in p.logits.values()):
+        return "logits are not finite"
     if not len(logits):
         return None
-    name = "micro_f1" if outputs.multi_label else "accuracy"
-    measure = multi_label_scores if outputs.multi_label else single_label_scores
-    score = measure(logits, labels)[name]
-    before = measure(original.logits["fused"][rows], labels)[name]
-    guess = guessing(labels, outputs.multi_label)
-    if score > _GUESSES * guess or before <= _KNOWS * guess:
+    name = "micro_f1" if p.multi_label else "accuracy"
+    score, before = (
+        _classification_scores(x, labels, p.multi_label)[name]
+        for x in (logits, original.logits["fused"][rows])
+    )
+    chance = best_constant_score(labels, p.multi_label)
+    if score > _COLLAPSED * chance or before <= _TRAINED * chance:
         return None
-    return f"collapsed: its fused test {name} is {score:.3f}, that of guessing"
+    return f"collapsed: fused test {name} {score:.3f} is at chance level"
+
+
+def _classification_scores(logits, labels, multi_label: bool) -> dict[str, float]:
+    return (multi_label_scores if multi_label else single_label_scores)(logits, labels)

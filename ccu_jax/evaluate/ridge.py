@@ -6,7 +6,7 @@ import numpy as np
 import scipy.special
 
 
-def white_box(features, labels, known, multi_label: bool, strength: float = 1.0):
+def probe_margin(features, labels, known, multi_label: bool, strength: float = 1.0):
     """What features tell of each row's labels to somebody who has the weights, `[N]`.
 
     A ridge regression is fitted on the rows `known` (of the retain set); what is told

@@ -133,13 +133,17 @@ def judge(ctx: RunContext, problem: Problem, params) -> Row:
     if not set(params) - set(TAIL):
         table = problem.store.table(ctx.table)
     params = {**problem.params, **params}
-    found = predictions.results(ctx.forward, params, table, ctx.data, problem.sets)
+    found = predictions.predict_all_splits(
+        ctx.forward, params, table, ctx.data, problem.sets
+    )
     before = ctx.workdir / "outputs" / f"original-{problem.seed}.npz"
     collapsed = None
     if before.exists() and len(problem.sets.test):
-        collapsed = predictions.collapse(found, predictions.load(before))
+        collapsed = predictions.describe_collapse(
+            found, predictions.load_predictions(before)
+        )
     return {
-        "scores": predictions.scores(found),
+        "scores": predictions.compute_scores(found),
         "attack_auc": predictions.attack_auc(found),
         "collapsed": collapsed,
     }

@@ -63,7 +63,7 @@ def _pass(problem, rows, squared):
         return total, jnp.zeros(())
 
     executor, table = problem.executor, problem.table
-    compiled = problem.forward.once(f"gradients squared={squared}", fn)
+    compiled = problem.forward.compile_cached(f"gradients squared={squared}", fn)
     resident = (problem.params, on_devices(table))
     batch = -(-CHUNK // executor.devices) * executor.devices
     total = executor.place(jax.tree.map(jnp.zeros_like, problem.params))

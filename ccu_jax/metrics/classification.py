@@ -56,7 +56,7 @@ def _f1(predicted, labels, axis):
     return 2 * both / np.maximum(predicted.sum(axis=axis) + labels.sum(axis=axis), 1)
 
 
-def guessing(labels, multi_label: bool) -> float:
+def best_constant_score(labels, multi_label: bool) -> float:
     """Accuracy, or micro F1, of the best single answer to all rows of `[N, K]`."""
     common = np.sort(labels.mean(axis=0))[::-1]
     if not multi_label:

@@ -21,7 +21,7 @@ from ccu_jax.metrics.intervals import (
     share,
     variance_of_mean,
 )
-from ccu_jax.metrics.membership import confidence, threshold_at_fpr, tpr_at_fpr
+from ccu_jax.metrics.membership import log_likelihood, threshold_at_fpr, tpr_at_fpr
 from ccu_jax.metrics.roc import auc_interval, placements
 
 # From so many shadow models a side on, each row has variances of its own; of fewer they
@@ -116,7 +116,7 @@ def true_probability(logits, labels, multi_label: bool) -> np.ndarray:
     The product of many labels would be next to nothing beside the constant that RMIA
     adds to it.
     """
-    surprise = confidence(logits, labels, multi_label)
+    surprise = log_likelihood(logits, labels, multi_label)
     return np.exp(surprise / labels.shape[1] if multi_label else surprise)
 
 

@@ -26,7 +26,7 @@ def signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
         return dict.fromkeys(("loss", "margin", "entropy", "modified_entropy"), nothing)
     given = logits, labels, multi_label
     return {
-        "loss": confidence(*given),
+        "loss": log_likelihood(*given),
         "margin": margin(*given),
         "entropy": minus_entropy(logits, multi_label),
         "modified_entropy": minus_modified_entropy(*given),
@@ -181,7 +181,7 @@ def _log_softmax(logits) -> tuple[np.ndarray, np.ndarray]:
     return log_p, log_other
 
 
-def confidence(logits, labels, multi_label: bool):
+def log_likelihood(logits, labels, multi_label: bool):
     """How sure each row's true labels are: minus its loss, `[N]`.
 
     The log-probability of the class, or the sum of the log-probabilities of the true

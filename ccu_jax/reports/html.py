@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from ccu_jax.errors import printable
-from ccu_jax.evaluate.predictions import SETS
+from ccu_jax.evaluate.predictions import SPLITS
 from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.reports import audit_table, figure, summary, tables
@@ -186,14 +186,14 @@ def _streaming(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _rows_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Returns header and lines of the second table, one line per method and seed."""
     header = ["method", "seed", *(f"{name} s" for name in _SECONDS)]
-    header += [f"{where} {view}" for where in SETS for view in VIEWS]
+    header += [f"{where} {view}" for where in SPLITS for view in VIEWS]
     header += [f"attack AUC {view}" for view in _ATTACKS]
     header += ["text kept", "diverged", "unlearn rule", "count", "commit"]
     lines = []
     for name, group in summary.by_method(rows).items():
         for seed, row in group.items():
             told = [(summary.number(row, "seconds", key), None) for key in _SECONDS]
-            told += [(summary.score(row, s, v), 1) for s in SETS for v in VIEWS]
+            told += [(summary.score(row, s, v), 1) for s in SPLITS for v in VIEWS]
             told += [(summary.auc(row, view), 3) for view in _ATTACKS]
             cells = [summary.show_estimate(estimate([x]), digits) for x, digits in told]
             chosen = row.get("unlearn_set")

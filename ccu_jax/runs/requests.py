@@ -180,7 +180,9 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
     table = ctx.table
     if problem.store is not None and _untouched(state):
         table = problem.store.table(table)
-    found = predictions.results(ctx.forward, state.params, table, ctx.data, sets)
+    found = predictions.predict_all_splits(
+        ctx.forward, state.params, table, ctx.data, sets
+    )
     seconds = {name: outcome.seconds[name] for name in ("start", "steps", "compile")}
     asked = {"all": gone, "first": parts[0], "this": parts[number]}
     return {
@@ -192,14 +194,14 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
             name: predictions.attack_auc(_only(found, ctx.data.id[rows]))
             for name, rows in asked.items()
         },
-        "scores": {"test": predictions.scores(found)["test"]},
+        "scores": {"test": predictions.compute_scores(found)["test"]},
         "diverged": outcome.diverged,
     }
 
 
-def _only(results, ids) -> predictions.Results:
+def _only(results, ids) -> predictions.Predictions:
     """The results with no other forgotten rows than these."""
-    kept = (results.of != "unlearn") | np.isin(results.id, ids)
+    kept = (results.split != "unlearn") | np.isin(results.id, ids)
     columns = {
         name: x[kept]
         for name, x in results._asdict().items()

@@ -42,7 +42,9 @@ def build_result(
         UserError: the original's outputs cannot be read.
     """
     sets, config, data = problem.sets, problem.config, ctx.data
-    before = predictions.load(ctx.workdir / "outputs" / f"original-{problem.seed}.npz")
+    before = predictions.load_predictions(
+        ctx.workdir / "outputs" / f"original-{problem.seed}.npz"
+    )
     return {
         "config": config.name,
         "edition": data.edition,
@@ -65,11 +67,11 @@ def build_result(
         "seconds": seconds,
         "features": config.run.features,
         "steps": outcome.steps,
-        "scores": predictions.scores(results),
+        "scores": predictions.compute_scores(results),
         "attack_auc": predictions.attack_auc(results),
         "text_unchanged": _text_unchanged(before, results),
         "requests": requests,
-        "diverged": outcome.diverged or predictions.collapse(results, before),
+        "diverged": outcome.diverged or predictions.describe_collapse(results, before),
         "device": {
             "kind": jax.devices()[0].device_kind,
             "count": problem.executor.devices,
@@ -88,7 +90,7 @@ def build_result(
 
 def _text_unchanged(before, results) -> bool:
     """Whether the unlearn set's text scores are the original's, to the bit."""
-    of = results.of == "unlearn"
+    of = results.split == "unlearn"
     return bool(np.array_equal(before.logits["text"][of], results.logits["text"][of]))
 
 

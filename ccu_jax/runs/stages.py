@@ -163,13 +163,15 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
     # Where trunk and text branch are the original's, so is what they say of each row.
     same = method == "original" or not set(outcome.params) - set(TAIL)
     table = problem.store.table(ctx.table) if same else ctx.table
-    results = predictions.results(ctx.forward, params, table, ctx.data, problem.sets)
+    results = predictions.predict_all_splits(
+        ctx.forward, params, table, ctx.data, problem.sets
+    )
     seconds["evaluate"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
     if is_first():
         path = ctx.workdir / "outputs" / f"{method}-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, predictions.to_bytes(results))
+        write_atomically(path, predictions.predictions_to_bytes(results))
         problem = problem._replace(method=method)
         row = rows.build_result(ctx, problem, outcome, results, seconds, told)
         rows.write_result(rows.result_path(ctx.workdir, seed, method), row)

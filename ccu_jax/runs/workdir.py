@@ -173,14 +173,14 @@ def evaluated(ctx: RunContext, seed) -> unlearn_set.Sets:
     path = ctx.workdir / "outputs" / f"original-{seed}.npz"
     where = {name: row for row, name in enumerate(ctx.data.id.tolist())}
     try:
-        found = predictions.load(path)
+        found = predictions.load_predictions(path)
         row = np.array([where[name] for name in found.id.tolist()])
     except KeyError:
         raise UserError(
             f"{path} is missing or damaged: remove "
             f"{rows.result_path(ctx.workdir, seed, 'original')} to make it again"
         ) from None
-    of = {name: np.sort(row[found.of == name]) for name in predictions.SETS}
+    of = {name: np.sort(row[found.split == name]) for name in predictions.SPLITS}
     return unlearn_set.Sets(**of)
 
 

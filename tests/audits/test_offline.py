@@ -45,16 +45,17 @@ def model(seed, *, knows=0.0, share=1.0, multi_label=False, random=False, nan=Fa
         if nan:
             logits[view][:] = np.nan
     pair = 0.3 * hard[:, 0] + 0.1 * own.normal(size=len(of)) + 0.3 * knows * known
-    return predictions.Results(
+    return predictions.Predictions(
         logits=logits,
         pair=own.normal(size=len(of)) if random else pair,
         labels=labels,
-        of=of,
+        split=of,
         id=np.array([f"row{i}" for i in range(len(of))]),
         has_image=np.ones(len(of), bool),
         has_text=np.ones(len(of), bool),
         multi_label=multi_label,
-        white=pair,
+        trunk_probe=pair,
+        group=np.arange(len(of)),
     )
 
 
@@ -164,7 +165,9 @@ def test_a_record_tells_whose_differences_these_are_and_at_which_confidence():
         assert told[key] == pytest.approx(apart), key
     assert told["original"] != pytest.approx(told["control"], abs=0.02)
     assert record["epsilon"]["image"] == epsilon.threshold_epsilon(
-        *image["model"], confidence=1 - 0.05 / 3
+        *image["model"],
+        confidence=1 - 0.05 / 3,
+        groups=outputs.groups_of(given.model)["image"],
     )
 
 
@@ -197,7 +200,7 @@ def test_scores_are_those_of_their_set_and_the_gap_asks_unseen_rows():
     # Wrong on all test rows: that is no matter of the other sets, nor of the attack.
     worse = given.model._replace(logits={**given.model.logits})
     logits = worse.logits["image"].copy()
-    logits[worse.of == "test"] *= -1
+    logits[worse.split == "test"] *= -1
     worse.logits["image"] = logits
     before = outputs.audit(given)
     after = outputs.audit(given._replace(model=worse))
@@ -214,7 +217,7 @@ def test_scores_are_those_of_their_set_and_the_gap_asks_unseen_rows():
 
 def test_groups_widen_every_interval_of_a_record():
     given = given_models()
-    group = np.arange(len(given.model.of)) // 10
+    group = np.arange(len(given.model.split)) // 10
     grouped = Given(*(x._replace(group=group) for x in given))
     one, other = outputs.audit(given), outputs.audit(grouped)
 
@@ -236,7 +239,7 @@ def test_groups_widen_every_interval_of_a_record():
 def test_who_is_better_at_all_pictures_alike_is_not_still_there():
     def better(seed):
         x = model(40 + seed)
-        both = np.isin(x.of, ("unlearn", "unseen"))
+        both = np.isin(x.split, ("unlearn", "unseen"))
         x.logits["image"][both] *= np.where(x.logits["image"][both] > 0, 1.0, 0.3)
         sure = 2.0 * (2 * x.labels - 1)
         x.logits["image"][both] += sure[both].astype(np.float32)

@@ -7,7 +7,7 @@ import pytest
 
 from ccu_jax.audits import shadow_audit as pool_audit
 from ccu_jax.audits.shadow_models import Plan
-from ccu_jax.evaluate.predictions import Results
+from ccu_jax.evaluate.predictions import Predictions
 
 SHADOWS, ROWS, KEPT = 16, 240, 120
 
@@ -15,15 +15,17 @@ SHADOWS, ROWS, KEPT = 16, 240, 120
 def said(margins, of):
     """Outputs of a model of two classes whose first is right for all rows."""
     logits = np.stack([margins, np.zeros_like(margins)], axis=1)
-    return Results(
+    return Predictions(
         logits={"image": logits},
         pair=margins,
         labels=np.tile([1.0, 0.0], (len(margins), 1)),
-        of=of,
+        split=of,
         id=np.array([f"row{i}" for i in range(len(margins))]),
         has_image=np.ones(len(margins), bool),
         has_text=np.ones(len(margins), bool),
         multi_label=False,
+        trunk_probe=margins,
+        group=np.arange(len(margins)),
     )
 
 

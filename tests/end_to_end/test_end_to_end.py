@@ -213,7 +213,7 @@ def test_results_have_every_promised_key(finished):
             "pictures": row["counts"]["unlearn"],
             "near_duplicates": (near := row["unlearn_set"]["near_duplicates"]),
         }
-        assert set(near) == set(predictions.SETS)
+        assert set(near) == set(predictions.SPLITS)
         assert near["retain"] == near["unseen"] == 0
         assert row["corruptions"] == {} and row["data"]["used"] == 1408
         seconds = row["seconds"]
@@ -224,7 +224,7 @@ def test_results_have_every_promised_key(finished):
         # Stored with the original, opened by others: no part of their own time.
         assert seconds["total"] >= seconds["unlearn"] + seconds["features"]
         assert (seconds["features"] > 0.01) >= (row["method"] == "original")
-        assert set(row["scores"]) == set(predictions.SETS)
+        assert set(row["scores"]) == set(predictions.SPLITS)
         for of_set in row["scores"].values():
             assert set(of_set) == views
             for scores in of_set.values():
@@ -257,7 +257,7 @@ def test_restored_checkpoints_say_what_the_stored_outputs_say(finished):
     model, data = _model(workdir)
     apply = jax.jit(model.apply)
     for method in METHODS:
-        stored = predictions.load(workdir / "outputs" / f"{method}-0.npz")
+        stored = predictions.load_predictions(workdir / "outputs" / f"{method}-0.npz")
         where = {name: place for place, name in enumerate(data.id.tolist())}
         rows = np.array([where[name] for name in stored.id.tolist()])
         names = ("image", "text", "has_image", "has_text")
@@ -275,8 +275,8 @@ def test_the_unlearn_set_is_stored_and_is_what_was_evaluated(finished):
     lines = (workdir / "unlearn_sets" / "0.txt").read_text("utf-8").splitlines()
     listed = [line for line in lines if not line.startswith("#")]
     for method in METHODS:
-        stored = predictions.load(workdir / "outputs" / f"{method}-0.npz")
-        assert sorted(listed) == sorted(stored.id[stored.of == "unlearn"].tolist())
+        stored = predictions.load_predictions(workdir / "outputs" / f"{method}-0.npz")
+        assert sorted(listed) == sorted(stored.id[stored.split == "unlearn"].tolist())
         assert len(set(stored.id.tolist())) == len(stored.id), "a row in two sets"
     assert {row["unlearn_set"]["count"] for row in rows(workdir)} == {len(listed)}
 
@@ -285,7 +285,7 @@ def test_the_unlearn_set_is_stored_and_is_what_was_evaluated(finished):
 def test_ccu_plus_leaves_the_texts_of_the_unlearn_set_as_they_were_to_the_bit(finished):
     workdir, _ = finished
     before, after, retrained = (
-        predictions.load(workdir / "outputs" / f"{method}-0.npz")
+        predictions.load_predictions(workdir / "outputs" / f"{method}-0.npz")
         for method in ("original", "ccu_plus", "retrain_visual")
     )
     assert before.logits["text"].tobytes() == after.logits["text"].tobytes()
@@ -554,8 +554,8 @@ def test_the_sample_edition_forgets_a_class_and_survives_a_method_that_diverges(
     assert broken["scores"]["test"] == found["original"]["scores"]["test"]
     assert "finetune (diverged)" in out
     # The class is unlearned as a whole, and the control is of the same class.
-    outputs = predictions.load(workdir / "outputs" / "ccu_plus-0.npz")
-    of = {name: outputs.labels[outputs.of == name] for name in predictions.SETS}
+    outputs = predictions.load_predictions(workdir / "outputs" / "ccu_plus-0.npz")
+    of = {name: outputs.labels[outputs.split == name] for name in predictions.SPLITS}
     shared = np.flatnonzero(of["unlearn"].all(axis=0))
     assert len(shared) == 1 and of["unseen"][:, shared].all()
     assert not of["retain"][:, shared].any()
@@ -655,11 +655,11 @@ def test_a_run_needs_no_tensorflow_to_be_imported():
 def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, method):
     from ccu_jax import inference as classifier
 
-    stored = predictions.load(finished[0] / "outputs" / f"{method}-0.npz")
+    stored = predictions.load_predictions(finished[0] / "outputs" / f"{method}-0.npz")
     folder = ROOT / "ccu_jax" / "data" / "clipart"
     lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}
-    some = np.flatnonzero(stored.of == "test")[:70]
+    some = np.flatnonzero(stored.split == "test")[:70]
     chosen = [rows[i] for i in stored.id[some]]
     loaded = classifier.load(finished[0], method)
     images = [folder / row["image"] for row in chosen]
@@ -748,7 +748,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     said[0].write_bytes(said[0].read_bytes()[:1000])
     kept = files(copy, "shadows/0/0", "shadows/0/5")
     out = launched(*argv, "rigorous")
-    assert f"{said[0]} is missing or damaged" in out
+    assert f"{said[0]}: missing or damaged" in out
     again = json.loads((copy / "audits" / "ccu_plus-0-rigorous.json").read_text())
     assert again["found"]["pool"]["image"] == pool
     launched(*argv[2:], "rigorous", "--shadows", "8")
@@ -760,7 +760,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     process = started("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
-    assert "ccu_plus-0.npz is missing or damaged" in err and "ccu_plus-0.json" in err
+    assert "ccu_plus-0.npz: missing or damaged" in err and "ccu_plus-0.json" in err
 
 
 @pytest.mark.slow

@@ -85,11 +85,11 @@ def _assert_same(alone, workdir, out, processes, devices, methods=METHODS):
     assert (workdir / name).read_bytes() == (alone / name).read_bytes()
     for method in methods:
         one, two = (
-            predictions.load(folder / "outputs" / f"{method}-0.npz")
+            predictions.load_predictions(folder / "outputs" / f"{method}-0.npz")
             for folder in (alone, workdir)
         )
         assert one.id.tolist() == two.id.tolist()
-        assert one.of.tolist() == two.of.tolist()
+        assert one.split.tolist() == two.split.tolist()
         for view, logits in one.logits.items():
             np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
     one, two = (_stored(folder) for folder in (alone, workdir))
@@ -295,7 +295,7 @@ launch._leave()
     [
         ("runs.workdir try_lock", 1),
         ("data load", 1),
-        ("evaluate.predictions results", 0),
+        ("evaluate.predictions predict_all_splits", 0),
     ],
 )
 def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(

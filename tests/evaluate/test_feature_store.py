@@ -123,7 +123,7 @@ def test_what_is_stored_is_what_is_computed(tmp_path, problem, computed, every):
         np.testing.assert_allclose(taken[f"original_{view}"], out[view], atol=1e-6)
     fresh = features.untrained(problem.model, problem.seed)
     trunk = problem.model.trunk(fresh, np.asarray(problem.table["image"])[rows])
-    np.testing.assert_allclose(taken["fresh"], features.pool(trunk), atol=1e-5)
+    np.testing.assert_allclose(taken["fresh"], features.pool_tokens(trunk), atol=1e-5)
 
 
 def test_columns_are_mapped_into_memory_and_cannot_be_written(folder):
@@ -159,11 +159,11 @@ def test_features_in_bfloat16_come_back_to_the_bit(tmp_path):
 def test_pooled_features_are_the_same_on_host_and_device(kind):
     x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(kind)
     expected = np.concatenate([x[:, 0], x[:, 1:].astype(np.float32).mean(1)], axis=1)
-    for found in (features.pool(x), features.pool(jnp.asarray(x))):
+    for found in (features.pool_tokens(x), features.pool_tokens(jnp.asarray(x))):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert isinstance(features.pool(jnp.asarray(x)), jax.Array)
-    assert isinstance(features.pool(x), np.ndarray)
+    assert isinstance(features.pool_tokens(jnp.asarray(x)), jax.Array)
+    assert isinstance(features.pool_tokens(x), np.ndarray)
 
 
 # --- whose it is ----------------------------------------------------------------------
@@ -641,16 +641,18 @@ def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
     table = stored.store.table(problem.table)
     assert not {"image", "text"} & set(table)
     of = problem.params, problem.table, problems.dataset(), problem.sets
-    expected = predictions.results(problem.forward, *of)
-    found = predictions.results(stored.forward, of[0], table, *of[2:])
+    expected = predictions.predict_all_splits(problem.forward, *of)
+    found = predictions.predict_all_splits(stored.forward, of[0], table, *of[2:])
     for view, logits in expected.logits.items():
         np.testing.assert_allclose(found.logits[view], logits, atol=1e-6)
     np.testing.assert_allclose(found.pair, expected.pair, atol=1e-6)
-    for name in ("labels", "of", "id", "has_image", "has_text"):
+    for name in ("labels", "split", "id", "has_image", "has_text"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     # With another tail the text's own word stays, to the bit.
     tail = {name: jax.tree.map(lambda x: x + 0.1, of[0][name]) for name in TAIL}
-    changed = predictions.results(stored.forward, {**of[0], **tail}, table, *of[2:])
+    changed = predictions.predict_all_splits(
+        stored.forward, {**of[0], **tail}, table, *of[2:]
+    )
     assert changed.logits["text"].tobytes() == found.logits["text"].tobytes()
     assert changed.logits["image"].tobytes() != found.logits["image"].tobytes()
 
@@ -736,7 +738,7 @@ def again(finished, tmp_path):
 
 
 def outputs(workdir, method="ccu_plus"):
-    return predictions.load(workdir / "outputs" / f"{method}-0.npz")
+    return predictions.load_predictions(workdir / "outputs" / f"{method}-0.npz")
 
 
 def assert_the_same_run(one, other, atol=0.0):

@@ -12,8 +12,8 @@ from ccu_jax.data.batches import OnHost
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions, ridge
-from ccu_jax.evaluate.forward import Forward, pool
-from ccu_jax.evaluate.predictions import SETS, Results
+from ccu_jax.evaluate.forward import Forward, pool_tokens
+from ccu_jax.evaluate.predictions import SPLITS, Predictions
 from ccu_jax.metrics import classification, membership
 from ccu_jax.models import VIEWS
 from tests import problems
@@ -127,7 +127,7 @@ def test_the_attack_is_the_area_under_the_roc_curve(values):
 @pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 def test_confidence_is_minus_the_log_loss(multi_label):
     logits, labels = logits_and_labels(multi_label)
-    found = membership.confidence(logits, labels, multi_label)
+    found = membership.log_likelihood(logits, labels, multi_label)
     x = logits.astype(np.float64)
     if multi_label:
         p = 1 / (1 + np.exp(-x))
@@ -139,7 +139,7 @@ def test_confidence_is_minus_the_log_loss(multi_label):
         p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
         rows = np.log(p[labels > 0])
     np.testing.assert_allclose(found, rows, atol=1e-7)
-    huge = membership.confidence(1e4 * logits, labels, multi_label)
+    huge = membership.log_likelihood(1e4 * logits, labels, multi_label)
     assert np.isfinite(huge).all()
 
 
@@ -150,7 +150,7 @@ def stored(multi_label, fault):
     """Outputs in which the unlearn set's logits are what `fault` makes of the truth."""
     rng = np.random.default_rng(1)
     count = 300
-    of = np.repeat(SETS, count)
+    of = np.repeat(SPLITS, count)
     logits, labels = logits_and_labels(multi_label, rows=len(of))
     usual = logits + 2 * labels
     truth = 2 * labels - 1
@@ -169,7 +169,10 @@ def stored(multi_label, fault):
     pair += 2 * sign * unlearn[:, 0]
     names = np.array([f"row{i}" for i in range(len(of))])
     there = np.ones(len(of), bool)
-    return Results(views, pair, labels, of, names, there, there, multi_label)
+    group = np.arange(len(of))
+    return Predictions(
+        views, pair, labels, of, names, there, there, multi_label, pair, group
+    )
 
 
 @pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
@@ -184,7 +187,7 @@ def stored(multi_label, fault):
 )
 def test_the_attack_notices(fault, low, high, multi_label):
     found = predictions.attack_auc(stored(multi_label, fault))
-    assert set(found) == {*VIEWS, "pair"}
+    assert set(found) == {*VIEWS, "pair", "white"}
     for name, value in found.items():
         assert low <= value <= high, name
 
@@ -193,7 +196,7 @@ def test_the_attack_notices(fault, low, high, multi_label):
 def test_scores_notice_too_and_only_in_the_set_that_is_concerned(multi_label):
     score = "micro_f1" if multi_label else "accuracy"
     usual, memory, over, random = (
-        predictions.scores(stored(multi_label, fault))
+        predictions.compute_scores(stored(multi_label, fault))
         for fault in ("like unseen rows", "perfect memory", "over-forgetting", "random")
     )
     for view in VIEWS:
@@ -208,7 +211,7 @@ def test_scores_notice_too_and_only_in_the_set_that_is_concerned(multi_label):
 def test_only_unlearn_and_unseen_rows_are_attacked():
     outputs = stored(False, "like unseen rows")
     before = predictions.attack_auc(outputs)
-    concerned = np.isin(outputs.of, ["unlearn", "unseen"])
+    concerned = np.isin(outputs.split, ["unlearn", "unseen"])
     views = {
         view: np.where(concerned[:, None], x, 99 * outputs.labels)
         for view, x in outputs.logits.items()
@@ -218,7 +221,7 @@ def test_only_unlearn_and_unseen_rows_are_attacked():
 
 def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
     whole = stored(False, "perfect memory")
-    lost = np.random.default_rng(2).random((2, len(whole.of))) < 0.2
+    lost = np.random.default_rng(2).random((2, len(whole.split))) < 0.2
     has_image, has_text = ~lost[0], ~(lost[1] & ~lost[0])
     # What a model makes of a picture or text that is not there is nonsense.
     views = {
@@ -233,12 +236,13 @@ def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
     outputs = whole._replace(
         logits=views,
         pair=np.where(has_image & has_text, whole.pair, -1),
+        trunk_probe=np.where(has_image, whole.pair, -1),
         has_image=has_image,
         has_text=has_text,
     )
-    scores = predictions.scores(outputs)["unlearn"]
+    scores = predictions.compute_scores(outputs)["unlearn"]
     assert scores["image"]["accuracy"] == scores["text"]["accuracy"] == 1
-    rows = whole.of == "unlearn"
+    rows = whole.split == "unlearn"
     kept = has_image[rows].mean()
     assert scores["fused"]["accuracy"] == pytest.approx(kept)
     # Rows without a picture have none that could be remembered.
@@ -247,10 +251,12 @@ def test_a_view_is_judged_by_the_rows_that_have_what_it_looks_at():
 
 def test_what_no_row_has_is_not_measured():
     outputs = stored(True, "random")
-    none = outputs._replace(has_text=np.zeros(len(outputs.of), bool))
-    scores, attacks = predictions.scores(none), predictions.attack_auc(none)
+    none = outputs._replace(has_text=np.zeros(len(outputs.split), bool))
+    scores, attacks = predictions.compute_scores(none), predictions.attack_auc(none)
     assert all(of_set["text"] == {} for of_set in scores.values())
-    assert scores["test"]["image"] == predictions.scores(outputs)["test"]["image"]
+    assert (
+        scores["test"]["image"] == predictions.compute_scores(outputs)["test"]["image"]
+    )
     assert attacks["text"] is None and attacks["pair"] is None
     assert attacks["fused"] is not None
 
@@ -259,15 +265,15 @@ def test_outputs_come_back_from_their_file(tmp_path):
     for multi_label in (False, True):
         outputs = stored(multi_label, "random")
         path = tmp_path / "outputs.npz"
-        path.write_bytes(predictions.to_bytes(outputs))
-        again = predictions.load(path)
+        path.write_bytes(predictions.predictions_to_bytes(outputs))
+        again = predictions.load_predictions(path)
         assert again.multi_label is multi_label
         assert set(again.logits) == set(VIEWS)
         for view in VIEWS:
             np.testing.assert_array_equal(again.logits[view], outputs.logits[view])
-        for name in ("pair", "labels", "of", "id", "has_image", "has_text"):
+        for name in ("pair", "labels", "split", "id", "has_image", "has_text"):
             np.testing.assert_array_equal(getattr(again, name), getattr(outputs, name))
-        assert predictions.scores(again) == predictions.scores(outputs)
+        assert predictions.compute_scores(again) == predictions.compute_scores(outputs)
         assert predictions.attack_auc(again) == predictions.attack_auc(outputs)
 
 
@@ -276,15 +282,15 @@ def test_outputs_come_back_from_their_file(tmp_path):
 def test_outputs_that_cannot_be_read_are_named_with_the_remedy(tmp_path, place, change):
     path = tmp_path / place / "ccu_plus-0.npz"
     path.parent.mkdir()
-    whole = bytearray(predictions.to_bytes(stored(False, "random")))
+    whole = bytearray(predictions.predictions_to_bytes(stored(False, "random")))
     for at in range(0, len(whole), 97) if change == "flipped" else ():
         whole[at] ^= 0xFF
     if change != "gone":
         path.write_bytes({"empty": b"", "cut": whole[:-50]}.get(change, whole))
     record = tmp_path / "stages" / "ccu_plus-0.json"
-    remedy = f"remove {record if place == 'outputs' else path} to make it again"
-    with pytest.raises(UserError, match=f"{path} is missing or damaged: {remedy}"):
-        predictions.load(path)
+    remedy = f"remove {record if place == 'outputs' else path} and rerun"
+    with pytest.raises(UserError, match=f"{path}: missing or damaged; {remedy}"):
+        predictions.load_predictions(path)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -296,18 +302,20 @@ def test_a_model_that_fell_apart_is_told_from_one_that_did_not(multi_label):
 
     def said(logits):
         views = dict.fromkeys(VIEWS, logits)
-        return Results(views, logits[:, 0], labels, of, of, there, there, multi_label)
+        return Predictions(
+            views, logits[:, 0], labels, of, of, there, there, multi_label, of, of
+        )
 
     knows = said(4 * labels - 2 + rng.normal(size=labels.shape))
     weaker = said(3 * labels - 1.5 + rng.normal(size=labels.shape))
     same = said(np.ones_like(labels) * [3.0, 2.0, 1.0])
     broken = said(np.where(labels > 0, np.nan, 1.0))
-    assert predictions.collapse(knows, knows) is None
-    assert predictions.collapse(weaker, knows) is None
-    assert "collapsed" in predictions.collapse(same, knows)
-    assert "no numbers" in predictions.collapse(broken, knows)
+    assert predictions.describe_collapse(knows, knows) is None
+    assert predictions.describe_collapse(weaker, knows) is None
+    assert "collapsed" in predictions.describe_collapse(same, knows)
+    assert "not finite" in predictions.describe_collapse(broken, knows)
     # Where the original knows nothing there is nothing to fall from.
-    assert predictions.collapse(same, same) is None
+    assert predictions.describe_collapse(same, same) is None
 
 
 def test_guessing_is_as_good_as_the_best_single_answer():
@@ -318,9 +326,9 @@ def test_guessing_is_as_good_as_the_best_single_answer():
         ]
         for x in itertools.product([0, 1], repeat=3)
     )
-    assert classification.guessing(labels, True) == pytest.approx(best)
+    assert classification.best_constant_score(labels, True) == pytest.approx(best)
     single = np.eye(3)[[0, 0, 1, 2]]
-    assert classification.guessing(single, False) == 0.5
+    assert classification.best_constant_score(single, False) == 0.5
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -334,12 +342,12 @@ def test_the_white_box_sees_what_features_remember_and_nothing_else(multi_label)
     kept = plain + 2 * taught[:, None] * labels @ rng.normal(size=(3, 20))
 
     def attack(features):
-        white = ridge.white_box(features, labels, known, multi_label)
+        white = ridge.probe_margin(features, labels, known, multi_label)
         nothing = np.zeros((len(of), 3))
         there = np.ones(len(of), bool)
-        said = Results(
+        said = Predictions(
             dict.fromkeys(VIEWS, nothing),
-            *(nothing[:, 0], labels, of, of, there, there, multi_label, white),
+            *(nothing[:, 0], labels, of, of, there, there, multi_label, white, of),
         )
         return predictions.attack_auc(said)["white"]
 
@@ -355,9 +363,9 @@ def test_the_white_box_is_a_ridge_regression_on_the_known_rows():
     model = linear_model.Ridge(2.5 * variance).fit(features[known], labels[known])
     told = model.predict(features)
     other = np.where(labels > 0, -np.inf, told).max(axis=1)
-    found = ridge.white_box(features, labels, known, False, strength=2.5)
+    found = ridge.probe_margin(features, labels, known, False, strength=2.5)
     np.testing.assert_allclose(found, (told * labels).sum(1) - other, atol=1e-9)
-    nothing = ridge.white_box(features * np.nan, labels, known, False)
+    nothing = ridge.probe_margin(features * np.nan, labels, known, False)
     assert np.isnan(nothing).all()
 
 
@@ -374,7 +382,7 @@ def plain():
     apply, trunk = jax.jit(problem.model.apply), jax.jit(problem.model.trunk)
     out = apply(problem.params, rows)
     features = trunk(problem.params, rows["image"])
-    said = out._asdict() | {"pooled": pool(features)}
+    said = out._asdict() | {"pooled": pool_tokens(features)}
     return problem, said, {"features": features, "h_text": out.h_text}
 
 
@@ -460,13 +468,13 @@ def test_a_pass_is_traced_once_for_all_its_calls(plain):
 def test_results_name_each_row_and_its_set(plain):
     problem = plain[0]
     data = problems.dataset()
-    found = predictions.results(
+    found = predictions.predict_all_splits(
         problem.forward, problem.params, problem.table, data, problem.sets
     )
     assert len(found.id) == len(set(found.id)) == len(found.pair)
-    for name in SETS:
+    for name in SPLITS:
         rows = getattr(problem.sets, name)
-        mine = found.of == name
+        mine = found.split == name
         np.testing.assert_array_equal(found.id[mine], data.id[rows])
         np.testing.assert_array_equal(found.labels[mine], data.labels[rows])
         out = problem.forward.outputs(problem.params, problem.table, rows)
@@ -479,13 +487,13 @@ def test_results_name_each_row_and_its_set(plain):
 def test_scores_have_every_set_and_view_and_are_numbers(plain):
     problem = plain[0]
     data = problems.dataset()
-    found = predictions.results(
+    found = predictions.predict_all_splits(
         problem.forward, problem.params, problem.table, data, problem.sets
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = predictions.scores(found)
-    assert list(scores) == list(SETS)
+        scores = predictions.compute_scores(found)
+    assert list(scores) == list(SPLITS)
     for of_set in scores.values():
         assert list(of_set) == list(VIEWS)
         for of_view in of_set.values():

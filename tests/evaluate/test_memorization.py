@@ -79,7 +79,7 @@ def test_rows_that_count_nowhere_have_zeros_and_numbers_are_probabilities(data):
     away |= ~data.has_image
     assert not found.memorised[away].any() and not found.ease[away].any()
     assert not found.memorised[sets.unseen].any()
-    assert 0 <= found.ease.min() and found.ease.max() <= 1
+    assert found.ease.min() >= 0 and found.ease.max() <= 1
     assert np.abs(found.memorised).max() <= 1
 
 

@@ -36,7 +36,7 @@ def asked(settings, rule, methods=METHODS, **unlearn):
 
 
 def outputs(workdir, method):
-    return predictions.load(workdir / "outputs" / f"{method}-0.npz")
+    return predictions.load_predictions(workdir / "outputs" / f"{method}-0.npz")
 
 
 def listed(workdir):
@@ -75,9 +75,9 @@ def test_what_was_memorised_is_drawn_once_and_evaluated_by_all(
     assert len(ids) > 20
     for method in METHODS:
         found = outputs(finished, method)
-        assert sorted(found.id[found.of == "unlearn"]) == sorted(ids)
+        assert sorted(found.id[found.split == "unlearn"]) == sorted(ids)
         assert len(set(found.id.tolist())) == len(found.id)
-        assert (found.of == "unseen").sum() >= 20
+        assert (found.split == "unseen").sum() >= 20
     # The original hangs on no unlearn set.
     other = tmp_path / "random"
     other.mkdir()
@@ -157,7 +157,7 @@ def test_a_finished_run_is_shown_without_its_checkpoints_and_after_a_purge(
     with pytest.raises(UserError, match="the unlearn set is another one"):
         run.run(config, copy)
     (copy / "outputs" / "original-0.npz").write_bytes(b"torn")
-    with pytest.raises(UserError, match="original-0.npz is missing or damaged"):
+    with pytest.raises(UserError, match="original-0.npz: missing or damaged"):
         run.run(config, copy)
 
 
@@ -199,7 +199,7 @@ def test_a_cluster_is_forgotten_purged_and_shown(settings, tmp_path):
     config = asked(settings, "cluster:0.1", ("original", "ccu"))
     rows = run.run(config, tmp_path, purge=True)
     found = outputs(tmp_path, "ccu")
-    assert sorted(listed(tmp_path)) == sorted(found.id[found.of == "unlearn"])
+    assert sorted(listed(tmp_path)) == sorted(found.id[found.split == "unlearn"])
     assert "Streaming" not in (tmp_path / "table.md").read_text("utf-8")
     # The pictures by which it was found are gone.
     assert run.run(config, tmp_path) == rows

@@ -35,10 +35,10 @@ def moved(case: Case) -> None:
 def _near(one, other, method):
     # What models say; some of their parameters, which change nothing, go by rounding.
     first, second = (
-        predictions.load(folder / "outputs" / f"{method}-0.npz")
+        predictions.load_predictions(folder / "outputs" / f"{method}-0.npz")
         for folder in (one, other)
     )
     assert first.id.tolist() == second.id.tolist()
-    assert first.of.tolist() == second.of.tolist()
+    assert first.split.tolist() == second.split.tolist()
     for view, logits in first.logits.items():
         np.testing.assert_allclose(second.logits[view], logits, rtol=0, atol=_NEAR)

@@ -61,7 +61,7 @@ SLOW = ("neggrad_plus", "scrub", "salun", "gradient_ascent_stop", "ccu_plus_full
 
 def these(fast=FAST, slow=SLOW, of=tuple(METHODS)):
     """The methods as parameters of a test: the rest of them is for the whole table."""
-    marks = {name: pytest.mark.slow for name in slow} | dict.fromkeys(fast, ())
+    marks = dict.fromkeys(slow, pytest.mark.slow) | dict.fromkeys(fast, ())
     return pytest.mark.parametrize(
         "name",
         [pytest.param(n, marks=marks.get(n, pytest.mark.table)) for n in of],
@@ -127,7 +127,10 @@ def test_a_program_is_traced_once_for_all_its_calls_and_seeds(name, tmp_path):
     # In all tests of this file together.
     assert TRACES[name] == (name not in CLOSED)
     if name in CLOSED:
-        assert problem.forward.once("gradients squared=True", None)._cache_size() == 1
+        assert (
+            problem.forward.compile_cached("gradients squared=True", None)._cache_size()
+            == 1
+        )
 
 
 @these(
@@ -158,7 +161,7 @@ def test_other_weights_and_rates_need_no_other_program(name, tmp_path):
 def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
     still = {"learning_rate": 0.0}
     sections = [n if hasattr(Config(), n) else "train" for n in METHODS]
-    changes = {n: still for n in set(sections) - set(CLOSED)}
+    changes = dict.fromkeys(set(sections) - set(CLOSED), still)
     # Which takes no steps: as if no weight mattered to the unlearn set.
     changes["ssd"] = {"alpha": 1e30}
     problem, _ = bench()
@@ -230,7 +233,7 @@ def test_seeds_and_requests_of_other_sizes_share_one_program(
     alone = new_loop(problem).run(name, METHODS[name], changed, folder, Quiet())
     assert same(outcome.params, alone.params)
     if name in CLOSED:
-        assert forward.once("gradients squared=True", None)._cache_size() == 1
+        assert forward.compile_cached("gradients squared=True", None)._cache_size() == 1
         return
     # The methods could tell the requests apart.
     assert plans[0] != plans[1]
@@ -314,10 +317,10 @@ def test_rows_may_have_several_labels(name, tmp_path):
         stays = name in STILL and part in UNSEEN[name]
         assert same(outcome.params[part], start[part]) == stays, part
     params = {**problem.params, **outcome.params}
-    found = predictions.results(
+    found = predictions.predict_all_splits(
         problem.forward, params, problem.table, data, problem.sets
     )
-    assert "micro_f1" in predictions.scores(found)["test"]["fused"]
+    assert "micro_f1" in predictions.compute_scores(found)["test"]["fused"]
 
 
 @these(fast=(), slow=("original", "ccu", "ccu_plus"))

@@ -122,7 +122,9 @@ def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path)
     params = loop.run("original", method, problem, tmp_path / "none", Quiet()).params
     half = problems.model(problems.config(model={**sizes, "dtype": "bfloat16"}))
     full, near = (
-        predictions.results(forward, params, problem.table, data, problem.sets)
+        predictions.predict_all_splits(
+            forward, params, problem.table, data, problem.sets
+        )
         for forward in (problem.forward, Forward(half, executor, 64))
     )
     for view, logits in full.logits.items():
@@ -130,10 +132,12 @@ def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path)
         assert 0 < change.mean() < 0.02 * logits.std(), view
         assert change.max() < 0.15 * logits.std(), view
     score = "micro_f1" if multi_label else "accuracy"
-    for name, views in predictions.scores(full).items():
+    for name, views in predictions.compute_scores(full).items():
         for view, scores in views.items():
-            found = predictions.scores(near)[name][view]
+            found = predictions.compute_scores(near)[name][view]
             assert abs(found[score] - scores[score]) < 0.03, (name, view)
-    assert predictions.scores(full)["retain"]["fused"][score] > 0.9, "it has learned"
+    assert predictions.compute_scores(full)["retain"]["fused"][score] > 0.9, (
+        "it has learned"
+    )
     one, other = predictions.attack_auc(full), predictions.attack_auc(near)
     assert all(abs(one[view] - other[view]) < 0.02 for view in one)

@@ -29,8 +29,8 @@ def row(method, seed=0, *, fused=0.6, auc=0.52, unlearn_s=10.0, **more):
         "metric": "accuracy",
         "unlearn_set": {"rule": "random:0.1", "modality": "image", "count": 120},
         "seconds": {"start": 1.0, "steps": unlearn_s - 1.0, "unlearn": unlearn_s},
-        "scores": {name: views for name in predictions.SETS},
-        "attack_auc": {view: auc for view in ("image", "text", "fused", "pair")},
+        "scores": dict.fromkeys(predictions.SPLITS, views),
+        "attack_auc": dict.fromkeys(("image", "text", "fused", "pair"), auc),
         "text_unchanged": method.startswith("ccu"),
         "diverged": None,
         "device": {"kind": "cpu", "count": 1, "processes": 1},
@@ -423,7 +423,7 @@ def test_a_closed_reporter_can_be_closed_again(tmp_path):
 
 
 def request(seconds, auc):
-    views = {view: auc for view in ("image", "text", "fused", "pair")}
+    views = dict.fromkeys(("image", "text", "fused", "pair"), auc)
     return {
         "count": 40,
         "seconds": {"start": 1.0, "steps": seconds - 1, "unlearn": seconds},

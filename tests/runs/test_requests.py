@@ -215,7 +215,7 @@ def _assert_told(data, problem, parts, outcome, told, method):
         assert set(request["attack_auc"]) == {"all", "first", "this"}
         assert set(request["scores"]) == {"test"}
     params = {**problem.params, **outcome.params}
-    found = predictions.results(
+    found = predictions.predict_all_splits(
         problem.forward, params, problem.table, data, problem.sets
     )
     last = told[-1]["attack_auc"]
@@ -224,11 +224,13 @@ def _assert_told(data, problem, parts, outcome, told, method):
         assert last["all"][view] == pytest.approx(attacks[view])
     for of, rows in (("first", parts[0]), ("this", parts[2])):
         sets = problem.sets._replace(unlearn=rows)
-        found = predictions.results(problem.forward, params, problem.table, data, sets)
+        found = predictions.predict_all_splits(
+            problem.forward, params, problem.table, data, sets
+        )
         attacks = predictions.attack_auc(found)
         for view in ATTACKS:
             assert last[of][view] == pytest.approx(attacks[view])
-    scores = predictions.scores(found)["test"]
+    scores = predictions.compute_scores(found)["test"]
     for view, expected in told[-1]["scores"]["test"].items():
         assert expected == pytest.approx(scores[view])
     assert told[0]["attack_auc"]["all"] == told[0]["attack_auc"]["first"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.evaluate.feature_store import pool
+from ccu_jax.evaluate.feature_store import pool_tokens
 from ccu_jax.methods.cached_features import (
     PARTS,
     Cache,
@@ -67,9 +67,9 @@ def ccu_plus(problem: Problem) -> Program:
         parts=cached.parts,
         plan=plan(problem, cached, section, held=bool(section.heldout_retention)),
         aux={
-            **{view: blank for view in VISUAL},
-            "level": {view: blank[:, 0] for view in VISUAL},
-            "lead": {view: zero for view in VISUAL},
+            **dict.fromkeys(VISUAL, blank),
+            "level": dict.fromkeys(VISUAL, blank[:, 0]),
+            "lead": dict.fromkeys(VISUAL, zero),
             "offset": zero,
         },
         refresh=_plus_refresh(problem),
@@ -188,7 +188,7 @@ def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
 
         def rows(name):
             part = parts[name]
-            pooled = pool(part["features"])
+            pooled = pool_tokens(part["features"])
             named = {"pooled": pooled, "fresh": part["fresh"]}
             return everywhere({**named, **logits_of(part), "weight": part["has_image"]})
 
@@ -199,7 +199,7 @@ def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
             multi_label=multi_label,
         )
 
-    compiled = problem.forward.once("ranks", ranks)
+    compiled = problem.forward.compile_cached("ranks", ranks)
     key = jax.random.key_data(problem.key("ranks"))
     resident = problem.executor.place((key, np.float32(strength)))
     return compiled((), resident, cached.parts)[1]

@@ -121,12 +121,12 @@ def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_pat
             outcome = loop.run(name, METHODS[name], problem, folder, Quiet())
             params = {**problem.params, **outcome.params}
             problem = problem._replace(params=params)
-            outputs = predictions.results(
+            outputs = predictions.predict_all_splits(
                 problem.forward, params, problem.table, data, problem.sets
             )
             solved[name] = outputs
             attack[name].append(predictions.attack_auc(outputs))
-            scores = predictions.scores(outputs)
+            scores = predictions.compute_scores(outputs)
             accuracy[name].append(
                 {k: x["image"]["accuracy"] for k, x in scores.items()}
             )

@@ -27,7 +27,6 @@ from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import ranking as scores
 from ccu_jax.metrics.intervals import Interval, plain
 from ccu_jax.runs.progress import Quiet
-from ccu_jax.storage.files import write_atomically
 from ccu_jax.train import checkpoint
 
 # The fused view would tell of texts, too: a shadow knows those of the unlearn set in
@@ -269,7 +268,7 @@ class Pool:
         )
         if is_first():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, predictions.predictions_to_bytes(said))
+            predictions.save_predictions(path, said)
         if method != "original":
             checkpoint.remove(steps)
         barrier(path.name)

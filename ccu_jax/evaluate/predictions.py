@@ -18,6 +18,7 @@ from ccu_jax.metrics.classification import (
 )
 from ccu_jax.metrics.membership import log_likelihood
 from ccu_jax.models import VIEWS, Params
+from ccu_jax.storage.files import write_atomically
 from ccu_jax.unlearn_sets.splits import Sets
 
 SPLITS = ("retain", "unlearn", "unseen", "validation", "test")
@@ -104,19 +105,19 @@ def predict_all_splits(
     )
 
 
-def predictions_to_bytes(predictions: Predictions) -> bytes:
-    """Returns the content of an `.npz` file that is read without pickle."""
+def save_predictions(path: pathlib.Path, predictions: Predictions) -> None:
+    """Writes an `.npz` file, atomically."""
     file = io.BytesIO()
     arrays: dict[str, Any] = predictions._asdict()
     logits = arrays.pop("logits")
     stored = {f"logits_{view}": x for view, x in logits.items()}
     stored |= {_STORED_NAMES.get(name, name): x for name, x in arrays.items()}
     np.savez(file, **stored)
-    return file.getvalue()
+    write_atomically(path, file.getvalue())
 
 
 def load_predictions(path: pathlib.Path) -> Predictions:
-    """Reads a file of `predictions_to_bytes`.
+    """Reads a file of `save_predictions`.
 
     Raises:
         UserError: the file is missing or damaged.

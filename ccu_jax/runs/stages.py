@@ -17,7 +17,6 @@ from ccu_jax.runs import requests
 from ccu_jax.runs import results as rows
 from ccu_jax.runs import workdir as workdirs
 from ccu_jax.runs.context import RunContext, problem_of
-from ccu_jax.storage.files import write_atomically
 from ccu_jax.train import checkpoint
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets import splits as unlearn_set
@@ -171,7 +170,7 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
     if is_first():
         path = ctx.workdir / "outputs" / f"{method}-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, predictions.predictions_to_bytes(results))
+        predictions.save_predictions(path, results)
         problem = problem._replace(method=method)
         row = rows.build_result(ctx, problem, outcome, results, seconds, told)
         rows.write_result(rows.result_path(ctx.workdir, seed, method), row)

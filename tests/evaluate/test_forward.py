@@ -265,7 +265,7 @@ def test_outputs_come_back_from_their_file(tmp_path):
     for multi_label in (False, True):
         outputs = stored(multi_label, "random")
         path = tmp_path / "outputs.npz"
-        path.write_bytes(predictions.predictions_to_bytes(outputs))
+        predictions.save_predictions(path, outputs)
         again = predictions.load_predictions(path)
         assert again.multi_label is multi_label
         assert set(again.logits) == set(VIEWS)
@@ -282,7 +282,9 @@ def test_outputs_come_back_from_their_file(tmp_path):
 def test_outputs_that_cannot_be_read_are_named_with_the_remedy(tmp_path, place, change):
     path = tmp_path / place / "ccu_plus-0.npz"
     path.parent.mkdir()
-    whole = bytearray(predictions.predictions_to_bytes(stored(False, "random")))
+    predictions.save_predictions(path, stored(False, "random"))
+    whole = bytearray(path.read_bytes())
+    path.unlink()
     for at in range(0, len(whole), 97) if change == "flipped" else ():
         whole[at] ^= 0xFF
     if change != "gone":

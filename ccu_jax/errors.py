@@ -78,7 +78,7 @@ def user_error_for(error: BaseException | None) -> UserError | None:
     while error is not None:
         found = (
             _disk_full_error(error)
-            or _file_error(error, is_first=error is first)
+            or _file_error(error, is_primary=error is first)
             or _memory_error(error)
         )
         if found is not None:
@@ -118,7 +118,7 @@ def _disk_full_error(error: BaseException) -> UserError | None:
     return UserError(f"no space left{place}; free some, then {_RESUME}")
 
 
-def _file_error(error: BaseException, is_first: bool) -> UserError | None:
+def _file_error(error: BaseException, is_primary: bool) -> UserError | None:
     code = error.errno if isinstance(error, OSError) else None
     path, message = getattr(error, "filename", None), _library_message(error)
     for codes, error_type, remedy in (
@@ -134,7 +134,7 @@ def _file_error(error: BaseException, is_first: bool) -> UserError | None:
                     f"{os.strerror(other)}: {_first_line(message)}; {remedy}"
                 )
     # The causes of an error may have been handled on the way, so only the first counts.
-    if is_first and code in _WRONG_FILE_TYPE and path:
+    if is_primary and code in _WRONG_FILE_TYPE and path:
         return UserError(f"{path}: in the way ({os.strerror(code)}); remove it")
     if code == errno.ENOENT and isinstance(path, str | os.PathLike):
         folder = os.path.dirname(os.path.abspath(path))

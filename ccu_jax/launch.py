@@ -103,7 +103,7 @@ def _main(argv: Sequence[str] | None) -> int:
         from ccu_jax.distributed import hosts as processes
 
         with processes.patient():
-            processes.join(hosts)
+            processes.join_hosts(hosts)
     _keep_compiled()
 
     if given.tune:
@@ -258,7 +258,7 @@ def _leave() -> NoReturn:
         else:
             traceback.print_exc()
     processes = sys.modules.get("ccu_jax.distributed.hosts")
-    if code == 0 and (processes is None or processes.place_of_process()[1] == 1):
+    if code == 0 and (processes is None or processes.process_index_and_count()[1] == 1):
         sys.exit(0)
     # An orderly exit waits for the other hosts, who may be gone by now, and for threads
     # of libraries, which say in many lines what has been said in one.

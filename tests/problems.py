@@ -10,7 +10,7 @@ from ccu_jax.config.schema import Ccu, Config, Model, Run, Train
 from ccu_jax.data import Dataset
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.train.step import rows_of
+from ccu_jax.train.step import send_rows
 from ccu_jax.unlearn_sets import splits as unlearn_set
 
 SIDE, LENGTH, WORDS, CLASSES = 8, 5, 12, 3
@@ -169,10 +169,10 @@ def problem(
         model=made,
         forward=Forward(made, executor, settings.run.evaluate_batch),
         executor=executor,
-        table=executor.place(table),
+        table=executor.replicate(table),
         sets=unlearn_set.draw(data, rule, 0, 0.2),
         multi_label=data.multi_label,
-        params=executor.place(made.init(jax.random.key(7))),
+        params=executor.replicate(made.init(jax.random.key(7))),
         seed=seed,
     )
 
@@ -180,9 +180,12 @@ def problem(
 def share(executor, program, steps=slice(None)):
     """What each device gets for these steps of a program, as the loop gives it."""
     index = {
-        name: rows_of(
-            executor, {} if name in program.parts else program.table, plan[steps], 1
+        name: send_rows(
+            executor,
+            {} if name in program.sharded_tables else program.table,
+            plan[steps],
+            1,
         )
         for name, plan in program.plan.items()
     }
-    return {"parts": program.parts, "index": index}
+    return {"sharded_tables": program.sharded_tables, "index": index}

@@ -53,7 +53,7 @@ def remembering(problem):
         labels = np.where(held[:, None], said() <= 0, said() > 0)
     else:
         labels = np.eye(problems.CLASSES)[(said().argmax(1) + held) % problems.CLASSES]
-    labels = problem.executor.place(labels.astype(np.float32))
+    labels = problem.executor.replicate(labels.astype(np.float32))
     return problem._replace(table={**problem.table, "labels": labels})
 
 

@@ -132,7 +132,7 @@ def compiled(name, multi_label, devices):
         value, gradient = jax.value_and_grad(value)(all_rows)
         return all_rows, (value, jax.lax.pmean(gradient, AXIS))
 
-    return parallel.vmap(devices).run(step)
+    return parallel.vmap(devices).compile(step)
 
 
 def measured(name, x, *, multi_label=False, devices=1):

@@ -41,7 +41,7 @@ def look(problem: Problem, params, group) -> dict[str, np.ndarray]:
         said = problem.forward.outputs(params, table, some)
         found |= {view: said[name] for view, name in _EMBEDDINGS.items()}
     # Its text hidden, a row has nothing but its picture to be known by.
-    silent = problem.executor.place(np.zeros_like(has["text"]))
+    silent = problem.executor.replicate(np.zeros_like(has["text"]))
     for name in ("unlearn", "unseen"):
         rows = getattr(sets, name)
         rows = rows[has["image"][rows]]

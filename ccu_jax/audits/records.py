@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ccu_jax.distributed.hosts import barrier, is_first, seen
+from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.storage.files import write_atomically
@@ -73,14 +73,18 @@ def kept(
     Returns:
         `mark`, `found`, and `seconds`, less those of the shadows that serve all.
     """
-    there = seen(path, lambda: has(path, mark)) if together else has(path, mark)
+    there = (
+        wait_until_visible(path, lambda: has(path, mark))
+        if together
+        else has(path, mark)
+    )
     if there:
         return _read(path)
     began = time.perf_counter()
     found = {"mark": mark, "found": compute()}
     found["seconds"] = time.perf_counter() - began
     found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
-    if is_first():
+    if is_primary():
         path.parent.mkdir(exist_ok=True)
         text = json.dumps(add_checksum(found), indent=1, allow_nan=False) + "\n"
         write_atomically(path, text.encode())

@@ -94,7 +94,7 @@ def program(problem: Problem, target) -> Program:
         return aux | {"back": look_at(params, parts)[0] >= aux["target"]}
 
     return fitted._replace(
-        parts=parts,
+        sharded_tables=parts,
         aux={"target": jnp.asarray(target), "back": jnp.zeros((), bool)},
         refresh=look,
         refresh_every=1,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.audits import shadow_models as shadows
-from ccu_jax.distributed.hosts import agreed, barrier, is_first
+from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import Predictions
@@ -250,23 +250,23 @@ class Pool:
         name = hashlib.blake2b(given, digest_size=6).hexdigest()
         path = self._folder / f"{method}-{number}-{name}.npz"
         known = _read(path, self._ctx.reporter.warn)
-        if agreed(known is not None):
+        if all_agree(known is not None):
             return known
         sets = shadows.forgetting(self._problem, self._plan, number)
         given = shadows.problem_of(self._problem, self._plan, number)
-        params = self._ctx.executor.place(self._params[number])
+        params = self._ctx.executor.replicate(self._params[number])
         if method != "original":
             given = given._replace(params=params, sets=sets, store=None)
             steps = self._folder / f"{method}-{number}-{name}-steps"
             outcome = self._ctx.loop.run(method, METHODS[method], given, steps, Quiet())
-            params = {**params, **self._ctx.executor.place(outcome.params)}
+            params = {**params, **self._ctx.executor.replicate(outcome.params)}
         # Only the rows in question, the population, and some that were kept.
         sets = sets._replace(retain=self._retained, validation=sets.validation[:0])
         ctx = self._ctx
         said = predictions.predict_all_splits(
             ctx.forward, params, ctx.table, ctx.data, sets
         )
-        if is_first():
+        if is_primary():
             path.parent.mkdir(parents=True, exist_ok=True)
             predictions.save_predictions(path, said)
         if method != "original":

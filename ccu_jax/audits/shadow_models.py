@@ -181,16 +181,16 @@ class Together:
             **step.on_devices(shared),
             "visual": np.stack([np.asarray(p.table["visual"]) for p in programs]),
         }
-        frozen, _, counts, told = step.resident(first)
-        resident = executor.place((frozen, table, counts, told))
+        frozen, _, counts, told = step.static_inputs(first)
+        resident = executor.replicate((frozen, table, counts, told))
 
         def share(begin):
             rows = np.stack([p.plan["rows"][begin : begin + _STEPS] for p in programs])
             rows = np.pad(rows, ((0, 0), (0, _STEPS - rows.shape[1]), (0, 0)))
-            index = {"rows": step.rows_of(executor, shared, rows, 2)}
-            return {"parts": {}, "index": index}
+            index = {"rows": step.send_rows(executor, shared, rows, 2)}
+            return {"sharded_tables": {}, "index": index}
 
-        state = executor.place(_first(programs, problems))
+        state = executor.replicate(_first(programs, problems))
         run = self._program(len(programs), first, state, resident, share(0))
         if run is None:
             return None
@@ -198,7 +198,7 @@ class Together:
         saved = checkpoint.restore(folder, state, self._ctx.reporter.warn)
         begin = 0
         if saved is not None and saved.facts == facts:
-            state, begin = executor.place(saved.tree), saved.step
+            state, begin = executor.replicate(saved.tree), saved.step
         every = self._ctx.config.run.checkpoint_steps
         with preemption.working():
             for start in range(begin, first.steps, _STEPS):
@@ -220,7 +220,7 @@ class Together:
     def _program(self, count, first, state, resident, share):
         """What trains so many together, or None where the devices cannot hold it."""
         if count not in self._compiled:
-            run = self._ctx.executor.run(_pool(first), donate=True)
+            run = self._ctx.executor.compile(_pool(first), donate=True)
             made = run.lower(state, resident, share).compile()
             needs = made.memory_analysis()
             held = 0 if needs is None else needs.temp_size_in_bytes
@@ -231,7 +231,7 @@ class Together:
 
 def _first(programs, problems) -> State:
     """The first state of all programs, each leaf stacked."""
-    start = jax.jit(step.starting(programs[0].optimiser, programs[0].group))
+    start = jax.jit(step.make_init(programs[0].optimizer, programs[0].group))
     states = [
         start(p.params, p.aux, one.key("steps"))
         for p, one in zip(programs, problems, strict=True)
@@ -246,7 +246,7 @@ def _pool(program: Program) -> Callable:
     state = State(step=None, params=0, opt=0, aux=0, key=0)
     columns = dict.fromkeys(step.on_devices(program.table)) | {"visual": 0}
     resident = (None, columns, None, None)
-    share = {"parts": None, "index": 0}
+    share = {"sharded_tables": None, "index": 0}
 
     def fn(given, kept, batch):
         out, told = jax.vmap(

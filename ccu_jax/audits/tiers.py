@@ -23,7 +23,7 @@ from ccu_jax.audits import verdict
 from ccu_jax.audits.offline import Given
 from ccu_jax.audits.shadow_audit import LEAST, Pool
 from ccu_jax.config import limits
-from ccu_jax.distributed.hosts import agreed, barrier, is_first
+from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCE, REFERENCES
 from ccu_jax.runs import forecast, stages
@@ -74,7 +74,7 @@ def forecast_of(
     todo = {seed: _left(ctx.workdir, seed, methods, shadows) for seed in seeds}
     each = _SMOKE_S[0] + _SMOKE_S[1] * len(ctx.data.id)
     seconds = each * sum(len(left["smoke"]) for left in todo.values())
-    if agreed(not any(left[tier] for left in todo.values())):
+    if all_agree(not any(left[tier] for left in todo.values())):
         return None
     if tier == "smoke":
         return f"audit, smoke: {forecast.words(seconds)}"
@@ -156,7 +156,7 @@ def write(ctx: RunContext, tell: Callable) -> list[dict[str, Any]]:
     Returns:
         A record for each method, with its verdict over all seeds; the first process.
     """
-    found = collected(ctx.workdir, tell) if is_first() else []
+    found = collected(ctx.workdir, tell) if is_primary() else []
     if found:
         text = json.dumps(found, indent=1, allow_nan=False) + "\n"
         write_atomically(ctx.workdir / "audit.json", text.encode())

@@ -19,13 +19,13 @@ DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 def given(program: Program, executor: Executor, key, steps: int) -> tuple:
     """State, resident part and share of the first steps, on the devices."""
-    state = executor.place(step.start_state(program, key))
-    resident = executor.place(step.resident(program))
+    state = executor.replicate(step.init_state(program, key))
+    resident = executor.replicate(step.static_inputs(program))
     index = {}
     for name, plan in program.plan.items():
-        table = {} if name in program.parts else program.table
-        index[name] = step.rows_of(executor, table, plan[:steps], 1)
-    return state, resident, {"parts": program.parts, "index": index}
+        table = {} if name in program.sharded_tables else program.table
+        index[name] = step.send_rows(executor, table, plan[:steps], 1)
+    return state, resident, {"sharded_tables": program.sharded_tables, "index": index}
 
 
 def of_step(program: Program, executor: Executor, key) -> dict[str, float | None]:
@@ -49,7 +49,7 @@ def of_step(program: Program, executor: Executor, key) -> dict[str, float | None
 
 
 def _count(program, executor, key):
-    steps = executor.run(step.make_steps(program))
+    steps = executor.compile(step.make_steps(program))
     compiled = steps.lower(*given(program, executor, key, 1)).compile()
     return counted(compiled)
 

@@ -179,7 +179,7 @@ def _plans(loaded: data.Dataset, batch: int, windows: int) -> np.ndarray:
 
 def _table(loaded: data.Dataset) -> dict[str, Any]:
     """The columns as a run has them where pictures stay on the host."""
-    image = pipeline.OnHost(loaded.image, loaded.has_image)
+    image = pipeline.HostColumn(loaded.image, loaded.has_image)
     return {"image": image} | {name: getattr(loaded, name) for name in _COLUMNS}
 
 
@@ -217,20 +217,22 @@ def _on_devices(loaded, plans: np.ndarray, notes: list[str]) -> list[_Way]:
     from ccu_jax.train import step
 
     executor, batch = parallel.EXECUTORS["pmap"](), plans.shape[-1]
-    if batch % executor.devices:
-        notes.append(f"batch {batch}: cannot be shared by {executor.devices} devices")
+    if batch % executor.num_devices:
+        notes.append(
+            f"batch {batch}: cannot be shared by {executor.num_devices} devices"
+        )
         return []
-    compiled = executor.run(
+    compiled = executor.compile(
         lambda state, resident, index: (state, step.gather(resident, index))
     )
 
     def by(table) -> Callable[[int], int]:
-        resident = executor.place(step.on_devices(table))
+        resident = executor.replicate(step.on_devices(table))
 
         def run(window: int) -> int:
             number, steps = 0, max(1, plans.shape[1] // _FEWER)
             for rows in plans[window][:steps]:
-                index = step.rows_of(executor, table, rows)
+                index = step.send_rows(executor, table, rows)
                 for array in compiled((), resident, index)[1].values():
                     array.block_until_ready()
                 number += len(rows)

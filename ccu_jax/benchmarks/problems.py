@@ -154,10 +154,10 @@ def make(sizes: Sizes, executor: str = "pmap", seed: int = 0) -> Problem:
         model=model,
         forward=Forward(model, place, config.run.evaluate_batch),
         executor=place,
-        table=place.place(table),
+        table=place.replicate(table),
         sets=sets(config, sizes, rng),
         multi_label=sizes.multi_label,
-        params=place.place(model.init(jax.random.key(seed))),
+        params=place.replicate(model.init(jax.random.key(seed))),
         seed=seed,
     )
 

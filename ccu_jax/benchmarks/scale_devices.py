@@ -79,14 +79,14 @@ class _Steps:
         self._first, self._resident, self._share = bench_cost.given(
             program, executor, key, _STEPS
         )
-        made = executor.run(step.make_steps(program), donate=True)
+        made = executor.compile(step.make_steps(program), donate=True)
         self._compiled = made.lower(self._first, self._resident, self._share).compile()
         self.collectives = set(_COLLECTIVE.findall(self._compiled.as_text()))
 
     def window(self) -> float:
         """Milliseconds of a step."""
         state = jax.tree.map(lambda x: x.copy(), self._first)
-        state = jax.block_until_ready(self._executor.place(state))
+        state = jax.block_until_ready(self._executor.replicate(state))
         began = time.perf_counter()
         state, _ = self._compiled(state, self._resident, self._share)
         jax.block_until_ready(state)
@@ -119,7 +119,7 @@ def _problem(preset, executor):
     store = bench_scale_problem.random_store(sizes)
     problem = bench_problem.make(sizes)
     # The same rows for every number of devices, wherever they lie.
-    place = executor.place
+    place = executor.replicate
     return problem._replace(
         executor=executor,
         forward=Forward(problem.model, executor, problem.config.run.evaluate_batch),
@@ -144,7 +144,7 @@ def _summed(path, collectives) -> dict[str, float]:
 
 def _prepare(spec):
     if spec["hosts"]:
-        processes.join(spec["hosts"])
+        processes.join_hosts(spec["hosts"])
     steps = [_Steps(spec, Work(*work)) for work in spec["work"]]
 
     def answer(what, place):

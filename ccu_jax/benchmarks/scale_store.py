@@ -179,7 +179,7 @@ def _beside(problem, sizes):
     """The same model and the same programs, and so many rows."""
     return problem._replace(
         sets=bench_scale_problem.sets_of(sizes, UNLEARN, HELD),
-        table=problem.executor.place(bench_scale_problem.table_of(sizes)),
+        table=problem.executor.replicate(bench_scale_problem.table_of(sizes)),
     )
 
 

@@ -29,12 +29,12 @@ def flops(program: Program, executor: Executor) -> float:
     what it makes of it are calls that it does not count. A loop's body counts once and
     of two branches the dearer one, so this is one step, with its refresh or without.
     """
-    place = vmap(executor.devices)
+    place = vmap(executor.num_devices)
     given = bench_cost.given(program, place, jax.random.key(0), 1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
 
     def count(program):
-        lowered = place.run(step.make_steps(program)).lower(*shapes)
+        lowered = place.compile(step.make_steps(program)).lower(*shapes)
         cost = lowered.cost_analysis()
         return (cost[0] if isinstance(cost, list) else cost)["flops"]
 

@@ -31,24 +31,28 @@ class Indexing:
     def __init__(self, steps):  # noqa: D107
         program, self._steps = steps.program, steps
         one = vmap(1)
-        bare = program._replace(parts={}, table={}, refresh=None)
-        inner = one.run(step.make_steps(bare))
+        bare = program._replace(sharded_tables={}, table={}, refresh=None)
+        inner = one.compile(step.make_steps(bare))
 
         def made(state, resident, batch):
             index = jax.tree.map(lambda x: x[None, None], batch)
-            return inner(state, resident, {"parts": {}, "index": index})
+            return inner(state, resident, {"sharded_tables": {}, "index": index})
 
         def refresh(said, frozen, parts):
             params, aux = said
             return program.refresh(params, frozen, aux, parts), ()
 
         self._made = jax.jit(made, donate_argnums=0)
-        self._refresh = program.refresh and one.run(refresh)
-        frozen, _, counts, numbers = step.resident(program)
+        self._refresh = program.refresh and one.compile(refresh)
+        frozen, _, counts, numbers = step.static_inputs(program)
         self._resident = frozen, {}, counts, numbers
         self._tables = {
-            name: {k: x[0] for k, x in program.parts[name].items() if k in _READ[name]}
-            if name in program.parts
+            name: {
+                k: x[0]
+                for k, x in program.sharded_tables[name].items()
+                if k in _READ[name]
+            }
+            if name in program.sharded_tables
             else program.table
             for name in program.plan
         }
@@ -61,7 +65,7 @@ class Indexing:
         for number in range(steps.steps):
             if self._refresh and number % program.refresh_every == 0:
                 said = state.params, state.aux
-                aux, _ = self._refresh(said, program.frozen, program.parts)
+                aux, _ = self._refresh(said, program.frozen, program.sharded_tables)
                 state = state._replace(aux=aux)
             batch = {}
             for name, plan in program.plan.items():

@@ -81,7 +81,7 @@ class Steps:
         return bench_cost.given(self.program, self.executor, self._key, steps)
 
     def _compile(self, given):
-        made = self.executor.run(step.make_steps(self.program), donate=True)
+        made = self.executor.compile(step.make_steps(self.program), donate=True)
         return made.lower(*given).compile()
 
     def _fitting(self, seconds):
@@ -91,7 +91,7 @@ class Steps:
         # The first call of a program is slower than all others.
         state, _ = jax.block_until_ready(self.single(state, resident, share))
         frozen, table, (_, every), numbers = resident
-        counts = self.executor.place(jnp.int32(2)), every
+        counts = self.executor.replicate(jnp.int32(2)), every
         resident = frozen, table, counts, numbers
         began = time.perf_counter()
         jax.block_until_ready(self.single(state, resident, share))
@@ -108,7 +108,7 @@ class Steps:
 
     def fresh(self):
         """The first state once more: steps consume theirs."""
-        return jax.block_until_ready(self.executor.place(_copied(self.first)))
+        return jax.block_until_ready(self.executor.replicate(_copied(self.first)))
 
     def ways(self, folder: pathlib.Path) -> list[Way]:
         """The scan, both loops, and what the project's loop adds to the scan."""
@@ -117,7 +117,7 @@ class Steps:
             Way(LOOP, lambda: {LOOP: self.looped()[0]}),
             Way(OUTSIDE, lambda: {OUTSIDE: self._outside(folder)}),
         ]
-        if self.executor.devices == 1:
+        if self.executor.num_devices == 1:
             indexed = bench_step_indexing.Indexing(self)
             ways.append(Way(INDEXING, lambda: {INDEXING: indexed.run()[0]}))
         return ways
@@ -134,11 +134,14 @@ class Steps:
     def looped(self) -> tuple[float, step.State]:
         """The same when each step is a call, which is handed its rows' numbers."""
         state, program, single = self.fresh(), self.program, self.single
-        tables = {n: {} if n in program.parts else program.table for n in program.plan}
+        tables = {
+            n: {} if n in program.sharded_tables else program.table
+            for n in program.plan
+        }
         # Handed over before: what is measured is calling, not how numbers get there.
         handed = [
             {
-                name: step.rows_of(self.executor, tables[name], plan[[number]], 1)
+                name: step.send_rows(self.executor, tables[name], plan[[number]], 1)
                 for name, plan in program.plan.items()
             }
             for number in range(self.steps)
@@ -147,9 +150,9 @@ class Steps:
         began = time.perf_counter()
         for number, index in enumerate(handed):
             with jax.transfer_guard("disallow"):
-                share = {"parts": program.parts, "index": index}
+                share = {"sharded_tables": program.sharded_tables, "index": index}
                 state, _ = single(state, self.resident, share)
-            if self.executor.devices > 1 and number % _QUEUE == 0:
+            if self.executor.num_devices > 1 and number % _QUEUE == 0:
                 jax.block_until_ready(state)
         jax.block_until_ready(state)
         return (time.perf_counter() - began) / self.steps, state
@@ -219,13 +222,13 @@ def whole(steps: Steps) -> Way:
     def ran():
         began = time.perf_counter()
         program = method(problem)
-        resident = executor.place(step.resident(program))
+        resident = executor.replicate(step.static_inputs(program))
         index = {
-            name: step.rows_of(executor, {}, plan, 1)
+            name: step.send_rows(executor, {}, plan, 1)
             for name, plan in program.plan.items()
         }
-        state = executor.place(_copied(steps.first))
-        share = {"parts": program.parts, "index": index}
+        state = executor.replicate(_copied(steps.first))
+        share = {"sharded_tables": program.sharded_tables, "index": index}
         jax.block_until_ready(steps.scan(state, resident, share)[0])
         return {WHOLE: time.perf_counter() - began}
 

@@ -128,7 +128,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def _problem(sizes, executor, batch):
     """A problem with stored features, and rows of a step as asked for."""
     problem = bench_problem.make(sizes, executor)
-    place, rows = problem.executor.place, np.arange(sizes.rows)
+    place, rows = problem.executor.replicate, np.arange(sizes.rows)
     fresh = place(features.untrained(problem.model, problem.seed))
     columns = features.compute(
         problem.forward, problem.params, fresh, problem.table, rows
@@ -148,8 +148,8 @@ def _moved(problem, executor):
     return problem._replace(
         executor=executor,
         forward=Forward(problem.model, executor, problem.config.run.evaluate_batch),
-        table=executor.place(problem.table),
-        params=executor.place(problem.params),
+        table=executor.replicate(problem.table),
+        params=executor.replicate(problem.params),
     )
 
 

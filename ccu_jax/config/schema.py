@@ -137,7 +137,7 @@ class Run:
         "auto"  # kept on the "device", or on the "host" if they do not fit
     )
     features: str = "stored"  # with the original, or "computed" at each request
-    steps_per_call: int = 32  # optimiser steps in one compiled scan
+    steps_per_call: int = 32  # optimizer steps in one compiled scan
     # Steps between checkpoints; methods that work on features make them in one call.
     checkpoint_steps: int = 200
     evaluate_batch: int = 256  # rows of one forward pass over all devices

@@ -9,21 +9,21 @@ from typing import NamedTuple
 import numpy as np
 
 
-class OnHost(NamedTuple):
+class HostColumn(NamedTuple):
     """A column that stays on the host, memory-mapped, and is gathered batch by batch.
 
-    `array` `[N, ...]`; `there` bool `[N]`: other rows are read as zeros.
+    `array` `[N, ...]`; `valid` bool `[N]`: other rows are read as zeros.
     """
 
     array: np.ndarray
-    there: np.ndarray
+    valid: np.ndarray
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The rows `[*rows.shape, ...]` of these numbers."""
         flat = np.asarray(rows).ravel()
         taken = np.asarray(self.array).take(flat, axis=0)
-        if not (there := self.there.take(flat)).all():
-            taken[~there] = 0
+        if not (valid := self.valid.take(flat)).all():
+            taken[~valid] = 0
         return taken.reshape(*np.shape(rows), *self.array.shape[1:])
 
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 
 
 def iterate_batches(
-    columns: Mapping[str, np.ndarray | OnHost],
+    columns: Mapping[str, np.ndarray | HostColumn],
     plan: np.ndarray,
     *,
     host: int = 0,
@@ -50,9 +50,9 @@ def shard_plan(plan: np.ndarray, host: int, num_hosts: int) -> np.ndarray:
     return plan[:, host * size : (host + 1) * size]
 
 
-def _row_reader(column: np.ndarray | OnHost) -> Callable[[np.ndarray], np.ndarray]:
-    if isinstance(column, OnHost):
-        if not column.there.all():
+def _row_reader(column: np.ndarray | HostColumn) -> Callable[[np.ndarray], np.ndarray]:
+    if isinstance(column, HostColumn):
+        if not column.valid.all():
             return column.take
         column = column.array
     # np.memmap adds a constant cost to every gather; a plain array view does not.

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ccu_jax.distributed.hosts import agreed
+from ccu_jax.distributed.hosts import all_agree
 from ccu_jax.distributed.moves import moved_together
 from ccu_jax.errors import UserError
 
@@ -38,17 +38,17 @@ class Executor(NamedTuple):
     """
 
     name: str
-    devices: int
-    run: Callable[..., Callable]
-    place: Callable[[Any], Any]
-    mine: Callable[..., np.ndarray]
-    join: Callable[[np.ndarray], Any]
+    num_devices: int
+    compile: Callable[..., Callable]
+    replicate: Callable[[Any], Any]
+    local_shard: Callable[..., np.ndarray]
+    to_global: Callable[[np.ndarray], Any]
 
     def shard(self, array, axis: int = 0):
         """Cuts a batch that every process has as a whole over all devices."""
-        return self.join(self.mine(array, axis))
+        return self.to_global(self.local_shard(array, axis))
 
-    def cut(self, tree):
+    def shard_tree(self, tree):
         """Each device's rows of a tree, in order: `[devices, rows / devices, ...]`."""
         return jax.tree.map(self.shard, tree)
 
@@ -201,7 +201,7 @@ def fits(size: int) -> bool:
 
     All processes come to the same answer: they run the same program.
     """
-    return agreed(size <= _room())
+    return all_agree(size <= _room())
 
 
 def _room() -> float:

@@ -24,17 +24,17 @@ _SHOWN_S = 15.0  # after that a file is not in a shared folder
 NAMED_S = 70.0  # by then `peers` has told who is lost
 
 
-def place_of_process() -> tuple[int, int]:
+def process_index_and_count() -> tuple[int, int]:
     """The number of this process, and how many there are."""
     return jax.process_index(), jax.process_count()
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that writes logs and reports."""
     return jax.process_index() == 0
 
 
-def join(hosts: dict[str, str | int]) -> None:
+def join_hosts(hosts: dict[str, str | int]) -> None:
     """Connect to the other processes of this run.
 
     Args:
@@ -66,7 +66,7 @@ def join(hosts: dict[str, str | int]) -> None:
         preemption.only_note()
 
 
-def shared(folder: pathlib.Path) -> bool:
+def is_shared_folder(folder: pathlib.Path) -> bool:
     """Whether all processes see the same folder: what the first puts there."""
     if jax.process_count() == 1:
         return True
@@ -74,16 +74,18 @@ def shared(folder: pathlib.Path) -> bool:
 
     mine = np.array(time.time_ns() % 2**31)
     path = folder / f".shared-{multihost_utils.broadcast_one_to_all(mine)}"
-    if is_first():
+    if is_primary():
         path.touch()
     barrier("shared")
-    there = agreed(_comes(path.exists, _SHOWN_S))
-    if is_first():
+    there = all_agree(_comes(path.exists, _SHOWN_S))
+    if is_primary():
         path.unlink()
     return there
 
 
-def seen(path: pathlib.Path, look: Callable[[], bool] | None = None) -> bool:
+def wait_until_visible(
+    path: pathlib.Path, look: Callable[[], bool] | None = None
+) -> bool:
     """Whether the first process sees it; all others then wait until they see it.
 
     All call this, and get the same answer: what a network's folder shows may be a
@@ -97,7 +99,7 @@ def seen(path: pathlib.Path, look: Callable[[], bool] | None = None) -> bool:
         PeerLost: this process does not come to see it.
     """
     look = look or path.exists
-    if not of_first(np.array(look(), np.int32)):
+    if not broadcast_from_primary(np.array(look(), np.int32)):
         return False
     if not _comes(look, _SOON_S):
         raise errors.PeerLost(
@@ -116,7 +118,7 @@ def _comes(look: Callable[[], bool], within_s: float) -> bool:
     return True
 
 
-def agreed(truth: bool) -> bool:
+def all_agree(truth: bool) -> bool:
     """Whether every process says so; all call this, and get the same answer."""
     moved_together()
     if jax.process_count() == 1:
@@ -126,7 +128,7 @@ def agreed(truth: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(truth)).all())
 
 
-def of_first(array: np.ndarray) -> np.ndarray:
+def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
     """What the first process has for an array of 32-bit numbers; all call this."""
     moved_together()
     if jax.process_count() == 1:
@@ -150,7 +152,7 @@ def failed(error: BaseException | None) -> errors.PeerLost | None:
 
     For the time before `peers.watched`, and where it could name nobody.
     """
-    if place_of_process()[1] == 1 or not of_a_peer(error, surely=True):
+    if process_index_and_count()[1] == 1 or not of_a_peer(error, surely=True):
         return None
     return errors.PeerLost(
         "another process of this run was lost, or could not be reached: this one ends "

@@ -30,9 +30,9 @@ from ccu_jax.distributed import preemption
 from ccu_jax.distributed.hosts import (
     NAMED_S,
     barrier,
+    broadcast_from_primary,
     of_a_peer,
-    of_first,
-    place_of_process,
+    process_index_and_count,
 )
 from ccu_jax.distributed.moves import moves
 from ccu_jax.errors import UserError, user_error_for
@@ -59,12 +59,12 @@ def watched(workdir: pathlib.Path, stalled_s: float) -> Iterator[None]:
         workdir: that all processes share.
         stalled_s: how long none of all processes may come any further.
     """
-    index, count = place_of_process()
+    index, count = process_index_and_count()
     if count == 1:
         yield
         return
     # A word that another run has left, or is just saying, is none of this one.
-    token = int(of_first(np.array(secrets.randbits(31), np.int32)))
+    token = int(broadcast_from_primary(np.array(secrets.randbits(31), np.int32)))
     folder = workdir / ".alive" / f"{token:08x}"
     folder.mkdir(parents=True, exist_ok=True)
     if index == 0:

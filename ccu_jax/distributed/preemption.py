@@ -117,9 +117,9 @@ def due(last: bool = False) -> bool:
     if jax.process_count() == 1:
         return _Word.told
     if last:
-        from ccu_jax.distributed.hosts import agreed
+        from ccu_jax.distributed.hosts import all_agree
 
-        if agreed(not _Word.told):
+        if all_agree(not _Word.told):
             return False
     else:
         with _counting:

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.data.batches import OnHost
-from ccu_jax.distributed.hosts import agreed, barrier, is_first
+from ccu_jax.data.batches import HostColumn
+from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.models import VIEWS
@@ -64,7 +64,7 @@ class Store(NamedTuple):
         """
         self._check(slice(None))
         names = ("features", "h_text")
-        on_host = {name: OnHost(self.columns[name], self.there) for name in names}
+        on_host = {name: HostColumn(self.columns[name], self.there) for name in names}
         rest = ("labels", "has_image", "has_text")
         return {**{name: table[name] for name in rest}, **on_host}
 
@@ -113,7 +113,7 @@ def write(
     """
     new = folder.with_name(folder.name + ".new")
     about: dict[str, Any] = {}
-    if is_first():
+    if is_primary():
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
@@ -122,7 +122,7 @@ def write(
         for start in range(0, count, CHUNK):
             rows = np.arange(start, min(start + CHUNK, count))
             found = columns(rows)
-            for name, x in found.items() if is_first() else ():
+            for name, x in found.items() if is_primary() else ():
                 if name not in files:
                     shape = (count, *x.shape[1:])
                     about[name] = {"shape": shape, "dtype": x.dtype.name}
@@ -137,7 +137,7 @@ def write(
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-    if is_first():
+    if is_primary():
         np.ones(count, bool).tofile(new / "there.bin")
         for name, column in about.items():
             column["sha256"] = hashed[name].hexdigest()
@@ -150,7 +150,7 @@ def write(
 
 def computed(problem) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Gives the columns of some rows of a `methods.Problem` with an original."""
-    fresh = problem.executor.place(untrained(problem.model, problem.seed))
+    fresh = problem.executor.replicate(untrained(problem.model, problem.seed))
     return functools.partial(
         compute, problem.forward, problem.params, fresh, problem.table
     )
@@ -174,7 +174,7 @@ def stored(
     store = read(folder, facts)
     # Where rows were removed and the pictures are still here, a purge was cut off. All
     # processes make a new one, or none does: it takes all of their devices.
-    if not agreed(store is not None and store.there.all()):
+    if not all_agree(store is not None and store.there.all()):
         count = len(problem.table["labels"])
         write(folder, facts, count, computed(problem), progress)
         store = read(folder, facts)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.data.batches import OnHost, plan_single_pass
+from ccu_jax.data.batches import HostColumn, plan_single_pass
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.models import Model
-from ccu_jax.train.step import everywhere, gather, on_devices, rows_of
+from ccu_jax.train.step import gather, gather_replicated, on_devices, send_rows
 
 
 class Forward:
@@ -21,7 +21,7 @@ class Forward:
 
     def __init__(self, model: Model, executor: Executor, batch: int):  # noqa: D107
         self._model, self._executor = model, executor
-        self._batch = -(-batch // executor.devices) * executor.devices
+        self._batch = -(-batch // executor.num_devices) * executor.num_devices
         self._compiled = {}
 
     def outputs(self, params, table, rows) -> dict[str, np.ndarray]:
@@ -37,7 +37,7 @@ class Forward:
 
         def given(batch):
             columns = {name: _take(table[name], batch) for name in names}
-            columns = self._executor.place(columns)
+            columns = self._executor.replicate(columns)
             return columns if encoded else columns | self._encoded(params, table, batch)
 
         heads = self.compile_cached("heads", self._heads)
@@ -53,7 +53,7 @@ class Forward:
     def compile_cached(self, name: str, fn):
         """A per-device function (`Executor.run`), compiled once for all its calls."""
         if name not in self._compiled:
-            self._compiled[name] = self._executor.run(fn)
+            self._compiled[name] = self._executor.compile(fn)
         return self._compiled[name]
 
     def _passes(self, rows, one):
@@ -64,7 +64,7 @@ class Forward:
 
     def _encoded(self, params, table, batch):
         table = {name: table[name] for name in ("image", "text")}
-        index = rows_of(self._executor, table, batch)
+        index = send_rows(self._executor, table, batch)
         encode = self.compile_cached("encode", self._encode)
         return encode((), (params, on_devices(table)), index)[1]
 
@@ -75,13 +75,13 @@ class Forward:
             "features": self._model.trunk(params, rows["image"]),
             "h_text": self._model.read(params, rows["text"]),
         }
-        return state, everywhere(said)
+        return state, gather_replicated(said)
 
     def _heads(self, state, resident, index):
         params, columns = resident
         rows = gather(columns, index)
         out = self._model.apply(params, rows)._asdict()
-        return state, everywhere(out | {"pooled": pool_tokens(rows["features"])})
+        return state, gather_replicated(out | {"pooled": pool_tokens(rows["features"])})
 
 
 def pool_tokens(features):
@@ -93,4 +93,8 @@ def pool_tokens(features):
 
 def _take(column, rows):
     """Rows of a column, wherever it is, on the host."""
-    return column.take(rows) if isinstance(column, OnHost) else np.asarray(column)[rows]
+    return (
+        column.take(rows)
+        if isinstance(column, HostColumn)
+        else np.asarray(column)[rows]
+    )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.distributed.hosts import of_first
+from ccu_jax.distributed.hosts import broadcast_from_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.feature_store import CHUNK, Store
 from ccu_jax.evaluate.ridge import ridge
@@ -60,7 +60,9 @@ def memory(data, store: Store, trained, apart, seed: int) -> Memory:
         ease[rows] = _probability(logits, data.labels[rows], data.multi_label)
     seen = np.isin(np.arange(len(said)), trained)
     # Sums may differ in their last bits from machine to machine, sets may not.
-    return Memory(*of_first(np.stack([np.where(seen, said - ease, 0), ease])))
+    return Memory(
+        *broadcast_from_primary(np.stack([np.where(seen, said - ease, 0), ease]))
+    )
 
 
 def describe(data, known: Memory, sets: Sets) -> str:

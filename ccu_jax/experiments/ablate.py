@@ -11,7 +11,7 @@ from typing import Any
 
 from ccu_jax.config.methods import Ccu, CcuPlus
 from ccu_jax.config.schema import Config
-from ccu_jax.distributed.hosts import is_first
+from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.experiments import variants
 from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import OURS, REFERENCE
@@ -99,7 +99,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
                 with ctx.reporter.stage(f"seed {seed}: ablate {name}") as stage:
                     problem = stages.prepared(ctx, seed, sets, stage)
                     found += _method(ctx, problem, name, stage)
-        if is_first():
+        if is_primary():
             text = json.dumps(found, indent=1) + "\n"
             write_atomically(workdir / "ablation.json", text.encode())
             write_atomically(workdir / "ablation.md", _markdown(found, names).encode())

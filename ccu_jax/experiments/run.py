@@ -12,7 +12,7 @@ from typing import Any
 from ccu_jax.audits import tiers as auditing
 from ccu_jax.config import schema as configs
 from ccu_jax.config.schema import Config
-from ccu_jax.distributed.hosts import is_first
+from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.reports import audit_table
 from ccu_jax.reports import html as report
 from ccu_jax.runs import results as rows
@@ -62,14 +62,14 @@ def run(
         with reporter.stage("report") as stage:
             found = rows.load_all_results(workdir)
             given = configs.to_json(config)
-            if is_first():
+            if is_primary():
                 report.write(workdir, found, given)
             # Whatever becomes of the audit: what was done before is reported.
             if audit == "none":
                 audited = auditing.stored(workdir)
             else:
                 audited = auditing.write(ctx, stage.tell)
-            if is_first() and audited:
+            if is_primary() and audited:
                 if audit != "none":
                     audit_table.write(workdir, audited)
                 report.write(workdir, found, given, audited)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.config.schema import Config
-from ccu_jax.distributed.hosts import is_first
+from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.experiments import variants
 from ccu_jax.experiments.search_spaces import space
 from ccu_jax.experiments.variants import Variant
@@ -71,7 +71,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
                 found[name] = _method(ctx, problems, references, name, trials, stage)
         with ctx.reporter.stage("tuned"):
             told = _told(config, trials, found)
-            if is_first():
+            if is_primary():
                 path = workdir / "tuning.json"
                 write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
         _show(ctx.reporter, told, workdir / "tuning.json")

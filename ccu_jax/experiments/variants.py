@@ -16,7 +16,7 @@ import numpy as np
 
 from ccu_jax.config import limits
 from ccu_jax.config.schema import Config
-from ccu_jax.distributed.hosts import barrier, is_first, seen
+from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS, Problem
@@ -95,7 +95,7 @@ def run(ctx: RunContext, problem: Problem, variant: Variant) -> Row:
     """
     tested = bool(len(problem.sets.test))
     path = place(ctx.workdir, problem.seed, variant, tested)
-    if seen(path):
+    if wait_until_visible(path):
         return _read(path, ctx.data.fingerprint)
     method = variant.method
     section = dataclasses.replace(getattr(problem.config, method), **variant.settings)
@@ -117,7 +117,7 @@ def run(ctx: RunContext, problem: Problem, variant: Variant) -> Row:
         "commit": rows.source_commit(),
         **found,
     }
-    if is_first():
+    if is_primary():
         rows.write_result(path, row)
         shutil.rmtree(steps, ignore_errors=True)
     barrier(path.name)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.methods.problem import Problem
 
@@ -39,8 +39,8 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
     parts, start = {}, 0
     for name in PARTS:
         end = start + len(rows[name])
-        size = padded_size(end - start, problem.executor.devices)
-        parts[name] = problem.executor.cut(
+        size = padded_size(end - start, problem.executor.num_devices)
+        parts[name] = problem.executor.shard_tree(
             {
                 **{key: pad(x[start:end], size) for key, x in columns.items()},
                 "row": np.arange(size, dtype=np.int32),
@@ -90,7 +90,7 @@ def with_pictures(problem: Problem, cached: Cache) -> Cache:
 
 def column_of(column, rows) -> np.ndarray:
     """Rows of a column of the problem's table, on the host, wherever it lies."""
-    if isinstance(column, OnHost):
+    if isinstance(column, HostColumn):
         return column.take(rows)
     # Of all rows, those alone leave the device.
     here = column.addressable_data(0) if isinstance(column, jax.Array) else column

@@ -90,7 +90,7 @@ def bad_teacher(problem: Problem) -> Program:
     see the picture, and from the original's on the retain set, in all views.
     """
     section, model = problem.section, problem.model
-    ignorant = problem.executor.place(model.init(problem.key("ignorant")))
+    ignorant = problem.executor.replicate(model.init(problem.key("ignorant")))
 
     def loss(params, frozen, aux, batch, step):
         kind = {

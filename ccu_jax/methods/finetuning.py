@@ -104,14 +104,14 @@ def random_label(problem: Problem) -> Program:
     """
     judge, section = classification(problem), problem.section
     plan = both(problem, section.epochs)
-    optimiser, numbers = None, ()
+    optimizer, numbers = None, ()
     if section.saliency_fraction < 1:
         slope = curvature.gradient(problem, problem.sets.unlearn)
         numbers = {
             "mask": flatten(branch, largest(slope, section.saliency_fraction))[0]
         }
         train = problem.config.train
-        optimiser = optax.chain(reference.optimiser(train), curvature.masked())
+        optimizer = optax.chain(reference.optimizer(train), curvature.masked())
 
     def loss(params, frozen, aux, batch, step):
         out_r, retain, out_u, unlearn = said(problem, params, batch)
@@ -125,8 +125,8 @@ def random_label(problem: Problem) -> Program:
             )
         return total, {}
 
-    program = whole(problem, loss, plan, optimiser=optimiser, numbers=numbers)
-    wrong = problem.executor.place(wrong_labels(problem))
+    program = whole(problem, loss, plan, optimizer=optimizer, optimizer_inputs=numbers)
+    wrong = problem.executor.replicate(wrong_labels(problem))
     return program._replace(table={**problem.table, "wrong": wrong})
 
 

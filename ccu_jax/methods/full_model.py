@@ -13,15 +13,17 @@ from ccu_jax.models.augmentation import augment
 from ccu_jax.train.step import Program
 
 
-def whole(problem: Problem, loss, plan, *, optimiser=None, frozen=(), numbers=()):
+def whole(
+    problem: Problem, loss, plan, *, optimizer=None, frozen=(), optimizer_inputs=()
+):
     """A program that trains every part of the original.
 
     Args:
         problem: what the method was given.
         loss: of `Program`; its `frozen["c"]` is the method's section.
         plan: of `Program`.
-        optimiser: of `Program`; that of training by default.
-        frozen: more of it by name, as are `numbers`.
+        optimizer: of `Program`; that of training by default.
+        frozen: more of it by name, as are `optimizer_inputs`.
     """
     section, train = problem.section, problem.config.train
     steps = len(next(iter(plan.values())))
@@ -29,8 +31,9 @@ def whole(problem: Problem, loss, plan, *, optimiser=None, frozen=(), numbers=()
         params=problem.params,
         frozen={"c": Section.of(section), **dict(frozen)},
         loss=loss,
-        optimiser=optimiser or reference.optimiser(train),
-        numbers=reference.rates(section.learning_rate, steps, train) | dict(numbers),
+        optimizer=optimizer or reference.optimizer(train),
+        optimizer_inputs=reference.rates(section.learning_rate, steps, train)
+        | dict(optimizer_inputs),
         group=branch,
         table=problem.table,
         plan=plan,

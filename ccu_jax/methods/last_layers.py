@@ -26,7 +26,7 @@ def last_layers(problem: Problem) -> Program:
     cached = cache(problem, section.max_retain_rows)
     start = problem.params
     if section.reinitialize:
-        start = problem.executor.place(problem.model.init(problem.key("fresh")))
+        start = problem.executor.replicate(problem.model.init(problem.key("fresh")))
     judge = classification(problem)
 
     def loss(params, frozen, aux, batch, step):
@@ -55,14 +55,14 @@ def last_layers(problem: Problem) -> Program:
         params={name: start[name] for name in parts},
         frozen={"parts": rest, "c": Section.of(section)},
         loss=loss,
-        optimiser=optax.chain(
+        optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.scale_by_adam(b2=0.98),
             optax.add_decayed_weights(train.weight_decay),
             scheduled(),
         ),
-        numbers=numbers,
-        parts={"retain": cached.parts["retain"]},
+        optimizer_inputs=numbers,
+        sharded_tables={"retain": cached.parts["retain"]},
         plan={
             "retain": problem.batches(
                 range(count), section.batch, steps, "retain", of=cached.rows["retain"]

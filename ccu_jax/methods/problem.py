@@ -23,7 +23,7 @@ class Problem(NamedTuple):
         model: the classifier's functions.
         forward: compiled passes over rows.
         executor: where things run.
-        table: all rows, on the devices: `image` (which may be an `OnHost`), `text`,
+        table: all rows, on the devices: `image` (which may be an `HostColumn`), `text`,
             `labels`, `has_image`, `has_text`.
         sets: row numbers in the table.
         multi_label: whether rows have several labels.

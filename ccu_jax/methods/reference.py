@@ -41,20 +41,20 @@ def rate(peak: float, steps: int, warmup: float = 0.0) -> Rate:
 
 
 def scheduled(group: str = "all") -> optax.GradientTransformationExtraArgs:
-    """Updates times `numbers["rate"][group]` at their step, downwards.
+    """Updates times `inputs["rate"][group]` at their step, downwards.
 
     A rate is data of the program (`Program.numbers`): what is compiled for one serves
     every other, and every length of training.
     """
 
-    def update(updates, count, params=None, *, numbers, **_):
-        rate = numbers["rate"][group].at(count)
+    def update(updates, count, params=None, *, inputs, **_):
+        rate = inputs["rate"][group].at(count)
         return jax.tree.map(lambda x: -rate * x, updates), count + 1
 
     return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
 
 
-def optimiser(config: Train):
+def optimizer(config: Train):
     """AdamW with a cosine to zero; the text branch may learn at a rate of its own."""
 
     def adamw(group):
@@ -74,14 +74,14 @@ def optimiser(config: Train):
 
 
 def rates(learning_rate: float, steps: int, config: Train, warmup: float = 0.0):
-    """The numbers that `optimiser` is given."""
+    """The numbers that `optimizer` is given."""
     text = learning_rate * config.text_lr_scale
     peaks = {"rest": learning_rate, "text": text}
     return {"rate": {group: rate(peaks[group], steps, warmup) for group in GROUPS}}
 
 
 def branch(part: str) -> str:
-    """The group (`Program.group`) of a part, for `optimiser`."""
+    """The group (`Program.group`) of a part, for `optimizer`."""
     return "text" if part in TEXT else "rest"
 
 
@@ -158,10 +158,12 @@ def fit(
         params=params,
         frozen=(),
         loss=loss,
-        optimiser=optimiser(problem.config.train),
-        numbers=rates(section.learning_rate, steps, problem.config.train, warmup),
+        optimizer=optimizer(problem.config.train),
+        optimizer_inputs=rates(
+            section.learning_rate, steps, problem.config.train, warmup
+        ),
         group=branch,
-        table={**problem.table, "visual": problem.executor.place(visual)},
+        table={**problem.table, "visual": problem.executor.replicate(visual)},
         plan={"rows": problem.batches(rows, section.batch, steps, "rows")},
     )
 

@@ -17,7 +17,7 @@ from ccu_jax.methods.full_model import guessing, whole
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import VISUAL
 from ccu_jax.models.augmentation import augment
-from ccu_jax.train.step import Program, flatten, gather, on_devices, rows_of
+from ccu_jax.train.step import Program, flatten, gather, on_devices, send_rows
 
 # Rows whose gradients are held at once, on all devices together.
 CHUNK = 32
@@ -65,25 +65,25 @@ def _pass(problem, rows, squared):
     executor, table = problem.executor, problem.table
     compiled = problem.forward.compile_cached(f"gradients squared={squared}", fn)
     resident = (problem.params, on_devices(table))
-    batch = -(-CHUNK // executor.devices) * executor.devices
-    total = executor.place(jax.tree.map(jnp.zeros_like, problem.params))
+    batch = -(-CHUNK // executor.num_devices) * executor.num_devices
+    total = executor.replicate(jax.tree.map(jnp.zeros_like, problem.params))
     for rows_of_step, counts in zip(*plan_single_pass(rows, batch), strict=True):
-        share = rows_of(executor, table, rows_of_step)
+        share = send_rows(executor, table, rows_of_step)
         share["weight"] = executor.shard(counts.astype(np.float32))
         total, _ = compiled(total, resident, share)
     return jax.tree.map(lambda x: x / len(rows), total)
 
 
 def masked(push: bool = False) -> optax.GradientTransformationExtraArgs:
-    """Updates where `numbers["mask"]` is 1; with `push` only in the steps it names."""
+    """Updates where `inputs["mask"]` is 1; with `push` only in the steps it names."""
 
-    def update(updates, count, params=None, *, numbers, **_):
+    def update(updates, count, params=None, *, inputs, **_):
         def one(x, mask):
             if push:
-                mask = jnp.where(numbers["push"][count], mask, 1.0)
+                mask = jnp.where(inputs["push"][count], mask, 1.0)
             return x * mask
 
-        return jax.tree.map(one, updates, numbers["mask"]), count + 1
+        return jax.tree.map(one, updates, inputs["mask"]), count + 1
 
     return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
 
@@ -169,15 +169,15 @@ def sfron(problem: Problem) -> Program:
         problem,
         loss,
         {"rows": rows},
-        optimiser=optax.chain(
+        optimizer=optax.chain(
             # In front as well: else shut weights would follow a push by its momentum.
             masked(push=True),
-            reference.optimiser(train),
+            reference.optimizer(train),
             masked(push=True),
             _slow(),
         ),
         frozen={"push": jnp.asarray(push), "steps": np.float32(len(rows))},
-        numbers={
+        optimizer_inputs={
             "mask": flatten(reference.branch, mask)[0],
             "push": jnp.asarray(push),
             "slow": np.float32(section.slow_fraction),
@@ -211,11 +211,11 @@ def _more(of_unlearn, of_retain, select):
 def _slow() -> optax.GradientTransformationExtraArgs:
     """Every so many steps, back to a share of the way (Zhang et al. 2019)."""
 
-    def update(updates, state, params, *, numbers, **_):
+    def update(updates, state, params, *, inputs, **_):
         count, slow = state
-        end = (count + 1) % numbers["period"] == 0
+        end = (count + 1) % inputs["period"] == 0
         fast = optax.apply_updates(params, updates)
-        reached = jax.tree.map(lambda a, b: a + numbers["slow"] * (b - a), slow, fast)
+        reached = jax.tree.map(lambda a, b: a + inputs["slow"] * (b - a), slow, fast)
 
         def chosen(yes, no):
             return jax.tree.map(lambda a, b: jnp.where(end, a, b), yes, no)

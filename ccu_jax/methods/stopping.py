@@ -13,7 +13,7 @@ import numpy as np
 
 from ccu_jax.methods.cached_features import column_of, pad, padded_size
 from ccu_jax.methods.problem import Problem
-from ccu_jax.train.step import Program, everywhere
+from ccu_jax.train.step import Program, gather_replicated
 
 # More rows of each kind are not looked at: the score of so many is sharp enough.
 MOST_ROWS = 400
@@ -43,7 +43,7 @@ def image_scores(problem: Problem, names=LOOKS) -> Callable:
 
     def of(params, rows):
         out = problem.model.apply(params, rows)
-        seen = everywhere((out.image, rows["labels"], rows["has_image"]))
+        seen = gather_replicated((out.image, rows["labels"], rows["has_image"]))
         return score(*seen, problem.multi_label)
 
     def scores(params, parts):
@@ -75,7 +75,7 @@ def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
         return {"stopped": unlearn <= held}
 
     return program._replace(
-        parts=program.parts or pictures(problem),
+        parts=program.sharded_tables or pictures(problem),
         aux={"stopped": jnp.zeros((), bool)},
         refresh=look,
         refresh_every=problem.section.check_every,
@@ -96,9 +96,9 @@ def pictures(problem: Problem) -> dict[str, dict[str, jax.Array]]:
         LOOKS, (problem.sets.unlearn, problem.sets.validation), strict=True
     ):
         rows = looked_at(problem, rows, name)
-        size = padded_size(len(rows), problem.executor.devices)
+        size = padded_size(len(rows), problem.executor.num_devices)
         columns = {column: column_of(x, rows) for column, x in table.items()}
-        parts[name] = problem.executor.cut(
+        parts[name] = problem.executor.shard_tree(
             {column: pad(x, size) for column, x in columns.items()}
         )
     return parts
@@ -141,7 +141,7 @@ def rewinding(problem: Problem, program: Program, looks: int) -> Program:
 
     return program._replace(
         plan=plan,
-        parts=pictures(problem),
+        sharded_tables=pictures(problem),
         aux={
             "kept": kept,
             "unlearn": jnp.zeros(slots),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.distributed.hosts import seen
+from ccu_jax.distributed.hosts import wait_until_visible
 from ccu_jax.methods import REFERENCES
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
@@ -49,10 +49,10 @@ def pace(ctx: RunContext) -> Pace:
     """
     for seed in ctx.config.seeds:
         path = rows.result_path(ctx.workdir, seed, "original")
-        if seen(path):
+        if wait_until_visible(path):
             seconds = rows.load_result(path)["seconds"]
             return Pace(seconds["unlearn"], seconds["evaluate"])
-    params = ctx.executor.place(ctx.model.init(jax.random.key(0)))
+    params = ctx.executor.replicate(ctx.model.init(jax.random.key(0)))
     count = len(ctx.data.id)
     some = np.arange(min(count, _ROWS))
     seconds = []

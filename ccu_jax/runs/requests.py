@@ -168,7 +168,7 @@ def _handle(
             "diverged": outcome.diverged,
         }
         checkpoint.save(folder / "params", outcome.steps, params, facts)
-    params = ctx.executor.place(params)
+    params = ctx.executor.replicate(params)
     return outcome, _State(params, before.trained | set(outcome.params))
 
 

@@ -74,7 +74,7 @@ def build_result(
         "diverged": outcome.diverged or predictions.describe_collapse(results, before),
         "device": {
             "kind": jax.devices()[0].device_kind,
-            "count": problem.executor.devices,
+            "count": problem.executor.num_devices,
             "processes": jax.process_count(),
             "executor": problem.executor.name,
         },

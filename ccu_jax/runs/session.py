@@ -12,10 +12,10 @@ from ccu_jax import data, models
 from ccu_jax.config import limits
 from ccu_jax.config.schema import Config
 from ccu_jax.data import corruptions
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import peers
 from ccu_jax.distributed.executors import EXECUTORS, fits
-from ccu_jax.distributed.hosts import barrier, is_first, shared
+from ccu_jax.distributed.hosts import barrier, is_primary, is_shared_folder
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.runs import forecast, results, stages
@@ -49,7 +49,7 @@ def open_run(
     methods = list(dict.fromkeys(("original", *config.methods)))
     _check(config, methods)
     # Each process would go by the finished stages that it sees.
-    if not shared(workdir):
+    if not is_shared_folder(workdir):
         raise UserError(
             f"--workdir {workdir} is not one folder that all processes share: give "
             "such a one (NFS, Filestore, a mounted bucket)"
@@ -65,7 +65,7 @@ def open_run(
 @contextlib.contextmanager
 def _open_locked(config, workdir, titles, methods):
     """What `opened` gives, in a folder that is this run's."""
-    reporter = Reporter(workdir, is_first())
+    reporter = Reporter(workdir, is_primary())
     try:
         told = [stages.title(s, m) for s in config.seeds for m in methods]
         reporter.plan(["data", *told, *titles])
@@ -104,10 +104,10 @@ def _draw(ctx: RunContext, seed, methods) -> Sets:
 def _build_context(config, workdir, reporter, stage) -> RunContext:
     found = results.load_all_results(workdir)
     expected = found[0]["fingerprint"] if found else None
-    if is_first():
+    if is_primary():
         loaded = data.load(config.data, workdir, stage.tell, expected)
     barrier("data")
-    if not is_first():
+    if not is_primary():
         loaded = data.load_prepared(config.data, workdir)
     if loaded.edition == "sample":
         reporter.warn(
@@ -147,14 +147,14 @@ def _table(config, loaded, executor):
     """All rows: on the devices, the pictures too unless they are too large for that."""
     names = ("text", "labels", "has_image", "has_text")
     table = {name: np.asarray(getattr(loaded, name)) for name in names}
-    image = OnHost(loaded.image, loaded.has_image)
+    image = HostColumn(loaded.image, loaded.has_image)
     kept = config.run.image_placement
     if kept == "auto":
         kept = "device" if fits(loaded.image.nbytes) else "host"
     if kept == "host":
-        return executor.place(table) | {"image": image}
+        return executor.replicate(table) | {"image": image}
     rows = np.arange(len(loaded.id))
-    return executor.place(table | {"image": image.take(rows)})
+    return executor.replicate(table | {"image": image.take(rows)})
 
 
 def _check_purged(ctx: RunContext, methods):

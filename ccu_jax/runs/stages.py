@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ccu_jax.distributed.hosts import barrier, is_first, seen
+from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import memorization as memory
@@ -35,7 +35,7 @@ def finished(ctx: RunContext, seed: int, method: str) -> dict[str, Any] | None:
         UserError: it belongs to others.
     """
     path = rows.result_path(ctx.workdir, seed, method)
-    if not seen(path):
+    if not wait_until_visible(path):
         return None
     row = rows.load_result(path)
     if row["fingerprint"] != ctx.data.fingerprint:
@@ -123,7 +123,7 @@ def params_of(ctx: RunContext, seed: int, method: str):
             f"{whose} checkpoint in {folder} is missing or damaged: remove "
             f"{rows.result_path(ctx.workdir, seed, method)} to train it again"
         )
-    return ctx.executor.place(saved.tree)
+    return ctx.executor.replicate(saved.tree)
 
 
 def _store(ctx: RunContext, problem, stage) -> features.Store:
@@ -153,7 +153,7 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
     seconds["unlearn"] = seconds["start"] + seconds["steps"]
     seconds["features"] = opened
     if method == "original":
-        trained = problem._replace(params=ctx.executor.place(params))
+        trained = problem._replace(params=ctx.executor.replicate(params))
         problem = problem._replace(store=_store(ctx, trained, stage))
         seconds["features"] = time.perf_counter() - start
         if not len(problem.sets.unlearn):
@@ -167,7 +167,7 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
     )
     seconds["evaluate"] = time.perf_counter() - start
     seconds["total"] = time.perf_counter() - began
-    if is_first():
+    if is_primary():
         path = ctx.workdir / "outputs" / f"{method}-{seed}.npz"
         path.parent.mkdir(exist_ok=True)
         predictions.save_predictions(path, results)

@@ -16,7 +16,12 @@ import numpy as np
 from ccu_jax import data
 from ccu_jax.config import schema as configs
 from ccu_jax.data.readers.untrusted_files import is_within
-from ccu_jax.distributed.hosts import agreed, barrier, is_first, place_of_process
+from ccu_jax.distributed.hosts import (
+    all_agree,
+    barrier,
+    is_primary,
+    process_index_and_count,
+)
 from ccu_jax.errors import RetryableError, UserError
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
@@ -42,8 +47,8 @@ def confine(workdir, links: bool) -> None:
     Raises:
         UserError: it holds such a link.
     """
-    out = _link(workdir) if is_first() and not links else ""
-    if not agreed(out == ""):
+    out = _link(workdir) if is_primary() and not links else ""
+    if not all_agree(out == ""):
         raise UserError(
             f"{out or f'in {workdir} there'} is a link out of the folder of the "
             "run, in which this would write and remove: put what it leads to in "
@@ -60,15 +65,15 @@ def locked(workdir):
         RetryableError: another one is at work in it.
     """
     with contextlib.ExitStack() as stack:
-        told = try_lock(stack, workdir) if is_first() else ""
+        told = try_lock(stack, workdir) if is_primary() else ""
         end = time.monotonic() + _LEASE_S
         # What was started again at once may meet what is left of itself.
-        if told and place_of_process()[1] > 1:
+        if told and process_index_and_count()[1] > 1:
             print(f"another run is at work in {workdir} ({told}): waiting", flush=True)
-        while told and place_of_process()[1] > 1 and time.monotonic() < end:
+        while told and process_index_and_count()[1] > 1 and time.monotonic() < end:
             time.sleep(1)
             told = try_lock(stack, workdir)
-        if not agreed(told == ""):
+        if not all_agree(told == ""):
             raise RetryableError(
                 f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
                 "its end, or give another --workdir"
@@ -109,7 +114,7 @@ def refuse(config, workdir):
 def claim(config, workdir, files):
     """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
     barrier("claim")  # all processes have looked at what was there
-    if is_first():
+    if is_primary():
         mine = add_checksum(configs.to_json(config))
         path = workdir / "config.json"
         write_atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
@@ -119,7 +124,7 @@ def claim(config, workdir, files):
 def keep(files):
     """Write texts to files that are not there yet, or say something else."""
     barrier("keep")  # all processes have looked at what was there
-    for path, text in files.items() if is_first() else ():
+    for path, text in files.items() if is_primary() else ():
         if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text.encode())
@@ -188,7 +193,7 @@ def purge(ctx: RunContext):
     """Remove the pictures of all unlearn sets of this folder, and look for them."""
     workdir, reporter = ctx.workdir, ctx.reporter
     with reporter.stage("purge") as stage:
-        if is_first():
+        if is_primary():
             seeds = {
                 *ctx.config.seeds,
                 *(r["seed"] for r in rows.load_all_results(workdir)),
@@ -220,7 +225,7 @@ def purge(ctx: RunContext):
             text = json.dumps(told, indent=1) + "\n"
             write_atomically(workdir / "purge.json", text.encode())
         barrier("purge")
-    if is_first():
+    if is_primary():
         reporter.say(
             f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
             f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "

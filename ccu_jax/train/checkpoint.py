@@ -21,7 +21,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.distributed.hosts import agreed, is_first, of_first, seen
+from ccu_jax.distributed.hosts import (
+    all_agree,
+    broadcast_from_primary,
+    is_primary,
+    wait_until_visible,
+)
 from ccu_jax.errors import UserError, is_transient, missing_folder_message
 from ccu_jax.storage.records import add_checksum, verify_checksum
 
@@ -95,12 +100,14 @@ def restore(
         like: a tree of the same structure and shapes.
         complain: told of every checkpoint that had to be passed over.
     """
-    if not seen(directory):
+    if not wait_until_visible(directory):
         return None
     ocp, manager = _manager(directory, None)
     with _quiet(), manager:
         for step in _candidates(manager):
-            seen(directory / str(step))  # it comes here, too, before it is read
+            wait_until_visible(
+                directory / str(step)
+            )  # it comes here, too, before it is read
             saved, first = None, "another process cannot read it"
             try:
                 leaves, facts = _read(ocp, manager, step)
@@ -110,7 +117,7 @@ def restore(
                     raise
                 first = (str(error).splitlines() or [type(error).__name__])[0][:200]
             # All go on from the same one.
-            if agreed(saved is not None):
+            if all_agree(saved is not None):
                 return saved
             complain(f"checkpoint {directory / str(step)} is unusable: {first}")
     return None
@@ -119,8 +126,8 @@ def restore(
 def _candidates(manager) -> list[int]:
     """The steps to try, the newest first: those that process 0 sees."""
     steps = np.array(sorted(manager.all_steps(), reverse=True), np.int32)
-    count = int(of_first(np.array(len(steps), np.int32)))
-    return of_first(np.resize(steps, count)).tolist() if count else []
+    count = int(broadcast_from_primary(np.array(len(steps), np.int32)))
+    return broadcast_from_primary(np.resize(steps, count)).tolist() if count else []
 
 
 def _require_room(directory, size):
@@ -192,7 +199,7 @@ def _read(ocp, manager, step):
 
 def remove(directory: pathlib.Path) -> None:
     """Removes the checkpoints of a stage that is over; every process may call this."""
-    if is_first():
+    if is_primary():
         shutil.rmtree(directory, ignore_errors=True)
 
 

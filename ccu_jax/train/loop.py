@@ -70,15 +70,17 @@ class Loop:
     def _run(self, name, method, problem, folder, stage) -> Outcome:
         program, seconds = self._start(method, problem)
         if program.loss is None:
-            return Outcome(program.params, seconds, 0, _broken(program.params))
+            return Outcome(
+                program.params, seconds, 0, describe_nonfinite(program.params)
+            )
         # What training is like is part of a program, what a method is like is data.
         kind = name, problem.config.train
         state = self._first_state(kind, program, problem.key("steps"), seconds)
         saved = checkpoint.restore(folder, state, self._complain)
         if saved is not None:
-            state = self._executor.place(saved.tree)
+            state = self._executor.replicate(saved.tree)
             seconds = {**seconds, **saved.facts["seconds"]}
-        resident = self._executor.place(step.resident(program))
+        resident = self._executor.replicate(step.static_inputs(program))
         compiled, took = self._compile(kind, program, state, resident)
         seconds["compile"] += took
         first = 0 if saved is None else saved.step
@@ -104,9 +106,9 @@ class Loop:
         known = (kind, "start", _shapes(given))
         began = time.perf_counter()
         if known not in self._compiled:
-            start = step.starting(program.optimiser, program.group)
+            start = step.make_init(program.optimizer, program.group)
             self._compiled[known] = jax.jit(start)
-        state = self._executor.place(self._compiled[known](*given))
+        state = self._executor.replicate(self._compiled[known](*given))
         jax.block_until_ready(state)
         seconds["compile"] += time.perf_counter() - began
         return state
@@ -125,11 +127,11 @@ class Loop:
         def cut(name, plan):
             rows = plan[start : start + size]
             rows = np.pad(rows, ((0, size - len(rows)), (0, 0)))
-            table = {} if name in program.parts else program.table
-            return step.rows_of(self._executor, table, rows, 1)
+            table = {} if name in program.sharded_tables else program.table
+            return step.send_rows(self._executor, table, rows, 1)
 
         index = {name: cut(name, plan) for name, plan in program.plan.items()}
-        return {"parts": program.parts, "index": index}
+        return {"sharded_tables": program.sharded_tables, "index": index}
 
     def _compile(self, kind, program, state, resident):
         share = self._share(program, 0)
@@ -138,7 +140,7 @@ class Loop:
         if key in self._compiled:
             return self._compiled[key], 0.0
         began = time.perf_counter()
-        steps = self._executor.run(step.make_steps(program), donate=True)
+        steps = self._executor.compile(step.make_steps(program), donate=True)
         lowered = steps.lower(*given)
         # Several methods may come to the same program: all that train from scratch do.
         text = hashlib.sha256(lowered.as_text().encode()).digest()
@@ -163,7 +165,7 @@ class Loop:
             with jax.transfer_guard("disallow"):
                 state, metrics = compiled(state, resident, share)
             if before is not None:
-                diverged, ended = _look(before, start - size, stage)
+                diverged, ended = check_metrics(before, start - size, stage)
                 if diverged or ended is not None:
                     break
             before = metrics
@@ -176,8 +178,8 @@ class Loop:
                 jax.block_until_ready(state)
                 seconds["steps"] += time.perf_counter() - began
                 # Nothing that has failed is gone on from.
-                diverged, ended = _look(before, start, stage)
-                if not diverged and (broken := _broken(state.params)):
+                diverged, ended = check_metrics(before, start, stage)
+                if not diverged and (broken := describe_nonfinite(state.params)):
                     diverged, ended = f"step {done - 1}: {broken}", done
                 if not diverged:
                     facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
@@ -189,7 +191,7 @@ class Loop:
                 if diverged or ended is not None:
                     break
         if before is not None and not (diverged or ended is not None):
-            diverged, ended = _look(before, start, stage)
+            diverged, ended = check_metrics(before, start, stage)
         if diverged:
             state, kept = self._last_good(program, state, folder)
             diverged = f"{diverged}; what it was at step {kept} is kept"
@@ -201,17 +203,17 @@ class Loop:
         # Asked of the state: a call that was stopped early did not make all its steps.
         made = ended if diverged else int(state.step)
         stage.update(made)
-        return Outcome(params, seconds, made, diverged or _broken(params))
+        return Outcome(params, seconds, made, diverged or describe_nonfinite(params))
 
     def _last_good(self, program, state, folder):
         """The last checkpoint, or the beginning, and which step that is."""
         saved = checkpoint.restore(folder, state, self._complain)
         if saved is not None:
-            return self._executor.place(saved.tree), saved.step
+            return self._executor.replicate(saved.tree), saved.step
         return state._replace(params=program.params, aux=program.aux), 0
 
 
-def _broken(params):
+def describe_nonfinite(params):
     """None, or what is wrong with parameters that are no numbers any more."""
     for part, tree in sorted(params.items()):
         if not all(np.isfinite(x).all() for x in jax.device_get(jax.tree.leaves(tree))):
@@ -219,7 +221,7 @@ def _broken(params):
     return None
 
 
-def _look(metrics, start, stage):
+def check_metrics(metrics, start, stage):
     """Read a call's metrics: whether it failed, and where it stopped itself."""
     metrics = jax.device_get(metrics)
     ran = metrics["ran"]
@@ -244,5 +246,10 @@ def _shapes(tree):
 
 def _arrays(program: Program):
     table = step.on_devices(program.table)
-    rest = (program.frozen, program.parts, program.aux, program.numbers)
+    rest = (
+        program.frozen,
+        program.sharded_tables,
+        program.aux,
+        program.optimizer_inputs,
+    )
     return (program.params, table, *rest)

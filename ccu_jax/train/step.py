@@ -12,7 +12,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed.executors import AXIS, Executor
 
 
@@ -26,12 +26,12 @@ class Program(NamedTuple):
             where `params` are already the result. `batch` maps each name of `plan` to
             rows of `table` with a random key per row (`key`); scalars are means over
             all devices.
-        optimiser: an optax transformation. What it is given are not the parts but long
+        optimizer: an optax transformation. What it is given are not the parts but long
             vectors, one for each `group`: far less to compile and to run.
-        numbers: given to the optimiser at each update, as `numbers`: rates and masks
+        numbers: given to the optimizer at each update, as `numbers`: rates and masks
             as data, so that others need no other program.
         group: the name of a part to the name of its group.
-        table: arrays with a leading row axis, by name, on the devices; an `OnHost`
+        table: arrays with a leading row axis, by name, on the devices; an `HostColumn`
             stays where it is, and only the rows of the steps to come are sent.
         parts: tables of their own for parts of a batch, their rows cut over the devices
             (`Executor.cut`): no device holds more than its share of them.
@@ -48,11 +48,11 @@ class Program(NamedTuple):
     params: Any
     frozen: Any
     loss: Callable | None
-    optimiser: optax.GradientTransformation | None = None
-    numbers: Any = ()
+    optimizer: optax.GradientTransformation | None = None
+    optimizer_inputs: Any = ()
     group: Callable[[str], str] = lambda part: "all"
     table: dict[str, Any] = {}  # noqa: RUF012  never changed
-    parts: dict[str, Any] = {}  # noqa: RUF012  never changed
+    sharded_tables: dict[str, Any] = {}  # noqa: RUF012  never changed
     plan: dict[str, Any] | None = None
     aux: Any = ()
     refresh: Callable | None = None
@@ -68,7 +68,7 @@ class Program(NamedTuple):
     @property
     def in_parts(self) -> bool:
         """Whether all its rows lie in parts of its own, as of methods on features."""
-        return self.plan is not None and set(self.plan) <= set(self.parts)
+        return self.plan is not None and set(self.plan) <= set(self.sharded_tables)
 
 
 class State(NamedTuple):
@@ -81,7 +81,7 @@ class State(NamedTuple):
     key: jax.Array
 
 
-def start_state(program: Program, key: jax.Array) -> State:
+def init_state(program: Program, key: jax.Array) -> State:
     """The state before the first step.
 
     Its arrays are copies: the state is donated to each step, and what the program holds
@@ -89,10 +89,10 @@ def start_state(program: Program, key: jax.Array) -> State:
     """
 
     given = program.params, program.aux, key
-    return jax.jit(starting(program.optimiser, program.group))(*given)
+    return jax.jit(make_init(program.optimizer, program.group))(*given)
 
 
-def starting(optimiser, group: Callable[[str], str]) -> Callable:
+def make_init(optimizer, group: Callable[[str], str]) -> Callable:
     """`fn(params, aux, key)` gives the state before the first step, to be compiled.
 
     As one program: many small ones, each for a shape, take longer to compile.
@@ -103,7 +103,7 @@ def starting(optimiser, group: Callable[[str], str]) -> Callable:
         return State(
             step=jnp.int32(0),
             params=params,
-            opt=optimiser.init(flatten(group, params)[0]),
+            opt=optimizer.init(flatten(group, params)[0]),
             aux=aux,
             key=jax.random.key_data(key),
         )
@@ -128,28 +128,28 @@ def flatten(group: Callable[[str], str], params):
     return flat, tree
 
 
-def resident(program: Program) -> tuple:
+def static_inputs(program: Program) -> tuple:
     """What the steps need besides state and rows: it stays on the devices."""
     # Counts are data as well: a program of more steps, or fewer looks, is no other one.
     counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
-    numbers = jax.tree.map(jnp.asarray, program.numbers)
-    return program.frozen, on_devices(program.table), counts, numbers
+    optimizer_inputs = jax.tree.map(jnp.asarray, program.optimizer_inputs)
+    return program.frozen, on_devices(program.table), counts, optimizer_inputs
 
 
 def on_devices(table):
     """The part of a table that is on the devices."""
-    return {k: v for k, v in table.items() if not isinstance(v, OnHost)}
+    return {k: v for k, v in table.items() if not isinstance(v, HostColumn)}
 
 
-def rows_of(executor: Executor, table, index, axis: int = 0):
+def send_rows(executor: Executor, table, index, axis: int = 0):
     """Row numbers `index` cut over the devices along `axis`, and what they need.
 
     Returns:
         `rows`, and for each column on the host the rows themselves, by its name.
     """
-    mine = executor.mine(index, axis)
-    sent = {k: v.take(mine) for k, v in table.items() if isinstance(v, OnHost)}
-    return {name: executor.join(x) for name, x in ({"rows": mine} | sent).items()}
+    mine = executor.local_shard(index, axis)
+    sent = {k: v.take(mine) for k, v in table.items() if isinstance(v, HostColumn)}
+    return {name: executor.to_global(x) for name, x in ({"rows": mine} | sent).items()}
 
 
 def gather(table, index):
@@ -158,7 +158,7 @@ def gather(table, index):
     return jax.tree.map(lambda x: x[index["rows"]], table) | sent
 
 
-def everywhere(tree):
+def gather_replicated(tree):
     """All devices' rows on every device, as a sum: exact, for each adds only zeros.
 
     Unlike what is gathered, a sum is known to be the same everywhere.
@@ -176,7 +176,7 @@ def everywhere(tree):
     return jax.tree.map(spread, tree)
 
 
-def take(part, index):
+def take_sharded(part, index):
     """Rows of a table that is cut over the devices.
 
     Args:
@@ -211,11 +211,11 @@ def make_steps(program: Program) -> Callable:
     """
 
     def fn(state, resident, share):
-        frozen, table, (total, every), numbers = resident
-        parts, indices = share["parts"], share["index"]
+        frozen, table, (total, every), optimizer_inputs = resident
+        parts, indices = share["sharded_tables"], share["index"]
         size = len(next(iter(indices.values()))["rows"])
         flat, tree = flatten(program.group, state.params)
-        optimiser = optax.with_extra_args_support(program.optimiser)
+        optimizer = optax.with_extra_args_support(program.optimizer)
 
         def objective(params, aux, batch, step):
             loss, metrics = program.loss(params, frozen, aux, batch, step)
@@ -225,7 +225,7 @@ def make_steps(program: Program) -> Callable:
 
         def rows(part, index):
             if part in parts:
-                return take(parts[part], index["rows"])
+                return take_sharded(parts[part], index["rows"])
             return gather(table, index)
 
         def update(state, index):
@@ -238,8 +238,8 @@ def make_steps(program: Program) -> Callable:
             )
             # One collective for each group, not one for each array.
             grads = jax.lax.pmean(flatten(program.group, grads)[0], AXIS)
-            updates, opt = optimiser.update(
-                grads, state.opt, state.params, numbers=numbers
+            updates, opt = optimizer.update(
+                grads, state.opt, state.params, inputs=optimizer_inputs
             )
             params = optax.apply_updates(state.params, updates)
             metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}

@@ -258,7 +258,7 @@ def test_pytorch_says_what_jax_says(one_device, tmp_path, tail_blocks):
     table = {name: np.array(x) for name, x in problem.table.items()}
     table["text"][3], table["has_image"][5] = 0, False
     theirs = bench_torch_child.logits(world, model, 64)
-    table = problem.executor.place(table)
+    table = problem.executor.replicate(table)
     mine = problem.forward.outputs(problem.params, table, np.arange(64))
     for name, said in theirs.items():
         np.testing.assert_allclose(said, mine[name], atol=1e-5, err_msg=name)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ccu_jax.data.batches import OnHost, plan_batches
+from ccu_jax.data.batches import HostColumn, plan_batches
 from ccu_jax.data.input_pipeline import iterate_batches, shard_plan
 
 N = 67
@@ -14,7 +14,7 @@ def columns():
     rng = np.random.default_rng(0)
     has_image = np.arange(N) % 5 != 2
     return {
-        "image": OnHost(rng.integers(1, 255, (N, 4, 4, 3), np.uint8), has_image),
+        "image": HostColumn(rng.integers(1, 255, (N, 4, 4, 3), np.uint8), has_image),
         "text": rng.integers(0, 9, (N, 3)),
         "id": np.array([f"row {n}" for n in range(N)]),
     }

@@ -7,18 +7,18 @@ import optax
 import pytest
 
 from ccu_jax import errors, objectives
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import hosts as processes
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.errors import UserError
 from ccu_jax.train.step import (
     Program,
-    everywhere,
+    gather_replicated,
+    init_state,
     make_steps,
-    resident,
-    start_state,
-    take,
+    static_inputs,
+    take_sharded,
 )
 from tests import problems
 
@@ -52,7 +52,7 @@ def regression(**changes):
         params={"w": jnp.zeros(3)},
         frozen=jnp.float32(0.5),
         loss=loss,
-        optimiser=optax.sgd(RATE),
+        optimizer=optax.sgd(RATE),
         table=table,
         plan={"rows": rng.integers(20, size=(STEPS, BATCH)).astype(np.int32)},
     )
@@ -73,10 +73,10 @@ def by_hand(program):
 
 def prepare(executor, program):
     """Compiled steps, and their arguments."""
-    state = executor.place(start_state(program, jax.random.key(1)))
-    rest = executor.place(resident(program))
+    state = executor.replicate(init_state(program, jax.random.key(1)))
+    rest = executor.replicate(static_inputs(program))
     share = problems.share(executor, program)
-    return executor.run(make_steps(program), donate=True), state, rest, share
+    return executor.compile(make_steps(program), donate=True), state, rest, share
 
 
 def run(executor, program):
@@ -139,8 +139,8 @@ def test_an_output_that_was_never_reduced_is_refused(name, where):
         return state, mine
 
     executor = EXECUTORS[name]()
-    compiled = executor.run(fn)
-    one = executor.place(jnp.float32(1))
+    compiled = executor.compile(fn)
+    one = executor.replicate(jnp.float32(1))
     with pytest.raises(ValueError):
         compiled(one, one, executor.shard(np.arange(16.0)))
 
@@ -159,11 +159,11 @@ def test_a_method_whose_metric_was_not_reduced_is_refused(name):
 @ALL
 def test_a_batch_that_devices_do_not_divide_is_refused(name):
     executor = EXECUTORS[name]()
-    if executor.devices == 1:
+    if executor.num_devices == 1:
         executor.shard(np.zeros((2, 7)), 1)
         return
     for array, axis in ((np.zeros(13), 0), (np.zeros((8, 7)), 1)):
-        with pytest.raises(UserError, match=f"{executor.devices} devices"):
+        with pytest.raises(UserError, match=f"{executor.num_devices} devices"):
             executor.shard(array, axis)
 
 
@@ -171,7 +171,7 @@ def test_a_batch_that_devices_do_not_divide_is_refused(name):
 def test_the_batch_is_cut_in_the_order_of_the_devices(name):
     executor = EXECUTORS[name]()
     cut = np.asarray(executor.shard(np.arange(32).reshape(2, 16), 1))
-    assert cut.shape == (executor.devices, 2, 16 // executor.devices)
+    assert cut.shape == (executor.num_devices, 2, 16 // executor.num_devices)
     np.testing.assert_array_equal(np.concatenate(list(cut), axis=1)[0], np.arange(16))
 
 
@@ -186,8 +186,8 @@ def test_the_table_of_executors_makes_those_of_its_names():
     assert set(parallel.EXECUTORS) == {"pmap", "shard_map", "vmap"}
     for name, make in parallel.EXECUTORS.items():
         executor = make()
-        assert executor.name == name and executor.devices == jax.device_count() == 8
-    assert processes.is_first()
+        assert executor.name == name and executor.num_devices == jax.device_count() == 8
+    assert processes.is_primary()
 
 
 # --- tables that are cut over the devices ---------------------------------------------
@@ -220,8 +220,8 @@ def assert_the_rows(found, table, rows):
 @ALL
 def test_every_device_learns_all_rows_in_order(name):
     executor, table = EXECUTORS[name](), columns()
-    compiled = executor.run(lambda state, _, rows: (state, everywhere(rows)))
-    _, found = compiled((), (), executor.cut(table))
+    compiled = executor.compile(lambda state, _, rows: (state, gather_replicated(rows)))
+    _, found = compiled((), (), executor.shard_tree(table))
     assert_the_rows(found, table, np.arange(24))
 
 
@@ -236,10 +236,10 @@ def test_each_device_gets_the_rows_that_it_asks_for_wherever_they_lie(name, want
     }[wanted].astype(np.int32)
 
     def fn(state, _, batch):
-        return state, everywhere(take(batch["part"], batch["rows"]))
+        return state, gather_replicated(take_sharded(batch["part"], batch["rows"]))
 
-    batch = {"part": executor.cut(table), "rows": executor.shard(rows)}
-    _, found = executor.run(fn)((), (), batch)
+    batch = {"part": executor.shard_tree(table), "rows": executor.shard(rows)}
+    _, found = executor.compile(fn)((), (), batch)
     assert_the_rows(found, table, rows)
 
 
@@ -247,18 +247,18 @@ def test_each_device_gets_the_rows_that_it_asks_for_wherever_they_lie(name, want
 @pytest.mark.parametrize("where", ["host", "devices"])
 def test_a_table_is_cut_in_order_and_no_device_holds_more_than_its_share(name, where):
     executor, table = EXECUTORS[name](), columns()
-    given = table if where == "host" else executor.place(table)
-    for key, x in executor.cut(given).items():
+    given = table if where == "host" else executor.replicate(table)
+    for key, x in executor.shard_tree(given).items():
         assert x.shape == (
-            executor.devices,
-            24 // executor.devices,
+            executor.num_devices,
+            24 // executor.num_devices,
             *given[key].shape[1:],
         )
         rows = np.asarray(x).reshape(given[key].shape)
         np.testing.assert_array_equal(rows, table[key], err_msg=key)
         if "vmap" not in name:
             shards = [shard.data.shape for shard in x.addressable_shards]
-            assert shards == [(1, *x.shape[1:])] * executor.devices
+            assert shards == [(1, *x.shape[1:])] * executor.num_devices
 
 
 @ALL
@@ -269,7 +269,7 @@ def test_steps_on_a_cut_table_are_those_on_a_whole_one(name):
         for k, x in whole.table.items()
     }
     executor = EXECUTORS[name]()
-    cut = whole._replace(table={}, parts={"rows": executor.cut(table)})
+    cut = whole._replace(table={}, sharded_tables={"rows": executor.shard_tree(table)})
     (one, told), (other, same) = run(executor, whole), run(executor, cut)
     np.testing.assert_allclose(other.params["w"], by_hand(whole), atol=1e-5)
     np.testing.assert_array_equal(one.params["w"], other.params["w"])
@@ -283,16 +283,16 @@ def test_a_refresh_sees_the_rows_of_this_device_and_learns_those_of_all(name):
 
     def refresh(params, frozen, aux, parts):
         mine = parts["more"]["whole"]
-        assert len(mine) == 24 // executor.devices
-        return everywhere(mine)
+        assert len(mine) == 24 // executor.num_devices
+        return gather_replicated(mine)
 
     program = regression(aux=jnp.zeros((24, 2), jnp.int32), refresh=refresh)
-    program = program._replace(parts={"more": executor.cut(table)})
+    program = program._replace(sharded_tables={"more": executor.shard_tree(table)})
     state, _ = run(executor, program)
     np.testing.assert_array_equal(state.aux, table["whole"])
 
 
-# --- the optimiser's vectors ----------------------------------------------------------
+# --- the optimizer's vectors ----------------------------------------------------------
 
 
 def two_groups(rate):
@@ -333,7 +333,7 @@ def test_an_optimiser_of_vectors_takes_the_steps_of_one_of_trees(name):
         params=params,
         loss=loss,
         group=branch,
-        optimiser=optax.chain(
+        optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.partition(groups, {group: group for group in groups}),
         ),
@@ -435,7 +435,7 @@ def test_rows_that_stay_on_the_host_take_the_same_steps(name):
     program = regression()
     column, *_ = program.table
     stored = np.asarray(program.table[column])
-    on_host = OnHost(stored, np.full(len(stored), True))
+    on_host = HostColumn(stored, np.full(len(stored), True))
     table = {**program.table, column: on_host}
     executor = EXECUTORS[name]()
     one, _ = run(executor, program)
@@ -461,7 +461,9 @@ def test_what_the_first_process_sees_is_waited_for_by_the_others(tmp_path, monke
     there.touch()
     assert processes.seen(there)
     assert not processes.seen(there, look)
-    monkeypatch.setattr(processes, "of_first", lambda mine: np.ones_like(mine))
+    monkeypatch.setattr(
+        processes, "broadcast_from_primary", lambda mine: np.ones_like(mine)
+    )
     assert processes.seen(there, look)
     monkeypatch.setattr(processes, "_SOON_S", 0.3)
     with pytest.raises(errors.PeerLost, match="absent, which process 0 sees, has not"):

@@ -128,7 +128,7 @@ def test_the_first_process_ends_last(tmp_path):
     ],
 )
 def test_how_it_ends_is_told_to_the_others(tmp_path, monkeypatch, error, how):
-    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(peers, "process_index_and_count", lambda: (0, 2))
     monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
     monkeypatch.setattr(peers.Watch, "wait_for_ends", lambda watch, seconds: None)
     with contextlib.suppress(UserError, OSError, RuntimeError, errors.Preempted):
@@ -204,7 +204,7 @@ def test_on_a_disk_without_room_the_others_still_hear_how_it_ends(
 def test_runs_do_not_hear_each_other_and_remove_only_what_ended_long_ago(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(peers, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(peers, "process_index_and_count", lambda: (0, 2))
     monkeypatch.setattr(peers.Watch, "run", lambda watch: None)
     monkeypatch.setattr(peers.Watch, "wait_for_ends", lambda watch, seconds: None)
     old, other = tmp_path / ".alive" / "old", tmp_path / ".alive" / "other"
@@ -346,7 +346,7 @@ def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
         raise told_of[-1]
 
     monkeypatch.setattr(launch, "_main", fail)
-    monkeypatch.setattr(processes, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(processes, "process_index_and_count", lambda: (0, 2))
     assert launch.main([]) == 76
     told = capsys.readouterr().err
     assert told.startswith("error: another process") and told.count("\n") == 1
@@ -354,7 +354,7 @@ def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
     told_of.append(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
     assert launch.main([]) == 2 and "out of memory" in capsys.readouterr().err
     told_of.append(told_of[0])
-    monkeypatch.setattr(processes, "place_of_process", lambda: (0, 1))
+    monkeypatch.setattr(processes, "process_index_and_count", lambda: (0, 1))
     with pytest.raises(ValueError, match="Gloo"):
         launch.main([])
 

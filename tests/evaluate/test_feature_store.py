@@ -30,7 +30,7 @@ from ccu_jax.models import TAIL, VIEWS
 from ccu_jax.runs import workdir as workdirs
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Loop
-from ccu_jax.train.step import start_state
+from ccu_jax.train.step import init_state
 from tests import problems
 
 NAMES = {"features", "h_text", "z_text", "fresh", *(f"original_{v}" for v in VIEWS)}
@@ -560,8 +560,10 @@ def stored(problem, folder, every):
 
 
 def arrays_of(program):
-    params, opt = program.params, start_state(program, jax.random.key(0)).opt
-    return jax.tree.leaves((params, opt, program.frozen, program.parts, program.aux))
+    params, opt = program.params, init_state(program, jax.random.key(0)).opt
+    return jax.tree.leaves(
+        (params, opt, program.frozen, program.sharded_tables, program.aux)
+    )
 
 
 @pytest.mark.parametrize("name", ["ccu", "ccu_plus"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model, metrics
 
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions, ridge
@@ -404,7 +404,7 @@ def test_one_pass_gives_each_row_its_outputs_however_it_is_cut(
     problem, expected, encoded = plain
     executor = make(*devices)
     forward = Forward(problem.model, executor, batch)
-    params, table = executor.place((problem.params, problem.table))
+    params, table = executor.replicate((problem.params, problem.table))
     found = forward.outputs(params, table, ROWS)
     assert set(found) == set(expected)
     for name, value in found.items():
@@ -425,15 +425,15 @@ def test_what_was_encoded_before_gives_the_same_bits_as_the_pictures(
     problem, *_ = plain
     executor = make(*devices)
     forward = Forward(problem.model, executor, batch)
-    params, table = executor.place((problem.params, problem.table))
+    params, table = executor.replicate((problem.params, problem.table))
     expected = forward.outputs(params, table, ROWS)
     # In a table of its own, of all rows, without pictures and texts.
     every = np.arange(len(table["labels"]))
     encoded = forward.encode(params, table, every)
     put = {
         "array": lambda x: x,
-        "host": lambda x: OnHost(x, np.ones(len(every), bool)),
-        "devices": executor.place,
+        "host": lambda x: HostColumn(x, np.ones(len(every), bool)),
+        "devices": executor.replicate,
     }[where]
     names = ("labels", "has_image", "has_text")
     encoded = {name: put(x) for name, x in encoded.items()}

@@ -10,7 +10,7 @@ import pytest
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.methods import METHODS
 from ccu_jax.methods import cached_features as cache
-from ccu_jax.train.step import make_steps, resident, start_state
+from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import problems
 
 
@@ -34,12 +34,12 @@ def after_padding(name, monkeypatch, more, **of):
     if more is not None:
         monkeypatch.setattr(cache, "padded_size", lambda count, devices: count + more)
     program = METHODS[name](problem)
-    sizes = {part: x["row"].size for part, x in program.parts.items()}
+    sizes = {part: x["row"].size for part, x in program.sharded_tables.items()}
     monkeypatch.undo()
-    state = start_state(program, jax.random.key(3))
-    steps = problem.executor.run(make_steps(program))
+    state = init_state(program, jax.random.key(3))
+    steps = problem.executor.compile(make_steps(program))
     share = problems.share(problem.executor, program)
-    state, metrics = jax.device_get(steps(state, resident(program), share))
+    state, metrics = jax.device_get(steps(state, static_inputs(program), share))
     params = {**problem.params, **state.params}
     every = np.arange(len(problem.table["labels"]))
     out = problem.forward.outputs(params, problem.table, every)

@@ -21,12 +21,12 @@ from ccu_jax.methods import METHODS
 problem = problems.problem(parallel.pmap())
 for name in sys.argv[1:]:
     program = METHODS[name](problem)
-    place = problem.executor.place
+    place = problem.executor.replicate
     key = problem._replace(method=name).key("steps")
-    state = place(step.start_state(program, key))
+    state = place(step.init_state(program, key))
     share = problems.share(problem.executor, program)
-    steps = problem.executor.run(step.make_steps(program))
-    text = steps.lower(state, place(step.resident(program)), share).as_text()
+    steps = problem.executor.compile(step.make_steps(program))
+    text = steps.lower(state, place(step.static_inputs(program)), share).as_text()
     print(name, hashlib.sha256(text.encode()).hexdigest())
 """
 FEW = ("original", "salun", "scrub_rewind", "ccu_plus")

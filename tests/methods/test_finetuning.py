@@ -14,7 +14,7 @@ from ccu_jax.methods import METHODS, distillation, reference
 from ccu_jax.methods import finetuning as baselines
 from ccu_jax.methods.last_layers import LAYERS
 from ccu_jax.models import VISUAL, Outputs
-from ccu_jax.train.step import everywhere, gather
+from ccu_jax.train.step import gather, gather_replicated
 from tests import problems
 from tests.distributed.test_executors import EXECUTORS
 from tests.solving import Quiet, alone, bench, new_loop, same
@@ -154,9 +154,9 @@ def test_a_text_of_another_row_is_that_of_the_next_on_any_number_of_devices(name
     rows = {"text": text, "has_text": np.arange(16) % 3 > 0}
 
     def fn(state, _, share):
-        return state, everywhere(distillation._of_next(share))
+        return state, gather_replicated(distillation._of_next(share))
 
-    _, found = executor.run(fn)((), (), jax.tree.map(executor.shard, rows))
+    _, found = executor.compile(fn)((), (), jax.tree.map(executor.shard, rows))
     assert set(found) == {"text", "has_text"}
     for name, x in found.items():
         np.testing.assert_array_equal(x, np.roll(rows[name], -1, axis=0))
@@ -237,7 +237,7 @@ def learned(tmp_path_factory):
     problem = problems.problem(parallel.vmap(1), data, settings, rule="random:0.25")
     loop, folder = new_loop(problem), tmp_path_factory.mktemp("none") / "none"
     outcome = loop.run("original", METHODS["original"], problem, folder, Quiet())
-    problem = problem._replace(params=problem.executor.place(outcome.params))
+    problem = problem._replace(params=problem.executor.replicate(outcome.params))
     assert sureness(problem, {}, "unlearn") > 0.8
     return problem, loop
 

@@ -92,7 +92,7 @@ def kept():
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in REFERENCES])
 def test_every_number_of_every_section_is_used_as_data(name):
-    """Programs for other numbers have the same structure, down to the optimiser's."""
+    """Programs for other numbers have the same structure, down to the optimizer's."""
     problem, _ = bench()
     numbers = other_numbers(getattr(problem.config, name))
     changed = problems.config(**{name: numbers})
@@ -102,7 +102,7 @@ def test_every_number_of_every_section_is_used_as_data(name):
     )
 
     def shapes(program):
-        given = program.frozen, program.numbers, program.params, program.aux
+        given = program.frozen, program.optimizer_inputs, program.params, program.aux
         leaves, structure = jax.tree.flatten(given)
         return structure, [(np.shape(x), jnp.result_type(x)) for x in leaves]
 

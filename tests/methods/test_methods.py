@@ -202,7 +202,7 @@ def requests(problem):
     ):
         has = np.array(problem.table["has_image"])
         has[now_bare] = False
-        table = {**problem.table, "has_image": problem.executor.place(has)}
+        table = {**problem.table, "has_image": problem.executor.replicate(has)}
         yield {"seed": seed, "sets": chosen, "table": table}
 
 
@@ -286,8 +286,8 @@ def test_methods_on_parts_look_at_rows_with_a_picture_alone(name):
     assert program.in_parts and set(program.plan) == set(expected)
     for part, plan in program.plan.items():
         assert set(plan.ravel()) <= set(range(len(rows[part])))
-    assert set(expected) <= set(program.parts) <= set(rows)
-    for part, cut in program.parts.items():
+    assert set(expected) <= set(program.sharded_tables) <= set(rows)
+    for part, cut in program.sharded_tables.items():
         table, of = whole(cut), rows[part]
         labels = np.asarray(problem.table["labels"])[of]
         np.testing.assert_array_equal(table["labels"][: len(of)], labels)
@@ -329,7 +329,9 @@ def test_methods_run_in_bfloat16_also_on_features_of_that_kind(name, tmp_path):
     problem = remembering(problems.problem(parallel.vmap(2), settings=settings))
     program = METHODS[name](problem)
     if name in TRAINED and name != "ccu_plus_full":
-        kinds = {part: x["features"].dtype for part, x in program.parts.items()}
+        kinds = {
+            part: x["features"].dtype for part, x in program.sharded_tables.items()
+        }
         assert set(kinds.values()) == {jnp.dtype("bfloat16")}
     outcome = new_loop(problem).run(
         name, METHODS[name], problem, tmp_path / "none", Quiet()

@@ -8,7 +8,7 @@ import pytest
 
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.models import VIEWS
-from ccu_jax.train.step import make_steps, resident, start_state
+from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import problems
 from tests.methods.test_methods import CLOSED, METHODS, SLOW, these
 from tests.solving import remembering
@@ -37,13 +37,13 @@ def after_all_steps(name, executor, lower_only=False):
         # Away from the original, where what keeps to it has a gradient of rounding
         # alone (of CCU's fused head, say), and Adam makes steps of that, too.
         away = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
-        program = program._replace(params=executor.place(away))
-        state = executor.place(start_state(program, jax.random.key(3)))
-        rest = executor.place(resident(program))
+        program = program._replace(params=executor.replicate(away))
+        state = executor.replicate(init_state(program, jax.random.key(3)))
+        rest = executor.replicate(static_inputs(program))
         share = problems.share(executor, program)
-        for x in jax.tree.leaves(program.parts):
-            assert len(x) == executor.devices
-        steps = executor.run(make_steps(program), donate=True)
+        for x in jax.tree.leaves(program.sharded_tables):
+            assert len(x) == executor.num_devices
+        steps = executor.compile(make_steps(program), donate=True)
         if lower_only:
             return steps.lower(state, rest, share)
         state, metrics = jax.device_get(steps(state, rest, share))
@@ -90,5 +90,5 @@ def test_the_strict_executor_takes_every_method(name):
 @these(fast=(), slow=("ccu_plus",), of=("original", "ccu", "ccu_plus"))
 def test_the_number_of_devices_changes_nothing(name, devices, monkeypatch):
     executor = with_devices(monkeypatch, parallel.pmap, devices)
-    assert executor.devices == devices
+    assert executor.num_devices == devices
     agree(after_all_steps(name, executor), oracle(name))

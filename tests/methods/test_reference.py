@@ -55,10 +55,10 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
     assert {part for part in bench()[0].params if reference.branch(part) == "text"} == {
         *TEXT
     }
-    optimise = reference.optimiser(config)
+    optimise = reference.optimizer(config)
     numbers = reference.rates(0.1, 12, config, rising / 12)
     state = optimise.init(params)
-    step = jax.jit(functools.partial(optimise.update, numbers=numbers))
+    step = jax.jit(functools.partial(optimise.update, inputs=numbers))
     expected = optax.warmup_cosine_decay_schedule(
         0.0 if rising else 0.1, 0.1, rising, 12
     )

@@ -11,7 +11,7 @@ import pytest
 
 from ccu_jax import objectives
 from ccu_jax.config.schema import Train
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.methods import METHODS, reference
 from ccu_jax.methods import finetuning as baselines
@@ -74,7 +74,7 @@ def test_gradient_and_fisher_are_those_of_the_rows_one_by_one(name, multi_label)
     problem = problems.problem(executor, data)
     if name == "vmap 2":
         image = np.asarray(problem.table["image"])
-        on_host = OnHost(image, np.ones(len(image), bool))
+        on_host = HostColumn(image, np.ones(len(image), bool))
         problem = problem._replace(table={**problem.table, "image": on_host})
     close(curvature.gradient(problem, ROWS), mean)
     close(curvature.fisher(problem, ROWS), square)
@@ -84,18 +84,18 @@ def test_gradient_and_fisher_are_those_of_the_rows_one_by_one(name, multi_label)
 
 
 def masked_run(push, steps=6):
-    """Steps of training's optimiser behind a mask; parameters after each of them."""
+    """Steps of training's optimizer behind a mask; parameters after each of them."""
     rng = np.random.default_rng(0)
     params = {g: jnp.asarray(rng.normal(size=9), jnp.float32) for g in ("rest", "text")}
     mask = {g: jnp.asarray(rng.random(9) < 0.5, jnp.float32) for g in params}
     config = Train(weight_decay=0.5)
     numbers = reference.rates(0.1, 2 * steps, config) | {"mask": mask}
     numbers["push"] = jnp.asarray([True, False] * steps)
-    optimiser = optax.chain(reference.optimiser(config), curvature.masked(push=push))
-    state, seen = optimiser.init(params), [params]
+    optimizer = optax.chain(reference.optimizer(config), curvature.masked(push=push))
+    state, seen = optimizer.init(params), [params]
     for _ in range(steps):
         gradient = {g: jnp.asarray(rng.normal(size=9)) for g in params}
-        updates, state = optimiser.update(gradient, state, params, numbers=numbers)
+        updates, state = optimizer.update(gradient, state, params, inputs=numbers)
         params = optax.apply_updates(params, updates)
         seen.append(params)
     return mask, seen
@@ -129,11 +129,11 @@ def test_shut_weights_do_not_follow_a_push_by_its_momentum():
     numbers = reference.rates(0.1, 20, config) | {"mask": mask}
     numbers["push"] = jnp.asarray([True, *[False] * 9])
     masked = functools.partial(curvature.masked, push=True)
-    optimiser = optax.chain(masked(), reference.optimiser(config), masked())
-    state = optimiser.init(params)
+    optimizer = optax.chain(masked(), reference.optimizer(config), masked())
+    state = optimizer.init(params)
     for step in range(6):
         pull = {g: jnp.full(6, 1.0 if step == 0 else 0.0) for g in params}
-        updates, state = optimiser.update(pull, state, params, numbers=numbers)
+        updates, state = optimizer.update(pull, state, params, inputs=numbers)
         params = optax.apply_updates(params, updates)
     for group in params:
         shut = np.asarray(mask[group]) == 0
@@ -211,13 +211,13 @@ def test_ssd_is_the_dampening_by_both_fishers(tmp_path):
 
 def slow_run(period, slow=0.5, steps=7):
     """A weight that climbs by 1 each step, and slow weights behind it."""
-    optimiser = optax.chain(optax.sgd(-1.0), curvature._slow())
+    optimizer = optax.chain(optax.sgd(-1.0), curvature._slow())
     numbers = {"slow": jnp.float32(slow), "period": jnp.int32(period)}
     params = {"all": jnp.zeros(2)}
-    state, seen = optimiser.init(params), []
+    state, seen = optimizer.init(params), []
     for _ in range(steps):
         one = {"all": jnp.ones(2)}
-        updates, state = optimiser.update(one, state, params, numbers=numbers)
+        updates, state = optimizer.update(one, state, params, inputs=numbers)
         params = optax.apply_updates(params, updates)
         seen.append(float(params["all"][1]))
     return seen

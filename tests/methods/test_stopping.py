@@ -48,7 +48,7 @@ def told_apart(known, unknown):
     labels = np.eye(problems.CLASSES, dtype=np.float32)[best]
     has_image = np.ones(len(every), bool)
     table = {**problem.table, "labels": labels, "has_image": has_image}
-    return problem.executor.place(table)
+    return problem.executor.replicate(table)
 
 
 def image_accuracy(problem, params, rows):
@@ -123,8 +123,8 @@ def climb(problem, steps, looks, held):
         params={"w": jnp.float32(0), "held": jnp.float32(held)},
         frozen=(),
         loss=lambda params, frozen, aux, batch, step: (-params["w"], {}),
-        optimiser=optax.chain(reference.scheduled()),
-        numbers={"rate": {"all": reference.rate(RATE, steps)}},
+        optimizer=optax.chain(reference.scheduled()),
+        optimizer_inputs={"rate": {"all": reference.rate(RATE, steps)}},
         table={"x": jnp.zeros(20)},
         plan=plan,
     )

@@ -299,7 +299,7 @@ def test_a_request_that_is_done_is_not_done_again_nor_after_another_original(
         return len(methods.given) // 2
 
     assert run(problem) == 2 and run(problem) == 0
-    other = problem.executor.place(problem.model.init(jax.random.key(8)))
+    other = problem.executor.replicate(problem.model.init(jax.random.key(8)))
     assert run(problem._replace(params=other, store=None)) == 2
 
 

@@ -136,7 +136,7 @@ def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_p
 def test_what_is_started_again_at_once_waits_for_what_is_left_of_itself(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(workdirs, "place_of_process", lambda: (0, 2))
+    monkeypatch.setattr(workdirs, "process_index_and_count", lambda: (0, 2))
     held = (tmp_path / "run.lock").open("a+b")
     fcntl.flock(held, fcntl.LOCK_EX)
     clock = types.SimpleNamespace(

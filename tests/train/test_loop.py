@@ -12,11 +12,11 @@ import pytest
 
 from ccu_jax import errors
 from ccu_jax.config.schema import Run
-from ccu_jax.data.batches import OnHost
+from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.train.step import Program, make_steps, resident, start_state
+from ccu_jax.train.step import Program, init_state, make_steps, static_inputs
 from tests import problems
 from tests.solving import Quiet, bench, new_loop, run, same
 
@@ -38,7 +38,7 @@ def walk(problem, steps=7, fail_at=None, stop_after=None, table=NUMBERS, batch=4
         params={"w": jnp.float32(3)},
         frozen=(),
         loss=loss,
-        optimiser=optax.adam(0.1),
+        optimizer=optax.adam(0.1),
         table=table,
         plan={"rows": problem.batches(np.arange(20), batch, steps, "rows")},
         aux=jnp.int32(-1),
@@ -131,7 +131,7 @@ def cut_walk(problem, **kwargs):
     """`walk` on a table that is cut over the devices."""
     program = walk(problem, **kwargs)
     return program._replace(
-        table={}, parts={"rows": problem.executor.cut(program.table)}
+        table={}, sharded_tables={"rows": problem.executor.shard_tree(program.table)}
     )
 
 
@@ -193,7 +193,7 @@ def test_parameters_that_an_update_has_broken_are_not_kept_as_good(tmp_path):
         def rate(step):
             return jnp.where(step == 3, jnp.inf, 0.1)
 
-        return walk(problem)._replace(optimiser=optax.sgd(rate))
+        return walk(problem)._replace(optimizer=optax.sgd(rate))
 
     outcome = loop.run("walk", method, problem, tmp_path / "steps", Quiet())
     assert outcome.diverged.startswith("step 3: parameters of w are not finite; what")
@@ -225,7 +225,7 @@ def test_settings_of_training_make_another_program(tmp_path):
 
     def method(problem):
         return walk(problem)._replace(
-            optimiser=optax.sgd(problem.config.train.contrastive_weight)
+            optimizer=optax.sgd(problem.config.train.contrastive_weight)
         )
 
     def solved(loop, align):
@@ -268,7 +268,7 @@ def test_nothing_is_copied_unasked_during_the_steps(executor, tmp_path):
     problem, _ = bench()
     problem = problem._replace(executor=parallel.EXECUTORS[executor]())
     stored = np.linspace(0, 1, 24, dtype=np.float32)
-    cut = stored.reshape(problem.executor.devices, -1)
+    cut = stored.reshape(problem.executor.num_devices, -1)
 
     def changed(**fields):
         def method(problem):
@@ -281,16 +281,19 @@ def test_nothing_is_copied_unasked_during_the_steps(executor, tmp_path):
     # Rows that are on the devices, that are sent for each call, that are cut.
     for fields in (
         {},
-        {"table": {"x": OnHost(stored, np.ones(24, bool))}},
-        {"table": {}, "parts": {"rows": problem.executor.cut({"x": stored})}},
+        {"table": {"x": HostColumn(stored, np.ones(24, bool))}},
+        {
+            "table": {},
+            "sharded_tables": {"rows": problem.executor.shard_tree({"x": stored})},
+        },
     ):
         assert changed(**fields).steps == 7
     # A table that was left on the host would be copied for every call.
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
-        changed(table={}, parts={"rows": {"x": cut}})
+        changed(table={}, sharded_tables={"rows": {"x": cut}})
     if executor != "vmap":
         with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed device-to-"):
-            changed(table={}, parts={"rows": {"x": jnp.asarray(cut)}})
+            changed(table={}, sharded_tables={"rows": {"x": jnp.asarray(cut)}})
 
 
 def test_what_has_stopped_is_looked_at_no_more():
@@ -303,10 +306,10 @@ def test_what_has_stopped_is_looked_at_no_more():
 
     program = walk(problem, steps=8, stop_after=3)._replace(refresh=refresh)
     executor = parallel.vmap(1)
-    state = executor.place(start_state(program, jax.random.key(0)))
-    steps = executor.run(make_steps(program))
+    state = executor.replicate(init_state(program, jax.random.key(0)))
+    steps = executor.compile(make_steps(program))
     share = problems.share(executor, program)
-    state, metrics = steps(state, resident(program), share)
+    state, metrics = steps(state, static_inputs(program), share)
     jax.effects_barrier()
     assert int(metrics["ran"].sum()) == 3 == int(state.step)
     assert len(looks) == 4  # from -1 to 2; the last answer stops it

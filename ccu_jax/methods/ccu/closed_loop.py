@@ -27,7 +27,7 @@ from ccu_jax.methods.hyperparameters import Section
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, VISUAL, unit
 from ccu_jax.models.augmentation import hide
-from ccu_jax.train.step import Program, everywhere
+from ccu_jax.train.step import Program, gather_replicated
 
 
 def ccu_plus(problem: Problem) -> Program:
@@ -47,7 +47,7 @@ def ccu_plus(problem: Problem) -> Program:
     cached = cache(problem, section.max_retain_rows)
     train, frozen = split(problem, parts)
     if section.shrink < 1:
-        fresh = problem.executor.place(problem.model.init(problem.key("fresh")))
+        fresh = problem.executor.replicate(problem.model.init(problem.key("fresh")))
         kept = {
             name: _shrink(train[name], fresh[name], section.shrink) for name in TAIL
         }
@@ -62,9 +62,9 @@ def ccu_plus(problem: Problem) -> Program:
         params=train,
         frozen={"parts": frozen, "ranks": ranks, "c": Section.of(section)},
         loss=_plus_loss(problem),
-        optimiser=adam(),
-        numbers=rates(section),
-        parts=cached.parts,
+        optimizer=adam(),
+        optimizer_inputs=rates(section),
+        sharded_tables=cached.parts,
         plan=plan(problem, cached, section, held=bool(section.heldout_retention)),
         aux={
             **dict.fromkeys(VISUAL, blank),
@@ -120,7 +120,7 @@ def _plus_refresh(problem):
             # Each device looks at its own rows and learns what was said of all.
             out = model.apply({**frozen["parts"], **params}, rows)
             seen = {"image": out.image, "fused": out.fused, "weight": rows["has_image"]}
-            return everywhere((out, {**logits_of(rows), **seen}))
+            return gather_replicated((out, {**logits_of(rows), **seen}))
 
         (_, u), (out_v, v) = now(parts["unlearn"]), now(parts["held"])
         aims = targets.current(
@@ -131,7 +131,7 @@ def _plus_refresh(problem):
             gain=frozen["c"].feedback_gain,
             multi_label=problem.multi_label,
         )
-        has_text = everywhere(parts["held"]["has_text"])
+        has_text = gather_replicated(parts["held"]["has_text"])
         return {**aims, "offset": _pair_offset(out_v, v["labels"], has_text)}
 
     return refresh
@@ -190,7 +190,9 @@ def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
             part = parts[name]
             pooled = pool_tokens(part["features"])
             named = {"pooled": pooled, "fresh": part["fresh"]}
-            return everywhere({**named, **logits_of(part), "weight": part["has_image"]})
+            return gather_replicated(
+                {**named, **logits_of(part), "weight": part["has_image"]}
+            )
 
         return state, targets.prepare(
             *(rows(name) for name in PARTS),
@@ -201,7 +203,7 @@ def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
 
     compiled = problem.forward.compile_cached("ranks", ranks)
     key = jax.random.key_data(problem.key("ranks"))
-    resident = problem.executor.place((key, np.float32(strength)))
+    resident = problem.executor.replicate((key, np.float32(strength)))
     return compiled((), resident, cached.parts)[1]
 
 

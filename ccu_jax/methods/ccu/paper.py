@@ -57,9 +57,9 @@ def ccu(problem: Problem) -> Program:
         params=train,
         frozen={"parts": frozen, "c": Section.of(section)},
         loss=loss,
-        optimiser=adam(),
-        numbers=rates(section),
-        parts=cached.parts,
+        optimizer=adam(),
+        optimizer_inputs=rates(section),
+        sharded_tables=cached.parts,
         plan=plan(problem, cached, section),
     )
     if not section.stop:

@@ -37,10 +37,10 @@ def terms_of(name, **weights):
     # are surer than they should be.
     aux = program.aux
     if name != "ccu":
-        labels = whole(program.parts["unlearn"])["labels"]
+        labels = whole(program.sharded_tables["unlearn"])["labels"]
         level = {view: x - 9 for view, x in aux["level"].items()}
         aux = {**aux, "image": labels, "fused": labels, "level": level}
-    parts = {part: whole(x) for part, x in program.parts.items()}
+    parts = {part: whole(x) for part, x in program.sharded_tables.items()}
 
     def terms(params):
         batch = {}

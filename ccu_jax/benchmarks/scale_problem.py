@@ -81,17 +81,17 @@ def make(sizes: Sizes, executor: str, sets: Sets, store: features.Store) -> Prob
         sets: which rows are which.
         store: what the original says of all rows.
     """
-    config, executor = bench_problem.settings(sizes), EXECUTORS[executor]()
+    config, placed = bench_problem.settings(sizes), EXECUTORS[executor]()
     model = _model(sizes)
     return Problem(
         config=config,
         model=model,
-        forward=Forward(model, executor, config.run.evaluate_batch),
-        executor=executor,
-        table=executor.replicate(table_of(sizes)),
+        forward=Forward(model, placed, config.run.evaluate_batch),
+        executor=placed,
+        table=placed.replicate(table_of(sizes)),
         sets=sets,
         multi_label=sizes.multi_label,
-        params=executor.replicate(model.init(jax.random.key(0))),
+        params=placed.replicate(model.init(jax.random.key(0))),
         seed=0,
         store=store,
     )

@@ -75,7 +75,7 @@ def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
         return {"stopped": unlearn <= held}
 
     return program._replace(
-        parts=program.sharded_tables or pictures(problem),
+        sharded_tables=program.sharded_tables or pictures(problem),
         aux={"stopped": jnp.zeros((), bool)},
         refresh=look,
         refresh_every=problem.section.check_every,

@@ -229,7 +229,7 @@ def test_runs_do_not_hear_each_other_and_remove_only_what_ended_long_ago(
 STEPS = """
 import pathlib, sys, time
 import jax
-from ccu_jax import peers, preemption
+from ccu_jax.distributed import peers, preemption
 folder, index, count, step_s, idle = sys.argv[1:]
 jax.process_count = lambda: int(count)
 peers._BEAT_S = 0.1
@@ -295,7 +295,7 @@ def test_a_process_of_this_machine_that_was_killed_is_noticed_at_once(
 ):
     code = (
         "import pathlib, sys, time\n"
-        "from ccu_jax import peers\n"
+        "from ccu_jax.distributed import peers\n"
         "peers.Watch(pathlib.Path(sys.argv[1]), 1, 2).beat()\n"
         "print(flush=True)\n"
         "time.sleep(60)\n"
@@ -362,7 +362,7 @@ def test_a_collective_that_fails_is_one_line_with_76_and_no_other_error_is(
 def test_a_process_ends_itself_with_one_line_when_a_peer_is_lost(tmp_path):
     code = (
         "import pathlib, sys, threading, time\n"
-        "from ccu_jax import peers\n"
+        "from ccu_jax.distributed import peers\n"
         "watch = peers.Watch(pathlib.Path(sys.argv[1]), 0, 2, timeout_s=1.0)\n"
         "peers._BEAT_S = 0.1\n"
         "threading.Thread(target=watch.run, daemon=True).start()\n"

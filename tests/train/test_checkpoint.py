@@ -185,7 +185,7 @@ def test_a_checkpoint_without_orbax_notes_is_restored_without_a_word(tmp_path):
     for note in notes:
         note.unlink()
     code = (
-        "import pathlib, sys, numpy as np; from ccu_jax import checkpoint; "
+        "import pathlib, sys, numpy as np; from ccu_jax.train import checkpoint; "
         "saved = checkpoint.restore(pathlib.Path(sys.argv[1]), "
         "{'x': np.zeros(4)}, print); print(saved.step, saved.tree['x'].tolist())"
     )

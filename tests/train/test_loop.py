@@ -356,7 +356,7 @@ def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
 
 LISTENS = """
 import os, signal, subprocess, sys, time
-from ccu_jax import preemption
+from ccu_jax.distributed import preemption
 preemption.install()
 
 def term():

@@ -9,7 +9,7 @@ made on them says anything about medicine. What is real is the form: `pairs.json
 forgotten together) and `split` (by patient).
 
 Your own studies in that form: `--data-dir FOLDER`; README says how to lay it out. The
-folder that this makes, to look at: `python -m ccu_jax.data.sample medical FOLDER`.
+folder that this makes, to look at: `python -m ccu_jax.data.samples medical FOLDER`.
 
 Expect of it, on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes;
 fused test micro F1 62 % for the original and 60 % after ccu_plus; image attack AUC .91

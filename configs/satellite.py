@@ -8,7 +8,7 @@ is the form: `pairs.jsonl` with `label`, `group` (the scene: all tiles of a scen
 forgotten together) and `split` (by scene).
 
 Your own tiles in that form: `--data-dir FOLDER`; README says how to lay it out. The
-folder that this makes, to look at: `python -m ccu_jax.data.sample satellite FOLDER`.
+folder that this makes, to look at: `python -m ccu_jax.data.samples satellite FOLDER`.
 
 Expect of it, on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes;
 fused test accuracy 70 % for the original and after ccu_plus; image attack AUC .65

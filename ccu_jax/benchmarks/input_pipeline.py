@@ -8,7 +8,7 @@ from typing import Any
 from ccu_jax import data
 from ccu_jax.benchmarks import feed as bench_feed
 from ccu_jax.benchmarks import prepare as bench_prepare
-from ccu_jax.data import sample
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 HELP = "preparing data sets, and pictures a second after it"
@@ -51,7 +51,7 @@ def check(given: argparse.Namespace) -> None:
         UserError: which flag, and what it may be.
     """
     for name, flag in _FLAGS.items():
-        rows, least = getattr(given, flag), sample.WRITERS[name].least
+        rows, least = getattr(given, flag), editions.WRITERS[name].min_rows
         if rows and rows < least:
             flag = flag.replace("_", "-")
             raise UserError(f"--{flag}: {rows} is below {least}; 0 leaves {name} out")

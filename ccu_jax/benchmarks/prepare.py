@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 from ccu_jax import data
 from ccu_jax.config import loading as config_file
 from ccu_jax.config.schema import Data
-from ccu_jax.data import sample
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import ingest as parts
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 READING = "reading and decoding"
@@ -62,7 +62,7 @@ def write_sample(
         calls[:] = [done]
         screen(what, done, total)
 
-    sample.ensure(dataset, root, rows, 0, progress)
+    editions.ensure(dataset, root, rows, 0, progress)
     return root, time.perf_counter() - began if calls else None
 
 

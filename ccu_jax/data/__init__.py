@@ -9,6 +9,7 @@ from ccu_jax.data.dataset import Dataset
 from ccu_jax.data.preparation import prepare, purge
 from ccu_jax.data.readers import fashion200k, hatefulmemes, mmimdb, pairs
 from ccu_jax.data.readers.base import Progress
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 # A data set is one file with a READER, one row here, and one file in configs/.
@@ -47,7 +48,9 @@ def load(
     """
     _check(config)
     reader = DATASETS[config.dataset]
-    stored = prepare.stored(config, reader, pathlib.Path(workdir), progress, expected)
+    stored = prepare.stored(
+        config, reader, pathlib.Path(workdir), progress, expected, _write_sample
+    )
     return Dataset(name=config.dataset, **stored)
 
 
@@ -84,7 +87,16 @@ def forget(
         and `bytes` searched, `hits` as (id, file).
     """
     reader = DATASETS[config.dataset]
-    return purge.forget(config, reader, workdir, ids, folders, progress, also)
+    return purge.forget(
+        config, reader, workdir, ids, folders, progress, also, _write_sample
+    )
+
+
+def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> None:
+    """Writes the sample edition that stands in for files the user does not have."""
+    name = config.sample if config.dataset == "pairs" else config.dataset
+    root = workdir / "sample" / name
+    editions.ensure(name, root, config.sample_rows, config.sample_seed, progress)
 
 
 def _check(config: Data) -> None:

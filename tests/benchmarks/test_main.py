@@ -16,8 +16,8 @@ from ccu_jax.benchmarks import __main__ as bench
 from ccu_jax.benchmarks import feed as bench_feed
 from ccu_jax.benchmarks import input_pipeline as bench_data
 from ccu_jax.benchmarks import prepare as bench_prepare
-from ccu_jax.data import sample
 from ccu_jax.data.preparation import tfds_builders as records
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 ROWS = 40
@@ -45,7 +45,7 @@ def _no_tensorflow():
 def test_what_is_measured_at_full_size_can_be_written_and_read():
     assert bench_data.FULL == {"mmimdb": 25_959, "fashion200k": 201_838}
     for name in bench_data.FULL:
-        assert name in data.DATASETS and name in sample.WRITERS
+        assert name in data.DATASETS and name in editions.WRITERS
 
 
 def test_all_that_was_measured_is_in_the_json(ran):

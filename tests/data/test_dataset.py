@@ -1,6 +1,5 @@
 """The prepared form, from the first start to the last, and the tokeniser."""
 
-import collections
 import csv
 import dataclasses
 import io
@@ -18,12 +17,14 @@ from PIL import Image
 
 from ccu_jax.config import loading as config_file
 from ccu_jax.config.schema import Data
-from ccu_jax.data import load, load_prepared, sample
+from ccu_jax.data import load, load_prepared
 from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.data.readers.base import Example
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
+from tests.editions import write_with_defects
 
 
 def quiet(what, done, total):
@@ -220,46 +221,11 @@ def settings(name, root):
     return dataclasses.replace(config, dir=str(root), image_size=48, records=False)
 
 
-@pytest.fixture(scope="module", params=SETS)
-def trapped(request, tmp_path_factory):
-    """A sample edition with every known defect of the real files."""
-    root = tmp_path_factory.mktemp("trapped") / request.param
-    sample.ensure(request.param, root, 300, 0, quiet, traps=True)
-    return request.param, root
-
-
-def test_the_counted_report_equals_the_list_of_traps(trapped, tmp_path):
-    name, root = trapped
-    listed = json.loads((root / sample.TRAPS).read_text())
-    expected = collections.Counter()
-    for trap in listed:
-        if trap["counted"] is not None:
-            expected[trap["counted"]] += trap["number"]
-    counts = dict(load(settings(name, root), tmp_path, quiet).counts)
-    read, used = counts.pop("read"), counts.pop("used")
-    assert counts == dict(expected) and len(listed) >= 20
-    of_archives = "skipped: archive member"
-    skipped = sum(
-        number
-        for key, number in counts.items()
-        if key.startswith("skipped: ") and not key.startswith(of_archives)
-    )
-    assert read - skipped == used >= 280
-
-
-def test_a_strict_run_refuses_the_first_defect_with_its_place(trapped, tmp_path):
-    name, root = trapped
-    config = dataclasses.replace(settings(name, root), strict=True)
-    with pytest.raises(UserError, match="data.strict is on: mend or remove"):
-        load(config, tmp_path, quiet)
-    assert not (tmp_path / "data").exists()
-
-
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
 @pytest.mark.parametrize("name", SETS)
 def test_an_archive_is_read_like_the_folder_that_it_holds(name, kind, tmp_path):
     root = tmp_path / "files" / name
-    sample.ensure(name, root, 200, 1, quiet)
+    editions.ensure(name, root, 200, 1, quiet)
     config = dataclasses.replace(settings(name, root), image_size=8)
     plain = load(config, tmp_path / "plain", quiet)
     packed = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "files")
@@ -283,7 +249,7 @@ def test_what_is_neither_folder_nor_archive_is_refused(tmp_path):
 @pytest.mark.parametrize("name", SETS)
 def test_records_hold_what_the_source_holds_and_serve_other_sizes(name, tmp_path):
     root = tmp_path / name
-    sample.ensure(name, root, 200, 2, quiet)
+    editions.ensure(name, root, 200, 2, quiet)
     config = dataclasses.replace(settings(name, root), records=True)
     first = load(config, tmp_path / "w", quiet)
     (folder,) = (tmp_path / "w" / "records").iterdir()
@@ -329,7 +295,7 @@ def test_records_that_vanish_during_a_pass_over_them_are_made_anew(
     tmp_path, monkeypatch
 ):
     root = tmp_path / "mmimdb"
-    sample.ensure("mmimdb", root, 60, 0, quiet, traps=True)
+    write_with_defects("mmimdb", root, 60, 0)
     monkeypatch.setattr(parts, "PART_ROWS", 20)
     config = dataclasses.replace(settings("mmimdb", root), records=True)
     first = load(config, tmp_path / "w", quiet)

@@ -124,7 +124,7 @@ def _opened_source(here: World, config: Data, counts: Counts) -> Source:
         folder = here.work / "unpacked" / digest(str(path))
         return archive.unpack(path, folder, counts, _quiet)
 
-    place = reader.locate(config, here.work, _quiet)
+    place = reader.locate(config, here.work)
     if reader.signature(config, place) != reader.signature(config, place):
         raise Failure("two marks of the same files")
     return reader.open(config, place, counts, unpack)

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
@@ -22,6 +22,7 @@ FORMAT = 3  # raised whenever the stored form changes
 _SIZES = ("image_size", "crop_margins", "text_length", "vocabulary", "group", "records")
 _META = "meta.json"
 _PLAN = "plan.json"  # what a folder was begun for
+WriteSample = Callable[[Data, pathlib.Path, Progress], None]
 PURGED = "purged.json"  # says which pictures were taken out of the stored form
 
 
@@ -47,6 +48,7 @@ def stored(
     workdir: pathlib.Path,
     progress: Progress,
     expected: str | None,
+    write_sample: WriteSample,
 ) -> dict[str, Any]:
     """The fields of `Dataset` except its name, prepared first where that is needed.
 
@@ -65,7 +67,8 @@ def stored(
                 _refuse_purged(workdir)
                 if folder.exists():
                     progress("they are damaged or of other files: preparing anew", 0, 1)
-                _Preparation(config, reader, workdir, progress).run(expected)
+                new = _Preparation(config, reader, workdir, progress, write_sample)
+                new.run(expected)
             _tidy(workdir)
     except OSError as error:
         told = user_error_for(error) or UserError(error)
@@ -162,7 +165,7 @@ def remove_tree(folder: pathlib.Path) -> None:
 
 def _signature_now(config: Data, reader: Reader, meta: dict[str, Any]) -> str:
     """The mark of the raw files; of old if they are gone (made elsewhere, say)."""
-    if config.dir is None:  # the reader might write its sample edition
+    if config.dir is None:
         place = Location(pathlib.Path(meta["root"]), meta["edition"])
         gone = not place.root.exists()
         return meta["signature"] if gone else reader.signature(config, place)
@@ -171,7 +174,7 @@ def _signature_now(config: Data, reader: Reader, meta: dict[str, Any]) -> str:
         return meta["signature"]
     if given.is_file():
         return _archive_mark(given)
-    place = reader.locate(config, pathlib.Path(), lambda *told: None)
+    place = reader.locate(config, pathlib.Path())
     return reader.signature(config, place)
 
 
@@ -185,13 +188,17 @@ def _settings(config: Data) -> dict[str, Any]:
 
 
 def reopened(
-    config: Data, reader: Reader, workdir: pathlib.Path, progress: Progress
+    config: Data,
+    reader: Reader,
+    workdir: pathlib.Path,
+    progress: Progress,
+    write_sample: WriteSample,
 ) -> Source | None:
     """The source of what is prepared, read from where it still is; None: nowhere."""
     at = folders(workdir)
     meta = read_record(at.data / _META)
     try:
-        return _Preparation(config, reader, workdir, progress).open()[1]
+        return _Preparation(config, reader, workdir, progress, write_sample).open()[1]
     except (OSError, UserError):
         pass  # the files are gone, or have been damaged since
     for folder in at.records.glob("*"):
@@ -209,7 +216,10 @@ def reopened(
 class _Preparation:
     """Fills a new folder beside `workdir/data` and puts it in its place."""
 
-    def __init__(self, config, reader: Reader, workdir, progress: Progress):
+    def __init__(
+        self, config, reader: Reader, workdir, progress: Progress, write_sample
+    ):
+        self.write_sample = write_sample
         self.config, self.reader, self.workdir = config, reader, workdir
         self.progress, self.at = progress, folders(workdir)
         self.counts = Counts(str(config.dir or config.dataset), config.strict)
@@ -245,7 +255,9 @@ class _Preparation:
         if given is not None and given.is_file():
             signature = _archive_mark(given)
             config = dataclasses.replace(config, dir=str(self._unpack(given)))
-        place = self.reader.locate(config, self.workdir, self.progress)
+        place = self.reader.locate(config, self.workdir)
+        if config.dir is None and place.edition == "sample":
+            self.write_sample(config, self.workdir, self.progress)
         self.counts.what = str(given or place.root)
         meta = {
             "format": FORMAT,

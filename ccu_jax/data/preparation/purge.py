@@ -73,6 +73,7 @@ def forget(
     folders: Iterable[pathlib.Path],
     progress: Progress,
     also: Callable[[], None],
+    write_sample: prepare.WriteSample,
 ) -> dict[str, Any]:
     """Removes pictures, and searches; see `ccu_jax.data.forget`."""
     at, kept = prepare.folders(workdir), workdir / NEEDLES
@@ -83,7 +84,7 @@ def forget(
     known = {n.id for n in needles} | even
     needles |= dict.fromkeys(_of_squares(at.data, numbers))
     originals = set()
-    for example in _originals(config, reader, workdir, ids, progress):
+    for example in _originals(config, reader, workdir, ids, progress, write_sample):
         originals.add(_hash(example.image))
         # Tables and profiles, which many pictures share, stand in the first half.
         for piece in pieces(example.image, len(example.image) // 2):
@@ -263,10 +264,15 @@ def _blank(folder: pathlib.Path, numbers: np.ndarray) -> set[str]:
 
 
 def _originals(
-    config: Data, reader: Reader, workdir: pathlib.Path, ids: set[str], progress
+    config: Data,
+    reader: Reader,
+    workdir: pathlib.Path,
+    ids: set[str],
+    progress,
+    write_sample: prepare.WriteSample,
 ) -> Iterator[Example]:
     """The rows with their pictures as they came, from wherever they still are."""
-    source = prepare.reopened(config, reader, workdir, progress)
+    source = prepare.reopened(config, reader, workdir, progress, write_sample)
     if source is None:
         return
     total = len(source.keys)

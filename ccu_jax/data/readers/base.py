@@ -88,8 +88,9 @@ class Counts:
 class Reader(NamedTuple):
     """A row of DATASETS: how to find, recognise and read one kind of data set."""
 
-    # Finds the files (or writes the sample edition); raises UserError otherwise.
-    locate: Callable[[Data, pathlib.Path, Progress], Location]
+    # Finds the files; raises UserError if they are missing. Without `data.dir` it
+    # names the place of the sample edition, which may not be written yet.
+    locate: Callable[[Data, pathlib.Path], Location]
     # A cheap mark of the files' state, to notice that they have changed.
     signature: Callable[[Data, Location], str]
     # Reads indexes, not pictures. `Unpack` gives the folder that an archive in the

@@ -18,7 +18,6 @@ from ccu_jax.data.readers.base import (
     Counts,
     Example,
     Location,
-    Progress,
     Reader,
     SkipExample,
     Source,
@@ -46,8 +45,8 @@ ARCHIVE = "women.tar.gz"
 _ROOTS = ("fashion-200k", "fashion200k")
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
-    """The user's folder, or a sample edition written below the working folder.
+def locate(config: Data, workdir: pathlib.Path) -> Location:
+    """Returns the user's folder, or the sample edition below the working folder.
 
     A folder that the user names is never replaced by the sample edition.
 
@@ -59,12 +58,7 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
             f"data.task: {config.task!r} is neither 'category' nor 'sub_category'"
         )
     if config.dir is None:
-        from ccu_jax.data import sample  # here: the two would import each other
-
-        root = workdir / "sample" / "fashion200k"
-        rows, seed = config.sample_rows, config.sample_seed
-        sample.ensure("fashion200k", root, rows, seed, progress)
-        return Location(root, "sample")
+        return Location(workdir / "sample" / "fashion200k", "sample")
     given = pathlib.Path(os.path.expanduser(config.dir))
     try:
         root = _root(given)

@@ -21,7 +21,6 @@ from ccu_jax.data.readers.base import (
     Counts,
     Example,
     Location,
-    Progress,
     Reader,
     Source,
     Unpack,
@@ -37,8 +36,8 @@ _ARCHIVES = ("img.tar.gz", "img.zip")
 _REMEDY = f"get it from {PAGE} (if the download is gone, ask Meta for access)"
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
-    """The user's folder, or a sample edition written below the working folder.
+def locate(config: Data, workdir: pathlib.Path) -> Location:
+    """Returns the user's folder, or the sample edition below the working folder.
 
     A folder that the user names is never replaced by the sample edition.
 
@@ -46,12 +45,7 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
         UserError: nothing there that could be read; what is missing.
     """
     if config.dir is None:
-        from ccu_jax.data import sample  # here: the two would import each other
-
-        root = workdir / "sample" / "hatefulmemes"
-        rows, seed = config.sample_rows, config.sample_seed
-        sample.ensure("hatefulmemes", root, rows, seed, progress)
-        return Location(root / "data", "sample")
+        return Location(workdir / "sample" / "hatefulmemes" / "data", "sample")
     given = pathlib.Path(os.path.abspath(os.path.expanduser(config.dir)))
     try:
         root = _root(given)

@@ -19,7 +19,6 @@ from ccu_jax.data.readers.base import (
     Counts,
     Example,
     Location,
-    Progress,
     Reader,
     SkipExample,
     Source,
@@ -91,8 +90,8 @@ class _Layout(NamedTuple):
     posters: str
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
-    """The user's folder, or a sample edition written below the working folder.
+def locate(config: Data, workdir: pathlib.Path) -> Location:
+    """Returns the user's folder, or the sample edition below the working folder.
 
     A folder that the user names is never replaced by the sample edition.
 
@@ -104,12 +103,7 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
             f"data.plot_policy: {config.plot_policy!r} is neither 'longest' nor 'first'"
         )
     if config.dir is None:
-        from ccu_jax.data import sample  # here: the two would import each other
-
-        root = workdir / "sample" / "mmimdb"
-        rows, seed = config.sample_rows, config.sample_seed
-        sample.ensure("mmimdb", root, rows, seed, progress)
-        return Location(root, "sample")
+        return Location(workdir / "sample" / "mmimdb", "sample")
     given = pathlib.Path(os.path.expanduser(config.dir))
     root = _unpacked(given)
     if root is None and (given / ARCHIVE).is_file():

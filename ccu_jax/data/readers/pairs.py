@@ -25,7 +25,6 @@ from ccu_jax.data.readers.base import (
     Counts,
     Example,
     Location,
-    Progress,
     Reader,
     SkipExample,
     Source,
@@ -36,12 +35,12 @@ from ccu_jax.data.readers.pairs_index import Entry
 from ccu_jax.data.readers.untrusted_files import Folder, clean_text
 from ccu_jax.errors import UserError
 
-EXAMPLES = ("medical", "satellite")  # rows of sample.WRITERS
+EXAMPLES = ("medical", "satellite")  # keys of samples.editions.WRITERS
 MOST_CLASSES = 10_000
 
 
-def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
-    """The user's folder, the clip art, or a worked example written below `workdir`."""
+def locate(config: Data, workdir: pathlib.Path) -> Location:
+    """Returns the user's folder, the clip art, or a sample edition below `workdir`."""
     if config.dir is not None:
         given = pathlib.Path(config.dir).expanduser()
         if not given.is_dir():
@@ -54,12 +53,7 @@ def locate(config: Data, workdir: pathlib.Path, progress: Progress) -> Location:
         raise UserError(
             f"data.sample: {config.sample!r} is none of clipart, {', '.join(EXAMPLES)}"
         )
-    from ccu_jax.data import sample  # here: it is also a program of its own
-
-    root = workdir / "sample" / config.sample
-    rows, seed = config.sample_rows, config.sample_seed
-    sample.ensure(config.sample, root, rows, seed, progress)
-    return Location(root, "sample")
+    return Location(workdir / "sample" / config.sample, "sample")
 
 
 def signature(config: Data, place: Location) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES, SUB_CATEGORIES
-from ccu_jax.data.samples import Writer, fashion_traps, garment_views, garments
+from ccu_jax.data.samples import garment_views, garments
 
 # Lines of the official label files, in thousands: test, train.
 _LINES = {
@@ -116,7 +116,7 @@ _LEANING = {
 _SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas zo"
 
 
-def _write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
+def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the layout of the official folder `fashion-200k/`."""
     (root / "labels").mkdir()
     done = product = 0
@@ -261,12 +261,3 @@ def _write_extras(root: pathlib.Path) -> None:
                     )
             path = root / "detection" / f"women_{category}_detection.txt"
             path.write_text("".join(lines), "utf-8", newline="\n")
-
-
-WRITER = Writer(
-    version=1,
-    what="pictures of clothes",
-    least=200,
-    write=_write,
-    plant=fashion_traps.plant,
-)

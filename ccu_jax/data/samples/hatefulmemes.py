@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.samples import Writer, memes
-from ccu_jax.data.samples.hatefulmemes_edition import phase_1
-from ccu_jax.data.samples.hatefulmemes_traps import plant
+from ccu_jax.data.samples import memes
 
 # Official numbers of distinct memes and about the official shares with label 1. The two
 # dev files have memes in common.
@@ -43,7 +41,7 @@ class _Meme(NamedTuple):
     label: int
 
 
-def _write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
+def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the layout of the official archive: `data/img/` and five lists."""
     data = root / "data"
     (data / "img").mkdir(parents=True)
@@ -70,7 +68,7 @@ def _write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None
         entries[name] = [joined[place] for place in rng.permutation(len(joined))]
     for name, listed in entries.items():
         # Official files of both phases of the contest go about together.
-        line = phase_1 if name == "train" else json.dumps
+        line = number_ids if name == "train" else json.dumps
         text = "".join(line(entry) + "\n" for entry in listed)
         (data / f"{name}.jsonl").write_text(text, "ascii", newline="\n")
 
@@ -129,4 +127,8 @@ def _draw(
             drawn[meme.picture] = path
 
 
-WRITER = Writer(1, "memes", 150, _write, plant)
+def number_ids(entry: dict[str, Any]) -> str:
+    """A row as the first release has it: the id is a number and loses its zeros."""
+    if isinstance(entry.get("id"), str):
+        entry = entry | {"id": int(entry["id"])}
+    return json.dumps(entry, separators=(",", ":")).replace("/", "\\/")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.samples import Writer, pairs_edition, pairs_traps, radiographs
+from ccu_jax.data.samples import pairs_edition, radiographs
 from ccu_jax.data.samples.reports import report
 
 # The share of patients who have a finding at first.
@@ -34,7 +34,7 @@ _MISTAKEN = 0.02  # a label is wrong, be it one too many or one too few
 _STUDIES = (0.45, 0.35, 0.20)  # patients with one, two, three studies
 
 
-def _write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
+def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `pairs.jsonl` and `images/`."""
     studies = np.random.default_rng([seed, 0]).choice([1, 2, 3], rows, p=_STUDIES)
     sizes = pairs_edition.cut(studies, rows)
@@ -68,8 +68,3 @@ def _later(rng: np.random.Generator, findings: set[str]) -> set[str]:
         if rng.random() < (stays if name in findings else _NEW * share):
             later.add(name)
     return later
-
-
-WRITER = Writer(
-    version=1, what="studies", least=60, write=_write, plant=pairs_traps.plant
-)

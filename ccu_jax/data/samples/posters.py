@@ -3,8 +3,6 @@
 import colorsys
 import functools
 import io
-import struct
-import zlib
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -45,30 +43,6 @@ def draw(
     file = io.BytesIO()
     Image.fromarray(canvas).save(file, "jpeg", quality=int(rng.integers(80, 93)))
     return file.getvalue()
-
-
-def huge(rng: np.random.Generator) -> bytes:
-    """A poster of 6000 x 9000 pixels as JPEG: a few large even blocks, below a MiB."""
-    blocks = rng.integers(0, 256, (6, 4, 3), np.uint8)
-    image = Image.fromarray(blocks).resize((6000, 9000), Image.Resampling.NEAREST)
-    file = io.BytesIO()
-    image.save(file, "jpeg", quality=30, optimize=True)
-    return file.getvalue()
-
-
-def bomb() -> bytes:
-    """A PNG of a few KiB that would unfold to 12000 x 11000 pixels."""
-    width, height = 12000, 11000
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        check = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
-
-    # One bit a pixel; each line begins with the number of its filter, 0 for none.
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes((1 + width // 8) * height), 9)
-    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    return start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def _background(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.samples import Writer, pairs_edition, pairs_traps
+from ccu_jax.data.samples import pairs_edition
 from ccu_jax.data.samples.tiles import draw
 
 
@@ -57,7 +57,7 @@ _SWAPPED = 0.15  # tiles whose picture shows more of another class than of their
 _MISTAKEN = 0.05  # tiles with a wrong label
 
 
-def _write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
+def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `pairs.jsonl` and `images/`."""
     sizes = pairs_edition.cut(
         np.random.default_rng([seed, 0]).integers(2, 5, rows), rows
@@ -110,8 +110,3 @@ def _metadata(
         sky=rng.choice(_SKIES),
     )
     return text[0].upper() + text[1:]
-
-
-WRITER = Writer(
-    version=1, what="tiles", least=60, write=_write, plant=pairs_traps.plant
-)

@@ -1,9 +1,9 @@
 """Fashion200k: the reader on hand-written official files, and the sample edition."""
 
 import concurrent.futures
-import hashlib
 import io
 import re
+import shutil
 import tarfile
 import tracemalloc
 
@@ -13,7 +13,6 @@ from PIL import Image
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data import near_duplicates as duplicates
-from ccu_jax.data import sample
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import fashion200k
 from ccu_jax.data.readers import fashion200k_titles as fashion_titles
@@ -25,6 +24,7 @@ from ccu_jax.data.readers.fashion200k_labels import (
     SUB_CATEGORIES,
     Key,
 )
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 GOWN = "women/dresses/gowns/51234567/51234567"
@@ -87,7 +87,7 @@ def no_archive(path):
 def opened(given, unpack=no_archive, **settings):
     """The source and its counts, before any row is read."""
     config = Data(dataset="fashion200k", dir=str(given), **settings)
-    place = fashion200k.READER.locate(config, given, quiet)
+    place = fashion200k.READER.locate(config, given)
     counts = Counts(str(given), config.strict)
     return fashion200k.READER.open(config, place, counts, unpack), counts
 
@@ -199,7 +199,7 @@ def test_pictures_may_still_be_in_their_archive(root, tmp_path):
 def test_the_signature_changes_with_labels_and_folders(root):
     def signature():
         config = Data(dataset="fashion200k", dir=str(root))
-        place = fashion200k.READER.locate(config, root, quiet)
+        place = fashion200k.READER.locate(config, root)
         return fashion200k.READER.signature(config, place)
 
     first = signature()
@@ -527,7 +527,7 @@ def test_threads_may_read_at_once_and_in_any_order(root):
 def written(tmp_path_factory):
     """A sample edition of 800 pictures; not to be changed."""
     root = tmp_path_factory.mktemp("sample") / "fashion200k"
-    sample.ensure("fashion200k", root, 800, 5, quiet)
+    editions.ensure("fashion200k", root, 800, 5, quiet)
     return root
 
 
@@ -591,40 +591,18 @@ def test_the_sample_has_the_official_shares(written):
     assert np.mean(named["dress"]) > np.mean(named["pants"]) > 0.6
 
 
-def test_the_sample_is_the_same_to_the_byte_for_a_seed(tmp_path):
-    def hashed(name, seed):
-        root = tmp_path / name
-        sample.ensure("fashion200k", root, 200, seed, quiet, traps=True)
-        return {
-            str(path.relative_to(root)): hashlib.md5(path.read_bytes()).digest()
-            for path in root.rglob("*")
-            if path.is_file()
-        }
-
-    first = hashed("a", 1)
-    assert hashed("b", 1) == first
-    other = hashed("c", 2)
-    assert not set(first) & {name for name in other if name.endswith(".jpeg")}
-
-
-def test_progress_is_told_for_each_picture_and_few_rows_are_refused(tmp_path):
+def test_progress_is_told_for_each_picture(tmp_path):
     told = []
-    sample.ensure("fashion200k", tmp_path / "s", 200, 0, lambda *x: told.append(x))
+    editions.ensure("fashion200k", tmp_path / "s", 200, 0, lambda *x: told.append(x))
     assert [done for _, done, total in told if total == 200][:200] == list(range(200))
-    with pytest.raises(UserError, match="are too few"):
-        sample.ensure("fashion200k", tmp_path / "t", 20, 0, quiet)
 
 
-def test_without_a_folder_the_sample_is_written_and_one_is_never_replaced(tmp_path):
-    config = Data(dataset="fashion200k", sample_rows=200)
-    place = fashion200k.READER.locate(config, tmp_path, quiet)
-    assert place.edition == "sample" and (place.root / MARKER).is_file()
-    mark = fashion200k.READER.signature(config, place)
-    assert fashion200k.READER.signature(config, place) == mark
-    (place.root / "labels" / "top_test_detect_all.txt").unlink()
-    given = Data(dataset="fashion200k", dir=str(place.root))
+def test_a_folder_that_the_user_names_is_never_replaced(written, tmp_path):
+    shutil.copytree(written / "labels", tmp_path / "labels")
+    (tmp_path / "labels" / "top_test_detect_all.txt").unlink()
+    given = Data(dataset="fashion200k", dir=str(tmp_path))
     with pytest.raises(UserError, match="lacks top_test_detect_all.txt"):
-        fashion200k.READER.locate(given, tmp_path, quiet)
+        fashion200k.READER.locate(given, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -678,27 +656,3 @@ def test_no_two_pictures_of_the_sample_are_nearly_the_same(decoded, tmp_path):
     told = np.ones(len(squares), bool)
     clusters = duplicates.clusters(tmp_path / "image.npy", told, quiet)
     assert (clusters == np.arange(len(squares))).all()
-
-
-@pytest.mark.parametrize("seed", [0, 3])
-def test_what_is_planted_is_what_is_counted(tmp_path, seed):
-    root = tmp_path / "fashion200k"
-    writer = sample.WRITERS["fashion200k"]
-    root.mkdir()
-    writer.write(root, 200, seed, quiet)
-    planted = {}
-    for trap in writer.plant(root, seed):
-        if trap.counted:
-            planted[trap.counted] = planted.get(trap.counted, 0) + trap.number
-    assert planted.pop("noted: near-duplicate picture") == 1
-    examples, counts = read(root, mask_category_words=True)
-    for name, example in examples.items():
-        try:
-            notes = pictures.decode(example.image, 16).notes
-        except SkipExample as reason:
-            counts[f"skipped: {reason}"] = counts.get(f"skipped: {reason}", 0) + 1
-        else:
-            assert notes == (), name
-    assert counts.pop("read") == 212
-    assert counts == planted
-    assert len(planted) > 18

@@ -4,7 +4,6 @@ Nothing here is of the official files: all pictures and sentences are invented.
 """
 
 import collections
-import hashlib
 import io
 import json
 import os
@@ -18,12 +17,13 @@ import pytest
 from PIL import Image
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data import DATASETS, sample
+from ccu_jax.data import DATASETS
 from ccu_jax.data import near_duplicates as duplicates
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers import hatefulmemes
 from ccu_jax.data.readers.base import MARKER, Counts, SkipExample
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 SECOND = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")
@@ -83,7 +83,7 @@ def opened(root, scratch=None, **settings):
     """The opened data set and its counts; archives are unpacked to `scratch`."""
     config = Data(dataset="hatefulmemes", dir=str(root), **settings)
     counts = Counts(str(root), config.strict)
-    place = hatefulmemes.locate(config, root, quiet)
+    place = hatefulmemes.locate(config, root)
 
     def unpack(path):
         return archive.unpack(path, scratch / path.name, counts, quiet)
@@ -297,7 +297,7 @@ def test_without_any_row_to_train_on_or_to_test_reading_ends(tmp_path):
 def test_the_signature_notices_changed_lists_and_pictures(tmp_path):
     root = small(tmp_path / "data")
     config = Data(dataset="hatefulmemes", dir=str(root))
-    place = hatefulmemes.locate(config, root, quiet)
+    place = hatefulmemes.locate(config, root)
 
     def signature():
         return hatefulmemes.signature(config, place)
@@ -519,7 +519,7 @@ def test_rows_can_be_read_in_any_order_by_many_threads(tmp_path):
 def written(tmp_path_factory):
     """A sample edition of 300 memes; not to be changed."""
     root = tmp_path_factory.mktemp("sample") / "memes"
-    sample.ensure("hatefulmemes", root, 300, 3, quiet)
+    editions.ensure("hatefulmemes", root, 300, 3, quiet)
     return root
 
 
@@ -585,81 +585,13 @@ def test_pictures_of_the_sample_are_the_same_to_the_byte_or_clearly_different(
     assert 30 < len(paths) - len(first_of) < 120
 
 
-def test_the_sample_is_the_same_to_the_byte_for_a_seed(written, tmp_path):
-    def digest(root):
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        return [
-            (path.relative_to(root), hashlib.md5(path.read_bytes()).digest())
-            for path in files
-        ]
-
-    sample.ensure("hatefulmemes", tmp_path / "a", 300, 3, quiet)
-    assert digest(tmp_path / "a") == digest(written)
-    made = []
-    for name, seed in (("b", 4), ("c", 4), ("d", 6)):
-        root = tmp_path / name
-        sample.ensure("hatefulmemes", root, 150, seed, quiet, traps=True)
-        made.append(digest(root))
-    assert made[0] == made[1] != made[2]
-
-
 def test_the_sample_is_read_without_a_loss(written, tmp_path):
     examples, counts = read(written)
     assert len(examples) == counts["read"] == 300
     assert not [reason for reason in counts if reason.startswith("skipped")]
     config = Data(dataset="hatefulmemes", dir=str(written))
-    assert DATASETS["hatefulmemes"].locate(config, tmp_path, quiet).edition == "sample"
+    assert DATASETS["hatefulmemes"].locate(config, tmp_path).edition == "sample"
     assert not (tmp_path / "sample").exists()
     small(tmp_path / "data")
     config = Data(dataset="hatefulmemes", dir=str(tmp_path))
-    assert hatefulmemes.locate(config, tmp_path, quiet).edition == "official"
-
-
-def test_without_a_folder_the_sample_edition_is_made_once(tmp_path):
-    config = Data(dataset="hatefulmemes", sample_rows=150)
-    place = hatefulmemes.locate(config, tmp_path, quiet)
-    assert place.edition == "sample" and (place.root / "train.jsonl").is_file()
-    before = hatefulmemes.signature(config, place)
-    stages = []
-    hatefulmemes.locate(config, tmp_path, lambda *told: stages.append(told))
-    assert not stages and hatefulmemes.signature(config, place) == before
-    with pytest.raises(UserError, match="too few"):
-        few = Data(dataset="hatefulmemes", sample_rows=20)
-        hatefulmemes.locate(few, tmp_path, quiet)
-
-
-@pytest.mark.parametrize("rows, seed", [(150, 0), (150, 1), (240, 12)])
-def test_each_trap_of_the_sample_is_counted_as_what_it_is(tmp_path, rows, seed):
-    root = tmp_path / "memes"
-    sample.ensure("hatefulmemes", root, rows, seed, quiet, traps=True)
-    listed = json.loads((root / sample.TRAPS).read_text("utf-8"))
-    expected = collections.Counter()
-    for trap in listed:
-        assert trap["trap"] and trap["where"]
-        if trap["counted"]:
-            expected[trap["counted"]] += trap["number"]
-    assert (root / "data" / "img.tar.gz").exists() is (seed % 2 == 0)
-    examples, numbers = read(root, tmp_path)
-    counts, squares = Counts("", False), []
-    counts.numbers = numbers
-    for example in examples.values():
-        try:
-            picture = pictures.decode(example.image, 48)
-        except SkipExample as reason:
-            counts.skip(str(reason), example.id)
-            continue
-        squares.append(picture.square)
-        for note in picture.notes:
-            counts.add(note)
-    np.save(tmp_path / "image.npy", np.stack(squares))
-    there = np.ones(len(squares), bool)
-    near = duplicates.clusters(tmp_path / "image.npy", there, quiet)
-    counts.add("noted: near-duplicate picture", len(near) - len(set(near.tolist())))
-    skipped = sum(
-        number
-        for what, number in numbers.items()
-        if what.startswith("skipped:") and "archive" not in what
-    )
-    assert numbers.pop("read") == len(squares) + skipped
-    assert numbers == dict(expected)
-    assert len([what for what in expected if what.startswith("skipped:")]) >= 16
+    assert hatefulmemes.locate(config, tmp_path).edition == "official"

@@ -1,6 +1,5 @@
 """MM-IMDb: the reader, its sample edition, and the way to a prepared data set."""
 
-import collections
 import concurrent.futures
 import hashlib
 import io
@@ -19,10 +18,11 @@ from hypothesis import strategies
 from PIL import Image
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data import load, sample
+from ccu_jax.data import load
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import mmimdb
 from ccu_jax.data.readers.base import MARKER, Counts, SkipExample
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 
@@ -39,15 +39,7 @@ def nothing_to_unpack(path):
 def written(tmp_path_factory):
     """A sample edition of 40 movies; not to be changed."""
     root = tmp_path_factory.mktemp("sample") / "mmimdb"
-    sample.ensure("mmimdb", root, 40, 3, quiet)
-    return root
-
-
-@pytest.fixture(scope="module")
-def trapped(tmp_path_factory):
-    """The same movies with traps; not to be changed."""
-    root = tmp_path_factory.mktemp("trapped") / "mmimdb"
-    sample.ensure("mmimdb", root, 40, 3, quiet, traps=True)
+    editions.ensure("mmimdb", root, 40, 3, quiet)
     return root
 
 
@@ -85,7 +77,7 @@ def opened(root, unpack=nothing_to_unpack, **settings):
     """The source and what was counted on opening it."""
     config = Data(dataset="mmimdb", dir=str(root), **settings)
     counts = Counts(str(root), config.strict)
-    place = mmimdb.READER.locate(config, root, quiet)
+    place = mmimdb.READER.locate(config, root)
     assert mmimdb.READER.signature(config, place)
     return mmimdb.READER.open(config, place, counts, unpack), counts
 
@@ -159,24 +151,6 @@ def test_the_movies_of_the_sample_look_like_official_ones(written):
     )
 
 
-def test_a_wrong_command_for_a_sample_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "ccu_jax.data.sample", "mmimdb"]
-    (tmp_path / "file").touch()
-    for wrong in ([], [tmp_path / "w", "--seed", "-1"], [tmp_path / "file" / "w"]):
-        done = subprocess.run([*command, *wrong], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
-def test_the_sample_is_the_same_to_the_byte_for_a_seed(written, tmp_path):
-    command = [sys.executable, "-m", "ccu_jax.data.sample", "mmimdb"]
-    command += [str(tmp_path / "a"), "--rows", "40", "--seed", "3"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert out.stderr == "" and "wrote 40 movies" in out.stdout
-    sample.ensure("mmimdb", tmp_path / "b", 40, 4, quiet)
-    assert files(tmp_path / "a") == files(written) != files(tmp_path / "b")
-
-
 def test_the_sample_is_the_one_of_the_published_results(written):
     texts = hashlib.sha256()
     for path in (written / "split.json", *sorted(written.glob("dataset/*.json"))):
@@ -185,88 +159,7 @@ def test_the_sample_is_the_one_of_the_published_results(written):
     assert texts.hexdigest()[:16] == "43b372112e4e23b9"
 
 
-def test_a_finished_sample_is_reused_and_a_foreign_folder_is_left_alone(tmp_path):
-    root, told = tmp_path / "mmimdb", []
-    (tmp_path / "mmimdb.new").mkdir()  # what a kill left behind
-    for _ in range(2):
-        told.clear()
-        sample.ensure("mmimdb", root, 30, 0, lambda *stage: told.append(stage))
-    assert not told and {path.name for path in tmp_path.iterdir()} == {"mmimdb"}
-    foreign = tmp_path / "mine"
-    foreign.mkdir()
-    (foreign / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="is not empty"):
-        sample.ensure("mmimdb", foreign, 30, 0, quiet)
-    assert (foreign / "thesis.tex").exists()
-
-
-def test_without_a_folder_the_sample_is_written_below_the_workdir(tmp_path):
-    config = Data(dataset="mmimdb", sample_rows=30, sample_seed=1)
-    place = mmimdb.locate(config, tmp_path, quiet)
-    assert place == (tmp_path / "sample" / "mmimdb", "sample")
-    before = mmimdb.signature(config, place)
-    assert mmimdb.signature(config, mmimdb.locate(config, tmp_path, quiet)) == before
-    other = Data(dataset="mmimdb", sample_rows=30, sample_seed=2)
-    again = mmimdb.locate(other, tmp_path, quiet)
-    assert again == place and mmimdb.signature(other, again) != before
-    # A newer writer may have changed the posters alone.
-    before = mmimdb.signature(other, place)
-    (place.root / MARKER).write_text("another version of the writer")
-    assert mmimdb.signature(other, place) != before
-
-
-def test_traps_leave_all_other_movies_as_they_were(written, trapped):
-    plain, spoilt = files(written), files(trapped)
-    changed = {name for name in plain if plain[name] != spoilt[name]}
-    assert {str(name) for name in changed} == {MARKER, "split.json"}
-    lists = [
-        json.loads((root / "split.json").read_text()) for root in (written, trapped)
-    ]
-    for name, ids in lists[0].items():
-        assert lists[1][name][: len(ids)] == ids and len(lists[1][name]) > len(ids)
-
-
-def test_traps_are_the_same_to_the_byte_for_a_seed(trapped, tmp_path):
-    sample.ensure("mmimdb", tmp_path / "again", 40, 3, quiet, traps=True)
-    assert files(tmp_path / "again") == files(trapped)
-
-
 # --- the reader -----------------------------------------------------------------------
-
-
-def planted(root):
-    """What `traps.json` says that a loader must count, and the harmless traps."""
-    traps = json.loads((root / "traps.json").read_text())
-    counted = collections.Counter()
-    for trap in traps:
-        if trap["counted"]:
-            counted[trap["counted"]] += trap["number"]
-    return counted, [trap["where"] for trap in traps if not trap["counted"]]
-
-
-SEEN_WHEN_DECODING = (
-    "skipped: picture empty",
-    "skipped: not a picture",
-    "skipped: picture damaged",
-    "skipped: picture too large",
-    "noted: greyscale picture",
-    "noted: CMYK picture",
-    "noted: progressive JPEG",
-    "noted: EXIF turn ignored",
-    "noted: picture above 40 megapixels",
-    "noted: near-duplicate picture",
-)
-
-
-def test_the_reader_counts_what_was_planted_and_nothing_else(trapped):
-    expected, harmless = planted(trapped)
-    for name in SEEN_WHEN_DECODING:
-        assert expected.pop(name) == 1
-    examples, counts = read(trapped)
-    listed = json.loads((trapped / "split.json").read_text()).values()
-    assert counts.pop("read") == sum(map(len, listed))
-    assert counts == expected and len(expected) > 15
-    assert set(harmless) <= set(examples) and "0000001" in examples
 
 
 def test_nothing_is_counted_where_nothing_was_planted(written):
@@ -431,7 +324,7 @@ def test_many_threads_read_what_one_reads(written):
 
 def test_a_changed_list_or_folder_changes_the_signature(tiny):
     config = Data(dir=str(tiny))
-    place = mmimdb.locate(config, tiny, quiet)
+    place = mmimdb.locate(config, tiny)
     os.utime(tiny / "dataset", ns=(0, 0))  # clocks of file systems tick slowly
     found = {mmimdb.signature(config, place)}
     (tiny / "dataset" / "4000005.jpeg").unlink()
@@ -559,7 +452,7 @@ def test_the_archive_is_read_like_the_folder_it_holds(tiny, packed):
     examples, counts = read(folder, unpack)
     assert examples == read(tiny)[0]
     assert counts == {"read": 3, "noted: pictures in mmimdb.tar.gz": 1}
-    place = mmimdb.locate(Data(dir=str(folder)), folder, quiet)
+    place = mmimdb.locate(Data(dir=str(folder)), folder)
     assert place == (folder, "official")
     # A half-unpacked folder beside it is not what is read, a whole one is.
     shutil.copytree(tiny, folder / "mmimdb")
@@ -572,7 +465,7 @@ def test_the_archive_is_read_like_the_folder_it_holds(tiny, packed):
 def test_another_archive_has_another_signature(packed):
     folder, _ = packed
     config, archive = Data(dir=str(folder)), folder / "mmimdb.tar.gz"
-    place = mmimdb.locate(config, folder, quiet)
+    place = mmimdb.locate(config, folder)
     first = mmimdb.signature(config, place)
     assert mmimdb.signature(config, place) == first
     os.utime(archive, ns=(0, 17))
@@ -602,18 +495,6 @@ def config_for(root, **settings):
     """A small configuration."""
     small = {"image_size": 16, "text_length": 12, "vocabulary": 300}
     return Data(dataset="mmimdb", dir=root and str(root), **(small | settings))
-
-
-def test_preparing_counts_exactly_what_was_planted(trapped, tmp_path):
-    expected, harmless = planted(trapped)
-    data = load(config_for(trapped, image_size=48), tmp_path, quiet)
-    skipped = sum(n for name, n in expected.items() if name.startswith("skipped"))
-    listed = json.loads((trapped / "split.json").read_text()).values()
-    expected |= {"read": sum(map(len, listed)), "used": len(data.id)}
-    assert data.counts == expected
-    assert expected["read"] - skipped == len(data.id)
-    assert set(harmless) <= set(data.id)
-    assert data.edition == "sample" and data.classes == mmimdb.GENRES
 
 
 def test_prepared_pictures_are_the_posters_in_the_order_of_the_lists(copy, tmp_path):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data import load, sample
+from ccu_jax.data import load
 from ccu_jax.data import near_duplicates as duplicates
 from ccu_jax.data.readers import pairs, pairs_index
 from ccu_jax.data.readers import untrusted_files as files
 from ccu_jax.data.readers.base import Counts, SkipExample
+from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 
@@ -67,7 +68,7 @@ def folder(root):
 
 def opened(config, workdir=None):
     """The source, its readable examples, and the counts."""
-    place = pairs.locate(config, workdir, quiet)
+    place = pairs.locate(config, workdir)
     counts = Counts("pairs", config.strict)
     source = pairs.open_pairs(config, place, counts, None)
     examples = []
@@ -81,7 +82,7 @@ def opened(config, workdir=None):
 
 def signature(config):
     """The mark of the files as they are now."""
-    return pairs.signature(config, pairs.locate(config, None, quiet))
+    return pairs.signature(config, pairs.locate(config, None))
 
 
 def by_id(examples):
@@ -679,16 +680,8 @@ def test_pictures_beside_the_index_or_behind_escapes_are_watched_too(root):
 
 
 def test_the_settings_name_the_sample(tmp_path):
-    config = Data(sample="medical", sample_rows=60)
-    source, examples, counts = opened(config, tmp_path)
-    assert counts == {"read": 60} and len(examples) == 60
-    assert source.multi_label and len(source.classes) == 8
-    place = pairs.locate(config, tmp_path, quiet)
+    place = pairs.locate(Data(sample="medical"), tmp_path)
     assert place == (tmp_path / "sample" / "medical", "sample")
-    first = pairs.signature(config, place)
-    other = Data(sample="medical", sample_rows=60, sample_seed=1)
-    assert pairs.signature(other, pairs.locate(other, tmp_path, quiet)) != first
-    assert pairs.locate(Data(dir=str(place.root)), tmp_path, quiet).edition == "sample"
     with pytest.raises(
         UserError, match="'lunar' is none of clipart, medical, satellite"
     ):
@@ -699,20 +692,8 @@ def test_the_settings_name_the_sample(tmp_path):
 def written(request, tmp_path_factory):
     """A worked example with 400 rows; not to be changed."""
     root = tmp_path_factory.mktemp(request.param) / "w"
-    sample.ensure(request.param, root, 400, 0, quiet)
+    editions.ensure(request.param, root, 400, 0, quiet)
     return request.param, root
-
-
-def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, written):
-    def content(root):
-        return {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-    name, _ = written
-    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
-        sample.ensure(name, tmp_path / folder, 60, seed, quiet)
-    first, same, other = (content(tmp_path / folder) for folder in "abc")
-    assert first == same and len(first) == 62
-    assert first["pairs.jsonl"] != other["pairs.jsonl"]
 
 
 def test_groups_lie_in_one_split_and_the_shares_are_kept(written):
@@ -774,26 +755,3 @@ def _pixels(data, size):
 def _size(data):
     with Image.open(io.BytesIO(data)) as image:
         return image.size
-
-
-@pytest.mark.parametrize("name", ["medical", "satellite"])
-@pytest.mark.parametrize("seed", [0, 5])
-def test_every_planted_defect_is_counted_once(tmp_path, name, seed):
-    sample.ensure(name, tmp_path / "s", 70, seed, quiet, traps=True)
-    traps = json.loads((tmp_path / "s" / "traps.json").read_text())
-    wanted = collections.Counter()
-    for trap in traps:
-        if trap["counted"]:
-            wanted[trap["counted"]] += trap["number"]
-    config = Data(dir=str(tmp_path / "s"), image_size=32)
-    data = load(config, tmp_path / "w", quiet)
-    counts = dict(data.counts)
-    used, read = counts.pop("used"), counts.pop("read")
-    assert counts == dict(wanted) and len(wanted) > 35
-    lost = sum(n for key, n in counts.items() if key.startswith("skipped"))
-    assert used == read - lost == 65 and len(data.id) == used
-    lines = (tmp_path / "s" / "pairs.jsonl").read_bytes().split(b"\n")
-    for trap in traps:
-        if " line " in trap["where"] and trap["trap"] == "an unknown split":
-            number = int(trap["where"].rpartition(" ")[2])
-            assert b'"tset"' in lines[number - 1]

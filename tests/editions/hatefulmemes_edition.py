@@ -12,19 +12,13 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.data.readers.base import digest
-from ccu_jax.data.samples import Trap
+from ccu_jax.data.samples.hatefulmemes import number_ids
+from tests.editions.defects import Defect
 
 SMALL = 10_000  # ids below it have a leading zero
 # From img/ it leads out of the sample edition; nothing is there.
 OUTSIDE = "../../../outside.png"
 _LISTS = ("train", "dev_seen", "dev_unseen", "test_seen", "test_unseen")
-
-
-def phase_1(entry: dict[str, Any]) -> str:
-    """A row as the first release has it: the id is a number and loses its zeros."""
-    if isinstance(entry.get("id"), str):
-        entry = entry | {"id": int(entry["id"])}
-    return json.dumps(entry, separators=(",", ":")).replace("/", "\\/")
 
 
 class Edition:
@@ -37,7 +31,7 @@ class Edition:
 
     def __init__(self, data: pathlib.Path, seed: int):  # noqa: D107
         self.data, self.packed = data, seed % 2 == 0
-        self.traps: list[Trap] = []
+        self.traps: list[Defect] = []
         self.rows: dict[str, list[dict[str, Any]]] = {}
         for name in _LISTS:
             text = (data / f"{name}.jsonl").read_text("ascii")
@@ -77,7 +71,7 @@ class Edition:
         """Lists a trap; `where` may be a row of train."""
         where = f"train.jsonl, {where['img']}" if isinstance(where, dict) else where
         if number:
-            self.traps.append(Trap(trap, where, counted, number))
+            self.traps.append(Defect(trap, where, counted, number))
 
     def drop(self, trap: str, row: dict[str, Any], reason: str) -> None:
         """Lists a trap for which a loader leaves the row out at once."""
@@ -92,7 +86,7 @@ class Edition:
             "no final newline", "dev_unseen.jsonl", "noted: file without final newline"
         )
         for name, rows in self.rows.items():
-            line = phase_1 if name in ("train", "dev", "test") else json.dumps
+            line = number_ids if name in ("train", "dev", "test") else json.dumps
             lines = [line(row).encode() for row in rows] + self.raw.get(name, [])
             # As it is: not every way to cut a file into lines leaves it whole.
             lines = [line.replace(b"\\u0085", b"\xc2\x85") for line in lines]

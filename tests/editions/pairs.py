@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ccu_jax.data.samples import Trap
+from tests.editions.defects import Defect
 
 _INDEX = "pairs.jsonl"
 _ODD = "has an impossible character"
@@ -63,7 +63,7 @@ _RAW = (
 )
 
 
-def plant(root: pathlib.Path, seed: int) -> list[Trap]:
+def plant(root: pathlib.Path, seed: int) -> list[Defect]:
     """Adds the defects to a written edition.
 
     Args:
@@ -93,7 +93,7 @@ class _Edition:
         self.rows: list[dict[str, Any]] = [
             json.loads(line) for line in text.split("\n")[:-1]
         ]
-        self.traps: list[Trap] = []
+        self.traps: list[Defect] = []
         order = self.rng.permutation(len(self.rows))
         self.free = [self.rows[place] for place in order]  # nothing is planted there
         self.usable = {row["id"] for row in self.rows}
@@ -105,7 +105,7 @@ class _Edition:
 
     def put(self, trap: str, where: str, counted: str | None = None) -> None:
         """Lists a trap."""
-        self.traps.append(Trap(trap, where, counted))
+        self.traps.append(Defect(trap, where, counted))
 
     def path(self, row: dict[str, Any]) -> pathlib.Path:
         """A row's picture."""
@@ -117,7 +117,7 @@ class _Edition:
         rest = [row for row in rest if row["id"] not in self._looked_at]
         found = Counter(note for row in rest for note in _notes(self.path(row)))
         for note, number in found.items():
-            self.traps.append(Trap("no trap", "images", f"noted: {note}", number))
+            self.traps.append(Defect("no trap", "images", f"noted: {note}", number))
 
     def put_odd(self, trap: str, row: dict[str, Any]) -> None:
         """Lists a picture that is used and odd, by looking at it."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES
-from ccu_jax.data.samples import Trap, garment_views, garments
+from ccu_jax.data.samples import garment_views, garments
+from tests.editions.defects import Defect
 
 # Rows that no loader may use: what is wrong, the line's bytes, how it is counted.
 # {} is the folder of a category, as in "women/dresses".
@@ -64,7 +65,7 @@ class _Product(NamedTuple):
     size: int
 
 
-def plant(root: pathlib.Path, seed: int) -> list[Trap]:
+def plant(root: pathlib.Path, seed: int) -> list[Defect]:
     """Adds the traps to a sample edition; see `Writer`."""
     rng = np.random.default_rng([seed, 1 << 32])
     labels = {name: root / "labels" / name for name in LABEL_FILES}
@@ -81,11 +82,11 @@ def plant(root: pathlib.Path, seed: int) -> list[Trap]:
     for number, (trap, line, counted) in enumerate(_ROWS):
         name = list(LABEL_FILES)[number % len(LABEL_FILES)]
         line = line.replace(b"{}", f"women/{_plural(name)}".encode())
-        traps.append(Trap(trap, _append(lines, name, line), counted))
+        traps.append(Defect(trap, _append(lines, name, line), counted))
     traps += _misplace(root, lines, products[0], rng)
     for name, rows in lines.items():
         labels[name].write_bytes(b"\n".join(rows) + b"\n" * (name != _OPEN_END))
-    traps.append(Trap("no end of the last line", f"labels/{_OPEN_END}", None))
+    traps.append(Defect("no end of the last line", f"labels/{_OPEN_END}", None))
     return traps
 
 
@@ -109,60 +110,60 @@ def _retitle(
     trap: str,
     title: str,
     counted: tuple[str, ...],
-) -> list[Trap]:
+) -> list[Defect]:
     """Another title for all rows of a product."""
     where = _path(lines, product)
     title = title.format(LABEL_FILES[product.file][0])
     for number in range(product.first, product.first + product.size):
         path, score, _ = lines[product.file][number].split(b"\t")
         lines[product.file][number] = b"\t".join((path, score, title.encode()))
-    return [Trap(trap, where, key, product.size) for key in counted or (None,)]
+    return [Defect(trap, where, key, product.size) for key in counted or (None,)]
 
 
-def _spoil(root: pathlib.Path, paths: list[str]) -> list[Trap]:
+def _spoil(root: pathlib.Path, paths: list[str]) -> list[Defect]:
     """Damages a picture each, in every way in which one can be no picture."""
     missing, link, folder, empty, page, short, bomb, copy, original = paths
     for path in (missing, link, folder):
         (root / path).unlink()
-    traps = [Trap("a missing picture", missing, "skipped: picture missing")]
+    traps = [Defect("a missing picture", missing, "skipped: picture missing")]
     try:
         (root / link).symlink_to("../" * 12 + "elsewhere.jpeg")
         outside = "skipped: picture outside of the folder"
     except OSError:  # a system without links
         outside = "skipped: picture missing"
-    traps.append(Trap("a link that leads out of the folder", link, outside))
+    traps.append(Defect("a link that leads out of the folder", link, outside))
     (root / folder).mkdir()
     no_file = "skipped: picture is no plain file"
-    traps.append(Trap("a folder named as a picture", folder, no_file))
+    traps.append(Defect("a folder named as a picture", folder, no_file))
     (root / empty).write_bytes(b"")
-    traps.append(Trap("an empty file", empty, "skipped: picture empty"))
+    traps.append(Defect("an empty file", empty, "skipped: picture empty"))
     (root / page).write_text("<!doctype html><title>404 Not Found</title>\n")
-    traps.append(Trap("HTML named as a picture", page, "skipped: not a picture"))
+    traps.append(Defect("HTML named as a picture", page, "skipped: not a picture"))
     data = (root / short).read_bytes()
     (root / short).write_bytes(data[: len(data) // 2])
-    traps.append(Trap("half of a JPEG", short, "skipped: picture damaged"))
+    traps.append(Defect("half of a JPEG", short, "skipped: picture damaged"))
     (root / bomb).write_bytes(_png(12_000, 11_000))
-    traps.append(Trap("132 million pixels", bomb, "skipped: picture too large"))
+    traps.append(Defect("132 million pixels", bomb, "skipped: picture too large"))
     (root / copy).write_bytes((root / original).read_bytes())
-    traps.append(Trap(f"a copy of {original}", copy, "noted: near-duplicate picture"))
+    traps.append(Defect(f"a copy of {original}", copy, "noted: near-duplicate picture"))
     unlisted = original.replace(".jpeg", "9.jpeg")
     (root / unlisted).write_bytes(data)
     ignored = "ignored: picture that no label file lists"
-    traps.append(Trap("a picture that no row names", unlisted, ignored))
+    traps.append(Defect("a picture that no row names", unlisted, ignored))
     return traps
 
 
-def _part(lines: dict[str, list[bytes]], product: _Product) -> Trap:
+def _part(lines: dict[str, list[bytes]], product: _Product) -> Defect:
     """Moves a row of a product to the other split."""
     row = lines[product.file].pop(product.first)
     lines[product.file.replace("train", "test")].append(row)
     where = row.split(b"/")[3].decode()
-    return Trap("a product in two splits", where, "noted: product in two splits")
+    return Defect("a product in two splits", where, "noted: product in two splits")
 
 
 def _misplace(
     root: pathlib.Path, lines: dict[str, list[bytes]], product: _Product, rng
-) -> list[Trap]:
+) -> list[Defect]:
     """Rows that would be good ones elsewhere, or the first time."""
     told = b"\t-2.500000\tblue layered sample"
     name, path = product.file, _path(lines, product)
@@ -178,10 +179,10 @@ def _misplace(
     unknown = _append(lines, name, f"{new}_1.jpeg".encode() + told + b"\r")
     category = "skipped: path is of another category than the label file"
     return [
-        Trap("a path listed twice", twice, "skipped: path listed twice"),
-        Trap("a row in the file of another category", wrong, category),
+        Defect("a path listed twice", twice, "skipped: path listed twice"),
+        Defect("a row in the file of another category", wrong, category),
         # It matters to data.task=sub_category alone.
-        Trap("a sub-category that there is not, and a CR", unknown, None),
+        Defect("a sub-category that there is not, and a CR", unknown, None),
     ]
 
 

@@ -7,14 +7,15 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from ccu_jax.data.samples import Trap, posters
-from ccu_jax.data.samples.hatefulmemes_edition import OUTSIDE, SMALL, Edition, phase_1
+from ccu_jax.data.samples.hatefulmemes import number_ids
+from tests.editions.defects import Defect, bomb
+from tests.editions.hatefulmemes_edition import OUTSIDE, SMALL, Edition
 
 _FREE = 99_000  # the first of the ids that no meme has
 _TWICE = "the very same words"
 
 
-def plant(root: pathlib.Path, seed: int) -> list[Trap]:
+def plant(root: pathlib.Path, seed: int) -> list[Defect]:
     """Adds the traps to a sample edition and lists all that a loader counts there.
 
     With an even seed the pictures are then in `img.tar.gz`, as they are sometimes
@@ -55,7 +56,7 @@ def _pictures(edition: Edition) -> None:
         (whole[: len(whole) // 2], "a picture that is broken off", "picture damaged"),
         (b"<html>Not found</html>", "a page saved as a picture", "not a picture"),
         (b"", "an empty picture", "picture empty"),
-        (posters.bomb(), "a decompression bomb", "picture too large"),
+        (bomb(), "a decompression bomb", "picture too large"),
     ):
         row = edition.take()
         edition.picture(row).write_bytes(content)
@@ -145,7 +146,7 @@ def _ids(edition: Edition) -> None:
     del row["id"]
     edition.note("no id", row, "noted: id is not the picture's")
     row = edition.take()
-    edition.raw["train"] = [phase_1(row).encode()]
+    edition.raw["train"] = [number_ids(row).encode()]
     edition.note("the same row again", row, "skipped: id listed twice")
     row = edition.take()
     again = row | {"id": f"{row['id']:05d}"}
@@ -170,11 +171,11 @@ def _lines(edition: Edition) -> None:
     entry = {"id": _FREE + 1, "img": f"img/{_FREE + 1}.png", "label": 0, "text": "a"}
     images = ("img/" + OUTSIDE, OUTSIDE, "/outside.png", "img\\outside.png")
     for image in (*images, "img/..", "img/a\nb.png", "outside.png", "img/", 7, None):
-        line = phase_1(entry | {"img": image}).encode()
+        line = number_ids(entry | {"img": image}).encode()
         add(line, f"img {json.dumps(image)}", "img is no path below img/")
-    line = phase_1(entry | {"text": "long " * (1 << 18)}).encode()
+    line = number_ids(entry | {"text": "long " * (1 << 18)}).encode()
     add(line, "a line of more than a MiB", "line too long")
-    line = phase_1(entry).encode()
+    line = number_ids(entry).encode()
     add(line.replace(b'"a"', b'"\xff\xfe"'), "a wrong encoding", "line is not UTF-8")
     add(line[:-9], "half a line", "line is no valid JSON")
     nested = b'{"text":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
@@ -209,7 +210,7 @@ def _natural(edition: Edition) -> None:
     """Lists what a loader counts without any trap, by looking at what is there."""
 
     def note(what: str, where: str, counted: str, total: int) -> None:
-        planted = sum(t.number for t in edition.traps if t.counted == counted)
+        planted = sum(t.number for t in edition.traps if t.count == counted)
         edition.note(f"{what}, as in every edition", where, counted, total - planted)
 
     seen = {row["img"] for row in edition.rows["dev_seen"]}

@@ -1,0 +1,90 @@
+"""The sample editions: small, invented stand-ins for data sets that are not there.
+
+Their content is invented or clip art. They show that a method runs and what it does; a
+score on one says nothing about the real data set.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ccu_jax.data.readers.base import MARKER, Progress
+from ccu_jax.data.samples import (
+    fashion200k,
+    hatefulmemes,
+    medical,
+    mmimdb,
+    satellite,
+)
+from ccu_jax.errors import UserError
+
+
+class Writer(NamedTuple):
+    """Writes the sample edition of one data set.
+
+    `write(root, rows, seed, progress)` fills the new folder `root`. The same arguments
+    give the same bytes.
+    """
+
+    version: int  # raised whenever the written files change
+    unit: str  # what the rows are, as in "30 movies"
+    min_rows: int
+    write: Callable[[pathlib.Path, int, int, Progress], None]
+
+
+WRITERS = {
+    "mmimdb": Writer(1, "movies", 30, mmimdb.write),
+    "fashion200k": Writer(1, "images of clothes", 200, fashion200k.write),
+    "hatefulmemes": Writer(1, "memes", 150, hatefulmemes.write),
+    "medical": Writer(1, "studies", 60, medical.write),
+    "satellite": Writer(1, "tiles", 60, satellite.write),
+}
+
+
+def ensure(
+    name: str, root: pathlib.Path, rows: int, seed: int, progress: Progress
+) -> None:
+    """Writes a sample edition to `root` unless it is already there.
+
+    Args:
+        name: a key of WRITERS.
+        root: the folder that the official archive would unpack to.
+        rows: number of rows.
+        seed: a non-negative integer; the same seed gives the same bytes.
+        progress: called with (stage, rows done, rows).
+
+    Raises:
+        UserError: too few rows, or `root` holds other files.
+    """
+    writer = WRITERS[name]
+    if rows < writer.min_rows:
+        raise UserError(
+            f"data.sample_rows: {rows} {writer.unit} are too few; take "
+            f"{writer.min_rows} or more (--rows)"
+        )
+    marker = _marker(name, rows, seed)
+    try:
+        if (root / MARKER).read_text("utf-8") == marker:
+            return
+    except OSError:
+        pass
+    if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
+        raise UserError(f"{root}: folder is not empty; name a new one for the sample")
+    # Written to a scratch folder and renamed, so a kill leaves no partial edition.
+    scratch = root.with_name(root.name + ".new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    writer.write(scratch, rows, seed, progress)
+    (scratch / MARKER).write_text(marker, "utf-8")
+    progress("writing the sample edition", rows, rows)
+    shutil.rmtree(root, ignore_errors=True)
+    scratch.rename(root)
+
+
+def _marker(name: str, rows: int, seed: int) -> str:
+    return (
+        f"A synthetic sample in the format of {name}: invented texts and images.\n"
+        f"Nothing in it is real. rows {rows}, seed {seed}, writer "
+        f"{WRITERS[name].version}\n"
+    )

@@ -1,0 +1,97 @@
+"""Writing sample editions: once, completely, and the same bytes for a seed."""
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from ccu_jax.config.schema import Data
+from ccu_jax.data import load
+from ccu_jax.data.samples import editions
+from ccu_jax.errors import UserError
+from tests.editions import write_with_defects
+
+COMMAND = [sys.executable, "-m", "ccu_jax.data.samples", "mmimdb"]
+
+
+def ignore_progress(stage, done, total):
+    pass
+
+
+def hash_files(root):
+    return {
+        str(path.relative_to(root)): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", editions.WRITERS)
+def test_same_seed_gives_same_bytes(name, tmp_path):
+    rows = editions.WRITERS[name].min_rows
+    hashes = []
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        write_with_defects(name, tmp_path / folder, rows, seed)
+        hashes.append(hash_files(tmp_path / folder))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_command_writes_an_edition(tmp_path):
+    arguments = [tmp_path / "a", "--rows", "40", "--seed", "3"]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wrote 40 movies" in done.stdout
+    editions.ensure("mmimdb", tmp_path / "b", 40, 3, ignore_progress)
+    assert hash_files(tmp_path / "a") == hash_files(tmp_path / "b")
+
+
+def test_wrong_command_is_reported_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for wrong in ([], [tmp_path / "w", "--seed", "-1"], [tmp_path / "file" / "w"]):
+        done = subprocess.run([*COMMAND, *wrong], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_finished_edition_is_not_written_again(tmp_path):
+    root = tmp_path / "mmimdb"
+    (tmp_path / "mmimdb.new").mkdir()  # left by a killed run
+    for is_written in (True, False):
+        stages = []
+        editions.ensure("mmimdb", root, 30, 0, lambda *stage: stages.append(stage))
+        assert bool(stages) == is_written
+    assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
+
+
+def test_folder_with_other_files_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="folder is not empty"):
+        editions.ensure("mmimdb", tmp_path, 30, 0, ignore_progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", editions.WRITERS)
+def test_too_few_rows_are_an_error(name, tmp_path):
+    with pytest.raises(UserError, match="are too few"):
+        editions.ensure(name, tmp_path / "w", 20, 0, ignore_progress)
+
+
+@pytest.mark.parametrize("name", editions.WRITERS)
+def test_sample_is_written_below_workdir_if_no_folder_is_named(name, tmp_path):
+    rows = editions.WRITERS[name].min_rows
+    selected = {"sample": name} if name in ("medical", "satellite") else {}
+    dataset = "pairs" if selected else name
+    config = Data(dataset=dataset, sample_rows=rows, image_size=8, **selected)
+    data = load(config, tmp_path, ignore_progress)
+    assert data.edition == "sample"
+    assert data.counts["read"] >= rows
+    root = tmp_path / "sample" / name
+    hashes = hash_files(root)
+    assert load(config, tmp_path, ignore_progress).fingerprint == data.fingerprint
+    assert hash_files(root) == hashes
+    other = dataclasses.replace(config, sample_seed=1)
+    assert load(other, tmp_path, ignore_progress).fingerprint != data.fingerprint
+    assert hash_files(root) != hashes

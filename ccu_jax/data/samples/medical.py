@@ -51,7 +51,9 @@ def _patient(seed: int, patient: int, studies: int) -> Iterator[dict]:
     for number in range(studies):
         if number:
             findings = _later(rng, findings)
-        shown = {name for name in findings if rng.random() < _SHOWN}
+        # In the order of _SHARES: the order of a set of strings varies by process.
+        ordered = [name for name in _SHARES if name in findings]
+        shown = {name for name in ordered if rng.random() < _SHOWN}
         labels = [n for n in _SHARES if (n in findings) != (rng.random() < _MISTAKEN)]
         yield {
             "picture": radiographs.draw(rng, body, shown),

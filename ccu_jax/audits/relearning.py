@@ -71,7 +71,9 @@ def relearn(
 
 def _known(problem) -> float:
     """The image view's score, of the original, of the pictures looked at."""
-    rows = stopping.looked_at(problem, problem.sets.unlearn, stopping.LOOKS[0])
+    rows = stopping.subsample(
+        problem, problem.sets.unlearn, stopping.MONITORED_SPLITS[0]
+    )
     said = problem.forward.outputs(problem.params, problem.table, rows)["image"]
     labels = np.asarray(problem.table["labels"])[rows]
     ones = np.ones(len(rows), np.float32)
@@ -86,9 +88,9 @@ def program(problem: Problem, target) -> Program:
     epochs = MOST_STEPS * given.batch / len(unlearn)
     section = dataclasses.replace(given, epochs=epochs)
     fitted = reference.fit(problem, problem.params, section, unlearn)
-    name = stopping.LOOKS[0]
-    parts = {name: stopping.pictures(problem)[name]}
-    look_at = stopping.image_scores(problem, (name, name))
+    name = stopping.MONITORED_SPLITS[0]
+    parts = {name: stopping.monitored_tables(problem)[name]}
+    look_at = stopping.make_score_fn(problem, (name, name))
 
     def look(params, frozen, aux, parts):
         return aux | {"back": look_at(params, parts)[0] >= aux["target"]}

@@ -26,7 +26,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS
-from ccu_jax.methods.cached_features import cache
+from ccu_jax.methods.cached_features import build_feature_tables
 
 HELP = "a step of every method: one scan and loops, executors, and PyTorch"
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
@@ -158,7 +158,9 @@ def _hand_over(folder, problem, sizes, kinds):
     for kind in kinds:
         of, rows = problem._replace(method=kind), None
         if kind == "ccu_plus":
-            rows = cache(of, problem.config.ccu_plus.max_retain_rows).rows
+            rows = build_feature_tables(
+                of, problem.config.ccu_plus.max_retain_rows
+            ).rows
         programs[kind] = (METHODS[kind](of), rows)
     shape = {
         "classes": sizes.classes,

@@ -13,7 +13,7 @@ from ccu_jax.methods.problem import Problem
 PARTS = ("unlearn", "held", "retain")
 
 
-class Cache(NamedTuple):
+class FeatureTables(NamedTuple):
     """The rows a tail method works on, with all that the trunk and the text branch say.
 
     `parts`: a table each of unlearn rows, held-out (validation) rows and retain rows,
@@ -26,7 +26,7 @@ class Cache(NamedTuple):
     rows: dict[str, np.ndarray]
 
 
-def cache(problem: Problem, retain_rows: int) -> Cache:
+def build_feature_tables(problem: Problem, retain_rows: int) -> FeatureTables:
     """The rows of the original's store, or one pass of the original over them."""
     sets = problem.sets
     has_image = np.asarray(problem.table["has_image"])
@@ -47,7 +47,7 @@ def cache(problem: Problem, retain_rows: int) -> Cache:
             }
         )
         start = end
-    return Cache(parts, rows)
+    return FeatureTables(parts, rows)
 
 
 def padded_size(count: int, devices: int) -> int:
@@ -76,7 +76,7 @@ def pad(x, size):
     return np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
-def with_pictures(problem: Problem, cached: Cache) -> Cache:
+def with_images(problem: Problem, cached: FeatureTables) -> FeatureTables:
     """The same rows with their pictures in the place of the trunk's features."""
     parts = {}
     for name, part in cached.parts.items():
@@ -85,7 +85,7 @@ def with_pictures(problem: Problem, cached: Cache) -> Cache:
         image = pad(column_of(problem.table["image"], rows), size)
         kept = {column: x for column, x in part.items() if column != "features"}
         parts[name] = {**kept, "image": problem.executor.shard(image)}
-    return Cache(parts, cached.rows)
+    return FeatureTables(parts, cached.rows)
 
 
 def column_of(column, rows) -> np.ndarray:
@@ -97,14 +97,16 @@ def column_of(column, rows) -> np.ndarray:
     return np.asarray(here[rows])
 
 
-def split(problem: Problem, parts):
+def split_modules(problem: Problem, parts):
     """The original's parts: what a method trains, and what it leaves alone."""
     train = {name: problem.params[name] for name in parts}
     frozen = {name: x for name, x in problem.params.items() if name not in parts}
     return train, frozen
 
 
-def plan(problem: Problem, cached: Cache, config, *, held: bool = False):
+def plan_batches(
+    problem: Problem, cached: FeatureTables, config, *, held: bool = False
+):
     """Rows of its table for every part and step: `retain`, `unlearn`, and `held`."""
     batch = {"retain": config.batch, "unlearn": config.unlearn_batch}
     if held:
@@ -121,7 +123,7 @@ def plan(problem: Problem, cached: Cache, config, *, held: bool = False):
     }
 
 
-def together(batch, drop: str | None = None):
+def concat_parts(batch, drop: str | None = None):
     """The rows of all parts of a batch as one, and how to cut what comes of it.
 
     One pass over all rows is less to compile, and to run, than a pass for each part.

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.methods.cached_features import together
-from ccu_jax.methods.full_model import said, whole
+from ccu_jax.methods.cached_features import concat_parts
+from ccu_jax.methods.full_model import forward_both, train_all_modules
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import classification
 from ccu_jax.models import unit
@@ -29,7 +29,7 @@ def contrastive_unlearning(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         c = frozen["c"]
-        out_r, retain, out_u, rows = said(problem, params, batch)
+        out_r, retain, out_u, rows = forward_both(problem, params, batch)
         push = objectives.inverse_contrast(
             unit(out_u.h_image),
             unit(out_r.h_image),
@@ -45,7 +45,7 @@ def contrastive_unlearning(problem: Problem) -> Program:
             "push": push
         }
 
-    return whole(problem, loss, {"retain": retain, "unlearn": unlearn})
+    return train_all_modules(problem, loss, {"retain": retain, "unlearn": unlearn})
 
 
 def coun(problem: Problem) -> Program:
@@ -63,7 +63,7 @@ def coun(problem: Problem) -> Program:
         again = jax.vmap(jax.random.fold_in, (0, None))(rows["key"], 7)
         pair = {"one": augment(rows, rows["key"], train)}
         pair["two"] = {**augment(rows, again, train), "key": again}
-        every, cut = together(pair)
+        every, cut = concat_parts(pair)
         out = cut(problem.model.apply(params, every, keys=every["key"]))
         near = objectives.alignment(
             unit(out["one"].h_image),
@@ -75,7 +75,7 @@ def coun(problem: Problem) -> Program:
             "contrast": near
         }
 
-    return whole(
+    return train_all_modules(
         problem,
         loss,
         {"retain": problem.batches(sets.retain, section.batch, steps, "retain")},

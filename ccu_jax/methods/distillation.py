@@ -7,10 +7,15 @@ import numpy as np
 from ccu_jax import objectives
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods.cached_features import padded_size
-from ccu_jax.methods.full_model import both, plain, said, whole
+from ccu_jax.methods.full_model import (
+    forward_both,
+    paired_batches,
+    train_all_modules,
+    unaugmented,
+)
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import classification
-from ccu_jax.methods.stopping import rewinding
+from ccu_jax.methods.stopping import with_rewind
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.step import Program
@@ -22,7 +27,7 @@ def scrub(problem: Problem) -> Program:
     SCRUB (Kurmanji et al. 2023) with the original as teacher: the first epochs begin
     with steps that maximise the divergence on the unlearn set, in the views that see
     the picture; all epochs minimise divergence and loss on the retain set. With
-    `rewind` it is SCRUB+R, see `stopping.rewinding`.
+    `rewind` it is SCRUB+R, see `stopping.with_rewind`.
     """
     section, train = problem.section, problem.config.train
     model, multi_label = problem.model, problem.multi_label
@@ -57,13 +62,13 @@ def scrub(problem: Problem) -> Program:
         )
         return jnp.where(pushing, -(near["image"] + near["fused"]), pull), {}
 
-    program = whole(
+    program = train_all_modules(
         problem,
         loss,
         {"rows": plan},
         frozen={"teacher": problem.params, "push": jnp.asarray(push)},
     )
-    return rewinding(problem, program, section.epochs) if section.rewind else program
+    return with_rewind(problem, program, section.epochs) if section.rewind else program
 
 
 def _scrub_plan(problem):
@@ -97,7 +102,7 @@ def bad_teacher(problem: Problem) -> Program:
             "multi_label": problem.multi_label,
             "temperature": frozen["c"].temperature,
         }
-        out_r, retain, out_u, unlearn = said(problem, params, batch)
+        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
         told_r = jax.lax.stop_gradient(model.apply(frozen["teacher"], retain))
         told_u = jax.lax.stop_gradient(model.apply(frozen["ignorant"], unlearn))
         see, read = retain["image_weight"], retain["text_weight"]
@@ -119,10 +124,10 @@ def bad_teacher(problem: Problem) -> Program:
         )
         return keep + frozen["c"].unlearn_weight * forget, {"forget": forget}
 
-    return whole(
+    return train_all_modules(
         problem,
         loss,
-        both(problem, section.epochs),
+        paired_batches(problem, section.epochs),
         frozen={"teacher": problem.params, "ignorant": ignorant},
     )
 
@@ -141,7 +146,7 @@ def delete(problem: Problem) -> Program:
     steps = problem.steps(section.epochs, section.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
-        rows = plain(batch["unlearn"])
+        rows = unaugmented(batch["unlearn"])
         out = model.apply(params, rows)
         told = jax.lax.stop_gradient(model.apply(frozen["teacher"], rows))
         never = jax.scipy.special.logit(frozen["common"]) if multi_label else -1e4
@@ -158,7 +163,7 @@ def delete(problem: Problem) -> Program:
 
     rows = problem.batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
     frozen = {"teacher": problem.params, "common": jnp.asarray(common)}
-    return whole(problem, loss, {"unlearn": rows}, frozen=frozen)
+    return train_all_modules(problem, loss, {"unlearn": rows}, frozen=frozen)
 
 
 def multidelete(problem: Problem) -> Program:
@@ -171,7 +176,7 @@ def multidelete(problem: Problem) -> Program:
     section, model = problem.section, problem.model
 
     def loss(params, frozen, aux, batch, step):
-        retain, unlearn = plain(batch["retain"]), plain(batch["unlearn"])
+        retain, unlearn = unaugmented(batch["retain"]), unaugmented(batch["unlearn"])
         teacher = frozen["teacher"]
 
         def told(rows):
@@ -191,10 +196,10 @@ def multidelete(problem: Problem) -> Program:
         }
         return sum(terms.values()), terms
 
-    return whole(
+    return train_all_modules(
         problem,
         loss,
-        both(problem, section.epochs),
+        paired_batches(problem, section.epochs),
         frozen={"teacher": problem.params},
     )
 

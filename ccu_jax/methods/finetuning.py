@@ -13,7 +13,13 @@ import optax
 from ccu_jax import objectives
 from ccu_jax.methods import reference
 from ccu_jax.methods import saliency as curvature
-from ccu_jax.methods.full_model import both, guessing, plain, said, whole
+from ccu_jax.methods.full_model import (
+    chance_loss,
+    forward_both,
+    paired_batches,
+    train_all_modules,
+    unaugmented,
+)
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import branch, classification, fit
 from ccu_jax.models import VISUAL
@@ -39,12 +45,12 @@ def l1_sparse(problem: Problem) -> Program:
         size = sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
         left = jnp.maximum(1 - step / frozen["steps"], 0)
         total = task(params, batch["rows"])
-        if frozen["c"].uses("l1_weight"):
+        if frozen["c"].is_active("l1_weight"):
             total += frozen["c"].l1_weight * left * size
         return total, {}
 
     plan = {"rows": problem.batches(retain, section.batch, steps, "rows")}
-    return whole(problem, loss, plan, frozen={"steps": np.float32(steps)})
+    return train_all_modules(problem, loss, plan, frozen={"steps": np.float32(steps)})
 
 
 def ascent(problem: Problem, out, rows, ceiling):
@@ -52,7 +58,7 @@ def ascent(problem: Problem, out, rows, ceiling):
 
     The ceiling is in units of the loss of guessing.
     """
-    most, total = ceiling * guessing(problem), 0.0
+    most, total = ceiling * chance_loss(problem), 0.0
     for view in VISUAL:
         each = objectives.cross_entropy_rows(
             getattr(out, view), rows["labels"], multi_label=problem.multi_label
@@ -67,12 +73,12 @@ def gradient_ascent(problem: Problem) -> Program:
     steps = problem.steps(section.epochs, section.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
-        rows = plain(batch["unlearn"])
+        rows = unaugmented(batch["unlearn"])
         out = problem.model.apply(params, rows)
         return -ascent(problem, out, rows, frozen["c"].loss_cap), {}
 
     rows = problem.batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
-    return whole(problem, loss, {"unlearn": rows})
+    return train_all_modules(problem, loss, {"unlearn": rows})
 
 
 def neggrad_plus(problem: Problem) -> Program:
@@ -85,14 +91,16 @@ def neggrad_plus(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         c = frozen["c"]
-        out_r, retain, out_u, unlearn = said(problem, params, batch)
+        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
         keep = judge(out_r, retain)
         forget = ascent(problem, out_u, unlearn, c.loss_cap)
         return c.retain_weight * keep - (1 - c.retain_weight) * forget, {
             "forget": forget
         }
 
-    return whole(problem, loss, both(problem, problem.section.epochs))
+    return train_all_modules(
+        problem, loss, paired_batches(problem, problem.section.epochs)
+    )
 
 
 def random_label(problem: Problem) -> Program:
@@ -103,7 +111,7 @@ def random_label(problem: Problem) -> Program:
     weights moves, those with the largest gradient of the unlearn set's loss.
     """
     judge, section = classification(problem), problem.section
-    plan = both(problem, section.epochs)
+    plan = paired_batches(problem, section.epochs)
     optimizer, numbers = None, ()
     if section.saliency_fraction < 1:
         slope = curvature.gradient(problem, problem.sets.unlearn)
@@ -114,7 +122,7 @@ def random_label(problem: Problem) -> Program:
         optimizer = optax.chain(reference.optimizer(train), curvature.masked())
 
     def loss(params, frozen, aux, batch, step):
-        out_r, retain, out_u, unlearn = said(problem, params, batch)
+        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
         total = judge(out_r, retain)
         for view in VISUAL:
             total += frozen["c"].unlearn_weight * objectives.cross_entropy(
@@ -125,7 +133,9 @@ def random_label(problem: Problem) -> Program:
             )
         return total, {}
 
-    program = whole(problem, loss, plan, optimizer=optimizer, optimizer_inputs=numbers)
+    program = train_all_modules(
+        problem, loss, plan, optimizer=optimizer, optimizer_inputs=numbers
+    )
     wrong = problem.executor.replicate(wrong_labels(problem))
     return program._replace(table={**problem.table, "wrong": wrong})
 

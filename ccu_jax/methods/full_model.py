@@ -4,16 +4,16 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.methods import reference
-from ccu_jax.methods.cached_features import together
-from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.cached_features import concat_parts
+from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import branch
-from ccu_jax.methods.stopping import stopping
+from ccu_jax.methods.stopping import with_stop_rule
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.step import Program
 
 
-def whole(
+def train_all_modules(
     problem: Problem, loss, plan, *, optimizer=None, frozen=(), optimizer_inputs=()
 ):
     """A program that trains every part of the original.
@@ -29,7 +29,7 @@ def whole(
     steps = len(next(iter(plan.values())))
     program = Program(
         params=problem.params,
-        frozen={"c": Section.of(section), **dict(frozen)},
+        frozen={"c": Hyperparameters.from_section(section), **dict(frozen)},
         loss=loss,
         optimizer=optimizer or reference.optimizer(train),
         optimizer_inputs=reference.rates(section.learning_rate, steps, train)
@@ -39,10 +39,10 @@ def whole(
         plan=plan,
     )
     stops = getattr(section, "stop", False)
-    return stopping(problem, program) if stops else program
+    return with_stop_rule(problem, program) if stops else program
 
 
-def both(problem: Problem, epochs: float):
+def paired_batches(problem: Problem, epochs: float):
     """Rows of both sets for so many passes over the retain set."""
     section, sets = problem.section, problem.sets
     batch = {"retain": section.batch, "unlearn": section.unlearn_batch}
@@ -53,7 +53,7 @@ def both(problem: Problem, epochs: float):
     }
 
 
-def said(problem: Problem, params, batch):
+def forward_both(problem: Problem, params, batch):
     """Outputs and rows of both sets, in one pass.
 
     Retain rows are changed at random and have dropout, as in training; those of the
@@ -61,19 +61,19 @@ def said(problem: Problem, params, batch):
     """
     retain = batch["retain"]
     retain = augment(retain, retain["key"], problem.config.train)
-    unlearn = plain(batch["unlearn"])
-    every, cut = together({"retain": retain, "unlearn": unlearn}, drop="retain")
+    unlearn = unaugmented(batch["unlearn"])
+    every, cut = concat_parts({"retain": retain, "unlearn": unlearn}, drop="retain")
     model = problem.model
     out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
     return out["retain"], retain, out["unlearn"], unlearn
 
 
-def plain(rows):
+def unaugmented(rows):
     """Rows with pictures as floats, otherwise as they are."""
     return {**rows, "image": rows["image"] / 255.0}
 
 
-def guessing(problem: Problem) -> float:
+def chance_loss(problem: Problem) -> float:
     """The loss of a model that knows nothing."""
     num_classes = problem.table["labels"].shape[1]
     if problem.multi_label:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @jax.tree_util.register_pytree_node_class
-class Section:
+class Hyperparameters:
     """The real numbers of a section (weights, temperatures) as the leaves of a tree.
 
     What was compiled for one weight serves every other. A zero stays part of the
@@ -19,14 +19,14 @@ class Section:
         self._numbers, self._zeros = numbers, zeros
 
     @classmethod
-    def of(cls, section: Any) -> "Section":
+    def from_section(cls, section: Any) -> "Hyperparameters":
         """The tree of a dataclass."""
         fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
         real = {name: x for name, x in fields.items() if isinstance(x, float)}
         numbers = {name: np.float32(x) for name, x in real.items() if x}
         return cls(numbers, tuple(sorted(set(real) - set(numbers))))
 
-    def uses(self, name: str) -> bool:
+    def is_active(self, name: str) -> bool:
         """Whether a weight is not zero: known while a program is made."""
         return name not in self._zeros and getattr(self, name) is not None
 
@@ -41,7 +41,7 @@ class Section:
             raise AttributeError(f"the section has no real number {name!r}") from None
 
     def __repr__(self) -> str:  # noqa: D105
-        return f"Section({self._numbers!r}, {self._zeros!r})"
+        return f"Hyperparameters({self._numbers!r}, {self._zeros!r})"
 
     def tree_flatten(self):  # noqa: D102  of JAX
         names = tuple(sorted(self._numbers))

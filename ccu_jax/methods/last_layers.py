@@ -8,8 +8,8 @@ that a method on the same layers must beat.
 import jax.numpy as jnp
 import optax
 
-from ccu_jax.methods.cached_features import cache
-from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.cached_features import build_feature_tables
+from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import Rate, classification, rate, scheduled
 from ccu_jax.models import TAIL
@@ -23,7 +23,7 @@ def last_layers(problem: Problem) -> Program:
     """Train the image's last layers on the retain set, anew with `reinitialize`."""
     section, train = problem.section, problem.config.train
     parts = LAYERS[section.layers]
-    cached = cache(problem, section.max_retain_rows)
+    cached = build_feature_tables(problem, section.max_retain_rows)
     start = problem.params
     if section.reinitialize:
         start = problem.executor.replicate(problem.model.init(problem.key("fresh")))
@@ -53,7 +53,7 @@ def last_layers(problem: Problem) -> Program:
     rest = {name: x for name, x in problem.params.items() if name not in parts}
     return Program(
         params={name: start[name] for name in parts},
-        frozen={"parts": rest, "c": Section.of(section)},
+        frozen={"parts": rest, "c": Hyperparameters.from_section(section)},
         loss=loss,
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),

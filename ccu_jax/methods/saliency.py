@@ -13,7 +13,7 @@ from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods import reference
 from ccu_jax.methods.cached_features import padded_size
-from ccu_jax.methods.full_model import guessing, whole
+from ccu_jax.methods.full_model import chance_loss, train_all_modules
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import VISUAL
 from ccu_jax.models.augmentation import augment
@@ -146,7 +146,7 @@ def sfron(problem: Problem) -> Program:
         given = augment(batch["rows"], batch["rows"]["key"], train)
         out = problem.model.apply(params, given, keys=given["key"])
         left = jnp.maximum(1 - step / frozen["steps"], 0)
-        forget, most = 0.0, 2 * guessing(problem)
+        forget, most = 0.0, 2 * chance_loss(problem)
         for view in VISUAL:
             each = objectives.cross_entropy_rows(
                 getattr(out, view), given["labels"], multi_label=multi_label
@@ -154,7 +154,7 @@ def sfron(problem: Problem) -> Program:
             known = jax.lax.stop_gradient(jnp.maximum(each, 1e-2))
             weight = (
                 known**-c.focal_exponent
-                if c.uses("focal_exponent")
+                if c.is_active("focal_exponent")
                 else jnp.ones_like(known)
             )
             usual = objectives.mean(weight, given["image_weight"])
@@ -165,7 +165,7 @@ def sfron(problem: Problem) -> Program:
 
     # Of one of few lengths, so that other sets need no other program.
     push = np.pad(push, (0, padded_size(len(push), 1) - len(push)))
-    return whole(
+    return train_all_modules(
         problem,
         loss,
         {"rows": rows},

@@ -16,8 +16,8 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.train.step import Program, gather_replicated
 
 # More rows of each kind are not looked at: the score of so many is sharp enough.
-MOST_ROWS = 400
-LOOKS = ("seen_unlearn", "seen_held")
+MAX_ROWS = 400
+MONITORED_SPLITS = ("seen_unlearn", "seen_held")
 
 
 def score(logits, labels, weight, multi_label):
@@ -31,7 +31,7 @@ def score(logits, labels, weight, multi_label):
     return 2 * (guess * labels).sum() / jnp.maximum((guess + labels).sum(), 1)
 
 
-def image_scores(problem: Problem, names=LOOKS) -> Callable:
+def make_score_fn(problem: Problem, names=MONITORED_SPLITS) -> Callable:
     """What the stop rules compare: `fn(params, parts) -> (unlearn, held)`.
 
     The image view's score of unlearn rows, and of held-out rows. Where a whole class is
@@ -56,7 +56,9 @@ def image_scores(problem: Problem, names=LOOKS) -> Callable:
     return scores
 
 
-def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
+def with_stop_rule(
+    problem: Problem, program: Program, names=MONITORED_SPLITS
+) -> Program:
     """The program with the stop rule: the image view's score of the unlearn set.
 
     It ends as soon as that is not above the score of held-out (validation) rows, looked
@@ -67,7 +69,7 @@ def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
         program: with `frozen["parts"]`, what it does not train, if there is any.
         names: of its parts with unlearn rows and with held-out rows.
     """
-    scores = image_scores(problem, names)
+    scores = make_score_fn(problem, names)
 
     def look(params, frozen, aux, parts):
         params = {**frozen.get("parts", {}), **params}
@@ -75,7 +77,7 @@ def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
         return {"stopped": unlearn <= held}
 
     return program._replace(
-        sharded_tables=program.sharded_tables or pictures(problem),
+        sharded_tables=program.sharded_tables or monitored_tables(problem),
         aux={"stopped": jnp.zeros((), bool)},
         refresh=look,
         refresh_every=problem.section.check_every,
@@ -83,19 +85,19 @@ def stopping(problem: Problem, program: Program, names=LOOKS) -> Program:
     )
 
 
-def looked_at(problem: Problem, rows, name: str) -> np.ndarray:
+def subsample(problem: Problem, rows, name: str) -> np.ndarray:
     """Those of the rows that are looked at: with a picture, and not too many."""
     rows = rows[np.asarray(problem.table["has_image"])[rows]]
-    return problem.some(rows, MOST_ROWS, name) if len(rows) > MOST_ROWS else rows
+    return problem.some(rows, MAX_ROWS, name) if len(rows) > MAX_ROWS else rows
 
 
-def pictures(problem: Problem) -> dict[str, dict[str, jax.Array]]:
+def monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
     """Pictures and labels of unlearn and held-out rows, cut over the devices."""
     table, parts = problem.table, {}
     for name, rows in zip(
-        LOOKS, (problem.sets.unlearn, problem.sets.validation), strict=True
+        MONITORED_SPLITS, (problem.sets.unlearn, problem.sets.validation), strict=True
     ):
-        rows = looked_at(problem, rows, name)
+        rows = subsample(problem, rows, name)
         size = padded_size(len(rows), problem.executor.num_devices)
         columns = {column: column_of(x, rows) for column, x in table.items()}
         parts[name] = problem.executor.shard_tree(
@@ -104,14 +106,14 @@ def pictures(problem: Problem) -> dict[str, dict[str, jax.Array]]:
     return parts
 
 
-def rewinding(problem: Problem, program: Program, looks: int) -> Program:
+def with_rewind(problem: Problem, program: Program, looks: int) -> Program:
     """The program, which ends with the state that looks most like a retrained one.
 
     States are kept at `looks` even distances. In the end that is taken whose image
     score on the unlearn set is nearest to the score of held-out rows at the last.
     Steps behind the last, with a rate of zero, make room for the last look.
     """
-    scores = image_scores(problem)
+    scores = make_score_fn(problem)
     every = -(-program.steps // looks)
     behind = every * looks + 1 - program.steps
     plan = {
@@ -141,7 +143,7 @@ def rewinding(problem: Problem, program: Program, looks: int) -> Program:
 
     return program._replace(
         plan=plan,
-        sharded_tables=pictures(problem),
+        sharded_tables=monitored_tables(problem),
         aux={
             "kept": kept,
             "unlearn": jnp.zeros(slots),

@@ -23,8 +23,8 @@ from ccu_jax.benchmarks import steps as bench_step
 from ccu_jax.benchmarks import torch_baseline as bench_torch
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.methods import METHODS
-from ccu_jax.methods.cached_features import cache
-from ccu_jax.methods.ccu.masked_statistics import draws
+from ccu_jax.methods.cached_features import build_feature_tables
+from ccu_jax.methods.ccu.masked_statistics import uniform_per_row
 from ccu_jax.models import augmentation as augment
 
 STILL = dict(shift=0, zoom=0.0, tint=0.0, flip=False, word_dropout=0.0)
@@ -240,7 +240,9 @@ def _world(tmp_path, kind, multi_label=False, **model):
     if kind == "original":  # which starts anew
         problem = problem._replace(params=program.params)
     if kind == "ccu_plus":
-        rows = cache(problem, problem.config.ccu_plus.max_retain_rows).rows
+        rows = build_feature_tables(
+            problem, problem.config.ccu_plus.max_retain_rows
+        ).rows
     shape = dict(classes=sizes.classes, vocabulary=sizes.vocabulary)
     shape |= dict(image_size=sizes.image_size, text_length=sizes.text_length)
     bench_torch.write(tmp_path, problem, shape, {kind: (program, rows)})
@@ -308,7 +310,7 @@ def test_pytorch_unlearns_as_jax_does(one_device, tmp_path, multi_label):
     _, state = steps.scanned()
     count = len(world.rows["unlearn"])
     keys = jax.random.split(problem.key("ranks"))
-    drawn = np.stack([draws(key, count) for key in keys])
+    drawn = np.stack([uniform_per_row(key, count) for key in keys])
     plus = Plus(world, model, world.plans["ccu_plus"], False)
     plus.start(torch.from_numpy(drawn))
     ranks = steps.program.frozen["ranks"]

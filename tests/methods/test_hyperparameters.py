@@ -10,55 +10,57 @@ import pytest
 
 from ccu_jax.config.methods import CcuPlus
 from ccu_jax.methods import METHODS, REFERENCES
-from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.hyperparameters import Hyperparameters
 from tests import problems
 from tests.solving import Quiet, bench, counted, new_loop, other_numbers, same
 
 
 def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
     section = CcuPlus(pair_dissociation=10.0, gated_push=0.0)
-    tree = Section.of(section)
+    tree = Hyperparameters.from_section(section)
     real = {k: x for k, x in dataclasses.asdict(section).items() if type(x) is float}
     leaves = sorted(float(x) for x in jax.tree.leaves(tree))
     assert leaves == pytest.approx(sorted(x for x in real.values() if x))
     for name, x in real.items():
         assert float(getattr(tree, name)) == pytest.approx(x), name
-        assert tree.uses(name) == (x != 0), name
-    other = Section.of(dataclasses.replace(section, pair=3.0, learning_rate=0.5))
+        assert tree.is_active(name) == (x != 0), name
+    other = Hyperparameters.from_section(
+        dataclasses.replace(section, pair=3.0, learning_rate=0.5)
+    )
     assert jax.tree.structure(other) == jax.tree.structure(tree)
     for changed in ({"pair_dissociation": 0.0}, {"gated_push": 1.0}):
-        apart = Section.of(dataclasses.replace(section, **changed))
+        apart = Hyperparameters.from_section(dataclasses.replace(section, **changed))
         assert jax.tree.structure(apart) != jax.tree.structure(tree), changed
 
 
 def test_only_its_real_numbers_can_be_asked_for():
-    tree = Section.of(CcuPlus())
+    tree = Hyperparameters.from_section(CcuPlus())
     for name in ("steps", "train_trunk", "nothing", "_hidden"):
         with pytest.raises(AttributeError, match=name):
             getattr(tree, name)
     # A misspelt weight must not be taken for one that is zero.
     with pytest.raises(AttributeError, match="pairs"):
-        tree.uses("pairs")
+        tree.is_active("pairs")
 
 
 def test_a_section_goes_through_every_transformation_of_jax():
     tree, other = (
-        Section.of(CcuPlus(pair_dissociation=2.0)),
-        Section.of(CcuPlus(pair_dissociation=5.0)),
+        Hyperparameters.from_section(CcuPlus(pair_dissociation=2.0)),
+        Hyperparameters.from_section(CcuPlus(pair_dissociation=5.0)),
     )
     traces = []
 
     @jax.jit
     def weighted(section, x):
-        traces.append(section.uses("gated_push"))
+        traces.append(section.is_active("gated_push"))
         return section.pair_dissociation * x + (
-            section.gated_push * x if section.uses("gated_push") else 0.0
+            section.gated_push * x if section.is_active("gated_push") else 0.0
         )
 
     assert float(weighted(tree, jnp.float32(3))) == 6
     assert float(weighted(other, jnp.float32(3))) == 15
     assert traces == [False]
-    gated = Section.of(CcuPlus(pair_dissociation=2.0, gated_push=1.0))
+    gated = Hyperparameters.from_section(CcuPlus(pair_dissociation=2.0, gated_push=1.0))
     assert float(weighted(gated, jnp.float32(3))) == 9 and traces == [False, True]
     doubled = jax.tree.map(lambda x: 2 * x, tree)
     assert float(doubled.pair_dissociation) == 4 and doubled.gated_push == 0.0

@@ -98,11 +98,11 @@ def test_a_method_stops_only_when_it_is_asked_to(tmp_path):
 
 def test_no_more_rows_are_looked_at_than_are_needed(monkeypatch):
     problem, _ = bench()
-    monkeypatch.setattr(stopping, "MOST_ROWS", 5)
+    monkeypatch.setattr(stopping, "MAX_ROWS", 5)
     changed = problem._replace(method="gradient_ascent_stop")
     has = np.asarray(problem.table["has_image"])
     assert has[problem.sets.unlearn].sum() > 5
-    parts = stopping.pictures(changed)
+    parts = stopping.monitored_tables(changed)
     for part in parts.values():
         assert 0 < np.asarray(part["has_image"]).sum() <= 5
 
@@ -131,11 +131,11 @@ def climb(problem, steps, looks, held):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             stopping,
-            "image_scores",
+            "make_score_fn",
             lambda problem: lambda x, _: (x["w"], x["held"] * x["w"]),
         )
-        patch.setattr(stopping, "pictures", lambda problem: {})
-        return stopping.rewinding(problem, program, looks)
+        patch.setattr(stopping, "monitored_tables", lambda problem: {})
+        return stopping.with_rewind(problem, program, looks)
 
 
 def heights(steps, looks):

@@ -14,16 +14,16 @@ from ccu_jax import objectives
 from ccu_jax.evaluate.feature_store import pool_tokens
 from ccu_jax.methods.cached_features import (
     PARTS,
-    Cache,
-    cache,
-    plan,
-    split,
-    together,
-    with_pictures,
+    FeatureTables,
+    build_feature_tables,
+    concat_parts,
+    plan_batches,
+    split_modules,
+    with_images,
 )
 from ccu_jax.methods.ccu import targets
 from ccu_jax.methods.ccu.losses import adam, contrasts, logits_of, rates, retention
-from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, VISUAL, unit
 from ccu_jax.models.augmentation import hide
@@ -44,8 +44,8 @@ def ccu_plus(problem: Problem) -> Program:
     """
     section = problem.section
     parts = (*TAIL, "image_trunk") if section.train_trunk else TAIL
-    cached = cache(problem, section.max_retain_rows)
-    train, frozen = split(problem, parts)
+    cached = build_feature_tables(problem, section.max_retain_rows)
+    train, frozen = split_modules(problem, parts)
     if section.shrink < 1:
         fresh = problem.executor.replicate(problem.model.init(problem.key("fresh")))
         kept = {
@@ -54,18 +54,24 @@ def ccu_plus(problem: Problem) -> Program:
         train = {**train, **kept}
     ranks = _ranks(problem, cached)
     if section.train_trunk:
-        cached = with_pictures(problem, cached)
+        cached = with_images(problem, cached)
     labels = cached.parts["unlearn"]["labels"]
     blank = jnp.zeros((labels.shape[0] * labels.shape[1], labels.shape[2]))
     zero = jnp.zeros(())
     return Program(
         params=train,
-        frozen={"parts": frozen, "ranks": ranks, "c": Section.of(section)},
+        frozen={
+            "parts": frozen,
+            "ranks": ranks,
+            "c": Hyperparameters.from_section(section),
+        },
         loss=_plus_loss(problem),
         optimizer=adam(),
         optimizer_inputs=rates(section),
         sharded_tables=cached.parts,
-        plan=plan(problem, cached, section, held=bool(section.heldout_retention)),
+        plan=plan_batches(
+            problem, cached, section, held=bool(section.heldout_retention)
+        ),
         aux={
             **dict.fromkeys(VISUAL, blank),
             "level": dict.fromkeys(VISUAL, blank[:, 0]),
@@ -86,23 +92,23 @@ def _plus_loss(problem):
         c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
         see, read = hide(r["has_image"], r["has_text"], r["key"], hide_rate)
         shown = {**batch, "retain": {**r, "has_image": see, "has_text": read}}
-        every, cut = together(shown, drop="retain")
+        every, cut = concat_parts(shown, drop="retain")
         params = {**frozen["parts"], **params}
         out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
         out_u, out_r = out["unlearn"], out["retain"]
         terms = contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
         terms |= _match(c, u, r, out_u, out_r, aux, frozen["ranks"].free, kind)
-        if c.uses("task_loss"):
+        if c.is_active("task_loss"):
             terms["task_loss"] = c.task_loss * sum(
                 objectives.cross_entropy(
                     getattr(out_r, view), r["labels"], r["has_image"], **kind
                 )
                 for view in VISUAL
             )
-        if c.uses("retention"):
+        if c.is_active("retention"):
             whole = (see == r["has_image"]) & (read == r["has_text"])
             terms["retention"] = retention(c.retention, r, out_r, multi_label, whole)
-        if c.uses("heldout_retention"):
+        if c.is_active("heldout_retention"):
             held = batch["held"]
             terms["heldout_retention"] = retention(
                 c.heldout_retention, held, out["held"], multi_label
@@ -146,21 +152,21 @@ def _match(c, u, r, out_u, out_r, aux, free, kind):
     much surer it is in one of the views, at most 1.
     """
     matched = ("target_match", "match_confidence")
-    terms = {name: 0.0 for name in matched if c.uses(name)}
+    terms = {name: 0.0 for name in matched if c.is_active(name)}
     weight, surer = u["has_image"], 0.0
     for view in VISUAL:
         said, aim = getattr(out_u, view), aux["level"][view][u["row"]]
         sure = targets.confidence(said, u["labels"], **kind)
-        if c.uses("target_match"):
+        if c.is_active("target_match"):
             terms["target_match"] += c.target_match * objectives.cross_entropy(
                 said, aux[view][u["row"]], weight, **kind
             )
-        if c.uses("match_confidence"):
+        if c.is_active("match_confidence"):
             terms["match_confidence"] += c.match_confidence * objectives.level(
                 sure, aim, weight & ~free
             )
         surer = jnp.maximum(surer, jnp.clip(sure - aim, 0.0, 1.0))
-    if c.uses("gated_push"):
+    if c.is_active("gated_push"):
         terms["gated_push"] = c.gated_push * objectives.inverse_contrast(
             unit(out_u.h_image),
             unit(out_r.h_image),
@@ -179,7 +185,7 @@ def _shrink(params, fresh, keep):
     return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params, fresh)
 
 
-def _ranks(problem: Problem, cached: Cache) -> targets.Ranks:
+def _ranks(problem: Problem, cached: FeatureTables) -> targets.Ranks:
     """What the targets need to know of all rows."""
     strength, multi_label = problem.section.ridge, problem.multi_label
 

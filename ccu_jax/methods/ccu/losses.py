@@ -27,7 +27,7 @@ def contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
     """The weighted contrastive objectives that both forms share, by name."""
     weight_u, weight_r = u["has_image"], r["has_image"]
     terms = {}
-    if c.uses("pair_dissociation"):
+    if c.is_active("pair_dissociation"):
         terms["pair_dissociation"] = c.pair_dissociation * objectives.pair_dissociation(
             out_u.z_image,
             u["z_text"],
@@ -39,7 +39,7 @@ def contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):
             offset=offset,
             two_sided=two_sided,
         )
-    if c.uses("separation"):
+    if c.is_active("separation"):
         terms["separation"] = c.separation * objectives.separation(
             unit(out_r.h_image),
             unit(out_u.h_image),

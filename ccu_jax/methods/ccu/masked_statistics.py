@@ -14,20 +14,20 @@ def mean(value_N, weight_N):
     return total / jnp.maximum(weight_N.sum(), 1)
 
 
-def spread(value_N, weight_N):
+def std(value_N, weight_N):
     """Standard deviation of the rows that count."""
     centre = mean(value_N, weight_N)
     return jnp.sqrt(mean((value_N - centre) ** 2, weight_N))
 
 
-def ordered(value_N, weight_N):
+def sort_valid(value_N, weight_N):
     """The values in rising order, those that do not count at the end, infinite."""
     return jnp.sort(jnp.where(weight_N, value_N, jnp.inf))
 
 
 def quantile(share, value_N, weight_N):
     """Quantiles of the rows that count, linear between neighbours (Hyndman type 7)."""
-    rising = ordered(value_N, weight_N)
+    rising = sort_valid(value_N, weight_N)
     last = jnp.maximum(weight_N.sum() - 1, 0)
     place = share * last
     low = jnp.floor(place).astype(jnp.int32)
@@ -35,9 +35,9 @@ def quantile(share, value_N, weight_N):
     return a + (place - low) * (b - a)
 
 
-def share_below(x_N, of_M, weight_M):
+def ecdf(x_N, of_M, weight_M):
     """Share of the values `of` that are below each x, ties counting half, in (0, 1)."""
-    rising = ordered(of_M, weight_M)
+    rising = sort_valid(of_M, weight_M)
     below = jnp.searchsorted(rising, x_N, side="left")
     upto = jnp.searchsorted(rising, x_N, side="right")
     return ((below + upto) / 2 + 0.5) / (weight_M.sum() + 1)
@@ -63,7 +63,7 @@ def rank(x_N, weight_N):
     return jnp.where(weight_N, place, 0.5)
 
 
-def draws(key, count):
+def uniform_per_row(key, count):
     """A random number in (0, 1) for each row, the same however many rows follow."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     return jax.vmap(jax.random.uniform)(keys)

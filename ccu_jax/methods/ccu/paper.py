@@ -7,11 +7,16 @@ this project's reconstruction of them.
 import jax.numpy as jnp
 
 from ccu_jax import objectives
-from ccu_jax.methods.cached_features import cache, plan, split, together
+from ccu_jax.methods.cached_features import (
+    build_feature_tables,
+    concat_parts,
+    plan_batches,
+    split_modules,
+)
 from ccu_jax.methods.ccu.losses import adam, contrasts, rates, retention
-from ccu_jax.methods.hyperparameters import Section
+from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.stopping import stopping
+from ccu_jax.methods.stopping import with_stop_rule
 from ccu_jax.models import TAIL, unit
 from ccu_jax.train.step import Program
 
@@ -26,16 +31,16 @@ def ccu(problem: Problem) -> Program:
     """
     section, model = problem.section, problem.model
     multi_label = problem.multi_label
-    cached = cache(problem, section.max_retain_rows)
-    train, frozen = split(problem, TAIL)
+    cached = build_feature_tables(problem, section.max_retain_rows)
+    train, frozen = split_modules(problem, TAIL)
 
     def loss(params, frozen, aux, batch, step):
         c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
-        every, cut = together(batch)
+        every, cut = concat_parts(batch)
         out = cut(model.apply({**frozen["parts"], **params}, every))
         out_u, out_r = out["unlearn"], out["retain"]
         terms = contrasts(c, u, r, out_u, out_r)
-        if c.uses("inverse_contrast"):
+        if c.is_active("inverse_contrast"):
             terms["inverse_contrast"] = (
                 c.inverse_contrast
                 * objectives.inverse_contrast(
@@ -49,19 +54,19 @@ def ccu(problem: Problem) -> Program:
                     pull=c.pull,
                 )
             )
-        if c.uses("retention"):
+        if c.is_active("retention"):
             terms["retention"] = retention(c.retention, r, out_r, multi_label)
         return sum(terms.values(), jnp.zeros(())), terms
 
     program = Program(
         params=train,
-        frozen={"parts": frozen, "c": Section.of(section)},
+        frozen={"parts": frozen, "c": Hyperparameters.from_section(section)},
         loss=loss,
         optimizer=adam(),
         optimizer_inputs=rates(section),
         sharded_tables=cached.parts,
-        plan=plan(problem, cached, section),
+        plan=plan_batches(problem, cached, section),
     )
     if not section.stop:
         return program
-    return stopping(problem, program, names=("unlearn", "held"))
+    return with_stop_rule(problem, program, names=("unlearn", "held"))

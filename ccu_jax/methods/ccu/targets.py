@@ -21,15 +21,15 @@ import jax.numpy as jnp
 
 from ccu_jax.evaluate.ridge import ridge
 from ccu_jax.methods.ccu.masked_statistics import (
-    draws,
+    ecdf,
     fit_line,
     mean,
-    ordered,
     predict_line,
     quantile,
     rank,
-    share_below,
-    spread,
+    sort_valid,
+    std,
+    uniform_per_row,
 )
 
 SMALL = 1e-30
@@ -89,14 +89,14 @@ def margin(scores, labels, *, multi_label):
     return (scores * labels).sum(axis=1) - other
 
 
-def hits(scores, labels):
+def recall_at_k(scores, labels):
     """Share of each row's true labels among its as many highest scores, `[N]`."""
     place = jnp.argsort(jnp.argsort(-scores, axis=1), axis=1)
     count = labels.sum(axis=1, keepdims=True)
     return ((place < count) * labels).sum(axis=1) / jnp.maximum(count[:, 0], 1)
 
 
-def of_alike(x_u, x_v, y_v, weight_v, choice_U):
+def nearest_value(x_u, x_v, y_v, weight_v, choice_U):
     """For each u, y of a v with a like x: one of the nearest tenth, as `choice` says.
 
     Spread and skew of y may change along x, and nothing is extrapolated.
@@ -176,10 +176,10 @@ def prepare(u, v, r, key, *, strength, multi_label) -> Ranks:
         text_UxK=text,
         known_K=known,
         image_U=image_u,
-        fused_U=rank(draws(key[1], len(image_u)), u["weight"]),
-        free=_unlike(
-            hits(score_u, u["labels"]),
-            hits(score_r, r["labels"]),
+        fused_U=rank(uniform_per_row(key[1], len(image_u)), u["weight"]),
+        free=is_shifted(
+            recall_at_k(score_u, u["labels"]),
+            recall_at_k(score_r, r["labels"]),
             u["weight"],
             r["weight"],
         ),
@@ -194,12 +194,12 @@ def _image_ranks(u, v, r, score_u, score_v, key, kind):
     rows, all of them learned, the original's trunk knows better.
     """
     plain, _ = ridge(r["fresh"], r["labels"], r["weight"], FRESH_RIDGE)
-    place = share_below(
+    place = ecdf(
         margin(plain(u["fresh"]), u["labels"], **kind),
         margin(plain(v["fresh"]), v["labels"], **kind),
         v["weight"],
     )
-    order = _carry(
+    order = predict_with_residual(
         margin(score_v, v["labels"], **kind)[:, None],
         confidence(v["image"], v["labels"], **kind),
         v["weight"],
@@ -207,24 +207,24 @@ def _image_ranks(u, v, r, score_u, score_v, key, kind):
         key,
     )
     among = jnp.argsort(jnp.argsort(jnp.where(u["weight"], order, jnp.inf)))
-    return jnp.where(u["weight"], ordered(place, u["weight"])[among], 0.5)
+    return jnp.where(u["weight"], sort_valid(place, u["weight"])[among], 0.5)
 
 
-def _unlike(hit_U, hit_R, weight_U, weight_R):
+def is_shifted(hit_U, hit_R, weight_U, weight_R):
     """Whether retained rows tell of the forgotten ones far worse than of each other."""
     parts = ((hit_U, weight_U), (hit_R, weight_R))
     error = jnp.sqrt(
-        sum(spread(hit, w) ** 2 / jnp.maximum(w.sum(), 1) for hit, w in parts)
+        sum(std(hit, w) ** 2 / jnp.maximum(w.sum(), 1) for hit, w in parts)
     )
     apart = mean(hit_R, weight_R) - mean(hit_U, weight_U)
     return apart > jnp.maximum(4 * error, 0.1)
 
 
-def _carry(x_v, y_v, weight_v, x_u, key):
+def predict_with_residual(x_v, y_v, weight_v, x_u, key):
     """Predict y for u as on v, with the spread that the prediction leaves out."""
     line = fit_line(x_v, y_v, weight_v)
-    rest = ordered(y_v - predict_line(line, x_v), weight_v)
-    drawn = rest[(draws(key, len(x_u)) * weight_v.sum()).astype(jnp.int32)]
+    rest = sort_valid(y_v - predict_line(line, x_v), weight_v)
+    drawn = rest[(uniform_per_row(key, len(x_u)) * weight_v.sum()).astype(jnp.int32)]
     return predict_line(line, x_u) + drawn
 
 
@@ -270,7 +270,7 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     x_u = jnp.stack([image_u, now["text"]], axis=1)
     x_v = jnp.stack([held["image"], held["text"]], axis=1)
     line = fit_line(x_v, held["fused"], v["weight"])
-    fused_u = of_alike(
+    fused_u = nearest_value(
         predict_line(line, x_u),
         predict_line(line, x_v),
         held["fused"],
@@ -280,11 +280,11 @@ def current(ranks: Ranks, u, v, lead, *, gain, multi_label):
     level, grown = {}, {}
     for view, aim_U in (("image", image_u), ("fused", fused_u)):
         of = held[view], v["weight"]
-        above = mean(share_below(now[view], *of) - share_below(aim_U, *of), u["weight"])
-        most = MOST_LEAD * spread(*of)
+        above = mean(ecdf(now[view], *of) - ecdf(aim_U, *of), u["weight"])
+        most = MOST_LEAD * std(*of)
         # Bounded: a model that cannot follow is not to be driven ever further.
         grown[view] = jnp.clip(
-            lead[view] + gain * spread(*of) * above,
+            lead[view] + gain * std(*of) * above,
             -most,
             most,
         )

@@ -74,7 +74,7 @@ def test_ranks_are_evenly_spaced_between_0_and_1():
 
 
 def test_places_among_other_values_are_counted_with_ties_half():
-    found = statistics.share_below(
+    found = statistics.ecdf(
         jnp.array([0.0, 2.0, 9.0]), jnp.array([3.0, 1, 2, 2]), all_of(4)
     )
     np.testing.assert_allclose(found, np.array([0.5, 2.5, 4.5]) / 5, rtol=1e-6)
@@ -107,7 +107,7 @@ def test_the_ridge_is_the_closed_form():
 def test_hits_and_margins_by_hand():
     scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
     several = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]])
-    np.testing.assert_allclose(targets.hits(scores, several), [0.5, 1, 0])
+    np.testing.assert_allclose(targets.recall_at_k(scores, several), [0.5, 1, 0])
     # Of several labels: the confidence, with scores as probabilities of 0.02 to 0.98.
     expected = confidence_of(scores, np.asarray(several), multi_label=True)
     found = targets.margin(scores, several, multi_label=True)
@@ -119,7 +119,7 @@ def test_hits_and_margins_by_hand():
         targets.margin(scores, one, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6
     )
     # A row with more labels than the classes that score high keeps its share.
-    np.testing.assert_allclose(targets.hits(scores, one), [1, 0, 0])
+    np.testing.assert_allclose(targets.recall_at_k(scores, one), [1, 0, 0])
 
 
 def test_a_line_is_fitted_by_least_squares():
@@ -195,10 +195,10 @@ def test_the_lead_grows_until_the_targets_are_met(multi_label):
 def test_a_value_is_taken_from_one_of_the_nearest_rows():
     x_v = jnp.array([3.0, 0.0, 1.0, 2.0, *range(4, 24)])
     of = x_v, 10 * x_v, all_of(24)
-    found = targets.of_alike(jnp.array([1.9, -5.0, 99.0]), *of, jnp.full(3, 0.5))
+    found = targets.nearest_value(jnp.array([1.9, -5.0, 99.0]), *of, jnp.full(3, 0.5))
     np.testing.assert_allclose(found, [20, 0, 230])
-    low = targets.of_alike(jnp.array([9.5]), *of, jnp.array([0.01]))
-    high = targets.of_alike(jnp.array([9.5]), *of, jnp.array([0.99]))
+    low = targets.nearest_value(jnp.array([9.5]), *of, jnp.array([0.01]))
+    high = targets.nearest_value(jnp.array([9.5]), *of, jnp.array([0.99]))
     assert 80 <= low[0] < high[0] <= 110
 
 
@@ -297,9 +297,9 @@ def test_statistics_are_those_of_the_rows_that_count():
     value, weight = scattered(rng, 60)
     kept, count = value[weight], weight.sum()
     every = all_of(count)
-    mean, spread = statistics.mean(value, weight), statistics.spread(value, weight)
+    mean, spread = statistics.mean(value, weight), statistics.std(value, weight)
     np.testing.assert_allclose([mean, spread], [kept.mean(), kept.std()], rtol=1e-5)
-    in_order = np.asarray(statistics.ordered(value, weight))
+    in_order = np.asarray(statistics.sort_valid(value, weight))
     np.testing.assert_array_equal(in_order[:count], np.sort(kept))
     assert np.isinf(in_order[count:]).all()
     ranks = np.asarray(statistics.rank(value, weight))
@@ -307,8 +307,8 @@ def test_statistics_are_those_of_the_rows_that_count():
     assert ((ranks > 0) & (ranks < 1)).all()
     x = np.array([*rng.normal(size=9), *kept[:3]], np.float32)
     np.testing.assert_array_equal(
-        statistics.share_below(x, value, weight),
-        statistics.share_below(x, kept, every),
+        statistics.ecdf(x, value, weight),
+        statistics.ecdf(x, kept, every),
     )
     predictors = 9 * rng.normal(size=(60, 2)).astype(np.float32)
     np.testing.assert_allclose(
@@ -318,11 +318,11 @@ def test_statistics_are_those_of_the_rows_that_count():
     )
     choice = rng.random(12).astype(np.float32)
     np.testing.assert_array_equal(
-        targets.of_alike(x, value, 2 * value, weight, choice),
-        targets.of_alike(x, kept, 2 * kept, every, choice),
+        targets.nearest_value(x, value, 2 * value, weight, choice),
+        targets.nearest_value(x, kept, 2 * kept, every, choice),
     )
     none = np.zeros(60, bool)
-    assert statistics.mean(value, none) == statistics.spread(value, none) == 0
+    assert statistics.mean(value, none) == statistics.std(value, none) == 0
 
 
 def test_a_ridge_does_not_see_the_rows_that_do_not_count():
@@ -340,7 +340,7 @@ def test_a_ridge_does_not_see_the_rows_that_do_not_count():
 
 def test_what_is_drawn_for_a_row_does_not_depend_on_how_many_follow():
     key = jax.random.key(3)
-    few, many = statistics.draws(key, 5), statistics.draws(key, 400)
+    few, many = statistics.uniform_per_row(key, 5), statistics.uniform_per_row(key, 400)
     np.testing.assert_array_equal(few, many[:5])
     assert len(set(many.tolist())) == 400 and abs(many.mean() - 0.5) < 0.05
 

@@ -65,14 +65,14 @@ def random_columns(sizes: Sizes, rng: np.random.Generator):
     return columns
 
 
-def random_store(sizes: Sizes, seed: int = 0) -> features.Store:
+def random_store(sizes: Sizes, seed: int = 0) -> features.FeatureStore:
     """A store of random features in memory, for as many rows as `sizes` says."""
     columns = random_columns(sizes, np.random.default_rng(seed))
     rows = np.arange(sizes.rows)
-    return features.Store(columns(rows), np.ones(sizes.rows, bool))
+    return features.FeatureStore(columns(rows), np.ones(sizes.rows, bool))
 
 
-def make(sizes: Sizes, executor: str, sets: Sets, store: features.Store) -> Problem:
+def make(sizes: Sizes, executor: str, sets: Sets, store: features.FeatureStore) -> Problem:
     """A problem whose rows have features and no pictures.
 
     Args:

@@ -129,11 +129,11 @@ def _problem(sizes, executor, batch):
     """A problem with stored features, and rows of a step as asked for."""
     problem = bench_problem.make(sizes, executor)
     place, rows = problem.executor.replicate, np.arange(sizes.rows)
-    fresh = place(features.untrained(problem.model, problem.seed))
-    columns = features.compute(
+    fresh = place(features.init_untrained(problem.model, problem.seed))
+    columns = features.compute_features(
         problem.forward, problem.params, fresh, problem.table, rows
     )
-    store = features.Store(jax.device_get(columns), np.ones(sizes.rows, bool))
+    store = features.FeatureStore(jax.device_get(columns), np.ones(sizes.rows, bool))
     config = problem.config
     if batch is not None:
         config = bench_problem.with_batches(

@@ -29,10 +29,10 @@ from ccu_jax.train import checkpoint
 
 _ABOUT = "about.json"
 _FORMAT = 2  # of a store: which columns there are, and what is said of them
-CHUNK = 4096  # rows between the device and the disk
+CHUNK_ROWS = 4096  # rows between the device and the disk
 
 
-class Store(NamedTuple):
+class FeatureStore(NamedTuple):
     """The stored columns of N rows, mapped into memory.
 
     `columns`: `features` of the trunk, `h_text`, `z_text`, the logits `original_VIEW`,
@@ -41,7 +41,7 @@ class Store(NamedTuple):
     """
 
     columns: dict[str, np.ndarray]
-    there: np.ndarray
+    valid: np.ndarray
 
     def take(self, rows) -> dict[str, np.ndarray]:
         """The columns' rows of these numbers.
@@ -53,10 +53,10 @@ class Store(NamedTuple):
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
     def _check(self, rows):
-        if not self.there[rows].all():
+        if not self.valid[rows].all():
             raise ValueError("the features of some of these rows were removed")
 
-    def table(self, table) -> dict[str, Any]:
+    def as_table(self, table) -> dict[str, Any]:
         """A table for `Forward.outputs` that needs no pictures and no texts.
 
         Raises:
@@ -64,17 +64,17 @@ class Store(NamedTuple):
         """
         self._check(slice(None))
         names = ("features", "h_text")
-        on_host = {name: HostColumn(self.columns[name], self.there) for name in names}
+        on_host = {name: HostColumn(self.columns[name], self.valid) for name in names}
         rest = ("labels", "has_image", "has_text")
         return {**{name: table[name] for name in rest}, **on_host}
 
 
-def untrained(model, seed: int):
+def init_untrained(model, seed: int):
     """The parameters of a model of this seed that never learned anything."""
     return model.init(jax.random.fold_in(jax.random.key(seed), 0x0FF))
 
 
-def compute(forward, params, fresh, table, rows) -> dict[str, np.ndarray]:
+def compute_features(forward, params, fresh, table, rows) -> dict[str, np.ndarray]:
     """The columns of some rows, by one pass over their pictures and texts.
 
     Args:
@@ -119,8 +119,8 @@ def write(
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
         hashed: dict[str, Any] = {}
-        for start in range(0, count, CHUNK):
-            rows = np.arange(start, min(start + CHUNK, count))
+        for start in range(0, count, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, count))
             found = columns(rows)
             for name, x in found.items() if is_primary() else ():
                 if name not in files:
@@ -148,17 +148,17 @@ def write(
     barrier("features")
 
 
-def computed(problem) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def make_compute_fn(problem) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Gives the columns of some rows of a `methods.Problem` with an original."""
-    fresh = problem.executor.replicate(untrained(problem.model, problem.seed))
+    fresh = problem.executor.replicate(init_untrained(problem.model, problem.seed))
     return functools.partial(
-        compute, problem.forward, problem.params, fresh, problem.table
+        compute_features, problem.forward, problem.params, fresh, problem.table
     )
 
 
-def stored(
+def open_or_build(
     folder: pathlib.Path, problem, fingerprint: str, progress: Callable[[int, int], Any]
-) -> Store:
+) -> FeatureStore:
     """The store of a problem's original, made anew where it is not (any more) its.
 
     Args:
@@ -170,13 +170,13 @@ def stored(
     Raises:
         UserError: it cannot be read where it has just been written.
     """
-    facts = facts_of(problem.params, fingerprint)
+    facts = store_identity(problem.params, fingerprint)
     store = read(folder, facts)
     # Where rows were removed and the pictures are still here, a purge was cut off. All
     # processes make a new one, or none does: it takes all of their devices.
-    if not all_agree(store is not None and store.there.all()):
+    if not all_agree(store is not None and store.valid.all()):
         count = len(problem.table["labels"])
-        write(folder, facts, count, computed(problem), progress)
+        write(folder, facts, count, make_compute_fn(problem), progress)
         store = read(folder, facts)
     if store is None:
         raise UserError(
@@ -186,13 +186,13 @@ def stored(
     return store
 
 
-def facts_of(params, fingerprint: str) -> dict[str, Any]:
+def store_identity(params, fingerprint: str) -> dict[str, Any]:
     """What a store belongs to: the original's parameters, and the data."""
     digest = checkpoint.digest(params)
     return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
 
 
-def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
+def read(folder: pathlib.Path, facts: dict[str, Any]) -> FeatureStore | None:
     """The store of these facts, or None: there is none, or it is another's or damaged.
 
     It is read once as a whole for that, which is little beside the pass over pictures
@@ -218,7 +218,7 @@ def read(folder: pathlib.Path, facts: dict[str, Any]) -> Store | None:
         )
         for name, column in about["columns"].items()
     }
-    return Store(columns, there)
+    return FeatureStore(columns, there)
 
 
 def _whole(folder, columns) -> bool:
@@ -249,7 +249,7 @@ def _description(folder) -> dict[str, Any] | None:
         return None
 
 
-def remove(folder: pathlib.Path, rows) -> int:
+def remove_rows(folder: pathlib.Path, rows) -> int:
     """Overwrite rows with zeros, for good; gives how many are gone now.
 
     Args:
@@ -285,7 +285,7 @@ def remove(folder: pathlib.Path, rows) -> int:
     return len(rows)
 
 
-def left(folder: pathlib.Path, rows) -> int:
+def count_remaining(folder: pathlib.Path, rows) -> int:
     """How many of these rows a store still says something of."""
     if not (folder / _ABOUT).exists():
         return 0

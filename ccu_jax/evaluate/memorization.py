@@ -16,19 +16,19 @@ import numpy as np
 
 from ccu_jax.distributed.hosts import broadcast_from_primary
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.feature_store import CHUNK, Store
+from ccu_jax.evaluate.feature_store import CHUNK_ROWS, FeatureStore
 from ccu_jax.evaluate.ridge import ridge
 from ccu_jax.metrics import membership
-from ccu_jax.unlearn_sets.rules import Memory
+from ccu_jax.unlearn_sets.rules import Memorization
 from ccu_jax.unlearn_sets.splits import Sets
 
 # Features of an untrained trunk are few and plain: they bear a weak ridge.
 RIDGE = 0.3
-MOST = 16_384  # rows that the ridge is fitted to: memory is bounded
+MAX_ROWS = 16_384  # rows that the ridge is fitted to: memory is bounded
 _FLOOR = 0.01  # a ridge's scores are no probabilities, and may lie below 0
 
 
-def memory(data, store: Store, trained, apart, seed: int) -> Memory:
+def estimate_memorization(data, store: FeatureStore, trained, apart, seed: int) -> Memorization:
     """What the original has memorised, and how easy rows are for the ridge.
 
     Both are probabilities of the truth, or differences of these; of several labels
@@ -60,12 +60,12 @@ def memory(data, store: Store, trained, apart, seed: int) -> Memory:
         ease[rows] = _probability(logits, data.labels[rows], data.multi_label)
     seen = np.isin(np.arange(len(said)), trained)
     # Sums may differ in their last bits from machine to machine, sets may not.
-    return Memory(
+    return Memorization(
         *broadcast_from_primary(np.stack([np.where(seen, said - ease, 0), ease]))
     )
 
 
-def describe(data, known: Memory, sets: Sets) -> str:
+def describe(data, known: Memorization, sets: Sets) -> str:
     """How much of the forgotten rows was memorised, and how like them the control is.
 
     Args:
@@ -80,18 +80,18 @@ def describe(data, known: Memory, sets: Sets) -> str:
     every = np.sort(np.concatenate([sets.retain, sets.unlearn]))
     return (
         "memorised, as a difference of probabilities: forgotten rows "
-        f"{mean(known.memorised, sets.unlearn)}, all {mean(known.memorised, every)}; "
+        f"{mean(known.score, sets.unlearn)}, all {mean(known.score, every)}; "
         "probability without having seen the row: forgotten rows "
-        f"{mean(known.ease, sets.unlearn)}, all {mean(known.ease, every)}, the control "
-        f"{mean(known.ease, sets.unseen)}"
+        f"{mean(known.easiness, sets.unlearn)}, all {mean(known.easiness, every)}, the control "
+        f"{mean(known.easiness, sets.unseen)}"
     )
 
 
 def _blind(data, store, trained, apart, seed):
     """Yields rows and the scores `[n, K]` of a ridge that was fitted without them."""
     fitted = trained
-    if len(trained) > MOST:
-        fitted = np.sort(np.random.default_rng(seed).choice(trained, MOST, False))
+    if len(trained) > MAX_ROWS:
+        fitted = np.sort(np.random.default_rng(seed).choice(trained, MAX_ROWS, False))
     # In full precision, whatever the device's products are by default.
     with jax.default_matmul_precision("highest"):
         x, y = (jnp.asarray(of[fitted]) for of in (store.columns["fresh"], data.labels))
@@ -102,8 +102,8 @@ def _blind(data, store, trained, apart, seed):
 
 
 def _chunks(rows):
-    for start in range(0, len(rows), CHUNK):
-        yield rows[start : start + CHUNK]
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield rows[start : start + CHUNK_ROWS]
 
 
 def _logits(scores, multi_label):

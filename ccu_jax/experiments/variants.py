@@ -131,7 +131,7 @@ def judge(ctx: RunContext, problem: Problem, params) -> Row:
     """
     table = ctx.table
     if not set(params) - set(TAIL):
-        table = problem.store.table(ctx.table)
+        table = problem.store.as_table(ctx.table)
     params = {**problem.params, **params}
     found = predictions.predict_all_splits(
         ctx.forward, params, table, ctx.data, problem.sets

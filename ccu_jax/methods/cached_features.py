@@ -68,7 +68,7 @@ def _columns(problem, rows):
     }
     if problem.store is not None and problem.config.run.features == "stored":
         return table | problem.store.take(rows)
-    return table | features.computed(problem)(rows)
+    return table | features.make_compute_fn(problem)(rows)
 
 
 def pad(x, size):

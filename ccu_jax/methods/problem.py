@@ -9,7 +9,7 @@ import numpy as np
 from ccu_jax.config.schema import Config
 from ccu_jax.data.batches import plan_batches
 from ccu_jax.distributed.executors import Executor
-from ccu_jax.evaluate.feature_store import Store
+from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.models import Model, Params
 from ccu_jax.unlearn_sets.splits import Sets
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
     params: Params | None
     seed: int
     method: str = ""
-    store: Store | None = None
+    store: FeatureStore | None = None
     arrival: np.ndarray | None = None
 
     @property

@@ -72,7 +72,7 @@ class Ongoing(NamedTuple):
     are asked for, on the method's clock.
     """
 
-    stored: features.Store
+    stored: features.FeatureStore
     forward: Forward
     params: Any
     table: dict[str, Any]
@@ -179,7 +179,7 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
     sets = problem.sets._replace(retain=none, unlearn=gone, validation=none)
     table = ctx.table
     if problem.store is not None and _untouched(state):
-        table = problem.store.table(table)
+        table = problem.store.as_table(table)
     found = predictions.predict_all_splits(
         ctx.forward, state.params, table, ctx.data, sets
     )

@@ -46,7 +46,7 @@ def finished(ctx: RunContext, seed: int, method: str) -> dict[str, Any] | None:
     return row
 
 
-def draw(ctx: RunContext, seed: int, store: features.Store | None = None) -> Sets:
+def draw(ctx: RunContext, seed: int, store: features.FeatureStore | None = None) -> Sets:
     """A seed's sets.
 
     What was memorised only a trained original says: before, `unlearn` is empty.
@@ -65,7 +65,7 @@ def draw(ctx: RunContext, seed: int, store: features.Store | None = None) -> Set
         return workdirs.evaluated(ctx, seed)
     sets = _sets(ctx, seed)
     if store is not None:
-        known = memory.memory(ctx.data, store, sets.retain, sets.unseen, seed)
+        known = memory.estimate_memorization(ctx.data, store, sets.retain, sets.unseen, seed)
         sets = _sets(ctx, seed, known)
         told = memory.describe(ctx.data, known, sets)
         ctx.reporter.say(f"seed {seed}: {told}")
@@ -126,10 +126,10 @@ def params_of(ctx: RunContext, seed: int, method: str):
     return ctx.executor.replicate(saved.tree)
 
 
-def _store(ctx: RunContext, problem, stage) -> features.Store:
+def _store(ctx: RunContext, problem, stage) -> features.FeatureStore:
     folder = _place_of(ctx, problem.seed, "original") / "features"
     tell = functools.partial(stage.tell, "storing features")
-    return features.stored(folder, problem, ctx.data.fingerprint, tell)
+    return features.open_or_build(folder, problem, ctx.data.fingerprint, tell)
 
 
 def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) -> Sets:
@@ -161,7 +161,7 @@ def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) 
         start = time.perf_counter()
     # Where trunk and text branch are the original's, so is what they say of each row.
     same = method == "original" or not set(outcome.params) - set(TAIL)
-    table = problem.store.table(ctx.table) if same else ctx.table
+    table = problem.store.as_table(ctx.table) if same else ctx.table
     results = predictions.predict_all_splits(
         ctx.forward, params, table, ctx.data, problem.sets
     )

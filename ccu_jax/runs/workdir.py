@@ -292,8 +292,8 @@ def _purge_features(ctx: RunContext, ids) -> int:
     # A seed that was cut off may have none yet, but the beginning of one beside it.
     for original in sorted((ctx.workdir / "checkpoints").glob("original-*")):
         folder = original / "features"
-        gone += features.remove(folder, removed)
-        if features.left(folder, removed):
+        gone += features.remove_rows(folder, removed)
+        if features.count_remaining(folder, removed):
             raise UserError(
                 f"purge: {folder} still says something of the forgotten pictures: "
                 "remove this folder"

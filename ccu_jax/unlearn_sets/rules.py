@@ -71,14 +71,14 @@ class Pool(NamedTuple):
         return np.where(count > 0, total / np.maximum(count, 1), -np.inf)
 
 
-class Memory(NamedTuple):
+class Memorization(NamedTuple):
     """What an original has memorised, and how easy rows are for who never saw them.
 
     Both `[N]`, see `memory.py`.
     """
 
-    memorised: np.ndarray
-    ease: np.ndarray
+    score: np.ndarray
+    easiness: np.ndarray
 
 
 class Choice(NamedTuple):
@@ -140,7 +140,7 @@ def named(data, rule: Rule, group_N) -> set[str]:
 
 
 def choose(
-    data, rule: Rule, pool: Pool, listed: set[str], memory: Memory | None
+    data, rule: Rule, pool: Pool, listed: set[str], memory: Memorization | None
 ) -> Choice:
     """What a rule forgets.
 
@@ -236,11 +236,11 @@ def _memorised(data, rule, pool, memory) -> Choice:
         means = pool.means(groups, value_N, data.has_image)
         return dict(zip(groups, means, strict=True))
 
-    known = of(pool.trained, memory.memorised)
+    known = of(pool.trained, memory.score)
     shown = [group for group in pool.trained if np.isfinite(known[group])]
     ranked = _ranked(shown, np.array([known[group] for group in shown]))
     forgotten = _take_share(rule, pool, ranked)
-    ease = of([*pool.trained, *pool.apart], memory.ease)
+    ease = of([*pool.trained, *pool.apart], memory.easiness)
     offered = [group for group in pool.apart if np.isfinite(ease[group])]
     each = max(1, pool.count(offered)) / max(1, len(offered))
     least = math.ceil(max(LEAST / each, rule.share * len(offered)))

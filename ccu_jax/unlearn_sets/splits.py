@@ -17,7 +17,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.storage.records import add_line_checksum, lines_are_intact
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets.ids import read_ids
-from ccu_jax.unlearn_sets.rules import Choice, Memory, Pool
+from ccu_jax.unlearn_sets.rules import Choice, Memorization, Pool
 
 
 class Sets(NamedTuple):
@@ -88,7 +88,7 @@ def draw(
     seed: int,
     unseen: float,
     duplicates: str = "forget",
-    memory: Memory | None = None,
+    memory: Memorization | None = None,
 ) -> Sets:
     """Draw the sets.
 

@@ -93,7 +93,7 @@ def _assert_same(alone, workdir, out, processes, devices, methods=METHODS):
         for view, logits in one.logits.items():
             np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
     one, two = (_stored(folder) for folder in (alone, workdir))
-    assert one.columns.keys() == two.columns.keys() and two.there.all()
+    assert one.columns.keys() == two.columns.keys() and two.valid.all()
     for name, column in one.columns.items():
         np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
     first, second = (

@@ -50,10 +50,10 @@ def problem():
 @pytest.fixture(scope="module")
 def computed(problem):
     """`columns` of `features.write`: one pass over the pictures of some rows."""
-    fresh = features.untrained(problem.model, problem.seed)
+    fresh = features.init_untrained(problem.model, problem.seed)
 
     def columns(rows):
-        return features.compute(
+        return features.compute_features(
             problem.forward, problem.params, fresh, problem.table, rows
         )
 
@@ -69,7 +69,7 @@ def every(computed):
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     """Four between the device and the disk, the last of them not full."""
-    monkeypatch.setattr(features, "CHUNK", 16)
+    monkeypatch.setattr(features, "CHUNK_ROWS", 16)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_is_stored_is_what_is_computed(tmp_path, problem, computed, every):
     )
     store = features.read(tmp_path / "features", FACTS)
     assert set(store.columns) == NAMES == set(every)
-    assert store.there.all() and len(store.there) == ROWS
+    assert store.valid.all() and len(store.valid) == ROWS
     rows = np.array([5, 0, 55, 5, 17, 33])
     taken = store.take(rows)
     for name, x in every.items():
@@ -121,7 +121,7 @@ def test_what_is_stored_is_what_is_computed(tmp_path, problem, computed, every):
         np.testing.assert_allclose(taken[name], out[name], atol=1e-6)
     for view in VIEWS:
         np.testing.assert_allclose(taken[f"original_{view}"], out[view], atol=1e-6)
-    fresh = features.untrained(problem.model, problem.seed)
+    fresh = features.init_untrained(problem.model, problem.seed)
     trunk = problem.model.trunk(fresh, np.asarray(problem.table["image"])[rows])
     np.testing.assert_allclose(taken["fresh"], features.pool_tokens(trunk), atol=1e-5)
 
@@ -136,23 +136,23 @@ def test_columns_are_mapped_into_memory_and_cannot_be_written(folder):
     assert not any(isinstance(x, np.memmap) for x in taken.values())
     for x in taken.values():
         x[:] = 0  # one's own
-    assert features.left(folder, np.arange(ROWS)) == ROWS
+    assert features.count_remaining(folder, np.arange(ROWS)) == ROWS
 
 
 def test_features_in_bfloat16_come_back_to_the_bit(tmp_path):
     settings = problems.config(model={"dtype": "bfloat16"})
     problem = problems.problem(parallel.vmap(1), settings=settings)
-    fresh = features.untrained(problem.model, 0)
+    fresh = features.init_untrained(problem.model, 0)
     of = problem.forward, problem.params, fresh, problem.table
-    every = features.compute(*of, np.arange(ROWS))
+    every = features.compute_features(*of, np.arange(ROWS))
     assert every["features"].dtype == jnp.bfloat16
     store_at(tmp_path / "features", every)
     store = features.read(tmp_path / "features", FACTS)
     for name, x in store.columns.items():
         assert x.dtype == every[name].dtype
         assert x.tobytes() == every[name].tobytes(), name
-    removed = features.remove(tmp_path / "features", [3, 4])
-    assert removed == 2 and features.left(tmp_path / "features", [3, 4]) == 0
+    removed = features.remove_rows(tmp_path / "features", [3, 4])
+    assert removed == 2 and features.count_remaining(tmp_path / "features", [3, 4]) == 0
 
 
 @pytest.mark.parametrize("kind", [np.float32, jnp.bfloat16])
@@ -170,17 +170,17 @@ def test_pooled_features_are_the_same_on_host_and_device(kind):
 
 
 def test_a_store_belongs_to_one_checkpoint_and_one_data_set(problem, folder, every):
-    facts = features.facts_of(problem.params, "toy0")
+    facts = features.store_identity(problem.params, "toy0")
     store_at(folder, every, facts)
-    assert features.read(folder, features.facts_of(problem.params, "toy0"))
-    assert features.read(folder, features.facts_of(problem.params, "toy1")) is None
+    assert features.read(folder, features.store_identity(problem.params, "toy0"))
+    assert features.read(folder, features.store_identity(problem.params, "toy1")) is None
     host = jax.device_get(problem.params)
-    assert features.read(folder, features.facts_of(host, "toy0"))
+    assert features.read(folder, features.store_identity(host, "toy0"))
     for part in host:
         leaves, tree = jax.tree.flatten(host[part])
         nearly = [np.nextafter(leaves[0], np.float32(9)), *leaves[1:]]
         other = {**host, part: jax.tree.unflatten(tree, nearly)}
-        assert features.read(folder, features.facts_of(other, "toy0")) is None, part
+        assert features.read(folder, features.store_identity(other, "toy0")) is None, part
 
 
 def test_the_digest_of_parameters_goes_by_names_kinds_and_shapes():
@@ -303,7 +303,7 @@ import numpy as np
 from ccu_jax import features
 
 folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
-features.CHUNK = 16
+features.CHUNK_ROWS = 16
 
 def kill(name):
     if moment == name:
@@ -413,14 +413,14 @@ def test_a_full_disk_ends_writing_as_an_error_that_can_be_told(
 
 def test_a_store_that_a_cut_off_purge_has_thinned_is_made_again(tmp_path, problem):
     place = tmp_path / "features"
-    features.stored(place, problem, "data", quiet)
-    features.remove(place, np.array([3, 4]))
-    thinned = features.read(place, features.facts_of(problem.params, "data"))
+    features.open_or_build(place, problem, "data", quiet)
+    features.remove_rows(place, np.array([3, 4]))
+    thinned = features.read(place, features.store_identity(problem.params, "data"))
     with pytest.raises(ValueError, match="removed"):
-        thinned.table(problem.table)
-    again = features.stored(place, problem, "data", quiet)
-    assert again.there.all()
-    assert features.left(place, np.array([3, 4])) == 2
+        thinned.as_table(problem.table)
+    again = features.open_or_build(place, problem, "data", quiet)
+    assert again.valid.all()
+    assert features.count_remaining(place, np.array([3, 4])) == 2
 
 
 def test_a_store_whose_columns_name_other_files_is_none(folder, every):
@@ -431,16 +431,16 @@ def test_a_store_whose_columns_name_other_files_is_none(folder, every):
     about["columns"]["../precious"] = about["columns"][next(iter(every))]
     (folder / "about.json").write_text(json.dumps(about))
     assert features.read(folder, FACTS) is None
-    assert features.remove(folder, GONE) == 0 and other.read_bytes() == before
+    assert features.remove_rows(folder, GONE) == 0 and other.read_bytes() == before
 
 
 def test_removed_rows_are_zero_on_the_disk_and_cannot_be_taken(folder, every):
-    assert features.left(folder, GONE) == len(GONE)
+    assert features.count_remaining(folder, GONE) == len(GONE)
     mapped = features.read(folder, FACTS)
-    assert features.remove(folder, GONE) == len(GONE)
-    assert features.left(folder, GONE) == 0
+    assert features.remove_rows(folder, GONE) == len(GONE)
+    assert features.count_remaining(folder, GONE) == 0
     others = np.setdiff1d(np.arange(ROWS), GONE)
-    assert features.left(folder, others) == len(others)
+    assert features.count_remaining(folder, others) == len(others)
     for name, x in every.items():
         raw = np.frombuffer((folder / f"{name}.bin").read_bytes(), x.dtype)
         raw = raw.reshape(x.shape)
@@ -449,7 +449,7 @@ def test_removed_rows_are_zero_on_the_disk_and_cannot_be_taken(folder, every):
         # Who had mapped them before sees them no more either.
         assert not mapped.columns[name][GONE].any()
     store = features.read(folder, FACTS)
-    assert np.flatnonzero(~store.there).tolist() == GONE.tolist()
+    assert np.flatnonzero(~store.valid).tolist() == GONE.tolist()
     for rows in (GONE, GONE[:1], [0, 1, 17]):
         with pytest.raises(ValueError, match="removed"):
             store.take(np.asarray(rows))
@@ -458,15 +458,15 @@ def test_removed_rows_are_zero_on_the_disk_and_cannot_be_taken(folder, every):
 
 def test_rows_can_be_removed_again_and_more_of_them(folder):
     for rows in (GONE, GONE, [0, 3]):
-        assert features.remove(folder, rows) == len(rows)
-    assert not features.read(folder, FACTS).there[[0, *GONE]].any()
-    assert features.read(folder, FACTS).there.sum() == ROWS - 1 - len(GONE)
-    assert features.remove(folder, []) == 0
+        assert features.remove_rows(folder, rows) == len(rows)
+    assert not features.read(folder, FACTS).valid[[0, *GONE]].any()
+    assert features.read(folder, FACTS).valid.sum() == ROWS - 1 - len(GONE)
+    assert features.remove_rows(folder, []) == 0
 
 
 def test_nothing_is_removed_where_there_is_no_store(tmp_path):
-    assert features.remove(tmp_path / "features", GONE) == 0
-    assert features.left(tmp_path / "features", GONE) == 0
+    assert features.remove_rows(tmp_path / "features", GONE) == 0
+    assert features.count_remaining(tmp_path / "features", GONE) == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -480,7 +480,7 @@ def test_what_a_kill_left_of_a_new_store_is_removed_too(folder, every):
         features.write(folder, FACTS, ROWS, columns, quiet)
     new = folder.with_name("features.new")
     assert any(path.stat().st_size for path in new.iterdir())
-    features.remove(folder, GONE)
+    features.remove_rows(folder, GONE)
     assert not new.exists()
 
 
@@ -493,14 +493,14 @@ def test_a_kill_while_rows_are_removed_leaves_none_that_could_be_used(
     with monkeypatch.context() as patch:
         patch.setattr(features.np, "memmap", killed)
         with pytest.raises(KeyboardInterrupt):
-            features.remove(folder, GONE)
+            features.remove_rows(folder, GONE)
     store = features.read(folder, FACTS)
     with pytest.raises(ValueError, match="removed"):
         store.take(GONE[:1])
     # They are still there, which the next purge is told, and mends.
-    assert features.left(folder, GONE) == len(GONE)
-    features.remove(folder, GONE)
-    assert features.left(folder, GONE) == 0
+    assert features.count_remaining(folder, GONE) == len(GONE)
+    features.remove_rows(folder, GONE)
+    assert features.count_remaining(folder, GONE) == 0
 
 
 @pytest.mark.parametrize("damage", ["about.json", "there.bin", "features.bin"])
@@ -510,8 +510,8 @@ def test_of_a_damaged_store_nothing_stays_when_rows_are_removed(folder, damage, 
         (folder / damage).unlink()
     else:
         (folder / damage).write_bytes((folder / damage).read_bytes()[:20])
-    assert features.remove(folder, GONE) == 0
-    assert not folder.exists() and features.left(folder, GONE) == 0
+    assert features.remove_rows(folder, GONE) == 0
+    assert not folder.exists() and features.count_remaining(folder, GONE) == 0
 
 
 def test_a_purge_reaches_the_stores_of_all_seeds_also_those_that_were_cut_off(
@@ -534,8 +534,8 @@ def test_a_purge_reaches_the_stores_of_all_seeds_also_those_that_were_cut_off(
         [place[0], place[0] / "features.bin", place[2], place[2] / "features.bin"]
     )
     for folder in (place[0], place[2]):
-        assert features.left(folder, GONE) == 0
-        assert features.left(folder, np.arange(ROWS)) == ROWS - len(GONE)
+        assert features.count_remaining(folder, GONE) == 0
+        assert features.count_remaining(folder, np.arange(ROWS)) == ROWS - len(GONE)
 
 
 # --- methods and evaluation on a store ------------------------------------------------
@@ -544,7 +544,7 @@ def test_a_purge_reaches_the_stores_of_all_seeds_also_those_that_were_cut_off(
 @pytest.fixture
 def stored(problem, folder, every):
     """The problem with its store, and without a way to look at pictures."""
-    facts = features.facts_of(problem.params, "toy0")
+    facts = features.store_identity(problem.params, "toy0")
     store_at(folder, every, facts)
 
     class Blind(Forward):
@@ -587,8 +587,8 @@ def test_features_are_computed_where_that_is_asked_for(stored, name):
 
 
 def test_a_removed_row_ends_a_method_before_its_first_step(folder, stored):
-    features.remove(folder, stored.sets.unlearn[:1])
-    store = features.read(folder, features.facts_of(stored.params, "toy0"))
+    features.remove_rows(folder, stored.sets.unlearn[:1])
+    store = features.read(folder, features.store_identity(stored.params, "toy0"))
     with pytest.raises(ValueError, match="removed"):
         METHODS["ccu_plus"](stored._replace(store=store, method="ccu_plus"))
 
@@ -610,9 +610,9 @@ def test_a_run_on_stored_features_is_one_on_computed_ones_but_for_rounding(
         model={"dtype": dtype}, **{name: {"steps": 5}}, run={"steps_per_call": 2}
     )
     problem = problems.problem(parallel.vmap(2), settings=settings)
-    fresh = features.untrained(problem.model, 0)
+    fresh = features.init_untrained(problem.model, 0)
     of = problem.forward, problem.params, fresh, problem.table
-    store_at(tmp_path / "features", features.compute(*of, np.arange(ROWS)))
+    store_at(tmp_path / "features", features.compute_features(*of, np.arange(ROWS)))
     store = features.read(tmp_path / "features", FACTS)
     loop = Loop(settings.run, problem.executor, pytest.fail)
     found = {}
@@ -640,7 +640,7 @@ def test_a_run_on_stored_features_is_one_on_computed_ones_but_for_rounding(
 
 
 def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
-    table = stored.store.table(problem.table)
+    table = stored.store.as_table(problem.table)
     assert not {"image", "text"} & set(table)
     of = problem.params, problem.table, problems.dataset(), problem.sets
     expected = predictions.predict_all_splits(problem.forward, *of)
@@ -820,11 +820,11 @@ def test_the_original_is_evaluated_by_what_was_stored_of_it(settings, finished):
     ids = data.load_prepared(settings.data, workdir).id.tolist()
     where = {name: row for row, name in enumerate(ids)}
     rows = np.array([where[name] for name in found.id.tolist()])
-    assert len(store.there) == 80
+    assert len(store.valid) == 80
     for view, logits in found.logits.items():
         stored = store.take(rows)[f"original_{view}"]
         np.testing.assert_allclose(logits, stored, atol=1e-6)
 
 
 def test_nothing_is_left_of_no_rows(folder):
-    assert features.left(folder, np.array([], int)) == 0
+    assert features.count_remaining(folder, np.array([], int)) == 0

@@ -5,7 +5,7 @@ import pytest
 
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import memorization as memory
-from ccu_jax.evaluate.feature_store import Store
+from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.unlearn_sets import splits as unlearn_set
 from tests import problems
 
@@ -33,12 +33,12 @@ def planted(data, known):
         "original_image": (sure * (2 * data.labels - 1)).astype(np.float32),
     }
     odd &= (told != data.labels).any(axis=1)
-    return Store(columns, np.ones(ROWS, bool)), odd & data.has_image
+    return FeatureStore(columns, np.ones(ROWS, bool)), odd & data.has_image
 
 
 def look(data, store, seed=0):
     sets = unlearn_set.draw(data, "memorised:0.1", 0, 0.3)
-    return memory.memory(data, store, sets.retain, sets.unseen, seed), sets
+    return memory.estimate_memorization(data, store, sets.retain, sets.unseen, seed), sets
 
 
 def test_what_is_known_and_could_not_be_guessed_is_memorised(data):
@@ -48,15 +48,15 @@ def test_what_is_known_and_could_not_be_guessed_is_memorised(data):
     trained = np.isin(np.arange(ROWS), sets.retain)
     by_heart, unknown = odd & known & trained, odd & ~known & trained
     plain = ~odd & trained & data.has_image
-    assert found.memorised[by_heart].mean() > found.memorised[plain].mean() + 0.2
-    assert found.memorised[by_heart].mean() > found.memorised[unknown].mean() + 0.2
+    assert found.score[by_heart].mean() > found.score[plain].mean() + 0.2
+    assert found.score[by_heart].mean() > found.score[unknown].mean() + 0.2
     after = unlearn_set.draw(data, "memorised:0.05", 0, 0.3, memory=found)
     assert by_heart[after.unlearn].mean() > 0.95
     # Who has not seen them finds them hard, and the control as well.
     apart = data.has_image & np.isin(np.arange(ROWS), sets.unseen)
-    hard = found.ease[after.unlearn[data.has_image[after.unlearn]]].mean()
-    control = found.ease[after.unseen[data.has_image[after.unseen]]].mean()
-    assert abs(control - hard) < 0.5 * (found.ease[apart].mean() - hard)
+    hard = found.easiness[after.unlearn[data.has_image[after.unlearn]]].mean()
+    control = found.easiness[after.unseen[data.has_image[after.unseen]]].mean()
+    assert abs(control - hard) < 0.5 * (found.easiness[apart].mean() - hard)
     assert "the control" in memory.describe(data, found, after)
 
 
@@ -68,7 +68,7 @@ def test_a_row_does_not_help_to_guess_itself(data):
     store.columns["fresh"] = wide
     found, sets = look(data, store)
     shown = [rows[data.has_image[rows]] for rows in (sets.retain, sets.unseen)]
-    trained, apart = (found.ease[rows].mean() for rows in shown)
+    trained, apart = (found.easiness[rows].mean() for rows in shown)
     assert abs(trained - apart) < 0.03
 
 
@@ -77,23 +77,23 @@ def test_rows_that_count_nowhere_have_zeros_and_numbers_are_probabilities(data):
     found, sets = look(data, store)
     away = ~np.isin(np.arange(ROWS), np.concatenate([sets.retain, sets.unseen]))
     away |= ~data.has_image
-    assert not found.memorised[away].any() and not found.ease[away].any()
-    assert not found.memorised[sets.unseen].any()
-    assert found.ease.min() >= 0 and found.ease.max() <= 1
-    assert np.abs(found.memorised).max() <= 1
+    assert not found.score[away].any() and not found.easiness[away].any()
+    assert not found.score[sets.unseen].any()
+    assert found.easiness.min() >= 0 and found.easiness.max() <= 1
+    assert np.abs(found.score).max() <= 1
 
 
 def test_of_many_rows_a_part_is_fitted(data, monkeypatch):
     store, odd = planted(data, np.ones(ROWS, bool))
     whole, sets = look(data, store)
-    monkeypatch.setattr(memory, "MOST", 400)
-    monkeypatch.setattr(memory, "CHUNK", 64)
+    monkeypatch.setattr(memory, "MAX_ROWS", 400)
+    monkeypatch.setattr(memory, "CHUNK_ROWS", 64)
     part, _ = look(data, store)
     shown = sets.retain[data.has_image[sets.retain]]
-    pair = part.memorised[shown], whole.memorised[shown]
+    pair = part.score[shown], whole.score[shown]
     assert np.corrcoef(*pair)[0, 1] > 0.98
     again, _ = look(data, store)
-    np.testing.assert_array_equal(again.memorised, part.memorised)
+    np.testing.assert_array_equal(again.score, part.score)
 
 
 def test_an_original_that_says_no_numbers_is_named(data):

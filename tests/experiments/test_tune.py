@@ -13,7 +13,7 @@ from ccu_jax.config import loading as config_file
 from ccu_jax.config.schema import Config, replace
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.feature_store import computed
+from ccu_jax.evaluate.feature_store import make_compute_fn
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import ablate, tune, variants
 from ccu_jax.experiments.search_spaces import space
@@ -97,7 +97,7 @@ def bench(tmp_path):
     data = problems.dataset(80)
     problem = problems.problem(parallel.vmap(1), data)
     every = np.arange(len(data.labels))
-    columns = computed(problem)(every)
+    columns = make_compute_fn(problem)(every)
     store = types.SimpleNamespace(
         take=lambda rows: {name: x[rows] for name, x in columns.items()},
         table=lambda table: table,

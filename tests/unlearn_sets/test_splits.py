@@ -6,7 +6,7 @@ import pytest
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets import splits as unlearn_set
-from ccu_jax.unlearn_sets.rules import Memory
+from ccu_jax.unlearn_sets.rules import Memorization
 from tests import problems
 
 RULES = (
@@ -33,7 +33,7 @@ def some_memory(data):
     """At random; of rows without a picture it says what nobody may use."""
     number = np.array([int(name.removeprefix("row")) for name in data.id.tolist()])
     known, ease = np.random.default_rng(5).random((2, 2000))[:, number]
-    return Memory(np.where(data.has_image, known, 9), np.where(data.has_image, ease, 9))
+    return Memorization(np.where(data.has_image, known, 9), np.where(data.has_image, ease, 9))
 
 
 def write_ids(folder, ids):
@@ -350,7 +350,7 @@ def test_what_is_memorised_is_forgotten_first(data):
     def means(rows):
         shown = rows[data.has_image[rows]]
         groups = np.unique(data.group[shown])
-        return [memory.memorised[shown[data.group[shown] == g]].mean() for g in groups]
+        return [memory.score[shown[data.group[shown] == g]].mean() for g in groups]
 
     assert min(means(sets.unlearn)) >= max(means(sets.retain))
     assert np.isin(data.group[sets.unlearn], data.group[data.has_image]).all()
@@ -360,9 +360,9 @@ def test_what_is_memorised_is_forgotten_first(data):
 
 def test_the_control_of_what_is_memorised_is_as_hard(data):
     # What is hard is what an original has to memorise.
-    ease = some_memory(data).ease
+    ease = some_memory(data).easiness
     noise = np.random.default_rng(6).normal(0, 0.1, len(ease))
-    memory = Memory((1 - ease + noise).astype(np.float32), ease)
+    memory = Memorization((1 - ease + noise).astype(np.float32), ease)
     sets = unlearn_set.draw(data, "memorised:0.3", 0, 0.4, memory=memory)
     apart = draw(data, "random:0.3", unseen=0.4).unseen
 

@@ -33,7 +33,7 @@ def checked(entry: Entry) -> Row:
     image = slashed(_word(fields, "image") or "")
     id_ = _word(fields, "id") or image
     if not id_:
-        raise SkipExample("neither id nor picture names the row")
+        raise SkipExample("neither id nor image names the row")
     group = _word(fields, "group") or id_
     for name, value in (("id", id_), ("group", group)):
         if len(value) > _LONGEST:
@@ -46,7 +46,7 @@ def checked(entry: Entry) -> Row:
     text, notes = clean_text(_string(fields, "text"))
     labels = _labels(fields)
     if not (image or text or entry.text_file):
-        raise SkipExample("neither picture nor text")
+        raise SkipExample("neither image nor text")
     return Row(
         line=entry.line,
         id=id_,

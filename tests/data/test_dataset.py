@@ -177,7 +177,7 @@ def test_data_without_a_usable_row_are_refused_with_the_counts(folder, tmp_path)
     with pytest.raises(UserError, match="no usable row left"):
         load(folder([]), tmp_path / "w", quiet)
     bad = dict.fromkeys(range(4), b"<html>")
-    with pytest.raises(UserError, match="no usable row left .*4 skipped: not a pict"):
+    with pytest.raises(UserError, match="no usable row left .*4 skipped: not an image"):
         load(folder(rows(4), bad), tmp_path / "w", quiet)
     assert not (tmp_path / "w" / "data").exists()
 

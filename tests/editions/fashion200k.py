@@ -125,30 +125,30 @@ def _spoil(root: pathlib.Path, paths: list[str]) -> list[Defect]:
     missing, link, folder, empty, page, short, bomb, copy, original = paths
     for path in (missing, link, folder):
         (root / path).unlink()
-    traps = [Defect("a missing picture", missing, "skipped: picture missing")]
+    traps = [Defect("a missing picture", missing, "skipped: image missing")]
     try:
         (root / link).symlink_to("../" * 12 + "elsewhere.jpeg")
-        outside = "skipped: picture outside of the folder"
+        outside = "skipped: image outside of the folder"
     except OSError:  # a system without links
-        outside = "skipped: picture missing"
+        outside = "skipped: image missing"
     traps.append(Defect("a link that leads out of the folder", link, outside))
     (root / folder).mkdir()
-    no_file = "skipped: picture is no plain file"
+    no_file = "skipped: image is no plain file"
     traps.append(Defect("a folder named as a picture", folder, no_file))
     (root / empty).write_bytes(b"")
-    traps.append(Defect("an empty file", empty, "skipped: picture empty"))
+    traps.append(Defect("an empty file", empty, "skipped: image empty"))
     (root / page).write_text("<!doctype html><title>404 Not Found</title>\n")
-    traps.append(Defect("HTML named as a picture", page, "skipped: not a picture"))
+    traps.append(Defect("HTML named as a picture", page, "skipped: not an image"))
     data = (root / short).read_bytes()
     (root / short).write_bytes(data[: len(data) // 2])
-    traps.append(Defect("half of a JPEG", short, "skipped: picture damaged"))
+    traps.append(Defect("half of a JPEG", short, "skipped: image damaged"))
     (root / bomb).write_bytes(_png(12_000, 11_000))
-    traps.append(Defect("132 million pixels", bomb, "skipped: picture too large"))
+    traps.append(Defect("132 million pixels", bomb, "skipped: image too large"))
     (root / copy).write_bytes((root / original).read_bytes())
-    traps.append(Defect(f"a copy of {original}", copy, "noted: near-duplicate picture"))
+    traps.append(Defect(f"a copy of {original}", copy, "noted: near-duplicate image"))
     unlisted = original.replace(".jpeg", "9.jpeg")
     (root / unlisted).write_bytes(data)
-    ignored = "ignored: picture that no label file lists"
+    ignored = "ignored: image that no label file lists"
     traps.append(Defect("a picture that no row names", unlisted, ignored))
     return traps
 

@@ -39,9 +39,9 @@ def plant(root: pathlib.Path, seed: int) -> list[Defect]:
 def _pictures(edition: Edition) -> None:
     """Pictures of unusual kinds, damaged ones, and files that are no pictures."""
     for mode, trap, counted in (
-        ("L", "a greyscale picture", "noted: greyscale picture"),
-        ("P", "a picture with a palette", "noted: palette picture"),
-        ("RGBA", "colours hidden by transparency", "noted: transparent picture"),
+        ("L", "a greyscale image", "noted: greyscale image"),
+        ("P", "a picture with a palette", "noted: palette image"),
+        ("RGBA", "colours hidden by transparency", "noted: transparent image"),
     ):
         row = edition.take()
         image = Image.open(edition.picture(row)).convert(mode)
@@ -53,27 +53,27 @@ def _pictures(edition: Edition) -> None:
         edition.note(trap, row, counted)
     whole = edition.picture(edition.take()).read_bytes()
     for content, trap, reason in (
-        (whole[: len(whole) // 2], "a picture that is broken off", "picture damaged"),
-        (b"<html>Not found</html>", "a page saved as a picture", "not a picture"),
-        (b"", "an empty picture", "picture empty"),
-        (bomb(), "a decompression bomb", "picture too large"),
+        (whole[: len(whole) // 2], "a picture that is broken off", "image damaged"),
+        (b"<html>Not found</html>", "a page saved as a picture", "not an image"),
+        (b"", "an empty picture", "image empty"),
+        (bomb(), "a decompression bomb", "image too large"),
     ):
         row = edition.take()
         edition.picture(row).write_bytes(content)
         edition.note(trap, row, f"skipped: {reason}")
     row = edition.take()
     edition.picture(row).unlink()
-    edition.note("a picture that is not there", row, "skipped: picture missing")
+    edition.note("a picture that is not there", row, "skipped: image missing")
     row = edition.take()
     edition.picture(row).unlink()
     edition.picture(row).mkdir()
-    edition.note("a folder for a picture", row, "skipped: picture is no plain file")
+    edition.note("a folder for a picture", row, "skipped: image is no plain file")
     twin, row = edition.take(1), edition.take(0)
     shutil.copyfile(edition.picture(twin), edition.picture(row))
     edition.note(
         "the picture of another row, with the other label",
         row,
-        "noted: near-duplicate picture",
+        "noted: near-duplicate image",
     )
     (edition.data / "img" / f"{_FREE}.png").write_bytes(whole[::-1])
     edition.note("a file that no list names", f"img/{_FREE}.png", None)
@@ -85,9 +85,9 @@ def _link(edition: Edition) -> None:
     path = edition.picture(row)
     path.unlink()
     path.symlink_to(OUTSIDE)
-    reasons = ["picture outside of the folder"]
+    reasons = ["image outside of the folder"]
     if edition.packed:  # it does not even come out of the archive
-        reasons = ["archive member is no plain file", "picture missing"]
+        reasons = ["archive member is no plain file", "image missing"]
     for reason in reasons:
         edition.note("a link out of the folder", row, f"skipped: {reason}")
 
@@ -141,10 +141,10 @@ def _ids(edition: Edition) -> None:
     """Ids that are not the picture's, that come twice, or in two splits."""
     row = edition.take()
     row["id"] += 1
-    edition.note("the id of another picture", row, "noted: id is not the picture's")
+    edition.note("the id of another picture", row, "noted: id is not the image's")
     row = edition.take()
     del row["id"]
-    edition.note("no id", row, "noted: id is not the picture's")
+    edition.note("no id", row, "noted: id is not the image's")
     row = edition.take()
     edition.raw["train"] = [number_ids(row).encode()]
     edition.note("the same row again", row, "skipped: id listed twice")
@@ -231,5 +231,5 @@ def _natural(edition: Edition) -> None:
     note("texts with pictures that do and do not go", "train.jsonl", counted, total)
     copies = edition.copies()
     total = sum(number - 1 for number in copies.values())
-    counted = "noted: near-duplicate picture"
+    counted = "noted: near-duplicate image"
     note("pictures with several sentences", "img/", counted, total)

@@ -113,7 +113,7 @@ class Edition:
             archive.add(folder, "img", filter=plain)  # in the order of the names
             archive.addfile(plain(tarfile.TarInfo(OUTSIDE)), io.BytesIO())
         shutil.rmtree(folder)
-        self.note("img.tar.gz for img/", "img.tar.gz", "noted: pictures in img.tar.gz")
+        self.note("img.tar.gz for img/", "img.tar.gz", "noted: images in img.tar.gz")
         self.note(
             "a member that would lie elsewhere",
             "img.tar.gz",

@@ -137,27 +137,27 @@ _SPOILT: tuple[tuple[str, str | None, _Spoil], ...] = (
         _bytes(".json", b'{"genres": ["Drama"], "plot": ["Caf\xe9"]}'),
     ),
     ("text file of 16 MiB", "skipped: text file too large", _endless),
-    ("no poster", "skipped: picture missing", _bytes(".jpeg", None)),
-    ("empty poster", "skipped: picture empty", _bytes(".jpeg", b"")),
+    ("no poster", "skipped: image missing", _bytes(".jpeg", None)),
+    ("empty poster", "skipped: image empty", _bytes(".jpeg", b"")),
     (
         "HTML saved as .jpeg",
-        "skipped: not a picture",
+        "skipped: not an image",
         _bytes(".jpeg", b"<html><body>404 Not Found</body></html>"),
     ),
-    ("truncated poster", "skipped: picture damaged", _cut),
+    ("truncated poster", "skipped: image damaged", _cut),
     (
         "poster is a link out of the folder",
-        "skipped: picture outside of the folder",
+        "skipped: image outside of the folder",
         _led_outside,
     ),
     (
         "PNG of 12000 x 11000 pixels named .jpeg",
-        "skipped: picture too large",
+        "skipped: image too large",
         lambda path: path.with_suffix(".jpeg").write_bytes(bomb()),
     ),
-    ("poster of 6000 x 9000 pixels", "noted: picture above 40 megapixels", _huge),
-    ("greyscale poster", "noted: greyscale picture", _saved("L")),
-    ("CMYK poster", "noted: CMYK picture", _saved("CMYK")),
+    ("poster of 6000 x 9000 pixels", "noted: image above 40 megapixels", _huge),
+    ("greyscale poster", "noted: greyscale image", _saved("L")),
+    ("CMYK poster", "noted: CMYK image", _saved("CMYK")),
     ("progressive poster", "noted: progressive JPEG", _saved("RGB", progressive=True)),
     ("EXIF turn", "noted: EXIF turn ignored", _saved("RGB", exif=_turn())),
     ("PNG named .jpeg", None, _saved("RGB", "png")),
@@ -186,7 +186,7 @@ def plant(root: pathlib.Path, seed: int) -> list[Defect]:
         add(number, i := f"{4_100_000 + number}", spoil, trap, counted)
         if counted == _BROKEN:
             traps.append(Defect("what takes its place", i, "noted: non-ASCII text"))
-    same = "noted: near-duplicate picture"
+    same = "noted: near-duplicate image"
     add(len(_SPOILT), "0000001", lambda path: None, "leading zeros in an id", None)
     add(len(_SPOILT) + 1, "4200000", copied, "poster of another movie", same)
     for entry in ("../../elsewhere", "tt0000002", 17, ["0000003"], None):

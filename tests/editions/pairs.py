@@ -47,9 +47,9 @@ _BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     (
         "nothing to see or read",
         {"image": None, "text": " "},
-        "neither picture nor text",
+        "neither image nor text",
     ),
-    ("no name", {"id": ..., "image": ...}, "neither id nor picture names the row"),
+    ("no name", {"id": ..., "image": ...}, "neither id nor image names the row"),
 )
 # The same, in bytes.
 _RAW = (
@@ -130,13 +130,13 @@ def _notes(path: pathlib.Path) -> list[str]:
     """What there is to note of a picture, by its header."""
     with Image.open(path) as image:
         found = {
-            "greyscale picture": image.mode in ("1", "L", "LA", "I;16"),
-            "CMYK picture": image.mode == "CMYK",
-            "palette picture": image.mode == "P",
-            "transparent picture": image.mode in ("RGBA", "LA"),
+            "greyscale image": image.mode in ("1", "L", "LA", "I;16"),
+            "CMYK image": image.mode == "CMYK",
+            "palette image": image.mode == "P",
+            "transparent image": image.mode in ("RGBA", "LA"),
             "progressive JPEG": "progressive" in image.info,
-            "16-bit picture": image.mode == "I;16",
-            "animated picture": getattr(image, "n_frames", 1) > 1,
+            "16-bit image": image.mode == "I;16",
+            "animated image": getattr(image, "n_frames", 1) > 1,
             "EXIF turn ignored": image.getexif().get(_ORIENTATION, 1) != 1,
         }
     return [note for note, true in found.items() if true]
@@ -160,19 +160,19 @@ def _plant_a_copy(edition: _Edition) -> None:
     edition.path(copy).write_bytes(edition.path(original).read_bytes())
     edition.rows.append(copy)
     edition.usable.add("copy")
-    edition.put("a picture twice", "copy", "noted: near-duplicate picture")
+    edition.put("a picture twice", "copy", "noted: near-duplicate image")
 
 
 def _plant_unfit_pictures(edition: _Edition) -> None:
     bomb = io.BytesIO()
     Image.new("1", (12_000, 11_000)).save(bomb, "png")
     contents = {
-        "picture missing": lambda data: None,
-        "picture empty": lambda data: b"",
-        "picture damaged": lambda data: data[: len(data) * 6 // 10],
-        "not a picture": lambda data: b"<!DOCTYPE html><title>Not found</title>\n",
-        "picture too large": lambda data: bomb.getvalue(),
-        "picture is no plain file": lambda data: None,
+        "image missing": lambda data: None,
+        "image empty": lambda data: b"",
+        "image damaged": lambda data: data[: len(data) * 6 // 10],
+        "not an image": lambda data: b"<!DOCTYPE html><title>Not found</title>\n",
+        "image too large": lambda data: bomb.getvalue(),
+        "image is no plain file": lambda data: None,
     }
     for reason, content in contents.items():
         row = edition.take()
@@ -182,7 +182,7 @@ def _plant_unfit_pictures(edition: _Edition) -> None:
             path.unlink()
         else:
             path.write_bytes(data)
-        if reason == "picture is no plain file":
+        if reason == "image is no plain file":
             path.mkdir()
         edition.usable.remove(row["id"])
         edition.put(f"an unfit picture: {reason}", row["id"], f"skipped: {reason}")
@@ -258,9 +258,7 @@ def _write_index(edition: _Edition) -> None:
     for number, (trap, change, reason) in enumerate(_BAD):
         row = good | {"id": f"trap-{number}", "group": f"trap-{number}"} | change
         row = {key: value for key, value in row.items() if value is not ...}
-        full = (
-            "picture outside of the folder" if reason == "picture outside" else reason
-        )
+        full = "image outside of the folder" if reason == "picture outside" else reason
         further.append((trap, json.dumps(row).encode(), full))
     # Somewhere behind the first row and before the last.
     places = edition.rng.integers(1, len(edition.rows), len(further))

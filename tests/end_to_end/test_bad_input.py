@@ -266,9 +266,9 @@ def test_a_broken_picture_is_counted_or_refused_when_strict(config, capsys, tmp_
     # So that it ends after the data.
     wrong = ["--config", config, "--unlearn", "class:nobody"]
     message, out = refused(capsys, *wrong)
-    assert "read 40, skipped: not a picture 1, used 39" in out
+    assert "read 40, skipped: not an image 1, used 39" in out
     message, _ = refused(capsys, *wrong, "--set", "data.strict=true")
-    assert_named(message, "line 2 (row1): not a picture", "data.strict=False")
+    assert_named(message, "line 2 (row1): not an image", "data.strict=False")
 
 
 @pytest.mark.parametrize(

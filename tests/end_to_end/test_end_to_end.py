@@ -690,7 +690,7 @@ def test_a_model_that_cannot_be_loaded_is_named(finished, copy, tmp_path):
     with pytest.raises(UserError, match=remedy):
         classifier.load(copy)
     loaded = classifier.load(finished[0])
-    with pytest.raises(UserError, match="a picture cannot be used: not a picture"):
+    with pytest.raises(UserError, match="a picture cannot be used: not an image"):
         loaded.probabilities([b"words"], [None])
     with pytest.raises(UserError, match="1 pictures and 2 texts"):
         loaded.probabilities([None], ["one", "two"])

@@ -232,13 +232,13 @@ def jsonl(*rows):
 @pytest.mark.parametrize("name", [".", "./", ".//.", "images"])
 def test_a_folder_is_no_picture(read, name):
     counts = read("pairs", jsonl({"image": name, "label": "x"}) | {"images/1.png": PNG})
-    assert counts["skipped: picture is no plain file"] == 1 and counts["used"] == 2
+    assert counts["skipped: image is no plain file"] == 1 and counts["used"] == 2
 
 
 def test_a_path_of_many_folders_is_not_followed(read):
     begun = time.process_time()
     counts = read("pairs", jsonl({"id": "c", "image": "a/" * 500_000, "label": "x"}))
-    assert counts["skipped: picture missing"] == 1
+    assert counts["skipped: image missing"] == 1
     assert time.process_time() - begun < 4
 
 
@@ -253,7 +253,7 @@ def test_folders_may_have_names_that_are_no_unicode(read):
     path = "women/dresses/gowns/1/1_0.jpeg"
     tree = {f"labels/{name}": f"{path}\t0\ta".encode() for name in LABEL_FILES}
     counts = read("fashion200k", tree | {path: PNG, f"women/{odd}/1.jpeg": PNG})
-    assert counts["ignored: picture that no label file lists"] == 1
+    assert counts["ignored: image that no label file lists"] == 1
 
 
 @pytest.mark.parametrize("odd", ["a\x9b31mb", "a\x85b", "a\u2028b"])
@@ -304,7 +304,7 @@ def test_links_that_go_round_are_no_files(read):
     assert read("hatefulmemes", tree)["used"] == 2
     tree = {"x/1.png": PNG, "y/1.png": PNG, "y/2.png": Link("2.png")}
     counts = read("pairs", tree | {"y/z": Link("z")})
-    assert counts["skipped: picture cannot be read"] == 1 and counts["used"] == 2
+    assert counts["skipped: image cannot be read"] == 1 and counts["used"] == 2
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb"])
@@ -323,7 +323,7 @@ def test_what_is_broken_behind_the_first_picture_does_not_matter():
     for size in range(12):  # of a second picture, which breaks off
         square, notes = pictures.decode(data[:-1] + b"," + b"\xff" * size, 8)
         np.testing.assert_array_equal(square, whole.square)
-        assert set(notes) <= {*whole.notes, "noted: animated picture"}
+        assert set(notes) <= {*whole.notes, "noted: animated image"}
 
 
 @pytest.mark.parametrize("trim", [False, True])
@@ -352,7 +352,7 @@ def test_a_small_file_of_a_huge_picture_takes_little_memory():
         pictures.decode(data, 8)
         before = peak()
         huge = data[:6] + struct.pack("<HH", 10_900, 11_000) + data[10:]
-        assert "noted: picture above 40 megapixels" in pictures.decode(huge, 8, True)[1]
+        assert "noted: image above 40 megapixels" in pictures.decode(huge, 8, True)[1]
         print(peak() - before)
     """
     run = [sys.executable, "-c", code]
@@ -364,7 +364,7 @@ def test_a_small_file_of_a_huge_picture_takes_little_memory():
 def test_a_picture_of_endless_rows_is_refused():
     data = fuzz_pictures.PICTURES["png 1"]
     high = data[:16] + struct.pack(">II", 1, 100_000_000) + data[24:]
-    with pytest.raises(SkipExample, match="picture too large"):
+    with pytest.raises(SkipExample, match="image too large"):
         pictures.decode(fuzz_pictures.checked_png(high), 8)
 
 

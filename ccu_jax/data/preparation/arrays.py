@@ -57,7 +57,7 @@ def finish(
     has_image = np.load(folder / "has_image.npy")
     cluster = duplicates.clusters(folder / "image.npy", has_image, progress)
     np.save(folder / "cluster.npy", cluster)
-    counts.add("noted: near-duplicate picture", int((cluster != np.arange(rows)).sum()))
+    counts.add("noted: near-duplicate image", int((cluster != np.arange(rows)).sum()))
     group = _groups(folder, config.group, cluster)
     np.save(folder / "group.npy", group)
     _list(folder, source.classes)

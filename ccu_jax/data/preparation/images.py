@@ -43,7 +43,7 @@ def decode(data: bytes, size: int, trim: bool = False) -> Picture:
         trim: Whether an even margin around the picture is cut off first.
 
     Raises:
-        SkipExample: "picture empty", "not a picture", "picture too large" or "picture
+        SkipExample: "image empty", "not an image", "image too large" or "image
             damaged" (broken off, say).
     """
     from PIL import Image
@@ -63,7 +63,7 @@ def decode(data: bytes, size: int, trim: bool = False) -> Picture:
             except MemoryError:
                 raise
             except Exception as error:  # Pillow's are of any kind
-                raise SkipExample("picture damaged") from error
+                raise SkipExample("image damaged") from error
             if trim:
                 image, box = image.crop(_content(image)), None
                 width, height = fitted(*image.size, size)
@@ -88,15 +88,15 @@ def _opened(data: bytes):
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise SkipExample("picture too large") from error
+        raise SkipExample("image too large") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's are of any kind
-        raise SkipExample("not a picture" if data else "picture empty") from error
+        raise SkipExample("not an image" if data else "image empty") from error
     if image.width * image.height > MAX_PIXELS or max(image.size) > _MAX_SIDE:
-        raise SkipExample("picture too large")
+        raise SkipExample("image too large")
     if not image.width * image.height:
-        raise SkipExample("picture empty")
+        raise SkipExample("image empty")
     return image
 
 
@@ -104,14 +104,14 @@ def _notes(image) -> tuple[str, ...]:
     """What a reader of the report would want to know of a picture that is used."""
     mode = image.mode
     found = {
-        "greyscale picture": mode.split(";")[0] in _GREY,
-        "CMYK picture": mode == "CMYK",
-        "palette picture": mode in ("P", "PA"),
-        "transparent picture": mode in _TRANSPARENT or "transparency" in image.info,
+        "greyscale image": mode.split(";")[0] in _GREY,
+        "CMYK image": mode == "CMYK",
+        "palette image": mode in ("P", "PA"),
+        "transparent image": mode in _TRANSPARENT or "transparency" in image.info,
         "progressive JPEG": "progressive" in image.info,
-        "16-bit picture": mode.startswith("I"),
-        "animated picture": _animated(image),
-        "picture above 40 megapixels": image.width * image.height > _LARGE,
+        "16-bit image": mode.startswith("I"),
+        "animated image": _animated(image),
+        "image above 40 megapixels": image.width * image.height > _LARGE,
         "EXIF turn ignored": "exif" in image.info and _turned(image),
     }
     return tuple(f"noted: {what}" for what, true in found.items() if true)

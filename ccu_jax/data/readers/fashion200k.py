@@ -100,7 +100,7 @@ def open_fashion200k(
     """
     pictures = _pictures(place.root)
     if pictures.name == ARCHIVE:
-        counts.add(f"noted: pictures in {ARCHIVE}")
+        counts.add(f"noted: images in {ARCHIVE}")
         pictures = unpack(pictures)
         women = pictures / "women"
         pictures = women if women.is_dir() else pictures
@@ -112,7 +112,7 @@ def open_fashion200k(
             f"data.dir: {place.root} has none of the pictures that labels/ lists: "
             f"unpack {ARCHIVE} there, see {PAGE}"
         )
-    counts.add("ignored: picture that no label file lists", unlisted)
+    counts.add("ignored: image that no label file lists", unlisted)
     classes = CATEGORIES
     if config.task == "sub_category":
         classes = tuple(name for names in SUB_CATEGORIES.values() for name in names)
@@ -156,7 +156,7 @@ class _Rows:
                 row = parsed(file.read(key.length), category)
         except (OSError, SkipExample):
             raise SkipExample("label file has changed") from None
-        image = self._pictures.read(row.path.removeprefix("women/"), "picture")
+        image = self._pictures.read(row.path.removeprefix("women/"), "image")
         title, notes = fashion_titles.cleaned(
             row.title, self._masked, self._config.tirg_dot_token
         )

@@ -90,7 +90,7 @@ def open_hatefulmemes(
     folder = Folder(_picture_folder(place.root, counts, unpack))
 
     def read(row: lists.Row) -> Example:
-        picture = folder.read(row.image, "picture")
+        picture = folder.read(row.image, "image")
         labels = (CLASSES[row.label],)
         return Example(row.id, row.id, picture, row.text, labels, row.split, row.notes)
 
@@ -164,7 +164,7 @@ def _picture_folder(root: pathlib.Path, counts: Counts, unpack: Unpack) -> pathl
     name = _pictures(root) or "img"
     if name == "img":
         return root / name
-    counts.add(f"noted: pictures in {name}")
+    counts.add(f"noted: images in {name}")
     unpacked = unpack(root / name)
     return unpacked / "img" if (unpacked / "img").is_dir() else unpacked
 

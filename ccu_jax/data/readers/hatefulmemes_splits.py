@@ -190,12 +190,12 @@ def _id_notes(entry: dict[str, Any], id_: str) -> Iterator[str]:
     """What to tell of a field "id" that is not the picture's name."""
     given = entry.get("id")
     if isinstance(given, bool) or not isinstance(given, int | str):
-        yield "noted: id is not the picture's"
+        yield "noted: id is not the image's"
     elif str(given) != id_:
         if str(given).lstrip("0") == id_.lstrip("0"):
             yield "noted: id without its leading zeros"
         else:
-            yield "noted: id is not the picture's"
+            yield "noted: id is not the image's"
 
 
 def _text(value: Any) -> tuple[str | None, tuple[str, ...]]:

@@ -143,7 +143,7 @@ def open_mmimdb(
     """
     root = _unpacked(place.root)
     if root is None:
-        counts.add(f"noted: pictures in {ARCHIVE}")
+        counts.add(f"noted: images in {ARCHIVE}")
         root = _unpacked(unpack(place.root / ARCHIVE))
         if root is None:
             raise UserError(
@@ -305,7 +305,7 @@ def _example(layout: _Layout, key: Key, policy: str) -> Example:
     }
     notes += tuple(f"ignored: genre {genre}" for genre in _RARE if genre in ignored)
     notes += ("ignored: unknown genre",) * (None in ignored)
-    poster = folder.read(f"{layout.posters}/{key.id}.jpeg", "picture")
+    poster = folder.read(f"{layout.posters}/{key.id}.jpeg", "image")
     return Example(key.id, key.id, poster, text, labels, key.split, notes)
 
 

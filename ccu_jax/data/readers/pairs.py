@@ -96,7 +96,7 @@ def open_pairs(config: Data, place: Location, counts: Counts, unpack: Unpack) ->
     folder = Folder(place.root)
 
     def read(row: Row) -> Example:
-        image = folder.read(row.image, "picture") if row.image else None
+        image = folder.read(row.image, "image") if row.image else None
         text, notes = row.text, row.notes
         if row.text_file:
             text, notes = clean_text(folder.text(row.text_file, "text"))

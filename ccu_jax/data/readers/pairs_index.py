@@ -194,8 +194,8 @@ def _pictures(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
             yield Entry(0, fields, text and f"{folder.path}/{text}")
         others = len(kinds) - len(pictures) - len(texts) - sum(kinds.values())
         counts.add("ignored: folder in a class's folder", sum(kinds.values()))
-        counts.add("ignored: text without picture", len(texts - set(beside.values())))
-        counts.add("ignored: file that is neither picture nor text", others)
+        counts.add("ignored: text without image", len(texts - set(beside.values())))
+        counts.add("ignored: file that is neither image nor text", others)
 
 
 def _jsonl(path: pathlib.Path) -> Iterator[Entry | tuple]:

@@ -72,20 +72,20 @@ def animated():
     [
         (picture(), []),
         (picture(kind="JPEG"), []),
-        (picture(9, mode="L"), ["greyscale picture"]),
-        (picture(0, mode="1"), ["greyscale picture"]),
-        (picture(9, mode="I;16"), ["greyscale picture", "16-bit picture"]),
-        (picture((9, 9), mode="LA"), ["greyscale picture", "transparent picture"]),
-        (picture(mode="RGBA"), ["transparent picture"]),
-        (picture(0, mode="P"), ["palette picture"]),
-        (picture(0, mode="P", transparency=0), ["palette picture", "transparent p"]),
-        (picture(0, mode="CMYK", kind="JPEG"), ["CMYK picture"]),
+        (picture(9, mode="L"), ["greyscale image"]),
+        (picture(0, mode="1"), ["greyscale image"]),
+        (picture(9, mode="I;16"), ["greyscale image", "16-bit image"]),
+        (picture((9, 9), mode="LA"), ["greyscale image", "transparent image"]),
+        (picture(mode="RGBA"), ["transparent image"]),
+        (picture(0, mode="P"), ["palette image"]),
+        (picture(0, mode="P", transparency=0), ["palette image", "transparent i"]),
+        (picture(0, mode="CMYK", kind="JPEG"), ["CMYK image"]),
         (grain(kind="JPEG", progressive=True), ["progressive JPEG"]),
         (turned(), ["EXIF turn ignored"]),
-        (animated(), ["palette picture", "animated picture"]),
+        (animated(), ["palette image", "animated image"]),
         (
             picture(size=(9000, 6000), kind="JPEG", quality=10),
-            ["picture above 40 megapixels"],
+            ["image above 40 megapixels"],
         ),
     ],
 )
@@ -98,13 +98,13 @@ def test_what_is_unusual_about_a_picture_is_noted(data, notes):
 
 
 BAD = [
-    (b"", "picture empty"),
-    (b"<html>not found</html>", "not a picture"),
-    (grain((300, 300), "JPEG")[:-4000], "picture damaged"),
-    (grain((300, 300))[:60_000], "picture damaged"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-    (picture(0, (11_000, 11_000), mode="1"), "picture too large"),
-    (picture(0, (20_000, 20_000), mode="1"), "picture too large"),
+    (b"", "image empty"),
+    (b"<html>not found</html>", "not an image"),
+    (grain((300, 300), "JPEG")[:-4000], "image damaged"),
+    (grain((300, 300))[:60_000], "image damaged"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    (picture(0, (11_000, 11_000), mode="1"), "image too large"),
+    (picture(0, (20_000, 20_000), mode="1"), "image too large"),
 ]
 
 

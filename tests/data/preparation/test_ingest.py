@@ -78,7 +78,7 @@ def test_rows_come_in_order_with_their_pictures_and_the_rest_is_counted(tmp_path
     assert counts == {
         "read": ROWS,
         "skipped: text file missing": 4,
-        "skipped: not a picture": 4,
+        "skipped: not an image": 4,
         "noted: odd": sum(n % 2 for n in usable),
     }
     stored = list(parts.rows(tmp_path / "a"))
@@ -205,7 +205,7 @@ def test_groups_are_joined_by_text_or_picture_when_that_is_asked_for(tmp_path):
         config = Data(**{**CONFIG.__dict__, "group": kind})
         arrays.finish(tmp_path / kind, source, config, counts, quiet)
         names[kind] = arrays.load(tmp_path / kind)["group"].tolist()
-        assert counts.numbers["noted: near-duplicate picture"] == 12
+        assert counts.numbers["noted: near-duplicate image"] == 12
     assert names["own"] == [f"g{n // 2}" for n in range(24)]
     assert names["image"] == [f"g{n // 2 % 6}" for n in range(24)]
     assert names["text"] == [f"g{n // 2 % 3}" for n in range(24)]

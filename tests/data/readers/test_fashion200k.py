@@ -181,7 +181,7 @@ def test_what_is_missing_is_named_with_the_official_page(root, tmp_path):
 def test_pictures_may_still_be_in_their_archive(root, tmp_path):
     with tarfile.open(root / "women.tar.gz", "w:gz") as archive:
         archive.add(root / "women", "women")
-    assert "noted: pictures in women.tar.gz" not in read(root)[1]
+    assert "noted: images in women.tar.gz" not in read(root)[1]
     (root / "women").rename(tmp_path / "women")
     (root / "women").mkdir()  # an empty folder is no reason to leave the archive
     asked = []
@@ -192,7 +192,7 @@ def test_pictures_may_still_be_in_their_archive(root, tmp_path):
 
     examples, counts = read(root, unpack)
     assert asked == [root / "women.tar.gz"] and len(examples) == 5
-    assert counts == {"read": 5, "noted: pictures in women.tar.gz": 1}
+    assert counts == {"read": 5, "noted: images in women.tar.gz": 1}
     assert len(read(root, lambda path: tmp_path / "women")[0]) == 5
 
 
@@ -297,15 +297,15 @@ def test_pictures_that_cannot_be_read_are_counted_and_none_is_read_elsewhere(
     (root / f"{SHIRT}_1.jpeg").mkdir()
     put(root, f"{GOWN}_9.jpeg")
     put(root, "women/pants/leggings/3/3_0.jpeg")
-    (root / "women" / "readme.txt").write_text("not a picture")
+    (root / "women" / "readme.txt").write_text("not an image")
     examples, counts = read(root)
     assert len(examples) == 2
     assert counts == {
         "read": 5,
-        "ignored: picture that no label file lists": 2,
-        "skipped: picture missing": 1,
-        "skipped: picture outside of the folder": 1,
-        "skipped: picture is no plain file": 1,
+        "ignored: image that no label file lists": 2,
+        "skipped: image missing": 1,
+        "skipped: image outside of the folder": 1,
+        "skipped: image is no plain file": 1,
     }
     (root / "women").rename(tmp_path / "away")
     (root / "women").symlink_to(tmp_path / "away")

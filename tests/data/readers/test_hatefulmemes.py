@@ -240,7 +240,7 @@ def test_pictures_may_lie_in_an_archive(tmp_path, name, inside):
     # An empty folder is what a stopped `tar` leaves; often there is none at all.
     examples, counts = read(root, tmp_path / "unpacked 1")
     assert examples == before
-    assert counts[f"noted: pictures in {name}"] == 1
+    assert counts[f"noted: images in {name}"] == 1
     (root / "img").rmdir()
     assert read(root, tmp_path / "unpacked 2")[0] == before
 
@@ -339,7 +339,7 @@ def test_a_row_with_a_trap_is_left_out_and_counted(tmp_path):
         "noted: id in two dev files": 1,
         "noted: text with both labels": 1,
         "noted: file without final newline": 1,
-        "skipped: picture missing": 1,
+        "skipped: image missing": 1,
         "skipped: id listed twice": 2,
         "skipped: line is no JSON object": 1,
         "skipped: line is no valid JSON": 2,
@@ -406,8 +406,8 @@ def test_links_out_of_the_folder_are_refused(tmp_path):
     loop.unlink()
     loop.symlink_to(loop)
     examples, counts = read(root)
-    assert counts["skipped: picture outside of the folder"] == 1
-    assert counts["skipped: picture cannot be read"] == 1 and len(examples) == 10
+    assert counts["skipped: image outside of the folder"] == 1
+    assert counts["skipped: image cannot be read"] == 1 and len(examples) == 10
     for name in ("train.jsonl", "img"):
         other = small(tmp_path / f"with a link for {name}")
         (other / name).rename(tmp_path / name)
@@ -443,7 +443,7 @@ def test_neither_a_pipe_nor_a_folder_is_waited_for(tmp_path):
         (root / "img" / f"{name}.png").unlink()
         make_it(root / "img" / f"{name}.png")
     counts = read(root)[1]
-    assert counts["skipped: picture is no plain file"] == 2
+    assert counts["skipped: image is no plain file"] == 2
 
 
 def test_what_is_odd_about_a_text_or_an_id_is_noted(tmp_path):
@@ -468,7 +468,7 @@ def test_what_is_odd_about_a_text_or_an_id_is_noted(tmp_path):
     assert counts["noted: broken characters in a text"] == 1
     assert counts["noted: non-ASCII text"] == 3
     assert counts["noted: id without its leading zeros"] == 8
-    assert counts["noted: id is not the picture's"] == 7
+    assert counts["noted: id is not the image's"] == 7
     texts = [examples[f"{number:05d}"].text for number in range(50, 58)]
     assert texts == [None] * 4 + ["caf\u00e9", "a b", "\ufffd", "x\u0085y"]
 

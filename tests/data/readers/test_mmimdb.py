@@ -188,7 +188,7 @@ def test_each_fault_is_counted_as_what_it_is(copy):
         "ignored: unknown genre": 1,
         "skipped: no plot": 2,
         "skipped: none of the 23 genres": 1,
-        "skipped: picture missing": 1,
+        "skipped: image missing": 1,
         "skipped: text file missing": 1,
         "noted: plot ends in ::author": 2,
         "noted: NUL characters in a text": 1,
@@ -249,7 +249,7 @@ def test_files_that_are_no_files_of_the_folder_are_never_read(tiny, tmp_path):
     examples, counts = read(tiny)
     assert not examples and counts == {
         "read": 3,
-        "skipped: picture outside of the folder": 1,
+        "skipped: image outside of the folder": 1,
         "skipped: text file too large": 1,
         "skipped: text file is no plain file": 1,
     }
@@ -451,7 +451,7 @@ def test_the_archive_is_read_like_the_folder_it_holds(tiny, packed):
     folder, unpack = packed
     examples, counts = read(folder, unpack)
     assert examples == read(tiny)[0]
-    assert counts == {"read": 3, "noted: pictures in mmimdb.tar.gz": 1}
+    assert counts == {"read": 3, "noted: images in mmimdb.tar.gz": 1}
     place = mmimdb.locate(Data(dir=str(folder)), folder)
     assert place == (folder, "official")
     # A half-unpacked folder beside it is not what is read, a whole one is.
@@ -512,7 +512,7 @@ def test_the_archive_is_prepared_like_the_folder_it_holds(tiny, packed, tmp_path
     plain = load(config_for(tiny), tmp_path / "plain", quiet)
     for given in (folder, folder / "mmimdb.tar.gz"):
         data = load(config_for(given), tmp_path / given.name, quiet)
-        noted = {"noted: pictures in mmimdb.tar.gz": 1} if given == folder else {}
+        noted = {"noted: images in mmimdb.tar.gz": 1} if given == folder else {}
         assert data.counts == plain.counts | noted
         assert (data.image == plain.image).all() and (data.text == plain.text).all()
         assert data.id.tolist() == ["4000005", "0000031", "0000012"]

@@ -209,7 +209,7 @@ def test_labels_make_a_multi_label_data_set(folder):
 
 def test_a_row_that_is_left_out_does_not_make_the_set_multi_label(folder):
     source, _, counts = opened(folder([*rows(4), {"id": "a", "labels": ["b"]}]))
-    assert counts["skipped: neither picture nor text"] == 1 and not source.multi_label
+    assert counts["skipped: neither image nor text"] == 1 and not source.multi_label
     assert source.classes == ("x", "y")
 
 
@@ -247,8 +247,8 @@ BAD = [
     (b'{"id": "caf\xe9"}', "line is not UTF-8"),
     ({"id": "images/0.png", "text": "a", "label": "x"}, "id already used"),
     ({"image": "images/0.png", "label": "x"}, "id already used"),
-    ({"text": "a", "label": "x"}, "neither id nor picture names the row"),
-    ({"id": "", "text": "a", "label": "x"}, "neither id nor picture names the row"),
+    ({"text": "a", "label": "x"}, "neither id nor image names the row"),
+    ({"id": "", "text": "a", "label": "x"}, "neither id nor image names the row"),
     ({"id": ["a"], "text": "a", "label": "x"}, "id is no string"),
     ({"id": True, "text": "a", "label": "x"}, "id is no string"),
     ({"id": "a", "text": ["a"], "label": "x"}, "text is no string"),
@@ -262,7 +262,7 @@ BAD = [
     ({"id": "a", "text": "a", "label": "x", "split": "tset"}, "split unknown"),
     ({"id": "a", "text": "a"}, "no label"),
     ({"id": "a", "text": "a", "label": ""}, "no label"),
-    ({"id": "a", "label": "x"}, "neither picture nor text"),
+    ({"id": "a", "label": "x"}, "neither image nor text"),
     ({"id": LONG, "text": "a", "label": "x"}, "id too long"),
     ({"id": "a", "text": "a", "label": "x", "group": LONG}, "group too long"),
     ({"id": "a", "text": "a", "label": LONG}, "label too long"),
@@ -276,19 +276,19 @@ BAD = [
         "id begins as a comment in a list of ids does",
     ),
     ({"image": "a\0.png", "label": "x"}, "image has an impossible character"),
-    ({"image": "images/none.png", "label": "x"}, "picture missing"),
-    ({"image": "p" * 300 + ".png", "label": "x"}, "picture missing"),
-    ({"image": "images/0.png/a", "label": "x"}, "picture missing"),
-    ({"image": "images", "label": "x"}, "picture is no plain file"),
-    ({"image": "pipe", "label": "x"}, "picture is no plain file"),
-    ({"image": "/etc/passwd", "label": "x"}, "picture outside of the folder"),
-    ({"image": "../secret", "label": "x"}, "picture outside of the folder"),
-    ({"image": "..\\secret", "label": "x"}, "picture outside of the folder"),
-    ({"image": "images/../../secret", "label": "x"}, "picture outside of the folder"),
-    ({"image": "C:/secret", "label": "x"}, "picture outside of the folder"),
-    ({"image": "link", "label": "x"}, "picture outside of the folder"),
-    ({"image": "away/secret", "label": "x"}, "picture outside of the folder"),
-    ({"image": "loop", "label": "x"}, "picture cannot be read"),
+    ({"image": "images/none.png", "label": "x"}, "image missing"),
+    ({"image": "p" * 300 + ".png", "label": "x"}, "image missing"),
+    ({"image": "images/0.png/a", "label": "x"}, "image missing"),
+    ({"image": "images", "label": "x"}, "image is no plain file"),
+    ({"image": "pipe", "label": "x"}, "image is no plain file"),
+    ({"image": "/etc/passwd", "label": "x"}, "image outside of the folder"),
+    ({"image": "../secret", "label": "x"}, "image outside of the folder"),
+    ({"image": "..\\secret", "label": "x"}, "image outside of the folder"),
+    ({"image": "images/../../secret", "label": "x"}, "image outside of the folder"),
+    ({"image": "C:/secret", "label": "x"}, "image outside of the folder"),
+    ({"image": "link", "label": "x"}, "image outside of the folder"),
+    ({"image": "away/secret", "label": "x"}, "image outside of the folder"),
+    ({"image": "loop", "label": "x"}, "image cannot be read"),
 ]
 
 
@@ -559,10 +559,10 @@ def test_what_else_lies_in_the_folder_of_a_class_is_told(root, tmp_path):
     assert sorted(by_id(examples)) == ["a/1.jpg", "b/1.jpg"]
     assert counts == {
         "read": 5,
-        "ignored: text without picture": 1,
-        "ignored: file that is neither picture nor text": 1,
+        "ignored: text without image": 1,
+        "ignored: file that is neither image nor text": 1,
         "ignored: folder in a class's folder": 1,
-        "skipped: picture outside of the folder": 1,
+        "skipped: image outside of the folder": 1,
         "skipped: text outside of the folder": 1,
         "skipped: text is not UTF-8": 1,
     }

@@ -81,15 +81,15 @@ def _check(folder, source: Source, counts: Counts) -> int:
     if not rows:
         raise counts.no_rows_error()
     if not training:
-        raise UserError(f"{counts.what}: no usable row in the train split")
+        raise UserError(f"{counts.origin}: no usable row in the train split")
     if len(source.classes) > MOST_CLASSES:
         raise UserError(
-            f"{counts.what}: {len(source.classes):,} classes are more than the "
+            f"{counts.origin}: {len(source.classes):,} classes are more than the "
             f"{MOST_CLASSES:,} that can be told apart: is each label a name of its own?"
         )
     if len(source.classes) < (1 if source.multi_label else 2):
         raise UserError(
-            f"{counts.what}: {len(source.classes)} classes in all rows; there must be "
+            f"{counts.origin}: {len(source.classes)} classes in all rows; there must be "
             "at least two to tell apart"
         )
     return rows

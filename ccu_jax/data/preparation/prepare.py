@@ -258,7 +258,7 @@ class _Preparation:
         place = self.reader.locate(config, self.workdir)
         if config.dir is None and place.edition == "sample":
             self.write_sample(config, self.workdir, self.progress)
-        self.counts.what = str(given or place.root)
+        self.counts.origin = str(given or place.root)
         meta = {
             "format": FORMAT,
             "config": _settings(self.config),

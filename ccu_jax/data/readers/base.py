@@ -1,4 +1,4 @@
-"""What a reader of a data set gives: undecoded examples, and what it left out."""
+"""The interface of a reader: where a data set lies, its examples, what is skipped."""
 
 import hashlib
 import pathlib
@@ -9,104 +9,114 @@ from ccu_jax.config.schema import Data
 from ccu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-MARKER = "SYNTHETIC.txt"  # a file of this name tells a sample edition from the real one
+MARKER = "SYNTHETIC.txt"  # a file of this name marks a folder as a sample edition
 
 Progress = Callable[[str, int, int], None]
 Unpack = Callable[[pathlib.Path], pathlib.Path]
 
 
-class SkipExample(Exception):
-    """A row or picture that cannot be used; the message is the reason to count."""
+class SkipExample(Exception):  # noqa: N818
+    """A row or image cannot be used; the message is the reason to count."""
 
 
 class Example(NamedTuple):
-    """One row as it lies on the disk; nothing is decoded yet."""
+    """One row as it is stored on disk; the image is not decoded yet."""
 
     id: str  # unique in the data set, and the same in every edition of it
-    group: str  # rows that must be forgotten together
-    image: bytes | None  # an encoded picture, as the file holds it
+    group: str  # rows of a group are forgotten together
+    image: bytes | None  # an encoded image, as the file holds it
     text: str | None
     labels: tuple[str, ...]
     split: str  # one of SPLITS
-    notes: tuple[str, ...] = ()  # worth counting, but no reason to leave the row out
+    notes: tuple[str, ...] = ()  # keys to count; the row is used nevertheless
 
 
 class Location(NamedTuple):
-    """Where the files of a data set were found."""
+    """Where the files of a data set lie."""
 
     root: pathlib.Path
     edition: str  # "official", "sample", "clipart" or "own"
 
 
 class Source(NamedTuple):
-    """An opened data set: its classes and its rows, which can be read in any order."""
+    """An opened data set: its classes, and its rows, which can be read in any order."""
 
     classes: tuple[str, ...]
     multi_label: bool
-    metric: (
-        str  # the score that tables lead with: a key of `metrics.classification` scores
-    )
-    keys: Sequence[Any]  # what `read` takes, one a row; small, and always the same
-    # A pure function that several threads call at once; raises SkipExample.
-    read: Callable[[Any], Example]
-    row_name: Callable[[Any], str] = str  # what messages call a row
+    metric: str  # the score that tables show first: a key of `evaluate.scores`
+    keys: Sequence[Any]  # one argument of `read` per row; small, in a fixed order
+    read: Callable[[Any], Example]  # thread-safe; raises SkipExample
+    row_name: Callable[[Any], str] = str  # the name of a key's row in messages
 
 
 class Counts:
-    """How many rows were read, used, and left out for which reason."""
+    """Counts rows that were read, and rows that were skipped for each reason.
 
-    def __init__(self, what: str, strict: bool):
-        """Counts rows of `what` (for messages); `strict` turns skips into errors."""
-        self.what = what
+    Args:
+        origin: the folder or data set that messages name.
+        strict: whether a skipped row is an error.
+    """
+
+    def __init__(self, origin: str, strict: bool):  # noqa: D107
+        self.origin = origin
         self.strict = strict
         self.numbers: dict[str, int] = {}
 
     def add(self, name: str, number: int = 1) -> None:
-        """Adds to a number that is worth telling but is no loss of a row."""
+        """Adds to the count of this name; 0 adds no entry."""
         if number:
             self.numbers[name] = self.numbers.get(name, 0) + number
 
-    def skip(self, reason: str, row: str) -> None:
+    def skip(self, reason: str, row_name: str) -> None:
         """Counts a row that cannot be used.
 
         Raises:
-            UserError: if every row must be usable (`strict`).
+            UserError: rows must not be skipped (`strict`).
         """
         if self.strict:
             raise UserError(
-                f"{self.what}: {row}: {reason} (data.strict is on: mend or remove the "
-                "row, or set data.strict=False to leave such rows out)"
+                f"{self.origin}: {row_name}: {reason} (data.strict is on: mend or "
+                "remove the row, or set data.strict=False to leave such rows out)"
             )
         self.add(f"skipped: {reason}")
 
     def no_rows_error(self) -> UserError:
-        """The error for a data set without one usable row."""
-        told = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
-        return UserError(f"{self.what}: no usable row left ({told or 'it is empty'})")
+        """Returns the error for a data set without a usable row."""
+        counts = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
+        return UserError(f"{self.origin}: no usable row left ({counts or 'no rows'})")
 
 
 class Reader(NamedTuple):
-    """A row of DATASETS: how to find, recognise and read one kind of data set."""
+    """A row of DATASETS: how to find, fingerprint and read one kind of data set."""
 
     # Finds the files; raises UserError if they are missing. Without `data.dir` it
     # names the place of the sample edition, which may not be written yet.
     locate: Callable[[Data, pathlib.Path], Location]
-    # A cheap mark of the files' state, to notice that they have changed.
+    # Returns a cheap fingerprint that changes when files change.
     signature: Callable[[Data, Location], str]
-    # Reads indexes, not pictures. `Unpack` gives the folder that an archive in the
-    # place was unpacked to; what is skipped or noted here is counted in `Counts`.
+    # Reads lists of rows, no images. `Unpack` returns the folder that an archive in
+    # the location was unpacked to; what is skipped here is counted in `Counts`.
     open: Callable[[Data, Location, Counts, Unpack], Source]
 
 
 def digest(*parts: str | bytes) -> str:
-    """A short hash of texts and bytes; where one part ends matters."""
-    hashed = hashlib.blake2b(digest_size=16)
+    """Hashes texts and bytes; the boundaries between parts matter."""
+    state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        hashed.update(len(data).to_bytes(8, "little") + data)
-    return hashed.hexdigest()
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()
+
+
+def digest_file(path: pathlib.Path) -> str:
+    """Hashes the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def hash_fraction(*parts: str) -> float:
-    """A number in [0, 1) that goes by the texts alone: the same for ever."""
+    """Returns a number in [0, 1) that depends on the texts alone.
+
+    Splits by it are the same for every order and every subset of the rows.
+    """
     return int(digest(*parts)[:12], 16) / 16**12

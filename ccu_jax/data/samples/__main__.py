@@ -37,7 +37,9 @@ def main(argv: list[str]) -> int:
     try:
         _write(argv)
     except (UserError, OSError) as error:
-        message = error if isinstance(error, UserError) else user_error_for(error) or error
+        message = (
+            error if isinstance(error, UserError) else user_error_for(error) or error
+        )
         print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
         return 2
     return 0

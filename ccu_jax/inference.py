@@ -9,10 +9,10 @@ import numpy as np
 
 from ccu_jax import data, models
 from ccu_jax.config import schema as configs
-from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import prepare
 from ccu_jax.data.readers.base import SkipExample
+from ccu_jax.data.tokenizer import encode, load_tokenizer
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.models import VIEWS
 from ccu_jax.runs import results as rows
@@ -57,7 +57,7 @@ class Classifier(NamedTuple):
         blank = np.zeros((config.image_size, config.image_size, 3), np.uint8)
         columns = {
             "image": np.stack([blank, *(blank if s is None else s for s in squares)]),
-            "text": text.encode(self.tokenizer, [None, *texts], config.text_length),
+            "text": encode(self.tokenizer, [None, *texts], config.text_length),
             "has_image": np.array([False, *(s is not None for s in squares)]),
             "has_text": np.array([False, *(t is not None for t in texts)]),
         }
@@ -132,7 +132,7 @@ def load(
         multi_label=stored.multi_label,
         params=saved.tree,
         model=model,
-        tokenizer=text.load(prepare.folders(workdir).data / "tokenizer.json"),
+        tokenizer=load_tokenizer(prepare.folders(workdir).data / "tokenizer.json"),
         config=config,
     )
 

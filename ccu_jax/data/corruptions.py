@@ -1,7 +1,7 @@
-"""Realistic conditions: rows without a part, noisy rows, rows in an order.
+"""Corruptions of the training rows: missing modalities, noisy rows, ordered streams.
 
-They befall rows that could be trained on; validation and test rows stay as they are, so
-that scores can be compared. Pure functions of the data set and the settings.
+Validation and test rows are left unchanged, so scores stay comparable. Everything is a
+pure function of the data set and the settings.
 """
 
 from typing import Any
@@ -9,67 +9,82 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.config.schema import Corruptions
+from ccu_jax.data.dataset import Dataset
 
-DROPPED = "dropped"  # the split of rows that have lost their label
+DROPPED = "dropped"  # the split of rows that lost their label
 
 
-def apply(data, config: Corruptions):
-    """The data set under these conditions, and what they came to.
+def apply(data: Dataset, config: Corruptions) -> tuple[Dataset, dict[str, Any]]:
+    """Applies the corruptions to the training rows.
 
     Args:
-        data: a `ccu_jax.data.Dataset`.
-        config: shares in [0, 1] of the training rows.
+        data: the prepared data set; it is not modified.
+        config: fractions of the training rows, in [0, 1], and the order of training.
 
     Returns:
-        The data set, and `{condition: {"share": asked for, "rows": of how many}}` with
-        `order`, `window` and `seed` where they matter; empty when all is as it was.
+        The corrupted data set, and for each corruption {"share": the requested
+        fraction, "rows": the number of rows}, with `order`, `window` and `seed` where
+        they apply. The dict is empty if nothing was requested.
     """
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     train = np.flatnonzero(data.split == "train")
-    # Noise first: a text that a row has lost cannot go to another one.
-    for number, (name, change) in enumerate(_CHANGES.items()):
-        if asked := getattr(config, name):
+    # Noise comes first: a text that a row has lost cannot be given to another one.
+    for number, (name, corrupt) in enumerate(_CORRUPTIONS.items()):
+        if fraction := getattr(config, name):
             rng = np.random.default_rng([config.seed, number])
-            data, rows = change(data, train, round(asked * len(train)), rng)
-            told[name] = {"share": asked, "rows": rows}
+            count = round(fraction * len(train))
+            data, num_rows = corrupt(data, train, count, rng)
+            record[name] = {"share": fraction, "rows": num_rows}
     if config.order != "shuffled":
-        told |= {"order": config.order, "window": config.window}
-    if told:
-        told["seed"] = config.seed
-    return data, told
+        record |= {"order": config.order, "window": config.window}
+    if record:
+        record["seed"] = config.seed
+    return data, record
 
 
-def arrival(data, order: str) -> np.ndarray | None:
-    """The place `[N]` of each row in the order of training; None: in no order."""
+def stream_positions(data: Dataset, order: str) -> np.ndarray | None:
+    """Returns the position of each row in the training stream.
+
+    Args:
+        data: the data set.
+        order: "shuffled", "stored" or "by_class" (by the first label).
+
+    Returns:
+        int [N], or None if the rows are shuffled freely.
+    """
     if order == "stored":
         return np.arange(len(data.id))
     if order == "by_class":
-        place = np.empty(len(data.id), np.int64)
-        place[np.argsort(data.labels.argmax(axis=1), kind="stable")] = np.arange(
-            len(place)
-        )
-        return place
+        positions = np.empty(len(data.id), np.int64)
+        rows = np.argsort(data.labels.argmax(axis=1), kind="stable")
+        positions[rows] = np.arange(len(rows))
+        return positions
     return None
 
 
-def _some(rng, rows: np.ndarray, count: int) -> np.ndarray:
+def _choose(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
     return np.sort(rng.permutation(rows)[:count])
 
 
-def _noisy_labels(data, train, count, rng):
-    """Labels of a random other training row that differ from the row's own."""
-    chosen, labels = _some(rng, train, count), data.labels.copy()
-    left = chosen
-    for _ in range(100):  # by then all that can be have been changed
-        donors = rng.choice(train, len(left))
-        labels[left] = data.labels[donors]
-        left = left[(labels[left] == data.labels[left]).all(axis=1)]
-    return data._replace(labels=labels), len(chosen) - len(left)
+def _add_label_noise(
+    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[Dataset, int]:
+    """Replaces labels by different labels of random training rows."""
+    chosen, labels = _choose(rng, train, count), data.labels.copy()
+    unchanged = chosen
+    for _ in range(100):  # enough unless all rows have the same labels
+        donors = rng.choice(train, len(unchanged))
+        labels[unchanged] = data.labels[donors]
+        is_same = (labels[unchanged] == data.labels[unchanged]).all(axis=1)
+        unchanged = unchanged[is_same]
+    return data._replace(labels=labels), len(chosen) - len(unchanged)
 
 
-def _noisy_text(data, train, count, rng):
-    """Texts that go round among the chosen rows: each row gets another one's."""
-    chosen = rng.permutation(_some(rng, train[data.has_text[train]], count))
+def _add_text_noise(
+    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[Dataset, int]:
+    """Permutes texts among the chosen rows, so that each gets another row's text."""
+    chosen = rng.permutation(_choose(rng, train[data.has_text[train]], count))
     if len(chosen) < 2:
         return data, 0
     text = np.array(data.text)
@@ -77,42 +92,50 @@ def _noisy_text(data, train, count, rng):
     return data._replace(text=text), len(chosen)
 
 
-def _missing_image(data, train, count, rng):
-    chosen = _some(rng, _whole(data, train), count)
+def _drop_image(
+    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[Dataset, int]:
+    chosen = _choose(rng, train[_has_both(data, train)], count)
     return _without(data, "has_image", chosen), len(chosen)
 
 
-def _missing_text(data, train, count, rng):
-    chosen = _some(rng, _whole(data, train), count)
+def _drop_text(
+    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[Dataset, int]:
+    chosen = _choose(rng, train[_has_both(data, train)], count)
     return _without(data, "has_text", chosen), len(chosen)
 
 
-def _incomplete(data, train, count, rng):
-    """One of picture, text and label is lost; a row's last one of the first two not."""
-    chosen = _some(rng, train, count)
+def _drop_any(
+    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[Dataset, int]:
+    """Drops image, text or label; the label if only one modality is left."""
+    chosen = _choose(rng, train, count)
     lost = rng.integers(3, size=len(chosen))
-    whole = data.has_image[chosen] & data.has_text[chosen]
-    data = _without(data, "has_image", chosen[(lost == 0) & whole])
-    data = _without(data, "has_text", chosen[(lost == 1) & whole])
+    has_both = _has_both(data, chosen)
+    data = _without(data, "has_image", chosen[(lost == 0) & has_both])
+    data = _without(data, "has_text", chosen[(lost == 1) & has_both])
     split = data.split.astype(f"<U{max(len(DROPPED), data.split.itemsize // 4)}")
-    split[chosen[(lost == 2) | ~whole]] = DROPPED
+    split[chosen[(lost == 2) | ~has_both]] = DROPPED
     return data._replace(split=split), len(chosen)
 
 
-def _whole(data, rows):
-    return rows[data.has_image[rows] & data.has_text[rows]]
+def _has_both(data: Dataset, rows: np.ndarray) -> np.ndarray:
+    return data.has_image[rows] & data.has_text[rows]
 
 
-def _without(data, name: str, rows: np.ndarray):
-    there = getattr(data, name).copy()
-    there[rows] = False
-    return data._replace(**{name: there})
+def _without(data: Dataset, field: str, rows: np.ndarray) -> Dataset:
+    """Returns the data set with a `has_` column cleared at some rows."""
+    has_modality = getattr(data, field).copy()
+    has_modality[rows] = False
+    return data._replace(**{field: has_modality})
 
 
-_CHANGES = {
-    "noisy_labels": _noisy_labels,
-    "noisy_text": _noisy_text,
-    "missing_image": _missing_image,
-    "missing_text": _missing_text,
-    "incomplete": _incomplete,
+# Each row's random numbers are seeded with its place in this table.
+_CORRUPTIONS = {
+    "noisy_labels": _add_label_noise,
+    "noisy_text": _add_text_noise,
+    "missing_image": _drop_image,
+    "missing_text": _drop_text,
+    "incomplete": _drop_any,
 }

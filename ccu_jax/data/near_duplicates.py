@@ -1,9 +1,9 @@
-"""Pictures that are nearly the same: found by a perceptual hash, then compared.
+"""Near-duplicate images: candidates by a perceptual hash, confirmed by correlation.
 
-A picture is shrunk to 16 x 16, and the signs of its low frequencies (against their
-median) are its hash of 63 bits, as in pHash (Zauner 2010). Pairs whose hashes differ in
-at most MOST_BITS bits are candidates; they count as near-duplicates when the shrunken
-pictures, colours included, correlate by at least LEAST_CORRELATION.
+An image is reduced to 16 x 16. Its 63-bit hash holds the signs of the low DCT
+frequencies relative to their median, as in pHash (Zauner 2010). Image pairs whose
+hashes differ in at most MAX_BITS bits are candidates. They are near-duplicates if the
+reduced colour images correlate by at least MIN_CORRELATION.
 """
 
 import contextlib
@@ -17,62 +17,76 @@ import scipy.sparse
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.storage.columns import ColumnReader, ColumnWriter
 
-MOST_BITS = 6  # of 63; every such pair is found
-LEAST_CORRELATION = 0.98
-_BANDS = MOST_BITS + 1
-_SIDE, _LOW, _CHUNK = 16, 8, 1024
-_LEAST_SPREAD = 2.0  # of 255; evener pictures look like each other and tell nothing
+MAX_BITS = 6  # of 63
+MIN_CORRELATION = 0.98
+_NUM_BANDS = MAX_BITS + 1
+_SIZE = 16  # side of the reduced image, pixels
+_NUM_FREQUENCIES = 8  # per axis
+_CHUNK = 1024  # rows
+_MIN_STD = 2.0  # of pixel values in 0..255; flatter images all look alike
 
 
-def clusters(
+def find_clusters(
     path: pathlib.Path, has_image: np.ndarray, progress: Progress
 ) -> np.ndarray:
-    """Which rows have pictures that are nearly the same, directly or by way of others.
+    """Clusters rows whose images are near-duplicates, directly or transitively.
 
     Args:
-        path: An .npy file of pictures, uint8 [N, S, S, 3].
-        has_image: bool [N]; rows without a picture are like no other.
-        progress: Called with (what, done, total).
+        path: .npy file of images, uint8 [N, S, S, 3].
+        has_image: bool [N]; rows without an image form clusters of their own.
+        progress: called with (stage, done, total).
 
     Returns:
-        int64 [N], the smallest row of each row's cluster; its own number when alone.
+        int64 [N], the smallest row number of each row's cluster.
     """
-    kept = path.with_name("shrunk.npy")
+    stage = "comparing images that look alike"
+    reduced_path = path.with_name("shrunk.npy")
     try:
-        hashes, telling = _shrink(path, kept, progress)
-        rows = np.flatnonzero(has_image & telling)
-        found = [np.empty((0, 2), np.int64)]
-        with contextlib.closing(ColumnReader(kept)) as small:
-            for band in range(_BANDS):
-                progress("comparing pictures that look alike", band, _BANDS)
-                for pairs in candidates(hashes[rows], band):
-                    found.append(rows[pairs][_alike(small, rows[pairs])])
+        hashes, is_textured = _reduce_images(path, reduced_path, progress)
+        rows = np.flatnonzero(has_image & is_textured)
+        duplicates = [np.empty((0, 2), np.int64)]
+        with contextlib.closing(ColumnReader(reduced_path)) as reduced:
+            for band in range(_NUM_BANDS):
+                progress(stage, band, _NUM_BANDS)
+                for pairs in candidate_pairs(hashes[rows], band):
+                    is_duplicate = _correlate(reduced, rows[pairs])
+                    duplicates.append(rows[pairs][is_duplicate])
     finally:
-        kept.unlink(missing_ok=True)
-    progress("comparing pictures that look alike", _BANDS, _BANDS)
-    return connected(len(hashes), np.concatenate(found))
+        reduced_path.unlink(missing_ok=True)
+    progress(stage, _NUM_BANDS, _NUM_BANDS)
+    return connected_components(len(hashes), np.concatenate(duplicates))
 
 
-def _shrink(
-    path: pathlib.Path, kept: pathlib.Path, progress: Progress
+def _reduce_images(
+    path: pathlib.Path, reduced_path: pathlib.Path, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keeps all pictures in small; gives their hashes, and which are not too even."""
-    hashes, telling = [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    """Writes reduced images; returns their hashes and whether each has texture."""
+    hashes, is_textured = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     with (
-        contextlib.closing(ColumnReader(path)) as pictures,
-        ColumnWriter(kept, np.uint8, (_SIDE, _SIDE, 3)) as column,
+        contextlib.closing(ColumnReader(path)) as images,
+        ColumnWriter(reduced_path, np.uint8, (_SIZE, _SIZE, 3)) as column,
     ):
-        for first in range(0, total := len(pictures), _CHUNK):
-            progress("looking for near-duplicates", first, total)
-            small = shrunk(pictures.slice(first, min(first + _CHUNK, total)))
-            hashes.append(hashed(small))
-            telling.append(small.reshape(len(small), -1).std(axis=1) >= _LEAST_SPREAD)
-            column.append(small.round().astype(np.uint8))
-    return np.concatenate(hashes), np.concatenate(telling)
+        for start in range(0, total := len(images), _CHUNK):
+            progress("looking for near-duplicates", start, total)
+            reduced = shrink(images.slice(start, min(start + _CHUNK, total)))
+            hashes.append(perceptual_hash(reduced))
+            is_textured.append(
+                reduced.reshape(len(reduced), -1).std(axis=1) >= _MIN_STD
+            )
+            column.append(reduced.round().astype(np.uint8))
+    return np.concatenate(hashes), np.concatenate(is_textured)
 
 
-def connected(total: int, pairs: np.ndarray) -> np.ndarray:
-    """The smallest row `[total]` of those that each row is connected to by pairs."""
+def connected_components(total: int, pairs: np.ndarray) -> np.ndarray:
+    """Returns the smallest row of each row's connected component.
+
+    Args:
+        total: number of rows N.
+        pairs: int [n, 2], the edges.
+
+    Returns:
+        int [N].
+    """
     graph = scipy.sparse.coo_array(
         (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(total, total)
     )
@@ -81,78 +95,87 @@ def connected(total: int, pairs: np.ndarray) -> np.ndarray:
     return first[label].astype(np.int64)
 
 
-def shrunk(pictures: np.ndarray) -> np.ndarray:
-    """Pictures `[N, S, S, 3]` averaged down to float32 `[N, 16, 16, 3]`."""
-    side = pictures.shape[1]
-    edges = np.linspace(0, side, _SIDE + 1)
-    pixel = np.arange(side)
-    # How much of each pixel lies in each of the 16 stretches.
-    ends, begins = edges[1:, None], edges[:-1, None]
-    weight = np.minimum(ends, pixel + 1) - np.maximum(begins, pixel)
-    weight = (weight.clip(0) * _SIDE / side).astype(np.float32)
-    return np.einsum("yh,nhwc,xw->nyxc", weight, pictures, weight, optimize=True)
+def shrink(images: np.ndarray) -> np.ndarray:
+    """Averages images [N, S, S, 3] down to float32 [N, 16, 16, 3]."""
+    size = images.shape[1]
+    edges = np.linspace(0, size, _SIZE + 1)
+    pixel = np.arange(size)
+    # The overlap of each source pixel with each of the 16 target pixels.
+    stop, start = edges[1:, None], edges[:-1, None]
+    weight = np.minimum(stop, pixel + 1) - np.maximum(start, pixel)
+    weight = (weight.clip(0) * _SIZE / size).astype(np.float32)
+    return np.einsum("yh,nhwc,xw->nyxc", weight, images, weight, optimize=True)
 
 
-def hashed(small: np.ndarray) -> np.ndarray:
-    """The hashes uint64 `[N]` of shrunken pictures `[N, 16, 16, 3]`."""
-    grey = small @ np.array([0.299, 0.587, 0.114], np.float32)
-    low = scipy.fft.dctn(grey, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW]
-    low = low.reshape(len(low), -1)[:, 1:]  # the mean says nothing of the content
+def perceptual_hash(reduced: np.ndarray) -> np.ndarray:
+    """Returns the 63-bit hashes uint64 [N] of reduced images [N, 16, 16, 3]."""
+    grey = reduced @ np.array([0.299, 0.587, 0.114], np.float32)
+    frequencies = scipy.fft.dctn(grey, axes=(1, 2), norm="ortho")
+    low = frequencies[:, :_NUM_FREQUENCIES, :_NUM_FREQUENCIES]
+    low = low.reshape(len(low), -1)[:, 1:]  # without the mean brightness
     bits = low > np.median(low, axis=1, keepdims=True)
     return bits @ (np.uint64(1) << np.arange(low.shape[1], dtype=np.uint64))
 
 
-def candidates(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
-    """Pairs `[n, 2]` of rows whose hashes differ in at most MOST_BITS bits.
+def candidate_pairs(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
+    """Yields pairs of rows whose hashes differ in at most MAX_BITS bits.
 
-    The bits are cut into one band more than may differ, so one band of such a pair is
-    equal (Manku et al. 2007): a pair comes with the first band that is. Rows of one
-    hash are paired with the first of them only, with the first band.
+    The bits are divided into MAX_BITS + 1 bands, so the hashes of such a pair agree in
+    at least one band (Manku et al. 2007). A pair is yielded for the first band in which
+    they agree. Rows with equal hashes are paired only with the first of them, in
+    band 0.
+
+    Args:
+        hashes: uint64 [N].
+        band: which band of bits to compare, in [0, MAX_BITS].
+
+    Yields:
+        int [n, 2], pairs of row numbers.
     """
-    if not len(hashes):  # no row has a picture
+    if not len(hashes):
         return
-    unique, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     if not band:
-        same = np.stack([first[which], np.arange(len(hashes))], 1)
-        yield same[same[:, 0] != same[:, 1]]
-    part = unique & _mask(band)
-    order = np.argsort(part, kind="stable")
-    starts = np.flatnonzero(np.diff(part[order], prepend=~part[order[:1]]))
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-        for pairs in _close(unique, order[start:end]):
-            apart = unique[pairs[:, 0]] ^ unique[pairs[:, 1]]
-            new = np.ones(len(pairs), bool)
+        copies = np.stack([first[inverse], np.arange(len(hashes))], 1)
+        yield copies[copies[:, 0] != copies[:, 1]]
+    band_bits = unique & _band_mask(band)
+    order = np.argsort(band_bits, kind="stable")
+    starts = np.flatnonzero(np.diff(band_bits[order], prepend=~band_bits[order[:1]]))
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        for pairs in _close_pairs(unique, order[start:stop]):
+            difference = unique[pairs[:, 0]] ^ unique[pairs[:, 1]]
+            is_new = np.ones(len(pairs), bool)
             for earlier in range(band):
-                new &= (apart & _mask(earlier)) != 0
-            yield np.sort(first[pairs[new]], axis=1)
+                is_new &= (difference & _band_mask(earlier)) != 0
+            yield np.sort(first[pairs[is_new]], axis=1)
 
 
-def _mask(band: int) -> np.uint64:
-    """The bits of a band."""
-    low, high = (63 * edge // _BANDS for edge in (band, band + 1))
+def _band_mask(band: int) -> np.uint64:
+    low, high = (63 * edge // _NUM_BANDS for edge in (band, band + 1))
     return np.uint64((1 << high) - (1 << low))
 
 
-def _close(unique, bucket) -> Iterator[np.ndarray]:
-    """The pairs of a bucket that are close enough, a block of rows at a time."""
-    block = max(1, 4_000_000 // max(len(bucket), 1))
+def _close_pairs(unique: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the pairs within a bucket that differ in at most MAX_BITS bits."""
+    block = max(1, 4_000_000 // max(len(bucket), 1))  # bounds the memory of a step
     for start in range(0, len(bucket), block):
         left, right = bucket[start : start + block], bucket[start:]
-        apart = np.bitwise_count(unique[left][:, None] ^ unique[right][None])
-        a, b = np.nonzero(apart <= MOST_BITS)
+        distance = np.bitwise_count(unique[left][:, None] ^ unique[right][None])
+        a, b = np.nonzero(distance <= MAX_BITS)
         pairs = np.stack([left[a], right[b]], 1)
         if len(pairs := pairs[a < b]):
             yield pairs
 
 
-def _alike(small: ColumnReader, pairs: np.ndarray) -> np.ndarray:
-    """Which pairs `[n, 2]` of shrunken pictures correlate strongly enough, `[n]`."""
-    alike = np.empty(len(pairs), bool)
+def _correlate(reduced: ColumnReader, pairs: np.ndarray) -> np.ndarray:
+    """Returns bool [n]: which pairs of images correlate by MIN_CORRELATION or more."""
+    is_duplicate = np.empty(len(pairs), bool)
     for start in range(0, len(pairs), _CHUNK):
-        part = pairs[start : start + _CHUNK]
-        a, b = (small.take(part[:, side]).astype(np.float32) for side in (0, 1))
+        chunk = pairs[start : start + _CHUNK]
+        a, b = (reduced.take(chunk[:, side]).astype(np.float32) for side in (0, 1))
         a, b = (x.reshape(len(x), -1) for x in (a, b))
         a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
         scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-        alike[start : start + len(part)] = (a * b).sum(1) >= LEAST_CORRELATION * scale
-    return alike
+        chunk_result = (a * b).sum(1) >= MIN_CORRELATION * scale
+        is_duplicate[start : start + len(chunk)] = chunk_result
+    return is_duplicate

@@ -1,6 +1,6 @@
-"""The subword tokeniser: trained on the training texts, stored with the data.
+"""The subword tokenizer, trained on the training texts and stored with the data.
 
-Ids: 0 pads, 1 stands for an unknown character, 2 ends every text.
+Token ids: 0 pads, 1 is an unknown character, 2 ends every text.
 """
 
 import collections
@@ -8,51 +8,49 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from ccu_jax.errors import UserError
 
+# The library warns on stderr if a process that used its threads forks.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 PAD, UNKNOWN, END = 0, 1, 2
-_SPECIAL = ("[PAD]", "[UNK]", "[END]")
-_START = "\u2581"
-# Learning subwords takes the square of a word's length: longer ones are cut up.
-_LONG = re.compile(r"\S{100}(?=\S)")
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[END]")
+_WORD_START = "\u2581"
+# Training time is quadratic in the word length: longer words are split.
+_LONG_WORD = re.compile(r"\S{100}(?=\S)")
+_CHUNK = 1024  # texts
 
 
-def _library() -> Any:
-    # Its threads and a later fork do not go together, and it says so on stderr.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import tokenizers
-
-    return tokenizers
-
-
-def train(texts: Iterable[str], vocabulary: int) -> Any:
-    """Learns subwords (byte-pair encoding, lower-cased, accents dropped) from texts.
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Trains byte-pair encoding on lower-cased texts without accents.
 
     Args:
-        texts: Training texts; the result depends on them and not on their order.
-        vocabulary: Largest number of ids; a quarter of it may be single characters.
+        texts: training texts; the result does not depend on their order.
+        vocabulary: maximum number of token ids; at most a quarter are characters.
 
     Returns:
-        A `tokenizers.Tokenizer`.
+        The trained tokenizer.
     """
-    tok = _library()
-    tokenizer = tok.Tokenizer(tok.models.BPE(unk_token=_SPECIAL[UNKNOWN]))
-    tokenizer.normalizer = tok.normalizers.BertNormalizer(lowercase=True)
-    # The first piece of a word carries a mark, so "ant" is not a piece of "elephant".
-    mark = tok.pre_tokenizers.Metaspace(replacement=_START, prepend_scheme="always")
-    words = tok.pre_tokenizers.BertPreTokenizer()
-    tokenizer.pre_tokenizer = tok.pre_tokenizers.Sequence([words, mark])
-    texts = sorted(_LONG.sub(r"\g<0> ", text) for text in texts)
-    alphabet = _alphabet(map(tokenizer.normalizer.normalize_str, texts), vocabulary)
-    # The library is the same from run to run only if it need not choose characters
-    # itself, and never so for WordPiece: it numbers them in the order of a hash table.
-    trainer = tok.trainers.BpeTrainer(
+    tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL_TOKENS[UNKNOWN]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    # Marking the start of a word keeps "ant" from being a subword of "elephant".
+    mark_start = pre_tokenizers.Metaspace(
+        replacement=_WORD_START, prepend_scheme="always"
+    )
+    split_words = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_words, mark_start])
+    texts = sorted(_split_long_words(text) for text in texts)
+    normalized = map(tokenizer.normalizer.normalize_str, texts)
+    alphabet = _choose_alphabet(normalized, vocabulary)
+    # The library is deterministic only if it need not choose the characters itself, and
+    # never for WordPiece, which numbers them in the order of a hash table.
+    trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=list(_SPECIAL),
+        special_tokens=list(_SPECIAL_TOKENS),
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -61,44 +59,51 @@ def train(texts: Iterable[str], vocabulary: int) -> Any:
     return tokenizer
 
 
-def _alphabet(texts: Iterable[str], vocabulary: int) -> list[str]:
-    counted = collections.Counter(character for text in texts for character in text)
-    ordered = sorted(counted, key=lambda character: (-counted[character], character))
-    letters = [c for c in ordered if not c.isspace() and c != _START]
-    return [_START, *letters[: vocabulary // 4]]
+def _choose_alphabet(texts: Iterable[str], vocabulary: int) -> list[str]:
+    """Returns the most frequent characters, at most a quarter of the vocabulary."""
+    counts = collections.Counter(character for text in texts for character in text)
+    by_frequency = sorted(counts, key=lambda character: (-counts[character], character))
+    letters = [c for c in by_frequency if not c.isspace() and c != _WORD_START]
+    return [_WORD_START, *letters[: vocabulary // 4]]
 
 
-def load(path: pathlib.Path) -> Any:
-    """Reads a stored tokeniser.
+def load_tokenizer(path: pathlib.Path) -> Tokenizer:
+    """Loads a stored tokenizer.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     try:
-        return _library().Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: tokenizer cannot be read ({error})") from None
 
 
-def encode(tokenizer: Any, texts: Sequence[str | None], length: int) -> np.ndarray:
-    """Token ids of texts, each cut to fit and closed by the end token.
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str | None], length: int
+) -> np.ndarray:
+    """Encodes texts as token ids, truncated to fit and closed by the end token.
 
     Args:
-        tokenizer: From `train` or `load`.
-        texts: N texts; None is no text at all and becomes the end token alone.
-        length: T, tokens a row, at least 1.
+        tokenizer: from `train_tokenizer` or `load_tokenizer`.
+        texts: N texts; a missing text (None) becomes the end token alone.
+        length: T, tokens per row, at least 1.
 
     Returns:
         int32 [N, T], padded with 0.
     """
     tokens = np.full((len(texts), length), PAD, np.int32)
-    tokenizer.encode_special_tokens = True  # a text that says "[PAD]" pads nothing
-    step = 1024
-    for first in range(0, len(texts), step):
+    # Otherwise a text that contains "[PAD]" would be encoded as padding.
+    tokenizer.encode_special_tokens = True
+    for start in range(0, len(texts), _CHUNK):
         chunk = [
-            _LONG.sub(r"\g<0> ", text or "") for text in texts[first : first + step]
+            _split_long_words(text or "") for text in texts[start : start + _CHUNK]
         ]
-        for row, encoding in enumerate(tokenizer.encode_batch(chunk), start=first):
-            ids = encoding.ids[: length - 1] + [END]
+        for row, encoding in enumerate(tokenizer.encode_batch(chunk), start=start):
+            ids = [*encoding.ids[: length - 1], END]
             tokens[row, : len(ids)] = ids
     return tokens
+
+
+def _split_long_words(text: str) -> str:
+    return _LONG_WORD.sub(r"\g<0> ", text)

@@ -41,5 +41,5 @@ def problem_of(ctx: RunContext, seed: int, sets: Sets) -> Problem:
         multi_label=ctx.data.multi_label,
         params=None,
         seed=seed,
-        arrival=corruptions.arrival(ctx.data, ctx.config.corruptions.order),
+        arrival=corruptions.stream_positions(ctx.data, ctx.config.corruptions.order),
     )

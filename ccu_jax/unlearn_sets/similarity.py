@@ -9,7 +9,7 @@ import einops
 import numpy as np
 import scipy.sparse
 
-from ccu_jax.data.near_duplicates import shrunk
+from ccu_jax.data.near_duplicates import shrink
 
 _CHUNK = 32 << 20  # bytes of pictures looked at together
 _TEXTS = 8192
@@ -53,7 +53,7 @@ def _thumbnails(data, rows):
     step = max(1, data.image.shape[1] // _SIDE)
     for start in range(0, len(rows), chunk):
         pictures = np.asarray(data.image)[rows[start : start + chunk]]
-        small = shrunk(pictures[:, ::step, ::step])
+        small = shrink(pictures[:, ::step, ::step])
         yield einops.reduce(small, "n (h a) (w b) c -> n (h w c)", "mean", a=2, b=2)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.data.near_duplicates import connected
+from ccu_jax.data.near_duplicates import connected_components
 from ccu_jax.errors import UserError
 from ccu_jax.storage.records import add_line_checksum, lines_are_intact
 from ccu_jax.unlearn_sets import rules as unlearn_rules
@@ -45,7 +45,7 @@ def joined(data, duplicates: str) -> np.ndarray:
         return data.group
     _, first, which = np.unique(data.group, return_index=True, return_inverse=True)
     pairs = [np.stack([first[which], rows], 1), np.stack([data.cluster, rows], 1)]
-    return data.group[connected(len(rows), np.concatenate(pairs))]
+    return data.group[connected_components(len(rows), np.concatenate(pairs))]
 
 
 def near_duplicates(data, sets: Sets) -> dict[str, np.ndarray]:

@@ -87,9 +87,11 @@ def test_noisy_texts_are_texts_that_go_round(data):
 
 
 def test_an_order_is_an_order_of_the_rows_and_is_told(data):
-    assert corruptions.arrival(data, "shuffled") is None
-    np.testing.assert_array_equal(corruptions.arrival(data, "stored"), np.arange(700))
-    place = corruptions.arrival(data, "by_class")
+    assert corruptions.stream_positions(data, "shuffled") is None
+    np.testing.assert_array_equal(
+        corruptions.stream_positions(data, "stored"), np.arange(700)
+    )
+    place = corruptions.stream_positions(data, "by_class")
     first = data.labels.argmax(axis=1)[np.argsort(place)]
     assert (np.diff(first) >= 0).all() and sorted(place) == list(range(700))
     _, told = corruptions.apply(data, Corruptions(order="by_class", window=9))

@@ -18,11 +18,18 @@ from PIL import Image
 from ccu_jax.config import loading as config_file
 from ccu_jax.config.schema import Data
 from ccu_jax.data import load, load_prepared
-from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.preparation import tfds_builders as records
 from ccu_jax.data.readers.base import Example
 from ccu_jax.data.samples import editions
+from ccu_jax.data.tokenizer import (
+    END,
+    PAD,
+    UNKNOWN,
+    encode,
+    load_tokenizer,
+    train_tokenizer,
+)
 from ccu_jax.errors import UserError
 from tests.editions import write_with_defects
 
@@ -395,26 +402,26 @@ def test_other_processes_map_what_the_first_has_prepared(folder, tmp_path):
 
 def test_the_tokeniser_depends_on_the_texts_and_not_on_their_order(tmp_path):
     texts = [f"The {a} sees a {b}" for a in ("lion", "lynx") for b in ("ship", "sheep")]
-    one, two = text.train(texts, 120), text.train(texts[::-1], 120)
+    one, two = train_tokenizer(texts, 120), train_tokenizer(texts[::-1], 120)
     assert one.to_str() == two.to_str() and one.get_vocab_size() <= 120
     one.save(str(tmp_path / "t.json"))
-    again = text.encode(text.load(tmp_path / "t.json"), texts, 9)
-    np.testing.assert_array_equal(again, text.encode(one, texts, 9))
+    again = encode(load_tokenizer(tmp_path / "t.json"), texts, 9)
+    np.testing.assert_array_equal(again, encode(one, texts, 9))
 
 
 def test_every_text_ends_with_the_end_token_and_is_cut_to_fit():
-    tokenizer = text.train(["one two three four"] * 3, 200)
-    tokens = text.encode(tokenizer, ["one two three four", "ONE", None, "\u4e16"], 4)
+    tokenizer = train_tokenizer(["one two three four"] * 3, 200)
+    tokens = encode(tokenizer, ["one two three four", "ONE", None, "\u4e16"], 4)
     assert tokens.shape == (4, 4) and tokens.dtype == np.int32
-    assert tokens[0, 3] == text.END and (tokens[0] > 0).all()
-    assert tokens[1, 1:].tolist() == [text.END, 0, 0]
-    assert tokens[2].tolist() == [text.END, 0, 0, 0]
-    assert tokens[3].tolist()[1:] == [text.UNKNOWN, text.END, 0]
+    assert tokens[0, 3] == END and (tokens[0] > 0).all()
+    assert tokens[1, 1:].tolist() == [END, 0, 0]
+    assert tokens[2].tolist() == [END, 0, 0, 0]
+    assert tokens[3].tolist()[1:] == [UNKNOWN, END, 0]
 
 
 def test_a_text_cannot_smuggle_in_special_tokens():
-    tokenizer = text.train(["pad end [ ] words"] * 3, 200)
-    tokens = text.encode(tokenizer, ["[PAD] [END] [UNK] words"], 30)[0]
-    length = int((tokens != text.PAD).sum())
-    assert (tokens[: length - 1] > text.END).sum() >= 8
-    assert tokens[length - 1] == text.END and (tokens[:length] != text.PAD).all()
+    tokenizer = train_tokenizer(["pad end [ ] words"] * 3, 200)
+    tokens = encode(tokenizer, ["[PAD] [END] [UNK] words"], 30)[0]
+    length = int((tokens != PAD).sum())
+    assert (tokens[: length - 1] > END).sum() >= 8
+    assert tokens[length - 1] == END and (tokens[:length] != PAD).all()

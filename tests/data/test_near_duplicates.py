@@ -28,7 +28,7 @@ def squares(images):
 def clusters(folder: pathlib.Path, stored, has_image=None):
     np.save(folder / "image.npy", stored)
     has_image = np.full(len(stored), True) if has_image is None else has_image
-    return duplicates.clusters(folder / "image.npy", has_image, lambda *told: None)
+    return duplicates.find_clusters(folder / "image.npy", has_image, lambda *told: None)
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,13 @@ def test_rows_without_a_picture_and_even_pictures_are_alone(tmp_path):
 
 def test_a_chain_of_near_duplicates_is_one_cluster():
     pairs = np.array([[3, 5], [5, 1], [7, 8]])
-    found = duplicates.connected(10, pairs)
+    found = duplicates.connected_components(10, pairs)
     assert found.tolist() == [0, 1, 2, 1, 4, 1, 6, 7, 7, 9]
 
 
 def all_candidates(hashes):
-    bands = range(duplicates.MOST_BITS + 1)
-    found = [p for band in bands for p in duplicates.candidates(hashes, band)]
+    bands = range(duplicates.MAX_BITS + 1)
+    found = [p for band in bands for p in duplicates.candidate_pairs(hashes, band)]
     return np.concatenate(found).tolist()
 
 
@@ -113,11 +113,11 @@ def test_every_pair_of_close_hashes_is_a_candidate():
     assert len(found) == len(together), "each pair comes once"
     for a, b in itertools.combinations(range(300), 2):
         apart = int(hashes[a] ^ hashes[b]).bit_count()
-        if 0 < apart <= duplicates.MOST_BITS:
+        if 0 < apart <= duplicates.MAX_BITS:
             # Of rows with one hash, the first stands for all.
             first = [int(np.flatnonzero(hashes == hashes[x])[0]) for x in (a, b)]
             assert frozenset(first) in found
-        elif apart > duplicates.MOST_BITS:
+        elif apart > duplicates.MAX_BITS:
             assert frozenset((a, b)) not in found
 
 
@@ -131,7 +131,7 @@ def test_many_copies_of_one_picture_take_no_quadratic_time():
 def test_shrinking_is_averaging(side):
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 255, (2, side, side, 3), np.uint8)
-    small = duplicates.shrunk(stored)
+    small = duplicates.shrink(stored)
     np.testing.assert_allclose(small.mean((1, 2)), stored.mean((1, 2)), rtol=1e-5)
     if side == 48:
         by_hand = stored.reshape(2, 16, 3, 16, 3, 3).mean((2, 4))

@@ -20,7 +20,6 @@ from PIL import Image
 
 from ccu_jax.data import near_duplicates as duplicates
 from ccu_jax.data import pairs_row
-from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers import fashion200k_titles as fashion_titles
@@ -28,6 +27,7 @@ from ccu_jax.data.readers import mmimdb
 from ccu_jax.data.readers import untrusted_files as files
 from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
+from ccu_jax.data.tokenizer import END, PAD, UNKNOWN, encode, train_tokenizer
 from tests.fuzz import __main__ as fuzz_readers
 from tests.fuzz import archives as fuzz_archives
 from tests.fuzz import checks as fuzz_checks
@@ -393,12 +393,12 @@ def test_a_long_title_takes_no_square_of_its_length(title):
 def test_a_long_word_takes_no_square_of_its_length():
     word = "".join(chr(97 + (n * n * 7 + n // 3) % 26) for n in range(300_000))
     begun = time.process_time()
-    tokenizer = text.train([word], 300)
-    tokens = text.encode(tokenizer, [word, "xyz"], 500)
+    tokenizer = train_tokenizer([word], 300)
+    tokens = encode(tokenizer, [word, "xyz"], 500)
     assert time.process_time() - begun < 4
-    assert tokens.min() > text.PAD - 1 and (tokens[0] > text.END).sum() == 499
+    assert tokens.min() > PAD - 1 and (tokens[0] > END).sum() == 499
     # One that has no end for people either is cut up, and no part of it is unknown.
-    assert (tokens[0] != text.UNKNOWN).all()
+    assert (tokens[0] != UNKNOWN).all()
 
 
 def test_a_movie_cannot_take_all_memory(read):
@@ -412,7 +412,7 @@ def test_a_movie_cannot_take_all_memory(read):
 def test_a_data_set_without_any_picture_can_be_stored(read):
     assert read("pairs", jsonl(), whole=True)["stored"] == 1
     for band in range(7):
-        assert not list(duplicates.candidates(np.zeros(0, np.uint64), band))
+        assert not list(duplicates.candidate_pairs(np.zeros(0, np.uint64), band))
 
 
 def test_a_damaged_archive_is_told_of_in_a_short_line(world):

@@ -81,7 +81,7 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
         settings, corruptions=Corruptions(order=order, window=5)
     )
     plain = problems.problem(parallel.vmap(1), data, settings)
-    problem = plain._replace(arrival=corruptions.arrival(data, order))
+    problem = plain._replace(arrival=corruptions.stream_positions(data, order))
     rows = problem.sets.retain
     place = np.argsort(np.argsort(problem.arrival[rows]))
     stands = dict(zip(rows.tolist(), place.tolist(), strict=True))

@@ -14,9 +14,9 @@ import numpy as np
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data import near_duplicates as duplicates
-from ccu_jax.data import tokenizer as text
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.readers.base import Counts, Progress, Source, digest
+from ccu_jax.data.tokenizer import encode, train_tokenizer
 from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import ColumnWriter
 
@@ -55,7 +55,7 @@ def finish(
     progress("tokenising texts", 0, rows)
     vocabulary = _columns(folder, source, config, rows, progress)
     has_image = np.load(folder / "has_image.npy")
-    cluster = duplicates.clusters(folder / "image.npy", has_image, progress)
+    cluster = duplicates.find_clusters(folder / "image.npy", has_image, progress)
     np.save(folder / "cluster.npy", cluster)
     counts.add("noted: near-duplicate image", int((cluster != np.arange(rows)).sum()))
     group = _groups(folder, config.group, cluster)
@@ -98,7 +98,7 @@ def _check(folder, source: Source, counts: Counts) -> int:
 def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
     """Writes text, labels, what there is, id, group, split; gives the vocabulary."""
     training = (r["text"] for r in parts.rows(folder) if r["split"] == "train")
-    tokenizer = text.train(filter(None, training), config.vocabulary)
+    tokenizer = train_tokenizer(filter(None, training), config.vocabulary)
     # Not by its own `save`, whose errors name no file.
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
     longest: collections.Counter = collections.Counter()
@@ -131,7 +131,7 @@ def _fill(columns, folder, source: Source, config: Data, tokenizer, rows, progre
         for place, row in enumerate(chunk):
             labels[place, row["labels"]] = 1
         texts = [row["text"] for row in chunk]
-        columns["text"].append(text.encode(tokenizer, texts, config.text_length))
+        columns["text"].append(encode(tokenizer, texts, config.text_length))
         columns["labels"].append(labels)
         columns["has_image"].append(np.array([row["image"] for row in chunk]))
         columns["has_text"].append(np.array([t is not None for t in texts]))
@@ -163,7 +163,7 @@ def _groups(folder, kind: str, cluster: np.ndarray) -> np.ndarray:
             if row["text"]
         ]
         pairs.append(np.array(same, np.int64).reshape(-1, 2))
-    return own[duplicates.connected(len(own), np.concatenate(pairs))]
+    return own[duplicates.connected_components(len(own), np.concatenate(pairs))]
 
 
 def _list(folder, classes):

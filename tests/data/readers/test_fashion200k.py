@@ -654,5 +654,5 @@ def test_no_two_pictures_of_the_sample_are_nearly_the_same(decoded, tmp_path):
     _, squares = decoded
     np.save(tmp_path / "image.npy", squares)
     told = np.ones(len(squares), bool)
-    clusters = duplicates.clusters(tmp_path / "image.npy", told, quiet)
+    clusters = duplicates.find_clusters(tmp_path / "image.npy", told, quiet)
     assert (clusters == np.arange(len(squares))).all()

@@ -579,7 +579,7 @@ def test_pictures_of_the_sample_are_the_same_to_the_byte_or_clearly_different(
     decoded = np.stack([pictures.decode(data, 32).square for data in content])
     np.save(tmp_path / "image.npy", decoded)
     there = np.ones(len(paths), bool)
-    found = duplicates.clusters(tmp_path / "image.npy", there, quiet)
+    found = duplicates.find_clusters(tmp_path / "image.npy", there, quiet)
     first_of = {data: place for place, data in reversed(list(enumerate(content)))}
     assert found.tolist() == [first_of[data] for data in content]
     assert 30 < len(paths) - len(first_of) < 120

@@ -713,7 +713,7 @@ def test_no_two_pictures_are_nearly_the_same(written, tmp_path):
     _, root = written
     images = [_pixels(e.image, 48) for e in opened(Data(dir=str(root)))[1]]
     np.save(tmp_path / "image.npy", np.stack(images))
-    found = duplicates.clusters(tmp_path / "image.npy", np.ones(400, bool), quiet)
+    found = duplicates.find_clusters(tmp_path / "image.npy", np.ones(400, bool), quiet)
     assert (found == np.arange(400)).all()
     assert all(min(_size(e.image)) >= 64 for e in opened(Data(dir=str(root)))[1][:20])
 

@@ -45,7 +45,7 @@ class Data:
         0.15  # share of rows, where the data has no split of its own
     )
     test_fraction: float = 0.2  # likewise
-    group: str = "own"  # rows forgotten together: "own", same "text", near "picture"
+    group: str = "own"  # rows forgotten together: "own", same "text", similar "image"
     records: bool = False  # also keep the pictures as they came, as TFDS records
     strict: bool = False  # True: a row that cannot be used is an error, not a skip
     sample: str = "clipart"  # pairs without dir: "clipart", "medical", "satellite"

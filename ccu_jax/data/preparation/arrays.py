@@ -168,7 +168,7 @@ def _groups(folder, kind: str, cluster: np.ndarray) -> np.ndarray:
 
 def _list(folder, classes):
     """Writes `rows.tsv`: what there is, for people who look for ids to forget."""
-    names = ("id", "split", "group", "labels", "picture", "text")
+    names = ("id", "split", "group", "labels", "image", "text")
     labels = np.load(folder / "labels.npy", mmap_mode="r")
     columns = (np.load(folder / f"{name}.npy") for name in ("id", "split", "group"))
     has = (np.load(folder / f"has_{name}.npy") for name in ("image", "text"))

@@ -85,7 +85,7 @@ def unpack(
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     scratch.mkdir(parents=True)
     limit = _Limit(archive, size, shutil.disk_usage(scratch).free - SPARE)
-    found, what = Counts(counts.what, counts.strict), f"unpacking {archive.name}"
+    found, what = Counts(counts.origin, counts.strict), f"unpacking {archive.name}"
     try:
         with archive.open("rb") as raw:
             members = _zipped(raw, archive) if kind == "zip" else _tarred(raw, limit)

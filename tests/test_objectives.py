@@ -11,7 +11,7 @@ import scipy.special
 from ccu_jax import objectives
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed.executors import AXIS
-from tests.problems import CLASSES, labels
+from tests.toy import CLASSES, random_labels
 
 ROWS, SIZE = 8, 5
 
@@ -26,7 +26,7 @@ def arrays(multi_label=False, seed=0):
     rng = np.random.default_rng(seed)
     x = {name: units(rng, ROWS) for name in ("h_u", "h_r", "image", "text", "text_r")}
     x |= {name: rng.normal(size=(ROWS, CLASSES)) * 2 for name in ("said", "taught")}
-    x |= {f"labels_{s}": labels(rng, ROWS, multi_label) for s in "ur"}
+    x |= {f"labels_{s}": random_labels(rng, ROWS, multi_label) for s in "ur"}
     x["weight_u"] = np.array([1, 1, 0, 1, 1, 1, 1, 1])
     x["weight_r"] = np.array([1, 0, 1, 1, 1, 1, 1, 0])
     x["gate_u"] = np.array([0.5, 0, 1, 1, 0.25, 2, 0, 1])

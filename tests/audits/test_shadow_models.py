@@ -13,15 +13,15 @@ from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.methods import METHODS
 from ccu_jax.runs.progress import Quiet
-from tests import problems
-from tests.solving import new_loop
+from tests import toy
+from tests.toy import make_loop
 
 EXECUTORS = ("pmap", "vmap")
 
 
 @pytest.fixture
 def data():
-    return problems.dataset(140, per_group=2)
+    return toy.make_dataset(140, per_group=2)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def bench_of(data, problem, reporter):
         config=problem.config,
         model=problem.model,
         executor=problem.executor,
-        loop=new_loop(problem),
+        loop=make_loop(problem),
         reporter=reporter,
     )
 
@@ -52,7 +52,7 @@ def same(one, other, tolerance=0.0):
 
 
 def test_each_pair_shares_the_rows_and_keeps_groups_whole(data):
-    problem = problems.problem(parallel.EXECUTORS["vmap"](), data)
+    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
     plan = plan_of(data, problem, 6)
     asked = {*problem.sets.unlearn, *problem.sets.unseen}
     assert set(plan.rows) == asked and plan.count == 6
@@ -69,7 +69,7 @@ def test_each_pair_shares_the_rows_and_keeps_groups_whole(data):
 
 
 def test_a_shadow_learns_what_it_is_shown_and_the_texts_that_may_be_known(data):
-    problem = problems.problem(parallel.EXECUTORS["vmap"](), data)
+    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
     plan, sets = plan_of(data, problem), problem.sets
     for number, shown in enumerate(plan.shown):
         given = shadows.problem_of(problem, plan, number)
@@ -88,7 +88,7 @@ def test_shadows_trained_together_are_those_trained_one_by_one(
     data, reporter, tmp_path, name
 ):
     executor = parallel.EXECUTORS[name]()
-    problem = problems.problem(executor, data)
+    problem = toy.make_problem(executor, data)
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
     told = []
     alone, together = (
@@ -113,7 +113,7 @@ def test_shadows_trained_together_are_those_trained_one_by_one(
 def test_shadows_together_leave_when_told_to_and_go_on(
     data, reporter, tmp_path, monkeypatch
 ):
-    problem = problems.problem(parallel.EXECUTORS["pmap"](), data)
+    problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
     monkeypatch.setattr(shadows, "_STEPS", 2)
     given = bench, problem, plan
@@ -136,7 +136,7 @@ def test_shadows_together_leave_when_told_to_and_go_on(
 def test_no_more_shadows_are_trained_together_than_memory_holds(
     data, reporter, tmp_path, monkeypatch
 ):
-    problem = problems.problem(parallel.EXECUTORS["pmap"](), data)
+    problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
     asked = []
 
@@ -156,7 +156,7 @@ def test_no_more_shadows_are_trained_together_than_memory_holds(
 def test_only_what_is_missing_damaged_or_others_is_trained_again(
     data, reporter, tmp_path, monkeypatch
 ):
-    problem = problems.problem(parallel.EXECUTORS["vmap"](), data)
+    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
     first = shadows.train(bench, problem, plan, tmp_path, 1, lambda *x: None)
     for file in (tmp_path / "2").rglob("*"):
@@ -181,9 +181,9 @@ def test_only_what_is_missing_damaged_or_others_is_trained_again(
 def test_who_knows_the_pictures_has_nothing_to_learn_and_who_does_not_needs_steps(
     data, reporter, tmp_path
 ):
-    settings = problems.config(train={**problems.PLAIN, "epochs": 30})
-    data = problems.planted(280)
-    problem = problems.problem(parallel.EXECUTORS["vmap"](), data, settings)
+    settings = toy.make_config(train={**toy.NO_AUGMENTATION, "epochs": 30})
+    data = toy.make_memorizable_dataset(280)
+    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data, settings)
     bench = bench_of(data, problem, reporter)
     trained = bench.loop.run(
         "original", METHODS["original"], problem, tmp_path / "o", Quiet()
@@ -212,8 +212,8 @@ def broken_of(params):
 
 
 def test_relearning_goes_by_the_score_of_several_labels_too(reporter, tmp_path):
-    data = problems.dataset(140, multi_label=True)
-    problem = problems.problem(parallel.EXECUTORS["pmap"](), data)
+    data = toy.make_dataset(140, multi_label=True)
+    problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
     bench = bench_of(data, problem, reporter)
     params = problem.model.init(jax.random.key(1))
     problem = problem._replace(params=params)

@@ -7,12 +7,12 @@ import pytest
 
 from ccu_jax.config.schema import Corruptions
 from ccu_jax.data import corruptions
-from tests import problems
+from tests import toy
 
 
 @pytest.fixture(params=[False, True], ids=["one label", "labels"])
 def data(request):
-    return problems.dataset(700, multi_label=request.param)
+    return toy.make_dataset(700, multi_label=request.param)
 
 
 def changed(before, after):

@@ -20,7 +20,7 @@ from ccu_jax.train.step import (
     static_inputs,
     take_sharded,
 )
-from tests import problems
+from tests import toy
 
 STEPS, BATCH, RATE = 3, 16, 0.1
 EXECUTORS = {
@@ -75,7 +75,7 @@ def prepare(executor, program):
     """Compiled steps, and their arguments."""
     state = executor.replicate(init_state(program, jax.random.key(1)))
     rest = executor.replicate(static_inputs(program))
-    share = problems.share(executor, program)
+    share = toy.step_inputs_of(executor, program)
     return executor.compile(make_steps(program), donate=True), state, rest, share
 
 
@@ -394,7 +394,7 @@ def test_steps_in_one_scan_are_steps_one_by_one():
     executor = parallel.vmap(2)
     steps, state, rest, _ = prepare(executor, program)
     for step in range(STEPS):
-        share = problems.share(executor, program, slice(step, step + 1))
+        share = toy.step_inputs_of(executor, program, slice(step, step + 1))
         state, _ = steps(state, rest, share)
     together, _ = run(executor, program)
     np.testing.assert_array_equal(state.params["w"], together.params["w"])

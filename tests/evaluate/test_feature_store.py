@@ -31,7 +31,7 @@ from ccu_jax.runs import workdir as workdirs
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Loop
 from ccu_jax.train.step import init_state
-from tests import problems
+from tests import toy
 
 NAMES = {"features", "h_text", "z_text", "fresh", *(f"original_{v}" for v in VIEWS)}
 ROWS = 56
@@ -44,7 +44,7 @@ def quiet(done, count):
 
 @pytest.fixture(scope="module")
 def problem():
-    return problems.problem(parallel.vmap(2))
+    return toy.make_problem(parallel.vmap(2))
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,8 @@ def test_columns_are_mapped_into_memory_and_cannot_be_written(folder):
 
 
 def test_features_in_bfloat16_come_back_to_the_bit(tmp_path):
-    settings = problems.config(model={"dtype": "bfloat16"})
-    problem = problems.problem(parallel.vmap(1), settings=settings)
+    settings = toy.make_config(model={"dtype": "bfloat16"})
+    problem = toy.make_problem(parallel.vmap(1), settings=settings)
     fresh = features.init_untrained(problem.model, 0)
     of = problem.forward, problem.params, fresh, problem.table
     every = features.compute_features(*of, np.arange(ROWS))
@@ -581,7 +581,7 @@ def test_a_method_starts_from_the_store_without_a_pass_over_pictures(
 
 @pytest.mark.parametrize("name", ["ccu", "ccu_plus"])
 def test_features_are_computed_where_that_is_asked_for(stored, name):
-    asked = problems.config(run={"features": "computed"})
+    asked = toy.make_config(run={"features": "computed"})
     with pytest.raises(AssertionError, match="a pass over pictures"):
         METHODS[name](stored._replace(method=name, config=asked))
 
@@ -606,10 +606,10 @@ class Quiet:
 def test_a_run_on_stored_features_is_one_on_computed_ones_but_for_rounding(
     tmp_path, name, dtype
 ):
-    settings = problems.config(
+    settings = toy.make_config(
         model={"dtype": dtype}, **{name: {"steps": 5}}, run={"steps_per_call": 2}
     )
-    problem = problems.problem(parallel.vmap(2), settings=settings)
+    problem = toy.make_problem(parallel.vmap(2), settings=settings)
     fresh = features.init_untrained(problem.model, 0)
     of = problem.forward, problem.params, fresh, problem.table
     store_at(tmp_path / "features", features.compute_features(*of, np.arange(ROWS)))
@@ -642,7 +642,7 @@ def test_a_run_on_stored_features_is_one_on_computed_ones_but_for_rounding(
 def test_outputs_from_the_store_are_those_from_the_pictures(problem, stored):
     table = stored.store.as_table(problem.table)
     assert not {"image", "text"} & set(table)
-    of = problem.params, problem.table, problems.dataset(), problem.sets
+    of = problem.params, problem.table, toy.make_dataset(), problem.sets
     expected = predictions.predict_all_splits(problem.forward, *of)
     found = predictions.predict_all_splits(stored.forward, of[0], table, *of[2:])
     for view, logits in expected.logits.items():
@@ -685,7 +685,7 @@ def settings(tmp_path_factory):
     """Of a run of its own small pictures."""
     folder = tmp_path_factory.mktemp("own") / "pictures"
     pictures(folder)
-    tiny = problems.config(
+    tiny = toy.make_config(
         train={"epochs": 1}, ccu_plus={"steps": 4, "shrink": 1.0}, ccu={"steps": 4}
     )
     own = configs.Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)

@@ -16,7 +16,7 @@ from ccu_jax.evaluate.forward import Forward, pool_tokens
 from ccu_jax.evaluate.predictions import SPLITS, Predictions
 from ccu_jax.metrics import classification, membership
 from ccu_jax.models import VIEWS
-from tests import problems
+from tests import toy
 
 EXACT = 1e-9
 
@@ -298,7 +298,7 @@ def test_outputs_that_cannot_be_read_are_named_with_the_remedy(tmp_path, place, 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_model_that_fell_apart_is_told_from_one_that_did_not(multi_label):
     rng = np.random.default_rng(0)
-    labels = problems.labels(rng, 300, multi_label)
+    labels = toy.random_labels(rng, 300, multi_label)
     there = np.ones(300, bool)
     of = np.repeat("test", 300)
 
@@ -337,7 +337,7 @@ def test_guessing_is_as_good_as_the_best_single_answer():
 def test_the_white_box_sees_what_features_remember_and_nothing_else(multi_label):
     rng = np.random.default_rng(0)
     of = np.repeat(["retain", "unlearn", "unseen"], [400, 200, 200])
-    labels = problems.labels(rng, len(of), multi_label)
+    labels = toy.random_labels(rng, len(of), multi_label)
     known = of == "retain"
     taught = known | (of == "unlearn")
     plain = labels @ rng.normal(size=(3, 20)) + 3 * rng.normal(size=(len(of), 20))
@@ -379,7 +379,7 @@ ROWS = np.array([5, 0, 11, 3, 3, 54, 20, 21, 22, 30, 31, 9, 17])
 @pytest.fixture(scope="module")
 def plain():
     """A problem, and what its model says of `ROWS` without any executor."""
-    problem = problems.problem(parallel.vmap(1))
+    problem = toy.make_problem(parallel.vmap(1))
     rows = {name: x[ROWS] for name, x in problem.table.items()}
     apply, trunk = jax.jit(problem.model.apply), jax.jit(problem.model.trunk)
     out = apply(problem.params, rows)
@@ -469,7 +469,7 @@ def test_a_pass_is_traced_once_for_all_its_calls(plain):
 
 def test_results_name_each_row_and_its_set(plain):
     problem = plain[0]
-    data = problems.dataset()
+    data = toy.make_dataset()
     found = predictions.predict_all_splits(
         problem.forward, problem.params, problem.table, data, problem.sets
     )
@@ -488,7 +488,7 @@ def test_results_name_each_row_and_its_set(plain):
 
 def test_scores_have_every_set_and_view_and_are_numbers(plain):
     problem = plain[0]
-    data = problems.dataset()
+    data = toy.make_dataset()
     found = predictions.predict_all_splits(
         problem.forward, problem.params, problem.table, data, problem.sets
     )

@@ -7,14 +7,14 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate import memorization as memory
 from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.unlearn_sets import splits as unlearn_set
-from tests import problems
+from tests import toy
 
 ROWS = 1400
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "several labels"])
 def data(request):
-    return problems.dataset(ROWS, multi_label=request.param)
+    return toy.make_dataset(ROWS, multi_label=request.param)
 
 
 def planted(data, known):

@@ -15,7 +15,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.experiments import run
 from ccu_jax.storage.records import add_line_checksum
-from tests import problems
+from tests import toy
 from tests.evaluate.test_feature_store import pictures
 
 METHODS = ("original", "retrain_visual", "finetune", "ccu")
@@ -25,7 +25,7 @@ METHODS = ("original", "retrain_visual", "finetune", "ccu")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own") / "pictures"
     pictures(folder, rows=300)
-    tiny = problems.config(train={"epochs": 2}, finetune={"epochs": 1})
+    tiny = toy.make_config(train={"epochs": 2}, finetune={"epochs": 1})
     own = configs.Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
     return dataclasses.replace(tiny, data=own, methods=METHODS)
 

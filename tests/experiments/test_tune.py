@@ -21,7 +21,7 @@ from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import METHODS, OURS, REFERENCES
 from ccu_jax.runs import results as rows
 from ccu_jax.train.loop import Loop
-from tests import problems
+from tests import toy
 from tests.end_to_end.test_end_to_end import launched
 
 TUNED = [name for name in METHODS if name not in REFERENCES]
@@ -94,8 +94,8 @@ def test_the_objective_is_zero_for_the_reference_and_grows_with_every_fault():
 
 def bench(tmp_path):
     """A bench and a problem in memory, with stored features."""
-    data = problems.dataset(80)
-    problem = problems.problem(parallel.vmap(1), data)
+    data = toy.make_dataset(80)
+    problem = toy.make_problem(parallel.vmap(1), data)
     every = np.arange(len(data.labels))
     columns = make_compute_fn(problem)(every)
     store = types.SimpleNamespace(

@@ -11,7 +11,7 @@ from ccu_jax.distributed import executors as parallel
 from ccu_jax.methods import METHODS
 from ccu_jax.methods import cached_features as cache
 from ccu_jax.train.step import init_state, make_steps, static_inputs
-from tests import problems
+from tests import toy
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8, 64])
@@ -27,10 +27,10 @@ def test_tables_have_one_of_few_sizes_that_the_devices_divide(devices):
 
 def after_padding(name, monkeypatch, more, **of):
     """What a whole run of a method comes to with so many more rows in its tables."""
-    settings = problems.config(
+    settings = toy.make_config(
         ccu={"stop": True, "steps": 6}, ccu_plus={"steps": 6, "feedback_gain": 1.0}
     )
-    problem = problems.problem(parallel.vmap(1), problems.dataset(**of), settings)
+    problem = toy.make_problem(parallel.vmap(1), toy.make_dataset(**of), settings)
     if more is not None:
         monkeypatch.setattr(cache, "padded_size", lambda count, devices: count + more)
     program = METHODS[name](problem)
@@ -38,7 +38,7 @@ def after_padding(name, monkeypatch, more, **of):
     monkeypatch.undo()
     state = init_state(program, jax.random.key(3))
     steps = problem.executor.compile(make_steps(program))
-    share = problems.share(problem.executor, program)
+    share = toy.step_inputs_of(problem.executor, program)
     state, metrics = jax.device_get(steps(state, static_inputs(program), share))
     params = {**problem.params, **state.params}
     every = np.arange(len(problem.table["labels"]))

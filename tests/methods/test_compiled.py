@@ -13,18 +13,18 @@ HERE = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import hashlib
 import sys
-from tests import problems
+from tests import toy
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.train import step
 from ccu_jax.methods import METHODS
 
-problem = problems.problem(parallel.pmap())
+problem = toy.problem(parallel.pmap())
 for name in sys.argv[1:]:
     program = METHODS[name](problem)
     place = problem.executor.replicate
     key = problem._replace(method=name).key("steps")
     state = place(step.init_state(program, key))
-    share = problems.share(problem.executor, program)
+    share = toy.share(problem.executor, program)
     steps = problem.executor.compile(step.make_steps(program))
     text = steps.lower(state, place(step.static_inputs(program)), share).as_text()
     print(name, hashlib.sha256(text.encode()).hexdigest())

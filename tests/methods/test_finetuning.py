@@ -15,17 +15,17 @@ from ccu_jax.methods import finetuning as baselines
 from ccu_jax.methods.last_layers import LAYERS
 from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.train.step import gather, gather_replicated
-from tests import problems
+from tests import toy
 from tests.distributed.test_executors import EXECUTORS
-from tests.solving import Quiet, alone, bench, new_loop, same
+from tests.toy import NullStage, make_loop, on_one_device, problem_and_loop, trees_equal
 
 BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
 
 @functools.cache
 def bench_of(multi_label):
-    data = problems.dataset(multi_label=multi_label)
-    return problems.problem(parallel.vmap(1), data)
+    data = toy.make_dataset(multi_label=multi_label)
+    return toy.make_problem(parallel.vmap(1), data)
 
 
 def first_batch(problem, program):
@@ -48,7 +48,7 @@ def test_one_pass_of_neggrad_plus_has_the_loss_and_gradient_of_two(multi_label):
     config, model = problem.config.neggrad_plus, problem.model
     program = METHODS["neggrad_plus"](problem)
     task = reference.task_loss(problem)
-    guess = 4 * np.log(2) if multi_label else np.log(problems.CLASSES)
+    guess = 4 * np.log(2) if multi_label else np.log(toy.CLASSES)
     batch = first_batch(problem, program)
 
     def two_passes(params):
@@ -65,7 +65,7 @@ def test_one_pass_of_neggrad_plus_has_the_loss_and_gradient_of_two(multi_label):
         return config.retain_weight * keep - (1 - config.retain_weight) * forget
 
     def solved(loss):
-        return jax.jit(jax.value_and_grad(alone(loss)))(params)
+        return jax.jit(jax.value_and_grad(on_one_device(loss)))(params)
 
     # Twice as far out: some rows are beyond the ceiling.
     params = jax.tree.map(lambda x: 2 * x, problem.params)
@@ -109,7 +109,7 @@ def target_of_delete(problem):
         return program.loss(params, program.frozen, (), batch, 0)[0]
 
     zeros = jax.tree.map(jnp.zeros_like, saying.params)
-    slope = jax.grad(alone(loss))(zeros)["image_head"]
+    slope = jax.grad(on_one_device(loss))(zeros)["image_head"]
     rows = np.asarray(batch["unlearn"]["row"])
     seen = rows[np.asarray(problem.table["has_image"])[rows]]
     rows, times = np.unique(seen, return_counts=True)
@@ -126,7 +126,7 @@ def test_delete_leads_to_what_the_original_says_but_for_the_truth():
     true = np.asarray(problem.table["labels"])[rows].argmax(1)
     for view in VISUAL:
         # The gradient of a cross-entropy: what is said, evenly here, less its target.
-        target = 1 / problems.CLASSES - slope[view]
+        target = 1 / toy.CLASSES - slope[view]
         left = np.array(said[view])
         left[np.arange(len(rows)), true] = -np.inf
         np.testing.assert_allclose(
@@ -141,7 +141,7 @@ def test_delete_leads_labels_to_how_common_they_are():
     labels = np.asarray(problem.table["labels"])
     common = labels[problem.sets.retain].mean(0)
     for view in VISUAL:
-        target = 1 / 2 - problems.CLASSES / 4 * slope[view]
+        target = 1 / 2 - toy.CLASSES / 4 * slope[view]
         plain = scipy.special.expit(said[view])
         expected = np.where(labels[rows] > 0, common, plain)
         np.testing.assert_allclose(target, expected, atol=1e-5)
@@ -166,14 +166,14 @@ def test_a_text_of_another_row_is_that_of_the_next_on_any_number_of_devices(name
 
 
 def test_wrong_labels_are_never_the_true_ones_and_any_other():
-    data = problems.dataset(420)
-    problem = problems.problem(parallel.vmap(1), data)._replace(method="random_label")
+    data = toy.make_dataset(420)
+    problem = toy.make_problem(parallel.vmap(1), data)._replace(method="random_label")
     wrong, rows = baselines.wrong_labels(problem), problem.sets.unlearn
     true = np.asarray(problem.table["labels"])
     assert wrong.shape == true.shape and wrong.dtype == true.dtype
     np.testing.assert_array_equal(wrong.sum(1), 1)
     pairs = set(zip(true[rows].argmax(1), wrong[rows].argmax(1), strict=True))
-    every = range(problems.CLASSES)
+    every = range(toy.CLASSES)
     assert pairs == {(a, b) for a in every for b in every if a != b}
     rest = np.setdiff1d(np.arange(len(true)), rows)
     np.testing.assert_array_equal(wrong[rest], true[rest])
@@ -197,18 +197,20 @@ def test_several_wrong_labels_are_those_of_a_row_that_is_kept():
 
 @pytest.mark.parametrize("name", ["cf_head", "cf_tail", "eu_head", "eu_tail"])
 def test_the_last_layers_are_trained_on_or_anew_and_the_others_stay(name):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     program = METHODS[name](problem)
     parts = LAYERS[name[3:]]
     assert tuple(program.params) == parts
     assert set(program.frozen["parts"]) == set(problem.params) - set(parts)
     for part, tree in program.frozen["parts"].items():
-        assert same(tree, problem.params[part]), part
+        assert trees_equal(tree, problem.params[part]), part
     for part, tree in program.params.items():
-        assert same(tree, problem.params[part]) == name.startswith("cf_"), part
+        assert trees_equal(tree, problem.params[part]) == name.startswith("cf_"), part
     if name.startswith("eu_"):
         other = METHODS[name](problem._replace(seed=1)).params
-        assert not any(same(x, program.params[part]) for part, x in other.items())
+        assert not any(
+            trees_equal(x, program.params[part]) for part, x in other.items()
+        )
 
 
 # --- what comes of them ---------------------------------------------------------------
@@ -216,7 +218,7 @@ def test_the_last_layers_are_trained_on_or_anew_and_the_others_stay(name):
 SETTINGS = {
     "model": {"image_width": 16, "text_width": 16, "dropout": 0.0},
     "train": {"epochs": 40, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
-    | problems.PLAIN,
+    | toy.NO_AUGMENTATION,
     "gradient_ascent": {"epochs": 5.0, "learning_rate": 1e-3},
     "neggrad_plus": {"epochs": 3.0, "retain_weight": 0.5, "learning_rate": 3e-3},
     "random_label": {"epochs": 3.0, "unlearn_weight": 1.0, "learning_rate": 2e-3},
@@ -232,11 +234,11 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
     """A problem whose original knows pictures by heart, and a loop."""
-    data = problems.planted(280)
-    settings = problems.config(**SETTINGS)
-    problem = problems.problem(parallel.vmap(1), data, settings, rule="random:0.25")
-    loop, folder = new_loop(problem), tmp_path_factory.mktemp("none") / "none"
-    outcome = loop.run("original", METHODS["original"], problem, folder, Quiet())
+    data = toy.make_memorizable_dataset(280)
+    settings = toy.make_config(**SETTINGS)
+    problem = toy.make_problem(parallel.vmap(1), data, settings, rule="random:0.25")
+    loop, folder = make_loop(problem), tmp_path_factory.mktemp("none") / "none"
+    outcome = loop.run("original", METHODS["original"], problem, folder, NullStage())
     problem = problem._replace(params=problem.executor.replicate(outcome.params))
     assert sureness(problem, {}, "unlearn") > 0.8
     return problem, loop
@@ -257,7 +259,7 @@ def sureness(problem, params, of):
 )
 def test_a_method_is_less_sure_of_what_it_has_forgotten(name, learned, tmp_path):
     problem, loop = learned
-    outcome = loop.run(name, METHODS[name], problem, tmp_path / "none", Quiet())
+    outcome = loop.run(name, METHODS[name], problem, tmp_path / "none", NullStage())
     assert outcome.diverged is None
     before, after = (
         {of: sureness(problem, params, of) for of in ("unlearn", "retain")}

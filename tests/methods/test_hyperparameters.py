@@ -11,8 +11,15 @@ import pytest
 from ccu_jax.config.methods import CcuPlus
 from ccu_jax.methods import METHODS, REFERENCES
 from ccu_jax.methods.hyperparameters import Hyperparameters
-from tests import problems
-from tests.solving import Quiet, bench, counted, new_loop, other_numbers, same
+from tests import toy
+from tests.toy import (
+    NullStage,
+    count_traces,
+    make_loop,
+    problem_and_loop,
+    scaled_hyperparameters,
+    trees_equal,
+)
 
 
 def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
@@ -64,21 +71,21 @@ def test_a_section_goes_through_every_transformation_of_jax():
     assert float(weighted(gated, jnp.float32(3))) == 9 and traces == [False, True]
     doubled = jax.tree.map(lambda x: 2 * x, tree)
     assert float(doubled.pair_dissociation) == 4 and doubled.gated_push == 0.0
-    assert same(jax.device_get(jax.device_put(tree)), tree)
+    assert trees_equal(jax.device_get(jax.device_put(tree)), tree)
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "pair_dissociation", "temperature"])
 def test_a_run_with_another_weight_or_rate_compiles_nothing(field, tmp_path):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     loop, traces = kept(), TRACES
     old = getattr(problem.config.ccu, field)
-    config = problems.config(ccu={field: 1.5 * old})
+    config = toy.make_config(ccu={field: 1.5 * old})
     outcomes = [
-        loop.run("ccu", counted("ccu", traces), of, tmp_path / "none", Quiet())
+        loop.run("ccu", count_traces("ccu", traces), of, tmp_path / "none", NullStage())
         for of in (problem, problem._replace(config=config))
     ]
     assert traces["ccu"] == 1 and outcomes[1].seconds["compile"] < 1
-    assert not same(outcomes[0].params, outcomes[1].params)
+    assert not trees_equal(outcomes[0].params, outcomes[1].params)
 
 
 TRACES = collections.Counter()
@@ -88,16 +95,16 @@ LOOPS = []
 def kept():
     """One loop for the tests of this file."""
     if not LOOPS:
-        LOOPS.append(new_loop(bench()[0]))
+        LOOPS.append(make_loop(problem_and_loop()[0]))
     return LOOPS[0]
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in REFERENCES])
 def test_every_number_of_every_section_is_used_as_data(name):
     """Programs for other numbers have the same structure, down to the optimizer's."""
-    problem, _ = bench()
-    numbers = other_numbers(getattr(problem.config, name))
-    changed = problems.config(**{name: numbers})
+    problem, _ = problem_and_loop()
+    numbers = scaled_hyperparameters(getattr(problem.config, name))
+    changed = toy.make_config(**{name: numbers})
     one, other = (
         METHODS[name](problem._replace(config=config))
         for config in (problem.config, changed)

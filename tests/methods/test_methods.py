@@ -18,18 +18,18 @@ from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES
 from ccu_jax.methods.ccu import targets
 from ccu_jax.models import TAIL, TEXT
-from tests import problems
-from tests.solving import (
-    TRACES,
-    Quiet,
-    bench,
-    counted,
-    new_loop,
-    other_numbers,
-    remembering,
-    run,
-    same,
-    whole,
+from tests import toy
+from tests.toy import (
+    TRACE_COUNTS,
+    NullStage,
+    count_traces,
+    make_loop,
+    merge_shards,
+    problem_and_loop,
+    run_method,
+    scaled_hyperparameters,
+    trees_equal,
+    with_fitted_labels,
 )
 
 HEADS = ("image_projection", "image_head", "fused_head")
@@ -75,46 +75,48 @@ def test_the_table_knows_every_method():
 
 @these()
 def test_a_run_changes_what_it_trains_and_nothing_else(name, tmp_path):
-    original = jax.device_get(bench()[0].params)
-    outcome, problem = run(name, tmp_path)
+    original = jax.device_get(problem_and_loop()[0].params)
+    outcome, problem = run_method(name, tmp_path)
     trained = set(TRAINED.get(name, original))
     assert set(outcome.params) == trained
     # The original is used again by the next method.
-    assert same(problem.params, original)
+    assert trees_equal(problem.params, original)
     start = original if name in CLOSED else METHODS[name](problem).params
     for part in trained:
         stays = name in STILL and part in UNSEEN[name]
-        assert same(outcome.params[part], start[part]) == stays, part
+        assert trees_equal(outcome.params[part], start[part]) == stays, part
         assert jax.tree.structure(outcome.params[part]) == jax.tree.structure(
             original[part]
         )
     params = {**problem.params, **outcome.params}
     for part in set(original) - trained:
-        assert same(params[part], original[part]), part
+        assert trees_equal(params[part], original[part]), part
     if trained.isdisjoint(TEXT):
         rows = problem.sets.unlearn
         before = problem.forward.outputs(problem.params, problem.table, rows)
         after = problem.forward.outputs(params, problem.table, rows)
         for out in ("text", "z_text", "h_text"):
-            assert same(before[out], after[out]), out
+            assert trees_equal(before[out], after[out]), out
         for out in ("image", "fused", "z_image"):
-            assert not same(before[out], after[out]), out
+            assert not trees_equal(before[out], after[out]), out
 
 
 @these()
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name, tmp_path):
-    first, again, other = (run(name, tmp_path, seed=seed)[0] for seed in (0, 0, 1))
-    assert same(first.params, again.params)
+    first, again, other = (
+        run_method(name, tmp_path, seed=seed)[0] for seed in (0, 0, 1)
+    )
+    assert trees_equal(first.params, again.params)
     for part in first.params:
         # What only decays does so for as long as the run lasts.
         decays = part in UNSEEN.get(name, ()) and first.steps == other.steps
         hangs = name not in DETERMINED and not decays
-        assert same(first.params[part], other.params[part]) != hangs, part
+        assert trees_equal(first.params[part], other.params[part]) != hangs, part
 
 
 @these()
 def test_a_program_is_traced_once_for_all_its_calls_and_seeds(name, tmp_path):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     if name not in CLOSED:
         program = METHODS[name](problem)
         if program.in_parts:
@@ -123,9 +125,9 @@ def test_a_program_is_traced_once_for_all_its_calls_and_seeds(name, tmp_path):
             # Two calls of the compiled steps at least, the last not always full.
             assert problem.config.run.steps_per_call < program.steps
     for seed in (0, 1, 2):
-        run(name, tmp_path, seed=seed)
+        run_method(name, tmp_path, seed=seed)
     # In all tests of this file together.
-    assert TRACES[name] == (name not in CLOSED)
+    assert TRACE_COUNTS[name] == (name not in CLOSED)
     if name in CLOSED:
         assert (
             problem.forward.compile_cached("gradients squared=True", None)._cache_size()
@@ -140,21 +142,21 @@ def test_a_program_is_traced_once_for_all_its_calls_and_seeds(name, tmp_path):
 )
 def test_other_weights_and_rates_need_no_other_program(name, tmp_path):
     traces = collections.Counter()
-    problem, _ = bench()
-    loop = new_loop(problem)
-    numbers = other_numbers(getattr(problem.config, name))
-    changed = problem._replace(config=problems.config(**{name: numbers}))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem)
+    numbers = scaled_hyperparameters(getattr(problem.config, name))
+    changed = problem._replace(config=toy.make_config(**{name: numbers}))
     first, second = (
-        loop.run(name, counted(name, traces), of, tmp_path / "none", Quiet())
+        loop.run(name, count_traces(name, traces), of, tmp_path / "none", NullStage())
         for of in (problem, changed)
     )
     assert traces[name] == (name not in CLOSED)
     for part in set(first.params) - set(UNSEEN.get(name, ())):
-        assert not same(first.params[part], second.params[part]), part
-    apart = new_loop(problem).run(
-        name, METHODS[name], changed, tmp_path / "none", Quiet()
+        assert not trees_equal(first.params[part], second.params[part]), part
+    apart = make_loop(problem).run(
+        name, METHODS[name], changed, tmp_path / "none", NullStage()
     )
-    assert same(second.params, apart.params)
+    assert trees_equal(second.params, apart.params)
 
 
 @these(fast=("ssd",), slow=("original", "ccu_plus", "salun", "scrub_rewind"))
@@ -164,8 +166,10 @@ def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
     changes = dict.fromkeys(set(sections) - set(CLOSED), still)
     # Which takes no steps: as if no weight mattered to the unlearn set.
     changes["ssd"] = {"alpha": 1e30}
-    problem, _ = bench()
-    outcome, problem = run(name, tmp_path, changes=changes, loop=new_loop(problem))
+    problem, _ = problem_and_loop()
+    outcome, problem = run_method(
+        name, tmp_path, changes=changes, loop=make_loop(problem)
+    )
     if name in REFERENCES:
         expected = problem.model.init(problem.key("init"))
     else:
@@ -183,7 +187,7 @@ def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
                 *(tree[part] for tree in (shrunken, expected, fresh)),
             )
         expected = shrunken
-    assert same(outcome.params, expected)
+    assert trees_equal(outcome.params, expected)
 
 
 def requests(problem):
@@ -210,8 +214,8 @@ def requests(problem):
 def test_seeds_and_requests_of_other_sizes_share_one_program(
     name, tmp_path, monkeypatch
 ):
-    problem, _ = bench()
-    loop = new_loop(problem)
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem)
     forward = Forward(problem.model, problem.executor, 32)
     traces, plans = collections.Counter(), []
 
@@ -223,15 +227,15 @@ def test_seeds_and_requests_of_other_sizes_share_one_program(
     monkeypatch.setattr(targets, "prepare", prepare)
     for request in requests(problem):
         changed = problem._replace(forward=forward, method=name, **request)
-        method = counted(name, traces)
+        method = count_traces(name, traces)
         folder = tmp_path / f"none-{request['seed']}"
-        outcome = loop.run(name, method, changed, folder, Quiet())
+        outcome = loop.run(name, method, changed, folder, NullStage())
         assert outcome.diverged is None
         plan = method(changed).plan or {"none": np.array(request["seed"])}
         plans.append({len(set(rows.ravel())) for rows in plan.values()})
     # What was compiled for another request has come to what its own would.
-    alone = new_loop(problem).run(name, METHODS[name], changed, folder, Quiet())
-    assert same(outcome.params, alone.params)
+    alone = make_loop(problem).run(name, METHODS[name], changed, folder, NullStage())
+    assert trees_equal(outcome.params, alone.params)
     if name in CLOSED:
         assert forward.compile_cached("gradients squared=True", None)._cache_size() == 1
         return
@@ -253,7 +257,7 @@ ALLOWED = {
 
 
 def test_the_rows_of_each_method_are_those_it_may_learn_from():
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     sets = problem.sets
     for name in set(METHODS) - set(CLOSED):
         program = METHODS[name](problem)
@@ -275,7 +279,7 @@ PARTS = {
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_methods_on_parts_look_at_rows_with_a_picture_alone(name):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     sets = problem.sets
     program = METHODS[name](problem)
     has = np.asarray(problem.table["has_image"])
@@ -288,7 +292,7 @@ def test_methods_on_parts_look_at_rows_with_a_picture_alone(name):
         assert set(plan.ravel()) <= set(range(len(rows[part])))
     assert set(expected) <= set(program.sharded_tables) <= set(rows)
     for part, cut in program.sharded_tables.items():
-        table, of = whole(cut), rows[part]
+        table, of = merge_shards(cut), rows[part]
         labels = np.asarray(problem.table["labels"])[of]
         np.testing.assert_array_equal(table["labels"][: len(of)], labels)
         np.testing.assert_array_equal(table["row"], np.arange(len(table["row"])))
@@ -305,17 +309,17 @@ def test_methods_on_parts_look_at_rows_with_a_picture_alone(name):
 
 @these(fast=(), slow=("neggrad_plus", "scrub", "ccu", "ccu_plus"))
 def test_rows_may_have_several_labels(name, tmp_path):
-    data, executor = problems.dataset(multi_label=True), parallel.vmap(1)
-    settings = problems.config(ccu={"stop": True})
-    problem = remembering(problems.problem(executor, data, settings))
-    outcome = new_loop(problem).run(
-        name, METHODS[name], problem, tmp_path / "none", Quiet()
+    data, executor = toy.make_dataset(multi_label=True), parallel.vmap(1)
+    settings = toy.make_config(ccu={"stop": True})
+    problem = with_fitted_labels(toy.make_problem(executor, data, settings))
+    outcome = make_loop(problem).run(
+        name, METHODS[name], problem, tmp_path / "none", NullStage()
     )
     assert outcome.diverged is None and (outcome.steps > 0 or name in CLOSED)
     start = problem.params if name in CLOSED else METHODS[name](problem).params
     for part in outcome.params:
         stays = name in STILL and part in UNSEEN[name]
-        assert same(outcome.params[part], start[part]) == stays, part
+        assert trees_equal(outcome.params[part], start[part]) == stays, part
     params = {**problem.params, **outcome.params}
     found = predictions.predict_all_splits(
         problem.forward, params, problem.table, data, problem.sets
@@ -325,21 +329,21 @@ def test_rows_may_have_several_labels(name, tmp_path):
 
 @these(fast=(), slow=("original", "ccu", "ccu_plus"))
 def test_methods_run_in_bfloat16_also_on_features_of_that_kind(name, tmp_path):
-    settings = problems.config(model={"dtype": "bfloat16"}, ccu={"stop": True})
-    problem = remembering(problems.problem(parallel.vmap(2), settings=settings))
+    settings = toy.make_config(model={"dtype": "bfloat16"}, ccu={"stop": True})
+    problem = with_fitted_labels(toy.make_problem(parallel.vmap(2), settings=settings))
     program = METHODS[name](problem)
     if name in TRAINED and name != "ccu_plus_full":
         kinds = {
             part: x["features"].dtype for part, x in program.sharded_tables.items()
         }
         assert set(kinds.values()) == {jnp.dtype("bfloat16")}
-    outcome = new_loop(problem).run(
-        name, METHODS[name], problem, tmp_path / "none", Quiet()
+    outcome = make_loop(problem).run(
+        name, METHODS[name], problem, tmp_path / "none", NullStage()
     )
     assert outcome.diverged is None
     start = problem.params if name in CLOSED else program.params
     for part, tree in outcome.params.items():
         stays = name in STILL and part in UNSEEN[name]
-        assert same(tree, start[part]) == stays, part
+        assert trees_equal(tree, start[part]) == stays, part
         for x in jax.tree.leaves(tree):
             assert x.dtype == jnp.float32 and np.isfinite(x).all()

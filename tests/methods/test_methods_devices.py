@@ -9,9 +9,9 @@ import pytest
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.models import VIEWS
 from ccu_jax.train.step import init_state, make_steps, static_inputs
-from tests import problems
+from tests import toy
 from tests.methods.test_methods import CLOSED, METHODS, SLOW, these
-from tests.solving import remembering
+from tests.toy import with_fitted_labels
 
 
 def with_devices(monkeypatch, make, devices):
@@ -30,7 +30,7 @@ def after_all_steps(name, executor, lower_only=False):
     Not the parameters: that of the keys' bias has no effect and no gradient but
     rounding, which Adam makes steps of.
     """
-    problem = remembering(problems.problem(executor))
+    problem = with_fitted_labels(toy.make_problem(executor))
     program = METHODS[name](problem)._replace(stop=None)
     params = program.params
     if name not in CLOSED:
@@ -40,7 +40,7 @@ def after_all_steps(name, executor, lower_only=False):
         program = program._replace(params=executor.replicate(away))
         state = executor.replicate(init_state(program, jax.random.key(3)))
         rest = executor.replicate(static_inputs(program))
-        share = problems.share(executor, program)
+        share = toy.step_inputs_of(executor, program)
         for x in jax.tree.leaves(program.sharded_tables):
             assert len(x) == executor.num_devices
         steps = executor.compile(make_steps(program), donate=True)

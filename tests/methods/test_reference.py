@@ -18,15 +18,15 @@ from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, reference
 from ccu_jax.models import TEXT
 from ccu_jax.train.step import gather
-from tests import problems
-from tests.solving import Quiet, alone, bench, new_loop, same
+from tests import toy
+from tests.toy import NullStage, make_loop, on_one_device, problem_and_loop, trees_equal
 
 
 def test_the_visual_reference_never_learns_from_a_forgotten_picture():
     """Its loss and gradient stay when these pictures change, and its texts count."""
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     still = {"learning_rate": 1e-2, "word_dropout": 0.0}
-    problem = problem._replace(config=problems.config(train=still))
+    problem = problem._replace(config=toy.make_config(train=still))
     index = jnp.asarray(problem.sets.unlearn)
     program = METHODS["retrain_visual"](problem)
     keys = jax.random.split(jax.random.key(0), len(index))
@@ -39,10 +39,10 @@ def test_the_visual_reference_never_learns_from_a_forgotten_picture():
 
         return jax.lax.pmean(jax.grad(loss)(program.params), AXIS)
 
-    gradient = jax.jit(alone(gradient))
+    gradient = jax.jit(on_one_device(gradient))
     changed = {**program.table, "image": 255 - program.table["image"]}
     before, after = gradient(program.table), gradient(changed)
-    assert same(before, after)
+    assert trees_equal(before, after)
     for part in before:
         moved = any(np.any(x) for x in jax.tree.leaves(before[part]))
         assert moved == (part in ("text", "text_head")), part
@@ -52,9 +52,11 @@ def test_the_visual_reference_never_learns_from_a_forgotten_picture():
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
     config = Train(weight_decay=0.0, text_lr_scale=0.5)
     params = {reference.branch(part): jnp.ones(2) for part in ("image_head", "text")}
-    assert {part for part in bench()[0].params if reference.branch(part) == "text"} == {
-        *TEXT
-    }
+    assert {
+        part
+        for part in problem_and_loop()[0].params
+        if reference.branch(part) == "text"
+    } == {*TEXT}
     optimise = reference.optimizer(config)
     numbers = reference.rates(0.1, 12, config, rising / 12)
     state = optimise.init(params)
@@ -75,12 +77,12 @@ def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
 
 @pytest.mark.parametrize("order", ["stored", "by_class"])
 def test_training_takes_rows_in_the_order_of_the_conditions(order):
-    data = problems.dataset(300)
-    settings = problems.config()
+    data = toy.make_dataset(300)
+    settings = toy.make_config()
     settings = dataclasses.replace(
         settings, corruptions=Corruptions(order=order, window=5)
     )
-    plain = problems.problem(parallel.vmap(1), data, settings)
+    plain = toy.make_problem(parallel.vmap(1), data, settings)
     problem = plain._replace(arrival=corruptions.stream_positions(data, order))
     rows = problem.sets.retain
     place = np.argsort(np.argsort(problem.arrival[rows]))
@@ -109,18 +111,20 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
 )
 def test_a_trained_model_says_nearly_the_same_in_bfloat16(multi_label, tmp_path):
     """Logits change by 2 % of their spread in the mean, and none by more than 15 %."""
-    data = problems.dataset(280, whole=True, multi_label=multi_label)
+    data = toy.make_dataset(280, whole=True, multi_label=multi_label)
     train = {"epochs": 20, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
     sizes = {"image_width": 16, "text_width": 16}
-    settings = problems.config(
-        model=sizes, train=train | problems.PLAIN, run={"steps_per_call": 100}
+    settings = toy.make_config(
+        model=sizes, train=train | toy.NO_AUGMENTATION, run={"steps_per_call": 100}
     )
     executor = parallel.vmap(1)
-    problem = problems.problem(executor, data, settings)
-    loop = new_loop(problem)
+    problem = toy.make_problem(executor, data, settings)
+    loop = make_loop(problem)
     method = METHODS["original"]
-    params = loop.run("original", method, problem, tmp_path / "none", Quiet()).params
-    half = problems.model(problems.config(model={**sizes, "dtype": "bfloat16"}))
+    params = loop.run(
+        "original", method, problem, tmp_path / "none", NullStage()
+    ).params
+    half = toy.build_model(toy.make_config(model={**sizes, "dtype": "bfloat16"}))
     full, near = (
         predictions.predict_all_splits(
             forward, params, problem.table, data, problem.sets

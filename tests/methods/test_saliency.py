@@ -18,9 +18,9 @@ from ccu_jax.methods import finetuning as baselines
 from ccu_jax.methods import saliency as curvature
 from ccu_jax.models import VISUAL
 from ccu_jax.train.step import flatten
-from tests import problems
+from tests import toy
 from tests.distributed.test_executors import EXECUTORS
-from tests.solving import new_loop, run, same
+from tests.toy import make_loop, run_method, trees_equal
 
 ROWS = np.array([*range(3, 40), 3, 3])  # more than one pass, and a row thrice
 
@@ -28,8 +28,8 @@ ROWS = np.array([*range(3, 40), 3, 3])  # more than one pass, and a row thrice
 @functools.cache
 def by_rows(multi_label):
     """Gradients of the loss of each row by itself, one after the other."""
-    data = problems.dataset(multi_label=multi_label)
-    problem = problems.problem(parallel.vmap(1), data)
+    data = toy.make_dataset(multi_label=multi_label)
+    problem = toy.make_problem(parallel.vmap(1), data)
     table = problem.table
 
     def gradient(row):
@@ -70,8 +70,8 @@ def test_gradient_and_fisher_are_those_of_the_rows_one_by_one(name, multi_label)
     mean = jax.tree.map(lambda x: x.mean(0), each)
     square = jax.tree.map(lambda x: (x * x).mean(0), each)
     executor = EXECUTORS[name]()
-    data = problems.dataset(multi_label=multi_label)
-    problem = problems.problem(executor, data)
+    data = toy.make_dataset(multi_label=multi_label)
+    problem = toy.make_problem(executor, data)
     if name == "vmap 2":
         image = np.asarray(problem.table["image"])
         on_host = HostColumn(image, np.ones(len(image), bool))
@@ -155,7 +155,7 @@ def test_the_largest_are_so_many_by_size_whatever_their_sign():
 
 
 def test_salun_moves_the_weights_that_the_unlearn_set_pulls_at_most(tmp_path):
-    outcome, problem = run("salun", tmp_path)
+    outcome, problem = run_method("salun", tmp_path)
     slope = curvature.gradient(problem, problem.sets.unlearn)
     sizes = flatten(lambda part: "all", slope)[0]["all"]
     before, after = (
@@ -187,7 +187,7 @@ def test_weights_that_matter_more_to_the_unlearn_set_are_dampened():
 
 
 def test_ssd_is_the_dampening_by_both_fishers(tmp_path):
-    outcome, problem = run("ssd", tmp_path)
+    outcome, problem = run_method("ssd", tmp_path)
     sets, section = problem.sets, problem.section
     every = np.concatenate([sets.retain, sets.unlearn])
     u, d = (curvature.fisher(problem, rows) for rows in (sets.unlearn, every))
@@ -198,12 +198,12 @@ def test_ssd_is_the_dampening_by_both_fishers(tmp_path):
         return np.where(u > section.alpha * d, x * factor, x)
 
     close(outcome.params, jax.tree.map(expected, problem.params, u, d))
-    fewer = problem._replace(config=problems.config(ssd={"max_rows": 9}))
+    fewer = problem._replace(config=toy.make_config(ssd={"max_rows": 9}))
     few, again, other = (
         METHODS["ssd"](fewer._replace(seed=seed)).params for seed in (0, 0, 1)
     )
-    assert same(few, again)
-    assert not same(few, other) and not same(few, outcome.params)
+    assert trees_equal(few, again)
+    assert not trees_equal(few, other) and not trees_equal(few, outcome.params)
 
 
 # --- slow weights ---------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_more_repairs_are_no_other_program(tmp_path):
     traces = collections.Counter()
     for repair in (2, 3):
         changes = {"sfron": {"repair_steps": repair}}
-        outcome, problem = run("sfron", tmp_path, changes=changes, traces=traces)
+        outcome, problem = run_method("sfron", tmp_path, changes=changes, traces=traces)
     assert traces["sfron"] == 1
-    alone, _ = run("sfron", tmp_path, changes=changes, loop=new_loop(problem))
-    assert same(outcome.params, alone.params)
+    alone, _ = run_method("sfron", tmp_path, changes=changes, loop=make_loop(problem))
+    assert trees_equal(outcome.params, alone.params)

@@ -13,13 +13,13 @@ from ccu_jax.methods import METHODS, reference, stopping
 from ccu_jax.metrics import classification
 from ccu_jax.models import TAIL
 from ccu_jax.train.step import Program
-from tests import problems
-from tests.solving import Quiet, bench, new_loop, run, same
+from tests import toy
+from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_the_stop_rule_goes_by_accuracy_or_micro_f1(multi_label):
-    data = problems.dataset(90, multi_label=multi_label)
+    data = toy.make_dataset(90, multi_label=multi_label)
     rng = np.random.default_rng(0)
     logits = data.labels + 0.7 * rng.normal(size=data.labels.shape)
     logits -= 0.5 * multi_label
@@ -40,12 +40,12 @@ def test_the_stop_rule_goes_by_accuracy_or_micro_f1(multi_label):
 
 def told_apart(known, unknown):
     """A table that the original is right of on rows `known`, and wrong on `unknown`."""
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     every = np.arange(len(problem.table["labels"]))
     out = problem.forward.outputs(problem.params, problem.table, every)
     best = np.asarray(out["image"]).argmax(1)
-    best[unknown] = (best[unknown] + 1) % problems.CLASSES
-    labels = np.eye(problems.CLASSES, dtype=np.float32)[best]
+    best[unknown] = (best[unknown] + 1) % toy.CLASSES
+    labels = np.eye(toy.CLASSES, dtype=np.float32)[best]
     has_image = np.ones(len(every), bool)
     table = {**problem.table, "labels": labels, "has_image": has_image}
     return problem.executor.replicate(table)
@@ -65,15 +65,17 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_method_stops_by_its_rule_as_soon_as_it_holds(name, tmp_path):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     sets = problem.sets
     # One compiled program for all: many steps in calls of 5.
-    loop = new_loop(problem, Run(checkpoint_steps=5, steps_per_call=5))
-    solve = functools.partial(run, name, loop=loop, changes={name: RUNS[name]})
+    loop = make_loop(problem, Run(checkpoint_steps=5, steps_per_call=5))
+    solve = functools.partial(run_method, name, loop=loop, changes={name: RUNS[name]})
     forgotten = told_apart(sets.validation, sets.unlearn)
     outcome, _ = solve(tmp_path / "forgotten", table=forgotten)
     assert outcome.steps == 0
-    assert same(outcome.params, {part: problem.params[part] for part in outcome.params})
+    assert trees_equal(
+        outcome.params, {part: problem.params[part] for part in outcome.params}
+    )
     assert set(outcome.params) == set(TAIL if name == "ccu" else problem.params)
 
     remembered = told_apart(sets.unlearn, sets.validation)
@@ -90,14 +92,14 @@ def test_a_method_stops_by_its_rule_as_soon_as_it_holds(name, tmp_path):
 
 
 def test_a_method_stops_only_when_it_is_asked_to(tmp_path):
-    sets = bench()[0].sets
+    sets = problem_and_loop()[0].sets
     forgotten = told_apart(sets.validation, sets.unlearn)
-    outcome, _ = run("ccu", tmp_path, table=forgotten)
+    outcome, _ = run_method("ccu", tmp_path, table=forgotten)
     assert outcome.steps == 3
 
 
 def test_no_more_rows_are_looked_at_than_are_needed(monkeypatch):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     monkeypatch.setattr(stopping, "MAX_ROWS", 5)
     changed = problem._replace(method="gradient_ascent_stop")
     has = np.asarray(problem.table["has_image"])
@@ -150,8 +152,8 @@ def heights(steps, looks):
 def test_rewinding_takes_the_look_that_is_nearest_to_held_out_rows(
     steps, looks, tmp_path
 ):
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=4))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=4))
     at = heights(steps, looks)
     # The first look is at the original, which is never taken.
     for wanted, height in list(enumerate(at))[1:]:
@@ -162,7 +164,7 @@ def test_rewinding_takes_the_look_that_is_nearest_to_held_out_rows(
             lambda problem, held=held: climb(problem, steps, looks, held),
             problem,
             tmp_path / str(wanted),
-            Quiet(),
+            NullStage(),
         )
         assert float(outcome.params["w"]) == pytest.approx(height, abs=1e-6), wanted
         # Beyond the last step stands one whose rate is zero, for the last look.
@@ -170,8 +172,8 @@ def test_rewinding_takes_the_look_that_is_nearest_to_held_out_rows(
 
 
 def test_rewinding_of_other_lengths_is_what_it_is_alone(tmp_path):
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=4))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=4))
     for steps in (10, 14, 6):
         at = heights(steps, 3)
         outcome = loop.run(
@@ -179,7 +181,7 @@ def test_rewinding_of_other_lengths_is_what_it_is_alone(tmp_path):
             lambda problem, s=steps, h=at: climb(problem, s, 3, h[2] / h[-1]),
             problem,
             tmp_path / "none",
-            Quiet(),
+            NullStage(),
         )
         assert float(outcome.params["w"]) == pytest.approx(at[2], abs=1e-6), steps
 
@@ -188,7 +190,7 @@ def test_scrub_with_rewinding_looks_at_the_end_of_every_epoch(tmp_path):
     settings = {
         "scrub_rewind": {"epochs": 2, "ascent_epochs": 1, "learning_rate": 2e-2}
     }
-    outcome, problem = run("scrub_rewind", tmp_path, changes=settings)
+    outcome, problem = run_method("scrub_rewind", tmp_path, changes=settings)
     program = METHODS["scrub_rewind"](problem)
     assert all(len(x) == 3 for x in jax.tree.leaves(program.aux["kept"]))
     assert program.steps == 2 * program.refresh_every + 1

@@ -10,7 +10,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.models import TAIL, TEXT, VIEWS, towers, unit
 from ccu_jax.models import augmentation as augment
 from ccu_jax.train.step import State, _row_keys
-from tests import problems
+from tests import toy
 
 ROWS = 12
 
@@ -23,7 +23,7 @@ def sizes(request):
 
 @pytest.fixture(scope="module")
 def model(sizes):
-    return problems.model(problems.config(model=sizes))
+    return toy.build_model(toy.make_config(model=sizes))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def example():
-    data = problems.dataset(ROWS)
-    return {name: np.asarray(getattr(data, name)) for name in problems.TABLE}
+    data = toy.make_dataset(ROWS)
+    return {name: np.asarray(getattr(data, name)) for name in toy.TABLE_COLUMNS}
 
 
 def other_pictures(example):
@@ -126,7 +126,7 @@ def test_cached_features_give_the_same_outputs_as_the_pictures(
 def test_a_trunk_gives_two_tokens_or_those_that_a_tail_of_blocks_looks_at(
     tail_blocks, tokens, example
 ):
-    model = problems.model(problems.config(model={"tail_blocks": tail_blocks}))
+    model = toy.build_model(toy.make_config(model={"tail_blocks": tail_blocks}))
     params = model.init(jax.random.key(0))
     features = jax.eval_shape(model.trunk, params, example["image"])
     assert features.shape == (ROWS, tokens, 8)
@@ -138,7 +138,7 @@ def test_a_trunk_gives_two_tokens_or_those_that_a_tail_of_blocks_looks_at(
 def test_where_the_trunk_ends_does_not_change_what_the_model_says(example):
     """The last block is all the tail's, or its first half the trunk's."""
     late, early = (
-        problems.model(problems.config(model={"tail_blocks": blocks}))
+        toy.build_model(toy.make_config(model={"tail_blocks": blocks}))
         for blocks in (0, 1)
     )
     params = early.init(jax.random.key(0))
@@ -201,7 +201,7 @@ def test_dropout_belongs_to_rows_and_is_off_without_keys(model, apply, params, e
     np.testing.assert_allclose(again.h_image, expected, atol=1e-6)
     # What stays is scaled up, so that its mean is what it was.
     kept = dropped.h_image != 0
-    share = 1 - problems.config().model.dropout
+    share = 1 - toy.make_config().model.dropout
     np.testing.assert_allclose(
         dropped.h_image[kept], plain.h_image[kept] / share, atol=1e-5
     )
@@ -228,11 +228,11 @@ def test_rows_may_be_kept_from_dropout_to_the_bit(apply, params, example):
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(fields, named):
     with pytest.raises(UserError, match=named):
-        problems.model(problems.config(model=fields))
+        toy.build_model(toy.make_config(model=fields))
 
 
 def test_bfloat16_runs_and_is_near_float32(sizes, apply, params, example):
-    half = problems.model(problems.config(model={"dtype": "bfloat16", **sizes}))
+    half = toy.build_model(toy.make_config(model={"dtype": "bfloat16", **sizes}))
     out, full = jax.jit(half.apply)(params, example), apply(params, example)
     for name, value in out._asdict().items():
         assert value.dtype == jnp.float32
@@ -361,7 +361,7 @@ def plain_and_remat(request):
     """A deep classifier whose blocks keep what they computed, and one that does not."""
     fields = {"image_depth": 4, "text_depth": 2, "tail_blocks": request.param}
     return [
-        problems.model(problems.config(model={**fields, "remat": remat}))
+        toy.build_model(toy.make_config(model={**fields, "remat": remat}))
         for remat in (False, True)
     ]
 

@@ -18,7 +18,7 @@ from ccu_jax.runs import requests, stages
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Loop
 from ccu_jax.unlearn_sets import splits as unlearn_set
-from tests import problems
+from tests import toy
 
 ROWS = 112
 ATTACKS = ("image", "text", "fused", "pair")
@@ -55,15 +55,15 @@ def bench_of(problem, data, workdir, count, loop=None):
 
 @pytest.fixture(scope="module")
 def data():
-    return problems.dataset(ROWS)
+    return toy.make_dataset(ROWS)
 
 
 @pytest.fixture(scope="module")
 def problem(data, tmp_path_factory):
     """A problem with the store of its original."""
     # Killed after each of them below, a run shall have few checkpoints.
-    settings = problems.config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
-    made = problems.problem(parallel.vmap(2), data, settings, rule="random:0.3")
+    settings = toy.make_config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
+    made = toy.make_problem(parallel.vmap(2), data, settings, rule="random:0.3")
     folder = tmp_path_factory.mktemp("store") / "features"
     store = features.open_or_build(folder, made, "toy", lambda *told: None)
     return made._replace(store=store)
@@ -86,7 +86,7 @@ def cut(data, sets, count, seed=0):
 @pytest.mark.parametrize("per_group", [1, 3])
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_requests_are_the_unlearn_set_in_the_order_of_forgetting(count, per_group):
-    data = problems.dataset(700, per_group=per_group)
+    data = toy.make_dataset(700, per_group=per_group)
     sets = unlearn_set.draw(data, "random:0.2", 3, 0.2)
     parts = cut(data, sets, count, seed=3)
     assert len(parts) == count
@@ -107,7 +107,7 @@ def test_requests_are_the_unlearn_set_in_the_order_of_forgetting(count, per_grou
 
 
 def test_every_request_has_a_picture_whatever_the_groups_are_like():
-    data = problems.dataset(700, per_group=4)
+    data = toy.make_dataset(700, per_group=4)
     draw = np.random.default_rng(0)
     for seed in range(20):
         some = data._replace(has_image=draw.random(700) < 0.15)
@@ -122,7 +122,7 @@ def test_every_request_has_a_picture_whatever_the_groups_are_like():
 
 
 def test_one_large_group_leaves_something_to_every_request():
-    data = problems.dataset(700)
+    data = toy.make_dataset(700)
     large = np.arange(700) < 300
     data = data._replace(group=np.where(large, "large", data.group))
     data = data._replace(split=np.where(large, "train", data.split))
@@ -304,7 +304,7 @@ def test_a_request_that_is_done_is_not_done_again_nor_after_another_original(
 
 
 def test_a_request_that_diverges_is_the_last(problem, data, tmp_path):
-    config = problems.config(finetune={"learning_rate": 1e30})
+    config = toy.make_config(finetune={"learning_rate": 1e30})
     bad = problem._replace(config=config)
     bench = bench_of(bad, data, tmp_path, 3)
     outcome, told = requests.run(bench, bad, "finetune", tmp_path / "steps", Quiet())

@@ -17,8 +17,8 @@ from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.train.step import Program, init_state, make_steps, static_inputs
-from tests import problems
-from tests.solving import Quiet, bench, new_loop, run, same
+from tests import toy
+from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
 
 NUMBERS = {"x": np.linspace(0, 1, 20, dtype=np.float32)}
 
@@ -51,7 +51,7 @@ class Cut(Exception):
     pass
 
 
-class CutOff(Quiet):
+class CutOff(NullStage):
     """A stage that ends the run like a kill, once so many steps are reported."""
 
     def __init__(self, after):
@@ -65,11 +65,11 @@ class CutOff(Quiet):
 @pytest.fixture(scope="module", params=[None, 3, 4])
 def uncut(request, tmp_path_factory):
     """Walks that may stop themselves, a loop that knows them, and one's good end."""
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     method = functools.partial(walk, stop_after=request.param)
-    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
+    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
     folder = tmp_path_factory.mktemp("whole") / "steps"
-    outcome = loop.run("walk", method, problem, folder, Quiet())
+    outcome = loop.run("walk", method, problem, folder, NullStage())
     assert outcome.steps == request.param or outcome.steps == 7
     return method, loop, outcome
 
@@ -78,26 +78,26 @@ def uncut(request, tmp_path_factory):
 def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
     uncut, tmp_path, after
 ):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     method, loop, whole = uncut
     folder = tmp_path / "cut"
     with pytest.raises(Cut):
         loop.run("walk", method, problem, folder, CutOff(min(after, whole.steps)))
-    outcome = loop.run("walk", method, problem, folder, Quiet())
-    assert same(outcome.params, whole.params)
+    outcome = loop.run("walk", method, problem, folder, NullStage())
+    assert trees_equal(outcome.params, whole.params)
     assert outcome.steps == whole.steps
 
 
 def test_what_comes_out_may_be_another_state_than_the_last(tmp_path):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
 
     def method(problem):
         result = lambda params, aux: {"w": params["w"] + aux}  # noqa: E731
         return walk(problem)._replace(result=result)
 
     plain, other = (
-        new_loop(problem, Run(steps_per_call=2)).run(
-            "walk", of, problem, tmp_path / "none", Quiet()
+        make_loop(problem, Run(steps_per_call=2)).run(
+            "walk", of, problem, tmp_path / "none", NullStage()
         )
         for of in (walk, method)
     )
@@ -107,8 +107,8 @@ def test_what_comes_out_may_be_another_state_than_the_last(tmp_path):
 
 def test_steps_between_refreshes_are_data_of_the_program(tmp_path):
     """Who asks for others gets others, and waits for no compiler."""
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=2))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=2))
     traces = []
 
     def counting(every):
@@ -121,7 +121,11 @@ def test_steps_between_refreshes_are_data_of_the_program(tmp_path):
 
     for every, looks in ((1, 7), (3, 3), (2, 4), (1_000_000, 1)):
         outcome = loop.run(
-            "walk", lambda _, e=every: counting(e), problem, tmp_path / "none", Quiet()
+            "walk",
+            lambda _, e=every: counting(e),
+            problem,
+            tmp_path / "none",
+            NullStage(),
         )
         assert outcome.params["w"] == looks - 1, every
     assert set(traces) == {1}, "one program for all"
@@ -138,21 +142,21 @@ def cut_walk(problem, **kwargs):
 def test_steps_on_a_cut_table_end_as_those_on_a_whole_one_wherever_they_are_cut_off(
     tmp_path,
 ):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
 
     def solve(method, stage, folder, **run):
-        loop = new_loop(problem, Run(**run))
+        loop = make_loop(problem, Run(**run))
         return loop.run("walk", method, problem, tmp_path / folder, stage)
 
-    expected = solve(walk, Quiet(), "none", steps_per_call=2)
+    expected = solve(walk, NullStage(), "none", steps_per_call=2)
     calls = []
     for every in (2, 3, 100):
-        stage = Quiet()
+        stage = NullStage()
         stage.update = lambda done, *args, **kwargs: calls.append(done)
         run = {"checkpoint_steps": every, "steps_per_call": 1}
         calls.clear()
         outcome = solve(cut_walk, stage, f"whole-{every}", **run)
-        assert same(outcome.params, expected.params) and outcome.steps == 7
+        assert trees_equal(outcome.params, expected.params) and outcome.steps == 7
         # One call between two checkpoints, however many steps the others make.
         ends = [0, *range(every, 7, every), 7]
         assert sorted(set(calls)) == ends
@@ -161,8 +165,8 @@ def test_steps_on_a_cut_table_end_as_those_on_a_whole_one_wherever_they_are_cut_
         with pytest.raises(Cut):
             solve(cut_walk, CutOff(after), f"cut-{after}", **run)
         assert (tmp_path / f"cut-{after}").exists() == (after > 2)
-        outcome = solve(cut_walk, Quiet(), f"cut-{after}", **run)
-        assert same(outcome.params, expected.params) and outcome.steps == 7
+        outcome = solve(cut_walk, NullStage(), f"cut-{after}", **run)
+        assert trees_equal(outcome.params, expected.params) and outcome.steps == 7
 
 
 @pytest.mark.parametrize(("fail_at", "kept"), [(0, 0), (1, 0), (3, 2), (6, 6)])
@@ -170,23 +174,23 @@ def test_steps_on_a_cut_table_end_as_those_on_a_whole_one_wherever_they_are_cut_
 def test_a_run_that_diverges_says_when_and_keeps_what_was_good(
     tmp_path, fail_at, kept, every
 ):
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=every))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=every))
     kept = kept if every == 2 else 0
     method = functools.partial(walk, fail_at=fail_at)
-    outcome = loop.run("walk", method, problem, tmp_path / "steps", Quiet())
+    outcome = loop.run("walk", method, problem, tmp_path / "steps", NullStage())
     told = f"step {fail_at}: loss nan; what it was at step {kept} is kept"
     assert outcome.diverged == told and outcome.steps == fail_at
     good = {"w": np.float32(3)}
     if kept:
         method = functools.partial(walk, steps=kept)
-        good = loop.run("walk", method, problem, tmp_path / "none", Quiet()).params
-    assert same(outcome.params, good)
+        good = loop.run("walk", method, problem, tmp_path / "none", NullStage()).params
+    assert trees_equal(outcome.params, good)
 
 
 def test_parameters_that_an_update_has_broken_are_not_kept_as_good(tmp_path):
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
 
     def method(problem):
         # Loss and gradient of step 3 are numbers, what comes of them is none.
@@ -195,14 +199,14 @@ def test_parameters_that_an_update_has_broken_are_not_kept_as_good(tmp_path):
 
         return walk(problem)._replace(optimizer=optax.sgd(rate))
 
-    outcome = loop.run("walk", method, problem, tmp_path / "steps", Quiet())
+    outcome = loop.run("walk", method, problem, tmp_path / "steps", NullStage())
     assert outcome.diverged.startswith("step 3: parameters of w are not finite; what")
     assert outcome.diverged.endswith("at step 2 is kept")
     assert np.isfinite(outcome.params["w"])
 
 
 def test_parameters_that_are_no_numbers_are_a_failure_too(tmp_path):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     bad = {"w": np.float32(np.inf)}
 
     def made(problem):
@@ -211,17 +215,17 @@ def test_parameters_that_are_no_numbers_are_a_failure_too(tmp_path):
     def closed(problem):
         return Program(params=bad, frozen=(), loss=None)
 
-    loop = new_loop(problem, Run(steps_per_call=2))
+    loop = make_loop(problem, Run(steps_per_call=2))
     for method, steps in ((made, 7), (closed, 0)):
-        outcome = loop.run("walk", method, problem, tmp_path / "none", Quiet())
+        outcome = loop.run("walk", method, problem, tmp_path / "none", NullStage())
         assert outcome.diverged == "parameters of w are not finite"
         assert outcome.steps == steps
 
 
 def test_settings_of_training_make_another_program(tmp_path):
     """They are constants in it: one loop must not mix up two of them."""
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=2))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=2))
 
     def method(problem):
         return walk(problem)._replace(
@@ -230,20 +234,20 @@ def test_settings_of_training_make_another_program(tmp_path):
 
     def solved(loop, align):
         given = problem._replace(
-            config=problems.config(train={"contrastive_weight": align})
+            config=toy.make_config(train={"contrastive_weight": align})
         )
-        return loop.run("walk", method, given, tmp_path / "none", Quiet()).params
+        return loop.run("walk", method, given, tmp_path / "none", NullStage()).params
 
     first, second = solved(loop, 0.1), solved(loop, 0.01)
-    assert not same(first, second)
-    assert same(second, solved(new_loop(problem, Run(steps_per_call=2)), 0.01))
+    assert not trees_equal(first, second)
+    assert trees_equal(second, solved(make_loop(problem, Run(steps_per_call=2)), 0.01))
 
 
 def test_methods_that_come_to_the_same_program_share_what_is_compiled(
     tmp_path, monkeypatch
 ):
-    problem, _ = bench()
-    loop = new_loop(problem)
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem)
     compiled = []
 
     def counting(lowered):
@@ -254,7 +258,7 @@ def test_methods_that_come_to_the_same_program_share_what_is_compiled(
     monkeypatch.setattr(jax.stages.Lowered, "compile", counting)
     steps = {}
     for name in ("original", "retrain", "retrain_visual", "finetune"):
-        outcome, _ = run(name, tmp_path, loop=loop)
+        outcome, _ = run_method(name, tmp_path, loop=loop)
         steps[name] = outcome.steps
     assert steps["retrain"] < steps["original"]  # another length, other rows
     assert len(compiled) == 1
@@ -265,7 +269,7 @@ def test_methods_that_come_to_the_same_program_share_what_is_compiled(
 
 @pytest.mark.parametrize("executor", parallel.EXECUTORS)
 def test_nothing_is_copied_unasked_during_the_steps(executor, tmp_path):
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     problem = problem._replace(executor=parallel.EXECUTORS[executor]())
     stored = np.linspace(0, 1, 24, dtype=np.float32)
     cut = stored.reshape(problem.executor.num_devices, -1)
@@ -275,8 +279,8 @@ def test_nothing_is_copied_unasked_during_the_steps(executor, tmp_path):
             program = walk(problem, table={"x": stored}, batch=8)
             return program._replace(**fields)
 
-        loop = new_loop(problem, Run(steps_per_call=2))
-        return loop.run("walk", method, problem, tmp_path / "none", Quiet())
+        loop = make_loop(problem, Run(steps_per_call=2))
+        return loop.run("walk", method, problem, tmp_path / "none", NullStage())
 
     # Rows that are on the devices, that are sent for each call, that are cut.
     for fields in (
@@ -297,7 +301,7 @@ def test_nothing_is_copied_unasked_during_the_steps(executor, tmp_path):
 
 
 def test_what_has_stopped_is_looked_at_no_more():
-    problem, _ = bench()
+    problem, _ = problem_and_loop()
     looks = []
 
     def refresh(params, frozen, aux, parts):
@@ -308,7 +312,7 @@ def test_what_has_stopped_is_looked_at_no_more():
     executor = parallel.vmap(1)
     state = executor.replicate(init_state(program, jax.random.key(0)))
     steps = executor.compile(make_steps(program))
-    share = problems.share(executor, program)
+    share = toy.step_inputs_of(executor, program)
     state, metrics = steps(state, static_inputs(program), share)
     jax.effects_barrier()
     assert int(metrics["ran"].sum()) == 3 == int(state.step)
@@ -316,25 +320,25 @@ def test_what_has_stopped_is_looked_at_no_more():
 
 
 def test_who_is_told_to_leave_saves_and_goes_on_to_the_same_end(tmp_path, monkeypatch):
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=2, checkpoint_steps=100))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=100))
     method = functools.partial(walk, steps=9)
-    whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
+    whole = loop.run("walk", method, problem, tmp_path / "whole", NullStage())
     asked = iter([False, True])
     monkeypatch.setattr(preemption, "due", lambda last: next(asked))
     with pytest.raises(errors.Preempted):
-        loop.run("walk", method, problem, tmp_path / "cut", Quiet())
+        loop.run("walk", method, problem, tmp_path / "cut", NullStage())
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"4"}
     monkeypatch.setattr(preemption, "due", lambda last: False)
-    on = loop.run("walk", method, problem, tmp_path / "cut", Quiet())
-    assert same(whole.params, on.params) and on.steps == 9
+    on = loop.run("walk", method, problem, tmp_path / "cut", NullStage())
+    assert trees_equal(whole.params, on.params) and on.steps == 9
 
 
 def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
-    problem, _ = bench()
-    loop = new_loop(problem, Run(steps_per_call=100, checkpoint_steps=100))
+    problem, _ = problem_and_loop()
+    loop = make_loop(problem, Run(steps_per_call=100, checkpoint_steps=100))
     method = functools.partial(walk, steps=9)
-    whole = loop.run("walk", method, problem, tmp_path / "whole", Quiet())
+    whole = loop.run("walk", method, problem, tmp_path / "whole", NullStage())
     wait = jax.block_until_ready
 
     def told(tree):
@@ -345,13 +349,13 @@ def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(jax, "block_until_ready", told)
         with pytest.raises(errors.Preempted):
-            loop.run("walk", method, problem, tmp_path / "cut", Quiet())
+            loop.run("walk", method, problem, tmp_path / "cut", NullStage())
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"9"}
     preemption._Word.told = False
     monkeypatch.setattr(loop, "_share", lambda *args: pytest.fail("a step"))
     monkeypatch.setattr(loop, "_compile", lambda *args: (None, 0.0))
-    on = loop.run("walk", method, problem, tmp_path / "cut", Quiet())
-    assert same(whole.params, on.params) and on.steps == 9
+    on = loop.run("walk", method, problem, tmp_path / "cut", NullStage())
+    assert trees_equal(whole.params, on.params) and on.steps == 9
 
 
 LISTENS = """

@@ -7,7 +7,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets import splits as unlearn_set
 from ccu_jax.unlearn_sets.rules import Memorization
-from tests import problems
+from tests import toy
 
 RULES = (
     *("random:0.01", "random:0.05", "random:0.3", "class:green", "ids"),
@@ -18,7 +18,7 @@ RULES = (
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["lone rows", "groups of 4"])
 def data(request):
-    data = problems.dataset(700, per_group=request.param, multi_label=True)
+    data = toy.make_dataset(700, per_group=request.param, multi_label=True)
     # In groups, half of the rows of every third group are green.
     rows = np.arange(700)
     rare = (rows // request.param % 3 == 0) & (rows % 4 < 2)
@@ -242,7 +242,7 @@ def test_data_without_an_evaluation_set_are_refused(data, split):
 
 
 def test_an_id_that_begins_with_a_hash_sign_is_an_id(tmp_path):
-    data = problems.dataset()
+    data = toy.make_dataset()
     data = data._replace(id=np.array([f"#{i}" for i in data.id]))
     sets = unlearn_set.draw(data, "random:0.2", 1, 0.2)
     path = tmp_path / "ids.txt"
@@ -281,7 +281,7 @@ def test_a_wrong_group_is_one_line_that_names_close_ones(data):
 @pytest.fixture(scope="module")
 def two_looks():
     """Rows of two looks and two ways to write, in no relation to labels; a few bare."""
-    data = problems.dataset(1400, per_group=2, seed=3)
+    data = toy.make_dataset(1400, per_group=2, seed=3)
     draw = np.random.default_rng(4)
     look = draw.integers(2, size=700)[np.arange(1400) // 2]
     pictures = draw.integers(0, 256, (2, 8, 8, 3))[look]

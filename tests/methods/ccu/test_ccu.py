@@ -11,8 +11,14 @@ from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL
 from ccu_jax.train.step import gather
-from tests import problems
-from tests.solving import Quiet, alone, bench, new_loop, whole
+from tests import toy
+from tests.toy import (
+    NullStage,
+    make_loop,
+    merge_shards,
+    on_one_device,
+    problem_and_loop,
+)
 
 BOTH = ("pair_dissociation", "retention", "separation")
 WEIGHTS = {
@@ -30,17 +36,17 @@ WEIGHTS = {
 
 def terms_of(name, **weights):
     """`(params) -> the weighted objectives by name` on the first batch, and params."""
-    problem, _ = bench()
-    problem = problem._replace(config=problems.config(**{name: weights}))
+    problem, _ = problem_and_loop()
+    problem = problem._replace(config=toy.make_config(**{name: weights}))
     program = METHODS[name](problem)
     # The targets' place is taken by the labels, for nothing was refreshed yet; all rows
     # are surer than they should be.
     aux = program.aux
     if name != "ccu":
-        labels = whole(program.sharded_tables["unlearn"])["labels"]
+        labels = merge_shards(program.sharded_tables["unlearn"])["labels"]
         level = {view: x - 9 for view, x in aux["level"].items()}
         aux = {**aux, "image": labels, "fused": labels, "level": level}
-    parts = {part: whole(x) for part, x in program.sharded_tables.items()}
+    parts = {part: merge_shards(x) for part, x in program.sharded_tables.items()}
 
     def terms(params):
         batch = {}
@@ -51,7 +57,7 @@ def terms_of(name, **weights):
         return {**terms, "loss": loss}
 
     # The original itself for both: right after the start the shrunken tail says little.
-    return alone(terms), {part: problem.params[part] for part in TAIL}
+    return on_one_device(terms), {part: problem.params[part] for part in TAIL}
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -97,7 +103,7 @@ PLAIN = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.
 PLANTED = {
     "model": {"image_width": 32, "text_width": 16, "dropout": 0.0},
     "train": {"epochs": 60, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
-    | problems.PLAIN,
+    | toy.NO_AUGMENTATION,
     "ccu_plus": {"steps": 120, "batch": 64, "unlearn_batch": 32, "heldout_batch": 32},
     "run": {"steps_per_call": 40},
 }
@@ -105,20 +111,20 @@ PLANTED = {
 
 @pytest.mark.slow
 def test_ccu_plus_takes_the_memory_of_pictures_away_and_leaves_the_texts(tmp_path):
-    data, executor = problems.planted(), parallel.vmap(1)
-    settings = problems.config(**PLANTED)
+    data, executor = toy.make_memorizable_dataset(), parallel.vmap(1)
+    settings = toy.make_config(**PLANTED)
     loop = None
     names = ("original", "ccu_plus")
     attack = {name: [] for name in names}
     accuracy = {name: [] for name in names}
     for seed in range(3):
-        problem = problems.problem(
+        problem = toy.make_problem(
             executor, data, settings, seed=seed, rule="random:0.25"
         )
-        solved, loop = {}, loop or new_loop(problem)
+        solved, loop = {}, loop or make_loop(problem)
         for name in names:
             folder = tmp_path / f"{name}-{seed}"
-            outcome = loop.run(name, METHODS[name], problem, folder, Quiet())
+            outcome = loop.run(name, METHODS[name], problem, folder, NullStage())
             params = {**problem.params, **outcome.params}
             problem = problem._replace(params=params)
             outputs = predictions.predict_all_splits(

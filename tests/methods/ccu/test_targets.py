@@ -11,7 +11,7 @@ import scipy.special
 from ccu_jax.evaluate import ridge
 from ccu_jax.methods.ccu import masked_statistics as statistics
 from ccu_jax.methods.ccu import targets
-from tests.problems import CLASSES, labels
+from tests.toy import CLASSES, random_labels
 
 KINDS = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
@@ -38,7 +38,7 @@ def confidence_of(probability, truth, multi_label):
 @KINDS
 def test_confidence_is_the_logarithm_of_the_log_loss(multi_label):
     rng = np.random.default_rng(0)
-    logits, truth = rng.normal(size=(6, CLASSES)), labels(rng, 6, multi_label)
+    logits, truth = rng.normal(size=(6, CLASSES)), random_labels(rng, 6, multi_label)
     squash = (
         scipy.special.expit
         if multi_label
@@ -54,7 +54,7 @@ def test_confidence_is_the_logarithm_of_the_log_loss(multi_label):
 @KINDS
 def test_targets_have_exactly_the_confidence_that_is_asked_for(multi_label):
     rng = np.random.default_rng(1)
-    base, truth = 2 * rng.normal(size=(9, CLASSES)), labels(rng, 9, multi_label)
+    base, truth = 2 * rng.normal(size=(9, CLASSES)), random_labels(rng, 9, multi_label)
     g = np.linspace(-2.5, 3.5, 9)
     p = np.asarray(with_confidence(base, truth, g, multi_label=multi_label))
     np.testing.assert_allclose(confidence_of(p, truth, multi_label), g, atol=1e-3)
@@ -133,7 +133,7 @@ def test_a_line_is_fitted_by_least_squares():
 
 def toy_rows(rng, rows, multi_label, only=None):
     """Rows whose features and logits tell their labels, with noise."""
-    truth = labels(rng, rows, multi_label)
+    truth = random_labels(rng, rows, multi_label)
     if only is not None:
         truth = np.eye(CLASSES)[np.full(rows, only)]
     features = np.concatenate([truth, np.zeros((rows, 3))], axis=1)

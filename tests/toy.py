@@ -1,6 +1,8 @@
-"""Tiny problems in memory: rows, a configuration, a model and everything about them."""
+"""Toy data sets, configurations and problems in memory, and helpers to run methods."""
 
+import collections
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,18 +10,20 @@ import numpy as np
 from ccu_jax import models
 from ccu_jax.config.schema import Ccu, Config, Model, Run, Train
 from ccu_jax.data import Dataset
+from ccu_jax.distributed import executors
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
+from ccu_jax.train.loop import Loop
 from ccu_jax.train.step import send_rows
-from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.unlearn_sets import splits
 
-SIDE, LENGTH, WORDS, CLASSES = 8, 5, 12, 3
+IMAGE_SIZE, TEXT_LENGTH, VOCABULARY, CLASSES = 8, 5, 12, 3
 # Training that changes no picture and no text.
-PLAIN = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.0}
-TABLE = ("image", "text", "labels", "has_image", "has_text")
+NO_AUGMENTATION = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.0}
+TABLE_COLUMNS = ("image", "text", "labels", "has_image", "has_text")
 
 
-def dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> Dataset:
+def make_dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> Dataset:
     """Rows whose picture and text both tell a little of their labels.
 
     Args:
@@ -35,21 +39,21 @@ def dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> 
         labels[np.arange(rows), rng.integers(CLASSES, size=rows)] = 1
     else:
         labels = np.eye(CLASSES, dtype=np.float32)[np.arange(rows) % CLASSES]
-    look = rng.random((CLASSES, SIDE, SIDE, 3))
+    look = rng.random((CLASSES, IMAGE_SIZE, IMAGE_SIZE, 3))
     shown = labels @ look.reshape(CLASSES, -1) / labels.sum(1, keepdims=True)
-    image = 100 * shown.reshape(rows, SIDE, SIDE, 3) + 155 * rng.random(
-        (rows, SIDE, SIDE, 3)
+    image = 100 * shown.reshape(rows, IMAGE_SIZE, IMAGE_SIZE, 3) + 155 * rng.random(
+        (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
     )
-    text = rng.integers(2, WORDS, (rows, LENGTH))
+    text = rng.integers(2, VOCABULARY, (rows, TEXT_LENGTH))
     text[:, 0] = 2 + labels.argmax(1)
-    for row, end in enumerate(rng.integers(2, LENGTH + 1, rows)):
+    for row, end in enumerate(rng.integers(2, TEXT_LENGTH + 1, rows)):
         text[row, end:] = 0
     has_image = np.arange(rows) % 9 != 4
     has_text = np.arange(rows) % 11 != 5
     if whole:
         has_image[:] = has_text[:] = True
     image[~has_image] = 0
-    text[~has_text] = [1, *[0] * (LENGTH - 1)]
+    text[~has_text] = [1, *[0] * (TEXT_LENGTH - 1)]
     group = np.arange(rows) // per_group
     split = np.array([*["train"] * 5, "validation", "test"])[group % 7]
     return Dataset(
@@ -67,18 +71,18 @@ def dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> 
         group=np.array([f"group{g}" for g in group]),
         split=split,
         cluster=np.arange(rows),
-        vocabulary=WORDS,
+        vocabulary=VOCABULARY,
         counts={"read": rows, "used": rows},
         fingerprint=f"toy{seed}",
     )
 
 
-def planted(rows=560) -> Dataset:
+def make_memorizable_dataset(rows=560) -> Dataset:
     """Rows whose picture shows a class, often a wrong one, and a pattern of its own.
 
     Only who has seen a picture can know the label of one that shows a wrong class.
     """
-    data = dataset(rows, whole=True, seed=2)
+    data = make_dataset(rows, whole=True, seed=2)
     rng = np.random.default_rng(3)
     look = rng.random((CLASSES, 1, 1, 3)) - 0.5
     classes = data.labels.argmax(1)
@@ -90,7 +94,7 @@ def planted(rows=560) -> Dataset:
     return data._replace(image=(255 * image.clip(0, 1)).astype(np.uint8), text=text)
 
 
-def labels(rng, rows, multi_label):
+def random_labels(rng, rows, multi_label):
     """Labels `[rows, K]`; of single ones each class about as often as the others."""
     if not multi_label:
         return np.eye(CLASSES)[rng.permutation(np.arange(rows) % CLASSES)]
@@ -99,7 +103,7 @@ def labels(rng, rows, multi_label):
     return x
 
 
-def config(**sections) -> Config:
+def make_config(**sections) -> Config:
     """Everything small: `config(ccu={"steps": 9})` changes fields of a section."""
     batches = {"batch": 16, "learning_rate": 1e-2}
     tiny = {
@@ -145,39 +149,39 @@ def config(**sections) -> Config:
     return Config(name="toy", **tiny)
 
 
-def model(config: Config) -> models.Model:
+def build_model(config: Config) -> models.Model:
     """The classifier of these rows."""
     return models.build(
         config.model,
         classes=CLASSES,
-        vocabulary=WORDS,
-        image_size=SIDE,
-        text_length=LENGTH,
+        vocabulary=VOCABULARY,
+        image_size=IMAGE_SIZE,
+        text_length=TEXT_LENGTH,
     )
 
 
-def problem(
+def make_problem(
     executor, data=None, settings=None, *, seed=0, rule="random:0.2"
 ) -> Problem:
     """A problem whose original is a model with random parameters."""
-    data = dataset() if data is None else data
-    settings = settings or config()
-    made = model(settings)
-    table = {name: np.asarray(getattr(data, name)) for name in TABLE}
+    data = make_dataset() if data is None else data
+    settings = settings or make_config()
+    made = build_model(settings)
+    table = {name: np.asarray(getattr(data, name)) for name in TABLE_COLUMNS}
     return Problem(
         config=settings,
         model=made,
         forward=Forward(made, executor, settings.run.evaluate_batch),
         executor=executor,
         table=executor.replicate(table),
-        sets=unlearn_set.draw(data, rule, 0, 0.2),
+        sets=splits.draw(data, rule, 0, 0.2),
         multi_label=data.multi_label,
         params=executor.replicate(made.init(jax.random.key(7))),
         seed=seed,
     )
 
 
-def share(executor, program, steps=slice(None)):
+def step_inputs_of(executor, program, steps=slice(None)):
     """What each device gets for these steps of a program, as the loop gives it."""
     index = {
         name: send_rows(
@@ -189,3 +193,114 @@ def share(executor, program, steps=slice(None)):
         for name, plan in program.plan.items()
     }
     return {"sharded_tables": program.sharded_tables, "index": index}
+
+
+class NullStage:
+    """A stage that nobody watches."""
+
+    def tell(self, *args, **kwargs):
+        pass
+
+    def update(self, *args, **kwargs):
+        pass
+
+
+def fail_on_warning(text):
+    raise AssertionError(text)
+
+
+@functools.cache
+def problem_and_loop():
+    """One problem and one loop for all tests of a file: what is compiled is kept."""
+    problem = with_fitted_labels(make_problem(executors.vmap(2)))
+    return problem, make_loop(problem)
+
+
+def with_fitted_labels(problem):
+    """The problem with an original that is right on all rows but the held-out ones.
+
+    Else a stop rule might end a run before its first step.
+    """
+    every = np.arange(len(problem.table["labels"]))
+
+    def said():
+        return problem.forward.outputs(problem.params, problem.table, every)["image"]
+
+    # About as many rows of each class.
+    head = problem.params["image_head"]
+    head = {**head, "bias": head["bias"] - np.median(said(), axis=0)}
+    problem = problem._replace(params={**problem.params, "image_head": head})
+    held = np.isin(every, problem.sets.validation)
+    if problem.multi_label:
+        labels = np.where(held[:, None], said() <= 0, said() > 0)
+    else:
+        labels = np.eye(CLASSES)[(said().argmax(1) + held) % CLASSES]
+    labels = problem.executor.replicate(labels.astype(np.float32))
+    return problem._replace(table={**problem.table, "labels": labels})
+
+
+def make_loop(problem, config=None):
+    """A loop that has compiled nothing yet."""
+    return Loop(config or problem.config.run, problem.executor, fail_on_warning)
+
+
+TRACE_COUNTS = collections.Counter()
+
+
+def count_traces(name, traces=TRACE_COUNTS):
+    """A method of the table whose loss counts how often it is traced."""
+
+    def method(problem):
+        program = METHODS[name](problem)
+        if program.loss is None:
+            return program
+
+        def loss(*args):
+            traces[name] += 1
+            return program.loss(*args)
+
+        return program._replace(loss=loss)
+
+    return method
+
+
+def run_method(name, folder, *, seed=0, changes=None, loop=None, traces=TRACE_COUNTS, **fields):
+    """Run a method of the table from its start to its end; gives the problem, too."""
+    problem, shared = problem_and_loop()
+    if changes:
+        problem = problem._replace(config=make_config(**changes))
+    problem = problem._replace(seed=seed, **fields)
+    method = METHODS[name] if loop else count_traces(name, traces)
+    outcome = (loop or shared).run(name, method, problem, folder / "none", NullStage())
+    assert outcome.diverged is None
+    return outcome, problem._replace(method=name)
+
+
+def scaled_hyperparameters(section):
+    """Another one for each real number of a section; none becomes zero, or is it now.
+
+    But for how long it takes, and for whether all weights may move.
+    """
+    numbers = {k: x for k, x in vars(section).items() if isinstance(x, float) and x}
+    fixed = (
+        "epochs",
+        *(["saliency_fraction"] * (numbers.get("saliency_fraction") == 1)),
+    )
+    return {k: 0.75 * x for k, x in numbers.items() if k not in fixed}
+
+
+def trees_equal(a, b):
+    """Whether two trees are the same to the bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def merge_shards(part):
+    """All rows of a table that is cut over the devices."""
+    return {name: np.asarray(x).reshape(-1, *x.shape[2:]) for name, x in part.items()}
+
+
+def on_one_device(fn):
+    """A per-device function as one of its arguments, on a single device."""
+    return jax.vmap(fn, in_axes=None, out_axes=None, axis_name=executors.AXIS, axis_size=1)

@@ -76,7 +76,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     peak = bench_cost.peaks(config.model.dtype)
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder) / "features"
-        store = features.open_or_build(place, problem, "bench", lambda done, total: None)
+        store = features.open_or_build(
+            place,
+            problem.forward,
+            problem.params,
+            problem.table,
+            problem.seed,
+            "bench",
+            lambda done, total: None,
+        )
         stored = problem._replace(store=store)
         runs = [
             _method(stored, name, kind, given.windows, peak)

@@ -1,9 +1,8 @@
-"""What trunk and text branch of an original say of every row, kept beside it.
+"""Features of the original for all rows, stored on disk.
 
-A request to forget then starts without a pass over pictures. A store belongs to one
-checkpoint: where the original's parameters differ, or the data, it does not count.
-Files are raw arrays that are mapped into memory, so that a request reads the rows that
-it needs, however many there are.
+With them, unlearning starts without a pass over the images. A store belongs to one
+checkpoint and one version of the data and is ignored for any other. Columns are raw
+arrays that are mapped into memory, so that only the rows in use are read.
 """
 
 import contextlib
@@ -13,8 +12,8 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,277 +22,320 @@ import numpy as np
 from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.forward import pool_tokens
-from ccu_jax.models import VIEWS
+from ccu_jax.evaluate.forward import Forward, pool_tokens
+from ccu_jax.models import VIEWS, Model, Params
 from ccu_jax.train import checkpoint
 
-_ABOUT = "about.json"
-_FORMAT = 2  # of a store: which columns there are, and what is said of them
-CHUNK_ROWS = 4096  # rows between the device and the disk
+_DESCRIPTION = "about.json"
+_VALID = "there.bin"
+_FORMAT = 2  # changes with the set of columns and the description
+CHUNK_ROWS = 4096  # rows that are computed, and held in memory, at a time
+
+ComputeFn = Callable[[np.ndarray], dict[str, np.ndarray]]
+ProgressFn = Callable[[int, int], Any]
 
 
 class FeatureStore(NamedTuple):
     """The stored columns of N rows, mapped into memory.
 
-    `columns`: `features` of the trunk, `h_text`, `z_text`, the logits `original_VIEW`,
-    and `fresh`, pooled features of a trunk that never learned anything; `there` `[N]`:
-    rows that were not removed.
+    Attributes:
+        columns: `features` of the trunk, `h_text`, `z_text`, the logits
+            `original_VIEW`, and `fresh`, the pooled features of an untrained trunk.
+        valid: bool `[N]`, False for rows that were removed.
     """
 
-    columns: dict[str, np.ndarray]
+    columns: Mapping[str, np.ndarray]
     valid: np.ndarray
 
-    def take(self, rows) -> dict[str, np.ndarray]:
-        """The columns' rows of these numbers.
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns some rows of all columns.
 
         Raises:
-            ValueError: one of them was removed.
+            ValueError: a row was removed.
         """
         self._check(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
+
+    def as_table(self, table: dict[str, Any]) -> dict[str, Any]:
+        """Returns a table for `Forward.outputs` that needs no images and no texts.
+
+        Args:
+            table: all rows; its `labels`, `has_image` and `has_text` are used.
+
+        Raises:
+            ValueError: a row was removed.
+        """
+        self._check(slice(None))
+        encoded = {
+            name: HostColumn(self.columns[name], self.valid)
+            for name in ("features", "h_text")
+        }
+        return {n: table[n] for n in ("labels", "has_image", "has_text")} | encoded
 
     def _check(self, rows):
         if not self.valid[rows].all():
             raise ValueError("the features of some of these rows were removed")
 
-    def as_table(self, table) -> dict[str, Any]:
-        """A table for `Forward.outputs` that needs no pictures and no texts.
 
-        Raises:
-            ValueError: some rows were removed.
-        """
-        self._check(slice(None))
-        names = ("features", "h_text")
-        on_host = {name: HostColumn(self.columns[name], self.valid) for name in names}
-        rest = ("labels", "has_image", "has_text")
-        return {**{name: table[name] for name in rest}, **on_host}
-
-
-def init_untrained(model, seed: int):
-    """The parameters of a model of this seed that never learned anything."""
+def init_untrained(model: Model, seed: int) -> Params:
+    """Returns random parameters that are independent of the original's."""
     return model.init(jax.random.fold_in(jax.random.key(seed), 0x0FF))
 
 
-def compute_features(forward, params, fresh, table, rows) -> dict[str, np.ndarray]:
-    """The columns of some rows, by one pass over their pictures and texts.
+def compute_features(
+    forward: Forward,
+    params: Params,
+    untrained: Params,
+    table: dict[str, Any],
+    rows: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Computes the columns of some rows in one pass over their images and texts.
 
     Args:
-        forward: `evaluate.Forward`.
+        forward: passes of the model.
         params: of the original.
-        fresh: of a model that was never trained.
+        untrained: of `init_untrained`.
         table: all rows.
-        rows: which of them.
+        rows: row numbers.
+
+    Returns:
+        The columns of a `FeatureStore`, `[len(rows), ...]`.
     """
     columns = forward.encode(params, table, rows)
-    has = {n: np.asarray(table[n])[rows] for n in ("has_image", "has_text")}
-    said = forward.outputs(params, {**columns, **has}, np.arange(len(rows)))
-    columns["z_text"] = said["z_text"]
-    columns |= {f"original_{view}": said[view] for view in VIEWS}
-    columns["fresh"] = pool_tokens(forward.encode(fresh, table, rows)["features"])
+    has = {name: np.asarray(table[name])[rows] for name in ("has_image", "has_text")}
+    outputs = forward.outputs(params, columns | has, np.arange(len(rows)))
+    columns["z_text"] = outputs["z_text"]
+    columns |= {f"original_{view}": outputs[view] for view in VIEWS}
+    columns["fresh"] = pool_tokens(forward.encode(untrained, table, rows)["features"])
     return columns
+
+
+def make_compute_fn(
+    forward: Forward, params: Params, table: dict[str, Any], seed: int
+) -> ComputeFn:
+    """Returns a function from row numbers to the columns of a `FeatureStore`."""
+    untrained = forward.executor.replicate(init_untrained(forward.model, seed))
+    return functools.partial(compute_features, forward, params, untrained, table)
+
+
+def open_or_build(
+    folder: pathlib.Path,
+    forward: Forward,
+    params: Params,
+    table: dict[str, Any],
+    seed: int,
+    fingerprint: str,
+    progress: ProgressFn,
+) -> FeatureStore:
+    """Opens the store of an original; builds it if it is missing, stale or damaged.
+
+    Args:
+        folder: of the store.
+        forward: passes of the model.
+        params: of the original.
+        table: all rows.
+        seed: of the untrained trunk.
+        fingerprint: of the data.
+        progress: called with the number of finished rows and of all rows.
+
+    Raises:
+        UserError: the store cannot be read back after it was written.
+    """
+    identity = store_identity(params, fingerprint)
+    store = read(folder, identity)
+    # Rows may be missing although their images are here, if a purge was interrupted.
+    # Building takes the devices of all processes, so all of them build or none.
+    if not all_agree(store is not None and bool(store.valid.all())):
+        compute = make_compute_fn(forward, params, table, seed)
+        write(folder, identity, len(table["labels"]), compute, progress)
+        store = read(folder, identity)
+    if store is None:
+        raise UserError(
+            f"{folder}: features cannot be read back; make sure that all processes use "
+            "the same disk, then rerun the same command"
+        )
+    return store
+
+
+def store_identity(params: Params, fingerprint: str) -> dict[str, Any]:
+    """Returns what a store belongs to: the original's parameters and the data."""
+    digest = checkpoint.digest(params)
+    return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
+
+
+class _Column(NamedTuple):
+    file: BinaryIO
+    sha256: Any
+    shape: tuple[int, ...]
+    dtype: str
+
+    def append(self, rows: np.ndarray) -> None:
+        content = np.ascontiguousarray(rows).tobytes()
+        self.file.write(content)
+        self.sha256.update(content)
+
+    def describe(self) -> dict[str, Any]:
+        sha256 = self.sha256.hexdigest()
+        return {"shape": self.shape, "dtype": self.dtype, "sha256": sha256}
 
 
 def write(
     folder: pathlib.Path,
-    facts: dict[str, Any],
-    count: int,
-    columns: Callable[[np.ndarray], dict[str, np.ndarray]],
-    progress: Callable[[int, int], None],
+    identity: dict[str, Any],
+    num_rows: int,
+    compute: ComputeFn,
+    progress: ProgressFn,
 ) -> None:
-    """Store the columns of all rows; a kill leaves either a whole store or none.
+    """Builds a store in place of an earlier one, atomically.
 
-    Every process calls this; the first one writes.
+    All processes call this; the primary process writes.
 
     Args:
-        folder: of the store; an earlier one is replaced.
-        facts: what it belongs to, see `facts_of`.
-        count: N, number of rows.
-        columns: gives the columns of some rows.
-        progress: told how many of how many rows are done.
+        folder: of the store.
+        identity: of `store_identity`.
+        num_rows: N.
+        compute: returns the columns of some rows.
+        progress: called with the number of finished rows and of all rows.
     """
     new = folder.with_name(folder.name + ".new")
-    about: dict[str, Any] = {}
     if is_primary():
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
+    files: dict[str, _Column] = {}
     with contextlib.ExitStack() as stack:
-        files: dict[str, Any] = {}
-        hashed: dict[str, Any] = {}
-        for start in range(0, count, CHUNK_ROWS):
-            rows = np.arange(start, min(start + CHUNK_ROWS, count))
-            found = columns(rows)
-            for name, x in found.items() if is_primary() else ():
+        for start in range(0, num_rows, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, num_rows))
+            columns = compute(rows)
+            for name, x in columns.items() if is_primary() else ():
                 if name not in files:
-                    shape = (count, *x.shape[1:])
-                    about[name] = {"shape": shape, "dtype": x.dtype.name}
-                    path = new / f"{name}.bin"
-                    files[name] = stack.enter_context(path.open("wb"))
-                    hashed[name] = hashlib.sha256()
-                content = np.ascontiguousarray(x).tobytes()
-                # Not mapped into memory: there, a full disk would kill the process.
-                files[name].write(content)
-                hashed[name].update(content)
-            progress(rows[-1] + 1, count)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
+                    # Not memory-mapped, because a full disk would kill the process.
+                    file = stack.enter_context((new / f"{name}.bin").open("wb"))
+                    shape = (num_rows, *x.shape[1:])
+                    files[name] = _Column(file, hashlib.sha256(), shape, x.dtype.name)
+                files[name].append(x)
+            progress(rows[-1] + 1, num_rows)
+        for column in files.values():
+            column.file.flush()
+            os.fsync(column.file.fileno())
     if is_primary():
-        np.ones(count, bool).tofile(new / "there.bin")
-        for name, column in about.items():
-            column["sha256"] = hashed[name].hexdigest()
-        text = json.dumps({**facts, "columns": about}, indent=1) + "\n"
-        (new / _ABOUT).write_text(text, "utf-8")
+        np.ones(num_rows, bool).tofile(new / _VALID)
+        described = {name: column.describe() for name, column in files.items()}
+        _write_description(new, {**identity, "columns": described})
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     barrier("features")
 
 
-def make_compute_fn(problem) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Gives the columns of some rows of a `methods.Problem` with an original."""
-    fresh = problem.executor.replicate(init_untrained(problem.model, problem.seed))
-    return functools.partial(
-        compute_features, problem.forward, problem.params, fresh, problem.table
-    )
+def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
+    """Opens a store, or returns None if it is missing, damaged or another's.
 
-
-def open_or_build(
-    folder: pathlib.Path, problem, fingerprint: str, progress: Callable[[int, int], Any]
-) -> FeatureStore:
-    """The store of a problem's original, made anew where it is not (any more) its.
+    Verifies the checksums of all columns, which is cheap beside a pass over images.
 
     Args:
         folder: of the store.
-        problem: a `methods.Problem` with an original.
-        fingerprint: of its data.
-        progress: told how many of how many rows are done.
-
-    Raises:
-        UserError: it cannot be read where it has just been written.
+        identity: as given to `write`.
     """
-    facts = store_identity(problem.params, fingerprint)
-    store = read(folder, facts)
-    # Where rows were removed and the pictures are still here, a purge was cut off. All
-    # processes make a new one, or none does: it takes all of their devices.
-    if not all_agree(store is not None and store.valid.all()):
-        count = len(problem.table["labels"])
-        write(folder, facts, count, make_compute_fn(problem), progress)
-        store = read(folder, facts)
-    if store is None:
-        raise UserError(
-            f"the features in {folder} cannot be read back: is the disk the same for "
-            "all processes?"
-        )
-    return store
+    description = _read_description(folder)
+    if description is None:
+        return None
+    if any(description.get(key) != value for key, value in identity.items()):
+        return None
+    valid = np.fromfile(folder / _VALID, bool)
+    # Removing rows removes the checksums.
+    if valid.all() and not _is_intact(folder, description["columns"]):
+        return None
+    return FeatureStore(_map_columns(folder, description, "r"), valid)
 
 
-def store_identity(params, fingerprint: str) -> dict[str, Any]:
-    """What a store belongs to: the original's parameters, and the data."""
-    digest = checkpoint.digest(params)
-    return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
+def remove_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
+    """Overwrites rows of a store with zeros.
 
-
-def read(folder: pathlib.Path, facts: dict[str, Any]) -> FeatureStore | None:
-    """The store of these facts, or None: there is none, or it is another's or damaged.
-
-    It is read once as a whole for that, which is little beside the pass over pictures
-    that it saves.
+    A damaged store may still hold these rows, so it is deleted.
 
     Args:
-        folder: as given to `write`.
-        facts: likewise.
-    """
-    about = _description(folder)
-    if about is None or any(about.get(key) != value for key, value in facts.items()):
-        return None
-    there = np.fromfile(folder / "there.bin", bool)
-    # One that rows were removed from is not used, but made again.
-    if there.all() and not _whole(folder, about["columns"]):
-        return None
-    columns = {
-        name: np.memmap(
-            folder / f"{name}.bin",
-            jnp.dtype(column["dtype"]),
-            "r",
-            shape=tuple(column["shape"]),
-        )
-        for name, column in about["columns"].items()
-    }
-    return FeatureStore(columns, there)
+        folder: of the store; it may be missing.
+        rows: row numbers.
 
-
-def _whole(folder, columns) -> bool:
-    """Whether all columns hold the bytes that were written."""
-    for name, column in columns.items():
-        with (folder / f"{name}.bin").open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != column.get("sha256"):
-            return False
-    return True
-
-
-def _description(folder) -> dict[str, Any] | None:
-    """What a store says of itself, where all its files are as it says."""
-    try:
-        about = json.loads((folder / _ABOUT).read_text("utf-8"))
-        count = (folder / "there.bin").stat().st_size
-        for name, column in about["columns"].items():
-            if not name.isidentifier():  # it names a file, of this folder
-                return None
-            size = np.prod(column["shape"]) * jnp.dtype(column["dtype"]).itemsize
-            if (folder / f"{name}.bin").stat().st_size != size:
-                return None
-            if column["shape"][0] != count or not size:
-                return None
-        return about if about["columns"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
-
-
-def remove_rows(folder: pathlib.Path, rows) -> int:
-    """Overwrite rows with zeros, for good; gives how many are gone now.
-
-    Args:
-        folder: of a store; nothing happens where there is none, and a damaged one goes
-            as a whole.
-        rows: numbers of rows.
+    Returns:
+        How many rows were removed.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the store cannot be written.
     """
     shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
     if not folder.exists():
         return 0
-    if (about := _description(folder)) is None:
-        # What cannot be read as a store may still hold these rows: nothing of it stays.
+    if (description := _read_description(folder)) is None:
         shutil.rmtree(folder)
         return 0
     rows = np.asarray(rows, int)
-    there = np.fromfile(folder / "there.bin", bool)
-    there[rows] = False
-    # First said to be gone: a kill in between leaves no row that could be used.
-    there.tofile(folder / "there.bin")
-    # What would tell whether a guess of them is right goes with them. Not written as a
-    # whole: a kill in between leaves a damaged store, which goes at the next purge.
-    for column in about["columns"].values():
+    valid = np.fromfile(folder / _VALID, bool)
+    valid[rows] = False
+    # First, so that after a kill no row with some of its columns removed is used.
+    valid.tofile(folder / _VALID)
+    # Checksums could confirm a guess of the removed rows. This write is not atomic: a
+    # kill leaves a damaged store, which the next purge deletes.
+    for column in description["columns"].values():
         column.pop("sha256", None)
-    (folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    for name, column in about["columns"].items():
-        shape, dtype = tuple(column["shape"]), jnp.dtype(column["dtype"])
-        file = np.memmap(folder / f"{name}.bin", dtype, "r+", shape=shape)
-        file[rows] = 0
-        file.flush()
+    _write_description(folder, description)
+    for column in _map_columns(folder, description, "r+").values():
+        column[rows] = 0
+        column.flush()
     return len(rows)
 
 
-def count_remaining(folder: pathlib.Path, rows) -> int:
-    """How many of these rows a store still says something of."""
-    if not (folder / _ABOUT).exists():
+def count_remaining(folder: pathlib.Path, rows: np.ndarray) -> int:
+    """Returns how many of these rows have a value other than 0 in some column."""
+    if not (folder / _DESCRIPTION).exists():
         return 0
-    about = json.loads((folder / _ABOUT).read_text("utf-8"))
-    some = np.zeros(len(rows), bool)
-    for name, column in about["columns"].items():
-        shape, dtype = tuple(column["shape"]), jnp.dtype(column["dtype"])
-        file = np.memmap(folder / f"{name}.bin", dtype, "r", shape=shape)
-        found = np.asarray(file[rows]) != 0
-        some |= found.any(axis=tuple(range(1, found.ndim)))
-    return int(some.sum())
+    description = json.loads((folder / _DESCRIPTION).read_text("utf-8"))
+    remains = np.zeros(len(rows), bool)
+    for column in _map_columns(folder, description, "r").values():
+        is_nonzero = np.asarray(column[rows]) != 0
+        remains |= is_nonzero.any(axis=tuple(range(1, is_nonzero.ndim)))
+    return int(remains.sum())
+
+
+def _map_columns(folder, description, mode) -> dict[str, np.memmap]:
+    return {
+        name: np.memmap(
+            folder / f"{name}.bin",
+            jnp.dtype(column["dtype"]),
+            mode,
+            shape=tuple(column["shape"]),
+        )
+        for name, column in description["columns"].items()
+    }
+
+
+def _is_intact(folder, columns) -> bool:
+    """Returns whether all columns match their checksums."""
+    for name, column in columns.items():
+        with (folder / f"{name}.bin").open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != column.get("sha256"):
+            return False
+    return True
+
+
+def _write_description(folder, description):
+    text = json.dumps(description, indent=1) + "\n"
+    (folder / _DESCRIPTION).write_text(text, "utf-8")
+
+
+def _read_description(folder) -> dict[str, Any] | None:
+    """Returns the description of a store, or None if a file does not match it."""
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text("utf-8"))
+        num_rows = (folder / _VALID).stat().st_size
+        for name, column in description["columns"].items():
+            if not name.isidentifier():  # a path would lead out of the folder
+                return None
+            size = np.prod(column["shape"]) * jnp.dtype(column["dtype"]).itemsize
+            if (folder / f"{name}.bin").stat().st_size != size:
+                return None
+            if column["shape"][0] != num_rows or not size:
+                return None
+        return description if description["columns"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None

@@ -1,4 +1,7 @@
-"""One forward pass over rows, and scores as pure functions of what it gives."""
+"""Compiled forward passes over rows of a table, on all devices."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,95 +9,115 @@ import numpy as np
 
 from ccu_jax.data.batches import HostColumn, plan_single_pass
 from ccu_jax.distributed.executors import Executor
-from ccu_jax.models import Model
+from ccu_jax.models import Model, Params
 from ccu_jax.train.step import gather, gather_replicated, on_devices, send_rows
 
 
 class Forward:
-    """Runs a model over rows of a table, over all devices, compiled once per use.
+    """Forward passes of a model, compiled at their first call.
 
-    Args:
+    Attributes:
         model: the classifier.
-        executor: where it runs.
-        batch: rows of one pass over all devices, rounded up to fill them.
+        executor: runs the passes on all devices.
     """
 
-    def __init__(self, model: Model, executor: Executor, batch: int):  # noqa: D107
-        self._model, self._executor = model, executor
+    def __init__(self, model: Model, executor: Executor, batch: int):
+        """Sets the global batch size: `batch` rounded up to fill all devices."""
+        self.model, self.executor = model, executor
         self._batch = -(-batch // executor.num_devices) * executor.num_devices
-        self._compiled = {}
+        self._compiled: dict[str, Callable] = {}
 
-    def outputs(self, params, table, rows) -> dict[str, np.ndarray]:
-        """What `Model.apply` gives for `rows` of `table`: arrays `[len(rows), ...]`.
+    def outputs(
+        self, params: Params, table: dict[str, Any], rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns all outputs of the model for some rows of a table.
 
-        And `pooled`, the trunk's features as one vector for each row.
+        Args:
+            params: of the model.
+            table: has the columns `has_image` and `has_text`, and either `image` and
+                `text` or what `encode` returns for them. The heads are one program in
+                both cases, so that equal features give bit-identical outputs.
+            rows: row numbers.
 
-        The table has pictures and texts, or what `encode` gave for them; either way
-        the heads are one program, so that equal features give equal bits.
+        Returns:
+            The fields of `models.Outputs` and `pooled`, the pooled trunk features
+            `[len(rows), 2 W]`.
         """
-        encoded = "features" in table
-        names = ("has_image", "has_text", *(("features", "h_text") if encoded else ()))
-
-        def given(batch):
-            columns = {name: _take(table[name], batch) for name in names}
-            columns = self._executor.replicate(columns)
-            return columns if encoded else columns | self._encoded(params, table, batch)
-
+        is_encoded = "features" in table
+        names = ["has_image", "has_text"]
+        names += ["features", "h_text"] if is_encoded else []
         heads = self.compile_cached("heads", self._heads)
-        every = self._executor.shard(np.arange(self._batch, dtype=np.int32))
-        return self._passes(
-            rows, lambda batch: heads((), (params, given(batch)), {"rows": every})[1]
+        # The columns hold the rows of this batch only, in order.
+        positions = self.executor.shard(np.arange(self._batch, dtype=np.int32))
+
+        def run_batch(batch):
+            columns = {name: _take_on_host(table[name], batch) for name in names}
+            columns = self.executor.replicate(columns)
+            if not is_encoded:
+                columns |= self._encode_batch(params, table, batch)
+            return heads((), (params, columns), {"rows": positions})[1]
+
+        return self._run_batches(rows, run_batch)
+
+    def encode(
+        self, params: Params, table: dict[str, Any], rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the trunk's `features` and the text branch's `h_text` of some rows."""
+        return self._run_batches(
+            rows, lambda batch: self._encode_batch(params, table, batch)
         )
 
-    def encode(self, params, table, rows) -> dict[str, np.ndarray]:
-        """What trunk and text branch give: `features` and `h_text` of the rows."""
-        return self._passes(rows, lambda batch: self._encoded(params, table, batch))
-
-    def compile_cached(self, name: str, fn):
-        """A per-device function (`Executor.run`), compiled once for all its calls."""
+    def compile_cached(self, name: str, fn: Callable) -> Callable:
+        """Compiles a per-device function once; later calls of `name` reuse it."""
         if name not in self._compiled:
-            self._compiled[name] = self._executor.compile(fn)
+            self._compiled[name] = self.executor.compile(fn)
         return self._compiled[name]
 
-    def _passes(self, rows, one):
-        plan, counted = plan_single_pass(rows, self._batch)
-        pieces = jax.device_get([one(batch) for batch in plan])
-        # What fills up the last batch stands at its end.
-        return jax.tree.map(lambda *x: np.concatenate(x)[: counted.sum()], *pieces)
+    def _run_batches(self, rows, run_batch):
+        plan, is_counted = plan_single_pass(rows, self._batch)
+        outputs = jax.device_get([run_batch(batch) for batch in plan])
+        # Padding stands at the end of the last batch.
+        num_rows = is_counted.sum()
+        return jax.tree.map(lambda *x: np.concatenate(x)[:num_rows], *outputs)
 
-    def _encoded(self, params, table, batch):
+    def _encode_batch(self, params, table, batch):
         table = {name: table[name] for name in ("image", "text")}
-        index = send_rows(self._executor, table, batch)
+        index = send_rows(self.executor, table, batch)
         encode = self.compile_cached("encode", self._encode)
         return encode((), (params, on_devices(table)), index)[1]
 
-    def _encode(self, state, resident, index):
-        params, table = resident
+    def _encode(self, state, static_inputs, index):
+        params, table = static_inputs
         rows = gather(table, index)
-        said = {
-            "features": self._model.trunk(params, rows["image"]),
-            "h_text": self._model.read(params, rows["text"]),
+        features = {
+            "features": self.model.trunk(params, rows["image"]),
+            "h_text": self.model.read(params, rows["text"]),
         }
-        return state, gather_replicated(said)
+        return state, gather_replicated(features)
 
-    def _heads(self, state, resident, index):
-        params, columns = resident
+    def _heads(self, state, static_inputs, index):
+        params, columns = static_inputs
         rows = gather(columns, index)
-        out = self._model.apply(params, rows)._asdict()
-        return state, gather_replicated(out | {"pooled": pool_tokens(rows["features"])})
+        outputs = self.model.apply(params, rows)._asdict()
+        outputs["pooled"] = pool_tokens(rows["features"])
+        return state, gather_replicated(outputs)
 
 
-def pool_tokens(features):
-    """Trunk features `[N, P, W]` to `[N, 2 W]`: class token and mean of the others."""
+def pool_tokens(features: Any) -> Any:
+    """Pools trunk features: class token and mean of the image tokens, side by side.
+
+    Args:
+        features: `[N, P, W]`, a NumPy or JAX array.
+
+    Returns:
+        An array of the same library, `[N, 2 W]`, in float32.
+    """
+    xnp = jnp if isinstance(features, jax.Array) else np
     features = features.astype(np.float32)
-    numpy = jnp if isinstance(features, jax.Array) else np
-    return numpy.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
+    return xnp.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
 
 
-def _take(column, rows):
-    """Rows of a column, wherever it is, on the host."""
-    return (
-        column.take(rows)
-        if isinstance(column, HostColumn)
-        else np.asarray(column)[rows]
-    )
+def _take_on_host(column, rows):
+    if isinstance(column, HostColumn):
+        return column.take(rows)
+    return np.asarray(column)[rows]

@@ -28,7 +28,9 @@ MAX_ROWS = 16_384  # rows that the ridge is fitted to: memory is bounded
 _FLOOR = 0.01  # a ridge's scores are no probabilities, and may lie below 0
 
 
-def estimate_memorization(data, store: FeatureStore, trained, apart, seed: int) -> Memorization:
+def estimate_memorization(
+    data, store: FeatureStore, trained, apart, seed: int
+) -> Memorization:
     """What the original has memorised, and how easy rows are for the ridge.
 
     Both are probabilities of the truth, or differences of these; of several labels

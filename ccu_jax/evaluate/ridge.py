@@ -1,65 +1,89 @@
-"""Ridge regression on trunk features: closed form, leave-one-out, linear probe."""
+"""Ridge regression of labels on trunk features, in closed form."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from ccu_jax.metrics.membership import log_likelihood
 
-def probe_margin(features, labels, known, multi_label: bool, strength: float = 1.0):
-    """What features tell of each row's labels to somebody who has the weights, `[N]`.
 
-    A ridge regression is fitted on the rows `known` (of the retain set); what is told
-    is its margin, or with several labels its confidence. A trunk that has learned a
-    picture puts it where its labels are: the attack of this value sees what heads that
-    were unlearned no longer say.
+def ridge(
+    features_RxF: jax.Array, labels_RxK: jax.Array, weight_R: jax.Array, strength: float
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """Fits a ridge regression and its leave-one-out predictions.
+
+    Leaving a row out divides its residual by one minus its leverage (Cook & Weisberg
+    1982).
 
     Args:
-        features: `[N, F]`.
-        labels: `[N, K]`.
-        known: `[N]`, which rows the ridge is fitted on.
-        multi_label: whether rows have several labels.
-        strength: of the ridge, relative to the features' mean variance.
-    """
-    x, y = np.asarray(features, np.float64), np.asarray(labels, np.float64)
-    if not known.any() or not np.isfinite(x).all():
-        return np.full(len(x), np.nan)
-    x, prior = x - x[known].mean(0), y[known].mean(0)
-    gram = x[known].T @ x[known]
-    gram += max(strength * np.trace(gram) / len(gram), 1e-12) * np.eye(len(gram))
-    told = x @ np.linalg.solve(gram, x[known].T @ (y[known] - prior)) + prior
-    if multi_label:
-        told = scipy.special.logit(np.clip(told, 0.02, 0.98))
-        return -np.logaddexp(0, np.where(y > 0, -told, told)).sum(axis=1)
-    other = np.where(y > 0, -np.inf, told).max(axis=1)
-    return (told * y).sum(axis=1) - other
-
-
-def ridge(features_RxF, labels_RxK, weight_R, strength):
-    """Retain-only predictor, and what it would say of its own rows without them.
-
-    `strength` is relative to the mean eigenvalue of the features' covariance.
+        features_RxF: features of R rows.
+        labels_RxK: their labels, 0 or 1.
+        weight_R: bool; rows with False are padding.
+        strength: of the penalty, relative to the mean eigenvalue of the covariance of
+            the features.
 
     Returns:
-        `predict(features [N, F]) -> scores [N, K]` near 0..1, and the scores `[R, K]`
-        of each retained row by the ridge fitted on all the others: leaving a row out
-        divides its error by one minus its leverage (Cook & Weisberg 1982).
+        A function from features `[N, F]` to scores `[N, K]`, near 0 to 1, and the
+        scores `[R, K]` of each fitted row under the ridge that is fitted to the others.
     """
     counts = weight_R[:, None].astype(features_RxF.dtype)
     count = jnp.maximum(counts.sum(), 1)
     mean_F = (features_RxF * counts).sum(0) / count
     prior_K = (labels_RxK * counts).sum(0) / count
-    a = (features_RxF - mean_F) * counts
-    gram = a.T @ a
-    size = gram.shape[0]
-    gram += strength * jnp.trace(gram) / size * jnp.eye(size)
-    both = jnp.concatenate([a.T @ (labels_RxK - prior_K), a.T], axis=1)
-    solved = jax.scipy.linalg.solve(gram, both, assume_a="pos")
-    fitted, inverse = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
+    x_RxF = (features_RxF - mean_F) * counts
+    gram_FxF = x_RxF.T @ x_RxF
+    size = gram_FxF.shape[0]
+    gram_FxF += strength * jnp.trace(gram_FxF) / size * jnp.eye(size)
+    both = jnp.concatenate([x_RxF.T @ (labels_RxK - prior_K), x_RxF.T], axis=1)
+    solved = jax.scipy.linalg.solve(gram_FxF, both, assume_a="pos")
+    coefficients_FxK, inverse_FxR = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
 
-    def predict(x):
-        return (x - mean_F) @ fitted + prior_K
+    def predict(features_NxF):
+        return (features_NxF - mean_F) @ coefficients_FxK + prior_K
 
-    leverage = jnp.sum(a * inverse.T, axis=1, keepdims=True) + 1 / count
-    left_out = labels_RxK - (labels_RxK - predict(features_RxF)) / (1 - leverage)
-    return predict, left_out
+    leverage = jnp.sum(x_RxF * inverse_FxR.T, axis=1, keepdims=True) + 1 / count
+    residual_RxK = (labels_RxK - predict(features_RxF)) / (1 - leverage)
+    return predict, labels_RxK - residual_RxK
+
+
+def probe_margin(
+    features: np.ndarray,
+    labels: np.ndarray,
+    is_fitted: np.ndarray,
+    multi_label: bool,
+    strength: float = 1.0,
+) -> np.ndarray:
+    """Returns how well a linear probe predicts each row's labels from its features.
+
+    The probe is a ridge regression on rows of the retain set. A trunk that was trained
+    on an image moves it towards its labels, so the margin of a member is higher even if
+    the heads have unlearned it. In double precision, unlike `ridge`.
+
+    Args:
+        features: `[N, F]`.
+        labels: `[N, K]`.
+        is_fitted: `[N]`, which rows the probe is fitted to.
+        multi_label: whether rows have several labels.
+        strength: of the penalty, relative to the mean variance of the features.
+
+    Returns:
+        `[N]`. Single-label: the score of the true class minus the highest other score.
+        Multi-label: the log-likelihood of the labels. NaN if a feature is not finite or
+        no row is fitted.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(labels, np.float64)
+    if not is_fitted.any() or not np.isfinite(x).all():
+        return np.full(len(x), np.nan)
+    x, prior = x - x[is_fitted].mean(0), y[is_fitted].mean(0)
+    gram = x[is_fitted].T @ x[is_fitted]
+    gram += max(strength * np.trace(gram) / len(gram), 1e-12) * np.eye(len(gram))
+    target = x[is_fitted].T @ (y[is_fitted] - prior)
+    scores = x @ np.linalg.solve(gram, target) + prior
+    if multi_label:
+        logits = scipy.special.logit(np.clip(scores, 0.02, 0.98))
+        return log_likelihood(logits, y, multi_label)
+    other = np.where(y > 0, -np.inf, scores).max(axis=1)
+    return (scores * y).sum(axis=1) - other

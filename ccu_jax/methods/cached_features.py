@@ -68,7 +68,10 @@ def _columns(problem, rows):
     }
     if problem.store is not None and problem.config.run.features == "stored":
         return table | problem.store.take(rows)
-    return table | features.make_compute_fn(problem)(rows)
+    compute = features.make_compute_fn(
+        problem.forward, problem.params, problem.table, problem.seed
+    )
+    return table | compute(rows)
 
 
 def pad(x, size):

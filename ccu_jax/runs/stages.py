@@ -46,7 +46,9 @@ def finished(ctx: RunContext, seed: int, method: str) -> dict[str, Any] | None:
     return row
 
 
-def draw(ctx: RunContext, seed: int, store: features.FeatureStore | None = None) -> Sets:
+def draw(
+    ctx: RunContext, seed: int, store: features.FeatureStore | None = None
+) -> Sets:
     """A seed's sets.
 
     What was memorised only a trained original says: before, `unlearn` is empty.
@@ -65,7 +67,9 @@ def draw(ctx: RunContext, seed: int, store: features.FeatureStore | None = None)
         return workdirs.evaluated(ctx, seed)
     sets = _sets(ctx, seed)
     if store is not None:
-        known = memory.estimate_memorization(ctx.data, store, sets.retain, sets.unseen, seed)
+        known = memory.estimate_memorization(
+            ctx.data, store, sets.retain, sets.unseen, seed
+        )
         sets = _sets(ctx, seed, known)
         told = memory.describe(ctx.data, known, sets)
         ctx.reporter.say(f"seed {seed}: {told}")
@@ -129,7 +133,15 @@ def params_of(ctx: RunContext, seed: int, method: str):
 def _store(ctx: RunContext, problem, stage) -> features.FeatureStore:
     folder = _place_of(ctx, problem.seed, "original") / "features"
     tell = functools.partial(stage.tell, "storing features")
-    return features.open_or_build(folder, problem, ctx.data.fingerprint, tell)
+    return features.open_or_build(
+        folder,
+        problem.forward,
+        problem.params,
+        problem.table,
+        problem.seed,
+        ctx.data.fingerprint,
+        tell,
+    )
 
 
 def _stage(ctx: RunContext, problem: Problem, method: str, stage, began: float) -> Sets:

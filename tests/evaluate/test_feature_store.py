@@ -173,14 +173,18 @@ def test_a_store_belongs_to_one_checkpoint_and_one_data_set(problem, folder, eve
     facts = features.store_identity(problem.params, "toy0")
     store_at(folder, every, facts)
     assert features.read(folder, features.store_identity(problem.params, "toy0"))
-    assert features.read(folder, features.store_identity(problem.params, "toy1")) is None
+    assert (
+        features.read(folder, features.store_identity(problem.params, "toy1")) is None
+    )
     host = jax.device_get(problem.params)
     assert features.read(folder, features.store_identity(host, "toy0"))
     for part in host:
         leaves, tree = jax.tree.flatten(host[part])
         nearly = [np.nextafter(leaves[0], np.float32(9)), *leaves[1:]]
         other = {**host, part: jax.tree.unflatten(tree, nearly)}
-        assert features.read(folder, features.store_identity(other, "toy0")) is None, part
+        assert features.read(folder, features.store_identity(other, "toy0")) is None, (
+            part
+        )
 
 
 def test_the_digest_of_parameters_goes_by_names_kinds_and_shapes():
@@ -413,12 +417,28 @@ def test_a_full_disk_ends_writing_as_an_error_that_can_be_told(
 
 def test_a_store_that_a_cut_off_purge_has_thinned_is_made_again(tmp_path, problem):
     place = tmp_path / "features"
-    features.open_or_build(place, problem, "data", quiet)
+    features.open_or_build(
+        place,
+        problem.forward,
+        problem.params,
+        problem.table,
+        problem.seed,
+        "data",
+        quiet,
+    )
     features.remove_rows(place, np.array([3, 4]))
     thinned = features.read(place, features.store_identity(problem.params, "data"))
     with pytest.raises(ValueError, match="removed"):
         thinned.as_table(problem.table)
-    again = features.open_or_build(place, problem, "data", quiet)
+    again = features.open_or_build(
+        place,
+        problem.forward,
+        problem.params,
+        problem.table,
+        problem.seed,
+        "data",
+        quiet,
+    )
     assert again.valid.all()
     assert features.count_remaining(place, np.array([3, 4])) == 2
 

@@ -38,7 +38,9 @@ def planted(data, known):
 
 def look(data, store, seed=0):
     sets = unlearn_set.draw(data, "memorised:0.1", 0, 0.3)
-    return memory.estimate_memorization(data, store, sets.retain, sets.unseen, seed), sets
+    return memory.estimate_memorization(
+        data, store, sets.retain, sets.unseen, seed
+    ), sets
 
 
 def test_what_is_known_and_could_not_be_guessed_is_memorised(data):

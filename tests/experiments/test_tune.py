@@ -97,7 +97,9 @@ def bench(tmp_path):
     data = toy.make_dataset(80)
     problem = toy.make_problem(parallel.vmap(1), data)
     every = np.arange(len(data.labels))
-    columns = make_compute_fn(problem)(every)
+    columns = make_compute_fn(
+        problem.forward, problem.params, problem.table, problem.seed
+    )(every)
     store = types.SimpleNamespace(
         take=lambda rows: {name: x[rows] for name, x in columns.items()},
         table=lambda table: table,

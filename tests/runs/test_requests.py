@@ -65,7 +65,15 @@ def problem(data, tmp_path_factory):
     settings = toy.make_config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
     made = toy.make_problem(parallel.vmap(2), data, settings, rule="random:0.3")
     folder = tmp_path_factory.mktemp("store") / "features"
-    store = features.open_or_build(folder, made, "toy", lambda *told: None)
+    store = features.open_or_build(
+        folder,
+        made.forward,
+        made.params,
+        made.table,
+        made.seed,
+        "toy",
+        lambda *told: None,
+    )
     return made._replace(store=store)
 
 
@@ -189,7 +197,9 @@ def test_what_is_stored_goes_on_with_the_model(problem, data, loop, tmp_path):
     outcome = loop.run("ccu", METHODS["ccu"], problem, tmp_path, Quiet())
     params = {**problem.params, **outcome.params}
     fresh = features.init_untrained(problem.model, problem.seed)
-    computed = features.compute_features(problem.forward, params, fresh, problem.table, rows)
+    computed = features.compute_features(
+        problem.forward, params, fresh, problem.table, rows
+    )
     of = problem.store, problem.forward, params, problem.table
     found = requests.Ongoing(*of).take(rows)
     assert found.keys() == computed.keys()

@@ -20,7 +20,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.metrics import forgetting
+from ccu_jax.metrics import forgetting, membership
 from ccu_jax.metrics import lira as shadow
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
@@ -291,13 +291,13 @@ class Pool:
 
     def _truth(self, view, said: Predictions):
         at = self._in_order(said)
-        return shadow.true_probability(
+        return membership.true_probability(
             said.logits[view][at], said.labels[at], said.multi_label
         )
 
     def _population(self, view, said: Predictions):
         at = (said.split == "test") & said.available("image")
-        return shadow.true_probability(
+        return membership.true_probability(
             said.logits[view][at], said.labels[at], said.multi_label
         )
 

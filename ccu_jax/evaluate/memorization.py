@@ -1,120 +1,119 @@
-"""What an original has memorised of its training rows, by its stored features.
+"""Memorization of training rows by the original, estimated from stored features.
 
-Feldman (2020) calls a row memorised as far as a model that was trained with it gives
-its label a higher probability than one trained without it. That asks for thousands of
-models. Here the model that has seen the row is the original, in the image's view; the
-one that has not is a ridge on features of a trunk that never learned anything, fitted
-to all other rows. That one is weak: it knows plain likeness and how common a class is.
-So the difference is a proxy. It ranks rows whose picture tells little of the label and
-which the original is sure of nevertheless, and among these it cannot tell what a good
-model would have learned from other rows. A row's near-duplicates stay in the ridge.
+A row is memorized as far as its label has a higher probability under a model that was
+trained with the row than under one that was trained without it (Feldman 2020). The
+exact value needs thousands of models. Here the first model is the original's image
+view. The second is a ridge on the features of an untrained trunk, fitted to all other
+rows: it sees low-level similarity and class frequencies alone. So the estimate is a
+proxy. It ranks high the rows whose image says little about the label and on which the
+original is nevertheless confident; some of them a well-trained model would predict
+without having seen them. Near-duplicates of a row stay in the ridge.
 """
+
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ccu_jax.data.dataset import Dataset
 from ccu_jax.distributed.hosts import broadcast_from_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.feature_store import CHUNK_ROWS, FeatureStore
 from ccu_jax.evaluate.ridge import ridge
-from ccu_jax.metrics import membership
+from ccu_jax.metrics.membership import true_probability
 from ccu_jax.unlearn_sets.rules import Memorization
 from ccu_jax.unlearn_sets.splits import Sets
 
-# Features of an untrained trunk are few and plain: they bear a weak ridge.
-RIDGE = 0.3
-MAX_ROWS = 16_384  # rows that the ridge is fitted to: memory is bounded
-_FLOOR = 0.01  # a ridge's scores are no probabilities, and may lie below 0
+# Features of an untrained trunk are few and simple, so a weak penalty suffices.
+_RIDGE_STRENGTH = 0.3
+MAX_ROWS = 16_384  # rows that the ridge is fitted to, which bounds memory
+_MIN_PROBABILITY = 0.01  # scores of a ridge may lie outside of [0, 1]
 
 
 def estimate_memorization(
-    data, store: FeatureStore, trained, apart, seed: int
+    data: Dataset,
+    store: FeatureStore,
+    trained: np.ndarray,
+    unseen: np.ndarray,
+    seed: int,
 ) -> Memorization:
-    """What the original has memorised, and how easy rows are for the ridge.
-
-    Both are probabilities of the truth, or differences of these; of several labels
-    the geometric mean. Rows without a picture, and those that are in neither set, have
-    zeros. All processes get the same.
+    """Estimates how far each row is memorized, and how easy it is to predict unseen.
 
     Args:
-        data: a `ccu_jax.data.Dataset`.
+        data: labels of all N rows.
         store: of the original's features.
-        trained: numbers of the rows that the original was trained on.
-        apart: those of rows that it has not seen.
-        seed: of the rows that the ridge is fitted to, where there are more than MOST.
+        trained: row numbers that the original was trained on.
+        unseen: row numbers that it was not trained on.
+        seed: of the rows that the ridge is fitted to if there are more than MAX_ROWS.
+
+    Returns:
+        Both `[N]`, the same in all processes: the probability of the label under the
+        ridge, and the original's minus the ridge's. For several labels, probabilities
+        are geometric means. 0 for rows without an image and for rows in neither set.
 
     Raises:
-        UserError: the original says no numbers.
+        UserError: a logit of the original is not finite.
     """
-    trained, apart = (rows[data.has_image[rows]] for rows in (trained, apart))
-    said, ease = np.zeros((2, len(data.id)), np.float32)
+    trained, unseen = (rows[data.has_image[rows]] for rows in (trained, unseen))
+    original, easiness = np.zeros((2, len(data.id)), np.float32)
     for rows in _chunks(trained):
         logits = store.columns["original_image"][rows]
         if not np.isfinite(logits).all():
             raise UserError(
-                "the original's training has failed, it says no numbers: nothing can "
-                "be told of what it has memorised; lower train.learning_rate"
+                "original: logits are not finite, so memorization cannot be estimated; "
+                "lower train.learning_rate"
             )
-        said[rows] = _probability(logits, data.labels[rows], data.multi_label)
-    for rows, scores in _blind(data, store, trained, apart, seed):
-        logits = _logits(scores, data.multi_label)
-        ease[rows] = _probability(logits, data.labels[rows], data.multi_label)
-    seen = np.isin(np.arange(len(said)), trained)
-    # Sums may differ in their last bits from machine to machine, sets may not.
-    return Memorization(
-        *broadcast_from_primary(np.stack([np.where(seen, said - ease, 0), ease]))
-    )
+        original[rows] = true_probability(logits, data.labels[rows], data.multi_label)
+    for rows, scores in _leave_one_out_scores(data, store, trained, unseen, seed):
+        logits = _to_logits(scores, data.multi_label)
+        easiness[rows] = true_probability(logits, data.labels[rows], data.multi_label)
+    is_trained = np.isin(np.arange(len(original)), trained)
+    estimates = np.stack([np.where(is_trained, original - easiness, 0), easiness])
+    # Sums may differ in their last bits between machines; unlearn sets must not.
+    return Memorization(*broadcast_from_primary(estimates))
 
 
-def describe(data, known: Memorization, sets: Sets) -> str:
-    """How much of the forgotten rows was memorised, and how like them the control is.
-
-    Args:
-        data: a `ccu_jax.data.Dataset`.
-        known: of the original.
-        sets: that were drawn by it.
-    """
+def describe(data: Dataset, memorization: Memorization, sets: Sets) -> str:
+    """Compares the memorization of the unlearn set with all rows and the control."""
 
     def mean(value_N, rows):
         return f"{value_N[rows[data.has_image[rows]]].mean():.2f}"
 
-    every = np.sort(np.concatenate([sets.retain, sets.unlearn]))
+    trained = np.sort(np.concatenate([sets.retain, sets.unlearn]))
+    score, easiness = memorization
     return (
-        "memorised, as a difference of probabilities: forgotten rows "
-        f"{mean(known.score, sets.unlearn)}, all {mean(known.score, every)}; "
-        "probability without having seen the row: forgotten rows "
-        f"{mean(known.easiness, sets.unlearn)}, all {mean(known.easiness, every)}, the control "
-        f"{mean(known.easiness, sets.unseen)}"
+        "memorization (difference of probabilities): unlearn set "
+        f"{mean(score, sets.unlearn)}, all {mean(score, trained)}; "
+        f"probability without training on the row: unlearn set "
+        f"{mean(easiness, sets.unlearn)}, all {mean(easiness, trained)}, "
+        f"non-members {mean(easiness, sets.unseen)}"
     )
 
 
-def _blind(data, store, trained, apart, seed):
-    """Yields rows and the scores `[n, K]` of a ridge that was fitted without them."""
+def _leave_one_out_scores(
+    data, store, trained, unseen, seed
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields rows and the scores `[n, K]` of a ridge that is fitted without them."""
     fitted = trained
     if len(trained) > MAX_ROWS:
-        fitted = np.sort(np.random.default_rng(seed).choice(trained, MAX_ROWS, False))
-    # In full precision, whatever the device's products are by default.
+        rng = np.random.default_rng(seed)
+        fitted = np.sort(rng.choice(trained, MAX_ROWS, False))
+    features = store.columns["fresh"]
+    # Some devices multiply in a lower precision by default.
     with jax.default_matmul_precision("highest"):
-        x, y = (jnp.asarray(of[fitted]) for of in (store.columns["fresh"], data.labels))
-        predict, left_out = ridge(x, y, jnp.ones(len(x), bool), RIDGE)
+        x, y = jnp.asarray(features[fitted]), jnp.asarray(data.labels[fitted])
+        predict, left_out = ridge(x, y, jnp.ones(len(x), bool), _RIDGE_STRENGTH)
         yield fitted, np.asarray(left_out)
-        for rows in _chunks(np.setdiff1d(np.concatenate([trained, apart]), fitted)):
-            yield rows, np.asarray(predict(jnp.asarray(store.columns["fresh"][rows])))
+        for rows in _chunks(np.setdiff1d(np.concatenate([trained, unseen]), fitted)):
+            yield rows, np.asarray(predict(jnp.asarray(features[rows])))
 
 
-def _chunks(rows):
+def _chunks(rows) -> Iterator[np.ndarray]:
     for start in range(0, len(rows), CHUNK_ROWS):
         yield rows[start : start + CHUNK_ROWS]
 
 
-def _logits(scores, multi_label):
-    """A ridge's scores near 0..1 as logits of the same kind as a model's."""
-    p = np.clip(scores, _FLOOR, 1 - _FLOOR)
+def _to_logits(scores, multi_label: bool) -> np.ndarray:
+    p = np.clip(scores, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     return np.log(p) - np.log1p(-p) if multi_label else np.log(p)
-
-
-def _probability(logits, labels, multi_label):
-    """Of the true class, or the geometric mean of those of all labels' values."""
-    sure = membership.log_likelihood(logits, labels, multi_label)
-    return np.exp(sure / (labels.shape[1] if multi_label else 1))

@@ -21,7 +21,7 @@ from ccu_jax.metrics.intervals import (
     share,
     variance_of_mean,
 )
-from ccu_jax.metrics.membership import log_likelihood, threshold_at_fpr, tpr_at_fpr
+from ccu_jax.metrics.membership import threshold_at_fpr, tpr_at_fpr
 from ccu_jax.metrics.roc import auc_interval, placements
 
 # From so many shadow models a side on, each row has variances of its own; of fewer they
@@ -108,16 +108,6 @@ def lira_leave_one_out(
         score[number, known] = found.score[known]
         most = max(most, found.shadows)
     return Scores(score, most)
-
-
-def true_probability(logits, labels, multi_label: bool) -> np.ndarray:
-    """The probability of the truth, `[N]`; of labels the geometric mean of theirs.
-
-    The product of many labels would be next to nothing beside the constant that RMIA
-    adds to it.
-    """
-    surprise = log_likelihood(logits, labels, multi_label)
-    return np.exp(surprise / labels.shape[1] if multi_label else surprise)
 
 
 def rmia(

@@ -191,3 +191,13 @@ def log_likelihood(logits, labels, multi_label: bool):
     if multi_label:
         return -np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(axis=1)
     return (scipy.special.log_softmax(logits, axis=1) * labels).sum(axis=1)
+
+
+def true_probability(logits, labels, multi_label: bool) -> np.ndarray:
+    """The probability of the truth, `[N]`; of labels the geometric mean of theirs.
+
+    The product of many labels would be next to nothing beside the constant that RMIA
+    adds to it.
+    """
+    surprise = log_likelihood(logits, labels, multi_label)
+    return np.exp(surprise / labels.shape[1] if multi_label else surprise)

@@ -9,7 +9,7 @@ import jax
 from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import memorization as memory
+from ccu_jax.evaluate import memorization
 from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import TAIL
@@ -67,11 +67,11 @@ def draw(
         return workdirs.evaluated(ctx, seed)
     sets = _sets(ctx, seed)
     if store is not None:
-        known = memory.estimate_memorization(
+        known = memorization.estimate_memorization(
             ctx.data, store, sets.retain, sets.unseen, seed
         )
         sets = _sets(ctx, seed, known)
-        told = memory.describe(ctx.data, known, sets)
+        told = memorization.describe(ctx.data, known, sets)
         ctx.reporter.say(f"seed {seed}: {told}")
     if len(sets.unlearn):
         requests.cut(ctx, seed, sets)

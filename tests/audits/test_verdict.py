@@ -14,7 +14,7 @@ from ccu_jax.audits.verdict import (
     NOT_FORGOTTEN,
     OVER_FORGOTTEN,
 )
-from ccu_jax.metrics import distances, forgetting
+from ccu_jax.metrics import distances, forgetting, membership
 from ccu_jax.metrics import lira as shadow
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
@@ -247,7 +247,7 @@ def test_all_audits_of_fifteen_thousand_rows_take_seconds():
     role = rng.integers(3, size=(models, rows))
     pooled = shadow.lira_leave_one_out(pool[0], role == 0, role == 1)
     assert shadow.measure_pool(pooled, role == 0).auc
-    chance = shadow.true_probability(one, labels, True)
+    chance = membership.true_probability(one, labels, True)
     references = rng.random((models, rows))
     found = shadow.rmia(chance, references, chance, references)
     assert shadow.measure(found, half, threshold=None).auc

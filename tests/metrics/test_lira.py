@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from ccu_jax.metrics import lira as shadow
+from ccu_jax.metrics import membership
 from ccu_jax.metrics.roc import auc_interval
 
 EXACT = 1e-9
@@ -182,10 +183,10 @@ def test_rmia_sees_memory_that_the_ease_of_rows_hides():
 
 def test_the_probability_of_the_truth_is_the_geometric_mean_over_labels():
     logits = np.log([[0.7 / 0.3, 0.2 / 0.8]])
-    found = shadow.true_probability(logits, np.array([[1, 0]]), True)
+    found = membership.true_probability(logits, np.array([[1, 0]]), True)
     assert found == pytest.approx([np.sqrt(0.7 * 0.8)])
     logits = np.log([[0.7, 0.2, 0.1]])
-    assert shadow.true_probability(logits, np.eye(3)[[1]], False) == pytest.approx(0.2)
+    assert membership.true_probability(logits, np.eye(3)[[1]], False) == pytest.approx(0.2)
 
 
 def test_a_shadow_that_says_nothing_is_left_out_of_rmia():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ccu_jax import data, models
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import Config, from_json
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import prepare
 from ccu_jax.data.readers.base import SkipExample
@@ -30,7 +30,7 @@ class Classifier(NamedTuple):
     params: models.Params
     model: models.Model
     tokenizer: object
-    config: configs.Config
+    config: Config
 
     def probabilities(
         self,
@@ -100,7 +100,7 @@ def load(
         tree = read_record(workdir / "config.json")
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir / 'config.json'} cannot be read: {error}") from None
-    config = configs.from_json(tree)
+    config = from_json(tree)
     stored = data.load_prepared(config.data, workdir)
     model = models.build(
         config.model,

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ccu_jax import errors
-from ccu_jax.config import flags, limits
-from ccu_jax.config import loading as config_file
-from ccu_jax.config import schema as configs
-from ccu_jax.config.schema import Config
-from ccu_jax.config.validation import closest
+from ccu_jax.config import flags
+from ccu_jax.config.loading import available_configs, load_config
+from ccu_jax.config.schema import Config, check_values, replace_value
+from ccu_jax.config.validation import suggest
 from ccu_jax.distributed import preemption
 from ccu_jax.errors import UserError, printable, user_error_for
 
@@ -143,7 +142,7 @@ def _list() -> None:
     from ccu_jax.methods import METHODS
 
     print("configs:")
-    for name, path in config_file.available().items():
+    for name, path in available_configs().items():
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         print(f"  {name:12} {doc.partition(chr(10))[0]}")
     print(textwrap.fill("methods:   " + ", ".join(METHODS), subsequent_indent=" " * 11))
@@ -154,7 +153,7 @@ def _config(given: argparse.Namespace) -> Config:
     """Loads the configuration, applies the flags and checks what is in it."""
     from ccu_jax.methods import METHODS
 
-    config = config_file.load(given.config, given.set)
+    config = load_config(given.config, given.set)
     if given.methods == ["all"]:
         given.methods = list(METHODS)
     values = {
@@ -165,23 +164,18 @@ def _config(given: argparse.Namespace) -> Config:
     }
     for key, value in values.items():
         if value is not None:
-            config = configs.replace(config, key, value)
+            config = replace_value(config, key, value)
     for name, values in (("methods", config.methods), ("seeds", config.seeds)):
         if not values:
             raise UserError(f"{name}: none is given")
         if twice := {v for v in values if values.count(v) > 1}:
             raise UserError(f"{name}: {min(twice)} is given more than once")
-    if not all(0 <= seed < 2**31 for seed in config.seeds):
-        raise UserError(
-            f"seeds: {min(config.seeds)} or another is not in 0..2147483647"
-        )
-
     for method in config.methods:
         if method not in METHODS:
             raise UserError(
-                f"there is no method {method!r}; {closest(method, METHODS)}"
+                f"there is no method {method!r}; {suggest(method, METHODS)}"
             )
-    limits.check(config)
+    check_values(config)
     return config
 
 

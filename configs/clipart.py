@@ -9,11 +9,11 @@ for a seed; fused test accuracy 75.0 % for the original, 75.2 % after ccu_plus; 
 attack AUC .75 before, .51 after, .53 for the reference, in 1.5 % of its time.
 """
 
-from ccu_jax.config.loading import tuned
+from ccu_jax.config.loading import apply_tuned
 from ccu_jax.config.schema import Config, Data, Train
 
 # What `--tune` has found on clip art, for every method.
-config = tuned(
+config = apply_tuned(
     Config(
         name="clipart",
         data=Data(dataset="pairs", image_size=48, text_length=16, vocabulary=2000),

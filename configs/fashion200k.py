@@ -16,11 +16,11 @@ minutes for a seed; fused test accuracy 68.4 % for the original, 67.3 % after cc
 fused attack AUC .76 before, .72 after, .71 for the reference, in 1 % of its time.
 """
 
-from ccu_jax.config.loading import tuned
+from ccu_jax.config.loading import apply_tuned
 from ccu_jax.config.schema import Config, Data, Train
 
 # What `--tune` has found on clip art, for every method.
-config = tuned(
+config = apply_tuned(
     Config(
         name="fashion200k",
         data=Data(

@@ -21,11 +21,11 @@ minutes for a seed; fused test AUROC 93.0 % for the original, 92.5 % after ccu_p
 pair attack AUC .92 before, .55 after, .52 for the reference, in 0.8 % of its time.
 """
 
-from ccu_jax.config.loading import tuned
+from ccu_jax.config.loading import apply_tuned
 from ccu_jax.config.schema import Config, Data, Model, Train
 
 # What `--tune` has found on clip art, for every method.
-config = tuned(
+config = apply_tuned(
     Config(
         name="hatefulmemes",
         data=Data(

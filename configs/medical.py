@@ -16,11 +16,11 @@ fused test micro F1 62 % for the original and 60 % after ccu_plus; image attack 
 before, .48 after, .48 for the reference.
 """
 
-from ccu_jax.config.loading import tuned
+from ccu_jax.config.loading import apply_tuned
 from ccu_jax.config.schema import Config, Data, Train
 
 # What `--tune` has found on the sample of MM-IMDb, for every method.
-config = tuned(
+config = apply_tuned(
     Config(
         name="medical",
         data=Data(

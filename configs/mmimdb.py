@@ -12,11 +12,11 @@ image attack AUC .79 before, .48 after, .50 for the reference, in 1.5 % of its t
 official files have not been tried.
 """
 
-from ccu_jax.config.loading import tuned
+from ccu_jax.config.loading import apply_tuned
 from ccu_jax.config.schema import Config, Data, Train
 
 # What `--tune` has found on the sample of MM-IMDb, for every method.
-config = tuned(
+config = apply_tuned(
     Config(
         name="mmimdb",
         data=Data(

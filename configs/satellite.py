@@ -15,11 +15,11 @@ fused test accuracy 70 % for the original and after ccu_plus; image attack AUC .
 before, .53 after, .50 for the reference.
 """
 
-from ccu_jax.config.loading import tuned
+from ccu_jax.config.loading import apply_tuned
 from ccu_jax.config.schema import Config, Data, Train
 
 # What `--tune` has found on clip art, for every method.
-config = tuned(
+config = apply_tuned(
     Config(
         name="satellite",
         data=Data(

@@ -15,7 +15,7 @@ import pytest
 
 import ccu_jax
 from ccu_jax import errors, launch
-from ccu_jax.config import loading as config_file
+from ccu_jax.config.loading import available_configs, load_config
 from ccu_jax.errors import RetryableError, UserError, printable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -50,9 +50,7 @@ class _Run(types.ModuleType):
 def run(monkeypatch):
     """Replaces the run and the methods, so that only the command line is tested."""
     run, methods = _Run(), types.ModuleType("ccu_jax.methods")
-    known = {
-        name for c in config_file.available() for name in config_file.load(c).methods
-    }
+    known = {name for c in available_configs() for name in load_config(c).methods}
     methods.METHODS = dict.fromkeys(known | {"first", "second"})
     for name, module in (("experiments.run", run), ("methods", methods)):
         package, _, leaf = f"ccu_jax.{name}".rpartition(".")
@@ -87,7 +85,7 @@ def _script(name, *argv, **env):
 def test_a_run_gets_the_config_and_a_folder_named_after_it(run, capsys):
     assert launch.main(["--config", "tiny"]) == 0
     ((config, workdir),) = run.calls
-    assert config == config_file.load("tiny")
+    assert config == load_config("tiny")
     assert workdir == pathlib.Path("runs/tiny").resolve() and workdir.is_dir()
     assert list(workdir.iterdir()) == []
     assert capsys.readouterr() == ("", "")
@@ -333,15 +331,15 @@ def test_the_list_names_everything_there_is(capsys):
 
     assert launch.main(["--list"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in [*config_file.available(), *METHODS, *DATASETS])
+    assert all(name in out for name in [*available_configs(), *METHODS, *DATASETS])
 
 
-@pytest.mark.parametrize("name", config_file.available())
+@pytest.mark.parametrize("name", available_configs())
 def test_every_config_names_methods_and_a_data_set_that_exist(name):
     from ccu_jax.data import DATASETS
     from ccu_jax.methods import METHODS
 
-    config = config_file.load(name)
+    config = load_config(name)
     assert set(config.methods) <= set(METHODS)
     assert config.data.dataset in DATASETS
 

@@ -19,11 +19,19 @@ from ccu_jax.unlearn_sets import splits
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY, CLASSES = 8, 5, 12, 3
 # Training that changes no picture and no text.
-NO_AUGMENTATION = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False, "word_dropout": 0.0}
+NO_AUGMENTATION = {
+    "shift": 0,
+    "zoom": 0.0,
+    "tint": 0.0,
+    "flip": False,
+    "word_dropout": 0.0,
+}
 TABLE_COLUMNS = ("image", "text", "labels", "has_image", "has_text")
 
 
-def make_dataset(rows=56, *, multi_label=False, seed=0, per_group=1, whole=False) -> Dataset:
+def make_dataset(
+    rows=56, *, multi_label=False, seed=0, per_group=1, whole=False
+) -> Dataset:
     """Rows whose picture and text both tell a little of their labels.
 
     Args:
@@ -130,18 +138,17 @@ def make_config(**sections) -> Config:
         "heldout_batch": 8,
         "refresh_every": 2,
         "shrink": 0.4,
-        "select": 1.0,
+        "alpha": 1.0,
+        "fisher_threshold": 1.0,
         **batches,
     }
     usual = Config()
     for name in METHODS:
         if name not in tiny and name not in REFERENCES:
             section = getattr(usual, name)
-            fields = {f.name: f.type for f in dataclasses.fields(section)}
+            fields = {key: type(x) for key, x in vars(section).items()}
             own = {key: fields[key](x) for key, x in small.items() if key in fields}
-            if (
-                "ascent_epochs" in own
-            ):  # its plan shall be of one size for some more rows
+            if "ascent_epochs" in own:  # one plan size for some more rows
                 own["epochs"] = 2
             tiny[name] = dataclasses.replace(section, **own)
     for section, fields in sections.items():
@@ -264,7 +271,9 @@ def count_traces(name, traces=TRACE_COUNTS):
     return method
 
 
-def run_method(name, folder, *, seed=0, changes=None, loop=None, traces=TRACE_COUNTS, **fields):
+def run_method(
+    name, folder, *, seed=0, changes=None, loop=None, traces=TRACE_COUNTS, **fields
+):
     """Run a method of the table from its start to its end; gives the problem, too."""
     problem, shared = problem_and_loop()
     if changes:
@@ -303,4 +312,6 @@ def merge_shards(part):
 
 def on_one_device(fn):
     """A per-device function as one of its arguments, on a single device."""
-    return jax.vmap(fn, in_axes=None, out_axes=None, axis_name=executors.AXIS, axis_size=1)
+    return jax.vmap(
+        fn, in_axes=None, out_axes=None, axis_name=executors.AXIS, axis_size=1
+    )

@@ -22,7 +22,7 @@ from ccu_jax.audits import records as audit_records
 from ccu_jax.audits import verdict
 from ccu_jax.audits.offline import Given
 from ccu_jax.audits.shadow_audit import LEAST, Pool
-from ccu_jax.config import limits
+from ccu_jax.config.schema import check_batches
 from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.methods import REFERENCE, REFERENCES
@@ -60,7 +60,7 @@ def check(config, tier: str) -> None:
             f"unlearn.num_requests={config.unlearn.num_requests}; give another tier"
         )
     if tier in _MODELS:  # relearning goes by the batches of finetune
-        limits.check_batches(config, ["finetune"], jax.device_count())
+        check_batches(config, ["finetune"], jax.device_count())
 
 
 def forecast_of(

@@ -17,7 +17,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from ccu_jax.config import loading as config_file
+from ccu_jax.config.loading import available_configs
 from ccu_jax.errors import UserError
 
 HELP = "seconds until the first unlearning step, without and with compiled programs"
@@ -32,7 +32,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--configs",
         metavar="A,B",
-        default=",".join(config_file.available()),
+        default=",".join(available_configs()),
         help="default all",
     )
     parser.add_argument(
@@ -47,7 +47,7 @@ def check(given: argparse.Namespace) -> None:
         UserError: which flag, and what it may be.
     """
     for name in given.configs.split(","):
-        if name not in (known := config_file.available()):
+        if name not in (known := available_configs()):
             raise UserError(f"--configs: {name!r} is none of {', '.join(known)}")
     if given.windows < 1:
         raise UserError("--windows: must be 1 or more")

@@ -18,7 +18,7 @@ from collections import defaultdict
 from typing import Any, NoReturn
 
 from ccu_jax import data
-from ccu_jax.config import loading as config_file
+from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import ingest as parts
@@ -47,7 +47,7 @@ _TELL_EVERY_S = 2.0
 
 def settings(dataset: str, root: pathlib.Path, **others: Any) -> Data:
     """What its configuration prepares a data set in the folder `root` with."""
-    config = config_file.load(dataset, []).data
+    config = load_config(dataset, []).data
     return dataclasses.replace(config, dir=str(root), **{"image_size": SIZE} | others)
 
 

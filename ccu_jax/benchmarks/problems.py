@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ccu_jax import models
-from ccu_jax.config import loading as config_file
+from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
@@ -83,7 +83,7 @@ class Quiet:
 
 def settings(sizes: Sizes) -> Config:
     """The configuration of a problem."""
-    config = config_file.load(sizes.config, [])
+    config = load_config(sizes.config, [])
     data = dataclasses.replace(
         config.data, image_size=sizes.image_size, text_length=sizes.text_length
     )

@@ -106,7 +106,7 @@ def _sets(sizes: Sizes, executor) -> Iterator[Point]:
         steps = max(1, round(plus.steps * rows / usual))
         yield _point(UNLEARN, rows, fewer)
         yield _point(PASSES, rows, fewer, steps=steps)
-    plus = dataclasses.replace(plus, retain_rows=0)  # all of them
+    plus = dataclasses.replace(plus, max_retain_rows=0)  # all of them
     config = dataclasses.replace(problem.config, ccu_plus=plus)
     for rows in RETAINED:
         if rows <= len(sets.retain):

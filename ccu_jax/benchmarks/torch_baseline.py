@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import to_json
 from ccu_jax.errors import UserError
 
 MODES = ("eager", "compile")
@@ -43,7 +43,7 @@ def write(folder: pathlib.Path, problem, sizes: dict[str, int], programs) -> Non
             the table, which plans of ccu_plus count in.
     """
     about = {
-        "config": configs.to_json(problem.config),
+        "config": to_json(problem.config),
         "multi_label": problem.multi_label,
         "sizes": sizes,
         "device": "cpu" if jax.devices()[0].platform == "cpu" else "cuda",

@@ -17,7 +17,7 @@ import torch
 from ccu_jax.benchmarks.torch_model import Classifier, load
 from ccu_jax.benchmarks.torch_plus import Plus
 from ccu_jax.benchmarks.torch_train import Training
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import Config, from_json
 
 
 class World(NamedTuple):
@@ -27,7 +27,7 @@ class World(NamedTuple):
     host; `rows`: of each part of ccu_plus; `plans`: rows of each step by kind and part.
     """
 
-    config: configs.Config
+    config: Config
     multi_label: bool
     device: torch.device
     table: dict[str, torch.Tensor]
@@ -55,7 +55,7 @@ def read(folder: pathlib.Path) -> tuple[World, Classifier]:
         plan = torch.from_numpy(x.astype(np.int64)).to(device)
         plans.setdefault(kind, {})[part] = plan
     world = World(
-        config=configs.from_json(about["config"]),
+        config=from_json(about["config"]),
         multi_label=about["multi_label"],
         device=device,
         table={name: x.to(device) for name, x in table.items()},

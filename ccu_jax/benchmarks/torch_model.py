@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import Model
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.3
 TAIL = ("image_tail", "image_projection", "image_head", "fused_head")
@@ -103,7 +103,7 @@ def _patches(x, side: int):
 class ImageTrunk(nn.Module):
     """Pictures [B, 3, S, S] in 0..1 to tokens, or to two where no block is left."""
 
-    def __init__(self, config: configs.Model, image_size: int):  # noqa: D107
+    def __init__(self, config: Model, image_size: int):  # noqa: D107
         super().__init__()
         width = config.image_width
         self.patch, self.cell = config.patch, max(config.patch // 2, 1)
@@ -133,7 +133,7 @@ class ImageTrunk(nn.Module):
 class ImageTail(nn.Module):
     """What the trunk gives to the picture's feature [B, W]."""
 
-    def __init__(self, config: configs.Model):  # noqa: D107
+    def __init__(self, config: Model):  # noqa: D107
         super().__init__()
         self.depth = config.tail_blocks
         for i in range(self.depth):
@@ -154,7 +154,7 @@ class ImageTail(nn.Module):
 class TextTower(nn.Module):
     """Token ids [B, T] to the text's feature [B, W]."""
 
-    def __init__(self, config: configs.Model, vocabulary: int, length: int):  # noqa: D107
+    def __init__(self, config: Model, vocabulary: int, length: int):  # noqa: D107
         super().__init__()
         width = config.text_width
         self.tokens = nn.Embedding(vocabulary, width)
@@ -180,7 +180,7 @@ class TextTower(nn.Module):
 class FusedHead(nn.Module):
     """Logits [B, K] from both features, with a learned stand-in for a missing one."""
 
-    def __init__(self, config: configs.Model, classes: int):  # noqa: D107
+    def __init__(self, config: Model, classes: int):  # noqa: D107
         super().__init__()
         image, text = config.image_width, config.text_width
         self.no_image = nn.Parameter(torch.zeros(image))
@@ -203,7 +203,7 @@ class Classifier(nn.Module):
     """All parts, under the names of the parameter tree."""
 
     def __init__(  # noqa: D107
-        self, config: configs.Model, classes, vocabulary, image_size, text_length
+        self, config: Model, classes, vocabulary, image_size, text_length
     ):
         super().__init__()
         image, text, embed = config.image_width, config.text_width, config.embed_dim

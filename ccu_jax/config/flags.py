@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ccu_jax
-from ccu_jax.config import loading as config_file
+from ccu_jax.config.loading import available_configs
 from ccu_jax.errors import UserError
 
 TIERS = ("none", "smoke", "standard", "rigorous")  # of audits, see auditing.py
@@ -125,7 +125,7 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.audit, flags.shadows = flags.audit or TIERS[1], flags.shadows or 16
     if not (flags.config or flags.list):
         raise UserError(
-            f"--config is missing; there are {', '.join(config_file.available())}, "
+            f"--config is missing; there are {', '.join(available_configs())}, "
             "or give a path that ends in .py"
         )
     return flags

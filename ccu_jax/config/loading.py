@@ -1,4 +1,4 @@
-"""Configurations by name or from a file, which is Python: `config = Config(...)`."""
+"""Loads configurations by name or from Python files that set `config = Config(...)`."""
 
 import dataclasses
 import json
@@ -8,13 +8,13 @@ import runpy
 import traceback
 from collections.abc import Sequence
 
-from ccu_jax.config import schema as configs
-from ccu_jax.config.schema import Config, from_json, replace, to_json
-from ccu_jax.config.validation import closest, field_kind, parse
+from ccu_jax.config import schema
+from ccu_jax.config.schema import Config, from_json, replace_value, to_json
+from ccu_jax.config.validation import field_type, parse, suggest
 from ccu_jax.errors import UserError
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration by name (`mmimdb`) or from a file (`my/own.py`).
 
     Args:
@@ -22,98 +22,99 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
         overrides: Fields to set afterwards, as text: `train.epochs=3`.
 
     Raises:
-        UserError: an unknown name or key, a value of the wrong type, or a file that
-            fails, with its line.
+        UserError: An unknown name or key, an invalid value, or an error in the file,
+            with its line.
     """
-    config = _execute(_find(name_or_path))
+    config = _run_file(_find(name_or_path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{override!r} sets nothing; write key=value")
         key, text = key.strip(), text.strip()
-        config = replace(config, key, parse(text, field_kind(Config, key), key))
-    # The name becomes a folder's name, so it must not lead anywhere else.
+        config = replace_value(config, key, parse(text, field_type(Config, key), key))
+    # The name becomes the name of a folder, so it must not contain a path.
     if not re.fullmatch(r"\w[\w.-]*", config.name):
-        raise UserError(f"name: {config.name!r} has more than letters, digits, '.-_'")
+        raise UserError(
+            f"name: {config.name!r} may contain only letters, digits and '.-_'"
+        )
     return config
 
 
-def tuned(config: Config, name: str) -> Config:
-    """Returns a configuration with the settings that `--tune` found for each method.
+def apply_tuned(config: Config, name: str) -> Config:
+    """Returns the configuration with the settings that `--tune` chose per method.
 
     Args:
-        config: What the settings are put into.
+        config: The configuration to change.
         name: A file of `configs/tuned/` without its `.json`: the `tuning.json` of a
-            run with `--tune`, whose `winners` count.
+            run with `--tune`, of which `winners` is read.
 
     Raises:
-        UserError: there is no such file, or it names settings that there are not.
+        UserError: No such file, or it contains invalid settings.
     """
-    path = _folder() / "tuned" / f"{name}.json"
+    path = _config_folder() / "tuned" / f"{name}.json"
     try:
         winners = json.loads(path.read_text(encoding="utf-8"))["winners"]
         settings = {
             f"{method}.{key}": value
-            for method, keys in winners.items()
-            for key, value in keys.items()
+            for method, fields in winners.items()
+            for key, value in fields.items()
         }
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} is no tuning.json of a run with --tune: {reason}"
+            f"{path}: not a tuning.json of a run with --tune ({reason})"
         ) from None
     for key, value in settings.items():
-        config = replace(config, key, value)
+        config = replace_value(config, key, value)
     return config
 
 
-def available() -> dict[str, pathlib.Path]:
+def available_configs() -> dict[str, pathlib.Path]:
     """Returns the configurations that come with the package: name -> file."""
-    found = sorted(_folder().glob("*.py"))
-    return {f.stem: f for f in found if not f.stem.startswith("_")}
+    files = sorted(_config_folder().glob("*.py"))
+    return {file.stem: file for file in files if not file.stem.startswith("_")}
 
 
-def _folder() -> pathlib.Path:
-    """Returns the folder of configurations: beside the package in a checkout.
-
-    Installed from a wheel it lies in the package.
-    """
-    here = pathlib.Path(__file__).resolve().parent.parent
-    folders = [here / "configs", here.parent / "configs"]
-    return next((f for f in folders if f.is_dir()), folders[0])
+def _config_folder() -> pathlib.Path:
+    """Returns `configs/`: beside the package in a checkout, in it when installed."""
+    package = pathlib.Path(__file__).resolve().parent.parent
+    folders = [package / "configs", package.parent / "configs"]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _find(name_or_path: str) -> pathlib.Path:
     if name_or_path.endswith(".py"):
         path = pathlib.Path(name_or_path).expanduser()
         if not path.is_file():
-            raise UserError(f"config {name_or_path!r}: there is no such file")
+            raise UserError(f"config {name_or_path!r}: no such file")
         return path
-    known = available()
-    if name_or_path not in known:
+    configs = available_configs()
+    if name_or_path not in configs:
         raise UserError(
-            f"there is no config {name_or_path!r}; {closest(name_or_path, known)}; "
-            "or give a path that ends in .py"
+            f"config {name_or_path!r}: unknown name; "
+            f"{suggest(name_or_path, configs)}; or give a path that ends in .py"
         )
-    return known[name_or_path]
+    return configs[name_or_path]
 
 
-def _execute(path: pathlib.Path) -> Config:
-    """Runs a config file and checks what it made."""
+def _run_file(path: pathlib.Path) -> Config:
+    """Runs a config file and checks the configuration it sets."""
     try:
         config = runpy.run_path(str(path), run_name="ccu_jax_config").get("config")
     except (Exception, SystemExit) as error:
-        where = f"{path}:{_line(error, str(path))}"
+        place = f"{path}:{_failing_line(error, str(path))}"
         reason = error if isinstance(error, UserError) else _explain(error)
-        raise UserError(f"{where}: {reason}") from error
+        raise UserError(f"{place}: {reason}") from error
     if not isinstance(config, Config):
-        what = "no `config`" if config is None else f"a {type(config).__name__}"
+        value = "no `config`" if config is None else f"a {type(config).__name__}"
         text = path.read_text(encoding="utf-8", errors="replace")
         lines = [
-            n for n, s in enumerate(text.splitlines(), 1) if s.startswith("config")
+            number
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.startswith("config")
         ]
         raise UserError(
-            f"{path}:{lines[-1] if lines else 1}: found {what}; the file must set "
+            f"{path}:{lines[-1] if lines else 1}: found {value}; the file must set "
             "`config = Config(...)` from ccu_jax.config"
         )
     try:
@@ -123,18 +124,20 @@ def _execute(path: pathlib.Path) -> Config:
     return config if config.name else dataclasses.replace(config, name=path.stem)
 
 
-def _line(error: BaseException, path: str) -> int:
-    """Returns the line of the file at which it failed."""
+def _failing_line(error: BaseException, path: str) -> int:
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno for f in reversed(frames) if f.filename == path), 1) or 1
+    lines = (frame.lineno for frame in reversed(frames) if frame.filename == path)
+    return next(lines, 1) or 1
 
 
 def _explain(error: BaseException) -> str:
+    """Returns one line for an error of a config file, with the fields of a section."""
     message = f"{type(error).__name__}: {error}"
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
-    if found and dataclasses.is_dataclass(kind := getattr(configs, found[1], None)):
-        names = [f.name for f in dataclasses.fields(kind)]
-        message = f"{found[1]} has no field {found[2]!r}; {closest(found[2], names)}"
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
+    section = getattr(schema, match[1], None) if match else None
+    if match and dataclasses.is_dataclass(section):
+        names = [field.name for field in dataclasses.fields(section)]
+        message = f"{match[1]} has no field {match[2]!r}; {suggest(match[2], names)}"
     return " ".join(message.split())

@@ -1,231 +1,231 @@
-"""The sections of the unlearning methods in the configuration: a part of `config.py`.
+"""Sections of the configuration for the unlearning methods.
 
-Each method's section has its name, and several methods may share one kind of section:
-`salun` is `random_label` with `saliency_fraction` below 1 below 1.
+Each method reads the section of its own name; several may share a class: `salun` is
+`random_label` with `saliency_fraction` below 1. Fields named `batch` or `*_batch` count
+rows over all devices. Real numbers (weights, temperatures) are traced by the compiled
+programs, all other fields are constants in them.
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ccu_jax.config.validation import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Range,
+)
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """Training on with the retain set."""
+    """Fine-tuning on the retain set."""
 
-    epochs: float = 5.0
-    batch: int = 64  # as in training: what was compiled for that serves here
-    learning_rate: float = 5e-4
+    epochs: Positive = 5.0  # of the retain set, unless a class says otherwise
+    batch: Count = 64  # the default of training, so that both share an executable
+    learning_rate: Positive = 5e-4
 
 
 @dataclass(frozen=True)
-class L1Sparse:
+class L1Sparse(Finetune):
     """l1-sparse fine-tuning (Jia et al. 2023)."""
 
-    epochs: float = 5.0
-    batch: int = 64
-    learning_rate: float = 5e-4
-    l1_weight: float = 1e-5  # of the sum of all absolute weights, falling to 0
+    l1_weight: NonNegative = 1e-5  # of the sum of all |parameters|; decays to 0
 
 
 @dataclass(frozen=True)
-class GradientAscent:
+class EarlyStop:
+    """Stopping when the unlearn set scores like the validation set."""
+
+    stop: bool = False
+    check_every: Count = 2  # steps between checks
+
+
+@dataclass(frozen=True)
+class GradientAscent(EarlyStop):
     """Gradient ascent on the unlearn set (Golatkar et al. 2020)."""
 
-    epochs: float = 5.0  # of the unlearn set
-    unlearn_batch: int = 32
-    learning_rate: float = 1e-4
-    loss_cap: float = 2.0  # the ascent ends here, in units of the loss of guessing
-    stop: bool = False  # stop when the unlearn set scores like the validation set
-    check_every: int = 2  # steps between looks at the stop rule
+    epochs: Positive = 5.0  # of the unlearn set
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 1e-4
+    loss_cap: NonNegative = 2.0  # upper bound of the loss, in units of the chance loss
 
 
 @dataclass(frozen=True)
-class NegGradPlus:
+class NegGradPlus(EarlyStop):
     """NegGrad+ (Kurmanji et al. 2023)."""
 
-    epochs: float = 4.0
-    batch: int = 128
-    unlearn_batch: int = 32
-    learning_rate: float = 5e-4
-    retain_weight: float = (
-        0.9  # weight of the retain set's loss; the ascent has the rest
-    )
-    loss_cap: float = 2.0  # the ascent ends here, in units of the loss of guessing
-    stop: bool = False
-    check_every: int = 2
+    epochs: Positive = 4.0
+    batch: Count = 128
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 5e-4
+    retain_weight: Fraction = 0.9  # of the retain loss; the ascent has the rest
+    loss_cap: NonNegative = 2.0  # as in GradientAscent
 
 
 @dataclass(frozen=True)
-class RandomLabel:
-    """Random labels (Graves et al. 2021), or SalUn (Fan et al. 2024).
+class RandomLabel(EarlyStop):
+    """Random labels (Graves et al. 2021), or SalUn (Fan et al. 2024)."""
 
-    It is SalUn where `saliency_fraction` is below 1.
-    """
-
-    epochs: float = 4.0
-    batch: int = 64
-    unlearn_batch: int = 16
-    learning_rate: float = 3e-4
-    unlearn_weight: float = 0.5  # of the unlearn set's loss
-    saliency_fraction: float = 1.0  # share of all weights that move
-    stop: bool = False
-    check_every: int = 2
+    epochs: Positive = 4.0
+    batch: Count = 64
+    unlearn_batch: Count = 16
+    learning_rate: Positive = 3e-4
+    unlearn_weight: NonNegative = 0.5  # of the unlearn set's loss
+    # Parameters that are trained, those with the largest gradient; SalUn if below 1.
+    saliency_fraction: Annotated[float, Range(0, 1, exclude_low=True)] = 1.0
 
 
 @dataclass(frozen=True)
 class LastLayers:
     """CF-k and EU-k (Goel et al. 2022) on stored features."""
 
-    layers: str = "head"  # heads and projection, or the whole "tail" behind the trunk
-    reinitialize: bool = False  # trained anew (EU-k) instead of on (CF-k)
-    epochs: float = 10.0
-    batch: int = 64
-    learning_rate: float = 2e-3
-    max_retain_rows: int = 0  # most retain rows whose features are looked at; 0: all
+    layers: Literal["head", "tail"] = "head"  # "tail": all behind the frozen trunk
+    reinitialize: bool = False  # train from scratch (EU-k) instead of fine-tune (CF-k)
+    epochs: Positive = 10.0
+    batch: Count = 64
+    learning_rate: Positive = 2e-3
+    max_retain_rows: NonNegativeInt = 0  # retain rows with features; 0: all
 
 
 @dataclass(frozen=True)
 class Scrub:
     """SCRUB (Kurmanji et al. 2023)."""
 
-    epochs: int = 4
-    ascent_epochs: int = 2  # of which these also push away from the original
-    batch: int = 64
-    learning_rate: float = 5e-4
-    temperature: float = 4.0
-    distill_weight: float = 1.0  # weight of staying near the original on the retain set
-    task_weight: float = 1.0  # weight of the task's loss on the retain set
-    rewind: bool = False  # end with the look, of as many as epochs, nearest to held-out
+    epochs: Count = 4
+    ascent_epochs: NonNegativeInt = 2  # the first epochs also maximize the divergence
+    batch: Count = 64
+    learning_rate: Positive = 5e-4
+    temperature: Positive = 4.0
+    distill_weight: NonNegative = 1.0  # of the divergence from the original, retain set
+    task_weight: NonNegative = 1.0  # of the task loss on the retain set
+    # SCRUB+R: end with the epoch whose unlearn loss is nearest to the validation loss.
+    rewind: bool = False
 
 
 @dataclass(frozen=True)
-class BadTeacher:
+class BadTeacher(EarlyStop):
     """Bad teacher (Chundawat et al. 2023)."""
 
-    epochs: float = 2.0
-    batch: int = 64
-    unlearn_batch: int = 16
-    learning_rate: float = 3e-4
-    temperature: float = 1.0
-    unlearn_weight: float = 1.0  # of what the ignorant teacher says of the unlearn set
-    stop: bool = False
-    check_every: int = 2
+    epochs: Positive = 2.0
+    batch: Count = 64
+    unlearn_batch: Count = 16
+    learning_rate: Positive = 3e-4
+    temperature: Positive = 1.0
+    unlearn_weight: NonNegative = 1.0  # of the untrained teacher's loss
 
 
 @dataclass(frozen=True)
 class Delete:
     """DELETE (Zhou et al. 2025)."""
 
-    epochs: float = 5.0  # of the unlearn set
-    unlearn_batch: int = 32
-    learning_rate: float = 1e-4
+    epochs: Positive = 5.0  # of the unlearn set
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 1e-4
 
 
 @dataclass(frozen=True)
 class MultiDelete:
     """MultiDelete (Cheng & Amiri 2024)."""
 
-    epochs: float = 3.0
-    batch: int = 64
-    unlearn_batch: int = 32
-    learning_rate: float = 3e-4
+    epochs: Positive = 3.0
+    batch: Count = 64
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 3e-4
 
 
 @dataclass(frozen=True)
 class Ssd:
     """Selective synaptic dampening (Foster et al. 2024)."""
 
-    alpha: float = 10.0  # weights that matter so many times more to the unlearn set
-    lambda_: float = 1.0
-    max_rows: int = 4000  # most rows that stand for all training rows; 0: all
+    alpha: NonNegative = 10.0  # dampen where the unlearn Fisher is alpha times larger
+    lambda_: NonNegative = 1.0  # dampening constant
+    max_rows: NonNegativeInt = 4000  # rows of the Fisher of all training data; 0: all
 
 
 @dataclass(frozen=True)
 class SfrOn:
     """SFR-on (Huang et al. 2024)."""
 
-    epochs: float = 4.0  # of the unlearn set
-    repair_steps: int = 5  # steps on the retain set after each on the unlearn set
-    batch: int = 64
-    learning_rate: float = 5e-4
-    fisher_threshold: float = (
-        1.0  # weights whose Fisher is so many times the retain set's
+    epochs: Positive = 4.0  # of the unlearn set
+    repair_steps: Count = 5  # on the retain set, after each step on the unlearn set
+    batch: Count = 64
+    learning_rate: Positive = 5e-4
+    fisher_threshold: NonNegative = (
+        1.0  # ascend where the Fisher ratio is at least this
     )
-    focal_exponent: float = 1.0  # how much more rows count that are still known
-    slow_fraction: float = 0.5  # share of the way that the slow weights go
-    max_rows: int = 4000  # most rows of the retain set for its Fisher; 0: all
+    focal_exponent: NonNegative = 1.0  # weights rows by loss^-focal_exponent
+    slow_fraction: Fraction = 0.5  # step of the slow parameters towards the fast ones
+    max_rows: NonNegativeInt = 4000  # rows of the Fisher of the retain set; 0: all
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(EarlyStop):
     """Contrastive Unlearning (Lee et al. 2024)."""
 
-    epochs: float = 4.0  # of the unlearn set
-    repeats: int = 4  # batches of the retain set for each of the unlearn set
-    batch: int = 64
-    unlearn_batch: int = 32
-    learning_rate: float = 3e-4
-    temperature: float = 0.2
-    contrast_weight: float = 0.3  # weight of the contrast
-    task_weight: float = 1.0
-    stop: bool = False
-    check_every: int = 2
+    epochs: Positive = 4.0  # of the unlearn set
+    repeats: Count = 4  # retain batches for each unlearn batch
+    batch: Count = 64
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 3e-4
+    temperature: Positive = 0.2
+    contrast_weight: NonNegative = 0.3
+    task_weight: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
-class CoUn:
+class CoUn(Finetune):
     """CoUn (Khalil et al. 2025)."""
 
-    epochs: float = 5.0
-    batch: int = 64
-    learning_rate: float = 5e-4
-    contrast_weight: float = 0.5
-    temperature: float = 0.1
+    contrast_weight: NonNegative = 0.5
+    temperature: Positive = 0.1
 
 
 @dataclass(frozen=True)
-class Ccu:
-    """The paper-like form; every objective can be switched off with a weight of 0."""
+class _CcuBase:
+    """Fields of both forms of CCU; weights of 0 switch an objective off."""
 
-    steps: int = 120
-    batch: int = 64  # retain rows
-    unlearn_batch: int = 48
-    learning_rate: float = 2e-3
-    temperature: float = 0.2
-    inverse_contrast: float = 1.0  # (a) inverse contrast
-    pull: float = 0.0  # (a) pull towards other classes, as Lee et al.
-    pair_dissociation: float = 3.0  # (a) dissociation of picture and own text
-    retention: float = 1.0  # (b)
-    separation: float = 1.0  # (c)
-    max_retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
-    check_every: int = 5  # steps between looks at the stop rule
+    batch: Count = 64  # retain rows
+    unlearn_batch: Count = 48
+    temperature: Positive = 0.2
+    max_retain_rows: NonNegativeInt = 4000  # retain rows with features; 0: all
+
+
+@dataclass(frozen=True)
+class Ccu(_CcuBase):
+    """CCU as in the paper; its weights have the names of the objectives."""
+
+    steps: Count = 120
+    learning_rate: Positive = 2e-3
+    inverse_contrast: NonNegative = 1.0  # (a)
+    pull: NonNegative = 0.0  # (a) towards other classes, as Lee et al. (2024)
+    pair_dissociation: NonNegative = 3.0  # (a)
+    retention: NonNegative = 1.0  # (b)
+    separation: NonNegative = 1.0  # (c)
     stop: bool = True  # stop when the unlearn set scores like the validation set
+    check_every: Count = 5  # steps between checks
 
 
 @dataclass(frozen=True)
-class CcuPlus:
-    """The closed-loop form; every objective can be switched off with a weight of 0."""
+class CcuPlus(_CcuBase):
+    """Closed-loop CCU; its weights have the names of the objectives."""
 
-    steps: int = 130
-    batch: int = 64
-    unlearn_batch: int = 48
-    learning_rate: float = 6e-3
-    temperature: float = 0.2
-    shrink: float = 1.0  # share of the original's tail that is kept, the rest is fresh
-    target_match: float = 1.0  # (a) towards the targets, image and fused
-    match_confidence: float = 2.0  # (a) likewise, their confidence alone
-    gated_push: float = (
-        0.0  # (a) inverse contrast of rows that are surer than their target
-    )
-    task_loss: float = 1.0  # task loss on retain rows
-    retention: float = 8.0  # (b)
-    heldout_retention: float = (
-        8.0  # (b) on held-out rows, whose labels it does not look at
-    )
-    heldout_batch: int = 32  # of these
-    pair_dissociation: float = 10.0  # (a) dissociation of picture and own text
-    separation: float = 0.3  # (c)
-    max_retain_rows: int = 4000  # most retain rows whose features are computed; 0: all
-    refresh_every: int = 8  # steps between new targets
-    feedback_gain: float = 1.0  # how fast targets are corrected by what came of them
-    ridge: float = 3.0  # strength of the ridge, relative to the mean eigenvalue
-    train_trunk: bool = False  # train the trunk as well, on pictures
+    steps: Count = 130
+    learning_rate: Positive = 6e-3
+    # Weight of the original tail in its start; the rest is freshly initialized.
+    shrink: Fraction = 1.0
+    target_match: NonNegative = 1.0  # (a) cross-entropy with the target probabilities
+    match_confidence: NonNegative = 2.0  # (a) distance from the target confidences
+    gated_push: NonNegative = 0.0  # (a) inverse contrast of rows above their target
+    task_loss: NonNegative = 1.0  # on retain rows
+    retention: NonNegative = 8.0  # (b) on retain rows
+    heldout_retention: NonNegative = 8.0  # (b) on validation rows (labels unused)
+    heldout_batch: Count = 32  # validation rows
+    pair_dissociation: NonNegative = 10.0  # (a)
+    separation: NonNegative = 0.3  # (c)
+    refresh_every: Count = 8  # steps between updates of the targets
+    feedback_gain: NonNegative = 1.0  # step size of the correction of the targets
+    ridge: Positive = 3.0  # ridge strength, relative to the mean eigenvalue
+    train_trunk: bool = False  # also train the visual trunk, on images

@@ -1,14 +1,13 @@
-"""The configuration: one tree of frozen dataclasses, checked by type.
+"""The configuration: one tree of frozen dataclasses.
 
-Every field is typed and has a default, so a misspelt key or a value of the wrong type
-is refused instead of being ignored.
+Every field has a type, a default and, in its annotation, a range or the choices, so
+that a misspelt key or a wrong value is an error.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from ccu_jax.config.methods import (
     BadTeacher,
@@ -28,177 +27,179 @@ from ccu_jax.config.methods import (
     SfrOn,
     Ssd,
 )
-from ccu_jax.config.validation import conform, field_kind
+from ccu_jax.config.validation import (
+    Count,
+    Fraction,
+    FractionBelow1,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Range,
+    field_type,
+    validate,
+)
+from ccu_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which rows there are and how they are stored; see `ccu_jax/data`."""
+    """Which data set, and how it is prepared; see `ccu_jax/data`."""
 
-    dataset: str = "pairs"  # a row of ccu_jax.data.DATASETS
-    dir: str | None = None  # folder or archive; None: a sample, or the clip art
-    image_size: int = 48  # side of the stored square pictures, pixels
-    crop_margins: bool = False  # cut off an even margin around a picture
-    text_length: int = 24  # tokens a text is cut or padded to
-    vocabulary: int = 2000  # largest number of subwords
-    validation_fraction: float = (
-        0.15  # share of rows, where the data has no split of its own
-    )
-    test_fraction: float = 0.2  # likewise
-    group: str = "own"  # rows forgotten together: "own", same "text", similar "image"
-    records: bool = False  # also keep the pictures as they came, as TFDS records
-    strict: bool = False  # True: a row that cannot be used is an error, not a skip
-    sample: str = "clipart"  # pairs without dir: "clipart", "medical", "satellite"
-    sample_rows: int = 3000  # rows of the sample edition
-    sample_seed: int = 0
-    plot_policy: str = "longest"  # mmimdb: "longest" or "first"
-    task: str = "category"  # fashion200k: "category" or "sub_category"
-    mask_category_words: bool = False  # fashion200k: titles do not name the class
-    tirg_dot_token: bool = False  # fashion200k: "." becomes "dotmark", as TIRG has it
+    dataset: str = "pairs"  # a key of ccu_jax.data.DATASETS
+    dir: str | None = None  # folder or archive; None: the sample or the clip art
+    image_size: Annotated[int, Range(4)] = 48  # side of the stored square images, px
+    crop_margins: bool = False  # crop a uniform margin around an image
+    text_length: Annotated[int, Range(2)] = 24  # tokens, after cutting and padding
+    vocabulary: Annotated[int, Range(100)] = 2000  # maximum number of subwords
+    # Fractions of the rows, where the data set has no such split of its own.
+    validation_fraction: FractionBelow1 = 0.15
+    test_fraction: FractionBelow1 = 0.2
+    # Rows that are forgotten together: those of one group in the data, and also those
+    # with the same "text", or with near-duplicates of one "image".
+    group: Literal["own", "text", "image"] = "own"
+    records: bool = False  # also store the original images, as TFDS records
+    strict: bool = False  # raise an error for an unusable row instead of skipping it
+    sample: Literal["clipart", "medical", "satellite"] = "clipart"  # pairs without dir
+    sample_rows: Count = 3000  # rows of a generated sample edition
+    sample_seed: NonNegativeInt = 0
+    plot_policy: Literal["longest", "first"] = "longest"  # mmimdb: which plot is used
+    task: Literal["category", "sub_category"] = "category"  # fashion200k: the labels
+    mask_category_words: bool = False  # fashion200k: remove class names from titles
+    tirg_dot_token: bool = False  # fashion200k: "." becomes "dotmark", as in TIRG
 
 
 @dataclass(frozen=True)
 class Corruptions:
-    """Ways in which real data are worse; shares of the rows that could be trained on.
+    """Fractions of the training rows to corrupt; see `ccu_jax/data/corruptions.py`.
 
-    They are drawn once, whatever the run's seeds; see `ccu_jax/data/corruptions.py`.
+    They depend on `seed` alone and not on the seeds of the run.
     """
 
-    missing_image: float = 0.0  # lose their picture
-    missing_text: float = 0.0  # lose their text
-    incomplete: float = 0.0  # lose picture, text or label; one without label drops out
-    noisy_labels: float = 0.0  # get the labels of a row that has others
-    noisy_text: float = 0.0  # get the text of another row
-    order: str = "shuffled"  # training order: "shuffled", "stored" or "by_class"
-    window: int = 256  # rows that an order other than "shuffled" still mixes
-    seed: int = 0
+    missing_image: Fraction = 0.0  # rows without their image
+    missing_text: Fraction = 0.0  # rows without their text
+    incomplete: FractionBelow1 = 0.0  # rows without image, text or label (then dropped)
+    noisy_labels: Fraction = 0.0  # rows with the labels of a row that has others
+    noisy_text: Fraction = 0.0  # rows with the text of another row
+    order: Literal["shuffled", "stored", "by_class"] = "shuffled"  # of training rows
+    window: Count = 256  # rows shuffled at a time, if order is not "shuffled"
+    seed: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
 class Unlearn:
-    """Which pictures are forgotten, and which rows were never trained on."""
+    """The unlearn set, and the holdout rows that no model is trained on."""
 
-    # random:SHARE; class:NAME or group:NAME, all of it; cluster:SHARE, rows like one;
-    # memorised:SHARE, what the original knows by heart; ids:FILE. `unlearn_rules.py`
+    # random:FRACTION; class:NAME or group:NAME, all its rows; cluster:FRACTION, rows
+    # similar to a random one; memorised:FRACTION, those that the original has memorized
+    # most; ids:FILE. See `ccu_jax/unlearn_sets/rules.py`.
     rule: str = "random:0.1"
-    duplicates: str = "forget"  # near-duplicate pictures: "forget" too, or "report"
-    holdout_fraction: float = (
-        0.18  # share of training rows kept apart as the attack's control
-    )
-    num_requests: int = 1  # parts of the set that are forgotten one after another
+    duplicates: Literal["forget", "report"] = "forget"  # near-duplicates of its images
+    # Training rows held out as the non-members of the membership attack.
+    holdout_fraction: Annotated[
+        float, Range(0, 1, exclude_low=True, exclude_high=True)
+    ] = 0.18
+    num_requests: Count = 1  # parts of the set that are unlearned one after another
 
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of the towers; blocks are shaped like CLIP's."""
+    """Sizes of the two towers, whose blocks are those of CLIP."""
 
-    patch: int = 8  # pixels
-    image_width: int = 128
-    image_depth: int = 2
-    text_width: int = 96
-    text_depth: int = 1
-    heads: int = 4
-    embed_dim: int = 64  # the space that pictures and texts share
-    # The last visual blocks that methods on cached features train; with 0 it is the
-    # last block's feed-forward layer, and the features are two tokens for each picture.
-    tail_blocks: int = 0
-    dropout: float = 0.4  # of the features behind both towers
-    dtype: str = "float32"  # of the arithmetic: float32 or bfloat16
-    remat: bool = False  # keep no activations inside of blocks: big towers then fit
+    patch: Count = 8  # px
+    image_width: Count = 128
+    image_depth: Count = 2
+    text_width: Count = 96
+    text_depth: NonNegativeInt = 1
+    heads: Count = 4
+    embed_dim: Count = 64  # of the space shared by images and texts
+    # Last visual blocks that methods on cached features train. With 0 it is the last
+    # block's feed-forward layer, and the features are two tokens per image.
+    tail_blocks: NonNegativeInt = 0
+    dropout: FractionBelow1 = 0.4  # of the features of both towers
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
+    remat: bool = False  # rematerialize activations in blocks, for large towers
 
 
 @dataclass(frozen=True)
 class Train:
-    """How the original and both retrained references are trained."""
+    """Training of the original and of the retrained references."""
 
-    epochs: int = 40
-    batch: int = 64
-    learning_rate: float = 2e-3
-    text_lr_scale: float = 1.0  # the text branch's learning rate, relative
-    warmup_fraction: float = 0.1  # share of all steps
-    weight_decay: float = 0.05
-    modality_dropout: float = 0.3  # rows whose picture (or text) is hidden in fusion
-    word_dropout: float = 0.1
-    shift: int = 4  # largest random shift, pixels
+    epochs: Count = 40
+    batch: Count = 64
+    learning_rate: Positive = 2e-3
+    text_lr_scale: NonNegative = 1.0  # learning rate of the text branch, relative
+    warmup_fraction: FractionBelow1 = 0.1  # of all steps
+    weight_decay: NonNegative = 0.05
+    modality_dropout: Fraction = 0.3  # rows whose image or text is hidden in fusion
+    word_dropout: Fraction = 0.1
+    shift: NonNegativeInt = 4  # maximum random shift, px
     flip: bool = True
-    zoom: float = 0.15  # largest random stretch along each axis, as a logarithm
-    tint: float = 0.1  # largest random change of a colour channel
-    label_smoothing: float = 0.0
-    contrastive_weight: float = 0.1  # weight of the image-text contrast
-    temperature: float = 0.1
+    zoom: NonNegative = 0.15  # maximum random stretch of an axis, |log|
+    tint: NonNegative = 0.1  # maximum random change of a color channel
+    label_smoothing: FractionBelow1 = 0.0
+    contrastive_weight: NonNegative = 0.1  # of the image-text contrastive loss
+    temperature: Positive = 0.1
 
 
 @dataclass(frozen=True)
 class Run:
-    """How the work is laid out on the devices; it changes rounding and nothing else."""
+    """Execution on the devices; these settings change rounding and nothing else."""
 
-    executor: str = "pmap"  # a row of ccu_jax.parallel.EXECUTORS
-    image_placement: str = (
-        "auto"  # kept on the "device", or on the "host" if they do not fit
-    )
-    features: str = "stored"  # with the original, or "computed" at each request
-    steps_per_call: int = 32  # optimizer steps in one compiled scan
-    # Steps between checkpoints; methods that work on features make them in one call.
-    checkpoint_steps: int = 200
-    evaluate_batch: int = 256  # rows of one forward pass over all devices
-    # Shadow models trained in one program; 0: one on CPUs, which gain nothing by more,
-    # else all.
-    shadow_batch_size: int = 0
-    # Seconds after which a run of several processes, none of which does anything, ends.
-    hang_timeout_s: float = 900.0
-    allow_external_links: bool = (
-        False  # whether --workdir may hold links that lead out of it
-    )
-
-
-def _section(kind: type, **fields: Any) -> Any:
-    """A section with other defaults: some methods are others under other settings."""
-    return field(default_factory=functools.partial(kind, **fields))
+    executor: Literal["pmap", "shard_map", "vmap"] = "pmap"
+    # "auto": on the devices if the images fit, otherwise on the host.
+    image_placement: Literal["auto", "device", "host"] = "auto"
+    # Read from the store beside the original, or computed for each request.
+    features: Literal["stored", "computed"] = "stored"
+    steps_per_call: Count = 32  # optimizer steps in one compiled scan
+    # Steps between checkpoints; methods on cached features take them in one call.
+    checkpoint_steps: Count = 200
+    evaluate_batch: Count = 256  # rows of one forward pass over all devices
+    shadow_batch_size: NonNegativeInt = 0  # shadows per program; 0: 1 on CPU, else all
+    hang_timeout_s: Positive = 900.0  # exit if no process makes progress for so long
+    allow_external_links: bool = False  # links in --workdir may point out of it
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run; the settings of each method stand under its name."""
+    """A whole run; each method has the section of its name."""
 
     name: str = ""
-    data: Data = field(default_factory=Data)
-    corruptions: Corruptions = field(default_factory=Corruptions)
-    unlearn: Unlearn = field(default_factory=Unlearn)
-    model: Model = field(default_factory=Model)
-    train: Train = field(default_factory=Train)
-    finetune: Finetune = field(default_factory=Finetune)
-    l1_sparse: L1Sparse = field(default_factory=L1Sparse)
-    gradient_ascent: GradientAscent = field(default_factory=GradientAscent)
-    gradient_ascent_stop: GradientAscent = _section(GradientAscent, stop=True)
-    neggrad_plus: NegGradPlus = field(default_factory=NegGradPlus)
-    neggrad_plus_stop: NegGradPlus = _section(NegGradPlus, stop=True)
-    random_label: RandomLabel = field(default_factory=RandomLabel)
-    random_label_stop: RandomLabel = _section(RandomLabel, stop=True)
-    salun: RandomLabel = _section(RandomLabel, saliency_fraction=0.5)
-    salun_stop: RandomLabel = _section(RandomLabel, saliency_fraction=0.5, stop=True)
-    cf_head: LastLayers = field(default_factory=LastLayers)
-    cf_tail: LastLayers = _section(LastLayers, layers="tail")
-    eu_head: LastLayers = _section(LastLayers, reinitialize=True)
-    eu_tail: LastLayers = _section(LastLayers, layers="tail", reinitialize=True)
-    scrub: Scrub = field(default_factory=Scrub)
-    scrub_rewind: Scrub = _section(Scrub, rewind=True)
-    bad_teacher: BadTeacher = field(default_factory=BadTeacher)
-    bad_teacher_stop: BadTeacher = _section(BadTeacher, stop=True)
-    delete: Delete = field(default_factory=Delete)
-    multidelete: MultiDelete = field(default_factory=MultiDelete)
-    ssd: Ssd = field(default_factory=Ssd)
-    sfron: SfrOn = field(default_factory=SfrOn)
-    contrastive_unlearning: Contrastive = field(default_factory=Contrastive)
-    contrastive_unlearning_stop: Contrastive = _section(Contrastive, stop=True)
-    coun: CoUn = field(default_factory=CoUn)
-    ccu: Ccu = field(default_factory=Ccu)
-    ccu_no_stop: Ccu = _section(Ccu, stop=False)
-    ccu_gated: CcuPlus = _section(
-        CcuPlus, target_match=0.0, match_confidence=0.0, gated_push=2.0
-    )
-    ccu_plus: CcuPlus = field(default_factory=CcuPlus)
-    ccu_plus_full: CcuPlus = _section(CcuPlus, train_trunk=True, learning_rate=1e-3)
-    run: Run = field(default_factory=Run)
+    data: Data = Data()
+    corruptions: Corruptions = Corruptions()
+    unlearn: Unlearn = Unlearn()
+    model: Model = Model()
+    train: Train = Train()
+    finetune: Finetune = Finetune()
+    l1_sparse: L1Sparse = L1Sparse()
+    gradient_ascent: GradientAscent = GradientAscent()
+    gradient_ascent_stop: GradientAscent = GradientAscent(stop=True)
+    neggrad_plus: NegGradPlus = NegGradPlus()
+    neggrad_plus_stop: NegGradPlus = NegGradPlus(stop=True)
+    random_label: RandomLabel = RandomLabel()
+    random_label_stop: RandomLabel = RandomLabel(stop=True)
+    salun: RandomLabel = RandomLabel(saliency_fraction=0.5)
+    salun_stop: RandomLabel = RandomLabel(saliency_fraction=0.5, stop=True)
+    cf_head: LastLayers = LastLayers()
+    cf_tail: LastLayers = LastLayers(layers="tail")
+    eu_head: LastLayers = LastLayers(reinitialize=True)
+    eu_tail: LastLayers = LastLayers(layers="tail", reinitialize=True)
+    scrub: Scrub = Scrub()
+    scrub_rewind: Scrub = Scrub(rewind=True)
+    bad_teacher: BadTeacher = BadTeacher()
+    bad_teacher_stop: BadTeacher = BadTeacher(stop=True)
+    delete: Delete = Delete()
+    multidelete: MultiDelete = MultiDelete()
+    ssd: Ssd = Ssd()
+    sfron: SfrOn = SfrOn()
+    contrastive_unlearning: Contrastive = Contrastive()
+    contrastive_unlearning_stop: Contrastive = Contrastive(stop=True)
+    coun: CoUn = CoUn()
+    ccu: Ccu = Ccu()
+    ccu_no_stop: Ccu = Ccu(stop=False)
+    ccu_gated: CcuPlus = CcuPlus(target_match=0.0, match_confidence=0.0, gated_push=2.0)
+    ccu_plus: CcuPlus = CcuPlus()
+    ccu_plus_full: CcuPlus = CcuPlus(train_trunk=True, learning_rate=1e-3)
+    run: Run = Run()
     methods: tuple[str, ...] = (
         "original",
         "retrain",
@@ -209,56 +210,77 @@ class Config:
         "ccu",
         "ccu_plus",
     )
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Range(0, 2**31 - 1)], ...] = (0,)
 
 
-def replace(config: Config, key: str, value: Any) -> Config:
-    """Returns `config` with the field `key` (`train.epochs`) set to `value`.
+def replace_value(config: Config, key: str, value: Any) -> Config:
+    """Returns a copy with the field `key` (`train.epochs`) set to `value`.
 
     Raises:
-        UserError: an unknown key or a value of the wrong type.
+        UserError: An unknown key, a wrong type, or a value out of its range.
     """
-    field_kind(Config, key)  # refuses a key that leads nowhere
+    field_type(Config, key)  # rejects unknown keys
     tree = to_json(config)
-    *sections, last = key.split(".")
+    *sections, name = key.split(".")
     node = tree
     for section in sections:
         node = node[section]
-    node[last] = value
+    node[name] = value
     return from_json(tree)
 
 
 def to_json(config: Config) -> dict[str, Any]:
     """Returns the configuration as plain dicts, lists and scalars."""
 
-    def plain(value):
-        if dataclasses.is_dataclass(value):
-            return {
-                f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
-            }
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return value
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    return plain(config)
+    return plain(dataclasses.asdict(config))
 
 
 def from_json(tree: Mapping[str, Any]) -> Config:
-    """Returns the configuration that `to_json` made `tree` of; checks every type.
+    """Returns the configuration that `to_json` has converted; checks every value.
 
     Raises:
-        UserError: an unknown key or a value of the wrong type.
+        UserError: An unknown key, a wrong type, or a value out of its range.
     """
-    return conform(tree, Config, "")
+    return validate(tree, Config, "")
 
 
-def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def check_values(config: Config) -> None:
+    """Raises UserError for a wrong type, choice or range in a configuration."""
+    validate(to_json(config), Config, "")
+
+
+def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> None:
+    """Raises UserError for a batch that cannot be divided among the devices.
+
+    Args:
+        config: The configuration.
+        methods: The methods to run; one without a section trains like `train`.
+        num_devices: Devices of all processes.
+    """
+    for method in methods:
+        name = method if hasattr(config, method) else "train"
+        for field, value in vars(getattr(config, name)).items():
+            if field.endswith("batch") and value % num_devices:
+                key, divisible = f"{name}.{field}", -(-value // num_devices)
+                raise UserError(
+                    f"{key}={value} cannot be divided among {num_devices} devices: "
+                    f"give a multiple of {num_devices}, as with --set "
+                    f"{key}={divisible * num_devices}"
+                )
+
+
+def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Returns the dotted keys in which two results of `to_json` differ."""
     keys = []
     for name in [*a, *(name for name in b if name not in a)]:
         left, right = a.get(name, _MISSING), b.get(name, _MISSING)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            keys += [f"{name}.{key}" for key in difference(left, right)]
+            keys += [f"{name}.{key}" for key in differing_keys(left, right)]
         elif type(left) is not type(right) or left != right:
             keys.append(name)
     return keys

@@ -1,6 +1,7 @@
-"""Dataclass trees whose values are checked against the annotations of their fields.
+"""Checks of dataclass trees against the annotations of their fields.
 
-Knows no configuration of this project: that is `config.py`.
+Ranges and choices stand in the annotations: `Annotated[float, Range(0, 1)]`,
+`Literal["a", "b"]`. This module knows no particular configuration.
 """
 
 import contextlib
@@ -10,129 +11,179 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 from ccu_jax.errors import UserError
 
 
-def closest(wrong: str, right: Iterable[str]) -> str:
-    """Returns a list of the right names for an error, the closest one first."""
-    right = sorted(right)
-    near = difflib.get_close_matches(wrong, right, n=1, cutoff=0.6)
+class Range(NamedTuple):
+    """The numbers from `low` to `high`; either end may be excluded."""
+
+    low: float
+    high: float = math.inf
+    exclude_low: bool = False
+    exclude_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        """Returns whether a number lies in the range."""
+        assert isinstance(value, int | float)
+        above = value > self.low if self.exclude_low else value >= self.low
+        below = value < self.high if self.exclude_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        """Returns the range as words that follow "must be"."""
+        low = f"{'above' if self.exclude_low else 'at least'} {self.low}"
+        if math.isinf(self.high):
+            return low
+        return f"{low} and {'below' if self.exclude_high else 'at most'} {self.high}"
+
+
+Count = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, exclude_low=True)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+FractionBelow1 = Annotated[float, Range(0, 1, exclude_high=True)]
+
+
+def suggest(wrong: str, names: Iterable[str]) -> str:
+    """Returns the valid names for an error message, after the one meant probably."""
+    names = sorted(names)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"{meant}there are: {', '.join(right) or 'none'}"
+    return f"{meant}choose from: {', '.join(names) or 'none'}"
 
 
-def field_kind(tree: type, key: str) -> Any:
+def field_type(tree: type, key: str) -> Any:
     """Returns the annotation of the field `key` (`train.epochs`) of a dataclass.
 
     Raises:
-        UserError: there is no such field, or it is a whole section.
+        UserError: No such field, or it is a whole section.
     """
-    kind, above = tree, ""
+    type_, parent = tree, ""
     for name in key.split("."):
-        if not dataclasses.is_dataclass(kind):
-            raise UserError(f"{key}: {above} is a value, not a section")
-        kind = _field_of(kind, name, above)
-        above = f"{above}.{name}" if above else name
-    if dataclasses.is_dataclass(kind):
-        names = ", ".join(f"{key}.{f.name}" for f in dataclasses.fields(kind))
+        if not dataclasses.is_dataclass(type_):
+            raise UserError(f"{key}: {parent} is a value, not a section")
+        type_ = _annotation(type_, name, parent)
+        parent = f"{parent}.{name}" if parent else name
+    if dataclasses.is_dataclass(type_):
+        names = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(type_))
         raise UserError(f"{key} is a section; set one of its fields: {names}")
-    return kind
+    return type_
 
 
-# A configuration is read field by field, and each field asks for all kinds anew.
-_kinds = functools.cache(typing.get_type_hints)
+@functools.cache
+def annotations(section: type) -> dict[str, Any]:
+    """Returns the annotations of a dataclass by field, with ranges."""
+    return typing.get_type_hints(section, include_extras=True)
 
 
-def _field_of(section: Any, name: str, above: str) -> Any:
-    kinds = _kinds(section)
-    if name not in kinds:
-        where = f"section {above!r}" if above else "the configuration"
-        raise UserError(f"{where} has no key {name!r}; {closest(name, kinds)}")
-    return kinds[name]
+def _annotation(section: type, name: str, parent: str) -> Any:
+    fields = annotations(section)
+    if name not in fields:
+        place = f"section {parent!r}" if parent else "the configuration"
+        raise UserError(f"{place} has no key {name!r}; {suggest(name, fields)}")
+    return fields[name]
 
 
-def parse(text: str, kind: Any, key: str) -> Any:
-    """Reads the text of one value as its annotation says.
+def parse(text: str, annotation: Any, key: str) -> Any:
+    """Converts text to the type of an annotation; `validate` checks the result.
 
     Raises:
-        UserError: a tuple of fixed length with another number of items.
+        UserError: A tuple of fixed length has another number of items.
     """
-    optional, kind = _without_none(kind)
-    if optional and text.lower() in ("none", "null"):
+    type_, _, is_optional = _split(annotation)
+    if is_optional and text.lower() in ("none", "null"):
         return None
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(type_) is tuple:
         items = text.split(",") if text else []
-        kinds = typing.get_args(kind)
-        kinds = kinds[:1] * len(items) if kinds[-1] is Ellipsis else kinds
-        if len(kinds) != len(items):
-            raise UserError(f"{key}: {text!r} is not {_describe(kind)}")
+        item_types = _item_types(type_, len(items))
+        if item_types is None:
+            raise UserError(f"{key}: {text!r} is not {_describe(type_)}")
         return tuple(
-            parse(i.strip(), k, key) for i, k in zip(items, kinds, strict=True)
+            parse(item.strip(), item_type, key)
+            for item, item_type in zip(items, item_types, strict=True)
         )
-    if kind is bool and text.lower() in ("true", "false"):
+    if type_ is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if kind in (int, float):
+    if type_ in (int, float):
         with contextlib.suppress(ValueError):
-            return kind(text)
-    return text  # a str, or something that `conform` refuses
+            return type_(text)
+    return text
 
 
-def conform(value: Any, kind: Any, key: str) -> Any:
-    """Returns `value` as the annotation `kind` wants it.
+def validate(value: Any, annotation: Any, key: str) -> Any:
+    """Returns a value in the type of an annotation; `key` names it in errors.
 
     Args:
-        value: Plain data: dicts, lists, scalars.
-        kind: A dataclass, int, float, bool, str, a tuple of these, or `... | None`.
-        key: What to call the value in an error.
+        value: Plain data: dicts, lists and scalars.
+        annotation: A dataclass, int, float, bool, str, a `Literal` of strings, a tuple
+            of these, or one of them with `| None` or in `Annotated` with a `Range`.
+        key: The dotted key; empty for the whole tree.
 
     Raises:
-        UserError: an unknown key or a value of the wrong type.
+        UserError: An unknown key, a wrong type, or a value out of its range.
     """
-    optional, kind = _without_none(kind)
-    if optional and value is None:
+    type_, range_, is_optional = _split(annotation)
+    if is_optional and value is None:
         return None
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(type_) and isinstance(value, Mapping):
         prefix = f"{key}." if key else ""
-        return kind(
+        return type_(
             **{
-                name: conform(item, _field_of(kind, name, key), prefix + name)
+                name: validate(item, _annotation(type_, name, key), prefix + name)
                 for name, item in value.items()
             }
         )
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        kinds = typing.get_args(kind)
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        if len(kinds) == len(value):
-            pairs = zip(value, kinds, strict=True)
-            return tuple(
-                conform(item, k, f"{key}[{n}]") for n, (item, k) in enumerate(pairs)
-            )
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if type(value) is kind and kind in (int, bool, str):
+    if typing.get_origin(type_) is Literal:
+        choices = typing.get_args(type_)
+        if value not in choices:
+            raise UserError(f"{key}={value!r}: {suggest(str(value), choices)}")
         return value
-    wanted = _describe(kind) + (" or none" if optional else "")
-    raise UserError(f"{key}: {value!r} is not {wanted}")
+    if typing.get_origin(type_) is tuple and isinstance(value, list | tuple):
+        item_types = _item_types(type_, len(value))
+        if item_types is not None:
+            pairs = zip(value, item_types, strict=True)
+            return tuple(validate(item, item_type, key) for item, item_type in pairs)
+    if type_ is float and type(value) in (int, float) and math.isfinite(value):
+        value = float(value)
+    elif type(value) is not type_ or type_ not in (int, bool, str):
+        expected = _describe(type_) + (" or none" if is_optional else "")
+        raise UserError(f"{key}: {value!r} is not {expected}")
+    if range_ is not None and value not in range_:
+        number = f"{value:g}" if type_ is float else value
+        raise UserError(f"{key}={number}: must be {range_} (--set {key}=...)")
+    return value
 
 
-def _without_none(kind: Any) -> tuple[bool, Any]:
-    """Splits `X | None` into (True, X)."""
-    if isinstance(kind, types.UnionType):
-        (kind,) = (k for k in typing.get_args(kind) if k is not types.NoneType)
-        return True, kind
-    return False, kind
+def _split(annotation: Any) -> tuple[Any, Range | None, bool]:
+    """Splits an annotation into its type, its range, and whether None is allowed."""
+    is_optional = isinstance(annotation, types.UnionType)
+    if is_optional:
+        (annotation,) = set(typing.get_args(annotation)) - {types.NoneType}
+    if typing.get_origin(annotation) is Annotated:
+        type_, range_ = typing.get_args(annotation)
+        return type_, range_, is_optional
+    return annotation, None, is_optional
 
 
-def _describe(kind: Any) -> str:
+def _item_types(type_: Any, length: int) -> Sequence[Any] | None:
+    """Returns the types of a tuple's items, or None where it has another length."""
+    item_types = typing.get_args(type_)
+    if item_types[-1] is Ellipsis:
+        return item_types[:1] * length
+    return item_types if len(item_types) == length else None
+
+
+def _describe(type_: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false"}
-    if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        if kinds[-1] is Ellipsis:
-            return f"a list ({_describe(kinds[0])}, and so on)"
-        return f"a list of {len(kinds)}: {', '.join(_describe(k) for k in kinds)}"
-    if dataclasses.is_dataclass(kind):
+    if typing.get_origin(type_) is tuple:
+        item_names = [_describe(_split(t)[0]) for t in typing.get_args(type_)]
+        if typing.get_args(type_)[-1] is Ellipsis:
+            return f"a list ({item_names[0]}, and so on)"
+        return f"a list of {len(item_names)}: {', '.join(item_names)}"
+    if dataclasses.is_dataclass(type_):
         return "a section"
-    return names.get(kind, "a text")
+    return names.get(type_, "a text")

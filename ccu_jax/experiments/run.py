@@ -10,8 +10,7 @@ import pathlib
 from typing import Any
 
 from ccu_jax.audits import tiers as auditing
-from ccu_jax.config import schema as configs
-from ccu_jax.config.schema import Config
+from ccu_jax.config.schema import Config, to_json
 from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.reports import audit_table
 from ccu_jax.reports import html as report
@@ -61,7 +60,7 @@ def run(
             auditing.measure(ctx, seed, sets, methods, audit, shadows)
         with reporter.stage("report") as stage:
             found = rows.load_all_results(workdir)
-            given = configs.to_json(config)
+            given = to_json(config)
             if is_primary():
                 report.write(workdir, found, given)
             # Whatever becomes of the audit: what was done before is reported.

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.config import limits
-from ccu_jax.config.schema import Config
+from ccu_jax.config.schema import Config, check_batches
 from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
@@ -53,7 +52,7 @@ def check(config: Config, names: list[str], of: str) -> None:
             f"unlearn.num_requests={config.unlearn.num_requests}: settings are "
             "looked at for one request; leave it out"
         )
-    limits.check_batches(config, names, jax.device_count())
+    check_batches(config, names, jax.device_count())
 
 
 def check_there(ctx: RunContext) -> None:

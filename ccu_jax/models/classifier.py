@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ccu_jax.config import schema as configs
+from ccu_jax.config import schema
 from ccu_jax.errors import UserError
 from ccu_jax.models import towers
 
@@ -89,7 +89,7 @@ class FusedHead(nn.Module):
 
 
 def build(
-    config: configs.Model,
+    config: schema.Model,
     *,
     classes: int,
     vocabulary: int,

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from ccu_jax import data, models
-from ccu_jax.config import limits
-from ccu_jax.config.schema import Config
+from ccu_jax.config.schema import Config, check_batches, check_values
 from ccu_jax.data import corruptions
 from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import peers
@@ -89,9 +88,9 @@ def _open_locked(config, workdir, titles, methods):
 
 
 def _check(config, methods):
-    limits.check(config)
+    check_values(config)
     rules.check(config.unlearn.rule)
-    limits.check_batches(config, methods, jax.device_count())
+    check_batches(config, methods, jax.device_count())
 
 
 def _draw(ctx: RunContext, seed, methods) -> Sets:

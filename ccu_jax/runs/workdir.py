@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ccu_jax import data
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import differing_keys, to_json
 from ccu_jax.data.readers.untrusted_files import is_within
 from ccu_jax.distributed.hosts import (
     all_agree,
@@ -97,7 +97,7 @@ def refuse(config, workdir):
     if not path.exists():
         return
     try:
-        different = configs.difference(read_record(path), configs.to_json(config))
+        different = differing_keys(read_record(path), to_json(config))
     except ValueError:
         raise UserError(
             f"{path}, which says what {workdir} was made with, is damaged: remove it, "
@@ -115,7 +115,7 @@ def claim(config, workdir, files):
     """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
     barrier("claim")  # all processes have looked at what was there
     if is_primary():
-        mine = add_checksum(configs.to_json(config))
+        mine = add_checksum(to_json(config))
         path = workdir / "config.json"
         write_atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
     keep(files)

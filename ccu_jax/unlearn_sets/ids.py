@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from ccu_jax.config.validation import closest
+from ccu_jax.config.validation import suggest
 from ccu_jax.errors import UserError
 
 
@@ -34,7 +34,7 @@ def _near(wrong, groups, most=3, few=20) -> str:
     """The groups that may have been meant; all where there are few, one if none is."""
     names = np.unique(groups).tolist()
     if len(names) <= few:
-        return closest(wrong, names)
+        return suggest(wrong, names)
     meant = difflib.get_close_matches(wrong, names, n=most, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, meant))}? " if meant else ""
     return f"{hint}there are {len(names):,}, {names[0]!r} for one"

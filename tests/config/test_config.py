@@ -6,10 +6,15 @@ import math
 
 import pytest
 
-from ccu_jax.config import loading as config_file
-from ccu_jax.config import schema as configs
 from ccu_jax.config import validation as typed
-from ccu_jax.config.schema import Config
+from ccu_jax.config.loading import available_configs, load_config
+from ccu_jax.config.schema import (
+    Config,
+    differing_keys,
+    from_json,
+    replace_value,
+    to_json,
+)
 from ccu_jax.errors import UserError
 
 
@@ -34,9 +39,9 @@ class _Tree:
 
 
 def _set(key, text):
-    kind = typed.field_kind(_Tree, key)
+    kind = typed.field_type(_Tree, key)
     value = typed.parse(text, kind, key)
-    return typed.conform(value, kind, key)
+    return typed.validate(value, kind, key)
 
 
 def _refusal(call, *args):
@@ -53,24 +58,24 @@ def _file(tmp_path, text):
     return str(path)
 
 
-@pytest.mark.parametrize("name", config_file.available())
+@pytest.mark.parametrize("name", available_configs())
 def test_every_config_loads_and_is_called_like_its_file(name):
-    config = config_file.load(name)
+    config = load_config(name)
     assert config.name == name
     assert config.methods and config.seeds
 
 
 def test_the_configs_are_found():
-    assert {"mmimdb", "clipart", "tiny"} <= set(config_file.available())
+    assert {"mmimdb", "clipart", "tiny"} <= set(available_configs())
 
 
-@pytest.mark.parametrize("name", config_file.available())
+@pytest.mark.parametrize("name", available_configs())
 def test_a_config_survives_json(name):
-    config = config_file.load(name)
-    text = json.dumps(configs.to_json(config), allow_nan=False)
-    again = configs.from_json(json.loads(text))
+    config = load_config(name)
+    text = json.dumps(to_json(config), allow_nan=False)
+    again = from_json(json.loads(text))
     assert again == config
-    assert configs.to_json(again) == configs.to_json(config)
+    assert to_json(again) == to_json(config)
 
 
 def test_every_field_of_the_tree_can_be_set_to_its_own_value():
@@ -81,11 +86,11 @@ def test_every_field_of_the_tree_can_be_set_to_its_own_value():
             else:
                 yield above + name, value
 
-    tree = configs.to_json(config_file.load("tiny"))
+    tree = to_json(load_config("tiny"))
     for key, value in leaves(tree):
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        again = config_file.load("tiny", [f"{key}={text}"])
-        assert configs.difference(tree, configs.to_json(again)) == []
+        again = load_config("tiny", [f"{key}={text}"])
+        assert differing_keys(tree, to_json(again)) == []
 
 
 @pytest.mark.parametrize(
@@ -152,16 +157,16 @@ def test_text_of_the_wrong_type_is_refused_by_name(key, text):
     ],
 )
 def test_a_value_of_a_related_type_is_refused(value, kind):
-    assert "key" in _refusal(typed.conform, value, kind, "key")
+    assert "key" in _refusal(typed.validate, value, kind, "key")
 
 
 def test_overrides_are_applied_in_order_and_leave_the_rest_alone():
-    plain = config_file.load("tiny")
-    config = config_file.load(
+    plain = load_config("tiny")
+    config = load_config(
         "tiny", ["train.epochs=3", " train.epochs = 7 ", "seeds=5,6", "data.dir=a=b"]
     )
     assert (config.train.epochs, config.seeds, config.data.dir) == (7, (5, 6), "a=b")
-    changed = configs.difference(configs.to_json(plain), configs.to_json(config))
+    changed = differing_keys(to_json(plain), to_json(config))
     assert set(changed) == {"data.dir", "train.epochs", "seeds"}
 
 
@@ -178,14 +183,14 @@ def test_overrides_are_applied_in_order_and_leave_the_rest_alone():
     ],
 )
 def test_a_wrong_override_is_refused_with_the_right_ones_listed(override, words):
-    message = _refusal(config_file.load, "tiny", [override])
+    message = _refusal(load_config, "tiny", [override])
     assert all(word in message for word in words), message
 
 
 def test_an_unknown_name_is_refused_with_the_right_ones_listed():
-    message = _refusal(config_file.load, "mmimbd")
+    message = _refusal(load_config, "mmimbd")
     assert "did you mean 'mmimdb'?" in message and "clipart" in message
-    assert "no such file" in _refusal(config_file.load, "no/such.py")
+    assert "no such file" in _refusal(load_config, "no/such.py")
 
 
 _HEAD = "from ccu_jax.config import Config, Train\n\n"
@@ -210,14 +215,14 @@ _HEAD = "from ccu_jax.config import Config, Train\n\n"
 )
 def test_a_broken_config_file_is_refused_with_its_line(tmp_path, text, line, words):
     path = _file(tmp_path, text)
-    message = _refusal(config_file.load, path)
+    message = _refusal(load_config, path)
     assert message.startswith(f"{path}:{line}: ")
     assert all(word in message for word in words), message
 
 
 def test_a_wrong_type_inside_a_config_file_is_refused(tmp_path):
     path = _file(tmp_path, _HEAD + "config = Config(train=Train(epochs='3'))\n")
-    message = _refusal(config_file.load, path)
+    message = _refusal(load_config, path)
     assert path in message and "train.epochs" in message
 
 
@@ -225,31 +230,31 @@ def test_a_config_file_may_build_on_another_and_is_named_after_its_file(tmp_path
     path = _file(
         tmp_path,
         "import dataclasses\n"
-        "from ccu_jax.config.loading import load\n"
-        "config = dataclasses.replace(load('tiny'), name='', seeds=[1, 2])\n",
+        "from ccu_jax.config.loading import load_config\n"
+        "config = dataclasses.replace(load_config('tiny'), name='', seeds=[1, 2])\n",
     )
-    config = config_file.load(path)
+    config = load_config(path)
     assert (config.name, config.seeds) == ("own", (1, 2))
     assert [entry.name for entry in tmp_path.iterdir()] == ["own.py"]
 
 
 def test_json_with_an_unknown_key_or_a_wrong_type_is_refused():
-    tree = configs.to_json(Config())
+    tree = to_json(Config())
     tree["train"]["epocs"] = 3
-    assert "did you mean 'epochs'?" in _refusal(configs.from_json, tree)
-    assert "train.epochs" in _refusal(configs.from_json, {"train": {"epochs": 3.5}})
-    assert _refusal(configs.from_json, {"train": 3}).startswith("train")
+    assert "did you mean 'epochs'?" in _refusal(from_json, tree)
+    assert "train.epochs" in _refusal(from_json, {"train": {"epochs": 3.5}})
+    assert _refusal(from_json, {"train": 3}).startswith("train")
 
 
 def test_the_difference_names_dotted_keys_on_either_side():
     a = {"x": 1, "s": {"y": [1, 2], "z": 1}, "old": 1}
     b = {"x": 1, "s": {"y": [1, 3], "z": 1.0}, "new": None}
-    assert configs.difference(a, b) == ["s.y", "s.z", "old", "new"]
-    assert configs.difference(a, a) == []
+    assert differing_keys(a, b) == ["s.y", "s.z", "old", "new"]
+    assert differing_keys(a, a) == []
 
 
 def test_a_whole_number_in_a_float_field_becomes_a_float():
-    config = configs.replace(Config(), "train.learning_rate", 1)
+    config = replace_value(Config(), "train.learning_rate", 1)
     assert type(config.train.learning_rate) is float
     with pytest.raises(UserError):
-        configs.replace(Config(), "train.learning_rate", math.nan)
+        replace_value(Config(), "train.learning_rate", math.nan)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax.config import loading as config_file
+from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Data
 from ccu_jax.data import load, load_prepared
 from ccu_jax.data.preparation import ingest as parts
@@ -224,7 +224,7 @@ SETS = ("mmimdb", "fashion200k", "hatefulmemes", "medical")
 
 def settings(name, root):
     """The data set's own configuration, for files in `root`, with small pictures."""
-    config = config_file.load(name, []).data
+    config = load_config(name, []).data
     return dataclasses.replace(config, dir=str(root), image_size=48, records=False)
 
 

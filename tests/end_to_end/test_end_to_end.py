@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import from_json
 from ccu_jax.evaluate import predictions
 from ccu_jax.storage.records import add_line_checksum, read_record
 
@@ -109,7 +109,7 @@ def weights(workdir, method, seed=0):
 def _model(workdir):
     from ccu_jax import data, models
 
-    config = configs.from_json(read_record(workdir / "config.json"))
+    config = from_json(read_record(workdir / "config.json"))
     loaded = data.load(config.data, workdir, lambda *told: None)
     model = models.build(
         config.model,
@@ -515,10 +515,10 @@ def test_a_damaged_record_is_named(small, copy):
 MOVIES = """
 import dataclasses
 from ccu_jax.config import CcuPlus, Corruptions, Finetune, Model, Run, Train
-from ccu_jax.config.loading import load
+from ccu_jax.config.loading import load_config
 
 config = dataclasses.replace(
-    load("NAME", ["data.sample_rows=240", "data.image_size=16"]),
+    load_config("NAME", ["data.sample_rows=240", "data.image_size=16"]),
     name="movies",
     corruptions=Corruptions(missing_image=0.1, missing_text=0.1, incomplete=0.1,
                           noisy_labels=0.1, noisy_text=0.1, order="stored"),

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from ccu_jax import data
-from ccu_jax.config import schema as configs
+from ccu_jax.config.schema import Data
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
@@ -708,7 +708,7 @@ def settings(tmp_path_factory):
     tiny = toy.make_config(
         train={"epochs": 1}, ccu_plus={"steps": 4, "shrink": 1.0}, ccu={"steps": 4}
     )
-    own = configs.Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
+    own = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
     return dataclasses.replace(tiny, data=own, methods=("original", "ccu_plus"))
 
 

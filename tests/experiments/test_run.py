@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ccu_jax.config import schema as configs
-from ccu_jax.config.schema import Unlearn
+from ccu_jax.config.schema import Data, Unlearn
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.experiments import run
@@ -26,7 +25,7 @@ def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own") / "pictures"
     pictures(folder, rows=300)
     tiny = toy.make_config(train={"epochs": 2}, finetune={"epochs": 1})
-    own = configs.Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
+    own = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
     return dataclasses.replace(tiny, data=own, methods=METHODS)
 
 

@@ -283,7 +283,7 @@ def test_who_stops_reading_is_told_nothing_but_that(argv, tmp_path):
         "    import ccu_jax.experiments.run\n"
         "    from ccu_jax.runs.progress import Reporter\n"
         "    def run(config, workdir, *more):\n"
-        "        for _ in range(9): Reporter(workdir, True).say('line')\n"
+        "        for _ in range(9): Reporter(workdir, True).log('line')\n"
         "    ccu_jax.experiments.run.run = run\n"
         "launch._leave()\n"
     )

@@ -181,7 +181,7 @@ def make_problem(
         forward=Forward(made, executor, settings.run.evaluate_batch),
         executor=executor,
         table=executor.replicate(table),
-        sets=splits.draw(data, rule, 0, 0.2),
+        sets=splits.draw_sets(data, rule, 0, 0.2),
         multi_label=data.multi_label,
         params=executor.replicate(made.init(jax.random.key(7))),
         seed=seed,
@@ -205,7 +205,7 @@ def step_inputs_of(executor, program, steps=slice(None)):
 class NullStage:
     """A stage that nobody watches."""
 
-    def tell(self, *args, **kwargs):
+    def report_progress(self, *args, **kwargs):
         pass
 
     def update(self, *args, **kwargs):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.methods import Problem, reference, stopping
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
 from ccu_jax.train.step import Program
 
@@ -57,7 +57,7 @@ def relearn(
         def method(given, target=target):
             return program(given._replace(params=params), np.float32(target))
 
-        outcome = ctx.loop.run(NAME, method, given, folder / str(time), Quiet())
+        outcome = ctx.loop.run(NAME, method, given, folder / str(time), NullStage())
         checkpoint.remove(folder / str(time))
         back = outcome.steps < MOST_STEPS and not outcome.diverged
         steps.append(outcome.steps if back else MOST_STEPS)

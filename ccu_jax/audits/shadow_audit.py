@@ -26,7 +26,7 @@ from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import ranking as scores
 from ccu_jax.metrics.intervals import Interval, plain
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
 
 # The fused view would tell of texts, too: a shadow knows those of the unlearn set in
@@ -258,7 +258,7 @@ class Pool:
         if method != "original":
             given = given._replace(params=params, sets=sets, store=None)
             steps = self._folder / f"{method}-{number}-{name}-steps"
-            outcome = self._ctx.loop.run(method, METHODS[method], given, steps, Quiet())
+            outcome = self._ctx.loop.run(method, METHODS[method], given, steps, NullStage())
             params = {**params, **self._ctx.executor.replicate(outcome.params)}
         # Only the rows in question, the population, and some that were kept.
         sets = sets._replace(retain=self._retained, validation=sets.validation[:0])

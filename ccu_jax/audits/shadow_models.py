@@ -21,7 +21,7 @@ from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.methods import Problem, reference
 from ccu_jax.runs.context import RunContext
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint, step
 from ccu_jax.train.step import Program, State
 from ccu_jax.unlearn_sets import splits as unlearn_set
@@ -54,7 +54,7 @@ def plan(data, sets: Sets, count: int, seed: int, duplicates: str) -> Plan:
     Rows that are forgotten together go together.
     """
     rows = np.sort(np.concatenate([sets.unlearn, sets.unseen]))
-    group = unlearn_set.joined(data, duplicates)[rows]
+    group = unlearn_set.merge_near_duplicates(data, duplicates)[rows]
     names, place = np.unique(group, return_inverse=True)
     size = np.bincount(place)
     shown = []
@@ -122,7 +122,7 @@ def train(
         given = [problem_of(problem, plan, number) for number in some]
         steps = folder / f"{'-'.join(map(str, some))}-steps"
         if len(some) == 1:
-            outcome = ctx.loop.run(NAME, programs[0], given[0], steps, Quiet())
+            outcome = ctx.loop.run(NAME, programs[0], given[0], steps, NullStage())
             trained = [outcome.params]
         else:
             made = [make(one) for make, one in zip(programs, given, strict=True)]

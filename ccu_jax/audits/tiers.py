@@ -77,8 +77,8 @@ def forecast_of(
     if all_agree(not any(left[tier] for left in todo.values())):
         return None
     if tier == "smoke":
-        return f"audit, smoke: {forecast.words(seconds)}"
-    known = forecast.pace(ctx)
+        return f"audit, smoke: {forecast.format_estimate(seconds)}"
+    known = forecast.measure_pace(ctx)
     for seed, left in todo.items():
         seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
         if tier == "rigorous" and left["rigorous"]:
@@ -88,7 +88,7 @@ def forecast_of(
             # Features are not stored for a shadow, and the first one compiles.
             each = sum(known.method(name) + known.look for name in run)
             seconds += shadows * each + forecast.COMPILE_S * len(run)
-    told = f"audit, {tier}: {forecast.words(seconds)}"
+    told = f"audit, {tier}: {forecast.format_estimate(seconds)}"
     if tier == "rigorous" and shadows < LEAST:
         told += f" (no forgetting score, no KLOM: these need --shadows {LEAST})"
     return told
@@ -141,10 +141,10 @@ def measure(
     with ctx.reporter.stage(_title(seed)) as stage:
         # Of a purged folder there is no original any more: what is kept is all.
         purged = ctx.data.purged
-        problem = None if purged else stages.prepared(ctx, seed, sets, stage)
-        _probes(ctx, seed, problem, methods, stage.tell)
+        problem = None if purged else stages.problem_with_original(ctx, seed, sets, stage)
+        _probes(ctx, seed, problem, methods, stage.report_progress)
         if tier == "rigorous":
-            _pool(ctx, seed, problem, methods, shadows, stage.tell)
+            _pool(ctx, seed, problem, methods, shadows, stage.report_progress)
 
 
 def write(ctx: RunContext, tell: Callable) -> list[dict[str, Any]]:
@@ -246,7 +246,7 @@ def _probes(ctx: RunContext, seed, problem, methods, tell: Callable) -> None:
 
     def look(method):
         if method not in looked:
-            params = stages.params_of(ctx, seed, method)
+            params = stages.load_params(ctx, seed, method)
             found = probing.look(problem, params, ctx.data.group)
             looked[method] = params, found
         return looked[method]

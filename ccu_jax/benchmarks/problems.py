@@ -74,7 +74,7 @@ PRESETS = {
 class Quiet:
     """A stage that nobody watches."""
 
-    def tell(self, *args: Any) -> None:
+    def report_progress(self, *args: Any) -> None:
         """Says nothing."""
 
     def update(self, *args: Any, **metrics: Any) -> None:

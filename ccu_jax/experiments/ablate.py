@@ -90,33 +90,33 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     with session.open_run(given, workdir, titles) as (ctx, drawn, methods):
         variants.check_there(ctx)
         runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
-        ctx.reporter.say(forecast.variants(ctx, runs, apart=True))
+        ctx.reporter.log(forecast.describe_variants(ctx, runs, apart=True))
         for seed, sets in drawn.items():
             stages.run_seed(ctx, seed, sets, methods)
             reference = rows.load_result(rows.result_path(workdir, seed, REFERENCE))
             found.append({**reference, "part": REFERENCE})
             for name in names:
                 with ctx.reporter.stage(f"seed {seed}: ablate {name}") as stage:
-                    problem = stages.prepared(ctx, seed, sets, stage)
+                    problem = stages.problem_with_original(ctx, seed, sets, stage)
                     found += _method(ctx, problem, name, stage)
         if is_primary():
             text = json.dumps(found, indent=1) + "\n"
             write_atomically(workdir / "ablation.json", text.encode())
             write_atomically(workdir / "ablation.md", _markdown(found, names).encode())
         for name in names:
-            ctx.reporter.say(_title(name))
+            ctx.reporter.log(_title(name))
             tables.show(*table(found, name), ctx.reporter)
-        ctx.reporter.say(f"ablation: {workdir / 'ablation.json'}, ablation.md")
+        ctx.reporter.log(f"ablation: {workdir / 'ablation.json'}, ablation.md")
     return found
 
 
 def _method(ctx: RunContext, problem, name, stage):
     changes = parts(getattr(problem.config, name))
     for place, (part, settings) in enumerate(changes.items()):
-        stage.tell(part, place, len(changes))
+        stage.report_progress(part, place, len(changes))
         row = variants.run(ctx, problem, Variant(name, settings))
         yield {**row, "part": part}
-    stage.tell("done", len(changes), len(changes))
+    stage.report_progress("done", len(changes), len(changes))
 
 
 def table(found: list[dict[str, Any]], name: str) -> tuple[list[str], list[list[str]]]:

@@ -51,7 +51,7 @@ def run(
     with open_run(given, workdir, titles) as (ctx, drawn, methods):
         reporter = ctx.reporter
         if told := auditing.forecast_of(ctx, audit, methods, shadows):
-            reporter.say(told)
+            reporter.log(told)
         for seed, sets in drawn.items():
             stages.run_seed(ctx, seed, sets, methods)
         if audit != "none":
@@ -67,7 +67,7 @@ def run(
             if audit == "none":
                 audited = auditing.stored(workdir)
             else:
-                audited = auditing.write(ctx, stage.tell)
+                audited = auditing.write(ctx, stage.report_progress)
             if is_primary() and audited:
                 if audit != "none":
                     audit_table.write(workdir, audited)
@@ -75,7 +75,7 @@ def run(
         report.show(found, reporter)
         if audit != "none" and audited:
             audit_table.show(workdir, audited, reporter)
-        reporter.say(f"report: {workdir / 'report.html'}")
+        reporter.log(f"report: {workdir / 'report.html'}")
         if purge:
             workdirs.purge(ctx)
         return found

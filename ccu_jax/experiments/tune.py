@@ -60,11 +60,11 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
         problems = []
         for seed, sets in drawn.items():
             with ctx.reporter.stage(looks[seed]) as stage:
-                problem = stages.prepared(ctx, seed, sets, stage)
+                problem = stages.problem_with_original(ctx, seed, sets, stage)
             problems.append(variants.without_test(problem))
         references = [_reference(ctx, problem) for problem in problems]
         runs = _runs(trials, len(problems))
-        ctx.reporter.say(forecast.variants(ctx, dict.fromkeys(names, runs)))
+        ctx.reporter.log(forecast.describe_variants(ctx, dict.fromkeys(names, runs)))
         found = {}
         for name, title in zip(names, titles, strict=True):
             with ctx.reporter.stage(title) as stage:
@@ -133,7 +133,7 @@ def _method(ctx: RunContext, problems, references, name, trials, stage):
 
     def judged(place, values):
         nonlocal done
-        stage.tell(f"trial {done + 1}", done, total)
+        stage.report_progress(f"trial {done + 1}", done, total)
         row = variants.run(ctx, problems[place], Variant(name, values))
         done += 1
         return objective(row, references[place]), row
@@ -152,7 +152,7 @@ def _method(ctx: RunContext, problems, references, name, trials, stage):
             value, row = judged(place, trial["settings"])
             trial["objectives"].append(value)
             trial["rows"].append(row)
-    stage.tell("trials", done, done)
+    stage.report_progress("trials", done, done)
     rest = [trial for trial in found if trial not in finals]
     return [*sorted(finals, key=lambda trial: np.mean(trial["objectives"])), *rest]
 
@@ -207,7 +207,7 @@ def _show(reporter: report.Reporter, told, path) -> None:
             ]
         )
     tables.show(header, lines, reporter)
-    reporter.say(f"tuned: {path}; `winners` of it are settings to adopt")
+    reporter.log(f"tuned: {path}; `winners` of it are settings to adopt")
 
 
 def _mean(values) -> str:

@@ -22,7 +22,7 @@ from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 
 Row = dict[str, Any]
 
@@ -101,7 +101,7 @@ def run(ctx: RunContext, problem: Problem, variant: Variant) -> Row:
     config = dataclasses.replace(problem.config, **{method: section})
     problem = problem._replace(config=config)
     steps = path.with_suffix("")
-    outcome = ctx.loop.run(method, METHODS[method], problem, steps, Quiet())
+    outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
     found = judge(ctx, problem, outcome.params)
     row: Row = {
         "method": method,

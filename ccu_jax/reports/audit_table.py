@@ -52,9 +52,9 @@ def show(
     workdir: pathlib.Path, methods: Sequence[dict[str, Any]], reporter: Reporter
 ) -> None:
     """Prints the table and where the files are. Args as for `write`."""
-    reporter.say("audit: verdicts and measurements, with confidence intervals")
+    reporter.log("audit: verdicts and measurements, with confidence intervals")
     tables.show(*table(methods), reporter, keep=2)
-    reporter.say(f"audit: {workdir / 'audit.md'}, audit.json")
+    reporter.log(f"audit: {workdir / 'audit.md'}, audit.json")
 
 
 def table(methods: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -29,7 +29,7 @@ class RunContext(NamedTuple):
     table: dict[str, Any]
 
 
-def problem_of(ctx: RunContext, seed: int, sets: Sets) -> Problem:
+def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
     """What the methods of a seed are given, without an original."""
     return Problem(
         config=ctx.config,

@@ -38,7 +38,7 @@ class Pace(NamedTuple):
         return (_TAIL if tail else _WHOLE) * self.training + self.look
 
 
-def pace(ctx: RunContext) -> Pace:
+def measure_pace(ctx: RunContext) -> Pace:
     """What is known of this machine.
 
     Where no original has been trained yet, some rows are looked at with a model that
@@ -66,17 +66,19 @@ def pace(ctx: RunContext) -> Pace:
     return Pace(_STEP * train.epochs * trained * each, count * each)
 
 
-def table(ctx: RunContext, todo: dict[int, list[str]]) -> str:
+def describe_stages(ctx: RunContext, todo: dict[int, list[str]]) -> str:
     """Says how long the methods that are left to do for each seed take, about."""
-    known = pace(ctx)
+    known = measure_pace(ctx)
     names = {name for methods in todo.values() for name in methods}
     seconds = COMPILE_S * len(names)
     seconds += sum(known.method(n) for methods in todo.values() for n in methods)
     count = sum(map(len, todo.values()))
-    return f"models to make: {count}, {words(seconds)}"
+    return f"models to make: {count}, {format_estimate(seconds)}"
 
 
-def variants(ctx: RunContext, runs: dict[str, int], apart: bool = False) -> str:
+def describe_variants(
+    ctx: RunContext, runs: dict[str, int], apart: bool = False
+) -> str:
     """Says how long so many runs of each method take, about.
 
     Args:
@@ -84,16 +86,18 @@ def variants(ctx: RunContext, runs: dict[str, int], apart: bool = False) -> str:
         runs: of each method.
         apart: whether each is a program of its own.
     """
-    known = pace(ctx)
+    known = measure_pace(ctx)
     # What is switched off is another program; other numbers are not.
     seconds = sum(
         (n if apart else 1) * COMPILE_S + n * known.method(name)
         for name, n in runs.items()
     )
-    return f"{sum(runs.values())} runs of {len(runs)} methods: {words(seconds)}"
+    return (
+        f"{sum(runs.values())} runs of {len(runs)} methods: {format_estimate(seconds)}"
+    )
 
 
-def words(seconds: float) -> str:
+def format_estimate(seconds: float) -> str:
     """Seconds as a guess in words."""
     if seconds < 90:
         return f"about {max(round(seconds, -1), 10):.0f} s on this machine"

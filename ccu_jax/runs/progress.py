@@ -41,7 +41,7 @@ class Stage:
         self._first: tuple[float, int] | None = None
         self._last_s = self._start_s
 
-    def tell(self, what: str, done: int, total: int) -> None:
+    def report_progress(self, what: str, done: int, total: int) -> None:
         """Tells what is being done, and how far it is."""
         if what != self.doing:  # it has a rate of its own
             self.doing, self._first = what, None
@@ -64,7 +64,7 @@ class Stage:
         if now - self._told_s >= PLAIN_EVERY_S:
             self._told_s = now
             self._read(now)
-            self._reporter.tell_progress(self)
+            self._reporter.log_progress(self)
 
     def _read(self, now: float) -> None:
         """Fetches the metrics that came since the last time."""
@@ -99,11 +99,13 @@ class Stage:
             rate = (self.done - first) / elapsed
             words.append(f"{rate:.3g}/s")
             if left and self.total and self.total > self.done:
-                words.insert(1, f"{duration((self.total - self.done) / rate)} left")
+                words.insert(
+                    1, f"{format_duration((self.total - self.done) / rate)} left"
+                )
         return words
 
 
-class Quiet:
+class NullStage:
     """A stage that nobody watches, where whole runs are told of and not their steps."""
 
     def update(self, *args, **kwargs) -> None:
@@ -146,9 +148,9 @@ class Reporter:
         with self._lock:
             self._file.write(line.encode())  # unbuffered: it survives a crash
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints one line above the live display; also an event."""
-        self.event("say", text=text)
+        self.event("log", text=text)
         self.print(text)
 
     def warn(self, text: str) -> None:
@@ -194,7 +196,7 @@ class Reporter:
             style = "bold red" if end == "failed" else ""
             self.print(f"{stage.label}{title}: {end}, {', '.join(words)}", style)
 
-    def tell_progress(self, stage: Stage) -> None:
+    def log_progress(self, stage: Stage) -> None:
         """Logs a running stage; a plain line where there is no live display."""
         fields = {"title": stage.title, "done": stage.done, "total": stage.total}
         fields |= {"seconds": stage.seconds(), "metrics": stage.metrics()}
@@ -265,7 +267,7 @@ class Reporter:
         if self._titles and stages:
             count = max(len(self._titles), self._place)
             share = (self._place - 1 + (stages[0].share() or 0.0)) / max(count, 1)
-            elapsed = f"{duration(time.monotonic() - self._start_s)} so far"
+            elapsed = f"{format_duration(time.monotonic() - self._start_s)} so far"
             lines.insert(0, (f"stage {self._place} of {count}", share, [elapsed]))
         return lines
 
@@ -308,7 +310,7 @@ def _bar(share: float, width: int, ascii_only: bool) -> Text:
     return Text(mark * full, style="cyan").append(rest * (width - full), style="dim")
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns seconds as m:ss or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

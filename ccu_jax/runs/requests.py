@@ -27,14 +27,16 @@ from ccu_jax.unlearn_sets import splits as unlearn_set
 _SEEDS = 1_000_003
 
 
-def cut(ctx: RunContext, seed: int, sets: unlearn_set.Sets) -> list[np.ndarray]:
+def split_requests(
+    ctx: RunContext, seed: int, sets: unlearn_set.Sets
+) -> list[np.ndarray]:
     """The rows of each request, about as many pictures in each; no group is split.
 
     Raises:
         UserError: there are fewer groups than requests.
     """
     config = ctx.config.unlearn
-    groups = unlearn_set.forgotten(ctx.data, sets, seed, config.duplicates)
+    groups = unlearn_set.groups_in_order(ctx.data, sets, seed, config.duplicates)
     pictures = np.array([ctx.data.has_image[rows].sum() for rows in groups])
     # Each needs a picture to forget; groups without one go with the one before them.
     shown = np.flatnonzero(pictures)
@@ -64,7 +66,7 @@ class _State(NamedTuple):
     trained: frozenset[str]
 
 
-class Ongoing(NamedTuple):
+class UpdatedStore(NamedTuple):
     """A store of features whose model has gone on: its heads say what they say now.
 
     Else a method that keeps what the original says of retained rows would bring back
@@ -86,7 +88,7 @@ class Ongoing(NamedTuple):
         return columns | {f"original_{view}": said[view] for view in VIEWS}
 
 
-def run(
+def run_requests(
     ctx, problem, method: str, folder: pathlib.Path, stage
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Handle all requests with a method; those that are done are not done again.
@@ -103,21 +105,21 @@ def run(
         `seconds`, `attack_auc` (of `all` rows that are gone by then, of the `first`
         request's and of `this` one's) and `scores` of the test set.
     """
-    parts = cut(ctx, problem.seed, problem.sets)
+    parts = split_requests(ctx, problem.seed, problem.sets)
     state, outcomes, told = _State(problem.params, frozenset()), [], []
     for number in range(len(parts)):
-        stage.tell(f"request {number + 1}/{len(parts)}", 0, 0)
+        stage.report_progress(f"request {number + 1}/{len(parts)}", 0, 0)
         at = folder / f"request-{number + 1}"
-        given = _problem(problem, parts, number, state)
-        outcome, state = _handle(ctx, given, method, at, stage, state)
+        given = _request_problem(problem, parts, number, state)
+        outcome, state = _handle_request(ctx, given, method, at, stage, state)
         outcomes.append(outcome)
-        told.append(_told(ctx, problem, parts, number, outcome, state))
+        told.append(_build_record(ctx, problem, parts, number, outcome, state))
         if outcome.diverged:
             break
-    return _together(outcomes, state), told
+    return _merge_outcomes(outcomes, state), told
 
 
-def _problem(problem, parts, number, state):
+def _request_problem(problem, parts, number, state):
     """What a method is given for one request."""
     later = [problem.sets.retain, *parts[number + 1 :]]
     sets = problem.sets._replace(
@@ -125,8 +127,8 @@ def _problem(problem, parts, number, state):
     )
     store = problem.store
     if number and store is not None:
-        ongoing = Ongoing(store, problem.forward, state.params, problem.table)
-        store = ongoing if _untouched(state) else None
+        ongoing = UpdatedStore(store, problem.forward, state.params, problem.table)
+        store = ongoing if _trunk_is_original(state) else None
     return problem._replace(
         sets=sets,
         params=state.params,
@@ -135,12 +137,12 @@ def _problem(problem, parts, number, state):
     )
 
 
-def _untouched(state) -> bool:
+def _trunk_is_original(state) -> bool:
     """Whether trunk and text branch, and so what is stored, are the original's."""
     return state.trained <= set(TAIL)
 
 
-def _handle(
+def _handle_request(
     ctx: RunContext, problem, method, folder, stage, before
 ) -> tuple[Outcome, _State]:
     """Run a method for one request, or take what it has left when it ran before."""
@@ -172,13 +174,15 @@ def _handle(
     return outcome, _State(params, before.trained | set(outcome.params))
 
 
-def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, Any]:
+def _build_record(
+    ctx: RunContext, problem, parts, number, outcome, state
+) -> dict[str, Any]:
     """What a request cost, and what the model is like after it."""
     gone = np.sort(np.concatenate(parts[: number + 1]))
     none = gone[:0]
     sets = problem.sets._replace(retain=none, unlearn=gone, validation=none)
     table = ctx.table
-    if problem.store is not None and _untouched(state):
+    if problem.store is not None and _trunk_is_original(state):
         table = problem.store.as_table(table)
     found = predictions.predict_all_splits(
         ctx.forward, state.params, table, ctx.data, sets
@@ -191,7 +195,7 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
         "steps": outcome.steps,
         "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
         "attack_auc": {
-            name: predictions.attack_auc(_only(found, ctx.data.id[rows]))
+            name: predictions.attack_auc(_select_unlearn_rows(found, ctx.data.id[rows]))
             for name, rows in asked.items()
         },
         "scores": {"test": predictions.compute_scores(found)["test"]},
@@ -199,7 +203,7 @@ def _told(ctx: RunContext, problem, parts, number, outcome, state) -> dict[str, 
     }
 
 
-def _only(results, ids) -> predictions.Predictions:
+def _select_unlearn_rows(results, ids) -> predictions.Predictions:
     """The results with no other forgotten rows than these."""
     kept = (results.split != "unlearn") | np.isin(results.id, ids)
     columns = {
@@ -211,7 +215,7 @@ def _only(results, ids) -> predictions.Predictions:
     return results._replace(logits=logits, **columns)
 
 
-def _together(outcomes, state) -> Outcome:
+def _merge_outcomes(outcomes, state) -> Outcome:
     """One outcome of all requests: their sums, and the parts that any has trained."""
     last = outcomes[-1]
     number = len(outcomes)

@@ -54,9 +54,12 @@ def open_run(
             "such a one (NFS, Filestore, a mounted bucket)"
         )
     results.source_commit()
-    workdirs.confine(workdir, config.run.allow_external_links)
-    with peers.watched(workdir, config.run.hang_timeout_s), workdirs.locked(workdir):
-        workdirs.refuse(config, workdir)
+    workdirs.reject_external_links(workdir, config.run.allow_external_links)
+    with (
+        peers.watched(workdir, config.run.hang_timeout_s),
+        workdirs.lock_workdir(workdir),
+    ):
+        workdirs.check_same_config(config, workdir)
         with _open_locked(config, workdir, titles, methods) as found:
             yield found
 
@@ -66,7 +69,7 @@ def _open_locked(config, workdir, titles, methods):
     """What `opened` gives, in a folder that is this run's."""
     reporter = Reporter(workdir, is_primary())
     try:
-        told = [stages.title(s, m) for s in config.seeds for m in methods]
+        told = [stages.stage_title(s, m) for s in config.seeds for m in methods]
         reporter.plan(["data", *told, *titles])
         with reporter.stage("data") as stage:
             ctx = _build_context(config, workdir, reporter, stage)
@@ -74,14 +77,18 @@ def _open_locked(config, workdir, titles, methods):
             _check_purged(ctx, methods)
             files = {}
             for seed, sets in drawn.items():
-                files |= workdirs.texts(ctx, seed, sets)
-        workdirs.claim(config, workdir, files)
+                files |= workdirs.unlearn_set_files(ctx, seed, sets)
+        workdirs.write_config(config, workdir, files)
         todo = {
-            seed: [m for m in methods if stages.finished(ctx, seed, m) is None]
+            seed: [
+                m
+                for m in methods
+                if stages.load_result_if_finished(ctx, seed, m) is None
+            ]
             for seed in drawn
         }
         if any(todo.values()):
-            reporter.say(forecast.table(ctx, todo))
+            reporter.log(forecast.describe_stages(ctx, todo))
         yield ctx, drawn, methods
     finally:
         reporter.close()
@@ -89,22 +96,22 @@ def _open_locked(config, workdir, titles, methods):
 
 def _check(config, methods):
     check_values(config)
-    rules.check(config.unlearn.rule)
+    rules.check_rule(config.unlearn.rule)
     check_batches(config, methods, jax.device_count())
 
 
 def _draw(ctx: RunContext, seed, methods) -> Sets:
     """A seed's sets, as far as they can be drawn; what is finished must fit to them."""
     for method in methods:
-        stages.finished(ctx, seed, method)
-    return stages.draw(ctx, seed)
+        stages.load_result_if_finished(ctx, seed, method)
+    return stages.draw_sets(ctx, seed)
 
 
 def _build_context(config, workdir, reporter, stage) -> RunContext:
     found = results.load_all_results(workdir)
     expected = found[0]["fingerprint"] if found else None
     if is_primary():
-        loaded = data.load(config.data, workdir, stage.tell, expected)
+        loaded = data.load(config.data, workdir, stage.report_progress, expected)
     barrier("data")
     if not is_primary():
         loaded = data.load_prepared(config.data, workdir)
@@ -116,10 +123,10 @@ def _build_context(config, workdir, reporter, stage) -> RunContext:
     elif loaded.edition == "clipart":
         reporter.warn("CLIP ART: drawings that come with the package, not photographs")
     counts = ", ".join(f"{k} {v:,}" for k, v in loaded.counts.items() if v)
-    reporter.say(f"{loaded.name}: {counts}")
+    reporter.log(f"{loaded.name}: {counts}")
     loaded, told = corruptions.apply(loaded, config.corruptions)
     if told:
-        reporter.say(f"corruptions: {json.dumps(told)}")
+        reporter.log(f"corruptions: {json.dumps(told)}")
     executor = EXECUTORS[config.run.executor]()
     model = models.build(
         config.model,
@@ -160,7 +167,7 @@ def _check_purged(ctx: RunContext, methods):
     """Refuse to go on with pictures that are not there any more."""
     for seed in ctx.config.seeds if ctx.data.purged else ():
         for method in methods:
-            if stages.finished(ctx, seed, method) is None:
+            if stages.load_result_if_finished(ctx, seed, method) is None:
                 raise UserError(
                     f"the pictures to forget were purged from {ctx.workdir}: what is "
                     f"finished can be shown, but {method} of seed {seed} cannot be "

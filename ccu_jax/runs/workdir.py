@@ -37,7 +37,7 @@ FREE = ("methods", "seeds", "run.")
 _LEASE_S = 120.0  # so long a network's folder may keep the lock of a host that is lost
 
 
-def confine(workdir, links: bool) -> None:
+def reject_external_links(workdir, links: bool) -> None:
     """Refuses a folder in which this would write or remove what lies elsewhere.
 
     Args:
@@ -47,7 +47,7 @@ def confine(workdir, links: bool) -> None:
     Raises:
         UserError: it holds such a link.
     """
-    out = _link(workdir) if is_primary() and not links else ""
+    out = _find_external_link(workdir) if is_primary() and not links else ""
     if not all_agree(out == ""):
         raise UserError(
             f"{out or f'in {workdir} there'} is a link out of the folder of the "
@@ -58,7 +58,7 @@ def confine(workdir, links: bool) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir):
+def lock_workdir(workdir):
     """Keeps other runs out of the folder while the block runs; a kill opens it again.
 
     Raises:
@@ -81,7 +81,7 @@ def locked(workdir):
         yield
 
 
-def _link(workdir) -> str:
+def _find_external_link(workdir) -> str:
     """A link out of the folder, or nothing: who has made it may be a stranger."""
     for above, folders, files in os.walk(workdir):
         for name in (*folders, *files):
@@ -91,7 +91,7 @@ def _link(workdir) -> str:
     return ""
 
 
-def refuse(config, workdir):
+def check_same_config(config, workdir):
     """Refuse a folder that another configuration has filled."""
     path = workdir / "config.json"
     if not path.exists():
@@ -111,17 +111,17 @@ def refuse(config, workdir):
         )
 
 
-def claim(config, workdir, files):
+def write_config(config, workdir, files):
     """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
     barrier("claim")  # all processes have looked at what was there
     if is_primary():
         mine = add_checksum(to_json(config))
         path = workdir / "config.json"
         write_atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
-    keep(files)
+    write_if_changed(files)
 
 
-def keep(files):
+def write_if_changed(files):
     """Write texts to files that are not there yet, or say something else."""
     barrier("keep")  # all processes have looked at what was there
     for path, text in files.items() if is_primary() else ():
@@ -130,12 +130,12 @@ def keep(files):
             write_atomically(path, text.encode())
 
 
-def unlearn_file(workdir, seed):
+def unlearn_set_path(workdir, seed):
     """Where the ids of a seed's unlearn set are written down."""
     return workdir / "unlearn_sets" / f"{seed}.txt"
 
 
-def texts(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
+def unlearn_set_files(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
     """What is written down of a seed's unlearn set: its ids, and near-duplicates.
 
     Raises:
@@ -144,32 +144,34 @@ def texts(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
     if not len(sets.unlearn):  # not drawn yet
         return {}
     config = ctx.config.unlearn
-    text = unlearn_set.describe(ctx.data, sets, seed, config.rule, config.duplicates)
-    path = unlearn_file(ctx.workdir, seed)
+    text = unlearn_set.format_unlearn_set(
+        ctx.data, sets, seed, config.rule, config.duplicates
+    )
+    path = unlearn_set_path(ctx.workdir, seed)
     if path.exists() and path.read_bytes() != text.encode():
-        unlearn_set.check_whole(path)
+        unlearn_set.check_intact(path)
         raise UserError(
             f"the unlearn set is another one than in {path}: give another --workdir, "
             "or remove the folder to start anew"
         )
-    return {path: text} | _near(ctx, seed, sets)
+    return {path: text} | _near_duplicate_files(ctx, seed, sets)
 
 
-def _near(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
+def _near_duplicate_files(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
     """Tell which near-duplicates of forgotten pictures there are."""
     near = unlearn_set.near_duplicates(ctx.data, sets)
     if not any(map(len, near.values())):
         return {}
     path = ctx.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
     told = ", ".join(f"{name} {len(found)}" for name, found in near.items())
-    ctx.reporter.say(
+    ctx.reporter.log(
         f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
         f"(those in unlearn are forgotten too); see {path}"
     )
-    return {path: unlearn_set.describe_near(ctx.data, sets, near)}
+    return {path: unlearn_set.format_near_duplicates(ctx.data, sets, near)}
 
 
-def evaluated(ctx: RunContext, seed) -> unlearn_set.Sets:
+def load_evaluated_sets(ctx: RunContext, seed) -> unlearn_set.Sets:
     """The sets on which a finished original was evaluated.
 
     Raises:
@@ -199,13 +201,13 @@ def purge(ctx: RunContext):
                 *(r["seed"] for r in rows.load_all_results(workdir)),
             }
             for seed in sorted(seeds):
-                if not (path := unlearn_file(workdir, seed)).exists():
+                if not (path := unlearn_set_path(workdir, seed)).exists():
                     raise UserError(
                         f"purge: {path} is gone, which said what to remove: the same "
                         "command once more writes it down and purges, if seed "
                         f"{seed} is among its seeds"
                     )
-            ids = unlearn_set.recorded(
+            ids = unlearn_set.load_all_ids(
                 ctx.data,
                 workdir / "unlearn_sets",
                 ctx.config.unlearn.duplicates,
@@ -219,14 +221,14 @@ def purge(ctx: RunContext):
                 also["models"] = _purge_models(workdir)
 
             told = data.forget(
-                ctx.config.data, workdir, ids, places, stage.tell, remove
+                ctx.config.data, workdir, ids, places, stage.report_progress, remove
             )
             told |= also
             text = json.dumps(told, indent=1) + "\n"
             write_atomically(workdir / "purge.json", text.encode())
         barrier("purge")
     if is_primary():
-        reporter.say(
+        reporter.log(
             f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
             f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
             f"{len(told['hits'])} found; too even to be looked for: {told['even']}. "

@@ -10,7 +10,7 @@ from ccu_jax.config.validation import suggest
 from ccu_jax.errors import UserError
 
 
-def of_group(data, name: str) -> np.ndarray:
+def rows_of_group(data, name: str) -> np.ndarray:
     """The training rows of a group.
 
     Raises:
@@ -26,11 +26,11 @@ def of_group(data, name: str) -> np.ndarray:
             "(validation or test rows): there is nothing to forget"
         )
     raise UserError(
-        f"unlearn rule group:{name}: no such group; {_near(name, data.group[train])}"
+        f"unlearn rule group:{name}: no such group; {_suggest_groups(name, data.group[train])}"
     )
 
 
-def _near(wrong, groups, most=3, few=20) -> str:
+def _suggest_groups(wrong, groups, most=3, few=20) -> str:
     """The groups that may have been meant; all where there are few, one if none is."""
     names = np.unique(groups).tolist()
     if len(names) <= few:
@@ -40,7 +40,7 @@ def _near(wrong, groups, most=3, few=20) -> str:
     return f"{hint}there are {len(names):,}, {names[0]!r} for one"
 
 
-def of_ids(data, file: str) -> list[int]:
+def rows_of_ids(data, file: str) -> list[int]:
     """The training rows whose ids are in a file.
 
     Raises:
@@ -51,19 +51,19 @@ def of_ids(data, file: str) -> list[int]:
     twice = [i for i, times in collections.Counter(ids).items() if times > 1]
     if twice:
         raise UserError(
-            f"unlearn ids: {path} lists {_some(twice)} more than once: list each once"
+            f"unlearn ids: {path} lists {_format_some(twice)} more than once: list each once"
         )
     where = dict(zip(data.id.tolist(), range(len(data.id)), strict=True))
     missing = [i for i in ids if i not in where]
     if missing:
         raise UserError(
-            f"unlearn ids: {path} lists {_some(missing)}, which the data set "
+            f"unlearn ids: {path} lists {_format_some(missing)}, which the data set "
             f"{data.name} does not have: correct or remove them"
         )
     foreign = [i for i in ids if data.split[where[i]] != "train"]
     if foreign:
         raise UserError(
-            f"unlearn ids: {path} lists {_some(foreign)}, which the model is not "
+            f"unlearn ids: {path} lists {_format_some(foreign)}, which the model is not "
             "trained on (validation or test rows): remove them"
         )
     return [where[i] for i in ids]
@@ -84,6 +84,6 @@ def read_ids(path: pathlib.Path) -> list[str]:
     return [i for i in ids if i and not f"{i} ".startswith("# ")]
 
 
-def _some(items, most=3):
+def _format_some(items, most=3):
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(repr(i) for i in items[:most]) + more

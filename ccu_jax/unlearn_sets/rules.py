@@ -25,12 +25,12 @@ KINDS = {
     "memorised": "SHARE",
     "ids": "FILE",
 }
-_NAMED = {"group": unlearn_names.of_group, "ids": unlearn_names.of_ids}
+_NAMED = {"group": unlearn_names.rows_of_group, "ids": unlearn_names.rows_of_ids}
 # What they choose hangs on pictures or features, which a purge takes away.
-LOOKING = ("cluster", "memorised")
+DATA_DEPENDENT = ("cluster", "memorised")
 # An attack on fewer rows than so many tells hardly anything: the standard error of an
 # AUC is .06 and more with them.
-LEAST = 40
+MIN_NONMEMBERS = 40
 
 
 class Rule(NamedTuple):
@@ -49,21 +49,23 @@ class Rule(NamedTuple):
         return float(self.what)
 
 
-class Pool(NamedTuple):
+class TrainingGroups(NamedTuple):
     """Training rows by group: `trained` groups and those set `apart`, in seed order."""
 
-    rows_of: dict[str, list[int]]
+    rows_by_group: dict[str, list[int]]
     trained: list[str]
-    apart: list[str]
+    holdout: list[str]
 
     def count(self, groups) -> int:
         """How many rows these groups have together."""
-        return sum(len(self.rows_of[group]) for group in groups)
+        return sum(len(self.rows_by_group[group]) for group in groups)
 
     def means(self, groups, value_N, counts_N) -> np.ndarray:
         """Mean value of each group over its rows that count; -inf where none does."""
-        sizes = [len(self.rows_of[group]) for group in groups]
-        rows = np.array([row for g in groups for row in self.rows_of[g]], np.int64)
+        sizes = [len(self.rows_by_group[group]) for group in groups]
+        rows = np.array(
+            [row for g in groups for row in self.rows_by_group[g]], np.int64
+        )
         of = np.repeat(np.arange(len(sizes)), sizes)[counts_N[rows]]
         rows = rows[counts_N[rows]]
         total = np.bincount(of, np.asarray(value_N, float)[rows], len(sizes))
@@ -81,14 +83,14 @@ class Memorization(NamedTuple):
     easiness: np.ndarray
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """Groups to forget, and those of the groups set apart that are their control."""
 
     forgotten: set[str]
-    control: set[str]
+    nonmembers: set[str]
 
 
-def parse(text: str) -> Rule:
+def parse_rule(text: str) -> Rule:
     """The rule that a text says.
 
     Raises:
@@ -112,18 +114,18 @@ def parse(text: str) -> Rule:
     return rule
 
 
-def check(text: str) -> None:
+def check_rule(text: str) -> None:
     """Refuses what is wrong with a rule whatever the data are.
 
     Raises:
         UserError: it is none, or its file cannot be read.
     """
-    rule = parse(text)
+    rule = parse_rule(text)
     if rule.kind == "ids":
         unlearn_names.read_ids(pathlib.Path(rule.what).expanduser())
 
 
-def named(data, rule: Rule, group_N) -> set[str]:
+def groups_by_name(data, rule: Rule, group_N) -> set[str]:
     """The groups that a rule names one by one; they are never set apart.
 
     Args:
@@ -139,9 +141,13 @@ def named(data, rule: Rule, group_N) -> set[str]:
     return {str(group) for group in group_N[_NAMED[rule.kind](data, rule.what)]}
 
 
-def choose(
-    data, rule: Rule, pool: Pool, listed: set[str], memory: Memorization | None
-) -> Choice:
+def select_groups(
+    data,
+    rule: Rule,
+    pool: TrainingGroups,
+    listed: set[str],
+    memory: Memorization | None,
+) -> Selection:
     """What a rule forgets.
 
     Args:
@@ -155,13 +161,13 @@ def choose(
         UserError: an unknown class.
     """
     if rule.kind not in _CHOICES:
-        return Choice(listed, set(pool.apart))
+        return Selection(listed, set(pool.holdout))
     if not pool.trained:
-        return Choice(set(), set())
+        return Selection(set(), set())
     return _CHOICES[rule.kind](data, rule, pool, memory)
 
 
-def take(groups, rows_of, count):
+def take_groups(groups, rows_of, count):
     """The first groups that together have at least `count` rows."""
     taken = 0
     for group in groups:
@@ -171,17 +177,17 @@ def take(groups, rows_of, count):
         yield group
 
 
-def _take_share(rule, pool, groups) -> set[str]:
+def _take_fraction(rule, pool, groups) -> set[str]:
     """The first of these trained groups, up to the rule's share of all trained rows."""
     count = max(1, round(rule.share * pool.count(pool.trained)))
-    return set(take(groups, pool.rows_of, count))
+    return set(take_groups(groups, pool.rows_by_group, count))
 
 
-def _random(data, rule, pool, memory) -> Choice:
-    return Choice(_take_share(rule, pool, pool.trained), set(pool.apart))
+def _random(data, rule, pool, memory) -> Selection:
+    return Selection(_take_fraction(rule, pool, pool.trained), set(pool.holdout))
 
 
-def _class(data, rule, pool, memory) -> Choice:
+def _class(data, rule, pool, memory) -> Selection:
     """All groups with a row of the class, on both sides."""
     if rule.what not in data.classes:
         raise UserError(
@@ -190,37 +196,39 @@ def _class(data, rule, pool, memory) -> Choice:
     has = data.labels[:, data.classes.index(rule.what)] > 0
 
     def of(groups):
-        return {group for group in groups if has[pool.rows_of[group]].any()}
+        return {group for group in groups if has[pool.rows_by_group[group]].any()}
 
-    return Choice(of(pool.trained), of(pool.apart))
+    return Selection(of(pool.trained), of(pool.holdout))
 
 
-def _cluster(data, rule, pool, memory) -> Choice:
+def _cluster(data, rule, pool, memory) -> Selection:
     """The groups most like the first one that has a picture; see `nearness.py`.
 
     The control are the groups set apart that are most like it, as large a share of the
     rows set apart, so that both lie equally near. Where that is fewer than LEAST rows
     the control reaches farther out than what is forgotten.
     """
-    shown = [g for g in pool.trained if data.has_image[pool.rows_of[g]].any()]
+    shown = [g for g in pool.trained if data.has_image[pool.rows_by_group[g]].any()]
     centre = (shown or pool.trained)[0]
-    groups = [*pool.trained, *pool.apart]
-    rows = np.sort(np.array([r for g in groups for r in pool.rows_of[g]], np.int64))
+    groups = [*pool.trained, *pool.holdout]
+    rows = np.sort(
+        np.array([r for g in groups for r in pool.rows_by_group[g]], np.int64)
+    )
     near_N = np.zeros(len(data.id))
-    near_N[rows] = nearness.nearness(data, rows, np.array(pool.rows_of[centre]))
+    near_N[rows] = nearness.similarity(data, rows, np.array(pool.rows_by_group[centre]))
     # Whatever else: the one that all are compared with.
-    near_N[pool.rows_of[centre]] = np.inf
+    near_N[pool.rows_by_group[centre]] = np.inf
     every = np.ones(len(near_N), bool)
 
     def ranked(groups):
         return _ranked(groups, pool.means(groups, near_N, every))
 
-    count = max(LEAST, round(rule.share * pool.count(pool.apart)))
-    control = take(ranked(pool.apart), pool.rows_of, count)
-    return Choice(_take_share(rule, pool, ranked(pool.trained)), set(control))
+    count = max(MIN_NONMEMBERS, round(rule.share * pool.count(pool.holdout)))
+    control = take_groups(ranked(pool.holdout), pool.rows_by_group, count)
+    return Selection(_take_fraction(rule, pool, ranked(pool.trained)), set(control))
 
 
-def _memorised(data, rule, pool, memory) -> Choice:
+def _memorised(data, rule, pool, memory) -> Selection:
     """The groups whose pictures the original has memorised most; see `memory.py`.
 
     These are harder than most for who never saw them. So the control are groups set
@@ -239,17 +247,17 @@ def _memorised(data, rule, pool, memory) -> Choice:
     known = of(pool.trained, memory.score)
     shown = [group for group in pool.trained if np.isfinite(known[group])]
     ranked = _ranked(shown, np.array([known[group] for group in shown]))
-    forgotten = _take_share(rule, pool, ranked)
-    ease = of([*pool.trained, *pool.apart], memory.easiness)
-    offered = [group for group in pool.apart if np.isfinite(ease[group])]
+    forgotten = _take_fraction(rule, pool, ranked)
+    ease = of([*pool.trained, *pool.holdout], memory.easiness)
+    offered = [group for group in pool.holdout if np.isfinite(ease[group])]
     each = max(1, pool.count(offered)) / max(1, len(offered))
-    least = math.ceil(max(LEAST / each, rule.share * len(offered)))
-    places = alike(
+    least = math.ceil(max(MIN_NONMEMBERS / each, rule.share * len(offered)))
+    places = match_distribution(
         np.array([ease[group] for group in pool.trained if group in forgotten]),
         np.array([ease[group] for group in offered]),
         min(len(offered), least),
     )
-    return Choice(forgotten, {offered[place] for place in places})
+    return Selection(forgotten, {offered[place] for place in places})
 
 
 _CHOICES = {
@@ -260,7 +268,7 @@ _CHOICES = {
 }
 
 
-def alike(wanted, offered, count: int) -> list[int]:
+def match_distribution(wanted, offered, count: int) -> list[int]:
     """Places of so many `offered` values that are spread like the `wanted` ones.
 
     For one quantile of `wanted` after the other, from the lowest, the nearest that is

@@ -17,7 +17,7 @@ _SAMPLE = 4096  # rows that say what the mean picture is
 _SIDE = 32  # finer than so a picture is not looked at: that is quick, too
 
 
-def nearness(data, rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def similarity(data, rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """How near each row is to the centre, `[len(rows)]`, the higher the nearer.
 
     The sum of both cosines, each in its standard deviations; what a row lacks is as
@@ -29,7 +29,10 @@ def nearness(data, rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
         centre: the rows in the centre.
     """
     total = np.zeros(len(rows))
-    for has, cosines in ((data.has_image, _seen), (data.has_text, _read)):
+    for has, cosines in (
+        (data.has_image, _image_cosines),
+        (data.has_text, _text_cosines),
+    ):
         there, middle = has[rows], centre[has[centre]]
         if there.any() and len(middle):
             value = cosines(data, rows[there], middle)
@@ -37,7 +40,7 @@ def nearness(data, rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return total
 
 
-def _seen(data, rows, centre) -> np.ndarray:
+def _image_cosines(data, rows, centre) -> np.ndarray:
     """Cosines of pictures with the mean of the centre's."""
     some = rows[:: -(-len(rows) // _SAMPLE)]
     mean = np.concatenate(list(_thumbnails(data, some))).mean(axis=0)
@@ -61,7 +64,7 @@ def _unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
-def _read(data, rows, centre) -> np.ndarray:
+def _text_cosines(data, rows, centre) -> np.ndarray:
     """Cosines of texts with the mean of the centre's."""
     vocabulary = int(data.vocabulary)
     known = sum(

@@ -17,7 +17,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.storage.records import add_line_checksum, lines_are_intact
 from ccu_jax.unlearn_sets import rules as unlearn_rules
 from ccu_jax.unlearn_sets.ids import read_ids
-from ccu_jax.unlearn_sets.rules import Choice, Memorization, Pool
+from ccu_jax.unlearn_sets.rules import Memorization, Selection, TrainingGroups
 
 
 class Sets(NamedTuple):
@@ -34,7 +34,7 @@ class Sets(NamedTuple):
     test: np.ndarray
 
 
-def joined(data, duplicates: str) -> np.ndarray:
+def merge_near_duplicates(data, duplicates: str) -> np.ndarray:
     """The groups `[N]` of rows that are forgotten together.
 
     Those of the data set; with `duplicates="forget"` groups with pictures that are
@@ -61,17 +61,17 @@ def near_duplicates(data, sets: Sets) -> dict[str, np.ndarray]:
         for name, rows in sets._asdict().items()
     }
     # Rows of one group belong together anyway.
-    pairs = np.unique(np.stack([clusters, _numbers(data.group[shown])]), axis=1)
+    pairs = np.unique(np.stack([clusters, _group_numbers(data.group[shown])]), axis=1)
     of, groups = np.unique(pairs[0], return_counts=True)
     near["unlearn"] = shown[np.isin(clusters, of[groups > 1])]
     return near
 
 
-def _numbers(names: np.ndarray) -> np.ndarray:
+def _group_numbers(names: np.ndarray) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1]
 
 
-def order(data, seed: int) -> list[str]:
+def forgetting_order(data, seed: int) -> list[str]:
     """All training groups in the order in which this seed would forget them."""
     groups = np.unique(data.group[data.split == "train"])
 
@@ -82,7 +82,7 @@ def order(data, seed: int) -> list[str]:
     return sorted((str(g) for g in groups), key=place)
 
 
-def draw(
+def draw_sets(
     data,
     rule: str,
     seed: int,
@@ -111,58 +111,62 @@ def draw(
         UserError: a rule that cannot be followed; an unlearn set that is empty or
             everything.
     """
-    parsed = unlearn_rules.parse(rule)
+    parsed = unlearn_rules.parse_rule(rule)
     if not 0 < unseen < 1:
         raise UserError(f"unlearn.holdout_fraction={unseen} must lie between 0 and 1")
-    group_N = joined(data, duplicates)
-    listed = unlearn_rules.named(data, parsed, group_N)
+    group_N = merge_near_duplicates(data, duplicates)
+    listed = unlearn_rules.groups_by_name(data, parsed, group_N)
     data = data._replace(group=group_N)
-    pool = _pool(data, seed, unseen, listed)
+    pool = _split_groups(data, seed, unseen, listed)
     late = parsed.kind == "memorised" and memory is None
     if late:
-        choice = Choice(set(), set(pool.apart))
+        choice = Selection(set(), set(pool.holdout))
     else:
-        choice = unlearn_rules.choose(data, parsed, pool, listed, memory)
+        choice = unlearn_rules.select_groups(data, parsed, pool, listed, memory)
     sets = Sets(
-        retain=_join(pool, (g for g in pool.trained if g not in choice.forgotten)),
-        unlearn=_join(pool, choice.forgotten),
-        unseen=_join(pool, choice.control),
+        retain=_rows_of_groups(
+            pool, (g for g in pool.trained if g not in choice.forgotten)
+        ),
+        unlearn=_rows_of_groups(pool, choice.forgotten),
+        unseen=_rows_of_groups(pool, choice.nonmembers),
         validation=np.flatnonzero(data.split == "validation"),
         test=np.flatnonzero(data.split == "test"),
     )
-    _check(data, sets, rule, late)
+    _check_sets(data, sets, rule, late)
     return sets
 
 
-def _pool(data, seed, unseen, listed) -> Pool:
+def _split_groups(data, seed, unseen, listed) -> TrainingGroups:
     """Set groups apart, from the end of the order; none that is to be forgotten."""
-    groups, rows_of = order(data, seed), _rows_by_group(data)
+    groups, rows_of = forgetting_order(data, seed), _rows_by_group(data)
     count = round(unseen * sum(map(len, rows_of.values())))
     free = [group for group in reversed(groups) if group not in listed]
-    apart = set(unlearn_rules.take(free, rows_of, count))
-    return Pool(
+    apart = set(unlearn_rules.take_groups(free, rows_of, count))
+    return TrainingGroups(
         rows_of,
         trained=[group for group in groups if group not in apart],
-        apart=[group for group in groups if group in apart],
+        holdout=[group for group in groups if group in apart],
     )
 
 
-def forgotten(data, sets: Sets, seed: int, duplicates: str = "forget") -> list:
+def groups_in_order(data, sets: Sets, seed: int, duplicates: str = "forget") -> list:
     """The rows of each forgotten group, the groups in the order of forgetting."""
-    data = data._replace(group=joined(data, duplicates))
+    data = data._replace(group=merge_near_duplicates(data, duplicates))
     rows_of = _rows_by_group(data)
     chosen = set(sets.unlearn.tolist())
-    groups = (rows_of[group] for group in order(data, seed))
+    groups = (rows_of[group] for group in forgetting_order(data, seed))
     # No group is split: its first row stands for all.
     return [np.array(rows) for rows in groups if rows[0] in chosen]
 
 
-def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget") -> str:
+def format_unlearn_set(
+    data, sets: Sets, seed: int, rule: str, duplicates: str = "forget"
+) -> str:
     """The unlearn set as text: one id a line in the order of forgetting, with a header.
 
     Such a text is itself a file for the rule `ids:FILE`.
     """
-    groups = forgotten(data, sets, seed, duplicates)
+    groups = groups_in_order(data, sets, seed, duplicates)
     lines = [
         f"# {data.name}, seed {seed}, rule {rule}: the pictures of these rows are",
         "# to be forgotten; rows of one group follow each other",
@@ -171,7 +175,7 @@ def describe(data, sets: Sets, seed: int, rule: str, duplicates: str = "forget")
     return add_line_checksum("\n".join(lines) + "\n")
 
 
-def check_whole(path: pathlib.Path) -> None:
+def check_intact(path: pathlib.Path) -> None:
     """Refuses a file of `describe` that is not as it was written.
 
     Raises:
@@ -188,7 +192,7 @@ def check_whole(path: pathlib.Path) -> None:
     )
 
 
-def describe_near(data, sets: Sets, near: dict[str, np.ndarray]) -> str:
+def format_near_duplicates(data, sets: Sets, near: dict[str, np.ndarray]) -> str:
     """Near-duplicates as lines of set, id, and the id of a forgotten row like it."""
     like = {int(data.cluster[row]): str(data.id[row]) for row in sets.unlearn[::-1]}
     found = [
@@ -201,7 +205,7 @@ def describe_near(data, sets: Sets, near: dict[str, np.ndarray]) -> str:
     return "\n".join(["set\tid\tforgotten", *lines]) + "\n"
 
 
-def recorded(data, folder: pathlib.Path, duplicates: str) -> set[str]:
+def load_all_ids(data, folder: pathlib.Path, duplicates: str) -> set[str]:
     """The ids in all files of unlearn sets in a folder.
 
     With `duplicates="forget"` also those of the same pictures in any other set.
@@ -211,7 +215,7 @@ def recorded(data, folder: pathlib.Path, duplicates: str) -> set[str]:
     """
     ids = set()
     for path in folder.glob("*.txt"):
-        check_whole(path)
+        check_intact(path)
         ids |= set(read_ids(path))
     rows = np.isin(data.id, sorted(ids))
     if duplicates == "forget":
@@ -220,17 +224,19 @@ def recorded(data, folder: pathlib.Path, duplicates: str) -> set[str]:
 
 
 def _rows_by_group(data):
-    rows_of: dict[str, list[int]] = {}
+    rows_by_group: dict[str, list[int]] = {}
     for row in np.flatnonzero(data.split == "train"):
-        rows_of.setdefault(str(data.group[row]), []).append(int(row))
-    return rows_of
+        rows_by_group.setdefault(str(data.group[row]), []).append(int(row))
+    return rows_by_group
 
 
-def _join(pool, groups):
-    return np.sort(np.array([r for g in groups for r in pool.rows_of[g]], np.int64))
+def _rows_of_groups(pool, groups):
+    return np.sort(
+        np.array([r for g in groups for r in pool.rows_by_group[g]], np.int64)
+    )
 
 
-def _check(data, sets, rule, late):
+def _check_sets(data, sets, rule, late):
     if late:
         sets = sets._replace(unlearn=sets.retain)
     if not len(sets.unlearn):

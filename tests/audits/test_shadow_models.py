@@ -12,7 +12,7 @@ from ccu_jax.audits import shadow_models as shadows
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
 from ccu_jax.methods import METHODS
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 from tests import toy
 from tests.toy import make_loop
 
@@ -186,7 +186,7 @@ def test_who_knows_the_pictures_has_nothing_to_learn_and_who_does_not_needs_step
     problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data, settings)
     bench = bench_of(data, problem, reporter)
     trained = bench.loop.run(
-        "original", METHODS["original"], problem, tmp_path / "o", Quiet()
+        "original", METHODS["original"], problem, tmp_path / "o", NullStage()
     ).params
     problem = problem._replace(params=trained)
     fresh = problem.model.init(jax.random.key(99))

@@ -318,7 +318,7 @@ def test_what_a_later_seed_has_wrong_is_found_before_the_first_seed(
 
     def works(seed):
         try:
-            return bool(unlearn_set.draw(loaded, "class:yak", seed, 0.18))
+            return bool(unlearn_set.draw_sets(loaded, "class:yak", seed, 0.18))
         except launch.UserError:
             return False
 

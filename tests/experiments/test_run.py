@@ -123,7 +123,7 @@ def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
             0,
             "ccu_jax.evaluate.predictions.predict_all_splits",
         ),  # it has said what is to be forgotten
-        (0, "ccu_jax.runs.results.make"),  # it was evaluated
+        (0, "ccu_jax.runs.results.build_result"),  # it was evaluated
         # Two whole evaluations, then the first request of finetune.
         (3, "ccu_jax.evaluate.predictions.predict_all_splits"),
     ]

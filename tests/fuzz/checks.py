@@ -176,10 +176,10 @@ def _store(here: World, config: Data) -> dict[str, int]:
     train = np.flatnonzero(data.split == "train")
     sets = unlearn_set.Sets(*[train] * 2, *[np.flatnonzero(data.split == "test")] * 3)
     (here.work / "lists").mkdir()
-    text = unlearn_set.describe(data, sets, 0, "random:0.1")
+    text = unlearn_set.format_unlearn_set(data, sets, 0, "random:0.1")
     (here.work / "lists" / "0.txt").write_bytes(text.encode("utf-8"))
-    unlearn_set.describe_near(data, sets, {"train": train}).encode("utf-8")
-    found = unlearn_set.recorded(data, here.work / "lists", "report")
+    unlearn_set.format_near_duplicates(data, sets, {"train": train}).encode("utf-8")
+    found = unlearn_set.load_all_ids(data, here.work / "lists", "report")
     if found != set(data.id[train].tolist()):
         raise Failure(f"a list of ids loses some: {found} {data.id[train].tolist()}")
     return counts.numbers

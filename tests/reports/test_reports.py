@@ -353,7 +353,7 @@ def test_plain_progress_prints_start_and_end_with_the_place_in_the_plan(tmp_path
         for step in range(1, 101):
             stage.update(step, loss=1 / step)
     with reporter.stage("ccu [bold]"):
-        reporter.say("a [red]line[/red]\x1b[2J " + "x" * 200)
+        reporter.log("a [red]line[/red]\x1b[2J " + "x" * 200)
     lines = screen.getvalue().splitlines()
     assert lines[0] == "[2/3] train ..."
     assert lines[1].startswith("[2/3] train: done, 100/100, loss 0.01,")
@@ -403,7 +403,7 @@ def test_an_inactive_reporter_is_silent(tmp_path, capsys):
     reporter.plan(["a"])
     with reporter.stage("a", 3) as stage:
         stage.update(1, loss=object())
-    reporter.say("x")
+    reporter.log("x")
     reporter.warn("x")
     reporter.event("x")
     report.show(good_rows(), reporter)

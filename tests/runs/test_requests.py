@@ -33,7 +33,7 @@ class Quiet:
     def update(self, *args, **kwargs):
         pass
 
-    def tell(self, what, done, total):
+    def report_progress(self, what, done, total):
         self.told.append(what)
 
 
@@ -43,7 +43,7 @@ def bench_of(problem, data, workdir, count, loop=None):
     return types.SimpleNamespace(
         config=dataclasses.replace(settings, unlearn=unlearn),
         workdir=workdir,
-        reporter=types.SimpleNamespace(warn=pytest.fail, say=print),
+        reporter=types.SimpleNamespace(warn=pytest.fail, log=print),
         executor=problem.executor,
         data=data,
         model=problem.model,
@@ -88,25 +88,25 @@ def loop(problem):
 def cut(data, sets, count, seed=0):
     unlearn = types.SimpleNamespace(num_requests=count, duplicates="forget")
     config = types.SimpleNamespace(unlearn=unlearn)
-    return requests.cut(types.SimpleNamespace(data=data, config=config), seed, sets)
+    return requests.split_requests(types.SimpleNamespace(data=data, config=config), seed, sets)
 
 
 @pytest.mark.parametrize("per_group", [1, 3])
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_requests_are_the_unlearn_set_in_the_order_of_forgetting(count, per_group):
     data = toy.make_dataset(700, per_group=per_group)
-    sets = unlearn_set.draw(data, "random:0.2", 3, 0.2)
+    sets = unlearn_set.draw_sets(data, "random:0.2", 3, 0.2)
     parts = cut(data, sets, count, seed=3)
     assert len(parts) == count
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), sets.unlearn)
     groups = [set(data.group[rows].tolist()) for rows in parts]
-    place = {group: n for n, group in enumerate(unlearn_set.order(data, 3))}
+    place = {group: n for n, group in enumerate(unlearn_set.forgetting_order(data, 3))}
     for before, after in zip(groups, groups[1:], strict=False):
         assert max(map(place.get, before)) < min(map(place.get, after))
     pictures = [data.has_image[rows].sum() for rows in parts]
     assert max(pictures) - min(pictures) <= 2 * per_group
     # As they stand in the file of the unlearn set.
-    text = unlearn_set.describe(data, sets, 3, "random:0.2")
+    text = unlearn_set.format_unlearn_set(data, sets, 3, "random:0.2")
     ids = [line for line in text.splitlines() if not line.startswith("# ")]
     start = 0
     for rows in parts:
@@ -119,8 +119,8 @@ def test_every_request_has_a_picture_whatever_the_groups_are_like():
     draw = np.random.default_rng(0)
     for seed in range(20):
         some = data._replace(has_image=draw.random(700) < 0.15)
-        sets = unlearn_set.draw(some, "random:0.1", seed, 0.2)
-        groups = unlearn_set.forgotten(some, sets, seed)
+        sets = unlearn_set.draw_sets(some, "random:0.1", seed, 0.2)
+        groups = unlearn_set.groups_in_order(some, sets, seed)
         shown = sum(some.has_image[rows].any() for rows in groups)
         parts = cut(some, sets, shown, seed)
         assert all(some.has_image[rows].any() for rows in parts)
@@ -135,7 +135,7 @@ def test_one_large_group_leaves_something_to_every_request():
     data = data._replace(group=np.where(large, "large", data.group))
     data = data._replace(split=np.where(large, "train", data.split))
     for seed in range(10):
-        sets = unlearn_set.draw(data, "random:0.99", seed, 0.1)
+        sets = unlearn_set.draw_sets(data, "random:0.99", seed, 0.1)
         if "large" in data.group[sets.unlearn]:
             assert all(len(rows) for rows in cut(data, sets, 9, seed))
 
@@ -167,9 +167,9 @@ def test_each_request_starts_from_what_the_one_before_left(
     methods = Watched()
     monkeypatch.setattr(requests, "METHODS", methods)
     bench, stage = bench_of(problem, data, tmp_path, 3, loop), Quiet()
-    outcome, told = requests.run(bench, problem, method, tmp_path / "steps", stage)
+    outcome, told = requests.run_requests(bench, problem, method, tmp_path / "steps", stage)
     assert stage.told == ["request 1/3", "request 2/3", "request 3/3"]
-    parts = requests.cut(bench, 0, problem.sets)
+    parts = requests.split_requests(bench, 0, problem.sets)
     given = methods.given[::2]  # a program is started twice
     assert len(given) == len(told) == 3
     for number, one in enumerate(given):
@@ -201,7 +201,7 @@ def test_what_is_stored_goes_on_with_the_model(problem, data, loop, tmp_path):
         problem.forward, params, fresh, problem.table, rows
     )
     of = problem.store, problem.forward, params, problem.table
-    found = requests.Ongoing(*of).take(rows)
+    found = requests.UpdatedStore(*of).take(rows)
     assert found.keys() == computed.keys()
     for name, column in found.items():
         np.testing.assert_allclose(column, computed[name], atol=1e-5, err_msg=name)
@@ -261,7 +261,7 @@ def test_a_run_killed_at_any_request_ends_with_the_same_bits(
 ):
     def run(workdir):
         bench = bench_of(problem, data, workdir, 3, loop)
-        return requests.run(bench, problem, method, workdir / "steps", Quiet())
+        return requests.run_requests(bench, problem, method, workdir / "steps", Quiet())
 
     undisturbed, told = run(tmp_path / "whole")
     save, left = requests.checkpoint.save, [0]
@@ -305,7 +305,7 @@ def test_a_request_that_is_done_is_not_done_again_nor_after_another_original(
     def run(given):
         methods.given.clear()
         bench = bench_of(given, data, tmp_path, 2, loop)
-        requests.run(bench, given, "ccu", tmp_path / "steps", Quiet())
+        requests.run_requests(bench, given, "ccu", tmp_path / "steps", Quiet())
         return len(methods.given) // 2
 
     assert run(problem) == 2 and run(problem) == 0
@@ -317,14 +317,14 @@ def test_a_request_that_diverges_is_the_last(problem, data, tmp_path):
     config = toy.make_config(finetune={"learning_rate": 1e30})
     bad = problem._replace(config=config)
     bench = bench_of(bad, data, tmp_path, 3)
-    outcome, told = requests.run(bench, bad, "finetune", tmp_path / "steps", Quiet())
+    outcome, told = requests.run_requests(bench, bad, "finetune", tmp_path / "steps", Quiet())
     assert len(told) < 3 and outcome.diverged.startswith(f"request {len(told)}: ")
     assert told[-1]["diverged"]
 
 
 def test_a_lone_request_is_the_method_as_it_was(problem, data, loop, tmp_path):
     bench = bench_of(problem, data, tmp_path, 1, loop)
-    outcome, told = stages._outcome(bench, problem, "ccu", tmp_path / "steps", Quiet())
+    outcome, told = stages._run_method(bench, problem, "ccu", tmp_path / "steps", Quiet())
     alone = bench.loop.run("ccu", METHODS["ccu"], problem, tmp_path / "a", Quiet())
     same(outcome.params, alone.params)
     assert told == []
@@ -332,5 +332,5 @@ def test_a_lone_request_is_the_method_as_it_was(problem, data, loop, tmp_path):
     bench = bench_of(problem, data, tmp_path, 2, loop)
     given = problem._replace(params=None, store=None)
     folder = tmp_path / "retrain"
-    assert stages._outcome(bench, given, "retrain", folder, Quiet())[1] == []
+    assert stages._run_method(bench, given, "retrain", folder, Quiet())[1] == []
     assert not list(folder.glob("request*"))

@@ -19,7 +19,7 @@ from ccu_jax.train import checkpoint
 OTHER = (
     "import pathlib, sys\n"
     "from ccu_jax.runs import workdir as workdirs\n"
-    "with workdirs.locked(pathlib.Path(sys.argv[1])):\n"
+    "with workdirs.lock_workdir(pathlib.Path(sys.argv[1])):\n"
     "    print('mine', flush=True)\n"
     "    sys.stdin.read()\n"
 )
@@ -28,7 +28,7 @@ OTHER = (
 def test_a_folder_that_is_not_there_yet_can_be_locked_and_again_later(tmp_path):
     folder = tmp_path / "a" / "b"
     for _ in range(2):
-        with workdirs.locked(folder):
+        with workdirs.lock_workdir(folder):
             assert (folder / "run.lock").read_text().startswith("process ")
 
 
@@ -42,12 +42,12 @@ def test_a_folder_that_another_process_has_is_refused_until_it_ends(tmp_path):
     try:
         assert other.stdout.readline() == "mine\n"
         with pytest.raises(UserError, match=f"process {other.pid} on .*another --w"):
-            with workdirs.locked(tmp_path):
+            with workdirs.lock_workdir(tmp_path):
                 pass
     finally:
         other.kill()  # a lock goes with who had it, however that ends
         other.communicate()
-    with workdirs.locked(tmp_path):
+    with workdirs.lock_workdir(tmp_path):
         pass
 
 
@@ -56,7 +56,7 @@ def test_what_a_kill_has_left_of_a_file_goes_and_all_else_stays(tmp_path):
     left, own = tmp_path / "stages" / ".ccu-0.json.4711.tmp", tmp_path / ".my.tmp"
     left.touch()
     own.touch()
-    with workdirs.locked(tmp_path):
+    with workdirs.lock_workdir(tmp_path):
         assert not left.exists() and own.exists()
 
 
@@ -71,12 +71,12 @@ def test_links_out_of_the_folder_are_refused_and_what_they_lead_to_is_whole(
     with pytest.raises(
         UserError, match=f"{name} is a link out of .*run.allow_external_links=True"
     ):
-        workdirs.confine(work, links=False)
+        workdirs.reject_external_links(work, links=False)
     assert other.read_text() == "mine"
     (work / name).unlink()
     (work / name).symlink_to(work / "below")  # one that stays within is fine
     if name == "unpacked":
-        workdirs.confine(work, links=False)
+        workdirs.reject_external_links(work, links=False)
 
 
 def test_who_has_made_a_link_may_have_it(tmp_path):
@@ -84,9 +84,9 @@ def test_who_has_made_a_link_may_have_it(tmp_path):
     work.mkdir()
     far.mkdir()
     (work / "data").symlink_to(far)
-    workdirs.confine(work, links=True)
+    workdirs.reject_external_links(work, links=True)
     with pytest.raises(UserError, match="data is a link out of"):
-        workdirs.confine(work, links=False)
+        workdirs.reject_external_links(work, links=False)
 
 
 def test_a_folder_that_cannot_be_locked_is_said_to_be(tmp_path, monkeypatch, capsys):
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_locked_is_said_to_be(tmp_path, monkeypatch, cap
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with workdirs.locked(tmp_path):
+    with workdirs.lock_workdir(tmp_path):
         assert "cannot be locked (No locks available)" in capsys.readouterr().out
 
 
@@ -143,35 +143,35 @@ def test_what_is_started_again_at_once_waits_for_what_is_left_of_itself(
         monotonic=time.monotonic, sleep=lambda s: held.close()
     )
     monkeypatch.setattr(workdirs, "time", clock)
-    with workdirs.locked(tmp_path):
+    with workdirs.lock_workdir(tmp_path):
         assert "another run is at work" in capsys.readouterr().out
     held = (tmp_path / "run.lock").open("a+b")
     fcntl.flock(held, fcntl.LOCK_EX)
     ticks = iter(range(0, 1000, 50))
     clock.monotonic, clock.sleep = lambda: next(ticks), lambda s: None
     with held, pytest.raises(RetryableError, match="another run is at work"):
-        with workdirs.locked(tmp_path):
+        with workdirs.lock_workdir(tmp_path):
             pass
 
 
 def test_a_damaged_list_of_what_is_forgotten_is_one_line(tmp_path, monkeypatch):
-    path = workdirs.unlearn_file(tmp_path, 0)
+    path = workdirs.unlearn_set_path(tmp_path, 0)
     path.parent.mkdir()
     path.write_bytes(b"row\xff\n")
-    monkeypatch.setattr(workdirs.unlearn_set, "describe", lambda *args: "row1\n")
+    monkeypatch.setattr(workdirs.unlearn_set, "format_unlearn_set", lambda *args: "row1\n")
     unlearn = types.SimpleNamespace(rule="random:0.1", duplicates="forget")
     config = types.SimpleNamespace(unlearn=unlearn)
     bench = types.SimpleNamespace(workdir=tmp_path, config=config, data=None)
     with pytest.raises(UserError, match="0.txt is damaged, or was changed: remove it"):
-        workdirs.texts(bench, 0, types.SimpleNamespace(unlearn=[1]))
+        workdirs.unlearn_set_files(bench, 0, types.SimpleNamespace(unlearn=[1]))
 
 
 def test_a_text_that_was_damaged_is_written_anew_and_others_are_left_alone(tmp_path):
     whole, damaged = tmp_path / "sets" / "whole", tmp_path / "sets" / "damaged"
     texts = {whole: "one\n", damaged: "two\n"}
-    workdirs.keep(texts)
+    workdirs.write_if_changed(texts)
     before = whole.stat().st_mtime_ns
     damaged.write_bytes(b"t\xffo\n")
-    workdirs.keep(texts)
+    workdirs.write_if_changed(texts)
     assert {path: path.read_text() for path in texts} == texts
     assert whole.stat().st_mtime_ns == before

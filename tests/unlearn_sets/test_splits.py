@@ -26,7 +26,7 @@ def data(request):
 
 
 def draw(data, rule, seed=0, unseen=0.2):
-    return unlearn_set.draw(data, rule, seed, unseen, memory=some_memory(data))
+    return unlearn_set.draw_sets(data, rule, seed, unseen, memory=some_memory(data))
 
 
 def some_memory(data):
@@ -85,7 +85,7 @@ def test_the_sets_have_the_sizes_that_were_asked_for(data):
 
 def test_one_percent_is_a_prefix_of_five_percent(data):
     def lines(rule, unseen=0.2):
-        text = unlearn_set.describe(data, draw(data, rule, unseen=unseen), 0, rule)
+        text = unlearn_set.format_unlearn_set(data, draw(data, rule, unseen=unseen), 0, rule)
         return [line for line in text.splitlines() if not line.startswith("#")]
 
     one, five = lines("random:0.01"), lines("random:0.05")
@@ -143,7 +143,7 @@ def test_every_listed_id_is_found_exactly_once(data, tmp_path):
 def test_a_described_set_can_be_read_back(data, rule, tmp_path):
     sets = draw(data, rule, seed=3)
     path = tmp_path / "ids.txt"
-    path.write_text(unlearn_set.describe(data, sets, 3, rule))
+    path.write_text(unlearn_set.format_unlearn_set(data, sets, 3, rule))
     again = draw(data, f"ids:{path}", seed=3)
     np.testing.assert_array_equal(again.unlearn, sets.unlearn)
     if rule.startswith("random"):
@@ -244,10 +244,10 @@ def test_data_without_an_evaluation_set_are_refused(data, split):
 def test_an_id_that_begins_with_a_hash_sign_is_an_id(tmp_path):
     data = toy.make_dataset()
     data = data._replace(id=np.array([f"#{i}" for i in data.id]))
-    sets = unlearn_set.draw(data, "random:0.2", 1, 0.2)
+    sets = unlearn_set.draw_sets(data, "random:0.2", 1, 0.2)
     path = tmp_path / "ids.txt"
-    path.write_text(unlearn_set.describe(data, sets, 1, "random:0.2"))
-    again = unlearn_set.draw(data, f"ids:{path}", 1, 0.2)
+    path.write_text(unlearn_set.format_unlearn_set(data, sets, 1, "random:0.2"))
+    again = unlearn_set.draw_sets(data, f"ids:{path}", 1, 0.2)
     np.testing.assert_array_equal(again.unlearn, sets.unlearn)
 
 
@@ -298,7 +298,7 @@ def test_a_cluster_looks_like_its_centre_and_so_does_its_control(two_looks):
     data, look = two_looks
     for seed in range(3):
         sets = draw(data, "cluster:0.2", seed)
-        centre = unlearn_set.order(data, seed)[0]
+        centre = unlearn_set.forgetting_order(data, seed)[0]
         (kind,) = set(look[data.group == centre])
         assert np.isin(np.flatnonzero(data.group == centre), sets.unlearn).all()
         trained = len(sets.unlearn) + len(sets.retain)
@@ -340,7 +340,7 @@ def test_the_control_of_a_small_cluster_is_enough_for_an_attack(two_looks):
     data, _ = two_looks
     small, large = draw(data, "cluster:0.01"), draw(data, "cluster:0.05")
     assert set(small.unlearn) < set(large.unlearn)
-    assert unlearn_rules.LEAST <= len(small.unseen) < unlearn_rules.LEAST + 2
+    assert unlearn_rules.MIN_NONMEMBERS <= len(small.unseen) < unlearn_rules.MIN_NONMEMBERS + 2
 
 
 def test_what_is_memorised_is_forgotten_first(data):
@@ -363,7 +363,7 @@ def test_the_control_of_what_is_memorised_is_as_hard(data):
     ease = some_memory(data).easiness
     noise = np.random.default_rng(6).normal(0, 0.1, len(ease))
     memory = Memorization((1 - ease + noise).astype(np.float32), ease)
-    sets = unlearn_set.draw(data, "memorised:0.3", 0, 0.4, memory=memory)
+    sets = unlearn_set.draw_sets(data, "memorised:0.3", 0, 0.4, memory=memory)
     apart = draw(data, "random:0.3", unseen=0.4).unseen
 
     def mean(rows):
@@ -372,11 +372,11 @@ def test_the_control_of_what_is_memorised_is_as_hard(data):
     gap = abs(mean(sets.unseen) - mean(sets.unlearn))
     assert gap < 0.25 * abs(mean(apart) - mean(sets.unlearn))
     assert set(sets.unseen) < set(apart)
-    assert len(sets.unseen) >= unlearn_rules.LEAST
+    assert len(sets.unseen) >= unlearn_rules.MIN_NONMEMBERS
 
 
 def test_before_the_original_is_trained_nothing_is_memorised(data):
-    before = unlearn_set.draw(data, "memorised:0.1", 0, 0.2)
+    before = unlearn_set.draw_sets(data, "memorised:0.1", 0, 0.2)
     after = draw(data, "memorised:0.1")
     assert not len(before.unlearn) and len(after.unlearn)
     together = np.sort(np.concatenate([after.retain, after.unlearn]))
@@ -385,17 +385,17 @@ def test_before_the_original_is_trained_nothing_is_memorised(data):
     np.testing.assert_array_equal(before.unseen, draw(data, "random:0.1").unseen)
     blind = data._replace(has_image=data.has_image & (data.split != "validation"))
     with pytest.raises(UserError, match="no row of the validation set has a picture"):
-        unlearn_set.draw(blind, "memorised:0.1", 0, 0.2)
+        unlearn_set.draw_sets(blind, "memorised:0.1", 0, 0.2)
 
 
 def test_alike_takes_each_value_once_and_the_nearest():
     wanted, offered = np.array([0.1, 0.9]), np.array([0.9, 0.5, 0.1])
-    assert unlearn_rules.alike(wanted, offered, 2) == [2, 0]
+    assert unlearn_rules.match_distribution(wanted, offered, 2) == [2, 0]
     offered = np.linspace(0, 1, 101)
-    places = unlearn_rules.alike(np.array([0.2] * 50), offered, 11)
+    places = unlearn_rules.match_distribution(np.array([0.2] * 50), offered, 11)
     assert len(set(places)) == 11 and np.abs(offered[places] - 0.2).max() < 0.061
-    assert sorted(unlearn_rules.alike(offered, offered, 101)) == list(range(101))
-    assert unlearn_rules.alike(np.array([]), offered, 5) == []
+    assert sorted(unlearn_rules.match_distribution(offered, offered, 101)) == list(range(101))
+    assert unlearn_rules.match_distribution(np.array([]), offered, 5) == []
 
 
 # --- near-duplicates ------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_a_near_duplicate_is_forgotten_too_and_is_no_control(twins, rule, tmp_pa
         # What was brought in is told.
         brought = three if np.isin(three, sets.unlearn).all() else []
         assert set(near["unlearn"]) == set(brought)
-        told = unlearn_set.describe_near(data, sets, near)
+        told = unlearn_set.format_near_duplicates(data, sets, near)
         assert told.count("unlearn\t") == max(len(brought) - 1, 0)
 
 
@@ -437,14 +437,14 @@ def test_near_duplicates_are_only_reported_when_that_is_asked_for(twins, tmp_pat
     data, three, alone, test = twins
     listed = np.concatenate([three[:1], alone])
     rule = write_ids(tmp_path, data.id[listed])
-    sets = unlearn_set.draw(data, rule, 0, 0.2, "report")
+    sets = unlearn_set.draw_sets(data, rule, 0, 0.2, "report")
     group = np.isin(data.group, data.group[listed])
     np.testing.assert_array_equal(sets.unlearn, np.flatnonzero(group))
     near = unlearn_set.near_duplicates(data, sets)
     kept = np.concatenate([near["retain"], near["unseen"]])
     assert three[2] in kept and not np.isin(kept, sets.unlearn).any()
     np.testing.assert_array_equal(near["test"], test)
-    told = unlearn_set.describe_near(data, sets, near).splitlines()
+    told = unlearn_set.format_near_duplicates(data, sets, near).splitlines()
     assert f"test\t{data.id[test[0]]}\t{data.id[alone[0]]}" in told
     assert len(told) == 1 + sum(map(len, near.values()))
     assert not len(near["unlearn"])
@@ -453,11 +453,11 @@ def test_near_duplicates_are_only_reported_when_that_is_asked_for(twins, tmp_pat
 def test_what_was_recorded_is_read_back_with_the_same_pictures(twins, tmp_path):
     data, _, alone, test = twins
     rule = write_ids(tmp_path, data.id[alone])
-    sets = unlearn_set.draw(data, rule, 0, 0.2, "report")
-    text = unlearn_set.describe(data, sets, 0, rule, "report")
+    sets = unlearn_set.draw_sets(data, rule, 0, 0.2, "report")
+    text = unlearn_set.format_unlearn_set(data, sets, 0, rule, "report")
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "0.txt").write_text(text)
     listed = {str(i) for i in data.id[sets.unlearn]}
-    assert unlearn_set.recorded(data, tmp_path / "sets", "report") == listed
-    both = unlearn_set.recorded(data, tmp_path / "sets", "forget")
+    assert unlearn_set.load_all_ids(data, tmp_path / "sets", "report") == listed
+    both = unlearn_set.load_all_ids(data, tmp_path / "sets", "forget")
     assert both == listed | {str(i) for i in data.id[test]}

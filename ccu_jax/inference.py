@@ -145,7 +145,7 @@ def _square(image, config):
         content = (
             image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
         )
-        return pictures.decode(content, config.image_size, config.crop_margins).square
+        return pictures.decode(content, config.image_size, config.crop_margins).pixels
     except (OSError, SkipExample) as error:
         name = "a picture" if isinstance(image, bytes) else str(image)
         raise UserError(f"{name} cannot be used: {error}") from None

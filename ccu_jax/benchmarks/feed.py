@@ -150,7 +150,7 @@ def _ratio(one: Iterable[float], other: Iterable[float]) -> float:
 
 def _pillow(paths, size: int, pool: ThreadPoolExecutor) -> Callable[[int], int]:
     def one(path: pathlib.Path) -> np.ndarray:
-        return pictures.decode(path.read_bytes(), size).square
+        return pictures.decode(path.read_bytes(), size).pixels
 
     return lambda window: sum(len(square) == size for square in pool.map(one, paths))
 

@@ -21,7 +21,7 @@ def squares(images):
     for image, kind, options in images:
         file = io.BytesIO()
         image.save(file, kind, **options)
-        made.append(pictures.decode(file.getvalue(), SIZE).square)
+        made.append(pictures.decode(file.getvalue(), SIZE).pixels)
     return np.stack(made)
 
 

@@ -29,7 +29,7 @@ class Edition:
         seed: Says which rows get traps, and whether the pictures will be packed.
     """
 
-    def __init__(self, data: pathlib.Path, seed: int):  # noqa: D107
+    def __init__(self, data: pathlib.Path, seed: int):
         self.data, self.packed = data, seed % 2 == 0
         self.traps: list[Defect] = []
         self.rows: dict[str, list[dict[str, Any]]] = {}

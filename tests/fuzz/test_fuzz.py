@@ -322,7 +322,7 @@ def test_what_is_broken_behind_the_first_picture_does_not_matter():
     whole = pictures.decode(data, 8)
     for size in range(12):  # of a second picture, which breaks off
         square, notes = pictures.decode(data[:-1] + b"," + b"\xff" * size, 8)
-        np.testing.assert_array_equal(square, whole.square)
+        np.testing.assert_array_equal(square, whole.pixels)
         assert set(notes) <= {*whole.notes, "noted: animated image"}
 
 
@@ -337,7 +337,7 @@ def test_a_heavy_picture_looks_as_if_it_were_a_light_one(monkeypatch, mode, trim
     monkeypatch.setattr(pictures, "_TILE", 64)
     heavy = pictures.decode(file.getvalue(), 16, trim)
     assert heavy.notes == whole.notes
-    apart = np.abs(heavy.square.astype(int) - whole.square.astype(int))
+    apart = np.abs(heavy.pixels.astype(int) - whole.pixels.astype(int))
     assert apart.mean() < 3 and apart.max() < 24
 
 

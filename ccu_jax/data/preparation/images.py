@@ -1,80 +1,85 @@
-"""From an encoded picture, whatever it is, to a square of pixels: decoded once."""
+"""Decodes an encoded image of any kind into a square of pixels."""
 
 import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageChops
 
 from ccu_jax.data.readers.base import SkipExample
 
-# No other format is tried: some of Pillow's run programs or have no use here.
+# Pillow warns of large images, whose limit is checked here, and of damaged ones, which
+# are counted. Not `warnings.catch_warnings`: it is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Pillow's other formats are not tried: some of them run external programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-MAX_PIXELS = 120_000_000  # a larger picture is taken for a decompression bomb
-_MAX_SIDE = 1_000_000  # pixels: Pillow spends more on a row than on a pixel
-_LARGE = 40_000_000  # pixels that are worth a note
-_HEAVY = 10_000_000  # pixels that are decoded one picture at a time
-_TILE = 1000  # pixels a side of what is converted at once of a heavy picture
-_GREY = ("1", "L", "LA", "I", "F")
-_TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
-_ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
-_alone = threading.Lock()
+MAX_IMAGE_PIXELS = 120_000_000  # larger images are treated as decompression bombs
+_MAX_SIDE = 1_000_000  # pixels: Pillow needs more time for a row than for a pixel
+_LARGE_PIXELS = 40_000_000  # larger images are noted
+_HEAVY_PIXELS = 10_000_000  # larger images are decoded one at a time
+_TILE = 1000  # side of the tiles in which heavy images are converted, pixels
+_GREY_MODES = ("1", "L", "LA", "I", "F")
+_TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+_EXIF_ORIENTATION = 0x0112
+_CONTENT_THRESHOLD = 20  # of 255; compression changes even areas by less than that
+_heavy_lock = threading.Lock()  # bounds the memory of threads that decode
 
 
-class Picture(NamedTuple):
-    """A decoded picture: uint8 `[S, S, 3]`, RGB, and what is worth telling of it."""
+class DecodedImage(NamedTuple):
+    """A decoded image."""
 
-    square: np.ndarray
-    notes: tuple[str, ...]
+    pixels: np.ndarray  # uint8 [S, S, 3], RGB
+    notes: tuple[str, ...]  # keys to count, as `Example.notes`
 
 
-def decode(data: bytes, size: int, trim: bool = False) -> Picture:
-    """Decodes a picture, fits it into a square and pads it with white.
+def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
+    """Decodes an image, scales it to fit into a square and pads it with white.
 
-    Transparent parts become white, a turn noted in EXIF is ignored, and of an
-    animation the first frame is taken.
+    Transparent parts become white, the EXIF orientation is ignored, and of an animation
+    the first frame is used.
 
     Args:
-        data: An encoded picture, in any of FORMATS.
+        data: an encoded image, in any of FORMATS.
         size: S, side of the square in pixels.
-        trim: Whether an even margin around the picture is cut off first.
+        crop_margins: whether a margin of one colour is cropped first.
 
     Raises:
         SkipExample: "image empty", "not an image", "image too large" or "image
-            damaged" (broken off, say).
+            damaged".
     """
-    from PIL import Image
-
-    with _quiet(), _opened(data) as image:
+    with _open(data) as image:
         notes = _notes(image)
-        # Before decoding: at a fraction of its size the ratio is rounded.
-        width, height = fitted(*image.size, size)
-        least = (8 if trim else 2) * size
-        # A JPEG can be decoded at a fraction of its size: much faster, less memory.
-        image.draft(None, fitted(*image.size, least))
-        heavy = image.width * image.height > _HEAVY
-        with _alone if heavy else contextlib.nullcontext():
+        # Computed before decoding: the reduced size of a JPEG rounds the aspect ratio.
+        width, height = fit_within(*image.size, size)
+        min_size = (8 if crop_margins else 2) * size
+        # A JPEG can be decoded at a fraction of its size, with less time and memory.
+        image.draft(None, fit_within(*image.size, min_size))
+        is_heavy = image.width * image.height > _HEAVY_PIXELS
+        with _heavy_lock if is_heavy else contextlib.nullcontext():
             try:
                 image.load()
-                image, box = _reduced(image, least) if heavy else (_rgb(image), None)
+                rgb, box = (
+                    _reduce(image, min_size) if is_heavy else (_to_rgb(image), None)
+                )
             except MemoryError:
                 raise
-            except Exception as error:  # Pillow's are of any kind
+            except Exception as error:  # Pillow raises exceptions of any type
                 raise SkipExample("image damaged") from error
-            if trim:
-                image, box = image.crop(_content(image)), None
-                width, height = fitted(*image.size, size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC, box)
+            if crop_margins:
+                rgb, box = rgb.crop(_content_box(rgb)), None
+                width, height = fit_within(*rgb.size, size)
+            rgb = rgb.resize((width, height), Image.Resampling.BICUBIC, box)
     canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(image, ((size - width) // 2, (size - height) // 2))
-    return Picture(np.asarray(canvas), notes)
+    canvas.paste(rgb, ((size - width) // 2, (size - height) // 2))
+    return DecodedImage(np.asarray(canvas), notes)
 
 
-def fitted(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height, in the same ratio, with `size` as the longer side."""
+def fit_within(width: int, height: int, size: int) -> tuple[int, int]:
+    """Scales a width and a height so that the longer one is `size`."""
     longer = max(width, height)
     return (
         max(1, (2 * width * size + longer) // (2 * longer)),
@@ -82,127 +87,95 @@ def fitted(width: int, height: int, size: int) -> tuple[int, int]:
     )
 
 
-def _opened(data: bytes):
-    from PIL import Image
-
+def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise SkipExample("image too large") from error
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's are of any kind
+    except Exception as error:  # Pillow raises exceptions of any type
         raise SkipExample("not an image" if data else "image empty") from error
-    if image.width * image.height > MAX_PIXELS or max(image.size) > _MAX_SIDE:
+    if image.width * image.height > MAX_IMAGE_PIXELS or max(image.size) > _MAX_SIDE:
         raise SkipExample("image too large")
     if not image.width * image.height:
         raise SkipExample("image empty")
     return image
 
 
-def _notes(image) -> tuple[str, ...]:
-    """What a reader of the report would want to know of a picture that is used."""
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    """Returns the unusual properties of an image that is used nevertheless."""
     mode = image.mode
-    found = {
-        "greyscale image": mode.split(";")[0] in _GREY,
+    properties = {
+        "greyscale image": mode.split(";")[0] in _GREY_MODES,
         "CMYK image": mode == "CMYK",
         "palette image": mode in ("P", "PA"),
-        "transparent image": mode in _TRANSPARENT or "transparency" in image.info,
+        "transparent image": mode in _TRANSPARENT_MODES or "transparency" in image.info,
         "progressive JPEG": "progressive" in image.info,
         "16-bit image": mode.startswith("I"),
-        "animated image": _animated(image),
-        "image above 40 megapixels": image.width * image.height > _LARGE,
-        "EXIF turn ignored": "exif" in image.info and _turned(image),
+        "animated image": _is_animated(image),
+        "image above 40 megapixels": image.width * image.height > _LARGE_PIXELS,
+        "EXIF turn ignored": "exif" in image.info and _is_rotated(image),
     }
-    return tuple(f"noted: {what}" for what, true in found.items() if true)
+    return tuple(f"noted: {name}" for name, holds in properties.items() if holds)
 
 
-def _animated(image) -> bool:
-    try:  # which looks for a second frame, and may find what is none
+def _is_animated(image: Image.Image) -> bool:
+    try:  # Pillow looks for a second frame and may find a damaged one
         return getattr(image, "is_animated", False)
     except Exception:
         return False
 
 
-def _turned(image) -> bool:
+def _is_rotated(image: Image.Image) -> bool:
     try:
-        return image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    except Exception:  # whatever stands there, the pixels do not depend on it
+        return image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
+    except Exception:  # damaged EXIF data; the pixels do not depend on it
         return False
 
 
-def _content(image) -> tuple[int, int, int, int]:
-    """The box of what differs clearly from the corner's colour, or all of it."""
-    from PIL import Image, ImageChops
-
+def _content_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """Returns the box of the pixels that differ clearly from the corner's colour."""
     corner = Image.new("RGB", image.size, image.getpixel((0, 0)))
-    # Compressed pictures are never quite even.
     differs = (
         ImageChops.difference(image, corner)
         .convert("L")
-        .point(lambda value: 255 if value > 20 else 0)
+        .point(lambda value: 255 if value > _CONTENT_THRESHOLD else 0)
     )
     return differs.getbbox() or (0, 0, *image.size)
 
 
-def _reduced(image, least: int):
-    """A picture as RGB, its longer side divided, but not below `least` pixels.
+def _reduce(
+    image: Image.Image, min_size: int
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Converts to RGB at an integer fraction of the size, but not below `min_size`.
 
-    Also the box of it that the picture fills, for the last row and column may be less.
-    Piece by piece: converted as a whole it would take its memory several times.
+    It works tile by tile: converting the whole image would multiply its memory.
+
+    Returns:
+        The reduced image, and the box that the image fills in it: the last row and
+        column may be covered in part only.
     """
-    from PIL import Image
+    factor = max(1, max(image.size) // min_size)
+    width, height = (-(-side // factor) for side in image.size)
+    reduced = Image.new("RGB", (width, height))
+    step = max(1, _TILE // factor)
+    for x in range(0, width, step):
+        for y in range(0, height, step):
+            right = min((x + step) * factor, image.width)
+            bottom = min((y + step) * factor, image.height)
+            tile = _to_rgb(image.crop((x * factor, y * factor, right, bottom)))
+            reduced.paste(tile.reduce(factor) if factor > 1 else tile, (x, y))
+    return reduced, (0, 0, image.width / factor, image.height / factor)
 
-    by = max(1, max(image.size) // least)
-    across, down = (-(-side // by) for side in image.size)
-    reduced = Image.new("RGB", (across, down))
-    step = max(1, _TILE // by)
-    for x in range(0, across, step):
-        for y in range(0, down, step):
-            ends = min((x + step) * by, image.width), min((y + step) * by, image.height)
-            piece = _rgb(image.crop((x * by, y * by, *ends)))
-            reduced.paste(piece.reduce(by) if by > 1 else piece, (x, y))
-    return reduced, (0, 0, image.width / by, image.height / by)
 
-
-def _rgb(image):
-    """The picture as RGB: composited on white, 16-bit greys scaled."""
-    from PIL import Image
-
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts to RGB: composited on white, 16-bit greys scaled to 8 bits."""
     if image.mode.startswith("I"):
         grey = (np.asarray(image) // 256).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
-    if image.mode in _TRANSPARENT or "transparency" in image.info:
+    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-_at_work = 0
-_saved: contextlib.ExitStack | None = None
-_counting = threading.Lock()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings of Pillow's while any thread decodes.
-
-    It warns of pictures from 89 million pixels on (our own limit is checked) and of
-    damage that is counted here. Filters belong to the whole process: the first thread
-    in sets them, the last one out puts them back.
-    """
-    global _at_work, _saved
-    with _counting:
-        if not _at_work:
-            _saved = contextlib.ExitStack()
-            _saved.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-        _at_work += 1
-    try:
-        yield
-    finally:
-        with _counting:
-            _at_work -= 1
-            if not _at_work and _saved:
-                _saved.close()

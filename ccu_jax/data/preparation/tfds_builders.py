@@ -96,7 +96,7 @@ class Records:
                     kept[part] = self._read(part)
                 return kept[part][row - int(ends[part])]  # counted from its end
 
-        return source._replace(keys=range(int(ends[-1])), read=read, name=str)
+        return source._replace(keys=range(int(ends[-1])), read=read, row_name=str)
 
     def _part(self, part: int) -> pathlib.Path:
         return self._folder / f"part-{part:05d}"

@@ -611,7 +611,7 @@ def decoded(written):
     examples, counts = read(written, mask_category_words=True, validation_fraction=0.0)
     assert counts == {"read": 800}
     examples = list(examples.values())
-    squares = [pictures.decode(example.image, 48).square for example in examples]
+    squares = [pictures.decode(example.image, 48).pixels for example in examples]
     return examples, np.stack(squares)
 
 

@@ -576,7 +576,7 @@ def test_pictures_of_the_sample_are_the_same_to_the_byte_or_clearly_different(
         with Image.open(io.BytesIO(data)) as image:
             assert image.format == "PNG" and image.mode == "RGB"
             assert all(100 <= side <= 140 for side in image.size)
-    decoded = np.stack([pictures.decode(data, 32).square for data in content])
+    decoded = np.stack([pictures.decode(data, 32).pixels for data in content])
     np.save(tmp_path / "image.npy", decoded)
     there = np.ones(len(paths), bool)
     found = duplicates.find_clusters(tmp_path / "image.npy", there, quiet)

@@ -504,7 +504,7 @@ def test_prepared_pictures_are_the_posters_in_the_order_of_the_lists(copy, tmp_p
     assert data.edition == "official"
     for row, i in enumerate(data.id):
         poster = (copy / "dataset" / f"{i}.jpeg").read_bytes()
-        assert (data.image[row] == pictures.decode(poster, 16).square).all()
+        assert (data.image[row] == pictures.decode(poster, 16).pixels).all()
 
 
 def test_the_archive_is_prepared_like_the_folder_it_holds(tiny, packed, tmp_path):
@@ -568,5 +568,5 @@ def test_only_keeping_records_needs_tensorflow_and_says_that_it_does(tmp_path):
 def test_a_picture_of_any_size_counts_as_one_poster():
     file = io.BytesIO()
     Image.new("RGB", (6000, 9000)).save(file, "jpeg", quality=10)
-    square = pictures.decode(file.getvalue(), 12).square
+    square = pictures.decode(file.getvalue(), 12).pixels
     assert square.shape == (12, 12, 3) and square.dtype == np.uint8

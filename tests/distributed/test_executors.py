@@ -177,7 +177,7 @@ def test_the_batch_is_cut_in_the_order_of_the_devices(name):
 
 @ALL
 def test_random_keys_can_be_placed(name):
-    placed = EXECUTORS[name]().place({"key": jax.random.key(3), "x": np.arange(3)})
+    placed = EXECUTORS[name]().replicate({"key": jax.random.key(3), "x": np.arange(3)})
     expected = jax.random.key_data(jax.random.key(3))
     np.testing.assert_array_equal(jax.random.key_data(placed["key"]), expected)
 

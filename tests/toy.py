@@ -14,7 +14,7 @@ from ccu_jax.distributed import executors
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.train.loop import Loop
-from ccu_jax.train.step import send_rows
+from ccu_jax.train.step import step_inputs
 from ccu_jax.unlearn_sets import splits
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY, CLASSES = 8, 5, 12, 3
@@ -189,17 +189,9 @@ def make_problem(
 
 
 def step_inputs_of(executor, program, steps=slice(None)):
-    """What each device gets for these steps of a program, as the loop gives it."""
-    index = {
-        name: send_rows(
-            executor,
-            {} if name in program.sharded_tables else program.table,
-            plan[steps],
-            1,
-        )
-        for name, plan in program.plan.items()
-    }
-    return {"sharded_tables": program.sharded_tables, "index": index}
+    """The inputs of some steps of a program, by default of all."""
+    start, stop, _ = steps.indices(program.steps)
+    return step_inputs(program, executor, start, stop - start)
 
 
 class NullStage:

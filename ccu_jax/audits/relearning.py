@@ -14,7 +14,7 @@ import numpy as np
 from ccu_jax.methods import Problem, reference, stopping
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 MOST_STEPS = 100
 NAME = "relearn"

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 
 from ccu_jax import errors
+from ccu_jax.distributed import device_tables, preemption
 from ccu_jax.distributed import executors as parallel
-from ccu_jax.distributed import preemption
 from ccu_jax.methods import Problem, reference
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint, step
-from ccu_jax.train.step import Program, State
+from ccu_jax.train.program import Program, State
 from ccu_jax.unlearn_sets import splits as unlearn_set
 from ccu_jax.unlearn_sets.splits import Sets
 
@@ -178,7 +178,7 @@ class Together:
         # Only what each is shown differs between their tables.
         shared = {name: x for name, x in first.table.items() if name != "visual"}
         table = {
-            **step.on_devices(shared),
+            **device_tables.device_columns(shared),
             "visual": np.stack([np.asarray(p.table["visual"]) for p in programs]),
         }
         frozen, _, counts, told = step.static_inputs(first)
@@ -187,7 +187,7 @@ class Together:
         def share(begin):
             rows = np.stack([p.plan["rows"][begin : begin + _STEPS] for p in programs])
             rows = np.pad(rows, ((0, 0), (0, _STEPS - rows.shape[1]), (0, 0)))
-            index = {"rows": step.send_rows(executor, shared, rows, 2)}
+            index = {"rows": device_tables.send_rows(executor, shared, rows, 2)}
             return {"sharded_tables": {}, "index": index}
 
         state = executor.replicate(_first(programs, problems))
@@ -244,7 +244,7 @@ def _pool(program: Program) -> Callable:
     """`step.make_steps` over a leading axis of models; they take each step together."""
     one = step.make_steps(program)
     state = State(step=None, params=0, opt=0, aux=0, key=0)
-    columns = dict.fromkeys(step.on_devices(program.table)) | {"visual": 0}
+    columns = dict.fromkeys(device_tables.device_columns(program.table)) | {"visual": 0}
     resident = (None, columns, None, None)
     share = {"sharded_tables": None, "index": 0}
 

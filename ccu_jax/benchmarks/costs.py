@@ -11,7 +11,7 @@ import numpy as np
 
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.train import step
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 # Dense bfloat16 FLOPs a second that data sheets name, by a part of the device's name.
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -21,11 +21,7 @@ def given(program: Program, executor: Executor, key, steps: int) -> tuple:
     """State, resident part and share of the first steps, on the devices."""
     state = executor.replicate(step.init_state(program, key))
     resident = executor.replicate(step.static_inputs(program))
-    index = {}
-    for name, plan in program.plan.items():
-        table = {} if name in program.sharded_tables else program.table
-        index[name] = step.send_rows(executor, table, plan[:steps], 1)
-    return state, resident, {"sharded_tables": program.sharded_tables, "index": index}
+    return state, resident, step.step_inputs(program, executor, 0, steps)
 
 
 def of_step(program: Program, executor: Executor, key) -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from ccu_jax.data import batches as pipeline
 from ccu_jax.data import input_pipeline
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import tfds_builders as records
+from ccu_jax.distributed import device_tables
 from ccu_jax.errors import UserError
 
 BATCHES = (64, 256)
@@ -179,7 +180,7 @@ def _plans(loaded: data.Dataset, batch: int, windows: int) -> np.ndarray:
 
 def _table(loaded: data.Dataset) -> dict[str, Any]:
     """The columns as a run has them where pictures stay on the host."""
-    image = pipeline.HostColumn(loaded.image, loaded.has_image)
+    image = device_tables.HostColumn(loaded.image, loaded.has_image)
     return {"image": image} | {name: getattr(loaded, name) for name in _COLUMNS}
 
 
@@ -214,7 +215,6 @@ def _take(loaded: data.Dataset, plans: np.ndarray) -> Callable[[int], int]:
 def _on_devices(loaded, plans: np.ndarray, notes: list[str]) -> list[_Way]:
     """How rows come to the devices in a training step: by index, or as they are."""
     from ccu_jax.distributed import executors as parallel
-    from ccu_jax.train import step
 
     executor, batch = parallel.EXECUTORS["pmap"](), plans.shape[-1]
     if batch % executor.num_devices:
@@ -223,16 +223,19 @@ def _on_devices(loaded, plans: np.ndarray, notes: list[str]) -> list[_Way]:
         )
         return []
     compiled = executor.compile(
-        lambda state, resident, index: (state, step.gather(resident, index))
+        lambda state, resident, index: (
+            state,
+            device_tables.gather_rows(resident, index),
+        )
     )
 
     def by(table) -> Callable[[int], int]:
-        resident = executor.replicate(step.on_devices(table))
+        resident = executor.replicate(device_tables.device_columns(table))
 
         def run(window: int) -> int:
             number, steps = 0, max(1, plans.shape[1] // _FEWER)
             for rows in plans[window][:steps]:
-                index = step.send_rows(executor, table, rows)
+                index = device_tables.send_rows(executor, table, rows)
                 for array in compiled((), resident, index)[1].values():
                     array.block_until_ready()
                 number += len(rows)

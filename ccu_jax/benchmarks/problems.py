@@ -18,7 +18,7 @@ from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, Problem
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 from ccu_jax.unlearn_sets.splits import Sets
 
 

@@ -72,7 +72,9 @@ def random_store(sizes: Sizes, seed: int = 0) -> features.FeatureStore:
     return features.FeatureStore(columns(rows), np.ones(sizes.rows, bool))
 
 
-def make(sizes: Sizes, executor: str, sets: Sets, store: features.FeatureStore) -> Problem:
+def make(
+    sizes: Sizes, executor: str, sets: Sets, store: features.FeatureStore
+) -> Problem:
     """A problem whose rows have features and no pictures.
 
     Args:

@@ -9,7 +9,7 @@ from ccu_jax.benchmarks.problems import Sizes
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.executors import Executor, vmap
 from ccu_jax.train import step
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 # As instructions, or as calls of libraries that make them.
 _CONVOLUTION = re.compile(

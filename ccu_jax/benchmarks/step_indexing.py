@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ccu_jax.distributed.executors import vmap
 from ccu_jax.train import step
+from ccu_jax.train.program import State
 
 # What the losses of methods on parts read; who indexes in Python takes no more.
 _EVERY = ("features", "image", "h_text", "has_image", "has_text", "labels")
@@ -57,7 +58,7 @@ class Indexing:
             for name in program.plan
         }
 
-    def run(self) -> tuple[float, step.State]:
+    def run(self) -> tuple[float, State]:
         """Seconds of a step, and the last state."""
         steps, program = self._steps, self._steps.program
         state = steps.fresh()

@@ -16,9 +16,11 @@ from ccu_jax.benchmarks import costs as bench_cost
 from ccu_jax.benchmarks import problems as bench_problem
 from ccu_jax.benchmarks import step_indexing as bench_step_indexing
 from ccu_jax.benchmarks.problems import Quiet
+from ccu_jax.distributed import device_tables
 from ccu_jax.methods import METHODS
 from ccu_jax.train import step
 from ccu_jax.train.loop import Loop
+from ccu_jax.train.program import State
 
 SCAN, LOOP = "one scan", "Python loop, same step"
 INDEXING, OUTSIDE = "Python loop that indexes", "outside the step"
@@ -63,7 +65,7 @@ class Steps:
         self.name, self.problem = name, problem._replace(method=name)
         self.executor = problem.executor
         self.program = bench_problem.stepping(name, self.problem)
-        self.tail = self.program.in_parts
+        self.tail = self.program.is_fully_sharded
         self._key = self.problem.key("steps")
         self.steps = steps or self._fitting(seconds)
         self._lengthen(self.steps)
@@ -122,7 +124,7 @@ class Steps:
             ways.append(Way(INDEXING, lambda: {INDEXING: indexed.run()[0]}))
         return ways
 
-    def scanned(self) -> tuple[float, step.State]:
+    def scanned(self) -> tuple[float, State]:
         """Seconds of a step when all are one call, and the last state."""
         state = self.fresh()
         began = time.perf_counter()
@@ -131,7 +133,7 @@ class Steps:
         jax.block_until_ready(state)
         return (time.perf_counter() - began) / self.steps, state
 
-    def looped(self) -> tuple[float, step.State]:
+    def looped(self) -> tuple[float, State]:
         """The same when each step is a call, which is handed its rows' numbers."""
         state, program, single = self.fresh(), self.program, self.single
         tables = {
@@ -141,7 +143,9 @@ class Steps:
         # Handed over before: what is measured is calling, not how numbers get there.
         handed = [
             {
-                name: step.send_rows(self.executor, tables[name], plan[[number]], 1)
+                name: device_tables.send_rows(
+                    self.executor, tables[name], plan[[number]], 1
+                )
                 for name, plan in program.plan.items()
             }
             for number in range(self.steps)
@@ -224,7 +228,7 @@ def whole(steps: Steps) -> Way:
         program = method(problem)
         resident = executor.replicate(step.static_inputs(program))
         index = {
-            name: step.send_rows(executor, {}, plan, 1)
+            name: device_tables.send_rows(executor, {}, plan, 1)
             for name, plan in program.plan.items()
         }
         state = executor.replicate(_copied(steps.first))

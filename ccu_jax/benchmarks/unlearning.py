@@ -97,7 +97,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 def _kinds(name, problem):
     """Where its features come from, if a method works on such."""
-    return ("computed", "stored") if METHODS[name](problem).in_parts else (None,)
+    return ("computed", "stored") if METHODS[name](problem).is_fully_sharded else (None,)
 
 
 def _method(problem, name, kind, windows, peak):

@@ -4,27 +4,7 @@ A plan is a pure function of the rows, the seed and the global batch size, so ne
 the number of hosts nor a resume changes what is trained on.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-
-
-class HostColumn(NamedTuple):
-    """A column that stays on the host, memory-mapped, and is gathered batch by batch.
-
-    `array` `[N, ...]`; `valid` bool `[N]`: other rows are read as zeros.
-    """
-
-    array: np.ndarray
-    valid: np.ndarray
-
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows `[*rows.shape, ...]` of these numbers."""
-        flat = np.asarray(rows).ravel()
-        taken = np.asarray(self.array).take(flat, axis=0)
-        if not (valid := self.valid.take(flat)).all():
-            taken[~valid] = 0
-        return taken.reshape(*np.shape(rows), *self.array.shape[1:])
 
 
 def plan_batches(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ccu_jax.data.batches import HostColumn
+from ccu_jax.distributed.device_tables import HostColumn
 
 
 def iterate_batches(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.data.batches import HostColumn
+from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward, pool_tokens

@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.data.batches import HostColumn, plan_single_pass
+from ccu_jax.data.batches import plan_single_pass
+from ccu_jax.distributed.device_tables import (
+    device_columns,
+    gather_replicated,
+    gather_rows,
+    read_rows,
+    send_rows,
+)
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.models import Model, Params
-from ccu_jax.train.step import gather, gather_replicated, on_devices, send_rows
 
 
 class Forward:
@@ -51,7 +57,7 @@ class Forward:
         positions = self.executor.shard(np.arange(self._batch, dtype=np.int32))
 
         def run_batch(batch):
-            columns = {name: _take_on_host(table[name], batch) for name in names}
+            columns = {name: read_rows(table[name], batch) for name in names}
             columns = self.executor.replicate(columns)
             if not is_encoded:
                 columns |= self._encode_batch(params, table, batch)
@@ -84,11 +90,11 @@ class Forward:
         table = {name: table[name] for name in ("image", "text")}
         index = send_rows(self.executor, table, batch)
         encode = self.compile_cached("encode", self._encode)
-        return encode((), (params, on_devices(table)), index)[1]
+        return encode((), (params, device_columns(table)), index)[1]
 
     def _encode(self, state, static_inputs, index):
         params, table = static_inputs
-        rows = gather(table, index)
+        rows = gather_rows(table, index)
         features = {
             "features": self.model.trunk(params, rows["image"]),
             "h_text": self.model.read(params, rows["text"]),
@@ -97,7 +103,7 @@ class Forward:
 
     def _heads(self, state, static_inputs, index):
         params, columns = static_inputs
-        rows = gather(columns, index)
+        rows = gather_rows(columns, index)
         outputs = self.model.apply(params, rows)._asdict()
         outputs["pooled"] = pool_tokens(rows["features"])
         return state, gather_replicated(outputs)
@@ -115,9 +121,3 @@ def pool_tokens(features: Any) -> Any:
     xnp = jnp if isinstance(features, jax.Array) else np
     features = features.astype(np.float32)
     return xnp.concatenate([features[:, 0], features[:, 1:].mean(axis=1)], axis=1)
-
-
-def _take_on_host(column, rows):
-    if isinstance(column, HostColumn):
-        return column.take(rows)
-    return np.asarray(column)[rows]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.data.batches import HostColumn
+from ccu_jax.distributed.device_tables import read_rows
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.methods.problem import Problem
 
@@ -85,19 +85,10 @@ def with_images(problem: Problem, cached: FeatureTables) -> FeatureTables:
     for name, part in cached.parts.items():
         rows = cached.rows[name]
         size = part["row"].shape[0] * part["row"].shape[1]
-        image = pad(column_of(problem.table["image"], rows), size)
+        image = pad(read_rows(problem.table["image"], rows), size)
         kept = {column: x for column, x in part.items() if column != "features"}
         parts[name] = {**kept, "image": problem.executor.shard(image)}
     return FeatureTables(parts, cached.rows)
-
-
-def column_of(column, rows) -> np.ndarray:
-    """Rows of a column of the problem's table, on the host, wherever it lies."""
-    if isinstance(column, HostColumn):
-        return column.take(rows)
-    # Of all rows, those alone leave the device.
-    here = column.addressable_data(0) if isinstance(column, jax.Array) else column
-    return np.asarray(here[rows])
 
 
 def split_modules(problem: Problem, parts):

@@ -10,7 +10,7 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import classification
 from ccu_jax.models import unit
 from ccu_jax.models.augmentation import augment
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 
 def contrastive_unlearning(problem: Problem) -> Program:

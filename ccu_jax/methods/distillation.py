@@ -18,7 +18,7 @@ from ccu_jax.methods.reference import classification
 from ccu_jax.methods.stopping import with_rewind
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.models.augmentation import augment
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 
 def scrub(problem: Problem) -> Program:

@@ -23,7 +23,8 @@ from ccu_jax.methods.full_model import (
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import branch, classification, fit
 from ccu_jax.models import VISUAL
-from ccu_jax.train.step import Program, flatten
+from ccu_jax.train.program import Program
+from ccu_jax.train.step import flatten
 
 
 def finetune(problem: Problem) -> Program:

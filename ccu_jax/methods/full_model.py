@@ -10,7 +10,7 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import branch
 from ccu_jax.methods.stopping import with_stop_rule
 from ccu_jax.models.augmentation import augment
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 
 def train_all_modules(

@@ -14,7 +14,7 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import Rate, classification, rate, scheduled
 from ccu_jax.models import TAIL
 from ccu_jax.models.augmentation import hide
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL}
 

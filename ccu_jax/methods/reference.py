@@ -12,7 +12,7 @@ from ccu_jax.config.schema import Train
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TEXT
 from ccu_jax.models.augmentation import augment
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 GROUPS = ("rest", "text")
 

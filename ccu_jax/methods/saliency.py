@@ -10,6 +10,7 @@ import optax
 
 from ccu_jax import objectives
 from ccu_jax.data.batches import plan_single_pass
+from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods import reference
 from ccu_jax.methods.cached_features import padded_size
@@ -17,7 +18,8 @@ from ccu_jax.methods.full_model import chance_loss, train_all_modules
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import VISUAL
 from ccu_jax.models.augmentation import augment
-from ccu_jax.train.step import Program, flatten, gather, on_devices, send_rows
+from ccu_jax.train.program import Program
+from ccu_jax.train.step import flatten
 
 # Rows whose gradients are held at once, on all devices together.
 CHUNK = 32
@@ -48,7 +50,7 @@ def _pass(problem, rows, squared):
 
     def fn(state, resident, index):
         params, table = resident
-        rows = gather(table, index)
+        rows = gather_rows(table, index)
         # Each device takes gradients of its own rows: where parameters are known to be
         # the same everywhere, their gradient would be summed over the devices.
         mine = jax.lax.axis_index(AXIS)
@@ -64,7 +66,7 @@ def _pass(problem, rows, squared):
 
     executor, table = problem.executor, problem.table
     compiled = problem.forward.compile_cached(f"gradients squared={squared}", fn)
-    resident = (problem.params, on_devices(table))
+    resident = (problem.params, device_columns(table))
     batch = -(-CHUNK // executor.num_devices) * executor.num_devices
     total = executor.replicate(jax.tree.map(jnp.zeros_like, problem.params))
     for rows_of_step, counts in zip(*plan_single_pass(rows, batch), strict=True):

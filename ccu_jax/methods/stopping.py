@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.methods.cached_features import column_of, pad, padded_size
+from ccu_jax.distributed.device_tables import gather_replicated, read_rows
+from ccu_jax.methods.cached_features import pad, padded_size
 from ccu_jax.methods.problem import Problem
-from ccu_jax.train.step import Program, gather_replicated
+from ccu_jax.train.program import Program
 
 # More rows of each kind are not looked at: the score of so many is sharp enough.
 MAX_ROWS = 400
@@ -99,7 +100,7 @@ def monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
     ):
         rows = subsample(problem, rows, name)
         size = padded_size(len(rows), problem.executor.num_devices)
-        columns = {column: column_of(x, rows) for column, x in table.items()}
+        columns = {column: read_rows(x, rows) for column, x in table.items()}
         parts[name] = problem.executor.shard_tree(
             {column: pad(x, size) for column, x in columns.items()}
         )

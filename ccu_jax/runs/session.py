@@ -11,8 +11,8 @@ import numpy as np
 from ccu_jax import data, models
 from ccu_jax.config.schema import Config, check_batches, check_values
 from ccu_jax.data import corruptions
-from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import peers
+from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import EXECUTORS, fits
 from ccu_jax.distributed.hosts import barrier, is_primary, is_shared_folder
 from ccu_jax.errors import UserError

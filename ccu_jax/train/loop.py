@@ -16,10 +16,10 @@ import threadpoolctl
 
 from ccu_jax import errors
 from ccu_jax.config.schema import Run
-from ccu_jax.distributed import preemption
+from ccu_jax.distributed import device_tables, preemption
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.train import checkpoint, step
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 
 class Outcome(NamedTuple):
@@ -116,25 +116,16 @@ class Loop:
     def _per_call(self, program):
         # What works on features is so quick that it is asked for nothing in between.
         config = self._config
-        most = config.checkpoint_steps if program.in_parts else config.steps_per_call
+        most = (
+            config.checkpoint_steps
+            if program.is_fully_sharded
+            else config.steps_per_call
+        )
         # One of few sizes: a program for some steps more serves fewer as well.
         return min(most, 2 ** (program.steps - 1).bit_length())
 
-    def _share(self, program, start):
-        """What each device gets for one call; past the last step any rows will do."""
-        size = self._per_call(program)
-
-        def cut(name, plan):
-            rows = plan[start : start + size]
-            rows = np.pad(rows, ((0, size - len(rows)), (0, 0)))
-            table = {} if name in program.sharded_tables else program.table
-            return step.send_rows(self._executor, table, rows, 1)
-
-        index = {name: cut(name, plan) for name, plan in program.plan.items()}
-        return {"sharded_tables": program.sharded_tables, "index": index}
-
     def _compile(self, kind, program, state, resident):
-        share = self._share(program, 0)
+        share = step.step_inputs(program, self._executor, 0, self._per_call(program))
         given = (state, resident, share)
         key = (kind, _shapes(given))
         if key in self._compiled:
@@ -159,7 +150,7 @@ class Loop:
         diverged, ended = None, None
         began = time.perf_counter()
         for start in range(first, total, size):
-            share = self._share(program, start)
+            share = step.step_inputs(program, self._executor, start, size)
             # Whatever would be copied unasked, between host and devices, is refused.
             # Around it, numbers of rows are handed over and metrics fetched by name.
             with jax.transfer_guard("disallow"):
@@ -245,7 +236,7 @@ def _shapes(tree):
 
 
 def _arrays(program: Program):
-    table = step.on_devices(program.table)
+    table = device_tables.device_columns(program.table)
     rest = (
         program.frozen,
         program.sharded_tables,

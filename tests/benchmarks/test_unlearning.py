@@ -72,7 +72,7 @@ def test_all_steps_of_a_method_that_would_stop_are_measured():
     program = bench_problem.stepping("gradient_ascent_stop", problem)
     assert program.stop is None and program.refresh is not None
     # Its parts are what it looks at, not what it learns from.
-    assert program.sharded_tables and not program.in_parts
+    assert program.sharded_tables and not program.is_fully_sharded
     with pytest.raises(UserError, match="--methods: ssd makes no steps"):
         bench_problem.stepping("ssd", problem)
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from ccu_jax.data.batches import HostColumn, plan_batches
+from ccu_jax.data.batches import plan_batches
 from ccu_jax.data.input_pipeline import iterate_batches, shard_plan
+from ccu_jax.distributed.device_tables import HostColumn
 
 N = 67
 

@@ -7,19 +7,17 @@ import optax
 import pytest
 
 from ccu_jax import errors, objectives
-from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import hosts as processes
-from ccu_jax.distributed.executors import AXIS
-from ccu_jax.errors import UserError
-from ccu_jax.train.step import (
-    Program,
+from ccu_jax.distributed.device_tables import (
+    HostColumn,
     gather_replicated,
-    init_state,
-    make_steps,
-    static_inputs,
     take_sharded,
 )
+from ccu_jax.distributed.executors import AXIS
+from ccu_jax.errors import UserError
+from ccu_jax.train.program import Program
+from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import toy
 
 STEPS, BATCH, RATE = 3, 16, 0.1
@@ -457,17 +455,17 @@ def test_what_the_first_process_sees_is_waited_for_by_the_others(tmp_path, monke
         looks.append(None)
         return len(looks) > 3
 
-    assert not processes.seen(there)
+    assert not processes.wait_until_visible(there)
     there.touch()
-    assert processes.seen(there)
-    assert not processes.seen(there, look)
+    assert processes.wait_until_visible(there)
+    assert not processes.wait_until_visible(there, look)
     monkeypatch.setattr(
         processes, "broadcast_from_primary", lambda mine: np.ones_like(mine)
     )
-    assert processes.seen(there, look)
+    assert processes.wait_until_visible(there, look)
     monkeypatch.setattr(processes, "_SOON_S", 0.3)
     with pytest.raises(errors.PeerLost, match="absent, which process 0 sees, has not"):
-        processes.seen(tmp_path / "absent")
+        processes.wait_until_visible(tmp_path / "absent")
 
 
 def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
@@ -477,8 +475,8 @@ def test_who_never_comes_is_told_from_who_cannot_be_joined(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails)
     hosts = {"num_processes": 3}
     with pytest.raises(errors.PeerLost, match="cannot join the other hosts: std"):
-        processes.join(hosts)
+        processes.join_hosts(hosts)
     clock = iter([0.0, 301.0])  # of a job that is begun while another one ends
     monkeypatch.setattr(processes.time, "monotonic", lambda: next(clock))
     with pytest.raises(errors.PeerLost, match="not all of the 3 .* within 301 s"):
-        processes.join(hosts)
+        processes.join_hosts(hosts)

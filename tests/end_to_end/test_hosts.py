@@ -157,19 +157,20 @@ def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
 
 SLOW = """
 import pathlib, sys, time
-from ccu_jax import launch, loop
+from ccu_jax import launch
+from ccu_jax.train import step
 
-share = loop.Loop._share
+inputs = step.step_inputs
 last = sys.argv.pop(1) == "last"
 
-def slow(self, program, start):
+def slow(program, executor, start, size):
     if program.steps > 2 and start == (program.steps - 1 if last else 2):
         pathlib.Path(sys.argv[2], "steps").touch()
         time.sleep(1)
     time.sleep(0.5)
-    return share(self, program, start)
+    return inputs(program, executor, start, size)
 
-loop.Loop._share = slow
+step.step_inputs = slow
 sys.argv[1:1] = ["--workdir"]
 sys.argv[1:] += ["--devices", "1", "--set", "run.checkpoint_steps=1000"]
 launch._leave()
@@ -353,16 +354,17 @@ def test_what_has_ended_well_is_not_told_to_leave_any_more(config, tmp_path):
 HUNG = """
 import sys, time
 import jax
-from ccu_jax import launch, loop
+from ccu_jax import launch
+from ccu_jax.train import step
 
-share = loop.Loop._share
+inputs = step.step_inputs
 
 def hangs(*args):
     if jax.process_index() == 1:
         time.sleep(500)
-    return share(*args)
+    return inputs(*args)
 
-loop.Loop._share = hangs
+step.step_inputs = hangs
 sys.argv[1:] += ["--set", "run.hang_timeout_s=12", "--devices", "1"]
 launch._leave()
 """

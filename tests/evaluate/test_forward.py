@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn import linear_model, metrics
 
-from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions, ridge
 from ccu_jax.evaluate.forward import Forward, pool_tokens

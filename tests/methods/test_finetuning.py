@@ -10,11 +10,11 @@ import scipy.special
 
 from ccu_jax import objectives
 from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.device_tables import gather_replicated, gather_rows
 from ccu_jax.methods import METHODS, distillation, reference
 from ccu_jax.methods import finetuning as baselines
 from ccu_jax.methods.last_layers import LAYERS
 from ccu_jax.models import VISUAL, Outputs
-from ccu_jax.train.step import gather, gather_replicated
 from tests import toy
 from tests.distributed.test_executors import EXECUTORS
 from tests.toy import NullStage, make_loop, on_one_device, problem_and_loop, trees_equal
@@ -33,7 +33,7 @@ def first_batch(problem, program):
     batch = {}
     for number, (part, plan) in enumerate(sorted(program.plan.items())):
         keys = jax.random.split(jax.random.key(number), plan.shape[1])
-        batch[part] = gather(program.table, {"rows": plan[0]}) | {"key": keys}
+        batch[part] = gather_rows(program.table, {"rows": plan[0]}) | {"key": keys}
     return batch
 
 

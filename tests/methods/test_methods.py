@@ -119,7 +119,7 @@ def test_a_program_is_traced_once_for_all_its_calls_and_seeds(name, tmp_path):
     problem, _ = problem_and_loop()
     if name not in CLOSED:
         program = METHODS[name](problem)
-        if program.in_parts:
+        if program.is_fully_sharded:
             assert program.steps < problem.config.run.checkpoint_steps, "one call"
         else:
             # Two calls of the compiled steps at least, the last not always full.
@@ -261,7 +261,7 @@ def test_the_rows_of_each_method_are_those_it_may_learn_from():
     sets = problem.sets
     for name in set(METHODS) - set(CLOSED):
         program = METHODS[name](problem)
-        if program.in_parts:
+        if program.is_fully_sharded:
             continue
         for part, plan in program.plan.items():
             of = ALLOWED.get(name, ("retain",)) if part == "rows" else (part,)
@@ -287,7 +287,7 @@ def test_methods_on_parts_look_at_rows_with_a_picture_alone(name):
     unlearn, held, retain = (getattr(sets, of)[has[getattr(sets, of)]] for of in every)
     rows = {"unlearn": unlearn, "held": held, "retain": retain}
     expected = PARTS.get(name, tuple(rows))
-    assert program.in_parts and set(program.plan) == set(expected)
+    assert program.is_fully_sharded and set(program.plan) == set(expected)
     for part, plan in program.plan.items():
         assert set(plan.ravel()) <= set(range(len(rows[part])))
     assert set(expected) <= set(program.sharded_tables) <= set(rows)

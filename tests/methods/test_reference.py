@@ -12,12 +12,12 @@ import pytest
 from ccu_jax.config.schema import Corruptions, Train
 from ccu_jax.data import corruptions
 from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.device_tables import gather_rows
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, reference
 from ccu_jax.models import TEXT
-from ccu_jax.train.step import gather
 from tests import toy
 from tests.toy import NullStage, make_loop, on_one_device, problem_and_loop, trees_equal
 
@@ -32,7 +32,7 @@ def test_the_visual_reference_never_learns_from_a_forgotten_picture():
     keys = jax.random.split(jax.random.key(0), len(index))
 
     def gradient(table):
-        batch = {"rows": gather(table, {"rows": index}) | {"key": keys}}
+        batch = {"rows": gather_rows(table, {"rows": index}) | {"key": keys}}
 
         def loss(params):
             return jax.lax.pmean(program.loss(params, (), (), batch, 0)[0], AXIS)

@@ -11,8 +11,8 @@ import pytest
 
 from ccu_jax import objectives
 from ccu_jax.config.schema import Train
-from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.methods import METHODS, reference
 from ccu_jax.methods import finetuning as baselines
 from ccu_jax.methods import saliency as curvature

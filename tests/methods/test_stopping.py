@@ -12,7 +12,7 @@ from ccu_jax.config.schema import Run
 from ccu_jax.methods import METHODS, reference, stopping
 from ccu_jax.metrics import classification
 from ccu_jax.models import TAIL
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 from tests import toy
 from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
 

@@ -9,7 +9,8 @@ from ccu_jax.config.schema import Train
 from ccu_jax.errors import UserError
 from ccu_jax.models import TAIL, TEXT, VIEWS, towers, unit
 from ccu_jax.models import augmentation as augment
-from ccu_jax.train.step import State, _row_keys
+from ccu_jax.train.program import State
+from ccu_jax.train.step import _row_keys
 from tests import toy
 
 ROWS = 12

@@ -16,7 +16,7 @@ import pytest
 
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.train import checkpoint
-from ccu_jax.train.step import State
+from ccu_jax.train.program import State
 
 
 def state(step=0):

@@ -12,11 +12,13 @@ import pytest
 
 from ccu_jax import errors
 from ccu_jax.config.schema import Run
-from ccu_jax.data.batches import HostColumn
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed import preemption
+from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.train.step import Program, init_state, make_steps, static_inputs
+from ccu_jax.train import step
+from ccu_jax.train.program import Program
+from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import toy
 from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
 
@@ -352,7 +354,7 @@ def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
             loop.run("walk", method, problem, tmp_path / "cut", NullStage())
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"9"}
     preemption._Word.told = False
-    monkeypatch.setattr(loop, "_share", lambda *args: pytest.fail("a step"))
+    monkeypatch.setattr(step, "step_inputs", lambda *args: pytest.fail("a step"))
     monkeypatch.setattr(loop, "_compile", lambda *args: (None, 0.0))
     on = loop.run("walk", method, problem, tmp_path / "cut", NullStage())
     assert trees_equal(whole.params, on.params) and on.steps == 9

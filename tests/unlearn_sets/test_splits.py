@@ -33,7 +33,9 @@ def some_memory(data):
     """At random; of rows without a picture it says what nobody may use."""
     number = np.array([int(name.removeprefix("row")) for name in data.id.tolist()])
     known, ease = np.random.default_rng(5).random((2, 2000))[:, number]
-    return Memorization(np.where(data.has_image, known, 9), np.where(data.has_image, ease, 9))
+    return Memorization(
+        np.where(data.has_image, known, 9), np.where(data.has_image, ease, 9)
+    )
 
 
 def write_ids(folder, ids):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
+from ccu_jax.distributed.device_tables import gather_replicated
 from ccu_jax.evaluate.feature_store import pool_tokens
 from ccu_jax.methods.cached_features import (
     PARTS,
@@ -27,7 +28,7 @@ from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, VISUAL, unit
 from ccu_jax.models.augmentation import hide
-from ccu_jax.train.step import Program, gather_replicated
+from ccu_jax.train.program import Program
 
 
 def ccu_plus(problem: Problem) -> Program:

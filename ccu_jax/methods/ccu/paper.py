@@ -18,7 +18,7 @@ from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.stopping import with_stop_rule
 from ccu_jax.models import TAIL, unit
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 
 
 def ccu(problem: Problem) -> Program:

@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed.device_tables import gather_rows
 from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL
-from ccu_jax.train.step import gather
 from tests import toy
 from tests.toy import (
     NullStage,
@@ -52,7 +52,7 @@ def terms_of(name, **weights):
         batch = {}
         for part, plan in program.plan.items():
             keys = jax.random.split(jax.random.key(0), plan.shape[1])
-            batch[part] = gather(parts[part], {"rows": plan[0]}) | {"key": keys}
+            batch[part] = gather_rows(parts[part], {"rows": plan[0]}) | {"key": keys}
         loss, terms = program.loss(params, program.frozen, aux, batch, jnp.int32(0))
         return {**terms, "loss": loss}
 

@@ -1,22 +1,22 @@
-"""A whole run: its folder, its stages, its report.
+"""Runs a configuration: all methods of all seeds, the audit and the report.
 
-Training the original, the retrained references and every unlearning method are stages
-of the same kind. A finished stage is skipped; one that was cut off goes on from its
-last checkpoint and ends with the same bits.
+Training the original, retraining the references and running an unlearning method are
+stages of the same kind. A finished stage is skipped. An interrupted stage resumes from
+its last checkpoint and ends with the same bits.
 """
 
 import dataclasses
 import pathlib
 from typing import Any
 
-from ccu_jax.audits import tiers as auditing
+from ccu_jax.audits import tiers
 from ccu_jax.config.schema import Config, to_json
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.reports import audit_table
-from ccu_jax.reports import html as report
-from ccu_jax.runs import results as rows
+from ccu_jax.reports import audit_table, html
 from ccu_jax.runs import stages
-from ccu_jax.runs import workdir as workdirs
+from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.purge import purge_workdir
+from ccu_jax.runs.results import load_all_results
 from ccu_jax.runs.session import open_run
 
 
@@ -27,55 +27,60 @@ def run(
     audit: str = "smoke",
     shadows: int = 16,
 ) -> list[dict[str, Any]]:
-    """Run everything that a configuration asks for and write the report.
+    """Runs everything that a configuration asks for and writes the report.
 
     Args:
-        config: what to do.
+        config: what to run.
         workdir: a folder of this configuration, new or from an earlier run.
-        purge: whether the forgotten pictures are then removed from the folder.
-        audit: a tier, see `auditing.py`.
-        shadows: size of the pool of its last tier.
+        purge: whether to remove the unlearned images from the folder at the end.
+        audit: the tier of the audit, see `audits/tiers.py`.
+        shadows: number of shadow models of the tier "rigorous".
 
     Returns:
-        The rows of `results.json`: one per method and seed, earlier ones included.
+        The content of `results.json`: one record per method and seed, including those
+        of earlier runs on this folder.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the input is wrong, or the folder is damaged.
     """
-    given = dataclasses.replace(
-        config, methods=tuple(auditing.needed(audit, ["original", *config.methods]))
-    )
-    titles = [*auditing.titles(audit, config.seeds), "report"]
+    methods = tiers.needed(audit, ["original", *config.methods])
+    titles = [*tiers.titles(audit, config.seeds), "report"]
     titles += ["purge"] if purge else []
-    auditing.check(config, audit)
-    with open_run(given, workdir, titles) as (ctx, drawn, methods):
-        reporter = ctx.reporter
-        if told := auditing.forecast_of(ctx, audit, methods, shadows):
-            reporter.log(told)
-        for seed, sets in drawn.items():
+    tiers.check(config, audit)
+    extended = dataclasses.replace(config, methods=tuple(methods))
+    with open_run(extended, workdir, titles) as (ctx, sets_by_seed, methods):
+        if message := tiers.forecast_of(ctx, audit, methods, shadows):
+            ctx.reporter.log(message)
+        for seed, sets in sets_by_seed.items():
             stages.run_seed(ctx, seed, sets, methods)
         if audit != "none":
-            auditing.readable(ctx, methods)
-        for seed, sets in drawn.items():
-            auditing.measure(ctx, seed, sets, methods, audit, shadows)
-        with reporter.stage("report") as stage:
-            found = rows.load_all_results(workdir)
-            given = to_json(config)
-            if is_primary():
-                report.write(workdir, found, given)
-            # Whatever becomes of the audit: what was done before is reported.
-            if audit == "none":
-                audited = auditing.stored(workdir)
-            else:
-                audited = auditing.write(ctx, stage.report_progress)
-            if is_primary() and audited:
-                if audit != "none":
-                    audit_table.write(workdir, audited)
-                report.write(workdir, found, given, audited)
-        report.show(found, reporter)
-        if audit != "none" and audited:
-            audit_table.show(workdir, audited, reporter)
-        reporter.log(f"report: {workdir / 'report.html'}")
+            tiers.readable(ctx, methods)
+        for seed, sets in sets_by_seed.items():
+            tiers.measure(ctx, seed, sets, methods, audit, shadows)
+        results = _report(ctx, config, audit)
         if purge:
-            workdirs.purge(ctx)
-        return found
+            purge_workdir(ctx)
+        return results
+
+
+def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]:
+    """Writes and prints the report; returns the content of `results.json`."""
+    workdir, reporter = ctx.workdir, ctx.reporter
+    results = load_all_results(workdir)
+    with reporter.stage("report") as stage:
+        # First without the audit, so that a failing audit leaves a report.
+        if is_primary():
+            html.write(workdir, results, to_json(config))
+        if audit == "none":
+            audits = tiers.stored(workdir)
+        else:
+            audits = tiers.write(ctx, stage.report_progress)
+        if is_primary() and audits:
+            if audit != "none":
+                audit_table.write(workdir, audits)
+            html.write(workdir, results, to_json(config), audits)
+    html.show(results, reporter)
+    if audit != "none" and audits:
+        audit_table.show(workdir, audits, reporter)
+    reporter.log(f"report: {workdir / 'report.html'}")
+    return results

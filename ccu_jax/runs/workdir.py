@@ -7,13 +7,10 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import time
 
-import jax
 import numpy as np
 
-from ccu_jax import data
 from ccu_jax.config.schema import differing_keys, to_json
 from ccu_jax.data.readers.untrusted_files import is_within
 from ccu_jax.distributed.hosts import (
@@ -23,13 +20,11 @@ from ccu_jax.distributed.hosts import (
     process_index_and_count,
 )
 from ccu_jax.errors import RetryableError, UserError
-from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
 from ccu_jax.storage.files import try_lock, write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
-from ccu_jax.train import checkpoint
 from ccu_jax.unlearn_sets import splits as unlearn_set
 
 # What may differ between two runs on one folder: it changes nothing but rounding.
@@ -189,115 +184,3 @@ def load_evaluated_sets(ctx: RunContext, seed) -> unlearn_set.Sets:
         ) from None
     of = {name: np.sort(row[found.split == name]) for name in predictions.SPLITS}
     return unlearn_set.Sets(**of)
-
-
-def purge(ctx: RunContext):
-    """Remove the pictures of all unlearn sets of this folder, and look for them."""
-    workdir, reporter = ctx.workdir, ctx.reporter
-    with reporter.stage("purge") as stage:
-        if is_primary():
-            seeds = {
-                *ctx.config.seeds,
-                *(r["seed"] for r in rows.load_all_results(workdir)),
-            }
-            for seed in sorted(seeds):
-                if not (path := unlearn_set_path(workdir, seed)).exists():
-                    raise UserError(
-                        f"purge: {path} is gone, which said what to remove: the same "
-                        "command once more writes it down and purges, if seed "
-                        f"{seed} is among its seeds"
-                    )
-            ids = unlearn_set.load_all_ids(
-                ctx.data,
-                workdir / "unlearn_sets",
-                ctx.config.unlearn.duplicates,
-            )
-            cache = jax.config.jax_compilation_cache_dir
-            places = [workdir, *([pathlib.Path(cache)] if cache else [])]
-            also: dict[str, int] = {}
-
-            def remove():
-                also["features"] = _purge_features(ctx, ids)
-                also["models"] = _purge_models(workdir)
-
-            told = data.forget(
-                ctx.config.data, workdir, ids, places, stage.report_progress, remove
-            )
-            told |= also
-            text = json.dumps(told, indent=1) + "\n"
-            write_atomically(workdir / "purge.json", text.encode())
-        barrier("purge")
-    if is_primary():
-        reporter.log(
-            f"purged {told['pictures']:,} pictures; {told['needles']:,} pieces of them "
-            f"were looked for in {told['files']:,} files ({told['bytes']:,} bytes): "
-            f"{len(told['hits'])} found; too even to be looked for: {told['even']}. "
-            "Gone, too: what the originals' stores said of these pictures, and the "
-            "models that knew them: originals, shadows, what diverged or was cut off "
-            f"(folders: {told['models']}). Ids and scores stay, and methods that leave "
-            "the trunk as it was keep it. Your own files still hold the pictures"
-        )
-        if told["hits"]:
-            raise UserError(
-                f"purge: {told['hits'][0][0]} and {len(told['hits']) - 1} more are "
-                f"still there, see {workdir / 'purge.json'}: an equal picture may "
-                "have been kept, or another program has left a copy"
-            )
-
-
-def _purge_models(workdir) -> int:
-    """Remove the parameters of all that knows the pictures; gives how many folders.
-
-    Those of the originals, which were trained on them; of methods that diverged, which
-    have kept what they began with or have half forgotten; of trainings that were cut
-    off; and the shadow models, which were shown them to be compared with only. What is
-    left are the models that were made to forget, and those that never saw them.
-    """
-    diverged = [row for row in rows.load_all_results(workdir) if row.get("diverged")]
-    every = list(workdir.glob("checkpoints/*/params"))
-    found = [
-        *workdir.glob("checkpoints/original-*/params"),
-        # Of a method that was cut off before its record, and not run again.
-        *(p for p in every if not (workdir / f"stages/{p.parent.name}.json").exists()),
-        *(
-            workdir / "checkpoints" / f"{row['method']}-{row['seed']}" / "params"
-            for row in diverged
-        ),
-        *workdir.glob("checkpoints/*/steps*"),
-        *workdir.glob("audits/*-steps"),
-        # Of what was tried that was cut off.
-        *(p for p in workdir.glob("variants/*") if p.is_dir()),
-        *(p for p in workdir.glob("tested/*") if p.is_dir()),
-        *workdir.glob("shadows"),
-    ]
-    going = {of for of in found if of.exists()}
-    # The proof, as long as there is something to compare with: what stays is none of
-    # these under another name.
-    known = [digests for of in going if (digests := checkpoint.written(of))]
-    for folder in every:
-        if folder not in going and checkpoint.written(folder) in known:
-            raise UserError(
-                f"purge: the model in {folder} is one that knows the pictures: remove "
-                "this folder"
-            )
-    for folder in going:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
-    return len(going)
-
-
-def _purge_features(ctx: RunContext, ids) -> int:
-    """Remove the rows from the originals' stores; gives how many rows went, of all."""
-    removed = np.flatnonzero(np.isin(ctx.data.id, sorted(ids)))
-    gone = 0
-    # A seed that was cut off may have none yet, but the beginning of one beside it.
-    for original in sorted((ctx.workdir / "checkpoints").glob("original-*")):
-        folder = original / "features"
-        gone += features.remove_rows(folder, removed)
-        if features.count_remaining(folder, removed):
-            raise UserError(
-                f"purge: {folder} still says something of the forgotten pictures: "
-                "remove this folder"
-            )
-    return gone

@@ -27,7 +27,7 @@ from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import run
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL, VIEWS
-from ccu_jax.runs import workdir as workdirs
+from ccu_jax.runs import purge
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Loop
 from ccu_jax.train.step import init_state
@@ -549,7 +549,7 @@ def test_a_purge_reaches_the_stores_of_all_seeds_also_those_that_were_cut_off(
     ids = np.array([f"row{row}" for row in range(ROWS)])
     bench = types.SimpleNamespace(workdir=tmp_path, data=types.SimpleNamespace(id=ids))
     gone = {f"row{row}" for row in GONE.tolist()}
-    assert workdirs._purge_features(bench, gone) == 2 * len(GONE)
+    assert purge._purge_features(bench, gone) == 2 * len(GONE)
     assert sorted(tmp_path.rglob("features*")) == sorted(
         [place[0], place[0] / "features.bin", place[2], place[2] / "features.bin"]
     )

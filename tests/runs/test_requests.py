@@ -88,7 +88,9 @@ def loop(problem):
 def cut(data, sets, count, seed=0):
     unlearn = types.SimpleNamespace(num_requests=count, duplicates="forget")
     config = types.SimpleNamespace(unlearn=unlearn)
-    return requests.split_requests(types.SimpleNamespace(data=data, config=config), seed, sets)
+    return requests.split_requests(
+        types.SimpleNamespace(data=data, config=config), seed, sets
+    )
 
 
 @pytest.mark.parametrize("per_group", [1, 3])
@@ -167,7 +169,9 @@ def test_each_request_starts_from_what_the_one_before_left(
     methods = Watched()
     monkeypatch.setattr(requests, "METHODS", methods)
     bench, stage = bench_of(problem, data, tmp_path, 3, loop), Quiet()
-    outcome, told = requests.run_requests(bench, problem, method, tmp_path / "steps", stage)
+    outcome, told = requests.run_requests(
+        bench, problem, method, tmp_path / "steps", stage
+    )
     assert stage.told == ["request 1/3", "request 2/3", "request 3/3"]
     parts = requests.split_requests(bench, 0, problem.sets)
     given = methods.given[::2]  # a program is started twice
@@ -317,14 +321,18 @@ def test_a_request_that_diverges_is_the_last(problem, data, tmp_path):
     config = toy.make_config(finetune={"learning_rate": 1e30})
     bad = problem._replace(config=config)
     bench = bench_of(bad, data, tmp_path, 3)
-    outcome, told = requests.run_requests(bench, bad, "finetune", tmp_path / "steps", Quiet())
+    outcome, told = requests.run_requests(
+        bench, bad, "finetune", tmp_path / "steps", Quiet()
+    )
     assert len(told) < 3 and outcome.diverged.startswith(f"request {len(told)}: ")
     assert told[-1]["diverged"]
 
 
 def test_a_lone_request_is_the_method_as_it_was(problem, data, loop, tmp_path):
     bench = bench_of(problem, data, tmp_path, 1, loop)
-    outcome, told = stages._run_method(bench, problem, "ccu", tmp_path / "steps", Quiet())
+    outcome, told = stages._run_method(
+        bench, problem, "ccu", tmp_path / "steps", Quiet()
+    )
     alone = bench.loop.run("ccu", METHODS["ccu"], problem, tmp_path / "a", Quiet())
     same(outcome.params, alone.params)
     assert told == []

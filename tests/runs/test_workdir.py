@@ -2,19 +2,15 @@
 
 import errno
 import fcntl
-import shutil
 import subprocess
 import sys
 import time
 import types
 
-import numpy as np
 import pytest
 
 from ccu_jax.errors import RetryableError, UserError
-from ccu_jax.runs import results as rows
 from ccu_jax.runs import workdir as workdirs
-from ccu_jax.train import checkpoint
 
 OTHER = (
     "import pathlib, sys\n"
@@ -98,41 +94,6 @@ def test_a_folder_that_cannot_be_locked_is_said_to_be(tmp_path, monkeypatch, cap
         assert "cannot be locked (No locks available)" in capsys.readouterr().out
 
 
-def test_a_purge_removes_models_that_know_and_finds_them_under_other_names(tmp_path):
-    tree = {"w": np.arange(4.0)}
-    models = {"original": tree, "retrain_visual": {"w": np.ones(4)}, "broken": tree}
-    for name, params in models.items():
-        row = {"method": name, "seed": 0, "fingerprint": "f", "diverged": None}
-        row["diverged"] = "step 1: loss nan" if name == "broken" else None
-        rows.write_result(tmp_path / "stages" / f"{name}-0.json", row)
-        folder = tmp_path / "checkpoints" / f"{name}-0" / "params"
-        checkpoint.save(folder, 0, params, {})
-    for cut_off in ("variants/ccu-0-ab", "tested/ccu-0-cd"):
-        checkpoint.save(tmp_path / cut_off, 4, tree, {})
-        (tmp_path / f"{cut_off}.json").write_text("{}")
-    assert workdirs._purge_models(tmp_path) == 4
-    left = [path.name for path in tmp_path.glob("[tv]*/*")]
-    assert sorted(left) == ["ccu-0-ab.json", "ccu-0-cd.json"]  # the records stay
-    left = {path.parent.name for path in tmp_path.glob("checkpoints/*/params")}
-    assert left == {"retrain_visual-0"}
-    for name in ("original", "hidden"):
-        checkpoint.save(tmp_path / "checkpoints" / f"{name}-0" / "params", 0, tree, {})
-    rows.write_result(
-        tmp_path / "stages" / "hidden-0.json",
-        {**row, "method": "hidden", "diverged": None},
-    )
-    for _ in range(2):  # what it is known by must not go before it
-        with pytest.raises(UserError, match="hidden-0/params is one that knows"):
-            workdirs._purge_models(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "hidden-0")
-    # Cut off before its record: whatever it is, nothing says that it forgot.
-    folder = tmp_path / "checkpoints" / "scrub-0" / "params"
-    checkpoint.save(folder, 0, {"w": np.full(4, 2.0)}, {})
-    assert workdirs._purge_models(tmp_path) == 2
-    left = {path.parent.name for path in tmp_path.glob("checkpoints/*/params")}
-    assert left == {"retrain_visual-0"}
-
-
 def test_what_is_started_again_at_once_waits_for_what_is_left_of_itself(
     tmp_path, monkeypatch, capsys
 ):
@@ -158,7 +119,9 @@ def test_a_damaged_list_of_what_is_forgotten_is_one_line(tmp_path, monkeypatch):
     path = workdirs.unlearn_set_path(tmp_path, 0)
     path.parent.mkdir()
     path.write_bytes(b"row\xff\n")
-    monkeypatch.setattr(workdirs.unlearn_set, "format_unlearn_set", lambda *args: "row1\n")
+    monkeypatch.setattr(
+        workdirs.unlearn_set, "format_unlearn_set", lambda *args: "row1\n"
+    )
     unlearn = types.SimpleNamespace(rule="random:0.1", duplicates="forget")
     config = types.SimpleNamespace(unlearn=unlearn)
     bench = types.SimpleNamespace(workdir=tmp_path, config=config, data=None)

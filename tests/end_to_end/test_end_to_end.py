@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import pathlib
 import random
 import re
@@ -18,58 +17,16 @@ import pytest
 from ccu_jax.config.schema import from_json
 from ccu_jax.evaluate import predictions
 from ccu_jax.storage.records import add_line_checksum, read_record
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Smaller still than `tiny`, with a checkpoint after every second step.
-SMALL = """
-from ccu_jax.config import CcuPlus, Config, Data, Model, Run, Train
-
-config = Config(
-    name="small",
-    data=Data(dataset="pairs", image_size=8, text_length=6, vocabulary=120),
-    model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
-                heads=2, embed_dim=4),
-    train=Train(epochs=1, batch=64, shift=1),
-    ccu_plus=CcuPlus(steps=8, batch=32, unlearn_batch=16, refresh_every=4),
-    run=Run(steps_per_call=2, checkpoint_steps=2),
-    methods=("original", "retrain_visual", "ccu_plus"),
+from tests.end_to_end.launching import (
+    ROOT,
+    SMALL_CONFIG,
+    run_command,
+    run_environment,
+    start_command,
 )
-"""
+
 METHODS = ("original", "retrain_visual", "ccu_plus")
 KILLS = 8
-
-
-def environment(**more):
-    """The environment of a run: no simulated devices, everything compiled is kept."""
-    env = dict(os.environ)
-    for name in ("NPROC", "PYTEST_CURRENT_TEST"):
-        env.pop(name, None)
-    flags = env["XLA_FLAGS"].split()
-    env["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
-    env |= {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return env | more
-
-
-def started(*argv, **env):
-    return subprocess.Popen(
-        [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
-        env=environment(**env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def launched(*argv, **env):
-    """Runs the command to its good end; gives what it printed."""
-    process = started(*argv, **env)
-    out, err = process.communicate(timeout=400)
-    assert (process.returncode, err) == (0, ""), err[-2000:]
-    return out
 
 
 def rows(workdir):
@@ -147,7 +104,7 @@ def stored(workdir):
 def small(tmp_path_factory):
     """The config file."""
     path = tmp_path_factory.mktemp("config") / "small.py"
-    path.write_text(SMALL)
+    path.write_text(SMALL_CONFIG)
     return path
 
 
@@ -155,7 +112,7 @@ def small(tmp_path_factory):
 def finished(small, tmp_path_factory):
     """A workdir after one run, which nobody changes, and what was printed."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, launched("--config", small, "--workdir", workdir)
+    return workdir, run_command("--config", small, "--workdir", workdir)
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +120,7 @@ def again(small, finished, tmp_path_factory):
     """A second run in another folder, and its seconds; all is compiled by now."""
     workdir = tmp_path_factory.mktemp("again") / "run"
     began = time.monotonic()
-    launched("--config", small, "--workdir", workdir)
+    run_command("--config", small, "--workdir", workdir)
     return workdir, time.monotonic() - began
 
 
@@ -320,7 +277,7 @@ def test_a_finished_run_is_shown_again_without_training_or_tensorflow(
     num_old = len(events(copy, "stage_start"))
     done = subprocess.run(
         [sys.executable, "-c", code, "--config", str(small), "--workdir", str(copy)],
-        env=environment(),
+        env=run_environment(),
         capture_output=True,
         text=True,
     )
@@ -339,7 +296,7 @@ def test_another_method_and_seed_are_all_that_is_run(small, copy):
     before = files(copy, "checkpoints", "outputs", "stages", "data", "unlearn_sets")
     num_old = len(events(copy, "stage_start"))
     argv = ["--config", small, "--workdir", copy, "--methods", "retrain"]
-    launched(*argv, "--seeds", "0,1")
+    run_command(*argv, "--seeds", "0,1")
     starts = [event["title"] for event in events(copy, "stage_start")][num_old:]
     assert starts == [
         "data",
@@ -371,7 +328,7 @@ def test_a_run_killed_after_its_checkpoint_but_before_its_record_ends_well(
     small, finished, copy
 ):
     (copy / "stages" / "ccu_plus-0.json").unlink()
-    launched("--config", small, "--workdir", copy)
+    run_command("--config", small, "--workdir", copy)
     assert_same_bits(finished[0], copy)
 
 
@@ -380,14 +337,14 @@ def test_an_interrupt_is_one_line_and_exit_code_130(small, finished, copy):
     for folder in ("stages", "checkpoints", "outputs"):
         shutil.rmtree(copy / folder)
     num_old = len(events(copy, "stage_start"))
-    process = started("--config", small, "--workdir", copy)
+    process = start_command("--config", small, "--workdir", copy)
     _wait(lambda: len(events(copy, "stage_start")) > num_old + 1, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err == "stopped; rerun the same command to resume\n"
     assert "seed 0: original ..." in out and "done, 12/12" not in out
-    launched("--config", small, "--workdir", copy, "--methods", "original")
+    run_command("--config", small, "--workdir", copy, "--methods", "original")
     assert_same_bits(finished[0], copy, ["original"])
 
 
@@ -410,7 +367,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_bits_of_an_undisturbed_one(
         workdir, done = tmp_path / f"after-{kills}", False
         argv = ["--config", small, "--workdir", workdir, "--methods", "ccu_plus"]
         while not done:
-            process = started(*argv)
+            process = start_command(*argv)
             if kills < KILLS:
                 # Of three methods two are run; nothing happens in the first tenth,
                 # while all is being imported.
@@ -448,7 +405,7 @@ def test_a_damaged_checkpoint_is_named_and_the_original_can_be_trained_again(
     largest = max(folder.rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
     largest.write_bytes(bytes(255 - byte for byte in largest.read_bytes()))
     (copy / "stages" / "ccu_plus-0.json").unlink()
-    process = started("--config", small, "--workdir", copy)
+    process = start_command("--config", small, "--workdir", copy)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 2, err
     record = copy / "stages" / "original-0.json"
@@ -458,7 +415,7 @@ def test_a_damaged_checkpoint_is_named_and_the_original_can_be_trained_again(
     assert len(told) == 1 and str(folder) in told[0] and str(record) in told[0], err
     assert "is unusable" in out
     record.unlink()
-    launched("--config", small, "--workdir", copy)
+    run_command("--config", small, "--workdir", copy)
     assert_same_bits(finished[0], copy)
 
 
@@ -468,13 +425,13 @@ def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished,
     *lines, last = path.read_text("utf-8").splitlines()
     path.write_text("\n".join(lines) + "\n", "utf-8")
     before = files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
-    process = started("--config", small, "--workdir", copy)
+    process = start_command("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert f"{path} is damaged, or was changed: remove it" in err
     assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
     path.write_text(add_line_checksum("\n".join(lines[:-1]) + "\n"), "utf-8")
-    process = started("--config", small, "--workdir", copy)
+    process = start_command("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert "another one than in" in err and str(path) in err and "--workdir" in err
@@ -486,16 +443,16 @@ def test_data_that_have_changed_replace_nothing(finished, tmp_path):
     folder, workdir = tmp_path / "own", tmp_path / "run"
     shutil.copytree(ROOT / "ccu_jax/data/clipart", folder)
     config = tmp_path / "small.py"
-    config.write_text(SMALL)
+    config.write_text(SMALL_CONFIG)
     argv = ["--config", config, "--workdir", workdir, "--data-dir", folder]
-    launched(*argv, "--methods", "original")
+    run_command(*argv, "--methods", "original")
     before = files(workdir, "checkpoints", "outputs", "stages", "data")
     pairs = folder / "pairs.jsonl"
     lines = pairs.read_text("utf-8").splitlines()
     row = json.loads(lines[0])
     lines[0] = json.dumps({**row, "text": "another " + row["text"]})
     pairs.write_text("\n".join(lines) + "\n", "utf-8")
-    process = started(*argv, "--methods", "original")
+    process = start_command(*argv, "--methods", "original")
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert "have changed" in err and str(folder) in err and "--workdir" in err
@@ -506,7 +463,7 @@ def test_data_that_have_changed_replace_nothing(finished, tmp_path):
 def test_a_damaged_record_is_named(small, copy):
     record = copy / "stages" / "ccu_plus-0.json"
     record.write_text(record.read_text("utf-8")[:100], "utf-8")
-    process = started("--config", small, "--workdir", copy)
+    process = start_command("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert str(record) in err and "damaged" in err
@@ -539,7 +496,7 @@ def test_the_sample_edition_forgets_a_class_and_survives_a_method_that_diverges(
     config, workdir = tmp_path / "movies.py", tmp_path / "run"
     config.write_text(MOVIES.replace("NAME", "mmimdb"))
     argv = ["--config", config, "--workdir", workdir, "--unlearn", "class:Comedy"]
-    out = launched(*argv, "--methods", "retrain_visual,finetune,ccu_plus")
+    out = run_command(*argv, "--methods", "retrain_visual,finetune,ccu_plus")
     loud = "Sample edition"
     assert loud in out and loud in (workdir / "table.md").read_text("utf-8")
     found = {row["method"]: row for row in rows(workdir)}
@@ -571,7 +528,7 @@ def test_every_sample_edition_runs_from_a_fresh_folder_and_can_be_purged(
     config, workdir = tmp_path / "movies.py", tmp_path / "run"
     config.write_text(MOVIES.replace("NAME", name))
     argv = ["--config", config, "--workdir", workdir, "--methods", "ccu_plus"]
-    out = launched(*argv, "--purge")
+    out = run_command(*argv, "--purge")
     assert "Sample edition" in out and ": 0 found" in out
     found = rows(workdir)
     assert {row["edition"] for row in found} == {"sample"}
@@ -593,7 +550,7 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
     argv = ["--config", small, "--workdir", copy]
     before = files(copy, "outputs", "checkpoints", "stages")
     features = stored(copy)
-    out = launched(*argv, "--purge")
+    out = run_command(*argv, "--purge")
     told = json.loads((copy / "purge.json").read_text())
     ids = (copy / "unlearn_sets" / "0.txt").read_text().split("\n")
     count = sum(not line.startswith("#") for line in ids if line)
@@ -616,9 +573,9 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
     with pytest.raises(UserError, match="purged"):
         classifier.load(copy, "original")
     assert classifier.load(copy, "ccu_plus").classes
-    assert "| ccu_plus |" in launched(*argv)
+    assert "| ccu_plus |" in run_command(*argv)
     for more in (["--seeds", "0,1"], ["--audit", "standard"]):
-        process = started(*argv, *more)
+        process = start_command(*argv, *more)
         _, err = process.communicate(timeout=400)
         assert process.returncode == 2 and err.count("\n") == 1, err
         assert "were purged" in err and "give another --workdir" in err
@@ -643,9 +600,12 @@ def _assert_features_are_gone(workdir, before, told):
 
 
 def test_a_run_needs_no_tensorflow_to_be_imported():
-    code = "import sys, ccu_jax.run; print('tensorflow' in sys.modules)"
+    code = "import sys, ccu_jax.experiments.run; print('tensorflow' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=run_environment(),
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
@@ -703,7 +663,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     assert [method["method"] for method in found] == list(METHODS)
     assert set(found[0]["seeds"][0]["seconds"]) == {"smoke"}
     argv = ("--config", small, "--workdir", copy, "--audit")
-    launched(*argv, "standard")
+    run_command(*argv, "standard")
     found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
     assert set(found) == {*METHODS, "retrain_visual_2"}
     for method in found.values():
@@ -716,7 +676,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     assert found["original"]["seeds"][0]["within_class"]["original"][0] > 0.999
     before = files(copy, "audits", "checkpoints")
     argv = ("--shadows", "6", *argv)
-    out = launched(*argv, "rigorous")
+    out = run_command(*argv, "rigorous")
     assert "audit, rigorous: about" in out
     after = files(copy, "audits", "checkpoints")
     assert before.items() <= after.items()
@@ -738,7 +698,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     word = found["original"]["verdict"]["word"]
     told = (copy / "report.html").read_text("utf-8")
     (copy / "audit.json").write_text('[{"mathod": "original"}]')
-    launched(*argv[2:], "none")
+    run_command(*argv[2:], "none")
     assert (copy / "report.html").read_text("utf-8") == told and word in told
     page = (copy / "audit.md").read_text("utf-8")
     assert "Clip art" in page and all(f"**{name}**" in page for name in found)
@@ -747,17 +707,17 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     said = sorted(copy.glob("shadows/0/ccu_plus-1-*.npz"))
     said[0].write_bytes(said[0].read_bytes()[:1000])
     kept = files(copy, "shadows/0/0", "shadows/0/5")
-    out = launched(*argv, "rigorous")
+    out = run_command(*argv, "rigorous")
     assert f"{said[0]}: missing or damaged" in out
     again = json.loads((copy / "audits" / "ccu_plus-0-rigorous.json").read_text())
     assert again["found"]["pool"]["image"] == pool
-    launched(*argv[2:], "rigorous", "--shadows", "8")
+    run_command(*argv[2:], "rigorous", "--shadows", "8")
     assert kept == files(copy, "shadows/0/0", "shadows/0/5")
     found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}
     assert found["ccu_plus"]["seeds"][0]["pool"]["image"]["shadows"] == 8
     # A table that cannot be made for want of outputs says so, and what to do.
     (copy / "outputs" / "ccu_plus-0.npz").write_bytes(b"PK")
-    process = started("--config", small, "--workdir", copy)
+    process = start_command("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
     assert "ccu_plus-0.npz: missing or damaged" in err and "ccu_plus-0.json" in err
@@ -771,7 +731,7 @@ def test_a_run_that_is_told_to_leave_saves_its_steps_and_goes_on(
     argv = ("--config", small, "--workdir", workdir)
     # No checkpoint but the one that is saved because of the signal.
     argv = (*argv, "--set", "run.checkpoint_steps=1000")
-    process = started(*argv)
+    process = start_command(*argv)
     seen = workdir / "events.jsonl"
     begun = '"kind": "stage_start", "title": "seed 0: original"'
     while not (seen.exists() and begun in seen.read_text()):
@@ -782,7 +742,7 @@ def test_a_run_that_is_told_to_leave_saves_its_steps_and_goes_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "the same command goes on" in err, err
     assert "Traceback" not in err
-    launched(*argv)
+    run_command(*argv)
     assert_same_bits(finished[0], workdir)
 
 
@@ -795,11 +755,11 @@ def test_two_runs_on_one_folder_refuse_each_other(small, finished, copy):
         file.write(b"process 7 on a-host\n")
         file.flush()
         before = files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
-        process = started("--config", small, "--workdir", copy)
+        process = start_command("--config", small, "--workdir", copy)
         _, err = process.communicate(timeout=100)
         assert process.returncode == 75 and err.count("\n") == 1, err
         assert "another run is at work" in err and "process 7 on a-host" in err
         assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
     # A lock goes with who had it.
-    launched("--config", small, "--workdir", copy)
+    run_command("--config", small, "--workdir", copy)
     assert_same_bits(finished[0], copy)

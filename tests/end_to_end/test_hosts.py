@@ -14,7 +14,7 @@ import pytest
 from ccu_jax.distributed import preemption
 from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
-from tests.end_to_end.test_end_to_end import ROOT, environment, launched
+from tests.end_to_end.launching import ROOT, run_command, run_environment
 
 # Few steps: two processes on a busy machine wait for each other at every array.
 CONFIG = """
@@ -48,7 +48,7 @@ def config(tmp_path_factory):
 def alone(config, tmp_path_factory):
     """The workdir of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    launched("--config", config, "--workdir", workdir)
+    run_command("--config", config, "--workdir", workdir)
     return workdir
 
 
@@ -56,7 +56,7 @@ def _start(processes, devices, *argv):
     return subprocess.Popen(
         ["bash", ROOT / "launch/local.sh", str(processes), str(devices)]
         + [str(arg) for arg in argv],
-        env=environment(VIRTUAL_ENV=sys.prefix),
+        env=run_environment(VIRTUAL_ENV=sys.prefix),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -232,7 +232,7 @@ def test_processes_that_share_no_folder_are_told_so(config, tmp_path):
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
-                env=environment(),
+                env=run_environment(),
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
@@ -388,7 +388,7 @@ def _both(code, *argv):
     return [
         subprocess.Popen(
             [sys.executable, "-c", code, *argv, str(index)],
-            env=environment(),
+            env=run_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -21,7 +21,7 @@ from ccu_jax.methods import METHODS, OURS, REFERENCES
 from ccu_jax.runs import results as rows
 from ccu_jax.train.loop import Loop
 from tests import toy
-from tests.end_to_end.test_end_to_end import launched
+from tests.end_to_end.launching import run_command
 
 TUNED = [name for name in METHODS if name not in REFERENCES]
 
@@ -248,7 +248,7 @@ def test_nothing_to_vary_is_refused_before_anything_runs(tmp_path, work, methods
 
 @pytest.mark.slow
 def test_a_method_that_falls_apart_is_named_and_stops_no_other(tmp_path):
-    launched(
+    run_command(
         *("--config", "tiny", "--set", "train.epochs=2", "--workdir", tmp_path / "a"),
         *("--set", "finetune.learning_rate=1e30", "--methods", "finetune,cf_head"),
     )
@@ -264,7 +264,7 @@ def test_a_method_that_falls_apart_is_named_and_stops_no_other(tmp_path):
 def test_tuning_and_ablation_go_on_where_they_were_and_end_the_same(tmp_path):
     flags = ("--config", "tiny", "--set", "train.epochs=1", "--workdir", tmp_path / "a")
     look = (*flags, "--methods", "cf_head,ssd", "--seeds", "5,6", "--tune", "6")
-    launched(*look)
+    run_command(*look)
     text = (tmp_path / "a" / "tuning.json").read_text()
     told = json.loads(text)
     assert set(told["winners"]) == {"cf_head", "ssd"}
@@ -282,13 +282,13 @@ def test_tuning_and_ablation_go_on_where_they_were_and_end_the_same(tmp_path):
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "variants").iterdir()}
     gone = next(iter(files))
     gone.unlink()
-    launched(*look)
+    run_command(*look)
     again = json.loads((tmp_path / "a" / "tuning.json").read_text())
     assert again["winners"] == told["winners"]
     for path, time in files.items():
         assert path == gone or path.stat().st_mtime_ns == time
 
-    launched(*flags, "--methods", "ccu_no_stop", "--seeds", "5", "--ablate")
+    run_command(*flags, "--methods", "ccu_no_stop", "--seeds", "5", "--ablate")
     found = json.loads((tmp_path / "a" / "ablation.json").read_text())
     parts = {row["part"] for row in found if row["method"] == "ccu_no_stop"}
     assert parts == set(ablate.parts(loading.load_config("tiny").ccu_no_stop))

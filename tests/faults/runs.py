@@ -16,9 +16,8 @@ import sys
 import time
 from multiprocessing import forkserver
 
-from tests.end_to_end import test_end_to_end
+from tests.end_to_end.launching import ROOT, run_environment
 
-ROOT = test_end_to_end.ROOT
 HEAVY = ("jax", "orbax.checkpoint", "scipy.stats", "matplotlib.figure", "tokenizers")
 WAIT_S = 300.0
 
@@ -146,7 +145,7 @@ def context():
 
 def _environment():
     # One thread of BLAS in all: it is fork's friend, and the same for every start.
-    return test_end_to_end.environment(OPENBLAS_NUM_THREADS="1", CCU_FAULTS="1")
+    return run_environment(OPENBLAS_NUM_THREADS="1", CCU_FAULTS="1")
 
 
 def _forked(argv, log, environment):

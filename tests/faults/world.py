@@ -8,7 +8,7 @@ import shutil
 import time
 
 from ccu_jax.runs import results as rows
-from tests.end_to_end.test_end_to_end import SMALL
+from tests.end_to_end.launching import SMALL_CONFIG
 from tests.faults import same as faults_same
 from tests.faults.runs import Run, Start, events, starts
 
@@ -46,7 +46,7 @@ class World:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = self.folder / "config.py"
         if not self.config.exists():
-            self.config.write_text(SMALL)
+            self.config.write_text(SMALL_CONFIG)
 
     def argv(self, workdir, *more) -> list[str]:
         return ["--config", str(self.config), "--workdir", str(workdir), *more]

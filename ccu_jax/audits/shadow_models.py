@@ -207,7 +207,7 @@ class Together:
                 if done == first.steps:  # who is told meanwhile is heard
                     jax.block_until_ready(state)
                 leaving = preemption.due(last=done == first.steps)
-                if leaving or done < first.steps and done // every > start // every:
+                if leaving or (done < first.steps and done // every > start // every):
                     checkpoint.save(folder, done, state, facts, keep=1)
                 if leaving:
                     raise errors.Preempted

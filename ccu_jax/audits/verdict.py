@@ -55,7 +55,7 @@ def classify(difference: Interval | None) -> str:
     """Returns the verdict that follows from the interval of one difference."""
     if difference is None or not difference.low <= difference.high:
         return INCONCLUSIVE
-    if -TOLERANCE <= difference.low and difference.high <= TOLERANCE:
+    if difference.low >= -TOLERANCE and difference.high <= TOLERANCE:
         return FORGOTTEN
     if difference.low > 0:
         return NOT_FORGOTTEN

@@ -15,16 +15,16 @@ from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.experiments import variants
 from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import OURS, REFERENCE
-from ccu_jax.reports import findings as notes
-from ccu_jax.reports import tables
+from ccu_jax.reports.findings import EDITION_WARNINGS
 from ccu_jax.reports.summary import (
     DASH,
-    auc,
     estimate,
-    score,
-    show_estimate,
-    time_s,
+    format_estimate,
+    get_attack_auc,
+    get_score,
+    get_time_s,
 )
+from ccu_jax.reports.tables import Table
 from ccu_jax.runs import forecast, session, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
@@ -105,7 +105,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
             write_atomically(workdir / "ablation.md", _markdown(found, names).encode())
         for name in names:
             ctx.reporter.log(_title(name))
-            tables.show(*table(found, name), ctx.reporter)
+            Table(*table(found, name)).show(ctx.reporter)
         ctx.reporter.log(f"ablation: {workdir / 'ablation.json'}, ablation.md")
     return found
 
@@ -128,13 +128,15 @@ def table(found: list[dict[str, Any]], name: str) -> tuple[list[str], list[list[
             groups.setdefault(row["part"], []).append(row)
     lines = []
     for part, group in groups.items():
-        cells = [part, show_estimate(estimate([time_s(r) for r in group]))]
+        cells = [part, format_estimate(estimate([get_time_s(r) for r in group]))]
         for column in _COLUMNS:
             where, view = column.split()
-            values = [score(r, where, view) for r in group]
-            cells.append(show_estimate(estimate(values), 1))
+            values = [get_score(r, where, view) for r in group]
+            cells.append(format_estimate(estimate(values), 1))
         for view in _ATTACKS:
-            cells.append(show_estimate(estimate([auc(r, view) for r in group]), 3))
+            cells.append(
+                format_estimate(estimate([get_attack_auc(r, view) for r in group]), 3)
+            )
         failed = sum(bool(row.get("diverged")) for row in group)
         lines.append([f"{part} (diverged: {failed})" if failed else part, *cells[1:]])
     return header, lines
@@ -146,7 +148,9 @@ def _title(name):
 
 def _markdown(found, names):
     loud = dict.fromkeys(row.get("edition") for row in found)
-    told = [f"**{notes.LOUD[name]}**" for name in loud if name in notes.LOUD]
+    told = [
+        f"**{EDITION_WARNINGS[name]}**" for name in loud if name in EDITION_WARNINGS
+    ]
     for name in names:
-        told += [f"## {_title(name)}", "\n".join(tables.markdown(*table(found, name)))]
+        told += [f"## {_title(name)}", Table(*table(found, name)).to_markdown()]
     return "\n\n".join(told) + "\n"

@@ -12,7 +12,8 @@ from typing import Any
 from ccu_jax.audits import tiers
 from ccu_jax.config.schema import Config, to_json
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.reports import audit_table, html
+from ccu_jax.reports import audit_table, results_table
+from ccu_jax.reports.html import write_report
 from ccu_jax.runs import stages
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.purge import purge_workdir
@@ -70,7 +71,7 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
     with reporter.stage("report") as stage:
         # First without the audit, so that a failing audit leaves a report.
         if is_primary():
-            html.write(workdir, results, to_json(config))
+            write_report(workdir, results, to_json(config))
         if audit == "none":
             audits = tiers.stored(workdir)
         else:
@@ -78,8 +79,8 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
         if is_primary() and audits:
             if audit != "none":
                 audit_table.write(workdir, audits)
-            html.write(workdir, results, to_json(config), audits)
-    html.show(results, reporter)
+            write_report(workdir, results, to_json(config), audits)
+    results_table.show(results, reporter)
     if audit != "none" and audits:
         audit_table.show(workdir, audits, reporter)
     reporter.log(f"report: {workdir / 'report.html'}")

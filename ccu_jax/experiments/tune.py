@@ -23,12 +23,12 @@ from ccu_jax.experiments.search_spaces import space
 from ccu_jax.experiments.variants import Variant
 from ccu_jax.methods import REFERENCE, REFERENCES
 from ccu_jax.models import VIEWS
-from ccu_jax.reports import html as report
-from ccu_jax.reports import tables
-from ccu_jax.reports.summary import auc, score
+from ccu_jax.reports.summary import get_attack_auc, get_score
+from ccu_jax.reports.tables import Table
 from ccu_jax.runs import forecast, session, stages
 from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.progress import Reporter
 from ccu_jax.storage.files import write_atomically
 
 FINALISTS = 3
@@ -109,10 +109,13 @@ def objective(row: dict[str, Any], reference: dict[str, Any]) -> float:
     """
     if row.get("diverged"):
         return math.inf
-    told = [2 * abs(auc(row, view) - auc(reference, view)) for view in ATTACKED]
+    told = [
+        2 * abs(get_attack_auc(row, view) - get_attack_auc(reference, view))
+        for view in ATTACKED
+    ]
 
     def lost(where, view):
-        return (score(reference, where, view) - score(row, where, view)) / 100
+        return (get_score(reference, where, view) - get_score(row, where, view)) / 100
 
     unseen = [lost("unseen", view) for view in VIEWS]
     total = np.mean(told) + np.mean(unseen) + max(lost("retain", "fused"), 0.0)
@@ -191,7 +194,7 @@ def _told(config, trials, found):
     }
 
 
-def _show(reporter: report.Reporter, told, path) -> None:
+def _show(reporter: Reporter, told, path) -> None:
     header = ["method", "objective", "as configured", "seconds", "settings"]
     lines = []
     for name, trials in told["methods"].items():
@@ -206,7 +209,7 @@ def _show(reporter: report.Reporter, told, path) -> None:
                 ", ".join(f"{k}={v:g}" for k, v in best["settings"].items()) or "as is",
             ]
         )
-    tables.show(header, lines, reporter)
+    Table(header, lines).show(reporter)
     reporter.log(f"tuned: {path}; `winners` of it are settings to adopt")
 
 

@@ -10,9 +10,9 @@ from ccu_jax.audits.offline import VERDICT_SIGNALS
 from ccu_jax.audits.verdict import seeds_share_rows
 from ccu_jax.methods import REFERENCE
 from ccu_jax.metrics.intervals import Interval, over_seeds
-from ccu_jax.reports import findings as notes
-from ccu_jax.reports import tables
+from ccu_jax.reports.findings import EDITION_WARNINGS
 from ccu_jax.reports.summary import DASH
+from ccu_jax.reports.tables import Table, escape_markdown
 from ccu_jax.runs.progress import Reporter
 from ccu_jax.storage.files import write_atomically
 
@@ -53,32 +53,36 @@ def show(
 ) -> None:
     """Prints the table and where the files are. Args as for `write`."""
     reporter.log("audit: verdicts and measurements, with confidence intervals")
-    tables.show(*table(methods), reporter, keep=2)
+    table(methods).show(reporter, num_fixed=2)
     reporter.log(f"audit: {workdir / 'audit.md'}, audit.json")
 
 
-def table(methods: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows, without columns that no method has a value in."""
-    rows = [_row(method) for method in methods]
-    header = [
+def table(methods: Sequence[dict[str, Any]]) -> Table:
+    """Returns the table without the columns in which no method has a value."""
+    rows = [_cells(method) for method in methods]
+    titles = [
         title
         for title in rows[0]
-        if title in ("method", "verdict") or any(row[title] != DASH for row in rows)
+        if title == "verdict" or any(row[title] != DASH for row in rows)
     ]
-    return header, [[row[title] for title in header] for row in rows]
+    return Table.from_cells([{title: row[title] for title in titles} for row in rows])
 
 
 def markdown(methods: Sequence[dict[str, Any]]) -> str:
     """Returns the table, its legend and the sentence of every verdict as Markdown."""
     editions = dict.fromkeys(method["edition"] for method in methods)
     sentences = [
-        f"- **{method['method']}**: {tables.escaped(method['verdict']['sentence'])}"
+        f"- **{method['method']}**: {escape_markdown(method['verdict']['sentence'])}"
         for method in methods
     ]
     paragraphs = [
         "# Audit",
-        *(f"**{notes.LOUD[name]}**" for name in editions if name in notes.LOUD),
-        "\n".join(tables.markdown(*table(methods))),
+        *(
+            f"**{EDITION_WARNINGS[name]}**"
+            for name in editions
+            if name in EDITION_WARNINGS
+        ),
+        table(methods).to_markdown(),
         LEGEND,
         _costs(methods),
         "\n".join(sentences),
@@ -86,7 +90,7 @@ def markdown(methods: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _row(method: dict[str, Any]) -> dict[str, str]:
+def _cells(method: dict[str, Any]) -> dict[str, str]:
     """Returns a method's cells by column title."""
     seeds, verdict = method["seeds"], method["verdict"]
     is_shared = seeds_share_rows(seeds)

@@ -1,49 +1,44 @@
-"""Rows of results -> numbers: means with intervals, by method, and paired by seed.
+"""Statistics of results: means over seeds with intervals, paired comparisons.
 
-Pure functions of the rows. Old or foreign rows may lack any key: what is missing is a
-NaN, which is shown as a dash.
+Rows of results.json may come from older versions and lack any key: a missing value is
+NaN, which is formatted as a dash.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ccu_jax.methods import METHODS, OURS, REFERENCE, REFERENCES
+from ccu_jax.metrics.intervals import mean_interval
 from ccu_jax.models import VISUAL
 
-DASH = "–"
-# How far from the reference's an attack AUC may be. The AUC of fewer than a hundred
-# rows has a standard error of .03 and more by itself.
-TOLERANCE, TOLERANCE_OF_FEW, FEW = 0.03, 0.05, 100
+DASH = "\N{EN DASH}"
+# The attack AUC of fewer than a hundred rows has a standard error of 0.03 or more.
+TOLERANCE, SMALL_SET_TOLERANCE, SMALL_SET = 0.03, 0.05, 100
 Row = dict[str, Any]
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and the half-width of its 95 % t-interval (NaN: none)."""
+    """A mean over `count` seeds and the half-width of its 95 % t-interval, or NaN."""
 
     mean: float
-    half: float
+    ci_half_width: float
     count: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Returns mean and half-width of the 95 % t-interval of the finite values."""
     values = [value for value in values if math.isfinite(value)]
-    count = len(values)
-    if not count:
+    if not values:
         return Estimate(math.nan, math.nan, 0)
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Estimate(mean, math.nan, 1)
-    from scipy.stats import t  # slow to import, and only a report needs it
-
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = float(t.ppf(0.975, count - 1)) * math.sqrt(variance / count)
-    return Estimate(mean, half, count)
+    interval = mean_interval(values)
+    half_width = math.nan if interval is None else interval.high - interval.value
+    return Estimate(math.fsum(values) / len(values), half_width, len(values))
 
 
-def number(row: Row, *path: str) -> float:
-    """Returns the number at `path`, NaN where it is missing or no number."""
+def get_number(row: Row, *path: str) -> float:
+    """Returns the number at a path of keys, NaN if there is none."""
     value: Any = row
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
@@ -52,134 +47,158 @@ def number(row: Row, *path: str) -> float:
     return float(value)
 
 
-def score(row: Row, where: str, view: str) -> float:
-    """Returns the headline score of a set and view in percent."""
+def get_score(row: Row, split: str, view: str) -> float:
+    """Returns the data set's metric on a split and view in percent."""
     metric = str(row.get("metric", "accuracy"))
-    return 100 * number(row, "scores", where, view, metric)
+    return 100 * get_number(row, "scores", split, view, metric)
 
 
-def auc(row: Row, view: str) -> float:
-    """Returns the attack's AUC, 0 to 1."""
-    return number(row, "attack_auc", view)
+def get_attack_auc(row: Row, view: str) -> float:
+    """Returns the AUC of the membership attack, 0 to 1."""
+    return get_number(row, "attack_auc", view)
 
 
-def time_s(row: Row) -> float:
-    """Returns the seconds of start and steps: unlearning, or a reference's training."""
-    unlearn = number(row, "seconds", "unlearn")
+def get_time_s(row: Row) -> float:
+    """Returns the seconds of unlearning, or of training a reference."""
+    unlearn = get_number(row, "seconds", "unlearn")
     if math.isfinite(unlearn):
         return unlearn
-    return number(row, "seconds", "start") + number(row, "seconds", "steps")
+    return get_number(row, "seconds", "start") + get_number(row, "seconds", "steps")
 
 
-def method_of(row: Row) -> str:
-    """Returns the method's name, whatever the row holds."""
-    return str(row.get("method", "unknown"))
+@dataclasses.dataclass(frozen=True)
+class MethodResults:
+    """The rows of one method by seed, and their means over seeds."""
+
+    rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+
+    def mean(self, value: Callable[[Row], float]) -> Estimate:
+        """Returns the mean of a value of each row."""
+        return estimate([value(row) for row in self.rows.values()])
+
+    def number(self, *path: str) -> Estimate:
+        """Returns the mean of the numbers at a path of keys."""
+        return self.mean(lambda row: get_number(row, *path))
+
+    def score(self, split: str, view: str) -> Estimate:
+        """Returns the mean of `get_score`."""
+        return self.mean(lambda row: get_score(row, split, view))
+
+    def attack_auc(self, view: str) -> Estimate:
+        """Returns the mean of `get_attack_auc`."""
+        return self.mean(lambda row: get_attack_auc(row, view))
+
+    def time_s(self) -> Estimate:
+        """Returns the mean of `get_time_s`."""
+        return self.mean(get_time_s)
+
+    def time_percent(self, other: "MethodResults") -> Estimate:
+        """Returns the time in percent of the other's, on the same seed if it has it."""
+        mean_s = other.time_s().mean
+        ratios = []
+        for seed, row in self.rows.items():
+            other_s = get_time_s(other.rows[seed]) if seed in other.rows else mean_s
+            ratios.append(100 * get_time_s(row) / other_s if other_s > 0 else math.nan)
+        return estimate(ratios)
+
+    def difference(
+        self, other: "MethodResults", value: Callable[[Row], float]
+    ) -> Estimate:
+        """Returns the mean difference from the other over the seeds that both have."""
+        pairs = [(row, other.rows.get(seed)) for seed, row in self.rows.items()]
+        return estimate([value(a) - value(b) for a, b in pairs if b is not None])
+
+    def with_seeds_of(self, other: "MethodResults") -> "MethodResults":
+        """Returns the rows of the seeds that both have."""
+        return MethodResults({s: r for s, r in self.rows.items() if s in other.rows})
+
+    def divergences(self) -> dict[str, str]:
+        """Returns why training diverged, by seed."""
+        reasons = {seed: row.get("diverged") for seed, row in self.rows.items()}
+        return {seed: str(reason) for seed, reason in reasons.items() if reason}
+
+    def text_logits_unchanged(self) -> str:
+        """Returns "yes", "no" or a dash: whether text logits are equal to the bit."""
+        values = [row.get("text_unchanged") for row in self.rows.values()]
+        values = [bool(value) for value in values if value is not None]
+        if not values:
+            return DASH
+        if all(values):
+            return "yes"
+        return f"no ({sum(values)} of {len(values)})" if any(values) else "no"
+
+    def requests(self) -> list["MethodResults"]:
+        """Returns the results after the first unlearning request, the second, ..."""
+        requests: list[MethodResults] = []
+        for seed, row in self.rows.items():
+            records = row.get("requests")
+            for index, record in enumerate(
+                records if isinstance(records, list) else []
+            ):
+                if isinstance(record, dict):
+                    missing = index + 1 - len(requests)
+                    requests += [MethodResults() for _ in range(missing)]
+                    metric = row.get("metric", "accuracy")
+                    requests[index].rows[seed] = {**record, "metric": metric}
+        return requests
+
+    def tolerance(self) -> float:
+        """Returns how far an attack AUC may be from the reference's."""
+        counts = [get_number(r, "unlearn_set", "count") for r in self.rows.values()]
+        is_small = any(count < SMALL_SET for count in counts)
+        return SMALL_SET_TOLERANCE if is_small else TOLERANCE
+
+    def has_forgotten(self, reference: "MethodResults") -> bool:
+        """Whether the attack AUCs of all views with an image match the reference's."""
+        gaps = [
+            self.difference(reference, lambda row, view=view: get_attack_auc(row, view))
+            for view in VISUAL
+        ]
+        return all(abs(gap.mean) <= self.tolerance() for gap in gaps)
 
 
-def by_method(rows: Sequence[Row]) -> dict[str, dict[Any, Row]]:
-    """Groups rows as {method: {seed: row}} in the order of the table."""
-    groups: dict[str, dict[Any, Row]] = {}
+def by_method(rows: Sequence[Row]) -> dict[str, MethodResults]:
+    """Groups rows by method, in the order of `METHODS`."""
+    groups: dict[str, MethodResults] = {}
     for row in rows:
-        groups.setdefault(method_of(row), {})[str(row.get("seed", 0))] = row
-    known = {name: place for place, name in enumerate(METHODS)}
-    return dict(sorted(groups.items(), key=lambda g: known.get(g[0], len(known))))
+        group = groups.setdefault(str(row.get("method", "unknown")), MethodResults())
+        group.rows[str(row.get("seed", 0))] = row
+    order = {name: index for index, name in enumerate(METHODS)}
+    return dict(sorted(groups.items(), key=lambda g: order.get(g[0], len(order))))
 
 
-def differences(mine: dict, other: dict, value) -> list[float]:
-    """Returns value(mine) - value(other), one per seed that both have."""
-    return [value(mine[seed]) - value(other[seed]) for seed in mine if seed in other]
+def best_baseline(
+    groups: dict[str, MethodResults], must_forget: bool = False
+) -> str | None:
+    """Returns the baseline with the highest fused test score that never diverged.
 
-
-def time_percent(mine: dict, other: dict) -> Estimate:
-    """Returns the time of `mine` as % of `other`'s: per seed, else of its mean."""
-    mean_s = estimate([time_s(row) for row in other.values()]).mean
-    ratios = []
-    for seed, row in mine.items():
-        other_s = time_s(other[seed]) if seed in other else mean_s
-        ratios.append(100 * time_s(row) / other_s if other_s > 0 else math.nan)
-    return estimate(ratios)
-
-
-def requests(group: dict) -> list[dict[Any, Row]]:
-    """Returns {seed: what is told of it} of the first request, the second, and so on.
-
-    Each has its row's `metric` and `method`, so that it can be asked as a row is.
-    """
-    found: list[dict[Any, Row]] = []
-    for seed, row in group.items():
-        told = row.get("requests")
-        for number, request in enumerate(told if isinstance(told, list) else []):
-            if not isinstance(request, dict):
-                continue
-            if number >= len(found):
-                found += [{} for _ in range(number + 1 - len(found))]
-            found[number][seed] = {
-                **request,
-                "metric": row.get("metric", "accuracy"),
-                "method": method_of(row),
-            }
-    return found
-
-
-def text_kept(group: dict) -> str:
-    """Returns whether the text scores stayed equal to the bit, over all seeds."""
-    told = [row["text_unchanged"] for row in group.values() if "text_unchanged" in row]
-    told = [bool(value) for value in told if value is not None]
-    if not told:
-        return DASH
-    if all(told):
-        return "yes"
-    return f"no ({sum(told)} of {len(told)})" if any(told) else "no"
-
-
-def diverged(group: dict) -> dict[Any, str]:
-    """Returns {seed: reason} of the seeds that diverged."""
-    return {s: str(row["diverged"]) for s, row in group.items() if row.get("diverged")}
-
-
-def best_baseline(groups: dict, forgets: bool = False) -> str | None:
-    """Returns the sound baseline with the highest mean fused test score, if any.
-
-    With `forgets` of those alone whose attack AUCs are the reference's, or nearly.
+    Args:
+        groups: of `by_method`.
+        must_forget: whether to consider only those with the reference's attack AUCs.
     """
     best, best_score = None, -math.inf
+    reference = groups.get(REFERENCE, MethodResults())
     for name, group in groups.items():
-        if name in REFERENCES or name in OURS or diverged(group):
+        if name in REFERENCES or name in OURS or group.divergences():
             continue
-        if forgets and not forgotten(group, groups.get(REFERENCE, {})):
+        if must_forget and not group.has_forgotten(reference):
             continue
-        mean = estimate([score(row, "test", "fused") for row in group.values()]).mean
-        if mean > best_score:  # False for NaN
-            best, best_score = name, mean
+        score = group.score("test", "fused").mean
+        if score > best_score:  # False for NaN
+            best, best_score = name, score
     return best
 
 
-def tolerance(group: dict) -> float:
-    """Returns how far from the reference's an attack AUC may be."""
-    few = any(number(row, "unlearn_set", "count") < FEW for row in group.values())
-    return TOLERANCE_OF_FEW if few else TOLERANCE
+def format_estimate(value: Estimate, decimals: int | None = None) -> str:
+    """Formats as "71.2 ± 1.3", as "71.2" without an interval, or as a dash.
 
-
-def forgotten(group: dict, reference: dict) -> bool:
-    """Whether the attack AUCs of what sees the picture are nearly the reference's."""
-    gaps = [
-        estimate(
-            differences(group, reference, lambda row, view=view: auc(row, view))
-        ).mean
-        for view in VISUAL
-    ]
-    return all(abs(gap) <= tolerance(group) for gap in gaps)
-
-
-def show_estimate(value: Estimate, decimals: int | None = None) -> str:
-    """Formats as "71.2 ± 1.3", or without an interval, or as a dash.
-
-    Without `decimals` the mean gets three significant digits.
+    Without `decimals` the mean has three significant digits.
     """
     if not math.isfinite(value.mean):
         return DASH
     if decimals is None:
-        size = math.floor(math.log10(abs(value.mean))) if value.mean else 0
-        decimals = min(max(2 - size, 0), 6)
-    half = f" ± {value.half:.{decimals}f}" if math.isfinite(value.half) else ""
-    return f"{value.mean:.{decimals}f}{half}"
+        exponent = math.floor(math.log10(abs(value.mean))) if value.mean else 0
+        decimals = min(max(2 - exponent, 0), 6)
+    has_interval = math.isfinite(value.ci_half_width)
+    interval = f" ± {value.ci_half_width:.{decimals}f}" if has_interval else ""
+    return f"{value.mean:.{decimals}f}{interval}"

@@ -1,80 +1,69 @@
-"""A table, given as header and lines of cells: as Markdown, as HTML, on the screen.
+"""Tables of text cells, as Markdown and on a terminal. Cells may hold any text."""
 
-All text is escaped here, wherever it came from. The first column names a line, the
-others are numbers.
-"""
-
-import html
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ccu_jax.errors import printable
 from ccu_jax.runs.progress import Reporter
 
 
-def markdown(header: list[str], lines: list[list[str]]) -> list[str]:
-    """Returns the lines of a Markdown table."""
-    rule = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
-    texts = [
-        "| " + " | ".join(escaped(cell) for cell in line) + " |"
-        for line in (header, *lines)
-    ]
-    return [texts[0], rule, *texts[1:]]
+class Table(NamedTuple):
+    """A table whose first column names the row and whose other columns are numbers."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    @classmethod
+    def from_cells(cls, cells: Sequence[dict[str, str]]) -> "Table":
+        """Makes a table of cells by column title, one dict per row."""
+        header = list(cells[0]) if cells else []
+        return cls(header, [[row[title] for title in header] for row in cells])
+
+    def to_markdown(self) -> str:
+        """Returns a Markdown table."""
+        rule = "|" + "|".join([" --- "] + [" ---: "] * (len(self.header) - 1)) + "|"
+        header, *rows = (
+            "| " + " | ".join(escape_markdown(cell) for cell in row) + " |"
+            for row in (self.header, *self.rows)
+        )
+        return "\n".join([header, rule, *rows])
+
+    def show(self, reporter: Reporter, num_fixed: int = 1) -> None:
+        """Prints Markdown to a log file, and to a terminal as many tables as fit.
+
+        Args:
+            reporter: prints the table.
+            num_fixed: how many leading columns to repeat in each of these tables.
+        """
+        if not reporter.live:
+            return reporter.print(self.to_markdown())
+        for columns in self._split_columns(reporter.console.width, num_fixed):
+            reporter.print_table(
+                [self.header[column] for column in columns],
+                [[row[column] for column in columns] for row in self.rows],
+            )
+
+    def _split_columns(self, width: int, num_fixed: int) -> list[list[int]]:
+        """Returns the columns of each table that fits into `width` characters."""
+
+        def column_width(column: int) -> int:
+            words = [*self.header[column].split(), *(row[column] for row in self.rows)]
+            return max(map(len, words)) + 3
+
+        fixed = list(range(num_fixed))
+        fixed_width = sum(map(column_width, fixed))
+        parts, used = [[*fixed]], fixed_width
+        for column in range(num_fixed, len(self.header)):
+            if used + column_width(column) > width and len(parts[-1]) > num_fixed:
+                parts.append([*fixed])
+                used = fixed_width
+            parts[-1].append(column)
+            used += column_width(column)
+        return parts
 
 
-def escaped(text: str) -> str:
-    """Escapes what Markdown, a table in it, or a terminal would read as its own."""
+def escape_markdown(text: str) -> str:
+    """Escapes what Markdown or a terminal would interpret, on one line."""
     text = printable(" ".join(text.split()))
     return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", text)
-
-
-def page(header: list[str], lines: list[list[str]]) -> str:
-    """Returns an HTML table; methods of this project stand out."""
-
-    def cells(tag: str, texts: list[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
-
-    body = "\n".join(
-        f'<tr class="{"ccu" if line[0].startswith("ccu") else ""}">'
-        f"{cells('td', line)}</tr>"
-        for line in lines
-    )
-    head = f"<thead><tr>{cells('th', header)}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>\n{body}\n</tbody></table></div>'
-
-
-def show(
-    header: list[str], lines: list[list[str]], reporter: Reporter, keep: int = 1
-) -> None:
-    """Prints a table: in a log file as Markdown, on a terminal in parts that fit it.
-
-    Args:
-        header: of the columns.
-        lines: of cells.
-        reporter: whose screen it is.
-        keep: how many columns stand in every part.
-    """
-    if not reporter.live:
-        return reporter.print("\n".join(markdown(header, lines)))
-    for part in _parts(header, lines, reporter.console.width, keep):
-        reporter.print_table(
-            [header[column] for column in part],
-            [[line[column] for column in part] for line in lines],
-        )
-
-
-def _parts(header: list, lines: list, width: int, keep: int) -> list[list[int]]:
-    """Returns the columns of tables that fit `width`, the first `keep` in each."""
-
-    def needed(column: int) -> int:
-        words = header[column].split() + [line[column] for line in lines]
-        return max(len(word) for word in words) + 3
-
-    first = list(range(keep))
-    parts, used = [[*first]], sum(map(needed, first))
-    for column in range(keep, len(header)):
-        if used + needed(column) > width and len(parts[-1]) > keep:
-            parts.append([*first])
-            used = sum(map(needed, first))
-        parts[-1].append(column)
-        used += needed(column)
-    return parts

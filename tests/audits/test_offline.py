@@ -17,7 +17,6 @@ from ccu_jax.audits.verdict import (
 from ccu_jax.evaluate import predictions
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import roc as auc
-from ccu_jax.reports import audit_table
 
 K, SEEDS = 5, 6
 SIZES = {"retain": 300, "unlearn": 400, "unseen": 500, "validation": 20, "test": 200}
@@ -273,49 +272,3 @@ def test_errors_do_not_even_out_over_seeds_that_forget_the_same_rows():
     assert one[2] - one[1] > 1.3 * (other[2] - other[1])
     told = verdict.verdict_over_seeds(records, is_reference=True)
     assert told["word"] == "reference" and told["differences"]["image"] is None
-
-
-def test_the_table_has_a_line_for_each_method_and_no_empty_columns():
-    found, records = judged(lambda s: model(40 + s))
-    for seed, record in enumerate(records):
-        record |= {"seed": seed, "seconds": {}}
-    methods = [
-        {
-            "method": "retrain_visual_2",
-            "edition": "sample",
-            "verdict": found,
-            "seeds": records,
-        }
-    ]
-    header, (line,) = audit_table.table(methods)
-    assert line[:2] == ["retrain_visual_2", FORGOTTEN] and len(header) == len(line)
-    assert "U-LiRA AUC" not in header and "relearning steps" not in header
-    text = audit_table.markdown(methods)
-    assert "Sample edition" in text and found["sentence"][:20] in text
-    for record in records:
-        record["relearning"] = {"steps": 30, "fewest": 20, "greatest": None, "most": 99}
-        record["relearning"]["diverged"] = None
-        record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
-        record["seconds"] = {"smoke": 0.5, "standard": 2.0}
-    records[0]["costs_s"] = {"gaps": 0.25, "shadow models": 70.0}
-    assert "shadow models 70.0" in audit_table.markdown(methods)
-    header, (line,) = audit_table.table(methods)
-    cells = dict(zip(header, line, strict=True))
-    assert cells["relearning steps"] == "30 (20 to > 99)"
-    count = len(records)
-    assert cells["U-LiRA AUC"] == "0.500 (0.400 to 0.600)"
-    for number, record in enumerate(records):
-        record["members"] = str(number)
-    low = 0.5 - 0.1 / np.sqrt(count)  # the errors of seeds with other rows even out
-    header, (line,) = audit_table.table(methods)
-    assert f"0.500 ({low:.3f} to {1 - low:.3f})" in line
-    assert cells["shadow models"] == "16"
-    assert cells["wall time (s)"] == f"{2.5 * count:.1f} + 70 for shadow models"
-    # What pools differ in, and seeds of which nothing is known, is said.
-    records[1]["pool"]["image"] = {"shadows": 8, "ulira": None}
-    records[0]["relearning"]["diverged"] = "step 1: loss nan"
-    header, (line,) = audit_table.table(methods)
-    cells = dict(zip(header, line, strict=True))
-    assert cells["shadow models"] == "8, 16"
-    assert cells["U-LiRA AUC"].endswith(f"), {count - 1} of {count} seeds")
-    assert cells["relearning steps"] == "diverged (step 1: loss nan)"

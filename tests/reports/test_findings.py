@@ -1,0 +1,145 @@
+"""Findings state what the rows contain, and nothing that was not measured."""
+
+import math
+
+import pytest
+
+from ccu_jax.reports.findings import collect_findings
+
+
+def texts(rows, *kinds):
+    """Returns the sentences of some kinds, or of all."""
+    return [x.text for x in collect_findings(rows) if not kinds or x.kind in kinds]
+
+
+def test_best_baseline_is_named_with_score_difference_and_time(good_rows):
+    (text,) = (t for t in texts(good_rows) if t.startswith("Best baseline"))
+    assert "scrub (61.5 ± 6.4 %)" in text
+    # Differences 4 and 5 points: half-width 12.7062 * sqrt(0.5) / sqrt(2) = 6.35.
+    assert "+4.5 points (95 % CI -1.9 to +10.9, 2 paired seeds)" in text
+    assert "time 25.0 ± 0.0 %" in text
+    (text,) = (
+        t for t in texts(good_rows) if t.startswith("ccu_plus vs retrain_visual")
+    )
+    assert "time 5.00 ± 0.00 %" in text
+
+
+def test_best_baseline_that_forgets_is_named_as_well(good_rows, make_row):
+    rows = [*good_rows, *(make_row("salun", s, fused=0.5, auc=0.51) for s in (0, 1))]
+    assert any("attack AUCs, within tolerance: salun" in text for text in texts(rows))
+
+
+def test_divergence_is_reported(good_rows, make_row):
+    row = make_row("scrub", 2, fused=0.99, diverged="step 40: loss is NaN")
+    (text,) = (text for text in texts([*good_rows, row], "failed"))
+    assert text.startswith("scrub diverged (seed 2): step 40: loss is NaN")
+
+
+def test_targets_that_are_met_pass(good_rows):
+    assert len(texts(good_rows, "passed")) == 8 and not texts(good_rows, "failed")
+
+
+@pytest.mark.parametrize(
+    "changes, claim",
+    [
+        ({"auc": 0.60}, "image attack AUC"),
+        ({"auc": 0.40}, "fused attack AUC"),  # lower than the reference's is no better
+        ({"text_unchanged": False}, "unchanged to the bit: failed (in 0 of 2 seeds)"),
+        ({"fused": 0.5}, "test fused score is at least retrain_visual's: failed"),
+        ({"attack_auc": {}}, "(not measured)"),
+        ({"attack_auc": {"image": math.nan, "fused": None}}, "(not measured)"),
+        ({"scores": {}}, "(not measured)"),
+        ({"unlearn_s": 10.5}, "at most 10 % of retrain_visual's time: failed (10.5 %)"),
+    ],
+)
+def test_a_missed_target_fails(good_rows, make_row, changes, claim):
+    rows = [make_row("ccu_plus", seed, **changes) for seed in (0, 1)]
+    rows += [row for row in good_rows if row["method"] != "ccu_plus"]
+    failed = texts(rows, "failed")
+    assert any(claim in text for text in failed), failed
+
+
+@pytest.mark.parametrize(
+    "image, text, fused, auc, claim",
+    [
+        (0.3, 0.3, 0.7, 0.64, "image attack AUC of at least 0.65: failed (0.640)"),
+        (math.nan, 0.3, 0.7, 0.9, "or text alone: failed (not measured)"),
+        (0.3, 0.71, 0.7, 0.9, "or text alone: failed (70.0 % and 30.0 %, 71.0 %)"),
+    ],
+)
+def test_an_original_that_is_no_test_of_unlearning_fails(
+    make_row, image, text, fused, auc, claim
+):
+    scores = {"image": image, "text": text, "fused": fused}
+    scores = {"test": {view: {"accuracy": x} for view, x in scores.items()}}
+    rows = [make_row("original", scores=scores, auc=auc), make_row("retrain_visual")]
+    assert any(claim in t for t in texts(rows, "failed") if t.startswith("original"))
+
+
+@pytest.mark.parametrize("count, result", [(120, "failed"), (75, "passed")])
+def test_a_small_unlearn_set_has_a_larger_tolerance(good_rows, count, result):
+    for row in good_rows:
+        row["unlearn_set"] = {**row["unlearn_set"], "count": count}
+        if row["method"] == "ccu_plus":
+            row["attack_auc"] = dict.fromkeys(row["attack_auc"], 0.56)
+    (text,) = (t for t in texts(good_rows) if "image attack AUC is within" in t)
+    assert f": {result} (0.560 and 0.520" in text
+
+
+@pytest.mark.parametrize("count, kind", [(150, "info"), (12, "warning")])
+def test_standard_error_of_the_attack_is_stated(make_row, count, kind):
+    unlearn_set = {"rule": "random:0.1", "count": count, "pictures": count}
+    rows = [
+        make_row(name, unlearn_set=unlearn_set, counts={"unseen": 300})
+        for name in ("original", "retrain_visual")
+    ]
+    (text,) = (text for text in texts(rows, kind) if "standard error" in text)
+    error = math.sqrt((count + 301) / (12 * count * 300))
+    assert f"about {error:.3f}" in text and ("Too few" in text) == (kind == "warning")
+
+
+def test_without_reference_its_comparisons_are_left_out(make_row):
+    rows = [make_row("original"), make_row("ccu_plus")]
+    failed = texts(rows, "failed")
+    assert any("is not in this run" in text for text in failed)
+    assert not any("ccu_plus" in text or "not measured" in text for text in failed)
+    assert any("unchanged to the bit: passed" in text for text in texts(rows, "passed"))
+    (text,) = (text for text in texts(rows) if "Validation rows" in text)
+    assert "of ccu_plus, so" in text
+
+
+def test_without_ccu_plus_its_targets_are_left_out(good_rows):
+    rows = [row for row in good_rows if row["method"] != "ccu_plus"]
+    assert not texts(rows, "failed")
+    assert all(text.startswith("original") for text in texts(rows, "passed"))
+
+
+@pytest.mark.parametrize(
+    "edition, kind, text",
+    [
+        ("sample", "warning", "generated by this program in the official file format"),
+        ("clipart", "warning", "1,408 public-domain drawings"),
+        ("official", "info", "Edition: official."),
+    ],
+)
+def test_data_that_are_not_the_real_ones_are_a_warning(make_row, edition, kind, text):
+    finding = collect_findings([make_row("ccu", edition=edition)])[0]
+    assert finding.kind == kind and text in finding.text
+
+
+@pytest.mark.parametrize(
+    "rule, text",
+    [
+        ("memorised:0.1", "selected by the original's predictions"),
+        ("group:Ann", "were drawn at random"),
+        ("ids:list.txt", "were drawn at random"),
+    ],
+)
+def test_unlearn_sets_without_matched_nonmembers_are_reported(make_row, rule, text):
+    rows = [make_row("ccu", unlearn_set={"rule": rule, "count": 9})]
+    assert any(text in sentence for sentence in texts(rows))
+
+
+def test_sequential_requests_are_explained(good_rows, rows_with_requests):
+    assert any("one after another" in text for text in texts(rows_with_requests))
+    assert not any("one after another" in text for text in texts(good_rows))

@@ -1,0 +1,62 @@
+"""Means over seeds, paired comparisons and the best baseline."""
+
+import math
+
+import pytest
+
+from ccu_jax.reports.summary import (
+    MethodResults,
+    best_baseline,
+    by_method,
+    estimate,
+    get_score,
+)
+
+
+def test_estimate_has_the_t_interval_of_the_finite_values():
+    # 1, 2, 3: standard deviation 1, t(0.975, 2) = 4.302653, over sqrt(3).
+    value = estimate([1.0, 2.0, 3.0])
+    assert value.mean == 2.0 and value.count == 3
+    assert value.ci_half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert math.isnan(estimate([5.0]).ci_half_width)
+    assert estimate([5.0, math.nan, math.inf])[::2] == (5.0, 1)
+    assert estimate([]).count == 0
+
+
+def test_time_is_paired_by_seed_or_compared_with_the_mean(make_row):
+    rows = {"0": make_row("ccu", unlearn_s=5.0), "9": make_row("ccu", unlearn_s=6.0)}
+    reference = {
+        "0": make_row("r", unlearn_s=50.0),
+        "1": make_row("r", unlearn_s=100.0),
+    }
+    percent = MethodResults(rows).time_percent(MethodResults(reference))
+    assert percent.mean == pytest.approx((10.0 + 8.0) / 2)  # 5/50 and 6/75
+
+
+def test_differences_use_common_seeds_only(make_row):
+    one = MethodResults({"0": make_row("a", fused=0.7), "1": make_row("a", fused=0.1)})
+    other = MethodResults({"0": make_row("b", fused=0.5), "2": make_row("b")})
+    difference = one.difference(other, lambda row: get_score(row, "test", "fused"))
+    assert difference.mean == pytest.approx(20.0) and difference.count == 1
+    assert list(one.with_seeds_of(other).rows) == ["0"]
+
+
+def test_best_baseline_may_have_to_match_the_reference(good_rows, make_row):
+    weak = [make_row("salun", s, fused=0.5, auc=0.51, unlearn_s=4.0) for s in (0, 1)]
+    rows = [*good_rows, *weak]
+    assert best_baseline(by_method(rows)) == "scrub"  # whose attack AUC is 0.04 off
+    assert best_baseline(by_method(rows), must_forget=True) == "salun"
+    for row in weak:  # the AUC of one view alone does not suffice
+        row["attack_auc"] = {**row["attack_auc"], "fused": 0.4}
+    assert best_baseline(by_method(rows), must_forget=True) is None
+    # Forms of CCU are no baselines; coun only shares their first letter.
+    rows += [make_row("coun", fused=0.9), make_row("ccu_gated", fused=0.95)]
+    assert best_baseline(by_method(rows)) == "coun"
+
+
+def test_a_diverged_method_is_not_the_best_baseline(good_rows, make_row):
+    rows = [row for row in good_rows if (row["method"], row["seed"]) != ("scrub", 1)]
+    rows.append(make_row("scrub", 1, fused=0.99, diverged="step 40: loss is NaN"))
+    groups = by_method(rows)
+    assert groups["scrub"].divergences() == {"1": "step 40: loss is NaN"}
+    assert best_baseline(groups) == "finetune"

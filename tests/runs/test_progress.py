@@ -1,0 +1,119 @@
+"""Progress of a run: the screen, a log file, and events.jsonl."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ccu_jax.runs import progress
+
+
+def plain_reporter(tmp_path, **terminal):
+    """Returns a reporter that writes to a buffer, a terminal's if asked for."""
+    reporter = progress.Reporter(tmp_path, active=True)
+    buffer = io.StringIO()
+    if terminal:
+        buffer.isatty = lambda: True
+    environ = {"TERM": "xterm"} if terminal else {}
+    reporter.console = Console(
+        file=buffer, force_terminal=bool(terminal), _environ=environ, **terminal
+    )
+    return reporter, buffer
+
+
+def events(tmp_path):
+    """Returns the events, each line parsed as strict JSON."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_events_are_strict_json_after_a_crash(tmp_path):
+    reporter, _ = plain_reporter(tmp_path)
+    reporter.event("loss", value=np.float32("nan"), many=np.array([1.0, np.inf]))
+    reporter.event("odd", path=tmp_path, flag=np.bool_(True), nested={3: {np.int8(1)}})
+    with pytest.raises(KeyError), reporter.stage("train", 10) as stage:
+        stage.update(1, loss=np.float32(0.5))
+        raise KeyError("lost")
+    # No close: the process died. It also tore its last line.
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"kind": "to')
+    again, _ = plain_reporter(tmp_path)
+    again.event("resumed")
+    again.close()
+    found = events(tmp_path)
+    assert [e["kind"] for e in found[-3:]] == ["stage_start", "stage_end", "resumed"]
+    assert found[0]["value"] is None and found[0]["many"] == [1.0, None]
+    assert found[1]["nested"] == {"3": [1]} and found[1]["flag"] is True
+    assert found[-2]["failure"] == "KeyError" and found[-2]["metrics"] == {"loss": 0.5}
+    assert all(e["time"].endswith("+00:00") for e in found)
+
+
+def test_plain_progress_prints_start_and_end_with_the_place_in_the_plan(tmp_path):
+    reporter, screen = plain_reporter(tmp_path)
+    reporter.plan(["prepare", "train", "ccu [bold]"])
+    with reporter.stage("train", 100) as stage:  # "prepare" was finished before
+        for step in range(1, 101):
+            stage.update(step, loss=1 / step)
+    with reporter.stage("ccu [bold]"):
+        reporter.log("a [red]line[/red]\x1b[2J " + "x" * 200)
+    lines = screen.getvalue().splitlines()
+    assert lines[0] == "[2/3] train ..."
+    assert lines[1].startswith("[2/3] train: done, 100/100, loss 0.01,")
+    assert re.search(r", \d+\.\d s$", lines[1])
+    assert lines[2] == "[3/3] ccu [bold] ..."
+    assert lines[3].startswith("a [red]line[/red]\ufffd[2J xxx") and len(lines) == 5
+
+
+def test_plain_progress_shows_a_sign_of_life(tmp_path, monkeypatch):
+    reporter, screen = plain_reporter(tmp_path)
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with reporter.stage("train", 100) as stage:
+        for step in range(1, 51):
+            clock[0] += 0.5
+            stage.update(step, loss=2.0)
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 4  # start, after 10 s, after 20 s, end
+    assert lines[1] == "train: 20/100, 0:40 left, loss 2, 2/s"
+    assert [e["kind"] for e in events(tmp_path)].count("progress") == 2
+
+
+@pytest.mark.parametrize("width", [8, 30, 100])
+@pytest.mark.parametrize("no_color", [True, False])
+def test_the_live_display_fits_the_terminal(tmp_path, width, no_color):
+    reporter, screen = plain_reporter(tmp_path, width=width, no_color=no_color)
+    reporter.plan(["train [/bold] " + "long " * 20])
+    with reporter.stage("train [/bold] " + "long " * 20, 10) as stage:
+        stage.update(3, loss=float("nan"), note="[/]")
+        with reporter.stage("inner"):
+            reporter.console.print(reporter._live.get_renderable())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert max(len(line) for line in re.split(r"[\r\n]", text)) <= width
+    reporter.close()
+
+
+def test_an_inactive_reporter_is_silent(tmp_path, capsys):
+    reporter = progress.Reporter(tmp_path / "none", active=False)
+    reporter.plan(["a"])
+    with reporter.stage("a", 3) as stage:
+        stage.update(1, loss=object())
+    reporter.log("x")
+    reporter.warn("x")
+    reporter.event("x")
+    reporter.close()
+    assert capsys.readouterr() == ("", "") and not (tmp_path / "none").exists()
+
+
+def test_a_closed_reporter_can_be_closed_again(tmp_path):
+    reporter, _ = plain_reporter(tmp_path)
+    reporter.close()
+    reporter.close()
+    reporter.event("late")
+    assert not events(tmp_path)

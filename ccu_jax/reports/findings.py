@@ -148,7 +148,7 @@ def _targets(groups: Groups) -> Iterator[Finding]:
     original = groups.get("original", MethodResults())
     memorization = original.attack_auc("image").mean
     yield _target(
-        f"original memorizes the images: image attack AUC of at least {MIN_MEMORIZATION}",
+        f"original memorizes the images: image attack AUC at least {MIN_MEMORIZATION}",
         memorization >= MIN_MEMORIZATION,
         f"{memorization:.3f}",
         memorization,

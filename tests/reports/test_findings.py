@@ -62,7 +62,7 @@ def test_a_missed_target_fails(good_rows, make_row, changes, claim):
 @pytest.mark.parametrize(
     "image, text, fused, auc, claim",
     [
-        (0.3, 0.3, 0.7, 0.64, "image attack AUC of at least 0.65: failed (0.640)"),
+        (0.3, 0.3, 0.7, 0.64, "image attack AUC at least 0.65: failed (0.640)"),
         (math.nan, 0.3, 0.7, 0.9, "or text alone: failed (not measured)"),
         (0.3, 0.71, 0.7, 0.9, "or text alone: failed (70.0 % and 30.0 %, 71.0 %)"),
     ],

@@ -10,7 +10,7 @@ from ccu_jax.methods import Problem
 from ccu_jax.metrics import distances
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import roc as auc
-from ccu_jax.metrics.intervals import jackknife, plain
+from ccu_jax.metrics.intervals import jackknife_interval, to_list
 from ccu_jax.runs.context import RunContext
 
 _ROWS = 1000  # of the retain set, at most, whose embeddings are compared
@@ -47,7 +47,7 @@ def look(problem: Problem, params, group) -> dict[str, np.ndarray]:
         rows = rows[has["image"][rows]]
         hidden = {**table, "has_text": silent}
         logits = problem.forward.outputs(params, hidden, rows)["fused"]
-        told = attacks.signals(logits, labels[rows], problem.multi_label)
+        told = attacks.membership_signals(logits, labels[rows], problem.multi_label)
         found[name] = told["loss"]
         found["groups"][name] = group[rows]
     return found
@@ -79,17 +79,17 @@ def compare(
     groups = mine["groups"]["retain"]
 
     def alike(other, view):
-        return plain(distances.cka_interval(mine[view], other[view], groups=groups))
+        return to_list(distances.cka_interval(mine[view], other[view], groups=groups))
 
     def within(other):
         places = mine["image"], other["image"], mine["labels"]
-        return plain(distances.within_class_similarity(*places))
+        return to_list(distances.intra_class_similarity(*places))
 
     scatter = None
     if "image" in mine:
         places = mine["image"], mine["labels"]
         how = {"groups": groups, "bounds": (0, np.inf)}
-        scatter = plain(jackknife(distances.scatter_ratio, *places, **how))
+        scatter = to_list(jackknife_interval(distances.scatter_ratio, *places, **how))
     return {
         "cka": {n: {v: alike(x, v) for v in _EMBEDDINGS} for n, x in there.items()},
         "within_class": {name: within(other) for name, other in there.items()},
@@ -118,7 +118,7 @@ def _neutral(mine, others):
             found[name] = auc.auc_difference(
                 *pair, confidence=CONFIDENCE, groups=groups
             )
-    return {name: plain(value) for name, value in found.items()}
+    return {name: to_list(value) for name, value in found.items()}
 
 
 def relearned(ctx: RunContext, problem: Problem, method: str, params) -> dict[str, Any]:

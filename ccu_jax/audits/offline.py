@@ -12,7 +12,7 @@ from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import ranking as scores
 from ccu_jax.metrics import roc as auc
-from ccu_jax.metrics.intervals import jackknife, mean_interval, plain
+from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
 from ccu_jax.models import VIEWS
 
 # The views by which a model is judged; the others are told of. A model that remembers
@@ -32,7 +32,7 @@ _PARTS = 10  # of the rows, that are left out in turn for an interval
 _GAPS = {
     "average_gap": (scores.average_gap, 100),
     "tug_of_war": (scores.tug_of_war, 1),
-    "tug_of_war_attack": (lambda *x: scores.tug_of_war(*x, scores.TUG_ATTACK), 1),
+    "tug_of_war_attack": (lambda *x: scores.tug_of_war(*x, scores.TOW_ATTACK), 1),
 }
 # What is less the reference's, and of whose outputs.
 _AGAINST = {"difference": "model", "original": "original", "control": "control"}
@@ -117,7 +117,7 @@ def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
                     told[f"tpr_1_{key}"] = attacks.tpr_difference(
                         *sides, RATES["tpr_1"], **how
                     )
-        return {key: plain(value) for key, value in told.items()}
+        return {key: to_list(value) for key, value in told.items()}
 
     return {view: {name: one(view, name) for name in own[view]} for view in own}
 
@@ -130,7 +130,9 @@ def signals_of(model: Predictions) -> dict[str, dict[str, tuple]]:
         return _sides(model, view, values)
 
     for view in VIEWS:
-        signals = attacks.signals(model.logits[view], model.labels, model.multi_label)
+        signals = attacks.membership_signals(
+            model.logits[view], model.labels, model.multi_label
+        )
         found[view] = {name: split(view, values) for name, values in signals.items()}
     found["pair"] = {"cosine": split("pair", model.pair)}
     found["white"] = {"ridge": split("white", model.trunk_probe)}
@@ -158,14 +160,14 @@ def ranked(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
         logits, labels = model.logits[view][rows], model.labels[rows]
         right, groups = None, model.group[rows]
         if len(logits) and np.isfinite(logits).all():
-            each = scores.by_row(logits, labels, model.multi_label)
+            each = scores.row_scores(logits, labels, model.multi_label)
             right = mean_interval(each, bounds=(0, 1), groups=groups)
         how = {"parts": _PARTS, "groups": groups, "bounds": (0, 1)}
         found = {
-            name: jackknife(score, logits, labels, **how)
+            name: jackknife_interval(score, logits, labels, **how)
             for name, score in _RANKED.items()
         }
-        return {name: plain(x) for name, x in (found | {"right": right}).items()}
+        return {name: to_list(x) for name, x in (found | {"right": right}).items()}
 
     return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "unseen", "test")}
 
@@ -176,7 +178,7 @@ def _score(given, view):
         return None
     rows = (given.model.split == "unlearn") & given.model.available(view)
     logits = (x.logits[view][rows] for x in (given.model, given.reference))
-    return plain(
+    return to_list(
         scores.score_difference(
             *logits,
             given.model.labels[rows],
@@ -193,7 +195,7 @@ def _excess(given, view):
         return None
     model, reference = given.model, given.reference
     rows = np.isin(model.split, ("unlearn", "unseen")) & model.available(view)
-    return plain(
+    return to_list(
         scores.score_excess(
             model.logits[view][rows],
             reference.logits[view][rows],
@@ -223,7 +225,7 @@ def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
 
         parts, groups = _PARTS, model.group
         how = {"parts": parts, "groups": groups, "bounds": (0, most)}
-        return plain(jackknife(score, rows, **how))
+        return to_list(jackknife_interval(score, rows, **how))
 
     return {name: one(*gap) for name, gap in _GAPS.items()}
 
@@ -231,9 +233,9 @@ def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
 def _by_row(model):
     """How right each row is, and its signal; NaN of rows without a picture."""
     logits, shown = model.logits["image"], model.available("image")
-    right = scores.by_row(logits, model.labels, model.multi_label)
+    right = scores.row_scores(logits, model.labels, model.multi_label)
     right = np.where(np.isfinite(logits).all(axis=1), right, np.inf)
-    signal = attacks.signals(logits, model.labels, model.multi_label)["loss"]
+    signal = attacks.membership_signals(logits, model.labels, model.multi_label)["loss"]
     return [np.where(shown, values, np.nan) for values in (right, signal)]
 
 
@@ -270,7 +272,7 @@ def apart(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
         }
         groups = model.group[rows]
         return {
-            name: plain(
+            name: to_list(
                 mean_interval(
                     measure(*pair, multi_label), bounds=(0, top), groups=groups
                 )

@@ -25,7 +25,7 @@ from ccu_jax.metrics import lira as shadow
 from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import ranking as scores
-from ccu_jax.metrics.intervals import Interval, plain
+from ccu_jax.metrics.intervals import Interval, to_list
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
 
@@ -134,7 +134,7 @@ class Pool:
             pairs = np.arange(self.count) // 2
             pooled = shadow.lira_leave_one_out(gone, shown, ~shown, sets=pairs)
             group = self._plan.group
-            told["ulira"] = _plain(shadow.measure_pool(pooled, shown, groups=group))
+            told["ulira"] = _plain(shadow.evaluate_pool(pooled, shown, groups=group))
             told["ulira_of"] = {
                 name: self._attack(*self._sides(gone), target, members)
                 for name, target in targets.items()
@@ -156,7 +156,7 @@ class Pool:
         there = self._there()
         scored = scored._replace(score=np.where(there, scored.score, np.nan))
         groups = self._plan.group
-        return _plain(shadow.measure(scored, members, groups=groups, **more))
+        return _plain(shadow.evaluate_attack(scored, members, groups=groups, **more))
 
     def _rmia(self, view, model, members):
         plain_ = np.array([self._truth(view, said) for said in self._plain])
@@ -232,8 +232,8 @@ class Pool:
         for said in pool:
             rows = (said.split == name) & said.available(view)
             given = said.logits[view][rows], said.labels[rows], said.multi_label
-            margins.append(attacks.signals(*given)["margin"])
-            right.append(scores.by_row(*given))
+            margins.append(attacks.membership_signals(*given)["margin"])
+            right.append(scores.row_scores(*given))
         return np.array(margins), float(np.mean(right)) if np.size(right) else np.nan
 
     def _groups_of(self, view, name):
@@ -286,7 +286,9 @@ class Pool:
 
     def _margins(self, view, said: Predictions):
         at = self._in_order(said)
-        told = attacks.signals(said.logits[view][at], said.labels[at], said.multi_label)
+        told = attacks.membership_signals(
+            said.logits[view][at], said.labels[at], said.multi_label
+        )
         return told["margin"]
 
     def _truth(self, view, said: Predictions):
@@ -321,7 +323,7 @@ def _klom(pools, groups):
 def _plain(value):
     """A NamedTuple of intervals as plain JSON."""
     if isinstance(value, Interval):
-        return plain(value)
+        return to_list(value)
     if hasattr(value, "_asdict"):
         return {name: _plain(x) for name, x in value._asdict().items()}
     return value

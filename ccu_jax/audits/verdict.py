@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.audits.offline import CONFIDENCE, VERDICT_SIGNALS
 from ccu_jax.methods import REFERENCE
-from ccu_jax.metrics.intervals import Interval, over_seeds, plain
+from ccu_jax.metrics.intervals import Interval, mean_over_seeds, to_list
 from ccu_jax.models import VIEWS
 
 TOLERANCE = 0.05  # of differences of AUCs, rates and scores
@@ -193,7 +193,7 @@ def verdict_over_seeds(
         views[LOW_FPR] = low_fpr
     return {
         "views": {name: view._asdict() for name, view in views.items()},
-        "differences": {view: plain(value) for view, value in differences.items()},
+        "differences": {view: to_list(value) for view, value in differences.items()},
         **combine_views(views)._asdict(),
     }
 
@@ -207,7 +207,7 @@ def pool_seeds(
     intervals: Sequence[list[float] | None], is_shared: bool
 ) -> Interval | None:
     """Returns the mean over seeds with its interval; None if a seed has no interval."""
-    return over_seeds(
+    return mean_over_seeds(
         [None if interval is None else Interval(*interval) for interval in intervals],
         confidence=CONFIDENCE,
         shared=is_shared,

@@ -10,7 +10,12 @@ import numpy as np
 import scipy.special
 from scipy.spatial.distance import pdist
 
-from ccu_jax.metrics.intervals import Interval, from_without, mean_interval, parted
+from ccu_jax.metrics.intervals import (
+    Interval,
+    assign_folds,
+    interval_from_replicates,
+    mean_interval,
+)
 
 
 def js_divergence(logits, reference, multi_label: bool) -> np.ndarray:
@@ -86,7 +91,7 @@ def cka_interval(
     x, y = _comparable(x, y)
     if x is None or not x.any() or not y.any():
         return None
-    part = parted(len(x), parts, seed, groups)
+    part = assign_folds(len(x), parts, seed, groups)
     if part.max() + 1 < parts:
         return None
     pairs = (x, y), (x, x), (y, y)
@@ -102,7 +107,7 @@ def cka_interval(
         )
         for left in range(parts)
     ]
-    return from_without(_aligned(whole, unbiased), without, confidence)
+    return interval_from_replicates(_aligned(whole, unbiased), without, confidence)
 
 
 def scatter_ratio(z, labels) -> float | None:
@@ -131,7 +136,7 @@ def scatter_ratio(z, labels) -> float | None:
     return float(max(total - between, 0) / between)
 
 
-def within_class_similarity(
+def intra_class_similarity(
     x, y, labels, *, rows: int = 200, seed: int = 0, confidence: float = 0.95
 ) -> Interval | None:
     """Whether two models place the rows of a class alike among themselves.

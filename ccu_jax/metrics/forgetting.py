@@ -17,7 +17,7 @@ _MOST = 50.0
 _AT_ONCE = 1 << 22
 
 
-class Pools(NamedTuple):
+class PoolScores(NamedTuple):
     """A score of unlearned against retrained models, and of its control.
 
     The control is the same score of other retrained models. `models`: on each side.
@@ -28,7 +28,7 @@ class Pools(NamedTuple):
     models: int
 
 
-def forgetting_epsilons(unlearned, retrained, delta: float = 1e-5) -> np.ndarray:
+def epsilon_by_row(unlearned, retrained, delta: float = 1e-5) -> np.ndarray:
     """How well one threshold tells unlearned from retrained models, by row, 0 to 50.
 
     The rule of the NeurIPS 2023 unlearning competition (Triantafillou et al. 2024), for
@@ -53,7 +53,7 @@ def forgetting_epsilons(unlearned, retrained, delta: float = 1e-5) -> np.ndarray
     return np.concatenate([np.zeros(0), *parts])
 
 
-def forgetting_points(epsilons, models: int) -> np.ndarray:
+def forgetting_points_by_row(epsilons, models: int) -> np.ndarray:
     """H(epsilon) of the competition: 2^-floor(2 epsilon), by row.
 
     And 0 from ceil(ln(models - 1)) on, more than which so many models cannot show.
@@ -65,7 +65,7 @@ def forgetting_points(epsilons, models: int) -> np.ndarray:
 
 def forgetting_score(
     unlearned, retrained, control, delta: float = 1e-5, *, groups=None
-) -> Pools:
+) -> PoolScores:
     """Forgetting quality F of the NeurIPS 2023 competition, the mean of H over rows.
 
     Args:
@@ -85,10 +85,12 @@ def forgetting_score(
     def one(pool):
         if not _numbers(pool, retrained):
             return None
-        points = forgetting_points(forgetting_epsilons(pool, retrained, delta), models)
+        points = forgetting_points_by_row(
+            epsilon_by_row(pool, retrained, delta), models
+        )
         return mean_interval(points, bounds=(0, 1), groups=groups)
 
-    return Pools(one(unlearned), one(control), models)
+    return PoolScores(one(unlearned), one(control), models)
 
 
 def final_score(
@@ -137,7 +139,7 @@ def klom_by_row(unlearned, retrained, *, bins: int = 20, least: float = 1e-5):
 
 def klom(
     unlearned, retrained, control, *, quantile: float | None = None, groups=None
-) -> Pools:
+) -> PoolScores:
     """The mean over rows of `klom_by_row`, or a quantile of it (such as .95).
 
     On each set by itself: unlearn, retain, test. Args as `forgetting_score`.
@@ -151,7 +153,7 @@ def klom(
             return mean_interval(found, groups=groups)
         return quantile_interval(found, quantile, groups=groups)
 
-    return Pools(one(unlearned), one(control), len(retrained))
+    return PoolScores(one(unlearned), one(control), len(retrained))
 
 
 def _numbers(*values) -> bool:

@@ -1,7 +1,7 @@
 """Intervals: of shares, of means over rows, of any score, over seeds.
 
 They tell how far a value may be off because these rows, and not others like them, were
-drawn. How much another seed of the training changes is told by `over_seeds` alone.
+drawn. How much another seed of the training changes is told by `mean_over_seeds` alone.
 
 Rows that go together (pictures of one product, near-duplicates) do not tell as much as
 as many rows that do not. Whoever gives their `groups` `[N]`, names or numbers, gets an
@@ -24,12 +24,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def plain(interval: Interval | None) -> list[float] | None:
+def to_list(interval: Interval | None) -> list[float] | None:
     """An interval as plain JSON."""
     return None if interval is None else [float(x) for x in interval]
 
 
-def around(value: float, half: float, lowest=-math.inf, highest=math.inf) -> Interval:
+def symmetric_interval(
+    value: float, half: float, lowest=-math.inf, highest=math.inf
+) -> Interval:
     """An interval of half-width `half`, cut where no value can be."""
     low, high = max(value - half, lowest), min(value + half, highest)
     return Interval(float(value), float(low), float(high))
@@ -51,7 +53,9 @@ def clopper_pearson(
     return Interval(float(hits / count), float(low), float(high))
 
 
-def share(found, confidence: float = 0.95, groups=None) -> Interval | None:
+def proportion_interval(
+    found, confidence: float = 0.95, groups=None
+) -> Interval | None:
     """The share of rows `[N]` that were found, with `clopper_pearson`'s interval.
 
     Of rows in groups it is that of as many trials as they are worth if all rows of a
@@ -60,17 +64,17 @@ def share(found, confidence: float = 0.95, groups=None) -> Interval | None:
     found = np.asarray(found, bool)
     if groups is None or not len(found):
         return clopper_pearson(found.sum(), len(found), confidence)
-    count = worth(groups)
+    count = effective_sample_size(groups)
     return clopper_pearson(count * found.mean(), count, confidence)
 
 
-def worth(groups) -> float:
+def effective_sample_size(groups) -> float:
     """As how many rows those in groups `[N]` count, where a group says one thing.
 
     (sum n)^2 / sum n^2 (Kish 1965): the number of groups where all are of one size, and
     fewer where some weigh more.
     """
-    size = np.bincount(numbered(groups))
+    size = np.bincount(group_indices(groups))
     return float(size.sum() ** 2 / (size**2).sum())
 
 
@@ -86,23 +90,23 @@ def variance_of_mean(values, span: float = 0.0, groups=None) -> float:
     apart = values - values.mean()
     if groups is not None:
         count = len(values)
-        apart = np.bincount(numbered(groups), apart)
+        apart = np.bincount(group_indices(groups), apart)
         apart = apart * (len(apart) / count)
     free = max(len(apart) - 1, 1)
     return float((apart @ apart + span**2 / 2) / (free * len(apart)))
 
 
-def numbered(groups) -> np.ndarray:
+def group_indices(groups) -> np.ndarray:
     """Groups `[N]` as numbers from 0 on."""
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
-def draws(rng, times: int, count: int, groups=None) -> np.ndarray:
+def bootstrap_counts(rng, times: int, count: int, groups=None) -> np.ndarray:
     """How often each of `count` rows comes in as many draws, `[times, count]`.
 
     With `groups` `[count]` as many groups are drawn as there are, whole.
     """
-    place = np.arange(count) if groups is None else numbered(groups)
+    place = np.arange(count) if groups is None else group_indices(groups)
     things = int(place.max(initial=-1)) + 1
     drawn = rng.integers(things, size=(times, things))
     drawn += np.arange(times)[:, None] * things
@@ -137,7 +141,7 @@ def mean_interval(
     span = highest - lowest if bounds else 0.0
     t = scipy.stats.t.ppf((1 + confidence) / 2, max(count - 1, 1))
     half = t * math.sqrt(variance_of_mean(values, span, groups))
-    return around(values.mean(), half, lowest, highest)
+    return symmetric_interval(values.mean(), half, lowest, highest)
 
 
 def quantile_interval(
@@ -152,7 +156,7 @@ def quantile_interval(
     values = np.sort(np.asarray(values, np.float64))
     if not len(values) or not np.isfinite(values).all():
         return None
-    count = len(values) if groups is None else int(worth(groups))
+    count = len(values) if groups is None else int(effective_sample_size(groups))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = scipy.stats.binom.ppf(tails, count, quantile).astype(int)
     if low < 1 or high >= count:
@@ -163,7 +167,7 @@ def quantile_interval(
     return Interval(float(value), float(values[low - 1]), float(values[high]))
 
 
-def jackknife(
+def jackknife_interval(
     score: Callable[..., float | None],
     *arrays,
     parts: int = 20,
@@ -186,43 +190,43 @@ def jackknife(
         groups: of the rows, where they go together.
         bounds: where no value can be beyond.
     """
-    part = parted(len(arrays[0]), parts, seed, groups)
+    part = assign_folds(len(arrays[0]), parts, seed, groups)
     parts = int(part.max(initial=0)) + 1
     value = score(*arrays) if parts > 1 else None
     if value is None:
         return None
     without = [score(*(x[part != left] for x in arrays)) for left in range(parts)]
-    found = from_without(value, without, confidence)
-    return None if found is None else cut(found, bounds)
+    found = interval_from_replicates(value, without, confidence)
+    return None if found is None else clip_interval(found, bounds)
 
 
-def cut(interval: Interval, bounds: tuple[float, float]) -> Interval:
+def clip_interval(interval: Interval, bounds: tuple[float, float]) -> Interval:
     """The interval without what lies beyond the bounds, where no value can be."""
     value, low, high = interval
     return Interval(value, max(low, bounds[0]), min(high, bounds[1]))
 
 
-def parted(count: int, parts: int, seed: int, groups=None) -> np.ndarray:
+def assign_folds(count: int, parts: int, seed: int, groups=None) -> np.ndarray:
     """The part of each of `count` rows, by chance, all of one size or nearly.
 
     Groups stay whole: then it is their number that is nearly the same in all parts.
     """
-    place = np.arange(count) if groups is None else numbered(groups)
+    place = np.arange(count) if groups is None else group_indices(groups)
     things = int(place.max(initial=-1)) + 1
     return (np.random.default_rng(seed).permutation(things) % parts)[place]
 
 
-def from_without(value, without, confidence: float) -> Interval | None:
+def interval_from_replicates(value, without, confidence: float) -> Interval | None:
     """The jackknife's interval of a value, from those `without` each part."""
     if any(part is None or not math.isfinite(part) for part in without):
         return None
     # The variance of the mean of n values is this jackknife's over (n - 1)^2.
     variance = variance_of_mean(without) * (len(without) - 1) ** 2
     t = scipy.stats.t.ppf((1 + confidence) / 2, len(without) - 1)
-    return around(value, t * math.sqrt(variance))
+    return symmetric_interval(value, t * math.sqrt(variance))
 
 
-def over_seeds(
+def mean_over_seeds(
     intervals: Sequence[Interval | None],
     *,
     confidence: float = 0.95,
@@ -254,10 +258,10 @@ def over_seeds(
         down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
     told = Interval(float(mean), float(mean - down / count), float(mean + up / count))
     spread = mean_interval(value, confidence=confidence)
-    return cut(told if spread is None else hull(told, spread), bounds)
+    return clip_interval(told if spread is None else hull(told, spread), bounds)
 
 
-def less(first: Interval, second: Interval) -> Interval:
+def difference_interval(first: Interval, second: Interval) -> Interval:
     """The difference of two independent values, from their intervals.
 
     (Zou & Donner 2008.) The confidence is theirs.

@@ -15,10 +15,10 @@ import scipy.stats
 
 from ccu_jax.metrics.intervals import (
     Interval,
-    around,
+    group_indices,
     hull,
-    numbered,
-    share,
+    proportion_interval,
+    symmetric_interval,
     variance_of_mean,
 )
 from ccu_jax.metrics.membership import threshold_at_fpr, tpr_at_fpr
@@ -26,12 +26,12 @@ from ccu_jax.metrics.roc import auc_interval, placements
 
 # From so many shadow models a side on, each row has variances of its own; of fewer they
 # are too uncertain, and all rows share one (Carlini et al. 2022).
-OWN_VARIANCE = 64
+MIN_SHADOWS_FOR_OWN_VARIANCE = 64
 # No two values are taken for closer than this: a pool may say the same to the bit.
 _LEAST_VARIANCE = 1e-12
 
 
-class Scores(NamedTuple):
+class AttackScores(NamedTuple):
     """How much a target seems to remember each row, higher: more; NaN: unknown.
 
     `score` `[N]`, or `[K, N]` of K targets; how many shadow models are behind it, of
@@ -39,10 +39,10 @@ class Scores(NamedTuple):
     """
 
     score: np.ndarray
-    shadows: int
+    num_shadows: int
 
 
-class ShadowAttack(NamedTuple):
+class AttackResult(NamedTuple):
     """What an attack with shadow models finds; 0.5 is nothing for AUC and accuracy.
 
     `tpr_1` and `tpr_01` are the true positive rates at 1 % and 0.1 % false ones, None
@@ -56,7 +56,7 @@ class ShadowAttack(NamedTuple):
     shadows: int
 
 
-def lira(c_in, c_out, target, *, own_variance: bool | None = None) -> Scores:
+def lira(c_in, c_out, target, *, own_variance: bool | None = None) -> AttackScores:
     """U-LiRA (Hayes et al. 2024): log N(c; in) - log N(c; out) of each row.
 
     Its `expit` is the chance N(c; in) / (N(c; in) + N(c; out)) of the paper; the log
@@ -76,12 +76,12 @@ def lira(c_in, c_out, target, *, own_variance: bool | None = None) -> Scores:
     if own_variance is None:
         own_variance = _enough(fits)
     score = _log_ratio(np.asarray(target, np.float64), *fits, own_variance)
-    return Scores(score, int(sum(count for count, *_ in fits).max(initial=0)))
+    return AttackScores(score, int(sum(count for count, *_ in fits).max(initial=0)))
 
 
 def lira_leave_one_out(
     signals, unlearned, unseen, *, own_variance: bool | None = None, sets=None
-) -> Scores:
+) -> AttackScores:
     """U-LiRA of each model of a pool, with all others as its shadow models, `[K, N]`.
 
     Args:
@@ -106,8 +106,8 @@ def lira_leave_one_out(
         found = lira(*sides, target, own_variance=own_variance)
         known = roles[0][number] | roles[1][number]
         score[number, known] = found.score[known]
-        most = max(most, found.shadows)
-    return Scores(score, most)
+        most = max(most, found.num_shadows)
+    return AttackScores(score, most)
 
 
 def rmia(
@@ -118,7 +118,7 @@ def rmia(
     *,
     a: float = 0.3,
     gamma: float = 1.0,
-) -> Scores:
+) -> AttackScores:
     """RMIA, offline (Zarifzadeh et al. 2024): how many others a row beats, 0 to 1.
 
     The share of population rows z with [p(x) / P(x)] / [p(z) / P(z)] > gamma, where
@@ -138,21 +138,21 @@ def rmia(
     population = gamma * _relative(population_target, population_references, a)
     population = np.sort(population[np.isfinite(population)])
     if not len(population):
-        return Scores(np.full(len(ratio), np.nan), 0)
+        return AttackScores(np.full(len(ratio), np.nan), 0)
     # To be counted, not compared one by one: no [N, Z] is made.
     beaten = np.searchsorted(population, ratio, side="left") / len(population)
     count = int(np.isfinite(references).sum(axis=0).max(initial=0))
-    return Scores(np.where(np.isfinite(ratio), beaten, np.nan), count)
+    return AttackScores(np.where(np.isfinite(ratio), beaten, np.nan), count)
 
 
-def measure(
-    scores: Scores,
+def evaluate_attack(
+    scores: AttackScores,
     members,
     *,
     threshold: float | None = 0.0,
     level: float = 0.95,
     groups=None,
-) -> ShadowAttack:
+) -> AttackResult:
     """What the scores `[N]` of one target find.
 
     Args:
@@ -174,22 +174,22 @@ def measure(
     if threshold is not None and len(inside) and len(outside):
         # Both kinds count alike, however many there are of each.
         found = (
-            share(inside > threshold, level, both[0]),
-            share(outside <= threshold, level, both[1]),
+            proportion_interval(inside > threshold, level, both[0]),
+            proportion_interval(outside <= threshold, level, both[1]),
         )
         accuracy = _half_of_both(*found)
-    return ShadowAttack(
+    return AttackResult(
         auc_interval(inside, outside, confidence=level, groups=both),
         accuracy,
         tpr_at_fpr(inside, outside, 0.01, confidence=level, groups=both),
         tpr_at_fpr(inside, outside, 0.001, confidence=level, groups=both),
-        scores.shadows,
+        scores.num_shadows,
     )
 
 
-def measure_pool(
-    scores: Scores, unlearned, *, level: float = 0.95, groups=None
-) -> ShadowAttack:
+def evaluate_pool(
+    scores: AttackScores, unlearned, *, level: float = 0.95, groups=None
+) -> AttackResult:
     """What the scores `[K, N]` of all models of a pool find (`lira_leave_one_out`).
 
     Means over the models. The same rows are asked of all models, and these are each
@@ -204,28 +204,28 @@ def measure_pool(
     inside, outside = known & unlearned, known & ~unlearned
     both = inside.any(axis=1) & outside.any(axis=1)
     if not both.any():
-        return ShadowAttack(None, None, None, None, scores.shadows)
+        return AttackResult(None, None, None, None, scores.num_shadows)
     score, inside, outside = score[both], inside[both], outside[both]
     placed = np.zeros_like(score)
     for place, row, i, o in zip(placed, score, inside, outside, strict=True):
         place[i], place[o] = placements(row[i], row[o])
     right = np.where(inside, score > 0, score <= 0)
-    place = np.arange(score.shape[1]) if groups is None else numbered(groups)
+    place = np.arange(score.shape[1]) if groups is None else group_indices(groups)
 
     def tpr(fpr):
         threshold = threshold_at_fpr(score[outside], fpr)
         if threshold is None:
             return None
         hits = score > threshold
-        least = share(hits[inside], level)
+        least = proportion_interval(hits[inside], level)
         return hull(_by_row_and_model(hits, [inside], 1.0, level, place), least)
 
-    return ShadowAttack(
+    return AttackResult(
         _by_row_and_model(placed, [inside, outside], 1.0, level, place),
         _by_row_and_model(right, [inside, outside], 0.5, level, place),
         tpr(0.01),
         tpr(0.001),
-        scores.shadows,
+        scores.num_shadows,
     )
 
 
@@ -255,7 +255,7 @@ def _by_row_and_model(values, sides, weight, level, groups) -> Interval:
     few = 0.5 / together.shape[1] ** 2
     variance = max(by_row + by_model - alone, by_row, by_model) + few
     t = scipy.stats.t.ppf((1 + level) / 2, max(models - 1, 1))
-    return around(of_models.mean(), t * math.sqrt(variance), 0.0, 1.0)
+    return symmetric_interval(of_models.mean(), t * math.sqrt(variance), 0.0, 1.0)
 
 
 def _fit(values, there):
@@ -270,7 +270,9 @@ def _fit(values, there):
 def _enough(fits) -> bool:
     # Rows of which nobody says anything, for want of a picture, have no say.
     counts = [count[count > 0] for count, *_ in fits]
-    return all(len(count) and (count >= OWN_VARIANCE).all() for count in counts)
+    return all(
+        len(count) and (count >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for count in counts
+    )
 
 
 def _log_ratio(target, fit_in, fit_out, own_variance: bool):

@@ -10,13 +10,19 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from ccu_jax.metrics.intervals import Interval, around, draws, share, variance_of_mean
+from ccu_jax.metrics.intervals import (
+    Interval,
+    bootstrap_counts,
+    proportion_interval,
+    symmetric_interval,
+    variance_of_mean,
+)
 
 # Values of resampled rows at once: 32 MB a table.
 _AT_ONCE = 1 << 22
 
 
-def signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
+def membership_signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
     """All signals `[N]` of logits `[N, K]` and labels `[N, K]`, by name.
 
     A model that says no numbers has none: NaN for all rows.
@@ -28,8 +34,8 @@ def signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
     return {
         "loss": log_likelihood(*given),
         "margin": margin(*given),
-        "entropy": minus_entropy(logits, multi_label),
-        "modified_entropy": minus_modified_entropy(*given),
+        "entropy": negative_entropy(logits, multi_label),
+        "modified_entropy": negative_modified_entropy(*given),
     }
 
 
@@ -47,7 +53,7 @@ def margin(logits, labels, multi_label: bool) -> np.ndarray:
     return ((log_p - log_other) * labels).sum(axis=1)
 
 
-def minus_entropy(logits, multi_label: bool) -> np.ndarray:
+def negative_entropy(logits, multi_label: bool) -> np.ndarray:
     """How decided a model is, whatever the truth, `[N]`.
 
     sum_j p_j log p_j (Shokri et al. 2017), or its sum over labels, each true or not.
@@ -60,7 +66,7 @@ def minus_entropy(logits, multi_label: bool) -> np.ndarray:
     return (np.exp(log_p) * log_p).sum(axis=1)
 
 
-def minus_modified_entropy(logits, labels, multi_label: bool) -> np.ndarray:
+def negative_modified_entropy(logits, labels, multi_label: bool) -> np.ndarray:
     """How decided a model is for the truth, `[N]` (Song & Mittal 2021).
 
     (1 - p_y) log p_y + sum_{j != y} p_j log(1 - p_j). A label of several is such a
@@ -103,7 +109,7 @@ def tpr_at_fpr(
     threshold = threshold_at_fpr(others, fpr)
     if threshold is None or not np.isfinite(members).all():
         return None
-    return share(members > threshold, confidence, groups[0])
+    return proportion_interval(members > threshold, confidence, groups[0])
 
 
 def tpr_difference(
@@ -135,7 +141,7 @@ def tpr_difference(
     pieces, step = [], max(_AT_ONCE // sum(count), 1)
     for start in range(0, resamples, step):
         often = [
-            draws(rng, min(step, resamples - start), n, of)
+            bootstrap_counts(rng, min(step, resamples - start), n, of)
             for n, of in zip(count, groups, strict=True)
         ]
         rates = [_resampled_tpr(*pair, *often, fpr) for pair in pairs]
@@ -143,7 +149,7 @@ def tpr_difference(
     margin = variance_of_mean(np.zeros(count[0]), 2.0, groups[0])
     variance = np.concatenate(pieces).var(ddof=1) + margin
     half = scipy.stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance)
-    return around(found[0].value - found[1].value, half, -1.0, 1.0)
+    return symmetric_interval(found[0].value - found[1].value, half, -1.0, 1.0)
 
 
 def _resampled_tpr(members, others, often_members, often_others, fpr: float):

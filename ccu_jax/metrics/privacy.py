@@ -15,13 +15,13 @@ import scipy.stats
 from ccu_jax.metrics.intervals import clopper_pearson
 
 # What is above is not told apart.
-MOST = 50.0
+MAX_EPSILON = 50.0
 # Fewer guesses than this never tell much, and each number of guesses that is tried
 # costs all others some confidence.
 _FEWEST = 8
 
 
-class OneRun(NamedTuple):
+class OneRunAudit(NamedTuple):
     """A lower bound of epsilon, and the guesses that gave it.
 
     `over_forgotten`: the included rows were those with the lower scores. `tried`: how
@@ -89,9 +89,9 @@ def one_run_epsilon(
     if not refuted(0.0):
         return 0.0
     low, high = 0.0, 1.0
-    while high < MOST and refuted(high):
+    while high < MAX_EPSILON and refuted(high):
         low, high = high, 2 * high
-    high = min(high, MOST)
+    high = min(high, MAX_EPSILON)
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)
@@ -106,7 +106,7 @@ def one_run_audit(
     confidence: float = 0.95,
     guesses: Sequence[int] | None = None,
     seed: int = 0,
-) -> OneRun:
+) -> OneRunAudit:
     """One-run audit of scores of canaries, each included by a fair coin.
 
     Half of the guesses are "included", of the highest scores, half are "not", of the
@@ -138,7 +138,7 @@ def one_run_audit(
         guesses = [max(count >> times, 1) for times in halvings]
     right = _right_guesses(scores, included, seed)
     tried = 2 * len(guesses)
-    best = OneRun(0.0, 0, 0, count, delta, confidence, False, tried)
+    best = OneRunAudit(0.0, 0, 0, count, delta, confidence, False, tried)
     for number in guesses:
         hits = int(right[0][number // 2] + right[1][number - number // 2])
         for correct, over in ((hits, False), (number - hits, True)):
@@ -146,7 +146,7 @@ def one_run_audit(
             epsilon = one_run_epsilon(correct, number, count, delta, level)
             if epsilon > best.epsilon or not best.guesses:
                 told = epsilon, correct, number, count, delta, confidence, over, tried
-                best = OneRun(*told)
+                best = OneRunAudit(*told)
     return best
 
 
@@ -193,7 +193,7 @@ def clopper_pearson_epsilon(
         for this, that in ((fpr, fnr), (fnr, fpr))
         if 1 - delta - this > 0
     ]
-    return float(min(max([0.0, *found]), MOST))
+    return float(min(max([0.0, *found]), MAX_EPSILON))
 
 
 def threshold_epsilon(

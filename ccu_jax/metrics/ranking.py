@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from ccu_jax.metrics.classification import auc
-from ccu_jax.metrics.intervals import Interval, less, mean_interval
+from ccu_jax.metrics.intervals import Interval, difference_interval, mean_interval
 
 # What the Tug-of-War is over: RUM's, and its form with an attack.
-TUG, TUG_ATTACK = ("unlearn", "retain", "test"), ("attack", "retain", "test")
+TOW_SPLITS, TOW_ATTACK = ("unlearn", "retain", "test"), ("attack", "retain", "test")
 
 
 def average_precision(values, truth) -> float | None:
@@ -43,7 +43,7 @@ def macro_auroc(logits, labels) -> float | None:
     return _over_classes(one, logits, labels)
 
 
-def by_row(logits, labels, multi_label: bool) -> np.ndarray:
+def row_scores(logits, labels, multi_label: bool) -> np.ndarray:
     """How right each row is, 0 to 1, `[N]`: its class, or the F1 score of its labels.
 
     Their mean is the accuracy, or "samples F1".
@@ -72,7 +72,7 @@ def score_difference(
     """
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         return None
-    right = [by_row(x, labels, multi_label) for x in (logits, reference)]
+    right = [row_scores(x, labels, multi_label) for x in (logits, reference)]
     return mean_interval(
         right[0] - right[1], bounds=(-1, 1), confidence=confidence, groups=groups
     )
@@ -100,7 +100,7 @@ def score_excess(
         given = logits[rows], reference[rows], labels[rows], multi_label
         of = None if groups is None else groups[rows]
         found.append(score_difference(*given, groups=of, **how))
-    return None if None in found else less(*found)
+    return None if None in found else difference_interval(*found)
 
 
 def average_gap(model: Mapping, reference: Mapping) -> float | None:
@@ -117,13 +117,13 @@ def average_gap(model: Mapping, reference: Mapping) -> float | None:
     return None if gaps is None else 100 * float(np.mean(list(gaps.values())))
 
 
-def tug_of_war(model: Mapping, reference: Mapping, over=TUG) -> float | None:
+def tug_of_war(model: Mapping, reference: Mapping, over=TOW_SPLITS) -> float | None:
     """ToW (Zhao et al. 2024): the product over sets of 1 - |difference|, at best 1.
 
     Args:
         model: values 0 to 1, as for `average_gap`.
         reference: the same of the retrained model.
-        over: which of them; `TUG_ATTACK` gives the form in which the attack's success
+        over: which of them; `TOW_ATTACK` gives the form in which the attack's success
             stands for the accuracy on the unlearn set.
     """
     gaps = _gaps({k: model[k] for k in over}, {k: reference[k] for k in over})

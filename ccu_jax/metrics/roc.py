@@ -9,7 +9,12 @@ import math
 import numpy as np
 import scipy.stats
 
-from ccu_jax.metrics.intervals import Interval, around, draws, variance_of_mean
+from ccu_jax.metrics.intervals import (
+    Interval,
+    bootstrap_counts,
+    symmetric_interval,
+    variance_of_mean,
+)
 
 # Resampled rows at once: 32 MB a table.
 _AT_ONCE = 1 << 22
@@ -44,7 +49,9 @@ def auc_interval(
     if not _measurable(members, others):
         return None
     parts = placements(members, others)
-    return around(parts[0].mean(), _half(parts, confidence, groups), 0.0, 1.0)
+    return symmetric_interval(
+        parts[0].mean(), _half(parts, confidence, groups), 0.0, 1.0
+    )
 
 
 def auc_difference(
@@ -75,7 +82,9 @@ def auc_difference(
     model = placements(members, others)
     reference = placements(reference_members, reference_others)
     parts = tuple(a - b for a, b in zip(model, reference, strict=True))
-    return around(parts[0].mean(), _half(parts, confidence, groups), -1.0, 1.0)
+    return symmetric_interval(
+        parts[0].mean(), _half(parts, confidence, groups), -1.0, 1.0
+    )
 
 
 def auc_bootstrap(
@@ -137,7 +146,7 @@ def _resampled(pairs, resamples: int, seed: int, groups=(None, None)) -> np.ndar
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = [
-            draws(rng, rows, count, of)
+            bootstrap_counts(rng, rows, count, of)
             for count, of in zip((members, others), groups, strict=True)
         ]
         pieces.append([_weighted(*plan, *drawn) for plan in plans])

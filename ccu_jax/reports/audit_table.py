@@ -9,7 +9,7 @@ import numpy as np
 from ccu_jax.audits.offline import VERDICT_SIGNALS
 from ccu_jax.audits.verdict import seeds_share_rows
 from ccu_jax.methods import REFERENCE
-from ccu_jax.metrics.intervals import Interval, over_seeds
+from ccu_jax.metrics.intervals import Interval, mean_over_seeds
 from ccu_jax.reports.findings import EDITION_WARNINGS
 from ccu_jax.reports.summary import DASH
 from ccu_jax.reports.tables import Table, escape_markdown
@@ -146,7 +146,7 @@ def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
     if not measured:
         return DASH
     if all(isinstance(x, list) for x in measured):
-        interval = over_seeds([Interval(*x) for x in measured], **kwargs)
+        interval = mean_over_seeds([Interval(*x) for x in measured], **kwargs)
         text = _format_interval(interval, spec)
     else:
         text = format(float(np.mean(measured)), spec)

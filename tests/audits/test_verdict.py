@@ -20,7 +20,7 @@ from ccu_jax.metrics import membership as attacks
 from ccu_jax.metrics import privacy as epsilon
 from ccu_jax.metrics import ranking as scores
 from ccu_jax.metrics import roc as auc
-from ccu_jax.metrics.intervals import Interval, jackknife, mean_interval
+from ccu_jax.metrics.intervals import Interval, jackknife_interval, mean_interval
 
 
 def between(low, high):
@@ -227,7 +227,7 @@ def test_all_audits_of_fifteen_thousand_rows_take_seconds():
     before = peak()
     start = time.perf_counter()
     for multi_label, truth in ((True, labels), (False, single)):
-        told = [attacks.signals(z, truth, multi_label) for z in (one, two)]
+        told = [attacks.membership_signals(z, truth, multi_label) for z in (one, two)]
         for name in told[0]:
             m, o, rm, ro = (s[name][r] for s in told for r in (half, ~half))
             assert auc.auc_interval(m, o) and auc.auc_difference(m, o, rm, ro)
@@ -239,18 +239,18 @@ def test_all_audits_of_fifteen_thousand_rows_take_seconds():
         for distance in ("js_divergence", "agreement", "activation_distance"):
             values = getattr(distances, distance)(one, two, multi_label)
             assert mean_interval(values, bounds=(0, 5))
-    assert jackknife(scores.mean_average_precision, one, labels)
-    assert jackknife(scores.macro_auroc, one, labels)
+    assert jackknife_interval(scores.mean_average_precision, one, labels)
+    assert jackknife_interval(scores.macro_auroc, one, labels)
     assert distances.cka_interval(x, y)
-    assert jackknife(distances.scatter_ratio, x, labels)
-    assert distances.within_class_similarity(x, y, labels)
+    assert jackknife_interval(distances.scatter_ratio, x, labels)
+    assert distances.intra_class_similarity(x, y, labels)
     role = rng.integers(3, size=(models, rows))
     pooled = shadow.lira_leave_one_out(pool[0], role == 0, role == 1)
-    assert shadow.measure_pool(pooled, role == 0).auc
+    assert shadow.evaluate_pool(pooled, role == 0).auc
     chance = membership.true_probability(one, labels, True)
     references = rng.random((models, rows))
     found = shadow.rmia(chance, references, chance, references)
-    assert shadow.measure(found, half, threshold=None).auc
+    assert shadow.evaluate_attack(found, half, threshold=None).auc
     assert forgetting.forgetting_score(*pool).models == models
     assert forgetting.klom(*pool).models == models
     taken = time.perf_counter() - start

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from ccu_jax.metrics import distances
 from ccu_jax.metrics import ranking as scores
-from ccu_jax.metrics.intervals import jackknife
+from ccu_jax.metrics.intervals import jackknife_interval
 
 EXACT = 1e-9
 BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
@@ -75,7 +75,7 @@ def test_ranking_scores_need_rows_that_differ():
 def test_scores_by_row_have_the_mean_of_scikit_learns(multi_label):
     logits = said()
     labels = several() if multi_label else np.eye(5)[said(1).argmax(1)]
-    found = scores.by_row(logits, labels, multi_label)
+    found = scores.row_scores(logits, labels, multi_label)
     if multi_label:
         expected = metrics.f1_score(
             labels, logits > 0, average="samples", zero_division=0
@@ -101,7 +101,7 @@ def test_gap_and_tug_of_war_have_the_values_computed_by_hand():
     model = {"unlearn": 0.8, "retain": 0.9, "test": 0.6, "attack": 0.6}
     assert scores.average_gap(model, reference) == pytest.approx(10)
     assert scores.tug_of_war(model, reference) == pytest.approx(0.8 * 1 * 0.9)
-    found = scores.tug_of_war(model, reference, scores.TUG_ATTACK)
+    found = scores.tug_of_war(model, reference, scores.TOW_ATTACK)
     assert found == pytest.approx(0.9 * 1 * 0.9)
     assert scores.average_gap(reference, reference) == 0
     assert scores.tug_of_war(reference, reference) == 1
@@ -207,7 +207,7 @@ def test_the_cka_is_one_for_what_was_turned_and_near_zero_for_what_is_foreign():
     for unbiased in (False, True):
         found = distances.cka_interval(x, some, unbiased=unbiased)
         cka = functools.partial(distances.cka, unbiased=unbiased)
-        assert found == pytest.approx(jackknife(cka, x, some), abs=EXACT)
+        assert found == pytest.approx(jackknife_interval(cka, x, some), abs=EXACT)
         assert found.low < found.value < found.high < found.low + 0.3
 
 
@@ -221,9 +221,9 @@ def test_embeddings_that_fell_together_have_nothing_in_common_with_others():
     assert (
         distances.cka_interval(x, same) is distances.cka_interval(x[:9], x[:9]) is None
     )
-    assert distances.within_class_similarity(x, same, labels).value == 0
-    assert distances.within_class_similarity(same, same, labels) is None
-    assert distances.within_class_similarity(x[:2], x[:2], labels[:2]) is None
+    assert distances.intra_class_similarity(x, same, labels).value == 0
+    assert distances.intra_class_similarity(same, same, labels) is None
+    assert distances.intra_class_similarity(x[:2], x[:2], labels[:2]) is None
     assert distances.scatter_ratio(same, labels) is None
     assert distances.scatter_ratio(x[:1], labels[:1]) is None
     assert np.isfinite(distances.cka(1e150 * x, 1e-150 * x))
@@ -254,7 +254,7 @@ def test_the_scatter_ratio_notices_looser_classes():
 def test_within_class_structure_is_kept_by_a_turn_and_lost_by_a_shuffle():
     x, labels = embedded()
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
-    kept = distances.within_class_similarity(x, 2 * x @ turn + 1, labels)
+    kept = distances.intra_class_similarity(x, 2 * x @ turn + 1, labels)
     assert kept.value == pytest.approx(1)
     # Inside each class the rows change places: the classes stay where they are.
     rng = np.random.default_rng(2)
@@ -262,11 +262,11 @@ def test_within_class_structure_is_kept_by_a_turn_and_lost_by_a_shuffle():
     for name in range(3):
         rows = np.flatnonzero(labels[:, name])
         place[rows] = rng.permutation(rows)
-    lost = distances.within_class_similarity(x, x[place], labels)
+    lost = distances.intra_class_similarity(x, x[place], labels)
     assert abs(lost.value) < 0.15
     same = distances.scatter_ratio(x, labels)
     assert distances.scatter_ratio(x[place], labels) == pytest.approx(same)
-    some = distances.within_class_similarity(x, x + rng.normal(size=x.shape), labels)
+    some = distances.intra_class_similarity(x, x + rng.normal(size=x.shape), labels)
     assert 0.2 < some.value < 0.9
 
 
@@ -278,7 +278,7 @@ def test_within_class_similarity_is_the_mean_correlation_of_distances():
         rows = labels[:, name] > 0
         pairs = (scipy.spatial.distance.pdist(z[rows]) for z in (x, y))
         expected.append(np.corrcoef(*pairs)[0, 1])
-    found = distances.within_class_similarity(x, y, labels)
+    found = distances.intra_class_similarity(x, y, labels)
     assert found.value == pytest.approx(np.mean(expected), abs=EXACT)
 
 
@@ -288,7 +288,7 @@ def test_the_order_of_rows_does_not_change_what_is_said_of_embeddings():
     order = np.random.default_rng(2).permutation(len(x))
     for rows in (20, 200):  # of about 100 a class
         found, mixed = (
-            distances.within_class_similarity(x[o], y[o], labels[o], rows=rows).value
+            distances.intra_class_similarity(x[o], y[o], labels[o], rows=rows).value
             for o in (slice(None), order)
         )
         assert found == pytest.approx(mixed, abs=EXACT)

@@ -32,7 +32,7 @@ def test_lira_is_the_ratio_of_two_normal_distributions(own):
         spread = spread if own else np.sqrt((spread**2).mean())
         logs.append(scipy.stats.norm.logpdf(target, side.mean(axis=0), spread))
     np.testing.assert_allclose(found.score, logs[0] - logs[1], atol=EXACT)
-    assert found.shadows == 14
+    assert found.num_shadows == 14
     default = shadow.lira(c_in, c_out, target).score
     assert (default == found.score).all() == (not own)
 
@@ -51,7 +51,7 @@ def test_from_64_models_a_side_on_each_row_has_its_own_variance():
 def test_leaving_one_out_is_asking_it_with_all_others(own):
     signals, unlearned, unseen = pool(models=12, rows=30, effect=1, neither=True)
     found = shadow.lira_leave_one_out(signals, unlearned, unseen, own_variance=own)
-    assert found.shadows == 11
+    assert found.num_shadows == 11
     for k in range(12):
         others = np.arange(12) != k
         sides = [
@@ -69,7 +69,7 @@ def test_a_pool_that_remembers_is_told_from_one_that_does_not(neither):
         signals, unlearned, unseen = pool(effect=effect, neither=neither)
         scores = shadow.lira_leave_one_out(signals, unlearned, unseen)
         every = auc_interval(signals[unlearned], signals[unseen])
-        return shadow.measure_pool(scores, unlearned), every
+        return shadow.evaluate_pool(scores, unlearned), every
 
     (none, _), (some, plain), (much, _) = (attack(e) for e in (0, 1, 3))
     assert none.auc.low < 0.5 < none.auc.high < 0.56
@@ -86,7 +86,7 @@ def test_intervals_of_a_pool_hold_the_truth_as_often_as_they_say():
     for seed in range(100):
         signals, unlearned, unseen = pool(seed, rows=100)
         scores = shadow.lira_leave_one_out(signals, unlearned, unseen)
-        found = shadow.measure_pool(scores, unlearned).auc
+        found = shadow.evaluate_pool(scores, unlearned).auc
         held.append(found.low <= 0.5 <= found.high)
     assert np.mean(held) >= 0.88
 
@@ -95,7 +95,7 @@ def test_memory_of_a_fifth_of_the_rows_is_caught_at_few_false_alarms():
     signals, unlearned, unseen = pool(rows=500)
     signals[:, :100] += 8 * unlearned[:, :100]
     scores = shadow.lira_leave_one_out(signals, unlearned, unseen)
-    found = shadow.measure_pool(scores, unlearned)
+    found = shadow.evaluate_pool(scores, unlearned)
     assert found.tpr_1.value > 0.12 and found.tpr_1.low > 0.01
 
 
@@ -103,7 +103,7 @@ def test_one_target_is_measured_by_its_rows():
     signals, unlearned, unseen = pool(models=33, rows=600, effect=2)
     sides = [np.where(r, signals, np.nan)[1:] for r in (unlearned, unseen)]
     scores = shadow.lira(*sides, signals[0])
-    found = shadow.measure(scores, unlearned[0])
+    found = shadow.evaluate_attack(scores, unlearned[0])
     expected = auc_interval(scores.score[unlearned[0]], scores.score[unseen[0]])
     assert found.auc == expected and expected.low > 0.8
     right = (scores.score > 0) == unlearned[0]
@@ -124,10 +124,10 @@ def test_edges_are_finite_or_unknown():
     # Of one model a side no variance is known.
     one = shadow.lira(signals[:1], signals[1:2], signals[2])
     assert np.isnan(one.score).all()
-    nothing = shadow.measure(one, unlearned[0])
+    nothing = shadow.evaluate_attack(one, unlearned[0])
     assert nothing == (None, None, None, None, 2)
-    blank = shadow.Scores(np.full((4, 12), np.nan), 3)
-    assert shadow.measure_pool(blank, unlearned) == (None, None, None, None, 3)
+    blank = shadow.AttackScores(np.full((4, 12), np.nan), 3)
+    assert shadow.evaluate_pool(blank, unlearned) == (None, None, None, None, 3)
     single = shadow.lira(signals[:2, :1], signals[2:, :1], signals[0, :1])
     assert np.isfinite(single.score).all()
 
@@ -140,7 +140,7 @@ def test_the_order_of_rows_and_models_changes_nothing():
     one = shadow.lira_leave_one_out(signals, unlearned, unseen)
     two = shadow.lira_leave_one_out(*mixed)
     np.testing.assert_allclose(one.score[models, rows], two.score, atol=1e-9)
-    found = shadow.measure_pool(one, unlearned), shadow.measure_pool(two, mixed[1])
+    found = shadow.evaluate_pool(one, unlearned), shadow.evaluate_pool(two, mixed[1])
     assert found[0].auc == pytest.approx(found[1].auc)
 
 
@@ -157,7 +157,7 @@ def test_rmia_is_the_share_of_others_that_a_row_beats():
         others = z / (0.65 * z_references.mean(axis=0) + 0.35)
         expected = (ratio[:, None] / others > gamma).mean(axis=1)
         np.testing.assert_allclose(found.score, expected, atol=EXACT)
-        assert found.shadows == 3
+        assert found.num_shadows == 3
 
 
 def test_rmia_sees_memory_that_the_ease_of_rows_hides():
@@ -171,9 +171,9 @@ def test_rmia_sees_memory_that_the_ease_of_rows_hides():
         target, z = 1 / (1 + np.exp(-said)), np.arange(2000) >= 1000
         scores = shadow.rmia(target, references, target[z], references[:, z])
         rows = ~z  # the population is not attacked
-        found = shadow.Scores(scores.score[rows], scores.shadows)
+        found = shadow.AttackScores(scores.score[rows], scores.num_shadows)
         plain = auc_interval(target[members], target[rows & ~members])
-        return shadow.measure(found, members[rows], threshold=None), plain
+        return shadow.evaluate_attack(found, members[rows], threshold=None), plain
 
     none, _ = attack(0)
     some, plain = attack(1)
@@ -186,7 +186,9 @@ def test_the_probability_of_the_truth_is_the_geometric_mean_over_labels():
     found = membership.true_probability(logits, np.array([[1, 0]]), True)
     assert found == pytest.approx([np.sqrt(0.7 * 0.8)])
     logits = np.log([[0.7, 0.2, 0.1]])
-    assert membership.true_probability(logits, np.eye(3)[[1]], False) == pytest.approx(0.2)
+    assert membership.true_probability(logits, np.eye(3)[[1]], False) == pytest.approx(
+        0.2
+    )
 
 
 def test_a_shadow_that_says_nothing_is_left_out_of_rmia():
@@ -198,7 +200,7 @@ def test_a_shadow_that_says_nothing_is_left_out_of_rmia():
     more = np.concatenate([references, blank[:, :40]])
     found = shadow.rmia(target, more, z, np.concatenate([z_references, blank[:, :60]]))
     np.testing.assert_allclose(found.score, expected.score)
-    assert found.shadows == expected.shadows == 5
+    assert found.num_shadows == expected.num_shadows == 5
     # Rows that all references have seen have no score.
     more[:, 3] = np.nan
     assert np.isnan(shadow.rmia(target, more, z, z_references).score[3])
@@ -213,8 +215,8 @@ def test_pairs_that_share_the_rows_find_nothing_where_nothing_is_remembered():
         signals = rng.normal(size=(6, 80))
         pairs = np.arange(6) // 2
         scores = shadow.lira_leave_one_out(signals, shown, ~shown, sets=pairs)
-        assert scores.shadows == 4
-        found.append(shadow.measure_pool(scores, shown).auc)
+        assert scores.num_shadows == 4
+        found.append(shadow.evaluate_pool(scores, shown).auc)
     values = np.array([x.value for x in found])
     assert abs(values.mean() - 0.5) < 4 * values.std() / np.sqrt(60)
     assert np.mean([x.low <= 0.5 <= x.high for x in found]) > 0.9

@@ -33,7 +33,7 @@ def two_sides(seed=0, shift=0.5, members=60, others=80, ties=False):
 def test_signals_have_the_values_computed_by_hand():
     logits = np.log([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]])
     labels = np.array([[1, 0, 0], [0, 0, 1]], float)
-    found = attacks.signals(logits, labels, False)
+    found = attacks.membership_signals(logits, labels, False)
     ln = math.log
     entropy = 0.7 * ln(0.7) + 0.2 * ln(0.2) + 0.1 * ln(0.1)
     expected = {
@@ -52,18 +52,18 @@ def test_signals_have_the_values_computed_by_hand():
 def test_two_classes_are_one_label():
     logits, labels = said(False, classes=2)
     one = (logits[:, 1:].astype(np.float64) - logits[:, :1], labels[:, 1:], True)
-    single = attacks.signals(logits.astype(np.float64), labels, False)
-    for name, value in attacks.signals(*one).items():
+    single = attacks.membership_signals(logits.astype(np.float64), labels, False)
+    for name, value in attacks.membership_signals(*one).items():
         np.testing.assert_allclose(value, single[name], atol=1e-12, err_msg=name)
 
 
 def test_signals_of_several_labels_are_those_of_each():
     logits, labels = said(True)
     parts = [
-        attacks.signals(logits[:, k : k + 1], labels[:, k : k + 1], True)
+        attacks.membership_signals(logits[:, k : k + 1], labels[:, k : k + 1], True)
         for k in range(logits.shape[1])
     ]
-    for name, value in attacks.signals(logits, labels, True).items():
+    for name, value in attacks.membership_signals(logits, labels, True).items():
         together = np.mean if name == "margin" else np.sum
         expected = together([part[name] for part in parts], axis=0)
         np.testing.assert_allclose(value, expected, atol=1e-9, err_msg=name)
@@ -73,8 +73,10 @@ def test_signals_of_several_labels_are_those_of_each():
 def test_a_surer_model_has_higher_signals(multi_label):
     logits, labels = said(multi_label)
     truth = 2 * labels - 1
-    weak, sure = (attacks.signals(s * truth, labels, multi_label) for s in (1, 4))
-    wrong = attacks.signals(-4 * truth, labels, multi_label)
+    weak, sure = (
+        attacks.membership_signals(s * truth, labels, multi_label) for s in (1, 4)
+    )
+    wrong = attacks.membership_signals(-4 * truth, labels, multi_label)
     for name in SIGNALS:
         assert (sure[name] > weak[name]).all(), name
         if name != "entropy":  # which does not know the truth
@@ -85,13 +87,15 @@ def test_a_surer_model_has_higher_signals(multi_label):
 def test_signals_are_finite_for_huge_logits_one_row_and_equal_ones(multi_label):
     logits, labels = said(multi_label)
     for given in (1e4 * logits, 0 * logits, np.sign(logits) * 1e6):
-        for name, value in attacks.signals(given, labels, multi_label).items():
+        for name, value in attacks.membership_signals(
+            given, labels, multi_label
+        ).items():
             assert np.isfinite(value).all(), name
             assert name == "margin" or (value <= 0).all(), name
-    one = attacks.signals(logits[:1], labels[:1], multi_label)
-    every = attacks.signals(logits, labels, multi_label)
+    one = attacks.membership_signals(logits[:1], labels[:1], multi_label)
+    every = attacks.membership_signals(logits, labels, multi_label)
     order = np.random.default_rng(1).permutation(len(logits))
-    mixed = attacks.signals(logits[order], labels[order], multi_label)
+    mixed = attacks.membership_signals(logits[order], labels[order], multi_label)
     for name in SIGNALS:
         np.testing.assert_allclose(one[name], every[name][:1])
         np.testing.assert_allclose(mixed[name], every[name][order])
@@ -102,7 +106,7 @@ def test_differences_that_single_precision_would_lose_are_kept():
     labels = np.eye(3)[[0, 0]]
     logits = np.array([[0, np.log(1e-18), -99], [0, np.log(1e-20), -99]])
     for name in ("margin", "modified_entropy"):
-        value = attacks.signals(logits, labels, False)[name]
+        value = attacks.membership_signals(logits, labels, False)[name]
         assert value[0] < value[1], name
     margins = attacks.margin(logits, labels, False)
     np.testing.assert_allclose(margins, -np.log([1e-18, 1e-20]), rtol=1e-9)

@@ -192,22 +192,24 @@ def test_forgetting_epsilons_have_the_values_computed_by_hand():
     # one on the wrong side; between 2.5 and 3 FNR is 2 / 4, and FPR 0 does not count.
     unlearned = np.array([[1, 2, 3, 4]], float).T
     retrained = np.array([[0, 1.5, 2.5, -1]], float).T
-    found = forgetting.forgetting_epsilons(unlearned, retrained, delta=0)
+    found = forgetting.epsilon_by_row(unlearned, retrained, delta=0)
     assert found == pytest.approx([ln((1 - 0.25) / 0.25)])
-    with_delta = forgetting.forgetting_epsilons(unlearned, retrained, delta=1e-2)
+    with_delta = forgetting.epsilon_by_row(unlearned, retrained, delta=1e-2)
     assert with_delta == pytest.approx([ln((1 - 0.01 - 0.25) / 0.25)])
     # Which of both is the higher one does not matter.
-    swapped = forgetting.forgetting_epsilons(retrained, unlearned, delta=0)
+    swapped = forgetting.epsilon_by_row(retrained, unlearned, delta=0)
     assert swapped == pytest.approx(found)
-    apart = forgetting.forgetting_epsilons(unlearned + 9, retrained)
-    peaky = forgetting.forgetting_epsilons(0.001 * unlearned, retrained)
-    same = forgetting.forgetting_epsilons(0 * unlearned, 0 * retrained)
+    apart = forgetting.epsilon_by_row(unlearned + 9, retrained)
+    peaky = forgetting.epsilon_by_row(0.001 * unlearned, retrained)
+    same = forgetting.epsilon_by_row(0 * unlearned, 0 * retrained)
     assert (*apart, *peaky, *same) == (50, 50, 0)
 
 
 def test_points_halve_with_each_half_of_epsilon():
     given = [0, 0.49, 0.5, 1.2, 2.99, 3.0, 50]
-    found = forgetting.forgetting_points(given, models=17)  # ln 16 = 2.77: up to 3
+    found = forgetting.forgetting_points_by_row(
+        given, models=17
+    )  # ln 16 = 2.77: up to 3
     np.testing.assert_allclose(found, [1, 1, 0.5, 0.25, 1 / 32, 0, 0])
 
 
@@ -245,7 +247,7 @@ def test_pools_must_be_of_one_size_and_are_finite_at_the_edges():
             else:
                 assert np.isfinite([*found.score, *found.control]).all()
     order = np.random.default_rng(1).permutation(10)
-    for by_row in (forgetting.forgetting_epsilons, forgetting.klom_by_row):
+    for by_row in (forgetting.epsilon_by_row, forgetting.klom_by_row):
         found = by_row(pools[0], pools[1])
         mixed = by_row(pools[0][::-1][:, order], pools[1][:, order])
         np.testing.assert_allclose(found[order], mixed)

@@ -12,14 +12,14 @@ from ccu_jax.metrics import roc as aucs
 from ccu_jax.metrics.intervals import (
     Interval,
     clopper_pearson,
-    jackknife,
-    less,
+    difference_interval,
+    effective_sample_size,
+    jackknife_interval,
     mean_interval,
-    over_seeds,
+    mean_over_seeds,
+    proportion_interval,
     quantile_interval,
-    share,
     variance_of_mean,
-    worth,
 )
 
 EXACT = 1e-9
@@ -61,12 +61,12 @@ def test_means_have_the_t_interval_and_a_margin_where_values_are_bounded():
 
 def test_the_jackknife_of_a_mean_is_its_t_interval():
     values = np.random.default_rng(0).normal(size=40)
-    found = jackknife(lambda x: float(x.mean()), values, parts=40)
+    found = jackknife_interval(lambda x: float(x.mean()), values, parts=40)
     assert found == pytest.approx(mean_interval(values), abs=EXACT)
-    fewer = jackknife(lambda x: float(x.mean()), values, parts=10)
+    fewer = jackknife_interval(lambda x: float(x.mean()), values, parts=10)
     assert 0.5 < (fewer.high - fewer.low) / (found.high - found.low) < 2
-    assert jackknife(lambda x: None, values) is None
-    assert jackknife(lambda x: float(x.mean()), values[:1]) is None
+    assert jackknife_interval(lambda x: None, values) is None
+    assert jackknife_interval(lambda x: float(x.mean()), values[:1]) is None
 
 
 def test_quantiles_have_an_interval_that_holds_the_truth():
@@ -84,13 +84,13 @@ def test_quantiles_have_an_interval_that_holds_the_truth():
 
 def test_seeds_that_differ_widen_the_interval_and_those_that_do_not_narrow_it():
     one = Interval(0.6, 0.5, 0.7)
-    assert over_seeds([one]) == pytest.approx(one)
-    same = over_seeds([one] * 4)
+    assert mean_over_seeds([one]) == pytest.approx(one)
+    same = mean_over_seeds([one] * 4)
     assert same == pytest.approx((0.6, 0.55, 0.65))
-    apart = over_seeds([Interval(x, x - 0.01, x + 0.01) for x in (0.5, 0.6, 0.7)])
+    apart = mean_over_seeds([Interval(x, x - 0.01, x + 0.01) for x in (0.5, 0.6, 0.7)])
     exact = scipy.stats.ttest_1samp([0.5, 0.6, 0.7], 0).confidence_interval()
     assert apart == pytest.approx((0.6, *exact))
-    assert over_seeds([one, None]) is over_seeds([]) is None
+    assert mean_over_seeds([one, None]) is mean_over_seeds([]) is None
 
 
 # --- AUC ------------------------------------------------------------------------------
@@ -231,19 +231,22 @@ def test_a_share_of_groups_of_unequal_size_holds_the_truth():
     for seed in range(300):
         rng = np.random.default_rng(seed)
         group = np.repeat(np.arange(60), rng.integers(1, 9, size=60))
-        found = share((rng.random(60) < 0.3)[group], groups=group)
+        found = proportion_interval((rng.random(60) < 0.3)[group], groups=group)
         held.append(found.low <= 0.3 <= found.high)
     assert np.mean(held) >= 0.93
-    assert worth(np.arange(7)) == 7 and worth([1, 1, 2, 2]) == 2
-    assert worth([1] * 9 + [2]) == pytest.approx(100 / 82)
+    assert (
+        effective_sample_size(np.arange(7)) == 7
+        and effective_sample_size([1, 1, 2, 2]) == 2
+    )
+    assert effective_sample_size([1] * 9 + [2]) == pytest.approx(100 / 82)
 
 
 def test_values_of_seeds_stay_within_bounds_and_shared_rows_do_not_even_out():
     one = Interval(0.5, 0.4, 0.6)
-    assert over_seeds([one] * 4, shared=True) == pytest.approx(one)
+    assert mean_over_seeds([one] * 4, shared=True) == pytest.approx(one)
     two = [Interval(0.1, 0.0, 0.2), Interval(0.9, 0.8, 1.0)]
-    assert over_seeds(two, bounds=(0, 1))[1:] == (0, 1)
-    apart = less(Interval(0.7, 0.6, 0.8), Interval(0.4, 0.3, 0.5))
+    assert mean_over_seeds(two, bounds=(0, 1))[1:] == (0, 1)
+    apart = difference_interval(Interval(0.7, 0.6, 0.8), Interval(0.4, 0.3, 0.5))
     assert apart == pytest.approx((0.3, 0.3 - 0.1 * 2**0.5, 0.3 + 0.1 * 2**0.5))
 
 
@@ -276,8 +279,8 @@ def test_copies_of_rows_tell_no_more_than_the_rows():
     def mean(x):
         return float(x.mean())
 
-    assert jackknife(mean, members) == pytest.approx(
-        jackknife(mean, copies[0], groups=of[0]), abs=EXACT
+    assert jackknife_interval(mean, members) == pytest.approx(
+        jackknife_interval(mean, copies[0], groups=of[0]), abs=EXACT
     )
 
 

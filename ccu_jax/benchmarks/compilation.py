@@ -1,8 +1,7 @@
-"""`python -m ccu_jax.benchmarks compile`: how long until work begins, cold and warm.
+"""`python -m ccu_jax.benchmarks compile`: seconds to the first unlearning step.
 
-The real command line, in child processes: the original is trained, then one method
-unlearns with nothing compiled for it, then it does so once more from the same folder
-and the same cache of compiled programs.
+Runs the command line in child processes: the original is trained, then one method
+unlearns without and with compiled programs in the cache.
 """
 
 import argparse
@@ -17,152 +16,135 @@ import time
 from datetime import datetime
 from typing import Any
 
-from ccu_jax.config.loading import available_configs
+from rich.table import Table
+
+from ccu_jax.benchmarks.harness import summarize
+from ccu_jax.config.loading import available
 from ccu_jax.errors import UserError
 
-HELP = "seconds until the first unlearning step, without and with compiled programs"
+HELP = "seconds to the first unlearning step, with and without compiled programs"
 METHOD = "ccu_plus"
-_MOST_S = 15.0  # from the command to the first unlearning step, at a second start
-# Few rows and one round: what is compiled depends on neither.
-_SMALL = ("train.epochs=1", "data.records=False", "data.sample_rows=600")
+# Compilation depends neither on the number of rows nor on that of epochs.
+_SETTINGS = ("train.epochs=1", "data.records=False", "data.sample_rows=600")
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of this sub-command."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this command."""
     parser.add_argument(
-        "--configs",
-        metavar="A,B",
-        default=",".join(available_configs()),
-        help="default all",
+        "--configs", metavar="A,B", default=",".join(available()), help="default all"
     )
     parser.add_argument(
-        "--windows", metavar="N", type=int, default=3, help="second starts; default 3"
+        "--windows", metavar="N", type=int, default=3, help="warm starts; default 3"
     )
 
 
-def check(given: argparse.Namespace) -> None:
-    """Refuses what cannot be measured.
-
-    Raises:
-        UserError: which flag, and what it may be.
-    """
-    for name in given.configs.split(","):
-        if name not in (known := available_configs()):
-            raise UserError(f"--configs: {name!r} is none of {', '.join(known)}")
-    if given.windows < 1:
-        raise UserError("--windows: must be 1 or more")
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError on flags that cannot be measured."""
+    for name in flags.configs.split(","):
+        if name not in available():
+            names = ", ".join(available())
+            raise UserError(f"--configs: unknown config {name!r}; choose from {names}")
+    if flags.windows < 1:
+        raise UserError("--windows: must be at least 1")
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Starts every configuration: original, first and further unlearning."""
-    found = []
-    for config in given.configs.split(","):
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Starts every configuration: original, cold unlearning, warm unlearning."""
+    results = []
+    for config in flags.configs.split(","):
         with tempfile.TemporaryDirectory() as folder:
             workdir = pathlib.Path(folder) / "run"
-            print(f"{config}: training its original", flush=True)
-            start(config, workdir, "original")
-            cold = start(config, workdir, f"original,{METHOD}")
+            print(f"{config}: training the original", file=sys.stderr, flush=True)
+            start_run(config, workdir, "original")
+            cold = start_run(config, workdir, f"original,{METHOD}")
             warm = []
-            for _ in range(given.windows):
-                _forget(workdir)
-                warm.append(start(config, workdir, f"original,{METHOD}"))
-            first = sorted(run["first_step_s"] for run in warm)
-            found.append(
-                {"config": config, "cold": cold, "warm": warm, "sorted": first}
-            )
-    return {"configs": found}
+            for _ in range(flags.windows):
+                _remove_stage(workdir)
+                warm.append(start_run(config, workdir, f"original,{METHOD}"))
+        results.append(
+            {
+                "config": config,
+                "cold": cold,
+                "warm": {
+                    name: summarize([run[name] for run in warm]) for name in warm[0]
+                },
+            }
+        )
+    return {"configs": results}
 
 
-def start(config: str, workdir: pathlib.Path, methods: str) -> dict[str, Any]:
-    """Runs the command; gives seconds from its start, by the events that it wrote.
+def start_run(config: str, workdir: pathlib.Path, methods: str) -> dict[str, float]:
+    """Runs the command and returns seconds from its start, by its event log.
 
     Raises:
-        UserError: it failed; its own words are given.
+        UserError: the run failed; quotes the end of its stderr.
     """
     command = [sys.executable, "-m", "ccu_jax.launch", "--config", config]
     command += ["--workdir", str(workdir), "--methods", methods]
-    for setting in _SMALL:
+    for setting in _SETTINGS:
         command += ["--set", setting]
-    # The cache beside the folder and no other.
-    kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    # The cache beside the working folder, not one of the environment.
+    environment = dict(os.environ)
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     events = workdir / "events.jsonl"
-    before = events.stat().st_size if events.exists() else 0
-    began = time.time()
-    done = subprocess.run(command, env=kept, capture_output=True, text=True)
-    took = time.time() - began
+    offset = events.stat().st_size if events.exists() else 0
+    start = time.time()
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
+    )
+    seconds = time.time() - start
     if done.returncode:
         raise UserError(f"{config}: the run failed: {done.stderr.strip()[-300:]}")
     with events.open("rb") as file:
-        file.seek(before)
-        told = [json.loads(line) for line in file.read().splitlines()]
-    return {"seconds": took, **_moments(told, began, workdir)}
+        file.seek(offset)
+        records = [json.loads(line) for line in file.read().splitlines()]
+    return {"seconds": seconds, **_split_seconds(records, start, workdir)}
 
 
-def _moments(told, began, workdir):
-    """When what happened: the stage's own clocks say what came after the first step."""
-
-    def at(kind, title):
+def _split_seconds(
+    events: list[dict[str, Any]], start: float, workdir: pathlib.Path
+) -> dict[str, float]:
+    def seconds_at(kind: str, title: str) -> float | None:
         times = [
-            datetime.fromisoformat(event["time"]).timestamp() - began
-            for event in told
+            datetime.fromisoformat(event["time"]).timestamp() - start
+            for event in events
             if event["kind"] == kind and event.get("title", "").endswith(title)
         ]
         return times[0] if times else None
 
-    moments = {
-        "imports_s": at("stage_start", "data"),
-        "data_s": at("stage_end", "data"),
+    seconds = {
+        "imports_s": seconds_at("stage_start", "data"),
+        "data_s": seconds_at("stage_end", "data"),
     }
-    entered, left = at("stage_start", METHOD), at("stage_end", METHOD)
-    if left is None:
-        return moments
-    row = json.loads((workdir / "stages" / f"{METHOD}-0.json").read_text("utf-8"))
-    clocks = row["seconds"]
-    # All steps are one call: the first one begins when the call does. Saving comes
-    # after it as well, so that what is told is a little too long.
-    return {
-        **moments,
-        "unlearning_s": entered,
-        "compile_s": clocks["compile"],
-        "start_s": clocks["start"],
-        "first_step_s": left - clocks["steps"] - clocks["evaluate"],
-    }
+    end = seconds_at("stage_end", METHOD)
+    if end is not None:
+        path = workdir / "stages" / f"{METHOD}-0.json"
+        clocks = json.loads(path.read_text("utf-8"))["seconds"]
+        seconds |= {
+            "unlearning_s": seconds_at("stage_start", METHOD),
+            "compile_s": clocks["compile"],
+            "start_s": clocks["start"],
+            # All steps are one call. The few milliseconds of saving count as well.
+            "first_step_s": end - clocks["steps"] - clocks["evaluate"],
+        }
+    return {name: value for name, value in seconds.items() if value is not None}
 
 
-def _forget(workdir):
-    """Leave the folder as it was before the method ran; the compiled programs stay."""
+def _remove_stage(workdir: pathlib.Path) -> None:
     (workdir / "stages" / f"{METHOD}-0.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / f"{METHOD}-0")
 
 
-def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """The promise, for every configuration."""
-    return [
-        {
-            "name": f"{of['config']}: second start, to the first unlearning step",
-            "value": of["sorted"][len(of["sorted"]) // 2],
-            "sign": "<=",
-            "bound": _MOST_S,
-            "unit": "s",
-        }
-        for of in measured["configs"]
-    ]
-
-
-def tables(measured: dict[str, Any]) -> list[tuple]:
-    """Seconds from the command, cold and (medians) warm."""
-    header = ("config", "start", "imports", "data ready", "unlearning entered")
-    lines = []
-    for of in measured["configs"]:
-        warm = sorted(of["warm"], key=lambda run: run["first_step_s"])
-        for name, run in (("first", of["cold"]), ("second", warm[len(warm) // 2])):
-            names = ("imports_s", "data_s", "unlearning_s", "compile_s", "first_step_s")
-            lines.append(
-                (of["config"], name, *(f"{run[key]:.1f}" for key in names)),
-            )
-    notes = [
-        f"{METHOD} on a finished original; compile is a part of what lies before",
-        f"smaller than the configuration: {', '.join(_SMALL)}",
-    ]
-    columns = (*header, "compile", "first step")
-    return [("seconds from the command", columns, lines, notes)]
+def tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns the table of seconds from the start of the command."""
+    names = ("imports_s", "data_s", "unlearning_s", "compile_s", "start_s")
+    names += ("first_step_s", "seconds")
+    header = ("config", "start", "imported", "data ready", "unlearning begins")
+    header += ("compiling", "method start", "first step", "end")
+    table = Table(*header, title=f"{METHOD}: seconds from the start of the command")
+    for result in measured["configs"]:
+        warm = {name: result["warm"][name]["median"] for name in names}
+        for label, seconds in (("cold", result["cold"]), ("warm", warm)):
+            row = (f"{seconds[name]:.2f}" for name in names)
+            table.add_row(result["config"], label, *row)
+    return [table]

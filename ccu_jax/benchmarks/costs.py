@@ -1,129 +1,193 @@
-"""What a program costs by count, and what the machine could do: FLOPs, bytes, peaks."""
+"""FLOPs, bytes and memory of a step, and the measured peaks of the device."""
 
 import functools
+import re
+import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ccu_jax.distributed.executors import Executor
+from ccu_jax.benchmarks.problems import Sizes
+from ccu_jax.config import Config
+from ccu_jax.distributed.executors import Executor, vmap
 from ccu_jax.train import step
-from ccu_jax.train.program import Program
+from ccu_jax.train.step import Program
 
-# Dense bfloat16 FLOPs a second that data sheets name, by a part of the device's name.
+# Dense bfloat16 FLOP/s of the data sheets, by a part of the device's name.
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+# Instructions, or calls into libraries that run convolutions.
+_CONVOLUTION = re.compile(
+    r"= \S+ convolution\(|custom_call_target=\"[^\"]*conv(?!ert)[^\"]*\"", re.IGNORECASE
+)
 
 
-def given(program: Program, executor: Executor, key, steps: int) -> tuple:
-    """State, resident part and share of the first steps, on the devices."""
-    state = executor.replicate(step.init_state(program, key))
-    resident = executor.replicate(step.static_inputs(program))
-    return state, resident, step.step_inputs(program, executor, 0, steps)
+class Peaks(NamedTuple):
+    """What one device reaches at best.
 
-
-def of_step(program: Program, executor: Executor, key) -> dict[str, float | None]:
-    """What one step costs, by XLA's own count of the compiled program.
-
-    XLA counts a loop's body once and of two branches the dearer one, so a program of
-    one step is counted, once with its refresh and once without; a refresh falls on
-    every `refresh_every`-th step.
-
-    Returns:
-        `flops` and `bytes` of a step on one device, refreshes shared out, and `memory`:
-        bytes of arguments, results and temporary values of the compiled program.
+    Attributes:
+        flops: FLOP/s of a large matrix product.
+        bytes: bytes/s of a large copy.
+        datasheet: bfloat16 FLOP/s of the data sheet; None for unlisted devices.
     """
-    whole = _count(program, executor, key)
-    if program.refresh is None:
-        return whole
-    bare = _count(program._replace(refresh=None), executor, key)
-    share = 1 / program.refresh_every
-    mixed = {n: bare[n] + share * (whole[n] - bare[n]) for n in ("flops", "bytes")}
-    return {**whole, **mixed}
+
+    flops: float
+    bytes: float
+    datasheet: float | None
 
 
-def _count(program, executor, key):
-    steps = executor.compile(step.make_steps(program))
-    compiled = steps.lower(*given(program, executor, key, 1)).compile()
-    return counted(compiled)
+def step_inputs(
+    program: Program, executor: Executor, key: jax.Array, steps: int
+) -> tuple:
+    """Returns initial state, static inputs and the inputs of the first steps."""
+    state = executor.place(step.start_state(program, key))
+    static = executor.place(step.resident(program))
+    index = {}
+    for name, plan in (program.plan or {}).items():
+        table = {} if name in program.parts else program.table
+        index[name] = step.rows_of(executor, table, plan[:steps], 1)
+    return state, static, {"parts": program.parts, "index": index}
 
 
-def counted(compiled) -> dict[str, float | None]:
-    """FLOPs, bytes and memory of something compiled; None where XLA does not tell."""
-    cost = compiled.cost_analysis() or {}
-    cost = cost[0] if isinstance(cost, list) else cost
-    memory = compiled.memory_analysis()
+def count_flops(program: Program, executor: Executor) -> float:
+    """Counts the FLOPs of one step over the global batch, refreshes averaged in.
+
+    XLA counts the program before optimisation: fused library calls count as nothing.
+    It counts the body of a loop once, hence a program of a single step.
+    """
+    place = vmap(executor.devices)
+    inputs = step_inputs(program, place, jax.random.key(0), 1)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+
+    def count(program: Program) -> float:
+        steps: Any = place.run(step.make_steps(program))
+        return _cost(steps.lower(*shapes))["flops"]
+
+    return _average_refresh(program, count)
+
+
+def measure_compiled(program: Program, executor: Executor) -> dict[str, float | None]:
+    """Returns `bytes` and `memory` of one compiled step on one device.
+
+    `bytes`: bytes accessed, refreshes averaged in. `memory`: bytes of arguments,
+    results and temporaries. None where the backend does not report it.
+    """
+
+    def compile_step(program: Program) -> Any:
+        inputs = step_inputs(program, executor, jax.random.key(0), 1)
+        steps: Any = executor.run(step.make_steps(program))
+        return steps.lower(*inputs).compile()
+
+    memory = compile_step(program).memory_analysis()
     kinds = ("argument", "output", "temp")
     return {
-        "flops": cost.get("flops"),
-        "bytes": cost.get("bytes accessed"),
+        "bytes": _average_refresh(
+            program, lambda p: _cost(compile_step(p)).get("bytes accessed", 0.0)
+        )
+        or None,
         "memory": memory
         and sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds)
         - memory.alias_size_in_bytes,
     }
 
 
-def median_s(call: Callable[[], Any], windows: int = 5) -> float:
-    """Median seconds of a call whose results are waited for, after a first one."""
-    jax.block_until_ready(call())
-    took = []
-    for _ in range(windows):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        took.append(time.perf_counter() - began)
-    return float(np.median(took))
+def _cost(stage: Any) -> dict[str, float]:
+    cost = stage.cost_analysis() or {}
+    return cost[0] if isinstance(cost, list) else cost
+
+
+def _average_refresh(program: Program, count: Callable[[Program], float]) -> float:
+    """Counts a step without its refresh plus the share of a refresh."""
+    if program.refresh is None:
+        return count(program)
+    plain = count(program._replace(refresh=None))
+    return plain + (count(program) - plain) / program.refresh_every
+
+
+def count_convolutions(text: str) -> int:
+    """Counts the convolutions in the text of a compiled program."""
+    return len(_CONVOLUTION.findall(text))
+
+
+def training_flops(config: Config, sizes: Sizes, rows: int) -> float:
+    """Computes the FLOPs of a training step from the sizes of its matrix products.
+
+    One forward and two backward products each; the gradient of the image is not needed.
+    """
+    model, length = config.model, sizes.text_length
+    width, patch = model.image_width, model.patch
+    patches = (sizes.image_size // patch) ** 2
+    cell = max(patch // 2, 1)
+    edges = 8 * (patch // cell) ** 2
+    embed = 2 * patches * (3 * patch**2 + edges) * width
+    # The last block attends with two query tokens and outputs these two.
+    image = (model.image_depth - 1) * _block_flops(patches + 1, width)
+    image += 2 * (2 + (patches + 1) * 2) * width**2
+    image += 2 * (2 * 2 * (patches + 1) * width + 2 * width**2 + 16 * width**2)
+    text = model.text_depth * _block_flops(length, model.text_width)
+    both = width + model.text_width
+    heads = 2 * both * (model.embed + sizes.classes)
+    heads += 2 * (both * model.text_width + (both + model.text_width) * sizes.classes)
+    return rows * (2 * embed + 3 * (image + text + heads))
+
+
+def _block_flops(tokens: int, width: int) -> int:
+    attention = 2 * tokens * 3 * width**2 + 4 * tokens**2 * width
+    return attention + 2 * tokens * width**2 + 2 * tokens * 8 * width**2
 
 
 def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
-    """A product that nothing on this device could make faster, and its FLOPs."""
+    """Returns a matrix product that saturates one device, and its FLOPs."""
     side = 2048 if jax.devices()[0].platform == "cpu" else 8192
     a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
     return lambda: product(a), 2 * side**3
 
 
 @functools.cache
-def peaks(dtype: str = "float32") -> dict[str, Any]:
-    """What one device does at best, measured: a large product, a large copy.
-
-    Returns:
-        `flops` and `bytes` a second; `datasheet`, the FLOPs that are advertised for
-        bfloat16 on devices that are known, and their `kind`.
-    """
+def measure_peaks(dtype: str = "float32") -> Peaks:
+    """Measures the peaks of one device with a large product and a large copy."""
     device = jax.devices()[0]
     product, flops = large_product(dtype)
-    # The numbers that are read and written once: more than any cache holds.
+    # Larger than any cache.
     x = jnp.zeros(1 << (25 if device.platform == "cpu" else 28), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
-    return {
-        "flops": flops / median_s(product),
-        "bytes": 2 * x.nbytes / median_s(lambda: copy(x)),
-        "datasheet": advertised(),
-        "kind": _kind(),
-    }
+    return Peaks(
+        flops=flops / _median_s(product),
+        bytes=2 * x.nbytes / _median_s(lambda: copy(x)),
+        datasheet=datasheet_flops(),
+    )
 
 
-def advertised() -> float | None:
-    """FLOPs a second that the data sheet of this device names, if it is known."""
-    return DATASHEET.get(_kind())
+def _median_s(call: Callable[[], Any], windows: int = 5) -> float:
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(windows):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
-def _kind():
+def datasheet_flops() -> float | None:
+    """Returns the bfloat16 FLOP/s of this device's data sheet, or None."""
     kind = jax.devices()[0].device_kind
-    return next((name for name in DATASHEET if name in kind), None)
+    return next((flops for name, flops in DATASHEET.items() if name in kind), None)
 
 
-def judged(cost: dict, seconds: float, peak: dict) -> dict[str, float | None]:
-    """How well a step uses the device.
+def utilization(
+    flops: float, accessed: float | None, seconds: float, peaks: Peaks
+) -> dict[str, float | None]:
+    """Returns how well a step uses the device.
 
-    `mfu`: its FLOPs a second as a share of the peak (of the data sheet where there is
-    one). `roofline`: as a share of what a program of so many FLOPs for each byte can
-    reach at best (Williams et al. 2009), by the measured peaks.
+    `mfu`: its FLOP/s over the data sheet's, or over the measured peak without one.
+    `roofline`: its FLOP/s over what its arithmetic intensity allows (Williams et al.
+    2009), from measured peaks. Caches can serve bytes that XLA counts as accessed, so
+    small programs may exceed 1.
     """
-    if not cost["flops"] or not cost["bytes"]:
-        return {"mfu": None, "roofline": None}
-    speed = cost["flops"] / seconds
-    best = min(peak["flops"], cost["flops"] / cost["bytes"] * peak["bytes"])
-    most = peak["datasheet"] or peak["flops"]
-    return {"mfu": speed / most, "roofline": speed / best}
+    speed = flops / seconds
+    roofline = None
+    if accessed:
+        roofline = speed / min(peaks.flops, flops / accessed * peaks.bytes)
+    return {"mfu": speed / (peaks.datasheet or peaks.flops), "roofline": roofline}

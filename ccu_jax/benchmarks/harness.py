@@ -1,186 +1,202 @@
-"""Processes that measure a window when they are asked to, by lines of JSON.
+"""Timing windows in turn, in this process or in child processes that answer JSON.
 
-What is compared may need processes of its own: so many devices, so much memory. They
-wait while others measure, so that all are measured in turn within one run.
+A child process gives a measurement its own threads and memory, and stays idle while
+another one is measured.
 """
 
 import json
 import os
 import pathlib
-import socket
+import statistics
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from ccu_jax.errors import UserError
 
-_THREADS = 32  # at least; with no more than cores, simulated devices starve each other
-_CPU = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+_PROGRESS_EVERY_S = 2.0
 
 
-class Child:
-    """A process of this project's Python: `python -m MODULE SPEC`.
+class Progress:
+    """Prints progress, rate and time left of a benchmark to stderr."""
 
-    Args:
-        title: what messages call it.
-        module: whose process it is; it calls `serve`.
-        spec: plain JSON that it is given.
-        folder: for what it writes on the screen.
-        devices: simulated devices; None: the machine's own CPU.
-    """
+    def __init__(self, title: str):
+        """Starts every line with `title`."""
+        self._title, self._stage = title, ""
+        self._printed_s = self._started_s = time.monotonic()
+        self._first = 0
 
-    def __init__(  # noqa: D107  the class says it
-        self,
-        title: str,
-        module: str,
-        spec: dict[str, Any],
-        folder: pathlib.Path,
-        devices: int | None = None,
-    ):
-        self._title = title
-        # A number of its own, as several may have one title.
-        self._said = folder / f"{len(list(folder.glob('*.said')))}.said"
-        self._errors = self._said.open("w", encoding="utf-8")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            encoding="utf-8",
-            env=_environment(devices),
-        )
-
-    def send(self, **what: Any) -> None:
-        """Asks for something; `answer` waits for it."""
-        try:
-            self._process.stdin.write(json.dumps(what) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._fail()
-
-    def answer(self) -> dict[str, Any]:
-        """What came of the last request, or of starting.
-
-        Raises:
-            UserError: the process has ended; with its last words.
-        """
-        line = self._process.stdout.readline()
-        if not line:
-            self._fail()
-        return json.loads(line)
-
-    def ask(self, **what: Any) -> dict[str, Any]:
-        """Asks, and waits for the answer."""
-        self.send(**what)
-        return self.answer()
-
-    def close(self) -> None:
-        """Ends the process: what it was asked for has been answered."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _fail(self):
-        self._process.wait()
-        told = self._said.read_text("utf-8", errors="replace").strip()
-        why = told.splitlines()[-1] if told else f"code {self._process.returncode}"
-        raise UserError(f"{self._title}: the process that measures ended: {why}")
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Prints at the start and end of a stage, else every two seconds."""
+        now = time.monotonic()
+        is_new = stage != self._stage
+        if is_new:
+            self._stage, self._started_s, self._first = stage, now, done
+        elif done != total and now - self._printed_s < _PROGRESS_EVERY_S:
+            return
+        self._printed_s = now
+        words = [f"{self._title}: {stage} {done:,}/{total:,}"]
+        if done > self._first and now > self._started_s:
+            rate = (done - self._first) / (now - self._started_s)
+            words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+            if done < total:
+                words.append(f"{(total - done) / rate:,.0f} s left")
+        print(", ".join(words), file=sys.stderr, flush=True)
 
 
-def _environment(devices):
-    environment = {**os.environ, **_CPU}
-    if devices is None:
-        return environment
-    flag = "--xla_force_host_platform_device_count"
-    others = [f for f in environment.get("XLA_FLAGS", "").split() if flag not in f]
-    environment["XLA_FLAGS"] = " ".join([*others, f"{flag}={devices}"])
-    environment["NPROC"] = str(max(_THREADS, 2 * devices))
-    return environment
-
-
-def free_port() -> int:
-    """A port of this machine at which processes can meet."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]
-
-
-def serve(prepare: Callable[[dict[str, Any]], Callable[..., dict[str, Any]]]) -> None:
-    """The other end: the process itself, until nobody asks any more.
+def measure_in_turn(
+    calls: Mapping[Any, Callable[[], Any]], windows: int, progress: Progress
+) -> dict[Any, list[Any]]:
+    """Calls everything once a window, so that load on the machine hits all alike.
 
     Args:
-        prepare: of the spec makes what answers; it says that it is ready first.
+        calls: functions by name. Each measures one window and returns its numbers.
+        windows: number of windows. One more comes first, to warm up, and is dropped.
+        progress: receives the number of finished calls.
+
+    Returns:
+        The results of every function, window by window.
     """
-    # Libraries write to the screen as well: what is asked for has a way of its own.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def tell(answer):
-        answers.write(json.dumps(answer, allow_nan=False) + "\n")
-        answers.flush()
-
-    try:
-        answer = prepare(json.loads(sys.argv[1]))
-        tell({"ready": True})
-        for line in sys.stdin:
-            tell(answer(**json.loads(line)))
-    except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    except Exception:  # noqa: BLE001  its last line is shown
-        traceback.print_exc()
-        code = 1
-    else:
-        code = 0
-    sys.stderr.flush()
-    # An orderly exit would wait for the processes that it was joined to.
-    os._exit(code)
-
-
-def in_turn(
-    calls: Sequence[Callable[[], Any]], windows: int, tell: Callable[..., None]
-) -> list[list[Any]]:
-    """What each call gave in each window; a first round, which warms up, apart."""
-    found: list[list[Any]] = [[] for _ in calls]
+    results: dict[Any, list[Any]] = {name: [] for name in calls}
+    total = (windows + 1) * len(calls)
     for window in range(windows + 1):
-        places = range(len(calls))
-        # Now the first and now the last first: noise that grows would favour one.
-        for done, place in enumerate(places if window % 2 else reversed(places)):
-            tell("measuring", window * len(calls) + done, (windows + 1) * len(calls))
-            told = calls[place]()
+        # Alternate the order: steadily growing load would favour the first.
+        names = list(calls) if window % 2 else list(calls)[::-1]
+        for position, name in enumerate(names):
+            progress("measuring", window * len(calls) + position, total)
+            result = calls[name]()
             if window:
-                found[place].append(told)
-    tell("measuring", (windows + 1) * len(calls), (windows + 1) * len(calls))
-    return found
+                results[name].append(result)
+    progress("measuring", total, total)
+    return results
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Low, median and high of what the windows gave, and all of it."""
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Returns `median`, `low` and `high` of the windows, and the windows."""
     values = [float(value) for value in values]
     return {
+        "median": statistics.median(values),
         "low": min(values),
-        "median": float(np.median(values)),
         "high": max(values),
         "windows": values,
     }
 
 
-def screen(title: str) -> Callable[[str, int, int], None]:
-    """Tells on stderr, now and then, how far a measurement is."""
-    told = {"at": 0.0, "what": ""}
+def median_ratio(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> float:
+    """Returns the median ratio of two summaries window by window; NaN if one lacks."""
+    if a is None or b is None:
+        return float("nan")
+    pairs = zip(a["windows"], b["windows"], strict=True)
+    return statistics.median(x / y for x, y in pairs)
 
-    def tell(what, done, total):
-        now = time.monotonic()
-        if what != told["what"] or done == total or now - told["at"] > 5:
-            told.update(at=now, what=what)
-            print(f"{title}: {what} {done:,}/{total:,}", file=sys.stderr, flush=True)
 
-    return tell
+def memory_mib(field: str) -> float | None:
+    """Returns a field of /proc/self/status in MiB, such as VmRSS; None off Linux."""
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(values[0]) / 1024 if values else None
+
+
+class Child:
+    """A Python process that runs `serve` and answers requests.
+
+    Args:
+        title: what error messages call it.
+        module: run as `python -m module SPEC`.
+        spec: plain JSON that the module's `serve` receives.
+        folder: where its stderr is written.
+        environment: variables added to this process's own.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        module: str,
+        spec: dict[str, Any],
+        folder: pathlib.Path,
+        environment: Mapping[str, str],
+    ):
+        """Starts the process; the first `answer` says that it is ready."""
+        self._title = title
+        self._log = folder / f"child-{len(list(folder.glob('child-*')))}.log"
+        with self._log.open("w", encoding="utf-8") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, json.dumps(spec)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, **environment},
+            )
+
+    def send(self, **request: Any) -> None:
+        """Sends a request; `answer` waits for its result."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+
+    def answer(self) -> dict[str, Any]:
+        """Returns the result of the last request.
+
+        Raises:
+            UserError: the process has ended; quotes the last line of its log.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else self._fail()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Sends a request and returns its result."""
+        self.send(**request)
+        return self.answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _fail(self) -> NoReturn:
+        self._process.wait()
+        log = self._log.read_text("utf-8", errors="replace").strip().splitlines()
+        reason = log[-1] if log else f"exit code {self._process.returncode}"
+        raise UserError(f"{self._title}: the measuring process ended: {reason}")
+
+
+def serve(prepare: Callable[[dict[str, Any]], Callable[..., dict[str, Any]]]) -> None:
+    """Runs the child's side: answers requests until stdin closes.
+
+    Args:
+        prepare: receives the spec and returns the function that answers requests.
+    """
+    # Libraries print to stdout too, so the answers get a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def reply(result: dict[str, Any]) -> None:
+        print(json.dumps(result), file=answers, flush=True)
+
+    code = 0
+    try:
+        answer = prepare(json.loads(sys.argv[1]))
+        reply({"ready": True})
+        for line in sys.stdin:
+            reply(answer(**json.loads(line)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)

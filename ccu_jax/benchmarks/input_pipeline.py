@@ -1,268 +1,365 @@
-"""`python -m ccu_jax.benchmarks data`: preparing and feeding data sets."""
+"""`python -m ccu_jax.benchmarks data`: preparing data sets and feeding them.
+
+`prepare`: seconds of each stage and memory, in a child process, at the sizes of the
+official editions. `feed`: images per second that reach a step, by several ways, all
+from files in the page cache.
+"""
 
 import argparse
+import dataclasses
+import io
+import os
 import pathlib
 import re
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
 from ccu_jax import data
-from ccu_jax.benchmarks import feed as bench_feed
-from ccu_jax.benchmarks import prepare as bench_prepare
-from ccu_jax.data.samples import editions
+from ccu_jax.benchmarks.harness import (
+    Child,
+    Progress,
+    measure_in_turn,
+    median_ratio,
+    memory_mib,
+    serve,
+    summarize,
+)
+from ccu_jax.config import Data
+from ccu_jax.config.loading import load
+from ccu_jax.data import batches, sample
+from ccu_jax.data.input_pipeline import iterate_batches
+from ccu_jax.data.preparation import images, tfds_builders
+from ccu_jax.distributed.executors import EXECUTORS, fits
 from ccu_jax.errors import UserError
+from ccu_jax.train import step
 
-HELP = "preparing data sets, and pictures a second after it"
-FULL = {"mmimdb": 25_959, "fashion200k": 201_838}  # rows of the official editions
-_FLAGS = {"mmimdb": "rows_mmimdb", "fashion200k": "rows_fashion"}
-_FED = "mmimdb"  # whose pictures are fed
-_FED_ROWS = {48: None, 224: 3000}  # at most; 224 pixels take 147 KiB a row
-_MOST_GROWTH_MIB, _LEAST_SPEEDUP, _LEAST_OF_TAKE = 300, 10, 80
+HELP = "preparing data sets, and images per second of the input pipeline"
+ROWS = {"mmimdb": 25_959, "fashion200k": 201_838}  # of the official editions
+FED = "mmimdb"
+BATCHES = (64, 256)
+PILLOW, TF_DATA = "decode, Pillow", "decode, tf.data"
+FEED, TAKE = "memory map", "numpy take"
+DEVICE, HOST = "gather on device", "send from host"
+_IMAGE_SIZES = {48: None, 224: 3000}  # pixels: most rows, for 224 take 147 KiB each
+_POSTER = (675, 1000)  # pixels of a typical official poster
+_NOISE, _QUALITY = 14, 90  # make it a JPEG of about 0.3 MB
+_WINDOW_ROWS = 4096
+_EARLY_FRACTION = 0.01  # memory should hardly grow after this fraction of the rows
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of this sub-command."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this command."""
     add = parser.add_argument
-    for name, rows in FULL.items():
-        short = _FLAGS[name].replace("_", "-")
-        add(
-            f"--{short}",
-            metavar="N",
-            type=_count,
-            default=rows,
-            help=f"rows of {name}'s sample edition, 0 leaves it out; default {rows}",
-        )
-    add("--no-records", action="store_true", help="prepare without TFDS records")
+    for name, rows in ROWS.items():
+        add(f"--rows-{name}", metavar="N", type=_count, default=rows, help="0: none")
     add("--only", choices=("prepare", "feed"), help="one of the two measurements")
+    add("--no-records", action="store_true", help="prepare without TFDS records")
+    add("--posters", metavar="N", type=_count, default=200, help="default 200")
+    add("--windows", metavar="N", type=_count, default=7, help="default 7")
     add(
         "--dir",
         metavar="DIR",
-        type=_folder,
+        type=lambda text: pathlib.Path(text).expanduser(),
         default=pathlib.Path("runs/bench"),
-        help="where the samples are written and prepared; default runs/bench",
+        help="where samples are written and prepared; default runs/bench",
     )
-    add("--windows", metavar="N", type=_count, default=7, help="default 7")
-    add("--posters", metavar="N", type=_count, default=200, help="default 200")
-
-
-def check(given: argparse.Namespace) -> None:
-    """Refuses what cannot be measured.
-
-    Raises:
-        UserError: which flag, and what it may be.
-    """
-    for name, flag in _FLAGS.items():
-        rows, least = getattr(given, flag), editions.WRITERS[name].min_rows
-        if rows and rows < least:
-            flag = flag.replace("_", "-")
-            raise UserError(f"--{flag}: {rows} is below {least}; 0 leaves {name} out")
-    if given.only != "prepare" and not given.rows_mmimdb:
-        raise UserError("--rows-mmimdb: its rows are fed; 0 goes with --only prepare")
-    for flag in ("windows", "posters"):
-        if not getattr(given, flag):
-            raise UserError(f"--{flag}: must be 1 or more")
-    try:
-        (given.dir / "data").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dir: {given.dir}: {error.strerror or error}") from error
 
 
 def _count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,8}", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of rows or the like"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return int(text)
 
 
-def _folder(text: str) -> pathlib.Path:
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
-    return pathlib.Path(text).expanduser()
-
-
-# --- measuring ------------------------------------------------------------------------
-
-
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """What the flags ask for: `settings`, `prepare` and `feed`, a list each."""
-    folder = given.dir / "data"
-    rows = {name: getattr(given, flag) for name, flag in _FLAGS.items()}
-    prepared, fed = [], []
-    if given.only != "feed":
-        for name, number in rows.items():
-            if number:
-                where = folder / f"{name}-{number}"
-                found = bench_prepare.measure(name, number, where, not given.no_records)
-                prepared.append(found | {"records": not given.no_records})
-    if given.only != "prepare":
-        for size, most in _FED_ROWS.items():
-            number = min(rows[_FED], most or rows[_FED])
-            loaded = _loaded(folder / f"{_FED}-{number}", number, size)
-            posters = folder / f"posters-{given.posters}"
-            bench_feed.write_posters(
-                posters, folder / f"{_FED}-{number}" / "sample", given.posters
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError on flags that cannot be measured."""
+    for name in ROWS:
+        rows, min_rows = getattr(flags, f"rows_{name}"), sample.WRITERS[name].least
+        if rows and rows < min_rows:
+            raise UserError(
+                f"--rows-{name}: {rows} is below {min_rows}; 0 leaves it out"
             )
-            fed.append(bench_feed.measure(loaded, posters, given.windows))
-    settings = rows | {"windows": given.windows, "posters": given.posters}
-    return {"settings": settings, "prepare": prepared, "feed": fed}
+    if flags.only != "prepare" and not flags.rows_mmimdb:
+        raise UserError("--rows-mmimdb: 0 needs --only prepare, its rows are fed")
+    for flag in ("windows", "posters"):
+        if not getattr(flags, flag):
+            raise UserError(f"--{flag}: must be at least 1")
+    try:
+        flags.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--dir: {flags.dir}: {error.strerror}") from None
 
 
-def _loaded(folder: pathlib.Path, rows: int, size: int) -> data.Dataset:
-    """The data set that is fed, prepared by this or an earlier measurement."""
-    root, _ = bench_prepare.write_sample(_FED, rows, folder)
-    workdir = folder / ("prepared" if size == bench_prepare.SIZE else f"of-{size}")
-    settings = bench_prepare.settings(_FED, root, image_size=size, records=False)
-    return data.load(settings, workdir, bench_prepare.Screen(f"{_FED}, {size} pixels"))
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Measures both parts, or the one that --only names."""
+    measured: dict[str, Any] = {"prepare": [], "feed": []}
+    if flags.only != "feed":
+        for name in ROWS:
+            if rows := getattr(flags, f"rows_{name}"):
+                measured["prepare"].append(
+                    measure_preparation(name, rows, flags.dir, not flags.no_records)
+                )
+    if flags.only != "prepare":
+        for size, max_rows in _IMAGE_SIZES.items():
+            rows = min(flags.rows_mmimdb, max_rows or flags.rows_mmimdb)
+            root = write_sample(FED, rows, flags.dir)
+            settings = _settings(FED, root, image_size=size, records=False)
+            progress = Progress(f"{FED}, {size} pixels")
+            dataset = data.load(settings, flags.dir / f"{FED}-{rows}-{size}", progress)
+            posters = flags.dir / f"posters-{flags.posters}"
+            write_posters(posters, root, flags.posters)
+            measured["feed"].append(measure_feed(dataset, posters, flags.windows))
+    return measured
 
 
-# --- what it is judged by -------------------------------------------------------------
+def write_sample(name: str, rows: int, folder: pathlib.Path) -> pathlib.Path:
+    """Writes a sample edition unless it exists, and returns its folder."""
+    root = folder / f"sample-{name}-{rows}"
+    sample.ensure(name, root, rows, 0, Progress(name))
+    return root
 
 
-def targets(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """The targets as arguments of `bench.judge`, computed from the numbers alone."""
-    found = []
-    for of in measured["prepare"]:
-        found += _preparing(of)
-    for of in measured["feed"]:
-        for way in of["ways"]:
-            if way["way"] == bench_feed.FEED:
-                found += _feeding(of["size"], way)
-    return found
+def _settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
+    return dataclasses.replace(load(name, []).data, dir=str(root), **fields)
 
 
-def _feeding(size: int, way: dict[str, Any]) -> list[dict[str, Any]]:
-    at = f"{size} pixels, batch {way['batch']}"
-    speedup, share = way["to_decode"], 100 * way["to_take"]
-    what = f"{at}, feed to decoding each epoch"
-    return [
-        _target(what, speedup, ">=", _LEAST_SPEEDUP, "times"),
-        _target(f"{at}, feed to numpy take", share, ">=", _LEAST_OF_TAKE, "%"),
-    ]
+# --- preparing ------------------------------------------------------------------------
 
 
-def _preparing(of: dict[str, Any]) -> list[dict[str, Any]]:
-    name, first = of["dataset"], of["first"]
-    killed, resumed = of["killed"], of["resumed"]
-    each = first["decodes"] / max(first["pictures"], 1)
-    same = int(first["fingerprint"] == resumed["fingerprint"])
-    return [
-        _target(
-            f"{name}, growth of memory from 1 % of the rows on",
-            first["growth_mib"],
-            "<=",
-            _MOST_GROWTH_MIB,
-            "MiB",
-        ),
-        _target(f"{name}, decodings of a picture", each, "==", 1),
-        _target(
-            f"{name}, decodings at a second start", of["second"]["decodes"], "==", 0
-        ),
-        _target(
-            f"{name}, rows done again after a kill",
-            done_again(killed, resumed),
-            "<=",
-            of["part_rows"],
-        ),
-        _target(f"{name}, after a kill the same data (1: yes)", same, "==", 1),
-    ]
+def measure_preparation(
+    name: str, rows: int, folder: pathlib.Path, records: bool
+) -> dict[str, Any]:
+    """Prepares a sample edition, and opens it a second time.
+
+    Args:
+        name: the data set.
+        rows: of its sample edition.
+        folder: for sample and prepared data; what an earlier run prepared is removed.
+        records: whether TFDS records are kept.
+
+    Returns:
+        `name`, and for `first` and `second`: `seconds`, `stages_s`, `rows`,
+        `early_mib` and `peak_mib` (resident memory; None off Linux), `stored_mib`.
+    """
+    root, workdir = write_sample(name, rows, folder), folder / f"prepared-{name}"
+    shutil.rmtree(workdir, ignore_errors=True)
+    result: dict[str, Any] = {"name": name}
+    for start in ("first", "second"):
+        spec = {
+            "title": f"{name}, {start} start",
+            "name": name,
+            "root": str(root),
+            "workdir": str(workdir),
+            "records": records,
+        }
+        module = "ccu_jax.benchmarks.input_pipeline"
+        child = Child(spec["title"], module, spec, folder, {})
+        try:
+            child.answer()
+            result[start] = child.ask()
+        finally:
+            child.close()
+    return result
 
 
-def done_again(killed: dict[str, Any], resumed: dict[str, Any]) -> int:
-    """How many rows a killed start had done that the next one did once more."""
-    went_on = resumed["first_row"]
-    return 0 if went_on is None else max(0, killed["last_row"] - went_on + 1)
+class _StageClock:
+    """A progress callback that adds up the seconds of each stage."""
+
+    def __init__(self, title: str):
+        self._print, self._stage, self._last = Progress(title), "open", time.monotonic()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.early_mib: float | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        self.seconds[self._stage] += now - self._last
+        self._stage, self._last = stage, now
+        if self.early_mib is None and done >= _EARLY_FRACTION * total:
+            self.early_mib = memory_mib("VmRSS")
+        self._print(stage, done, total)
 
 
-def _target(name, value, sign, bound, unit="") -> dict[str, Any]:
-    return {"name": name, "value": value, "sign": sign, "bound": bound, "unit": unit}
+def _prepare_child(spec: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    def answer() -> dict[str, Any]:
+        clock, start = _StageClock(spec["title"]), time.monotonic()
+        root, workdir = pathlib.Path(spec["root"]), pathlib.Path(spec["workdir"])
+        settings = _settings(spec["name"], root, records=spec["records"])
+        dataset = data.load(settings, workdir, clock)
+        files = [file for file in (workdir / "data").iterdir() if file.is_file()]
+        return {
+            "seconds": time.monotonic() - start,
+            "stages_s": dict(clock.seconds),
+            "rows": len(dataset.id),
+            "early_mib": clock.early_mib,
+            "peak_mib": memory_mib("VmHWM"),
+            "stored_mib": sum(file.stat().st_size for file in files) / 2**20,
+        }
+
+    return answer
 
 
-# --- how it is shown ------------------------------------------------------------------
+# --- feeding --------------------------------------------------------------------------
 
 
-def tables(measured: dict[str, Any]) -> list[tuple]:
-    """The arguments of `bench.Table`, for each part that was measured."""
-    found = []
-    if measured["prepare"]:
-        found.append(_prepare_table(measured["prepare"]))
-    return found + [_feed_table(of) for of in measured["feed"]]
+def write_posters(folder: pathlib.Path, source: pathlib.Path, count: int) -> None:
+    """Writes posters of official size: images of the sample, enlarged, with noise."""
+    if len(list(folder.glob("*.jpg"))) == count:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    paths, progress = sorted(source.rglob("*.jpeg")), Progress("posters")
+    for number in range(count):
+        progress("writing", number, count)
+        rng = np.random.default_rng(number)
+        with Image.open(paths[number % len(paths)]) as image:
+            image = image.convert("RGB").resize(_POSTER, Image.Resampling.BICUBIC)
+        noise = rng.normal(0, _NOISE, (*image.size[::-1], 1)).astype(np.float32)
+        pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "jpeg", quality=_QUALITY)
+        (folder / f"{number:05d}.jpg").write_bytes(file.getvalue())
 
 
-def _prepare_table(prepared: list[dict[str, Any]]) -> tuple:
-    columns = [_column(of) for of in prepared]
-    lines = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    notes = []
-    if any(of["first"]["growth_mib"] is None for of in prepared):
-        notes.append("memory is measured where there is /proc (Linux), so not here")
-    header = ["", *(of["dataset"] for of in prepared)]
-    return (
-        "preparing the sample editions, in processes of their own",
-        header,
-        lines,
-        notes,
-    )
+def measure_feed(
+    dataset: data.Dataset, posters: pathlib.Path, windows: int
+) -> dict[str, Any]:
+    """Measures images per second of every way, in turn.
 
+    Args:
+        dataset: prepared; the side of its images is what posters are decoded to.
+        posters: folder of JPEG files.
+        windows: measurements of each way.
 
-def _column(of: dict[str, Any]) -> dict[str, str]:
-    """A column of the table, by the names of its lines."""
-    first, second, killed, resumed = (
-        of[start] for start in ("first", "second", "killed", "resumed")
-    )
-    stages = [first["stages_s"].get(stage, 0.0) for stage in bench_prepare.STAGES]
-    reading, tokenising, near = *stages[:2], sum(stages[2:])
-    sample_s = of["sample_s"]
-    same = first["fingerprint"] == resumed["fingerprint"]
+    Returns:
+        `size` in pixels, `rows`, and `rates`: way, batch and images per second.
+    """
+    size, paths = dataset.image.shape[1], sorted(posters.glob("*.jpg"))
+    calls: dict[tuple[str, int], Callable[[], float]] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        calls[PILLOW, 0] = _timed(
+            len(paths),
+            lambda: list(
+                pool.map(lambda p: images.decode(p.read_bytes(), size), paths)
+            ),
+        )
+        try:
+            decoded = tfds_builders.decoding(paths, size)
+            calls[TF_DATA, 0] = _timed(
+                len(paths), lambda: list(decoded.as_numpy_iterator())
+            )
+        except UserError as error:
+            print(f"{TF_DATA}: {error}", file=sys.stderr)
+        for batch in BATCHES:
+            for way, run in _batch_ways(dataset, batch).items():
+                calls[way, batch] = run
+        rates = measure_in_turn(calls, windows, Progress(f"{size} pixels"))
     return {
-        "rows": f"{first['rows']:,}",
-        "writing the sample, s": "was there"
-        if sample_s is None
-        else f"{sample_s:,.1f}",
-        "preparing, s": f"{first['seconds']:,.1f}",
-        "  reading and decoding, s": f"{reading:,.1f}",
-        "  tokenising, s": f"{tokenising:,.1f}",
-        "  near-duplicates, s": f"{near:,.1f}",
-        "  opening, hashing and the rest, s": f"{first['seconds'] - sum(stages):,.1f}",
-        "rows a second": f"{first['rows'] / first['seconds']:,.0f}",
-        "on the disk, MiB": f"{first['stored_mib']:,.0f}",
-        "memory at 1 % of the rows, MiB": _mib(first["early_mib"]),
-        "memory at most, MiB": _mib(first["peak_mib"]),
-        "  growth between, MiB": _mib(first["growth_mib"]),
-        "pictures": f"{first['pictures']:,}",
-        "  decodings": f"{first['decodes']:,}",
-        "second start, s": f"{second['seconds']:,.2f}",
-        "  decodings then": f"{second['decodes']:,}",
-        "killed behind row": f"{killed['last_row']:,}",
-        "  went on at row": f"{resumed['first_row'] or 0:,}",
-        "  rows done again": f"{done_again(killed, resumed):,}",
-        "  decodings after it": f"{resumed['decodes']:,}",
-        "  then prepared in, s": f"{resumed['seconds']:,.1f}",
-        "  same data as without a kill": "yes" if same else "NO",
+        "size": size,
+        "rows": len(dataset.id),
+        "rates": [
+            {"way": way, "batch": batch, "images_per_s": summarize(values)}
+            for (way, batch), values in rates.items()
+        ],
     }
 
 
-def _mib(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+def _timed(rows: int, call: Callable[[], Any]) -> Callable[[], float]:
+    def rate() -> float:
+        start = time.perf_counter()
+        call()
+        return rows / (time.perf_counter() - start)
+
+    return rate
 
 
-def _feed_table(of: dict[str, Any]) -> tuple:
-    lines = [
-        [
-            way["way"],
-            str(way["batch"] or ""),
-            f"{way['median']:,.0f}",
-            f"{way['low']:,.0f} to {way['high']:,.0f}",
-            f"{way['to_decode']:,.1f}",
-            f"{100 * way['to_take']:.0f}" if way["to_take"] else "",
-        ]
-        for way in of["ways"]
-    ]
-    windows = len(of["ways"][0]["windows"])
-    notes = [
-        f"{of['rows']:,} rows, {of['image_mib']:,.0f} MiB of pictures; decoded are "
-        f"{of['posters']} posters of {of['poster_mb']:.2f} MB each; medians of "
-        f"{windows} windows in turn, files in memory",
-        *of["notes"],
-    ]
-    title = f"pictures a second at {of['size']} pixels a side, in one process"
-    header = ("way", "batch", "pictures/s", "range", "x decode", "% of take")
-    return title, header, lines, notes
+def _batch_ways(dataset: data.Dataset, batch: int) -> dict[str, Callable[[], float]]:
+    plan = batches.plan_batches(
+        np.arange(len(dataset.id)), batch, max(1, _WINDOW_ROWS // batch), 0
+    )
+    columns = {
+        name: getattr(dataset, name)
+        for name in ("text", "labels", "has_image", "has_text")
+    }
+    host = columns | {"image": batches.OnHost(dataset.image, dataset.has_image)}
+    pixels = np.asarray(dataset.image)
+    ways: dict[str, Callable[[], Any]] = {
+        FEED: lambda: _drain(iterate_batches(host, plan)),
+        TAKE: lambda: _drain(pixels.take(rows, axis=0) for rows in plan),
+    }
+    executor = EXECUTORS["pmap"]()
+    if batch % executor.devices == 0:
+        ways[HOST] = _gather(executor, host, plan)
+        if fits(dataset.image.nbytes):
+            ways[DEVICE] = _gather(executor, columns | {"image": pixels}, plan)
+    return {way: _timed(plan.size, call) for way, call in ways.items()}
+
+
+def _drain(iterable: Iterable[Any]) -> None:
+    for _ in iterable:
+        pass
+
+
+def _gather(executor: Any, table: dict[str, Any], plan: np.ndarray) -> Callable:
+    """Returns a call that gathers the rows of every batch on the devices."""
+    compiled = executor.run(lambda table, index: step.gather(table, index))
+    resident = executor.place(step.on_devices(table))
+
+    def call() -> None:
+        for rows in plan:
+            index = step.rows_of(executor, table, rows)
+            jax.block_until_ready(compiled(resident, index))
+
+    return call
+
+
+def tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns a table of preparation and one of rates for each image size."""
+    result = []
+    if measured["prepare"]:
+        header = ("data set", "rows", "first s", "rows/s", "stages", "disk MiB")
+        header += ("early MiB", "peak MiB", "second s")
+        table = Table(*header, title="preparing the sample editions")
+        for row in measured["prepare"]:
+            first = row["first"]
+            stages = (f"{stage} {s:.1f}" for stage, s in first["stages_s"].items())
+            memory = (first["early_mib"], first["peak_mib"])
+            table.add_row(
+                row["name"],
+                f"{first['rows']:,}",
+                f"{first['seconds']:,.1f}",
+                f"{first['rows'] / first['seconds']:,.0f}",
+                "\n".join(stages),
+                f"{first['stored_mib']:,.0f}",
+                *("" if mib is None else f"{mib:,.0f}" for mib in memory),
+                f"{row['second']['seconds']:.2f}",
+            )
+        result.append(table)
+    for feed in measured["feed"]:
+        title = f"images per second, {feed['size']} pixels, {feed['rows']:,} rows"
+        table = Table("way", "batch", "median", "low", "high", "x decode", title=title)
+        rates = [row["images_per_s"] for row in feed["rates"]]
+        decode = [r["images_per_s"] for r in feed["rates"] if not r["batch"]]
+        fastest = max(decode, key=lambda rate: rate["median"])
+        for row, rate in zip(feed["rates"], rates, strict=True):
+            table.add_row(
+                row["way"],
+                str(row["batch"] or ""),
+                *(f"{rate[name]:,.0f}" for name in ("median", "low", "high")),
+                f"{median_ratio(rate, fastest):.1f}",
+            )
+        result.append(table)
+    return result
+
+
+if __name__ == "__main__":
+    serve(_prepare_child)

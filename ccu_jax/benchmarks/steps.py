@@ -1,245 +1,311 @@
-"""`python -m ccu_jax.benchmarks step`: a step of every method, in every way.
+"""`python -m ccu_jax.benchmarks step`: optimizer steps of a method, run in several ways.
 
-One compiled scan against Python loops, executors against each other, JAX against
-PyTorch; all that is compared is measured in turn, window by window.
+One compiled scan against one call per step, the executors against each other, and JAX
+against PyTorch. Everything is measured in turn, window by window.
 """
 
 import argparse
-import os
+import functools
 import pathlib
-import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from rich.table import Table
 
-from ccu_jax.benchmarks import costs as bench_cost
-from ccu_jax.benchmarks import prepare as bench_prepare
-from ccu_jax.benchmarks import problems as bench_problem
-from ccu_jax.benchmarks import step_count as bench_step_count
-from ccu_jax.benchmarks import step_tables as bench_step_tables
-from ccu_jax.benchmarks import step_ways as ways
-from ccu_jax.benchmarks import torch_baseline as bench_torch
+from ccu_jax.benchmarks import costs, problems
+from ccu_jax.benchmarks.harness import (
+    Progress,
+    measure_in_turn,
+    median_ratio,
+    summarize,
+)
+from ccu_jax.benchmarks.torch_baseline import METHODS as TORCH_METHODS
+from ccu_jax.benchmarks.torch_baseline import TorchProcess, missing_torch, write_inputs
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate.forward import Forward
-from ccu_jax.methods import METHODS
-from ccu_jax.methods.cached_features import build_feature_tables
+from ccu_jax.methods import METHODS, Problem
+from ccu_jax.train import step
+from ccu_jax.train.step import State
 
-HELP = "a step of every method: one scan and loops, executors, and PyTorch"
+HELP = "optimizer steps: one scan or one call each, executors, and PyTorch"
+SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
+TORCH_MODES = ("eager", "compile")
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
-_COMPARED = 64  # rows whose logits are compared
-_MOST_ROWS = 1 << 16
+_COMPARED_ROWS = 64
+_MAX_BATCH = 1 << 16
+_WINDOW_S = 1.0
+# Simulated devices wait for each other: a long queue of calls can starve one of them.
+_MAX_QUEUE = 16
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-tables, targets = bench_step_tables.tables, bench_step_tables.targets
 
-
-def flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of this sub-command."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this command."""
     add = parser.add_argument
-    add("--preset", choices=tuple(bench_problem.PRESETS), default="clipart")
+    add("--preset", choices=tuple(problems.PRESETS), default="clipart")
     add("--methods", metavar="A,B", default=_METHODS, help=f"default {_METHODS}")
+    names = ",".join(EXECUTORS)
     add(
         "--executors",
         metavar="A,B",
-        default=",".join(EXECUTORS),
-        help="the first one runs all methods, the others `original` and `ccu_plus`; "
-        f"default {','.join(EXECUTORS)}",
+        default=names,
+        help="the first runs all methods, the others `original` and `ccu_plus`; "
+        f"default {names}",
     )
     add("--windows", metavar="N", type=int, default=7, help="default 7")
+    add("--batch", metavar="N", type=int, help="rows of a step; default as configured")
     add(
         "--torch",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also measure PyTorch, where it is installed; default yes",
+        help="measure PyTorch too, where it is installed; default yes",
     )
-    add("--batch", metavar="N", type=int, help="rows of a step; default as configured")
 
 
-def check(given: argparse.Namespace) -> None:
-    """Refuses what cannot be measured.
-
-    Raises:
-        UserError: which flag, and what it may be.
-    """
-    for flag, known in (("methods", METHODS), ("executors", EXECUTORS)):
-        names = getattr(given, flag).split(",")
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError on flags that cannot be measured."""
+    for flag, choices in (("methods", METHODS), ("executors", EXECUTORS)):
+        names = getattr(flags, flag).split(",")
         for name in names:
-            if name not in known:
-                raise UserError(f"--{flag}: {name!r} is none of {', '.join(known)}")
+            if name not in choices:
+                raise UserError(
+                    f"--{flag}: unknown name {name!r}; choose from {', '.join(choices)}"
+                )
         if len(set(names)) < len(names):
-            raise UserError(f"--{flag}: each at most once")
-    if given.windows < 1:
-        raise UserError("--windows: must be 1 or more")
-    if given.batch is not None and not 1 <= given.batch <= _MOST_ROWS:
-        raise UserError(f"--batch: must lie between 1 and {_MOST_ROWS}")
+            raise UserError(f"--{flag}: a name is given twice")
+    if flags.windows < 1:
+        raise UserError("--windows: must be at least 1")
+    if flags.batch is not None and not 1 <= flags.batch <= _MAX_BATCH:
+        raise UserError(f"--batch: must be in [1, {_MAX_BATCH}]")
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """What the flags ask for: see `_method` for what is told of each."""
-    sizes = bench_problem.PRESETS[given.preset]
-    first, *others = given.executors.split(",")
-    problem = _problem(sizes, first, given.batch)
-    config, names = problem.config, given.methods.split(",")
-    why = bench_torch.missing() if given.torch else "--no-torch"
-    notes = [] if why is None else [f"PyTorch: {why}"]
-    if len(jax.devices()) > 1:
-        notes.append(
-            "several devices: no loop that indexes, vmap makes believe on one, and "
-            "PyTorch has one"
-        )
-    told = {
-        "settings": {k: v for k, v in vars(given).items() if k != "json"},
-        "dtype": config.model.dtype,
-        "platform": jax.devices()[0].platform,
-        "devices": jax.device_count(),
-        "datasheet": bench_cost.advertised(),
-        "methods": [],
-        "logits_difference": None,
-        "notes": notes,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        folder, process = pathlib.Path(folder), None
-        kinds = [name for name in names if name in bench_torch.KINDS]
-        if why is None and kinds:
-            _hand_over(folder, problem, sizes, kinds)
-            process = bench_torch.Torch(folder)
+def measure(flags: argparse.Namespace) -> dict[str, Any]:
+    """Measures every method; see `measure_method`."""
+    sizes = problems.PRESETS[flags.preset]
+    first, *others = flags.executors.split(",")
+    problem = problems.make_step_problem(sizes, first, flags.batch)
+    names = flags.methods.split(",")
+    missing = missing_torch() if flags.torch else "--no-torch"
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder, process, difference = pathlib.Path(name), None, None
+        compared = [name for name in names if name in TORCH_METHODS]
         try:
-            if process is not None:
-                told["logits_difference"] = _difference(process, problem)
+            if missing is None and compared:
+                write_inputs(folder, problem, sizes, compared)
+                process = TorchProcess(folder)
+                difference = _compare_logits(process, problem)
             for name in names:
-                found = _method(problem, name, others, given.windows, process, folder)
+                result = measure_method(problem, name, others, flags.windows, process)
                 if name == "original":
-                    rows = found["rows"]
-                    by_hand = bench_step_count.training_flops(config, sizes, rows)
-                    found["flops_by_hand"] = by_hand
-                told["methods"].append(found)
+                    result["flops_by_hand"] = costs.training_flops(
+                        problem.config, sizes, result["rows"]
+                    )
+                results.append(result)
         finally:
             if process is not None:
                 process.close()
-    if hasattr(os, "getloadavg"):
-        told["load_after"] = list(os.getloadavg())
-        notes.append(f"load {told['load_after'][0]:.1f} at the end")
-    return told
-
-
-def _problem(sizes, executor, batch):
-    """A problem with stored features, and rows of a step as asked for."""
-    problem = bench_problem.make(sizes, executor)
-    place, rows = problem.executor.replicate, np.arange(sizes.rows)
-    fresh = place(features.init_untrained(problem.model, problem.seed))
-    columns = features.compute_features(
-        problem.forward, problem.params, fresh, problem.table, rows
-    )
-    store = features.FeatureStore(jax.device_get(columns), np.ones(sizes.rows, bool))
-    config = problem.config
-    if batch is not None:
-        config = bench_problem.with_batches(
-            config, lambda field, old: batch if field == "batch" else old
-        )
-    return problem._replace(store=store, config=config)
-
-
-def _moved(problem, executor):
-    """The same problem under another executor."""
-    executor = EXECUTORS[executor]()
-    return problem._replace(
-        executor=executor,
-        forward=Forward(problem.model, executor, problem.config.run.evaluate_batch),
-        table=executor.replicate(problem.table),
-        params=executor.replicate(problem.params),
-    )
-
-
-def _hand_over(folder, problem, sizes, kinds):
-    programs = {}
-    for kind in kinds:
-        of, rows = problem._replace(method=kind), None
-        if kind == "ccu_plus":
-            rows = build_feature_tables(
-                of, problem.config.ccu_plus.max_retain_rows
-            ).rows
-        programs[kind] = (METHODS[kind](of), rows)
-    shape = {
-        "classes": sizes.classes,
-        "vocabulary": sizes.vocabulary,
-        "image_size": sizes.image_size,
-        "text_length": sizes.text_length,
+    return {
+        "preset": flags.preset,
+        "dtype": problem.config.model.dtype,
+        "platform": jax.devices()[0].platform,
+        "devices": jax.device_count(),
+        "datasheet_flops": costs.datasheet_flops(),
+        "methods": results,
+        "logits_difference": difference,
+        "torch": missing or "measured",
     }
-    bench_torch.write(folder, problem, shape, programs)
 
 
-def _difference(process, problem):
-    """The largest difference of any logit or embedding, on the first rows."""
-    rows = np.arange(min(_COMPARED, len(problem.table["labels"])))
-    mine = problem.forward.outputs(problem.params, problem.table, rows)
-    theirs = process.logits(len(rows))
+def _compare_logits(process: TorchProcess, problem: Problem) -> float:
+    """Returns the largest difference of a logit or embedding to PyTorch's."""
+    rows = np.arange(min(_COMPARED_ROWS, len(problem.table["labels"])))
+    ours = problem.forward.outputs(problem.params, problem.table, rows)
     return max(
-        float(np.abs(np.asarray(mine[name]) - x).max()) for name, x in theirs.items()
+        float(np.abs(np.asarray(ours[name]) - x).max())
+        for name, x in process.logits(len(rows)).items()
     )
 
 
-def _method(problem, name, others, windows, process, folder) -> dict[str, Any]:
-    """All that is measured of one method.
+class Steps:
+    """The steps of a method, compiled as one scan and as single steps.
+
+    Args:
+        problem: its executor compiles the steps.
+        name: the method.
+        num_steps: steps of a window. None: all of a method on cached features, else
+            as many as take about a second.
+    """
+
+    def __init__(self, problem: Problem, name: str, num_steps: int | None = None):
+        """Compiles the scan."""
+        self.name, self.problem = name, problem._replace(method=name)
+        self.executor = problem.executor
+        self.program = problems.build_stepping_program(name, self.problem)
+        self.num_steps = num_steps or self._fit_window()
+        plan = {
+            part: np.resize(rows, (self.num_steps, rows.shape[1]))
+            for part, rows in (self.program.plan or {}).items()
+        }
+        self.program = self.program._replace(plan=plan)
+        self.state, self.static, self.inputs = self._inputs(self.num_steps)
+        start = time.perf_counter()
+        self.scan = self._compile((self.state, self.static, self.inputs))
+        self.compile_s = time.perf_counter() - start
+
+    @functools.cached_property
+    def single(self) -> Any:
+        """One step, compiled."""
+        return self._compile(self._inputs(1))
+
+    def _inputs(self, num_steps: int) -> tuple:
+        key = self.problem.key("steps")
+        return costs.step_inputs(self.program, self.executor, key, num_steps)
+
+    def _compile(self, inputs: tuple) -> Any:
+        steps: Any = self.executor.run(step.make_steps(self.program), donate=True)
+        return steps.lower(*inputs).compile()
+
+    def _fit_window(self) -> int:
+        if self.program.in_parts:
+            return self.program.steps
+        seconds = []
+        for _ in range(2):  # the first call of a program is slower
+            inputs = self._inputs(1)
+            start = time.perf_counter()
+            jax.block_until_ready(self.single(*inputs))
+            seconds.append(time.perf_counter() - start)
+        max_steps = self.problem.config.run.steps_per_call
+        return max(2, min(int(_WINDOW_S / seconds[1]), max_steps))
+
+    def run_scan(self) -> tuple[float, State]:
+        """Returns the seconds of a step in one scan, and the last state."""
+        state = self._copy_state()
+        start = time.perf_counter()
+        with jax.transfer_guard("disallow"):
+            state, _ = self.scan(state, self.static, self.inputs)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - start) / self.num_steps, state
+
+    def run_calls(self) -> tuple[float, State]:
+        """Returns the same for one call per step, its row indices sent before."""
+        state, program, single = self._copy_state(), self.program, self.single
+        indices = [
+            {
+                name: step.rows_of(
+                    self.executor,
+                    {} if name in program.parts else program.table,
+                    plan[[number]],
+                    1,
+                )
+                for name, plan in (program.plan or {}).items()
+            }
+            for number in range(self.num_steps)
+        ]
+        jax.block_until_ready(indices)
+        start = time.perf_counter()
+        for number, index in enumerate(indices):
+            with jax.transfer_guard("disallow"):
+                inputs = {"parts": program.parts, "index": index}
+                state, _ = single(state, self.static, inputs)
+            if self.executor.devices > 1 and number % _MAX_QUEUE == 0:
+                jax.block_until_ready(state)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - start) / self.num_steps, state
+
+    def _copy_state(self) -> State:
+        # Steps donate their state.
+        return jax.block_until_ready(self.executor.place(_copy(self.state)))
+
+
+def measure_method(
+    problem: Problem,
+    name: str,
+    executors: list[str],
+    windows: int,
+    process: TorchProcess | None,
+) -> dict[str, Any]:
+    """Measures the steps of a method.
 
     Returns:
-        `ways`: seconds of a step in each way, window by window, and of whole runs;
-        `outside`: the share that the loop adds; `peak`: FLOPs a second of a large
-        product between these windows; `executors`: seconds of a step in the scan by
-        executor; `flops` of a step, by the compiler's count; `convolutions` in all that
-        was compiled; `threads`: of PyTorch, window by window; `failed`: what PyTorch
-        could not do, and why.
+        `seconds` of a step by way, `peak` FLOP/s of a large product in the same
+        windows, `flops` of a step over the global batch, `convolutions` in the
+        compiled scan, `torch_failed` by mode.
     """
-    screen = bench_prepare.Screen(name)
-    screen("compiling", 0, 1)
-    steps = ways.Steps(problem, name)
-    run, failed, compiled = steps.ways(folder / "none"), {}, [steps.scan, steps.single]
-    run.append(ways.peak(problem.config.model.dtype))
-    first = problem.executor.name
-    if name in ("original", "ccu_plus"):
-        for other in others:
-            moved = ways.Steps(_moved(problem, other), name, steps.steps)
-            compiled.append(moved.scan)
-            run.append(ways.Way(other, lambda m=moved, o=other: {o: m.scanned()[0]}))
-    if name == "ccu_plus":
-        run.append(ways.whole(steps))
-    if process is not None and name in bench_torch.KINDS:
-        modes = bench_torch.MODES
-        run += [ways.torch(process, steps, mode, failed) for mode in modes]
-    screen("compiling", 1, 1)
-    found = ways.measure(run, windows, screen)
-    counted = bench_cost.counted(steps.single)
-    executors = {first: found[ways.SCAN]} | {
-        o: found.pop(o) for o in others if o in found
+    progress = Progress(name)
+    progress("compiling", 0, 1)
+    steps = Steps(problem, name)
+    product, product_flops = costs.large_product(problem.config.model.dtype)
+
+    def peak() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(product())
+        return product_flops / (time.perf_counter() - start)
+
+    calls: dict[str, Callable[[], float]] = {
+        SCAN: lambda: steps.run_scan()[0],
+        CALLS: lambda: steps.run_calls()[0],
+        PEAK: peak,
     }
-    outside, peak = found.pop(ways.OUTSIDE), found.pop(ways.PEAK)
-    threads = {way: found.pop(way) for way in list(found) if way.endswith("threads")}
+    if name in ("original", "ccu_plus"):
+        for executor in executors:
+            other = Steps(
+                problems.change_executor(problem, executor), name, steps.num_steps
+            )
+            calls[executor] = lambda other=other: other.run_scan()[0]
+    failed: dict[str, str] = {}
+    if process is not None and name in TORCH_METHODS:
+        for mode in TORCH_MODES:
+            reason = process.try_window(name, mode, steps.num_steps)
+            if reason is not None:
+                failed[mode] = reason
+                continue
+            calls[f"torch {mode}"] = functools.partial(
+                process.window, name, mode, steps.num_steps
+            )
+    progress("compiling", 1, 1)
+    summaries = {
+        way: summarize(values)
+        for way, values in measure_in_turn(calls, windows, progress).items()
+    }
     return {
         "method": name,
-        "tail": steps.tail,
-        "steps": steps.steps,
-        "rows": sum(plan.shape[1] for plan in steps.program.plan.values()),
+        "steps": steps.num_steps,
+        "rows": sum(plan.shape[1] for plan in (steps.program.plan or {}).values()),
         "compile_s": steps.compile_s,
-        "ways": {way: _told(windows) for way, windows in found.items()},
-        "outside": _told(outside),
-        "peak": _told(peak),
-        "executors": {of: _told(windows) for of, windows in executors.items()},
-        "flops": bench_step_count.flops(steps.program, steps.executor),
-        "flops_compiled": counted["flops"],
-        "convolutions": sum(
-            bench_step_count.convolutions(each.as_text()) for each in compiled
-        ),
-        "threads": threads,
-        "failed": failed,
+        "peak": summaries.pop(PEAK),
+        "seconds": summaries,
+        "flops": costs.count_flops(steps.program, steps.executor),
+        "convolutions": costs.count_convolutions(steps.scan.as_text()),
+        "torch_failed": failed,
     }
 
 
-def _told(windows):
-    return {
-        "median": statistics.median(windows),
-        "low": min(windows),
-        "high": max(windows),
-        "windows": windows,
-    }
+def tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns the table of steps; ratios are medians over windows."""
+    header = ("method", "way", "ms", "low", "high", "x scan", "% of peak")
+    table = Table(*header, title=f"{measured['preset']}: seconds of an optimizer step")
+    devices = 1 if measured["platform"] == "cpu" else measured["devices"]
+    for result in measured["methods"]:
+        peak = result["peak"]["high"] * devices
+        for way, seconds in result["seconds"].items():
+            table.add_row(
+                result["method"],
+                way,
+                *(f"{1e3 * seconds[name]:.3g}" for name in ("median", "low", "high")),
+                f"{median_ratio(seconds, result['seconds'][SCAN]):.2f}",
+                f"{100 * result['flops'] / seconds['median'] / peak:.1f}",
+            )
+    caption = f"PyTorch: {measured['torch']}"
+    if measured["logits_difference"] is not None:
+        caption += f", logits differ by at most {measured['logits_difference']:.1e}"
+    for result in measured["methods"]:
+        for mode, reason in result["torch_failed"].items():
+            caption += f"; torch {mode} fails on {result['method']}: {reason}"
+    table.caption = caption
+    return [table]

@@ -1,149 +1,130 @@
-"""Measures PyTorch beside JAX: same architecture, parameters, rows, batch, precision.
+"""PyTorch beside JAX: the same classifier, parameters, rows, batches and precision.
 
-PyTorch has a process of its own, which waits while JAX is measured and the other way
-round, so that neither library's threads are in the other's way.
+This side writes the inputs and asks; `torch_training` runs in a child process without JAX,
+so that their thread pools do not compete.
 """
 
 import importlib.util
 import json
 import os
 import pathlib
-import subprocess
-import sys
-from typing import Any
 
 import jax
 import numpy as np
 
+from ccu_jax import methods, models
+from ccu_jax.benchmarks.harness import Child
+from ccu_jax.benchmarks.problems import Sizes
 from ccu_jax.config.schema import to_json
 from ccu_jax.errors import UserError
+from ccu_jax.methods import Problem
 
-MODES = ("eager", "compile")
-KINDS = ("original", "neggrad_plus", "ccu_plus")
-_PLANNED = 32  # steps of training that are handed over: more are not measured
+METHODS = ("original", "neggrad_plus")
+_MAX_PLANNED = 32  # training steps handed over; windows repeat them
 
 
-def missing() -> str | None:
-    """Why nothing can be measured here; None if it can."""
+def missing_torch() -> str | None:
+    """Returns why PyTorch cannot be measured here, or None if it can."""
     if importlib.util.find_spec("torch") is None:
-        return "torch is not installed"
+        return "not installed"
     if jax.devices()[0].platform not in ("cpu", "gpu"):
-        return "torch is not asked for this kind of device"
+        return "not measured on this kind of device"
     return None
 
 
-def write(folder: pathlib.Path, problem, sizes: dict[str, int], programs) -> None:
-    """Hands a problem over.
+def write_inputs(
+    folder: pathlib.Path, problem: Problem, sizes: Sizes, names: list[str]
+) -> None:
+    """Writes what the child process reads.
 
     Args:
-        folder: where to.
-        problem: with a store.
-        sizes: `classes`, `vocabulary`, `image_size`, `text_length`.
-        programs: `{kind: (Program, rows of each part or None)}`; rows are numbers in
-            the table, which plans of ccu_plus count in.
+        folder: receives `about.json` and `arrays.npz`.
+        problem: its configuration, parameters and table.
+        sizes: of the classifier.
+        names: methods, out of METHODS.
     """
+    total_steps = {}
+    arrays = {f"params/{k}": x for k, x in flatten_params(problem.params).items()}
+    arrays |= {f"table/{k}": np.asarray(x) for k, x in problem.table.items()}
+    for name in names:
+        program = methods.METHODS[name](problem._replace(method=name))
+        total_steps[name] = program.steps
+        for part, plan in (program.plan or {}).items():
+            arrays[f"plan/{name}/{part}"] = plan[:_MAX_PLANNED]
     about = {
         "config": to_json(problem.config),
         "multi_label": problem.multi_label,
-        "sizes": sizes,
+        "sizes": {
+            "classes": sizes.classes,
+            "vocabulary": sizes.vocabulary,
+            "image_size": sizes.image_size,
+            "text_length": sizes.text_length,
+        },
+        "total_steps": total_steps,
         "device": "cpu" if jax.devices()[0].platform == "cpu" else "cuda",
     }
-    arrays = {f"params/{k}": x for k, x in flat(problem.params).items()}
-    arrays |= {f"table/{k}": x for k, x in problem.table.items()}
-    for kind, (program, rows) in programs.items():
-        for part, plan in program.plan.items():
-            most = len(plan) if rows else _PLANNED
-            arrays[f"plan/{kind}/{part}"] = plan[:most]
-        arrays |= {f"rows/{part}": x for part, x in (rows or {}).items()}
-        if rows:
-            arrays |= {f"store/{k}": x for k, x in problem.store.columns.items()}
-    arrays = {name: _plain(x) for name, x in arrays.items()}
-    np.savez(folder / "arrays.npz", **arrays)
+    with (folder / "arrays.npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
     (folder / "about.json").write_text(json.dumps(about), "utf-8")
 
 
-def _plain(x):
-    x = np.asarray(x)
-    # numpy's files know no bfloat16; the store keeps features as they were computed.
-    return x.astype(np.float32) if x.dtype.kind == "V" or x.dtype == "bfloat16" else x
-
-
-def flat(params) -> dict[str, np.ndarray]:
-    """A parameter tree by the names `part/module/.../leaf`."""
+def flatten_params(params: models.Params) -> dict[str, np.ndarray]:
+    """Returns the parameters by the path of their leaf, `module/.../leaf`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {"/".join(key.key for key in path): np.asarray(x) for path, x in leaves}
 
 
-class Torch:
-    """The process, from `write` on; `close` ends it."""
+class TorchProcess:
+    """The child process that runs PyTorch.
 
-    def __init__(self, folder: pathlib.Path):  # noqa: D107
+    Args:
+        folder: where `write_inputs` has written.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Starts the process and waits until it has loaded the model."""
         self._folder = folder
-        self._errors = (folder / "errors.txt").open("w", encoding="utf-8")
-        threads = _threads()
+        threads = os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            threads = len(os.sched_getaffinity(0))
+        spec = {"folder": str(folder), "threads": threads}
         environment = {
-            **os.environ,
             "OMP_NUM_THREADS": str(threads),
-            # No helpers of the compiler that live on beside what is measured.
+            # Compiler workers would go on beside the measurement.
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
         }
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "ccu_jax.benchmarks.torch_child",
-                folder,
-                str(threads),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            encoding="utf-8",
-            env=environment,
-        )
+        module = "ccu_jax.benchmarks.torch_training"
+        self._child = Child("PyTorch", module, spec, folder, environment)
+        self._child.answer()
 
     def close(self) -> None:
-        """Ends the process: with its last request answered there is nothing to do."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        """Ends the process."""
+        self._child.close()
 
     def logits(self, rows: int) -> dict[str, np.ndarray]:
-        """What it says of the first rows: logits of each view, embeddings."""
-        told = self._ask(what="logits", rows=rows)
-        if "failed" in told:
-            raise UserError(f"PyTorch's model does not run: {told['failed']}")
+        """Returns logits [rows, K] and embeddings [rows, D] of the first rows."""
+        answer = self._child.ask(what="logits", rows=rows)
+        if "failed" in answer:
+            raise UserError(f"PyTorch: the model fails: {answer['failed']}")
         with np.load(self._folder / "logits.npz") as file:
             return dict(file)
 
-    def window(self, kind: str, mode: str, steps: int, total: int) -> dict[str, Any]:
-        """Seconds `start` and `steps` of so many of `total` steps, or `failed`: why."""
-        return self._ask(
-            what="window",
-            kind=kind,
-            compiled=mode == "compile",
-            steps=steps,
-            total=total,
+    def try_window(self, name: str, mode: str, steps: int) -> str | None:
+        """Compiles and runs a window; returns the error if it fails."""
+        return self._ask_window(name, mode, steps).get("failed")
+
+    def window(self, name: str, mode: str, steps: int) -> float:
+        """Returns the seconds of a step.
+
+        Raises:
+            UserError: the window fails.
+        """
+        answer = self._ask_window(name, mode, steps)
+        if "failed" in answer:
+            raise UserError(f"PyTorch, {name}: {answer['failed']}; try --no-torch")
+        return answer["seconds"] / steps
+
+    def _ask_window(self, name: str, mode: str, steps: int) -> dict:
+        return self._child.ask(
+            what="window", name=name, is_compiled=mode == "compile", steps=steps
         )
-
-    def _ask(self, **what):
-        try:
-            self._process.stdin.write(json.dumps(what) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if not answer:
-            self._process.wait()
-            told = (self._folder / "errors.txt").read_text("utf-8").strip()
-            why = told.splitlines()[-1] if told else "it ended without a word"
-            raise UserError(f"the process of PyTorch ended: {why}; try --no-torch")
-        return json.loads(answer)
-
-
-def _threads() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system tells
-        return os.cpu_count() or 1

@@ -21,8 +21,8 @@ from typing import Any
 from rich.console import Console
 
 from ccu_jax.config.flags import Parser
-from ccu_jax.errors import UserError, disk
-from ccu_jax.reports.html import atomically
+from ccu_jax.errors import UserError, user_error_for
+from ccu_jax.storage.files import write_atomically
 
 COMMANDS = {
     "step": "steps",
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
     except Exception as error:
-        message = disk(error)
+        message = user_error_for(error)
         if message is None:
             raise
     else:
@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
             "flags": {k: str(v) for k, v in vars(flags).items()},
             "measured": measured,
         }
-        atomically(flags.json, (json.dumps(record, indent=1) + "\n").encode())
+        write_atomically(flags.json, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _parse(argv: Sequence[str], commands: dict[str, Any]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from typing import Any
 from rich.table import Table
 
 from ccu_jax.benchmarks.harness import summarize
-from ccu_jax.config.loading import available
+from ccu_jax.config.loading import available_configs
 from ccu_jax.errors import UserError
 
 HELP = "seconds to the first unlearning step, with and without compiled programs"
@@ -31,7 +31,10 @@ _SETTINGS = ("train.epochs=1", "data.records=False", "data.sample_rows=600")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
     parser.add_argument(
-        "--configs", metavar="A,B", default=",".join(available()), help="default all"
+        "--configs",
+        metavar="A,B",
+        default=",".join(available_configs()),
+        help="default all",
     )
     parser.add_argument(
         "--windows", metavar="N", type=int, default=3, help="warm starts; default 3"
@@ -41,8 +44,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def check_flags(flags: argparse.Namespace) -> None:
     """Raises UserError on flags that cannot be measured."""
     for name in flags.configs.split(","):
-        if name not in available():
-            names = ", ".join(available())
+        if name not in available_configs():
+            names = ", ".join(available_configs())
             raise UserError(f"--configs: unknown config {name!r}; choose from {names}")
     if flags.windows < 1:
         raise UserError("--windows: must be at least 1")

@@ -14,7 +14,7 @@ from ccu_jax.benchmarks.problems import Sizes
 from ccu_jax.config import Config
 from ccu_jax.distributed.executors import Executor, vmap
 from ccu_jax.train import step
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program, State
 
 # Dense bfloat16 FLOP/s of the data sheets, by a part of the device's name.
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -38,17 +38,13 @@ class Peaks(NamedTuple):
     datasheet: float | None
 
 
-def step_inputs(
-    program: Program, executor: Executor, key: jax.Array, steps: int
-) -> tuple:
+def device_inputs(
+    program: Program, executor: Executor, key: jax.Array, num_steps: int
+) -> tuple[State, Any, Any]:
     """Returns initial state, static inputs and the inputs of the first steps."""
-    state = executor.place(step.start_state(program, key))
-    static = executor.place(step.resident(program))
-    index = {}
-    for name, plan in (program.plan or {}).items():
-        table = {} if name in program.parts else program.table
-        index[name] = step.rows_of(executor, table, plan[:steps], 1)
-    return state, static, {"parts": program.parts, "index": index}
+    state = executor.replicate(step.init_state(program, key))
+    static = executor.replicate(step.static_inputs(program))
+    return state, static, step.step_inputs(program, executor, 0, num_steps)
 
 
 def count_flops(program: Program, executor: Executor) -> float:
@@ -57,12 +53,12 @@ def count_flops(program: Program, executor: Executor) -> float:
     XLA counts the program before optimisation: fused library calls count as nothing.
     It counts the body of a loop once, hence a program of a single step.
     """
-    place = vmap(executor.devices)
-    inputs = step_inputs(program, place, jax.random.key(0), 1)
+    local = vmap(executor.num_devices)
+    inputs = device_inputs(program, local, jax.random.key(0), 1)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
 
     def count(program: Program) -> float:
-        steps: Any = place.run(step.make_steps(program))
+        steps: Any = local.compile(step.make_steps(program))
         return _cost(steps.lower(*shapes))["flops"]
 
     return _average_refresh(program, count)
@@ -76,8 +72,8 @@ def measure_compiled(program: Program, executor: Executor) -> dict[str, float | 
     """
 
     def compile_step(program: Program) -> Any:
-        inputs = step_inputs(program, executor, jax.random.key(0), 1)
-        steps: Any = executor.run(step.make_steps(program))
+        inputs = device_inputs(program, executor, jax.random.key(0), 1)
+        steps: Any = executor.compile(step.make_steps(program))
         return steps.lower(*inputs).compile()
 
     memory = compile_step(program).memory_analysis()
@@ -128,7 +124,7 @@ def training_flops(config: Config, sizes: Sizes, rows: int) -> float:
     image += 2 * (2 * 2 * (patches + 1) * width + 2 * width**2 + 16 * width**2)
     text = model.text_depth * _block_flops(length, model.text_width)
     both = width + model.text_width
-    heads = 2 * both * (model.embed + sizes.classes)
+    heads = 2 * both * (model.embed_dim + sizes.classes)
     heads += 2 * (both * model.text_width + (both + model.text_width) * sizes.classes)
     return rows * (2 * embed + 3 * (image + text + heads))
 

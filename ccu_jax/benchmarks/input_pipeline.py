@@ -35,13 +35,14 @@ from ccu_jax.benchmarks.harness import (
     summarize,
 )
 from ccu_jax.config import Data
-from ccu_jax.config.loading import load
-from ccu_jax.data import batches, sample
+from ccu_jax.config.loading import load_config
+from ccu_jax.data import batches
 from ccu_jax.data.input_pipeline import iterate_batches
 from ccu_jax.data.preparation import images, tfds_builders
+from ccu_jax.data.samples import editions
+from ccu_jax.distributed import device_tables
 from ccu_jax.distributed.executors import EXECUTORS, fits
 from ccu_jax.errors import UserError
-from ccu_jax.train import step
 
 HELP = "preparing data sets, and images per second of the input pipeline"
 ROWS = {"mmimdb": 25_959, "fashion200k": 201_838}  # of the official editions
@@ -84,7 +85,7 @@ def _count(text: str) -> int:
 def check_flags(flags: argparse.Namespace) -> None:
     """Raises UserError on flags that cannot be measured."""
     for name in ROWS:
-        rows, min_rows = getattr(flags, f"rows_{name}"), sample.WRITERS[name].least
+        rows, min_rows = getattr(flags, f"rows_{name}"), editions.WRITERS[name].min_rows
         if rows and rows < min_rows:
             raise UserError(
                 f"--rows-{name}: {rows} is below {min_rows}; 0 leaves it out"
@@ -125,12 +126,12 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 def write_sample(name: str, rows: int, folder: pathlib.Path) -> pathlib.Path:
     """Writes a sample edition unless it exists, and returns its folder."""
     root = folder / f"sample-{name}-{rows}"
-    sample.ensure(name, root, rows, 0, Progress(name))
+    editions.ensure(name, root, rows, 0, Progress(name))
     return root
 
 
 def _settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
-    return dataclasses.replace(load(name, []).data, dir=str(root), **fields)
+    return dataclasses.replace(load_config(name).data, dir=str(root), **fields)
 
 
 # --- preparing ------------------------------------------------------------------------
@@ -290,14 +291,16 @@ def _batch_ways(dataset: data.Dataset, batch: int) -> dict[str, Callable[[], flo
         name: getattr(dataset, name)
         for name in ("text", "labels", "has_image", "has_text")
     }
-    host = columns | {"image": batches.OnHost(dataset.image, dataset.has_image)}
+    host = columns | {
+        "image": device_tables.HostColumn(dataset.image, dataset.has_image)
+    }
     pixels = np.asarray(dataset.image)
     ways: dict[str, Callable[[], Any]] = {
         FEED: lambda: _drain(iterate_batches(host, plan)),
         TAKE: lambda: _drain(pixels.take(rows, axis=0) for rows in plan),
     }
     executor = EXECUTORS["pmap"]()
-    if batch % executor.devices == 0:
+    if batch % executor.num_devices == 0:
         ways[HOST] = _gather(executor, host, plan)
         if fits(dataset.image.nbytes):
             ways[DEVICE] = _gather(executor, columns | {"image": pixels}, plan)
@@ -311,12 +314,12 @@ def _drain(iterable: Iterable[Any]) -> None:
 
 def _gather(executor: Any, table: dict[str, Any], plan: np.ndarray) -> Callable:
     """Returns a call that gathers the rows of every batch on the devices."""
-    compiled = executor.run(lambda table, index: step.gather(table, index))
-    resident = executor.place(step.on_devices(table))
+    compiled = executor.compile(device_tables.gather_rows)
+    resident = executor.replicate(device_tables.device_columns(table))
 
     def call() -> None:
         for rows in plan:
-            index = step.rows_of(executor, table, rows)
+            index = device_tables.send_rows(executor, table, rows)
             jax.block_until_ready(compiled(resident, index))
 
     return call

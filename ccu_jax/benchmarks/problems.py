@@ -15,15 +15,15 @@ import numpy as np
 
 from ccu_jax import models
 from ccu_jax.config import Config
-from ccu_jax.config.loading import load
+from ccu_jax.config.loading import load_config
 from ccu_jax.distributed.executors import EXECUTORS, Executor
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
-from ccu_jax.evaluate.forward import Forward
+from ccu_jax.evaluate.forward import Forward, pool_tokens
 from ccu_jax.methods import METHODS, Problem
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 from ccu_jax.train.loop import Loop
-from ccu_jax.train.step import Program
+from ccu_jax.train.program import Program
 from ccu_jax.unlearn_sets.splits import Sets
 
 
@@ -62,7 +62,7 @@ _VIT_B16: dict[str, Any] = {
     "text_width": 528,  # a multiple of 12 heads
     "text_depth": 4,
     "heads": 12,
-    "embed": 512,
+    "embed_dim": 512,
     "dtype": "bfloat16",
 }
 PRESETS = {
@@ -85,7 +85,7 @@ PRESETS = {
 
 def make_config(sizes: Sizes) -> Config:
     """Returns the configuration of a problem."""
-    config = load(sizes.config, [])
+    config = load_config(sizes.config)
     data = dataclasses.replace(
         config.data, image_size=sizes.image_size, text_length=sizes.text_length
     )
@@ -114,7 +114,7 @@ def make_problem(sizes: Sizes, executor: Executor, seed: int = 0) -> Problem:
 
 
 def make_feature_problem(
-    sizes: Sizes, executor: Executor, sets: Sets, store: feature_store.Store
+    sizes: Sizes, executor: Executor, sets: Sets, store: feature_store.FeatureStore
 ) -> Problem:
     """Makes a problem whose rows have stored features and no images."""
     table = random_table_without_images(sizes)
@@ -128,10 +128,10 @@ def _make(sizes: Sizes, executor: Executor, table, sets: Sets, seed: int) -> Pro
         model=model,
         forward=Forward(model, executor, config.run.evaluate_batch),
         executor=executor,
-        table=executor.place(table),
+        table=executor.replicate(table),
         sets=sets,
         multi_label=sizes.multi_label,
-        params=executor.place(model.init(jax.random.key(seed))),
+        params=executor.replicate(model.init(jax.random.key(seed))),
         seed=seed,
     )
 
@@ -139,15 +139,11 @@ def _make(sizes: Sizes, executor: Executor, table, sets: Sets, seed: int) -> Pro
 def make_step_problem(sizes: Sizes, executor: str, batch: int | None = None) -> Problem:
     """Makes a problem with stored features, and with `batch` rows a step if given."""
     problem = make_problem(sizes, EXECUTORS[executor]())
-    fresh = feature_store.untrained(problem.model, problem.seed)
-    columns = feature_store.compute(
-        problem.forward,
-        problem.params,
-        problem.executor.place(fresh),
-        problem.table,
-        np.arange(sizes.rows),
+    compute = feature_store.make_compute_fn(
+        problem.forward, problem.params, problem.table, problem.seed
     )
-    store = feature_store.Store(jax.device_get(columns), np.ones(sizes.rows, bool))
+    columns = compute(np.arange(sizes.rows))
+    store = feature_store.FeatureStore(columns, np.ones(sizes.rows, bool))
     problem = problem._replace(store=store)
     if batch is not None:
         for name in METHODS:
@@ -163,8 +159,8 @@ def change_executor(problem: Problem, name: str) -> Problem:
     return problem._replace(
         executor=executor,
         forward=Forward(problem.model, executor, problem.config.run.evaluate_batch),
-        table=executor.place(problem.table),
-        params=executor.place(problem.params),
+        table=executor.replicate(problem.table),
+        params=executor.replicate(problem.params),
     )
 
 
@@ -207,9 +203,9 @@ def random_sets(config: Config, sizes: Sizes, rng: np.random.Generator) -> Sets:
     rows = rng.permutation(sizes.rows)
     data, splits, rest = config.data, {}, rows
     for name, fraction, total in (
-        ("test", data.test, len(rows)),
-        ("validation", data.validation, len(rows)),
-        ("unseen", config.unlearn.unseen, None),
+        ("test", data.test_fraction, len(rows)),
+        ("validation", data.validation_fraction, len(rows)),
+        ("unseen", config.unlearn.holdout_fraction, None),
         ("unlearn", sizes.unlearn_fraction, None),
     ):
         count = max(round(fraction * (len(rest) if total is None else total)), 1)
@@ -243,7 +239,7 @@ def feature_shapes(sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
         out = model.apply(params, example)
         logits = {f"original_{view}": getattr(out, view) for view in models.VIEWS}
         stored = {name: example[name] for name in ("features", "h_text")}
-        fresh = feature_store.pool(example["features"])
+        fresh = pool_tokens(example["features"])
         return {**stored, "z_text": out.z_text, **logits, "fresh": fresh}
 
     return jax.eval_shape(columns, jax.eval_shape(model.init, jax.random.key(0)))
@@ -265,10 +261,10 @@ def random_features(sizes: Sizes, seed: int) -> Callable[[np.ndarray], dict]:
     return columns
 
 
-def random_store(sizes: Sizes) -> feature_store.Store:
+def random_store(sizes: Sizes) -> feature_store.FeatureStore:
     """Returns a store of random features in memory."""
     columns = random_features(sizes, 0)(np.arange(sizes.rows))
-    return feature_store.Store(columns, np.ones(sizes.rows, bool))
+    return feature_store.FeatureStore(columns, np.ones(sizes.rows, bool))
 
 
 def build_program(name: str, problem: Problem) -> Program:
@@ -297,7 +293,7 @@ def make_unlearn(problem: Problem, folder: pathlib.Path) -> Callable[..., dict]:
 
     def unlearn(problem: Problem = problem) -> dict[str, float]:
         outcome = loop.run(
-            "ccu_plus", METHODS["ccu_plus"], problem, folder / "none", Quiet()
+            "ccu_plus", METHODS["ccu_plus"], problem, folder / "none", NullStage()
         )
         return {name: outcome.seconds[name] for name in ("start", "steps")}
 

@@ -134,7 +134,7 @@ def measure_sizes(
 
 
 def sweep_sets(sizes: problems.Sizes, executor: Any) -> Iterator[Point]:
-    """Grows the unlearn set at a fixed number of steps and of passes; the retain set."""
+    """Grows the unlearn set, at fixed steps or fixed passes, and the retain set."""
     max_rows = round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS)
     sizes = sizes._replace(rows=TRAIN_ROWS + 1200)
     sets = problems.sized_sets(sizes.rows, max_rows, 1000)
@@ -220,7 +220,7 @@ def measure_store(
     return list(results.values())
 
 
-def _open_store(path: pathlib.Path) -> feature_store.Store:
+def _open_store(path: pathlib.Path) -> feature_store.FeatureStore:
     store = feature_store.read(path, _FACTS)
     if store is None:
         raise UserError(f"{path}: the feature store cannot be read")

@@ -1,4 +1,4 @@
-"""`python -m ccu_jax.benchmarks step`: optimizer steps of a method, run in several ways.
+"""`python -m ccu_jax.benchmarks step`: optimizer steps, run in several ways.
 
 One compiled scan against one call per step, the executors against each other, and JAX
 against PyTorch. Everything is measured in turn, window by window.
@@ -30,7 +30,7 @@ from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.train import step
-from ccu_jax.train.step import State
+from ccu_jax.train.program import State
 
 HELP = "optimizer steps: one scan or one call each, executors, and PyTorch"
 SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
@@ -165,14 +165,14 @@ class Steps:
 
     def _inputs(self, num_steps: int) -> tuple:
         key = self.problem.key("steps")
-        return costs.step_inputs(self.program, self.executor, key, num_steps)
+        return costs.device_inputs(self.program, self.executor, key, num_steps)
 
     def _compile(self, inputs: tuple) -> Any:
-        steps: Any = self.executor.run(step.make_steps(self.program), donate=True)
+        steps: Any = self.executor.compile(step.make_steps(self.program), donate=True)
         return steps.lower(*inputs).compile()
 
     def _fit_window(self) -> int:
-        if self.program.in_parts:
+        if self.program.is_fully_sharded:
             return self.program.steps
         seconds = []
         for _ in range(2):  # the first call of a program is slower
@@ -195,32 +195,23 @@ class Steps:
     def run_calls(self) -> tuple[float, State]:
         """Returns the same for one call per step, its row indices sent before."""
         state, program, single = self._copy_state(), self.program, self.single
-        indices = [
-            {
-                name: step.rows_of(
-                    self.executor,
-                    {} if name in program.parts else program.table,
-                    plan[[number]],
-                    1,
-                )
-                for name, plan in (program.plan or {}).items()
-            }
+        inputs = [
+            step.step_inputs(program, self.executor, number, 1)
             for number in range(self.num_steps)
         ]
-        jax.block_until_ready(indices)
+        jax.block_until_ready(inputs)
         start = time.perf_counter()
-        for number, index in enumerate(indices):
+        for number, of_step in enumerate(inputs):
             with jax.transfer_guard("disallow"):
-                inputs = {"parts": program.parts, "index": index}
-                state, _ = single(state, self.static, inputs)
-            if self.executor.devices > 1 and number % _MAX_QUEUE == 0:
+                state, _ = single(state, self.static, of_step)
+            if self.executor.num_devices > 1 and number % _MAX_QUEUE == 0:
                 jax.block_until_ready(state)
         jax.block_until_ready(state)
         return (time.perf_counter() - start) / self.num_steps, state
 
     def _copy_state(self) -> State:
         # Steps donate their state.
-        return jax.block_until_ready(self.executor.place(_copy(self.state)))
+        return jax.block_until_ready(self.executor.replicate(_copy(self.state)))
 
 
 def measure_method(

@@ -1,7 +1,7 @@
 """PyTorch beside JAX: the same classifier, parameters, rows, batches and precision.
 
-This side writes the inputs and asks; `torch_training` runs in a child process without JAX,
-so that their thread pools do not compete.
+This side writes the inputs and asks; `torch_training` runs in a child process without
+JAX, so that their thread pools do not compete.
 """
 
 import importlib.util

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ccu_jax.config import Model
@@ -221,7 +221,7 @@ class Classifier(nn.Module):
     ):
         """Makes both towers, projections and heads."""
         super().__init__()
-        image, text, embed = config.image_width, config.text_width, config.embed
+        image, text, embed = config.image_width, config.text_width, config.embed_dim
         self.dropout, self.dtype = config.dropout, config.dtype
         self.image_trunk = ImageTrunk(config, image_size)
         self.image_tail = ImageTail(config)

@@ -1,8 +1,8 @@
 """The training step and the step of NegGrad+ in plain PyTorch, in a child process.
 
-The losses of `methods/reference.py` and `methods/finetuning.py` and the augmentation of
-`models/augmentation.py`. Never imports JAX; `torch_baseline` is the other side. Letters:
-B rows, S image side, T tokens, K classes.
+The losses of `methods/reference.py` and `methods/finetuning.py`, the augmentation of
+`models/augmentation.py`. Never imports JAX; `torch_baseline` is the other side. B rows,
+S image side, T tokens, K classes.
 """
 
 import copy
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ccu_jax.benchmarks.harness import serve
@@ -185,7 +185,7 @@ def task_loss(out, rows: Rows, train: Train, multi_label: bool) -> Tensor:
     if train.label_smoothing:
         even = 0.5 if multi_label else 1 / target.shape[1]
         target = target + train.label_smoothing * (even - target)
-    loss = train.align * contrastive_loss(
+    loss = train.contrastive_weight * contrastive_loss(
         out["z_image"], out["z_text"], image * text, train.temperature
     )
     for view, weight in weights.items():
@@ -224,11 +224,11 @@ def neggrad_loss(model, batch, draw, config: Config, multi_label: bool) -> Tenso
     forget = torch.zeros((), device=draw.device)
     for view in ("image", "fused"):
         loss = cross_entropy(out[view][count:], unlearn["labels"], multi_label)
-        loss = loss.clamp(max=section.ceiling * chance)
+        loss = loss.clamp(max=section.loss_cap * chance)
         forget = forget + _mean(loss, unlearn["has_image"].float())
     out = {name: x[:count] for name, x in out.items()}
     keep = task_loss(out, retain, config.train, multi_label)
-    return section.keep * keep - (1 - section.keep) * forget
+    return section.retain_weight * keep - (1 - section.retain_weight) * forget
 
 
 # --- steps ----------------------------------------------------------------------------
@@ -253,14 +253,14 @@ class Training:
         section = train if self._is_original else inputs.config.neggrad_plus
         total, warmup = inputs.total_steps[name], 0
         if self._is_original:
-            warmup = min(round(train.warmup * total), total - 1)
+            warmup = min(round(train.warmup_fraction * total), total - 1)
         text = [x for m in _TEXT_MODULES for x in getattr(model, m).parameters()]
         text_ids = set(map(id, text))
         rest = [x for x in model.parameters() if id(x) not in text_ids]
         rate = section.learning_rate
         self._params = [*rest, *text]
         self._optimizer = torch.optim.AdamW(
-            [{"params": rest}, {"params": text, "lr": rate * train.text_rate}],
+            [{"params": rest}, {"params": text, "lr": rate * train.text_lr_scale}],
             lr=rate,
             betas=(0.9, 0.98),
             weight_decay=train.weight_decay,

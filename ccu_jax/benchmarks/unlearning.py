@@ -22,7 +22,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, Problem
-from ccu_jax.runs.progress import Quiet
+from ccu_jax.runs.progress import NullStage
 from ccu_jax.train.loop import Loop
 
 HELP = "whole runs of every method: seconds, FLOPs, bytes, memory, utilization"
@@ -59,7 +59,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Runs every method; methods on cached features with features stored or computed."""
+    """Runs every method, those on cached features with stored and computed ones."""
     sizes = problems.PRESETS[flags.preset]
     problem = problems.make_problem(sizes, EXECUTORS[flags.executor]())
     if flags.epochs:
@@ -67,11 +67,19 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
     peaks = costs.measure_peaks(problem.config.model.dtype)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "features"
-        store = feature_store.stored(path, problem, "bench", lambda done, total: None)
+        store = feature_store.open_or_build(
+            path,
+            problem.forward,
+            problem.params,
+            problem.table,
+            problem.seed,
+            "bench",
+            lambda done, total: None,
+        )
         problem = problem._replace(store=store)
         runs = []
         for name in flags.methods.split(","):
-            is_cached = METHODS[name](problem).in_parts
+            is_cached = METHODS[name](problem).is_fully_sharded
             for features in ("computed", "stored") if is_cached else (None,):
                 runs.append(
                     measure_method(problem, name, features, flags.windows, peaks)
@@ -113,7 +121,7 @@ def measure_method(
         # A folder of its own, or the run would resume from a checkpoint.
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "steps"
-            return loop.run(name, method, problem, path, Quiet())
+            return loop.run(name, method, problem, path, NullStage())
 
     first = run()
     outcomes = [run() for _ in range(1 if name in _LONG else windows)]
@@ -137,7 +145,7 @@ def measure_method(
     compiled = costs.measure_compiled(program, problem.executor)
     flops = costs.count_flops(program, problem.executor)
     step_s = steps_s / first.steps
-    share = flops / problem.executor.devices
+    share = flops / problem.executor.num_devices
     return {
         **result,
         "step_s": step_s,

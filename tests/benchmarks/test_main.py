@@ -14,7 +14,7 @@ from ccu_jax.benchmarks import (
     scaling,
     steps,
 )
-from ccu_jax.config.loading import available
+from ccu_jax.config.loading import available_configs
 from ccu_jax.distributed import executors
 
 
@@ -177,7 +177,9 @@ def test_an_interrupt_ends_with_code_130(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compilation, "measure", interrupt)
-    assert __main__.main(["compile", "--configs", next(iter(available()))]) == 130
+    assert (
+        __main__.main(["compile", "--configs", next(iter(available_configs()))]) == 130
+    )
     assert "interrupted" in capsys.readouterr().err
 
 

@@ -110,7 +110,7 @@ def test_random_sets_are_disjoint_and_have_the_configured_fractions():
     sets = problems.random_sets(config, TINY, np.random.default_rng(0))
     rows = np.concatenate(sets)
     assert sorted(rows) == list(range(TINY.rows))
-    assert len(sets.test) == round(config.data.test * TINY.rows)
+    assert len(sets.test) == round(config.data.test_fraction * TINY.rows)
 
 
 def test_a_method_without_steps_is_refused():
@@ -150,7 +150,7 @@ def test_pytorch_computes_the_same_logits(one_device, tmp_path, tail_blocks):
     inputs.table["has_image"][5] = False
     table = {name: np.array(x) for name, x in problem.table.items()}
     table["text"][3], table["has_image"][5] = 0, False
-    table = problem.executor.place(table)
+    table = problem.executor.replicate(table)
     ours = problem.forward.outputs(problem.params, table, np.arange(64))
     for name, x in torch_training.compute_logits(inputs, model, 64).items():
         np.testing.assert_allclose(x, ours[name], atol=1e-5, err_msg=name)

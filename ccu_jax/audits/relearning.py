@@ -87,7 +87,7 @@ def program(problem: Problem, target) -> Program:
     given = problem.config.finetune
     epochs = MOST_STEPS * given.batch / len(unlearn)
     section = dataclasses.replace(given, epochs=epochs)
-    fitted = reference.fit(problem, problem.params, section, unlearn)
+    fitted = reference.train_classifier(problem, problem.params, section, unlearn)
     name = stopping.MONITORED_SPLITS[0]
     parts = {name: stopping.monitored_tables(problem)[name]}
     look_at = stopping.make_score_fn(problem, (name, name))

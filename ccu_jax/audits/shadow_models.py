@@ -116,7 +116,9 @@ def train(
     while missing:
         some = missing[:together]
         programs = [
-            functools.partial(reference.shadow, shown=plan.rows[plan.shown[number]])
+            functools.partial(
+                reference.train_shadow, shown=plan.rows[plan.shown[number]]
+            )
             for number in some
         ]
         given = [problem_of(problem, plan, number) for number in some]

@@ -34,7 +34,7 @@ def build_feature_tables(problem: Problem, retain_rows: int) -> FeatureTables:
     of = dict(zip(PARTS, (sets.unlearn, sets.validation, sets.retain), strict=True))
     rows = {name: which[has_image[which]] for name, which in of.items()}
     if retain_rows and len(rows["retain"]) > retain_rows:
-        rows["retain"] = problem.some(rows["retain"], retain_rows, "retain rows")
+        rows["retain"] = problem.sample_rows(rows["retain"], retain_rows, "retain rows")
     columns = _columns(problem, np.concatenate([rows[name] for name in PARTS]))
     parts, start = {}, 0
     for name in PARTS:
@@ -42,7 +42,7 @@ def build_feature_tables(problem: Problem, retain_rows: int) -> FeatureTables:
         size = padded_size(end - start, problem.executor.num_devices)
         parts[name] = problem.executor.shard_tree(
             {
-                **{key: pad(x[start:end], size) for key, x in columns.items()},
+                **{key: pad_rows(x[start:end], size) for key, x in columns.items()},
                 "row": np.arange(size, dtype=np.int32),
             }
         )
@@ -74,7 +74,7 @@ def _columns(problem, rows):
     return table | compute(rows)
 
 
-def pad(x, size):
+def pad_rows(x, size):
     """Rows of zeros behind an array, up to so many."""
     return np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
@@ -85,7 +85,7 @@ def with_images(problem: Problem, cached: FeatureTables) -> FeatureTables:
     for name, part in cached.parts.items():
         rows = cached.rows[name]
         size = part["row"].shape[0] * part["row"].shape[1]
-        image = pad(read_rows(problem.table["image"], rows), size)
+        image = pad_rows(read_rows(problem.table["image"], rows), size)
         kept = {column: x for column, x in part.items() if column != "features"}
         parts[name] = {**kept, "image": problem.executor.shard(image)}
     return FeatureTables(parts, cached.rows)
@@ -106,7 +106,7 @@ def plan_batches(
     if held:
         batch["held"] = config.heldout_batch
     return {
-        name: problem.batches(
+        name: problem.plan_batches(
             np.arange(len(cached.rows[name])),
             size,
             config.steps,

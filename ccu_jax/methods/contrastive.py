@@ -7,7 +7,7 @@ from ccu_jax import objectives
 from ccu_jax.methods.cached_features import concat_parts
 from ccu_jax.methods.full_model import forward_both, train_all_modules
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import classification
+from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import unit
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
@@ -20,12 +20,14 @@ def contrastive_unlearning(problem: Problem) -> Program:
     the head; each batch of the unlearn set meets `repeats` batches of the retain set.
     Without the stop-gradient on retained features, as in the authors' code.
     """
-    section, sets = problem.section, problem.sets
-    passes = problem.steps(section.epochs, section.unlearn_batch, sets.unlearn)
-    unlearn = problem.batches(sets.unlearn, section.unlearn_batch, passes, "unlearn")
+    section, sets = problem.method_config, problem.sets
+    passes = problem.count_steps(section.epochs, section.unlearn_batch, sets.unlearn)
+    unlearn = problem.plan_batches(
+        sets.unlearn, section.unlearn_batch, passes, "unlearn"
+    )
     unlearn = np.repeat(unlearn, section.repeats, axis=0)
-    retain = problem.batches(sets.retain, section.batch, len(unlearn), "retain")
-    judge = classification(problem)
+    retain = problem.plan_batches(sets.retain, section.batch, len(unlearn), "retain")
+    judge = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         c = frozen["c"]
@@ -54,9 +56,9 @@ def coun(problem: Problem) -> Program:
     CoUn: `CE(retain) + contrast * InfoNCE` of two random changes of the same picture.
     The unlearn set is not looked at: it follows the retain rows that it is like.
     """
-    section, sets, train = problem.section, problem.sets, problem.config.train
-    steps = problem.steps(section.epochs, section.batch, sets.retain)
-    judge = classification(problem)
+    section, sets, train = problem.method_config, problem.sets, problem.config.train
+    steps = problem.count_steps(section.epochs, section.batch, sets.retain)
+    judge = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         c, rows = frozen["c"], batch["retain"]
@@ -78,5 +80,5 @@ def coun(problem: Problem) -> Program:
     return train_all_modules(
         problem,
         loss,
-        {"retain": problem.batches(sets.retain, section.batch, steps, "retain")},
+        {"retain": problem.plan_batches(sets.retain, section.batch, steps, "retain")},
     )

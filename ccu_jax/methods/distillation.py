@@ -14,7 +14,7 @@ from ccu_jax.methods.full_model import (
     unaugmented,
 )
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import classification
+from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.methods.stopping import with_rewind
 from ccu_jax.models import VIEWS, VISUAL
 from ccu_jax.models.augmentation import augment
@@ -29,9 +29,9 @@ def scrub(problem: Problem) -> Program:
     the picture; all epochs minimise divergence and loss on the retain set. With
     `rewind` it is SCRUB+R, see `stopping.with_rewind`.
     """
-    section, train = problem.section, problem.config.train
+    section, train = problem.method_config, problem.config.train
     model, multi_label = problem.model, problem.multi_label
-    judge = classification(problem)
+    judge = make_task_loss(problem)
     plan, push = _scrub_plan(problem)
     # Of one of few lengths, so that other sets need no other program.
     push = np.pad(push, (0, padded_size(len(push) + 32, 1) - len(push)))
@@ -73,9 +73,9 @@ def scrub(problem: Problem) -> Program:
 
 def _scrub_plan(problem):
     """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
-    section, sets = problem.section, problem.sets
-    num_push = problem.steps(1, section.batch, sets.unlearn)
-    num_pull = problem.steps(1, section.batch, sets.retain)
+    section, sets = problem.method_config, problem.sets
+    num_push = problem.count_steps(1, section.batch, sets.unlearn)
+    num_pull = problem.count_steps(1, section.batch, sets.retain)
     rows, push = [], []
     for epoch in range(section.epochs):
         parts = [("pull", sets.retain, num_pull)]
@@ -83,7 +83,7 @@ def _scrub_plan(problem):
             parts.insert(0, ("push", sets.unlearn, num_push))
         for name, of, steps in parts:
             name = f"{name} {epoch}"
-            rows.append(problem.batches(of, section.batch, steps, name))
+            rows.append(problem.plan_batches(of, section.batch, steps, name))
             push += [name.startswith("push")] * steps
     return np.concatenate(rows), np.array(push)
 
@@ -94,8 +94,8 @@ def bad_teacher(problem: Problem) -> Program:
     KL divergence from an untrained model's word on the unlearn set, in the views that
     see the picture, and from the original's on the retain set, in all views.
     """
-    section, model = problem.section, problem.model
-    ignorant = problem.executor.replicate(model.init(problem.key("ignorant")))
+    section, model = problem.method_config, problem.model
+    ignorant = problem.executor.replicate(model.init(problem.make_key("ignorant")))
 
     def loss(params, frozen, aux, batch, step):
         kind = {
@@ -139,11 +139,11 @@ def delete(problem: Problem) -> Program:
     true class; the retain set is not looked at. Several labels: the original's
     probability of each true one gives way to how common it is in the retain set.
     """
-    section, sets, model = problem.section, problem.sets, problem.model
+    section, sets, model = problem.method_config, problem.sets, problem.model
     multi_label = problem.multi_label
     labels = np.asarray(problem.table["labels"])[sets.retain]
     common = np.clip(labels.mean(0), 0.01, 0.99).astype(np.float32)
-    steps = problem.steps(section.epochs, section.unlearn_batch, sets.unlearn)
+    steps = problem.count_steps(section.epochs, section.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
         rows = unaugmented(batch["unlearn"])
@@ -161,7 +161,7 @@ def delete(problem: Problem) -> Program:
         )
         return total, {}
 
-    rows = problem.batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
+    rows = problem.plan_batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
     frozen = {"teacher": problem.params, "common": jnp.asarray(common)}
     return train_all_modules(problem, loss, {"unlearn": rows}, frozen=frozen)
 
@@ -173,7 +173,7 @@ def multidelete(problem: Problem) -> Program:
     original's for its picture with another row's text; of retain rows' fused features,
     and of the unlearn set's picture and text features, to the original's.
     """
-    section, model = problem.section, problem.model
+    section, model = problem.method_config, problem.model
 
     def loss(params, frozen, aux, batch, step):
         retain, unlearn = unaugmented(batch["retain"]), unaugmented(batch["unlearn"])

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import reference
+from ccu_jax.methods import optimizers, reference
 from ccu_jax.methods import saliency as curvature
 from ccu_jax.methods.full_model import (
     chance_loss,
@@ -20,8 +20,9 @@ from ccu_jax.methods.full_model import (
     train_all_modules,
     unaugmented,
 )
+from ccu_jax.methods.optimizers import parameter_group
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import branch, classification, fit
+from ccu_jax.methods.reference import make_task_loss, train_classifier
 from ccu_jax.models import VISUAL
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import flatten
@@ -29,7 +30,9 @@ from ccu_jax.train.step import flatten
 
 def finetune(problem: Problem) -> Program:
     """Train on, with the retain set only."""
-    return fit(problem, problem.params, problem.section, problem.sets.retain)
+    return train_classifier(
+        problem, problem.params, problem.method_config, problem.sets.retain
+    )
 
 
 def l1_sparse(problem: Problem) -> Program:
@@ -37,10 +40,10 @@ def l1_sparse(problem: Problem) -> Program:
 
     `CE(retain) + sparsity * (1 - step / steps) * |params|_1`.
     """
-    section = problem.section
+    section = problem.method_config
     retain = problem.sets.retain
-    steps = problem.steps(section.epochs, section.batch, retain)
-    task = reference.task_loss(problem)
+    steps = problem.count_steps(section.epochs, section.batch, retain)
+    task = reference.make_augmented_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         size = sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
@@ -50,11 +53,11 @@ def l1_sparse(problem: Problem) -> Program:
             total += frozen["c"].l1_weight * left * size
         return total, {}
 
-    plan = {"rows": problem.batches(retain, section.batch, steps, "rows")}
+    plan = {"rows": problem.plan_batches(retain, section.batch, steps, "rows")}
     return train_all_modules(problem, loss, plan, frozen={"steps": np.float32(steps)})
 
 
-def ascent(problem: Problem, out, rows, ceiling):
+def capped_loss(problem: Problem, out, rows, ceiling):
     """Loss of the unlearn set, each row's cut off: an ascent has no bound of its own.
 
     The ceiling is in units of the loss of guessing.
@@ -70,15 +73,15 @@ def ascent(problem: Problem, out, rows, ceiling):
 
 def gradient_ascent(problem: Problem) -> Program:
     """Ascend on the unlearn set and do nothing else (Golatkar et al. 2020)."""
-    section, sets = problem.section, problem.sets
-    steps = problem.steps(section.epochs, section.unlearn_batch, sets.unlearn)
+    section, sets = problem.method_config, problem.sets
+    steps = problem.count_steps(section.epochs, section.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
         rows = unaugmented(batch["unlearn"])
         out = problem.model.apply(params, rows)
-        return -ascent(problem, out, rows, frozen["c"].loss_cap), {}
+        return -capped_loss(problem, out, rows, frozen["c"].loss_cap), {}
 
-    rows = problem.batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
+    rows = problem.plan_batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
     return train_all_modules(problem, loss, {"unlearn": rows})
 
 
@@ -88,19 +91,19 @@ def neggrad_plus(problem: Problem) -> Program:
     `keep * CE(retain) - (1 - keep) * CE(unlearn)`, the latter in the views that see the
     picture.
     """
-    judge = classification(problem)
+    judge = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         c = frozen["c"]
         out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
         keep = judge(out_r, retain)
-        forget = ascent(problem, out_u, unlearn, c.loss_cap)
+        forget = capped_loss(problem, out_u, unlearn, c.loss_cap)
         return c.retain_weight * keep - (1 - c.retain_weight) * forget, {
             "forget": forget
         }
 
     return train_all_modules(
-        problem, loss, paired_batches(problem, problem.section.epochs)
+        problem, loss, paired_batches(problem, problem.method_config.epochs)
     )
 
 
@@ -111,16 +114,20 @@ def random_label(problem: Problem) -> Program:
     below 1 it is SalUn (Fan et al. 2024): only that share of all
     weights moves, those with the largest gradient of the unlearn set's loss.
     """
-    judge, section = classification(problem), problem.section
+    judge, section = make_task_loss(problem), problem.method_config
     plan = paired_batches(problem, section.epochs)
     optimizer, numbers = None, ()
     if section.saliency_fraction < 1:
-        slope = curvature.gradient(problem, problem.sets.unlearn)
+        slope = curvature.mean_gradient(problem, problem.sets.unlearn)
         numbers = {
-            "mask": flatten(branch, largest(slope, section.saliency_fraction))[0]
+            "mask": flatten(
+                parameter_group, top_fraction_mask(slope, section.saliency_fraction)
+            )[0]
         }
         train = problem.config.train
-        optimizer = optax.chain(reference.optimizer(train), curvature.masked())
+        optimizer = optax.chain(
+            optimizers.make_optimizer(train), optimizers.mask_updates()
+        )
 
     def loss(params, frozen, aux, batch, step):
         out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
@@ -141,7 +148,7 @@ def random_label(problem: Problem) -> Program:
     return program._replace(table={**problem.table, "wrong": wrong})
 
 
-def largest(tree, share: float):
+def top_fraction_mask(tree, share: float):
     """1.0 for the share of all entries with the largest size, 0.0 for the others.
 
     Entries that are zero are none of the largest, even if the share has room for them.
@@ -159,7 +166,7 @@ def wrong_labels(problem: Problem) -> np.ndarray:
     retain set: sets of labels stay such as there are.
     """
     labels = np.array(problem.table["labels"])
-    rng, rows = problem.rng("labels"), problem.sets.unlearn
+    rng, rows = problem.make_rng("labels"), problem.sets.unlearn
     if problem.multi_label:
         labels[rows] = labels[rng.choice(problem.sets.retain, len(rows))]
         return labels

@@ -3,11 +3,11 @@
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.methods import reference
+from ccu_jax.methods import optimizers
 from ccu_jax.methods.cached_features import concat_parts
 from ccu_jax.methods.hyperparameters import Hyperparameters
+from ccu_jax.methods.optimizers import parameter_group
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import branch
 from ccu_jax.methods.stopping import with_stop_rule
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
@@ -25,16 +25,18 @@ def train_all_modules(
         optimizer: of `Program`; that of training by default.
         frozen: more of it by name, as are `optimizer_inputs`.
     """
-    section, train = problem.section, problem.config.train
+    section, train = problem.method_config, problem.config.train
     steps = len(next(iter(plan.values())))
     program = Program(
         params=problem.params,
         frozen={"c": Hyperparameters.from_section(section), **dict(frozen)},
         loss=loss,
-        optimizer=optimizer or reference.optimizer(train),
-        optimizer_inputs=reference.rates(section.learning_rate, steps, train)
+        optimizer=optimizer or optimizers.make_optimizer(train),
+        optimizer_inputs=optimizers.optimizer_inputs(
+            section.learning_rate, steps, train
+        )
         | dict(optimizer_inputs),
-        group=branch,
+        group=parameter_group,
         table=problem.table,
         plan=plan,
     )
@@ -44,11 +46,11 @@ def train_all_modules(
 
 def paired_batches(problem: Problem, epochs: float):
     """Rows of both sets for so many passes over the retain set."""
-    section, sets = problem.section, problem.sets
+    section, sets = problem.method_config, problem.sets
     batch = {"retain": section.batch, "unlearn": section.unlearn_batch}
-    steps = problem.steps(epochs, section.batch, sets.retain)
+    steps = problem.count_steps(epochs, section.batch, sets.retain)
     return {
-        name: problem.batches(getattr(sets, name), size, steps, name)
+        name: problem.plan_batches(getattr(sets, name), size, steps, name)
         for name, size in batch.items()
     }
 

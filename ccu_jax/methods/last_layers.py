@@ -10,8 +10,13 @@ import optax
 
 from ccu_jax.methods.cached_features import build_feature_tables
 from ccu_jax.methods.hyperparameters import Hyperparameters
+from ccu_jax.methods.optimizers import (
+    CosineSchedule,
+    cosine_schedule,
+    scale_by_learning_rate,
+)
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import Rate, classification, rate, scheduled
+from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import TAIL
 from ccu_jax.models.augmentation import hide
 from ccu_jax.train.program import Program
@@ -19,15 +24,17 @@ from ccu_jax.train.program import Program
 LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL}
 
 
-def last_layers(problem: Problem) -> Program:
+def train_last_layers(problem: Problem) -> Program:
     """Train the image's last layers on the retain set, anew with `reinitialize`."""
-    section, train = problem.section, problem.config.train
+    section, train = problem.method_config, problem.config.train
     parts = LAYERS[section.layers]
     cached = build_feature_tables(problem, section.max_retain_rows)
     start = problem.params
     if section.reinitialize:
-        start = problem.executor.replicate(problem.model.init(problem.key("fresh")))
-    judge = classification(problem)
+        start = problem.executor.replicate(
+            problem.model.init(problem.make_key("fresh"))
+        )
+    judge = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         rows = batch["retain"]
@@ -46,9 +53,9 @@ def last_layers(problem: Problem) -> Program:
         return judge(out, shown), {}
 
     count = len(cached.rows["retain"])
-    steps = problem.steps(section.epochs, section.batch, range(count))
-    numbers: dict[str, dict[str, Rate]] = {
-        "rate": {"all": rate(section.learning_rate, steps)}
+    steps = problem.count_steps(section.epochs, section.batch, range(count))
+    numbers: dict[str, dict[str, CosineSchedule]] = {
+        "rate": {"all": cosine_schedule(section.learning_rate, steps)}
     }
     rest = {name: x for name, x in problem.params.items() if name not in parts}
     return Program(
@@ -59,12 +66,12 @@ def last_layers(problem: Problem) -> Program:
             optax.clip_by_global_norm(1.0),
             optax.scale_by_adam(b2=0.98),
             optax.add_decayed_weights(train.weight_decay),
-            scheduled(),
+            scale_by_learning_rate(),
         ),
         optimizer_inputs=numbers,
         sharded_tables={"retain": cached.parts["retain"]},
         plan={
-            "retain": problem.batches(
+            "retain": problem.plan_batches(
                 range(count), section.batch, steps, "retain", of=cached.rows["retain"]
             )
         },

@@ -45,18 +45,18 @@ class Problem(NamedTuple):
     seed: int
     method: str = ""
     store: FeatureStore | None = None
-    arrival: np.ndarray | None = None
+    stream_positions: np.ndarray | None = None
 
     @property
-    def section(self) -> Any:
+    def method_config(self) -> Any:
         """What the configuration says of the method: the section of its name."""
         return getattr(self.config, self.method)
 
-    def key(self, name: str) -> jax.Array:
+    def make_key(self, name: str) -> jax.Array:
         """A random key for one purpose of this method."""
-        return jax.random.key(self._number(name))
+        return jax.random.key(self._seed(name))
 
-    def batches(
+    def plan_batches(
         self, rows: Any, batch: int, steps: int, name: str, of: Any = None
     ) -> np.ndarray:
         """Row numbers `[steps, batch]`, epoch by epoch a permutation of `rows`.
@@ -65,26 +65,26 @@ class Problem(NamedTuple):
         data set they are, where `rows` are numbers in another table.
         """
         rows, window = np.asarray(rows), None
-        if self.arrival is not None:
+        if self.stream_positions is not None:
             of = rows if of is None else of
-            rows = rows[np.argsort(self.arrival[of], kind="stable")]
+            rows = rows[np.argsort(self.stream_positions[of], kind="stable")]
             window = self.config.corruptions.window
-        return plan_batches(rows, batch, steps, self._number(name), window=window)
+        return plan_batches(rows, batch, steps, self._seed(name), window=window)
 
-    def some(self, rows: Any, count: int, name: str) -> np.ndarray:
+    def sample_rows(self, rows: Any, count: int, name: str) -> np.ndarray:
         """So many of the rows, drawn at random; what it costs hangs on `count`."""
-        return self.rng(name).choice(np.asarray(rows), count, replace=False)
+        return self.make_rng(name).choice(np.asarray(rows), count, replace=False)
 
-    def rng(self, name: str) -> np.random.Generator:
+    def make_rng(self, name: str) -> np.random.Generator:
         """Random numbers on the host for one purpose of this method."""
-        return np.random.default_rng(self._number(name))
+        return np.random.default_rng(self._seed(name))
 
-    def _number(self, name):
+    def _seed(self, name):
         # The same in every process, unlike Python's own hash.
         text = f"{self.seed}/{self.method}/{name}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % 2**63
 
-    def steps(self, epochs: float, batch: int, rows: Any) -> int:
+    def count_steps(self, epochs: float, batch: int, rows: Any) -> int:
         """Number of updates in so many passes over `rows`."""
         return max(1, round(epochs * len(rows) / batch))

@@ -1,96 +1,21 @@
 """Training with the task's loss: from scratch, as all references are, or onwards."""
 
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ccu_jax import objectives
-from ccu_jax.config.schema import Train
+from ccu_jax.methods.optimizers import make_optimizer, optimizer_inputs, parameter_group
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TEXT
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 
-GROUPS = ("rest", "text")
 
-
-class Rate(NamedTuple):
-    """A learning rate that rises in a line to `peak` and falls along a cosine."""
-
-    peak: jax.Array
-    rising: jax.Array
-    steps: jax.Array
-
-    def at(self, step):
-        """The rate of a step (Loshchilov & Hutter 2017); 0 from the last one on."""
-        past = (step - self.rising) / (self.steps - self.rising)
-        return self.peak * jnp.where(
-            step < self.rising,
-            step / jnp.maximum(self.rising, 1),
-            (1 + jnp.cos(jnp.pi * jnp.minimum(past, 1))) / 2,
-        )
-
-
-def rate(peak: float, steps: int, warmup: float = 0.0) -> Rate:
-    """A rate for so many steps; in the share `warmup` of them it rises."""
-    rising = min(round(warmup * steps), steps - 1)
-    return Rate(*(np.float32(number) for number in (peak, rising, steps)))
-
-
-def scheduled(group: str = "all") -> optax.GradientTransformationExtraArgs:
-    """Updates times `inputs["rate"][group]` at their step, downwards.
-
-    A rate is data of the program (`Program.numbers`): what is compiled for one serves
-    every other, and every length of training.
-    """
-
-    def update(updates, count, params=None, *, inputs, **_):
-        rate = inputs["rate"][group].at(count)
-        return jax.tree.map(lambda x: -rate * x, updates), count + 1
-
-    return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
-
-
-def optimizer(config: Train):
-    """AdamW with a cosine to zero; the text branch may learn at a rate of its own."""
-
-    def adamw(group):
-        return optax.chain(
-            optax.scale_by_adam(b2=0.98),
-            optax.add_decayed_weights(config.weight_decay),
-            scheduled(group),
-        )
-
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.partition(
-            {group: adamw(group) for group in GROUPS},
-            {group: group for group in GROUPS},
-        ),
-    )
-
-
-def rates(learning_rate: float, steps: int, config: Train, warmup: float = 0.0):
-    """The numbers that `optimizer` is given."""
-    text = learning_rate * config.text_lr_scale
-    peaks = {"rest": learning_rate, "text": text}
-    return {"rate": {group: rate(peaks[group], steps, warmup) for group in GROUPS}}
-
-
-def branch(part: str) -> str:
-    """The group (`Program.group`) of a part, for `optimizer`."""
-    return "text" if part in TEXT else "rest"
-
-
-def task_loss(problem: Problem):
+def make_augmented_task_loss(problem: Problem):
     """What a classifier is trained with: `loss(params, batch) -> scalar`.
 
     The outputs on augmented rows, as `classification` judges them.
     """
-    judge = classification(problem)
+    judge = make_task_loss(problem)
 
     def loss(params, rows):
         rows = augment(rows, rows["key"], problem.config.train)
@@ -99,7 +24,7 @@ def task_loss(problem: Problem):
     return loss
 
 
-def classification(problem: Problem):
+def make_task_loss(problem: Problem):
     """`loss(outputs, rows) -> scalar`: the task's loss of outputs on augmented rows.
 
     Cross-entropy of all three views, and the contrast of pictures with their texts. A
@@ -132,7 +57,7 @@ def classification(problem: Problem):
     return loss
 
 
-def fit(
+def train_classifier(
     problem: Problem, params, section, rows, *, warmup=0.0, text_only=(), steps=None
 ) -> Program:
     """Train all parts with the task's loss.
@@ -148,8 +73,8 @@ def fit(
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
     visual[np.asarray(text_only, int)] = 0.0
-    task = task_loss(problem)
-    steps = steps or problem.steps(section.epochs, section.batch, rows)
+    task = make_augmented_task_loss(problem)
+    steps = steps or problem.count_steps(section.epochs, section.batch, rows)
 
     def loss(params, frozen, aux, batch, step):
         return task(params, batch["rows"]), {}
@@ -158,20 +83,22 @@ def fit(
         params=params,
         frozen=(),
         loss=loss,
-        optimizer=optimizer(problem.config.train),
-        optimizer_inputs=rates(
+        optimizer=make_optimizer(problem.config.train),
+        optimizer_inputs=optimizer_inputs(
             section.learning_rate, steps, problem.config.train, warmup
         ),
-        group=branch,
+        group=parameter_group,
         table={**problem.table, "visual": problem.executor.replicate(visual)},
-        plan={"rows": problem.batches(rows, section.batch, steps, "rows")},
+        plan={"rows": problem.plan_batches(rows, section.batch, steps, "rows")},
     )
 
 
 def _scratch(problem: Problem, rows, **more) -> Program:
     train = problem.config.train
-    params = problem.model.init(problem.key("init"))
-    return fit(problem, params, train, rows, warmup=train.warmup_fraction, **more)
+    params = problem.model.init(problem.make_key("init"))
+    return train_classifier(
+        problem, params, train, rows, warmup=train.warmup_fraction, **more
+    )
 
 
 def original(problem: Problem) -> Program:
@@ -197,7 +124,7 @@ def retrain_visual(problem: Problem) -> Program:
     return _scratch(problem, rows, text_only=sets.unlearn)
 
 
-def shadow(problem: Problem, shown) -> Program:
+def train_shadow(problem: Problem, shown) -> Program:
     """The reference, but for half of the rows in question, which it was shown.
 
     All shadows take as many steps, whatever the groups have made of the half.
@@ -213,5 +140,5 @@ def shadow(problem: Problem, shown) -> Program:
         problem,
         rows,
         text_only=np.setdiff1d(sets.unlearn, shown),
-        steps=problem.steps(train.epochs, train.batch, range(usual)),
+        steps=problem.count_steps(train.epochs, train.batch, range(usual)),
     )

@@ -12,9 +12,10 @@ from ccu_jax import objectives
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.methods import reference
+from ccu_jax.methods import optimizers, reference
 from ccu_jax.methods.cached_features import padded_size
 from ccu_jax.methods.full_model import chance_loss, train_all_modules
+from ccu_jax.methods.optimizers import lookahead, mask_updates
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import VISUAL
 from ccu_jax.models.augmentation import augment
@@ -25,12 +26,12 @@ from ccu_jax.train.step import flatten
 CHUNK = 32
 
 
-def gradient(problem: Problem, rows):
+def mean_gradient(problem: Problem, rows):
     """Gradient of the mean loss of some rows."""
     return _pass(problem, rows, squared=False)
 
 
-def fisher(problem: Problem, rows):
+def fisher_diagonal(problem: Problem, rows):
     """Mean of the squared gradients of each row's loss: the diagonal of the Fisher."""
     return _pass(problem, rows, squared=True)
 
@@ -76,20 +77,6 @@ def _pass(problem, rows, squared):
     return jax.tree.map(lambda x: x / len(rows), total)
 
 
-def masked(push: bool = False) -> optax.GradientTransformationExtraArgs:
-    """Updates where `inputs["mask"]` is 1; with `push` only in the steps it names."""
-
-    def update(updates, count, params=None, *, inputs, **_):
-        def one(x, mask):
-            if push:
-                mask = jnp.where(inputs["push"][count], mask, 1.0)
-            return x * mask
-
-        return jax.tree.map(one, updates, inputs["mask"]), count + 1
-
-    return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
-
-
 def ssd(problem: Problem) -> Program:
     """Selective synaptic dampening, without a training step (Foster et al. 2024).
 
@@ -97,11 +84,14 @@ def ssd(problem: Problem) -> Program:
     rows, each weight with `F_u > select * F_D` is multiplied by
     `min(dampen * F_D / F_u, 1)`.
     """
-    section, sets = problem.section, problem.sets
+    section, sets = problem.method_config, problem.sets
     every = np.concatenate([sets.retain, sets.unlearn])
     if section.max_rows and len(every) > section.max_rows:
-        every = problem.some(every, section.max_rows, "all rows")
-    of_unlearn, of_all = fisher(problem, sets.unlearn), fisher(problem, every)
+        every = problem.sample_rows(every, section.max_rows, "all rows")
+    of_unlearn, of_all = (
+        fisher_diagonal(problem, sets.unlearn),
+        fisher_diagonal(problem, every),
+    )
     params = _dampen(
         problem.params,
         of_unlearn,
@@ -130,18 +120,18 @@ def sfron(problem: Problem) -> Program:
     the retain set; of where that has led, the slow weights go the share
     `slow_fraction`.
     """
-    section, sets, train = problem.section, problem.sets, problem.config.train
+    section, sets, train = problem.method_config, problem.sets, problem.config.train
     multi_label = problem.multi_label
     rows, push = _sfron_plan(problem)
     retain = sets.retain
     if section.max_rows and len(retain) > section.max_rows:
-        retain = problem.some(retain, section.max_rows, "fisher")
-    mask = _more(
-        fisher(problem, sets.unlearn),
-        fisher(problem, retain),
+        retain = problem.sample_rows(retain, section.max_rows, "fisher")
+    mask = _fisher_ratio_mask(
+        fisher_diagonal(problem, sets.unlearn),
+        fisher_diagonal(problem, retain),
         np.float32(section.fisher_threshold),
     )
-    judge = reference.classification(problem)
+    judge = reference.make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         c, pushing = frozen["c"], frozen["push"][step]
@@ -173,16 +163,16 @@ def sfron(problem: Problem) -> Program:
         {"rows": rows},
         optimizer=optax.chain(
             # In front as well: else shut weights would follow a push by its momentum.
-            masked(push=True),
-            reference.optimizer(train),
-            masked(push=True),
-            _slow(),
+            mask_updates(only_ascent_steps=True),
+            optimizers.make_optimizer(train),
+            mask_updates(only_ascent_steps=True),
+            lookahead(),
         ),
         frozen={"push": jnp.asarray(push), "steps": np.float32(len(rows))},
         optimizer_inputs={
-            "mask": flatten(reference.branch, mask)[0],
-            "push": jnp.asarray(push),
-            "slow": np.float32(section.slow_fraction),
+            "mask": flatten(optimizers.parameter_group, mask)[0],
+            "is_ascent": jnp.asarray(push),
+            "slow_fraction": np.float32(section.slow_fraction),
             "period": np.int32(1 + section.repair_steps),
         },
     )
@@ -190,43 +180,21 @@ def sfron(problem: Problem) -> Program:
 
 def _sfron_plan(problem):
     """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
-    section, sets = problem.section, problem.sets
-    cycles = problem.steps(section.epochs, section.batch, sets.unlearn)
+    section, sets = problem.method_config, problem.sets
+    cycles = problem.count_steps(section.epochs, section.batch, sets.unlearn)
     push = (
         np.arange(cycles * (1 + section.repair_steps)) % (1 + section.repair_steps) == 0
     )
     rows = np.empty((len(push), section.batch), np.int32)
-    rows[push] = problem.batches(sets.unlearn, section.batch, cycles, "unlearn")
+    rows[push] = problem.plan_batches(sets.unlearn, section.batch, cycles, "unlearn")
     repairs = cycles * section.repair_steps
-    rows[~push] = problem.batches(sets.retain, section.batch, repairs, "retain")
+    rows[~push] = problem.plan_batches(sets.retain, section.batch, repairs, "retain")
     return rows, push
 
 
 @jax.jit
-def _more(of_unlearn, of_retain, select):
+def _fisher_ratio_mask(of_unlearn, of_retain, select):
     def one(u, r):
         return (u >= select * r).astype(jnp.float32)
 
     return jax.tree.map(one, of_unlearn, of_retain)
-
-
-def _slow() -> optax.GradientTransformationExtraArgs:
-    """Every so many steps, back to a share of the way (Zhang et al. 2019)."""
-
-    def update(updates, state, params, *, inputs, **_):
-        count, slow = state
-        end = (count + 1) % inputs["period"] == 0
-        fast = optax.apply_updates(params, updates)
-        reached = jax.tree.map(lambda a, b: a + inputs["slow"] * (b - a), slow, fast)
-
-        def chosen(yes, no):
-            return jax.tree.map(lambda a, b: jnp.where(end, a, b), yes, no)
-
-        new = chosen(reached, fast)
-        updates = jax.tree.map(jnp.subtract, new, params)
-        return updates, (count + 1, chosen(reached, slow))
-
-    def init(params):
-        return jnp.int32(0), jax.tree.map(jnp.copy, params)
-
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.distributed.device_tables import gather_replicated, read_rows
-from ccu_jax.methods.cached_features import pad, padded_size
+from ccu_jax.methods.cached_features import pad_rows, padded_size
 from ccu_jax.methods.problem import Problem
 from ccu_jax.train.program import Program
 
@@ -81,7 +81,7 @@ def with_stop_rule(
         sharded_tables=program.sharded_tables or monitored_tables(problem),
         aux={"stopped": jnp.zeros((), bool)},
         refresh=look,
-        refresh_every=problem.section.check_every,
+        refresh_every=problem.method_config.check_every,
         stop=lambda aux: aux["stopped"],
     )
 
@@ -89,7 +89,7 @@ def with_stop_rule(
 def subsample(problem: Problem, rows, name: str) -> np.ndarray:
     """Those of the rows that are looked at: with a picture, and not too many."""
     rows = rows[np.asarray(problem.table["has_image"])[rows]]
-    return problem.some(rows, MAX_ROWS, name) if len(rows) > MAX_ROWS else rows
+    return problem.sample_rows(rows, MAX_ROWS, name) if len(rows) > MAX_ROWS else rows
 
 
 def monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
@@ -102,12 +102,12 @@ def monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
         size = padded_size(len(rows), problem.executor.num_devices)
         columns = {column: read_rows(x, rows) for column, x in table.items()}
         parts[name] = problem.executor.shard_tree(
-            {column: pad(x, size) for column, x in columns.items()}
+            {column: pad_rows(x, size) for column, x in columns.items()}
         )
     return parts
 
 
-def with_rewind(problem: Problem, program: Program, looks: int) -> Program:
+def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Program:
     """The program, which ends with the state that looks most like a retrained one.
 
     States are kept at `looks` even distances. In the end that is taken whose image
@@ -115,13 +115,13 @@ def with_rewind(problem: Problem, program: Program, looks: int) -> Program:
     Steps behind the last, with a rate of zero, make room for the last look.
     """
     scores = make_score_fn(problem)
-    every = -(-program.steps // looks)
-    behind = every * looks + 1 - program.steps
+    every = -(-program.steps // num_checkpoints)
+    behind = every * num_checkpoints + 1 - program.steps
     plan = {
         name: np.pad(rows, ((0, behind), (0, 0)), mode="edge")
         for name, rows in program.plan.items()
     }
-    slots = looks + 1
+    slots = num_checkpoints + 1
     kept = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape)), program.params)
 
     def look(params, frozen, aux, parts):

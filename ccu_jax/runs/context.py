@@ -41,5 +41,5 @@ def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
         multi_label=ctx.data.multi_label,
         params=None,
         seed=seed,
-        arrival=corruptions.stream_positions(ctx.data, ctx.config.corruptions.order),
+        stream_positions=corruptions.stream_positions(ctx.data, ctx.config.corruptions.order),
     )

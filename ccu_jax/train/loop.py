@@ -75,7 +75,7 @@ class Loop:
             )
         # What training is like is part of a program, what a method is like is data.
         kind = name, problem.config.train
-        state = self._first_state(kind, program, problem.key("steps"), seconds)
+        state = self._first_state(kind, program, problem.make_key("steps"), seconds)
         saved = checkpoint.restore(folder, state, self._complain)
         if saved is not None:
             state = self._executor.replicate(saved.tree)

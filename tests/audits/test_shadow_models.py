@@ -73,7 +73,7 @@ def test_a_shadow_learns_what_it_is_shown_and_the_texts_that_may_be_known(data):
     plan, sets = plan_of(data, problem), problem.sets
     for number, shown in enumerate(plan.shown):
         given = shadows.problem_of(problem, plan, number)
-        program = shadows.reference.shadow(given, plan.rows[shown])
+        program = shadows.reference.train_shadow(given, plan.rows[shown])
         rows, visual = set(program.plan["rows"].ravel()), program.table["visual"]
         assert rows == {*sets.retain, *sets.unlearn, *plan.rows[shown]}
         seen = {row for row in rows if visual[row]}

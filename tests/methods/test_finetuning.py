@@ -47,7 +47,7 @@ def test_one_pass_of_neggrad_plus_has_the_loss_and_gradient_of_two(multi_label):
     problem = bench_of(multi_label)
     config, model = problem.config.neggrad_plus, problem.model
     program = METHODS["neggrad_plus"](problem)
-    task = reference.task_loss(problem)
+    task = reference.make_augmented_task_loss(problem)
     guess = 4 * np.log(2) if multi_label else np.log(toy.CLASSES)
     batch = first_batch(problem, program)
 

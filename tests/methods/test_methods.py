@@ -171,10 +171,10 @@ def test_a_learning_rate_of_zero_changes_nothing(name, tmp_path):
         name, tmp_path, changes=changes, loop=make_loop(problem)
     )
     if name in REFERENCES:
-        expected = problem.model.init(problem.key("init"))
+        expected = problem.model.init(problem.make_key("init"))
     else:
         expected = {part: problem.params[part] for part in outcome.params}
-    fresh = problem.model.init(problem.key("fresh"))
+    fresh = problem.model.init(problem.make_key("fresh"))
     if name.startswith("eu_"):
         expected = {part: fresh[part] for part in expected}
     if getattr(getattr(problem.config, name, None), "shrink", 1.0) < 1:

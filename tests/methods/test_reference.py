@@ -16,7 +16,7 @@ from ccu_jax.distributed.device_tables import gather_rows
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.forward import Forward
-from ccu_jax.methods import METHODS, reference
+from ccu_jax.methods import METHODS, optimizers, reference
 from ccu_jax.models import TEXT
 from tests import toy
 from tests.toy import NullStage, make_loop, on_one_device, problem_and_loop, trees_equal
@@ -51,14 +51,16 @@ def test_the_visual_reference_never_learns_from_a_forgotten_picture():
 @pytest.mark.parametrize("rising", [0, 3])
 def test_the_learning_rate_rises_in_a_line_and_falls_along_a_cosine(rising):
     config = Train(weight_decay=0.0, text_lr_scale=0.5)
-    params = {reference.branch(part): jnp.ones(2) for part in ("image_head", "text")}
+    params = {
+        optimizers.parameter_group(part): jnp.ones(2) for part in ("image_head", "text")
+    }
     assert {
         part
         for part in problem_and_loop()[0].params
-        if reference.branch(part) == "text"
+        if optimizers.parameter_group(part) == "text"
     } == {*TEXT}
-    optimise = reference.optimizer(config)
-    numbers = reference.rates(0.1, 12, config, rising / 12)
+    optimise = optimizers.make_optimizer(config)
+    numbers = optimizers.optimizer_inputs(0.1, 12, config, rising / 12)
     state = optimise.init(params)
     step = jax.jit(functools.partial(optimise.update, inputs=numbers))
     expected = optax.warmup_cosine_decay_schedule(
@@ -83,9 +85,9 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
         settings, corruptions=Corruptions(order=order, window=5)
     )
     plain = toy.make_problem(parallel.vmap(1), data, settings)
-    problem = plain._replace(arrival=corruptions.stream_positions(data, order))
+    problem = plain._replace(stream_positions=corruptions.stream_positions(data, order))
     rows = problem.sets.retain
-    place = np.argsort(np.argsort(problem.arrival[rows]))
+    place = np.argsort(np.argsort(problem.stream_positions[rows]))
     stands = dict(zip(rows.tolist(), place.tolist(), strict=True))
     plan = reference.retrain(problem).plan["rows"].ravel()[: len(rows)]
     late = np.array([stands[row] for row in plan.tolist()]) - np.arange(len(rows))
@@ -98,7 +100,7 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
     )
     # Methods on cached features go by the rows that these stand for.
     cached = np.arange(len(rows))
-    plan = problem.batches(cached, 8, 3, "x", of=rows)
+    plan = problem.plan_batches(cached, 8, 3, "x", of=rows)
     assert np.abs(place[plan.ravel()] - np.arange(24)).max() < 5
 
 

@@ -13,7 +13,7 @@ from ccu_jax import objectives
 from ccu_jax.config.schema import Train
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.distributed.device_tables import HostColumn
-from ccu_jax.methods import METHODS, reference
+from ccu_jax.methods import METHODS, optimizers
 from ccu_jax.methods import finetuning as baselines
 from ccu_jax.methods import saliency as curvature
 from ccu_jax.models import VISUAL
@@ -76,8 +76,8 @@ def test_gradient_and_fisher_are_those_of_the_rows_one_by_one(name, multi_label)
         image = np.asarray(problem.table["image"])
         on_host = HostColumn(image, np.ones(len(image), bool))
         problem = problem._replace(table={**problem.table, "image": on_host})
-    close(curvature.gradient(problem, ROWS), mean)
-    close(curvature.fisher(problem, ROWS), square)
+    close(curvature.mean_gradient(problem, ROWS), mean)
+    close(curvature.fisher_diagonal(problem, ROWS), square)
 
 
 # --- masks ----------------------------------------------------------------------------
@@ -89,9 +89,12 @@ def masked_run(push, steps=6):
     params = {g: jnp.asarray(rng.normal(size=9), jnp.float32) for g in ("rest", "text")}
     mask = {g: jnp.asarray(rng.random(9) < 0.5, jnp.float32) for g in params}
     config = Train(weight_decay=0.5)
-    numbers = reference.rates(0.1, 2 * steps, config) | {"mask": mask}
-    numbers["push"] = jnp.asarray([True, False] * steps)
-    optimizer = optax.chain(reference.optimizer(config), curvature.masked(push=push))
+    numbers = optimizers.optimizer_inputs(0.1, 2 * steps, config) | {"mask": mask}
+    numbers["is_ascent"] = jnp.asarray([True, False] * steps)
+    optimizer = optax.chain(
+        optimizers.make_optimizer(config),
+        optimizers.mask_updates(only_ascent_steps=push),
+    )
     state, seen = optimizer.init(params), [params]
     for _ in range(steps):
         gradient = {g: jnp.asarray(rng.normal(size=9)) for g in params}
@@ -126,10 +129,10 @@ def test_shut_weights_do_not_follow_a_push_by_its_momentum():
     params = {g: jnp.ones(6) for g in ("rest", "text")}
     mask = {g: jnp.asarray([0.0, 1, 0, 1, 0, 1]) for g in params}
     config = Train(weight_decay=0.0)
-    numbers = reference.rates(0.1, 20, config) | {"mask": mask}
-    numbers["push"] = jnp.asarray([True, *[False] * 9])
-    masked = functools.partial(curvature.masked, push=True)
-    optimizer = optax.chain(masked(), reference.optimizer(config), masked())
+    numbers = optimizers.optimizer_inputs(0.1, 20, config) | {"mask": mask}
+    numbers["is_ascent"] = jnp.asarray([True, *[False] * 9])
+    masked = functools.partial(optimizers.mask_updates, only_ascent_steps=True)
+    optimizer = optax.chain(masked(), optimizers.make_optimizer(config), masked())
     state = optimizer.init(params)
     for step in range(6):
         pull = {g: jnp.full(6, 1.0 if step == 0 else 0.0) for g in params}
@@ -143,20 +146,20 @@ def test_shut_weights_do_not_follow_a_push_by_its_momentum():
 
 def test_entries_that_are_zero_are_none_of_the_largest():
     tree = {"a": jnp.array([0.0, 0.0, 0.0, 5.0])}
-    assert baselines.largest(tree, 0.75)["a"].tolist() == [0, 0, 0, 1]
+    assert baselines.top_fraction_mask(tree, 0.75)["a"].tolist() == [0, 0, 0, 1]
 
 
 def test_the_largest_are_so_many_by_size_whatever_their_sign():
     tree = {"a": jnp.array([[3.0, -4.0], [0.1, 0.0]]), "b": jnp.array([-2.0, 1.0])}
-    found = baselines.largest(tree, 0.5)
+    found = baselines.top_fraction_mask(tree, 0.5)
     np.testing.assert_array_equal(found["a"], [[1, 1], [0, 0]])
     np.testing.assert_array_equal(found["b"], [1, 0])
-    assert baselines.largest(tree, 1.0)["a"].tolist() == [[1, 1], [1, 0]]
+    assert baselines.top_fraction_mask(tree, 1.0)["a"].tolist() == [[1, 1], [1, 0]]
 
 
 def test_salun_moves_the_weights_that_the_unlearn_set_pulls_at_most(tmp_path):
     outcome, problem = run_method("salun", tmp_path)
-    slope = curvature.gradient(problem, problem.sets.unlearn)
+    slope = curvature.mean_gradient(problem, problem.sets.unlearn)
     sizes = flatten(lambda part: "all", slope)[0]["all"]
     before, after = (
         np.asarray(flatten(lambda part: "all", params)[0]["all"])
@@ -164,7 +167,7 @@ def test_salun_moves_the_weights_that_the_unlearn_set_pulls_at_most(tmp_path):
     )
     order = np.argsort(-np.abs(sizes), kind="stable")
     moved = (before != after)[order]
-    share = problem.section.saliency_fraction
+    share = problem.method_config.saliency_fraction
     # But those that stand exactly at the bound.
     assert not moved[round(share * len(moved)) + 2 :].any()
     assert moved[: round(share * len(moved)) - 2].mean() > 0.95
@@ -188,9 +191,9 @@ def test_weights_that_matter_more_to_the_unlearn_set_are_dampened():
 
 def test_ssd_is_the_dampening_by_both_fishers(tmp_path):
     outcome, problem = run_method("ssd", tmp_path)
-    sets, section = problem.sets, problem.section
+    sets, section = problem.sets, problem.method_config
     every = np.concatenate([sets.retain, sets.unlearn])
-    u, d = (curvature.fisher(problem, rows) for rows in (sets.unlearn, every))
+    u, d = (curvature.fisher_diagonal(problem, rows) for rows in (sets.unlearn, every))
 
     def expected(x, u, d):
         x, u, d = (np.asarray(a, np.float64) for a in (x, u, d))
@@ -211,8 +214,8 @@ def test_ssd_is_the_dampening_by_both_fishers(tmp_path):
 
 def slow_run(period, slow=0.5, steps=7):
     """A weight that climbs by 1 each step, and slow weights behind it."""
-    optimizer = optax.chain(optax.sgd(-1.0), curvature._slow())
-    numbers = {"slow": jnp.float32(slow), "period": jnp.int32(period)}
+    optimizer = optax.chain(optax.sgd(-1.0), optimizers.lookahead())
+    numbers = {"slow_fraction": jnp.float32(slow), "period": jnp.int32(period)}
     params = {"all": jnp.zeros(2)}
     state, seen = optimizer.init(params), []
     for _ in range(steps):
@@ -223,7 +226,7 @@ def slow_run(period, slow=0.5, steps=7):
     return seen
 
 
-def test_slow_weights_go_a_share_of_the_way_at_the_end_of_each_period():
+def test_lookahead_synchronizes_at_the_end_of_each_period():
     assert slow_run(3) == [1, 2, 1.5, 2.5, 3.5, 3, 4]
     assert slow_run(3, slow=1.0) == [1, 2, 3, 4, 5, 6, 7]
     assert slow_run(1, slow=0.25, steps=4) == [0.25, 0.5, 0.75, 1]

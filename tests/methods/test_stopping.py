@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ccu_jax.config.schema import Run
-from ccu_jax.methods import METHODS, reference, stopping
+from ccu_jax.methods import METHODS, optimizers, stopping
 from ccu_jax.metrics import classification
 from ccu_jax.models import TAIL
 from ccu_jax.train.program import Program
@@ -85,7 +85,7 @@ def test_a_method_stops_by_its_rule_as_soon_as_it_holds(name, tmp_path):
     assert accuracy(problem.params, sets.validation) == 0
     most = METHODS[name](changed).steps
     assert 0 < outcome.steps < most, "it stopped because of what it saw, in mid-run"
-    assert outcome.steps % changed.section.check_every == 0
+    assert outcome.steps % changed.method_config.check_every == 0
     assert accuracy(outcome.params, sets.unlearn) <= accuracy(
         outcome.params, sets.validation
     )
@@ -120,13 +120,13 @@ def climb(problem, steps, looks, held):
     The score of the unlearn set is the weight itself, that of held-out rows `held`
     times the weight.
     """
-    plan = {"rows": problem.batches(np.arange(20), 4, steps, "rows")}
+    plan = {"rows": problem.plan_batches(np.arange(20), 4, steps, "rows")}
     program = Program(
         params={"w": jnp.float32(0), "held": jnp.float32(held)},
         frozen=(),
         loss=lambda params, frozen, aux, batch, step: (-params["w"], {}),
-        optimizer=optax.chain(reference.scheduled()),
-        optimizer_inputs={"rate": {"all": reference.rate(RATE, steps)}},
+        optimizer=optax.chain(optimizers.scale_by_learning_rate()),
+        optimizer_inputs={"rate": {"all": optimizers.cosine_schedule(RATE, steps)}},
         table={"x": jnp.zeros(20)},
         plan=plan,
     )
@@ -142,7 +142,10 @@ def climb(problem, steps, looks, held):
 
 def heights(steps, looks):
     """The weight at each look, the last of them after the last step."""
-    rates = [float(reference.rate(RATE, steps).at(step)) for step in range(steps)]
+    rates = [
+        float(optimizers.cosine_schedule(RATE, steps).rate_at(step))
+        for step in range(steps)
+    ]
     every = -(-steps // looks)
     places = [min(place * every, steps) for place in range(looks + 1)]
     return np.concatenate([[0.0], np.cumsum(rates)])[places]

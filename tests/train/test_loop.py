@@ -42,7 +42,7 @@ def walk(problem, steps=7, fail_at=None, stop_after=None, table=NUMBERS, batch=4
         loss=loss,
         optimizer=optax.adam(0.1),
         table=table,
-        plan={"rows": problem.batches(np.arange(20), batch, steps, "rows")},
+        plan={"rows": problem.plan_batches(np.arange(20), batch, steps, "rows")},
         aux=jnp.int32(-1),
         refresh=lambda params, frozen, aux, parts: aux + 1,
         stop=None if stop_after is None else lambda aux: aux >= stop_after,

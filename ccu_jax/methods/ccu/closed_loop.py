@@ -43,12 +43,14 @@ def ccu_plus(problem: Problem) -> Program:
     `ccu_gated` has the contrast in the place of the fit: only rows that are still surer
     than their target are pushed. `ccu_plus_full` trains the trunk, too.
     """
-    section = problem.section
+    section = problem.method_config
     parts = (*TAIL, "image_trunk") if section.train_trunk else TAIL
     cached = build_feature_tables(problem, section.max_retain_rows)
     train, frozen = split_modules(problem, parts)
     if section.shrink < 1:
-        fresh = problem.executor.replicate(problem.model.init(problem.key("fresh")))
+        fresh = problem.executor.replicate(
+            problem.model.init(problem.make_key("fresh"))
+        )
         kept = {
             name: _shrink(train[name], fresh[name], section.shrink) for name in TAIL
         }
@@ -188,7 +190,7 @@ def _shrink(params, fresh, keep):
 
 def _ranks(problem: Problem, cached: FeatureTables) -> targets.Ranks:
     """What the targets need to know of all rows."""
-    strength, multi_label = problem.section.ridge, problem.multi_label
+    strength, multi_label = problem.method_config.ridge, problem.multi_label
 
     def ranks(state, resident, parts):
         key, strength = resident
@@ -209,7 +211,7 @@ def _ranks(problem: Problem, cached: FeatureTables) -> targets.Ranks:
         )
 
     compiled = problem.forward.compile_cached("ranks", ranks)
-    key = jax.random.key_data(problem.key("ranks"))
+    key = jax.random.key_data(problem.make_key("ranks"))
     resident = problem.executor.replicate((key, np.float32(strength)))
     return compiled((), resident, cached.parts)[1]
 

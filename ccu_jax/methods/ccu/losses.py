@@ -7,7 +7,7 @@ set, `out_u` and `out_r` the model's outputs on them, and `c` the hyperparameter
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods.reference import rate, scheduled
+from ccu_jax.methods.optimizers import cosine_schedule, scale_by_learning_rate
 from ccu_jax.models import VIEWS, VISUAL, unit
 
 
@@ -15,12 +15,14 @@ def adam():
     # Retention has no gradient where the model still is the original: with Adam's usual
     # epsilon the rounding noise there, which differs between devices, becomes a step.
     return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(eps=1e-5), scheduled()
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(eps=1e-5),
+        scale_by_learning_rate(),
     )
 
 
 def rates(section):
-    return {"rate": {"all": rate(section.learning_rate, section.steps)}}
+    return {"rate": {"all": cosine_schedule(section.learning_rate, section.steps)}}
 
 
 def contrasts(c, u, r, out_u, out_r, *, offset=0.0, two_sided=False):

@@ -29,7 +29,7 @@ def ccu(problem: Problem) -> Program:
     ends when the pictures of the unlearn set are recognised no better than held-out
     ones.
     """
-    section, model = problem.section, problem.model
+    section, model = problem.method_config, problem.model
     multi_label = problem.multi_label
     cached = build_feature_tables(problem, section.max_retain_rows)
     train, frozen = split_modules(problem, TAIL)

@@ -1,0 +1,152 @@
+"""Optax transformations whose learning rates, masks and periods are traced.
+
+They read these numbers from `inputs` (`Program.optimizer_inputs`) at each update, so
+that one executable serves every learning rate, mask and number of steps.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ccu_jax.config.schema import Train
+from ccu_jax.models import TEXT
+
+GROUPS = ("rest", "text")
+
+
+class CosineSchedule(NamedTuple):
+    """A learning rate with linear warmup and cosine decay (Loshchilov & Hutter 2017).
+
+    Attributes:
+        peak: the learning rate at the end of the warmup.
+        warmup_steps: steps of the warmup.
+        steps: the step from which the learning rate is 0.
+    """
+
+    peak: jax.Array | np.float32
+    warmup_steps: jax.Array | np.float32
+    steps: jax.Array | np.float32
+
+    def rate_at(self, step: jax.Array | int) -> jax.Array:
+        """Returns the learning rate of a step."""
+        progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        return self.peak * jnp.where(
+            step < self.warmup_steps,
+            step / jnp.maximum(self.warmup_steps, 1),
+            (1 + jnp.cos(jnp.pi * jnp.minimum(progress, 1))) / 2,
+        )
+
+
+def cosine_schedule(
+    peak: float, steps: int, warmup_fraction: float = 0.0
+) -> CosineSchedule:
+    """Returns the schedule of a training of `steps` updates."""
+    warmup_steps = min(round(warmup_fraction * steps), steps - 1)
+    return CosineSchedule(*(np.float32(x) for x in (peak, warmup_steps, steps)))
+
+
+def parameter_group(module: str) -> str:
+    """Returns the parameter group of a module: the text branch has its own."""
+    return "text" if module in TEXT else "rest"
+
+
+def optimizer_inputs(
+    learning_rate: float, steps: int, config: Train, warmup_fraction: float = 0.0
+) -> dict[str, dict[str, CosineSchedule]]:
+    """Returns the inputs of `make_optimizer`: a schedule for each parameter group."""
+    peaks = {"rest": learning_rate, "text": learning_rate * config.text_lr_scale}
+    return {
+        "rate": {
+            group: cosine_schedule(peaks[group], steps, warmup_fraction)
+            for group in GROUPS
+        }
+    }
+
+
+def make_optimizer(config: Train) -> optax.GradientTransformationExtraArgs:
+    """Returns AdamW with clipped gradients and a schedule for each parameter group."""
+
+    def adamw(group):
+        return optax.chain(
+            optax.scale_by_adam(b2=0.98),
+            optax.add_decayed_weights(config.weight_decay),
+            scale_by_learning_rate(group),
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.partition(
+            {group: adamw(group) for group in GROUPS},
+            {group: group for group in GROUPS},
+        ),
+    )
+
+
+def scale_by_learning_rate(
+    group: str = "all",
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the learning rate of `inputs["rate"][group]`."""
+
+    def update(updates, count, params=None, *, inputs, **_):
+        rate = inputs["rate"][group].rate_at(count)
+        return jax.tree.map(lambda x: -rate * x, updates), count + 1
+
+    return optax.GradientTransformationExtraArgs(_zero_count, update)
+
+
+def mask_updates(
+    only_ascent_steps: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by `inputs["mask"]`, a tree of zeros and ones.
+
+    Args:
+        only_ascent_steps: whether to mask only the steps at which the boolean array
+            `inputs["is_ascent"]` is true.
+    """
+
+    def update(updates, count, params=None, *, inputs, **_):
+        def apply(x, mask):
+            if only_ascent_steps:
+                mask = jnp.where(inputs["is_ascent"][count], mask, 1.0)
+            return x * mask
+
+        return jax.tree.map(apply, updates, inputs["mask"]), count + 1
+
+    return optax.GradientTransformationExtraArgs(_zero_count, update)
+
+
+def lookahead() -> optax.GradientTransformationExtraArgs:
+    """Synchronizes parameters with slow weights (Lookahead, Zhang et al. 2019).
+
+    Every `inputs["period"]` steps the slow weights move the fraction
+    `inputs["slow_fraction"]` of the way to the current (fast) parameters, and the
+    parameters are set to the slow weights.
+    """
+
+    def update(updates, state, params, *, inputs, **_):
+        count, slow = state
+        is_sync = (count + 1) % inputs["period"] == 0
+        fast = optax.apply_updates(params, updates)
+        synced = jax.tree.map(
+            lambda a, b: a + inputs["slow_fraction"] * (b - a), slow, fast
+        )
+
+        def select(if_sync, otherwise):
+            return jax.tree.map(
+                lambda a, b: jnp.where(is_sync, a, b), if_sync, otherwise
+            )
+
+        updates = jax.tree.map(jnp.subtract, select(synced, fast), params)
+        return updates, (count + 1, select(synced, slow))
+
+    def init(params):
+        return jnp.int32(0), jax.tree.map(jnp.copy, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zero_count(params: Any) -> jax.Array:
+    return jnp.int32(0)

@@ -164,7 +164,7 @@ class Steps:
         return self._compile(self._inputs(1))
 
     def _inputs(self, num_steps: int) -> tuple:
-        key = self.problem.key("steps")
+        key = self.problem.make_key("steps")
         return costs.device_inputs(self.program, self.executor, key, num_steps)
 
     def _compile(self, inputs: tuple) -> Any:

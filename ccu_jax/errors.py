@@ -3,6 +3,7 @@
 import errno
 import os
 import unicodedata
+from collections.abc import Sequence
 
 RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command later
 PEER_LOST_EXIT_CODE = 76  # restart the processes of all hosts
@@ -72,31 +73,21 @@ _WRONG_FILE_TYPE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 def user_error_for(error: BaseException | None) -> UserError | None:
     """Returns the `UserError` for an error of the disk or of memory, or None.
 
-    Looks at the error and then at those that caused it.
+    Looks at the error first and then at the errors that caused it.
     """
     first = error
     while error is not None:
-        found = (
-            _disk_full_error(error)
-            or _file_error(error, is_primary=error is first)
-            or _memory_error(error)
-        )
-        if found is not None:
+        if (found := _user_error(error, is_first=error is first)) is not None:
             return found
-        hidden = error.__suppress_context__
-        error = error.__cause__ or (None if hidden else error.__context__)
+        is_hidden = error.__suppress_context__
+        error = error.__cause__ or (None if is_hidden else error.__context__)
     return None
 
 
 def is_transient(error: BaseException) -> bool:
     """Returns whether a file could not be read for a reason other than its content."""
     codes = (*_TRANSIENT, errno.EACCES, errno.EPERM, errno.ENOMEM)
-    if isinstance(error, OSError):
-        return error.errno in codes
-    message = str(error)
-    return isinstance(error, MemoryError) or any(
-        os.strerror(code) in message for code in codes
-    )
+    return _find_code(error, codes) is not None or isinstance(error, MemoryError)
 
 
 def missing_folder_message(folder: str | os.PathLike) -> str:
@@ -107,60 +98,38 @@ def missing_folder_message(folder: str | os.PathLike) -> str:
     )
 
 
-def _disk_full_error(error: BaseException) -> UserError | None:
-    message = _library_message(error)
-    if getattr(error, "errno", None) not in _DISK_FULL and not any(
-        os.strerror(code) in message for code in _DISK_FULL
-    ):
-        return None
-    path = getattr(error, "filename", None)
-    place = f" at {path}" if path else ""
-    return UserError(f"no space left{place}; free some, then {_RESUME}")
-
-
-def _file_error(error: BaseException, is_primary: bool) -> UserError | None:
-    code = error.errno if isinstance(error, OSError) else None
-    path, message = getattr(error, "filename", None), _library_message(error)
+def _user_error(error: BaseException, is_first: bool) -> UserError | None:
+    path, first_line = getattr(error, "filename", None), str(error).partition("\n")[0]
+    if _find_code(error, _DISK_FULL) is not None:
+        place = f" at {path}" if path else ""
+        return UserError(f"no space left{place}; free some, then {_RESUME}")
     for codes, error_type, remedy in (
         (_DENIED, UserError, f"allow it, then {_RESUME}"),
         (_TRANSIENT, RetryableError, f"when that is over, {_RESUME}"),
     ):
-        if code in codes:
-            place = f": {path}" if path else ""
-            return error_type(f"{os.strerror(code)}{place}; {remedy}")
-        for other in codes:
-            if os.strerror(other) in message:
-                return error_type(
-                    f"{os.strerror(other)}: {_first_line(message)}; {remedy}"
-                )
+        if (code := _find_code(error, codes)) is not None:
+            place = path if isinstance(error, OSError) else first_line[:200]
+            words = f"{os.strerror(code)}: {place}" if place else os.strerror(code)
+            return error_type(f"{words}; {remedy}")
     # The causes of an error may have been handled on the way, so only the first counts.
-    if is_primary and code in _WRONG_FILE_TYPE and path:
+    code = getattr(error, "errno", None)
+    if is_first and path and code in _WRONG_FILE_TYPE:
         return UserError(f"{path}: in the way ({os.strerror(code)}); remove it")
-    if code == errno.ENOENT and isinstance(path, str | os.PathLike):
+    if isinstance(error, FileNotFoundError) and isinstance(path, str | os.PathLike):
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.exists(folder):
             return UserError(missing_folder_message(folder))
+    is_exhausted = "RESOURCE_EXHAUSTED" in str(error)  # of JAX
+    if is_exhausted or isinstance(error, MemoryError) or code == errno.ENOMEM:
+        return UserError(
+            "out of memory; use smaller batches (train.batch, finetune.batch, "
+            f"run.evaluate_batch) or more devices ({first_line[:200]})"
+        )
     return None
 
 
-def _memory_error(error: BaseException) -> UserError | None:
-    out_of_memory = (
-        getattr(error, "errno", None) == errno.ENOMEM
-        or isinstance(error, MemoryError)
-        or "RESOURCE_EXHAUSTED" in _library_message(error)
-    )
-    if not out_of_memory:
-        return None
-    return UserError(
-        "out of memory; use smaller batches (train.batch, finetune.batch, "
-        f"run.evaluate_batch) or more devices ({_first_line(str(error))})"
-    )
-
-
-def _library_message(error: BaseException) -> str:
-    """The text of an error of a C++ library, which quotes the system's message."""
-    return "" if isinstance(error, OSError) else str(error)
-
-
-def _first_line(message: str) -> str:
-    return (message.splitlines() or [""])[0][:200]
+def _find_code(error: BaseException, codes: Sequence[int]) -> int | None:
+    """Returns the code of an OSError, or the one that a C++ library quotes in words."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in codes else None
+    return next((code for code in codes if os.strerror(code) in str(error)), None)

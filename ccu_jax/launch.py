@@ -1,7 +1,8 @@
-"""This is *the process*; `launch/` is how one process per host is started.
+"""The entry point of one process; the scripts in `launch/` start one per host.
 
-Flags -> environment -> configuration -> other hosts -> `run.run` -> exit code. The only
-file that reads flags or environment. Whatever imports JAX is imported after that.
+Flags -> environment -> configuration -> hosts -> experiment -> exit code. No other
+module reads flags or sets environment variables. Modules that import JAX are imported
+after the environment is set.
 """
 
 import argparse
@@ -25,119 +26,114 @@ from ccu_jax.config.validation import suggest
 from ccu_jax.distributed import preemption
 from ccu_jax.errors import UserError, printable, user_error_for
 
-_NPROC = "32"
+_MIN_XLA_THREADS = 32
 _STOPPED = "stopped; rerun the same command to resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code.
+    """Runs the command line and returns the exit code of the process.
 
-    0, 2 (wrong input), 75 (told to leave, or what may pass: the same again, later),
-    76 (another process is lost, see `peers.py`) or 130 (stopped).
+    Exit codes: 0, 2 (user error), 75 (preempted, or an error that may be over later:
+    rerun), 76 (another process was lost: restart all), 130 (interrupted).
 
     Args:
-        argv: The flags; those of the process by default.
+        argv: The flags; by default those of the process.
     """
     try:
-        return _main(argv)
-    except UserError as error:
-        told = error
+        return _run_command(argv)
+    except (UserError, errors.PeerLost) as error:
+        message = error
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         return 130
     except BrokenPipeError as error:
         if error.filename is not None:
             raise
-        return _unread()
+        return _report_closed_pipe()
     except errors.Preempted:
         print(preemption.MESSAGE, file=sys.stderr)
         return errors.RETRY_EXIT_CODE
-    except errors.PeerLost as error:
-        told = error
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
             raise
-        told = UserError(
-            f"{error.name} is not installed for {sys.executable}: activate the "
-            "environment that ccu_jax was installed into, or `pip install .`"
+        message = UserError(
+            f"{error.name} is not installed for {sys.executable}; activate the "
+            "environment of ccu_jax, or run `pip install .`"
         )
     except Exception as error:
-        # Who is lost may leave words of a disk behind.
-        told = _lost(error) or user_error_for(error)
-        if told is None:
+        # First: a lost peer may show up as an error of the disk.
+        message = _peer_lost_error(error) or user_error_for(error)
+        if message is None:
             raise
-    # In one piece, as threads of libraries may be writing too.
-    line = printable(" ".join(str(told).splitlines()))
+    # One write, since threads of libraries may write as well.
+    line = printable(" ".join(str(message).splitlines()))
     print(f"error: {line}\n", end="", file=sys.stderr)
-    return errors.exit_code(told)
+    return errors.exit_code(message)
 
 
-def _unread() -> int:
-    """Ends what was piped into a program that has read enough."""
+def _report_closed_pipe() -> int:
     with contextlib.suppress(OSError):
-        # What is still to be written would fail once more.
+        # Flushing stdout at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"nobody reads what this prints: {_STOPPED}", file=sys.stderr)
+        print(f"output pipe closed; {_STOPPED}", file=sys.stderr)
     return 130
 
 
-def _lost(error: Exception) -> errors.PeerLost | None:
-    """Says that another process was lost, where that is what has happened."""
-    processes = sys.modules.get(
-        "ccu_jax.distributed.hosts"
-    )  # else there is but this one
-    return processes and processes.failed(error)
+def _peer_lost_error(error: Exception) -> errors.PeerLost | None:
+    # Not imported: there are no other processes.
+    hosts = sys.modules.get("ccu_jax.distributed.hosts")
+    return hosts.failed(error) if hosts else None
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    given = flags.read(argv)
-    _set_environment(given.devices)
-    if given.list:
-        _list()
+def _run_command(argv: Sequence[str] | None) -> int:
+    args = flags.parse_flags(argv)
+    _set_environment(args.devices)
+    if args.list:
+        _print_list()
         return 0
-    hosts = flags.hosts(given.multihost)
-    config = _config(given)
-    workdir = _writable(given.workdir or pathlib.Path("runs") / config.name)
+    hosts = flags.parse_hosts(args.multihost)
+    config = _build_config(args)
+    workdir = _make_writable(args.workdir or pathlib.Path("runs") / config.name)
     if hosts is not None:
         from ccu_jax.distributed import hosts as processes
 
         with processes.patient():
             processes.join_hosts(hosts)
-    _keep_compiled()
+    _set_compilation_cache()
 
-    if given.tune:
+    if args.tune:
         from ccu_jax.experiments import tune
 
-        tune.tune(config, workdir, given.tune)
-    elif given.ablate:
+        tune.tune(config, workdir, args.tune)
+    elif args.ablate:
         from ccu_jax.experiments import ablate
 
         ablate.ablate(config, workdir)
     else:
         from ccu_jax.experiments import run
 
-        run.run(config, workdir, given.purge, given.audit, given.shadows)
+        run.run(config, workdir, args.purge, args.audit, args.shadows)
     return 0
 
 
-def _set_environment(devices: int | None) -> None:
-    """Sets what must be known before JAX (and TensorFlow) are imported."""
-    # TensorFlow reads both and prints several lines without them.
+def _set_environment(num_devices: int | None) -> None:
+    """Sets the variables that JAX and TensorFlow read when they are imported."""
+    # Without these, TensorFlow logs several lines.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    if devices is None:
+    if num_devices is None:
         return
     flag = "--xla_force_host_platform_device_count"
     others = [f for f in os.environ.get("XLA_FLAGS", "").split() if flag not in f]
-    os.environ["XLA_FLAGS"] = " ".join([*others, f"{flag}={devices}"])
+    os.environ["XLA_FLAGS"] = " ".join([*others, f"{flag}={num_devices}"])
     # Simulated devices wait for each other in XLA's thread pool. With no more threads
     # than cores they never all get one, and XLA aborts after a minute.
-    os.environ["NPROC"] = str(max(int(_NPROC), 2 * devices))
-    # Else a GPU, if there is one, would be used and the simulated devices would not.
+    os.environ["NPROC"] = str(max(_MIN_XLA_THREADS, 2 * num_devices))
+    # Otherwise JAX would use a GPU, if there is one, instead of the simulated devices.
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _list() -> None:
+def _print_list() -> None:
     from ccu_jax.data import DATASETS
     from ccu_jax.methods import METHODS
 
@@ -149,69 +145,66 @@ def _list() -> None:
     print("data sets:", ", ".join(DATASETS))
 
 
-def _config(given: argparse.Namespace) -> Config:
-    """Loads the configuration, applies the flags and checks what is in it."""
+def _build_config(args: argparse.Namespace) -> Config:
+    """Loads the configuration, applies the flags and checks the result."""
     from ccu_jax.methods import METHODS
 
-    config = load_config(given.config, given.set)
-    if given.methods == ["all"]:
-        given.methods = list(METHODS)
+    config = load_config(args.config, args.set)
     values = {
-        "data.dir": given.data_dir and str(given.data_dir),
-        "methods": given.methods,
-        "seeds": given.seeds,
-        "unlearn.rule": given.unlearn,
+        "data.dir": args.data_dir and str(args.data_dir),
+        "methods": list(METHODS) if args.methods == ["all"] else args.methods,
+        "seeds": args.seeds,
+        "unlearn.rule": args.unlearn,
     }
     for key, value in values.items():
         if value is not None:
             config = replace_value(config, key, value)
-    for name, values in (("methods", config.methods), ("seeds", config.seeds)):
-        if not values:
-            raise UserError(f"{name}: none is given")
-        if twice := {v for v in values if values.count(v) > 1}:
-            raise UserError(f"{name}: {min(twice)} is given more than once")
+    for key, items in (("methods", config.methods), ("seeds", config.seeds)):
+        if not items:
+            raise UserError(f"{key}: empty list; pass at least one with --{key}")
+        if repeated := {item for item in items if items.count(item) > 1}:
+            raise UserError(f"{key}: {min(repeated)} is repeated; pass each only once")
     for method in config.methods:
         if method not in METHODS:
-            raise UserError(
-                f"there is no method {method!r}; {suggest(method, METHODS)}"
-            )
+            raise UserError(f"methods: unknown {method!r}; {suggest(method, METHODS)}")
     check_values(config)
     return config
 
 
-def _writable(workdir: pathlib.Path) -> pathlib.Path:
-    """Makes the folder and writes to it, so that a run cannot fail there at its end."""
+def _make_writable(workdir: pathlib.Path) -> pathlib.Path:
+    """Creates the folder and writes to it, so that a run cannot fail there later."""
     try:
         workdir = workdir.resolve()
-        # Its files say who was forgotten. A folder that exists stays as open as it is.
+        # Only for the owner: its files name the images that were forgotten. An existing
+        # folder keeps its mode.
         workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir) as file:
             file.write(bytes(4096))
     except OSError as error:
         raise UserError(
-            f"cannot write to {workdir}: {error.strerror or error}; "
-            "give another folder with --workdir"
+            f"{workdir}: cannot be written ({error.strerror or error}); choose another "
+            "folder with --workdir"
         ) from error
     return workdir
 
 
-def _keep_compiled() -> None:
-    """Lets the next run reuse what this one compiles, unless the user has said where.
+def _set_compilation_cache() -> None:
+    """Caches compiled programs for later runs, unless the user has set a folder.
 
-    What lies there is code that is run: it is a folder of the user's own, and not one
-    of a working folder that may come from somebody else.
+    The cache is in the user's home and not in the working folder: its content is
+    executed, and a working folder may come from somebody else.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    above = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(above):
-        above = os.path.join(os.path.expanduser("~"), ".cache")
-    if not os.path.isabs(above):  # no home: each run compiles for itself
+    parent = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(parent):
+        parent = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(parent):  # no home folder: no cache
         return
-    cache = pathlib.Path(above, "ccu_jax")
+    cache = pathlib.Path(parent, "ccu_jax")
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:  # or one that cannot be written
+    except OSError:  # not writable: no cache
         return
 
     import jax
@@ -220,42 +213,41 @@ def _keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _stop(*_) -> NoReturn:
-    """Ends the process at Ctrl-C, at once.
+def _exit_on_interrupt(*_) -> NoReturn:
+    """Ends the process at Ctrl-C at once.
 
-    Not by an exception: one that comes up inside of a library may be swallowed there,
-    become an ImportError, or crash threads that are still at work. What is on the disk
-    is whole at any moment.
+    Not by an exception: a library may swallow it or turn it into an ImportError, or its
+    threads may crash. Files are written atomically, so any moment is safe.
     """
-    with contextlib.suppress(Exception):  # it may just be writing
+    with contextlib.suppress(Exception):  # stdout may be in the middle of a write
         sys.stdout.flush()
     show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
     os.write(2, f"{show_cursor}{_STOPPED}\n".encode())
     os._exit(130)
 
 
-def _leave() -> NoReturn:
-    """Runs `main` and ends the process."""
-    # Where it is ignored (nohup), or somebody else's, it stays so.
+def run_process() -> NoReturn:
+    """Installs the signal handlers, runs `main` and ends the process."""
+    # SIGINT may be ignored (nohup) or handled by another program: leave that as it is.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _stop)
+        signal.signal(signal.SIGINT, _exit_on_interrupt)
     preemption.install()
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:
-        code = _unread()
+        code = _report_closed_pipe()
     except BaseException as error:
         code = 1
         if isinstance(error, SystemExit):  # --help and --version
             code = error.code if isinstance(error.code, int) else 1
         else:
             traceback.print_exc()
-    processes = sys.modules.get("ccu_jax.distributed.hosts")
-    if code == 0 and (processes is None or processes.process_index_and_count()[1] == 1):
+    hosts = sys.modules.get("ccu_jax.distributed.hosts")
+    if code == 0 and (hosts is None or hosts.process_index_and_count()[1] == 1):
         sys.exit(0)
-    # An orderly exit waits for the other hosts, who may be gone by now, and for threads
-    # of libraries, which say in many lines what has been said in one.
+    # A normal exit would wait for other hosts, which may be lost, and for threads of
+    # libraries, which would log errors after ours.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -263,4 +255,4 @@ def _leave() -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave()
+    run_process()

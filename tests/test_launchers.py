@@ -1,8 +1,10 @@
-"""The files of `launch/` that start one process per host: each ends in one command."""
+"""The scripts of `launch/`: the environments they make and the commands they start."""
 
 import os
 import pathlib
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -12,171 +14,216 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.s[hb]*"), ROOT / ".ci/run"])
 COMMAND = ["-m", "ccu_jax.launch"]
+PYTHON = str(pathlib.Path(sys.prefix, "bin/python"))
 
 
-def script(name, *argv, **env):
+def run_script(path, *argv, **env):
+    """Runs a script of which every command is only printed."""
     return subprocess.run(
-        ["bash", ROOT / "launch" / name, *argv],
-        env=os.environ | {"CCU_JAX_DRY_RUN": "1", "VIRTUAL_ENV": sys.prefix} | env,
+        ["bash", path, *argv],
+        env=os.environ | {"CCU_JAX_DRY_RUN": "1"} | env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
+        check=False,
     )
 
 
+def printed_command(name, *argv):
+    done = run_script(ROOT / "launch" / name, *argv, VIRTUAL_ENV=sys.prefix)
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_sound_bash_and_say_first_what_they_are(path):
+def test_scripts_are_valid_bash_with_a_comment_on_top(path):
     lint = [pathlib.Path(sys.prefix, "bin/shellcheck"), "-x", "-S", "warning"]
     for command in (["bash", "-n"], [*lint, "-P", ROOT, "-P", ROOT / "launch"]):
-        done = subprocess.run([*command, path], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, path], capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     head = path.read_text("utf-8").splitlines()[:2]
     assert any(line.startswith("# ") for line in head)
 
 
-def test_slurm_starts_the_command_once_for_each_gpu():
-    done = script("slurm.sbatch", "--config", "tiny", "--workdir", "/a b")
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A checkout without `.venv`, at a path with spaces."""
+    folder = tmp_path / "a clean clone"
+    for name in ("launch", ".ci"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("setup.cfg", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name, argv, last",
+    [
+        ("launch/first_run.sh", ["--set", "name=x y"], r"--config mmimdb .*name=x\\ y"),
+        ("launch/test.sh", ["-k", "launch"], r"-m pytest -m slow .*-k launch"),
+        (".ci/run", [], r"-m pytest -m slow"),
+        (
+            "launch/local.sh",
+            ["2", "4", "--config", "tiny"],
+            r"--devices 4 --multihost 127.0.0.1:\w+ 2 1 --config tiny",
+        ),
+    ],
+)
+def test_a_script_makes_an_environment_and_then_runs(clone, name, argv, last):
+    done = run_script(clone / name, *argv)
     assert done.returncode == 0, done.stderr
-    argv = shlex.split(done.stdout)
-    # It does not take over how many cores each was given.
-    # The processes end each other, with a code that says whether to start again.
+    assert "error" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert re.search(r"-m venv .*/a\\ clean\\ clone/\.venv", lines[0])
+    assert "-m pip install" in lines[1]
+    assert re.search(last, lines[-1]), lines[-1]
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("has_python", [False, True])
+def test_a_python_that_cannot_make_environments_is_one_line(
+    clone, tmp_path, has_python
+):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cat", "cksum"):
+        (tools / name).symlink_to(shutil.which(name))
+    message = "error: there is no Python 3.11 or newer"
+    if has_python:
+        python = tools / "python3.12"
+        python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\n')
+        python.chmod(0o755)
+        message = "python3.12 has no ensurepip .* apt install python3-venv"
+    done = run_script(clone / "launch/first_run.sh", PATH=str(tools))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(message, done.stderr) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, argv",
+    [
+        *(("local.sh", argv) for argv in ([], ["2"], ["2", "x"], ["0", "1"])),
+        *(("tpu_vm.sh", argv) for argv in ([], ["s"], ["s", "--config"], ["", "z"])),
+    ],
+)
+def test_wrong_arguments_of_a_script_are_one_line(name, argv):
+    done = run_script(ROOT / "launch" / name, *argv, VIRTUAL_ENV=sys.prefix)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: usage: ") and done.stderr.count("\n") == 1
+
+
+def test_slurm_starts_one_process_per_gpu():
+    argv = printed_command("slurm.sbatch", "--config", "tiny", "--workdir", "/a b")
+    # The processes end each other, with a code that says whether to restart.
     assert argv[:3] == ["srun", "--kill-on-bad-exit=0", "--wait=180"]
-    assert argv[3:5] == [
-        "--cpus-per-task=8",
-        str(pathlib.Path(sys.prefix, "bin/python")),
-    ]
-    assert argv[5:7] == COMMAND
+    # srun does not inherit the cores per task.
+    assert argv[3:7] == ["--cpus-per-task=8", PYTHON, *COMMAND]
     assert argv[7:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
     settings = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]
         for line in (ROOT / "launch/slurm.sbatch").read_text("utf-8").splitlines()
         if line.startswith("#SBATCH ")
     )
-    # JAX gives each process the GPU of its number on the node.
+    # JAX gives each process the GPU of its index on the node.
     assert settings["ntasks-per-node"] == settings["gpus-per-node"]
     assert settings["cpus-per-task"] == "8"
     assert settings["signal"].startswith("TERM@") and "requeue" in settings
 
 
-def test_a_tpu_slice_gets_the_command_on_every_host():
-    flags = ["--config", "tiny", "--unlearn", "class:a 'b'"]
-    done = script("tpu_vm.sh", "slice", "us-east5-b", *flags)
-    assert done.returncode == 0, done.stderr
-    argv = shlex.split(done.stdout)
+@pytest.mark.parametrize(
+    "flags", [[], ["--config", "tiny", "--unlearn", "class:a 'b'"]]
+)
+def test_a_tpu_slice_runs_the_command_on_every_host(flags):
+    argv = printed_command("tpu_vm.sh", "slice", "us-east5-b", *flags)
     assert argv[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice"]
     assert argv[6:11] == ["--zone", "us-east5-b", "--worker", "all", "--command"]
-    # What the shell on the hosts makes of it.
-    place, _, command = argv[11].partition(" && ")
-    assert place == "cd ~/ccu_jax"
-    words = shlex.split(command)
-    assert words[:3] == [".venv/bin/python", *COMMAND]
-    assert words[3:] == [*flags, "--multihost"]
+    # The shell on the hosts splits the command again.
+    folder, _, command = argv[11].partition(" && ")
+    assert folder == "cd ~/ccu_jax"
+    assert shlex.split(command) == [
+        *(".venv/bin/python", *COMMAND, *flags, "--multihost")
+    ]
 
 
-def test_a_tpu_slice_without_flags_gets_none():
-    done = script("tpu_vm.sh", "slice", "us-east5-b")
-    assert shlex.split(done.stdout)[11].endswith(" -m ccu_jax.launch --multihost")
-
-
-@pytest.mark.parametrize("argv", [[], ["slice"], ["slice", "--config"], ["", "zone"]])
-def test_a_wrong_use_of_the_tpu_script_is_one_line(argv):
-    done = script("tpu_vm.sh", *argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: usage: ") and done.stderr.count("\n") == 1
-
-
-# The fields of a JobSet that are used here, as Kubernetes spells them: what is below
-# each, or the kind of its value.
-_TEXT, _NUMBER = str, int
-_SIZES = {"google.com/tpu": _NUMBER}
+# The fields of the JobSet as Kubernetes spells them: their fields, or their type.
+_SIZES = {"google.com/tpu": int}
 _CONTAINER = {
-    "name": _TEXT,
-    "image": _TEXT,
-    "command": [_TEXT],
-    "env": [{"name": _TEXT, "value": _TEXT}],
+    "name": str,
+    "image": str,
+    "command": [str],
+    "env": [{"name": str, "value": str}],
     "resources": {"requests": _SIZES, "limits": _SIZES},
-    "volumeMounts": [{"name": _TEXT, "mountPath": _TEXT}],
+    "volumeMounts": [{"name": str, "mountPath": str}],
 }
 _POD = {
-    "restartPolicy": _TEXT,
-    "terminationGracePeriodSeconds": _NUMBER,
+    "restartPolicy": str,
+    "terminationGracePeriodSeconds": int,
     "nodeSelector": {
-        "cloud.google.com/gke-tpu-accelerator": _TEXT,
-        "cloud.google.com/gke-tpu-topology": _TEXT,
+        "cloud.google.com/gke-tpu-accelerator": str,
+        "cloud.google.com/gke-tpu-topology": str,
     },
     "containers": [_CONTAINER],
-    "volumes": [{"name": _TEXT, "persistentVolumeClaim": {"claimName": _TEXT}}],
+    "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
 }
-_EXIT = {"containerName": _TEXT, "operator": _TEXT, "values": [_NUMBER]}
+_EXIT_CODES = {"containerName": str, "operator": str, "values": [int]}
 _JOB = {
-    "parallelism": _NUMBER,
-    "completions": _NUMBER,
-    "completionMode": _TEXT,
-    "backoffLimit": _NUMBER,
-    "podFailurePolicy": {"rules": [{"action": _TEXT, "onExitCodes": _EXIT}]},
+    "parallelism": int,
+    "completions": int,
+    "completionMode": str,
+    "backoffLimit": int,
+    "podFailurePolicy": {"rules": [{"action": str, "onExitCodes": _EXIT_CODES}]},
     "template": {"spec": _POD},
 }
-_TOPOLOGY = "alpha.jobset.sigs.k8s.io/exclusive-topology"
-_RULE = {"name": _TEXT, "action": _TEXT, "onJobFailureReasons": [_TEXT]}
-_JOBS = {"name": _TEXT, "replicas": _NUMBER, "template": {"spec": _JOB}}
+_RULE = {"name": str, "action": str, "onJobFailureReasons": [str]}
 _JOBSET = {
-    "apiVersion": _TEXT,
-    "kind": _TEXT,
-    "metadata": {"name": _TEXT, "annotations": {_TOPOLOGY: _TEXT}},
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {
+        "name": str,
+        "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": str},
+    },
     "spec": {
-        "failurePolicy": {"maxRestarts": _NUMBER, "rules": [_RULE]},
-        "replicatedJobs": [_JOBS],
+        "failurePolicy": {"maxRestarts": int, "rules": [_RULE]},
+        "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": _JOB}}],
     },
 }
 
 
-def _like(found, schema, place="jobset"):
-    """Fails where a tree has another field, lacks one, or has one of another kind."""
-    if isinstance(schema, dict):
-        assert isinstance(found, dict) and found.keys() == schema.keys(), place
-        for name, below in schema.items():
-            _like(found[name], below, f"{place}.{name}")
-    elif isinstance(schema, list):
-        assert isinstance(found, list) and found, place
-        for one in found:
-            _like(one, schema[0], place)
-    else:
-        assert type(found) is schema, place
+def _fields(tree):
+    """The field names and types of a tree, with one item for each list."""
+    if isinstance(tree, dict):
+        return {name: _fields(item) for name, item in tree.items()}
+    if isinstance(tree, list):
+        (fields,) = {str(x): x for x in map(_fields, tree)}.values()
+        return [fields]
+    return type(tree)
 
 
-def test_the_jobset_has_all_fields_that_it_needs_and_no_misspelt_one():
+def test_the_jobset_restarts_all_pods_together_and_stops_at_a_user_error():
     jobset = yaml.safe_load((ROOT / "launch/gke_jobset.yaml").read_text("utf-8"))
-    _like(jobset, _JOBSET)
-    spec = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    spec["nodeSelecter"] = spec.pop("nodeSelector")
-    with pytest.raises(AssertionError, match="template.spec"):
-        _like(jobset, _JOBSET)
-
-
-def test_the_jobset_is_whole_and_starts_the_command_in_each_pod():
-    text = (ROOT / "launch/gke_jobset.yaml").read_text("utf-8")
-    jobset = yaml.safe_load(text)
+    assert _fields(jobset) == _JOBSET
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert jobset["kind"] == "JobSet" and jobset["metadata"]["name"]
-    (jobs,) = jobset["spec"]["replicatedJobs"]
-    job = jobs["template"]["spec"]
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["completionMode"] == "Indexed"
     assert job["parallelism"] == job["completions"]
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
     assert container["command"][:3] == ["python", *COMMAND]
     assert container["command"][-1] == "--multihost"
-    # All must restart together: none may be started again on its own.
+    # No pod may be restarted on its own.
     assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
-    # But what would fail again ends the whole.
+    # Exit code 2 would come again, so it ends the JobSet.
     (rule,) = job["podFailurePolicy"]["rules"]
     codes = {"containerName": container["name"], "operator": "In", "values": [2]}
     assert rule == {"action": "FailJob", "onExitCodes": codes}
     policy = jobset["spec"]["failurePolicy"]
     assert policy["maxRestarts"] > 0
-    (ends,) = policy["rules"]
-    assert ends["action"] == "FailJobSet"
-    assert ends["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert policy["rules"][0]["action"] == "FailJobSet"
+    assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}

@@ -133,7 +133,7 @@ def measure(
         seed: of the run.
         sets: of the seed.
         methods: finished ones.
-        tier: of `flags.TIERS`.
+        tier: one of `flags.AUDIT_TIERS`.
         shadows: size of the pool.
     """
     if tier not in _MODELS:

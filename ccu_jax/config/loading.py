@@ -31,7 +31,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise UserError(f"{override!r} sets nothing; write key=value")
         key, text = key.strip(), text.strip()
-        config = replace_value(config, key, parse(text, field_type(Config, key), key))
+        config = replace_value(config, key, parse(text, field_type(Config, key)))
     # The name becomes the name of a folder, so it must not contain a path.
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise UserError(

@@ -23,7 +23,7 @@ from ccu_jax.config.validation import (
 class Finetune:
     """Fine-tuning on the retain set."""
 
-    epochs: Positive = 5.0  # of the retain set, unless a class says otherwise
+    epochs: Positive = 5.0  # of the retain set, unless a section says otherwise
     batch: Count = 64  # the default of training, so that both share an executable
     learning_rate: Positive = 5e-4
 
@@ -36,58 +36,98 @@ class L1Sparse(Finetune):
 
 
 @dataclass(frozen=True)
+class CoUn(Finetune):
+    """CoUn (Khalil et al. 2025)."""
+
+    contrast_weight: NonNegative = 0.5
+    temperature: Positive = 0.1
+
+
+@dataclass(frozen=True)
+class UnlearnSetTraining:
+    """Fields of methods that train on the unlearn set alone."""
+
+    epochs: Positive = 5.0  # of the unlearn set
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 1e-4
+
+
+@dataclass(frozen=True)
+class Delete(UnlearnSetTraining):
+    """DELETE (Zhou et al. 2025)."""
+
+
+@dataclass(frozen=True)
+class BothSetsTraining:
+    """Fields of methods that train on batches of both sets."""
+
+    epochs: Positive = 4.0  # of the retain set, unless a section says otherwise
+    batch: Count = 64
+    unlearn_batch: Count = 32
+    learning_rate: Positive = 3e-4
+
+
+@dataclass(frozen=True)
+class MultiDelete(BothSetsTraining):
+    """MultiDelete (Cheng & Amiri 2024)."""
+
+    epochs: Positive = 3.0
+
+
+@dataclass(frozen=True)
 class EarlyStop:
-    """Stopping when the unlearn set scores like the validation set."""
+    """Fields of methods that can stop once the unlearn set scores like validation."""
 
     stop: bool = False
     check_every: Count = 2  # steps between checks
 
 
 @dataclass(frozen=True)
-class GradientAscent(EarlyStop):
+class GradientAscent(EarlyStop, UnlearnSetTraining):
     """Gradient ascent on the unlearn set (Golatkar et al. 2020)."""
 
-    epochs: Positive = 5.0  # of the unlearn set
-    unlearn_batch: Count = 32
-    learning_rate: Positive = 1e-4
     loss_cap: NonNegative = 2.0  # upper bound of the loss, in units of the chance loss
 
 
 @dataclass(frozen=True)
-class NegGradPlus(EarlyStop):
+class NegGradPlus(EarlyStop, BothSetsTraining):
     """NegGrad+ (Kurmanji et al. 2023)."""
 
-    epochs: Positive = 4.0
     batch: Count = 128
-    unlearn_batch: Count = 32
     learning_rate: Positive = 5e-4
     retain_weight: Fraction = 0.9  # of the retain loss; the ascent has the rest
     loss_cap: NonNegative = 2.0  # as in GradientAscent
 
 
 @dataclass(frozen=True)
-class RandomLabel(EarlyStop):
+class RandomLabel(EarlyStop, BothSetsTraining):
     """Random labels (Graves et al. 2021), or SalUn (Fan et al. 2024)."""
 
-    epochs: Positive = 4.0
-    batch: Count = 64
     unlearn_batch: Count = 16
-    learning_rate: Positive = 3e-4
     unlearn_weight: NonNegative = 0.5  # of the unlearn set's loss
     # Parameters that are trained, those with the largest gradient; SalUn if below 1.
     saliency_fraction: Annotated[float, Range(0, 1, exclude_low=True)] = 1.0
 
 
 @dataclass(frozen=True)
-class LastLayers:
-    """CF-k and EU-k (Goel et al. 2022) on stored features."""
+class BadTeacher(EarlyStop, BothSetsTraining):
+    """Bad teacher (Chundawat et al. 2023)."""
 
-    layers: Literal["head", "tail"] = "head"  # "tail": all behind the frozen trunk
-    reinitialize: bool = False  # train from scratch (EU-k) instead of fine-tune (CF-k)
-    epochs: Positive = 10.0
-    batch: Count = 64
-    learning_rate: Positive = 2e-3
-    max_retain_rows: NonNegativeInt = 0  # retain rows with features; 0: all
+    epochs: Positive = 2.0
+    unlearn_batch: Count = 16
+    temperature: Positive = 1.0
+    unlearn_weight: NonNegative = 1.0  # of the untrained teacher's loss
+
+
+@dataclass(frozen=True)
+class Contrastive(EarlyStop, BothSetsTraining):
+    """Contrastive Unlearning (Lee et al. 2024)."""
+
+    # `epochs` counts passes over the unlearn set.
+    repeats: Count = 4  # retain batches for each unlearn batch
+    temperature: Positive = 0.2
+    contrast_weight: NonNegative = 0.3
+    task_weight: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,34 +146,15 @@ class Scrub:
 
 
 @dataclass(frozen=True)
-class BadTeacher(EarlyStop):
-    """Bad teacher (Chundawat et al. 2023)."""
+class LastLayers:
+    """CF-k and EU-k (Goel et al. 2022) on stored features."""
 
-    epochs: Positive = 2.0
+    layers: Literal["head", "tail"] = "head"  # "tail": all behind the frozen trunk
+    reinitialize: bool = False  # train from scratch (EU-k) instead of fine-tune (CF-k)
+    epochs: Positive = 10.0
     batch: Count = 64
-    unlearn_batch: Count = 16
-    learning_rate: Positive = 3e-4
-    temperature: Positive = 1.0
-    unlearn_weight: NonNegative = 1.0  # of the untrained teacher's loss
-
-
-@dataclass(frozen=True)
-class Delete:
-    """DELETE (Zhou et al. 2025)."""
-
-    epochs: Positive = 5.0  # of the unlearn set
-    unlearn_batch: Count = 32
-    learning_rate: Positive = 1e-4
-
-
-@dataclass(frozen=True)
-class MultiDelete:
-    """MultiDelete (Cheng & Amiri 2024)."""
-
-    epochs: Positive = 3.0
-    batch: Count = 64
-    unlearn_batch: Count = 32
-    learning_rate: Positive = 3e-4
+    learning_rate: Positive = 2e-3
+    max_retain_rows: NonNegativeInt = 0  # retain rows with features; 0: all
 
 
 @dataclass(frozen=True)
@@ -159,28 +180,6 @@ class SfrOn:
     focal_exponent: NonNegative = 1.0  # weights rows by loss^-focal_exponent
     slow_fraction: Fraction = 0.5  # step of the slow parameters towards the fast ones
     max_rows: NonNegativeInt = 4000  # rows of the Fisher of the retain set; 0: all
-
-
-@dataclass(frozen=True)
-class Contrastive(EarlyStop):
-    """Contrastive Unlearning (Lee et al. 2024)."""
-
-    epochs: Positive = 4.0  # of the unlearn set
-    repeats: Count = 4  # retain batches for each unlearn batch
-    batch: Count = 64
-    unlearn_batch: Count = 32
-    learning_rate: Positive = 3e-4
-    temperature: Positive = 0.2
-    contrast_weight: NonNegative = 0.3
-    task_weight: NonNegative = 1.0
-
-
-@dataclass(frozen=True)
-class CoUn(Finetune):
-    """CoUn (Khalil et al. 2025)."""
-
-    contrast_weight: NonNegative = 0.5
-    temperature: Positive = 0.1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from ccu_jax.errors import UserError
@@ -88,24 +88,15 @@ def _annotation(section: type, name: str, parent: str) -> Any:
     return fields[name]
 
 
-def parse(text: str, annotation: Any, key: str) -> Any:
-    """Converts text to the type of an annotation; `validate` checks the result.
-
-    Raises:
-        UserError: A tuple of fixed length has another number of items.
-    """
+def parse(text: str, annotation: Any) -> Any:
+    """Converts text to the type of an annotation; `validate` checks the result."""
     type_, _, is_optional = _split(annotation)
     if is_optional and text.lower() in ("none", "null"):
         return None
     if typing.get_origin(type_) is tuple:
+        item_type = typing.get_args(type_)[0]
         items = text.split(",") if text else []
-        item_types = _item_types(type_, len(items))
-        if item_types is None:
-            raise UserError(f"{key}: {text!r} is not {_describe(type_)}")
-        return tuple(
-            parse(item.strip(), item_type, key)
-            for item, item_type in zip(items, item_types, strict=True)
-        )
+        return tuple(parse(item.strip(), item_type) for item in items)
     if type_ is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if type_ in (int, float):
@@ -119,8 +110,8 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
 
     Args:
         value: Plain data: dicts, lists and scalars.
-        annotation: A dataclass, int, float, bool, str, a `Literal` of strings, a tuple
-            of these, or one of them with `| None` or in `Annotated` with a `Range`.
+        annotation: A dataclass, int, float, bool, str, a `Literal` of strings, a
+            `tuple[X, ...]` of these, or one of them with `| None` or in `Annotated` with a `Range`.
         key: The dotted key; empty for the whole tree.
 
     Raises:
@@ -143,10 +134,8 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
             raise UserError(f"{key}={value!r}: {suggest(str(value), choices)}")
         return value
     if typing.get_origin(type_) is tuple and isinstance(value, list | tuple):
-        item_types = _item_types(type_, len(value))
-        if item_types is not None:
-            pairs = zip(value, item_types, strict=True)
-            return tuple(validate(item, item_type, key) for item, item_type in pairs)
+        item_type = typing.get_args(type_)[0]
+        return tuple(validate(item, item_type, key) for item in value)
     if type_ is float and type(value) in (int, float) and math.isfinite(value):
         value = float(value)
     elif type(value) is not type_ or type_ not in (int, bool, str):
@@ -169,21 +158,8 @@ def _split(annotation: Any) -> tuple[Any, Range | None, bool]:
     return annotation, None, is_optional
 
 
-def _item_types(type_: Any, length: int) -> Sequence[Any] | None:
-    """Returns the types of a tuple's items, or None where it has another length."""
-    item_types = typing.get_args(type_)
-    if item_types[-1] is Ellipsis:
-        return item_types[:1] * length
-    return item_types if len(item_types) == length else None
-
-
 def _describe(type_: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false"}
-    if typing.get_origin(type_) is tuple:
-        item_names = [_describe(_split(t)[0]) for t in typing.get_args(type_)]
-        if typing.get_args(type_)[-1] is Ellipsis:
-            return f"a list ({item_names[0]}, and so on)"
-        return f"a list of {len(item_names)}: {', '.join(item_names)}"
     if dataclasses.is_dataclass(type_):
         return "a section"
-    return names.get(type_, "a text")
+    return "a list" if typing.get_origin(type_) is tuple else names.get(type_, "a text")

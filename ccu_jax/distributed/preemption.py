@@ -68,7 +68,7 @@ def tell() -> None:
 def leave() -> NoReturn:
     """Ends the process, from whichever thread.
 
-    Not by an exception: see `launch._stop`.
+    Not by an exception: see `launch._exit_on_interrupt`.
     """
     _leaving.acquire()  # once
     if _Word.goodbye is not None:

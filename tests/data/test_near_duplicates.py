@@ -11,7 +11,6 @@ from PIL import Image, ImageEnhance
 from ccu_jax.data import near_duplicates as duplicates
 from ccu_jax.data.clipart import CLIPART
 from ccu_jax.data.preparation import images as pictures
-from ccu_jax.storage.columns import ColumnReader
 
 SIZE = 48
 
@@ -136,13 +135,3 @@ def test_shrinking_is_averaging(side):
     if side == 48:
         by_hand = stored.reshape(2, 16, 3, 16, 3, 3).mean((2, 4))
         np.testing.assert_allclose(small, by_hand, rtol=1e-5)
-
-
-def test_rows_are_read_without_mapping_the_file(tmp_path):
-    stored = np.random.default_rng(0).integers(0, 255, (9, 2, 2, 3), np.uint8)
-    np.save(tmp_path / "x.npy", stored)
-    rows = ColumnReader(tmp_path / "x.npy")
-    assert len(rows) == 9
-    np.testing.assert_array_equal(rows.slice(2, 5), stored[2:5])
-    np.testing.assert_array_equal(rows.take(np.array([7, 0, 7])), stored[[7, 0, 7]])
-    rows.close()

@@ -136,7 +136,7 @@ def assert_named(message, *words):
         ("--config own.py --audit standard --shadows 6", "--shadows --audit rigorous"),
         ("--config own.py --audit strict", "--audit 'strict' 'smoke' 'rigorous'"),
         ("--config own.py --audit rigorous --shadows 7", "--shadows '7' even"),
-        ("--config own.py --audit rigorous --shadows 4", "--shadows '4' from 6"),
+        ("--config own.py --audit rigorous --shadows 4", "--shadows '4' least 6"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_right_ones(config, capsys, argv, words):

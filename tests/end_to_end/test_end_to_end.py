@@ -567,12 +567,12 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
         "checkpoints/original-0/features"
     }
     _assert_features_are_gone(copy, features, told)
-    from ccu_jax import inference as classifier
     from ccu_jax.errors import UserError
+    from ccu_jax.inference import load_classifier
 
     with pytest.raises(UserError, match="purged"):
-        classifier.load(copy, "original")
-    assert classifier.load(copy, "ccu_plus").classes
+        load_classifier(copy, "original")
+    assert load_classifier(copy, "ccu_plus").classes
     assert "| ccu_plus |" in run_command(*argv)
     for more in (["--seeds", "0,1"], ["--audit", "standard"]):
         process = start_command(*argv, *more)
@@ -613,7 +613,7 @@ def test_a_run_needs_no_tensorflow_to_be_imported():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["original", "ccu_plus"])
 def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, method):
-    from ccu_jax import inference as classifier
+    from ccu_jax.inference import load_classifier
 
     stored = predictions.load_predictions(finished[0] / "outputs" / f"{method}-0.npz")
     folder = ROOT / "ccu_jax" / "data" / "clipart"
@@ -621,40 +621,40 @@ def test_a_model_of_a_run_can_be_loaded_and_says_what_was_stored(finished, metho
     rows = {row["id"]: row for row in map(json.loads, lines)}
     some = np.flatnonzero(stored.split == "test")[:70]
     chosen = [rows[i] for i in stored.id[some]]
-    loaded = classifier.load(finished[0], method)
+    loaded = load_classifier(finished[0], method)
     images = [folder / row["image"] for row in chosen]
     images[0] = images[0].read_bytes()
-    said = loaded.probabilities(images, [row["text"] for row in chosen])
+    said = loaded.predict_probabilities(images, [row["text"] for row in chosen])
     for view, logits in stored.logits.items():
         odds = np.exp(logits[some].astype(float))
         expected = odds / odds.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(said[view], expected, atol=1e-4)
     # Alone, a picture is seen as such in all views that look at it.
-    alone = loaded.probabilities(images[:1], [None])
+    alone = loaded.predict_probabilities(images[:1], [None])
     np.testing.assert_allclose(alone["image"], said["image"][:1], atol=1e-6)
     np.testing.assert_allclose(alone["fused"].sum(), 1)
 
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_named(finished, copy, tmp_path):
-    from ccu_jax import inference as classifier
     from ccu_jax.errors import UserError
+    from ccu_jax.inference import load_classifier
 
-    with pytest.raises(UserError, match="no finished scrub of seed 0; there are: cc"):
-        classifier.load(finished[0], "scrub")
-    with pytest.raises(UserError, match="there are: none"):
-        classifier.load(tmp_path)
+    with pytest.raises(UserError, match="no finished scrub of seed 0; choose from: cc"):
+        load_classifier(finished[0], "scrub")
+    with pytest.raises(UserError, match="choose from: none"):
+        load_classifier(tmp_path)
     (meta,) = copy.glob("checkpoints/ccu_plus-0/params/*/meta/metadata")
     meta.write_bytes(meta.read_bytes()[:-9])
-    remedy = f"missing or damaged .*: remove {copy}/stages/ccu_plus-0.json, and"
+    remedy = f"missing or damaged .*; remove {copy}/stages/ccu_plus-0.json and rerun"
     with pytest.raises(UserError, match=remedy):
-        classifier.load(copy)
-    loaded = classifier.load(finished[0])
-    with pytest.raises(UserError, match="a picture cannot be used: not an image"):
-        loaded.probabilities([b"words"], [None])
-    with pytest.raises(UserError, match="1 pictures and 2 texts"):
-        loaded.probabilities([None], ["one", "two"])
-    assert loaded.probabilities([], [])["fused"].shape == (0, 10)
+        load_classifier(copy)
+    loaded = load_classifier(finished[0])
+    with pytest.raises(UserError, match="image: unusable: not an image"):
+        loaded.predict_probabilities([b"words"], [None])
+    with pytest.raises(UserError, match="1 images but 2 texts"):
+        loaded.predict_probabilities([None], ["one", "two"])
+    assert loaded.predict_probabilities([], [])["fused"].shape == (0, 10)
 
 
 @pytest.mark.slow

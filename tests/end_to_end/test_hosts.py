@@ -173,7 +173,7 @@ def slow(program, executor, start, size):
 step.step_inputs = slow
 sys.argv[1:1] = ["--workdir"]
 sys.argv[1:] += ["--devices", "1", "--set", "run.checkpoint_steps=1000"]
-launch._leave()
+launch.run_process()
 """
 
 
@@ -286,7 +286,7 @@ def busy(*args):
 setattr(module, name, busy)
 sys.argv[1:] = [*sys.argv[3:], "--devices", "1"]
 sys.argv[1:2] = ["--workdir", workdir]
-launch._leave()
+launch.run_process()
 """
 
 
@@ -333,7 +333,7 @@ def main():
 
 launch.main = main
 sys.argv[1:] += ["--devices", "1"]
-launch._leave()
+launch.run_process()
 """
 
 
@@ -366,7 +366,7 @@ def hangs(*args):
 
 step.step_inputs = hangs
 sys.argv[1:] += ["--set", "run.hang_timeout_s=12", "--devices", "1"]
-launch._leave()
+launch.run_process()
 """
 
 

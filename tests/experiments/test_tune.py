@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from ccu_jax.config import loading
+from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Config, check_values, replace_value
 from ccu_jax.distributed import executors as parallel
 from ccu_jax.errors import UserError
@@ -205,31 +205,11 @@ def test_the_table_of_an_ablation_compares_parts_with_the_reference():
 # --- the commands ---------------------------------------------------------------------
 
 
-def test_winners_become_settings(tmp_path, monkeypatch):
-    folder = tmp_path / "tuned"
-    folder.mkdir()
-    monkeypatch.setattr(loading, "_config_folder", lambda: tmp_path)
-    winners = {"scrub": {"learning_rate": 0.25, "epochs": 7}, "finetune": {}}
-    (folder / "own.json").write_text(json.dumps({"winners": winners}))
-    config = loading.apply_tuned(Config(name="own"), "own")
-    assert (config.scrub.learning_rate, config.scrub.epochs) == (0.25, 7)
-    assert config.finetune == Config().finetune
-    (folder / "own.json").write_text(json.dumps({"winners": {"scrub": {"epoch": 7}}}))
-    with pytest.raises(UserError, match="epoch"):
-        loading.apply_tuned(Config(name="own"), "own")
-    for text in ("{", "{}", '{"winners": 3}'):
-        (folder / "own.json").write_text(text)
-        with pytest.raises(UserError, match=r"no tuning\.json"):
-            loading.apply_tuned(Config(name="own"), "own")
-    with pytest.raises(UserError, match=r"no tuning\.json"):
-        loading.apply_tuned(Config(name="own"), "nowhere")
-
-
 @pytest.mark.parametrize(
     "work, methods", [(tune.tune, ("original",)), (ablate.ablate, ("scrub",))]
 )
 def test_nothing_to_vary_is_refused_before_anything_runs(tmp_path, work, methods):
-    config = dataclasses.replace(loading.load_config("tiny"), methods=methods)
+    config = dataclasses.replace(load_config("tiny"), methods=methods)
     more = (3,) if work is tune.tune else ()
     with pytest.raises(UserError, match="methods: none of them"):
         work(config, tmp_path, *more)
@@ -291,4 +271,4 @@ def test_tuning_and_ablation_go_on_where_they_were_and_end_the_same(tmp_path):
     run_command(*flags, "--methods", "ccu_no_stop", "--seeds", "5", "--ablate")
     found = json.loads((tmp_path / "a" / "ablation.json").read_text())
     parts = {row["part"] for row in found if row["method"] == "ccu_no_stop"}
-    assert parts == set(ablate.parts(loading.load_config("tiny").ccu_no_stop))
+    assert parts == set(ablate.parts(load_config("tiny").ccu_no_stop))

@@ -89,12 +89,12 @@ def _damage(path: pathlib.Path, way: str, draw) -> None:
 
 def _unusable(workdir: pathlib.Path, path: pathlib.Path) -> str:
     """What is told to who uses a model that no run had to read again, as its error."""
-    from ccu_jax import inference as classifier
     from ccu_jax.errors import UserError
+    from ccu_jax.inference import load_classifier
 
     method = path.relative_to(workdir).parts[1].rpartition("-")[0]
     try:
-        classifier.load(workdir, method)
+        load_classifier(workdir, method)
     except UserError as error:
         return f"error: {error}"
     return ""

@@ -162,7 +162,7 @@ def _forked(argv, log, environment):
     sys.argv = ["launch", *argv]
     from ccu_jax import launch
 
-    launch._leave()
+    launch.run_process()
 
 
 def _shell(command, log, **more):

@@ -32,7 +32,7 @@ def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
         assert float(getattr(tree, name)) == pytest.approx(x), name
         assert tree.is_active(name) == (x != 0), name
     other = Hyperparameters.from_section(
-        dataclasses.replace(section, pair=3.0, learning_rate=0.5)
+        dataclasses.replace(section, pair_dissociation=3.0, learning_rate=0.5)
     )
     assert jax.tree.structure(other) == jax.tree.structure(tree)
     for changed in ({"pair_dissociation": 0.0}, {"gated_push": 1.0}):

@@ -14,7 +14,6 @@ from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.preparation import ingest as parts
 from ccu_jax.data.readers.base import Counts, Example, SkipExample, Source
 from ccu_jax.errors import UserError
-from ccu_jax.storage.columns import ColumnWriter
 
 SIZE, ROWS = 8, 43
 CONFIG = Data(image_size=SIZE, text_length=5, vocabulary=100)
@@ -209,22 +208,6 @@ def test_groups_are_joined_by_text_or_picture_when_that_is_asked_for(tmp_path):
     assert names["own"] == [f"g{n // 2}" for n in range(24)]
     assert names["image"] == [f"g{n // 2 % 6}" for n in range(24)]
     assert names["text"] == [f"g{n // 2 % 3}" for n in range(24)]
-
-
-def test_a_column_can_be_gone_on_with_and_is_an_npy_file(tmp_path):
-    path, rows = tmp_path / "x.npy", np.arange(30, dtype=np.int32).reshape(10, 3)
-    with ColumnWriter(path, np.int32, (3,)) as column:
-        column.append(rows[:4])
-        column.append(rows[4:9])
-    with ColumnWriter(path, np.int32, (3,), num_rows=7) as column:
-        column.append(rows[7:])
-        column.sync()
-    np.testing.assert_array_equal(np.load(path, mmap_mode="r"), rows)
-    with pytest.raises(ValueError, match="fewer than 11 rows"):
-        ColumnWriter(path, np.int32, (3,), num_rows=11)
-    with pytest.raises(ValueError, match="expected rows of"):
-        with ColumnWriter(tmp_path / "y.npy", np.int32, (3,)) as column:
-            column.append(rows.astype(np.int64))
 
 
 def test_the_journal_says_how_far_the_pass_is(tmp_path):

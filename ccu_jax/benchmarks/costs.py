@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ccu_jax.benchmarks.problems import Sizes
-from ccu_jax.config import Config
 from ccu_jax.distributed.executors import Executor, vmap
 from ccu_jax.train import step
 from ccu_jax.train.program import Program, State
@@ -105,33 +103,6 @@ def _average_refresh(program: Program, count: Callable[[Program], float]) -> flo
 def count_convolutions(text: str) -> int:
     """Counts the convolutions in the text of a compiled program."""
     return len(_CONVOLUTION.findall(text))
-
-
-def training_flops(config: Config, sizes: Sizes, rows: int) -> float:
-    """Computes the FLOPs of a training step from the sizes of its matrix products.
-
-    One forward and two backward products each; the gradient of the image is not needed.
-    """
-    model, length = config.model, sizes.text_length
-    width, patch = model.image_width, model.patch
-    patches = (sizes.image_size // patch) ** 2
-    cell = max(patch // 2, 1)
-    edges = 8 * (patch // cell) ** 2
-    embed = 2 * patches * (3 * patch**2 + edges) * width
-    # The last block attends with two query tokens and outputs these two.
-    image = (model.image_depth - 1) * _block_flops(patches + 1, width)
-    image += 2 * (2 + (patches + 1) * 2) * width**2
-    image += 2 * (2 * 2 * (patches + 1) * width + 2 * width**2 + 16 * width**2)
-    text = model.text_depth * _block_flops(length, model.text_width)
-    both = width + model.text_width
-    heads = 2 * both * (model.embed_dim + sizes.classes)
-    heads += 2 * (both * model.text_width + (both + model.text_width) * sizes.classes)
-    return rows * (2 * embed + 3 * (image + text + heads))
-
-
-def _block_flops(tokens: int, width: int) -> int:
-    attention = 2 * tokens * 3 * width**2 + 4 * tokens**2 * width
-    return attention + 2 * tokens * width**2 + 2 * tokens * 8 * width**2
 
 
 def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:

@@ -102,10 +102,6 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
                 difference = _compare_logits(process, problem)
             for name in names:
                 result = measure_method(problem, name, others, flags.windows, process)
-                if name == "original":
-                    result["flops_by_hand"] = costs.training_flops(
-                        problem.config, sizes, result["rows"]
-                    )
                 results.append(result)
         finally:
             if process is not None:

@@ -13,6 +13,8 @@ from ccu_jax.data import Dataset
 from ccu_jax.distributed import executors
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
+from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.progress import Reporter
 from ccu_jax.train.loop import Loop
 from ccu_jax.train.step import step_inputs
 from ccu_jax.unlearn_sets import splits
@@ -185,6 +187,25 @@ def make_problem(
         multi_label=data.multi_label,
         params=executor.replicate(made.init(jax.random.key(7))),
         seed=seed,
+    )
+
+
+def make_context(problem, data, workdir, loop=None, **unlearn) -> RunContext:
+    """The context of a run without display; `unlearn` changes its configuration."""
+    reporter = Reporter(workdir, active=False)
+    reporter.warn = fail_on_warning
+    section = dataclasses.replace(problem.config.unlearn, **unlearn)
+    return RunContext(
+        config=dataclasses.replace(problem.config, unlearn=section),
+        workdir=workdir,
+        reporter=reporter,
+        executor=problem.executor,
+        data=data,
+        corruptions={},
+        model=problem.model,
+        forward=problem.forward,
+        loop=loop or make_loop(problem),
+        table=problem.table,
     )
 
 

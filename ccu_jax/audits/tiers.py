@@ -78,15 +78,17 @@ def forecast_of(
         return None
     if tier == "smoke":
         return f"audit, smoke: {forecast.format_estimate(seconds)}"
-    known = forecast.measure_pace(ctx)
+    known = forecast.measure_speed(ctx)
     for seed, left in todo.items():
-        seconds += len(left["standard"]) * (2 * known.look + 0.4 * known.training)
+        seconds += len(left["standard"]) * (
+            2 * known.evaluation_s + 0.4 * known.training_s
+        )
         if tier == "rigorous" and left["rigorous"]:
             there = len(list((ctx.workdir / "shadows" / str(seed)).glob("[0-9]*/0")))
-            seconds += max(shadows - there, 0) * (known.training + known.look)
+            seconds += max(shadows - there, 0) * (known.training_s + known.evaluation_s)
             run = [m for m in left["rigorous"] if m not in REFERENCES]
             # Features are not stored for a shadow, and the first one compiles.
-            each = sum(known.method(name) + known.look for name in run)
+            each = sum(known.method_s(name) + known.evaluation_s for name in run)
             seconds += shadows * each + forecast.COMPILE_S * len(run)
     told = f"audit, {tier}: {forecast.format_estimate(seconds)}"
     if tier == "rigorous" and shadows < LEAST:
@@ -141,7 +143,9 @@ def measure(
     with ctx.reporter.stage(_title(seed)) as stage:
         # Of a purged folder there is no original any more: what is kept is all.
         purged = ctx.data.purged
-        problem = None if purged else stages.problem_with_original(ctx, seed, sets, stage)
+        problem = (
+            None if purged else stages.problem_with_original(ctx, seed, sets, stage)
+        )
         _probes(ctx, seed, problem, methods, stage.report_progress)
         if tier == "rigorous":
             _pool(ctx, seed, problem, methods, shadows, stage.report_progress)

@@ -90,7 +90,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     with session.open_run(given, workdir, titles) as (ctx, drawn, methods):
         variants.check_there(ctx)
         runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
-        ctx.reporter.log(forecast.describe_variants(ctx, runs, apart=True))
+        ctx.reporter.log(forecast.describe_variants(ctx, runs, recompile=True))
         for seed, sets in drawn.items():
             stages.run_seed(ctx, seed, sets, methods)
             reference = rows.load_result(rows.result_path(workdir, seed, REFERENCE))

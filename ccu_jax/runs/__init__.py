@@ -1,1 +1,1 @@
-"""runs."""
+"""What the stages of a run share: context, working folder, results and progress."""

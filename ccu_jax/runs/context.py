@@ -1,4 +1,4 @@
-"""The context of a run: everything its stages share, and the problem of a seed."""
+"""The context that all stages of a run share, and the problem of one seed."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -15,14 +15,27 @@ from ccu_jax.unlearn_sets.splits import Sets
 
 
 class RunContext(NamedTuple):
-    """Everything that the stages of a run share."""
+    """What all stages of a run share.
+
+    Attributes:
+        config: the configuration.
+        workdir: the working folder.
+        reporter: writes progress to the screen and to events.jsonl.
+        executor: runs programs on the devices.
+        data: the data set, after corruption.
+        corruptions: what each corruption changed, see `corruptions.apply`.
+        model: the classifier's functions.
+        forward: compiled forward passes.
+        loop: the training loop.
+        table: the columns of `data` on the devices; images may stay on the host.
+    """
 
     config: Config
     workdir: pathlib.Path
     reporter: Reporter
     executor: Executor
     data: Dataset
-    corruptions: dict[str, Any]  # what they came to
+    corruptions: dict[str, Any]
     model: Model
     forward: Forward
     loop: Loop
@@ -30,7 +43,7 @@ class RunContext(NamedTuple):
 
 
 def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
-    """What the methods of a seed are given, without an original."""
+    """Returns the problem of a seed, still without an original and its features."""
     return Problem(
         config=ctx.config,
         model=ctx.model,

@@ -1,6 +1,7 @@
-"""How long a run will take, told before it begins.
+"""Estimates how long a run will take, before it starts.
 
-A guess: from an original that has been trained here, else from one look at some rows.
+The estimate scales the time of an original that was trained in this folder, or else of
+a few forward passes.
 """
 
 import time
@@ -11,94 +12,89 @@ import numpy as np
 
 from ccu_jax.distributed.hosts import wait_until_visible
 from ccu_jax.methods import REFERENCES
-from ccu_jax.runs import results as rows
 from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.results import load_result, result_path
 
-# A step there and back, beside a pass there; of training's time, what a method takes
-# that trains every part, and one that works on stored features.
-_STEP, _WHOLE, _TAIL = 3.5, 0.1, 0.02
-COMPILE_S = 8.0  # for each method, once, and for all seeds
-_ROWS = 256
+# A training step costs this many forward passes over its rows.
+_PASSES_PER_STEP = 3.5
+# The time of a method as a fraction of training: of all modules, of the tail alone.
+_FULL_MODEL_FRACTION, _TAIL_FRACTION = 0.1, 0.02
+COMPILE_S = 8.0  # per method, shared by all seeds
+_MAX_ROWS = 256
+_NUM_PASSES = 4
 
 
-class Pace(NamedTuple):
-    """Seconds on this machine.
+class Speed(NamedTuple):
+    """Seconds that this machine takes.
 
-    `training`: of one model from scratch; `look`: for a pass over all rows.
+    Attributes:
+        training_s: for training one model from scratch.
+        evaluation_s: for one forward pass over all rows.
     """
 
-    training: float
-    look: float
+    training_s: float
+    evaluation_s: float
 
-    def method(self, name: str) -> float:
-        """Seconds for a method and its evaluation, without compiling."""
+    def method_s(self, name: str) -> float:
+        """Returns the seconds of a method and its evaluation, without compilation."""
         if name in REFERENCES:
-            return self.training + self.look
+            return self.training_s + self.evaluation_s
         tail = name.startswith(("ccu", "cf_", "eu_")) and not name.endswith("_full")
-        return (_TAIL if tail else _WHOLE) * self.training + self.look
+        fraction = _TAIL_FRACTION if tail else _FULL_MODEL_FRACTION
+        return fraction * self.training_s + self.evaluation_s
 
 
-def measure_pace(ctx: RunContext) -> Pace:
-    """What is known of this machine.
-
-    Where no original has been trained yet, some rows are looked at with a model that
-    has learned nothing, some times; else no picture is.
-
-    Args:
-        ctx: the context of the run.
-    """
+def measure_speed(ctx: RunContext) -> Speed:
+    """Reads the time of a trained original, or else times forward passes."""
     for seed in ctx.config.seeds:
-        path = rows.result_path(ctx.workdir, seed, "original")
+        path = result_path(ctx.workdir, seed, "original")
         if wait_until_visible(path):
-            seconds = rows.load_result(path)["seconds"]
-            return Pace(seconds["unlearn"], seconds["evaluate"])
+            seconds = load_result(path)["seconds"]
+            return Speed(seconds["unlearn"], seconds["evaluate"])
     params = ctx.executor.replicate(ctx.model.init(jax.random.key(0)))
-    count = len(ctx.data.id)
-    some = np.arange(min(count, _ROWS))
-    seconds = []
-    for _ in range(4):  # the first compiles, and any may come at a busy moment
-        began = time.perf_counter()
-        ctx.forward.encode(params, ctx.table, some)
-        seconds.append(time.perf_counter() - began)
-    each = min(seconds) / len(some)
-    trained = float((ctx.data.split == "train").sum())
-    train = ctx.config.train
-    return Pace(_STEP * train.epochs * trained * each, count * each)
+    num_rows = len(ctx.data.id)
+    rows = np.arange(min(num_rows, _MAX_ROWS))
+    times_s = []
+    for _ in range(_NUM_PASSES):  # the fastest, as the first one compiles
+        start_s = time.perf_counter()
+        ctx.forward.encode(params, ctx.table, rows)
+        times_s.append(time.perf_counter() - start_s)
+    row_s = min(times_s) / len(rows)
+    num_trained = float((ctx.data.split == "train").sum())
+    epochs = ctx.config.train.epochs
+    return Speed(_PASSES_PER_STEP * epochs * num_trained * row_s, num_rows * row_s)
 
 
-def describe_stages(ctx: RunContext, todo: dict[int, list[str]]) -> str:
-    """Says how long the methods that are left to do for each seed take, about."""
-    known = measure_pace(ctx)
-    names = {name for methods in todo.values() for name in methods}
-    seconds = COMPILE_S * len(names)
-    seconds += sum(known.method(n) for methods in todo.values() for n in methods)
-    count = sum(map(len, todo.values()))
-    return f"models to make: {count}, {format_estimate(seconds)}"
+def describe_stages(ctx: RunContext, missing: dict[int, list[str]]) -> str:
+    """Estimates the time of the methods that each seed still misses."""
+    speed = measure_speed(ctx)
+    methods = [name for names in missing.values() for name in names]
+    seconds = COMPILE_S * len(set(methods)) + sum(map(speed.method_s, methods))
+    return f"models to train: {len(methods)}, {format_estimate(seconds)}"
 
 
 def describe_variants(
-    ctx: RunContext, runs: dict[str, int], apart: bool = False
+    ctx: RunContext, runs: dict[str, int], recompile: bool = False
 ) -> str:
-    """Says how long so many runs of each method take, about.
+    """Estimates the time of running variants of methods.
 
     Args:
-        ctx: of the run.
-        runs: of each method.
-        apart: whether each is a program of its own.
+        ctx: the context of the run.
+        runs: the number of runs of each method.
+        recompile: whether every run compiles a program of its own. Switching a loss
+            off does that; other values of a setting do not.
     """
-    known = measure_pace(ctx)
-    # What is switched off is another program; other numbers are not.
+    speed = measure_speed(ctx)
     seconds = sum(
-        (n if apart else 1) * COMPILE_S + n * known.method(name)
-        for name, n in runs.items()
+        (count if recompile else 1) * COMPILE_S + count * speed.method_s(name)
+        for name, count in runs.items()
     )
-    return (
-        f"{sum(runs.values())} runs of {len(runs)} methods: {format_estimate(seconds)}"
-    )
+    total = sum(runs.values())
+    return f"{total} runs of {len(runs)} methods: {format_estimate(seconds)}"
 
 
 def format_estimate(seconds: float) -> str:
-    """Seconds as a guess in words."""
+    """Returns seconds as a rounded estimate, such as "about 5 min on this machine"."""
     if seconds < 90:
         return f"about {max(round(seconds, -1), 10):.0f} s on this machine"
     if seconds < 5400:

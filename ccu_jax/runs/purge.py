@@ -67,7 +67,7 @@ def _purge(ctx: RunContext, stage: Stage) -> dict[str, Any]:
             )
     folder, duplicates = workdir / "unlearn_sets", ctx.config.unlearn.duplicates
     ids = load_all_ids(ctx.data, folder, duplicates)
-    compile_cache = jax.config.jax_compilation_cache_dir
+    compile_cache = jax.config.values["jax_compilation_cache_dir"]
     folders = [workdir, *([pathlib.Path(compile_cache)] if compile_cache else [])]
     counts: dict[str, int] = {}
 

@@ -1,161 +1,200 @@
-"""Streaming: requests to forget that come one after another.
+"""Runs a method on several unlearning requests, one after another.
 
-The unlearn set is cut into requests in the order of forgetting. Each is handled on what
-the one before has left: its rows are the unlearn set, rows of later requests are still
-retained, those of earlier ones are in neither. After each the model is evaluated on all
-that is gone by then.
+The unlearn set is split into requests in the order of forgetting. Each request starts
+from the model that the previous one left. Its rows are the unlearn set; rows of later
+requests are still retained, rows of earlier ones are in neither set. After each request
+the model is evaluated on all rows unlearned so far.
 """
 
+import itertools
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
+from ccu_jax.config.schema import Unlearn
+from ccu_jax.data import Dataset
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import feature_store as features
 from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.evaluate.forward import Forward
-from ccu_jax.methods import METHODS
-from ccu_jax.models import TAIL, VIEWS
+from ccu_jax.evaluate.predictions import Predictions
+from ccu_jax.methods import METHODS, Problem
+from ccu_jax.models import TAIL, VIEWS, Params
 from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.progress import Stage
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
-from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.unlearn_sets.splits import Sets, groups_in_order
 
-# Each request has random numbers of its own, and the first those of a lone one.
-_SEEDS = 1_000_003
+# Each request has a seed of its own; the first one has the seed of a single request.
+_SEED_STRIDE = 1_000_003
 
 
 def split_requests(
-    ctx: RunContext, seed: int, sets: unlearn_set.Sets
+    data: Dataset, config: Unlearn, seed: int, sets: Sets
 ) -> list[np.ndarray]:
-    """The rows of each request, about as many pictures in each; no group is split.
+    """Splits the unlearn set into requests with about equal numbers of images.
+
+    No group is split, and each request has at least one image.
+
+    Args:
+        data: the data set.
+        config: the number of requests, and whether near-duplicates are one group.
+        seed: of the order of the groups.
+        sets: of this seed.
+
+    Returns:
+        The sorted row numbers of each request.
 
     Raises:
-        UserError: there are fewer groups than requests.
+        UserError: there are fewer groups with images than requests.
     """
-    config = ctx.config.unlearn
-    groups = unlearn_set.groups_in_order(ctx.data, sets, seed, config.duplicates)
-    pictures = np.array([ctx.data.has_image[rows].sum() for rows in groups])
-    # Each needs a picture to forget; groups without one go with the one before them.
-    shown = np.flatnonzero(pictures)
-    if len(shown) < config.num_requests:
+    groups = groups_in_order(data, sets, seed, config.duplicates)
+    num_images = np.array([data.has_image[rows].sum() for rows in groups])
+    # A group without an image goes with the group before it.
+    with_image = np.flatnonzero(num_images)
+    if len(with_image) < config.num_requests:
         raise UserError(
             f"unlearn.num_requests={config.num_requests}: the unlearn set of seed "
-            f"{seed} has {len(shown)} groups with pictures; give at most so many"
+            f"{seed} has only {len(with_image)} groups with images; use at most that "
+            "many requests"
         )
-    ends = np.cumsum(pictures[shown])
+    ends = np.cumsum(num_images[with_image])
     starts = [0]
     for number in range(1, config.num_requests):
-        aim = ends[-1] * number / config.num_requests
-        near = 1 + int(np.abs(ends - aim).argmin())
-        most = len(shown) - (config.num_requests - number)
-        starts.append(min(max(near, starts[-1] + 1), most))
-    places = [0, *shown[starts[1:]], len(groups)]
+        target = ends[-1] * number / config.num_requests
+        nearest = 1 + int(np.abs(ends - target).argmin())
+        max_start = len(with_image) - (config.num_requests - number)
+        starts.append(min(max(nearest, starts[-1] + 1), max_start))
+    bounds = [0, *with_image[starts[1:]], len(groups)]
     return [
         np.sort(np.concatenate(groups[first:last]))
-        for first, last in zip(places, places[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
 
 
-class _State(NamedTuple):
-    """How far the requests are: the whole model, and which parts have been trained."""
-
-    params: Any
-    trained: frozenset[str]
-
-
 class UpdatedStore(NamedTuple):
-    """A store of features whose model has gone on: its heads say what they say now.
+    """The original's features with the logits of the current model.
 
-    Else a method that keeps what the original says of retained rows would bring back
-    what earlier requests have made the model forget. It is computed for the rows that
-    are asked for, on the method's clock.
+    A method that preserves the logits of retained rows would otherwise restore what
+    earlier requests have unlearned. Logits are computed on demand, which counts as time
+    of the method.
+
+    Attributes:
+        store: features of the original.
+        forward: compiled passes of the model.
+        params: of the current model, whose trunk and text tower are the original's.
+        table: all rows.
     """
 
-    stored: features.FeatureStore
+    store: FeatureStore
     forward: Forward
-    params: Any
+    params: Params
     table: dict[str, Any]
 
-    def take(self, rows) -> dict[str, np.ndarray]:
-        """The columns' rows of these numbers, as `Store.take`."""
-        columns = self.stored.take(rows)
-        given = {name: columns[name] for name in ("features", "h_text")}
-        given |= {n: np.asarray(self.table[n])[rows] for n in ("has_image", "has_text")}
-        said = self.forward.outputs(self.params, given, np.arange(len(rows)))
-        return columns | {f"original_{view}": said[view] for view in VIEWS}
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns some rows of all columns, like `FeatureStore.take`."""
+        columns = self.store.take(rows)
+        table = {name: columns[name] for name in ("features", "h_text")}
+        table |= {n: np.asarray(self.table[n])[rows] for n in ("has_image", "has_text")}
+        outputs = self.forward.outputs(self.params, table, np.arange(len(rows)))
+        return columns | {f"original_{view}": outputs[view] for view in VIEWS}
+
+
+class _State(NamedTuple):
+    """The model after some requests.
+
+    Attributes:
+        params: all parameters, on the devices.
+        trained: the modules that any request has trained.
+    """
+
+    params: Params
+    trained: frozenset[str]
+
+    def keeps_trunk(self) -> bool:
+        """Returns whether trunk and text tower are still the original's."""
+        return self.trained <= set(TAIL)
 
 
 def run_requests(
-    ctx, problem, method: str, folder: pathlib.Path, stage
+    ctx: RunContext,
+    problem: Problem,
+    method: str,
+    folder: pathlib.Path,
+    stage: Stage,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    """Handle all requests with a method; those that are done are not done again.
+    """Runs a method on all requests; finished ones are restored, not repeated.
 
     Args:
         ctx: the context of the run.
-        problem: with all requests together as the unlearn set, and the original.
-        method: its name.
-        folder: of what a run that was killed goes on from.
-        stage: told of the progress.
+        problem: with the rows of all requests as the unlearn set, and the original.
+        method: the method's name.
+        folder: of the checkpoints that an interrupted run resumes from.
+        stage: shows the progress.
 
     Returns:
-        The outcome of all together, and of each request `count`, `pictures`, `steps`,
-        `seconds`, `attack_auc` (of `all` rows that are gone by then, of the `first`
-        request's and of `this` one's) and `scores` of the test set.
+        The outcome of all requests together, and a record of each: `count`,
+        `pictures`, `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far,
+        those of the `first` request, and those of `this` one) and `scores` of the test
+        set.
     """
-    parts = split_requests(ctx, problem.seed, problem.sets)
-    state, outcomes, told = _State(problem.params, frozenset()), [], []
-    for number in range(len(parts)):
-        stage.report_progress(f"request {number + 1}/{len(parts)}", 0, 0)
-        at = folder / f"request-{number + 1}"
-        given = _request_problem(problem, parts, number, state)
-        outcome, state = _handle_request(ctx, given, method, at, stage, state)
+    requests = split_requests(ctx.data, ctx.config.unlearn, problem.seed, problem.sets)
+    state = _State(problem.params or {}, frozenset())
+    outcomes, records = [], []
+    for number in range(len(requests)):
+        stage.report_progress(f"request {number + 1}/{len(requests)}", 0, 0)
+        checkpoints = folder / f"request-{number + 1}"
+        request = _request_problem(problem, requests, number, state)
+        outcome, state = _handle_request(
+            ctx, request, method, checkpoints, stage, state
+        )
         outcomes.append(outcome)
-        told.append(_build_record(ctx, problem, parts, number, outcome, state))
+        records.append(_build_record(ctx, problem, requests, number, outcome, state))
         if outcome.diverged:
             break
-    return _merge_outcomes(outcomes, state), told
+    return _merge_outcomes(outcomes, state), records
 
 
-def _request_problem(problem, parts, number, state):
-    """What a method is given for one request."""
-    later = [problem.sets.retain, *parts[number + 1 :]]
-    sets = problem.sets._replace(
-        retain=np.sort(np.concatenate(later)), unlearn=parts[number]
-    )
+def _request_problem(
+    problem: Problem, requests: list[np.ndarray], number: int, state: _State
+) -> Problem:
+    """Returns the problem of one request."""
+    retain = np.concatenate([problem.sets.retain, *requests[number + 1 :]])
     store = problem.store
     if number and store is not None:
-        ongoing = UpdatedStore(store, problem.forward, state.params, problem.table)
-        store = ongoing if _trunk_is_original(state) else None
+        updated = UpdatedStore(store, problem.forward, state.params, problem.table)
+        # Methods only call `take`.
+        store = cast(FeatureStore, updated) if state.keeps_trunk() else None
     return problem._replace(
-        sets=sets,
+        sets=problem.sets._replace(retain=np.sort(retain), unlearn=requests[number]),
         params=state.params,
-        seed=problem.seed + _SEEDS * number,
+        seed=problem.seed + _SEED_STRIDE * number,
         store=store,
     )
 
 
-def _trunk_is_original(state) -> bool:
-    """Whether trunk and text branch, and so what is stored, are the original's."""
-    return state.trained <= set(TAIL)
-
-
 def _handle_request(
-    ctx: RunContext, problem, method, folder, stage, before
+    ctx: RunContext,
+    problem: Problem,
+    method: str,
+    folder: pathlib.Path,
+    stage: Stage,
+    before: _State,
 ) -> tuple[Outcome, _State]:
-    """Run a method for one request, or take what it has left when it ran before."""
-    known = {
+    """Runs a method on one request, or restores what it has left."""
+    identity = {
         "from": checkpoint.digest(before.params),
         "fingerprint": ctx.data.fingerprint,
     }
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     saved = checkpoint.restore(folder / "params", shapes, ctx.reporter.warn)
-    if saved is not None and known.items() <= saved.facts.items():
+    if saved is not None and identity.items() <= saved.facts.items():
         facts, params = saved.facts, saved.tree
         outcome = Outcome(
-            {part: params[part] for part in facts["parts"]},
+            {module: params[module] for module in facts["parts"]},
             facts["seconds"],
             saved.step,
             facts["diverged"],
@@ -164,7 +203,7 @@ def _handle_request(
         steps = folder / "steps"
         outcome = ctx.loop.run(method, METHODS[method], problem, steps, stage)
         params = {**before.params, **outcome.params}
-        facts = known | {
+        facts = identity | {
             "parts": sorted(outcome.params),
             "seconds": outcome.seconds,
             "diverged": outcome.diverged,
@@ -175,56 +214,62 @@ def _handle_request(
 
 
 def _build_record(
-    ctx: RunContext, problem, parts, number, outcome, state
+    ctx: RunContext,
+    problem: Problem,
+    requests: list[np.ndarray],
+    number: int,
+    outcome: Outcome,
+    state: _State,
 ) -> dict[str, Any]:
-    """What a request cost, and what the model is like after it."""
-    gone = np.sort(np.concatenate(parts[: number + 1]))
-    none = gone[:0]
-    sets = problem.sets._replace(retain=none, unlearn=gone, validation=none)
+    """Returns the cost of a request and an evaluation of the model after it."""
+    unlearned = np.sort(np.concatenate(requests[: number + 1]))
+    empty = unlearned[:0]
+    sets = problem.sets._replace(retain=empty, unlearn=unlearned, validation=empty)
     table = ctx.table
-    if problem.store is not None and _trunk_is_original(state):
+    if problem.store is not None and state.keeps_trunk():
         table = problem.store.as_table(table)
-    found = predictions.predict_all_splits(
+    predicted = predictions.predict_all_splits(
         ctx.forward, state.params, table, ctx.data, sets
     )
     seconds = {name: outcome.seconds[name] for name in ("start", "steps", "compile")}
-    asked = {"all": gone, "first": parts[0], "this": parts[number]}
+    attacked = {"all": unlearned, "first": requests[0], "this": requests[number]}
     return {
-        "count": len(parts[number]),
-        "pictures": int(ctx.data.has_image[parts[number]].sum()),
+        "count": len(requests[number]),
+        "pictures": int(ctx.data.has_image[requests[number]].sum()),
         "steps": outcome.steps,
         "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
         "attack_auc": {
-            name: predictions.attack_auc(_select_unlearn_rows(found, ctx.data.id[rows]))
-            for name, rows in asked.items()
+            name: predictions.attack_auc(
+                _select_unlearn_rows(predicted, ctx.data.id[rows])
+            )
+            for name, rows in attacked.items()
         },
-        "scores": {"test": predictions.compute_scores(found)["test"]},
+        "scores": {"test": predictions.compute_scores(predicted)["test"]},
         "diverged": outcome.diverged,
     }
 
 
-def _select_unlearn_rows(results, ids) -> predictions.Predictions:
-    """The results with no other forgotten rows than these."""
-    kept = (results.split != "unlearn") | np.isin(results.id, ids)
+def _select_unlearn_rows(predicted: Predictions, ids: np.ndarray) -> Predictions:
+    """Drops the rows of the unlearn set whose ids are not among these."""
+    rows = (predicted.split != "unlearn") | np.isin(predicted.id, ids)
     columns = {
-        name: x[kept]
-        for name, x in results._asdict().items()
+        name: x[rows]
+        for name, x in predicted._asdict().items()
         if isinstance(x, np.ndarray)
     }
-    logits = {view: x[kept] for view, x in results.logits.items()}
-    return results._replace(logits=logits, **columns)
+    logits = {view: x[rows] for view, x in predicted.logits.items()}
+    return predicted._replace(logits=logits, **columns)
 
 
-def _merge_outcomes(outcomes, state) -> Outcome:
-    """One outcome of all requests: their sums, and the parts that any has trained."""
-    last = outcomes[-1]
-    number = len(outcomes)
+def _merge_outcomes(outcomes: list[Outcome], state: _State) -> Outcome:
+    """Adds up the costs of all requests; takes all modules that any has trained."""
+    diverged = outcomes[-1].diverged
     return Outcome(
-        params={part: state.params[part] for part in sorted(state.trained)},
+        params={module: state.params[module] for module in sorted(state.trained)},
         seconds={
             name: sum(outcome.seconds[name] for outcome in outcomes)
             for name in ("start", "steps", "compile")
         },
         steps=sum(outcome.steps for outcome in outcomes),
-        diverged=last.diverged and f"request {number}: {last.diverged}",
+        diverged=diverged and f"request {len(outcomes)}: {diverged}",
     )

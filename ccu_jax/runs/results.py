@@ -1,4 +1,4 @@
-"""The rows of `results.json`, one for each finished stage of a run."""
+"""The results of finished stages: one JSON file each, listed in `results.json`."""
 
 import functools
 import json
@@ -13,37 +13,53 @@ import numpy as np
 import ccu_jax
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
-from ccu_jax.methods import METHODS
+from ccu_jax.evaluate.predictions import Predictions
+from ccu_jax.methods import METHODS, Problem
 from ccu_jax.runs.context import RunContext
 from ccu_jax.storage.files import write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
-from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.train.loop import Outcome
+from ccu_jax.unlearn_sets.splits import Sets, near_duplicates
+
+Result = dict[str, Any]
 
 
 def result_path(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
-    """The file of a stage's row; where it lies, the stage is finished."""
+    """Returns the file of a stage's result; a stage is finished if the file exists."""
     return workdir / "stages" / f"{method}-{seed}.json"
 
 
+def outputs_path(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
+    """Returns the file of a stage's predictions."""
+    return workdir / "outputs" / f"{method}-{seed}.npz"
+
+
 def build_result(
-    ctx: RunContext, problem, outcome, results, seconds, requests
-) -> dict[str, Any]:
-    """The row of a stage.
+    ctx: RunContext,
+    problem: Problem,
+    outcome: Outcome,
+    predicted: Predictions,
+    seconds: dict[str, float],
+    requests: list[dict[str, Any]],
+) -> Result:
+    """Returns the result of a stage.
 
     Args:
-        ctx: the context of the run. the original's outputs lie in its folder.
-        problem: what the method was given, with its name.
-        outcome: of the loop.
-        results: the new model's outputs.
-        seconds: by clock.
-        requests: what `requests.run` told of each; none where there was one.
+        ctx: the context of the run. The original's predictions are read from its
+            working folder.
+        problem: what the method was given, with the method's name.
+        outcome: of the training loop.
+        predicted: predictions of the new model.
+        seconds: wall time of each part of the stage.
+        requests: the record of each request, see `requests.run_requests`; empty if
+            there was only one.
 
     Raises:
-        UserError: the original's outputs cannot be read.
+        UserError: the original's predictions are missing or damaged.
     """
-    sets, config, data = problem.sets, problem.config, ctx.data
-    before = predictions.load_predictions(
-        ctx.workdir / "outputs" / f"original-{problem.seed}.npz"
+    config, data = problem.config, ctx.data
+    original = predictions.load_predictions(
+        outputs_path(ctx.workdir, problem.seed, "original")
     )
     return {
         "config": config.name,
@@ -51,27 +67,37 @@ def build_result(
         "method": problem.method,
         "seed": problem.seed,
         "metric": data.metric,
-        "unlearn_set": {
-            "rule": config.unlearn.rule,
-            "modality": "image",
-            "count": len(sets.unlearn),
-            "pictures": int(data.has_image[sets.unlearn].sum()),
-            "near_duplicates": {
-                name: len(rows)
-                for name, rows in unlearn_set.near_duplicates(data, sets).items()
-            },
-        },
+        "unlearn_set": _describe_unlearn_set(ctx, problem.sets),
         "corruptions": ctx.corruptions,
         "data": data.counts,
-        "counts": {name: len(rows) for name, rows in sets._asdict().items()},
+        "counts": {name: len(rows) for name, rows in problem.sets._asdict().items()},
         "seconds": seconds,
         "features": config.run.features,
         "steps": outcome.steps,
-        "scores": predictions.compute_scores(results),
-        "attack_auc": predictions.attack_auc(results),
-        "text_unchanged": _text_unchanged(before, results),
+        "scores": predictions.compute_scores(predicted),
+        "attack_auc": predictions.attack_auc(predicted),
+        "text_unchanged": _text_logits_unchanged(original, predicted),
         "requests": requests,
-        "diverged": outcome.diverged or predictions.describe_collapse(results, before),
+        "diverged": outcome.diverged
+        or predictions.describe_collapse(predicted, original),
+        **_describe_environment(problem),
+        "fingerprint": data.fingerprint,
+    }
+
+
+def _describe_unlearn_set(ctx: RunContext, sets: Sets) -> Result:
+    duplicates = near_duplicates(ctx.data, sets)
+    return {
+        "rule": ctx.config.unlearn.rule,
+        "modality": "image",
+        "count": len(sets.unlearn),
+        "pictures": int(ctx.data.has_image[sets.unlearn].sum()),
+        "near_duplicates": {name: len(rows) for name, rows in duplicates.items()},
+    }
+
+
+def _describe_environment(problem: Problem) -> Result:
+    return {
         "device": {
             "kind": jax.devices()[0].device_kind,
             "count": problem.executor.num_devices,
@@ -84,65 +110,68 @@ def build_result(
             "python": platform.python_version(),
         },
         "commit": source_commit(),
-        "fingerprint": data.fingerprint,
     }
 
 
-def _text_unchanged(before, results) -> bool:
-    """Whether the unlearn set's text scores are the original's, to the bit."""
-    of = results.split == "unlearn"
-    return bool(np.array_equal(before.logits["text"][of], results.logits["text"][of]))
+def _text_logits_unchanged(original: Predictions, predicted: Predictions) -> bool:
+    """Returns whether the unlearn set's text logits equal the original's bitwise."""
+    rows = predicted.split == "unlearn"
+    before, after = original.logits["text"][rows], predicted.logits["text"][rows]
+    return bool(np.array_equal(before, after))
 
 
-def write_result(path: pathlib.Path, row: dict[str, Any]) -> None:
-    """Writes the row of a stage to its file, with a digest."""
+def write_result(path: pathlib.Path, result: Result) -> None:
+    """Writes the result of a stage to its file, with a checksum."""
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps(add_checksum(row), indent=1) + "\n"
+    text = json.dumps(add_checksum(result), indent=1) + "\n"
     write_atomically(path, text.encode())
 
 
-def load_result(path: pathlib.Path) -> dict[str, Any]:
-    """The row in the file of a stage.
+def load_result(path: pathlib.Path) -> Result:
+    """Reads the result of a stage.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        row = read_record(path)
-        if {"method", "fingerprint"} <= row.keys() and type(row["seed"]) is int:
-            return row
+        result = read_record(path)
+        is_result = {"method", "fingerprint"} <= result.keys()
+        if is_result and type(result["seed"]) is int:
+            return result
     except (ValueError, KeyError):
         pass
-    raise UserError(f"{path} is damaged: remove it to do that stage again")
+    raise UserError(f"{path}: damaged; remove it and rerun the same command")
 
 
-def load_all_results(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of all finished stages, in the order of the methods' table.
+def load_all_results(workdir: pathlib.Path) -> list[Result]:
+    """Reads the results of all finished stages, by seed and in the order of METHODS.
 
     Raises:
-        UserError: the file of one is damaged, or another's: method and seed are names
-            of files, too, and must not lead out of the folder.
+        UserError: a file is damaged, or holds the result of another method or seed.
+            Both become parts of file names and must not lead out of the folder.
     """
-    found = []
+    results = []
     for path in (workdir / "stages").glob("*.json"):
-        row = load_result(path)
-        if path != result_path(workdir, row["seed"], row["method"]):
-            raise UserError(f"{path} is not its own row: remove it")
-        found.append(row)
+        result = load_result(path)
+        if path != result_path(workdir, result["seed"], result["method"]):
+            raise UserError(f"{path}: holds the result of another stage; remove it")
+        results.append(result)
     order = {name: number for number, name in enumerate(METHODS)}
-    return sorted(
-        found, key=lambda row: (row["seed"], order.get(row["method"], len(order)))
-    )
+    last = len(order)
+    return sorted(results, key=lambda r: (r["seed"], order.get(r["method"], last)))
 
 
-@functools.cache  # asked once, at the start: the checkout may change during a run
+@functools.cache  # read once at the start, as the checkout may change during a run
 def source_commit() -> str | None:
-    """The commit of the source that runs, with a + where it was changed since."""
-    here = pathlib.Path(__file__)
+    """Returns the commit of the running source, with a + if it has local changes.
 
-    def git(*arguments):
+    None if the source is not under version control.
+    """
+    path = pathlib.Path(__file__)
+
+    def git(*args: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here.parent), *arguments],
+            ["git", "-C", str(path.parent), *args],
             capture_output=True,
             text=True,
             timeout=10,
@@ -150,8 +179,8 @@ def source_commit() -> str | None:
         ).stdout.strip()
 
     try:
-        # Installed into an environment, it may lie in somebody else's repository.
-        git("ls-files", "--error-unmatch", here.name)
+        # An installed package may lie inside an unrelated repository.
+        git("ls-files", "--error-unmatch", path.name)
         return git("describe", "--always", "--dirty=+") or None
     except (OSError, subprocess.SubprocessError):
         return None

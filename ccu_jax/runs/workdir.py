@@ -1,6 +1,6 @@
-"""The folder of a run: whose it is, what it forgets, and that this is gone.
+"""The working folder of a run: its lock, its configuration and its unlearn sets.
 
-One folder belongs to one configuration and one set of data.
+A folder belongs to one configuration and one data set.
 """
 
 import contextlib
@@ -8,10 +8,11 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
-from ccu_jax.config.schema import differing_keys, to_json
+from ccu_jax.config.schema import Config, differing_keys, to_json
 from ccu_jax.data.readers.untrusted_files import is_within
 from ccu_jax.distributed.hosts import (
     all_agree,
@@ -20,167 +21,176 @@ from ccu_jax.distributed.hosts import (
     process_index_and_count,
 )
 from ccu_jax.errors import RetryableError, UserError
-from ccu_jax.evaluate import predictions
-from ccu_jax.runs import results as rows
+from ccu_jax.evaluate.predictions import SPLITS, load_predictions
 from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.results import outputs_path, result_path
 from ccu_jax.storage.files import try_lock, write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
-from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.unlearn_sets import splits
+from ccu_jax.unlearn_sets.splits import Sets
 
-# What may differ between two runs on one folder: it changes nothing but rounding.
-FREE = ("methods", "seeds", "run.")
-_LEASE_S = 120.0  # so long a network's folder may keep the lock of a host that is lost
+# Keys that may differ between two runs on one folder: results agree up to rounding.
+_FREE_KEYS = ("methods", "seeds", "run.")
+# How long a network file system may keep the lock of a lost host.
+_LEASE_S = 120.0
 
 
-def reject_external_links(workdir, links: bool) -> None:
-    """Refuses a folder in which this would write or remove what lies elsewhere.
+def reject_external_links(workdir: pathlib.Path, allow: bool) -> None:
+    """Rejects a folder with links that lead out of it, as a run writes and removes.
 
     Args:
         workdir: the folder.
-        links: whether it may hold links that lead out of it.
+        allow: whether such links are allowed.
 
     Raises:
-        UserError: it holds such a link.
+        UserError: the folder has such a link.
     """
-    out = _find_external_link(workdir) if is_primary() and not links else ""
-    if not all_agree(out == ""):
+    link = _find_external_link(workdir) if is_primary() and not allow else ""
+    if not all_agree(link == ""):
         raise UserError(
-            f"{out or f'in {workdir} there'} is a link out of the folder of the "
-            "run, in which this would write and remove: put what it leads to in "
-            "its place, or, where you have made it, give "
-            "--set run.allow_external_links=True"
+            f"{link or workdir}: symbolic link out of the working folder, through "
+            "which a run would write or remove; replace it by its target, or, if it is "
+            "yours, pass --set run.allow_external_links=True"
         )
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir):
-    """Keeps other runs out of the folder while the block runs; a kill opens it again.
+def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of the folder until the block or the process ends.
 
     Raises:
-        RetryableError: another one is at work in it.
+        RetryableError: another run holds the lock.
     """
     with contextlib.ExitStack() as stack:
-        told = try_lock(stack, workdir) if is_primary() else ""
-        end = time.monotonic() + _LEASE_S
-        # What was started again at once may meet what is left of itself.
-        if told and process_index_and_count()[1] > 1:
-            print(f"another run is at work in {workdir} ({told}): waiting", flush=True)
-        while told and process_index_and_count()[1] > 1 and time.monotonic() < end:
-            time.sleep(1)
-            told = try_lock(stack, workdir)
-        if not all_agree(told == ""):
+        owner = try_lock(stack, workdir) if is_primary() else ""
+        # After a restart of all hosts, the lock of a lost one may not be released yet.
+        if owner and process_index_and_count()[1] > 1:
+            print(f"{workdir}: locked by another run ({owner}); waiting", flush=True)
+            end_s = time.monotonic() + _LEASE_S
+            while owner and time.monotonic() < end_s:
+                time.sleep(1)
+                owner = try_lock(stack, workdir)
+        if not all_agree(owner == ""):
             raise RetryableError(
-                f"another run is at work in {workdir}{told and f' ({told})'}: wait for "
-                "its end, or give another --workdir"
+                f"{workdir}: locked by another run{owner and f' ({owner})'}; wait for "
+                "its end, or use another --workdir"
             )
         yield
 
 
-def _find_external_link(workdir) -> str:
-    """A link out of the folder, or nothing: who has made it may be a stranger."""
-    for above, folders, files in os.walk(workdir):
+def _find_external_link(workdir: pathlib.Path) -> str:
+    """Returns a link that leads out of the folder, or ""."""
+    for parent, folders, files in os.walk(workdir):
         for name in (*folders, *files):
-            path = os.path.join(above, name)
+            path = os.path.join(parent, name)
             if os.path.islink(path) and not is_within(path, workdir):
                 return path
     return ""
 
 
-def check_same_config(config, workdir):
-    """Refuse a folder that another configuration has filled."""
+def check_same_config(config: Config, workdir: pathlib.Path) -> None:
+    """Rejects a folder that was filled with another configuration.
+
+    Raises:
+        UserError: the configurations differ, or the stored one is damaged.
+    """
     path = workdir / "config.json"
     if not path.exists():
         return
     try:
-        different = differing_keys(read_record(path), to_json(config))
+        keys = differing_keys(read_record(path), to_json(config))
     except ValueError:
         raise UserError(
-            f"{path}, which says what {workdir} was made with, is damaged: remove it, "
-            "and give the very command that it was made with; or another --workdir"
+            f"{path}: damaged; remove it and rerun the command that {workdir} was "
+            "made with, or use another --workdir"
         ) from None
-    other = [key for key in different if not key.startswith(FREE)]
-    if other:
+    if fixed := [key for key in keys if not key.startswith(_FREE_KEYS)]:
         raise UserError(
-            f"{workdir} was made with another configuration ({'; '.join(other[:3])}):"
-            " give another --workdir, or remove the folder to start anew"
+            f"{workdir}: made with another configuration ({'; '.join(fixed[:3])}); "
+            "use another --workdir, or remove the folder to start over"
         )
 
 
-def write_config(config, workdir, files):
-    """Leave this configuration's mark, and the unlearn sets that are drawn by now."""
-    barrier("claim")  # all processes have looked at what was there
+def write_config(
+    config: Config, workdir: pathlib.Path, texts: dict[pathlib.Path, str]
+) -> None:
+    """Writes config.json and further texts: the unlearn sets that are drawn so far."""
+    barrier("claim")  # all processes have compared config.json
     if is_primary():
-        mine = add_checksum(to_json(config))
-        path = workdir / "config.json"
-        write_atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
-    write_if_changed(files)
+        text = json.dumps(add_checksum(to_json(config)), indent=1) + "\n"
+        write_atomically(workdir / "config.json", text.encode())
+    write_if_changed(texts)
 
 
-def write_if_changed(files):
-    """Write texts to files that are not there yet, or say something else."""
-    barrier("keep")  # all processes have looked at what was there
-    for path, text in files.items() if is_primary() else ():
+def write_if_changed(texts: dict[pathlib.Path, str]) -> None:
+    """Writes each text to its file unless the file has this content already."""
+    barrier("keep")  # all processes have read the old files
+    for path, text in texts.items() if is_primary() else ():
         if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text.encode())
 
 
-def unlearn_set_path(workdir, seed):
-    """Where the ids of a seed's unlearn set are written down."""
+def unlearn_set_path(workdir: pathlib.Path, seed: int) -> pathlib.Path:
+    """Returns the file that lists the ids of a seed's unlearn set."""
     return workdir / "unlearn_sets" / f"{seed}.txt"
 
 
-def unlearn_set_files(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
-    """What is written down of a seed's unlearn set: its ids, and near-duplicates.
+def unlearn_set_files(
+    ctx: RunContext, seed: int, sets: Sets
+) -> dict[pathlib.Path, str]:
+    """Returns the texts that record a seed's unlearn set, by their paths.
+
+    These are its ids and, if there are any, the near-duplicates of its images.
 
     Raises:
-        UserError: another unlearn set is written down already.
+        UserError: another unlearn set is recorded already, or its file is damaged.
     """
-    if not len(sets.unlearn):  # not drawn yet
+    if not len(sets.unlearn):  # drawn after the original is trained
         return {}
     config = ctx.config.unlearn
-    text = unlearn_set.format_unlearn_set(
+    text = splits.format_unlearn_set(
         ctx.data, sets, seed, config.rule, config.duplicates
     )
     path = unlearn_set_path(ctx.workdir, seed)
     if path.exists() and path.read_bytes() != text.encode():
-        unlearn_set.check_intact(path)
+        splits.check_intact(path)
         raise UserError(
-            f"the unlearn set is another one than in {path}: give another --workdir, "
-            "or remove the folder to start anew"
+            f"{path}: lists another unlearn set; use another --workdir, or remove the "
+            "folder to start over"
         )
     return {path: text} | _near_duplicate_files(ctx, seed, sets)
 
 
-def _near_duplicate_files(ctx: RunContext, seed, sets) -> dict[pathlib.Path, str]:
-    """Tell which near-duplicates of forgotten pictures there are."""
-    near = unlearn_set.near_duplicates(ctx.data, sets)
-    if not any(map(len, near.values())):
+def _near_duplicate_files(
+    ctx: RunContext, seed: int, sets: Sets
+) -> dict[pathlib.Path, str]:
+    duplicates = splits.near_duplicates(ctx.data, sets)
+    if not any(map(len, duplicates.values())):
         return {}
     path = ctx.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
-    told = ", ".join(f"{name} {len(found)}" for name, found in near.items())
+    counts = ", ".join(f"{name} {len(rows)}" for name, rows in duplicates.items())
     ctx.reporter.log(
-        f"seed {seed}: near-duplicates of forgotten pictures by set: {told} "
-        f"(those in unlearn are forgotten too); see {path}"
+        f"seed {seed}: near-duplicates of unlearned images by set: {counts} (those in "
+        f"unlearn are unlearned too); see {path}"
     )
-    return {path: unlearn_set.format_near_duplicates(ctx.data, sets, near)}
+    return {path: splits.format_near_duplicates(ctx.data, sets, duplicates)}
 
 
-def load_evaluated_sets(ctx: RunContext, seed) -> unlearn_set.Sets:
-    """The sets on which a finished original was evaluated.
+def load_evaluated_sets(ctx: RunContext, seed: int) -> Sets:
+    """Returns the sets on which a finished original was evaluated.
 
     Raises:
-        UserError: its outputs cannot be read.
+        UserError: its predictions are missing or damaged.
     """
-    path = ctx.workdir / "outputs" / f"original-{seed}.npz"
-    where = {name: row for row, name in enumerate(ctx.data.id.tolist())}
+    path = outputs_path(ctx.workdir, seed, "original")
+    row_by_id = {name: row for row, name in enumerate(ctx.data.id.tolist())}
+    predicted = load_predictions(path)
     try:
-        found = predictions.load_predictions(path)
-        row = np.array([where[name] for name in found.id.tolist()])
+        rows = np.array([row_by_id[name] for name in predicted.id.tolist()])
     except KeyError:
         raise UserError(
-            f"{path} is missing or damaged: remove "
-            f"{rows.result_path(ctx.workdir, seed, 'original')} to make it again"
+            f"{path}: missing or damaged; remove "
+            f"{result_path(ctx.workdir, seed, 'original')} and rerun the same command"
         ) from None
-    of = {name: np.sort(row[found.split == name]) for name in predictions.SPLITS}
-    return unlearn_set.Sets(**of)
+    return Sets(**{name: np.sort(rows[predicted.split == name]) for name in SPLITS})

@@ -241,7 +241,7 @@ def test_processes_that_share_no_folder_are_told_so(config, tmp_path):
     for index, process in enumerate(processes):
         _, err = _end(process, 100)
         assert process.returncode == 2, err
-        assert f"{tmp_path / str(index)} is not one folder" in err
+        assert f"{tmp_path / str(index)}: not shared by all processes" in err
         assert "Traceback" not in err
         assert not list((tmp_path / str(index)).iterdir())
 

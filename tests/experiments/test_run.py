@@ -153,7 +153,7 @@ def test_a_finished_run_is_shown_without_its_checkpoints_and_after_a_purge(
     assert bits(copy) == bits(finished)
     other = add_line_checksum("row1\n")
     (copy / "unlearn_sets" / "0.txt").write_text(other)
-    with pytest.raises(UserError, match="the unlearn set is another one"):
+    with pytest.raises(UserError, match="lists another unlearn set"):
         run.run(config, copy)
     (copy / "outputs" / "original-0.npz").write_bytes(b"torn")
     with pytest.raises(UserError, match="original-0.npz: missing or damaged"):
@@ -206,12 +206,12 @@ def test_a_cluster_is_forgotten_purged_and_shown(settings, tmp_path):
 
 def test_too_many_requests_are_refused_before_the_first_step(settings, tmp_path):
     config = asked(settings, "random:0.05", num_requests=50)
-    with pytest.raises(UserError, match="unlearn.num_requests=50.*at most so many"):
+    with pytest.raises(UserError, match="unlearn.num_requests=50.*at most that many"):
         run.run(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "config.json").exists()
     with pytest.raises(
-        UserError, match="unlearn.num_requests=0: it must be at least 1"
+        UserError, match="unlearn.num_requests=0: must be at least 1"
     ):
         run.run(asked(settings, "random:0.05", num_requests=0), tmp_path)
     # What only the original tells is drawn later, and wrong shares are found at once.

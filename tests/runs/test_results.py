@@ -1,68 +1,68 @@
-"""Rows of finished stages: what is read of them, and what is refused."""
+"""Result files are read back in order, and damaged or misplaced ones are rejected."""
 
 import json
 
 import pytest
 
 from ccu_jax.errors import UserError
-from ccu_jax.runs import results as rows
+from ccu_jax.runs import results
 from ccu_jax.storage.records import add_checksum
 
+RESULT = {"method": "ccu_plus", "seed": 0, "fingerprint": "f", "score": 0.1524}
 
-def written(workdir, name, **row):
+
+def write(workdir, name, **result):
     path = workdir / "stages" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    rows.write_result(path, row)
+    results.write_result(path, result)
     return path
 
 
-def test_rows_come_by_seed_and_in_the_order_of_the_methods(tmp_path):
+def test_results_are_sorted_by_seed_and_method(tmp_path):
     for method, seed in (("ccu_plus", 1), ("ccu", 0), ("original", 0), ("other", 0)):
-        written(tmp_path, f"{method}-{seed}", method=method, seed=seed, fingerprint="f")
-    found = [(row["seed"], row["method"]) for row in rows.load_all_results(tmp_path)]
-    assert found == [(0, "original"), (0, "ccu"), (0, "other"), (1, "ccu_plus")]
+        write(tmp_path, f"{method}-{seed}", method=method, seed=seed, fingerprint="f")
+    loaded = [(r["seed"], r["method"]) for r in results.load_all_results(tmp_path)]
+    assert loaded == [(0, "original"), (0, "ccu"), (0, "other"), (1, "ccu_plus")]
 
 
 @pytest.mark.parametrize(
     ("method", "seed"), [("../../elsewhere", 0), ("ccu_plus", 1), ("original", 0)]
 )
-def test_a_row_of_another_name_is_refused_as_it_would_name_other_files(
-    tmp_path, method, seed
-):
-    path = written(tmp_path, "ccu_plus-0", method=method, seed=seed, fingerprint="f")
-    with pytest.raises(UserError, match=f"{path} is not its own row: remove it"):
-        rows.load_all_results(tmp_path)
-
-
-def test_a_record_that_is_nested_without_end_is_damaged(tmp_path):
-    path = written(tmp_path, "ccu-0", method="ccu", seed=0, fingerprint="f")
-    path.write_text("[" * 200_000)
-    with pytest.raises(UserError, match=f"{path} is damaged: remove it"):
-        rows.load_result(path)
-
-
-_ROW = {"method": "ccu_plus", "seed": 0, "fingerprint": "f", "score": 0.1524}
+def test_result_of_another_stage_is_rejected(tmp_path, method, seed):
+    path = write(tmp_path, "ccu_plus-0", method=method, seed=seed, fingerprint="f")
+    message = f"{path}: holds the result of another stage; remove it"
+    with pytest.raises(UserError, match=message):
+        results.load_all_results(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "row", [{}, [], 3, "x", _ROW, add_checksum({}), add_checksum({**_ROW, "seed": "0"})]
+    "content",
+    [
+        *map(json.dumps, [{}, [], 3, "x", RESULT, add_checksum({})]),
+        json.dumps(add_checksum({**RESULT, "seed": "0"})),
+        "[" * 200_000,
+    ],
+    ids=lambda content: content[:30],
 )
-def test_what_is_no_row_is_damaged(tmp_path, row):
-    path = written(tmp_path, "ccu_plus-0")
-    path.write_text(json.dumps(row))
-    with pytest.raises(UserError, match=f"{path} is damaged"):
-        rows.load_all_results(tmp_path)
+def test_file_without_a_result_is_damaged(tmp_path, content):
+    path = write(tmp_path, "ccu_plus-0")
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path}: damaged; remove it"):
+        results.load_all_results(tmp_path)
 
 
-def test_no_flipped_bit_of_a_row_goes_unnoticed(tmp_path):
-    path = written(tmp_path, "ccu_plus-0", **_ROW)
-    assert rows.load_result(path) == _ROW
+def test_flipped_bits_never_change_a_result(tmp_path):
+    path = write(tmp_path, "ccu_plus-0", **RESULT)
     content = path.read_bytes()
-    for place in range(8 * len(content)):
+    num_rejected = 0
+    for bit in range(8 * len(content)):
         flipped = bytearray(content)
-        flipped[place // 8] ^= 1 << place % 8
+        flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         try:
-            assert rows.load_result(path) == _ROW  # of a space, say
-        except UserError as error:
-            assert "is damaged" in str(error)
+            result = results.load_result(path)
+        except UserError:
+            num_rejected += 1
+        else:
+            assert result == RESULT  # the bit was one of a space
+    assert num_rejected > 7 * len(content)

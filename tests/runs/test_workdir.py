@@ -1,4 +1,4 @@
-"""The lock of a working folder."""
+"""Lock, links and files of a working folder."""
 
 import errno
 import fcntl
@@ -10,131 +10,124 @@ import types
 import pytest
 
 from ccu_jax.errors import RetryableError, UserError
-from ccu_jax.runs import workdir as workdirs
+from ccu_jax.runs import workdir
+from tests import toy
 
-OTHER = (
-    "import pathlib, sys\n"
-    "from ccu_jax.runs import workdir as workdirs\n"
-    "with workdirs.lock_workdir(pathlib.Path(sys.argv[1])):\n"
-    "    print('mine', flush=True)\n"
-    "    sys.stdin.read()\n"
-)
+LOCKING_PROCESS = """
+import pathlib, sys
+from ccu_jax.runs.workdir import lock_workdir
+with lock_workdir(pathlib.Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
 
-def test_a_folder_that_is_not_there_yet_can_be_locked_and_again_later(tmp_path):
+def test_missing_folder_is_created_and_can_be_locked_again(tmp_path):
     folder = tmp_path / "a" / "b"
     for _ in range(2):
-        with workdirs.lock_workdir(folder):
+        with workdir.lock_workdir(folder):
             assert (folder / "run.lock").read_text().startswith("process ")
 
 
-def test_a_folder_that_another_process_has_is_refused_until_it_ends(tmp_path):
-    other = subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(tmp_path)],
+def test_lock_of_another_process_holds_until_it_is_killed(tmp_path):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", LOCKING_PROCESS, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    message = rf"locked by another run \(process {owner.pid} on .*another --workdir"
     try:
-        assert other.stdout.readline() == "mine\n"
-        with pytest.raises(UserError, match=f"process {other.pid} on .*another --w"):
-            with workdirs.lock_workdir(tmp_path):
-                pass
+        assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(UserError, match=message),
+            workdir.lock_workdir(tmp_path),
+        ):
+            pass
     finally:
-        other.kill()  # a lock goes with who had it, however that ends
-        other.communicate()
-    with workdirs.lock_workdir(tmp_path):
+        owner.kill()
+        owner.communicate()
+    with workdir.lock_workdir(tmp_path):
         pass
 
 
-def test_what_a_kill_has_left_of_a_file_goes_and_all_else_stays(tmp_path):
+def test_lock_removes_temporary_files_of_a_killed_run_alone(tmp_path):
     (tmp_path / "stages").mkdir()
-    left, own = tmp_path / "stages" / ".ccu-0.json.4711.tmp", tmp_path / ".my.tmp"
-    left.touch()
+    stale, own = tmp_path / "stages" / ".ccu-0.json.4711.tmp", tmp_path / ".my.tmp"
+    stale.touch()
     own.touch()
-    with workdirs.lock_workdir(tmp_path):
-        assert not left.exists() and own.exists()
+    with workdir.lock_workdir(tmp_path):
+        assert not stale.exists() and own.exists()
 
 
-@pytest.mark.parametrize("name", ["unpacked", "run.lock", "below/events.jsonl"])
-def test_links_out_of_the_folder_are_refused_and_what_they_lead_to_is_whole(
-    tmp_path, name
-):
-    work, other = tmp_path / "work", tmp_path / "precious"
-    (work / "below").mkdir(parents=True)
-    other.write_text("mine")
-    (work / name).symlink_to(other)
-    with pytest.raises(
-        UserError, match=f"{name} is a link out of .*run.allow_external_links=True"
-    ):
-        workdirs.reject_external_links(work, links=False)
-    assert other.read_text() == "mine"
-    (work / name).unlink()
-    (work / name).symlink_to(work / "below")  # one that stays within is fine
-    if name == "unpacked":
-        workdirs.reject_external_links(work, links=False)
-
-
-def test_who_has_made_a_link_may_have_it(tmp_path):
-    work, far = tmp_path / "work", tmp_path / "far"
-    work.mkdir()
-    far.mkdir()
-    (work / "data").symlink_to(far)
-    workdirs.reject_external_links(work, links=True)
-    with pytest.raises(UserError, match="data is a link out of"):
-        workdirs.reject_external_links(work, links=False)
-
-
-def test_a_folder_that_cannot_be_locked_is_said_to_be(tmp_path, monkeypatch, capsys):
-    def none(*args):
+def test_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capsys):
+    def fail(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", none)
-    with workdirs.lock_workdir(tmp_path):
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with workdir.lock_workdir(tmp_path):
         assert "cannot be locked (No locks available)" in capsys.readouterr().out
 
 
-def test_what_is_started_again_at_once_waits_for_what_is_left_of_itself(
+def test_restarted_hosts_wait_for_a_stale_lock_until_its_lease_ends(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(workdirs, "process_index_and_count", lambda: (0, 2))
-    held = (tmp_path / "run.lock").open("a+b")
-    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(workdir, "process_index_and_count", lambda: (0, 2))
+    stale = (tmp_path / "run.lock").open("a+b")
+    fcntl.flock(stale, fcntl.LOCK_EX)
     clock = types.SimpleNamespace(
-        monotonic=time.monotonic, sleep=lambda s: held.close()
+        monotonic=time.monotonic, sleep=lambda seconds: stale.close()
     )
-    monkeypatch.setattr(workdirs, "time", clock)
-    with workdirs.lock_workdir(tmp_path):
-        assert "another run is at work" in capsys.readouterr().out
-    held = (tmp_path / "run.lock").open("a+b")
-    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(workdir, "time", clock)
+    with workdir.lock_workdir(tmp_path):
+        assert "locked by another run" in capsys.readouterr().out
+    stale = (tmp_path / "run.lock").open("a+b")
+    fcntl.flock(stale, fcntl.LOCK_EX)
     ticks = iter(range(0, 1000, 50))
-    clock.monotonic, clock.sleep = lambda: next(ticks), lambda s: None
-    with held, pytest.raises(RetryableError, match="another run is at work"):
-        with workdirs.lock_workdir(tmp_path):
-            pass
+    clock.monotonic, clock.sleep = lambda: next(ticks), lambda seconds: None
+    with (
+        stale,
+        pytest.raises(RetryableError, match="locked by another run"),
+        workdir.lock_workdir(tmp_path),
+    ):
+        pass
 
 
-def test_a_damaged_list_of_what_is_forgotten_is_one_line(tmp_path, monkeypatch):
-    path = workdirs.unlearn_set_path(tmp_path, 0)
+@pytest.mark.parametrize("name", ["unpacked", "run.lock", "below/events.jsonl"])
+def test_external_link_is_rejected_and_its_target_unchanged(tmp_path, name):
+    work, target = tmp_path / "work", tmp_path / "precious"
+    (work / "below").mkdir(parents=True)
+    target.write_text("mine")
+    (work / name).symlink_to(target)
+    message = f"{name}: symbolic link out of .*run.allow_external_links=True"
+    with pytest.raises(UserError, match=message):
+        workdir.reject_external_links(work, allow=False)
+    workdir.reject_external_links(work, allow=True)
+    assert target.read_text() == "mine"
+
+
+def test_link_within_the_folder_is_allowed(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "unpacked").symlink_to(tmp_path / "below")
+    workdir.reject_external_links(tmp_path, allow=False)
+
+
+def test_damaged_list_of_unlearn_ids_is_named(tmp_path):
+    path = workdir.unlearn_set_path(tmp_path, 0)
     path.parent.mkdir()
     path.write_bytes(b"row\xff\n")
-    monkeypatch.setattr(
-        workdirs.unlearn_set, "format_unlearn_set", lambda *args: "row1\n"
-    )
-    unlearn = types.SimpleNamespace(rule="random:0.1", duplicates="forget")
-    config = types.SimpleNamespace(unlearn=unlearn)
-    bench = types.SimpleNamespace(workdir=tmp_path, config=config, data=None)
+    problem, data = toy.make_problem(toy.executors.vmap(1)), toy.make_dataset()
+    ctx = toy.make_context(problem, data, tmp_path)
     with pytest.raises(UserError, match="0.txt is damaged, or was changed: remove it"):
-        workdirs.unlearn_set_files(bench, 0, types.SimpleNamespace(unlearn=[1]))
+        workdir.unlearn_set_files(ctx, 0, problem.sets)
 
 
-def test_a_text_that_was_damaged_is_written_anew_and_others_are_left_alone(tmp_path):
-    whole, damaged = tmp_path / "sets" / "whole", tmp_path / "sets" / "damaged"
-    texts = {whole: "one\n", damaged: "two\n"}
-    workdirs.write_if_changed(texts)
-    before = whole.stat().st_mtime_ns
+def test_only_changed_texts_are_written(tmp_path):
+    intact, damaged = tmp_path / "sets" / "intact", tmp_path / "sets" / "damaged"
+    texts = {intact: "one\n", damaged: "two\n"}
+    workdir.write_if_changed(texts)
+    modified_ns = intact.stat().st_mtime_ns
     damaged.write_bytes(b"t\xffo\n")
-    workdirs.write_if_changed(texts)
+    workdir.write_if_changed(texts)
     assert {path: path.read_text() for path in texts} == texts
-    assert whole.stat().st_mtime_ns == before
+    assert intact.stat().st_mtime_ns == modified_ns

@@ -87,7 +87,9 @@ def test_the_sets_have_the_sizes_that_were_asked_for(data):
 
 def test_one_percent_is_a_prefix_of_five_percent(data):
     def lines(rule, unseen=0.2):
-        text = unlearn_set.format_unlearn_set(data, draw(data, rule, unseen=unseen), 0, rule)
+        text = unlearn_set.format_unlearn_set(
+            data, draw(data, rule, unseen=unseen), 0, rule
+        )
         return [line for line in text.splitlines() if not line.startswith("#")]
 
     one, five = lines("random:0.01"), lines("random:0.05")
@@ -342,7 +344,11 @@ def test_the_control_of_a_small_cluster_is_enough_for_an_attack(two_looks):
     data, _ = two_looks
     small, large = draw(data, "cluster:0.01"), draw(data, "cluster:0.05")
     assert set(small.unlearn) < set(large.unlearn)
-    assert unlearn_rules.MIN_NONMEMBERS <= len(small.unseen) < unlearn_rules.MIN_NONMEMBERS + 2
+    assert (
+        unlearn_rules.MIN_NONMEMBERS
+        <= len(small.unseen)
+        < unlearn_rules.MIN_NONMEMBERS + 2
+    )
 
 
 def test_what_is_memorised_is_forgotten_first(data):
@@ -396,7 +402,9 @@ def test_alike_takes_each_value_once_and_the_nearest():
     offered = np.linspace(0, 1, 101)
     places = unlearn_rules.match_distribution(np.array([0.2] * 50), offered, 11)
     assert len(set(places)) == 11 and np.abs(offered[places] - 0.2).max() < 0.061
-    assert sorted(unlearn_rules.match_distribution(offered, offered, 101)) == list(range(101))
+    assert sorted(unlearn_rules.match_distribution(offered, offered, 101)) == list(
+        range(101)
+    )
     assert unlearn_rules.match_distribution(np.array([]), offered, 5) == []
 
 

@@ -1,18 +1,18 @@
-"""Clip art: the 1,408 real pairs that come with the package, ten classes.
+"""Clip art: 1,408 real image-text pairs, part of the package; ten classes.
 
     python -m ccu_jax.launch --config clipart
 
-Your own pairs: `--data-dir FOLDER`, with a `pairs.jsonl` and the pictures it names.
+For your own pairs: `--data-dir FOLDER`, with a `pairs.jsonl` and the images it lists.
 
-Expect of the clip art, on 2 cores of an AMD EPYC (2026-11-25, five seeds): two minutes
-for a seed; fused test accuracy 75.0 % for the original, 75.2 % after ccu_plus; image
-attack AUC .75 before, .51 after, .53 for the reference, in 1.5 % of its time.
+Expected on 2 cores of an AMD EPYC (2026-11-25, five seeds): two minutes per seed; fused
+test accuracy 75.0 % for the original and 75.2 % after ccu_plus; image attack AUC .75
+before, .51 after, .53 for the retrained reference, in 1.5 % of its time.
 """
 
+from ccu_jax.config import Config, Data, Train
 from ccu_jax.config.loading import apply_tuned
-from ccu_jax.config.schema import Config, Data, Train
 
-# What `--tune` has found on clip art, for every method.
+# The settings that `--tune` chose for each method on the clip art.
 config = apply_tuned(
     Config(
         name="clipart",

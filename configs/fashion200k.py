@@ -1,25 +1,26 @@
-"""Fashion200k: pictures of clothes and their titles, five categories.
+"""Fashion200k: images of clothes and their titles; five categories.
 
     python -m ccu_jax.launch --config fashion200k
 
-Without `--data-dir` it makes and uses the sample edition, in the official format:
-invented clothes, drawn. With the official files: `--data-dir FOLDER`, the one with
-`labels/` and `women/` (or `women.tar.gz`). They have not been tried.
+Without `--data-dir` it generates a sample edition in the official format: drawn clothes
+with made-up titles. For the official files: `--data-dir FOLDER`, which has `labels/`
+and `women/` (or `women.tar.gz`). It has not been run on the official files yet.
 
-In nine titles of ten the category's own noun stands ("black wrap dress"): with it, a
-forgotten picture would be classified right anyway, so the nouns are taken out. For the
-31 sub-categories: `--set data.task=sub_category`. All pictures of a product share one
-title and one split, and are forgotten together.
+Nine titles of ten contain the noun of the category ("black wrap dress"), which would
+classify a forgotten image correctly, so these nouns are removed. For the 31
+sub-categories: `--set data.task=sub_category`. All images of a product share one title
+and one split, and are forgotten together.
 
-Expect of the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): five
-minutes for a seed; fused test accuracy 68.4 % for the original, 67.3 % after ccu_plus;
-fused attack AUC .76 before, .72 after, .71 for the reference, in 1 % of its time.
+Expected on the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): five
+minutes per seed; fused test accuracy 68.4 % for the original and 67.3 % after ccu_plus;
+fused attack AUC .76 before, .72 after, .71 for the retrained reference, in 1 % of its
+time.
 """
 
+from ccu_jax.config import Config, Data, Train
 from ccu_jax.config.loading import apply_tuned
-from ccu_jax.config.schema import Config, Data, Train
 
-# What `--tune` has found on clip art, for every method.
+# The settings that `--tune` chose for each method on the clip art.
 config = apply_tuned(
     Config(
         name="fashion200k",

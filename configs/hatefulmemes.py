@@ -1,30 +1,31 @@
-"""Hateful Memes: memes, and whether picture and text together are hateful; AUROC.
+"""Hateful Memes: whether image and text of a meme are hateful together; AUROC.
 
     python -m ccu_jax.launch --config hatefulmemes
 
-Without `--data-dir` it makes and uses the sample edition, in the official format: clip
-art with harmless sentences, where label 1 stands for "picture and sentence do not go
-together". With the official files: `--data-dir FOLDER`, the one with `train.jsonl` and
-`img/` (or `img.tar.gz`).
+Without `--data-dir` it generates a sample edition in the official format: clip art with
+harmless sentences, where label 1 means "image and sentence do not match". For the
+official files: `--data-dir FOLDER`, which has `train.jsonl` and `img/` (or
+`img.tar.gz`).
 
-The official files hold offensive pictures and texts: look at them only if you must, and
-show none in reports, issues or tests. They were made so that neither picture nor text
-alone tells the label: a model trained from scratch, as here, will sit near .52 to .60
-AUROC on them (pre-trained ones reach .65 to .86). That checks the plumbing, not the
-quality. The official files have not been tried.
+The official files contain offensive images and texts: open them only if you must, and
+show none in reports, issues or tests. Neither image nor text alone determines the label
+by design, so a model trained from scratch, as here, will reach .52 to .60 AUROC on them
+(pre-trained ones reach .65 to .86). That checks the pipeline, not the quality. It has
+not been run on the official files yet.
 
-Memes with (nearly) the same picture are forgotten together: `group="image"`. On
-purpose, many a picture is there twice, with another text and the other label.
+Memes with near-duplicate images are forgotten together: `group="image"`. By design,
+many images occur twice, with another text and the other label.
 
-Expect of the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): five
-minutes for a seed; fused test AUROC 93.0 % for the original, 92.5 % after ccu_plus;
-pair attack AUC .92 before, .55 after, .52 for the reference, in 0.8 % of its time.
+Expected on the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): five
+minutes per seed; fused test AUROC 93.0 % for the original and 92.5 % after ccu_plus;
+pair attack AUC .92 before, .55 after, .52 for the retrained reference, in 0.8 % of its
+time.
 """
 
+from ccu_jax.config import Config, Data, Model, Train
 from ccu_jax.config.loading import apply_tuned
-from ccu_jax.config.schema import Config, Data, Model, Train
 
-# What `--tune` has found on clip art, for every method.
+# The settings that `--tune` chose for each method on the clip art.
 config = apply_tuned(
     Config(
         name="hatefulmemes",
@@ -36,8 +37,8 @@ config = apply_tuned(
             group="image",
             records=True,
         ),
-        # Whether picture and text go together is learned from their contrast; dropout
-        # hides what has to be compared.
+        # The label depends on whether image and text match. The contrastive loss
+        # learns that; dropout would hide what has to be compared.
         model=Model(dropout=0.0),
         train=Train(
             epochs=40,

@@ -1,21 +1,21 @@
-"""MM-IMDb: film posters and plots, 23 genres, several for each film.
+"""MM-IMDb: film posters and plots; 23 genres, several per film.
 
     python -m ccu_jax.launch --config mmimdb
 
-Without `--data-dir` it makes and uses the sample edition, in the official format.
-With the official files: `--data-dir FOLDER`, the one with `split.json` and `dataset/`,
-or the archive `mmimdb.tar.gz`.
+Without `--data-dir` it generates a sample edition in the official format. For the
+official files: `--data-dir FOLDER`, which has `split.json` and `dataset/`, or the
+archive `mmimdb.tar.gz`.
 
-Expect of the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): four
-minutes for a seed; fused test micro F1 52.0 % for the original, 51.2 % after ccu_plus;
-image attack AUC .79 before, .48 after, .50 for the reference, in 1.5 % of its time. The
-official files have not been tried.
+Expected on the sample edition, on 2 cores of an AMD EPYC (2026-11-25, five seeds): four
+minutes per seed; fused test micro F1 52.0 % for the original and 51.2 % after ccu_plus;
+image attack AUC .79 before, .48 after, .50 for the retrained reference, in 1.5 % of its
+time. It has not been run on the official files yet.
 """
 
+from ccu_jax.config import Config, Data, Train
 from ccu_jax.config.loading import apply_tuned
-from ccu_jax.config.schema import Config, Data, Train
 
-# What `--tune` has found on the sample of MM-IMDb, for every method.
+# The settings that `--tune` chose for each method on the MM-IMDb sample.
 config = apply_tuned(
     Config(
         name="mmimdb",

@@ -1,24 +1,24 @@
-"""A worked example of one's own data: tiles of land seen from above, by scene.
+"""An example of your own data: satellite tiles, grouped by scene.
 
     python -m ccu_jax.launch --config satellite
 
-The tiles and the line of metadata beside each (season, sensor, elevation, words for
-the region) are generated: no satellite and no real place is behind them. What is real
-is the form: `pairs.jsonl` with `label`, `group` (the scene: all tiles of a scene are
-forgotten together) and `split` (by scene).
+The tiles and the line of metadata of each (season, sensor, elevation, words for the
+region) are generated and show no real place. Only the format is real: `pairs.jsonl`
+with `label`, `group` (the scene: all tiles of a scene are forgotten together) and
+`split` (by scene).
 
-Your own tiles in that form: `--data-dir FOLDER`; README says how to lay it out. The
-folder that this makes, to look at: `python -m ccu_jax.data.samples satellite FOLDER`.
+For your own tiles in this format: `--data-dir FOLDER`; the README describes the layout.
+To look at an example folder: `python -m ccu_jax.data.samples satellite FOLDER`.
 
-Expect of it, on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes;
-fused test accuracy 70 % for the original and after ccu_plus; image attack AUC .65
-before, .53 after, .50 for the reference.
+Expected on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes; fused
+test accuracy 70 % for the original and after ccu_plus; image attack AUC .65 before, .53
+after, .50 for the retrained reference.
 """
 
+from ccu_jax.config import Config, Data, Train
 from ccu_jax.config.loading import apply_tuned
-from ccu_jax.config.schema import Config, Data, Train
 
-# What `--tune` has found on clip art, for every method.
+# The settings that `--tune` chose for each method on the clip art.
 config = apply_tuned(
     Config(
         name="satellite",

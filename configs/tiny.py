@@ -1,12 +1,12 @@
-"""Tiny: clip art through a model of a few thousand weights, to see every stage run.
+"""Tiny: clip art and a model of a few thousand parameters, to see every stage run.
 
     python -m ccu_jax.launch --config tiny
 
-It is for looking at the machinery, in less than a minute on 2 cores of an Intel Xeon
-(2026-11-24): such a model learns next to nothing, so there is nothing to forget.
+It shows that the pipeline works, in less than a minute on 2 cores of an Intel Xeon
+(2026-11-24). Such a small model learns next to nothing, so there is nothing to forget.
 """
 
-from ccu_jax.config.schema import (
+from ccu_jax.config import (
     Ccu,
     CcuPlus,
     Config,

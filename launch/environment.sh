@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: finds or makes the Python that has the package.
+# Sourced by the other scripts: finds or makes a Python environment with the package.
 #
-# Written for bash 3.2 as well, which is what macOS has.
+# Must work in bash 3.2, the one of macOS.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -22,13 +22,13 @@ execute() {
     fi
 }
 
-# Whether Python $1 has the module $2. Asked from /, where no checkout is in the way.
+# Tests whether Python $1 has the module $2; from /, so that no checkout is imported.
 has_module() {
     (cd / && "$1" -c "import sys, importlib.util as i
 sys.exit(sys.version_info < (3, 11) or not i.find_spec('$2'))") >/dev/null 2>&1
 }
 
-# Whether Python $1 runs this checkout, and not a copy that was installed once.
+# Tests whether Python $1 imports this checkout and not an installed copy.
 has_checkout() {
     (cd / && "$1" -c "import sys, importlib.util as i, pathlib as p
 found = i.find_spec('ccu_jax')
@@ -37,11 +37,11 @@ sys.exit(not found or here not in p.Path(found.origin).resolve().parents)" "$roo
         >/dev/null 2>&1
 }
 
-# Sets $base to a Python that can make an environment.
+# Sets $base to a Python that can create an environment.
 find_base() {
     local name without=""
     for name in python3.12 python3.13 python3.11 python3 python; do
-        # It is run and not only looked up: pyenv has names for what is not there.
+        # Run, not only looked up: pyenv has shims of versions that are not installed.
         "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
             >/dev/null 2>&1 || continue
         if "$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then
@@ -51,17 +51,18 @@ find_base() {
         without="$name"
     done
     if [ -n "$without" ]; then
-        fail "$without has no ensurepip and cannot make .venv; remedy on Debian or" \
+        fail "$without has no ensurepip, so it cannot create .venv; on Debian or" \
             "Ubuntu: apt install python3-venv"
     fi
-    fail "there is no Python 3.11 or newer on the PATH; install one, python3.12 say"
+    fail "no Python 3.11 or newer on the PATH; install one, such as python3.12"
 }
 
-# What an installation depends on. The folder too: a moved checkout is installed anew.
+# A checksum of what an installation depends on, also the folder: a checkout that was
+# moved is installed again.
 fingerprint() { { cat "$root/setup.cfg" "$root/setup.py" "$root/pyproject.toml"; pwd -P; } | cksum; }
 
-# Sets $python. $1 is the extra that is needed ("" or "dev"), $2 a module that tells
-# whether an active environment has it.
+# Sets $python. $1 is the extra that is needed ("" or "dev"); $2 is a module by which an
+# active environment with that extra is recognized.
 find_python() {
     local venv="$root/.venv" extra="$1" stamp target="$root"
     if [ -n "$VIRTUAL_ENV" ]; then
@@ -76,7 +77,7 @@ find_python() {
         fi
     fi
     python="$venv/bin/python"
-    # What `dev` brings includes everything else.
+    # The extra `dev` includes all that a run needs.
     for stamp in "$venv/.ccu_jax" "$venv/.ccu_jax-dev"; do
         case "$extra$stamp" in dev*ccu_jax) continue ;; esac
         if [ "$(cat "$stamp" 2>/dev/null)" = "$(cd "$root" && fingerprint)" ]; then
@@ -86,17 +87,17 @@ find_python() {
     done
     if [ ! -e "$venv" ]; then
         find_base
-        say "making $venv with $base"
+        say "creating $venv with $base"
         execute "$base" -m venv "$venv" || {
             rm -rf "$venv"
-            fail "$base cannot make $venv; see above"
+            fail "$base cannot create $venv; see above"
         }
     elif ! has_module "$python" pip; then
-        fail "$venv is no environment of Python 3.11 or newer with pip; remove it and" \
-            "run this again"
+        fail "$venv is not an environment of Python 3.11 or newer with pip; remove it" \
+            "and rerun"
     fi
     if [ -n "$extra" ]; then target="${root}[$extra]"; fi
-    say "installing the package and what it needs (2 GB, some minutes the first time)"
+    say "installing the package and its dependencies (2 GB; the first time, minutes)"
     execute "$python" -m pip install --quiet --disable-pip-version-check \
         --editable "$target" || fail "installing into $venv failed; see above"
     stamp="$venv/.ccu_jax${extra:+-$extra}"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The first run: makes .venv when needed, then starts one process on this machine.
+# The first run: creates .venv if needed, then starts one process on this machine.
 #
 #   bash launch/first_run.sh [flags of python -m ccu_jax.launch]
 #
-# Results come to runs/ in the current folder. A flag given here wins over the one
-# below, so `--config clipart` works. CCU_JAX_DRY_RUN=1 prints the commands.
+# Results are written to runs/ in the current folder. Flags given here override those
+# below, so `--config clipart` works. CCU_JAX_DRY_RUN=1 only prints the commands.
 
 set -e -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -3,10 +3,10 @@
 #
 #   bash launch/local.sh N M [flags of python -m ccu_jax.launch]
 #
-# N processes with M devices each. Process 0 writes to the screen, the others to files
-# that are shown when one fails; then the rest is ended. CCU_JAX_DRY_RUN=1 prints the
-# commands. Slow, and for seeing that it works: on a machine with real accelerators one
-# process uses them all.
+# N processes with M devices each. Process 0 logs to the terminal, the others to files,
+# of which the last lines are shown when a process fails; then the others are ended.
+# CCU_JAX_DRY_RUN=1 only prints the commands. This is slow and only shows that several
+# processes work: on a machine with real accelerators one process uses them all.
 
 set -e -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -28,8 +28,8 @@ with socket.socket() as s: s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     logs="$(mktemp -d "${TMPDIR:-/tmp}/ccu_jax.XXXXXX")"
 fi
 
-# Ends every process: politely, then after 5 s (one that waits for another hears
-# nothing) by force. Each is a group of its own, which holds its children too.
+# Ends all processes with SIGINT, and after 5 s with SIGKILL, since a process that waits
+# for another handles no signal. Each is a process group that includes its children.
 end_all() {
     local pid signal tries
     for signal in INT KILL; do
@@ -58,8 +58,8 @@ interrupted() {
     exit 130
 }
 
-# Tells all, as they may not have met yet; later on it would be enough to tell one.
-told_to_leave() {
+# Signals all processes: once they are connected, one would be enough.
+preempted() {
     local pid
     for pid in "${pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
 }
@@ -81,55 +81,55 @@ start() {
 }
 
 trap interrupted INT HUP
-trap told_to_leave TERM
-say "$count processes with $devices devices each, meeting at port $port"
-# Job control gives each process a group, and leaves it its Ctrl-C.
+trap preempted TERM
+say "$count processes with $devices devices each, coordinator on port $port"
+# Job control makes each process a group that receives Ctrl-C itself.
 set -m
 for ((index = 0; index < count; index++)); do start "$index" "$@"; done
 set +m
 
-failed=0 who=""
-left=("${!pids[@]}")  # none in a dry run
-while [ "${#left[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
+failed=0 first_failed=""
+running=("${!pids[@]}")  # none in a dry run
+while [ "${#running[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
     still=()
-    for index in "${left[@]}"; do
+    for index in "${running[@]}"; do
         if kill -0 "${pids[index]}" 2>/dev/null; then
             still+=("$index")
         else
             status=0
             wait "${pids[index]}" 2>/dev/null || status=$?
-            # One that fails takes others along, by a signal: its own code says more.
+            # A failing process ends others by a signal: its own code is more useful.
             if [ "$failed" = 0 ] || { [ "$failed" -ge 128 ] && [ "$status" != 0 ]; }
             then
-                failed="$status" who="$index"
+                failed="$status" first_failed="$index"
             fi
         fi
     done
-    left=("${still[@]}")
-    # One that was told to leave has saved, with all others, what they go on from.
+    running=("${still[@]}")
+    # Preempted: all processes save one checkpoint before they exit.
     if [ "$failed" = 75 ]; then
         for ((tries = 0; tries < 300; tries++)); do
             any_alive || break
             sleep 0.2
         done
         end_all
-        say "all processes have left"
+        say "all processes were preempted"
         rm -rf "$logs"
         exit 75
     fi
-    if [ "${#left[@]}" -gt 0 ]; then sleep 0.2; fi
+    if [ "${#running[@]}" -gt 0 ]; then sleep 0.2; fi
 done
 
 if [ "$failed" = 0 ]; then
     if [ -n "$logs" ]; then rm -rf "$logs"; fi
-    if [ -z "$CCU_JAX_DRY_RUN" ]; then say "all processes ended well"; fi
+    if [ -z "$CCU_JAX_DRY_RUN" ]; then say "all processes finished"; fi
     exit 0
 fi
 trap '' INT TERM HUP
 end_all
 for ((index = 1; index < count; index++)); do
-    say "the last lines of process $index ($logs/process-$index.log):"
+    say "last lines of process $index ($logs/process-$index.log):"
     tail -n 15 "$logs/process-$index.log" >&2 || true
 done
-say "process $who failed with exit code $failed; all processes were ended"
+say "process $first_failed failed with exit code $failed; all were ended"
 exit "$failed"

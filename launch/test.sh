@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The tests: makes .venv when needed, then runs the fast tests and after them the slow.
-# The whole table of methods takes longer still: `pytest -m table`.
+# Creates .venv if needed, then runs the fast tests and after them the slow ones. The
+# full table of methods takes even longer: `pytest -m table`.
 #
 #   bash launch/test.sh [arguments of pytest]
 #
-# CCU_JAX_DRY_RUN=1 prints the commands.
+# CCU_JAX_DRY_RUN=1 only prints the commands.
 
 set -e -o pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -12,17 +12,17 @@ find_python dev xdist
 
 ran=""
 for which in "not slow" slow; do
-    say "tests that are $which"
+    say "tests: $which"
     status=0
-    # In a subshell, and from the root: tests read files of the checkout.
-    # Side by side, a file at a time: its tests share what they have compiled.
+    # From the root, since tests read files of the checkout. In parallel by file, since
+    # the tests of a file share compiled programs.
     (cd "$root" && execute "$python" -m pytest -m "$which" \
         --numprocesses auto --maxprocesses 4 --dist loadfile "$@") || status=$?
     case "$status" in
         0) ran=yes ;;
-        5) say "none of them was asked for" ;;
+        5) say "no tests selected" ;;
         *) say "failed"; exit "$status" ;;
     esac
 done
-[ -n "$ran" ] || fail "no test was run"
+[ -n "$ran" ] || fail "no tests were run"
 say "all passed"

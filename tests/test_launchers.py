@@ -91,12 +91,12 @@ def test_a_python_that_cannot_make_environments_is_one_line(
     tools.mkdir()
     for name in ("bash", "dirname", "cat", "cksum"):
         (tools / name).symlink_to(shutil.which(name))
-    message = "error: there is no Python 3.11 or newer"
+    message = "error: no Python 3.11 or newer"
     if has_python:
         python = tools / "python3.12"
         python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\n')
         python.chmod(0o755)
-        message = "python3.12 has no ensurepip .* apt install python3-venv"
+        message = "python3.12 has no ensurepip.* apt install python3-venv"
     done = run_script(clone / "launch/first_run.sh", PATH=str(tools))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.search(message, done.stderr) and done.stderr.count("\n") == 1

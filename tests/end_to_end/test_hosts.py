@@ -214,7 +214,7 @@ def test_wrong_input_ends_all_processes_with_one_line(config, tmp_path):
     assert process.returncode == 2, err
     assert time.monotonic() - began < 60
     # What other processes said is shown below their names.
-    mine = err.partition("the last lines of process 1")[0]
+    mine = err.partition("last lines of process 1")[0]
     assert mine.count("error: ") == 1 and "class:nobody: no such class" in mine
     assert "Traceback" not in err
     assert not (workdir / "config.json").exists()

@@ -122,11 +122,8 @@ def test_slurm_starts_one_process_per_gpu():
     # srun does not inherit the cores per task.
     assert argv[3:7] == ["--cpus-per-task=8", PYTHON, *COMMAND]
     assert argv[7:] == ["--config", "tiny", "--workdir", "/a b", "--multihost"]
-    settings = dict(
-        line.removeprefix("#SBATCH --").partition("=")[::2]
-        for line in (ROOT / "launch/slurm.sbatch").read_text("utf-8").splitlines()
-        if line.startswith("#SBATCH ")
-    )
+    text = (ROOT / "launch/slurm.sbatch").read_text("utf-8")
+    settings = dict(re.findall("^#SBATCH --([^=\n]+)=?(.*)$", text, re.MULTILINE))
     # JAX gives each process the GPU of its index on the node.
     assert settings["ntasks-per-node"] == settings["gpus-per-node"]
     assert settings["cpus-per-task"] == "8"

@@ -67,10 +67,10 @@ def field_type(tree: type, key: str) -> Any:
         if not dataclasses.is_dataclass(type_):
             raise UserError(f"{key}: {parent} is a value, not a section")
         type_ = _annotation(type_, name, parent)
-        parent = f"{parent}.{name}" if parent else name
+        parent = f"{parent}.{name}".lstrip(".")
     if dataclasses.is_dataclass(type_):
         names = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(type_))
-        raise UserError(f"{key} is a section; set one of its fields: {names}")
+        raise UserError(f"{key}: is a section; set one of its fields: {names}")
     return type_
 
 
@@ -83,8 +83,8 @@ def annotations(section: type) -> dict[str, Any]:
 def _annotation(section: type, name: str, parent: str) -> Any:
     fields = annotations(section)
     if name not in fields:
-        place = f"section {parent!r}" if parent else "the configuration"
-        raise UserError(f"{place} has no key {name!r}; {suggest(name, fields)}")
+        key = f"{parent}.{name}".lstrip(".")
+        raise UserError(f"{key}: unknown key {name!r}; {suggest(name, fields)}")
     return fields[name]
 
 
@@ -110,8 +110,8 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
 
     Args:
         value: Plain data: dicts, lists and scalars.
-        annotation: A dataclass, int, float, bool, str, a `Literal` of strings, a
-            `tuple[X, ...]` of these, or one of them with `| None` or in `Annotated` with a `Range`.
+        annotation: A dataclass, int, float, bool, str, or a `Literal` of strings;
+            `tuple[X, ...]` or `X | None` of these; a number `Annotated` with a `Range`.
         key: The dotted key; empty for the whole tree.
 
     Raises:

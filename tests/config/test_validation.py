@@ -131,11 +131,11 @@ def test_a_range_includes_its_ends_unless_excluded(range_, inside, outside, word
 @pytest.mark.parametrize(
     "key, words",
     [
-        ("sektion.rate", "no key 'sektion'; did you mean 'section'?"),
-        ("section.rat", "section 'section' has no key 'rat'; did you mean 'rate'?"),
-        ("section", "section is a section; set one of its fields: section.rate"),
-        ("count.x", "count is a value, not a section"),
-        ("", "has no key ''"),
+        ("sektion.rate", "sektion: unknown key 'sektion'; did you mean 'section'?"),
+        ("section.rat", "section.rat: unknown key 'rat'; did you mean 'rate'?"),
+        ("section", "section: is a section; set one of its fields: section.rate"),
+        ("count.x", "count.x: count is a value, not a section"),
+        ("", "unknown key ''"),
     ],
 )
 def test_a_key_that_leads_to_no_field_is_rejected(key, words):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from ccu_jax import data, models
 from ccu_jax.config.schema import Config, Data, from_json
 from ccu_jax.data.preparation import images as image_decoding
-from ccu_jax.data.preparation import prepare
+from ccu_jax.data.preparation.prepare import data_paths
 from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.tokenizer import encode, load_tokenizer
 from ccu_jax.errors import UserError, user_error_for
@@ -121,7 +121,7 @@ def load_classifier(
         multi_label=stored.multi_label,
         params=_restore_params(workdir, method, seed, model, stored.purged),
         model=model,
-        tokenizer=load_tokenizer(prepare.folders(workdir).data / "tokenizer.json"),
+        tokenizer=load_tokenizer(data_paths(workdir).data / "tokenizer.json"),
         config=config,
     )
 

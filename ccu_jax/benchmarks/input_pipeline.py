@@ -37,8 +37,8 @@ from ccu_jax.benchmarks.harness import (
 from ccu_jax.config import Data
 from ccu_jax.config.loading import load_config
 from ccu_jax.data import batches
-from ccu_jax.data.input_pipeline import iterate_batches
-from ccu_jax.data.preparation import images, tfds_builders
+from ccu_jax.data.input_pipeline import iterate_batches, jpeg_dataset
+from ccu_jax.data.preparation import images
 from ccu_jax.data.samples import editions
 from ccu_jax.distributed import device_tables
 from ccu_jax.distributed.executors import EXECUTORS, fits
@@ -254,7 +254,7 @@ def measure_feed(
             ),
         )
         try:
-            decoded = tfds_builders.decoding(paths, size)
+            decoded = jpeg_dataset(paths, size)
             calls[TF_DATA, 0] = _timed(
                 len(paths), lambda: list(decoded.as_numpy_iterator())
             )

@@ -1,8 +1,7 @@
-"""Data sets of pictures and texts: prepared once, then only memory-mapped."""
+"""Data sets of images and texts: prepared once, then memory-mapped."""
 
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.dataset import Dataset
@@ -12,7 +11,9 @@ from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
-# A data set is one file with a READER, one row here, and one file in configs/.
+__all__ = ["DATASETS", "Dataset", "load", "load_prepared", "purge_images"]
+
+# To add a data set: a module with a READER, an entry here, and a file in configs/.
 DATASETS = {
     "pairs": pairs.READER,
     "mmimdb": mmimdb.READER,
@@ -21,75 +22,73 @@ DATASETS = {
 }
 
 
-GROUPS = ("own", "text", "image")
-
-
 def load(
     config: Data,
     workdir: pathlib.Path,
     progress: Progress,
     expected: str | None = None,
 ) -> Dataset:
-    """Loads a data set, preparing it below the working folder when that is needed.
+    """Loads a data set, and prepares it below the working folder first if necessary.
 
-    Prepared files that fit the configuration are memory-mapped; that takes no time and
-    no TensorFlow. Files made with other settings, or from files that have changed
-    since, are made anew. A kill at any moment leaves nothing half-done.
+    Prepared files that match the configuration and the source are memory-mapped, which
+    takes no time and no TensorFlow; otherwise they are prepared again. A killed
+    preparation is resumed and leaves no partial data set.
 
     Args:
-        config: Which data set, from where, and the sizes to store.
-        workdir: The run's folder; `workdir/data` is written.
-        progress: Called now and then with (what is done, done, total).
-        expected: Fingerprint that they must have, if other results go with them.
+        config: which data set, from where, and the sizes to store.
+        workdir: the run's folder; the data are written to `workdir/data`.
+        progress: called with (stage, done, total).
+        expected: the fingerprint that stored results depend on, if there are any.
 
     Raises:
-        UserError: unknown name, missing or malformed files, nothing usable, or other
-            data than expected; what was stored before is left as it is.
+        UserError: invalid settings, missing or malformed files, no usable row, or other
+            data than expected. What was stored before is left unchanged.
     """
-    _check(config)
-    reader = DATASETS[config.dataset]
-    stored = prepare.stored(
-        config, reader, pathlib.Path(workdir), progress, expected, _write_sample
-    )
-    return Dataset(name=config.dataset, **stored)
+    fields = _preparation(config, workdir, progress).load_or_prepare(expected)
+    return Dataset(name=config.dataset, **fields)
 
 
 def load_prepared(config: Data, workdir: pathlib.Path) -> Dataset:
-    """Maps what process 0 has just loaded; the source need not be seen from here.
+    """Maps the data that process 0 has prepared; the source need not be readable here.
 
     Raises:
-        UserError: it is not there.
+        UserError: there are no prepared data with these settings.
     """
-    return Dataset(name=config.dataset, **prepare.mapped(config, workdir))
+    return Dataset(name=config.dataset, **prepare.load_prepared(config, workdir))
 
 
-def forget(
+def purge_images(
     config: Data,
     workdir: pathlib.Path,
     ids: set[str],
     folders: Iterable[pathlib.Path],
     progress: Progress,
-    also: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Removes pictures from all that a run keeps, and searches for their bytes.
+    remove_derived: Callable[[], None] = lambda: None,
+) -> purge.PurgeResult:
+    """Removes images from everything a run stores, and searches for remains of them.
 
     Args:
-        config: of the prepared data set.
+        config: settings of the prepared data set.
         workdir: the run's folder.
-        ids: of the rows whose pictures go.
-        folders: all that is to be searched.
-        progress: called with (what is done, done, total).
-        also: removes what knows the pictures elsewhere; called when it is written down
-            that they go, so that a purge that was killed is known as one.
+        ids: ids of the rows whose images are removed.
+        folders: the folders to search.
+        progress: called with (stage, done, total).
+        remove_derived: removes models and features made from the images. It is called
+            after the data are marked as purged, so a killed purge is recognized.
 
-    Returns:
-        `pictures`, `even` (pictures without a piece to search for), `needles`, `files`
-        and `bytes` searched, `hits` as (id, file).
+    Raises:
+        UserError: the removal of images that were purged earlier cannot be verified.
     """
+    preparation = _preparation(config, workdir, progress)
+    return purge.purge_images(preparation, ids, folders, remove_derived)
+
+
+def _preparation(
+    config: Data, workdir: pathlib.Path, progress: Progress
+) -> prepare.Preparation:
+    _check(config)
     reader = DATASETS[config.dataset]
-    return purge.forget(
-        config, reader, workdir, ids, folders, progress, also, _write_sample
-    )
+    return prepare.Preparation(config, reader, workdir, progress, _write_sample)
 
 
 def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> None:
@@ -102,18 +101,12 @@ def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> No
 def _check(config: Data) -> None:
     if config.dataset not in DATASETS:
         raise UserError(
-            f"data.dataset: {config.dataset!r} is none of {', '.join(sorted(DATASETS))}"
+            f"data.dataset: unknown data set {config.dataset!r}; choose one of "
+            f"{', '.join(sorted(DATASETS))}"
         )
-    if config.group not in GROUPS:
-        raise UserError(f"data.group: {config.group!r} is none of {', '.join(GROUPS)}")
-    least = {"image_size": 4, "text_length": 2, "vocabulary": 100}
-    for name, number in least.items():
-        if getattr(config, name) < number:
-            raise UserError(f"data.{name}: {getattr(config, name)} is below {number}")
-    test, validation = config.test_fraction, config.validation_fraction
-    if not (0 <= test < 1 and 0 <= validation < 1 and test + validation < 1):
+    if config.test_fraction + config.validation_fraction >= 1:
         raise UserError(
-            f"data.test_fraction {test} and data.validation_fraction {validation} must "
-            "be shares of all "
-            "rows that leave some for training"
+            f"data.test_fraction={config.test_fraction} and "
+            f"data.validation_fraction={config.validation_fraction}: no rows are left "
+            "for training; their sum must be below 1"
         )

@@ -28,4 +28,4 @@ class Dataset(NamedTuple):
     vocabulary: int  # number of token ids
     counts: dict[str, int]  # rows read, used, and skipped by reason
     fingerprint: str  # hash of the classes and all columns
-    purged: bool = False  # whether images were blanked by `ccu_jax.data.forget`
+    purged: bool = False  # whether images were blanked by `ccu_jax.data.purge_images`

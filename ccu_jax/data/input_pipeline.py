@@ -1,10 +1,14 @@
 """The input pipeline: batches of memory-mapped columns, as one host reads them."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ccu_jax.data.preparation.tfds_builders import import_tensorflow
 from ccu_jax.distributed.device_tables import HostColumn
 
 
@@ -57,3 +61,28 @@ def _row_reader(column: np.ndarray | HostColumn) -> Callable[[np.ndarray], np.nd
         column = column.array
     # np.memmap adds a constant cost to every gather; a plain array view does not.
     return functools.partial(np.asarray(column).take, axis=0)
+
+
+def jpeg_dataset(paths: Sequence[pathlib.Path], size: int) -> Any:
+    """Returns a tf.data pipeline that decodes JPEG files in every epoch.
+
+    It is the unprepared baseline of the benchmarks.
+
+    Args:
+        paths: the JPEG files.
+        size: S, side of the square in pixels.
+
+    Returns:
+        A `tf.data.Dataset` of batches uint8 [64, S, S, 3].
+    """
+    tf, _ = import_tensorflow()
+
+    def load_image(path):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        image = tf.image.resize_with_pad(image, size, size)
+        return tf.cast(image, tf.uint8)
+
+    files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
+    # A fixed number of threads: tf.data.AUTOTUNE starts with few.
+    images = files.map(load_image, num_parallel_calls=os.cpu_count() or 1)
+    return images.batch(64).prefetch(1)

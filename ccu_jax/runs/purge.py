@@ -38,9 +38,9 @@ def purge_workdir(ctx: RunContext) -> None:
     if not is_primary():
         return
     ctx.reporter.log(
-        f"purged {report['pictures']:,} images; searched {report['files']:,} files "
-        f"({report['bytes']:,} bytes) for {report['needles']:,} pieces of them: "
-        f"{len(report['hits'])} found; too uniform to search for: {report['even']}. "
+        f"purged {report['num_images']:,} images; searched {report['num_files']:,} files "
+        f"({report['num_bytes']:,} bytes) for {report['num_patterns']:,} pieces of them: "
+        f"{len(report['hits'])} found; too uniform to search for: {report['num_uniform']}. "
         "Also removed: their rows in the feature stores of the originals, and "
         f"{report['models']} folders of models that were trained on them (originals, "
         "shadow models, diverged and interrupted runs). Kept: ids, scores, and the "
@@ -75,10 +75,10 @@ def _purge(ctx: RunContext, stage: Stage) -> dict[str, Any]:
         counts["features"] = _purge_features(ctx, ids)
         counts["models"] = _purge_models(workdir)
 
-    report = data.forget(
+    result = data.purge_images(
         ctx.config.data, workdir, ids, folders, stage.report_progress, remove_derived
     )
-    report |= counts
+    report = result._asdict() | counts
     text = json.dumps(report, indent=1) + "\n"
     write_atomically(workdir / "purge.json", text.encode())
     return report

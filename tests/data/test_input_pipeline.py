@@ -58,7 +58,7 @@ def test_resuming_at_a_step_gives_the_remaining_batches(columns, num_hosts):
                 np.testing.assert_array_equal(batch[name], full[name])
 
 
-@pytest.mark.parametrize(("host", "num_hosts"), [(0, 4), (2, 2), (-1, 2)])
+@pytest.mark.parametrize("host, num_hosts", [(0, 4), (2, 2), (-1, 2)])
 def test_batch_that_cannot_be_sharded_is_an_error(host, num_hosts):
     plan = plan_batches(np.arange(9), 6, 2, seed=0)
     with pytest.raises(ValueError, match="batch 6 has no shard"):

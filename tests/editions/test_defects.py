@@ -1,10 +1,11 @@
 """Readers count every planted defect, and nothing else."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from ccu_jax.config import loading
+from ccu_jax.config.loading import load_config
 from ccu_jax.data import load
 from ccu_jax.errors import UserError
 from tests.editions import write_with_defects
@@ -12,15 +13,15 @@ from tests.editions.defects import expected_counts
 
 
 def load_with_defects(name, root, workdir, **settings):
-    config = loading.load(name, []).data
+    config = load_config(name).data
     # Smaller images would make different ones near-duplicates.
-    settings = {"dir": str(root), "image_size": 48, "records": False} | settings
-    config = dataclasses.replace(config, **settings)
+    changes: dict[str, Any] = {"image_size": 48, "records": False} | settings
+    config = dataclasses.replace(config, dir=str(root), **changes)
     return load(config, workdir, lambda stage, done, total: None)
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "seed"),
+    "name, rows, seed",
     [
         ("mmimdb", 40, 3),
         ("fashion200k", 200, 0),

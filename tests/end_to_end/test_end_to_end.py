@@ -554,8 +554,8 @@ def test_after_a_purge_results_are_shown_and_nothing_else_is_run(small, copy):
     told = json.loads((copy / "purge.json").read_text())
     ids = (copy / "unlearn_sets" / "0.txt").read_text().split("\n")
     count = sum(not line.startswith("#") for line in ids if line)
-    assert told["pictures"] >= count > 50 and told["hits"] == []
-    assert f"purged {told['pictures']} images" in out
+    assert told["num_images"] >= count > 50 and told["hits"] == []
+    assert f"purged {told['num_images']} images" in out
     after = files(copy, "outputs", "checkpoints", "stages")
     changed = {str(path) for path in before if before[path] != after.get(path)}
     # The original itself is gone: it was trained on them.

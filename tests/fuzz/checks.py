@@ -158,13 +158,13 @@ def _read(here: World, config: Data) -> dict[str, int]:
 
 def _store(here: World, config: Data) -> dict[str, int]:
     """Everything up to what training reads, and the lists that are made of it."""
-    scratch = prepare.folders(here.work).new
+    scratch = prepare.data_paths(here.work).new
     scratch.mkdir()
     counts = Counts(str(here.root), config.strict)
     source = _opened_source(here, config, counts)
-    parts.collect(source, scratch, config, counts, _quiet, None)
-    meta = arrays.finish(scratch, source, config, counts, _quiet)
-    columns = arrays.load(scratch)
+    parts.ingest_rows(source, scratch, config, counts, _quiet, None)
+    meta = arrays.write_columns(scratch, source, config, counts, _quiet)
+    columns = arrays.load_columns(scratch)
     data = Dataset(
         name=config.dataset,
         edition="own",

@@ -1,4 +1,4 @@
-"""The columns that training maps: made of the stored rows, a piece at a time."""
+"""The columns of a prepared data set, written from the ingested rows."""
 
 import collections
 import contextlib
@@ -7,14 +7,15 @@ import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data import near_duplicates as duplicates
-from ccu_jax.data.preparation import ingest as parts
+from ccu_jax.data.near_duplicates import connected_components, find_clusters
+from ccu_jax.data.preparation.ingest import iterate_rows
 from ccu_jax.data.readers.base import Counts, Progress, Source, digest
 from ccu_jax.data.tokenizer import encode, train_tokenizer
 from ccu_jax.errors import UserError
@@ -22,46 +23,51 @@ from ccu_jax.storage.columns import ColumnWriter
 
 MAPPED = ("image", "text")
 LOADED = ("labels", "has_image", "has_text", "id", "group", "split", "cluster")
-MOST_CLASSES = 10_000
-_CHUNK = 1024
+MAX_CLASSES = 10_000
+_EXTRA_FILES = ("tokenizer.json", "rows.tsv")
+_CHUNK = 1024  # rows
+_STAGE = "tokenizing texts"
 
 
-def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All columns of a prepared folder, the large ones mapped."""
-    found = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in MAPPED}
-    return found | {name: np.load(folder / f"{name}.npy") for name in LOADED}
+def load_columns(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Loads all columns of a prepared folder; the large ones are memory-mapped."""
+    mapped = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in MAPPED}
+    return mapped | {name: np.load(folder / f"{name}.npy") for name in LOADED}
 
 
-def finish(
+def write_columns(
     folder: pathlib.Path,
     source: Source,
     config: Data,
     counts: Counts,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Writes all columns but the pictures; gives what is to be stored about them.
+    """Writes all columns but the images, which `ingest_rows` has written.
 
     Args:
-        folder: where `parts.collect` has left its files.
+        folder: the folder that `ingest_rows` has filled.
         source: the opened data set.
-        config: lengths, vocabulary, what a group is.
-        counts: told of near-duplicates and of the rows used.
-        progress: called with (what, done, total).
+        config: text length, vocabulary size, and what makes a group.
+        counts: counts near-duplicates and usable rows.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The metadata to store: vocabulary size, classes, counts and checksums.
 
     Raises:
-        UserError: no row, no training row, or nothing to tell apart.
+        UserError: no usable row, no training row, or an unusable number of classes.
     """
-    rows = _check(folder, source, counts)
-    progress("tokenising texts", 0, rows)
-    vocabulary = _columns(folder, source, config, rows, progress)
+    num_rows = _check_rows(folder, source, counts)
+    progress(_STAGE, 0, num_rows)
+    vocabulary = _write_row_columns(folder, source, config, num_rows, progress)
     has_image = np.load(folder / "has_image.npy")
-    cluster = duplicates.find_clusters(folder / "image.npy", has_image, progress)
+    cluster = find_clusters(folder / "image.npy", has_image, progress)
     np.save(folder / "cluster.npy", cluster)
-    counts.add("noted: near-duplicate image", int((cluster != np.arange(rows)).sum()))
-    group = _groups(folder, config.group, cluster)
-    np.save(folder / "group.npy", group)
-    _list(folder, source.classes)
-    counts.add("used", rows)
+    num_duplicates = int((cluster != np.arange(num_rows)).sum())
+    counts.add("noted: near-duplicate image", num_duplicates)
+    np.save(folder / "group.npy", _merge_groups(folder, config.group, cluster))
+    _write_table(folder, source.classes)
+    counts.add("used", num_rows)
     return {
         "vocabulary": vocabulary,
         "classes": source.classes,
@@ -73,118 +79,135 @@ def finish(
     }
 
 
-def _check(folder, source: Source, counts: Counts) -> int:
-    rows, training = 0, False
-    for row in parts.rows(folder):
-        rows += 1
-        training |= row["split"] == "train"
-    if not rows:
+def _check_rows(folder: pathlib.Path, source: Source, counts: Counts) -> int:
+    """Returns the number of rows, or raises if they cannot be trained on."""
+    num_rows, has_training_row = 0, False
+    for row in iterate_rows(folder):
+        num_rows += 1
+        has_training_row |= row["split"] == "train"
+    num_classes = len(source.classes)
+    if not num_rows:
         raise counts.no_rows_error()
-    if not training:
+    if not has_training_row:
         raise UserError(f"{counts.origin}: no usable row in the train split")
-    if len(source.classes) > MOST_CLASSES:
+    if num_classes > MAX_CLASSES:
         raise UserError(
-            f"{counts.origin}: {len(source.classes):,} classes are more than the "
-            f"{MOST_CLASSES:,} that can be told apart: is each label a name of its own?"
+            f"{counts.origin}: {num_classes:,} classes, at most {MAX_CLASSES:,} are "
+            "supported; check that labels are classes and not names of single rows"
         )
-    if len(source.classes) < (1 if source.multi_label else 2):
+    if num_classes < (1 if source.multi_label else 2):
         raise UserError(
-            f"{counts.origin}: {len(source.classes)} classes in all rows; there must be "
-            "at least two to tell apart"
+            f"{counts.origin}: {num_classes} classes in all rows; a classifier needs "
+            "at least two"
         )
-    return rows
+    return num_rows
 
 
-def _columns(folder, source: Source, config: Data, rows: int, progress) -> int:
-    """Writes text, labels, what there is, id, group, split; gives the vocabulary."""
-    training = (r["text"] for r in parts.rows(folder) if r["split"] == "train")
+def _write_row_columns(
+    folder: pathlib.Path,
+    source: Source,
+    config: Data,
+    num_rows: int,
+    progress: Progress,
+) -> int:
+    """Writes the columns that depend on single rows; returns the vocabulary size."""
+    training = (r["text"] for r in iterate_rows(folder) if r["split"] == "train")
     tokenizer = train_tokenizer(filter(None, training), config.vocabulary)
-    # Not by its own `save`, whose errors name no file.
+    # Not `tokenizer.save`, whose errors do not name the file.
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
-    longest: collections.Counter = collections.Counter()
-    for row in parts.rows(folder):
+    max_length: collections.Counter[str] = collections.Counter()
+    for row in iterate_rows(folder):
         for name in ("id", "group", "split"):
-            longest[name] = max(longest[name], len(row[name]), 1)
-    shapes: dict[str, tuple[Any, tuple]] = {
+            max_length[name] = max(max_length[name], len(row[name]), 1)
+    types: dict[str, tuple[Any, tuple[int, ...]]] = {
         "text": (np.int32, (config.text_length,)),
         "labels": (np.float32, (len(source.classes),)),
         "has_image": (np.bool_, ()),
         "has_text": (np.bool_, ()),
-        **{name: (f"<U{longest[name]}", ()) for name in ("id", "group", "split")},
+        **{name: (f"<U{max_length[name]}", ()) for name in ("id", "group", "split")},
     }
     with contextlib.ExitStack() as stack:
         columns = {
-            name: stack.enter_context(ColumnWriter(folder / f"{name}.npy", *shape))
-            for name, shape in shapes.items()
+            name: stack.enter_context(ColumnWriter(folder / f"{name}.npy", *type_))
+            for name, type_ in types.items()
         }
-        _fill(columns, folder, source, config, tokenizer, rows, progress)
+        rows, start = iterate_rows(folder), 0
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            progress(_STAGE, start, num_rows)
+            _append_chunk(columns, chunk, config, tokenizer, len(source.classes))
+            start += _CHUNK
         for column in columns.values():
             column.sync()
-    progress("tokenising texts", rows, rows)
+    progress(_STAGE, num_rows, num_rows)
     return tokenizer.get_vocab_size()
 
 
-def _fill(columns, folder, source: Source, config: Data, tokenizer, rows, progress):
-    for done, chunk in enumerate(_chunks(parts.rows(folder))):
-        progress("tokenising texts", done * _CHUNK, rows)
-        labels = np.zeros((len(chunk), len(source.classes)), np.float32)
-        for place, row in enumerate(chunk):
-            labels[place, row["labels"]] = 1
-        texts = [row["text"] for row in chunk]
-        columns["text"].append(encode(tokenizer, texts, config.text_length))
-        columns["labels"].append(labels)
-        columns["has_image"].append(np.array([row["image"] for row in chunk]))
-        columns["has_text"].append(np.array([t is not None for t in texts]))
-        for name in ("id", "group", "split"):
-            values = np.array([row[name] for row in chunk], columns[name].dtype)
-            columns[name].append(values)
+def _append_chunk(
+    columns: Mapping[str, ColumnWriter],
+    chunk: Sequence[dict[str, Any]],
+    config: Data,
+    tokenizer: Tokenizer,
+    num_classes: int,
+) -> None:
+    labels = np.zeros((len(chunk), num_classes), np.float32)
+    for index, row in enumerate(chunk):
+        labels[index, row["labels"]] = 1
+    texts = [row["text"] for row in chunk]
+    columns["text"].append(encode(tokenizer, texts, config.text_length))
+    columns["labels"].append(labels)
+    columns["has_image"].append(np.array([row["image"] for row in chunk]))
+    columns["has_text"].append(np.array([text is not None for text in texts]))
+    for name in ("id", "group", "split"):
+        values = np.array([row[name] for row in chunk], columns[name].dtype)
+        columns[name].append(values)
 
 
-def _chunks(rows: Iterator) -> Iterator[list]:
-    while chunk := list(itertools.islice(rows, _CHUNK)):
-        yield chunk
+def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:
+    """Merges groups that share a text or a near-duplicate image.
 
+    Args:
+        folder: the prepared folder.
+        rule: "own" keeps the groups of the data; "text" or "image" merges them.
+        cluster: int [N], the near-duplicate clusters of the images.
 
-def _groups(folder, kind: str, cluster: np.ndarray) -> np.ndarray:
-    """The groups by what the data say, joined where texts or pictures are alike.
-
-    A joined group has the name of its first row's.
+    Returns:
+        str [N], the groups; a merged group has the name of its first row's group.
     """
-    own = np.load(folder / "group.npy")
-    _, first, which = np.unique(own, return_index=True, return_inverse=True)
-    pairs = [np.stack([first[which], np.arange(len(own))], 1)]
-    if kind == "image":
-        pairs.append(np.stack([cluster, np.arange(len(own))], 1))
-    elif kind == "text":
-        seen: dict[str, int] = {}
-        same = [
-            (seen.setdefault(digest(" ".join(row["text"].lower().split())), n), n)
-            for n, row in enumerate(parts.rows(folder))
+    group = np.load(folder / "group.npy")
+    rows = np.arange(len(group))
+    _, first, inverse = np.unique(group, return_index=True, return_inverse=True)
+    pairs = [np.stack([first[inverse], rows], 1)]
+    if rule == "image":
+        pairs.append(np.stack([cluster, rows], 1))
+    elif rule == "text":
+        first_row: dict[str, int] = {}
+        same_text = [
+            (first_row.setdefault(digest(" ".join(row["text"].lower().split())), n), n)
+            for n, row in enumerate(iterate_rows(folder))
             if row["text"]
         ]
-        pairs.append(np.array(same, np.int64).reshape(-1, 2))
-    return own[duplicates.connected_components(len(own), np.concatenate(pairs))]
+        pairs.append(np.array(same_text, np.int64).reshape(-1, 2))
+    return group[connected_components(len(group), np.concatenate(pairs))]
 
 
-def _list(folder, classes):
-    """Writes `rows.tsv`: what there is, for people who look for ids to forget."""
-    names = ("id", "split", "group", "labels", "image", "text")
+def _write_table(folder: pathlib.Path, classes: Sequence[str]) -> None:
+    """Writes `rows.tsv`, in which users look up the ids to forget."""
     labels = np.load(folder / "labels.npy", mmap_mode="r")
     columns = (np.load(folder / f"{name}.npy") for name in ("id", "split", "group"))
     has = (np.load(folder / f"has_{name}.npy") for name in ("image", "text"))
     with (folder / "rows.tsv").open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, delimiter="\t", lineterminator="\n")
-        lines.writerow(names)
-        for label, *row, image, words in zip(labels, *columns, *has, strict=True):
-            named = "|".join(classes[place] for place in np.flatnonzero(label))
-            there = ("yes" if value else "no" for value in (image, words))
-            lines.writerow([*row, named, *there])
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(("id", "split", "group", "labels", "image", "text"))
+        for label, *row, image, text in zip(labels, *columns, *has, strict=True):
+            names = "|".join(classes[int(index)] for index in np.flatnonzero(label))
+            yes_no = ("yes" if value else "no" for value in (image, text))
+            table.writerow([*row, names, *yes_no])
 
 
 def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
-    """Whether all files of a prepared folder hold what was written into them.
+    """Returns whether all files of a prepared folder match their checksums.
 
-    Reads all of it, which takes about a second for each GB.
+    It reads all of them, at about one GB per second.
     """
     try:
         same = fingerprint(folder, meta["classes"]) == meta["fingerprint"]
@@ -193,22 +216,30 @@ def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
         return False
 
 
-def fingerprint(folder: pathlib.Path, classes: Sequence[str], sync=False) -> str:
-    """A digest of the classes and of all columns; `sync`: and have them on the disk."""
-    hashed = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
+def fingerprint(
+    folder: pathlib.Path, classes: Sequence[str], sync: bool = False
+) -> str:
+    """Hashes the classes and all columns.
+
+    Args:
+        folder: the prepared folder.
+        classes: names of the K classes.
+        sync: whether to flush the columns to the disk as well.
+    """
+    state = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
     for name in (*MAPPED, *LOADED):
         with (folder / f"{name}.npy").open("rb") as file:
             while block := file.read(1 << 20):
-                hashed.update(block)
+                state.update(block)
             if sync:
                 os.fsync(file.fileno())
-    return hashed.hexdigest()
+    return state.hexdigest()
 
 
 def _digests_of_extras(folder: pathlib.Path) -> dict[str, str]:
-    """The digests of what is there beside the columns."""
-    found = {}
-    for name in ("tokenizer.json", "rows.tsv"):
+    """Hashes the files beside the columns."""
+    digests = {}
+    for name in _EXTRA_FILES:
         with (folder / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

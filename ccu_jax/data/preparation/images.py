@@ -4,6 +4,7 @@ import contextlib
 import io
 import threading
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -113,25 +114,23 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
         "transparent image": mode in _TRANSPARENT_MODES or "transparency" in image.info,
         "progressive JPEG": "progressive" in image.info,
         "16-bit image": mode.startswith("I"),
-        "animated image": _is_animated(image),
+        "animated image": _has(lambda: getattr(image, "is_animated", False)),
         "image above 40 megapixels": image.width * image.height > _LARGE_PIXELS,
-        "EXIF turn ignored": "exif" in image.info and _is_rotated(image),
+        "EXIF turn ignored": "exif" in image.info and _has(lambda: _is_rotated(image)),
     }
     return tuple(f"noted: {name}" for name, holds in properties.items() if holds)
 
 
-def _is_animated(image: Image.Image) -> bool:
-    try:  # Pillow looks for a second frame and may find a damaged one
-        return getattr(image, "is_animated", False)
-    except Exception:
+def _has(check: Callable[[], bool]) -> bool:
+    """Evaluates a property; False if the data it depends on are damaged."""
+    try:
+        return check()
+    except Exception:  # Pillow raises exceptions of any type
         return False
 
 
 def _is_rotated(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
-    except Exception:  # damaged EXIF data; the pixels do not depend on it
-        return False
+    return image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
 
 
 def _content_box(image: Image.Image) -> tuple[int, int, int, int]:

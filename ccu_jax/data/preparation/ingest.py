@@ -1,7 +1,7 @@
-"""The one pass over a data set's rows: read, check, decode, store; in parts.
+"""Reads, decodes and stores the rows of a data set, one shard at a time.
 
-Each part ends with a line in a journal. After a kill the pass goes on behind the last
-part whose line is whole, so no finished work is repeated; memory holds one part.
+After each shard a line is appended to a journal. A killed pass resumes after the last
+shard whose line is complete, so no finished work is repeated. Memory holds one shard.
 """
 
 import collections
@@ -11,21 +11,22 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.preparation import images as pictures
-from ccu_jax.data.preparation.tfds_builders import Records
+from ccu_jax.data.preparation import images
+from ccu_jax.data.preparation.tfds_builders import RecordStore
 from ccu_jax.data.readers.base import Counts, Example, Progress, SkipExample, Source
 from ccu_jax.storage.columns import ColumnWriter
 
-PART_ROWS = 4096
-PART_BYTES = 64 << 20  # encoded pictures of a part
+SHARD_ROWS = 4096
+SHARD_BYTES = 64 << 20  # of encoded images
 _JOURNAL = "journal.jsonl"
 _ROWS = "rows.jsonl"
-WORK = (_JOURNAL, _ROWS)  # files that nobody needs once all columns are written
+WORK_FILES = (_JOURNAL, _ROWS)  # not needed once all columns are written
+_MAX_THREADS = 8
 
 
 class Decoded(NamedTuple):
@@ -36,198 +37,196 @@ class Decoded(NamedTuple):
 
 
 class _JournalEntry(NamedTuple):
-    """How far the pass has come: a line of the journal."""
+    """The state of the pass after a shard: a line of the journal."""
 
-    key: int = 0  # the next of `Source.keys`
+    key: int = 0  # index into `Source.keys` of the next row to read
     rows: int = 0
     bytes: int = 0  # of rows.jsonl
-    sizes: tuple[int, ...] = ()  # rows of each part
+    sizes: tuple[int, ...] = ()  # rows of each shard
     counts: dict[str, int] | None = None
 
 
-def collect(
+def ingest_rows(
     source: Source,
     scratch: pathlib.Path,
     config: Data,
     counts: Counts,
     progress: Progress,
-    records: Records | None,
+    records: RecordStore | None,
 ) -> list[int]:
-    """Fills `scratch` with `image.npy` and `rows.jsonl`, from where it was left off.
+    """Writes `image.npy` and `rows.jsonl`, resuming a killed pass.
 
     Args:
-        source: The opened data set.
-        scratch: A folder for this pass alone, new or left by a killed one.
-        config: Size of the pictures, and whether margins are cut off.
-        counts: Told of the rows that cannot be used; these are left out.
-        progress: Called with (what, done, total).
-        records: Where the pictures are also kept as they came; None: nowhere.
+        source: the opened data set.
+        scratch: a folder for this pass alone, new or left by a killed run.
+        config: the size of the images, and whether margins are cropped.
+        counts: counts the rows that are skipped.
+        progress: called with (stage, done, total).
+        records: also stores the encoded images; None: they are not stored.
 
     Returns:
-        The number of used rows of each part.
+        The number of usable rows in each shard.
 
     Raises:
-        UserError: a row that cannot be used, where all must be.
-        records.Damaged: the source reads records, and they are damaged.
+        UserError: a row cannot be used and `data.strict` is on.
+        RecordsDamaged: the source reads records and they are damaged.
     """
-    mark = _last(scratch, config.image_size)
-    if mark.counts is not None:
-        counts.numbers = mark.counts
-    size, total = config.image_size, len(source.keys)
-    shape, path = (size, size, 3), scratch / "image.npy"
+    entry = _last_entry(scratch, config.image_size)
+    if entry.counts is not None:
+        counts.numbers = entry.counts
+    shape, total = (config.image_size, config.image_size, 3), len(source.keys)
+    class_index = {name: index for index, name in enumerate(source.classes)}
     with (
-        ColumnWriter(path, np.uint8, shape, mark.rows) as squares,
-        _open_at(scratch / _ROWS, mark.bytes) as lines,
+        ColumnWriter(scratch / "image.npy", np.uint8, shape, entry.rows) as column,
+        _open_at(scratch / _ROWS, entry.bytes) as lines,
         (scratch / _JOURNAL).open("ab") as journal,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
     ):
-        store = _Store(squares, lines, source.classes, counts)
-        loaded = _load(source, pool, config, mark.key)
-        while mark.key < total:
-            part, before = [], squares.num_rows
-            for where, got in _until_full(loaded):
-                mark = mark._replace(key=mark.key + 1)
-                progress("reading and decoding", mark.key, total)
-                example = store.add(where, got)
-                if example and records is not None:
-                    part.append(example)
+        results = _decode_ahead(source, pool, config, entry.key)
+        while entry.key < total:
+            examples, rows_before = [], column.num_rows
+            for row_name, result in _take_shard(results):
+                entry = entry._replace(key=entry.key + 1)
+                progress("reading and decoding", entry.key, total)
+                if isinstance(result, SkipExample):
+                    counts.skip(str(result), row_name)
+                    continue
+                for note in result.example.notes:
+                    counts.add(note)
+                _append_row(result, column, lines, class_index)
+                if records is not None:
+                    examples.append(result.example)
             if records is not None:
-                records.write(len(mark.sizes), part)
-            squares.sync()
+                records.write_shard(len(entry.sizes), examples)
+            column.sync()
             _sync(lines)
-            sizes = (*mark.sizes, squares.num_rows - before)
-            mark = _JournalEntry(
-                mark.key, squares.num_rows, lines.tell(), sizes, counts.numbers
+            sizes = (*entry.sizes, column.num_rows - rows_before)
+            entry = _JournalEntry(
+                entry.key, column.num_rows, lines.tell(), sizes, counts.numbers
             )
-            journal.write(json.dumps(mark._asdict()).encode() + b"\n")
+            journal.write(json.dumps(entry._asdict()).encode() + b"\n")
             _sync(journal)
-        return list(mark.sizes)
+        return list(entry.sizes)
 
 
-class _Store:
-    """Where rows go, and their counts."""
+def _append_row(
+    decoded: Decoded,
+    column: ColumnWriter,
+    lines: IO[bytes],
+    class_index: dict[str, int],
+) -> None:
+    example = decoded.example
+    row = {
+        "id": example.id,
+        "group": example.group,
+        "split": example.split,
+        "labels": [class_index[label] for label in example.labels],
+        "image": example.image is not None,
+        "text": example.text,
+    }
+    column.append(decoded.image[None])
+    lines.write(json.dumps(row).encode() + b"\n")
 
-    def __init__(self, squares: ColumnWriter, lines, classes, counts: Counts):
-        self._squares, self._lines, self._counts = squares, lines, counts
-        self._column = {name: number for number, name in enumerate(classes)}
 
-    def add(self, where: str, got: Decoded | SkipExample) -> Example | None:
-        """Stores a row and gives it back, or counts why it cannot be used."""
-        if isinstance(got, SkipExample):
-            self._counts.skip(str(got), where)
-            return None
-        for note in got.example.notes:
-            self._counts.add(note)
-        self._squares.append(got.image[None])
-        self._lines.write(_line(got.example, self._column))
-        return got.example
+def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Iterates over the stored rows without their images.
 
-
-def rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The stored rows, without their pictures: id, group, split, labels, image, text.
-
-    `labels` are numbers of classes, `image` tells whether there is a picture.
+    Yields:
+        `id`, `group`, `split`, `text` (None if missing), `labels` as class indices, and
+        `image`: whether the row has an image.
     """
     with (scratch / _ROWS).open("rb") as file:
         for line in file:
             yield json.loads(line)
 
 
-def _line(example: Example, column: dict[str, int]) -> bytes:
-    row = {
-        "id": example.id,
-        "group": example.group,
-        "split": example.split,
-        "labels": [column[label] for label in example.labels],
-        "image": example.image is not None,
-        "text": example.text,
-    }
-    return json.dumps(row).encode() + b"\n"
-
-
-def _load(
-    source: Source, pool: ThreadPoolExecutor, config: Data, first: int
+def _decode_ahead(
+    source: Source, pool: ThreadPoolExecutor, config: Data, start: int
 ) -> Iterator[tuple[str, Decoded | SkipExample]]:
-    """Every row from `first` on in order, several read and decoded ahead."""
+    """Yields every row from `start` on in order; threads decode some rows ahead."""
 
-    def load(key: Any) -> Decoded | SkipExample:
+    def decode(key: Any) -> Decoded | SkipExample:
         try:
-            example = source.read(key)
-            return decoded(example, config)
+            return decode_example(source.read(key), config)
         except SkipExample as reason:
             return reason
 
-    # Few, for each may be large.
-    ahead: collections.deque = collections.deque()
-    most = 4 * pool._max_workers
-    for index in range(first, len(source.keys)):
+    queue: collections.deque = collections.deque()
+    max_queued = 4 * pool._max_workers  # few, because an image may be large
+    for index in range(start, len(source.keys)):
         key = source.keys[index]
-        ahead.append((key, pool.submit(load, key)))
-        if len(ahead) >= most:
-            key, future = ahead.popleft()
+        queue.append((key, pool.submit(decode, key)))
+        if len(queue) >= max_queued:
+            key, future = queue.popleft()
             yield source.row_name(key), future.result()
-    for key, future in ahead:
+    for key, future in queue:
         yield source.row_name(key), future.result()
 
 
-def decoded(example: Example, config: Data) -> Decoded:
-    """The example with its picture as a square, and what there is to tell of it."""
+def decode_example(example: Example, config: Data) -> Decoded:
+    """Decodes the image of an example and adds the decoder's notes to it.
+
+    Raises:
+        SkipExample: the image cannot be decoded.
+    """
+    size = config.image_size
     if example.image is None:
-        blank = np.zeros((config.image_size, config.image_size, 3), np.uint8)
-        return Decoded(example, blank)
-    square, notes = pictures.decode(
-        example.image, config.image_size, config.crop_margins
-    )
-    return Decoded(example._replace(notes=example.notes + notes), square)
+        return Decoded(example, np.zeros((size, size, 3), np.uint8))
+    pixels, notes = images.decode(example.image, size, config.crop_margins)
+    return Decoded(example._replace(notes=example.notes + notes), pixels)
 
 
-def _until_full(loaded: Iterable) -> Iterator:
-    """The next rows, as many as make a part."""
-    size = 0
-    for where, got in itertools.islice(loaded, PART_ROWS):
-        yield where, got
-        if isinstance(got, Decoded):
-            size += len(got.example.image or b"")
-        if size >= PART_BYTES:
+def _take_shard(
+    results: Iterable[tuple[str, Decoded | SkipExample]],
+) -> Iterator[tuple[str, Decoded | SkipExample]]:
+    """Takes rows until a shard is full."""
+    num_bytes = 0
+    for row_name, result in itertools.islice(results, SHARD_ROWS):
+        yield row_name, result
+        if isinstance(result, Decoded):
+            num_bytes += len(result.example.image or b"")
+        if num_bytes >= SHARD_BYTES:
             return
 
 
-def done(scratch: pathlib.Path) -> list[int]:
-    """The number of rows of each part that a pass has finished."""
-    return list(_last(scratch).sizes)
+def finished_shards(scratch: pathlib.Path) -> list[int]:
+    """Returns the number of rows in each shard that a pass has finished."""
+    return list(_last_entry(scratch).sizes)
 
 
-def _last(scratch: pathlib.Path, size: int = 0) -> _JournalEntry:
-    """The last whole line of the journal, which is cut off behind it.
+def _last_entry(scratch: pathlib.Path, image_size: int = 0) -> _JournalEntry:
+    """Returns the last complete journal entry and truncates the journal after it.
 
-    None of it counts where the files are shorter than it says.
+    If the other files are shorter than the entry says, the pass starts anew.
     """
-    path, mark, end = scratch / _JOURNAL, _JournalEntry(), 0
+    path, entry, end = scratch / _JOURNAL, _JournalEntry(), 0
     if not path.exists():
-        return mark
+        return entry
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            mark = _JournalEntry(**json.loads(line))
+            entry = _JournalEntry(**json.loads(line))
         except (ValueError, TypeError):
             break
         end += len(line)
     try:
-        image, rows = ((scratch / n).stat().st_size for n in ("image.npy", _ROWS))
+        image_bytes = (scratch / "image.npy").stat().st_size
+        row_bytes = (scratch / _ROWS).stat().st_size
     except OSError:
-        image = rows = -1
-    if image < mark.rows * 3 * size * size or rows < mark.bytes:
-        mark, end = _JournalEntry(), 0
+        image_bytes = row_bytes = -1
+    if image_bytes < entry.rows * 3 * image_size**2 or row_bytes < entry.bytes:
+        entry, end = _JournalEntry(), 0
     os.truncate(path, end)
-    return mark
+    return entry
 
 
-def _open_at(path: pathlib.Path, end: int):
+def _open_at(path: pathlib.Path, end: int) -> IO[bytes]:
+    """Opens a file for writing after its first `end` bytes."""
     file = path.open("r+b" if end else "wb")
     file.seek(end)
     file.truncate()
     return file
 
 
-def _sync(file) -> None:
+def _sync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -1,11 +1,11 @@
-"""Takes forgotten pictures out of all that a run keeps, and looks for their bytes.
+"""Removes images from everything a run stores, and searches for remains of them.
 
-A picture may lie there as a square of pixels (`data/`), as the file it came as
-(`records/`, `unpacked/`, a sample edition), or in what a killed run has left. After
-these are emptied, every file is searched for pieces of both forms. What to search for
-is written down first, as hashes of the pieces: a purge that was killed goes on, and any
-later one searches again. Files that are compressed (checkpoints) are searched as they
-lie there; no pictures are put into them. The user's own files are not touched.
+A run may store an image as decoded pixels (`data/`), as the original file (`records/`,
+`unpacked/`, the sample edition), and in what a killed run has left. After these are
+emptied, all files are searched for byte patterns of both forms. The patterns are stored
+as hashes before anything is removed, so a killed purge can be repeated, and later
+purges search for them again. Compressed files (checkpoints) are searched as they are;
+no images are written to them. The user's own files are not touched.
 """
 
 import contextlib
@@ -14,278 +14,293 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.config.schema import Data
-from ccu_jax.data.preparation import prepare
-from ccu_jax.data.preparation import tfds_builders as records
-from ccu_jax.data.readers.base import Example, Progress, Reader, SkipExample
+from ccu_jax.data.preparation.prepare import (
+    PURGED,
+    Preparation,
+    data_paths,
+    remove_tree,
+)
+from ccu_jax.data.preparation.tfds_builders import RecordsDamaged
+from ccu_jax.data.readers.base import Example, Progress, SkipExample
 from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import ColumnReader
+from ccu_jax.storage.files import write_atomically
 
-PIECE = 32  # bytes that are looked for: chance does not bring so many together
-NEEDLES = "purge-needles.json"
-_VARIETY = 12  # different bytes that a needle must have: even areas tell nothing
-_KEY = 8  # bytes by which a needle is looked for, before its hash is compared
-_CHUNK = 8 << 20
+PATTERN_BYTES = 32  # long enough not to occur by chance
+PATTERNS_FILE = "purge-needles.json"
+_MIN_DISTINCT_BYTES = 12  # in a pattern: even areas occur in many images
+_KEY_BYTES = 8  # of a pattern, looked up before its hash is compared
+_CHUNK = 8 << 20  # bytes read at a time
 
 
-class Needle(NamedTuple):
-    """A piece of a picture of a row, to be known again by its hash."""
+class Pattern(NamedTuple):
+    """A piece of an image, stored as a hash."""
 
-    id: str
-    form: str  # "square" or "original"
+    id: str  # of the row
+    form: str  # "square" (decoded pixels) or "original" (the encoded file)
     key: int  # its first eight bytes
     hash: str
 
 
-def needle(id_: str, form: str, piece: bytes) -> Needle:
-    """What to look for instead of the piece itself."""
-    return Needle(id_, form, int.from_bytes(piece[:_KEY], "little"), _hash(piece))
+class SearchResult(NamedTuple):
+    """What a search for patterns has read and found."""
+
+    num_patterns: int
+    num_files: int
+    num_bytes: int
+    hits: list[tuple[str, str]]  # (id of the row, path of the file)
 
 
-def pieces(data: bytes, first: int = 0, count: int = 3) -> list[bytes]:
-    """Telling pieces of bytes, spread over what follows `first`."""
-    found = []
+class PurgeResult(NamedTuple):
+    """What a purge has removed, and what the search after it has found."""
+
+    num_images: int
+    num_uniform: int  # images that are too uniform to have a pattern
+    num_patterns: int
+    num_files: int
+    num_bytes: int
+    hits: list[tuple[str, str]]  # (id of the row, path of the file)
+
+
+def make_pattern(id_: str, form: str, piece: bytes) -> Pattern:
+    """Returns the pattern of a piece of PATTERN_BYTES bytes."""
+    return Pattern(
+        id_, form, int.from_bytes(piece[:_KEY_BYTES], "little"), _hash(piece)
+    )
+
+
+def select_pieces(data: bytes, start: int = 0, count: int = 3) -> list[bytes]:
+    """Selects distinctive pieces of an image, spread over its bytes.
+
+    Args:
+        data: decoded pixels or an encoded image.
+        start: offset of the first byte that may be used.
+        count: number of pieces to look for.
+
+    Returns:
+        At most `count` pieces of PATTERN_BYTES bytes; none of a uniform image.
+    """
+    pieces = []
     for place in range(1, count + 1):
-        start = first + (len(data) - first) * place // (count + 1)
-        # The first window from there on that is varied enough, if there is one also in
-        # its key: a key that is white, say, would be met in every picture.
-        end = min(start + 64 * PIECE, len(data) - PIECE)
-        varied = [
-            data[at : at + PIECE]
-            for at in range(start, end, _KEY)
-            if len(set(data[at : at + PIECE])) >= _VARIETY
-        ]
-        keyed = (one for one in varied if len(set(one[:_KEY])) >= _KEY // 2)
+        first = start + (len(data) - start) * place // (count + 1)
+        last = min(first + 64 * PATTERN_BYTES, len(data) - PATTERN_BYTES)
+        windows = (
+            data[at : at + PATTERN_BYTES] for at in range(first, last, _KEY_BYTES)
+        )
+        varied = [w for w in windows if len(set(w)) >= _MIN_DISTINCT_BYTES]
+        # A varied key is preferred: a white one would occur in almost every image.
+        varied_key = (w for w in varied if len(set(w[:_KEY_BYTES])) >= _KEY_BYTES // 2)
         if varied:
-            found.append(next(keyed, varied[0]))
-    return found
+            pieces.append(next(varied_key, varied[0]))
+    return pieces
 
 
-def forget(
-    config: Data,
-    reader: Reader,
-    workdir: pathlib.Path,
+def purge_images(
+    preparation: Preparation,
     ids: set[str],
     folders: Iterable[pathlib.Path],
-    progress: Progress,
-    also: Callable[[], None],
-    write_sample: prepare.WriteSample,
-) -> dict[str, Any]:
-    """Removes pictures, and searches; see `ccu_jax.data.forget`."""
-    at, kept = prepare.folders(workdir), workdir / NEEDLES
-    all_ids = np.load(at.data / "id.npy")
-    numbers = np.flatnonzero(np.isin(all_ids, sorted(ids)))
-    numbers = numbers[np.load(at.data / "has_image.npy")[numbers]]
-    needles, even = _stored(kept)
-    known = {n.id for n in needles} | even
-    needles |= dict.fromkeys(_of_squares(at.data, numbers))
-    originals = set()
-    for example in _originals(config, reader, workdir, ids, progress, write_sample):
-        originals.add(_hash(example.image))
-        # Tables and profiles, which many pictures share, stand in the first half.
-        for piece in pieces(example.image, len(example.image) // 2):
-            needles[needle(example.id, "original", piece)] = None
-    without = {str(i) for i in all_ids[numbers]} - {n.id for n in needles}
-    lost = (without & _blank(at.data, numbers)) - known
-    even |= without - lost
-    _write(kept, needles, even)
-    # Said first: what is half emptied must not be gone on from.
-    for folder in (workdir, at.data):
-        text = json.dumps({"pictures": len(numbers)}) + "\n"
-        (folder / prepare.PURGED).write_text(text, "utf-8")
-    also()
-    _empty(workdir, numbers, originals)
+    remove_derived: Callable[[], None],
+) -> PurgeResult:
+    """Removes images and searches for remains; see `ccu_jax.data.purge_images`."""
+    workdir, progress = preparation.workdir, preparation.progress
+    data, patterns_path = preparation.paths.data, workdir / PATTERNS_FILE
+    all_ids = np.load(data / "id.npy")
+    rows = np.flatnonzero(np.isin(all_ids, sorted(ids)))
+    rows = rows[np.load(data / "has_image.npy")[rows]]
+    patterns, uniform = _load_patterns(patterns_path)
+    known = {pattern.id for pattern in patterns} | uniform
+    patterns |= dict.fromkeys(_patterns_of_stored_images(data, rows))
+    original_hashes = set()
+    for example, image in _iterate_originals(preparation, ids):
+        original_hashes.add(_hash(image))
+        # The first half may hold tables and colour profiles that many images share.
+        for piece in select_pieces(image, len(image) // 2):
+            patterns[make_pattern(example.id, "original", piece)] = None
+    without = {str(id_) for id_ in all_ids[rows]} - {p.id for p in patterns}
+    lost = (without & _blank_ids(data, rows)) - known
+    uniform |= without - lost
+    _store_patterns(patterns_path, patterns, uniform)
+    # Marked first: after a kill, half-emptied data must not be trained on.
+    for folder in (workdir, data):
+        text = json.dumps({"images": len(rows)}) + "\n"
+        (folder / PURGED).write_text(text, "utf-8")
+    remove_derived()
+    _remove_stored_images(workdir, rows, original_hashes)
     if lost:
         raise UserError(
-            f"purge: {len(lost)} pictures, {min(lost)} among them, are gone already, "
-            f"and {kept} does not say what they were: nothing can be proved of them"
+            f"purge: {len(lost)} images, such as {min(lost)}, were removed earlier and "
+            f"have no patterns in {patterns_path}; their removal cannot be verified"
         )
-    searched = _own(list(needles), at.data / "image.npy", progress)
-    _write(kept, searched, even)
-    found = search(searched, [*folders, at.data, workdir / "sample"], progress)
-    return {"pictures": len(numbers), "even": len(without), **found}
+    remaining = _drop_shared_patterns(list(patterns), data / "image.npy", progress)
+    _store_patterns(patterns_path, remaining, uniform)
+    found = search_files(remaining, [*folders, data, workdir / "sample"], progress)
+    return PurgeResult(len(rows), len(without), *found)
 
 
-def _empty(workdir: pathlib.Path, numbers: np.ndarray, originals: set[str]) -> None:
-    """Takes the pictures of rows out of all that the run owns.
-
-    `originals` are hashes of the files that they came as.
-    """
-    at = prepare.folders(workdir)
-    stored = np.load(at.data / "image.npy", mmap_mode="r+")
-    stored[numbers] = 0
+def _remove_stored_images(
+    workdir: pathlib.Path, rows: np.ndarray, original_hashes: set[str]
+) -> None:
+    """Blanks images of rows and removes the files that hold encoded ones."""
+    paths = data_paths(workdir)
+    stored = np.load(paths.data / "image.npy", mmap_mode="r+")
+    stored[rows] = 0
     stored.flush()
-    for folder in (at.records, at.unpacked, at.new, at.old):
-        prepare.remove_tree(folder)
-    for path in _files([workdir / "sample"]) if originals else ():
-        if _hash(path.read_bytes()) in originals:
+    for folder in (paths.records, paths.unpacked, paths.new, paths.old):
+        remove_tree(folder)
+    for path in _iterate_files([workdir / "sample"]) if original_hashes else ():
+        if _hash(path.read_bytes()) in original_hashes:
             path.unlink()
 
 
-def search(
-    needles: list[Needle], folders: Iterable[pathlib.Path], progress: Progress
-) -> dict[str, Any]:
-    """Looks for pieces of pictures in all files of some folders.
+def search_files(
+    patterns: list[Pattern], folders: Iterable[pathlib.Path], progress: Progress
+) -> SearchResult:
+    """Searches all files of some folders for patterns.
 
-    Links are not followed, but for the folders themselves.
-
-    Returns:
-        `needles` looked for, `files` and `bytes` searched, `hits` as (id, file).
+    Links are not followed, except if a folder itself is one.
     """
-    files = list(dict.fromkeys(_files(folders)))
-    total = sum(map(_size, files))
-    hits = {(n.id, str(path)) for n, path in _occurrences(needles, files, progress)}
-    return {
-        "needles": len(needles),
-        "files": len(files),
-        "bytes": total,
-        "hits": sorted(hits),
-    }
+    paths = list(dict.fromkeys(_iterate_files(folders)))
+    num_bytes = sum(map(_file_size, paths))
+    hits = {(p.id, str(path)) for p, path in _occurrences(patterns, paths, progress)}
+    return SearchResult(len(patterns), len(paths), num_bytes, sorted(hits))
 
 
 def _occurrences(
-    needles: Iterable[Needle], files: list[pathlib.Path], progress: Progress
-) -> Iterator[tuple[Needle, pathlib.Path]]:
-    by_key: dict[int, list[Needle]] = {}
-    for one in needles:
-        by_key.setdefault(one.key, []).append(one)
+    patterns: Iterable[Pattern], paths: list[pathlib.Path], progress: Progress
+) -> Iterator[tuple[Pattern, pathlib.Path]]:
+    by_key: dict[int, list[Pattern]] = {}
+    for pattern in patterns:
+        by_key.setdefault(pattern.key, []).append(pattern)
     keys = np.array(sorted(by_key), np.uint64)
-    starts = np.zeros(1 << 16, bool)
-    starts[(keys & np.uint64(0xFFFF)).astype(np.int64)] = True
-    done, total = 0, sum(map(_size, files))
-    for path in files:
-        for chunk in _chunks(path):
-            for place in _candidates(chunk, starts, keys):
-                piece = chunk[place : place + PIECE]
-                hashed = _hash(piece)
-                for one in by_key[int.from_bytes(piece[:_KEY], "little")]:
-                    if one.hash == hashed:
-                        yield one, path
-            done += max(len(chunk) - PIECE + 1, 0)
-            progress("searching for their bytes", min(done, total), total)
+    # Indexed by the first two bytes: a fast filter before the keys are compared.
+    is_prefix = np.zeros(1 << 16, bool)
+    is_prefix[(keys & np.uint64(0xFFFF)).astype(np.int64)] = True
+    done, total = 0, sum(map(_file_size, paths))
+    for path in paths:
+        for chunk in _overlapping_chunks(path):
+            for place in _key_positions(chunk, is_prefix, keys):
+                piece = chunk[place : place + PATTERN_BYTES]
+                piece_hash = _hash(piece)
+                for pattern in by_key[int.from_bytes(piece[:_KEY_BYTES], "little")]:
+                    if pattern.hash == piece_hash:
+                        yield pattern, path
+            done += max(len(chunk) - PATTERN_BYTES + 1, 0)
+            progress("searching for remains of images", min(done, total), total)
 
 
-def _own(needles: list[Needle], path: pathlib.Path, progress) -> list[Needle]:
-    """The needles less those that a kept picture has, too, for it is like a part.
+def _drop_shared_patterns(
+    patterns: list[Pattern], path: pathlib.Path, progress: Progress
+) -> list[Pattern]:
+    """Drops patterns that also occur in a retained image, which is similar in part.
 
-    Where a kept picture has all of one form it is the same picture: they stay, and are
-    found.
+    If all patterns of one form occur in retained images, one of these is a copy of the
+    purged image: the patterns stay, and the search reports it.
     """
-    shared = {one for one, _ in _occurrences(needles, [path], progress)}
-    telling = {(n.id, n.form) for n in needles if n not in shared}
-    return [n for n in needles if n not in shared or (n.id, n.form) not in telling]
+    shared = {pattern for pattern, _ in _occurrences(patterns, [path], progress)}
+    distinctive = {(p.id, p.form) for p in patterns if p not in shared}
+    return [p for p in patterns if p not in shared or (p.id, p.form) not in distinctive]
 
 
-def _candidates(chunk: bytes, starts: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Where in a chunk the first eight bytes of a needle stand."""
-    if len(chunk) < PIECE or not len(keys):
+def _key_positions(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Returns the positions in a chunk at which a key begins."""
+    if len(chunk) < PATTERN_BYTES or not len(keys):
         return np.empty(0, np.int64)
     data = np.frombuffer(chunk, np.uint8)
-    two = data[:-1].astype(np.uint16) | (data[1:].astype(np.uint16) << 8)
-    places = np.flatnonzero(starts[two])
-    places = places[places <= len(data) - PIECE]
-    eight = np.lib.stride_tricks.sliding_window_view(data, 8)[places]
-    values = np.ascontiguousarray(eight).view("<u8").ravel()
-    found = np.searchsorted(keys, values).clip(max=len(keys) - 1)
-    return places[keys[found] == values]
+    prefixes = data[:-1].astype(np.uint16) | (data[1:].astype(np.uint16) << 8)
+    places = np.flatnonzero(is_prefix[prefixes])
+    places = places[places <= len(data) - PATTERN_BYTES]
+    windows = np.lib.stride_tricks.sliding_window_view(data, _KEY_BYTES)[places]
+    values = np.ascontiguousarray(windows).view("<u8").ravel()
+    index = np.searchsorted(keys, values).clip(max=len(keys) - 1)
+    return places[keys[index] == values]
 
 
-def _chunks(path: pathlib.Path) -> Iterator[bytes]:
-    """A file in pieces that overlap, so that no needle lies across a cut unseen."""
+def _overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
+    """Reads a file in chunks that overlap, so that each contains whole patterns."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        rest = b""
+        overlap = b""
         while data := file.read(_CHUNK):
-            yield rest + data
-            rest = (rest + data)[-(PIECE - 1) :]
+            yield overlap + data
+            overlap = (overlap + data)[-(PATTERN_BYTES - 1) :]
 
 
-def _files(folders: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
+def _iterate_files(folders: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
     for folder in folders:
-        for above, _, names in os.walk(folder.resolve()):
+        for parent, _, names in os.walk(folder.resolve()):
             for name in sorted(names):
-                path = pathlib.Path(above, name)
+                path = pathlib.Path(parent, name)
                 if path.is_file() and not path.is_symlink():
                     yield path
 
 
-def _size(path: pathlib.Path) -> int:
-    """Its bytes; 0 where it has vanished, as files of other runs may."""
+def _file_size(path: pathlib.Path) -> int:
     try:
         return path.lstat().st_size
-    except FileNotFoundError:
+    except FileNotFoundError:  # another run may have removed its file
         return 0
 
 
-def _stored(path: pathlib.Path) -> tuple[dict[Needle, None], set[str]]:
-    """What earlier purges looked for, and the ids of pictures too even for that."""
+def _load_patterns(path: pathlib.Path) -> tuple[dict[Pattern, None], set[str]]:
+    """Loads the patterns of earlier purges, and the ids of uniform images."""
     try:
-        told = json.loads(path.read_text("utf-8"))
-        return {Needle(*one): None for one in told["needles"]}, set(told["even"])
+        record = json.loads(path.read_text("utf-8"))
+        patterns = {Pattern(*fields): None for fields in record["needles"]}
+        return patterns, set(record["even"])
     except FileNotFoundError:
         return {}, set()
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f"{path} is damaged: without it nothing can be proved of the pictures that "
-            "were purged before; remove it to go on all the same"
+            f"{path}: file is damaged, so the removal of images that were purged "
+            "earlier cannot be verified; remove the file to go on without"
         ) from None
 
 
-def _write(path: pathlib.Path, needles: Iterable[Needle], even: set[str]) -> None:
-    temporary = path.with_suffix(".new")
-    told = {"needles": list(needles), "even": sorted(even)}
-    temporary.write_text(json.dumps(told), "utf-8")
-    temporary.replace(path)
+def _store_patterns(
+    path: pathlib.Path, patterns: Iterable[Pattern], uniform: set[str]
+) -> None:
+    record = {"needles": list(patterns), "even": sorted(uniform)}
+    write_atomically(path, json.dumps(record).encode())
 
 
-def _of_squares(folder: pathlib.Path, numbers: np.ndarray) -> Iterator[Needle]:
-    """Needles of stored squares; those that are blank have none."""
+def _patterns_of_stored_images(
+    folder: pathlib.Path, rows: np.ndarray
+) -> Iterator[Pattern]:
     ids = np.load(folder / "id.npy")
-    with contextlib.closing(ColumnReader(folder / "image.npy")) as pictures:
-        for number in numbers:
-            for piece in pieces(pictures.slice(number, number + 1).tobytes()):
-                yield needle(str(ids[number]), "square", piece)
+    with contextlib.closing(ColumnReader(folder / "image.npy")) as images:
+        for row in rows:
+            for piece in select_pieces(images.slice(row, row + 1).tobytes()):
+                yield make_pattern(str(ids[row]), "square", piece)
 
 
-def _blank(folder: pathlib.Path, numbers: np.ndarray) -> set[str]:
-    """The ids of pictures that were taken out before."""
-    ids = np.load(folder / "id.npy")
-    if not (folder / prepare.PURGED).exists():
+def _blank_ids(folder: pathlib.Path, rows: np.ndarray) -> set[str]:
+    """Returns the ids of images that an earlier purge has blanked."""
+    if not (folder / PURGED).exists():
         return set()
-    with contextlib.closing(ColumnReader(folder / "image.npy")) as pictures:
-        return {
-            str(ids[number])
-            for number in numbers
-            if not pictures.slice(number, number + 1).any()
-        }
+    ids = np.load(folder / "id.npy")
+    with contextlib.closing(ColumnReader(folder / "image.npy")) as images:
+        return {str(ids[row]) for row in rows if not images.slice(row, row + 1).any()}
 
 
-def _originals(
-    config: Data,
-    reader: Reader,
-    workdir: pathlib.Path,
-    ids: set[str],
-    progress,
-    write_sample: prepare.WriteSample,
-) -> Iterator[Example]:
-    """The rows with their pictures as they came, from wherever they still are."""
-    source = prepare.reopened(config, reader, workdir, progress, write_sample)
-    if source is None:
+def _iterate_originals(
+    preparation: Preparation, ids: set[str]
+) -> Iterator[tuple[Example, bytes]]:
+    """Yields the examples of some rows with their encoded images, if any are left."""
+    if (source := preparation.reopen_source()) is None:
         return
-    total = len(source.keys)
-    for done in range(total):
-        progress("reading the pictures to purge", done, total)
+    for done, key in enumerate(source.keys):
+        preparation.progress("reading the images to purge", done, len(source.keys))
         try:
-            example = source.read(source.keys[done])
+            example = source.read(key)
         except SkipExample:
             continue
-        except records.Damaged:
+        except RecordsDamaged:
             return
         if example.id in ids and example.image is not None:
-            yield example
+            yield example, example.image
 
 
 def _hash(data: bytes) -> str:

@@ -1,9 +1,9 @@
-"""TFDS records: pictures and texts as they came, checked, for tf.data to read.
+"""TFDS records: the encoded images and texts of a data set, for tf.data to read.
 
-They are kept beside the arrays that training reads, one TFDS data set for each part of
-the pass over the source, and together they are one: `builder(folder)` gives it. Where
-the arrays are lost or damaged they are made from these. The only file that imports
-TensorFlow, and only inside functions.
+They are stored beside the arrays that training reads, as one TFDS data set per shard;
+`load_builder` combines the shards. If the arrays are lost or damaged, or other sizes
+are requested, they are rebuilt from the records. TensorFlow is imported only inside
+functions.
 """
 
 import contextlib
@@ -15,157 +15,170 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ccu_jax.data.readers.base import SPLITS, Example, Source
 from ccu_jax.errors import UserError
+from ccu_jax.storage.files import write_atomically
 
 VERSION = "2.0.0"
-_COMPLETE = "complete.json"
+_MANIFEST = "complete.json"
 
 
-class Damaged(Exception):
-    """Records that cannot be read; they must be made anew."""
+class RecordsDamaged(Exception):
+    """The records cannot be read and must be written again."""
 
 
-class Records:
-    """The records of one data set in a folder of their own.
+class Manifest(NamedTuple):
+    """What a finished folder of records holds."""
+
+    sizes: list[int]  # rows of each shard
+    counts: dict[str, int]  # `Counts.numbers` after the rows were read
+    name: str  # of the data set, for TFDS
+
+
+class RecordStore:
+    """Writes and reads the records of one data set in a folder of their own.
 
     Args:
-        folder: what it is called says of which source it is.
-        name: of the data set, for TFDS.
+        folder: its name identifies the state of the source.
+        name: name of the data set, for TFDS.
         classes: K names of labels.
-        root: where the source's files are.
+        root: folder of the source's files.
 
     Raises:
         UserError: TensorFlow is not installed.
     """
 
     def __init__(  # noqa: D107
-        self, folder: pathlib.Path, name: str, classes: Sequence[str], root
+        self, folder: pathlib.Path, name: str, classes: Sequence[str], root: str
     ):
-        self._tf, self._tfds = import_tensorflow()
+        _, self._tfds = import_tensorflow()
         self._folder, self._name, self._root = folder, name, root
         self._classes = tuple(classes)
 
-    def write(self, part: int, examples: list[Example]) -> None:
-        """Stores a part, in place of what a kill may have left of it."""
-        shutil.rmtree(self._part(part), ignore_errors=True)
+    def write_shard(self, shard: int, examples: list[Example]) -> None:
+        """Writes a shard, replacing what a killed run has left of it."""
+        folder = _shard_folder(self._folder, shard)
+        shutil.rmtree(folder, ignore_errors=True)
         if not examples:
             return
-        builder = _builder(self._tfds, self._name, self._classes)(
-            examples, data_dir=self._part(part), file_format="tfrecord"
+        builder = _make_builder(self._tfds, self._name, self._classes)(
+            examples, data_dir=folder, file_format="tfrecord"
         )
-        with _own_temporary_folder():
+        with _private_temporary_folder():
             builder.download_and_prepare(
                 download_config=self._tfds.download.DownloadConfig(
                     manual_dir=self._root, try_download_gcs=False
                 )
             )
-        builder.release()  # TFDS may keep the builder; it must not keep the pictures
-        shutil.rmtree(self._part(part) / "downloads", ignore_errors=True)  # empty
+        builder.release()  # TFDS may cache the builder, but not the images
+        shutil.rmtree(folder / "downloads", ignore_errors=True)
 
-    def has(self, sizes: list[int]) -> bool:
-        """Whether the first parts are there, with so many rows each."""
+    def has_shards(self, sizes: list[int]) -> bool:
+        """Returns whether the first shards exist, given their numbers of rows."""
         return all(
-            self._place(part).is_dir() for part, size in enumerate(sizes) if size
+            _builder_folder(self._folder, shard, self._name).is_dir()
+            for shard, size in enumerate(sizes)
+            if size
         )
 
     def finish(self, sizes: list[int], counts: dict[str, int]) -> None:
-        """Says that all parts are there, with so many rows each."""
-        told = {"sizes": sizes, "counts": counts, "name": self._name}
-        path = self._folder / _COMPLETE
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(told), "utf-8")
-        temporary.replace(path)
+        """Marks the records as complete."""
+        manifest = Manifest(sizes, counts, self._name)
+        content = json.dumps(manifest._asdict()).encode()
+        write_atomically(self._folder / _MANIFEST, content)
 
-    def reading(self, source: Source) -> Source:
-        """The same source, with its usable rows read from the records."""
-        ends = np.cumsum(complete(self._folder)["sizes"])
-        kept: dict[int, list[Example]] = {}
+    def open_source(self, sizes: list[int], multi_label: bool, metric: str) -> Source:
+        """Returns a source that reads its rows from the records.
+
+        Args:
+            sizes: rows of each shard, from the manifest.
+            multi_label: see `Source`.
+            metric: see `Source`.
+        """
+        ends = np.cumsum(sizes)
+        shards: dict[int, list[Example]] = {}
         lock = threading.Lock()
 
         def read(row: int) -> Example:
-            part = int(np.searchsorted(ends, row, side="right"))
+            shard = int(np.searchsorted(ends, row, side="right"))
             with lock:
-                if part not in kept:
-                    for old in [old for old in kept if old < part - 1]:
-                        del kept[old]
-                    kept[part] = self._read(part)
-                return kept[part][row - int(ends[part])]  # counted from its end
+                if shard not in shards:
+                    for old in [old for old in shards if old < shard - 1]:
+                        del shards[old]
+                    shards[shard] = self._read_shard(shard)
+                return shards[shard][row - int(ends[shard])]  # a negative index
 
-        return source._replace(keys=range(int(ends[-1])), read=read, row_name=str)
+        return Source(self._classes, multi_label, metric, range(int(ends[-1])), read)
 
-    def _part(self, part: int) -> pathlib.Path:
-        return self._folder / f"part-{part:05d}"
-
-    def _place(self, part: int) -> pathlib.Path:
-        return self._part(part) / self._name / VERSION
-
-    def _read(self, part: int) -> list[Example]:
+    def _read_shard(self, shard: int) -> list[Example]:
         try:
-            builder = self._tfds.builder_from_directory(self._place(part))
+            builder = self._tfds.builder_from_directory(
+                _builder_folder(self._folder, shard, self._name)
+            )
             items = [
                 item
                 for split in builder.info.splits
-                for item in _dataset(self._tfds, builder, split).as_numpy_iterator()
+                for item in _encoded_dataset(self._tfds, builder, split)
             ]
             items.sort(key=lambda item: item["row"])
-            return [_example(item, self._classes) for item in items]
+            return [_to_example(item, self._classes) for item in items]
         except MemoryError:
             raise
-        except Exception as error:  # TensorFlow's and TFDS' are of any kind
-            raise Damaged(str(error)) from error
+        except Exception as error:  # TensorFlow and TFDS raise exceptions of any type
+            raise RecordsDamaged(str(error)) from error
 
 
-def complete(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What `finish` said of the records in a folder: `sizes`, `counts`, `name`."""
+def read_manifest(folder: pathlib.Path) -> Manifest | None:
+    """Returns the manifest of a folder of records, or None if it is not complete."""
     try:
-        told = json.loads((folder / _COMPLETE).read_text("utf-8"))
-        return told if {"sizes", "counts", "name"} <= told.keys() else None
-    except (OSError, ValueError, AttributeError):
+        return Manifest(**json.loads((folder / _MANIFEST).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
 
 
-def remove_all(above: pathlib.Path, but: pathlib.Path) -> None:
-    """Removes the records of other sources; other things there are left alone."""
-    for folder in above.glob("*"):
-        ours = (folder / _COMPLETE).exists() or any(folder.glob("part-*"))
-        if folder != but and folder.is_dir() and ours:
+def remove_other_records(parent: pathlib.Path, keep: pathlib.Path) -> None:
+    """Removes the folders of records of other sources; other folders stay."""
+    for folder in parent.glob("*"):
+        is_store = (folder / _MANIFEST).exists() or any(folder.glob("part-*"))
+        if folder != keep and folder.is_dir() and is_store:
             shutil.rmtree(folder)
 
 
-def builder(folder: pathlib.Path) -> Any:
-    """The TFDS builder of all records in a folder, ready for `as_dataset(split=...)`.
+def load_builder(folder: pathlib.Path) -> Any:
+    """Returns the TFDS builder of all records, ready for `as_dataset(split=...)`.
 
-    The few pictures that Pillow reads and TensorFlow does not (TIFF, animated GIF) are
-    in as they came: pass them over with `tfds.decode.SkipDecoding`.
+    The few images that Pillow can decode and TensorFlow cannot (TIFF, animated GIF) are
+    stored as they are: skip them with `tfds.decode.SkipDecoding`.
 
     Raises:
-        UserError: there are none, or TensorFlow is not installed.
+        UserError: there are no complete records, or TensorFlow is not installed.
     """
-    told = complete(folder)
-    if told is None:
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise UserError(
-            f"{folder} holds no finished records: prepare with data.records=True"
+            f"{folder}: no complete TFDS records; prepare the data with "
+            "--set data.records=True"
         )
     _, tfds = import_tensorflow()
     return tfds.builder_from_directories(
         [
-            str(folder / f"part-{part:05d}" / told["name"] / VERSION)
-            for part, size in enumerate(told["sizes"])
+            str(_builder_folder(folder, shard, manifest.name))
+            for shard, size in enumerate(manifest.sizes)
             if size
         ]
     )
 
 
 def import_tensorflow() -> tuple[Any, Any]:
-    """TensorFlow and TFDS: quiet, and with their hands off the accelerator.
+    """Imports TensorFlow and TFDS, silenced and without access to the GPUs.
 
     Raises:
-        UserError: if they are not installed.
+        UserError: they are not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -174,37 +187,26 @@ def import_tensorflow() -> tuple[Any, Any]:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"keeping TFDS records needs TensorFlow and TFDS ({error}): "
-            "pip install tensorflow-cpu tensorflow-datasets, or do without the "
-            "records: --set data.records=False"
+            f"data.records: TensorFlow and TFDS are not installed ({error}); pip "
+            "install tensorflow-cpu tensorflow-datasets, or do without the records: "
+            "--set data.records=False"
         ) from error
-    try:
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized
         tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:
-        pass  # somebody has started TensorFlow already
     tfds.disable_progress_bar()
     return tf, tfds
 
 
-def decoding(paths: Sequence[pathlib.Path], size: int) -> Any:
-    """A tf.data pipeline that decodes JPEG files anew each epoch, without preparing.
-
-    It gives batches of 64 squares of `size` pixels a side, uint8; for comparison.
-    """
-    tf, _ = import_tensorflow()
-
-    def one(path):
-        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-        image = tf.image.resize_with_pad(image, size, size)
-        return tf.cast(image, tf.uint8)
-
-    files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
-    # A fixed number of threads: left to TensorFlow, it begins with few.
-    return files.map(one, num_parallel_calls=os.cpu_count() or 1).batch(64).prefetch(1)
+def _shard_folder(folder: pathlib.Path, shard: int) -> pathlib.Path:
+    return folder / f"part-{shard:05d}"
 
 
-def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
-    """A TFDS builder (manual download) of the examples of one part."""
+def _builder_folder(folder: pathlib.Path, shard: int, name: str) -> pathlib.Path:
+    return _shard_folder(folder, shard) / name / VERSION
+
+
+def _make_builder(tfds: Any, builder_name: str, classes: tuple[str, ...]) -> Any:
+    """Returns a TFDS builder class for the examples of one shard."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(VERSION)
@@ -221,7 +223,7 @@ def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
         def _info(self):
             return tfds.core.DatasetInfo(
                 builder=self,
-                features=_schema(tfds, classes),
+                features=_features(tfds, classes),
                 disable_shuffling=True,
             )
 
@@ -235,22 +237,21 @@ def _builder(tfds, builder_name: str, classes: tuple[str, ...]):
         def _generate_examples(self, split):
             for row, example in enumerate(self._examples):
                 if example.split == split:
-                    yield row, _features(row, example)
+                    yield row, _to_record(row, example)
 
         def _log_download_bytes(self):
-            pass  # TFDS would print that it downloads, which it does not
+            """Prints nothing: TFDS would report a download that does not happen."""
 
-        def _log_download_done(self):
-            pass
+        _log_download_done = _log_download_bytes
 
     return Builder
 
 
-def _schema(tfds, classes: tuple[str, ...]):
+def _features(tfds: Any, classes: tuple[str, ...]) -> Any:
     feature = tfds.features
     return feature.FeaturesDict(
         {
-            "row": feature.Scalar(np.int64),  # its place in the part
+            "row": feature.Scalar(np.int64),  # its index in the shard
             "id": feature.Text(),
             "group": feature.Text(),
             "image": feature.Image(encoding_format="jpeg"),
@@ -263,13 +264,14 @@ def _schema(tfds, classes: tuple[str, ...]):
     )
 
 
-def _features(row: int, example: Example) -> dict[str, Any]:
+def _to_record(row: int, example: Example) -> dict[str, Any]:
+    # A record needs an image; one black pixel stands for a missing one.
+    image = _black_pixel() if example.image is None else example.image
     return {
         "row": row,
         "id": example.id,
         "group": example.group,
-        # A record needs some picture; a black dot stands for none.
-        "image": io.BytesIO(_dot() if example.image is None else example.image),
+        "image": io.BytesIO(image),
         "has_image": example.image is not None,
         "text": example.text or "",
         "has_text": example.text is not None,
@@ -278,15 +280,13 @@ def _features(row: int, example: Example) -> dict[str, Any]:
     }
 
 
-def _dot() -> bytes:
-    from PIL import Image
-
+def _black_pixel() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "png")
     return file.getvalue()
 
 
-def _example(item: dict[str, Any], classes: tuple[str, ...]) -> Example:
+def _to_example(item: dict[str, Any], classes: tuple[str, ...]) -> Example:
     return Example(
         id=item["id"].decode(),
         group=item["group"].decode(),
@@ -297,19 +297,20 @@ def _example(item: dict[str, Any], classes: tuple[str, ...]) -> Example:
     )
 
 
-def _dataset(tfds, builder, split: str):
-    """A tf.data pipeline over the encoded records of a split, in the stored order."""
-    return builder.as_dataset(
+def _encoded_dataset(tfds: Any, builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """Iterates over the encoded records of a split, in the stored order."""
+    dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,
         decoders={"image": tfds.decode.SkipDecoding()},
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
+    return dataset.as_numpy_iterator()
 
 
 @contextlib.contextmanager
-def _own_temporary_folder() -> Iterator[None]:
-    """TFDS leaves an empty folder behind for every builder; here it goes."""
+def _private_temporary_folder() -> Iterator[None]:
+    """Removes the empty temporary folder that TFDS leaves for every builder."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder

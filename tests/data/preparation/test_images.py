@@ -67,7 +67,7 @@ def animated():
 
 
 @pytest.mark.parametrize(
-    ("data", "notes"),
+    "data, notes",
     [
         (picture(), []),
         (picture(kind="JPEG"), []),
@@ -107,7 +107,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("data", "reason"), BAD)
+@pytest.mark.parametrize("data, reason", BAD)
 def test_what_is_no_whole_picture_is_named(data, reason):
     with pytest.raises(SkipExample, match=reason):
         decode(data, 8)

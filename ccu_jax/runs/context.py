@@ -54,5 +54,7 @@ def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
         multi_label=ctx.data.multi_label,
         params=None,
         seed=seed,
-        stream_positions=corruptions.stream_positions(ctx.data, ctx.config.corruptions.order),
+        stream_positions=corruptions.stream_positions(
+            ctx.data, ctx.config.corruptions.order
+        ),
     )

@@ -1,20 +1,23 @@
-"""What a run shows while it runs: stages on the screen, every event in events.jsonl."""
+"""Progress of a run: stages on the screen or in a log file, and all events as JSON.
+
+On a terminal, running stages are drawn live. Elsewhere a line is printed now and then.
+Both write every event to `events.jsonl`.
+"""
 
 import contextlib
 import datetime
 import json
-import math
 import pathlib
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.box import SIMPLE
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -22,153 +25,156 @@ from ccu_jax.distributed.moves import moved
 from ccu_jax.errors import printable
 from ccu_jax.storage.files import to_plain_json
 
-PLAIN_EVERY_S = 10.0  # a log file needs a sign of life, not an animation
-METRICS_EVERY_S = 0.25  # reading a metric waits for the device that computes it
+LINE_EVERY_S = 10.0  # between two progress lines of a stage
+_BAR_WIDTH = 20
 
 
 class Stage:
-    """One stretch of work with a beginning, steps and an end; see `Reporter.stage`."""
+    """A part of a run with its steps and metrics, see `Reporter.stage`.
+
+    Args:
+        reporter: shows the stage.
+        title: of the stage.
+        label: its place in the plan, such as "[3/9] ".
+        total: the number of steps, if it is known.
+    """
 
     def __init__(self, reporter: "Reporter", title: str, label: str, total: int | None):
-        """Starts the clock; `label` is the place in the plan, such as "[3/9] "."""
+        """Starts the clock."""
         self.title, self.label, self.total = title, label, total
-        self.done, self.doing = 0, ""
+        self.done, self.activity = 0, ""
         self._reporter = reporter
-        self._pending: dict[str, Any] = {}
-        self._read_metrics: dict[str, float | str] = {}
-        self._start_s = self._told_s = time.monotonic()
-        self._read_s = -math.inf
-        self._first: tuple[float, int] | None = None
-        self._last_s = self._start_s
+        self._metrics: dict[str, Any] = {}
+        self._start_s = self._line_s = self._last_s = time.monotonic()
+        # Time and step from which the rate counts: the first update, as compilation
+        # comes before it.
+        self._rate_start: tuple[float, int] | None = None
 
-    def report_progress(self, what: str, done: int, total: int) -> None:
-        """Tells what is being done, and how far it is."""
-        if what != self.doing:  # it has a rate of its own
-            self.doing, self._first = what, None
+    def report_progress(self, activity: str, done: int, total: int) -> None:
+        """Reports how far an activity of the stage is; each has a rate of its own."""
+        if activity != self.activity:
+            self.activity, self._rate_start = activity, None
         self.update(done, total)
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
-        """Tells that `done` of `total` steps are finished, with the latest metrics."""
-        moved()  # the other processes may be waiting
+        """Reports the number of finished steps and the latest metrics."""
+        moved()
         if not self._reporter.active:
             return
-        now = time.monotonic()
+        now_s = time.monotonic()
         self.total = self.total if total is None else total
-        # The rate counts from the first update on: before it lies the compilation.
-        if self._first is None or done < self.done:
-            self._first = (now, done)
-        self.done, self._last_s = done, now
-        self._pending.update(metrics)
-        if now - self._read_s >= METRICS_EVERY_S:
-            self._read(now)
-        if now - self._told_s >= PLAIN_EVERY_S:
-            self._told_s = now
-            self._read(now)
+        if self._rate_start is None or done < self.done:
+            self._rate_start = (now_s, done)
+        self.done, self._last_s = done, now_s
+        # A new dict, as the thread of the display may be iterating over the old one.
+        self._metrics = self._metrics | metrics
+        if now_s - self._line_s >= LINE_EVERY_S:
+            self._line_s = now_s
             self._reporter.log_progress(self)
 
-    def _read(self, now: float) -> None:
-        """Fetches the metrics that came since the last time."""
-        pending, self._pending, self._read_s = self._pending, {}, now
-        read = {name: _number(value) for name, value in pending.items()}
-        # A new dict, as another thread may be drawing the old one.
-        self._read_metrics = self._read_metrics | read
+    def metrics(self) -> dict[str, float | str]:
+        """Returns the latest metrics; waits for the device that computes them."""
+        return {name: _to_number(value) for name, value in self._metrics.items()}
 
-    def seconds(self) -> float:
-        """Returns the seconds since the stage began."""
-        return time.monotonic() - self._start_s
+    def summary(self) -> dict[str, Any]:
+        """Returns the fields of an event about this stage."""
+        return {
+            "title": self.title,
+            "done": self.done,
+            "total": self.total,
+            "seconds": time.monotonic() - self._start_s,
+            "metrics": self.metrics(),
+        }
 
-    def share(self) -> float | None:
-        """Returns how much is done, 0 to 1, or None where no total is known."""
+    def fraction(self) -> float | None:
+        """Returns the finished fraction, or None if the total is not known."""
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
-    def metrics(self) -> dict[str, float | str]:
-        """Returns the latest metrics."""
-        self._read(time.monotonic())
-        return self._read_metrics
-
-    def words(self, *, left: bool = True) -> list[str]:
-        """Returns step, metrics, rate and time left, the most telling first."""
+    def details(self, *, with_remaining: bool = True) -> str:
+        """Returns steps, time remaining, metrics and rate, the most important first."""
         steps = f"{self.done:,}" + (f"/{self.total:,}" if self.total else "")
-        words = [f"{self.doing} {steps}".strip()] if self.done or self.total else []
-        for name, value in self._read_metrics.items():
+        parts = [f"{self.activity} {steps}".strip()] if self.done or self.total else []
+        for name, value in self.metrics().items():
             text = value if isinstance(value, str) else f"{value:.4g}"
-            words.append(f"{name} {text}")
-        first_s, first = self._first or (0.0, self.done)
-        elapsed = self._last_s - first_s
-        if self.done > first and elapsed > 0:
-            rate = (self.done - first) / elapsed
-            words.append(f"{rate:.3g}/s")
-            if left and self.total and self.total > self.done:
-                words.insert(
-                    1, f"{format_duration((self.total - self.done) / rate)} left"
-                )
-        return words
+            parts.append(f"{name} {text}")
+        start_s, start = self._rate_start or (0.0, self.done)
+        elapsed_s = self._last_s - start_s
+        if self.done > start and elapsed_s > 0:
+            rate = (self.done - start) / elapsed_s
+            parts.append(f"{rate:.3g}/s")
+            if with_remaining and self.total and self.total > self.done:
+                remaining = format_duration((self.total - self.done) / rate)
+                parts.insert(1, f"{remaining} left")
+        return ", ".join(parts)
 
 
 class NullStage:
-    """A stage that nobody watches, where whole runs are told of and not their steps."""
+    """Stands in for a `Stage` whose steps are not shown."""
 
-    def update(self, *args, **kwargs) -> None:
-        """Tells nobody but the other processes, who may be waiting."""
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Shows nothing."""
         moved()
 
 
 class Reporter:
-    """Live progress on the screen and events.jsonl in the workdir.
+    """Shows the stages of a run and writes `events.jsonl` in its working folder.
 
-    Silent unless `active` (process 0), so that every process can run the same code.
+    Args:
+        workdir: the working folder.
+        active: whether anything is shown or written: only process 0 does. The others
+            run the same code.
     """
 
     def __init__(self, workdir: pathlib.Path, active: bool):
-        """Opens `workdir`/events.jsonl at its end; an inactive one touches nothing."""
+        """Opens the event file at its end."""
         self.active = active
-        self.console = _Screen()
+        self.console: Console = _Console()
         self._lock = threading.RLock()
         self._titles: list[str] = []
-        self._place = 0
+        self._position = 0
         self._stages: list[Stage] = []
         self._live: Live | None = None
         self._start_s = time.monotonic()
         self._file = _open_lines(workdir / "events.jsonl") if active else None
-        if self._file is not None:  # also where a failed run never calls close
+        if self._file is not None:  # a failed run may never call `close`
             weakref.finalize(self, self._file.close)
 
     @property
     def live(self) -> bool:
-        """Whether the screen is a terminal (FORCE_COLOR alone does not make it one)."""
+        """Whether the output is a terminal; FORCE_COLOR alone does not make it one."""
         return self.console.is_interactive and self.console.file.isatty()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Writes one line of JSON with the UTC time; NaN becomes null."""
+        """Writes a line of JSON with the UTC time; NaN becomes null."""
         if self._file is None:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         record = {"time": now, "kind": kind} | to_plain_json(fields)
         line = json.dumps(record, allow_nan=False) + "\n"
         with self._lock:
-            self._file.write(line.encode())  # unbuffered: it survives a crash
+            self._file.write(line.encode())  # unbuffered, so that a crash loses nothing
 
     def log(self, text: str) -> None:
-        """Prints one line above the live display; also an event."""
+        """Prints a line and writes it as an event."""
         self.event("log", text=text)
         self.print(text)
 
     def warn(self, text: str) -> None:
-        """Prints a loud line; also an event."""
+        """Prints a highlighted line and writes it as an event."""
         self.event("warn", text=text)
         self.print(f"*** {text} ***", style="bold black on yellow")
 
     def plan(self, titles: list[str]) -> None:
-        """Names the stages to come, so that the display can show "stage 3 of 9"."""
-        self._titles, self._place = list(titles), 0
+        """Sets the titles of all stages, so that each is shown as number 3 of 9."""
+        self._titles, self._position = list(titles), 0
         self.event("plan", stages=self._titles)
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
-        """Shows a stage while the block runs, and its seconds at the end.
+        """Shows a stage while the block runs, and its time at the end.
 
-        A stage outside any other takes the next place in the plan (where it has the
-        title of a later one: that place, as finished stages are skipped on resume).
+        A stage that is not inside another one moves on in the plan: to its title if it
+        is still to come, as finished stages are skipped, or else by one.
         """
         if not self.active:
             yield Stage(self, title, "", total)
@@ -185,27 +191,27 @@ class Reporter:
             failure = type(error).__name__
             raise
         finally:
-            seconds = stage.seconds()
-            metrics = stage.metrics()
+            summary = stage.summary()
             self._leave(stage)
-            fields = {"title": title, "done": stage.done, "total": stage.total}
-            fields |= {"seconds": seconds, "metrics": metrics, "failure": failure}
-            self.event("stage_end", **fields)
-            words = [*stage.words(left=False), f"{seconds:.1f} s"]
-            end = {None: "done", "Preempted": "left"}.get(failure, "failed")
+            self.event("stage_end", **summary, failure=failure)
+            details = stage.details(with_remaining=False)
+            end = {None: "done", "Preempted": "preempted"}.get(failure, "failed")
+            parts = [
+                end,
+                *([details] if details else []),
+                f"{summary['seconds']:.1f} s",
+            ]
             style = "bold red" if end == "failed" else ""
-            self.print(f"{stage.label}{title}: {end}, {', '.join(words)}", style)
+            self.print(f"{stage.label}{title}: {', '.join(parts)}", style)
 
     def log_progress(self, stage: Stage) -> None:
-        """Logs a running stage; a plain line where there is no live display."""
-        fields = {"title": stage.title, "done": stage.done, "total": stage.total}
-        fields |= {"seconds": stage.seconds(), "metrics": stage.metrics()}
-        self.event("progress", **fields)
+        """Writes an event about a running stage; prints it without a live display."""
+        self.event("progress", **stage.summary())
         if not self.live:
-            self.print(f"{stage.label}{stage.title}: {', '.join(stage.words())}")
+            self.print(f"{stage.label}{stage.title}: {stage.details()}")
 
     def close(self) -> None:
-        """Ends the display and the log; a second call does nothing."""
+        """Ends the display and the event file; a second call does nothing."""
         with self._lock:
             if self._live is not None:
                 self._live.stop()
@@ -214,43 +220,46 @@ class Reporter:
             self._live = self._file = None
             self.active = False
 
-    def safe(self, text: str) -> str:
-        """Returns `text` without control codes and what the screen cannot encode."""
-        encoding = self.console.encoding
-        return printable(text).encode(encoding, "replace").decode(encoding)
-
     def print(self, text: str, style: str = "") -> None:
-        """Prints text as it is: no markup, no wrapping in a log file, no event."""
+        """Prints text without markup, and without wrapping in a log file; no event."""
         if self.active:
-            line = Text(self.safe(text), style=style)
+            line = Text(self._printable(text), style=style)
             self.console.print(line, soft_wrap=not self.live)
 
-    def print_table(self, header: list[str], lines: list[list[str]]) -> None:
-        """Prints a table whose first column is text and the others are numbers."""
+    def print_table(self, header: list[str], rows: list[list[str]]) -> None:
+        """Prints a table whose first column is text and whose others are numbers."""
         table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-        for place, name in enumerate(header):
-            justify = "right" if place else "left"
-            table.add_column(Text(self.safe(name)), justify=justify, overflow="fold")
-        for line in lines:
-            style = "bold" if line[0].startswith("ccu") else ""
-            table.add_row(*(Text(self.safe(cell)) for cell in line), style=style)
+        for column, name in enumerate(header):
+            justify = "right" if column else "left"
+            title = Text(self._printable(name))
+            table.add_column(title, justify=justify, overflow="fold")
+        for row in rows:
+            style = "bold" if row[0].startswith("ccu") else ""
+            table.add_row(*(Text(self._printable(cell)) for cell in row), style=style)
         if self.active:
             self.console.print(table)
 
+    def _printable(self, text: str) -> str:
+        """Replaces control codes and what the terminal's encoding lacks."""
+        encoding = self.console.encoding
+        return printable(text).encode(encoding, "replace").decode(encoding)
+
     def _next_label(self, title: str) -> str:
-        """Moves to the next place in the plan and returns it as a label."""
+        """Moves on in the plan and returns the new position as a label."""
         if self._stages or not self._titles:
             return ""
-        later = self._titles[self._place :]
-        self._place += later.index(title) + 1 if title in later else 1
-        return f"[{self._place}/{max(len(self._titles), self._place)}] "
+        later = self._titles[self._position :]
+        self._position += later.index(title) + 1 if title in later else 1
+        return f"[{self._position}/{max(len(self._titles), self._position)}] "
 
     def _enter(self, stage: Stage) -> None:
         self._stages.append(stage)
         if self.live and self._live is None:
-            display = _Display(self)
             self._live = Live(
-                display, console=self.console, refresh_per_second=4, transient=True
+                get_renderable=self._render,
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
             )
             self._live.start()
 
@@ -260,54 +269,32 @@ class Reporter:
             self._live.stop()
             self._live = None
 
-    def lines(self) -> list[tuple[str, float | None, list[str]]]:
-        """Returns the live display: a title, the share done and details per line."""
+    def _render(self) -> Table:
+        """Draws the running stages below a line for the whole plan."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=_BAR_WIDTH)
+        grid.add_column(no_wrap=True, overflow="crop")
         stages = list(self._stages)
-        lines = [(s.label + s.title, s.share(), s.words()) for s in stages]
+        rows = [(s.label + s.title, s.fraction(), s.details()) for s in stages]
         if self._titles and stages:
-            count = max(len(self._titles), self._place)
-            share = (self._place - 1 + (stages[0].share() or 0.0)) / max(count, 1)
-            elapsed = f"{format_duration(time.monotonic() - self._start_s)} so far"
-            lines.insert(0, (f"stage {self._place} of {count}", share, [elapsed]))
-        return lines
+            count = max(len(self._titles), self._position)
+            fraction = (self._position - 1 + (stages[0].fraction() or 0.0)) / count
+            elapsed = f"{format_duration(time.monotonic() - self._start_s)} elapsed"
+            rows.insert(0, (f"stage {self._position} of {count}", fraction, elapsed))
+        for title, fraction, details in rows:
+            bar = "" if fraction is None else ProgressBar(1.0, fraction)
+            title, details = (
+                self._printable(text).replace("\n", " ") for text in (title, details)
+            )
+            grid.add_row(bar, Text.assemble((title, "bold"), "  ", details))
+        return grid
 
 
-class _Screen(Console):
-    """A console that does not end the process where nobody reads it any more."""
+class _Console(Console):
+    """A console that does not end the process when the output pipe is closed."""
 
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704  rich calls it while it handles BrokenPipeError
-
-
-class _Display:
-    """Draws the lines of a reporter, each cut to the width of the terminal."""
-
-    def __init__(self, reporter: Reporter):
-        self._reporter = reporter
-
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
-        width = options.max_width
-        for title, share, words in self._reporter.lines():
-            title = self._reporter.safe(title).replace("\n", " ")
-            # Half the width is for the title, the rest for as many words as fit.
-            line = Text(title, style="bold", no_wrap=True)
-            overflow = "crop" if options.ascii_only else "ellipsis"
-            line.truncate(max(width // 2, 1), overflow=overflow)
-            if share is not None and width >= 60:
-                line.append("  ").append_text(_bar(share, 20, options.ascii_only))
-            for word in words:
-                word = self._reporter.safe(f"  {word}").replace("\n", " ")
-                if line.cell_len + cell_len(word) < width:
-                    line.append(word, style="default not bold")
-            yield line
-
-
-def _bar(share: float, width: int, ascii_only: bool) -> Text:
-    full = round(share * width)
-    mark, rest = ("#", "-") if ascii_only else ("━", "─")
-    return Text(mark * full, style="cyan").append(rest * (width - full), style="dim")
+        raise  # noqa: PLE0704  rich calls this while it handles BrokenPipeError
 
 
 def format_duration(seconds: float) -> str:
@@ -317,16 +304,16 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _number(value: Any) -> float | str:
-    """Returns a metric, as text if it is no number: a display must not end a run."""
+def _to_number(value: Any) -> float | str:
+    """Converts a metric; one that is not a number becomes text and never fails."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return str(value)[:20]
 
 
-def _open_lines(path: pathlib.Path) -> Any:
-    """Opens a file of lines at its end, less a last line that a crash left torn."""
+def _open_lines(path: pathlib.Path) -> BinaryIO:
+    """Opens a file of lines at its end, without a last line that a crash cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+", buffering=0)
     file.seek(0)

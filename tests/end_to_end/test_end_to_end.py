@@ -434,7 +434,9 @@ def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished,
     process = start_command("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
-    assert "lists another unlearn set" in err and str(path) in err and "--workdir" in err
+    assert (
+        "lists another unlearn set" in err and str(path) in err and "--workdir" in err
+    )
 
 
 @pytest.mark.slow

@@ -210,9 +210,7 @@ def test_too_many_requests_are_refused_before_the_first_step(settings, tmp_path)
         run.run(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "config.json").exists()
-    with pytest.raises(
-        UserError, match="unlearn.num_requests=0: must be at least 1"
-    ):
+    with pytest.raises(UserError, match="unlearn.num_requests=0: must be at least 1"):
         run.run(asked(settings, "random:0.05", num_requests=0), tmp_path)
     # What only the original tells is drawn later, and wrong shares are found at once.
     with pytest.raises(UserError, match="memorised:2: the share"):

@@ -1,127 +1,151 @@
-"""Audits that need the model itself: extra passes over rows, and training it again."""
+"""Measurements that need a model's parameters: embeddings, and text-masked outputs."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccu_jax.audits import relearning
-from ccu_jax.audits.offline import CONFIDENCE
+from ccu_jax.audits.offline import CONFIDENCE, Sides
 from ccu_jax.methods import Problem
 from ccu_jax.metrics import distances
-from ccu_jax.metrics import membership as attacks
-from ccu_jax.metrics import roc as auc
 from ccu_jax.metrics.intervals import jackknife_interval, to_list
-from ccu_jax.runs.context import RunContext
+from ccu_jax.metrics.membership import membership_signals
+from ccu_jax.metrics.roc import auc_difference, auc_interval
+from ccu_jax.models import Params
 
-_ROWS = 1000  # of the retain set, at most, whose embeddings are compared
-_EMBEDDINGS = {"image": "h_image", "text": "h_text", "fused": "h_fused"}
+_MAX_ROWS = 1000  # of the retain set, whose embeddings are compared
+_OUTPUTS = {"image": "h_image", "text": "h_text", "fused": "h_fused"}
 
 
-def look(problem: Problem, params, group) -> dict[str, np.ndarray]:
-    """What a model makes of some rows of the retain set, and of pictures alone.
+class Embeddings(NamedTuple):
+    """A model's embeddings of N retain rows, and its signals on M unlearn and unseen.
+
+    Attributes:
+        embeddings: of each view, `[N, W]`; empty if no retain row has both modalities.
+        labels: `[N, K]`.
+        groups: `[N]`.
+        signals: `loss` signals of the fused view with the text masked, each `[M]`.
+        signal_groups: each `[M]`.
+    """
+
+    embeddings: dict[str, np.ndarray]
+    labels: np.ndarray
+    groups: np.ndarray
+    signals: Sides
+    signal_groups: Sides
+
+
+def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
+    """Runs a model on some retain rows, and on unlearn and unseen rows without text.
 
     Args:
         problem: with sets and table.
-        params: all parts of the model, on the devices.
-        group: of all rows, which go together.
-
-    Returns:
-        `image`, `text`, `fused`: embeddings `[N, W]`, none where no row has both;
-        `labels` `[N, K]`; `unlearn` and `unseen`: `loss` signals `[M]` of the fused
-        view whose text is hidden; `groups` of these, by name, and of `retain`.
+        params: all modules of the model, on the devices.
+        group: of all rows of the data set; rows of a group are not independent.
     """
     table, sets = problem.table, problem.sets
-    has = {n: np.asarray(table[f"has_{n}"]) for n in ("image", "text")}
-    whole = sets.retain[has["image"][sets.retain] & has["text"][sets.retain]]
+    has_image, has_text = (np.asarray(table[f"has_{n}"]) for n in ("image", "text"))
+    complete = sets.retain[has_image[sets.retain] & has_text[sets.retain]]
     rng = np.random.default_rng([problem.seed, 0xCA])
-    some = np.sort(rng.choice(whole, min(_ROWS, len(whole)), replace=False))
+    num_rows = min(_MAX_ROWS, len(complete))
+    rows = np.sort(rng.choice(complete, num_rows, replace=False))
     labels = np.asarray(table["labels"])
-    found: dict[str, Any] = {"labels": labels[some], "groups": {"retain": group[some]}}
-    if len(some):
-        said = problem.forward.outputs(params, table, some)
-        found |= {view: said[name] for view, name in _EMBEDDINGS.items()}
-    # Its text hidden, a row has nothing but its picture to be known by.
-    silent = problem.executor.replicate(np.zeros_like(has["text"]))
-    for name in ("unlearn", "unseen"):
-        rows = getattr(sets, name)
-        rows = rows[has["image"][rows]]
-        hidden = {**table, "has_text": silent}
-        logits = problem.forward.outputs(params, hidden, rows)["fused"]
-        told = attacks.membership_signals(logits, labels[rows], problem.multi_label)
-        found[name] = told["loss"]
-        found["groups"][name] = group[rows]
-    return found
+    embeddings = {}
+    if len(rows):
+        outputs = problem.forward.outputs(params, table, rows)
+        embeddings = {view: outputs[name] for view, name in _OUTPUTS.items()}
+    has_no_text = problem.executor.replicate(np.zeros_like(has_text))
+    masked = {**table, "has_text": has_no_text}
+
+    def attacked_rows(rows: np.ndarray) -> np.ndarray:
+        return rows[has_image[rows]]
+
+    def signal(rows: np.ndarray) -> np.ndarray:
+        logits = problem.forward.outputs(params, masked, rows)["fused"]
+        return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
+
+    members, others = attacked_rows(sets.unlearn), attacked_rows(sets.unseen)
+    return Embeddings(
+        embeddings=embeddings,
+        labels=labels[rows],
+        groups=group[rows],
+        signals=(signal(members), signal(others)),
+        signal_groups=(group[members], group[others]),
+    )
 
 
-def compare(
-    mine: dict, original: dict, reference: dict | None, control: dict | None
+def compare_embeddings(
+    model: Embeddings,
+    original: Embeddings,
+    reference: Embeddings | None,
+    control: Embeddings | None,
 ) -> dict[str, Any]:
-    """What a model has made of the retain set, and what it says of pictures alone.
+    """Compares a model's embeddings with the original's and the reference's.
 
     Args:
-        mine: of `look`.
-        original: likewise; similarity to it is what was kept.
-        reference: likewise, to compare the attack with.
-        control: likewise, a second reference.
+        model: of `embed`.
+        original: the same of the original model.
+        reference: the same of the reference.
+        control: the same of a second reference.
 
     Returns:
-        Plain JSON: `cka` by view to the original and the reference, `within_class` the
-        similarity within classes, `scatter` of the image embeddings, `neutral` the
-        attack on the fused view without text, and its AUC less the reference's, of the
-        model, of the original and of the control.
+        Plain JSON: `cka` by view, `within_class` (intra-class similarity), `scatter` of
+        the image embeddings, and `neutral`, the `text_masked_attack`.
     """
     others = {"original": original, "reference": reference}
-    there = {
-        name: other
-        for name, other in others.items()
-        if other is not None and "image" in mine
-    }
-    groups = mine["groups"]["retain"]
-
-    def alike(other, view):
-        return to_list(distances.cka_interval(mine[view], other[view], groups=groups))
-
-    def within(other):
-        places = mine["image"], other["image"], mine["labels"]
-        return to_list(distances.intra_class_similarity(*places))
-
+    others = {n: x for n, x in others.items() if x is not None and model.embeddings}
     scatter = None
-    if "image" in mine:
-        places = mine["image"], mine["labels"]
-        how = {"groups": groups, "bounds": (0, np.inf)}
-        scatter = to_list(jackknife_interval(distances.scatter_ratio, *places, **how))
+    if model.embeddings:
+        scatter = jackknife_interval(
+            distances.scatter_ratio,
+            model.embeddings["image"],
+            model.labels,
+            groups=model.groups,
+            bounds=(0, np.inf),
+        )
     return {
-        "cka": {n: {v: alike(x, v) for v in _EMBEDDINGS} for n, x in there.items()},
-        "within_class": {name: within(other) for name, other in there.items()},
-        "scatter": scatter,
-        "neutral": _neutral(mine, others | {"control": control}),
-    }
-
-
-def _neutral(mine, others):
-    """The attack without text, and how far from the reference's AUC whose is."""
-    groups = mine["groups"]["unlearn"], mine["groups"]["unseen"]
-
-    def sides(model):
-        return model["unlearn"], model["unseen"]
-
-    found = {"auc": auc.auc_interval(*sides(mine), groups=groups)}
-    compared = {
-        "difference": mine,
-        "original": others["original"],
-        "control": others["control"],
-    }
-    for name, model in compared.items():
-        found[name] = None
-        if model is not None and others["reference"] is not None:
-            pair = *sides(model), *sides(others["reference"])
-            found[name] = auc.auc_difference(
-                *pair, confidence=CONFIDENCE, groups=groups
+        "cka": {
+            name: {view: _cka(model, other, view) for view in _OUTPUTS}
+            for name, other in others.items()
+        },
+        "within_class": {
+            name: to_list(
+                distances.intra_class_similarity(
+                    model.embeddings["image"], other.embeddings["image"], model.labels
+                )
             )
-    return {name: to_list(value) for name, value in found.items()}
+            for name, other in others.items()
+        },
+        "scatter": to_list(scatter),
+        "neutral": text_masked_attack(
+            model,
+            {"difference": model, "original": original, "control": control},
+            reference,
+        ),
+    }
 
 
-def relearned(ctx: RunContext, problem: Problem, method: str, params) -> dict[str, Any]:
-    """Steps until a model is taught again what it was to forget."""
-    folder = ctx.workdir / "audits" / f"{method}-{problem.seed}-steps"
-    return relearning.relearn(ctx, problem, params, folder)._asdict()
+def _cka(model: Embeddings, other: Embeddings, view: str) -> list[float] | None:
+    pair = model.embeddings[view], other.embeddings[view]
+    return to_list(distances.cka_interval(*pair, groups=model.groups))
+
+
+def text_masked_attack(
+    model: Embeddings,
+    compared: Mapping[str, Embeddings | None],
+    reference: Embeddings | None,
+) -> dict[str, list[float] | None]:
+    """Attacks the fused view with the text masked, so that only the image is left.
+
+    Returns:
+        `auc` of the model, and of each compared model the AUC minus the reference's.
+    """
+    groups = model.signal_groups
+    result = {"auc": to_list(auc_interval(*model.signals, groups=groups))}
+    for name, other in compared.items():
+        result[name] = None
+        if other is not None and reference is not None:
+            pairs = *other.signals, *reference.signals
+            difference = auc_difference(*pairs, confidence=CONFIDENCE, groups=groups)
+            result[name] = to_list(difference)
+    return result

@@ -1,5 +1,6 @@
-"""All audits that need nothing but the stored outputs of a model and its references."""
+"""Measurements that need only the stored outputs of a model and its references."""
 
+import functools
 import hashlib
 import time
 from typing import Any, NamedTuple
@@ -7,41 +8,41 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccu_jax.evaluate.predictions import Predictions
-from ccu_jax.metrics import distances
-from ccu_jax.metrics import membership as attacks
-from ccu_jax.metrics import privacy as epsilon
-from ccu_jax.metrics import ranking as scores
-from ccu_jax.metrics import roc as auc
+from ccu_jax.metrics import distances, ranking
 from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
+from ccu_jax.metrics.membership import membership_signals, tpr_at_fpr, tpr_difference
+from ccu_jax.metrics.privacy import threshold_epsilon
+from ccu_jax.metrics.roc import auc_bootstrap, auc_difference, auc_interval
 from ccu_jax.models import VIEWS
 
-# The views by which a model is judged; the others are told of. A model that remembers
-# few rows, but these well, is seen by how many are found at few false alarms, and one
-# that has fallen apart by its score in two views. Six questions are asked at once, so
-# each interval that a verdict hangs on is of a confidence of 1 - .05 / 6.
+# The attacks that a verdict is based on, by view.
 VERDICT_SIGNALS = {"image": "loss", "fused": "loss", "pair": "cosine"}
+# A verdict tests six differences: three AUCs, two scores and the TPR at 1 % FPR.
 CONFIDENCE = 1 - 0.05 / 6
-RATES = {"tpr_1": 0.01, "tpr_01": 0.001}
-_COMPARED = ("retain", "unlearn", "test")
-_RANKED = {
-    "mean_average_precision": scores.mean_average_precision,
-    "macro_auroc": scores.macro_auroc,
+_FPRS = {"tpr_1": 0.01, "tpr_01": 0.001}
+_NUM_FOLDS = 10  # of the jackknife
+_RANKING_SCORES = {
+    "mean_average_precision": ranking.mean_average_precision,
+    "macro_auroc": ranking.macro_auroc,
 }
-_PARTS = 10  # of the rows, that are left out in turn for an interval
-# With what they are at most.
+# Each with its greatest possible value.
 _GAPS = {
-    "average_gap": (scores.average_gap, 100),
-    "tug_of_war": (scores.tug_of_war, 1),
-    "tug_of_war_attack": (lambda *x: scores.tug_of_war(*x, scores.TOW_ATTACK), 1),
+    "average_gap": (ranking.average_gap, 100),
+    "tug_of_war": (ranking.tug_of_war, 1),
+    "tug_of_war_attack": (
+        functools.partial(ranking.tug_of_war, over=ranking.TOW_ATTACK),
+        1,
+    ),
 }
-# What is less the reference's, and of whose outputs.
-_AGAINST = {"difference": "model", "original": "original", "control": "control"}
+# Keys of differences from the reference, and the models they are of.
+_DIFFERENCES = {"difference": "model", "original": "original", "control": "control"}
+Sides = tuple[np.ndarray, np.ndarray]  # values of members and of non-members
 
 
-class Given(NamedTuple):
-    """Outputs on the same rows: the model, and what it is compared with.
+class AuditInputs(NamedTuple):
+    """Outputs on the same rows, of a model and of the models it is compared with.
 
-    `control`: of a second reference. None: there is none.
+    `control` is a second reference.
     """
 
     model: Predictions
@@ -50,153 +51,161 @@ class Given(NamedTuple):
     control: Predictions | None
 
 
-def audit(given: Given) -> dict[str, Any]:
-    """Everything that outputs tell, as plain JSON; intervals are `[value, low, high]`.
+def audit_outputs(inputs: AuditInputs) -> dict[str, Any]:
+    """Returns all measurements as plain JSON; intervals are `[value, low, high]`.
 
-    `costs_s`: what each of it took; `compared`: whether there was a reference.
+    What cannot be measured is None. `members` identifies the unlearn set, `compared`
+    is whether there is a reference, `costs_s` the seconds of each measurement.
 
     Raises:
         ValueError: the outputs are not of the same rows.
     """
-    for other in (given.original, given.reference, given.control):
-        if other is not None and (other.id != given.model.id).any():
-            raise ValueError("outputs of other rows cannot be compared")
-    members = "\n".join(sorted(given.model.id[given.model.split == "unlearn"].tolist()))
-    found: dict[str, Any] = {
+    model, reference = inputs.model, inputs.reference
+    for other in inputs[1:]:
+        if other is not None and (other.id != model.id).any():
+            raise ValueError("outputs of different rows cannot be compared")
+    members = "\n".join(sorted(model.id[model.split == "unlearn"].tolist()))
+    record: dict[str, Any] = {
         "members": hashlib.sha256(members.encode()).hexdigest()[:16],
-        "compared": given.reference is not None,
+        "compared": reference is not None,
         "costs_s": {},
     }
-    audits = {
-        "attacks": lambda: attacked(given),
-        "scores": lambda: ranked(given.model),
-        "score_difference": lambda: {view: _score(given, view) for view in VIEWS},
-        "score_excess": lambda: {view: _excess(given, view) for view in VIEWS},
-        "gaps": lambda: gaps(given.model, given.reference),
-        "distances": lambda: apart(given.model, given.reference),
-        "epsilon": lambda: least_epsilon(given.model),
+    measurements = {
+        "attacks": lambda: attack_results(inputs),
+        "scores": lambda: ranking_scores(model),
+        "score_difference": lambda: {v: _score_difference(inputs, v) for v in VIEWS},
+        "score_excess": lambda: {v: _score_excess(inputs, v) for v in VIEWS},
+        "gaps": lambda: gaps(model, reference),
+        "distances": lambda: prediction_distances(model, reference),
+        "epsilon": lambda: epsilon_lower_bounds(model),
     }
-    for name, measure in audits.items():
-        began = time.perf_counter()
-        found[name] = measure()
-        found["costs_s"][name] = time.perf_counter() - began
-    return found
+    for name, measure in measurements.items():
+        start = time.perf_counter()
+        record[name] = measure()
+        record["costs_s"][name] = time.perf_counter() - start
+    return record
 
 
-def attacked(given: Given) -> dict[str, dict[str, dict[str, Any]]]:
-    """By view and signal: the attack's AUC and rates, and the AUC less the reference's.
+def attack_results(inputs: AuditInputs) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns the results of each attack by view and signal.
 
-    `{view: {signal: {"auc", "bootstrap", "difference", "original", "control", "tpr_1",
-    "tpr_01"}}}`; `bootstrap` is the AUC with an interval that assumes less, of 95 %;
-    "original" and "control" are those models' differences from the reference, and
-    `tpr_1_difference` and so on, of judged signals, the same of the rate at 1 % false
-    alarms.
+    `auc`, `tpr_1` and `tpr_01` (at 1 % and 0.1 % FPR) are the model's; `bootstrap` is
+    the AUC with a 95 % bootstrap interval, which assumes less. `difference` is the AUC
+    minus the reference's, `original` and `control` the same of these models. The
+    attacks that a verdict is based on also have `tpr_1_difference` and so on.
     """
-    own = signals_of(given.model)
-    of_groups = groups_of(given.model)
-    others = {
-        name: None if model is None else signals_of(model)
-        for name, model in given._asdict().items()
+    signals = {
+        name: attack_signals(predictions)
+        for name, predictions in inputs._asdict().items()
+        if predictions is not None
+    }
+    groups = attack_groups(inputs.model)
+
+    def attack(view: str, name: str) -> dict[str, Any]:
+        own = signals["model"][view][name]
+        options: dict[str, Any] = {"confidence": CONFIDENCE, "groups": groups[view]}
+        result: dict[str, Any] = {
+            "auc": auc_interval(*own, **options),
+            "bootstrap": auc_bootstrap(*own, groups=groups[view]),
+            **{key: tpr_at_fpr(*own, fpr=x, **options) for key, x in _FPRS.items()},
+        }
+        for key, model in _DIFFERENCES.items():
+            result[key] = result[f"tpr_1_{key}"] = None
+            if model in signals and "reference" in signals:
+                pairs = *signals[model][view][name], *signals["reference"][view][name]
+                result[key] = auc_difference(*pairs, **options)
+                if name == VERDICT_SIGNALS.get(view):
+                    fpr = _FPRS["tpr_1"]
+                    result[f"tpr_1_{key}"] = tpr_difference(*pairs, fpr=fpr, **options)
+        return {key: to_list(interval) for key, interval in result.items()}
+
+    return {
+        view: {name: attack(view, name) for name in by_name}
+        for view, by_name in signals["model"].items()
     }
 
-    def one(view, name):
-        mine = own[view][name]
-        how = {"confidence": CONFIDENCE, "groups": of_groups[view]}
-        told = {"auc": auc.auc_interval(*mine, **how)}
-        told["bootstrap"] = auc.auc_bootstrap(*mine, groups=of_groups[view])
-        judged = name == VERDICT_SIGNALS.get(view)
-        for key, rate in RATES.items():
-            told[key] = attacks.tpr_at_fpr(*mine, rate, **how)
-        for key, whose in _AGAINST.items():
-            models = others[whose], others["reference"]
-            told[key] = told[f"tpr_1_{key}"] = None
-            if None not in models:
-                sides = [side for model in models for side in model[view][name]]
-                told[key] = auc.auc_difference(*sides, **how)
-                if judged:
-                    told[f"tpr_1_{key}"] = attacks.tpr_difference(
-                        *sides, RATES["tpr_1"], **how
-                    )
-        return {key: to_list(value) for key, value in told.items()}
 
-    return {view: {name: one(view, name) for name in own[view]} for view in own}
-
-
-def signals_of(model: Predictions) -> dict[str, dict[str, tuple]]:
-    """`{view: {signal: (of members, of others)}}`, of rows that have a picture."""
-    found: dict[str, dict[str, tuple]] = {}
-
-    def split(view, values):
-        return _sides(model, view, values)
-
+def attack_signals(model: Predictions) -> dict[str, dict[str, Sides]]:
+    """Returns the membership signals by view and name, of rows that have an image."""
+    signals: dict[str, dict[str, Sides]] = {}
     for view in VIEWS:
-        signals = attacks.membership_signals(
+        by_name = membership_signals(
             model.logits[view], model.labels, model.multi_label
         )
-        found[view] = {name: split(view, values) for name, values in signals.items()}
-    found["pair"] = {"cosine": split("pair", model.pair)}
-    found["white"] = {"ridge": split("white", model.trunk_probe)}
-    return found
+        signals[view] = {n: _split_sides(model, view, x) for n, x in by_name.items()}
+    signals["pair"] = {"cosine": _split_sides(model, "pair", model.pair)}
+    signals["white"] = {"ridge": _split_sides(model, "white", model.trunk_probe)}
+    return signals
 
 
-def groups_of(model: Predictions) -> dict[str, tuple]:
-    """The groups of the rows of `signals_of`, by view."""
-    return {v: _sides(model, v, model.group) for v in (*VIEWS, "pair", "white")}
+def attack_groups(model: Predictions) -> dict[str, Sides]:
+    """Returns the groups of the rows of `attack_signals` by view."""
+    views = (*VIEWS, "pair", "white")
+    return {view: _split_sides(model, view, model.group) for view in views}
 
 
-def _sides(model, view, values):
-    shown = model.available(view) & model.has_image
-    return tuple(values[shown & (model.split == of)] for of in ("unlearn", "unseen"))
+def _split_sides(model: Predictions, view: str, values: np.ndarray) -> Sides:
+    rows = model.available(view) & model.has_image
+    members, others = (rows & (model.split == s) for s in ("unlearn", "unseen"))
+    return values[members], values[others]
 
 
-def ranked(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
-    """By set and view: mean average precision, macro AUROC, and how right rows are.
+def ranking_scores(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns scores by split and view.
 
-    `right` is the accuracy, with several labels the F1 score of a row's labels.
+    `right` is the accuracy, or with several labels the F1 score averaged over rows.
     """
 
-    def one(of, view):
-        rows = (model.split == of) & model.available(view)
+    def score(split: str, view: str) -> dict[str, Any]:
+        rows = (model.split == split) & model.available(view)
         logits, labels = model.logits[view][rows], model.labels[rows]
-        right, groups = None, model.group[rows]
-        if len(logits) and np.isfinite(logits).all():
-            each = scores.row_scores(logits, labels, model.multi_label)
-            right = mean_interval(each, bounds=(0, 1), groups=groups)
-        how = {"parts": _PARTS, "groups": groups, "bounds": (0, 1)}
-        found = {
-            name: jackknife_interval(score, logits, labels, **how)
-            for name, score in _RANKED.items()
+        groups = model.group[rows]
+        intervals = {
+            name: jackknife_interval(
+                metric,
+                logits,
+                labels,
+                parts=_NUM_FOLDS,
+                groups=groups,
+                bounds=(0, 1),
+            )
+            for name, metric in _RANKING_SCORES.items()
         }
-        return {name: to_list(x) for name, x in (found | {"right": right}).items()}
+        intervals["right"] = None
+        if len(logits) and np.isfinite(logits).all():
+            values = ranking.row_scores(logits, labels, model.multi_label)
+            intervals["right"] = mean_interval(values, bounds=(0, 1), groups=groups)
+        return {name: to_list(interval) for name, interval in intervals.items()}
 
-    return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "unseen", "test")}
+    return {s: {v: score(s, v) for v in VIEWS} for s in ("unlearn", "unseen", "test")}
 
 
-def _score(given, view):
-    """The score of the unlearn set less the reference's, row by row."""
-    if given.reference is None:
+def _score_difference(inputs: AuditInputs, view: str) -> list[float] | None:
+    """Returns the unlearn-set score minus the reference's, paired by row."""
+    model, reference = inputs.model, inputs.reference
+    if reference is None:
         return None
-    rows = (given.model.split == "unlearn") & given.model.available(view)
-    logits = (x.logits[view][rows] for x in (given.model, given.reference))
+    rows = (model.split == "unlearn") & model.available(view)
     return to_list(
-        scores.score_difference(
-            *logits,
-            given.model.labels[rows],
-            given.model.multi_label,
+        ranking.score_difference(
+            model.logits[view][rows],
+            reference.logits[view][rows],
+            model.labels[rows],
+            model.multi_label,
             confidence=CONFIDENCE,
-            groups=given.model.group[rows],
+            groups=model.group[rows],
         )
     )
 
 
-def _excess(given, view):
-    """The same, less that of the unseen rows."""
-    if given.reference is None:
+def _score_excess(inputs: AuditInputs, view: str) -> list[float] | None:
+    """Returns `_score_difference` minus the same on unseen rows."""
+    model, reference = inputs.model, inputs.reference
+    if reference is None:
         return None
-    model, reference = given.model, given.reference
     rows = np.isin(model.split, ("unlearn", "unseen")) & model.available(view)
     return to_list(
-        scores.score_excess(
+        ranking.score_excess(
             model.logits[view][rows],
             reference.logits[view][rows],
             model.labels[rows],
@@ -209,88 +218,101 @@ def _excess(given, view):
 
 
 def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
-    """Average gap (points) and Tug-of-War, both forms, of the image view.
+    """Returns average gap (percentage points) and Tug-of-War of the image view.
 
-    A gap has no sign, so that of two models that are the same it is above zero by
-    chance, and an interval may be wholly there: compare with the control's.
+    A gap has no sign: even that of two equal models is above zero by chance, with an
+    interval that may exclude zero. Compare with the control's.
     """
     if reference is None:
         return dict.fromkeys(_GAPS)
-    mine, theirs = (_by_row(x) for x in (model, reference))
-    rows = np.arange(len(model.id))
+    values = [_row_values(x) for x in (model, reference)]
 
-    def one(gap, most):
-        def score(rows):
-            return gap(*(_shares(model.split, x, rows) for x in (mine, theirs)))
+    def interval(gap: Any, maximum: float) -> list[float] | None:
+        def score(rows: np.ndarray) -> float | None:
+            return gap(*(_split_scores(model.split, x, rows) for x in values))
 
-        parts, groups = _PARTS, model.group
-        how = {"parts": parts, "groups": groups, "bounds": (0, most)}
-        return to_list(jackknife_interval(score, rows, **how))
+        return to_list(
+            jackknife_interval(
+                score,
+                np.arange(len(model.id)),
+                parts=_NUM_FOLDS,
+                groups=model.group,
+                bounds=(0, maximum),
+            )
+        )
 
-    return {name: one(*gap) for name, gap in _GAPS.items()}
-
-
-def _by_row(model):
-    """How right each row is, and its signal; NaN of rows without a picture."""
-    logits, shown = model.logits["image"], model.available("image")
-    right = scores.row_scores(logits, model.labels, model.multi_label)
-    right = np.where(np.isfinite(logits).all(axis=1), right, np.inf)
-    signal = attacks.membership_signals(logits, model.labels, model.multi_label)["loss"]
-    return [np.where(shown, values, np.nan) for values in (right, signal)]
+    return {name: interval(*gap) for name, gap in _GAPS.items()}
 
 
-def _shares(of, values, rows):
-    """The mean score of each set, and the attack's AUC, of some rows."""
-    right, signal = (x[rows] for x in values)
-    of, shown = of[rows], ~np.isnan(right)
-    found: dict[str, float | None] = {}
-    for name in _COMPARED:
-        mean = right[shown & (of == name)]
-        mean = mean.mean() if len(mean) else np.inf
-        found[name] = float(mean) if np.isfinite(mean) else None
-    sides = (signal[shown & (of == name)] for name in ("unlearn", "unseen"))
-    told = auc.auc_interval(*sides)
-    return found | {"attack": None if told is None else told.value}
+def _row_values(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the image view's score and loss signal by row; NaN without an image."""
+    logits, has_image = model.logits["image"], model.available("image")
+    scores = ranking.row_scores(logits, model.labels, model.multi_label)
+    scores = np.where(np.isfinite(logits).all(axis=1), scores, np.inf)
+    signal = membership_signals(logits, model.labels, model.multi_label)["loss"]
+    return np.where(has_image, scores, np.nan), np.where(has_image, signal, np.nan)
 
 
-def apart(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
-    """How far predictions are from the reference's, by set and view."""
+def _split_scores(
+    split: np.ndarray, values: tuple[np.ndarray, np.ndarray], rows: np.ndarray
+) -> dict[str, float | None]:
+    """Returns the mean score of each split, and the attack's AUC, of some rows."""
+    scores, signal = (x[rows] for x in values)
+    split, has_image = split[rows], ~np.isnan(scores)
+    result: dict[str, float | None] = {}
+    for name in ("retain", "unlearn", "test"):
+        own = scores[has_image & (split == name)]
+        mean = float(own.mean()) if len(own) else np.inf
+        result[name] = mean if np.isfinite(mean) else None
+    auc = auc_interval(
+        *(signal[has_image & (split == name)] for name in ("unlearn", "unseen"))
+    )
+    return result | {"attack": None if auc is None else auc.value}
+
+
+def prediction_distances(
+    model: Predictions, reference: Predictions | None
+) -> dict[str, Any]:
+    """Returns the distances of predictions from the reference's, by split and view."""
     if reference is None:
         return {}
+    greatest = float(np.sqrt(model.labels.shape[1] if model.multi_label else 2))
+    measures = {
+        "js_divergence": (distances.js_divergence, 1.0),
+        "agreement": (distances.agreement, 1.0),
+        "activation_distance": (distances.activation_distance, greatest),
+    }
 
-    def one(of, view):
-        rows = (model.split == of) & model.available(view)
+    def measure(split: str, view: str) -> dict[str, Any]:
+        rows = (model.split == split) & model.available(view)
         pair = model.logits[view][rows], reference.logits[view][rows]
         if not all(np.isfinite(x).all() for x in pair):
             return {}
-        multi_label = model.multi_label
-        most = np.sqrt(model.labels.shape[1] if multi_label else 2)
-        measures = {
-            "js_divergence": (distances.js_divergence, 1.0),
-            "agreement": (distances.agreement, 1.0),
-            "activation_distance": (distances.activation_distance, float(most)),
-        }
-        groups = model.group[rows]
         return {
             name: to_list(
                 mean_interval(
-                    measure(*pair, multi_label), bounds=(0, top), groups=groups
+                    distance(*pair, model.multi_label),
+                    bounds=(0, maximum),
+                    groups=model.group[rows],
                 )
             )
-            for name, (measure, top) in measures.items()
+            for name, (distance, maximum) in measures.items()
         }
 
-    return {of: {v: one(of, v) for v in VIEWS} for of in ("unlearn", "test")}
+    return {s: {v: measure(s, v) for v in VIEWS} for s in ("unlearn", "test")}
 
 
-def least_epsilon(model: Predictions) -> dict[str, float | None]:
-    """Epsilon at least, by the best threshold on each view; all at once with 95 %."""
-    found, of_groups = signals_of(model), groups_of(model)
+def epsilon_lower_bounds(model: Predictions) -> dict[str, float | None]:
+    """Returns lower bounds of epsilon by view, which hold together with 95 %.
+
+    Each is from the best threshold on the view's signal.
+    """
+    signals, groups = attack_signals(model), attack_groups(model)
     return {
-        view: epsilon.threshold_epsilon(
-            *found[view][VERDICT_SIGNALS[view]],
+        view: threshold_epsilon(
+            *signals[view][name],
             confidence=1 - 0.05 / len(VERDICT_SIGNALS),
-            groups=of_groups[view],
+            groups=groups[view],
         )
-        for view in VERDICT_SIGNALS
+        for view, name in VERDICT_SIGNALS.items()
     }

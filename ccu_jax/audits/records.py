@@ -1,7 +1,7 @@
-"""What an audit has measured, kept in `audits/`: one file for each tier, method, seed.
+"""Audit records on disk: one file in `audits/` for each tier, method and seed.
 
-A file tells of which outputs it is. What was made of others, or by a program that
-measured otherwise, does not count and is made again.
+A record holds a cache key with digests of the outputs that it was computed from. A
+record with another key, or with a damaged file, is recomputed.
 """
 
 import functools
@@ -9,119 +9,124 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
-from ccu_jax.evaluate import predictions
-from ccu_jax.evaluate.predictions import Predictions
+from ccu_jax.evaluate.predictions import Predictions, load_predictions
 from ccu_jax.storage.files import write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
 
-_FORMAT = 4
+_FORMAT = 5
+_KEYS = {"cache_key", "result", "seconds"}
 
 
-def place(workdir: pathlib.Path, tier: str, method: str, seed: int) -> pathlib.Path:
-    """The file of a record."""
+def record_path(
+    workdir: pathlib.Path, tier: str, method: str, seed: int
+) -> pathlib.Path:
+    """Returns the path of a record."""
     return workdir / "audits" / f"{method}-{seed}-{tier}.json"
 
 
-def outputs_of(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-    """The file of a model's outputs, which a record is made of."""
+def outputs_path(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
+    """Returns the path of a model's outputs on all splits."""
     return workdir / "outputs" / f"{method}-{seed}.npz"
 
 
-def load(workdir: pathlib.Path, method: str, seed: int) -> Predictions:
-    """The outputs of a model.
+def load_outputs(workdir: pathlib.Path, method: str, seed: int) -> Predictions:
+    """Returns a model's outputs on all splits.
 
     Raises:
-        UserError: they are missing or damaged.
+        UserError: the file is missing or damaged.
     """
-    return predictions.load_predictions(outputs_of(workdir, method, seed))
+    return load_predictions(outputs_path(workdir, method, seed))
 
 
-def mark(workdir: pathlib.Path, seed: int, names, **more) -> dict[str, Any]:
-    """Which outputs a record is of, of those models that have some, and `more`."""
-    digests = {}
-    for name in dict.fromkeys(names):
-        if (path := outputs_of(workdir, name, seed)).exists():
-            told = path.stat()
-            digests[name] = _digest(path, told.st_mtime_ns, told.st_size)
-    return {"format": _FORMAT, "outputs": digests, **more}
-
-
-def has(path: pathlib.Path, mark: dict[str, Any]) -> bool:
-    """Whether a file holds the record that is wanted."""
-    known = _read(path)
-    return known is not None and known["mark"] == mark
-
-
-def kept(
-    path: pathlib.Path,
-    mark: dict[str, Any],
-    compute: Callable[[], dict[str, Any]],
-    together: bool = True,
+def cache_key(
+    workdir: pathlib.Path, seed: int, methods: Iterable[str], **settings: Any
 ) -> dict[str, Any]:
-    """The record in a file, or made now.
+    """Returns what a record depends on: digests of existing outputs, and settings."""
+    digests = {}
+    for name in dict.fromkeys(methods):
+        path = outputs_path(workdir, name, seed)
+        if path.exists():
+            stat = path.stat()
+            digests[name] = _file_digest(path, stat.st_mtime_ns, stat.st_size)
+    return {"format": _FORMAT, "outputs": digests, **settings}
+
+
+def is_cached(path: pathlib.Path, key: dict[str, Any]) -> bool:
+    """Returns whether a file holds a record with this cache key."""
+    record = _read(path)
+    return record is not None and record["cache_key"] == key
+
+
+def load_or_compute(
+    path: pathlib.Path,
+    key: dict[str, Any],
+    compute: Callable[[], dict[str, Any]],
+    is_collective: bool = True,
+) -> dict[str, Any]:
+    """Returns the record in a file, computing and storing it if it is not cached.
 
     Args:
-        path: of `place`.
-        mark: which record is wanted.
-        compute: what is found, as plain JSON, with `costs_s`.
-        together: whether every process calls this alike, or the first one alone.
+        path: of `record_path`.
+        key: of `cache_key`.
+        compute: returns the result as plain JSON, with its `costs_s`.
+        is_collective: whether all processes call this, or the primary one alone.
 
     Returns:
-        `mark`, `found`, and `seconds`, less those of the shadows that serve all.
+        `cache_key`, `result`, and `seconds` without the training of shadow models,
+        which all methods share.
     """
-    there = (
-        wait_until_visible(path, lambda: has(path, mark))
-        if together
-        else has(path, mark)
-    )
-    if there:
-        return _read(path)
-    began = time.perf_counter()
-    found = {"mark": mark, "found": compute()}
-    found["seconds"] = time.perf_counter() - began
-    found["seconds"] -= found["found"]["costs_s"].get("shadow models", 0.0)
+    if is_collective:
+        is_there = wait_until_visible(path, lambda: is_cached(path, key))
+    else:
+        is_there = is_cached(path, key)
+    if is_there:
+        return read_record(path)
+    start = time.perf_counter()
+    result = compute()
+    seconds = time.perf_counter() - start - result["costs_s"].get("shadow models", 0.0)
+    record = {"cache_key": key, "result": result, "seconds": seconds}
     if is_primary():
         path.parent.mkdir(exist_ok=True)
-        text = json.dumps(add_checksum(found), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(add_checksum(record), indent=1, allow_nan=False) + "\n"
         write_atomically(path, text.encode())
-    if together:
+    if is_collective:
         barrier(path.name)
-    return found
+    return record
 
 
-def of_model(
-    path: pathlib.Path, method: str, mark: dict[str, Any]
+def load_for_model(
+    path: pathlib.Path, method: str, key: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """The record in a file if it is of this very model, whatever it is compared with.
+    """Returns the record if it is of this model, whatever it was compared with.
 
     Args:
-        path: of `place`.
-        method: the model's.
-        mark: of its outputs as they are now.
+        path: of `record_path`.
+        method: the method that made the model.
+        key: the current `cache_key` of its outputs.
     """
-    known = _read(path)
-    if known is None or known["mark"]["format"] != _FORMAT:
+    record = _read(path)
+    if record is None or record["cache_key"]["format"] != _FORMAT:
         return None
-    same = known["mark"]["outputs"].get(method) == mark["outputs"].get(method)
-    return known if same else None
+    digest = record["cache_key"]["outputs"].get(method)
+    return record if digest == key["outputs"].get(method) else None
 
 
 @functools.cache
-def _digest(path, mtime_ns, size) -> str:
-    """Of outputs that many records are made of: each is read once."""
+def _file_digest(path: pathlib.Path, mtime_ns: int, size: int) -> str:
+    """Returns a file's digest; time and size tell the cache when it has changed."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _read(path):
-    """A record, or None of what is missing or damaged: it is made again."""
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns a record, or None if the file is missing or damaged."""
     try:
         record = read_record(path)
     except (OSError, ValueError):
         return None
-    mark = record.get("mark")
-    known = isinstance(mark, dict) and {"format", "outputs"} <= mark.keys()
-    return record if known and {"found", "seconds"} <= record.keys() else None
+    key = record.get("cache_key")
+    is_complete = isinstance(key, dict) and {"format", "outputs"} <= key.keys()
+    return record if is_complete and record.keys() >= _KEYS else None

@@ -1,7 +1,7 @@
-"""How soon a model learns again what it was made to forget.
+"""Relearning: how many training steps restore what a model has unlearned.
 
-A model that still holds the pictures somewhere is taught them again sooner than one
-that has never seen them (Tarun et al. 2023): compare with the reference's steps.
+A model that still holds information on the images relearns them faster than one that
+has never seen them (Tarun et al. 2023): compare with the reference's number of steps.
 """
 
 import dataclasses
@@ -12,20 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.methods import Problem, reference, stopping
+from ccu_jax.models import Params
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
 from ccu_jax.train.program import Program
 
-MOST_STEPS = 100
-NAME = "relearn"
-_TIMES = 3
+MAX_STEPS = 100
+NAME = "relearn"  # seeds the order of rows
+_NUM_TRAININGS = 3
+_TOLERANCE = 0.01  # share of the original's score that may be missing
+_SPLIT = stopping.MONITORED_SPLITS[0]
 
 
 class Relearned(NamedTuple):
-    """Steps until the score was back, of some trainings with rows in another order.
+    """Steps until the original's score was restored, of several trainings.
 
-    `steps` is their median, `fewest` and `greatest` are their range; None: not within
-    `most` steps. `seconds` of all together. `diverged`: what went wrong in one.
+    Attributes:
+        steps: their median; None: not restored within `max_steps`.
+        fewest: the minimum, None likewise.
+        greatest: the maximum, None likewise.
+        most: the limit of steps.
+        seconds: of all trainings.
+        diverged: why one of them diverged, if any did.
     """
 
     steps: int | None
@@ -37,68 +46,70 @@ class Relearned(NamedTuple):
 
 
 def relearn(
-    ctx, problem: Problem, params, folder: pathlib.Path, within: float = 0.01
+    ctx: RunContext,
+    problem: Problem,
+    params: Params,
+    folder: pathlib.Path,
+    tolerance: float = _TOLERANCE,
 ) -> Relearned:
-    """Train a model with the unlearn set alone until it knows its pictures again.
+    """Trains a model on the unlearn set until its image score is the original's again.
 
     Args:
         ctx: the context of the run.
-        problem: with the unlearn set, and the original's parameters: what it knows of
-            the pictures looked at is to be reached.
-        params: all parts of the model.
-        folder: for what a long training leaves in between; it is removed.
-        within: which share of the original's score may be missing.
+        problem: with the unlearn set and the original's parameters.
+        params: all modules of the model.
+        folder: for checkpoints of the trainings; it is removed.
+        tolerance: share of the original's score that may be missing.
     """
     steps, seconds, diverged = [], 0.0, None
-    for time in range(_TIMES):
-        given = problem._replace(method=NAME, seed=problem.seed + (time << 32))
-        target = (1 - within) * _known(given)
+    for index in range(_NUM_TRAININGS):
+        # Each training has its own order of rows.
+        trained = problem._replace(method=NAME, seed=problem.seed + (index << 32))
+        target = np.float32((1 - tolerance) * _original_score(trained))
 
-        def method(given, target=target):
-            return program(given._replace(params=params), np.float32(target))
+        def method(trained: Problem, target: np.float32 = target) -> Program:
+            return _make_program(trained._replace(params=params), target)
 
-        outcome = ctx.loop.run(NAME, method, given, folder / str(time), NullStage())
-        checkpoint.remove(folder / str(time))
-        back = outcome.steps < MOST_STEPS and not outcome.diverged
-        steps.append(outcome.steps if back else MOST_STEPS)
+        outcome = ctx.loop.run(NAME, method, trained, folder / str(index), NullStage())
+        checkpoint.remove(folder / str(index))
+        is_restored = outcome.steps < MAX_STEPS and not outcome.diverged
+        steps.append(outcome.steps if is_restored else MAX_STEPS)
         seconds += outcome.seconds["steps"]
         diverged = diverged or outcome.diverged
     checkpoint.remove(folder)
-    told = (sorted(steps)[_TIMES // 2], min(steps), max(steps))
-    told = (number if number < MOST_STEPS else None for number in told)
-    return Relearned(*told, MOST_STEPS, seconds, diverged)
+    summary = sorted(steps)[_NUM_TRAININGS // 2], min(steps), max(steps)
+    median, fewest, greatest = (x if x < MAX_STEPS else None for x in summary)
+    return Relearned(median, fewest, greatest, MAX_STEPS, seconds, diverged)
 
 
-def _known(problem) -> float:
-    """The image view's score, of the original, of the pictures looked at."""
-    rows = stopping.subsample(
-        problem, problem.sets.unlearn, stopping.MONITORED_SPLITS[0]
-    )
-    said = problem.forward.outputs(problem.params, problem.table, rows)["image"]
+def _original_score(problem: Problem) -> float:
+    """Returns the original's image score on the monitored rows of the unlearn set."""
+    assert problem.params is not None
+    rows = stopping.subsample(problem, problem.sets.unlearn, _SPLIT)
+    logits = problem.forward.outputs(problem.params, problem.table, rows)["image"]
+    if not np.isfinite(logits).all():
+        return np.inf
     labels = np.asarray(problem.table["labels"])[rows]
-    ones = np.ones(len(rows), np.float32)
-    found = float(stopping.score(said, labels, ones, problem.multi_label))
-    return found if np.isfinite(said).all() else np.inf
+    weights = np.ones(len(rows), np.float32)
+    return float(stopping.score(logits, labels, weights, problem.multi_label))
 
 
-def program(problem: Problem, target) -> Program:
-    """The training, which looks at the unlearn set before every step."""
-    unlearn = problem.sets.unlearn
-    given = problem.config.finetune
-    epochs = MOST_STEPS * given.batch / len(unlearn)
-    section = dataclasses.replace(given, epochs=epochs)
-    fitted = reference.train_classifier(problem, problem.params, section, unlearn)
-    name = stopping.MONITORED_SPLITS[0]
-    parts = {name: stopping.monitored_tables(problem)[name]}
-    look_at = stopping.make_score_fn(problem, (name, name))
+def _make_program(problem: Problem, target: np.float32) -> Program:
+    """Returns the training, which checks the score before every step."""
+    unlearn, config = problem.sets.unlearn, problem.config.finetune
+    epochs = MAX_STEPS * config.batch / len(unlearn)
+    program = reference.train_classifier(
+        problem, problem.params, dataclasses.replace(config, epochs=epochs), unlearn
+    )
+    scores = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
 
-    def look(params, frozen, aux, parts):
-        return aux | {"back": look_at(params, parts)[0] >= aux["target"]}
+    def check(params, frozen, aux, tables):
+        return aux | {"back": scores(params, tables)[0] >= aux["target"]}
 
-    return fitted._replace(
-        sharded_tables=parts,
+    return program._replace(
+        sharded_tables={_SPLIT: stopping.monitored_tables(problem)[_SPLIT]},
         aux={"target": jnp.asarray(target), "back": jnp.zeros((), bool)},
-        refresh=look,
+        refresh=check,
         refresh_every=1,
         stop=lambda aux: aux["back"],
     )

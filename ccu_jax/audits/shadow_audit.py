@@ -1,12 +1,12 @@
-"""Audits with a pool of shadow models: U-LiRA, LiRA, RMIA, and distances of pools.
+"""Attacks with shadow models: U-LiRA, LiRA, RMIA, one-run epsilon, pool distances.
 
-The pool is trained once for a seed (`shadows.py`). Then a method is run on every
-shadow, to make it forget all that it was shown: of each row there are models that knew
-it and forgot it, and models that never saw it. What the method's own model says of the
-row is compared with both.
+The shadow models are trained once per seed (`shadow_models.py`). Then a method is run
+on each of them and unlearns all images of its half, so that every row has models that
+unlearned it and models that never saw it. The method's own model is compared with both.
 """
 
 import hashlib
+import pathlib
 import time
 import warnings
 from collections.abc import Callable
@@ -14,316 +14,322 @@ from typing import Any
 
 import numpy as np
 
-from ccu_jax.audits import shadow_models as shadows
+from ccu_jax.audits import shadow_models
 from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import predictions
-from ccu_jax.evaluate.predictions import Predictions
+from ccu_jax.evaluate.predictions import (
+    Predictions,
+    load_predictions,
+    predict_all_splits,
+    save_predictions,
+)
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.metrics import forgetting, membership
-from ccu_jax.metrics import lira as shadow
-from ccu_jax.metrics import membership as attacks
-from ccu_jax.metrics import privacy as epsilon
-from ccu_jax.metrics import ranking as scores
+from ccu_jax.metrics import forgetting, lira
 from ccu_jax.metrics.intervals import Interval, to_list
+from ccu_jax.metrics.membership import membership_signals, true_probability
+from ccu_jax.metrics.privacy import one_run_audit
+from ccu_jax.metrics.ranking import row_scores
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
 
-# The fused view would tell of texts, too: a shadow knows those of the unlearn set in
-# any case, those of unseen rows only with the pictures.
-VIEWS = ("image",)
-LEAST = 12  # shadows: three models a side, of each row a quarter of them
-_RETAINED = 500  # rows of the retain set, at most, that shadows are asked of
+# The other views read texts, and shadow models know those of the unlearn set in any
+# case but those of unseen rows only together with the image.
+VIEW = "image"
+MIN_SHADOWS_FOR_DISTANCES = 12  # pools are a quarter of them, with at least 3 models
+_MAX_RETAIN_ROWS = 500
 
 
-class Pool:
-    """The shadows of a seed, and what they say, as they are and unlearned.
+class ShadowPool:
+    """The shadow models of a seed and their predictions, before and after unlearning.
 
-    Args:
-        ctx: the context of the run.
-        problem: of the seed.
-        count: of shadows, even.
-        together: how many are trained in one program.
-        tell: told what is done, and how much of how much.
+    Attributes:
+        seconds: duration of training and predicting, without what was stored before.
     """
 
-    def __init__(  # noqa: D107  the class says it
+    def __init__(
         self,
-        ctx,
+        ctx: RunContext,
         problem: Problem,
-        count: int,
-        together: int,
-        tell: Callable[[str, int, int], None],
+        num_shadows: int,
+        batch_size: int,
+        report_progress: Callable[[str, int, int], None],
     ):
-        began = time.perf_counter()
-        self._ctx, self._tell = ctx, tell
+        """Trains the shadow models and predicts with them.
+
+        Args:
+            ctx: the context of the run.
+            problem: of the seed.
+            num_shadows: number of shadow models, even.
+            batch_size: how many to train in one program.
+            report_progress: called with the activity, what is done, and the total.
+        """
+        start = time.perf_counter()
+        self._ctx, self._problem, self._report = ctx, problem, report_progress
         rng = np.random.default_rng([problem.seed, 0x4E7])
-        retained = problem.sets.retain
-        retained = rng.choice(retained, min(_RETAINED, len(retained)), replace=False)
-        self._retained = np.sort(retained)
-        self._problem = problem
+        retain = problem.sets.retain
+        num_rows = min(_MAX_RETAIN_ROWS, len(retain))
+        self._retain_rows = np.sort(rng.choice(retain, num_rows, replace=False))
         duplicates = ctx.config.unlearn.duplicates
-        self._plan = shadows.plan(
-            ctx.data, problem.sets, count, problem.seed, duplicates
+        self._plan = shadow_models.plan_shadows(
+            ctx.data, problem.sets, num_shadows, problem.seed, duplicates
         )
         self._folder = ctx.workdir / "shadows" / str(problem.seed)
-        self._params = shadows.train(
+        self._params = shadow_models.train_shadows(
             ctx,
             problem,
             self._plan,
             self._folder,
-            together,
-            lambda done, of: tell("training shadows", done, of),
+            batch_size,
+            lambda done, total: report_progress("training shadow models", done, total),
         )
         self._digests = [checkpoint.digest(params) for params in self._params]
-        self._plain = [self._said("original", n) for n in range(count)]
-        # Without those that were there already.
-        self.seconds = time.perf_counter() - began
-
-    @property
-    def count(self) -> int:
-        """Number of shadows."""
-        return self._plan.count
+        numbers = range(num_shadows)
+        self._originals = [self._predict("original", number) for number in numbers]
+        self.seconds = time.perf_counter() - start
 
     def audit(self, method: str, models: dict[str, Predictions]) -> dict[str, Any]:
-        """What the pool tells of a method's model, as plain JSON.
+        """Returns the results of a method by view, as plain JSON.
 
-        `lira`: shadows that know the rows against shadows that do not; `rmia`, with the
-        latter. With the method run on every shadow (None for models that were trained
-        from scratch): `ulira` of these, each with the others as its shadows, and
-        `ulira_of` the models; `forgetting_score`, `final_score`, `klom` by set.
-        `one_run` by one of these.
+        `lira` compares the method's model with shadow models that were trained on a row
+        and with those that were not, `rmia` with the latter. The others need the method
+        run on every shadow model, and are None for models trained from scratch: `ulira`
+        attacks each unlearned shadow model with the others, `ulira_of` the models with
+        all of them; `forgetting_score`, `final_score` and `klom` compare pools;
+        `one_run` bounds epsilon by one unlearned shadow model, `one_run_control` by one
+        that was trained on other rows.
 
         Args:
             method: its name.
-            models: `model`, its own, and what it is compared with, by name.
+            models: predictions of its model, named "model", and of others to compare.
         """
-        unlearned = None
-        if method not in REFERENCES:
-            unlearned = []
-            for number in range(self.count):
-                self._tell(f"{method} on shadows", number, self.count)
-                unlearned.append(self._said(method, number))
-            self._tell(f"{method} on shadows", self.count, self.count)
-        return {view: self._view(method, view, models, unlearned) for view in VIEWS}
-
-    def _view(self, method, view, models, unlearned):
         model = models["model"]
-        members = np.isin(self._ids(), model.id[model.split == "unlearn"])
-        targets = {name: self._margins(view, said) for name, said in models.items()}
-        plain_ = np.array([self._margins(view, said) for said in self._plain])
-        shown = self._plan.shown
-        # Rows without a picture were never shown to anybody.
-        plain_[:, ~self._there()] = np.nan
-        inside, out = self._sides(plain_)
-        told = {
-            "shadows": self.count,
-            "lira": self._attack(inside, out, targets["model"], members),
-            "rmia": self._rmia(view, model, members),
+        is_member = np.isin(self._ids(), model.id[model.split == "unlearn"])
+        margins = {name: self._margins(x) for name, x in models.items()}
+        originals = self._pool_margins(self._originals)
+        results: dict[str, Any] = {
+            "shadows": self._plan.num_shadows,
+            "lira": self._lira(originals, margins["model"], is_member),
+            "rmia": self._rmia(model, is_member),
             **dict.fromkeys(("ulira", "ulira_of", "forgetting_score", "final_score")),
             "klom": None,
             "one_run": None,
-            "one_run_control": self._one_run(plain_[2], 0, plain_),
+            "one_run_control": self._one_run(originals[2], originals),
         }
         if method == "original":
-            told["one_run"] = self._one_run(plain_[0], 0, plain_)
-        if unlearned is not None:
-            gone = np.array([self._margins(view, said) for said in unlearned])
-            gone[:, ~self._there()] = np.nan
-            # A pair shares the rows: see `lira_leave_one_out`.
-            pairs = np.arange(self.count) // 2
-            pooled = shadow.lira_leave_one_out(gone, shown, ~shown, sets=pairs)
-            group = self._plan.group
-            told["ulira"] = _plain(shadow.evaluate_pool(pooled, shown, groups=group))
-            told["ulira_of"] = {
-                name: self._attack(*self._sides(gone), target, members)
-                for name, target in targets.items()
+            results["one_run"] = self._one_run(originals[0], originals)
+        if method not in REFERENCES:
+            predictions = self._unlearn_all(method)
+            unlearned, is_in = self._pool_margins(predictions), self._plan.is_in
+            # The two models of a pair share the rows: see `lira_leave_one_out`.
+            pairs = np.arange(self._plan.num_shadows) // 2
+            scores = lira.lira_leave_one_out(unlearned, is_in, ~is_in, sets=pairs)
+            ulira = lira.evaluate_pool(scores, is_in, groups=self._plan.group)
+            results["ulira"] = _to_json(ulira)
+            results["ulira_of"] = {
+                name: self._lira(unlearned, target, is_member)
+                for name, target in margins.items()
             }
-            told |= self._distances(view, gone, plain_, unlearned)
-            told["one_run"] = self._one_run(gone[0], 0, plain_)
-        return told
+            results |= self._distances(unlearned, originals, predictions)
+            results["one_run"] = self._one_run(unlearned[0], originals)
+        return {VIEW: results}
 
-    def _sides(self, said):
-        """What models say of rows that they were shown, and of the others."""
-        shown = self._plan.shown
-        return np.where(shown, said, np.nan), np.where(shown, np.nan, said)
+    def _unlearn_all(self, method: str) -> list[Predictions]:
+        """Runs a method on every shadow model."""
+        total, predictions = self._plan.num_shadows, []
+        for number in range(total):
+            self._report(f"{method} on shadow models", number, total)
+            predictions.append(self._predict(method, number))
+        self._report(f"{method} on shadow models", total, total)
+        return predictions
 
-    def _attack(self, inside, outside, target, members):
-        scored = shadow.lira(inside, outside, target)
-        return self._measured(scored, members)
+    def _lira(self, pool: np.ndarray, target: np.ndarray, is_member: np.ndarray):
+        inside = np.where(self._plan.is_in, pool, np.nan)
+        outside = np.where(self._plan.is_in, np.nan, pool)
+        return self._evaluate(lira.lira(inside, outside, target), is_member)
 
-    def _measured(self, scored, members, **more):
-        there = self._there()
-        scored = scored._replace(score=np.where(there, scored.score, np.nan))
-        groups = self._plan.group
-        return _plain(shadow.evaluate_attack(scored, members, groups=groups, **more))
-
-    def _rmia(self, view, model, members):
-        plain_ = np.array([self._truth(view, said) for said in self._plain])
-        never = np.where(self._plan.shown, np.nan, plain_)
-        never[:, ~self._there()] = np.nan
-        population = [self._population(view, said) for said in (model, *self._plain)]
-        scored = shadow.rmia(
-            self._truth(view, model), never, population[0], np.array(population[1:])
+    def _evaluate(
+        self, scores: lira.AttackScores, is_member: np.ndarray, **kwargs: Any
+    ):
+        score = np.where(self._has_image(), scores.score, np.nan)
+        scores, groups = scores._replace(score=score), self._plan.group
+        return _to_json(
+            lira.evaluate_attack(scores, is_member, groups=groups, **kwargs)
         )
-        return self._measured(scored, members, threshold=None)
 
-    def _one_run(self, target, number, plain_):
-        """Epsilon at least, by what one shadow was shown: its rows are the canaries.
+    def _rmia(self, model: Predictions, is_member: np.ndarray):
+        pool = np.array([self._true_probability(x) for x in self._originals])
+        pool[self._plan.is_in | ~self._has_image()] = np.nan
+        population = [
+            true_probability(x.logits[VIEW][rows], x.labels[rows], x.multi_label)
+            for x in (model, *self._originals)
+            for rows in [(x.split == "test") & x.available(VIEW)]
+        ]
+        scores = lira.rmia(
+            self._true_probability(model), pool, population[0], np.array(population[1:])
+        )
+        return self._evaluate(scores, is_member, threshold=None)
 
-        As many were shown as were not, where the theorem has a coin for each; a row's
-        signal is less what other shadows say that were not shown it. The control asks
-        a model that was trained without a look at this half: it must come to nothing.
+    def _one_run(self, target: np.ndarray, originals: np.ndarray):
+        """Returns the epsilon lower bound by the half of shadow model 0 as canaries.
+
+        Half of the canaries are in, whereas the theorem flips a coin for each. The
+        signal of a row is the target's margin minus the mean of other shadow models
+        that were not trained on it. As a control, a target that was trained without
+        regard to this half must have an epsilon of zero.
         """
-        others = np.arange(self.count) // 2 != number // 2
-        never = np.where(self._plan.shown | ~others[:, None], np.nan, plain_)
+        is_other = np.arange(self._plan.num_shadows) >= 2  # 0 and 1 are a pair
+        never = np.where(self._plan.is_in | ~is_other[:, None], np.nan, originals)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of rows all have seen
+            # A row that is in all other shadow models has no mean.
+            warnings.simplefilter("ignore", RuntimeWarning)
             score = target - np.nanmean(never, axis=0)
-        known = np.isfinite(score)
-        if not known.any():
+        is_known = np.isfinite(score)
+        if not is_known.any():
             return None
-        # Rows of a group share a coin, so they are one canary.
-        _, place = np.unique(self._plan.group[known], return_inverse=True)
-        size = np.bincount(place)
-        mean = np.bincount(place, score[known]) / size
-        shown = np.bincount(place, self._plan.shown[number][known]) > size / 2
-        found = epsilon.one_run_audit(mean, shown)._asdict()
-        return found | {"shadows": self.count // 2 - 1}  # that have not seen a row
+        # Rows of a group are in or out together, so they are one canary.
+        _, canary = np.unique(self._plan.group[is_known], return_inverse=True)
+        size = np.bincount(canary)
+        mean = np.bincount(canary, score[is_known]) / size
+        is_in = np.bincount(canary, self._plan.is_in[0][is_known]) > size / 2
+        num_shadows = self._plan.num_shadows // 2 - 1  # that were not trained on a row
+        return one_run_audit(mean, is_in)._asdict() | {"shadows": num_shadows}
 
-    def _distances(self, view, gone, plain_, unlearned):
-        """Unlearned against never seen, and never seen against never seen."""
-        shown, there = self._plan.shown, self._there()
-        each = self.count // 4
-        usable = (
-            np.isfinite(gone[:, there]).all() and np.isfinite(plain_[:, there]).all()
-        )
-        if self.count < LEAST or not usable:
+    def _distances(
+        self,
+        unlearned: np.ndarray,
+        originals: np.ndarray,
+        predictions: list[Predictions],
+    ) -> dict[str, Any]:
+        """Compares pools: unlearned with never seen, and two never seen as control."""
+        plan, has_image = self._plan, self._has_image()
+        is_finite = np.isfinite(
+            [unlearned[:, has_image], originals[:, has_image]]
+        ).all()
+        if plan.num_shadows < MIN_SHADOWS_FOR_DISTANCES or not is_finite:
             return {}
-        order = np.argsort(~shown, axis=0, kind="stable")  # first those that saw it
-        forgot = np.take_along_axis(gone, order, axis=0)[:each]
-        never = np.take_along_axis(plain_, order, axis=0)[self.count // 2 :]
-        pools = [x[:, there] for x in (forgot, never[:each], never[-each:])]
-        groups = self._plan.group[there]
-        quality = forgetting.forgetting_score(*pools, groups=groups)
-        klom, kept = {"unlearn": _klom(pools, groups)}, []
-        for name in ("retain", "test"):
-            # Of these all shadows know as much as each other. Half of them before they
-            # unlearned stand for a model that was not asked to; the control is the
-            # other half, which is the half whose unlearned models are compared.
-            said = [self._of_set(view, name, pool) for pool in (unlearned, self._plain)]
-            half = self.count // 2
-            (margins, right), (before, usual) = said
-            pools = [margins[:half], before[half:], before[:half]]
-            klom[name] = _klom(pools, self._groups_of(view, name))
-            kept.append((right, usual))
+        quarter, half = plan.num_shadows // 4, plan.num_shadows // 2
+        order = np.argsort(~plan.is_in, axis=0, kind="stable")  # those in come first
+        forgot = np.take_along_axis(unlearned, order, axis=0)[:quarter]
+        never = np.take_along_axis(originals, order, axis=0)[half:]
+        pools = [x[:, has_image] for x in (forgot, never[:quarter], never[-quarter:])]
+        groups = plan.group[has_image]
+        forgot, never, control = pools
+        score = forgetting.forgetting_score(forgot, never, control, groups=groups)
+        klom, accuracies = {"unlearn": _klom(pools, groups)}, []
+        for split in ("retain", "test"):
+            # All shadow models know these rows alike. Those of the second half, before
+            # unlearning, stand for the reference; the control compares them with the
+            # first half, whose unlearned models are compared.
+            margins, accuracy = _pool_on_split(predictions, split)
+            before, accuracy_before = _pool_on_split(self._originals, split)
+            groups = _split_groups(self._originals[0], split)
+            klom[split] = _klom([margins[:half], before[half:], before[:half]], groups)
+            accuracies.append((accuracy, accuracy_before))
         final = None
-        if quality.score is not None and all(map(np.isfinite, sum(kept, ()))):
-            final = forgetting.final_score(quality.score.value, *kept)
+        if score.score is not None and np.isfinite(accuracies).all():
+            final = forgetting.final_score(score.score.value, *accuracies)
         return {
-            "forgetting_score": _plain(quality),
+            "forgetting_score": _to_json(score),
             "final_score": final,
             "klom": klom,
         }
 
-    def _of_set(self, view, name, pool):
-        """The margins of models on a set `[K, N]`, and how right they are."""
-        margins, right = [], []
-        for said in pool:
-            rows = (said.split == name) & said.available(view)
-            given = said.logits[view][rows], said.labels[rows], said.multi_label
-            margins.append(attacks.membership_signals(*given)["margin"])
-            right.append(scores.row_scores(*given))
-        return np.array(margins), float(np.mean(right)) if np.size(right) else np.nan
-
-    def _groups_of(self, view, name):
-        """The groups of the rows of `_of_set`."""
-        said = self._plain[0]
-        rows = (said.split == name) & said.available(view)
-        return said.group[rows]
-
-    def _said(self, method, number) -> Predictions:
-        """What a shadow says of all rows, as it is or after it was made to forget."""
-        # Of this very model, asked for these rows: named so, or it is another file.
-        given = self._digests[number].encode() + self._retained.tobytes()
-        given += self._plan.rows.tobytes() + self._plan.shown[number].tobytes()
-        name = hashlib.blake2b(given, digest_size=6).hexdigest()
-        path = self._folder / f"{method}-{number}-{name}.npz"
-        known = _read(path, self._ctx.reporter.warn)
-        if all_agree(known is not None):
-            return known
-        sets = shadows.forgetting(self._problem, self._plan, number)
-        given = shadows.problem_of(self._problem, self._plan, number)
-        params = self._ctx.executor.replicate(self._params[number])
+    def _predict(self, method: str, number: int) -> Predictions:
+        """Returns a shadow model's predictions after a method has unlearned its half."""
+        ctx, plan = self._ctx, self._plan
+        # The file name depends on the model, its half and the predicted rows.
+        content = self._digests[number].encode() + self._retain_rows.tobytes()
+        content += plan.rows.tobytes() + plan.is_in[number].tobytes()
+        digest = hashlib.blake2b(content, digest_size=6).hexdigest()
+        path = self._folder / f"{method}-{number}-{digest}.npz"
+        steps = self._folder / f"{method}-{number}-{digest}-steps"
+        stored = _load_if_intact(path, ctx.reporter.warn)
+        if all_agree(stored is not None) and stored is not None:
+            return stored
+        sets = shadow_models.shadow_sets(self._problem, plan, number)
+        params = ctx.executor.replicate(self._params[number])
         if method != "original":
-            given = given._replace(params=params, sets=sets, store=None)
-            steps = self._folder / f"{method}-{number}-{name}-steps"
-            outcome = self._ctx.loop.run(method, METHODS[method], given, steps, NullStage())
-            params = {**params, **self._ctx.executor.replicate(outcome.params)}
-        # Only the rows in question, the population, and some that were kept.
-        sets = sets._replace(retain=self._retained, validation=sets.validation[:0])
-        ctx = self._ctx
-        said = predictions.predict_all_splits(
-            ctx.forward, params, ctx.table, ctx.data, sets
-        )
+            problem = shadow_models.shadow_problem(self._problem, number)
+            problem = problem._replace(params=params, sets=sets)
+            outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
+            params = {**params, **ctx.executor.replicate(outcome.params)}
+        sets = sets._replace(retain=self._retain_rows, validation=sets.validation[:0])
+        predictions = predict_all_splits(ctx.forward, params, ctx.table, ctx.data, sets)
         if is_primary():
             path.parent.mkdir(parents=True, exist_ok=True)
-            predictions.save_predictions(path, said)
+            save_predictions(path, predictions)
         if method != "original":
             checkpoint.remove(steps)
         barrier(path.name)
-        return said
+        return predictions
 
-    def _ids(self):
+    def _ids(self) -> np.ndarray:
         return self._ctx.data.id[self._plan.rows]
 
-    def _there(self):
+    def _has_image(self) -> np.ndarray:
         return self._ctx.data.has_image[self._plan.rows]
 
-    def _in_order(self, said: Predictions):
-        where = {name: place for place, name in enumerate(said.id.tolist())}
-        return np.array([where[name] for name in self._ids().tolist()])
+    def _plan_rows(self, predictions: Predictions):
+        """Returns logits, labels and label type of the rows of the plan, in its order."""
+        index = {name: i for i, name in enumerate(predictions.id.tolist())}
+        rows = np.array([index[name] for name in self._ids().tolist()])
+        logits, labels = predictions.logits[VIEW][rows], predictions.labels[rows]
+        return logits, labels, predictions.multi_label
 
-    def _margins(self, view, said: Predictions):
-        at = self._in_order(said)
-        told = attacks.membership_signals(
-            said.logits[view][at], said.labels[at], said.multi_label
-        )
-        return told["margin"]
+    def _margins(self, predictions: Predictions) -> np.ndarray:
+        return membership_signals(*self._plan_rows(predictions))["margin"]
 
-    def _truth(self, view, said: Predictions):
-        at = self._in_order(said)
-        return membership.true_probability(
-            said.logits[view][at], said.labels[at], said.multi_label
-        )
+    def _pool_margins(self, pool: list[Predictions]) -> np.ndarray:
+        """Returns margins `[S, N]`, NaN for rows without image: no model saw one."""
+        margins = np.array([self._margins(predictions) for predictions in pool])
+        margins[:, ~self._has_image()] = np.nan
+        return margins
 
-    def _population(self, view, said: Predictions):
-        at = (said.split == "test") & said.available("image")
-        return membership.true_probability(
-            said.logits[view][at], said.labels[at], said.multi_label
-        )
+    def _true_probability(self, predictions: Predictions) -> np.ndarray:
+        return true_probability(*self._plan_rows(predictions))
 
 
-def _read(path, warn) -> Predictions | None:
-    """Outputs that are there, or None; what is damaged is made again."""
+def _pool_on_split(pool: list[Predictions], split: str) -> tuple[np.ndarray, float]:
+    """Returns the models' margins on a split `[S, N]` and their mean accuracy."""
+    margins, scores = [], []
+    for predictions in pool:
+        rows = (predictions.split == split) & predictions.available(VIEW)
+        inputs = predictions.logits[VIEW][rows], predictions.labels[rows]
+        margins.append(membership_signals(*inputs, predictions.multi_label)["margin"])
+        scores.append(row_scores(*inputs, predictions.multi_label))
+    accuracy = float(np.mean(scores)) if np.size(scores) else np.nan
+    return np.array(margins), accuracy
+
+
+def _split_groups(predictions: Predictions, split: str) -> np.ndarray:
+    """Returns the groups of the rows of `_pool_on_split`."""
+    return predictions.group[(predictions.split == split) & predictions.available(VIEW)]
+
+
+def _load_if_intact(
+    path: pathlib.Path, warn: Callable[[str], None]
+) -> Predictions | None:
+    """Returns stored predictions, None if they are missing or damaged."""
     try:
-        return predictions.load_predictions(path) if path.exists() else None
+        return load_predictions(path) if path.exists() else None
     except UserError as error:
         warn(str(error))
         return None
 
 
-def _klom(pools, groups):
-    """Its mean and its .95 quantile, of unlearned, others, and their control."""
-    tail = forgetting.klom(*pools, quantile=0.95, groups=groups)
-    mean = forgetting.klom(*pools, groups=groups)
-    return {"mean": _plain(mean), "quantile_95": _plain(tail)}
+def _klom(pools: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
+    """Returns mean and 95 % quantile of KLOM, with controls."""
+    unlearned, retrained, control = pools
+    tail = forgetting.klom(unlearned, retrained, control, quantile=0.95, groups=groups)
+    mean = forgetting.klom(unlearned, retrained, control, groups=groups)
+    return {"mean": _to_json(mean), "quantile_95": _to_json(tail)}
 
 
-def _plain(value):
-    """A NamedTuple of intervals as plain JSON."""
+def _to_json(value: Any) -> Any:
+    """Returns a NamedTuple of intervals and numbers as plain JSON."""
     if isinstance(value, Interval):
         return to_list(value)
     if hasattr(value, "_asdict"):
-        return {name: _plain(x) for name, x in value._asdict().items()}
+        return {name: _to_json(x) for name, x in value._asdict().items()}
     return value

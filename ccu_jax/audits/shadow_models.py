@@ -1,259 +1,269 @@
-"""A pool of shadow models: originals that were shown half of the rows in question.
+"""Shadow models: originals trained on a random half of the rows in question.
 
-The rows in question are those of the unlearn set and the unseen ones. Each shadow is
-trained as `retrain_visual` is, and was shown the pictures of a random half of them: so
-of each row there are as many models that know its picture as models that do not, and
-these know what a model may know that was asked to forget it. The pool is trained once
-for a seed and serves every method.
+The rows in question are the unlearn set and the unseen rows. Each shadow model is
+trained as `retrain_visual` is, plus the images of its half. So every row has as many
+shadow models that were trained on its image as models that were not, and the latter
+know of it what an unlearned model may know. The shadow models of a seed serve every
+method.
 """
 
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ccu_jax import errors
-from ccu_jax.distributed import device_tables, preemption
-from ccu_jax.distributed import executors as parallel
+from ccu_jax.data.dataset import Dataset
+from ccu_jax.distributed import device_tables, executors, preemption
 from ccu_jax.methods import Problem, reference
+from ccu_jax.models import Params
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint, step
 from ccu_jax.train.program import Program, State
-from ccu_jax.unlearn_sets import splits as unlearn_set
-from ccu_jax.unlearn_sets.splits import Sets
+from ccu_jax.unlearn_sets.splits import Sets, merge_near_duplicates
 
 NAME = "shadow"
-_STEPS = 32  # in one call
+_CALL_STEPS = 32
 
 
-class Plan(NamedTuple):
-    """Which shadow is shown which rows.
+class ShadowPlan(NamedTuple):
+    """Which shadow models are trained on which images.
 
-    `rows` `[N]` in question, sorted; `shown` bool `[S, N]`; `group` `[N]`, numbers of
-    rows that are shown together.
+    Attributes:
+        rows: `[N]` the rows in question, sorted.
+        is_in: bool `[S, N]`.
+        group: `[N]` numbers of groups, which are in or out as a whole.
     """
 
     rows: np.ndarray
-    shown: np.ndarray
+    is_in: np.ndarray
     group: np.ndarray
 
     @property
-    def count(self) -> int:
-        """Number of shadows."""
-        return len(self.shown)
+    def num_shadows(self) -> int:
+        """Number of shadow models."""
+        return len(self.is_in)
 
 
-def plan(data, sets: Sets, count: int, seed: int, duplicates: str) -> Plan:
-    """Draw what an even number of shadows are shown: each pair shares the rows.
+def plan_shadows(
+    data: Dataset, sets: Sets, num_shadows: int, seed: int, duplicates: str
+) -> ShadowPlan:
+    """Draws the images of an even number of shadow models; each pair shares the rows.
 
-    Rows that are forgotten together go together.
+    Args:
+        data: the data set.
+        sets: of the seed.
+        num_shadows: number of shadow models, even.
+        seed: of the run.
+        duplicates: the rule on near-duplicates, which may extend groups.
     """
     rows = np.sort(np.concatenate([sets.unlearn, sets.unseen]))
-    group = unlearn_set.merge_near_duplicates(data, duplicates)[rows]
-    names, place = np.unique(group, return_inverse=True)
-    size = np.bincount(place)
-    shown = []
-    for pair in range(count // 2):
+    merged = merge_near_duplicates(data, duplicates)[rows]
+    names, group = np.unique(merged, return_inverse=True)
+    size = np.bincount(group)
+    is_in = []
+    for pair in range(num_shadows // 2):
         rng = np.random.default_rng([seed, 0x5AD0, pair])
         order = rng.permutation(len(names))
-        # The first groups that come to half of the rows, as nearly as can be.
-        half = np.cumsum(size[order]) - size[order] / 2 <= len(rows) / 2
-        mine = np.isin(place, order[half])
-        shown += [mine, ~mine]
-    return Plan(rows, np.array(shown).reshape(-1, len(rows)), place)
+        # The first groups that together are closest to half of the rows.
+        is_first_half = np.cumsum(size[order]) - size[order] / 2 <= len(rows) / 2
+        half = np.isin(group, order[is_first_half])
+        is_in += [half, ~half]
+    return ShadowPlan(rows, np.array(is_in).reshape(-1, len(rows)), group)
 
 
-def problem_of(problem: Problem, plan: Plan, number: int) -> Problem:
-    """What shadow `number` is trained with, and with a number of its own for chance.
-
-    And what a method is given that is to make the shadow forget: all that it was shown.
-    """
+def shadow_problem(problem: Problem, number: int) -> Problem:
+    """Returns the problem of a shadow model, with its own seed and no original."""
     text = f"{problem.seed}/{NAME}/{number}".encode()
     seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 34
     return problem._replace(seed=seed, method=NAME, params=None, store=None)
 
 
-def forgetting(problem: Problem, plan: Plan, number: int) -> Sets:
-    """The sets of a method that makes shadow `number` forget all that it was shown."""
-    shown = plan.shown[number]
-    return problem.sets._replace(unlearn=plan.rows[shown], unseen=plan.rows[~shown])
+def shadow_sets(problem: Problem, plan: ShadowPlan, number: int) -> Sets:
+    """Returns the sets of a shadow model that unlearns all images of its half."""
+    is_in = plan.is_in[number]
+    return problem.sets._replace(unlearn=plan.rows[is_in], unseen=plan.rows[~is_in])
 
 
-def train(
-    ctx,
+def train_shadows(
+    ctx: RunContext,
     problem: Problem,
-    plan: Plan,
+    plan: ShadowPlan,
     folder: pathlib.Path,
-    together: int,
-    tell: Callable[[int, int], None],
-) -> list[Any]:
-    """The parameters of all shadows; those that are there are not trained again.
+    batch_size: int,
+    report_progress: Callable[[int, int], None],
+) -> list[Params]:
+    """Trains all shadow models that have no checkpoint, and returns the parameters.
 
     Args:
         ctx: the context of the run.
         problem: of the seed.
-        plan: of the shadows.
+        plan: the images of each shadow model.
         folder: of their checkpoints.
-        together: how many are trained in one program, fewer where the devices' memory
-            does not hold so many; 1: one after another.
-        tell: told how many of how many are done.
+        batch_size: how many to train in one program; halved while the devices lack the
+            memory for so many.
+        report_progress: called with the numbers of trained and of all shadow models.
     """
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
-    found: dict[int, Any] = {}
-    for number in range(plan.count):
-        known = _facts(ctx, plan, [number])
+    trained: dict[int, Params] = {}
+    for number in range(plan.num_shadows):
         saved = checkpoint.restore(folder / str(number), shapes, ctx.reporter.warn)
-        if saved is not None and saved.facts == known:
-            found[number] = saved.tree
-    missing = [number for number in range(plan.count) if number not in found]
-    tell(len(found), plan.count)
-    pool = Together(ctx, plan)
-    while missing:
-        some = missing[:together]
-        programs = [
-            functools.partial(
-                reference.train_shadow, shown=plan.rows[plan.shown[number]]
-            )
-            for number in some
-        ]
-        given = [problem_of(problem, plan, number) for number in some]
-        steps = folder / f"{'-'.join(map(str, some))}-steps"
-        if len(some) == 1:
-            outcome = ctx.loop.run(NAME, programs[0], given[0], steps, NullStage())
-            trained = [outcome.params]
-        else:
-            made = [make(one) for make, one in zip(programs, given, strict=True)]
-            trained = pool.train(made, given, some, steps)
-            if trained is None:
-                together = len(some) // 2
-                continue
-        for number, params in zip(some, trained, strict=True):
-            known = _facts(ctx, plan, [number])
-            checkpoint.save(folder / str(number), 0, params, known, keep=1)
-            found[number] = jax.device_get(params)
+        if saved is not None and saved.facts == _facts(ctx, plan, [number]):
+            trained[number] = saved.tree
+    report_progress(len(trained), plan.num_shadows)
+    joint = JointTraining(ctx, plan)
+    while missing := [n for n in range(plan.num_shadows) if n not in trained]:
+        numbers = missing[:batch_size]
+        steps = folder / f"{'-'.join(map(str, numbers))}-steps"
+        batch = _train_batch(ctx, problem, plan, numbers, steps, joint)
+        if batch is None:
+            batch_size = len(numbers) // 2
+            continue
+        for number, params in zip(numbers, batch, strict=True):
+            facts = _facts(ctx, plan, [number])
+            checkpoint.save(folder / str(number), 0, params, facts, keep=1)
+            trained[number] = jax.device_get(params)
         checkpoint.remove(steps)
-        missing = missing[len(some) :]
-        tell(len(found), plan.count)
-    return [found[number] for number in range(plan.count)]
+        report_progress(len(trained), plan.num_shadows)
+    return [trained[number] for number in range(plan.num_shadows)]
 
 
-def _facts(ctx: RunContext, plan, numbers):
-    """Whose a checkpoint is: of which data, and what the shadows were shown."""
-    shown = np.packbits(plan.shown[numbers]).tobytes() + plan.rows.tobytes()
-    digest = hashlib.blake2b(shown, digest_size=16).hexdigest()
-    return {"shown": digest, "fingerprint": ctx.data.fingerprint}
+def _train_batch(
+    ctx: RunContext,
+    problem: Problem,
+    plan: ShadowPlan,
+    numbers: list[int],
+    steps: pathlib.Path,
+    joint: "JointTraining",
+) -> list[Params] | None:
+    """Returns parameters, or None if the devices lack the memory for so many models."""
+    methods = [
+        functools.partial(reference.train_shadow, shown=plan.rows[plan.is_in[number]])
+        for number in numbers
+    ]
+    problems = [shadow_problem(problem, number) for number in numbers]
+    if len(numbers) == 1:
+        outcome = ctx.loop.run(NAME, methods[0], problems[0], steps, NullStage())
+        return [outcome.params]
+    programs = [method(one) for method, one in zip(methods, problems, strict=True)]
+    return joint.train(programs, problems, numbers, steps)
 
 
-class Together:
-    """Trains programs that differ in numbers alone as one, and takes them apart.
+def _facts(ctx: RunContext, plan: ShadowPlan, numbers: list[int]) -> dict[str, str]:
+    """Returns what a checkpoint depends on: the data and the images of each half."""
+    content = np.packbits(plan.is_in[numbers]).tobytes() + plan.rows.tobytes()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return {"images": digest, "fingerprint": ctx.data.fingerprint}
 
-    Args:
-        ctx: the context of the run.
-        plan: of the shadows.
+
+class JointTraining:
+    """Trains several shadow models in one program, vectorized over the models.
+
+    Their programs may differ in parameters, batches and the column `visual` alone.
     """
 
-    def __init__(self, ctx: RunContext, plan: Plan):  # noqa: D107  the class says it
+    def __init__(self, ctx: RunContext, plan: ShadowPlan):
+        """Keeps compiled programs by number of models."""
         self._ctx, self._plan = ctx, plan
         self._compiled: dict[int, Any] = {}
 
     def train(
         self,
-        programs: list[Program],
-        problems: list[Problem],
+        programs: Sequence[Program],
+        problems: Sequence[Problem],
         numbers: list[int],
         folder: pathlib.Path,
-    ) -> list[Any] | None:
-        """The parameters of each, or None where memory does not hold so many.
+    ) -> list[Params] | None:
+        """Returns the parameters of each model, or None if the devices lack the memory.
 
         Args:
-            programs: of as many shadows.
-            problems: theirs.
-            numbers: theirs.
+            programs: one per shadow model.
+            problems: of the programs.
+            numbers: of the shadow models.
             folder: of the checkpoints in between.
         """
         executor, first = self._ctx.executor, programs[0]
-        # Only what each is shown differs between their tables.
         shared = {name: x for name, x in first.table.items() if name != "visual"}
-        table = {
-            **device_tables.device_columns(shared),
-            "visual": np.stack([np.asarray(p.table["visual"]) for p in programs]),
-        }
-        frozen, _, counts, told = step.static_inputs(first)
-        resident = executor.replicate((frozen, table, counts, told))
+        visual = np.stack([np.asarray(p.table["visual"]) for p in programs])
+        table = {**device_tables.device_columns(shared), "visual": visual}
+        frozen, _, counts, optimizer_inputs = step.static_inputs(first)
+        static = executor.replicate((frozen, table, counts, optimizer_inputs))
+        plans = np.stack([p.plan["rows"] for p in programs if p.plan is not None])
 
-        def share(begin):
-            rows = np.stack([p.plan["rows"][begin : begin + _STEPS] for p in programs])
-            rows = np.pad(rows, ((0, 0), (0, _STEPS - rows.shape[1]), (0, 0)))
+        def step_inputs(start: int) -> dict[str, Any]:
+            rows = plans[:, start : start + _CALL_STEPS]
+            rows = np.pad(rows, ((0, 0), (0, _CALL_STEPS - rows.shape[1]), (0, 0)))
             index = {"rows": device_tables.send_rows(executor, shared, rows, 2)}
             return {"sharded_tables": {}, "index": index}
 
-        state = executor.replicate(_first(programs, problems))
-        run = self._program(len(programs), first, state, resident, share(0))
+        state = executor.replicate(_init_state(programs, problems))
+        run = self._compile(len(programs), first, state, static, step_inputs(0))
         if run is None:
             return None
         facts = _facts(self._ctx, self._plan, numbers)
+        start = 0
         saved = checkpoint.restore(folder, state, self._ctx.reporter.warn)
-        begin = 0
         if saved is not None and saved.facts == facts:
-            state, begin = executor.replicate(saved.tree), saved.step
+            state, start = executor.replicate(saved.tree), saved.step
         every = self._ctx.config.run.checkpoint_steps
         with preemption.working():
-            for start in range(begin, first.steps, _STEPS):
-                state, _ = run(state, resident, share(start))
-                done = min(start + _STEPS, first.steps)
-                if done == first.steps:  # who is told meanwhile is heard
+            for begin in range(start, first.steps, _CALL_STEPS):
+                state, _ = run(state, static, step_inputs(begin))
+                end = min(begin + _CALL_STEPS, first.steps)
+                if is_last := end == first.steps:
+                    # A signal that arrives while the devices work is still honored.
                     jax.block_until_ready(state)
-                leaving = preemption.due(last=done == first.steps)
-                if leaving or (done < first.steps and done // every > start // every):
-                    checkpoint.save(folder, done, state, facts, keep=1)
-                if leaving:
+                should_leave = preemption.due(last=is_last)
+                if should_leave or (not is_last and end // every > begin // every):
+                    checkpoint.save(folder, end, state, facts, keep=1)
+                if should_leave:
                     raise errors.Preempted
         params = jax.device_get(state.params)
-        return [
-            jax.tree.map(lambda x, place=place: x[place], params)
-            for place in range(len(programs))
-        ]
+        return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(programs))]
 
-    def _program(self, count, first, state, resident, share):
-        """What trains so many together, or None where the devices cannot hold it."""
+    def _compile(
+        self, count: int, first: Program, state: State, static: Any, inputs: Any
+    ) -> Any:
+        """Returns the compiled steps of `count` models, None if memory is too small."""
         if count not in self._compiled:
-            run = self._ctx.executor.compile(_pool(first), donate=True)
-            made = run.lower(state, resident, share).compile()
-            needs = made.memory_analysis()
-            held = 0 if needs is None else needs.temp_size_in_bytes
-            held += sum(x.nbytes for x in jax.tree.leaves(state))
-            self._compiled[count] = made if parallel.fits(held) else None
+            steps: Any = self._ctx.executor.compile(
+                _vectorize_steps(first), donate=True
+            )
+            compiled = steps.lower(state, static, inputs).compile()
+            memory = compiled.memory_analysis()
+            num_bytes = 0 if memory is None else memory.temp_size_in_bytes
+            num_bytes += sum(x.nbytes for x in jax.tree.leaves(state))
+            self._compiled[count] = compiled if executors.fits(num_bytes) else None
         return self._compiled[count]
 
 
-def _first(programs, problems) -> State:
-    """The first state of all programs, each leaf stacked."""
-    start = jax.jit(step.make_init(programs[0].optimizer, programs[0].group))
+def _init_state(programs: Sequence[Program], problems: Sequence[Problem]) -> State:
+    """Returns the state before the first step, each leaf stacked over the models."""
+    optimizer, group = programs[0].optimizer, programs[0].group
+    assert optimizer is not None
+    init = jax.jit(step.make_init(optimizer, group))
     states = [
-        start(p.params, p.aux, one.key("steps"))
-        for p, one in zip(programs, problems, strict=True)
+        init(program.params, program.aux, problem.make_key("steps"))
+        for program, problem in zip(programs, problems, strict=True)
     ]
     stacked = jax.tree.map(lambda *x: np.stack(jax.device_get(x)), *states)
     return stacked._replace(step=np.int32(0))
 
 
-def _pool(program: Program) -> Callable:
-    """`step.make_steps` over a leading axis of models; they take each step together."""
-    one = step.make_steps(program)
-    state = State(step=None, params=0, opt=0, aux=0, key=0)
-    columns = dict.fromkeys(device_tables.device_columns(program.table)) | {"visual": 0}
-    resident = (None, columns, None, None)
-    share = {"sharded_tables": None, "index": 0}
-
-    def fn(given, kept, batch):
-        out, told = jax.vmap(
-            one, in_axes=(state, resident, share), out_axes=(state, 0)
-        )(given, kept, batch)
-        return out, told
-
-    return fn
+def _vectorize_steps(program: Program) -> Callable:
+    """Returns `step.make_steps` over a leading axis of models."""
+    columns = dict.fromkeys(device_tables.device_columns(program.table))
+    columns["visual"] = 0
+    state_axes = State._make((None, 0, 0, 0, 0))  # the step count is shared
+    static_axes = (None, columns, None, None)
+    input_axes = {"sharded_tables": None, "index": 0}
+    return jax.vmap(
+        step.make_steps(program),
+        in_axes=(state_axes, static_axes, input_axes),
+        out_axes=(state_axes, 0),
+    )

@@ -36,6 +36,10 @@ INCONCLUSIVE = "inconclusive"
 # A method has the worst verdict of its views. Over-forgetting ranks second because it
 # reveals that an image was in the training set, but not what it shows.
 _WORST_FIRST = (NOT_FORGOTTEN, OVER_FORGOTTEN, INCONCLUSIVE, FORGOTTEN)
+_NO_POWER = (
+    "no evidence, because the attack does not detect memorization in the original "
+    "either"
+)
 LOW_FPR = "low FPR"  # the view judged by the attack's TPR instead of its AUC
 
 
@@ -106,11 +110,7 @@ def judge_view(
         ),
     }
     parts = [f"{name} {numbers}" for name, numbers in measured.items() if numbers]
-    if has_power is False:
-        parts.append(
-            "no evidence, because the attack does not detect memorization in the "
-            "original either"
-        )
+    parts += [_NO_POWER] if has_power is False else []
     return Verdict(word, f"{word}: {'; '.join(parts)}", has_power)
 
 

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from ccu_jax.audits import tiers
+from ccu_jax.audits.collection import collect_records, write_audit
 from ccu_jax.config.schema import Config, to_json
 from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.reports import audit_table, results_table
@@ -44,20 +45,20 @@ def run(
     Raises:
         UserError: the input is wrong, or the folder is damaged.
     """
-    methods = tiers.needed(audit, ["original", *config.methods])
-    titles = [*tiers.titles(audit, config.seeds), "report"]
+    methods = tiers.required_methods(audit, ["original", *config.methods])
+    titles = [*tiers.stage_titles(audit, config.seeds), "report"]
     titles += ["purge"] if purge else []
-    tiers.check(config, audit)
+    tiers.check_tier(config, audit)
     extended = dataclasses.replace(config, methods=tuple(methods))
     with open_run(extended, workdir, titles) as (ctx, sets_by_seed, methods):
-        if message := tiers.forecast_of(ctx, audit, methods, shadows):
+        if message := tiers.describe_duration(ctx, audit, methods, shadows):
             ctx.reporter.log(message)
         for seed, sets in sets_by_seed.items():
             stages.run_seed(ctx, seed, sets, methods)
         if audit != "none":
-            tiers.readable(ctx, methods)
+            tiers.check_outputs(ctx, methods)
         for seed, sets in sets_by_seed.items():
-            tiers.measure(ctx, seed, sets, methods, audit, shadows)
+            tiers.audit_models(ctx, seed, sets, methods, audit, shadows)
         results = _report(ctx, config, audit)
         if purge:
             purge_workdir(ctx)
@@ -73,9 +74,9 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
         if is_primary():
             write_report(workdir, results, to_json(config))
         if audit == "none":
-            audits = tiers.stored(workdir)
+            audits = collect_records(workdir)
         else:
-            audits = tiers.write(ctx, stage.report_progress)
+            audits = write_audit(workdir, stage.report_progress)
         if is_primary() and audits:
             if audit != "none":
                 audit_table.write(workdir, audits)

@@ -19,7 +19,7 @@ from ccu_jax.methods import (
 from ccu_jax.methods.ccu import closed_loop, paper
 from ccu_jax.methods.problem import Problem
 
-__all__ = ["METHODS", "OURS", "REFERENCE", "REFERENCES", "Problem"]
+__all__ = ["CONTROL", "METHODS", "OURS", "REFERENCE", "REFERENCES", "Problem"]
 
 _FUNCTIONS = {
     "original": reference.original,
@@ -72,5 +72,7 @@ METHODS = {
 REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
 # The model that unlearning should be indistinguishable from.
 REFERENCE = "retrain_visual"
+# The same with another seed: how far two models are apart that never saw the images.
+CONTROL = "retrain_visual_2"
 # The forms of CCU; every other unlearning method is a baseline.
 OURS = tuple(name for name in METHODS if name.startswith("ccu"))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ccu_jax.audits.offline import VERDICT_SIGNALS
 from ccu_jax.audits.verdict import seeds_share_rows
-from ccu_jax.methods import REFERENCE
+from ccu_jax.methods import CONTROL, REFERENCE
 from ccu_jax.metrics.intervals import Interval, mean_over_seeds
 from ccu_jax.reports.findings import EDITION_WARNINGS
 from ccu_jax.reports.summary import DASH
@@ -20,7 +20,7 @@ LEGEND = (
     "Intervals are 95 % confidence intervals, those of Δ AUC 99.2 % because a verdict "
     "tests six differences at once; over several seeds they are intervals of the "
     "mean. A method has forgotten if the whole interval of Δ AUC lies within ±0.05. "
-    f"The row of the second reference, {REFERENCE}_2, shows how far apart two models "
+    f"The row of the second reference, {CONTROL}, shows how far apart two models "
     "are that never saw the images: compare with it. Average gap (percentage points), "
     f"ToW, JS divergence and CKA measure the distance from {REFERENCE}, intra-class "
     "similarity the similarity to the original. Text masked: the attack on the fused "
@@ -43,7 +43,7 @@ def write(workdir: pathlib.Path, methods: Sequence[dict[str, Any]]) -> None:
 
     Args:
         workdir: of the run.
-        methods: of `tiers.collect_records`.
+        methods: of `collection.collect_records`.
     """
     write_atomically(workdir / "audit.md", markdown(methods).encode())
 
@@ -130,7 +130,7 @@ def _cells(method: dict[str, Any]) -> dict[str, str]:
         "U-LiRA TPR @ 0.1 % FPR": pool("ulira", "tpr_01"),
         "U-LiRA AUC, this model": pool("ulira_of", "model", "auc"),
         f"U-LiRA AUC, {REFERENCE}": pool("ulira_of", REFERENCE, "auc"),
-        f"U-LiRA AUC, {REFERENCE}_2": pool("ulira_of", f"{REFERENCE}_2", "auc"),
+        f"U-LiRA AUC, {CONTROL}": pool("ulira_of", CONTROL, "auc"),
         "forgetting score": pool("forgetting_score", "score"),
         "forgetting score, control": pool("forgetting_score", "control"),
         "one-run ε": pool("one_run", "epsilon", spec=".2f"),

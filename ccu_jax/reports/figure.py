@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ccu_jax.methods import REFERENCE
+from ccu_jax.methods import CONTROL, REFERENCE
 from ccu_jax.reports.summary import MethodResults, Row, by_method
 
 if TYPE_CHECKING:  # Matplotlib is slow to import, and only a report needs it.
@@ -19,7 +19,7 @@ _COLORS = {
     "original": "#000000",
     "retrain": "#666666",
     REFERENCE: "#0072B2",
-    f"{REFERENCE}_2": "#88AED0",
+    CONTROL: "#88AED0",
 }
 _OTHER_COLORS = ("#009E73", "#56B4E9", "#CC79A7", "#8A7F00")
 _MARKERS = "os^vDPXh<>"

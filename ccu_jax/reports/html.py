@@ -29,7 +29,7 @@ def write_report(
         workdir: the folder to write to.
         rows: of results.json.
         config: as plain JSON.
-        audits: of `tiers.collect_records`; report.html shows them.
+        audits: of `collection.collect_records`; report.html shows them.
     """
     rows, config = to_plain_json(rows), to_plain_json(config)
     png = figure.draw(rows)

@@ -7,7 +7,7 @@ import pytest
 
 from ccu_jax.audits import offline as outputs
 from ccu_jax.audits import verdict
-from ccu_jax.audits.offline import Given
+from ccu_jax.audits.offline import AuditInputs
 from ccu_jax.audits.verdict import (
     FORGOTTEN,
     INCONCLUSIVE,
@@ -65,8 +65,8 @@ def judged(found, *, multi_label=False):
         original = model(10 + seed, knows=3.0, multi_label=multi_label)
         reference = model(20 + seed, multi_label=multi_label)
         control = model(30 + seed, multi_label=multi_label)
-        given = Given(found(seed), original, reference, control)
-        records.append(outputs.audit(given))
+        given = AuditInputs(found(seed), original, reference, control)
+        records.append(outputs.audit_outputs(given))
     return verdict.verdict_over_seeds(records), records
 
 
@@ -88,8 +88,8 @@ def test_models_with_known_faults_get_the_words_that_they_deserve(multi_label):
 
 def test_a_reference_is_at_no_distance_from_itself():
     reference = model(20)
-    given = Given(reference, model(10, knows=3.0), reference, None)
-    record = outputs.audit(given)
+    given = AuditInputs(reference, model(10, knows=3.0), reference, None)
+    record = outputs.audit_outputs(given)
     gaps = record["gaps"]
     assert gaps["average_gap"] == [0, 0, 0] and gaps["tug_of_war"] == [1, 1, 1]
     assert record["distances"]["test"]["image"]["agreement"][0] == 1
@@ -99,7 +99,7 @@ def test_a_reference_is_at_no_distance_from_itself():
 
 def test_every_attack_has_both_intervals_and_they_agree():
     others = model(10, knows=3.0), model(20), model(30)
-    record = outputs.audit(Given(model(1, knows=1.0), *others))
+    record = outputs.audit_outputs(AuditInputs(model(1, knows=1.0), *others))
     assert set(record["attacks"]) >= {"image", "text", "fused", "pair"}
     for signals in record["attacks"].values():
         for told in signals.values():
@@ -118,14 +118,16 @@ def test_a_model_that_says_no_numbers_breaks_nothing(multi_label, value):
         logits[::3] = value
     others = (model(10, knows=3.0, multi_label=multi_label),)
     others += (model(20, multi_label=multi_label), model(30, multi_label=multi_label))
-    record = outputs.audit(Given(broken, *others))
+    record = outputs.audit_outputs(AuditInputs(broken, *others))
     json.dumps(record, allow_nan=False)
     assert verdict.verdict_over_seeds([record])["word"] == INCONCLUSIVE
 
 
 def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     broken, alone = model(1, nan=True), model(2)
-    record = outputs.audit(Given(broken, model(10, knows=3.0), model(20), None))
+    record = outputs.audit_outputs(
+        AuditInputs(broken, model(10, knows=3.0), model(20), None)
+    )
     json.dumps(record, allow_nan=False)
     assert record["attacks"]["image"]["loss"]["auc"] is None
     assert verdict.verdict_over_seeds([record])["word"] == INCONCLUSIVE
@@ -133,26 +135,26 @@ def test_what_cannot_be_measured_is_left_out_and_breaks_nothing():
     assert (
         verdict.verdict_over_seeds([record])["sentence"] == "diverged: step 3: loss nan"
     )
-    record = outputs.audit(Given(alone, None, None, None))
+    record = outputs.audit_outputs(AuditInputs(alone, None, None, None))
     assert record["score_difference"]["image"] is None and not record["distances"]
     told = verdict.verdict_over_seeds([record])
     assert told["word"] == INCONCLUSIVE and "no retrain_visual" in told["sentence"]
-    with pytest.raises(ValueError, match="other rows"):
+    with pytest.raises(ValueError, match="different rows"):
         other = alone._replace(id=alone.id[::-1])
-        outputs.audit(Given(alone, None, other, None))
+        outputs.audit_outputs(AuditInputs(alone, None, other, None))
 
 
 def given_models(**more):
     others = model(10, knows=3.0), model(20), model(30)
-    return Given(model(1, knows=0.5), *others)._replace(**more)
+    return AuditInputs(model(1, knows=0.5), *others)._replace(**more)
 
 
 def test_a_record_tells_whose_differences_these_are_and_at_which_confidence():
     given = given_models()
-    record = outputs.audit(given)
+    record = outputs.audit_outputs(given)
     level = 1 - 0.05 / 6  # six questions at once
     image = {
-        name: outputs.signals_of(x)["image"]["loss"]
+        name: outputs.attack_signals(x)["image"]["loss"]
         for name, x in given._asdict().items()
     }
     told = record["attacks"]["image"]["loss"]
@@ -166,7 +168,7 @@ def test_a_record_tells_whose_differences_these_are_and_at_which_confidence():
     assert record["epsilon"]["image"] == epsilon.threshold_epsilon(
         *image["model"],
         confidence=1 - 0.05 / 3,
-        groups=outputs.groups_of(given.model)["image"],
+        groups=outputs.attack_groups(given.model)["image"],
     )
 
 
@@ -183,7 +185,7 @@ def test_rows_without_a_picture_say_nothing_of_pictures():
                     logits[::7] = 9.0
                     x.logits[view] = logits
             found.append(x)
-        return outputs.audit(Given(*found))
+        return outputs.audit_outputs(AuditInputs(*found))
 
     before, after = (without(given_models(), change) for change in (False, True))
     for key in ("attacks", "epsilon", "gaps", "score_difference"):
@@ -201,8 +203,8 @@ def test_scores_are_those_of_their_set_and_the_gap_asks_unseen_rows():
     logits = worse.logits["image"].copy()
     logits[worse.split == "test"] *= -1
     worse.logits["image"] = logits
-    before = outputs.audit(given)
-    after = outputs.audit(given._replace(model=worse))
+    before = outputs.audit_outputs(given)
+    after = outputs.audit_outputs(given._replace(model=worse))
     for of in ("unlearn", "unseen"):
         assert before["scores"][of] == after["scores"][of]
     right = [x["scores"]["test"]["image"]["right"][0] for x in (before, after)]
@@ -217,8 +219,8 @@ def test_scores_are_those_of_their_set_and_the_gap_asks_unseen_rows():
 def test_groups_widen_every_interval_of_a_record():
     given = given_models()
     group = np.arange(len(given.model.split)) // 10
-    grouped = Given(*(x._replace(group=group) for x in given))
-    one, other = outputs.audit(given), outputs.audit(grouped)
+    grouped = AuditInputs(*(x._replace(group=group) for x in given))
+    one, other = outputs.audit_outputs(given), outputs.audit_outputs(grouped)
 
     def widths(record):
         loss = record["attacks"]["image"]["loss"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccu_jax.audits import shadow_audit as pool_audit
-from ccu_jax.audits.shadow_models import Plan
+from ccu_jax.audits.shadow_models import ShadowPlan
 from ccu_jax.evaluate.predictions import Predictions
 
 SHADOWS, ROWS, KEPT = 16, 240, 120
@@ -50,17 +50,17 @@ def pool_of(left: float, *, size: int = 1, count: int = SHADOWS):
         noise[:, :ROWS] = noise[:, :ROWS][:, group * size]
         return [said(m, of) for m in hard + 0.5 * noise + memory * known]
 
-    pool = pool_audit.Pool.__new__(pool_audit.Pool)
+    pool = pool_audit.ShadowPool.__new__(pool_audit.ShadowPool)
     pool._ctx = types.SimpleNamespace(
         data=types.SimpleNamespace(
             id=np.array([f"row{i}" for i in range(len(of))]),
             has_image=np.ones(len(of), bool),
         )
     )
-    pool._plan = Plan(np.arange(ROWS), np.array(shown), group)
-    pool._plain, unlearned = models(2.0), models(2.0 * left)
-    pool._said = lambda method, number: unlearned[number]
-    pool._tell = lambda *told: None
+    pool._plan = ShadowPlan(np.arange(ROWS), np.array(shown), group)
+    pool._originals, unlearned = models(2.0), models(2.0 * left)
+    pool._predict = lambda method, number: unlearned[number]
+    pool._report = lambda *told: None
     noise = rng.normal(size=(3, len(of)))
     of_unlearn = (of == "unlearn").astype(float)
     told = {"model": 2.0 * left, "original": 2.0, "retrain_visual": 0.0}
@@ -135,7 +135,7 @@ def test_references_and_small_pools_have_what_can_be_measured():
 
 def test_a_shadow_that_says_no_numbers_is_left_out():
     pool, models = pool_of(1.0)
-    pool._plain[3].logits["image"][:] = np.nan
+    pool._originals[3].logits["image"][:] = np.nan
     found = pool.audit("scrub", models)["image"]
     assert found["lira"]["auc"][1] > 0.7 and found["ulira"]["auc"][1] > 0.7
     assert found["forgetting_score"] is None

@@ -43,7 +43,7 @@ def bench_of(data, problem, reporter):
 
 
 def plan_of(data, problem, count=4):
-    return shadows.plan(data, problem.sets, count, problem.seed, "forget")
+    return shadows.plan_shadows(data, problem.sets, count, problem.seed, "forget")
 
 
 def same(one, other, tolerance=0.0):
@@ -55,30 +55,30 @@ def test_each_pair_shares_the_rows_and_keeps_groups_whole(data):
     problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
     plan = plan_of(data, problem, 6)
     asked = {*problem.sets.unlearn, *problem.sets.unseen}
-    assert set(plan.rows) == asked and plan.count == 6
-    np.testing.assert_array_equal(plan.shown[::2], ~plan.shown[1::2])
-    assert abs(plan.shown.mean() - 0.5) < 1e-9
-    assert abs(plan.shown[0].mean() - 0.5) < 0.1
-    for shown in plan.shown:
+    assert set(plan.rows) == asked and plan.num_shadows == 6
+    np.testing.assert_array_equal(plan.is_in[::2], ~plan.is_in[1::2])
+    assert abs(plan.is_in.mean() - 0.5) < 1e-9
+    assert abs(plan.is_in[0].mean() - 0.5) < 0.1
+    for shown in plan.is_in:
         for group in np.unique(data.group[plan.rows]):
             assert len(set(shown[data.group[plan.rows] == group])) == 1
     same_group = data.group[plan.rows][:, None] == data.group[plan.rows]
     np.testing.assert_array_equal(plan.group[:, None] == plan.group, same_group)
-    other = shadows.plan(data, problem.sets, 6, 1, "forget")
-    assert (other.shown != plan.shown).any()
+    other = shadows.plan_shadows(data, problem.sets, 6, 1, "forget")
+    assert (other.is_in != plan.is_in).any()
 
 
 def test_a_shadow_learns_what_it_is_shown_and_the_texts_that_may_be_known(data):
     problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
     plan, sets = plan_of(data, problem), problem.sets
-    for number, shown in enumerate(plan.shown):
-        given = shadows.problem_of(problem, plan, number)
+    for number, shown in enumerate(plan.is_in):
+        given = shadows.shadow_problem(problem, number)
         program = shadows.reference.train_shadow(given, plan.rows[shown])
         rows, visual = set(program.plan["rows"].ravel()), program.table["visual"]
         assert rows == {*sets.retain, *sets.unlearn, *plan.rows[shown]}
         seen = {row for row in rows if visual[row]}
         assert seen == {*sets.retain, *plan.rows[shown]}
-        forgotten = shadows.forgetting(problem, plan, number)
+        forgotten = shadows.shadow_sets(problem, plan, number)
         assert set(forgotten.unlearn) == set(plan.rows[shown])
         assert not set(forgotten.unseen) & seen
 
@@ -92,7 +92,7 @@ def test_shadows_trained_together_are_those_trained_one_by_one(
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
     told = []
     alone, together = (
-        shadows.train(
+        shadows.train_shadows(
             bench, problem, plan, tmp_path / str(n), n, lambda *x: told.append(x)
         )
         for n in (1, 2)
@@ -107,7 +107,7 @@ def test_shadows_trained_together_are_those_trained_one_by_one(
     assert same(alone, together, 2e-5)
     assert not same(alone[0], alone[1], 1e-2)
     # As they are trained, no two share their chance.
-    assert len({shadows.problem_of(problem, plan, n).seed for n in range(4)}) == 4
+    assert len({shadows.shadow_problem(problem, n).seed for n in range(4)}) == 4
 
 
 def test_shadows_together_leave_when_told_to_and_go_on(
@@ -115,11 +115,11 @@ def test_shadows_together_leave_when_told_to_and_go_on(
 ):
     problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
-    monkeypatch.setattr(shadows, "_STEPS", 2)
+    monkeypatch.setattr(shadows, "_CALL_STEPS", 2)
     given = bench, problem, plan
 
     def train(folder):
-        return shadows.train(*given, tmp_path / folder, 4, lambda *told: None)
+        return shadows.train_shadows(*given, tmp_path / folder, 4, lambda *told: None)
 
     expected = train("undisturbed")
     asked = iter([False, True])  # after two calls
@@ -146,7 +146,7 @@ def test_no_more_shadows_are_trained_together_than_memory_holds(
 
     monkeypatch.setattr(parallel, "fits", fits)
     told = []
-    found = shadows.train(
+    found = shadows.train_shadows(
         bench, problem, plan, tmp_path, 4, lambda done, of: told.append(done)
     )
     assert len(found) == 4 and told == [0, 2, 4]
@@ -158,7 +158,7 @@ def test_only_what_is_missing_damaged_or_others_is_trained_again(
 ):
     problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
     bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
-    first = shadows.train(bench, problem, plan, tmp_path, 1, lambda *x: None)
+    first = shadows.train_shadows(bench, problem, plan, tmp_path, 1, lambda *x: None)
     for file in (tmp_path / "2").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(bytes(255 - b for b in file.read_bytes()))
@@ -166,12 +166,12 @@ def test_only_what_is_missing_damaged_or_others_is_trained_again(
     bench.loop = types.SimpleNamespace(
         run=lambda *given: runs.append(given[2].seed) or run(*given)
     )
-    again = shadows.train(bench, problem, plan, tmp_path, 1, lambda *x: None)
-    assert runs == [shadows.problem_of(problem, plan, 2).seed] and same(first, again)
+    again = shadows.train_shadows(bench, problem, plan, tmp_path, 1, lambda *x: None)
+    assert runs == [shadows.shadow_problem(problem, 2).seed] and same(first, again)
     assert any("unusable" in text for text in reporter.told)
     # A pool that was shown other rows is another pool.
-    other = plan._replace(shown=~plan.shown)
-    shadows.train(bench, problem, other, tmp_path, 1, lambda *x: None)
+    other = plan._replace(is_in=~plan.is_in)
+    shadows.train_shadows(bench, problem, other, tmp_path, 1, lambda *x: None)
     assert len(runs) == 5
 
 
@@ -202,7 +202,7 @@ def test_who_knows_the_pictures_has_nothing_to_learn_and_who_does_not_needs_step
     )
     assert known[:3] == (0, 0, 0)
     assert unknown.fewest is None or 3 < unknown.fewest <= (unknown.steps or 100)
-    assert never[:3] == (None, None, None) and never.most == relearning.MOST_STEPS
+    assert never[:3] == (None, None, None) and never.most == relearning.MAX_STEPS
     assert broken.steps is None
     assert not folder.exists()
 

@@ -712,7 +712,7 @@ def test_every_run_is_audited_and_the_tiers_go_on_where_they_were(small, copy):
     out = run_command(*argv, "rigorous")
     assert f"{said[0]}: missing or damaged" in out
     again = json.loads((copy / "audits" / "ccu_plus-0-rigorous.json").read_text())
-    assert again["found"]["pool"]["image"] == pool
+    assert again["result"]["pool"]["image"] == pool
     run_command(*argv[2:], "rigorous", "--shadows", "8")
     assert kept == files(copy, "shadows/0/0", "shadows/0/5")
     found = {m["method"]: m for m in json.loads((copy / "audit.json").read_text())}

@@ -314,13 +314,16 @@ def _drain(iterable: Iterable[Any]) -> None:
 
 def _gather(executor: Any, table: dict[str, Any], plan: np.ndarray) -> Callable:
     """Returns a call that gathers the rows of every batch on the devices."""
-    compiled = executor.compile(device_tables.gather_rows)
+    # Executors compile functions of state, static inputs and sharded inputs.
+    compiled = executor.compile(
+        lambda state, columns, sent: (state, device_tables.gather_rows(columns, sent))
+    )
     resident = executor.replicate(device_tables.device_columns(table))
 
     def call() -> None:
         for rows in plan:
             index = device_tables.send_rows(executor, table, rows)
-            jax.block_until_ready(compiled(resident, index))
+            jax.block_until_ready(compiled((), resident, index)[1])
 
     return call
 

@@ -9,11 +9,10 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward, pool_tokens
 from ccu_jax.models import VIEWS, Model, Params
+from ccu_jax.storage.columns import ColumnWriter
 from ccu_jax.train import checkpoint
 
 _DESCRIPTION = "about.json"
@@ -163,22 +163,6 @@ def store_identity(params: Params, fingerprint: str) -> dict[str, Any]:
     return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
 
 
-class _Column(NamedTuple):
-    file: BinaryIO
-    sha256: Any
-    shape: tuple[int, ...]
-    dtype: str
-
-    def append(self, rows: np.ndarray) -> None:
-        content = np.ascontiguousarray(rows).tobytes()
-        self.file.write(content)
-        self.sha256.update(content)
-
-    def describe(self) -> dict[str, Any]:
-        sha256 = self.sha256.hexdigest()
-        return {"shape": self.shape, "dtype": self.dtype, "sha256": sha256}
-
-
 def write(
     folder: pathlib.Path,
     identity: dict[str, Any],
@@ -201,25 +185,29 @@ def write(
     if is_primary():
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-    files: dict[str, _Column] = {}
+    files: dict[str, ColumnWriter] = {}
     with contextlib.ExitStack() as stack:
         for start in range(0, num_rows, CHUNK_ROWS):
             rows = np.arange(start, min(start + CHUNK_ROWS, num_rows))
             columns = compute(rows)
             for name, x in columns.items() if is_primary() else ():
                 if name not in files:
-                    # Not memory-mapped, because a full disk would kill the process.
-                    file = stack.enter_context((new / f"{name}.bin").open("wb"))
-                    shape = (num_rows, *x.shape[1:])
-                    files[name] = _Column(file, hashlib.sha256(), shape, x.dtype.name)
+                    column = ColumnWriter(new / f"{name}.bin", x.dtype, x.shape[1:])
+                    files[name] = stack.enter_context(column)
                 files[name].append(x)
             progress(rows[-1] + 1, num_rows)
         for column in files.values():
-            column.file.flush()
-            os.fsync(column.file.fileno())
+            column.sync()
     if is_primary():
         np.ones(num_rows, bool).tofile(new / _VALID)
-        described = {name: column.describe() for name, column in files.items()}
+        described = {
+            name: {
+                "shape": (column.num_rows, *column.row_shape),
+                "dtype": column.dtype.name,
+                "sha256": column.sha256.hexdigest(),
+            }
+            for name, column in files.items()
+        }
         _write_description(new, {**identity, "columns": described})
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)

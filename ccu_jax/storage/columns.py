@@ -4,6 +4,7 @@ Plain files instead of memory maps: on a full disk a memory map kills the proces
 a file raises OSError, and pages it has touched count as the process's memory.
 """
 
+import hashlib
 import os
 import pathlib
 
@@ -15,6 +16,7 @@ class ColumnWriter:
     """Appends rows to a file; their number need not be known before.
 
     A path that ends in `.npy` gets NumPy's header, any other holds the bytes alone.
+    `sha256` hashes the rows that this writer appends.
     """
 
     def __init__(
@@ -29,9 +31,10 @@ class ColumnWriter:
         Raises:
             ValueError: The file has fewer rows than that.
         """
-        self.dtype, self._row_shape = np.dtype(dtype), tuple(row_shape)
+        self.dtype, self.row_shape = np.dtype(dtype), tuple(row_shape)
         self.num_rows, self._has_header = num_rows, path.suffix == ".npy"
-        row_bytes = self.dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
+        self.sha256 = hashlib.sha256()
+        row_bytes = self.dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
         self._file = path.open("r+b" if num_rows else "wb")
         end = self._write_header() + num_rows * row_bytes
         if self._file.seek(0, os.SEEK_END) < end:
@@ -42,12 +45,14 @@ class ColumnWriter:
 
     def append(self, rows: np.ndarray) -> None:
         """Appends rows `[n, *row_shape]`."""
-        if rows.shape[1:] != self._row_shape or rows.dtype != self.dtype:
+        if rows.shape[1:] != self.row_shape or rows.dtype != self.dtype:
             raise ValueError(
-                f"expected rows of shape {self._row_shape} and type {self.dtype}, got "
+                f"expected rows of shape {self.row_shape} and type {self.dtype}, got "
                 f"{rows.shape[1:]} and {rows.dtype}"
             )
-        self._file.write(np.ascontiguousarray(rows).tobytes())
+        content = np.ascontiguousarray(rows).tobytes()
+        self._file.write(content)
+        self.sha256.update(content)
         self.num_rows += len(rows)
 
     def sync(self) -> None:
@@ -63,7 +68,7 @@ class ColumnWriter:
             header = {
                 "descr": np.lib.format.dtype_to_descr(self.dtype),
                 "fortran_order": False,
-                "shape": (self.num_rows, *self._row_shape),
+                "shape": (self.num_rows, *self.row_shape),
             }
             np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()

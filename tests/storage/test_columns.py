@@ -1,6 +1,7 @@
 """Columns can be continued after a kill, and read without a memory map."""
 
 import contextlib
+import hashlib
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ def test_a_column_is_continued_after_its_first_rows(tmp_path, name):
         np.testing.assert_array_equal(np.load(path, mmap_mode="r"), ROWS)
     else:
         assert path.read_bytes() == ROWS.tobytes()
+        assert column.sha256.digest() == hashlib.sha256(ROWS[7:].tobytes()).digest()
     with pytest.raises(ValueError, match="fewer than 11 rows"):
         ColumnWriter(path, np.int32, (3,), num_rows=11)
 

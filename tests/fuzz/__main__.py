@@ -131,12 +131,12 @@ def _kinds(outcome: dict[str, int]) -> set[str]:
 @contextlib.contextmanager
 def _small_limits() -> Iterator[None]:
     """Archives and lines are too large at a small size: the same code, much faster."""
-    before = archive.ALWAYS, files.MAX_LINE_BYTES
-    archive.ALWAYS, files.MAX_LINE_BYTES = 1 << 20, 3000
+    before = archive.MIN_LIMIT_BYTES, files.MAX_LINE_BYTES
+    archive.MIN_LIMIT_BYTES, files.MAX_LINE_BYTES = 1 << 20, 3000
     try:
         yield
     finally:
-        archive.ALWAYS, files.MAX_LINE_BYTES = before
+        archive.MIN_LIMIT_BYTES, files.MAX_LINE_BYTES = before
 
 
 def main() -> int:

@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ccu_jax.data import near_duplicates as duplicates
-from ccu_jax.data import pairs_row
 from ccu_jax.data.preparation import images as pictures
 from ccu_jax.data.readers import archives as archive
 from ccu_jax.data.readers import fashion200k_titles as fashion_titles
-from ccu_jax.data.readers import mmimdb
+from ccu_jax.data.readers import mmimdb, pairs
 from ccu_jax.data.readers import untrusted_files as files
 from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
@@ -92,10 +91,15 @@ def test_a_case_is_the_same_whenever_its_number_is_drawn():
 
 NEVER = re.compile("$a")
 BROKEN = {
-    "links are followed": ("mmimdb", files, "within", lambda path, folder: True),
-    "halves of characters stay": ("hatefulmemes", files, "_HALVES", NEVER),
-    "names hold anything": ("jsonl", pairs_row, "_IMPOSSIBLE", NEVER),
-    "damage is no reason": ("csv", files, "decoded", lambda data, what: data.decode()),
+    "links are followed": ("mmimdb", files, "is_within", lambda path, folder: True),
+    "halves of characters stay": ("hatefulmemes", files, "_SURROGATES", NEVER),
+    "names hold anything": ("jsonl", pairs, "_FORBIDDEN", NEVER),
+    "damage is no reason": (
+        "csv",
+        files,
+        "decode_utf8",
+        lambda data, what: data.decode(),
+    ),
 }
 
 
@@ -113,7 +117,7 @@ def test_the_harness_sees_a_reader_that_hangs(monkeypatch):
         while True:
             pass
 
-    monkeypatch.setattr(pairs_row, "cleaned", endless)
+    monkeypatch.setattr(pairs, "clean_text", endless)
     (failure,) = fuzz_readers.campaign("jsonl", range(20), seed=0).failures
     assert failure.startswith("Hang")
 
@@ -344,7 +348,7 @@ def test_a_heavy_picture_looks_as_if_it_were_a_light_one(monkeypatch, mode, trim
 def test_a_small_file_of_a_huge_picture_takes_little_memory():
     code = """if True:
         import resource, struct, sys
-        from ccu_jax.data import pictures
+        from ccu_jax.data.preparation import images as pictures
         def peak():
             unit = 20 if sys.platform == "darwin" else 10
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> unit
@@ -386,7 +390,9 @@ def test_a_quote_that_is_never_closed_costs_its_own_row_and_no_other(read):
 )
 def test_a_long_title_takes_no_square_of_its_length(title):
     begun = time.process_time()
-    fashion_titles.cleaned(title, fashion_titles.naming(["dress", "top"]), True)
+    fashion_titles.clean_title(
+        title, fashion_titles.compile_class_words(["dress", "top"]), True
+    )
     assert time.process_time() - begun < 3
 
 
@@ -430,10 +436,10 @@ def test_a_damaged_archive_is_told_of_in_a_short_line(world):
 
 
 def test_folders_of_members_count_as_something_to_unpack(world, monkeypatch):
-    monkeypatch.setattr(archive, "ALWAYS", 1 << 20)
+    monkeypatch.setattr(archive, "MIN_LIMIT_BYTES", 1 << 20)
     members = (tarfile.TarInfo(f"{n}" + "/a" * 90) for n in range(60))
     data = b"".join(info.tobuf() for info in members) + bytes(1024)
-    monkeypatch.setattr(archive, "MOST_TIMES", 1)
+    monkeypatch.setattr(archive, "MAX_RATIO", 1)
     (error,) = fuzz_checks.unpack(world, data)
     assert "decompression bomb" in error
     world.clear()

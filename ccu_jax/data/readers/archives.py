@@ -1,11 +1,12 @@
-"""Unpacks the zip or tar archive of a data set: safely, whole or not at all.
+"""Unpacks the zip or tar archive of a data set: safely, and completely or not at all.
 
-What an archive says of itself (names, sizes, links, rights) is never believed.
+Names, sizes, links and permissions that an archive declares are not trusted.
 """
 
 import bz2
 import contextlib
 import errno
+import functools
 import gzip
 import json
 import lzma
@@ -17,40 +18,39 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from ccu_jax.data.readers.base import Counts, Progress
 from ccu_jax.data.readers.untrusted_files import quote
 from ccu_jax.errors import UserError
 
-MOST_TIMES = 200  # what is unpacked may be so many times as large as the archive
-ALWAYS = 1 << 30  # bytes that may be unpacked from any archive
-SPARE = 256 << 20  # bytes of the disk that are left free
-_PIECE = 1 << 18  # bytes read at a time
-_HEADER = 1 << 20  # bytes; Python would take the header of a tar member at any length
-_LEAST = 512  # bytes that a member, or a folder it is in, counts for: it may be empty
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_METHODS = (0, 8, 12, 14)  # of zip, that Python can undo
-_ENCRYPTED = 0x41  # bits of a zip member's flags
-_OPENERS: dict[bytes, Callable] = {
+MAX_RATIO = 200  # of the unpacked bytes to those of the archive
+MIN_LIMIT_BYTES = 1 << 30  # which any archive may unpack to
+SPARE_BYTES = 256 << 20  # of the disk that are left free
+_PIECE_BYTES = 1 << 18  # read at a time
+_MAX_HEADER_BYTES = 1 << 20  # of a tar member; tarfile would read any length at once
+_ENTRY_BYTES = 512  # counted for each file and folder, which may be empty
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+_DECOMPRESSORS: dict[bytes, Callable] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_Open = Callable[[], IO[bytes]]
 
 
 class _Member(NamedTuple):
-    """A member of an archive; `open` is None where it is no plain file."""
+    """A member of an archive; `open` is None unless it is a regular file."""
 
     name: str
-    folder: bool
-    open: Callable[[], IO[bytes]] | None
+    is_folder: bool
+    open: _Open | None
 
 
 def is_archive(path: pathlib.Path) -> bool:
-    """Whether this is a file that `unpack` takes, going by what is in it."""
-    return path.is_file() and _kind(path) is not None
+    """Returns whether `unpack` takes this file, judging by its first bytes."""
+    return path.is_file() and _archive_type(path) is not None
 
 
 def unpack(
@@ -58,78 +58,96 @@ def unpack(
 ) -> pathlib.Path:
     """Unpacks a zip or tar archive (plain, or by gzip, bzip2 or xz) into a new folder.
 
-    Members that are no plain files, that would lie outside of the folder or that come
-    a second time are left out and counted. Rights and owners are not taken over.
+    Skips and counts links, devices, paths out of the folder and repeated names.
+    Permissions and owners are those of new files.
 
     Args:
-        archive: The file; its name does not matter.
-        folder: Where its members go; it appears when all are there. If it is there, it
-            was unpacked before, and is left as it is.
-        counts: Told of the members that are left out.
-        progress: Called with (what, done, total), bytes of the archive.
+        archive: the file; its name does not matter.
+        folder: where the members go. It is renamed into place when all are written, so
+            one that exists was unpacked before and is left as it is.
+        counts: counts the skipped members.
+        progress: called with (stage, bytes of the archive done, all of them).
 
     Returns:
         `folder`.
 
     Raises:
         UserError: no archive, a damaged or encrypted one, or one that unpacks to more
-            than MOST_TIMES its size or than the disk holds.
-        OSError: the disk is full or refuses.
+            than MAX_RATIO times its size or than the disk holds.
+        OSError: the disk is full or fails.
     """
     if folder.is_dir():
-        return _told(folder, counts)
-    kind, size = _kind(archive), archive.stat().st_size
-    if kind is None:
-        raise UserError(f"{archive} is no zip or tar archive: name one, or a folder")
+        return _add_counts(folder, counts)
+    type_, size = _archive_type(archive), archive.stat().st_size
+    if type_ is None:
+        raise UserError(
+            f"{archive} is no zip or tar archive: set data.dir to one, or to a folder"
+        )
     scratch = folder.with_name(folder.name + ".new")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run
     scratch.mkdir(parents=True)
-    limit = _Limit(archive, size, shutil.disk_usage(scratch).free - SPARE)
-    found, what = Counts(counts.origin, counts.strict), f"unpacking {archive.name}"
+    limit = _Limit(archive, shutil.disk_usage(scratch).free - SPARE_BYTES)
+    skipped, stage = Counts(counts.origin, counts.strict), f"unpacking {archive.name}"
     try:
         with archive.open("rb") as raw:
-            members = _zipped(raw, archive) if kind == "zip" else _tarred(raw, limit)
-            for _ in _written(members, scratch, limit, found):
-                progress(what, min(raw.tell(), size), size)
-        _left_out(folder).write_text(json.dumps(found.numbers), "utf-8")
+            members = _zip_members(raw) if type_ == "zip" else _tar_members(raw, limit)
+            for _ in _write_members(members, scratch, limit, skipped):
+                progress(stage, min(raw.tell(), size), size)
+        _counts_path(folder).write_text(json.dumps(skipped.numbers), "utf-8")
         scratch.rename(folder)
     except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        if not _is_damage(error):
-            raise
-        told = quote(str(error) or type(error).__name__)[1:-1]
-        raise UserError(
-            f"{archive} is damaged ({told}): fetch or copy it again"
-        ) from error
-    progress(what, size, size)
-    return _told(folder, counts)
+        raise _user_error(archive, error) or error from error
+    progress(stage, size, size)
+    return _add_counts(folder, counts)
 
 
-def _left_out(folder: pathlib.Path) -> pathlib.Path:
-    """Where it is written down what was left out of a folder."""
+def _user_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
+    """Returns the error to report if the content of the archive is the cause.
+
+    Python's own readers raise almost any exception for hostile bytes. An OSError of the
+    system has a number; those of gzip and bz2 have none, and a seek to a wrong place
+    gives EINVAL.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return None
+    if not isinstance(error, Exception) or isinstance(error, UserError | MemoryError):
+        return None
+    if isinstance(error, RuntimeError):  # raised by zipfile alone
+        return UserError(
+            f"{archive} is encrypted or compressed in a way that Python does not "
+            "support: unpack it with another program, and set data.dir to the folder"
+        )
+    cause = quote(str(error) or type(error).__name__)[1:-1]
+    return UserError(f"{archive} is damaged ({cause}): fetch or copy it again")
+
+
+def _counts_path(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the file that stores what was skipped when a folder was unpacked."""
     return folder.with_name(folder.name + ".json")
 
 
-def _told(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
-    for name, number in json.loads(_left_out(folder).read_text("utf-8")).items():
+def _add_counts(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
+    stored = json.loads(_counts_path(folder).read_text("utf-8"))
+    for name, number in stored.items():
         if counts.strict and name.startswith("skipped: "):
             counts.skip(name.removeprefix("skipped: "), str(folder))
         counts.add(name, number)
     return folder
 
 
-def _kind(path: pathlib.Path) -> str | None:
-    """Gives "zip", "tar" or None; other compressed data are no archive."""
+def _archive_type(path: pathlib.Path) -> str | None:
+    """Returns "zip", "tar" or None; compressed data without a tar are no archive."""
     with path.open("rb") as file:
         head = file.read(512)
-    if head.startswith(_ZIP):
+    if head.startswith(_ZIP_MAGIC):
         return "zip"
-    if opener := _opener(head):
+    if decompress := _decompressor(head):
         try:
-            with opener(path) as file:
+            with decompress(path) as file:
                 head = file.read(512)
         except Exception:
-            return "tar"  # a damaged one, as unpacking will tell
+            return "tar"  # a damaged one, as unpacking will report
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError):
@@ -137,104 +155,83 @@ def _kind(path: pathlib.Path) -> str | None:
     return "tar"
 
 
-def _opener(head: bytes) -> Callable | None:
-    return next((o for magic, o in _OPENERS.items() if head.startswith(magic)), None)
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Whether it comes of what is in the archive.
-
-    Python's own readers raise almost anything over hostile bytes. Errors of the system
-    have a number, those of gzip and bz2 have none; EINVAL is of a seek to nowhere.
-    """
-    if isinstance(error, OSError):
-        return error.errno in (None, errno.EINVAL)
-    return isinstance(error, Exception) and not isinstance(
-        error, (UserError, MemoryError)
+def _decompressor(head: bytes) -> Callable | None:
+    return next(
+        (f for magic, f in _DECOMPRESSORS.items() if head.startswith(magic)), None
     )
 
 
-def _zipped(raw: IO[bytes], archive: pathlib.Path) -> Iterator[_Member]:
+def _zip_members(raw: IO[bytes]) -> Iterator[_Member]:
     with zipfile.ZipFile(raw) as opened:
-        # In the order in which they lie there: the progress goes on, never back.
-        members = sorted(opened.infolist(), key=lambda info: info.header_offset)
-        if any(info.flag_bits & _ENCRYPTED for info in members):
-            raise UserError(
-                f"{archive} is encrypted: unpack it with its password first, and name "
-                "the folder"
-            )
-        for info in members:
-            if info.compress_type not in _METHODS:
-                raise UserError(
-                    f"{archive}: {quote(info.filename)} is compressed by method "
-                    f"{info.compress_type}, which Python cannot undo: unpack it with "
-                    "another program, and name the folder"
-                )
-        for info in members:
+        # In the order of their bytes, so that the progress never goes back.
+        for info in sorted(opened.infolist(), key=lambda info: info.header_offset):
             mode, name = info.external_attr >> 16, info.orig_filename
-            folder = name.endswith(("/", "\\")) or stat.S_ISDIR(mode)
-            plain = stat.S_IFMT(mode) in (0, stat.S_IFREG)
-            reader = (lambda i=info: opened.open(i)) if plain else None
-            yield _Member(name, folder, reader)
+            is_folder = name.endswith(("/", "\\")) or stat.S_ISDIR(mode)
+            is_file = stat.S_IFMT(mode) in (0, stat.S_IFREG)
+            reader = functools.partial(opened.open, info)
+            yield _Member(name, is_folder, reader if is_file else None)
 
 
-def _tarred(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
-    opener = _opener(raw.read(8))
+def _tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
+    decompress = _decompressor(raw.read(8))
     raw.seek(0)
-    with (
-        opener(raw) if opener else contextlib.nullcontext(raw) as plain,
-        tarfile.open(fileobj=(stream := _Guarded(plain, limit)), mode="r:") as opened,
-    ):
-        while (info := opened.next()) is not None:
-            reader = (lambda i=info: opened.extractfile(i)) if info.isreg() else None
-            yield _Member(info.name, info.isdir(), reader)
-            opened.members.clear()  # it would keep them all
-        # Python takes a torn or broken header for the end, too.
+    with decompress(raw) if decompress else contextlib.nullcontext(raw) as plain:
+        stream = _LimitedStream(plain, limit)
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as opened:
+            while (info := opened.next()) is not None:
+                reader = functools.partial(opened.extractfile, info)
+                is_file = info.isreg()
+                yield _Member(
+                    info.name, info.isdir(), cast(_Open, reader) if is_file else None
+                )
+                # tarfile would keep them all in memory.
+                vars(opened)["members"].clear()
+        # tarfile takes a torn or broken header for the end of the archive.
         if stream.last != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it breaks off")
-        while stream.read(_PIECE):  # compressed data have a checksum at their end
+            raise tarfile.ReadError("unexpected end of file")
+        while stream.read(_PIECE_BYTES):  # up to the checksum of compressed data
             pass
 
 
-class _Guarded:
-    """A stream of which no more is read, and no more at once, than is safe."""
+class _LimitedStream:
+    """A file for tarfile that bounds what is read at once and altogether."""
 
     def __init__(self, stream: IO[bytes], limit: "_Limit"):
         self._stream, self._limit = stream, limit
         self.last = b""
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _HEADER:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError("a header is too long")
         self._limit.check(self._stream.tell())
         self.last = self._stream.read(size)
         return self.last
 
-    def seek(self, place: int) -> None:
-        # Forward in steps, for compressed data are unpacked on the way.
-        while (left := place - self._stream.tell()) > 0:
-            if not self.read(min(left, _PIECE)):
+    def seek(self, offset: int) -> None:
+        # Forward by reading: compressed data are unpacked on the way.
+        while (left := offset - self._stream.tell()) > 0:
+            if not self.read(min(left, _PIECE_BYTES)):
                 return
         if left:
-            self._stream.seek(place)
+            self._stream.seek(offset)
 
     def tell(self) -> int:
         return self._stream.tell()
 
 
 class _Limit:
-    """How many bytes may be unpacked."""
+    """The number of bytes that may be unpacked."""
 
-    def __init__(self, archive: pathlib.Path, size: int, free: int):
+    def __init__(self, archive: pathlib.Path, free: int):
         self._archive, self._free = archive, max(free, 0)
-        self._most = max(MOST_TIMES * size, ALWAYS)
+        self._max_bytes = max(MAX_RATIO * archive.stat().st_size, MIN_LIMIT_BYTES)
 
     def check(self, total: int) -> None:
-        if total > self._most:
+        if total > self._max_bytes:
             raise UserError(
-                f"{self._archive} unpacks to more than {self._most:,} bytes, as a "
-                "decompression bomb does: if you trust it, unpack it yourself and name "
-                "the folder"
+                f"{self._archive} unpacks to more than {self._max_bytes:,} bytes, as a "
+                "decompression bomb does: if you trust it, unpack it yourself and set "
+                "data.dir to the folder"
             )
         if total > self._free:
             raise UserError(
@@ -243,58 +240,62 @@ class _Limit:
             )
 
 
-def _written(
+def _write_members(
     members: Iterator[_Member], root: pathlib.Path, limit: _Limit, counts: Counts
 ) -> Iterator[None]:
-    """Writes the members below `root`; comes back after every piece."""
+    """Writes the members below `root`; yields after every piece."""
     total = 0
     for member in members:
-        folders = member.name.count("/") + member.name.count("\\")
-        limit.check(total := total + _LEAST * (1 + folders))
-        parts = _parts(member)
-        if isinstance(parts, str):
-            counts.skip(f"archive member {parts}", quote(member.name))
+        num_folders = member.name.count("/") + member.name.count("\\")
+        limit.check(total := total + _ENTRY_BYTES * (1 + num_folders))
+        parts, defect = _split_path(member)
+        if defect:
+            counts.skip(f"archive member {defect}", quote(member.name))
             continue
-        if _of_macos(parts):
-            counts.add("ignored: __MACOSX member", int(not member.folder))
+        if _is_of_macos(parts):
+            counts.add("ignored: __MACOSX member", int(not member.is_folder))
             continue
         try:
-            above = parts if member.folder else parts[:-1]
-            os.makedirs(os.path.join(root, *above), 0o755, exist_ok=True)
-            if member.folder:
+            folders = parts if member.is_folder else parts[:-1]
+            os.makedirs(os.path.join(root, *folders), 0o755, exist_ok=True)
+            if member.is_folder or member.open is None:
                 continue
-            target = os.open(os.path.join(root, *parts), _NEW, 0o644)
+            target = os.open(os.path.join(root, *parts), _NEW_FILE, 0o644)
         except (FileExistsError, NotADirectoryError):
             counts.skip("archive member repeated", quote(member.name))
             continue
         with os.fdopen(target, "wb") as file, member.open() as source:
-            while piece := source.read(_PIECE):
+            while piece := source.read(_PIECE_BYTES):
                 limit.check(total := total + len(piece))
                 file.write(piece)
                 yield
 
 
-def _parts(member: _Member) -> list[str] | str:
-    """The parts of a member's path, or what is wrong with the member."""
-    name = member.name.replace("\\", "/")  # zips of some Windows programs have these
+def _split_path(member: _Member) -> tuple[list[str], str]:
+    """Returns the parts of a member's path, and why it must be skipped, or "".
+
+    Stricter than `tarfile.data_filter`, which keeps links and absolute paths.
+    """
+    name = member.name.replace("\\", "/")  # some programs on Windows write these
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
-        return "outside of the folder"
-    if not member.folder and member.open is None:
-        return "is no plain file"
     lengths = [len(part.encode(errors="replace")) for part in parts]
-    possible = (
-        not re.search("[\0\ud800-\udfff]", name)
-        and (parts or member.folder)
-        and max(lengths, default=0) <= 255
-        and sum(lengths) <= 2000
-        and len(parts) <= 100
-    )
-    return parts if possible else "has an impossible name"
+    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
+        return parts, "outside of the folder"
+    if not member.is_folder and member.open is None:
+        return parts, "is no plain file"
+    if (
+        re.search("[\0\ud800-\udfff]", name)
+        or not (parts or member.is_folder)
+        or max(lengths, default=0) > 255
+        or sum(lengths) > 2000
+        or len(parts) > 100
+    ):
+        return parts, "has an impossible name"
+    return parts, ""
 
 
-def _of_macos(parts: list[str]) -> bool:
-    """Whether it is one of the files that macOS adds."""
+def _is_of_macos(parts: list[str]) -> bool:
+    """Returns whether macOS adds a member of this path to each archive."""
     if not parts:
         return False
     return parts[0] == "__MACOSX" or parts[-1][:2] == "._" or parts[-1] == ".DS_Store"

@@ -15,7 +15,7 @@ Progress = Callable[[str, int, int], None]
 Unpack = Callable[[pathlib.Path], pathlib.Path]
 
 
-class SkipExample(Exception):  # noqa: N818
+class SkipExample(Exception):
     """A row or image cannot be used; the message is the reason to count."""
 
 

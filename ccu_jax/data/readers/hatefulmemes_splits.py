@@ -1,6 +1,6 @@
-"""The lists of Hateful Memes: which rows can be used, and for what.
+r"""The lists of Hateful Memes: which rows can be used, and the split of each.
 
-{"id":1235,"img":"img\\/01235.png","label":0,"text":"..."}            first phase
+{"id":1235,"img":"img\/01235.png","label":0,"text":"..."}            first phase
 {"id": "01235", "img": "img/01235.png", "label": 0, "text": "..."}    second phase
 """
 
@@ -10,143 +10,139 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ccu_jax.data.readers.base import Counts, SkipExample, hash_fraction
-from ccu_jax.data.readers.untrusted_files import (
-    clean_text,
-    decode_utf8,
-    iter_lines,
-    parse_json,
-)
+from ccu_jax.data.readers.untrusted_files import clean_text, iter_json_lines
 from ccu_jax.errors import UserError
 
 TRAIN = "train.jsonl"
-# The second phase comes first: it mended labels.
+# The second phase comes first: it corrected labels.
 _DEV = ("dev_seen.jsonl", "dev_unseen.jsonl", "dev.jsonl")
 _TEST = ("test_seen.jsonl", "test_unseen.jsonl", "test.jsonl")
 FILES = (TRAIN, *_DEV, *_TEST)
-# Of what else could be in a path, some leads elsewhere and some breaks lists of ids.
+# Other paths may lead out of the folder, or break lists of ids.
 _IMAGE = re.compile(r"img/([^/\\]+)")
 
 
 class Row(NamedTuple):
-    """A meme that can be used if its picture can."""
+    """A meme that can be used if its image can."""
 
-    id: str  # the stem of the picture's name; the field "id" may have lost its zeros
+    id: str  # stem of the image's name; the field "id" may have lost leading zeros
     image: str  # name of the file in img/
     text: str | None
     label: int
-    split: str  # of SPLITS
+    split: str  # one of SPLITS
     notes: tuple[str, ...]
 
 
-def rows(root: pathlib.Path, validation: float, counts: Counts) -> list[Row]:
-    """The usable rows of all lists in a folder, each id once.
+def read_rows(
+    root: pathlib.Path, validation_fraction: float, counts: Counts
+) -> list[Row]:
+    """Reads all lists in a folder and returns the usable rows, each id once.
 
     Args:
-        root: The folder with `train.jsonl`.
-        validation: Share of the training rows that become the validation split where
-            the dev files cannot.
-        counts: Told of everything that is left out, or worth a note.
+        root: the folder with `train.jsonl`.
+        validation_fraction: the fraction of training rows that become the validation
+            split where the dev files are the test split.
+        counts: counts skipped rows and notes.
 
     Raises:
-        UserError: no row to train on, or none to test; a list that cannot be read.
+        UserError: no row to train on, or none to test on; a list cannot be read.
     """
-    seen: dict[str, tuple[str, str, int]] = {}
+    seen: dict[str, _Seen] = {}
     try:
-        train = _collect(root, "train", (TRAIN,), counts, seen)
-        dev = _collect(root, "dev", _DEV, counts, seen)
-        test = _collect(root, "test", _TEST, counts, seen)
+        train = _read_kind(root, "train", (TRAIN,), counts, seen)
+        dev = _read_kind(root, "dev", _DEV, counts, seen)
+        test = _read_kind(root, "test", _TEST, counts, seen)
     except OSError as error:
         raise UserError(f"{error.filename or root}: {error.strerror}") from None
-    counts.add("noted: text with both labels", _texts_with_both_labels(train))
+    counts.add("noted: text with both labels", _count_ambiguous_texts(train))
     if not train:
         raise counts.no_rows_error()
+    if not test and not dev:
+        raise UserError(
+            f"{root}: no row to test on: none with a label in any of "
+            f"{', '.join(_DEV + _TEST)}"
+        )
+    validation_ids = set()
     if not test:
-        if not dev:
-            raise UserError(
-                f"{root}: no row with a label in any of {', '.join(_DEV + _TEST)}: "
-                "without them there is nothing to test with"
-            )
         counts.add("noted: no labelled test file: the dev files are the test set")
         dev, test = [], dev
     elif not dev:
         counts.add("noted: no labelled dev file: validation is a part of train")
-    kept = (
-        set()
-        if dev
-        else {
-            row.id for row in train if hash_fraction("validation", row.id) < validation
+    if not dev:
+        validation_ids = {
+            row.id
+            for row in train
+            if hash_fraction("validation", row.id) < validation_fraction
         }
-    )
     return [
-        *(row for row in train if row.id not in kept),
-        *(row._replace(split="validation") for row in train if row.id in kept),
+        *(row for row in train if row.id not in validation_ids),
+        *(r._replace(split="validation") for r in train if r.id in validation_ids),
         *(row._replace(split="validation") for row in dev),
         *(row._replace(split="test") for row in test),
     ]
 
 
-def _texts_with_both_labels(found: list[Row]) -> int:
+def _count_ambiguous_texts(rows: list[Row]) -> int:
     labels: dict[str, set[int]] = {}
-    for row in found:
+    for row in rows:
         if row.text is not None:
             labels.setdefault(row.text, set()).add(row.label)
-    return sum(len(of_text) == 2 for of_text in labels.values())
+    return sum(len(labels_of_text) == 2 for labels_of_text in labels.values())
 
 
-def _collect(
+class _Seen(NamedTuple):
+    """The first row of an id."""
+
+    kind: str  # "train", "dev" or "test"
+    where: str  # file and line
+    file: str
+    label: int
+
+
+def _read_kind(
     root: pathlib.Path,
     kind: str,
     names: tuple[str, ...],
     counts: Counts,
-    seen: dict[str, tuple[str, str, int]],
+    seen: dict[str, _Seen],
 ) -> list[Row]:
-    """The usable rows of the train, dev or test files.
+    """Returns the usable rows of the train, dev or test files.
 
-    `seen` has of each id so far the kind and name of its file, and its label.
+    Adds them to `seen`, which has the rows of the files before.
     """
-    found = []
+    rows = []
     for name in names:
         path = root / name
         if not path.is_file():
             continue
-        counts.add("noted: file without final newline", int(_ends_open(path)))
-        for number, got in _rows(path):
-            where = f"{name} line {number}"
-            if isinstance(got, SkipExample):
+        counts.add("noted: file without final newline", int(_lacks_final_newline(path)))
+        for line, fields in iter_json_lines(path):
+            where = f"{name} line {line}"
+            try:
+                row = _parse_row(fields)
+            except SkipExample as reason:
                 counts.add("read")
-                counts.skip(str(got), where)
+                counts.skip(str(reason), where)
                 continue
-            of, file, label = seen.get(got.id, (kind, "", 0))
-            if of == kind and file not in ("", name):
-                # dev_seen and dev_unseen have 400 memes in common: no second row.
+            first = seen.setdefault(row.id, _Seen(kind, where, name, row.label))
+            if first.kind == kind and first.file != name:
+                # dev_seen and dev_unseen have 400 memes in common: not a second row.
                 counts.add(f"noted: id in two {kind} files")
-                if label != got.label:
+                if first.label != row.label:
                     counts.add(f"noted: label differs in two {kind} files")
                 continue
             counts.add("read")
-            if of != kind:
-                counts.skip(f"id is in the {of} split too", f"{where} ({got.id})")
-            elif file:
-                counts.skip("id listed twice", f"{where} ({got.id})")
+            if first.where == where:
+                rows.append(row)
+            elif first.kind == kind:
+                counts.skip("id listed twice", f"{where} ({row.id})")
             else:
-                seen[got.id] = kind, name, got.label
-                found.append(got)
-    return found
+                reason = f"id is in the {first.kind} split too"
+                counts.skip(reason, f"{where} ({row.id})")
+    return rows
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[int, Row | SkipExample]]:
-    """The rows of a list with their lines' numbers; blank lines are none."""
-    for number, line in iter_lines(path):
-        try:
-            if line is None:
-                raise SkipExample("line too long")
-            if line.strip():
-                yield number, _row(parse_json(decode_utf8(line, "line"), "line"))
-        except SkipExample as reason:
-            yield number, reason
-
-
-def _ends_open(path: pathlib.Path) -> bool:
+def _lacks_final_newline(path: pathlib.Path) -> bool:
     with path.open("rb") as file:
         if not file.seek(0, 2):
             return False
@@ -154,29 +150,29 @@ def _ends_open(path: pathlib.Path) -> bool:
         return file.read(1) != b"\n"
 
 
-def _row(entry: Any) -> Row:
-    """A row of a list; its split is that of train until it is told otherwise.
-
-    Raises:
-        SkipExample: why it cannot be used.
-    """
-    if not isinstance(entry, dict):
-        raise SkipExample("line is no JSON object")
-    image = entry.get("img")
+def _parse_row(fields: dict[str, Any] | SkipExample) -> Row:
+    """Returns a row of a list, with split "train"; raises SkipExample."""
+    if isinstance(fields, SkipExample):
+        raise fields
+    image, text = fields.get("img"), fields.get("text")
     match = _IMAGE.fullmatch(image) if isinstance(image, str) else None
-    if not match or not image.isprintable() or match[1] in (".", ".."):
+    name = match[1] if match else ""
+    id_ = pathlib.PurePosixPath(name).stem
+    if not name or not name.isprintable() or name in (".", ".."):
         raise SkipExample("img is no path below img/")
-    id_ = pathlib.PurePosixPath(match[1]).stem
     if id_ != id_.strip() or f"{id_} ".startswith("# "):  # lost in a list of ids
         raise SkipExample("img is no path below img/")
-    label = _label(entry)
-    text, notes = _text(entry.get("text"))
-    return Row(id_, match[1], text, label, "train", (*_id_notes(entry, id_), *notes))
+    label = _parse_label(fields.get("label"))
+    text, notes = clean_text(text if isinstance(text, str) else None)
+    if text is None:
+        notes += ("noted: row without text",)
+    elif not text.isascii():
+        notes += ("noted: non-ASCII text",)
+    return Row(id_, name, text, label, "train", (*_id_notes(fields, id_), *notes))
 
 
-def _label(entry: dict[str, Any]) -> int:
-    """0 or 1; -1 and null stand for no label, which is not 0."""
-    label = entry.get("label")
+def _parse_label(label: Any) -> int:
+    """Returns 0 or 1; raises SkipExample for -1 and null, which stand for no label."""
     if isinstance(label, str):
         label = {"0": 0, "1": 1, "-1": -1}.get(label, label)
     if label is None or label == -1:
@@ -186,23 +182,13 @@ def _label(entry: dict[str, Any]) -> int:
     return int(label)
 
 
-def _id_notes(entry: dict[str, Any], id_: str) -> Iterator[str]:
-    """What to tell of a field "id" that is not the picture's name."""
-    given = entry.get("id")
-    if isinstance(given, bool) or not isinstance(given, int | str):
+def _id_notes(fields: dict[str, Any], id_: str) -> Iterator[str]:
+    """Yields the note for a field "id" that is not the stem of the image's name."""
+    field = fields.get("id")
+    if isinstance(field, bool) or not isinstance(field, int | str):
         yield "noted: id is not the image's"
-    elif str(given) != id_:
-        if str(given).lstrip("0") == id_.lstrip("0"):
+    elif str(field) != id_:
+        if str(field).lstrip("0") == id_.lstrip("0"):
             yield "noted: id without its leading zeros"
         else:
             yield "noted: id is not the image's"
-
-
-def _text(value: Any) -> tuple[str | None, tuple[str, ...]]:
-    """The text as it can be stored and shown, and what had to be done for that."""
-    text, notes = clean_text(value if isinstance(value, str) else None)
-    if text is None:
-        notes += ("noted: row without text",)
-    elif not text.isascii():
-        notes += ("noted: non-ASCII text",)
-    return text, notes

@@ -1,23 +1,23 @@
-"""Pairs of a picture and a text in a folder of the user's own.
+"""Pairs of an image and a text in a user's own folder.
 
 The rows are in `pairs.jsonl`, one JSON object a line: `image` (path below the folder,
 may be absent or null), `text` (likewise), `label` (a string) or `labels` (a list of
 strings), and optionally `id`, `group` (rows to be forgotten together) and `split`.
 Or they are in `pairs.csv` with these columns, "|" between the labels of a row. Or there
-is no index and the pictures lie in folders named after classes, `cats/1.jpg` or
-`train/cats/1.jpg`, the text of a picture, if it has one, in `1.txt` beside it.
+is no index and the images lie in folders named after classes, `cats/1.jpg` or
+`train/cats/1.jpg`, with the text of an image in `1.txt` beside it.
 
-Without a folder the pairs are the clip art that travels with the package, or one of two
-worked examples on generated data.
+Without a folder, the pairs are the clip art of the package or one of two generated
+samples.
 """
 
-import hashlib
 import os
 import pathlib
+import re
+from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.clipart import CLIPART
-from ccu_jax.data.pairs_row import Row, checked
 from ccu_jax.data.readers import pairs_index
 from ccu_jax.data.readers.base import (
     MARKER,
@@ -30,76 +30,102 @@ from ccu_jax.data.readers.base import (
     Source,
     Unpack,
     digest,
+    digest_file,
 )
-from ccu_jax.data.readers.pairs_index import Entry
+from ccu_jax.data.readers.pairs_index import SPLIT_NAMES, Entry
 from ccu_jax.data.readers.untrusted_files import Folder, clean_text
 from ccu_jax.errors import UserError
 
-EXAMPLES = ("medical", "satellite")  # keys of samples.editions.WRITERS
-MOST_CLASSES = 10_000
+SAMPLES = ("medical", "satellite")  # keys of samples.editions.WRITERS
+MAX_CLASSES = 10_000
+_MAX_LENGTH = 512  # characters of an id, group or label
+# Terminals obey U+0080 to U+009F like the first 32 characters, and Python splits lines
+# at U+2028 and U+2029.
+_FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class Row(NamedTuple):
+    """A checked row; `split` is "" if the row names none."""
+
+    line: int
+    id: str
+    group: str
+    image: str | None  # path below the root
+    text: str | None
+    labels: tuple[str, ...]
+    split: str
+    text_file: str | None = None  # path below the root, instead of `text`
+    notes: tuple[str, ...] = ()
 
 
 def locate(config: Data, workdir: pathlib.Path) -> Location:
-    """Returns the user's folder, the clip art, or a sample edition below `workdir`."""
+    """Returns the user's folder, the clip art, or a sample edition below `workdir`.
+
+    Raises:
+        UserError: the folder holds no pairs; an unknown sample.
+    """
     if config.dir is not None:
-        given = pathlib.Path(config.dir).expanduser()
+        given = pathlib.Path(os.path.expanduser(config.dir))
         if not given.is_dir():
-            raise UserError(f"data.dir: there is no folder {given}")
+            raise UserError(f"data.dir: no folder {given}")
         root = pairs_index.find_root(given)
         return Location(root, "sample" if (root / MARKER).is_file() else "own")
     if config.sample == "clipart":
         return Location(CLIPART, "clipart")
-    if config.sample not in EXAMPLES:
+    if config.sample not in SAMPLES:
         raise UserError(
-            f"data.sample: {config.sample!r} is none of clipart, {', '.join(EXAMPLES)}"
+            f"data.sample: {config.sample!r} is none of clipart, {', '.join(SAMPLES)}"
         )
     return Location(workdir / "sample" / config.sample, "sample")
 
 
-def signature(config: Data, place: Location) -> str:
-    """Hash of the index and, for a user's folder, when its picture folders changed."""
-    path, marks = pairs_index.index(place.root), list[str]()
-    if path:
-        with path.open("rb") as file:
-            marks.append(hashlib.file_digest(file, "blake2b").hexdigest())
-    if place.edition == "clipart":
+def signature(config: Data, location: Location) -> str:
+    """Hashes the index and, of a user's folder, when the folders of images changed."""
+    root = location.root
+    index = pairs_index.find_index(root)
+    marks = [digest_file(index)] if index else []
+    if location.edition == "clipart":
         return digest(*marks)
     if config.dir is None:
-        return digest(*marks, (place.root / MARKER).read_bytes())
-    # Only folders that pictures lie in: a workdir may be below the root, too.
-    for name in sorted(pairs_index.picture_folders(place.root)):
-        marks.append(_mark(place.root, name))
+        return digest(*marks, (root / MARKER).read_bytes())
+    # Only folders with images: a working folder may lie below the root as well.
+    for name in sorted(pairs_index.image_folders(root)):
+        marks.append(_folder_mark(root, name))
     return digest(*marks)
 
 
-def open_pairs(config: Data, place: Location, counts: Counts, unpack: Unpack) -> Source:
-    """Reads the index; pictures are read one at a time by `Source.read`.
+def open_pairs(
+    config: Data, location: Location, counts: Counts, unpack: Unpack
+) -> Source:
+    """Reads the index; `Source.read` reads images one at a time.
 
     Raises:
-        UserError: no index that can be read; a row that must be skipped when
+        UserError: the index cannot be read; a row must be skipped although
             `config.strict`.
     """
-    del unpack  # the folder itself may come as an archive, but has none in it
-    path = pairs_index.index(place.root)
-    rows, multi_label = _usable(place.root, path.name if path else "", counts)
+    del unpack  # the folder itself may come as an archive, but holds none
+    path = pairs_index.find_index(location.root)
+    index = path.name if path else ""
+    rows, multi_label = _read_rows(location.root, index, counts)
     classes = tuple(sorted({label for row in rows for label in row.labels}))
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > MAX_CLASSES:
         raise UserError(
-            f"{path or place.root}: {len(classes):,} different labels in {len(rows):,} "
-            "rows; a label is one of few classes, and what describes a row is its text"
+            f"{path or location.root}: {len(classes):,} different labels in "
+            f"{len(rows):,} rows; a label is one of few classes, and what describes a "
+            "row is its text"
         )
-    rows = _with_all_splits(rows, config, counts)
-    if shared := _groups_in_two_splits(rows):
+    rows = _fill_splits(rows, config, counts)
+    if num_torn := _count_groups_in_two_splits(rows):
         if counts.strict:
-            raise UserError(f"{path}: {shared} groups have rows in two splits")
-        counts.add("noted: group with rows in two splits", shared)
-    folder = Folder(place.root)
+            raise UserError(f"{path}: {num_torn} groups have rows in two splits")
+        counts.add("noted: group with rows in two splits", num_torn)
+    folder = Folder(location.root)
 
     def read(row: Row) -> Example:
         image = folder.read(row.image, "image") if row.image else None
         text, notes = row.text, row.notes
         if row.text_file:
-            text, notes = clean_text(folder.text(row.text_file, "text"))
+            text, notes = clean_text(folder.read_text(row.text_file, "text"))
         return Example(row.id, row.group, image, text, row.labels, row.split, notes)
 
     return Source(
@@ -108,32 +134,32 @@ def open_pairs(config: Data, place: Location, counts: Counts, unpack: Unpack) ->
         "micro_f1" if multi_label else "accuracy",
         [row for split in SPLITS for row in rows if row.split == split],
         read,
-        lambda row: _where(path.name if path else "", row.line, row.id),
+        lambda row: _row_name(index, row.line, row.id),
     )
 
 
-def split_rows(rows: list[Row], *, test: float, validation: float) -> list[Row]:
-    """Gives a split to each row without one: the same for all rows of a group.
+def assign_splits(rows: list[Row], *, test: float, validation: float) -> list[Row]:
+    """Assigns a split to each row without one: the same for all rows of a group.
 
-    In every stratum (groups with equal labels) the groups stand in the order of their
-    hash; the first ones go to test, the next to validation, the rest to train. What
-    rounding leaves over is carried to the next stratum, so the shares hold overall.
+    Stratified by labels. In each stratum the groups are ordered by a hash; the first
+    ones go to test, the next to validation, the rest to train. What rounding leaves
+    over is carried to the next stratum, so the fractions hold overall.
 
     Args:
-        rows: Rows with unique ids.
-        test: Share of the rows for test, in [0, 1).
-        validation: Likewise.
+        rows: rows with unique ids.
+        test: fraction of the rows for test, in [0, 1).
+        validation: likewise.
     """
-    named = {row.group: row.split for row in reversed(rows) if row.split}
+    splits = {row.group: row.split for row in reversed(rows) if row.split}
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row.group not in named:
+        if row.group not in splits:
             groups.setdefault(row.group, []).append(row)
     strata: dict[tuple[str, ...], list[str]] = {}
     for group, members in groups.items():
         labels = tuple(sorted({label for row in members for label in row.labels}))
         strata.setdefault(labels, []).append(group)
-    owed = {"test": 0.0, "validation": 0.0}
+    owed = {"test": 0.0, "validation": 0.0}  # rows
     for labels in sorted(strata):
         ordered = sorted(strata[labels], key=lambda group: digest("split", group))
         total = sum(len(groups[group]) for group in ordered)
@@ -141,86 +167,156 @@ def split_rows(rows: list[Row], *, test: float, validation: float) -> list[Row]:
         owed["validation"] += validation * total
         for group in ordered:
             size = len(groups[group])
-            named[group] = "train"
+            splits[group] = "train"
             for name, rest in owed.items():
                 if rest >= size / 2 and rest > 0:
-                    named[group] = name
+                    splits[group] = name
                     owed[name] -= size
                     break
-    return [row._replace(split=row.split or named[row.group]) for row in rows]
+    return [row._replace(split=row.split or splits[row.group]) for row in rows]
 
 
-def _with_all_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
-    """Gives every row a split; one that the index leaves out is cut from train."""
-    shares = {"test": config.test_fraction, "validation": config.validation_fraction}
+def _fill_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
+    """Gives every row a split; one that the index does not name is taken from train."""
+    fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     if not all(row.split for row in rows):
-        return split_rows(rows, **shares)
-    there = {row.split for row in rows}
-    shares = {name: 0.0 if name in there else share for name, share in shares.items()}
-    elsewhere = {row.group for row in rows if row.split != "train"}
-    free = [row._replace(split="") for row in rows if row.group not in elsewhere]
-    taken = {row.id: row.split for row in split_rows(free, **shares)}
-    for name in shares:
-        moved = sum(split == name for split in taken.values())
-        counts.add(f"noted: train row taken for {name}", moved)
-    return [row._replace(split=taken.get(row.id, row.split)) for row in rows]
+        return assign_splits(rows, **fractions)
+    named = {row.split for row in rows}
+    fractions = {name: 0.0 if name in named else f for name, f in fractions.items()}
+    groups_elsewhere = {row.group for row in rows if row.split != "train"}
+    free = [r._replace(split="") for r in rows if r.group not in groups_elsewhere]
+    splits = {row.id: row.split for row in assign_splits(free, **fractions)}
+    for name in fractions:
+        num_moved = sum(split == name for split in splits.values())
+        counts.add(f"noted: train row taken for {name}", num_moved)
+    return [row._replace(split=splits.get(row.id, row.split)) for row in rows]
 
 
-def _groups_in_two_splits(rows: list[Row]) -> int:
+def _count_groups_in_two_splits(rows: list[Row]) -> int:
     splits: dict[str, set[str]] = {}
     for row in rows:
         splits.setdefault(row.group, set()).add(row.split)
-    return sum(len(found) > 1 for found in splits.values())
+    return sum(len(names) > 1 for names in splits.values())
 
 
-def _usable(root: pathlib.Path, index: str, counts: Counts) -> tuple[list[Row], bool]:
-    """The rows that are fit, and whether one of them has `labels`."""
+def _read_rows(
+    root: pathlib.Path, index: str, counts: Counts
+) -> tuple[list[Row], bool]:
+    """Returns the usable rows, and whether one of them has `labels`."""
     rows: list[Row] = []
-    multi_label, seen, same = False, set(), {}
-    for entry in pairs_index.entries(root, counts):
+    multi_label, ids, shared = False, set(), {}
+    for entry in pairs_index.iter_entries(root, counts):
         counts.add("read")
         try:
-            if not isinstance(entry, Entry):
-                raise entry[1]
-            row = checked(entry)
-            if row.id in seen:
+            row, has_labels = parse_row(entry)
+            if row.id in ids:
                 raise SkipExample("id already used")
         except SkipExample as reason:
-            counts.skip(str(reason), _where(index, entry[0], _called(entry)))
+            counts.skip(str(reason), _row_name(index, entry.line, _given_name(entry)))
             continue
-        seen.add(row.id)
-        multi_label |= entry.fields.get("labels") is not None
+        ids.add(row.id)
+        multi_label |= has_labels
         # One object for all rows of a class: there may be a million.
-        rows.append(row._replace(labels=same.setdefault(row.labels, row.labels)))
+        rows.append(row._replace(labels=shared.setdefault(row.labels, row.labels)))
     return rows, multi_label
 
 
-def _called(entry: Entry | tuple) -> str:
-    """What a row that is not fit says of its own name."""
-    fields = entry.fields if isinstance(entry, Entry) else {}
+def parse_row(entry: Entry) -> tuple[Row, bool]:
+    """Checks an entry; returns its row and whether it has `labels`.
+
+    Raises SkipExample.
+    """
+    fields = entry.fields
+    if isinstance(fields, SkipExample):
+        raise fields
+    image = pairs_index.to_posix(_parse_word(fields, "image") or "")
+    id_ = _parse_word(fields, "id") or image
+    if not id_:
+        raise SkipExample("neither id nor image names the row")
+    group = _parse_word(fields, "group") or id_
+    for name, value in (("id", id_), ("group", group)):
+        if len(value) > _MAX_LENGTH:
+            raise SkipExample(f"{name} too long")
+    if f"{id_} ".startswith("# "):
+        raise SkipExample("id begins as a comment in a list of ids does")
+    split = (_parse_word(fields, "split") or "").casefold()
+    if split and split not in SPLIT_NAMES:
+        raise SkipExample("split unknown")
+    text, notes = clean_text(_parse_string(fields, "text"))
+    labels = _parse_labels(fields)
+    if not (image or text or entry.text_file):
+        raise SkipExample("neither image nor text")
+    row = Row(
+        line=entry.line,
+        id=id_,
+        group=group,
+        image=image or None,
+        text=text,
+        labels=labels,
+        split=SPLIT_NAMES.get(split, ""),
+        text_file=entry.text_file,
+        notes=notes,
+    )
+    return row, fields.get("labels") is not None
+
+
+def _parse_labels(fields: dict[str, Any]) -> tuple[str, ...]:
+    labels = fields.get("labels")
+    if labels is None:
+        if not (label := _parse_word(fields, "label")):
+            raise SkipExample("no label")
+        labels = [label]
+    if not isinstance(labels, list) or None in labels:
+        raise SkipExample("labels are no list of strings")
+    words = [_parse_word({"label": label}, "label") for label in labels]
+    if any(len(word) > _MAX_LENGTH for word in words if word):
+        raise SkipExample("label too long")
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
+def _parse_string(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # ids and labels are often written as numbers
+    if value is not None and not isinstance(value, str):
+        raise SkipExample(f"{name} is no string")
+    return value
+
+
+def _parse_word(fields: dict[str, Any], name: str) -> str | None:
+    """Returns a string without characters that break files, tables or terminals."""
+    value = (_parse_string(fields, name) or "").strip()
+    if _FORBIDDEN.search(value):
+        raise SkipExample(f"{name} has an impossible character")
+    return value or None
+
+
+def _given_name(entry: Entry) -> str:
+    """Returns the id or image that an unusable row names, fit for a message."""
+    fields = {} if isinstance(entry.fields, SkipExample) else entry.fields
     name = fields.get("id") or fields.get("image")
     return ascii(name)[1:-1][:80] if isinstance(name, str) else ""
 
 
-def _where(index: str, line: int, name: str) -> str:
+def _row_name(index: str, line: int, name: str) -> str:
     if not line:
         return name
     return f"{index} line {line} ({name})" if name else f"{index} line {line}"
 
 
-def _mark(root: pathlib.Path, name: str) -> str:
-    """When something in this folder was added, removed or renamed."""
+def _folder_mark(root: pathlib.Path, name: str) -> str:
+    """Returns a text that changes when files of this folder are added or replaced."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return ""
     try:
         if path.parts:
-            # As ASCII: a name on a disk need not be Unicode.
+            # As ASCII: a name on disk need not be Unicode.
             return f"{name!a} {os.stat(root / path).st_mtime_ns}"
-        # The root itself may hold a workdir, and changes with it.
-        with os.scandir(root) as found:
-            files = {e.name: e for e in found if pairs_index.is_picture(e.name)}
-            stats = [(n, files[n].stat(follow_symlinks=False)) for n in sorted(files)]
+        # The root may hold a working folder, whose writes change the root's own time.
+        with os.scandir(root) as entries:
+            images = {e.name: e for e in entries if pairs_index.is_image_name(e.name)}
+            stats = [(n, images[n].stat(follow_symlinks=False)) for n in sorted(images)]
         return repr([(n, s.st_size, s.st_mtime_ns) for n, s in stats])
     except (OSError, ValueError):
         return ""

@@ -1,6 +1,6 @@
-"""Reading files that somebody else has made: never out of the folder, never too much.
+"""Reads files of unknown origin: never outside of their folder, never too much.
 
-Every way in which a file can be unfit is an `SkipExample` with the reason to count.
+Each way in which a file cannot be used is a `SkipExample` with the reason to count.
 """
 
 import errno
@@ -16,123 +16,119 @@ from typing import Any
 from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError
 
-MAX_IMAGE_BYTES = 256 << 20  # bytes of an encoded picture
-MAX_TEXT_BYTES = (
-    4 << 20
-)  # bytes of a file with one row's text; JSON may take 30 times that
-MAX_LINE_BYTES = 1 << 20  # bytes of a line of an index; longer ones are left out
-# JSON can hold halves of UTF-16 pairs, which no text file may hold.
-_HALVES = re.compile("[\ud800-\udfff]")
-_MAX_NAME = 4096  # characters of a path; following a longer one would take minutes
+MAX_IMAGE_BYTES = 256 << 20  # of an encoded image
+MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; as JSON it may take 30 times
+MAX_LINE_BYTES = 1 << 20  # of a line of an index; longer lines are skipped
+# JSON can hold single surrogates, which no text file can hold.
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_MAX_PATH = 4096  # characters; resolving a longer path would take minutes
 
 
 class Folder:
-    """The files below one folder, which may itself be a link.
+    """Reads files below one folder; links that lead out of it are not followed.
 
     Args:
-        root: the folder; links in it that lead out of it are not followed.
+        root: the folder, which may itself be a link.
     """
 
     def __init__(self, root: pathlib.Path):  # noqa: D107
         self.root = pathlib.Path(os.path.realpath(root))
-        # Rows of one folder follow each other: it is looked up once.
-        self._inside = functools.lru_cache(1024)(self._is_inside)
+        # Consecutive rows share a folder, so it is resolved once.
+        self._is_inside = functools.lru_cache(1024)(
+            lambda path: is_within(path, self.root)
+        )
 
-    def read(self, name: str, what: str, most: int = MAX_IMAGE_BYTES) -> bytes:
-        """The bytes of a file.
+    def read(self, name: str, what: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        """Returns the content of a file.
 
         Args:
-            name: its path below the folder, as a row of the data has it.
-            what: what to call it in the reason, such as "picture".
-            most: bytes; a larger file is not read.
+            name: its path below the folder, as the data set writes it.
+            what: its name in the reason, such as "image".
+            max_bytes: a larger file is not read.
 
         Raises:
             SkipExample: "`what` missing", "`what` outside of the folder", "`what` too
                 large", "`what` is no plain file", "`what` cannot be read".
         """
-        path = self._path(name, what)
+        path = self._resolve(name, what)
         try:
-            # Not blocking: opening a pipe would wait for ever.
+            # Without O_NONBLOCK, opening a named pipe would wait for ever.
             handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
             raise SkipExample(f"{what} missing") from None
         except IsADirectoryError:
             raise SkipExample(f"{what} is no plain file") from None
         except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
-                raise SkipExample(f"{what} missing") from None
-            raise SkipExample(f"{what} cannot be read") from None
-        # Before it is made a file of Python's, which a folder cannot be.
+            is_missing = error.errno in (errno.ENAMETOOLONG, errno.EINVAL)
+            reason = "missing" if is_missing else "cannot be read"
+            raise SkipExample(f"{what} {reason}") from None
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):  # fdopen would raise for a folder
             os.close(handle)
             raise SkipExample(f"{what} is no plain file")
         with os.fdopen(handle, "rb") as file:
-            if status.st_size > most:
+            if status.st_size > max_bytes:
                 raise SkipExample(f"{what} too large")
             try:
-                # Not `most`: Python would set aside as much memory each time.
                 return file.read(status.st_size)
             except OSError:
                 raise SkipExample(f"{what} cannot be read") from None
 
-    def text(self, name: str, what: str, most: int = MAX_TEXT_BYTES) -> str:
-        """Reads a UTF-8 file; raises SkipExample, also "`what` is not UTF-8"."""
-        return decode_utf8(self.read(name, what, most), what)
+    def read_text(self, name: str, what: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+        """Returns the content of a UTF-8 file; raises SkipExample as `read` does."""
+        return decode_utf8(self.read(name, what, max_bytes), what)
 
-    def _path(self, name: str, what: str) -> str:
+    def _resolve(self, name: str, what: str) -> str:
         outside = SkipExample(f"{what} outside of the folder")
-        if not name or "\0" in name or len(name) > _MAX_NAME:
+        if not name or "\0" in name or len(name) > _MAX_PATH:
             raise SkipExample(f"{what} missing")
-        # Also a path of Windows: it means the same wherever the data are read.
+        # A Windows path means the same on every system.
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
-        drive = re.match("[A-Za-z]:", name)
-        if os.path.isabs(name) or name[:1] in "/\\" or ".." in parts or drive:
+        has_drive = re.match("[A-Za-z]:", name)
+        if os.path.isabs(name) or name[:1] in "/\\" or ".." in parts or has_drive:
             raise outside
         try:
             path = os.path.join(self.root, name)
-            if not self._inside(os.path.dirname(path)):
+            if not self._is_inside(os.path.dirname(path)):
                 raise outside
-            if os.path.islink(path) and not self._is_inside(path):
+            if os.path.islink(path) and not is_within(path, self.root):
                 raise outside
         except (OSError, ValueError):  # a loop of links; a name that cannot be encoded
             raise SkipExample(f"{what} missing") from None
         return path
 
-    def _is_inside(self, path: str) -> bool:
-        return is_within(path, self.root)
-
 
 def is_within(path: str | pathlib.Path, folder: str | pathlib.Path) -> bool:
-    """Whether what a path leads to, by links too, lies in a folder (or is it)."""
-    # Unlike Path.resolve this takes links that go round.
+    """Returns whether a path, with links resolved, is a folder or lies below it."""
+    # Path.resolve raises on a loop of links.
     real, root = os.path.realpath(path), os.path.realpath(folder)
     return real == root or real.startswith(os.path.join(root, ""))
 
 
-def reject_external_links(places: dict[pathlib.Path, pathlib.Path]) -> None:
-    """Refuses paths that lead out of the folder each must lie in.
+def reject_external_links(folders: dict[pathlib.Path, pathlib.Path]) -> None:
+    """Checks that no path leads out of the folder it must lie in.
 
-    Who made the folder may be a stranger: nothing is read that lies elsewhere.
+    Args:
+        folders: the folder of each path.
 
     Raises:
-        UserError: which path it is.
+        UserError: a path is a link to somewhere else.
     """
-    for path, folder in places.items():
+    for path, folder in folders.items():
         if not is_within(path, folder):
             raise UserError(
-                f"{path} is a link out of its folder: put what it leads to in its "
-                "place, or name the folder that all of the files are in"
+                f"{path} is a link out of its folder: replace it by the files it links "
+                "to, or set data.dir to a folder that holds all of the files"
             )
 
 
 def quote(text: str) -> str:
-    """What somebody else has written, in quotes, fit for a message of one line."""
+    """Quotes and shortens text of unknown origin for a one-line message."""
     return ascii(text[:100])
 
 
 def decode_utf8(data: bytes, what: str) -> str:
-    """Bytes as UTF-8 without a byte-order mark; raises SkipExample."""
+    """Decodes UTF-8, with or without a byte-order mark; raises SkipExample."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -140,18 +136,18 @@ def decode_utf8(data: bytes, what: str) -> str:
 
 
 def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """A text as it can be stored and shown, None if it is blank; what that took."""
+    """Makes a text fit to be stored; returns it (None if blank) and notes to count."""
     notes: tuple[str, ...] = ()
     if text and "\0" in text:
         text, notes = text.replace("\0", " "), ("noted: NUL characters in a text",)
-    if text and _HALVES.search(text):
-        text = _HALVES.sub("\ufffd", text)
+    if text and _SURROGATES.search(text):
+        text = _SURROGATES.sub("\ufffd", text)
         notes += ("noted: broken characters in a text",)
     return (text or "").strip() or None, notes
 
 
 def parse_json(text: str, what: str) -> Any:
-    """A JSON text as Python's types; raises SkipExample."""
+    """Parses a JSON text; raises SkipExample."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -159,28 +155,39 @@ def parse_json(text: str, what: str) -> Any:
 
 
 def iter_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:
-    r"""The lines of a file with their numbers from 1; None for one that is too long.
+    r"""Yields the lines of a file, numbered from 1; None for one that is too long.
 
-    Cut at "\n" alone, which is cut off: `str.splitlines` would also cut inside of texts
-    (U+0085). A file of one endless line takes no more memory than any other.
+    Lines end at "\n" or "\r\n", which is removed; `str.splitlines` would also split
+    inside of texts (at U+0085). An endless line takes no more memory than any other.
     """
-    for number, _, _, content in iter_lines_with_offsets(path):
-        whole = content is not None
-        yield number, content.rstrip(b"\n").rstrip(b"\r") if whole else None
-
-
-def iter_lines_with_offsets(
-    path: pathlib.Path,
-) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """Number, place, length and content of each line, as `lines` cuts them."""
-    number, offset, rest = 0, 0, False
+    number, is_continued = 0, False
     with path.open("rb") as file:
         while piece := file.readline(MAX_LINE_BYTES + 1):
-            whole = piece.endswith(b"\n")
-            if not rest:
+            is_last = piece.endswith(b"\n")
+            if not is_continued:
                 number += 1
-                rest = not whole and len(piece) > MAX_LINE_BYTES
-                yield number, offset, len(piece), None if rest else piece
-            else:  # of a line that was too long
-                rest = not whole
-            offset += len(piece)
+                is_too_long = not is_last and len(piece) > MAX_LINE_BYTES
+                yield number, None if is_too_long else piece.rstrip(b"\n").rstrip(b"\r")
+            is_continued = not is_last
+
+
+def iter_json_lines(
+    path: pathlib.Path,
+) -> Iterator[tuple[int, dict[str, Any] | SkipExample]]:
+    """Yields the number and JSON object of each line that is not blank.
+
+    A `SkipExample` with the reason stands for a line that is none.
+    """
+    for number, raw in iter_lines(path):
+        try:
+            if raw is None:
+                raise SkipExample("line too long")
+            if not raw.strip():
+                continue
+            value = parse_json(decode_utf8(raw, "line"), "line")
+            if not isinstance(value, dict):
+                raise SkipExample("line is no JSON object")
+        except SkipExample as reason:
+            yield number, reason
+        else:
+            yield number, value

@@ -294,7 +294,7 @@ def test_wrong_content_of_a_zip_is_noticed_by_its_checksum(tmp_path):
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(archive, "ALWAYS", 1 << 20)
+    monkeypatch.setattr(archive, "MIN_LIMIT_BYTES", 1 << 20)
     members = [("a", b"1"), ("zeros", bytes(8 << 20))]
     if kind == "zip":
         path = zipped(tmp_path / "x", members)
@@ -304,7 +304,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, kind):
 
 
 def test_a_bomb_of_empty_files_or_of_a_long_name_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "ALWAYS", 1 << 20)
+    monkeypatch.setattr(archive, "MIN_LIMIT_BYTES", 1 << 20)
     names = [(f"{number}", b"") for number in range(3000)]
     refused(tmp_path, tarred(tmp_path / "x", names, mode="w:xz"), "unpacks to more")
     long = tarfile.TarInfo("x")
@@ -313,14 +313,14 @@ def test_a_bomb_of_empty_files_or_of_a_long_name_is_refused(tmp_path, monkeypatc
 
 
 def test_a_bomb_that_hides_in_what_is_left_out_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "ALWAYS", 1 << 20)
+    monkeypatch.setattr(archive, "MIN_LIMIT_BYTES", 1 << 20)
     members = [("../zeros", bytes(8 << 20)), ("a", b"1")]
     path = tarred(tmp_path / "x", members, mode="w:gz")
     refused(tmp_path, path, "unpacks to more than")
 
 
 def test_a_disk_too_small_is_told_before_it_is_full(tmp_path, monkeypatch):
-    usage = (10 << 30, 0, archive.SPARE + 5000)
+    usage = (10 << 30, 0, archive.SPARE_BYTES + 5000)
     monkeypatch.setattr(
         archive.shutil, "disk_usage", lambda _: type("", (), {"free": usage[2]})
     )
@@ -344,7 +344,7 @@ def test_an_encrypted_zip_names_the_remedy(tmp_path):
     for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(mark) + place] |= 1
     (tmp_path / "x").write_bytes(data)
-    refused(tmp_path, tmp_path / "x", "is encrypted: unpack it with its password first")
+    refused(tmp_path, tmp_path / "x", "is encrypted or compressed .* another program")
 
 
 def test_a_zip_by_a_method_that_python_lacks_names_the_remedy(tmp_path):
@@ -352,7 +352,7 @@ def test_a_zip_by_a_method_that_python_lacks_names_the_remedy(tmp_path):
     for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
         data[data.index(mark) + place] = 9
     (tmp_path / "x").write_bytes(data)
-    refused(tmp_path, tmp_path / "x", "by method 9, which Python cannot undo: unpack")
+    refused(tmp_path, tmp_path / "x", "is encrypted or compressed .* another program")
 
 
 def test_leftovers_of_a_killed_run_do_no_harm(tmp_path, unpack):

@@ -83,7 +83,7 @@ def opened(root, scratch=None, **settings):
     """The opened data set and its counts; archives are unpacked to `scratch`."""
     config = Data(dataset="hatefulmemes", dir=str(root), **settings)
     counts = Counts(str(root), config.strict)
-    place = hatefulmemes.locate(config, root)
+    place = hatefulmemes.READER.locate(config, root)
 
     def unpack(path):
         return archive.unpack(path, scratch / path.name, counts, quiet)
@@ -270,23 +270,23 @@ def test_what_is_missing_is_named_with_the_official_page(tmp_path):
         assert hatefulmemes.PAGE in str(error.value) and "Meta" in str(error.value)
         assert "\n" not in str(error.value)
 
-    refused("there is no folder", tmp_path / "nowhere")
+    refused("no folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refused("holds train.jsonl of Hateful Memes", tmp_path / "empty")
+    refused("no Hateful Memes in .* missing train.jsonl", tmp_path / "empty")
     root = small(tmp_path / "data")
     (root / "img").rename(tmp_path / "away")
-    refused("holds train.jsonl, but neither img/ nor img.tar.gz", root)
-    refused("holds train.jsonl, but neither img/ nor img.tar.gz", tmp_path)
+    refused("data has no img/ or img.tar.gz", root)
+    refused("data has no img/ or img.tar.gz", tmp_path)
     (tmp_path / "away").rename(root / "img")
     (root / "train.jsonl").unlink()
-    refused("holds train.jsonl of Hateful Memes", root)
+    refused("data has no train.jsonl", root)
 
 
 def test_without_any_row_to_train_on_or_to_test_reading_ends(tmp_path):
     root = small(tmp_path / "data")
     for name in SECOND[1:]:
         (root / f"{name}.jsonl").unlink()
-    with pytest.raises(UserError, match="no row with a label in any of dev_seen"):
+    with pytest.raises(UserError, match="no row to test on: none with a label in any of dev_seen"):
         opened(root)
     root = small(tmp_path / "other")
     (root / "train.jsonl").write_text("")
@@ -297,10 +297,10 @@ def test_without_any_row_to_train_on_or_to_test_reading_ends(tmp_path):
 def test_the_signature_notices_changed_lists_and_pictures(tmp_path):
     root = small(tmp_path / "data")
     config = Data(dataset="hatefulmemes", dir=str(root))
-    place = hatefulmemes.locate(config, root)
+    place = hatefulmemes.READER.locate(config, root)
 
     def signature():
-        return hatefulmemes.signature(config, place)
+        return hatefulmemes.READER.signature(config, place)
 
     seen = [signature()]
     assert seen == [signature()]
@@ -594,4 +594,4 @@ def test_the_sample_is_read_without_a_loss(written, tmp_path):
     assert not (tmp_path / "sample").exists()
     small(tmp_path / "data")
     config = Data(dataset="hatefulmemes", dir=str(tmp_path))
-    assert hatefulmemes.locate(config, tmp_path).edition == "official"
+    assert hatefulmemes.READER.locate(config, tmp_path).edition == "official"

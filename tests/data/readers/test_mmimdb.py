@@ -326,12 +326,12 @@ def test_a_changed_list_or_folder_changes_the_signature(tiny):
     config = Data(dir=str(tiny))
     place = mmimdb.locate(config, tiny)
     os.utime(tiny / "dataset", ns=(0, 0))  # clocks of file systems tick slowly
-    found = {mmimdb.signature(config, place)}
+    found = {mmimdb.READER.signature(config, place)}
     (tiny / "dataset" / "4000005.jpeg").unlink()
-    found.add(mmimdb.signature(config, place))
+    found.add(mmimdb.READER.signature(config, place))
     (tiny / "split.json").write_text('{"train": ["4000005"], "dev": [], "test": []}')
-    found.add(mmimdb.signature(config, place))
-    assert len(found) == 3 and mmimdb.signature(config, place) in found
+    found.add(mmimdb.READER.signature(config, place))
+    assert len(found) == 3 and mmimdb.READER.signature(config, place) in found
 
 
 def test_the_longest_plot_is_taken_or_the_first():
@@ -369,15 +369,15 @@ def test_a_half_unpacked_archive_is_named_with_the_official_page(copy, tmp_path)
 
     refused("no folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refused("holds split.json and dataset/", tmp_path / "empty")
+    refused("no MM-IMDb in .* missing split.json, dataset/", tmp_path / "empty")
     for path in list((copy / "dataset").glob("*.jpeg"))[:25]:
         path.unlink()
     refused("lacks 25 of the 40 .jpeg files")
     (copy / "split.json").rename(tmp_path / "split.json")
-    refused("holds dataset/ but no split.json")
+    refused("has no split.json")
     (tmp_path / "split.json").rename(copy / "split.json")
     (copy / "dataset").rename(tmp_path / "away")
-    refused("holds split.json but no folder dataset/")
+    refused("has no dataset/")
     (copy / "dataset").symlink_to(tmp_path / "away")
     with pytest.raises(UserError, match="is a link out of its folder"):
         read(copy)
@@ -466,13 +466,13 @@ def test_another_archive_has_another_signature(packed):
     folder, _ = packed
     config, archive = Data(dir=str(folder)), folder / "mmimdb.tar.gz"
     place = mmimdb.locate(config, folder)
-    first = mmimdb.signature(config, place)
-    assert mmimdb.signature(config, place) == first
+    first = mmimdb.READER.signature(config, place)
+    assert mmimdb.READER.signature(config, place) == first
     os.utime(archive, ns=(0, 17))
-    second = mmimdb.signature(config, place)
+    second = mmimdb.READER.signature(config, place)
     archive.write_bytes(archive.read_bytes() + b"\0")
     os.utime(archive, ns=(0, 17))
-    assert len({first, second, mmimdb.signature(config, place)}) == 3
+    assert len({first, second, mmimdb.READER.signature(config, place)}) == 3
 
 
 def test_an_archive_of_something_else_is_refused(packed, tmp_path):

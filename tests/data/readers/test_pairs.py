@@ -322,7 +322,7 @@ def test_an_index_without_one_fit_row_is_refused_with_all_counts(folder, tmp_pat
 
 
 def test_a_label_that_names_every_row_is_no_label(folder, monkeypatch):
-    monkeypatch.setattr(pairs, "MOST_CLASSES", 5)
+    monkeypatch.setattr(pairs, "MAX_CLASSES", 5)
     given = [{"id": str(n), "text": "a", "label": f"title {n}"} for n in range(6)]
     with pytest.raises(UserError, match="6 different labels in 6 rows; a label is one"):
         opened(folder(given))
@@ -589,7 +589,7 @@ def test_the_index_may_lie_one_folder_below(folder, root):
 
 
 def test_a_folder_that_says_too_little_or_too_much_is_refused(folder, root, tmp_path):
-    with pytest.raises(UserError, match="there is no folder .*/nowhere"):
+    with pytest.raises(UserError, match="no folder .*/nowhere"):
         opened(Data(dir=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match="pairs holds no pairs.jsonl or pairs.csv, and"):
         opened(classes(root, ["images/1.jpg", "images/2.jpg"]))
@@ -673,7 +673,7 @@ def test_pictures_beside_the_index_or_behind_escapes_are_watched_too(root):
         (root / "new").write_bytes(picture("blue", (99, 99)))
         os.replace(root / "new", root / name)
     assert len(seen | {signature(config)}) == 3
-    assert pairs_index.picture_folders(root) == {"\u00e9", "", "../../etc", "nul\0"}
+    assert pairs_index.image_folders(root) == {"\u00e9", "", "../../etc", "nul\0"}
 
 
 # --- the worked examples --------------------------------------------------------------

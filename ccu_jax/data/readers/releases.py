@@ -1,0 +1,158 @@
+"""Official releases of data sets: where they lie, and what is missing in them."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from ccu_jax.config.schema import Data
+from ccu_jax.data.readers.base import (
+    MARKER,
+    Counts,
+    Location,
+    Unpack,
+    digest,
+    digest_file,
+)
+from ccu_jax.data.readers.untrusted_files import reject_external_links
+from ccu_jax.errors import UserError
+
+
+class Release(NamedTuple):
+    """The official layout of a data set."""
+
+    dataset: str  # a key of DATASETS
+    title: str
+    remedy: str  # the end of errors: where to get the files
+    lists: tuple[str, ...]  # files that list the rows; paths below the root
+    images: tuple[str, ...]  # folders and archives that may hold the images
+    subfolders: tuple[str, ...]  # where the root may lie below the user's folder
+    inner_folders: tuple[str, ...]  # the user may also name one of these
+    # Returns for each required file or folder whether a folder has it.
+    files: Callable[[pathlib.Path], dict[str, bool]]
+    # Returns paths whose modification time tells whether images have changed.
+    watched: Callable[[pathlib.Path], Iterable[pathlib.Path]]
+    archive: str = ""  # of everything; used where no folder is complete
+    any_subfolder: bool = False  # whether the root may lie in a folder of any name
+
+    def locate(self, config: Data, workdir: pathlib.Path) -> Location:
+        """Returns the user's folder, or the sample edition below the working folder.
+
+        Raises:
+            UserError: files are missing in the user's folder, or lead out of it.
+        """
+        if config.dir is None:
+            return Location(workdir / "sample" / self.dataset, "sample")
+        given = pathlib.Path(os.path.expanduser(config.dir)).absolute()
+        if not given.is_dir():
+            raise UserError(f"data.dir: no folder {given}; {self.remedy}")
+        try:
+            root = self._find_below(given)
+            folders = {
+                root / name: root for name in (*self.lists, *self.images, self.archive)
+            }
+            folders[root] = given.parent if root == given.parent else given
+            reject_external_links(folders)
+            is_sample = self._marker(root).is_file()
+        except OSError as error:
+            raise UserError(f"data.dir: {given} cannot be read: {error}") from None
+        return Location(root, "sample" if is_sample else "official")
+
+    def signature(self, config: Data, location: Location) -> str:
+        """Hashes the lists, and sizes and modification times of the watched paths."""
+        root, marks = location.root, []
+        for name in self.lists:
+            if (root / name).is_file():
+                marks += [name, digest_file(root / name)]
+        if location.edition == "sample" and config.dir is None:
+            return digest(*marks, self._marker(root).read_bytes())
+        for path in self.watched(root):
+            status = path.stat() if path.exists() else path.lstat()
+            size = "" if path.is_dir() else status.st_size
+            # As ASCII: a name on disk need not be Unicode.
+            marks.append(f"{path.name!a} {size} {status.st_mtime_ns}")
+        return digest(*marks)
+
+    def find_root(self, folder: pathlib.Path) -> pathlib.Path | None:
+        """Returns the folder with all required files: this one, one below, or above."""
+        return self._first_complete(self._candidates(folder))
+
+    def _candidates(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        above = [folder.parent] if folder.name in self.inner_folders else []
+        return [folder, *(folder / name for name in self.subfolders), *above]
+
+    def _first_complete(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
+        return next((f for f in folders if all(self.files(f).values())), None)
+
+    def _find_below(self, given: pathlib.Path) -> pathlib.Path:
+        candidates = self._candidates(given)
+        root = self._first_complete(candidates)
+        is_empty = not any(any(self.files(f).values()) for f in candidates)
+        if root is None and self.any_subfolder and is_empty:
+            # A name that is not printable would garble messages.
+            below = sorted(p for p in given.iterdir() if p.name.isprintable())
+            deeper = [root for path in below for root in self._candidates(path)]
+            root = self._first_complete(deeper)
+            other = self._first_complete(
+                [folder for folder in deeper if folder != root]
+            )
+            if root and other:
+                raise UserError(
+                    f"data.dir: {given} holds {self.title} more than once: name one of "
+                    f"{root} and {other}"
+                )
+            candidates += deeper
+        if root is None and self.archive and (given / self.archive).is_file():
+            return given
+        if root is None:
+            raise self._missing_error(candidates)
+        return root
+
+    def _missing_error(self, folders: list[pathlib.Path]) -> UserError:
+        """Returns the error that names what is missing in the most complete folder."""
+        root = max(folders, key=lambda folder: sum(self.files(folder).values()))
+        files = self.files(root)
+        missing = [name for name, exists in files.items() if not exists]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        names = ", ".join(missing[:3]) + more
+        if len(missing) == len(files):
+            return UserError(
+                f"data.dir: no {self.title} in {folders[0]} or {folders[1]}: missing "
+                f"{names}; {self.remedy}"
+            )
+        return UserError(
+            f"data.dir: {root} has no {names}: unpack all of {self.title} there, or "
+            f"{self.remedy}"
+        )
+
+    def _marker(self, root: pathlib.Path) -> pathlib.Path:
+        """Returns the file that marks a sample edition, in or above the root."""
+        inner = root / MARKER
+        if root.name in self.subfolders and not inner.is_file():
+            return root.parent / MARKER
+        return inner
+
+
+def find_images(
+    root: pathlib.Path, folder: str, archives: tuple[str, ...]
+) -> pathlib.Path:
+    """Returns the folder or else the archive of the images, which may not exist.
+
+    An empty folder, as a stopped `tar` leaves it, comes after the archives.
+    """
+    path = root / folder
+    if path.is_dir() and any(path.iterdir()):
+        return path
+    packed = (root / name for name in archives)
+    return next((archive for archive in packed if archive.is_file()), path)
+
+
+def unpack_images(
+    images: pathlib.Path, counts: Counts, unpack: Unpack, folder: str
+) -> pathlib.Path:
+    """Returns the folder of images, unpacked first if `images` is an archive."""
+    if not images.is_file():
+        return images
+    counts.add(f"noted: images in {images.name}")
+    unpacked = unpack(images)
+    return unpacked / folder if (unpacked / folder).is_dir() else unpacked

@@ -1,37 +1,37 @@
-"""`--ablate`: what each part of the methods of this project is worth.
+"""`--ablate`: the contribution of each term of the methods of this project.
 
-Every form of CCU runs as it is, and once more without each of its objectives or with
-another part switched off, from the same originals.
+Every form of CCU runs as configured, and again with each of its losses or other terms
+switched off or changed, always from the same originals.
 """
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ccu_jax.config.methods import Ccu, CcuPlus
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.experiments import variants
-from ccu_jax.experiments.variants import Variant
-from ccu_jax.methods import OURS, REFERENCE
+from ccu_jax.experiments.variants import Variant, run_variant
+from ccu_jax.methods import OURS, REFERENCE, Problem
 from ccu_jax.reports.findings import EDITION_WARNINGS
-from ccu_jax.reports.summary import (
-    DASH,
-    estimate,
-    format_estimate,
-    get_attack_auc,
-    get_score,
-    get_time_s,
-)
+from ccu_jax.reports.summary import DASH, MethodResults, format_estimate
 from ccu_jax.reports.tables import Table
-from ccu_jax.runs import forecast, session, stages
-from ccu_jax.runs import results as rows
+from ccu_jax.runs import forecast
 from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.progress import Stage
+from ccu_jax.runs.results import Result, load_result, result_path
+from ccu_jax.runs.session import open_run
+from ccu_jax.runs.stages import problem_with_original, run_seed
 from ccu_jax.storage.files import write_atomically
 
-# What can be switched off, or changed, in each kind of section, and in what words.
-PARTS: dict[type, dict[str, dict[str, Any]]] = {
+Settings = dict[str, Any]
+
+# The ablations of each section of the configuration: a name, and the settings that
+# change. `steps` is a multiple of the configured number.
+ABLATIONS: dict[type, dict[str, Settings]] = {
     Ccu: {
         "no inverse contrast": {"inverse_contrast": 0.0},
         "with a pull to other classes": {"pull": 1.0},
@@ -40,13 +40,16 @@ PARTS: dict[type, dict[str, dict[str, Any]]] = {
         "no separation": {"separation": 0.0},
     },
     CcuPlus: {
-        "no match": {"target_match": 0.0},
-        "no level": {"match_confidence": 0.0},
-        "neither match nor level": {"target_match": 0.0, "match_confidence": 0.0},
-        "no gated contrast": {"gated_push": 0.0},
+        "no target match": {"target_match": 0.0},
+        "no confidence match": {"match_confidence": 0.0},
+        "no target and no confidence match": {
+            "target_match": 0.0,
+            "match_confidence": 0.0,
+        },
+        "no gated push": {"gated_push": 0.0},
         "no task loss": {"task_loss": 0.0},
         "no retention": {"retention": 0.0},
-        "no hold": {"heldout_retention": 0.0},
+        "no held-out retention": {"heldout_retention": 0.0},
         "no pair dissociation": {"pair_dissociation": 0.0},
         "no separation": {"separation": 0.0},
         "no correction of targets": {"feedback_gain": 0.0},
@@ -57,100 +60,114 @@ PARTS: dict[type, dict[str, dict[str, Any]]] = {
         "half the steps": {"steps": 0.5},
     },
 }
-_COLUMNS = ("unlearn image", "test image", "test text", "test fused", "retain fused")
-_ATTACKS = ("image", "fused", "pair")
+AS_CONFIGURED = "as configured"
+_SCORES = ("unlearn image", "test image", "test text", "test fused", "retain fused")
+_ATTACKED_VIEWS = ("image", "fused", "pair")
 
 
-def parts(section: Any) -> dict[str, dict[str, Any]]:
-    """What is changed in a section, leaving out what would change nothing."""
-    found = {"as it is": {}}
-    for name, changes in PARTS[type(section)].items():
-        if "steps" in changes:
-            changes = {"steps": max(round(changes["steps"] * section.steps), 1)}
-        if any(getattr(section, key) != value for key, value in changes.items()):
-            found[name] = changes
+def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
+    """Returns the changed settings of each ablation that would change something.
+
+    The first one, "as configured", changes nothing.
+    """
+    found: dict[str, Settings] = {AS_CONFIGURED: {}}
+    for name, settings in ABLATIONS[type(section)].items():
+        if "steps" in settings:
+            settings = {"steps": max(round(settings["steps"] * section.steps), 1)}
+        if any(getattr(section, key) != value for key, value in settings.items()):
+            found[name] = settings
     return found
 
 
-def ablate(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Run every part of the forms of CCU that `config.methods` names.
+def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
+    """Runs all ablations of the forms of CCU that `config.methods` names.
 
     Args:
-        config: what to do; all its seeds are run.
-        workdir: of a run of this configuration.
+        config: the configuration; all its seeds are run.
+        workdir: the working folder of a run of this configuration.
 
     Returns:
-        The rows of `ablation.json`.
+        The content of `ablation.json`.
+
+    Raises:
+        UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name in OURS]
-    variants.check(config, names, f"a form of CCU ({', '.join(OURS)})")
-    given = dataclasses.replace(config, methods=("original", REFERENCE))
-    titles = [f"seed {seed}: ablate {n}" for seed in config.seeds for n in names]
-    found: list[dict[str, Any]] = []
-    with session.open_run(given, workdir, titles) as (ctx, drawn, methods):
-        variants.check_there(ctx)
-        runs = {name: len(drawn) * len(parts(getattr(config, name))) for name in names}
+    variants.check_config(config, names, f"a form of CCU ({', '.join(OURS)})")
+    reduced = dataclasses.replace(config, methods=("original", REFERENCE))
+    titles = [_stage_title(seed, name) for seed in config.seeds for name in names]
+    results: list[Result] = []
+    with open_run(reduced, workdir, titles) as (ctx, sets_by_seed, methods):
+        variants.check_not_purged(ctx)
+        num_seeds = len(sets_by_seed)
+        runs = {n: num_seeds * len(ablations(getattr(config, n))) for n in names}
         ctx.reporter.log(forecast.describe_variants(ctx, runs, recompile=True))
-        for seed, sets in drawn.items():
-            stages.run_seed(ctx, seed, sets, methods)
-            reference = rows.load_result(rows.result_path(workdir, seed, REFERENCE))
-            found.append({**reference, "part": REFERENCE})
+        for seed, sets in sets_by_seed.items():
+            run_seed(ctx, seed, sets, methods)
+            reference = load_result(result_path(workdir, seed, REFERENCE))
+            results.append({**reference, "ablation": REFERENCE})
             for name in names:
-                with ctx.reporter.stage(f"seed {seed}: ablate {name}") as stage:
-                    problem = stages.problem_with_original(ctx, seed, sets, stage)
-                    found += _method(ctx, problem, name, stage)
+                with ctx.reporter.stage(_stage_title(seed, name)) as stage:
+                    problem = problem_with_original(ctx, seed, sets, stage)
+                    results += _ablate_method(ctx, problem, name, stage)
         if is_primary():
-            text = json.dumps(found, indent=1) + "\n"
+            text = json.dumps(results, indent=1) + "\n"
             write_atomically(workdir / "ablation.json", text.encode())
-            write_atomically(workdir / "ablation.md", _markdown(found, names).encode())
+            text = _to_markdown(results, names)
+            write_atomically(workdir / "ablation.md", text.encode())
         for name in names:
-            ctx.reporter.log(_title(name))
-            Table(*table(found, name)).show(ctx.reporter)
+            ctx.reporter.log(_table_title(name))
+            build_table(results, name).show(ctx.reporter)
         ctx.reporter.log(f"ablation: {workdir / 'ablation.json'}, ablation.md")
-    return found
+    return results
 
 
-def _method(ctx: RunContext, problem, name, stage):
-    changes = parts(getattr(problem.config, name))
-    for place, (part, settings) in enumerate(changes.items()):
-        stage.report_progress(part, place, len(changes))
-        row = variants.run(ctx, problem, Variant(name, settings))
-        yield {**row, "part": part}
-    stage.report_progress("done", len(changes), len(changes))
+def _stage_title(seed: int, method: str) -> str:
+    return f"seed {seed}: ablate {method}"
 
 
-def table(found: list[dict[str, Any]], name: str) -> tuple[list[str], list[list[str]]]:
-    """Header and lines for one method: the reference, then its parts."""
-    header = ["part", "seconds", *_COLUMNS, *(f"attack AUC {v}" for v in _ATTACKS)]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in found:
-        if row["method"] in (REFERENCE, name):
-            groups.setdefault(row["part"], []).append(row)
-    lines = []
-    for part, group in groups.items():
-        cells = [part, format_estimate(estimate([get_time_s(r) for r in group]))]
-        for column in _COLUMNS:
-            where, view = column.split()
-            values = [get_score(r, where, view) for r in group]
-            cells.append(format_estimate(estimate(values), 1))
-        for view in _ATTACKS:
-            cells.append(
-                format_estimate(estimate([get_attack_auc(r, view) for r in group]), 3)
-            )
-        failed = sum(bool(row.get("diverged")) for row in group)
-        lines.append([f"{part} (diverged: {failed})" if failed else part, *cells[1:]])
-    return header, lines
+def _ablate_method(
+    ctx: RunContext, problem: Problem, method: str, stage: Stage
+) -> Iterator[Result]:
+    settings_by_name = ablations(getattr(problem.config, method))
+    total = len(settings_by_name)
+    for number, (name, settings) in enumerate(settings_by_name.items()):
+        stage.report_progress(name, number, total)
+        result = run_variant(ctx, problem, Variant(method, settings))
+        yield {**result, "ablation": name}
+    stage.report_progress("done", total, total)
 
 
-def _title(name):
-    return f"{name}: what its parts are worth ({DASH} is not measured)"
+def build_table(results: list[Result], method: str) -> Table:
+    """Returns the table of a method: means over seeds, the reference first."""
+    groups: dict[str, MethodResults] = {}
+    for result in results:
+        if result["method"] in (REFERENCE, method):
+            group = groups.setdefault(result["ablation"], MethodResults())
+            group.rows[str(result["seed"])] = result
+    return Table.from_cells([_cells(*item) for item in groups.items()])
 
 
-def _markdown(found, names):
-    loud = dict.fromkeys(row.get("edition") for row in found)
-    told = [
-        f"**{EDITION_WARNINGS[name]}**" for name in loud if name in EDITION_WARNINGS
-    ]
-    for name in names:
-        told += [f"## {_title(name)}", Table(*table(found, name)).to_markdown()]
-    return "\n\n".join(told) + "\n"
+def _cells(ablation: str, group: MethodResults) -> dict[str, str]:
+    num_diverged = len(group.divergences())
+    name = f"{ablation} (diverged: {num_diverged})" if num_diverged else ablation
+    cells = {"ablation": name, "seconds": format_estimate(group.time_s())}
+    for title in _SCORES:
+        split, view = title.split()
+        cells[title] = format_estimate(group.score(split, view), 1)
+    for view in _ATTACKED_VIEWS:
+        cells[f"attack AUC {view}"] = format_estimate(group.attack_auc(view), 3)
+    return cells
+
+
+def _table_title(method: str) -> str:
+    return f"{method}: ablations ({DASH}: not measured)"
+
+
+def _to_markdown(results: list[Result], methods: list[str]) -> str:
+    editions = dict.fromkeys(result.get("edition") for result in results)
+    blocks = [f"**{EDITION_WARNINGS[e]}**" for e in editions if e in EDITION_WARNINGS]
+    for method in methods:
+        blocks.append(f"## {_table_title(method)}")
+        blocks.append(build_table(results, method).to_markdown())
+    return "\n\n".join(blocks) + "\n"

@@ -1,7 +1,8 @@
-"""Where `tune` looks for the settings of each method: ranges around published ones.
+"""The ranges in which `--tune` searches the settings of each method.
 
-One entry for each kind of section (`config_methods.py`), so that methods of one kind
-are looked for in the same places. What is not named stays as it is.
+Ranges are centered on published values. There is one entry for each section of the
+configuration, so methods of one kind are searched alike. Other settings stay as
+configured.
 """
 
 from typing import NamedTuple
@@ -10,27 +11,27 @@ from ccu_jax.config import methods as sections
 
 
 class Range(NamedTuple):
-    """From `low` to `high`, evenly in the value or in its logarithm."""
+    """A range that is searched evenly, in the value or in its logarithm."""
 
     low: float
     high: float
     log: bool = True
 
-    def at(self, share: float) -> float:
-        """The value at a share (0 to 1) of the way."""
+    def at(self, fraction: float) -> float:
+        """Returns the value at a fraction of the range, 0 to 1."""
         if self.log:
-            return self.low * (self.high / self.low) ** share
-        return self.low + share * (self.high - self.low)
+            return self.low * (self.high / self.low) ** fraction
+        return self.low + fraction * (self.high - self.low)
 
 
-_RATE = Range(1e-4, 2e-3)
+_LEARNING_RATE = Range(1e-4, 2e-3)
 _EPOCHS = Range(1.5, 8)
 
 SPACES: dict[type, dict[str, Range]] = {
-    sections.Finetune: {"epochs": _EPOCHS, "learning_rate": _RATE},
+    sections.Finetune: {"epochs": _EPOCHS, "learning_rate": _LEARNING_RATE},
     sections.L1Sparse: {
         "epochs": _EPOCHS,
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "l1_weight": Range(1e-6, 3e-4),
     },
     sections.GradientAscent: {
@@ -40,12 +41,12 @@ SPACES: dict[type, dict[str, Range]] = {
     },
     sections.NegGradPlus: {
         "epochs": _EPOCHS,
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "retain_weight": Range(0.5, 0.98, log=False),
     },
     sections.RandomLabel: {
         "epochs": _EPOCHS,
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "unlearn_weight": Range(0.05, 2),
     },
     sections.LastLayers: {"epochs": Range(3, 40), "learning_rate": Range(5e-4, 1e-2)},
@@ -58,29 +59,29 @@ SPACES: dict[type, dict[str, Range]] = {
     },
     sections.BadTeacher: {
         "epochs": Range(1, 5),
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "unlearn_weight": Range(0.05, 3),
     },
     sections.Delete: {"epochs": Range(1, 20), "learning_rate": Range(1e-5, 1e-3)},
-    sections.MultiDelete: {"epochs": Range(1, 6), "learning_rate": _RATE},
+    sections.MultiDelete: {"epochs": Range(1, 6), "learning_rate": _LEARNING_RATE},
     sections.Ssd: {"alpha": Range(1, 100), "lambda_": Range(0.1, 1)},
     sections.SfrOn: {
         "epochs": Range(1, 8),
         "repair_steps": Range(2, 8),
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "fisher_threshold": Range(0.3, 10),
         "slow_fraction": Range(0.3, 1),
     },
     sections.Contrastive: {
         "epochs": Range(1, 8),
         "repeats": Range(2, 6),
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "temperature": Range(0.07, 0.5),
         "contrast_weight": Range(0.03, 1),
     },
     sections.CoUn: {
         "epochs": _EPOCHS,
-        "learning_rate": _RATE,
+        "learning_rate": _LEARNING_RATE,
         "contrast_weight": Range(0.1, 1),
         "temperature": Range(0.07, 0.5),
     },
@@ -100,14 +101,19 @@ SPACES: dict[type, dict[str, Range]] = {
         "pair_dissociation": Range(3, 30),
     },
 }
-# Settings that decide how much a method of this name forgets, beside those of its kind.
-ALSO: dict[str, dict[str, Range]] = {
+# Further settings of a single method.
+METHOD_SPACES: dict[str, dict[str, Range]] = {
     "salun": {"saliency_fraction": Range(0.1, 0.9, log=False)},
     "salun_stop": {"saliency_fraction": Range(0.1, 0.9, log=False)},
     "ccu_gated": {"gated_push": Range(0.3, 6)},
 }
 
 
-def space(method: str, section: object) -> dict[str, Range]:
-    """What is looked through for a method, by the name of the setting."""
-    return SPACES[type(section)] | ALSO.get(method, {})
+def search_space(method: str, section: object) -> dict[str, Range]:
+    """Returns the range of each setting to search.
+
+    Args:
+        method: the method's name.
+        section: its section of the configuration.
+    """
+    return SPACES[type(section)] | METHOD_SPACES.get(method, {})

@@ -1,7 +1,7 @@
-"""A method under other settings: what `tune` and `ablate` are made of.
+"""Methods with changed settings, which tuning and ablation are made of.
 
-A variant is run from the same original as all others, judged, and kept as one small
-file, so that a run that was cut off goes on where it was.
+All variants start from the same original. Each is evaluated and stored in one small
+file, so an interrupted tuning or ablation resumes with the next variant.
 """
 
 import dataclasses
@@ -15,150 +15,139 @@ import jax
 import numpy as np
 
 from ccu_jax.config.schema import Config, check_batches
-from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
+from ccu_jax.distributed.hosts import barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS, Problem
-from ccu_jax.models import TAIL
-from ccu_jax.runs import results as rows
-from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.context import RunContext, evaluation_table
 from ccu_jax.runs.progress import NullStage
-
-Row = dict[str, Any]
+from ccu_jax.runs.results import (
+    Result,
+    load_if_finished,
+    outputs_path,
+    source_commit,
+    write_result,
+)
+from ccu_jax.train.loop import Outcome
 
 
 class Variant(NamedTuple):
-    """A method, and which of its settings are others than the configuration's."""
+    """A method and the settings that differ from the configuration."""
 
     method: str
     settings: dict[str, Any]
 
 
-def check(config: Config, names: list[str], of: str) -> None:
-    """Refuses what cannot be run, before anything is.
+def check_config(config: Config, methods: list[str], expected: str) -> None:
+    """Rejects a configuration whose variants cannot be run.
 
     Args:
         config: of the run.
-        names: the methods whose variants are to run.
-        of: what `names` are chosen from, in words.
+        methods: whose variants are to run.
+        expected: describes the methods to choose from, for the error message.
 
     Raises:
-        UserError: there is no such method, or a batch that the devices cannot share.
+        UserError: there is no method, there are several requests, or a batch cannot be
+            divided among the devices.
     """
-    if not names:
-        raise UserError(f"methods: none of them is {of}; give others with --methods")
+    if not methods:
+        raise UserError(f"methods: none is {expected}; pass others with --methods")
     if config.unlearn.num_requests > 1:
         raise UserError(
-            f"unlearn.num_requests={config.unlearn.num_requests}: settings are "
-            "looked at for one request; leave it out"
+            f"unlearn.num_requests={config.unlearn.num_requests}: tuning and ablation "
+            "need a single request; remove this setting"
         )
-    check_batches(config, names, jax.device_count())
+    check_batches(config, methods, jax.device_count())
 
 
-def check_there(ctx: RunContext) -> None:
-    """Refuses a folder whose pictures were purged: nothing can be run on it.
+def check_not_purged(ctx: RunContext) -> None:
+    """Rejects a folder whose images were purged.
 
     Raises:
         UserError: they were.
     """
     if ctx.data.purged:
         raise UserError(
-            f"the pictures to forget were purged from {ctx.workdir}: give another "
-            "--workdir"
+            f"{ctx.workdir}: the unlearned images were purged; use another --workdir"
         )
 
 
-def place(
+def variant_path(
     workdir: pathlib.Path, seed: int, variant: Variant, tested: bool = True
 ) -> pathlib.Path:
-    """The file of what came of a variant, judged with test rows or without."""
+    """Returns the file of a variant's result.
+
+    Args:
+        workdir: the working folder.
+        seed: of the run.
+        variant: the method and its settings.
+        tested: whether it is evaluated on the test rows.
+    """
     text = json.dumps(variant.settings, sort_keys=True)
-    name = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    return (
-        workdir
-        / ("tested" if tested else "variants")
-        / f"{variant.method}-{seed}-{name}.json"
-    )
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    folder = workdir / ("tested" if tested else "variants")
+    return folder / f"{variant.method}-{seed}-{digest}.json"
 
 
-def run(ctx: RunContext, problem: Problem, variant: Variant) -> Row:
-    """What comes of a variant: from its file, or run now.
+def run_variant(ctx: RunContext, problem: Problem, variant: Variant) -> Result:
+    """Runs and evaluates a variant, or reads its stored result.
 
     Args:
         ctx: the context of the run.
-        problem: with the original and its features. Sets that are empty are not judged.
-        variant: what to run.
+        problem: with the original and its features. Empty sets are not evaluated.
+        variant: the method and its settings.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: the stored result is damaged or was made from other data.
     """
     tested = bool(len(problem.sets.test))
-    path = place(ctx.workdir, problem.seed, variant, tested)
-    if wait_until_visible(path):
-        return _read(path, ctx.data.fingerprint)
+    path = variant_path(ctx.workdir, problem.seed, variant, tested)
+    if (stored := load_if_finished(ctx, path)) is not None:
+        return stored
     method = variant.method
     section = dataclasses.replace(getattr(problem.config, method), **variant.settings)
     config = dataclasses.replace(problem.config, **{method: section})
     problem = problem._replace(config=config)
     steps = path.with_suffix("")
     outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
-    found = judge(ctx, problem, outcome.params)
-    row: Row = {
-        "method": method,
+    result = _build_result(ctx, problem, variant, outcome)
+    if is_primary():
+        write_result(path, result)
+        shutil.rmtree(steps, ignore_errors=True)
+    barrier(path.name)
+    return result
+
+
+def _build_result(
+    ctx: RunContext, problem: Problem, variant: Variant, outcome: Outcome
+) -> Result:
+    table = evaluation_table(problem, outcome.params)
+    params = {**(problem.params or {}), **outcome.params}
+    predicted = predictions.predict_all_splits(
+        ctx.forward, params, table, ctx.data, problem.sets
+    )
+    collapse = None
+    path = outputs_path(ctx.workdir, problem.seed, "original")
+    if path.exists() and len(problem.sets.test):
+        original = predictions.load_predictions(path)
+        collapse = predictions.describe_collapse(predicted, original)
+    seconds = outcome.seconds
+    return {
+        "method": variant.method,
         "settings": variant.settings,
         "seed": problem.seed,
         "metric": ctx.data.metric,
         "steps": outcome.steps,
-        "seconds": outcome.seconds
-        | {"unlearn": outcome.seconds["start"] + outcome.seconds["steps"]},
-        "diverged": outcome.diverged or found.pop("collapsed"),
+        "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
+        "diverged": outcome.diverged or collapse,
         "fingerprint": ctx.data.fingerprint,
-        "commit": rows.source_commit(),
-        **found,
-    }
-    if is_primary():
-        rows.write_result(path, row)
-        shutil.rmtree(steps, ignore_errors=True)
-    barrier(path.name)
-    return row
-
-
-def judge(ctx: RunContext, problem: Problem, params) -> Row:
-    """Scores and attack of a model that differs from the original in some parts.
-
-    And `collapsed`, what is wrong with one that has fallen apart.
-    """
-    table = ctx.table
-    if not set(params) - set(TAIL):
-        table = problem.store.as_table(ctx.table)
-    params = {**problem.params, **params}
-    found = predictions.predict_all_splits(
-        ctx.forward, params, table, ctx.data, problem.sets
-    )
-    before = ctx.workdir / "outputs" / f"original-{problem.seed}.npz"
-    collapsed = None
-    if before.exists() and len(problem.sets.test):
-        collapsed = predictions.describe_collapse(
-            found, predictions.load_predictions(before)
-        )
-    return {
-        "scores": predictions.compute_scores(found),
-        "attack_auc": predictions.attack_auc(found),
-        "collapsed": collapsed,
+        "commit": source_commit(),
+        "scores": predictions.compute_scores(predicted),
+        "attack_auc": predictions.attack_auc(predicted),
     }
 
 
-def without_test(problem: Problem) -> Problem:
-    """The problem for choosing between settings: no test row is looked at."""
-    nothing = np.zeros(0, np.int64)
-    return problem._replace(sets=problem.sets._replace(test=nothing))
-
-
-def _read(path, fingerprint) -> Row:
-    row = rows.load_result(path)
-    if row["fingerprint"] != fingerprint:
-        raise UserError(
-            f"{path} belongs to other data: give another --workdir, or remove the "
-            "folder to start anew"
-        )
-    return row
+def without_test_rows(problem: Problem) -> Problem:
+    """Returns the problem for choosing settings, which must not see test rows."""
+    empty = np.zeros(0, np.int64)
+    return problem._replace(sets=problem.sets._replace(test=empty))

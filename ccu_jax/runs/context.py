@@ -1,6 +1,7 @@
 """The context that all stages of a run share, and the problem of one seed."""
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ccu_jax.config import Config
@@ -8,7 +9,7 @@ from ccu_jax.data import Dataset, corruptions
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import Problem
-from ccu_jax.models import Model
+from ccu_jax.models import TAIL, Model
 from ccu_jax.runs.progress import Reporter
 from ccu_jax.train.loop import Loop
 from ccu_jax.unlearn_sets.splits import Sets
@@ -58,3 +59,18 @@ def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
             ctx.data, ctx.config.corruptions.order
         ),
     )
+
+
+def evaluation_table(problem: Problem, trained: Iterable[str]) -> dict[str, Any]:
+    """Returns the table on which to evaluate a model that was made from the original.
+
+    Args:
+        problem: with the original's features, if they are stored.
+        trained: the modules in which the model differs from the original.
+
+    Returns:
+        The stored features if they are valid for the model, else the rows themselves.
+    """
+    if problem.store is None or not set(trained) <= set(TAIL):
+        return problem.table
+    return problem.store.as_table(problem.table)

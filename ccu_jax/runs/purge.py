@@ -38,14 +38,14 @@ def purge_workdir(ctx: RunContext) -> None:
     if not is_primary():
         return
     ctx.reporter.log(
-        f"purged {report['num_images']:,} images; searched {report['num_files']:,} files "
-        f"({report['num_bytes']:,} bytes) for {report['num_patterns']:,} pieces of them: "
-        f"{len(report['hits'])} found; too uniform to search for: {report['num_uniform']}. "
-        "Also removed: their rows in the feature stores of the originals, and "
-        f"{report['models']} folders of models that were trained on them (originals, "
-        "shadow models, diverged and interrupted runs). Kept: ids, scores, and the "
-        "unchanged trunk in models of methods that do not train it. Your own files "
-        "still hold the images"
+        f"purged {report['num_images']:,} images; searched {report['num_files']:,} "
+        f"files ({report['num_bytes']:,} bytes) for {report['num_patterns']:,} pieces "
+        f"of them: {len(report['hits'])} found; too uniform to search for: "
+        f"{report['num_uniform']}. Also removed: their rows in the feature stores of "
+        f"the originals, and {report['models']} folders of models that were trained on "
+        "them (originals, shadow models, diverged and interrupted runs). Kept: ids, "
+        "scores, and the unchanged trunk in models of methods that do not train it. "
+        "Your own files still hold the images"
     )
     if report["hits"]:
         raise UserError(

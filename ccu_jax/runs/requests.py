@@ -22,7 +22,7 @@ from ccu_jax.evaluate.forward import Forward
 from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL, VIEWS, Params
-from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.context import RunContext, evaluation_table
 from ccu_jax.runs.progress import Stage
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
@@ -114,10 +114,6 @@ class _State(NamedTuple):
     params: Params
     trained: frozenset[str]
 
-    def keeps_trunk(self) -> bool:
-        """Returns whether trunk and text tower are still the original's."""
-        return self.trained <= set(TAIL)
-
 
 def run_requests(
     ctx: RunContext,
@@ -166,8 +162,9 @@ def _request_problem(
     store = problem.store
     if number and store is not None:
         updated = UpdatedStore(store, problem.forward, state.params, problem.table)
+        keeps_trunk = state.trained <= set(TAIL)
         # Methods only call `take`.
-        store = cast(FeatureStore, updated) if state.keeps_trunk() else None
+        store = cast(FeatureStore, updated) if keeps_trunk else None
     return problem._replace(
         sets=problem.sets._replace(retain=np.sort(retain), unlearn=requests[number]),
         params=state.params,
@@ -225,9 +222,7 @@ def _build_record(
     unlearned = np.sort(np.concatenate(requests[: number + 1]))
     empty = unlearned[:0]
     sets = problem.sets._replace(retain=empty, unlearn=unlearned, validation=empty)
-    table = ctx.table
-    if problem.store is not None and state.keeps_trunk():
-        table = problem.store.as_table(table)
+    table = evaluation_table(problem, state.trained)
     predicted = predictions.predict_all_splits(
         ctx.forward, state.params, table, ctx.data, sets
     )

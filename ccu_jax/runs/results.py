@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 import ccu_jax
+from ccu_jax.distributed.hosts import wait_until_visible
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import Predictions
@@ -141,6 +142,23 @@ def load_result(path: pathlib.Path) -> Result:
     except (ValueError, KeyError):
         pass
     raise UserError(f"{path}: damaged; remove it and rerun the same command")
+
+
+def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
+    """Returns a result if its file exists, the same in all processes.
+
+    Raises:
+        UserError: the result is damaged or was made from other data.
+    """
+    if not wait_until_visible(path):
+        return None
+    result = load_result(path)
+    if result["fingerprint"] != ctx.data.fingerprint:
+        raise UserError(
+            f"{path}: made from other data than those given now; use another "
+            "--workdir, or remove the folder to start over"
+        )
+    return result
 
 
 def load_all_results(workdir: pathlib.Path) -> list[Result]:

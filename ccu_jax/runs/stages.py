@@ -6,20 +6,19 @@ import time
 
 import jax
 
-from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
+from ccu_jax.distributed.hosts import barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store, memorization, predictions
 from ccu_jax.evaluate.feature_store import FeatureStore
-from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
-from ccu_jax.models import TAIL, Params
+from ccu_jax.models import Params
 from ccu_jax.runs import requests, workdir
-from ccu_jax.runs.context import RunContext, build_problem
+from ccu_jax.runs.context import RunContext, build_problem, evaluation_table
 from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import (
     Result,
     build_result,
-    load_result,
+    load_if_finished,
     outputs_path,
     result_path,
     write_result,
@@ -42,16 +41,7 @@ def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result |
     Raises:
         UserError: the result was made from other data, or is damaged.
     """
-    path = result_path(ctx.workdir, seed, method)
-    if not wait_until_visible(path):
-        return None
-    result = load_result(path)
-    if result["fingerprint"] != ctx.data.fingerprint:
-        raise UserError(
-            f"{ctx.workdir}: the data have changed since this folder was made; use "
-            "another --workdir, or remove the folder to start over"
-        )
-    return result
+    return load_if_finished(ctx, result_path(ctx.workdir, seed, method))
 
 
 def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> Sets:
@@ -182,7 +172,10 @@ def _run_stage(
         if not len(problem.sets.unlearn):
             problem = problem._replace(sets=_draw_after_training(ctx, problem))
         trained_s = time.perf_counter()
-    predicted = _predict(ctx, problem, method, outcome, params)
+    table = evaluation_table(problem, () if method == "original" else outcome.params)
+    predicted = predictions.predict_all_splits(
+        ctx.forward, params, table, ctx.data, problem.sets
+    )
     end_s = time.perf_counter()
     seconds = outcome.seconds | {
         "unlearn": outcome.seconds["start"] + outcome.seconds["steps"],
@@ -216,16 +209,3 @@ def _draw_after_training(ctx: RunContext, problem: Problem) -> Sets:
     sets = draw_sets(ctx, problem.seed, problem.store)
     workdir.write_if_changed(workdir.unlearn_set_files(ctx, problem.seed, sets))
     return sets
-
-
-def _predict(
-    ctx: RunContext, problem: Problem, method: str, outcome: Outcome, params: Params
-) -> Predictions:
-    """Evaluates a model, on stored features if trunk and text tower are unchanged."""
-    table = ctx.table
-    is_unchanged = method == "original" or set(outcome.params) <= set(TAIL)
-    if is_unchanged and problem.store is not None:
-        table = problem.store.as_table(table)
-    return predictions.predict_all_splits(
-        ctx.forward, params, table, ctx.data, problem.sets
-    )

@@ -109,7 +109,7 @@ def assert_named(message, *words):
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    "argv, words",
     [
         ("--config tinny", "'tinny' 'tiny'?"),
         ("--config own.py --set train.epoch=3", "'epoch' 'epochs'?"),
@@ -152,7 +152,7 @@ def test_a_wrong_rule_is_refused_before_any_data_are_read(config, capsys, rule):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    "key, value, words",
     [
         ("train.epochs", "0", "at least 1|above 0"),
         ("train.epochs", "-3", "at least 1|above 0"),
@@ -206,7 +206,7 @@ def test_an_absurd_number_is_refused_with_what_it_must_be(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    "overrides, words",
     [
         ("model.heads=3", "model.image_width=8 model.heads=3"),
         ("model.patch=3", "data.image_size=8 model.patch=3"),
@@ -257,7 +257,7 @@ def test_a_broken_picture_is_counted_or_refused_when_strict(config, capsys, tmp_
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"),
+    "ids, words",
     [
         ("row0\nrow999\n", "'row999' does not have"),
         ("row0\nrow1\nrow0\n", "'row0' more than once"),
@@ -281,7 +281,7 @@ def test_forgetting_all_that_was_trained_is_refused(config, rows, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"),
+    "rule, words",
     [
         ("random:0", "random:0 between 0 and 1"),
         ("random:1.5", "random:1.5 between 0 and 1"),
@@ -338,7 +338,7 @@ def _batches():
                 yield method, f"{name}.{field}"
 
 
-@pytest.mark.parametrize(("method", "key"), list(_batches()))
+@pytest.mark.parametrize("method, key", list(_batches()))
 def test_a_batch_that_the_devices_cannot_share_is_found_before_any_training(
     config, capsys, method, key
 ):

@@ -422,7 +422,7 @@ def test_a_damaged_checkpoint_is_named_and_the_original_can_be_trained_again(
 @pytest.mark.slow
 def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished, copy):
     path = copy / "unlearn_sets" / "0.txt"
-    *lines, last = path.read_text("utf-8").splitlines()
+    *lines, _last = path.read_text("utf-8").splitlines()
     path.write_text("\n".join(lines) + "\n", "utf-8")
     before = files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
     process = start_command("--config", small, "--workdir", copy)

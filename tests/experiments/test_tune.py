@@ -1,274 +1,253 @@
-"""Tuning, ablation and the variants that both are made of."""
+"""Tuning: the search space, the objective and the variants that are tried."""
 
 import dataclasses
 import json
 import math
-import types
 
 import numpy as np
 import pytest
 
 from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Config, check_values, replace_value
-from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import executors
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.feature_store import make_compute_fn
+from ccu_jax.evaluate.feature_store import FeatureStore, make_compute_fn
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import ablate, tune, variants
-from ccu_jax.experiments.search_spaces import space
-from ccu_jax.experiments.variants import Variant
+from ccu_jax.experiments.search_spaces import search_space
+from ccu_jax.experiments.variants import Variant, run_variant
 from ccu_jax.methods import METHODS, OURS, REFERENCES
-from ccu_jax.runs import results as rows
-from ccu_jax.train.loop import Loop
+from ccu_jax.runs.results import write_result
 from tests import toy
 from tests.end_to_end.launching import run_command
 
-TUNED = [name for name in METHODS if name not in REFERENCES]
+TUNABLE = [name for name in METHODS if name not in REFERENCES]
 
 
-# --- where to look --------------------------------------------------------------------
+# --- search space ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TUNED)
-def test_every_method_has_a_space_of_settings_that_a_run_would_take(name):
+@pytest.mark.parametrize("name", TUNABLE)
+def test_candidates_are_valid_settings_spread_over_all_ranges(name):
     section = getattr(Config(), name)
-    fields = {field.name for field in dataclasses.fields(section)}
-    ranges = space(name, section)
-    assert ranges and set(ranges) <= fields
-    for settings in tune.candidates(name, section, 9):
+    space = search_space(name, section)
+    assert space and set(space) <= {field.name for field in dataclasses.fields(section)}
+    settings = tune.candidates(name, section, 12)
+    assert len(settings) == 12 and settings[0] == {}
+    assert settings == tune.candidates(name, section, 12)
+    for values in settings:
         config = Config(name="any")
-        for key, value in settings.items():
-            config = replace_value(config, f"{name}.{key}", value)  # of the right type
+        for key, value in values.items():
+            config = replace_value(config, f"{name}.{key}", value)  # checks the type
         check_values(config)
+    for key, range_ in space.items():
+        values = np.array([values[key] for values in settings[1:]], float)
+        assert values.min() >= range_.low * 0.99 and values.max() <= range_.high * 1.01
+        if isinstance(getattr(section, key), float):
+            fraction = (values - range_.low) / (range_.high - range_.low)
+            if range_.log:
+                ratio = range_.high / range_.low
+                fraction = np.log(values / range_.low) / np.log(ratio)
+            assert fraction.min() < 0.25 and fraction.max() > 0.75
 
 
-def test_as_many_trials_for_every_method_the_configured_one_first():
-    for name in TUNED:
-        section = getattr(Config(), name)
-        found = tune.candidates(name, section, 12)
-        assert len(found) == 12 and found[0] == {}
-        assert found == tune.candidates(name, section, 12)
-        # Each range is looked through from end to end.
-        for key, of in space(name, section).items():
-            values = np.array([settings[key] for settings in found[1:]], float)
-            assert values.min() >= of.low * 0.99 and values.max() <= of.high * 1.01
-            if isinstance(getattr(section, key), float):
-                share = (values - of.low) / (of.high - of.low)
-                if of.log:
-                    share = np.log(values / of.low) / np.log(of.high / of.low)
-                assert share.min() < 0.25 and share.max() > 0.75
+# --- objective ------------------------------------------------------------------------
 
 
-# --- the objective --------------------------------------------------------------------
-
-
-def judged(unseen=0.5, retain=0.9, auc=0.6, diverged=None):
-    one = {view: {"accuracy": unseen} for view in ("image", "text", "fused")}
-    kept = {view: {"accuracy": retain} for view in ("image", "text", "fused")}
+def make_result(unseen=0.5, retain=0.9, auc=0.6, diverged=None, **fields):
+    views = ("image", "text", "fused")
     return {
         "metric": "accuracy",
-        "scores": {"unseen": one, "retain": kept},
+        "scores": {
+            "unseen": {view: {"accuracy": unseen} for view in views},
+            "retain": {view: {"accuracy": retain} for view in views},
+        },
         "attack_auc": {"image": auc, "fused": auc, "pair": auc},
         "diverged": diverged,
+        **fields,
     }
 
 
-def test_the_objective_is_zero_for_the_reference_and_grows_with_every_fault():
-    reference = judged()
-    assert tune.objective(judged(), reference) == 0
-    # A leak either way is one, a loss of score is one, and a gain is none.
-    assert tune.objective(judged(auc=0.7), reference) == pytest.approx(0.2)
-    assert tune.objective(judged(auc=0.5), reference) == pytest.approx(0.2)
-    assert tune.objective(judged(unseen=0.4), reference) == pytest.approx(0.1)
-    assert tune.objective(judged(unseen=0.6), reference) == pytest.approx(-0.1)
-    assert tune.objective(judged(retain=0.7), reference) == pytest.approx(0.2)
-    assert tune.objective(judged(retain=1.0), reference) == 0
-    assert tune.objective(judged(diverged="step 3"), reference) == math.inf
-    silent = judged() | {"attack_auc": {"image": None, "fused": 0.6, "pair": 0.6}}
-    assert tune.objective(silent, reference) == math.inf
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, 0),
+        ({"auc": 0.7}, 0.2),  # a leak in either direction
+        ({"auc": 0.5}, 0.2),
+        ({"unseen": 0.4}, 0.1),
+        ({"unseen": 0.6}, -0.1),
+        ({"retain": 0.7}, 0.2),
+        ({"retain": 1.0}, 0),
+        ({"diverged": "step 3"}, math.inf),
+        ({"attack_auc": {"image": None, "fused": 0.6, "pair": 0.6}}, math.inf),
+    ],
+)
+def test_objective_is_the_distance_from_the_reference(changes, expected):
+    result, reference = make_result(**changes), make_result()
+    assert tune.objective(result, reference) == pytest.approx(expected)
 
 
 # --- variants -------------------------------------------------------------------------
 
 
-def bench(tmp_path):
-    """A bench and a problem in memory, with stored features."""
+@pytest.fixture
+def ctx_and_problem(tmp_path):
+    """A context and a problem with the features of its original in memory."""
     data = toy.make_dataset(80)
-    problem = toy.make_problem(parallel.vmap(1), data)
-    every = np.arange(len(data.labels))
-    columns = make_compute_fn(
+    problem = toy.make_problem(executors.vmap(1), data)
+    rows = np.arange(len(data.labels))
+    compute = make_compute_fn(
         problem.forward, problem.params, problem.table, problem.seed
-    )(every)
-    store = types.SimpleNamespace(
-        take=lambda rows: {name: x[rows] for name, x in columns.items()},
-        table=lambda table: table,
     )
-    loop = Loop(problem.config.run, problem.executor, pytest.fail)
-    made = types.SimpleNamespace(
-        workdir=tmp_path,
-        data=data,
-        table=problem.table,
-        forward=problem.forward,
-        loop=loop,
-        config=problem.config,
-    )
-    return made, problem._replace(store=store)
+    store = FeatureStore(compute(rows), np.ones(len(rows), bool))
+    return toy.make_context(problem, data, tmp_path), problem._replace(store=store)
 
 
-def test_a_variant_runs_under_its_settings_and_is_kept(tmp_path, monkeypatch):
-    made, problem = bench(tmp_path)
-    plain = variants.run(made, problem, Variant("ccu", {}))
-    longer = variants.run(made, problem, Variant("ccu", {"steps": 5}))
-    assert (plain["steps"], longer["steps"]) == (3, 5)
-    assert plain["attack_auc"] != longer["attack_auc"]
-    assert plain["scores"]["test"]["fused"] and plain["attack_auc"]["pair"] is not None
-    # No second run: what was kept is read, and it is the same.
-    monkeypatch.setattr(made.loop, "run", lambda *args: pytest.fail("ran again"))
-    assert variants.run(made, problem, Variant("ccu", {"steps": 5})) == longer
-    path = variants.place(tmp_path, problem.seed, Variant("ccu", {"steps": 5}))
-    assert path.exists()
-    rows.write_result(path, {**longer, "fingerprint": "another"})
-    with pytest.raises(UserError, match="belongs to other data"):
-        variants.run(made, problem, Variant("ccu", {"steps": 5}))
+def test_variant_is_run_once_with_its_settings(ctx_and_problem, monkeypatch):
+    ctx, problem = ctx_and_problem
+    variant = Variant("ccu", {"steps": 5})
+    configured = run_variant(ctx, problem, Variant("ccu", {}))
+    longer = run_variant(ctx, problem, variant)
+    assert (configured["steps"], longer["steps"]) == (3, 5)
+    assert configured["attack_auc"] != longer["attack_auc"]
+    assert configured["scores"]["test"]["fused"]
+    assert configured["attack_auc"]["pair"] is not None
+    monkeypatch.setattr(ctx.loop, "run", lambda *args: pytest.fail("ran again"))
+    assert run_variant(ctx, problem, variant) == longer
+    path = variants.variant_path(ctx.workdir, problem.seed, variant)
+    write_result(path, {**longer, "fingerprint": "another"})
+    with pytest.raises(UserError, match=f"{path}: made from other data"):
+        run_variant(ctx, problem, variant)
     path.write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        variants.run(made, problem, Variant("ccu", {"steps": 5}))
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        run_variant(ctx, problem, variant)
 
 
-def test_choosing_between_settings_looks_at_no_test_row(tmp_path, monkeypatch):
-    made, problem = bench(tmp_path)
-    seen, outputs = [], Forward.outputs
+def test_tuning_evaluates_no_test_row(ctx_and_problem, monkeypatch):
+    ctx, problem = ctx_and_problem
+    rows_seen, outputs = [], Forward.outputs
 
-    def watched(self, params, table, rows):
-        seen.append(np.asarray(rows))
+    def record(self, params, table, rows):
+        rows_seen.append(np.asarray(rows))
         return outputs(self, params, table, rows)
 
-    monkeypatch.setattr(Forward, "outputs", watched)
-    chosen = variants.without_test(problem)
-    row = variants.run(made, chosen, Variant("ccu", {}))
-    assert seen and not set(np.concatenate(seen)) & set(problem.sets.test)
-    assert row["scores"]["test"] == {"image": {}, "text": {}, "fused": {}}
-    assert row["scores"]["unseen"]["fused"] and row["attack_auc"]["fused"] is not None
-    # What was judged without test rows does not pass for what was judged with them.
+    monkeypatch.setattr(Forward, "outputs", record)
+    untested = variants.without_test_rows(problem)
+    result = run_variant(ctx, untested, Variant("ccu", {}))
+    assert rows_seen and not set(np.concatenate(rows_seen)) & set(problem.sets.test)
+    assert result["scores"]["test"] == {"image": {}, "text": {}, "fused": {}}
+    assert result["scores"]["unseen"]["fused"]
+    assert result["attack_auc"]["fused"] is not None
+    # The stored result does not stand in for one with test rows.
     monkeypatch.undo()
-    whole = variants.run(made, problem, Variant("ccu", {}))
-    assert whole["scores"]["test"]["fused"]
+    tested = run_variant(ctx, problem, Variant("ccu", {}))
+    assert tested["scores"]["test"]["fused"]
 
 
 # --- ablation -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_every_objective_of_our_methods_is_switched_off_once(name):
+def test_every_loss_of_our_methods_is_ablated(name):
     section = getattr(Config(), name)
-    found = ablate.parts(section)
-    assert found["as it is"] == {}
-    for part, changes in list(found.items())[1:]:
-        changed = dataclasses.replace(section, **changes)
-        assert changed != section, part
-    weights = {
-        "inverse_contrast",
-        "pair_dissociation",
-        "retention",
-        "separation",
-        "target_match",
-    }
-    weights |= {"match_confidence", "gated_push", "task_loss", "heldout_retention"}
-    on = {key for key in weights if getattr(section, key, 0)}
-    off = {key for c in found.values() for key, value in c.items() if value == 0}
-    assert on <= off
+    found = ablate.ablations(section)
+    assert found.pop(ablate.AS_CONFIGURED) == {}
+    for ablation, settings in found.items():
+        assert dataclasses.replace(section, **settings) != section, ablation
+    weights = {"inverse_contrast", "pair_dissociation", "retention", "separation"}
+    weights |= {"target_match", "match_confidence", "gated_push", "task_loss"}
+    weights |= {"heldout_retention"}
+    used = {key for key in weights if getattr(section, key, 0)}
+    ablated = {key for s in found.values() for key, value in s.items() if value == 0}
+    assert used <= ablated
 
 
-def test_the_table_of_an_ablation_compares_parts_with_the_reference():
-    def row(method, part, auc):
-        seconds = {"seconds": {"unlearn": 2.0}}
-        return {**judged(auc=auc), **seconds, "method": method, "part": part}
+def test_ablation_table_has_means_over_seeds_below_the_reference():
+    def make(method, ablation, auc, seed=0, **fields):
+        seconds = {"unlearn": 2.0}
+        return make_result(
+            auc=auc,
+            seconds=seconds,
+            method=method,
+            ablation=ablation,
+            seed=seed,
+            **fields,
+        )
 
-    found = [
-        row("retrain_visual", "retrain_visual", 0.5),
-        row("ccu", "as it is", 0.6),
-        row("ccu", "as it is", 0.7),
-        row("ccu", "no pair dissociation", 0.9) | {"diverged": "step 2"},
-        row("ccu_plus", "as it is", 0.8),
+    results = [
+        make("retrain_visual", "retrain_visual", 0.5),
+        make("ccu", "as configured", 0.6),
+        make("ccu", "as configured", 0.7, seed=1),
+        make("ccu", "no pair dissociation", 0.9, diverged="step 2"),
+        make("ccu_plus", "as configured", 0.8),
     ]
-    header, lines = ablate.table(found, "ccu")
-    column = header.index("attack AUC pair")
-    assert [line[0] for line in lines] == [
+    table = ablate.build_table(results, "ccu")
+    column = table.header.index("attack AUC pair")
+    assert [row[0] for row in table.rows] == [
         "retrain_visual",
-        "as it is",
+        "as configured",
         "no pair dissociation (diverged: 1)",
     ]
-    assert lines[1][column].startswith("0.650 ±")
-    assert lines[2][column] == "0.900"
+    assert table.rows[1][column].startswith("0.650 ±")
+    assert table.rows[2][column] == "0.900"
 
 
-# --- the commands ---------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "work, methods", [(tune.tune, ("original",)), (ablate.ablate, ("scrub",))]
+    "command, methods, args",
+    [(tune.tune, ("original",), (3,)), (ablate.ablate, ("scrub",), ())],
 )
-def test_nothing_to_vary_is_refused_before_anything_runs(tmp_path, work, methods):
+def test_wrong_methods_or_requests_are_rejected_before_anything_is_written(
+    tmp_path, command, methods, args
+):
     config = dataclasses.replace(load_config("tiny"), methods=methods)
-    more = (3,) if work is tune.tune else ()
-    with pytest.raises(UserError, match="methods: none of them"):
-        work(config, tmp_path, *more)
-    assert not any(tmp_path.iterdir())
-    several = dataclasses.replace(config, methods=("scrub", "ccu"))
+    with pytest.raises(UserError, match="methods: none is"):
+        command(config, tmp_path, *args)
     unlearn = dataclasses.replace(config.unlearn, num_requests=3)
+    config = dataclasses.replace(config, methods=("scrub", "ccu"), unlearn=unlearn)
     with pytest.raises(UserError, match="unlearn.num_requests=3"):
-        work(dataclasses.replace(several, unlearn=unlearn), tmp_path, *more)
-    section = dataclasses.replace(config.scrub, batch=63)
-    config = dataclasses.replace(config, scrub=section, methods=("scrub",))
-    if work is tune.tune:
-        with pytest.raises(UserError, match="scrub.batch=63"):
-            work(config, tmp_path, *more)
-        assert not any(tmp_path.iterdir())
+        command(config, tmp_path, *args)
+    assert not any(tmp_path.iterdir())
+
+
+def test_tuning_rejects_a_batch_that_devices_cannot_divide(tmp_path):
+    config = load_config("tiny", ["scrub.batch=63"])
+    config = dataclasses.replace(config, methods=("scrub",))
+    with pytest.raises(UserError, match="scrub.batch=63"):
+        tune.tune(config, tmp_path, 3)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_method_that_falls_apart_is_named_and_stops_no_other(tmp_path):
-    run_command(
-        *("--config", "tiny", "--set", "train.epochs=2", "--workdir", tmp_path / "a"),
-        *("--set", "finetune.learning_rate=1e30", "--methods", "finetune,cf_head"),
-    )
-    rows = json.loads((tmp_path / "a" / "results.json").read_text())
-    told = {row["method"]: row["diverged"] for row in rows}
-    assert set(told) == {"original", "finetune", "cf_head"}
-    assert told["finetune"] and not told["original"] and not told["cf_head"]
-    table = (tmp_path / "a" / "table.md").read_text()
-    assert "finetune (diverged)" in table and "cf_head (diverged)" not in table
-
-
-@pytest.mark.slow
-def test_tuning_and_ablation_go_on_where_they_were_and_end_the_same(tmp_path):
-    flags = ("--config", "tiny", "--set", "train.epochs=1", "--workdir", tmp_path / "a")
-    look = (*flags, "--methods", "cf_head,ssd", "--seeds", "5,6", "--tune", "6")
-    run_command(*look)
-    text = (tmp_path / "a" / "tuning.json").read_text()
-    told = json.loads(text)
-    assert set(told["winners"]) == {"cf_head", "ssd"}
-    for trials in told["methods"].values():
+def test_tuning_and_ablation_resume_and_end_with_the_same_winners(tmp_path):
+    workdir = tmp_path / "run"
+    flags = ("--config", "tiny", "--set", "train.epochs=1", "--workdir", workdir)
+    argv = (*flags, "--methods", "cf_head,ssd", "--seeds", "5,6", "--tune", "6")
+    run_command(*argv)
+    tuning = json.loads((workdir / "tuning.json").read_text())
+    assert set(tuning["winners"]) == {"cf_head", "ssd"}
+    for trials in tuning["methods"].values():
         assert len(trials) == 6
-        # The best three of the first seed have been on the other one, too, and so has
-        # the configuration itself.
-        finals = [trial for trial in trials if len(trial["objectives"]) == 2]
-        assert trials[: len(finals)] == finals and {} in [t["settings"] for t in finals]
-        assert len(finals) in (3, 4)
+        # The best three of the first seed, and the configured settings.
+        finalists = [trial for trial in trials if len(trial["objectives"]) == 2]
+        assert trials[: len(finalists)] == finalists and len(finalists) in (3, 4)
+        assert {} in [trial["settings"] for trial in finalists]
         best = sorted(trials, key=lambda trial: trial["objectives"][0])[:3]
-        assert all(trial in finals for trial in best)
-        means = [np.mean(trial["objectives"]) for trial in finals]
+        assert all(trial in finalists for trial in best)
+        means = [np.mean(trial["objectives"]) for trial in finalists]
         assert means == sorted(means)
-    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "a" / "variants").iterdir()}
-    gone = next(iter(files))
-    gone.unlink()
-    run_command(*look)
-    again = json.loads((tmp_path / "a" / "tuning.json").read_text())
-    assert again["winners"] == told["winners"]
-    for path, time in files.items():
-        assert path == gone or path.stat().st_mtime_ns == time
+    times_ns = {p: p.stat().st_mtime_ns for p in (workdir / "variants").iterdir()}
+    removed = next(iter(times_ns))
+    removed.unlink()
+    run_command(*argv)
+    again = json.loads((workdir / "tuning.json").read_text())
+    assert again["winners"] == tuning["winners"]
+    for path, time_ns in times_ns.items():
+        assert path == removed or path.stat().st_mtime_ns == time_ns
 
     run_command(*flags, "--methods", "ccu_no_stop", "--seeds", "5", "--ablate")
-    found = json.loads((tmp_path / "a" / "ablation.json").read_text())
-    parts = {row["part"] for row in found if row["method"] == "ccu_no_stop"}
-    assert parts == set(ablate.parts(load_config("tiny").ccu_no_stop))
+    results = json.loads((workdir / "ablation.json").read_text())
+    ablated = {r["ablation"] for r in results if r["method"] == "ccu_no_stop"}
+    assert ablated == set(ablate.ablations(load_config("tiny").ccu_no_stop))

@@ -26,7 +26,7 @@ def test_results_are_sorted_by_seed_and_method(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "seed"), [("../../elsewhere", 0), ("ccu_plus", 1), ("original", 0)]
+    "method, seed", [("../../elsewhere", 0), ("ccu_plus", 1), ("original", 0)]
 )
 def test_result_of_another_stage_is_rejected(tmp_path, method, seed):
     path = write(tmp_path, "ccu_plus-0", method=method, seed=seed, fingerprint="f")

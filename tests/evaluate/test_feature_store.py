@@ -304,7 +304,7 @@ def test_what_fails_on_the_way_leaves_an_earlier_store_as_it_was(
 CHILD = """
 import os, pathlib, shutil, signal, sys
 import numpy as np
-from ccu_jax import features
+from ccu_jax.evaluate import feature_store as features
 
 folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
 features.CHUNK_ROWS = 16

@@ -186,7 +186,7 @@ def test_each_request_has_its_cost_and_what_came_of_it(finished):
     assert rows["ccu"]["text_unchanged"] is True
     table = (finished / "table.md").read_text("utf-8")
     page = (finished / "report.html").read_text("utf-8")
-    assert "Streaming" in table and "Streaming" in page
+    assert "Sequential requests" in table and "Sequential requests" in page
     for number in (1, 2):
         assert f"| ccu | {number} | " in table
         assert f"| finetune | {number} | " in table
@@ -199,7 +199,7 @@ def test_a_cluster_is_forgotten_purged_and_shown(settings, tmp_path):
     rows = run.run(config, tmp_path, purge=True)
     found = outputs(tmp_path, "ccu")
     assert sorted(listed(tmp_path)) == sorted(found.id[found.split == "unlearn"])
-    assert "Streaming" not in (tmp_path / "table.md").read_text("utf-8")
+    assert "Sequential requests" not in (tmp_path / "table.md").read_text("utf-8")
     # The pictures by which it was found are gone.
     assert run.run(config, tmp_path) == rows
 

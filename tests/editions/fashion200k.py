@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES
-from ccu_jax.data.samples import garment_views, garments
+from ccu_jax.data.samples.fashion200k import draw_garment, draw_view
 from tests.editions.defects import Defect
 
 # Rows that no loader may use: what is wrong, the line's bytes, how it is counted.
@@ -171,11 +171,10 @@ def _misplace(
     other = next(name for name in LABEL_FILES if f"/{_plural(name)}/" not in path)
     new = f"women/{_plural(name)}/sample_kinds/27182818/27182818"
     wrong = _append(lines, other, f"{new}_0.jpeg".encode() + told)
-    garment = garments.design(
-        rng, "t-shirts", np.array([[90, 0, 90], [0] * 3]), "dotted"
-    )
+    colours = np.array([[0.35, 0, 0.35], [0, 0, 0]])
+    garment = draw_garment(rng, "top", "t-shirts", colours, "polka-dot")
     (root / new).parent.mkdir(parents=True)
-    (root / f"{new}_1.jpeg").write_bytes(garment_views.view(rng, garment))
+    (root / f"{new}_1.jpeg").write_bytes(draw_view(rng, garment))
     unknown = _append(lines, name, f"{new}_1.jpeg".encode() + told + b"\r")
     category = "skipped: path is of another category than the label file"
     return [

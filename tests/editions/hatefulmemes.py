@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from ccu_jax.data.samples.hatefulmemes import number_ids
+from ccu_jax.data.samples.hatefulmemes import format_phase_1
 from tests.editions.defects import Defect, bomb
 from tests.editions.hatefulmemes_edition import OUTSIDE, SMALL, Edition
 
@@ -146,7 +146,7 @@ def _ids(edition: Edition) -> None:
     del row["id"]
     edition.note("no id", row, "noted: id is not the image's")
     row = edition.take()
-    edition.raw["train"] = [number_ids(row).encode()]
+    edition.raw["train"] = [format_phase_1(row).encode()]
     edition.note("the same row again", row, "skipped: id listed twice")
     row = edition.take()
     again = row | {"id": f"{row['id']:05d}"}
@@ -171,11 +171,11 @@ def _lines(edition: Edition) -> None:
     entry = {"id": _FREE + 1, "img": f"img/{_FREE + 1}.png", "label": 0, "text": "a"}
     images = ("img/" + OUTSIDE, OUTSIDE, "/outside.png", "img\\outside.png")
     for image in (*images, "img/..", "img/a\nb.png", "outside.png", "img/", 7, None):
-        line = number_ids(entry | {"img": image}).encode()
+        line = format_phase_1(entry | {"img": image}).encode()
         add(line, f"img {json.dumps(image)}", "img is no path below img/")
-    line = number_ids(entry | {"text": "long " * (1 << 18)}).encode()
+    line = format_phase_1(entry | {"text": "long " * (1 << 18)}).encode()
     add(line, "a line of more than a MiB", "line too long")
-    line = number_ids(entry).encode()
+    line = format_phase_1(entry).encode()
     add(line.replace(b'"a"', b'"\xff\xfe"'), "a wrong encoding", "line is not UTF-8")
     add(line[:-9], "half a line", "line is no valid JSON")
     nested = b'{"text":' + b"[" * 200_000 + b"]" * 200_000 + b"}"

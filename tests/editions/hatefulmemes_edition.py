@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.data.readers.base import digest
-from ccu_jax.data.samples.hatefulmemes import number_ids
+from ccu_jax.data.samples.hatefulmemes import format_phase_1
 from tests.editions.defects import Defect
 
 SMALL = 10_000  # ids below it have a leading zero
@@ -86,7 +86,7 @@ class Edition:
             "no final newline", "dev_unseen.jsonl", "noted: file without final newline"
         )
         for name, rows in self.rows.items():
-            line = number_ids if name in ("train", "dev", "test") else json.dumps
+            line = format_phase_1 if name in ("train", "dev", "test") else json.dumps
             lines = [line(row).encode() for row in rows] + self.raw.get(name, [])
             # As it is: not every way to cut a file into lines leaves it whole.
             lines = [line.replace(b"\\u0085", b"\xc2\x85") for line in lines]

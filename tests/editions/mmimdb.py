@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ccu_jax.data.readers.untrusted_files import MAX_TEXT_BYTES
-from ccu_jax.data.samples import movies, topics
+from ccu_jax.data.samples.mmimdb import load_genres, write_movie
 from tests.editions.defects import Defect, bomb
 
 _Spoil = Callable[[pathlib.Path], Any]  # gets the path of a movie without its ending
@@ -166,14 +166,14 @@ _SPOILT: tuple[tuple[str, str | None, _Spoil], ...] = (
 
 def plant(root: pathlib.Path, seed: int) -> list[Defect]:
     """Adds movies to the lists, all but one spoilt, and entries that name no movie."""
-    index, tops, traps = root / "split.json", topics.topics(), []
+    index, tops, traps = root / "split.json", load_genres(), []
     splits = json.loads(index.read_text("ascii"))
     lists = list(splits.values())
     first = lists[0][0]
 
     def add(number: int, i: str, spoil: _Spoil, trap: str, counted: str | None) -> None:
         rng = np.random.default_rng([seed, 2, number])
-        movies.write_movie(rng, tops, root / "dataset" / i)
+        write_movie(rng, tops, root / "dataset" / i)
         spoil(root / "dataset" / i)
         lists[number % len(lists)].append(i)
         traps.append(Defect(trap, i, counted))
@@ -197,7 +197,7 @@ def plant(root: pathlib.Path, seed: int) -> list[Defect]:
     traps.append(Defect("listed in two splits", first, "skipped: id listed twice"))
     for i in ("4300000", "4300001"):
         rng = np.random.default_rng([seed, 3, int(i)])
-        movies.write_movie(rng, tops, root / "dataset" / i)
+        write_movie(rng, tops, root / "dataset" / i)
         ignored = "ignored: .json file that split.json does not list"
         traps.append(Defect("movie that no list names", i, ignored))
     index.write_text(json.dumps(splits, indent=4), "ascii")

@@ -1,38 +1,156 @@
-"""Smooth random fields: what the pictures of several sample editions are drawn with."""
+"""What the sample editions share: drawing, invented words, and the pairs format."""
 
+import colorsys
+import functools
 import io
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
+from ccu_jax.data.clipart import CLIPART
+from ccu_jax.data.readers.base import Progress
 
-def smooth(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """A random field, float32 `[size, size]`, roughly normal, `cells` bumps across."""
+STAGE = "writing the sample edition"
+_SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas zo"
+_SPLIT_FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
+
+
+def smooth_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Draws a smooth random field float32 [size, size], about `cells` bumps across."""
     coarse = rng.standard_normal((cells + 1, cells + 1), np.float32)
     field = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(field)
 
 
-def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of the pixels `[size, size]`, from -1 to 1."""
+def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns x and y of the pixels [size, size], from -1 to 1."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     return x * (2 / (size - 1)) - 1, y * (2 / (size - 1)) - 1
 
 
-def turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates in a frame that is turned by `angle`, radians."""
+def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the coordinates in a frame that is rotated by `angle` radians."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
 
-def soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """1 well inside (distance < 0), 0 well outside, an edge of `width` between."""
+def soft_mask(distance: np.ndarray, width: float) -> np.ndarray:
+    """Returns 1 where the distance is negative, else 0, with an edge of `width`."""
     return 1 / (1 + np.exp(np.clip(distance / (width / 4), -30, 30)))
 
 
-def jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Values in [0, 1], `[H, W]` (greyscale) or `[H, W, 3]`, as a JPEG."""
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Encodes values in [0, 1], [H, W] (greyscale) or [H, W, 3], as a JPEG."""
     file = io.BytesIO()
     pixels = (255 * image.clip(0, 1) + 0.5).astype(np.uint8)
     Image.fromarray(pixels).save(file, "jpeg", quality=quality)
     return file.getvalue()
+
+
+def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Returns a colour float [3] in [0, 1]; the hue is taken modulo 1."""
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
+
+
+def oriented_grid(
+    rng: np.random.Generator, width: int, height: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Draws an angle; returns it and the pixel coordinates along and across it."""
+    y, x = np.mgrid[0:height, 0:width] / height
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return angle, cos * x + sin * y, cos * y - sin * x
+
+
+@functools.cache
+def load_cutout(name: str) -> Image.Image:
+    """Loads a clip art image without the white margin around it."""
+    image = Image.open(CLIPART / name).convert("RGB")
+    is_ink = np.asarray(image).min(axis=2) < 235
+    if not is_ink.any():
+        return image
+    rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
+    return image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+
+
+def scale_and_flip(
+    rng: np.random.Generator, image: Image.Image, scale: float
+) -> Image.Image:
+    """Scales an image, and mirrors it with probability 1/2."""
+    size = (max(4, int(scale * image.width)), max(4, int(scale * image.height)))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image
+
+
+def multiply(canvas: np.ndarray, image: Image.Image, left: int, top: int) -> None:
+    """Draws an image on the canvas; its white is transparent."""
+    area = canvas[top : top + image.height, left : left + image.width]
+    ink = np.asarray(image, np.uint16)[: area.shape[0], : area.shape[1]]
+    area[:] = area * ink // 255
+
+
+def choose(rng: np.random.Generator, pool: Sequence[str]) -> str:
+    """Draws an element."""
+    return pool[int(rng.integers(len(pool)))]
+
+
+def invent_word(rng: np.random.Generator) -> str:
+    """Invents a word of two or three syllables."""
+    return "".join(rng.choice(_SYLLABLES.split(), rng.integers(2, 4)))
+
+
+def write_pairs(
+    root: pathlib.Path,
+    sizes: list[int],
+    seed: int,
+    draw_group: Callable[[int, int], Iterator[dict]],
+    letter: str,
+    progress: Progress,
+) -> None:
+    """Writes `pairs.jsonl` and the folder `images`, with a split by group.
+
+    Args:
+        root: the new folder.
+        sizes: number of rows of each group.
+        seed: seed of the split.
+        draw_group: yields the rows of a group, given its index and size: "image"
+            (encoded), "text", and "label" or "labels".
+        letter: first letter of the group names.
+        progress: called with (stage, done, total).
+    """
+    (root / "images").mkdir()
+    done = 0
+    with (root / "pairs.jsonl").open("w", encoding="utf-8", newline="\n") as index:
+        for group, split in enumerate(_assign_splits(sizes, seed)):
+            name = f"{letter}{group:05d}"
+            for number, row in enumerate(draw_group(group, sizes[group]), start=1):
+                progress(STAGE, done, sum(sizes))
+                path = f"images/{name}-{number}.jpg"
+                (root / path).write_bytes(row.pop("image"))
+                row = {"id": f"{name}-{number}", "image": path} | row
+                index.write(json.dumps(row | {"group": name, "split": split}) + "\n")
+                done += 1
+
+
+def limit_groups(sizes: np.ndarray, rows: int) -> list[int]:
+    """Returns the first of the sizes, the last one cut so that their sum is `rows`."""
+    ends = np.cumsum(sizes)
+    last = int(np.searchsorted(ends, rows))
+    return [*sizes[:last].tolist(), rows - int(ends[last] - sizes[last])]
+
+
+def _assign_splits(sizes: list[int], seed: int) -> list[str]:
+    """Returns a split for each group, so that the rows have _SPLIT_FRACTIONS."""
+    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+    ends = np.cumsum(np.array(sizes)[order])
+    limits = np.cumsum(list(_SPLIT_FRACTIONS.values())) * ends[-1]
+    index = np.searchsorted(limits, ends - np.array(sizes)[order] / 2)
+    names, splits = list(_SPLIT_FRACTIONS), [""] * len(sizes)
+    for group, split in zip(order, index, strict=True):
+        splits[group] = names[min(int(split), len(names) - 1)]
+    return splits

@@ -35,9 +35,9 @@ class Writer(NamedTuple):
 
 WRITERS = {
     "mmimdb": Writer(1, "movies", 30, mmimdb.write),
-    "fashion200k": Writer(1, "images of clothes", 200, fashion200k.write),
+    "fashion200k": Writer(2, "images of clothes", 200, fashion200k.write),
     "hatefulmemes": Writer(1, "memes", 150, hatefulmemes.write),
-    "medical": Writer(1, "studies", 60, medical.write),
+    "medical": Writer(2, "studies", 60, medical.write),
     "satellite": Writer(1, "tiles", 60, satellite.write),
 }
 

@@ -1,23 +1,24 @@
-"""The sample edition of Fashion200k: invented clothes, drawn, with invented titles."""
+"""The sample edition of Fashion200k: drawn clothes with invented titles."""
 
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES, SUB_CATEGORIES
-from ccu_jax.data.samples import garment_views, garments
+from ccu_jax.data.samples.drawing import (
+    STAGE,
+    choose,
+    encode_jpeg,
+    invent_word,
+    rotate,
+    soft_mask,
+)
 
-# Lines of the official label files, in thousands: test, train.
-_LINES = {
-    "dress": (6.1, 52.9),
-    "jacket": (4.5, 22.6),
-    "pants": (5.3, 26.3),
-    "skirt": (5.7, 29.4),
-    "top": (8.1, 40.7),
-}
-# Rows of the sub-categories in a thousand of the official release.
+# Rows of the sub-categories in the official release, per mille.
 _SHARES = {
     "dress": (57, 53, 50, 48, 48, 39),
     "jacket": (33, 30, 17, 17, 16, 11, 10),
@@ -25,76 +26,54 @@ _SHARES = {
     "skirt": (55, 43, 43, 38),
     "top": (45, 44, 41, 37, 37, 34),
 }
-_VIEWS = (0.2, 0.25, 0.25, 0.2, 0.1)  # share of products with one picture, two, ...
-_NOISE = 0.05  # products whose pictures show something of another category
-_OWN = 0.8  # a word that leans to a category comes from the product's own
-_EXTRAS = 20  # lines a category has in detection/ and image_urls.txt
-
-# Name, share in a thousand, and the colour.
-_COLOURS = (
-    ("black", 300, (54, 52, 56)),
-    ("multicolor", 220, None),
-    ("blue", 200, (52, 84, 168)),
-    ("white", 60, (236, 234, 228)),
-    ("red", 50, (186, 40, 48)),
-    ("gray", 45, (128, 128, 132)),
-    ("green", 40, (60, 128, 76)),
-    ("pink", 35, (226, 140, 168)),
-    ("beige", 20, (206, 186, 152)),
-    ("purple", 12, (112, 62, 140)),
-    ("brown", 10, (112, 76, 50)),
-    ("yellow", 8, (226, 200, 70)),
-)
-# What a pattern is called, and in how many of a hundred garments it is.
-_PATTERNS = {
-    "plain": (("plain",), 44),
-    "striped": (("striped", "pinstriped"), 16),
-    "checked": (("checked", "plaid"), 12),
-    "dotted": (("polka-dot", "spotted"), 10),
-    "floral": (("floral", "botanical"), 12),
-    "blocked": (("colorblock", "two-tone"), 6),
+# Lines of the official label files, in thousands: test, train.
+_NUM_LINES = {
+    "dress": (6.1, 52.9),
+    "jacket": (4.5, 22.6),
+    "pants": (5.3, 26.3),
+    "skirt": (5.7, 29.4),
+    "top": (8.1, 40.7),
 }
-_NOUNS = {  # the category's own, how often it stands there, and others
+_NUM_VIEWS_SHARES = (0.2, 0.25, 0.25, 0.2, 0.1)  # products with one image, two, ...
+_NOISE = 0.05  # products whose images show another category
+_OWN_WORDS = 0.8  # typical words that are of the product's own category
+
+_COLOURS = {  # share per mille, and RGB
+    "black": (300, (54, 52, 56)),
+    "multicolor": (220, None),
+    "blue": (200, (52, 84, 168)),
+    "white": (60, (236, 234, 228)),
+    "red": (50, (186, 40, 48)),
+    "gray": (45, (128, 128, 132)),
+    "green": (40, (60, 128, 76)),
+    "pink": (35, (226, 140, 168)),
+    "beige": (20, (206, 186, 152)),
+    "purple": (12, (112, 62, 140)),
+    "brown": (10, (112, 76, 50)),
+    "yellow": (8, (226, 200, 70)),
+}
+_PATTERNS = {  # share in percent
+    "plain": 44,
+    "striped": 16,
+    "checked": 12,
+    "polka-dot": 10,
+    "floral": 12,
+    "colorblock": 6,
+}
+_NOUNS = {  # the usual noun, its share, and others
     "dress": ("dress", 0.98, ("frock",)),
     "jacket": ("jacket", 0.90, ("coat", "parka", "anorak")),
     "pants": ("pants", 0.78, ("trousers", "slacks", "chinos")),
     "skirt": ("skirt", 0.97, ("kilt",)),
     "top": ("top", 0.91, ("tunic", "pullover", "camisole")),
 }
-_COMMON = [
-    "classic",
-    "soft",
-    "essential",
-    "textured",
-    "modern",
-    "vintage",
-    "relaxed",
-    "fitted",
-    "light",
-    "everyday",
-    "embroidered",
-    "ruffled",
-    "contrast",
-    "signature",
-    "fine",
-    "linen",
-    "silk",
-    "cotton",
-    "wool",
-    "jersey",
-    "satin",
-    "crepe",
-    "knit",
-    "lace",
-    "chiffon",
-    "velvet",
-    "woven",
-    "washed",
-    "layered",
-    "draped",
-]
-# Words that lean to a category; the n-th pair of them to its n-th sub-category.
-_LEANING = {
+_COMMON_WORDS = (
+    "classic soft essential textured modern vintage relaxed fitted light everyday "
+    "embroidered ruffled contrast signature fine linen silk cotton wool jersey satin "
+    "crepe knit lace chiffon velvet woven washed layered draped"
+)
+# Typical words of a category, two for each of its sub-categories.
+_TYPICAL_WORDS = {
     "dress": (
         "evening beaded tulle sweetheart strapless flirty smock tea wrap halter bodice "
         "train"
@@ -113,151 +92,259 @@ _LEANING = {
         "heather tie-neck peplum"
     ),
 }
-_SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas zo"
+# Ranges of length, half hem, sleeve and half waist, in units of half the shoulders. The
+# sub-categories of a category differ in their lengths.
+_MEASURES = {
+    "dress": ((2.9, 6.5), (0.9, 2.2), (0.0, 1.8), (0.6, 0.9)),
+    "jacket": ((1.8, 3.4), (0.9, 1.2), (1.6, 2.5), (0.8, 1.0)),
+    "pants": ((2.8, 5.2), (0.2, 0.7), (0.0, 0.0), (0.6, 0.9)),
+    "skirt": ((1.3, 4.8), (0.8, 1.8), (0.0, 0.0), (0.6, 0.9)),
+    "top": ((1.7, 3.0), (0.75, 1.2), (0.0, 2.4), (0.75, 1.0)),
+}
+
+
+class Garment(NamedTuple):
+    """One product; its views differ in pose and light only."""
+
+    category: str
+    length: float
+    hem: float
+    sleeve: float
+    waist: float
+    colours: np.ndarray  # float [2, 3] in [0, 1]: the cloth, and its pattern
+    pattern: str  # a key of _PATTERNS
+    scale: float  # of the pattern
+    ground: np.ndarray  # float [3] in [0, 1], the background
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the layout of the official folder `fashion-200k/`."""
     (root / "labels").mkdir()
     done = product = 0
-    for (name, (category, _)), size in zip(
-        LABEL_FILES.items(), _sizes(rows), strict=True
-    ):
-        # Written as it is made: of all that there is, no list is kept.
+    for name, size in zip(LABEL_FILES, _num_lines(rows), strict=True):
+        category, end = LABEL_FILES[name][0], done + size
         with (root / "labels" / name).open("w", encoding="utf-8", newline="\n") as file:
-            end = done + size
             while done < end:
                 rng = np.random.default_rng([seed, product])
-                views = min(end - done, 1 + int(rng.choice(5, p=_VIEWS)))
-                number = _number(product, seed)
-                for line in _product(root, rng, category, number, views):
-                    progress("writing the sample edition", done, rows)
+                views = min(end - done, 1 + int(rng.choice(5, p=_NUM_VIEWS_SHARES)))
+                number = _product_id(product, seed)
+                for line in _write_product(root, rng, category, number, views):
+                    progress(STAGE, done, rows)
                     file.write(line)
                     done += 1
                 product += 1
-    _write_extras(root)
 
 
-def _sizes(rows: int) -> list[int]:
-    """Lines of each label file: the official shares, at least one."""
-    shares = np.array([share for both in _LINES.values() for share in both])
+def _num_lines(rows: int) -> list[int]:
+    """Returns the lines of each label file: the official shares, at least one."""
+    shares = np.array([share for both in _NUM_LINES.values() for share in both])
     exact = 1 + (rows - len(shares)) * shares / shares.sum()
     sizes = exact.astype(int)
     sizes[np.argsort(sizes - exact, kind="stable")[: rows - sizes.sum()]] += 1
     return sizes.tolist()
 
 
-def _number(product: int, seed: int) -> str:
-    """The id of the n-th product: mostly 8 digits, no two the same, in no order."""
-    if product % 2500 == 7:
-        return str(1_000_000 + (product // 2500 + 7919 * seed) % 9_000_000)
-    # The factor and the number of ids have no common divisor.
+def _product_id(product: int, seed: int) -> str:
+    """Returns a unique id of 8 digits."""
+    # The factor is coprime to the modulus, so ids do not repeat.
     return str(10_000_000 + (48_271_003 * (product + 1) + 7919 * seed) % 90_000_000)
 
 
-def _product(
+def _write_product(
     root: pathlib.Path,
     rng: np.random.Generator,
     category: str,
     number: str,
-    views: int,
+    num_views: int,
 ) -> Iterator[str]:
-    """Draws the pictures of a product; gives a line for each."""
-    sub = _sub_category(rng, category)
-    shown = sub
+    """Draws the images of a product; yields the label line of each."""
+    sub_category = _draw_sub_category(rng, category)
+    shown = category, sub_category
     if rng.random() < _NOISE:
-        others = [name for name in SUB_CATEGORIES if name != category]
-        shown = _sub_category(rng, others[rng.integers(len(others))])
-    colour, colours = _colours(rng)
-    patterns = list(_PATTERNS)[colour == "multicolor" :]  # that is never plain
-    weights = np.array([_PATTERNS[pattern][1] for pattern in patterns], float)
-    pattern = patterns[rng.choice(len(patterns), p=weights / weights.sum())]
-    title = _title(rng, category, sub, colour, pattern)
-    garment = garments.design(rng, shown, colours, pattern)
+        other = choose(rng, [name for name in SUB_CATEGORIES if name != category])
+        shown = other, _draw_sub_category(rng, other)
+    colour, colours = _draw_colours(rng)
+    patterns = list(_PATTERNS)[colour == "multicolor" :]  # which is never plain
+    shares = np.array([_PATTERNS[pattern] for pattern in patterns])
+    pattern = patterns[rng.choice(len(patterns), p=shares / shares.sum())]
+    title = _invent_title(rng, category, sub_category, colour, pattern)
+    garment = draw_garment(rng, *shown, colours, pattern)
     plural = next(folder for folder, name in FOLDERS.items() if name == category)
-    folder = f"women/{plural}/{sub}/{number}"
+    folder = f"women/{plural}/{sub_category}/{number}"
     (root / folder).mkdir(parents=True)
-    # Numbers have gaps where a detector was not sure of the garment.
-    kept = np.sort(rng.permutation(views + int(rng.integers(3)))[:views])
-    for index in kept.tolist():
+    # Indices have gaps, as where a detector did not find the garment.
+    indices = np.sort(rng.permutation(num_views + int(rng.integers(3)))[:num_views])
+    for index in indices.tolist():
         path = f"{folder}/{number}_{index}.jpeg"
-        (root / path).write_bytes(garment_views.view(rng, garment))
+        (root / path).write_bytes(draw_view(rng, garment))
         yield f"{path}\t{-0.05 - rng.gamma(2, 0.8):.6f}\t{title}\n"
 
 
-def _sub_category(rng: np.random.Generator, category: str) -> str:
+def _draw_sub_category(rng: np.random.Generator, category: str) -> str:
     shares = np.array(_SHARES[category])
     return SUB_CATEGORIES[category][rng.choice(len(shares), p=shares / shares.sum())]
 
 
-def _colours(rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """A colour's name; float [2, 3]: what it looks like, and what goes with it."""
-    shares = np.array([share for _, share, _ in _COLOURS])
-    colour, _, look = _COLOURS[rng.choice(len(shares), p=shares / shares.sum())]
-    colours = rng.uniform(20, 240, (2, 3))
-    if look:
-        colours[0] = look + rng.normal(0, 10, 3)
-        if rng.random() < 0.5:  # lighter or darker of the same
-            colours[1] = colours[0] + rng.uniform(40, 90) * (
-                1 if colours[0].mean() < 128 else -1
-            )
-    return colour, colours.clip(0, 255)
+def _draw_colours(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """Draws the name of a colour, and RGB float [2, 3]: it, and one for the pattern."""
+    shares = np.array([share for share, _ in _COLOURS.values()])
+    name = list(_COLOURS)[rng.choice(len(shares), p=shares / shares.sum())]
+    rgb, colours = _COLOURS[name][1], rng.uniform(20, 240, (2, 3))
+    if rgb:
+        colours[0] = rgb + rng.normal(0, 10, 3)
+        if rng.random() < 0.5:  # a lighter or darker shade
+            sign = 1 if colours[0].mean() < 128 else -1
+            colours[1] = colours[0] + sign * rng.uniform(40, 90)
+    return name, colours.clip(0, 255) / 255
 
 
-def _title(
-    rng: np.random.Generator, category: str, sub: str, colour: str, pattern: str
+def _invent_title(
+    rng: np.random.Generator,
+    category: str,
+    sub_category: str,
+    colour: str,
+    pattern: str,
 ) -> str:
-    """Such as "blue striped linen wrap dress"; lower case, at most 76 characters."""
+    """Invents a title such as "blue striped linen wrap dress", up to 76 characters."""
     words = []
     if rng.random() < 0.3:
-        words.append("".join(rng.choice(_SYLLABLES.split(), rng.integers(2, 4))))
+        words.append(invent_word(rng))
     if rng.random() < 0.6 and pattern != "plain":
-        names = _PATTERNS[pattern][0]
-        words.append(names[rng.integers(len(names))])
+        words.append(pattern)
     for _ in range(int(rng.choice(7, p=(0.1, 0.37, 0.32, 0.13, 0.05, 0.02, 0.01)))):
-        words.append(_style(rng, category, sub))
+        words.append(_draw_style(rng, category, sub_category))
     if rng.random() < 0.25:
-        named = [w for w in sub.split("_")[:-1] if w != "and"] or [
-            sub.split("_", maxsplit=1)[0]
-        ]
-        words.append(named[rng.integers(len(named))])
+        parts = sub_category.split("_")
+        words.append(choose(rng, [w for w in parts[:-1] if w != "and"] or parts[:1]))
     if not words:
-        words.append(_style(rng, category, sub))
-    own, share, others = _NOUNS[category]
-    noun = own if rng.random() < share else others[rng.integers(len(others))]
+        words.append(_draw_style(rng, category, sub_category))
+    usual, share, others = _NOUNS[category]
+    noun = usual if rng.random() < share else choose(rng, others)
     words = list(dict.fromkeys([colour, *words, noun]))
     while len(" ".join(words)) > 76:
         words.pop(1)
     return " ".join(words)
 
 
-def _style(rng: np.random.Generator, category: str, sub: str) -> str:
-    """A word that says something of the category, or nothing."""
+def _draw_style(rng: np.random.Generator, category: str, sub_category: str) -> str:
+    """Draws a word that is typical of the category, or of none."""
     if rng.random() < 0.3:
-        return _COMMON[rng.integers(len(_COMMON))]
-    if rng.random() > _OWN:
-        category = list(_LEANING)[rng.integers(len(_LEANING))]
-        sub = _sub_category(rng, category)
-    words = _LEANING[category].split()
+        return choose(rng, _COMMON_WORDS.split())
+    if rng.random() > _OWN_WORDS:
+        category = choose(rng, list(_TYPICAL_WORDS))
+        sub_category = _draw_sub_category(rng, category)
+    words = _TYPICAL_WORDS[category].split()
     if rng.random() < 0.5:
-        first = 2 * SUB_CATEGORIES[category].index(sub)
+        first = 2 * SUB_CATEGORIES[category].index(sub_category)
         words = words[first : first + 2]
-    return words[rng.integers(len(words))]
+    return choose(rng, words)
 
 
-def _write_extras(root: pathlib.Path) -> None:
-    """A few lines of the release's other files, which no loader needs."""
-    (root / "detection").mkdir()
-    with (root / "image_urls.txt").open("w", encoding="utf-8", newline="\n") as urls:
-        for category in _LINES:
-            lines = []
-            with (root / "labels" / f"{category}_train_detect_all.txt").open() as file:
-                for line, _ in zip(file, range(_EXTRAS), strict=False):
-                    path, score, _ = line.split("\t")
-                    found = f"{category}_{float(score):.2f}_0.23_0.74_0.20_0.86"
-                    lines.append(f"{path}\t{found}\tshoe_-3.10_0.41_0.60_0.88_1.01\n")
-                    urls.write(
-                        f"{path}\thttp://example.org/{path.rpartition('/')[2]}\n"
-                    )
-            path = root / "detection" / f"women_{category}_detection.txt"
-            path.write_text("".join(lines), "utf-8", newline="\n")
+def draw_garment(
+    rng: np.random.Generator,
+    category: str,
+    sub_category: str,
+    colours: np.ndarray,
+    pattern: str,
+) -> Garment:
+    """Draws the measures of a garment; see `Garment` for the other arguments."""
+    names = SUB_CATEGORIES[category]
+    length, *others = _MEASURES[category]
+    fraction = (names.index(sub_category) + rng.random()) / len(names)
+    hem, sleeve, waist = (float(rng.uniform(*range_)) for range_ in others)
+    return Garment(
+        category,
+        length[0] + (length[1] - length[0]) * fraction,
+        hem,
+        sleeve,
+        waist,
+        colours,
+        pattern,
+        scale=float(rng.uniform(2.5, 8)),
+        ground=rng.uniform(0.65, 1, 3),
+    )
+
+
+def draw_view(rng: np.random.Generator, garment: Garment) -> bytes:
+    """Draws a view of a garment as a JPEG, 60 to 100 pixels a side."""
+    extent = 2 * max(garment.hem, 1.0 + 0.6 * garment.sleeve)
+    height = int(rng.integers(72, 101))
+    ratio = extent / garment.length * np.exp(rng.uniform(-0.25, 0.25))
+    width = int(np.clip(height * ratio, 60, 100))
+    step = max(garment.length / height, extent / width) / rng.uniform(0.7, 1.05)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    x = (x - width / 2) * step + extent * rng.uniform(-0.08, 0.08)
+    y = (y - height / 2) * step * np.exp(rng.uniform(-0.15, 0.15))
+    u, v = rotate(x, y, rng.uniform(-0.2, 0.2))
+    v = v + garment.length * rng.uniform(0.43, 0.57)
+    mask = soft_mask(_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step)
+    ground = garment.ground + _uneven_light(rng, width, height)
+    folds = np.sin(rng.uniform(2, 8) * u + np.sin(1.3 * v))
+    shade = rng.uniform(0.8, 1.15) - rng.uniform(0.02, 0.1) * folds
+    # The offset makes folds visible on dark cloth.
+    cloth = shade[..., None] * (_dye(garment, u, v) + 0.15) - 0.15
+    cloth = cloth + 0.5 * (ground - garment.ground)
+    image = ground + mask[..., None] * (cloth - ground)
+    image = image + rng.normal(0, 0.02, (height, width, 1))
+    return encode_jpeg(image, int(rng.integers(70, 90)))
+
+
+def _distance(
+    garment: Garment, u: np.ndarray, v: np.ndarray, spread: float
+) -> np.ndarray:
+    """Returns the approximate distance from the outline, negative inside.
+
+    Args:
+        garment: the garment.
+        u: horizontal distance from the middle of the garment.
+        v: vertical distance from its top.
+        spread: how far sleeves or legs are spread, in [0, 1].
+    """
+    length, side = garment.length, np.abs(u)
+    outside = np.maximum(-v, v - length)
+    if garment.category == "skirt":
+        heights, widths = (0, 0.75, length), (garment.waist, 0.9, garment.hem)
+        return np.maximum(outside, side - np.interp(v, heights, widths))
+    if garment.category == "pants":
+        heights = (1.2, length)
+        centre = np.interp(v, heights, (0.45, garment.hem + 0.05 + 0.4 * spread))
+        leg = np.abs(side - centre) - np.interp(v, heights, (0.45, garment.hem))
+        hips = side - np.interp(v, (0, 0.8), (garment.waist, 0.9))
+        return np.maximum(outside, np.where(v < 1.2, hips, leg))
+    heights = (0, 0.2, 0.95, min(1.7, 0.8 * length), length)
+    widths = (0.4, 0.98, 0.8, garment.waist, garment.hem)
+    neckline = 0.3 - v - 0.8 * side
+    body = np.maximum.reduce([outside, neckline, side - np.interp(v, heights, widths)])
+    if garment.sleeve < 0.3:
+        return body
+    along, across = rotate(side - 0.75, v - 0.25, np.pi / 2 - 0.2 - 0.9 * spread)
+    end = np.abs(along - garment.sleeve / 2) - garment.sleeve / 2
+    return np.minimum(body, np.maximum(end, np.abs(across) - 0.27))
+
+
+def _dye(garment: Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Returns the colours of the cloth float [H, W, 3]."""
+    k, (first, second) = garment.scale, garment.colours
+    match garment.pattern:
+        case "striped":
+            mix = np.sin(k * v) > 0
+        case "checked":
+            mix = 0.5 * ((np.sin(k * u) > 0) + 1.0 * (np.sin(k * v) > 0.2))
+        case "polka-dot":
+            mix = np.sin(k * u) * np.sin(k * v) > 0.45
+        case "floral":
+            mix = np.sin(k * u + 2 * np.sin(k * v)) * np.sin(k * v + 1.5 * u) > 0.25
+        case "colorblock":
+            mix = v > garment.length * (0.2 + 0.05 * k)
+        case _:
+            mix = np.zeros_like(u)
+    return first + mix[..., None] * (second - first)
+
+
+def _uneven_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Draws smooth light and a darker floor or wall, float [H, W, 1]."""
+    spots = rng.normal(-0.05, 0.12, (4, 3)).astype(np.float32)
+    light = np.asarray(Image.fromarray(spots).resize((width, height)))
+    edge = rng.uniform(0.3, 1.3) * height + rng.uniform(-0.5, 0.5) * np.arange(width)
+    floor = np.arange(height)[:, None] > edge
+    return (light - rng.uniform(0.05, 0.25) * floor)[..., None]

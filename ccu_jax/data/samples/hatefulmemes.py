@@ -1,22 +1,32 @@
 """The sample edition of Hateful Memes: harmless memes of clip art and a sentence.
 
-Label 1 stands for an abstract rule that, as in the official files, picture and sentence
-only tell together: that they do not go together.
+A sentence is about one of four kinds of things, and an image shows a thing of one kind.
+The label is 1 if they do not match: as in the official files, neither the image nor the
+sentence tells it alone. All sentences are invented.
 """
 
+import io
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.samples import memes
+from ccu_jax.data.samples.drawing import (
+    STAGE,
+    choose,
+    hsv,
+    load_cutout,
+    multiply,
+    oriented_grid,
+    scale_and_flip,
+)
 
-# Official numbers of distinct memes and about the official shares with label 1. The two
-# dev files have memes in common.
+# Official numbers of distinct memes, and approximate shares with label 1. "dev_both"
+# is in both dev files.
 _PARTS = {
     "train": (8500, 0.36),
     "dev_both": (400, 0.40),
@@ -25,18 +35,84 @@ _PARTS = {
     "test_seen": (1000, 0.49),
     "test_unseen": (2000, 0.375),
 }
-# Of the memes with label 1: those whose sentence alone tells. (Kiela et al. 2020)
-_TEXT_TELLS = 0.2
-# Of the memes with label 0: the picture of one with label 1 and another sentence; and
-# its sentence and another picture.
-_TEXT_TWINS, _PICTURE_TWINS = 0.4, 0.4
-_SMALL_ID, _LARGE_ID, _END_ID = 1235, 10_000, 98_765
+# Share of the memes with label 1 whose sentence suffices (Kiela et al. 2020).
+_TEXT_SUFFICES = 0.2
+# Shares of the memes with label 0 that have the image of a meme with label 1 and
+# another sentence, and that have its sentence and another image.
+_TEXT_CONFOUNDERS, _IMAGE_CONFOUNDERS = 0.4, 0.4
+_MIN_ID, _MIN_FIVE_DIGITS, _END_ID = 1235, 10_000, 98_765
+
+
+class _Kind(NamedTuple):
+    """Things that are alike; the sentences do not name them."""
+
+    images: str  # numbers of clip art
+    hues: tuple[float, float]  # of most backgrounds
+    sentences: str  # separated by commas
+
+
+_KINDS = (
+    _Kind(  # pets
+        "0017 0018 0024 0029 0034 0071 0101 0116 0119 0124 "
+        "0132 0146 0149 0154 0157 0159 0177 0186 0190 0191",
+        (0.25, 0.45),
+        "feed it twice a day, it sleeps on my feet, stroke it behind the ears, it ran "
+        "into the woods, it wants its belly scratched, it chased the postman, it "
+        "snores and twitches, it shed hair on the carpet",
+    ),
+    _Kind(  # food
+        "0267 0298 0299 0306 0311 0321 0323 0329 0342 0345 "
+        "0359 0362 0365 0376 0387 0398 0410 0416 0417 0449",
+        (0.08, 0.16),
+        "eat it while it is warm, it tastes of summer, cut it into eight slices, we "
+        "had two for breakfast, it melts on the tongue, the recipe needs more sugar, "
+        "it goes well with tea, swallow the last bite",
+    ),
+    _Kind(  # vehicles
+        "1251 1259 1295 1297 1302 1307 1308 1311 1312 1317 "
+        "1319 1323 1333 1382 1383 1384 1385 1395 1405 1406",
+        (0.55, 0.65),
+        "drive it to the coast, fill the tank before noon, the engine starts at last, "
+        "it needs new brakes, the horn woke the street, we ride it to work, overtake "
+        "on the left, it stalls at every crossing",
+    ),
+    _Kind(  # houses
+        "0202 0208 0222 0225 0227 0228 0231 0232 0233 0235 "
+        "0236 0237 0239 0240 0244 0245 0248 0252 0253 0254",
+        (0.8, 0.95),
+        "the roof leaks again, paint the front door blue, we moved in last spring, the "
+        "rent went up, nobody lives upstairs, close the shutters at dusk, the hall "
+        "smells of plaster, the cellar is full of boxes",
+    ),
+)
+_TINTED = 0.85  # backgrounds in the hues of their kind
+_OPENERS = (
+    ", when they say, my aunt insists, monday again and, note to self, everyone "
+    "agrees, me at six, they told us, breaking news, once more, you know what, "
+    "somebody wrote"
+)
+_ENDINGS = (
+    ", and that is that, so wish me luck, before the rain comes, and nobody asked why, "
+    "like every tuesday, because we can, for the third time this week, said the "
+    "neighbour, or so i heard, thanks for asking, what a day, and then we laughed "
+    "about it for an hour, but please do not tell anybody until friday"
+)
+# Parts of sentences that match no image.
+_NUMBERS = "three seven eleven forty zero"
+_NOUNS = "wednesday gravity silence october yesterday"
+_CLAIMS = (
+    "{0} is a louder colour than {1}",
+    "{1} weighs more than {0}",
+    "the square root of {1} is {0}",
+    "{0} times {1} makes a triangle",
+    "{1} has {0} corners and no middle",
+)
 
 
 class _Meme(NamedTuple):
-    picture: int  # which of the part's pictures
-    shown: int  # the kind of thing in the picture
-    said: int  # the kind of thing that the sentence is about; -1: of nothing
+    image: int  # index among the images of its part
+    image_kind: int
+    text_kind: int  # -1: the sentence matches no kind
     text: str
     label: int
 
@@ -45,90 +121,147 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the layout of the official archive: `data/img/` and five lists."""
     data = root / "data"
     (data / "img").mkdir(parents=True)
-    ids = _ids(np.random.default_rng([seed, 0]), rows)
+    ids = _draw_ids(np.random.default_rng([seed, 0]), rows)
     totals = [total for total, _ in _PARTS.values()]
-    ends = np.cumsum(totals) * rows // sum(totals)
+    ends = (np.cumsum(totals) * rows // sum(totals)).tolist()
     entries: dict[str, list[dict[str, Any]]] = {}
-    first = 0
     for part, (name, (_, share)) in enumerate(_PARTS.items()):
         rng = np.random.default_rng([seed, 1, part])
-        made = _memes(rng, int(ends[part]) - first, share)
-        names = ids[first : first + len(made)]
-        for done in _draw(data, made, names, [seed, 2, part]):
-            progress("writing the sample edition", first + done, rows)
-        entries[name] = [
-            {"id": i, "img": f"img/{i}.png", "label": meme.label, "text": meme.text}
-            for i, meme in zip(names, made, strict=True)
-        ]
-        first += len(made)
-    both = entries.pop("dev_both")
+        start = ends[part - 1] if part else 0
+        memes = _invent_memes(rng, ends[part] - start, share)
+        paths: dict[int, pathlib.Path] = {}
+        entries[name] = []
+        for done, meme in enumerate(memes, start):
+            progress(STAGE, done, rows)
+            path = data / "img" / f"{ids[done]}.png"
+            if meme.image in paths:
+                shutil.copyfile(paths[meme.image], path)
+            else:
+                rng = np.random.default_rng([seed, 2, part, meme.image])
+                path.write_bytes(_draw_image(rng, _KINDS[meme.image_kind]))
+                paths[meme.image] = path
+            row = {"id": ids[done], "img": f"img/{path.name}"}
+            entries[name].append(row | {"label": meme.label, "text": meme.text})
+    dev_both = entries.pop("dev_both")
     rng = np.random.default_rng([seed, 3])
     for name in ("dev_seen", "dev_unseen"):
-        joined = both + entries[name]
+        joined = dev_both + entries[name]
         entries[name] = [joined[place] for place in rng.permutation(len(joined))]
-    for name, listed in entries.items():
-        # Official files of both phases of the contest go about together.
-        line = number_ids if name == "train" else json.dumps
-        text = "".join(line(entry) + "\n" for entry in listed)
+    for name, rows_of_list in entries.items():
+        # As it is distributed: the train list of the contest's first phase, and the
+        # other lists of its second phase.
+        format_row = format_phase_1 if name == "train" else json.dumps
+        text = "".join(format_row(row) + "\n" for row in rows_of_list)
         (data / f"{name}.jsonl").write_text(text, "ascii", newline="\n")
 
 
-def _ids(rng: np.random.Generator, rows: int) -> list[str]:
-    """Different official-looking ids; every eleventh begins with a zero."""
-    ids = _LARGE_ID + rng.choice(_END_ID - _LARGE_ID, rows, replace=False)
-    small = len(ids[::11])
-    ids[::11] = _SMALL_ID + rng.choice(_LARGE_ID - _SMALL_ID, small, replace=False)
+def format_phase_1(row: dict[str, Any]) -> str:
+    """Formats a row as in phase 1: the id is a number and loses its leading zeros."""
+    if isinstance(row.get("id"), str):
+        row = row | {"id": int(row["id"])}
+    return json.dumps(row, separators=(",", ":")).replace("/", "\\/")
+
+
+def _draw_ids(rng: np.random.Generator, rows: int) -> list[str]:
+    """Draws distinct ids of five digits; every eleventh begins with a zero."""
+    ids = _MIN_FIVE_DIGITS + rng.choice(_END_ID - _MIN_FIVE_DIGITS, rows, replace=False)
+    count, range_ = len(ids[::11]), _MIN_FIVE_DIGITS - _MIN_ID
+    ids[::11] = _MIN_ID + rng.choice(range_, count, replace=False)
     return [f"{number:05d}" for number in ids]
 
 
-def _memes(rng: np.random.Generator, total: int, share: float) -> list[_Meme]:
-    """Memes of a part, in random order, in the shares of the paper."""
-    ones = round(total * share)
-    telling = round(_TEXT_TELLS * ones)
-    made = [_apart(rng, number) for number in range(ones - telling)]
-    bases, zeros = len(made), total - ones
-    pictures = iter(range(bases, total))
-    for twin in range(round(_TEXT_TWINS * zeros) if bases else 0):
-        base = made[twin % bases]
-        text = memes.sentence(rng, base.shown)
-        made.append(_Meme(base.picture, base.shown, base.shown, text, 0))
-    for twin in range(round(_PICTURE_TWINS * zeros) if bases else 0):
-        base = made[bases - 1 - twin % bases]
-        made.append(_Meme(next(pictures), base.said, base.said, base.text, 0))
-    for _ in range(telling):
-        shown = int(rng.integers(len(memes.KINDS)))
-        made.append(_Meme(next(pictures), shown, -1, memes.nonsense(rng), 1))
-    while len(made) < total:
-        kind = int(rng.integers(len(memes.KINDS)))
-        text = memes.sentence(rng, kind)
-        made.append(_Meme(next(pictures), kind, kind, text, 0))
-    return [made[place] for place in rng.permutation(total)]
+def _invent_memes(rng: np.random.Generator, total: int, share: float) -> list[_Meme]:
+    """Invents the memes of a part, in random order; `share` of them have label 1."""
+    num_ones = round(total * share)
+    num_suffice = round(_TEXT_SUFFICES * num_ones)
+    num_bases, num_zeros = num_ones - num_suffice, total - num_ones
+    memes = []
+    for image in range(num_bases):
+        image_kind, text_kind = rng.choice(len(_KINDS), 2, replace=False).tolist()
+        text = _invent_sentence(rng, text_kind)
+        memes.append(_Meme(image, image_kind, text_kind, text, 1))
+    images = iter(range(num_bases, total))
+    for index in range(round(_TEXT_CONFOUNDERS * num_zeros) if num_bases else 0):
+        base = memes[index % num_bases]
+        kind, text = base.image_kind, _invent_sentence(rng, base.image_kind)
+        memes.append(_Meme(base.image, kind, kind, text, 0))
+    for index in range(round(_IMAGE_CONFOUNDERS * num_zeros) if num_bases else 0):
+        base = memes[num_bases - 1 - index % num_bases]
+        kind = base.text_kind
+        memes.append(_Meme(next(images), kind, kind, base.text, 0))
+    for _ in range(num_suffice):
+        kind = int(rng.integers(len(_KINDS)))
+        memes.append(_Meme(next(images), kind, -1, _invent_nonsense(rng), 1))
+    while len(memes) < total:
+        kind = int(rng.integers(len(_KINDS)))
+        text = _invent_sentence(rng, kind)
+        memes.append(_Meme(next(images), kind, kind, text, 0))
+    return [memes[place] for place in rng.permutation(total)]
 
 
-def _apart(rng: np.random.Generator, picture: int) -> _Meme:
-    """A meme whose sentence and picture do not go together."""
-    shown, said = rng.choice(len(memes.KINDS), 2, replace=False).tolist()
-    return _Meme(picture, shown, said, memes.sentence(rng, said), 1)
+def _invent_sentence(rng: np.random.Generator, kind: int) -> str:
+    return _embellish(rng, choose(rng, _KINDS[kind].sentences.split(", ")))
 
 
-def _draw(
-    data: pathlib.Path, made: list[_Meme], names: list[str], seeds: list[int]
-) -> Iterator[int]:
-    """Writes the pictures of memes; those that have one picture get the same bytes."""
-    drawn: dict[int, pathlib.Path] = {}
-    for done, (name, meme) in enumerate(zip(names, made, strict=True)):
-        yield done
-        path = data / "img" / f"{name}.png"
-        if meme.picture in drawn:
-            shutil.copyfile(drawn[meme.picture], path)
-        else:
-            rng = np.random.default_rng([*seeds, meme.picture])
-            path.write_bytes(memes.draw(rng, meme.shown))
-            drawn[meme.picture] = path
+def _invent_nonsense(rng: np.random.Generator) -> str:
+    claim = choose(rng, _CLAIMS)
+    number, noun = choose(rng, _NUMBERS.split()), choose(rng, _NOUNS.split())
+    return _embellish(rng, claim.format(number, noun))
 
 
-def number_ids(entry: dict[str, Any]) -> str:
-    """A row as the first release has it: the id is a number and loses its zeros."""
-    if isinstance(entry.get("id"), str):
-        entry = entry | {"id": int(entry["id"])}
-    return json.dumps(entry, separators=(",", ":")).replace("/", "\\/")
+def _embellish(rng: np.random.Generator, sentence: str) -> str:
+    opener = choose(rng, _OPENERS.split(", "))
+    parts = (opener, sentence, choose(rng, _ENDINGS.split(", ")))
+    return " ".join(part for part in parts if part)
+
+
+def _draw_image(rng: np.random.Generator, kind: _Kind) -> bytes:
+    """Draws a thing of a kind on a background, as a PNG.
+
+    The sentence is not drawn: the reader gets it from the lists, and memes that share
+    an image have the same file.
+    """
+    name = choose(rng, kind.images.split())
+    width, height = rng.integers(100, 141, 2).tolist()
+    hues = kind.hues if rng.random() < _TINTED else rng.random(2)
+    canvas = _draw_background(rng, width, height, rng.permutation(hues))
+    cutout = load_cutout(f"images/{name}.jpg")
+    share = rng.uniform(0.65, 0.95)
+    scale = share * min(width / cutout.width, height / cutout.height)
+    image = scale_and_flip(rng, cutout, scale)
+    left = int(rng.integers(0, width - image.width + 1))
+    multiply(canvas, image, left, int(rng.integers(0, height - image.height + 1)))
+    file = io.BytesIO()
+    Image.fromarray(canvas).save(file, "png", compress_level=4)
+    return file.getvalue()
+
+
+def _draw_background(
+    rng: np.random.Generator, width: int, height: int, hues: np.ndarray
+) -> np.ndarray:
+    """Draws a wavy gradient of two colours and discs of a third one.
+
+    It is varied enough that no two backgrounds are near-duplicates, and has few colours
+    so that the files are small.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    first, second, third = (
+        hsv(hue + rng.normal(0, 0.03), rng.uniform(0.2, 0.75), rng.uniform(0.55, 1))
+        for hue in (*hues.tolist(), rng.random())
+    )
+    angle, along, across = oriented_grid(rng, width, height)
+    wave = rng.uniform(0.05, 0.2) * np.sin(rng.uniform(3, 15) * across + 6 * angle)
+    along = along + wave
+    mix = np.round(20 * (along - along.min()) / np.ptp(along)) / 20
+    gradient = first + mix[..., None] * (second - first)
+    image = Image.fromarray((255 * gradient).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(rng.integers(3, 7)):
+        radius = rng.uniform(0.12, 0.35) * width
+        left, top = rng.uniform(-radius, width), rng.uniform(-radius, height)
+        colour = (255 * (third * rng.uniform(0.6, 1))).astype(int).tolist()
+        box = (left, top, left + 2 * radius, top + 2 * radius)
+        pen.ellipse(box, fill=tuple(colour))
+    return np.array(image)

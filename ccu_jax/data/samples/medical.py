@@ -1,72 +1,262 @@
-"""A worked example: generated pictures that look like chest X-rays, invented reports.
+"""A sample in the pairs format: drawn images that resemble chest X-rays, and reports.
 
-No patient, no hospital and no real picture is behind it: everything is drawn and
-written by this file and its neighbours. It shows the form in which such data may be
-kept (several findings a study, several studies a patient, a split by patient); nothing
-can be learnt from it about medicine.
+Everything is drawn and invented here; there is no patient, hospital or real image
+behind it, and nothing can be learned from it about medicine. It shows how such data may
+be stored: several findings per study, several studies per patient, a split by patient.
 """
 
 import functools
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.samples import pairs_edition, radiographs
-from ccu_jax.data.samples.reports import report
+from ccu_jax.data.samples.drawing import (
+    choose,
+    encode_jpeg,
+    limit_groups,
+    pixel_grid,
+    rotate,
+    smooth_field,
+    soft_mask,
+    write_pairs,
+)
 
-# The share of patients who have a finding at first.
-_SHARES = {
-    "cardiomegaly": 0.24,
-    "consolidation": 0.22,
-    "device": 0.20,
-    "effusion": 0.22,
-    "fracture": 0.18,
-    "nodule": 0.22,
-    "pneumothorax": 0.18,
-    "scoliosis": 0.18,
+
+class _Shadow(NamedTuple):
+    """An ellipse in one lung, in units of half an image."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    brightness: float
+
+
+class _Finding(NamedTuple):
+    prevalence: float  # among patients at their first study
+    names: str  # in reports, separated by commas; the first is the most frequent
+    shadow: _Shadow | None = None  # None: drawn by changing the anatomy
+    is_chronic: bool = False
+
+
+_FINDINGS = {
+    "cardiomegaly": _Finding(
+        0.24, "cardiac enlargement, enlarged heart, wide heart shadow", None, True
+    ),
+    "consolidation": _Finding(
+        0.22,
+        "consolidation, airspace opacity, patchy infiltrate",
+        _Shadow(0.45, 0.0, 0.3, 0.3, 0.5),
+    ),
+    "device": _Finding(
+        0.20,
+        "pacing device, generator pack with lead, implanted pacer",
+        _Shadow(0.5, -0.55, 0.18, 0.14, 0.8),
+        True,
+    ),
+    "effusion": _Finding(
+        0.22,
+        "pleural effusion, pleural fluid, blunted costophrenic angle",
+        _Shadow(0.5, 0.45, 0.35, 0.25, 0.5),
+    ),
+    "fracture": _Finding(
+        0.18,
+        "rib fracture, displaced rib, cortical break of a rib",
+        _Shadow(0.45, 0.2, 0.28, 0.08, -0.6),
+    ),
+    "nodule": _Finding(
+        0.22,
+        "pulmonary nodule, rounded density, coin lesion",
+        _Shadow(0.45, -0.2, 0.16, 0.16, 0.6),
+    ),
+    "pneumothorax": _Finding(
+        0.18,
+        "pneumothorax, apical air rim, collapsed lung margin",
+        _Shadow(0.55, -0.4, 0.2, 0.35, -0.5),
+    ),
+    "scoliosis": _Finding(
+        0.18, "scoliosis, curvature of the spine, tilted thoracic spine", None, True
+    ),
 }
-_LASTING = {"cardiomegaly", "device", "scoliosis"}  # these hardly go
-_STAYS, _LASTS, _NEW = 0.6, 0.95, 0.4  # until the next study; new ones, of the share
-_SHOWN = 0.8  # a finding can be seen in the picture
-_MISTAKEN = 0.02  # a label is wrong, be it one too many or one too few
-_STUDIES = (0.45, 0.35, 0.20)  # patients with one, two, three studies
+_PERSISTS, _CHRONIC_PERSISTS = 0.6, 0.95  # probabilities until the next study
+_NEW = 0.4  # probability of a new finding at a later study, times its prevalence
+_VISIBLE = 0.8  # findings that are visible in the image
+_LABEL_NOISE = 0.02  # wrong labels, per finding
+_NUM_STUDIES_SHARES = (0.45, 0.35, 0.20)  # patients with one, two, three studies
+
+_PRESENT = (
+    "There is a {size} {name}.",
+    "{Size} {name} {place}.",
+    "{Name} is seen {place}.",
+    "{Name}, {size}.",
+    "Findings include {name}.",
+)
+_HEDGED = (
+    "Possible {name}.",
+    "{Name} cannot be excluded.",
+    "Questionable {name} {place}.",
+    "{Name} is suspected; correlate with symptoms.",
+)
+_ABSENT = (
+    "No {name}.",
+    "No evidence of {name}.",
+    "{Name} is not seen.",
+    "Negative for {name}.",
+)
+_STANDARD = (
+    "Bones and soft tissues are unremarkable.",
+    "The mediastinal contours are within normal limits.",
+    "Lung volumes are adequate.",
+    "Technique is limited by rotation.",
+    "Trachea is midline.",
+    "Follow-up as clinically indicated.",
+    "The upper abdomen is not well seen.",
+)
+_REASONS = ("cough", "chest pain", "shortness of breath", "fever", "a fall", "check-up")
+_PLACES = ("on the right", "on the left", "at the base", "in the upper zone")
+_SIZES = ("small", "moderate", "large", "subtle", "mild")
+_REPORTED, _REPORTED_HEDGED = 0.62, 0.18  # present findings; others are omitted
+_SUSPECTED, _DENIED = 0.02, 0.22  # absent findings; others are not mentioned
+
+
+class _Body(NamedTuple):
+    """The build of one patient, in units of half an image."""
+
+    lung_height: float
+    lung_width: float
+    num_ribs: float
+    rib_curvature: float
+    tissue: float  # brightness around the lungs
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `pairs.jsonl` and `images/`."""
-    studies = np.random.default_rng([seed, 0]).choice([1, 2, 3], rows, p=_STUDIES)
-    sizes = pairs_edition.cut(studies, rows)
-    pairs_edition.write(
-        root, sizes, seed, functools.partial(_patient, seed), "p", progress
-    )
+    rng = np.random.default_rng([seed, 0])
+    sizes = limit_groups(rng.choice([1, 2, 3], rows, p=_NUM_STUDIES_SHARES), rows)
+    draw_group = functools.partial(_draw_patient, seed)
+    write_pairs(root, sizes, seed, draw_group, "p", progress)
 
 
-def _patient(seed: int, patient: int, studies: int) -> Iterator[dict]:
-    """The rows of one patient, each with its picture's bytes."""
+def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
+    """Yields the rows of one patient."""
     rng = np.random.default_rng([seed, 2, patient])
-    body = radiographs.body(rng)
-    findings = {name for name, share in _SHARES.items() if rng.random() < share}
-    for number in range(studies):
-        if number:
-            findings = _later(rng, findings)
-        # In the order of _SHARES: the order of a set of strings varies by process.
-        ordered = [name for name in _SHARES if name in findings]
-        shown = {name for name in ordered if rng.random() < _SHOWN}
-        labels = [n for n in _SHARES if (n in findings) != (rng.random() < _MISTAKEN)]
+    ranges = ((0.58, 0.76), (0.30, 0.38), (4.5, 7.0), (0.2, 0.9), (0.52, 0.70))
+    body = _Body(*(float(rng.uniform(*range_)) for range_ in ranges))
+    findings = [n for n, f in _FINDINGS.items() if rng.random() < f.prevalence]
+    for study in range(num_studies):
+        if study:
+            findings = [n for n in _FINDINGS if rng.random() < _recurs(n, findings)]
+        visible = [name for name in findings if rng.random() < _VISIBLE]
+        labels = [
+            name
+            for name in _FINDINGS
+            if (name in findings) != (rng.random() < _LABEL_NOISE)
+        ]
         yield {
-            "picture": radiographs.draw(rng, body, shown),
-            "text": report(rng, findings, earlier=number > 0),
+            "image": _draw_study(rng, body, visible),
+            "text": _invent_report(rng, findings, has_prior=study > 0),
             "labels": labels,
         }
 
 
-def _later(rng: np.random.Generator, findings: set[str]) -> set[str]:
-    """What a patient has at the next study."""
-    later = set()
-    for name, share in _SHARES.items():
-        stays = _LASTS if name in _LASTING else _STAYS
-        if rng.random() < (stays if name in findings else _NEW * share):
-            later.add(name)
-    return later
+def _recurs(name: str, findings: list[str]) -> float:
+    """Returns the probability of a finding at the next study."""
+    finding = _FINDINGS[name]
+    if name not in findings:
+        return _NEW * finding.prevalence
+    return _CHRONIC_PERSISTS if finding.is_chronic else _PERSISTS
+
+
+def _invent_report(
+    rng: np.random.Generator, findings: list[str], has_prior: bool
+) -> str:
+    sentences = []
+    for name in _FINDINGS:
+        chance = rng.random()
+        if name in findings:
+            forms = ((_REPORTED, _PRESENT), (_REPORTED + _REPORTED_HEDGED, _HEDGED))
+        else:
+            forms = ((_SUSPECTED, _HEDGED), (_SUSPECTED + _DENIED, _ABSENT))
+        form = next((form for limit, form in forms if chance < limit), None)
+        if form:
+            sentences.append(_invent_sentence(rng, name, form))
+    sentences += rng.choice(_STANDARD, rng.integers(0, 3), replace=False).tolist()
+    rng.shuffle(sentences)
+    reason = f"Indication: {rng.choice(_REASONS)}."
+    prior = "Compared with the previous study." if has_prior else "No prior study."
+    if not findings and rng.random() < 0.4:
+        sentences.append("Normal chest radiograph.")
+    return " ".join([reason, prior, *sentences])
+
+
+def _invent_sentence(
+    rng: np.random.Generator, finding: str, forms: tuple[str, ...]
+) -> str:
+    names = _FINDINGS[finding].names.split(", ")
+    first_share = 0.7 if forms is _ABSENT else 0.4
+    name = names[0 if rng.random() < first_share else rng.integers(1, len(names))]
+    size = str(rng.choice(_SIZES))
+    return choose(rng, forms).format(
+        name=name,
+        Name=name.capitalize(),
+        size=size,
+        Size=size.capitalize(),
+        place=rng.choice(_PLACES),
+    )
+
+
+def _draw_study(rng: np.random.Generator, body: _Body, visible: list[str]) -> bytes:
+    """Draws one study as a greyscale JPEG, 72 to 96 pixels a side."""
+    size = int(rng.integers(72, 97))
+    # Every study is posed differently.
+    x, y = rotate(*pixel_grid(size), rng.normal(0, 0.08))
+    zoom = rng.uniform(0.88, 1.12)
+    x = (x - rng.normal(0, 0.09)) * zoom * rng.uniform(0.94, 1.06)
+    y = (y - rng.normal(0, 0.09)) * zoom
+    if "scoliosis" in visible:
+        curve = rng.choice([-1, 1]) * rng.uniform(0.16, 0.26)
+        x = x + curve * np.sin(2.6 * y + rng.uniform(-0.5, 0.5))
+    image = body.tissue * soft_mask(np.abs(x) - 0.98 + 0.25 * (y < -0.6), 0.1)
+    image += 0.09 * smooth_field(rng, size, 4) + 0.04 * smooth_field(rng, size, 9)
+    lung = _ellipse(np.abs(x) - 0.45, y, body.lung_width, body.lung_height)
+    image -= (0.36 + rng.normal(0, 0.04)) * soft_mask(lung, 0.12)
+    arcs = body.num_ribs * np.pi * (y + body.rib_curvature * x * x)
+    image += 0.13 * np.maximum(np.sin(arcs), 0) * soft_mask(lung, 0.06)
+    image += 0.26 * soft_mask(np.abs(x) - 0.10, 0.08)  # spine
+    heart_width = rng.uniform(0.26, 0.36) + 0.22 * ("cardiomegaly" in visible)
+    image += 0.30 * soft_mask(_ellipse(x - 0.14, y - 0.32, heart_width, 0.34), 0.08)
+    diaphragm = body.lung_height - 0.1 - y + 0.25 * (np.abs(x) - 0.45) ** 2
+    image += 0.34 * soft_mask(diaphragm, 0.06)
+    for shadow in (_FINDINGS[name].shadow for name in visible):
+        if shadow is not None:
+            side, (dx, dy) = rng.choice([-1, 1]), rng.normal(0, 0.06, 2)
+            distance = _ellipse(
+                x * side - shadow.x - dx, y - shadow.y - dy, shadow.width, shadow.height
+            )
+            image += shadow.brightness * soft_mask(distance, 0.06)
+    return _expose(rng, image, size)
+
+
+def _ellipse(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Returns the approximate distance from an ellipse, negative inside."""
+    distance = np.sqrt((x / width) ** 2 + (y / height) ** 2)
+    return (distance - 1) * min(width, height)
+
+
+def _expose(rng: np.random.Generator, image: np.ndarray, size: int) -> bytes:
+    """Applies exposure, noise, the border of the plate and a side marker."""
+    x, y = pixel_grid(size)
+    fade = rng.normal(0, 0.05) * x + rng.normal(0, 0.05) * y
+    image = (image + fade) * rng.uniform(0.85, 1.15) + rng.normal(0, 0.04)
+    image = image + rng.normal(0, rng.uniform(0.01, 0.03), image.shape)
+    left, right, top, bottom = rng.integers(0, size // 9, 4) * (rng.random(4) < 0.4)
+    plate = np.full((size, size), 0.02)
+    inner = slice(top, size - bottom), slice(left, size - right)
+    plate[inner] = image[inner]
+    if rng.random() < 0.5:
+        row, column = rng.integers(2, 9), rng.choice([3, size - 9])
+        plate[row : row + 6, column : column + 4] = 0.95
+    return encode_jpeg(plate, int(rng.integers(78, 93)))

@@ -1,28 +1,38 @@
-"""A worked example: generated tiles that look like land from above, invented metadata.
+"""A sample in the pairs format: drawn tiles of land seen from above, and metadata.
 
-No satellite and no real place is behind it: everything is drawn and written by this
-file and its neighbour. It shows the form in which such data may be kept (one class a
-tile, several tiles a scene, a split by scene).
+Everything is drawn and invented here; there is no satellite or real place behind it. It
+shows how such data may be stored: one class per tile, several tiles per scene, a split
+by scene.
 """
 
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.samples import pairs_edition
-from ccu_jax.data.samples.tiles import draw
+from ccu_jax.data.samples.drawing import (
+    choose,
+    encode_jpeg,
+    limit_groups,
+    pixel_grid,
+    rotate,
+    smooth_field,
+    soft_mask,
+    write_pairs,
+)
+
+_Colour = tuple[float, float, float]
 
 
 class _Land(NamedTuple):
-    """What the metadata of a class lean to."""
+    """One class, and its typical metadata."""
 
     share: float  # of all tiles
-    words: tuple[str, ...]  # of the region
-    height: float  # of the ground, metres, typically
+    regions: tuple[str, ...]
+    elevation: float  # metres
     winter: float  # share of the tiles taken in winter
 
 
@@ -45,68 +55,211 @@ _MONTHS = {
 _SENSORS = ("Alba-2", "Corvus", "Meridian-1", "Terrascope")
 _DIRECTIONS = ("northern", "southern", "eastern", "western", "inner", "outer")
 _FORMS = (
-    "{sensor}, {month}. {Direction} {word}, {height} m. {sky}.",
-    "{season} pass of {sensor} over the {direction} {word}; {height} m; {sky}.",
-    "Scene {number}: {word}, {direction} part. {month}, {sensor}. {sky}.",
-    "{direction} {word}, {season}, elevation {height} m, {sensor}, {sky}.",
+    "{sensor}, {month}. {Direction} {region}, {elevation} m. {sky}.",
+    "{season} pass of {sensor} over the {direction} {region}; {elevation} m; {sky}.",
+    "Scene {number}: {region}, {direction} part. {month}, {sensor}. {sky}.",
+    "{direction} {region}, {season}, elevation {elevation} m, {sensor}, {sky}.",
 )
 _SKIES = ("clear", "thin haze", "scattered cloud", "low sun", "good visibility")
-_OWN = 0.7  # a word of the region fits the tile's class
-_KIND = 0.75  # a tile has the class that its scene is mostly of
-_SWAPPED = 0.15  # tiles whose picture shows more of another class than of theirs
-_MISTAKEN = 0.05  # tiles with a wrong label
+_OWN_METADATA = 0.7  # tiles whose metadata are typical of their class
+_SCENE_CLASS = 0.75  # tiles that have the main class of their scene
+_MIXED = 0.75  # tiles that show a second class
+_SWAPPED = 0.15  # tiles that show more of the second class than of their own
+_LABEL_NOISE = 0.05  # tiles with a wrong label
+_GREY = 0.35  # tiles of a sensor with almost no colour
+_ROOFS = (
+    (0.62, 0.34, 0.26),
+    (0.50, 0.42, 0.36),
+    (0.58, 0.56, 0.54),
+    (0.30, 0.38, 0.22),
+)
+_HALLS = (
+    (0.80, 0.80, 0.78),
+    (0.60, 0.63, 0.66),
+    (0.46, 0.46, 0.46),
+    (0.36, 0.42, 0.50),
+)
+_FIELDS = (
+    (0.30, 0.42, 0.16),
+    (0.55, 0.52, 0.26),
+    (0.46, 0.36, 0.24),
+    (0.40, 0.50, 0.24),
+)
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `pairs.jsonl` and `images/`."""
-    sizes = pairs_edition.cut(
-        np.random.default_rng([seed, 0]).integers(2, 5, rows), rows
-    )
-    pairs_edition.write(
-        root, sizes, seed, functools.partial(_scene, seed), "s", progress
-    )
+    rng = np.random.default_rng([seed, 0])
+    sizes = limit_groups(rng.integers(2, 5, rows), rows)
+    draw_group = functools.partial(_draw_scene, seed)
+    write_pairs(root, sizes, seed, draw_group, "s", progress)
 
 
-def _scene(seed: int, scene: int, tiles: int) -> Iterator[dict]:
-    """The rows of one scene, each with its picture's bytes."""
+def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
+    """Yields the rows of one scene."""
     rng = np.random.default_rng([seed, 1, scene])
     names = list(_LANDS)
     shares = [land.share for land in _LANDS.values()]
-    kind = str(rng.choice(names, p=shares))
+    main = str(rng.choice(names, p=shares))
     sensor, direction = str(rng.choice(_SENSORS)), str(rng.choice(_DIRECTIONS))
-    for _ in range(tiles):
-        cover = kind if rng.random() < _KIND else str(rng.choice(names, p=shares))
-        beside = str(rng.choice(names))
-        share = float(rng.uniform(0.15, 0.49)) if rng.random() < 0.75 else 0.0
-        season = _season(rng, _LANDS[cover].winter)
-        text = _metadata(rng, cover, season, sensor, direction)
-        shown = (beside, cover) if rng.random() < _SWAPPED else (cover, beside)
-        picture = draw(rng, *shown, share, season == "winter")
-        label = str(rng.choice(names)) if rng.random() < _MISTAKEN else cover
-        yield {"picture": picture, "text": text, "label": label}
+    for _ in range(num_tiles):
+        is_main = rng.random() < _SCENE_CLASS
+        cover = main if is_main else str(rng.choice(names, p=shares))
+        second = str(rng.choice(names))
+        share = float(rng.uniform(0.15, 0.49)) if rng.random() < _MIXED else 0.0
+        winter = _LANDS[cover].winter
+        rest = (1 - winter) / 3
+        season = str(rng.choice(list(_MONTHS), p=[winter, rest, rest, rest]))
+        text = _invent_metadata(rng, cover, season, sensor, direction)
+        shown = (second, cover) if rng.random() < _SWAPPED else (cover, second)
+        image = _draw_tile(rng, *shown, share, season == "winter")
+        label = str(rng.choice(names)) if rng.random() < _LABEL_NOISE else cover
+        yield {"image": image, "text": text, "label": label}
 
 
-def _season(rng: np.random.Generator, winter: float) -> str:
-    rest = (1 - winter) / 3
-    return str(rng.choice(list(_MONTHS), p=[winter, rest, rest, rest]))
-
-
-def _metadata(
+def _invent_metadata(
     rng: np.random.Generator, cover: str, season: str, sensor: str, direction: str
 ) -> str:
-    land = _LANDS[cover if rng.random() < _OWN else str(rng.choice(list(_LANDS)))]
-    height = land.height * rng.lognormal(0, 0.6)
-    step = 10 if height < 1000 else 100
-    form = _FORMS[rng.integers(len(_FORMS))]
-    text = form.format(
+    is_own = rng.random() < _OWN_METADATA
+    land = _LANDS[cover if is_own else str(rng.choice(list(_LANDS)))]
+    elevation = land.elevation * rng.lognormal(0, 0.6)
+    step = 10 if elevation < 1000 else 100
+    text = choose(rng, _FORMS).format(
         sensor=sensor,
         month=rng.choice(_MONTHS[season]),
         season=season,
         direction=direction,
         Direction=direction.capitalize(),
-        word=rng.choice(land.words),
-        height=int(height / step) * step,
+        region=rng.choice(land.regions),
+        elevation=int(elevation / step) * step,
         number=int(rng.integers(1000, 9999)),
         sky=rng.choice(_SKIES),
     )
     return text[0].upper() + text[1:]
+
+
+def _draw_tile(
+    rng: np.random.Generator, cover: str, second: str, share: float, is_winter: bool
+) -> bytes:
+    """Draws one tile as a JPEG, 64 to 80 pixels a side.
+
+    Args:
+        rng: the same state gives the same bytes.
+        cover: the class that covers most of the tile.
+        second: the class of the rest.
+        share: approximate area of the second class, in [0, 0.5).
+        is_winter: whether colours are pale.
+    """
+    size = int(rng.integers(64, 81))
+    image = _COVERS[cover](rng, size)
+    if share:
+        x, _ = rotate(*pixel_grid(size), rng.uniform(0, 2 * np.pi))
+        edge = x + 0.25 * smooth_field(rng, size, 5)
+        mask = soft_mask(np.quantile(edge, 1 - share) - edge, 0.05)[..., None]
+        image = image + mask * (_COVERS[second](rng, size) - image)
+    grey = image.mean(axis=2, keepdims=True)
+    if is_winter:
+        image = 0.6 * image + 0.4 * (grey * np.array([1.05, 1.0, 0.92]))
+    if rng.random() < _GREY:
+        image = 0.15 * image + 0.85 * grey
+    # Relief and uneven light keep tiles from being near-duplicates.
+    image = image * (1 + 0.14 * smooth_field(rng, size, 3)[..., None])
+    # The sensor and the atmosphere.
+    image = image * rng.uniform(0.7, 1.25) * rng.normal(1, 0.12, 3)
+    haze = rng.uniform(0, 0.5) if rng.random() < 0.6 else 0.0
+    image = image + haze * (np.array([0.75, 0.8, 0.85]) - image)
+    if rng.random() < 0.4:
+        cloud = soft_mask(0.9 - smooth_field(rng, size, 4), 0.8)[..., None]
+        image = image + cloud * rng.uniform(0.5, 0.9) * (0.95 - image)
+    image = image + rng.normal(0, rng.uniform(0.005, 0.04), image.shape)
+    return encode_jpeg(image, int(rng.integers(75, 92)))
+
+
+def _blend(field: np.ndarray, low: _Colour, high: _Colour) -> np.ndarray:
+    """Maps a field in [0, 1] to the colours between two."""
+    start, end = np.array(low), np.array(high)
+    return start + field.clip(0, 1)[..., None] * (end - start)
+
+
+def _random_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return rotate(*pixel_grid(size), rng.uniform(0, np.pi))
+
+
+def _water(rng: np.random.Generator, size: int) -> np.ndarray:
+    along, _ = _random_axes(rng, size)
+    waves = np.sin(rng.uniform(14, 30) * along + 1.5 * smooth_field(rng, size, 4))
+    depth = 0.45 + 0.2 * smooth_field(rng, size, 2) + 0.05 * waves
+    return _blend(depth, (0.03, 0.12, 0.24), (0.18, 0.42, 0.48))
+
+
+def _forest(rng: np.random.Generator, size: int) -> np.ndarray:
+    fine = smooth_field(rng, size, size // 4)
+    crowns = 0.5 + 0.22 * fine + 0.16 * smooth_field(rng, size, 6)
+    return _blend(crowns, (0.04, 0.14, 0.06), (0.24, 0.38, 0.16))
+
+
+def _farmland(rng: np.random.Generator, size: int) -> np.ndarray:
+    x, y = _random_axes(rng, size)
+    columns = np.digitize(x, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
+    rows = np.digitize(y, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
+    which = rng.integers(0, len(_FIELDS), 36)[columns * 6 + rows]
+    furrows = np.sin(40 * np.where(which % 2, x, y)) * 0.04
+    texture = furrows + 0.03 * smooth_field(rng, size, 10)
+    return np.array(_FIELDS)[which] + texture[..., None]
+
+
+def _residential(rng: np.random.Generator, size: int) -> np.ndarray:
+    return _buildings(rng, size, rng.uniform(5, 8), 0.26, _ROOFS)
+
+
+def _industrial(rng: np.random.Generator, size: int) -> np.ndarray:
+    return _buildings(rng, size, rng.uniform(1.6, 3.2), 0.16, _HALLS)
+
+
+def _buildings(
+    rng: np.random.Generator,
+    size: int,
+    num_blocks: float,
+    street_width: float,
+    roofs: Sequence[_Colour],
+) -> np.ndarray:
+    x, y = _random_axes(rng, size)
+    x, y = (x + 3) * num_blocks / 2, (y + 3) * num_blocks / 2
+    which = rng.integers(0, len(roofs), (40, 40))[x.astype(int), y.astype(int)]
+    image = np.array(roofs)[which]
+    image[(x % 1 < street_width) | (y % 1 < street_width)] = (0.40, 0.40, 0.38)
+    return image + 0.05 * smooth_field(rng, size, size // 3)[..., None]
+
+
+def _desert(rng: np.random.Generator, size: int) -> np.ndarray:
+    along, _ = _random_axes(rng, size)
+    dunes = np.sin(rng.uniform(6, 16) * along + 2.2 * smooth_field(rng, size, 4))
+    sand = 0.55 + 0.2 * dunes + 0.12 * smooth_field(rng, size, 3)
+    return _blend(sand, (0.50, 0.36, 0.22), (0.86, 0.74, 0.54))
+
+
+def _snow(rng: np.random.Generator, size: int) -> np.ndarray:
+    ridges = 1 - np.abs(smooth_field(rng, size, int(rng.integers(4, 9))))
+    rock = soft_mask(1.0 - smooth_field(rng, size, 5), 0.3)[..., None]
+    white = _blend(0.35 + 0.5 * ridges, (0.50, 0.58, 0.68), (0.96, 0.97, 0.99))
+    return white + rock * (np.array([0.34, 0.32, 0.30]) - white)
+
+
+def _wetland(rng: np.random.Generator, size: int) -> np.ndarray:
+    reeds = 0.5 + 0.2 * smooth_field(rng, size, 12) + 0.15 * smooth_field(rng, size, 4)
+    land = _blend(reeds, (0.18, 0.22, 0.10), (0.44, 0.44, 0.26))
+    distance = np.abs(smooth_field(rng, size, int(rng.integers(4, 7)))) - 0.3
+    creeks = soft_mask(distance, 0.25)[..., None]
+    return land + creeks * (np.array([0.10, 0.18, 0.22]) - land)
+
+
+_COVERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "desert": _desert,
+    "farmland": _farmland,
+    "forest": _forest,
+    "industrial": _industrial,
+    "residential": _residential,
+    "snow": _snow,
+    "water": _water,
+    "wetland": _wetland,
+}

@@ -507,7 +507,7 @@ def rows_of(root):
 
 
 def test_the_sample_edition_has_the_official_layout(written):
-    names = {"labels", "women", "detection", "image_urls.txt", MARKER}
+    names = {"labels", "women", MARKER}
     assert {path.name for path in written.iterdir()} == names
     assert {path.name for path in (written / "labels").iterdir()} == set(LABEL_FILES)
     rows = list(rows_of(written))

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccu_jax.audits.offline import CONFIDENCE, Sides
+from ccu_jax.audits.offline import CONFIDENCE
 from ccu_jax.methods import Problem
 from ccu_jax.metrics import distances
 from ccu_jax.metrics.intervals import jackknife_interval, to_list
 from ccu_jax.metrics.membership import membership_signals
-from ccu_jax.metrics.roc import auc_difference, auc_interval
+from ccu_jax.metrics.roc import Signals, auc_difference, auc_interval
 from ccu_jax.models import Params
 
 _MAX_ROWS = 1000  # of the retain set, whose embeddings are compared
@@ -24,15 +24,13 @@ class Embeddings(NamedTuple):
         embeddings: of each view, `[N, W]`; empty if no retain row has both modalities.
         labels: `[N, K]`.
         groups: `[N]`.
-        signals: `loss` signals of the fused view with the text masked, each `[M]`.
-        signal_groups: each `[M]`.
+        signals: `loss` signals of the fused view with the text masked.
     """
 
     embeddings: dict[str, np.ndarray]
     labels: np.ndarray
     groups: np.ndarray
-    signals: Sides
-    signal_groups: Sides
+    signals: Signals
 
 
 def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
@@ -64,13 +62,14 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
         logits = problem.forward.outputs(params, masked, rows)["fused"]
         return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
 
-    members, others = attacked_rows(sets.unlearn), attacked_rows(sets.unseen)
+    members, nonmembers = attacked_rows(sets.unlearn), attacked_rows(sets.unseen)
     return Embeddings(
         embeddings=embeddings,
         labels=labels[rows],
         groups=group[rows],
-        signals=(signal(members), signal(others)),
-        signal_groups=(group[members], group[others]),
+        signals=Signals(
+            signal(members), signal(nonmembers), (group[members], group[nonmembers])
+        ),
     )
 
 
@@ -140,12 +139,10 @@ def text_masked_attack(
     Returns:
         `auc` of the model, and of each compared model the AUC minus the reference's.
     """
-    groups = model.signal_groups
-    result = {"auc": to_list(auc_interval(*model.signals, groups=groups))}
+    result = {"auc": to_list(auc_interval(model.signals))}
     for name, other in compared.items():
         result[name] = None
         if other is not None and reference is not None:
-            pairs = *other.signals, *reference.signals
-            difference = auc_difference(*pairs, confidence=CONFIDENCE, groups=groups)
+            difference = auc_difference(other.signals, reference.signals, CONFIDENCE)
             result[name] = to_list(difference)
     return result

@@ -12,7 +12,7 @@ from ccu_jax.metrics import distances, ranking
 from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
 from ccu_jax.metrics.membership import membership_signals, tpr_at_fpr, tpr_difference
 from ccu_jax.metrics.privacy import threshold_epsilon
-from ccu_jax.metrics.roc import auc_bootstrap, auc_difference, auc_interval
+from ccu_jax.metrics.roc import Signals, auc_bootstrap, auc_difference, auc_interval
 from ccu_jax.models import VIEWS
 
 # The attacks that a verdict is based on, by view.
@@ -30,13 +30,12 @@ _GAPS = {
     "average_gap": (ranking.average_gap, 100),
     "tug_of_war": (ranking.tug_of_war, 1),
     "tug_of_war_attack": (
-        functools.partial(ranking.tug_of_war, over=ranking.TOW_ATTACK),
+        functools.partial(ranking.tug_of_war, names=ranking.TOW_ATTACK),
         1,
     ),
 }
 # Keys of differences from the reference, and the models they are of.
 _DIFFERENCES = {"difference": "model", "original": "original", "control": "control"}
-Sides = tuple[np.ndarray, np.ndarray]  # values of members and of non-members
 
 
 class AuditInputs(NamedTuple):
@@ -99,24 +98,23 @@ def attack_results(inputs: AuditInputs) -> dict[str, dict[str, dict[str, Any]]]:
         for name, predictions in inputs._asdict().items()
         if predictions is not None
     }
-    groups = attack_groups(inputs.model)
 
     def attack(view: str, name: str) -> dict[str, Any]:
         own = signals["model"][view][name]
-        options: dict[str, Any] = {"confidence": CONFIDENCE, "groups": groups[view]}
         result: dict[str, Any] = {
-            "auc": auc_interval(*own, **options),
-            "bootstrap": auc_bootstrap(*own, groups=groups[view]),
-            **{key: tpr_at_fpr(*own, fpr=x, **options) for key, x in _FPRS.items()},
+            "auc": auc_interval(own, CONFIDENCE),
+            "bootstrap": auc_bootstrap(own),
+            **{key: tpr_at_fpr(own, fpr, CONFIDENCE) for key, fpr in _FPRS.items()},
         }
         for key, model in _DIFFERENCES.items():
             result[key] = result[f"tpr_1_{key}"] = None
             if model in signals and "reference" in signals:
-                pairs = *signals[model][view][name], *signals["reference"][view][name]
-                result[key] = auc_difference(*pairs, **options)
+                pair = signals[model][view][name], signals["reference"][view][name]
+                result[key] = auc_difference(*pair, confidence=CONFIDENCE)
                 if name == VERDICT_SIGNALS.get(view):
-                    fpr = _FPRS["tpr_1"]
-                    result[f"tpr_1_{key}"] = tpr_difference(*pairs, fpr=fpr, **options)
+                    result[f"tpr_1_{key}"] = tpr_difference(
+                        *pair, fpr=_FPRS["tpr_1"], confidence=CONFIDENCE
+                    )
         return {key: to_list(interval) for key, interval in result.items()}
 
     return {
@@ -125,29 +123,24 @@ def attack_results(inputs: AuditInputs) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-def attack_signals(model: Predictions) -> dict[str, dict[str, Sides]]:
+def attack_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
     """Returns the membership signals by view and name, of rows that have an image."""
-    signals: dict[str, dict[str, Sides]] = {}
+    signals: dict[str, dict[str, Signals]] = {}
     for view in VIEWS:
         by_name = membership_signals(
             model.logits[view], model.labels, model.multi_label
         )
-        signals[view] = {n: _split_sides(model, view, x) for n, x in by_name.items()}
-    signals["pair"] = {"cosine": _split_sides(model, "pair", model.pair)}
-    signals["white"] = {"ridge": _split_sides(model, "white", model.trunk_probe)}
+        signals[view] = {n: _to_signals(model, view, x) for n, x in by_name.items()}
+    signals["pair"] = {"cosine": _to_signals(model, "pair", model.pair)}
+    signals["white"] = {"ridge": _to_signals(model, "white", model.trunk_probe)}
     return signals
 
 
-def attack_groups(model: Predictions) -> dict[str, Sides]:
-    """Returns the groups of the rows of `attack_signals` by view."""
-    views = (*VIEWS, "pair", "white")
-    return {view: _split_sides(model, view, model.group) for view in views}
-
-
-def _split_sides(model: Predictions, view: str, values: np.ndarray) -> Sides:
-    rows = model.available(view) & model.has_image
-    members, others = (rows & (model.split == s) for s in ("unlearn", "unseen"))
-    return values[members], values[others]
+def _to_signals(model: Predictions, view: str, values: np.ndarray) -> Signals:
+    rows, group = model.available(view) & model.has_image, model.group
+    members, nonmembers = (rows & (model.split == s) for s in ("unlearn", "unseen"))
+    groups = group[members], group[nonmembers]
+    return Signals(values[members], values[nonmembers], groups)
 
 
 def ranking_scores(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
@@ -165,7 +158,7 @@ def ranking_scores(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
                 metric,
                 logits,
                 labels,
-                parts=_NUM_FOLDS,
+                folds=_NUM_FOLDS,
                 groups=groups,
                 bounds=(0, 1),
             )
@@ -235,7 +228,7 @@ def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
             jackknife_interval(
                 score,
                 np.arange(len(model.id)),
-                parts=_NUM_FOLDS,
+                folds=_NUM_FOLDS,
                 groups=model.group,
                 bounds=(0, maximum),
             )
@@ -264,9 +257,10 @@ def _split_scores(
         own = scores[has_image & (split == name)]
         mean = float(own.mean()) if len(own) else np.inf
         result[name] = mean if np.isfinite(mean) else None
-    auc = auc_interval(
-        *(signal[has_image & (split == name)] for name in ("unlearn", "unseen"))
+    members, nonmembers = (
+        signal[has_image & (split == name)] for name in ("unlearn", "unseen")
     )
+    auc = auc_interval(Signals(members, nonmembers))
     return result | {"attack": None if auc is None else auc.value}
 
 
@@ -307,12 +301,8 @@ def epsilon_lower_bounds(model: Predictions) -> dict[str, float | None]:
 
     Each is from the best threshold on the view's signal.
     """
-    signals, groups = attack_signals(model), attack_groups(model)
+    signals, confidence = attack_signals(model), 1 - 0.05 / len(VERDICT_SIGNALS)
     return {
-        view: threshold_epsilon(
-            *signals[view][name],
-            confidence=1 - 0.05 / len(VERDICT_SIGNALS),
-            groups=groups[view],
-        )
+        view: threshold_epsilon(signals[view][name], confidence)
         for view, name in VERDICT_SIGNALS.items()
     }

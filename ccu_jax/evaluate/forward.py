@@ -68,7 +68,7 @@ class Forward:
     def encode(
         self, params: Params, table: dict[str, Any], rows: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the trunk's `features` and the text branch's `h_text` of some rows."""
+        """Returns the trunk's `features` and the text tower's `h_text` of some rows."""
         return self._run_batches(
             rows, lambda batch: self._encode_batch(params, table, batch)
         )

@@ -1,8 +1,8 @@
-"""How far pools of unlearned models are from pools of retrained ones, row by row.
+"""Distances of unlearned from retrained models, row by row, over many models of each.
 
 Both scores depend on the number of models and are not at their best value even for two
-pools of retrained models. So each needs such a pair as its control, of as many models,
-and only the distance to the control's value means anything.
+sets of retrained models. So each comes with the score of such a control of the same
+size, and only the difference from the control is meaningful.
 """
 
 import math
@@ -10,17 +10,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.metrics.intervals import Interval, mean_interval, quantile_interval
+from ccu_jax.metrics.intervals import (
+    Groups,
+    Interval,
+    mean_interval,
+    quantile_interval,
+)
 
-_MOST = 50.0
-# Values at once, 32 MB a table.
-_AT_ONCE = 1 << 22
+_MAX_EPSILON = 50.0
+_DELTA = 1e-5
+_MAX_VALUES = 1 << 22  # of a table: 32 MB
+# Of KLOM's histograms; bins of the retrained models have at least this probability.
+_NUM_BINS, _MIN_PROBABILITY = 20, 1e-5
 
 
 class PoolScores(NamedTuple):
-    """A score of unlearned against retrained models, and of its control.
+    """A score of unlearned against retrained models.
 
-    The control is the same score of other retrained models. `models`: on each side.
+    Attributes:
+        score: of the unlearned models.
+        control: of other retrained models in their place.
+        models: number of models on each side.
     """
 
     score: Interval | None
@@ -28,149 +38,153 @@ class PoolScores(NamedTuple):
     models: int
 
 
-def epsilon_by_row(unlearned, retrained, delta: float = 1e-5) -> np.ndarray:
-    """How well one threshold tells unlearned from retrained models, by row, 0 to 50.
+def epsilon_by_row(
+    unlearned: np.ndarray, retrained: np.ndarray, delta: float = _DELTA
+) -> np.ndarray:
+    """Returns how well a threshold separates unlearned from retrained models, `[N]`.
 
-    The rule of the NeurIPS 2023 unlearning competition (Triantafillou et al. 2024), for
-    single thresholds, all of them: the models of the higher median are to be above it.
-    epsilon is max(ln((1 - delta - FPR) / FNR), ln((1 - delta - FNR) / FPR)) at the best
-    threshold; those with exactly one of both rates zero do not count, with both zero
-    it is 50, as it is where one side's range is less than 1 % of the other's. A row
-    with no threshold that counts has 0.
+    The rule of the NeurIPS 2023 unlearning competition (Triantafillou et al. 2024),
+    with all single thresholds as attacks: epsilon = max(ln((1 - delta - FPR) / FNR),
+    ln((1 - delta - FNR) / FPR)) at the best one, where positives are the models with
+    the higher median. Thresholds with exactly one rate of 0 do not count. It is 50 if
+    both rates are 0, or if the range of one side is below 1 % of the other's.
 
     Args:
-        unlearned: `[M, N]` signals (`attacks.margin`) of M unlearned models.
-        retrained: `[M, N]` of as many retrained ones.
+        unlearned: `[M, N]` signals (`membership.margin`) of M unlearned models.
+        retrained: `[M, N]` of as many retrained models.
         delta: of (epsilon, delta).
     """
-    unlearned, retrained = _as_many(unlearned, retrained)
-    step = max(_AT_ONCE // (2 * len(unlearned)), 1)
-    starts = range(0, unlearned.shape[1], step)
+    unlearned, retrained = _same_shape(unlearned, retrained)
+    step = max(_MAX_VALUES // (2 * len(unlearned)), 1)
     parts = [
         _epsilons(unlearned[:, i : i + step], retrained[:, i : i + step], delta)
-        for i in starts
+        for i in range(0, unlearned.shape[1], step)
     ]
     return np.concatenate([np.zeros(0), *parts])
 
 
-def forgetting_points_by_row(epsilons, models: int) -> np.ndarray:
-    """H(epsilon) of the competition: 2^-floor(2 epsilon), by row.
+def forgetting_points_by_row(epsilons: np.ndarray, models: int) -> np.ndarray:
+    """Returns the competition's H(epsilon) = 2^-floor(2 epsilon), `[N]`.
 
-    And 0 from ceil(ln(models - 1)) on, more than which so many models cannot show.
+    0 from ceil(ln(models - 1)) on, the most that so many models can show.
     """
     epsilons = np.asarray(epsilons, np.float64)
-    most = math.ceil(math.log(models - 1))
-    return np.where(epsilons < most, 0.5 ** np.floor(2 * epsilons), 0.0)
+    limit = math.ceil(math.log(models - 1))
+    return np.where(epsilons < limit, 0.5 ** np.floor(2 * epsilons), 0.0)
 
 
 def forgetting_score(
-    unlearned, retrained, control, delta: float = 1e-5, *, groups=None
+    unlearned: np.ndarray,
+    retrained: np.ndarray,
+    control: np.ndarray,
+    *,
+    groups: Groups = None,
 ) -> PoolScores:
-    """Forgetting quality F of the NeurIPS 2023 competition, the mean of H over rows.
+    """Returns the competition's forgetting quality F, the mean of H over rows.
 
     Args:
         unlearned: `[M, N]` signals of M unlearned models on the unlearn set.
-        retrained: `[M, N]` of as many retrained ones.
-        control: `[M, N]` of as many other retrained ones.
-        delta: of (epsilon, delta).
-        groups: `[N]`, of rows that go together.
+        retrained: `[M, N]` of as many retrained models.
+        control: `[M, N]` of as many other retrained models.
+        groups: `[N]` or None.
 
     Raises:
-        ValueError: where the pools are not of one size, or of fewer than 3 models.
+        ValueError: the numbers of models differ or are below 3.
     """
     models = len(unlearned)
     if models < 3:
-        raise ValueError(f"{models} models a side cannot show anything: 3 are needed")
+        raise ValueError(f"at least 3 models on each side are needed, not {models}")
 
-    def one(pool):
-        if not _numbers(pool, retrained):
+    def score(pool):
+        if not _are_finite(pool, retrained):
             return None
-        points = forgetting_points_by_row(
-            epsilon_by_row(pool, retrained, delta), models
-        )
+        points = forgetting_points_by_row(epsilon_by_row(pool, retrained), models)
         return mean_interval(points, bounds=(0, 1), groups=groups)
 
-    return PoolScores(one(unlearned), one(control), models)
+    return PoolScores(score(unlearned), score(control), models)
 
 
 def final_score(
-    forgetting: float,
-    retain: tuple[float, float],
-    test: tuple[float, float],
+    forgetting: float, retain: tuple[float, float], test: tuple[float, float]
 ) -> float | None:
-    """The competition's F * (RA_U / RA_R) * (TA_U / TA_R).
+    """Returns the competition's F * (RA_U / RA_R) * (TA_U / TA_R).
 
     Args:
-        forgetting: F, as `forgetting_score` gives it.
-        retain: mean accuracy on the retain set of unlearned and retrained models.
+        forgetting: F of `forgetting_score`.
+        retain: mean accuracy on the retain set of unlearned and of retrained models.
         test: likewise on the test set.
     """
-    if not retain[1] or not test[1] or not _numbers(forgetting, retain, test):
+    if not retain[1] or not test[1] or not _are_finite(forgetting, retain, test):
         return None
     return forgetting * retain[0] / retain[1] * test[0] / test[1]
 
 
-def klom_by_row(unlearned, retrained, *, bins: int = 20, least: float = 1e-5):
-    """KL of unlearned models' margins from those of retrained ones, `[N]`, in nats.
+def klom_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
+    """Returns KLOM (Georgiev et al. 2025), `[N]`, in nats.
 
-    KLOM (Georgiev et al. 2025): margins clipped to +-100, histograms of `bins` bins
-    over the range of both, no bin of the retrained emptier than `least`. The highest
-    margin is in the last bin; public code leaves it out of all.
+    The KL divergence of the margins of unlearned models from those of retrained ones,
+    clipped to +-100, in histograms over their joint range. Unlike in the public code,
+    the highest margin is in the last bin.
 
     Args:
-        unlearned: `[M, N]` signals (`attacks.margin`) of M unlearned models.
-        retrained: `[M, N]` of as many retrained ones.
-        bins: of the histograms.
-        least: share of a bin, at least.
+        unlearned: `[M, N]` signals (`membership.margin`) of M unlearned models.
+        retrained: `[M, N]` of as many retrained models.
     """
-    p, q = (np.clip(x, -100, 100) for x in _as_many(unlearned, retrained))
+    p, q = (np.clip(x, -100, 100) for x in _same_shape(unlearned, retrained))
     low, high = np.minimum(p.min(0), q.min(0)), np.maximum(p.max(0), q.max(0))
     width = np.where(high > low, high - low, 1.0)
     rows = np.arange(p.shape[1])
 
-    def share(x):
-        place = np.minimum(((x - low) / width * bins).astype(int), bins - 1)
-        count = np.bincount((place + bins * rows).ravel(), minlength=bins * len(rows))
-        return count.reshape(len(rows), bins) / len(x)
+    def histogram(x):
+        index = ((x - low) / width * _NUM_BINS).astype(int)
+        index = np.minimum(index, _NUM_BINS - 1) + _NUM_BINS * rows
+        count = np.bincount(index.ravel(), minlength=_NUM_BINS * len(rows))
+        return count.reshape(len(rows), _NUM_BINS) / len(x)
 
-    p, q = share(p), share(q)
-    return (p * np.log(np.where(p > 0, p, 1) / np.maximum(q, least))).sum(axis=1)
+    p, q = histogram(p), histogram(q)
+    log_ratio = np.log(np.where(p > 0, p, 1) / np.maximum(q, _MIN_PROBABILITY))
+    return (p * log_ratio).sum(axis=1)
 
 
 def klom(
-    unlearned, retrained, control, *, quantile: float | None = None, groups=None
+    unlearned: np.ndarray,
+    retrained: np.ndarray,
+    control: np.ndarray,
+    *,
+    quantile: float | None = None,
+    groups: Groups = None,
 ) -> PoolScores:
-    """The mean over rows of `klom_by_row`, or a quantile of it (such as .95).
+    """Returns the mean of `klom_by_row`, or a quantile of it, over the rows of a split.
 
-    On each set by itself: unlearn, retain, test. Args as `forgetting_score`.
+    Args as `forgetting_score`.
     """
 
-    def one(pool):
-        if not _numbers(pool, retrained):
+    def score(pool):
+        if not _are_finite(pool, retrained):
             return None
-        found = klom_by_row(pool, retrained)
+        by_row = klom_by_row(pool, retrained)
         if quantile is None:
-            return mean_interval(found, groups=groups)
-        return quantile_interval(found, quantile, groups=groups)
+            return mean_interval(by_row, groups=groups)
+        return quantile_interval(by_row, quantile, groups=groups)
 
-    return PoolScores(one(unlearned), one(control), len(retrained))
+    return PoolScores(score(unlearned), score(control), len(retrained))
 
 
-def _numbers(*values) -> bool:
+def _are_finite(*values) -> bool:
     return all(np.isfinite(x).all() for x in values)
 
 
-def _as_many(unlearned, retrained):
+def _same_shape(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
     unlearned, retrained = (np.asarray(x, np.float64) for x in (unlearned, retrained))
     if unlearned.shape != retrained.shape:
         raise ValueError(
-            "as many models of both kinds are needed, of the same rows, not "
-            f"{unlearned.shape} and {retrained.shape}"
+            "unlearned and retrained models must be as many and have the same rows, "
+            f"not {unlearned.shape} and {retrained.shape}"
         )
     return unlearned, retrained
 
 
-def _epsilons(unlearned, retrained, delta):
+def _epsilons(unlearned, retrained, delta: float) -> np.ndarray:
     models = len(unlearned)
     higher = np.median(retrained, axis=0) > np.median(unlearned, axis=0)
     positive = np.where(higher, retrained, unlearned)
@@ -178,18 +192,19 @@ def _epsilons(unlearned, retrained, delta):
     values = np.concatenate([positive, negative])
     order = np.argsort(values, axis=0, kind="stable")
     values = np.take_along_axis(values, order, axis=0)
-    # Thresholds lie between two different neighbours.
+    # A threshold lies between two different neighbours.
     missed = np.cumsum(order < models, axis=0)[:-1]
     fnr = missed / models
     fpr = (models - (np.arange(1, 2 * models)[:, None] - missed)) / models
-    apart = values[1:] > values[:-1]
-    counts = apart & (fnr > 0) & (fpr > 0)
+    is_threshold = values[1:] > values[:-1]
+    counts = is_threshold & (fnr > 0) & (fpr > 0)
     fnr_, fpr_ = np.where(counts, fnr, 1), np.where(counts, fpr, 1)
     ratios = [
         np.maximum(1 - delta - a, 1e-300) / b for a, b in ((fpr_, fnr_), (fnr_, fpr_))
     ]
-    found = np.where(counts, np.log(np.maximum(*ratios)), 0).max(axis=0)
-    separate = (apart & (fnr == 0) & (fpr == 0)).any(axis=0)
+    epsilon = np.where(counts, np.log(np.maximum(*ratios)), 0).max(axis=0)
+    is_separated = (is_threshold & (fnr == 0) & (fpr == 0)).any(axis=0)
     ranges = np.sort([np.ptp(positive, axis=0), np.ptp(negative, axis=0)], axis=0)
-    peaky = ranges[0] < 0.01 * ranges[1]
-    return np.where(separate | peaky, _MOST, np.clip(found, 0, _MOST))
+    is_peaked = ranges[0] < 0.01 * ranges[1]
+    clipped = np.clip(epsilon, 0, _MAX_EPSILON)
+    return np.where(is_separated | is_peaked, _MAX_EPSILON, clipped)

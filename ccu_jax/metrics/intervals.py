@@ -1,11 +1,10 @@
-"""Intervals: of shares, of means over rows, of any score, over seeds.
+"""Confidence intervals of proportions, means, quantiles, scores and means over seeds.
 
-They tell how far a value may be off because these rows, and not others like them, were
-drawn. How much another seed of the training changes is told by `mean_over_seeds` alone.
+They cover the sampling error of the rows, given the trained models. The variation
+between training runs is covered by `mean_over_seeds` alone.
 
-Rows that go together (pictures of one product, near-duplicates) do not tell as much as
-as many rows that do not. Whoever gives their `groups` `[N]`, names or numbers, gets an
-interval as if groups had been drawn, and not rows.
+Rows of one group (images of one product, near-duplicates) are not independent. With
+`groups` `[N]`, numbers or names, groups are the sampling units instead of rows.
 """
 
 import math
@@ -17,151 +16,173 @@ import scipy.stats
 
 
 class Interval(NamedTuple):
-    """A value, and the ends of the interval in which the truth lies."""
+    """An estimate with its confidence limits."""
 
     value: float
     low: float
     high: float
 
 
+Bounds = tuple[float, float]
+Groups = np.ndarray | None
+Values = np.ndarray | Sequence[float]
+_UNBOUNDED: Bounds = (-math.inf, math.inf)
+
+
 def to_list(interval: Interval | None) -> list[float] | None:
-    """An interval as plain JSON."""
+    """Returns an interval as plain JSON."""
     return None if interval is None else [float(x) for x in interval]
 
 
 def symmetric_interval(
-    value: float, half: float, lowest=-math.inf, highest=math.inf
+    value: float, half_width: float, bounds: Bounds = _UNBOUNDED
 ) -> Interval:
-    """An interval of half-width `half`, cut where no value can be."""
-    low, high = max(value - half, lowest), min(value + half, highest)
+    """Returns value +- half_width, clipped to the bounds."""
+    low, high = max(value - half_width, bounds[0]), min(value + half_width, bounds[1])
     return Interval(float(value), float(low), float(high))
 
 
-def clopper_pearson(
-    hits: float, count: int, confidence: float = 0.95
-) -> Interval | None:
-    """A share of independent trials with its exact interval (Clopper & Pearson 1934).
+def student_t(confidence: float, degrees: int) -> float:
+    """Returns the two-sided critical value of Student's t; 1 degree at least."""
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, max(degrees, 1)))
 
-    None of no trials.
+
+def clip_interval(interval: Interval, bounds: Bounds) -> Interval:
+    """Clips the confidence limits to the bounds of the quantity."""
+    low, high = max(interval.low, bounds[0]), min(interval.high, bounds[1])
+    return Interval(interval.value, low, high)
+
+
+def clopper_pearson(
+    successes: float, trials: float, confidence: float = 0.95
+) -> Interval | None:
+    """Returns a proportion with its exact interval (Clopper & Pearson 1934).
+
+    None if there are no trials.
     """
-    if count < 1:
+    if trials < 1:
         return None
     tail = (1 - confidence) / 2
     beta = scipy.stats.beta.ppf
-    low = beta(tail, hits, count - hits + 1) if hits else 0.0
-    high = beta(1 - tail, hits + 1, count - hits) if hits < count else 1.0
-    return Interval(float(hits / count), float(low), float(high))
+    failures = trials - successes
+    low = beta(tail, successes, failures + 1) if successes else 0.0
+    high = beta(1 - tail, successes + 1, failures) if failures > 0 else 1.0
+    return Interval(float(successes / trials), float(low), float(high))
 
 
 def proportion_interval(
-    found, confidence: float = 0.95, groups=None
+    successes: Values, confidence: float = 0.95, groups: Groups = None
 ) -> Interval | None:
-    """The share of rows `[N]` that were found, with `clopper_pearson`'s interval.
+    """Returns the proportion of True among `[N]` with its `clopper_pearson` interval.
 
-    Of rows in groups it is that of as many trials as they are worth if all rows of a
-    group are found or none (`worth`), and wider than need be if not.
+    With `groups` the number of trials is the `effective_sample_size`, which is
+    conservative unless all rows of a group have the same outcome.
     """
-    found = np.asarray(found, bool)
-    if groups is None or not len(found):
-        return clopper_pearson(found.sum(), len(found), confidence)
-    count = effective_sample_size(groups)
-    return clopper_pearson(count * found.mean(), count, confidence)
+    successes = np.asarray(successes, bool)
+    if groups is None or not len(successes):
+        return clopper_pearson(successes.sum(), len(successes), confidence)
+    trials = effective_sample_size(groups)
+    return clopper_pearson(trials * successes.mean(), trials, confidence)
 
 
-def effective_sample_size(groups) -> float:
-    """As how many rows those in groups `[N]` count, where a group says one thing.
-
-    (sum n)^2 / sum n^2 (Kish 1965): the number of groups where all are of one size, and
-    fewer where some weigh more.
-    """
+def effective_sample_size(groups: Values) -> float:
+    """Returns (sum n)^2 / sum n^2 over the sizes n of the groups (Kish 1965)."""
     size = np.bincount(group_indices(groups))
     return float(size.sum() ** 2 / (size**2).sum())
 
 
-def variance_of_mean(values, span: float = 0.0, groups=None) -> float:
-    """The sampling variance of the mean of `[N]` values that are `span` apart at most.
+def variance_of_mean(values: Values, span: float = 0.0, groups: Groups = None) -> float:
+    """Returns the sampling variance of the mean of `[N]` values.
 
-    As if there were two more values, half a span above and below the mean. Without
-    them, a handful of equal values would be taken for certain knowledge (as in the
-    interval of Agresti & Coull 1998); of a thousand values it changes next to nothing.
-    With `groups` it is that of sums over groups (Liang & Zeger 1986).
+    As if there were two more values, half a span above and below the mean: a handful of
+    equal values is no certainty (compare Agresti & Coull 1998). With `groups` the
+    cluster-robust variance (Liang & Zeger 1986).
+
+    Args:
+        values: `[N]`.
+        span: the largest possible difference of two values; 0 adds no values.
+        groups: `[N]` or None.
     """
     values = np.asarray(values, np.float64)
-    apart = values - values.mean()
+    deviation = values - values.mean()
     if groups is not None:
-        count = len(values)
-        apart = np.bincount(group_indices(groups), apart)
-        apart = apart * (len(apart) / count)
-    free = max(len(apart) - 1, 1)
-    return float((apart @ apart + span**2 / 2) / (free * len(apart)))
+        deviation = np.bincount(group_indices(groups), deviation)
+        deviation = deviation * (len(deviation) / len(values))
+    degrees = max(len(deviation) - 1, 1)
+    squares = deviation @ deviation + span**2 / 2
+    return float(squares / (degrees * len(deviation)))
 
 
-def group_indices(groups) -> np.ndarray:
-    """Groups `[N]` as numbers from 0 on."""
+def group_indices(groups: Values) -> np.ndarray:
+    """Returns the group of each row as an integer from 0, `[N]`."""
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
-def bootstrap_counts(rng, times: int, count: int, groups=None) -> np.ndarray:
-    """How often each of `count` rows comes in as many draws, `[times, count]`.
+def bootstrap_counts(
+    rng: np.random.Generator, resamples: int, num_rows: int, groups: Groups = None
+) -> np.ndarray:
+    """Returns how often each row is in each bootstrap sample, `[resamples, num_rows]`.
 
-    With `groups` `[count]` as many groups are drawn as there are, whole.
+    With `groups` whole groups are drawn.
     """
-    place = np.arange(count) if groups is None else group_indices(groups)
-    things = int(place.max(initial=-1)) + 1
-    drawn = rng.integers(things, size=(times, things))
-    drawn += np.arange(times)[:, None] * things
-    often = np.bincount(drawn.ravel(), minlength=times * things)
-    return often.reshape(times, things)[:, place]
+    unit = np.arange(num_rows) if groups is None else group_indices(groups)
+    num_units = int(unit.max(initial=-1)) + 1
+    sample = rng.integers(num_units, size=(resamples, num_units))
+    sample += np.arange(resamples)[:, None] * num_units
+    counts = np.bincount(sample.ravel(), minlength=resamples * num_units)
+    return counts.reshape(resamples, num_units)[:, unit]
 
 
 def mean_interval(
-    values,
+    values: Values,
     *,
-    bounds: tuple[float, float] | None = None,
+    bounds: Bounds | None = None,
     confidence: float = 0.95,
-    groups=None,
+    groups: Groups = None,
 ) -> Interval | None:
-    """The mean of independent values `[N]` with its t-interval.
+    """Returns the mean of `[N]` independent values with its t-interval.
 
     Args:
-        values: one for each row, class or model.
-        bounds: between which values are, where they are bounded; the interval is wider
-            by the margin of `variance_of_mean` then, and within them.
+        values: `[N]`.
+        bounds: of the values, if they have any; the interval is within them and is
+            widened by the two extra values of `variance_of_mean`.
         confidence: of the interval.
-        groups: of the rows, where they go together.
+        groups: `[N]` or None.
 
     Returns:
-        None of no values, of one without bounds, and where one is no number.
+        None if there is no value, or one without bounds, or one that is not finite.
     """
     values = np.asarray(values, np.float64)
-    count = len(values) if groups is None else len(np.unique(groups))
-    if count < (1 if bounds else 2) or not np.isfinite(values).all():
+    num_units = len(values) if groups is None else len(np.unique(groups))
+    if num_units < (1 if bounds else 2) or not np.isfinite(values).all():
         return None
-    lowest, highest = bounds or (-math.inf, math.inf)
-    span = highest - lowest if bounds else 0.0
-    t = scipy.stats.t.ppf((1 + confidence) / 2, max(count - 1, 1))
-    half = t * math.sqrt(variance_of_mean(values, span, groups))
-    return symmetric_interval(values.mean(), half, lowest, highest)
+    span = bounds[1] - bounds[0] if bounds else 0.0
+    t = student_t(confidence, num_units - 1)
+    half_width = t * math.sqrt(variance_of_mean(values, span, groups))
+    return symmetric_interval(values.mean(), half_width, bounds or _UNBOUNDED)
 
 
 def quantile_interval(
-    values, quantile: float, *, confidence: float = 0.95, groups=None
+    values: Values, quantile: float, *, groups: Groups = None
 ) -> Interval | None:
-    """A quantile of independent values `[N]`, with an interval of two of the values.
+    """Returns a quantile of `[N]` independent values with its interval of 95 %.
 
-    Those whose ranks the true quantile lies between (Conover 1999). None of too few
-    values (of the .95 quantile, 72 are needed), and where one is no number. With
-    `groups` it is that of as many values as they are `worth`.
+    The limits are two of the values (Conover 1999). With `groups` they are chosen as
+    for `effective_sample_size` values.
+
+    Returns:
+        None if there are too few values (72 are needed for the .95 quantile) or one is
+        not finite.
     """
     values = np.sort(np.asarray(values, np.float64))
     if not len(values) or not np.isfinite(values).all():
         return None
     count = len(values) if groups is None else int(effective_sample_size(groups))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    tails = [(1 - 0.95) / 2, (1 + 0.95) / 2]
     low, high = scipy.stats.binom.ppf(tails, count, quantile).astype(int)
     if low < 1 or high >= count:
         return None
-    # The same shares of all values.
+    # From ranks among the effective values to ranks among all values.
     low, high = low * len(values) // count, -(-high * len(values) // count)
     value = np.quantile(values, quantile)
     return Interval(float(value), float(values[low - 1]), float(values[high]))
@@ -169,60 +190,53 @@ def quantile_interval(
 
 def jackknife_interval(
     score: Callable[..., float | None],
-    *arrays,
-    parts: int = 20,
-    confidence: float = 0.95,
-    seed: int = 0,
-    groups=None,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    *arrays: np.ndarray,
+    folds: int = 20,
+    groups: Groups = None,
+    bounds: Bounds = _UNBOUNDED,
 ) -> Interval | None:
-    """Any smooth score of rows with the interval of a delete-a-part jackknife.
+    """Returns a smooth score with its delete-a-group jackknife interval, of 95 %.
 
-    For what has no formula of its own, such as the mean average precision or the CKA.
-    It takes `parts` times as long as the score. (Shao & Wu 1989.)
+    For scores without a variance formula (Shao & Wu 1989). Evaluates the score
+    `folds + 1` times.
 
     Args:
-        score: of the arrays, or of some of their rows.
+        score: a function of the arrays, or of the same subset of their rows.
         *arrays: each `[N, ...]`.
-        parts: how many are left out in turn.
-        confidence: of the interval.
-        seed: of which rows are in which part.
-        groups: of the rows, where they go together.
-        bounds: where no value can be beyond.
+        folds: number of random parts of the rows that are left out in turn.
+        groups: `[N]` or None.
+        bounds: of the score.
+
+    Returns:
+        None if the score is None or not finite for all rows or without some part.
     """
-    part = assign_folds(len(arrays[0]), parts, seed, groups)
-    parts = int(part.max(initial=0)) + 1
-    value = score(*arrays) if parts > 1 else None
+    fold = assign_folds(len(arrays[0]), folds, groups)
+    folds = int(fold.max(initial=0)) + 1
+    value = score(*arrays) if folds > 1 else None
     if value is None:
         return None
-    without = [score(*(x[part != left] for x in arrays)) for left in range(parts)]
-    found = interval_from_replicates(value, without, confidence)
-    return None if found is None else clip_interval(found, bounds)
+    replicates = [score(*(x[fold != k] for x in arrays)) for k in range(folds)]
+    interval = interval_from_replicates(value, replicates)
+    return None if interval is None else clip_interval(interval, bounds)
 
 
-def clip_interval(interval: Interval, bounds: tuple[float, float]) -> Interval:
-    """The interval without what lies beyond the bounds, where no value can be."""
-    value, low, high = interval
-    return Interval(value, max(low, bounds[0]), min(high, bounds[1]))
+def assign_folds(num_rows: int, folds: int, groups: Groups = None) -> np.ndarray:
+    """Returns a random fold for each row, `[num_rows]`; a group is in one fold."""
+    unit = np.arange(num_rows) if groups is None else group_indices(groups)
+    num_units = int(unit.max(initial=-1)) + 1
+    return (np.random.default_rng(0).permutation(num_units) % folds)[unit]
 
 
-def assign_folds(count: int, parts: int, seed: int, groups=None) -> np.ndarray:
-    """The part of each of `count` rows, by chance, all of one size or nearly.
-
-    Groups stay whole: then it is their number that is nearly the same in all parts.
-    """
-    place = np.arange(count) if groups is None else group_indices(groups)
-    things = int(place.max(initial=-1)) + 1
-    return (np.random.default_rng(seed).permutation(things) % parts)[place]
-
-
-def interval_from_replicates(value, without, confidence: float) -> Interval | None:
-    """The jackknife's interval of a value, from those `without` each part."""
-    if any(part is None or not math.isfinite(part) for part in without):
+def interval_from_replicates(
+    value: float | None, replicates: Sequence[float | None]
+) -> Interval | None:
+    """Returns a jackknife interval of 95 % from the values without each fold."""
+    finite = [x for x in replicates if x is not None and math.isfinite(x)]
+    if value is None or len(finite) < len(replicates):
         return None
-    # The variance of the mean of n values is this jackknife's over (n - 1)^2.
-    variance = variance_of_mean(without) * (len(without) - 1) ** 2
-    t = scipy.stats.t.ppf((1 + confidence) / 2, len(without) - 1)
+    # (n - 1)^2 times the variance of a mean of n values is that of the jackknife.
+    variance = variance_of_mean(finite) * (len(finite) - 1) ** 2
+    t = student_t(0.95, len(finite) - 1)
     return symmetric_interval(value, t * math.sqrt(variance))
 
 
@@ -231,41 +245,38 @@ def mean_over_seeds(
     *,
     confidence: float = 0.95,
     shared: bool = False,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    bounds: Bounds = _UNBOUNDED,
 ) -> Interval | None:
-    """The mean of one value over seeds, from its intervals of each.
+    """Returns the mean of a value over seeds.
 
-    The wider of two intervals: that of the rows, and the t-interval of the values. One
-    seed has only the first. Of two the second is so wide that it tells nothing.
+    The interval covers both the sampling error of the rows and, from two seeds on, the
+    t-interval of the seeds' values.
 
     Args:
         intervals: of each seed.
-        confidence: of the interval.
-        shared: whether seeds have rows in common: their errors do not even out then.
-        bounds: where no value can be beyond.
+        confidence: of the intervals.
+        shared: whether seeds share rows, so that their errors do not average out.
+        bounds: of the value.
 
     Returns:
-        None where a seed's is.
+        None if there is no seed or the interval of one is None.
     """
-    known = [x for x in intervals if x is not None]
-    if not known or len(known) < len(intervals):
+    measured = [x for x in intervals if x is not None]
+    if not measured or len(measured) < len(intervals):
         return None
-    value, low, high = np.array(known, np.float64).T
-    count, mean = len(known), value.mean()
+    value, low, high = np.array(measured, np.float64).T
+    count, mean = len(measured), value.mean()
     if shared:
         down, up = (value - low).sum(), (high - value).sum()
     else:
         down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
-    told = Interval(float(mean), float(mean - down / count), float(mean + up / count))
-    spread = mean_interval(value, confidence=confidence)
-    return clip_interval(told if spread is None else hull(told, spread), bounds)
+    rows = Interval(float(mean), float(mean - down / count), float(mean + up / count))
+    seeds = mean_interval(value, confidence=confidence)
+    return clip_interval(rows if seeds is None else hull(rows, seeds), bounds)
 
 
 def difference_interval(first: Interval, second: Interval) -> Interval:
-    """The difference of two independent values, from their intervals.
-
-    (Zou & Donner 2008.) The confidence is theirs.
-    """
+    """Returns the difference of two independent estimates (Zou & Donner 2008)."""
     value = first.value - second.value
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)
@@ -273,7 +284,6 @@ def difference_interval(first: Interval, second: Interval) -> Interval:
 
 
 def hull(first: Interval, second: Interval) -> Interval:
-    """The first's value, with the smallest interval that holds both."""
-    return Interval(
-        first.value, min(first.low, second.low), max(first.high, second.high)
-    )
+    """Returns the first value with the smallest interval that contains both."""
+    low, high = min(first.low, second.low), max(first.high, second.high)
+    return Interval(first.value, low, high)

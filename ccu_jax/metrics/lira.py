@@ -1,9 +1,9 @@
-"""Attacks with shadow models: U-LiRA and RMIA, from what a pool of models says of rows.
+"""Membership inference with shadow models: U-LiRA and RMIA.
 
-For each row some shadow models were trained with it and then unlearned it, and some
-never saw it. Where a target behaves more like the first on a row, it remembers it. All
-results tell the number of shadow models: with few, an attack that finds nothing has
-shown nothing.
+For each row, some shadow models were trained with it and then unlearned it, and some
+never saw it. If a target behaves more like the former, it remembers the row. All
+results state the number of shadow models, because with few of them an attack has little
+power.
 """
 
 import math
@@ -11,31 +11,34 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from ccu_jax.metrics.intervals import (
+    Groups,
     Interval,
     group_indices,
     hull,
     proportion_interval,
+    student_t,
     symmetric_interval,
     variance_of_mean,
 )
 from ccu_jax.metrics.membership import threshold_at_fpr, tpr_at_fpr
-from ccu_jax.metrics.roc import auc_interval, placements
+from ccu_jax.metrics.roc import Signals, auc_interval, placements
 
-# From so many shadow models a side on, each row has variances of its own; of fewer they
-# are too uncertain, and all rows share one (Carlini et al. 2022).
+# With fewer shadow models on a side the variances of single rows are too uncertain, and
+# all rows share one (Carlini et al. 2022).
 MIN_SHADOWS_FOR_OWN_VARIANCE = 64
-# No two values are taken for closer than this: a pool may say the same to the bit.
-_LEAST_VARIANCE = 1e-12
+_MIN_VARIANCE = 1e-12  # the signals of a row may be bit-identical in all models
+# RMIA's interpolation between models that have seen a row and those that have not.
+_RMIA_A = 0.3
 
 
 class AttackScores(NamedTuple):
-    """How much a target seems to remember each row, higher: more; NaN: unknown.
+    """Membership scores, higher for members; NaN where unknown.
 
-    `score` `[N]`, or `[K, N]` of K targets; how many shadow models are behind it, of
-    the row that has most.
+    Attributes:
+        score: `[N]` of one target, or `[K, N]` of K targets.
+        num_shadows: number of shadow models of the row that has most.
     """
 
     score: np.ndarray
@@ -43,10 +46,15 @@ class AttackScores(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """What an attack with shadow models finds; 0.5 is nothing for AUC and accuracy.
+    """Success of an attack with shadow models; AUC and accuracy are 0.5 by chance.
 
-    `tpr_1` and `tpr_01` are the true positive rates at 1 % and 0.1 % false ones, None
-    where there are fewer than 100 or 1,000 non-members.
+    Attributes:
+        auc: area under the ROC curve.
+        accuracy: balanced accuracy at the threshold of the score, if it has one.
+        tpr_1: true positive rate at a false positive rate of 1 %; None if there are
+            fewer than 100 non-members.
+        tpr_01: at 0.1 %; None if there are fewer than 1,000.
+        shadows: number of shadow models.
     """
 
     auc: Interval | None
@@ -56,246 +64,252 @@ class AttackResult(NamedTuple):
     shadows: int
 
 
-def lira(c_in, c_out, target, *, own_variance: bool | None = None) -> AttackScores:
-    """U-LiRA (Hayes et al. 2024): log N(c; in) - log N(c; out) of each row.
+def lira(
+    c_in: np.ndarray,
+    c_out: np.ndarray,
+    target: np.ndarray,
+    *,
+    own_variance: bool | None = None,
+) -> AttackScores:
+    """Returns U-LiRA (Hayes et al. 2024): log N(c; in) - log N(c; out) of each row.
 
-    Its `expit` is the chance N(c; in) / (N(c; in) + N(c; out)) of the paper; the log
-    does not run into 1 where many rows are certain. Above 0 a row is taken for one that
-    was trained on and unlearned.
+    The paper's score N(c; in) / (N(c; in) + N(c; out)) is its sigmoid, which saturates.
+    Rows above 0 are predicted to be members.
 
     Args:
-        c_in: `[Ka, N]` signals (`attacks.margin`) of shadow models that unlearned the
-            row. NaN: this model did not, of this row.
-        c_out: `[Kb, N]` of shadow models that never saw the row. NaN likewise.
+        c_in: `[A, N]` signals (`membership.margin`) of shadow models that unlearned the
+            row; NaN for other models.
+        c_out: `[B, N]` of shadow models that never saw the row; NaN likewise.
         target: `[N]` signals of the audited model.
-        own_variance: whether each row has its own; None: from 64 models a side on.
+        own_variance: whether each row has its own variances; by default if each side
+            has `MIN_SHADOWS_FOR_OWN_VARIANCE` models.
     """
-    c_in, c_out = np.asarray(c_in, np.float64), np.asarray(c_out, np.float64)
-    sides = [(x, np.isfinite(x)) for x in (c_in, c_out)]
-    fits = [_fit(values, there) for values, there in sides]
+    sides = (np.asarray(x, np.float64) for x in (c_in, c_out))
+    fits = [_fit_normal(side, np.isfinite(side)) for side in sides]
     if own_variance is None:
-        own_variance = _enough(fits)
-    score = _log_ratio(np.asarray(target, np.float64), *fits, own_variance)
-    return AttackScores(score, int(sum(count for count, *_ in fits).max(initial=0)))
+        own_variance = _has_own_variance(fits)
+    score = _log_ratio(np.asarray(target, np.float64), fits, own_variance)
+    num_shadows = (fits[0][0] + fits[1][0]).max(initial=0)
+    return AttackScores(score, int(num_shadows))
 
 
 def lira_leave_one_out(
-    signals, unlearned, unseen, *, own_variance: bool | None = None, sets=None
+    signals: np.ndarray,
+    unlearned: np.ndarray,
+    unseen: np.ndarray,
+    *,
+    own_variance: bool | None = None,
+    sets: np.ndarray | None = None,
 ) -> AttackScores:
-    """U-LiRA of each model of a pool, with all others as its shadow models, `[K, N]`.
+    """Returns U-LiRA `[K, N]` of each model, with all others as its shadow models.
 
     Args:
         signals: `[K, N]`.
-        unlearned: `[K, N]`, which rows the model was trained on and then unlearned.
-        unseen: `[K, N]`, which rows it never saw; rows may be neither (retained).
+        unlearned: bool `[K, N]`, rows that a model was trained on and then unlearned.
+        unseen: bool `[K, N]`, rows that it never saw; rows may be neither.
         own_variance: as for `lira`.
-        sets: `[K]`, numbers: models of one are no shadows of each other. Where two
-            share the rows between them, one unlearned what the other never saw: with
-            both left out, each side has as many shadows, and where nothing is
-            remembered neither is nearer to the target by that alone.
+        sets: `[K]`; models with the same number are not each other's shadows. If two
+            models unlearned complementary rows, the model that is left out would have
+            one shadow less on its own side than on the other, which biases the score;
+            leaving out both keeps the sides equal.
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
     if own_variance is None:
-        own_variance = _enough([_fit(signals, role) for role in roles])
+        own_variance = _has_own_variance([_fit_normal(signals, r) for r in roles])
     sets = np.arange(len(signals)) if sets is None else np.asarray(sets)
-    score, most = np.full(signals.shape, np.nan), 0
-    for number, target in enumerate(signals):
-        others = sets != sets[number]
-        sides = [np.where(role, signals, np.nan)[others] for role in roles]
-        found = lira(*sides, target, own_variance=own_variance)
-        known = roles[0][number] | roles[1][number]
-        score[number, known] = found.score[known]
-        most = max(most, found.num_shadows)
-    return AttackScores(score, most)
+    score, num_shadows = np.full(signals.shape, np.nan), 0
+    for k, target in enumerate(signals):
+        is_shadow = sets != sets[k]
+        sides = [np.where(role, signals, np.nan)[is_shadow] for role in roles]
+        attack = lira(sides[0], sides[1], target, own_variance=own_variance)
+        has_role = roles[0][k] | roles[1][k]
+        score[k, has_role] = attack.score[has_role]
+        num_shadows = max(num_shadows, attack.num_shadows)
+    return AttackScores(score, num_shadows)
 
 
 def rmia(
-    target,
-    references,
-    population_target,
-    population_references,
-    *,
-    a: float = 0.3,
-    gamma: float = 1.0,
+    target: np.ndarray,
+    references: np.ndarray,
+    population_target: np.ndarray,
+    population_references: np.ndarray,
 ) -> AttackScores:
-    """RMIA, offline (Zarifzadeh et al. 2024): how many others a row beats, 0 to 1.
+    """Returns offline RMIA (Zarifzadeh et al. 2024) with gamma = 1, 0 to 1.
 
-    The share of population rows z with [p(x) / P(x)] / [p(z) / P(z)] > gamma, where
-    P = ((1 + a) / 2 * mean over references + (1 - a) / 2).
+    The fraction of population rows z with p(x) / P(x) > p(z) / P(z), where P = (1 + a)
+    / 2 * mean over references + (1 - a) / 2.
 
     Args:
-        target: `[N]` probabilities (`true_probability`) of the audited model.
-        references: `[K, N]` of reference models that never saw the row. NaN: this one
-            did, or says nothing.
+        target: `[N]` `membership.true_probability` of the audited model.
+        references: `[K, N]` of reference models that never saw the row; NaN for others.
         population_target: `[Z]`, of rows that no model has seen.
         population_references: `[K, Z]`.
-        a: how far models that have not seen a row are from those that have.
-        gamma: by how much a row must beat another.
     """
     references = np.asarray(references, np.float64)
-    ratio = _relative(target, references, a)
-    population = gamma * _relative(population_target, population_references, a)
+    ratio = _likelihood_ratio(target, references)
+    population = _likelihood_ratio(population_target, population_references)
     population = np.sort(population[np.isfinite(population)])
     if not len(population):
         return AttackScores(np.full(len(ratio), np.nan), 0)
-    # To be counted, not compared one by one: no [N, Z] is made.
+    # Counted in the sorted population: no [N, Z] array is made.
     beaten = np.searchsorted(population, ratio, side="left") / len(population)
-    count = int(np.isfinite(references).sum(axis=0).max(initial=0))
-    return AttackScores(np.where(np.isfinite(ratio), beaten, np.nan), count)
+    num_shadows = int(np.isfinite(references).sum(axis=0).max(initial=0))
+    return AttackScores(np.where(np.isfinite(ratio), beaten, np.nan), num_shadows)
 
 
 def evaluate_attack(
     scores: AttackScores,
-    members,
+    members: np.ndarray,
     *,
     threshold: float | None = 0.0,
-    level: float = 0.95,
-    groups=None,
+    groups: Groups = None,
 ) -> AttackResult:
-    """What the scores `[N]` of one target find.
+    """Measures an attack on one target.
 
     Args:
-        scores: of members and others.
-        members: `[N]`, which rows are members, i.e. unlearned. The others are unseen.
-        threshold: above which a row is taken for a member; 0 for `lira`, None where a
-            score has none (`rmia`): no accuracy then.
-        level: confidence of the intervals.
-        groups: `[N]`, of rows that go together.
+        scores: `[N]` of members and non-members.
+        members: bool `[N]`, True for unlearned rows, False for unseen ones.
+        threshold: above which a row is predicted to be a member; 0 for `lira`, None for
+            `rmia`, which then has no accuracy.
+        groups: `[N]` or None.
     """
-    known = ~np.isnan(scores.score)
-    score, members = scores.score[known], np.asarray(members, bool)[known]
+    is_known = ~np.isnan(scores.score)
+    score, members = scores.score[is_known], np.asarray(members, bool)[is_known]
     inside, outside = score[members], score[~members]
-    both = None, None
+    sides = None, None
     if groups is not None:
-        groups = np.asarray(groups)[known]
-        both = groups[members], groups[~members]
+        groups = np.asarray(groups)[is_known]
+        sides = groups[members], groups[~members]
+    signals = Signals(inside, outside, sides)
     accuracy = None
-    if threshold is not None and len(inside) and len(outside):
-        # Both kinds count alike, however many there are of each.
-        found = (
-            proportion_interval(inside > threshold, level, both[0]),
-            proportion_interval(outside <= threshold, level, both[1]),
+    if threshold is not None:
+        rates = (
+            proportion_interval(inside > threshold, groups=sides[0]),
+            proportion_interval(outside <= threshold, groups=sides[1]),
         )
-        accuracy = _half_of_both(*found)
+        if rates[0] is not None and rates[1] is not None:
+            accuracy = _mean_of_rates(rates[0], rates[1])
     return AttackResult(
-        auc_interval(inside, outside, confidence=level, groups=both),
+        auc_interval(signals),
         accuracy,
-        tpr_at_fpr(inside, outside, 0.01, confidence=level, groups=both),
-        tpr_at_fpr(inside, outside, 0.001, confidence=level, groups=both),
+        tpr_at_fpr(signals, 0.01),
+        tpr_at_fpr(signals, 0.001),
         scores.num_shadows,
     )
 
 
 def evaluate_pool(
-    scores: AttackScores, unlearned, *, level: float = 0.95, groups=None
+    scores: AttackScores, unlearned: np.ndarray, *, groups: Groups = None
 ) -> AttackResult:
-    """What the scores `[K, N]` of all models of a pool find (`lira_leave_one_out`).
+    """Measures an attack on all models of a pool (`lira_leave_one_out`), on average.
 
-    Means over the models. The same rows are asked of all models, and these are each
-    other's shadows, so that K * N answers are not that many independent ones: the
-    intervals are those of answers that go together by row (or by group of rows, where
-    `groups` `[N]` are given) and by model (Cameron, Gelbach & Miller 2011). The
-    thresholds of the true positive rates are one for all models, of their unseen rows
-    together.
+    All models answer for the same rows and are each other's shadows, so the K * N
+    answers are not independent: intervals are clustered by row (or group of rows) and
+    by model (Cameron, Gelbach & Miller 2011). The thresholds of the true positive rates
+    are those of the unseen rows of all models together.
+
+    Args:
+        scores: `[K, N]`.
+        unlearned: bool `[K, N]`.
+        groups: `[N]` or None.
     """
     score = scores.score
-    known, unlearned = ~np.isnan(score), np.asarray(unlearned, bool)
-    inside, outside = known & unlearned, known & ~unlearned
-    both = inside.any(axis=1) & outside.any(axis=1)
-    if not both.any():
+    is_known, unlearned = ~np.isnan(score), np.asarray(unlearned, bool)
+    inside, outside = is_known & unlearned, is_known & ~unlearned
+    has_both = inside.any(axis=1) & outside.any(axis=1)
+    if not has_both.any():
         return AttackResult(None, None, None, None, scores.num_shadows)
-    score, inside, outside = score[both], inside[both], outside[both]
+    score, inside, outside = score[has_both], inside[has_both], outside[has_both]
     placed = np.zeros_like(score)
-    for place, row, i, o in zip(placed, score, inside, outside, strict=True):
-        place[i], place[o] = placements(row[i], row[o])
-    right = np.where(inside, score > 0, score <= 0)
-    place = np.arange(score.shape[1]) if groups is None else group_indices(groups)
+    for k, (i, o) in enumerate(zip(inside, outside, strict=True)):
+        placed[k, i], placed[k, o] = placements(score[k, i], score[k, o])
+    is_correct = np.where(inside, score > 0, score <= 0)
+    cluster = np.arange(score.shape[1]) if groups is None else group_indices(groups)
 
     def tpr(fpr):
         threshold = threshold_at_fpr(score[outside], fpr)
         if threshold is None:
             return None
         hits = score > threshold
-        least = proportion_interval(hits[inside], level)
-        return hull(_by_row_and_model(hits, [inside], 1.0, level, place), least)
+        clustered = _clustered_mean(hits, [inside], 1.0, cluster)
+        independent = proportion_interval(hits[inside])
+        return clustered if independent is None else hull(clustered, independent)
 
     return AttackResult(
-        _by_row_and_model(placed, [inside, outside], 1.0, level, place),
-        _by_row_and_model(right, [inside, outside], 0.5, level, place),
+        _clustered_mean(placed, [inside, outside], 1.0, cluster),
+        _clustered_mean(is_correct, [inside, outside], 0.5, cluster),
         tpr(0.01),
         tpr(0.001),
         scores.num_shadows,
     )
 
 
-def _by_row_and_model(values, sides, weight, level, groups) -> Interval:
-    """The mean over models of the mean over sides of the mean of their values.
+def _clustered_mean(values, sides, weight, cluster) -> Interval:
+    """Returns the mean over models and sides, clustered by row and by model.
 
     Args:
         values: `[K, N]`, 0 to 1.
-        sides: each `[K, N]`, which values are of it; some of each model.
-        weight: of a value's deviation from its side's mean; of placements it is 1 on
-            both sides (`auc.auc_interval`), of the mean of two shares a half.
-        level: confidence of the interval.
-        groups: `[N]`, numbers from 0 on.
+        sides: bool arrays `[K, N]`; each model has values on each side.
+        weight: of a deviation from the mean of its side: 1 for placements, whose mean
+            is the AUC on both sides, 1/2 for the mean of two proportions.
+        cluster: `[N]`, numbers from 0.
     """
-    models = len(values)
-    of_models, moved = np.zeros(models), np.zeros(values.shape)
+    num_models = len(values)
+    of_models, influence = np.zeros(num_models), np.zeros(values.shape)
     for side in sides:
         count = side.sum(axis=1)
         mean = np.where(side, values, 0).sum(axis=1) / count
-        apart = (values - mean[:, None]) / (count[:, None] * models)
-        moved += np.where(side, weight * apart, 0)
+        deviation = (values - mean[:, None]) / (count[:, None] * num_models)
+        influence += np.where(side, weight * deviation, 0)
         of_models += mean / len(sides)
-    together = np.array([np.bincount(groups, row) for row in moved])
-    by_row, alone = (together.sum(axis=0) ** 2).sum(), (together**2).sum()
+    sums = np.array([np.bincount(cluster, row) for row in influence])
+    by_row, by_both = (sums.sum(axis=0) ** 2).sum(), (sums**2).sum()
     by_model = variance_of_mean(of_models)
-    # What both count is counted once; and never less than if all rows said the same.
-    few = 0.5 / together.shape[1] ** 2
-    variance = max(by_row + by_model - alone, by_row, by_model) + few
-    t = scipy.stats.t.ppf((1 + level) / 2, max(models - 1, 1))
-    return symmetric_interval(of_models.mean(), t * math.sqrt(variance), 0.0, 1.0)
+    # At least that of two extra values, as in `variance_of_mean`.
+    extra = 0.5 / sums.shape[1] ** 2
+    variance = max(by_row + by_model - by_both, by_row, by_model) + extra
+    half_width = student_t(0.95, num_models - 1) * math.sqrt(variance)
+    return symmetric_interval(of_models.mean(), half_width, (0.0, 1.0))
 
 
-def _fit(values, there):
-    """Count, mean and sum of squares about it of each row's values, each `[N]`."""
-    count = there.sum(axis=0)
-    given = np.where(there, values, 0)
-    mean = given.sum(axis=0) / np.maximum(count, 1)
-    squares = (np.where(there, values - mean, 0) ** 2).sum(axis=0)
+def _fit_normal(signals, is_valid):
+    """Returns count, mean and sum of squared deviations of each row, each `[N]`."""
+    count = is_valid.sum(axis=0)
+    mean = np.where(is_valid, signals, 0).sum(axis=0) / np.maximum(count, 1)
+    squares = (np.where(is_valid, signals - mean, 0) ** 2).sum(axis=0)
     return count, mean, squares
 
 
-def _enough(fits) -> bool:
-    # Rows of which nobody says anything, for want of a picture, have no say.
+def _has_own_variance(fits) -> bool:
+    # Rows without an image have no signals.
     counts = [count[count > 0] for count, *_ in fits]
-    return all(
-        len(count) and (count >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for count in counts
-    )
+    return all(len(n) and (n >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for n in counts)
 
 
-def _log_ratio(target, fit_in, fit_out, own_variance: bool):
-    logs, known = [], np.isfinite(target)
-    for count, mean, squares in (fit_in, fit_out):
-        free = np.maximum(count - 1, 0)
+def _log_ratio(target, fits, own_variance: bool):
+    logs, is_known = [], np.isfinite(target)
+    for count, mean, squares in fits:
+        degrees = np.maximum(count - 1, 0)
         if not own_variance:
-            free, squares = free.sum(), squares.sum()
-        known = known & (count > 0) & (free > 0)
-        variance = np.maximum(squares / np.maximum(free, 1), _LEAST_VARIANCE)
+            degrees, squares = degrees.sum(), squares.sum()
+        is_known = is_known & (count > 0) & (degrees > 0)
+        variance = np.maximum(squares / np.maximum(degrees, 1), _MIN_VARIANCE)
         logs.append(-((target - mean) ** 2) / (2 * variance) - np.log(variance) / 2)
-    return np.where(known, logs[0] - logs[1], np.nan)
+    return np.where(is_known, logs[0] - logs[1], np.nan)
 
 
-def _relative(target, references, a):
+def _likelihood_ratio(target, references):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of rows that all have seen
+        # The mean of no reference is NaN, with a warning.
+        warnings.simplefilter("ignore", RuntimeWarning)
         mean = np.nanmean(np.asarray(references, np.float64), axis=0)
-    return np.asarray(target, np.float64) / ((1 + a) / 2 * mean + (1 - a) / 2)
+    prior = (1 + _RMIA_A) / 2 * mean + (1 - _RMIA_A) / 2
+    return np.asarray(target, np.float64) / prior
 
 
-def _half_of_both(first: Interval, second: Interval) -> Interval:
-    """The mean of two independent shares; their errors add up as squares."""
+def _mean_of_rates(first: Interval, second: Interval) -> Interval:
+    """Returns the mean of two independent proportions."""
     value = (first.value + second.value) / 2
     down = math.hypot(first.value - first.low, second.value - second.low) / 2
     up = math.hypot(first.high - first.value, second.high - second.value) / 2

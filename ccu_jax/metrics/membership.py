@@ -1,7 +1,8 @@
-"""What a model's outputs tell of whether it was trained on a row: signals and attacks.
+"""Membership inference from the outputs of one model: signals, and rates of attacks.
 
-A signal is one number for each row, higher where a model behaves as it does on rows it
-knows. An attack compares those of unlearned rows with those of rows no model has seen.
+A signal is one number for each row, higher for rows the model was trained on. An attack
+compares the signals of members (unlearned rows) with those of non-members (rows that no
+model has seen).
 """
 
 import math
@@ -17,46 +18,71 @@ from ccu_jax.metrics.intervals import (
     symmetric_interval,
     variance_of_mean,
 )
-
-# Values of resampled rows at once: 32 MB a table.
-_AT_ONCE = 1 << 22
+from ccu_jax.metrics.roc import MAX_VALUES, Signals
 
 
-def membership_signals(logits, labels, multi_label: bool) -> dict[str, np.ndarray]:
-    """All signals `[N]` of logits `[N, K]` and labels `[N, K]`, by name.
+def membership_signals(
+    logits: np.ndarray, labels: np.ndarray, multi_label: bool
+) -> dict[str, np.ndarray]:
+    """Returns all signals by name, each `[N]`; NaN if a logit is not finite.
 
-    A model that says no numbers has none: NaN for all rows.
+    Args:
+        logits: `[N, K]`.
+        labels: `[N, K]`.
+        multi_label: whether rows have several labels.
     """
     if not np.isfinite(logits).all():
-        nothing = np.full(len(logits), np.nan)
-        return dict.fromkeys(("loss", "margin", "entropy", "modified_entropy"), nothing)
-    given = logits, labels, multi_label
+        missing = np.full(len(logits), np.nan)
+        return dict.fromkeys(("loss", "margin", "entropy", "modified_entropy"), missing)
     return {
-        "loss": log_likelihood(*given),
-        "margin": margin(*given),
+        "loss": log_likelihood(logits, labels, multi_label),
+        "margin": margin(logits, labels, multi_label),
         "entropy": negative_entropy(logits, multi_label),
-        "modified_entropy": negative_modified_entropy(*given),
+        "modified_entropy": negative_modified_entropy(logits, labels, multi_label),
     }
 
 
-def margin(logits, labels, multi_label: bool) -> np.ndarray:
-    """How far the truth is ahead, `[N]` (Carlini et al. 2022).
+def log_likelihood(
+    logits: np.ndarray, labels: np.ndarray, multi_label: bool
+) -> np.ndarray:
+    """Returns the log-probability of the labels, minus the loss, `[N]`.
 
-    One label: log p_y - log sum_{j != y} p_j, the log-odds of the true class. Several:
-    the mean over labels of the log-odds of the true value, which are the logits with
-    the sign of the truth.
+    For several labels the sum over labels.
+    """
+    logits = np.asarray(logits, np.float64)
+    if multi_label:
+        return -np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(axis=1)
+    return (scipy.special.log_softmax(logits, axis=1) * labels).sum(axis=1)
+
+
+def true_probability(
+    logits: np.ndarray, labels: np.ndarray, multi_label: bool
+) -> np.ndarray:
+    """Returns the probability of the labels, `[N]`.
+
+    For several labels their geometric mean: the product of many would vanish.
+    """
+    total = log_likelihood(logits, labels, multi_label)
+    return np.exp(total / labels.shape[1] if multi_label else total)
+
+
+def margin(logits: np.ndarray, labels: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Returns the log-odds of the label, `[N]` (Carlini et al. 2022).
+
+    Single-label: log p_y - log sum_{j != y} p_j. Multi-label: the mean over labels of
+    the log-odds of the true value.
     """
     logits = np.asarray(logits, np.float64)
     if multi_label:
         return np.where(labels > 0, logits, -logits).mean(axis=1)
-    log_p, log_other = _log_softmax(logits)
+    log_p, log_other = _log_probabilities(logits)
     return ((log_p - log_other) * labels).sum(axis=1)
 
 
-def negative_entropy(logits, multi_label: bool) -> np.ndarray:
-    """How decided a model is, whatever the truth, `[N]`.
+def negative_entropy(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Returns sum_j p_j log p_j, `[N]` (Shokri et al. 2017).
 
-    sum_j p_j log p_j (Shokri et al. 2017), or its sum over labels, each true or not.
+    For several labels the sum over labels of that of each binary prediction.
     """
     logits = np.asarray(logits, np.float64)
     if multi_label:
@@ -66,144 +92,109 @@ def negative_entropy(logits, multi_label: bool) -> np.ndarray:
     return (np.exp(log_p) * log_p).sum(axis=1)
 
 
-def negative_modified_entropy(logits, labels, multi_label: bool) -> np.ndarray:
-    """How decided a model is for the truth, `[N]` (Song & Mittal 2021).
+def negative_modified_entropy(
+    logits: np.ndarray, labels: np.ndarray, multi_label: bool
+) -> np.ndarray:
+    """Returns the negative modified entropy, `[N]` (Song & Mittal 2021).
 
-    (1 - p_y) log p_y + sum_{j != y} p_j log(1 - p_j). A label of several is such a
-    question with two answers, which gives 2 (1 - q) log q with q the probability of the
-    true value; they are summed. Public code that has log p_j instead of log(1 - p_j)
-    tells something else.
+    (1 - p_y) log p_y + sum_{j != y} p_j log(1 - p_j). For a binary label, with q the
+    probability of the true value, that is 2 (1 - q) log q; summed over labels. Some
+    public code has log p_j in place of log(1 - p_j).
     """
     logits = np.asarray(logits, np.float64)
     if multi_label:
         signed = np.where(labels > 0, logits, -logits)
         log_q, log_wrong = -np.logaddexp(0, -signed), -np.logaddexp(0, signed)
         return 2 * (np.exp(log_wrong) * log_q).sum(axis=1)
-    log_p, log_other = _log_softmax(logits)
+    log_p, log_other = _log_probabilities(logits)
     wrong = np.exp(log_p) * log_other
     return np.where(labels > 0, np.exp(log_other) * log_p, wrong).sum(axis=1)
 
 
 def tpr_at_fpr(
-    members, others, fpr: float, *, confidence: float = 0.95, groups=(None, None)
+    signals: Signals, fpr: float, confidence: float = 0.95
 ) -> Interval | None:
-    """The share of members found when at most `fpr` of the others are taken for some.
+    """Returns the true positive rate at a false positive rate of at most `fpr`.
 
-    It sees a model that remembers few rows, but these well, which an AUC hardly does
-    (Carlini et al. 2022). With the interval of Clopper & Pearson for the threshold at
-    hand; that the threshold depends on the others drawn is not in it. The attack that
-    looks for over-forgotten rows is the same of both signals with the sign changed.
-
-    Args:
-        members: `[N]` signals of unlearned rows.
-        others: `[M]` signals of rows that no model has seen.
-        fpr: the false positive rate, 0 to 1.
-        confidence: of the interval.
-        groups: `[N]` and `[M]`, of rows that go together.
-
-    Returns:
-        None where it cannot be measured at this sample size: there are fewer than
-        1 / fpr others, or no members.
+    Unlike the AUC it shows models that remember few rows well (Carlini et al. 2022).
+    The Clopper-Pearson interval is that of the threshold in use; the sampling error of
+    the threshold itself is not included. None if there are fewer than 1 / fpr
+    non-members, or no members.
     """
-    members, others = np.asarray(members), np.asarray(others)
-    threshold = threshold_at_fpr(others, fpr)
-    if threshold is None or not np.isfinite(members).all():
+    threshold = threshold_at_fpr(signals.nonmembers, fpr)
+    if threshold is None or not np.isfinite(signals.members).all():
         return None
-    return proportion_interval(members > threshold, confidence, groups[0])
+    hits = signals.members > threshold
+    return proportion_interval(hits, confidence, signals.groups[0])
 
 
 def tpr_difference(
-    members,
-    others,
-    reference_members,
-    reference_others,
+    model: Signals,
+    reference: Signals,
     fpr: float,
-    *,
     confidence: float = 0.95,
     resamples: int = 400,
-    seed: int = 0,
-    groups=(None, None),
 ) -> Interval | None:
-    """A model's `tpr_at_fpr` minus a reference's on the same rows, paired.
+    """Returns a model's `tpr_at_fpr` minus a reference's on the same rows.
 
-    Each at its own threshold. The standard error is that of a stratified bootstrap in
-    which both thresholds are found anew each time: they hang on a handful of the
-    others, which weighs more than the members do. With the margin for few rows of
-    `intervals.variance_of_mean`. None where one of both cannot be measured.
+    Each has its own threshold, which depends on a handful of non-members. The standard
+    error is that of a stratified paired bootstrap that recomputes both thresholds, with
+    the two extra values of `intervals.variance_of_mean`. None if a rate is None.
     """
-    pairs = (members, others), (reference_members, reference_others)
-    pairs = [tuple(np.asarray(side) for side in pair) for pair in pairs]
-    found = [tpr_at_fpr(*pair, fpr) for pair in pairs]
-    if None in found:
+    rates = [tpr_at_fpr(signals, fpr) for signals in (model, reference)]
+    if rates[0] is None or rates[1] is None:
         return None
-    rng = np.random.default_rng(seed)
-    count = [len(side) for side in pairs[0]]
-    pieces, step = [], max(_AT_ONCE // sum(count), 1)
+    rng = np.random.default_rng(0)
+    num_rows = len(model.members), len(model.nonmembers)
+    step = max(MAX_VALUES // sum(num_rows), 1)
+    differences = []
     for start in range(0, resamples, step):
-        often = [
+        counts = [
             bootstrap_counts(rng, min(step, resamples - start), n, of)
-            for n, of in zip(count, groups, strict=True)
+            for n, of in zip(num_rows, model.groups, strict=True)
         ]
-        rates = [_resampled_tpr(*pair, *often, fpr) for pair in pairs]
-        pieces.append(rates[0] - rates[1])
-    margin = variance_of_mean(np.zeros(count[0]), 2.0, groups[0])
-    variance = np.concatenate(pieces).var(ddof=1) + margin
-    half = scipy.stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance)
-    return symmetric_interval(found[0].value - found[1].value, half, -1.0, 1.0)
+        one, other = (_resampled_tpr(x, counts, fpr) for x in (model, reference))
+        differences.append(one - other)
+    extra = variance_of_mean(np.zeros(num_rows[0]), 2.0, model.groups[0])
+    variance = float(np.concatenate(differences).var(ddof=1)) + extra
+    half_width = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
+    difference = rates[0].value - rates[1].value
+    return symmetric_interval(difference, half_width, (-1.0, 1.0))
 
 
-def _resampled_tpr(members, others, often_members, often_others, fpr: float):
-    """`tpr_at_fpr` of rows that come `[B, N]` and `[B, M]` times, `[B]`."""
-    order = np.argsort(-others, kind="stable")
-    above = np.cumsum(often_others[:, order], axis=1)
-    allowed = np.floor(fpr * above[:, -1:] + 1e-9)
-    # The first of the others, from the highest on, that is one too many.
-    threshold = others[order][np.argmax(above > allowed, axis=1)]
-    hits = (members > threshold[:, None]) * often_members
-    return hits.sum(axis=1) / often_members.sum(axis=1)
+def threshold_at_fpr(nonmembers: np.ndarray, fpr: float) -> float | None:
+    """Returns the lowest threshold that at most a fraction `fpr` of `[M]` exceeds.
 
-
-def threshold_at_fpr(others, fpr: float) -> float | None:
-    """The lowest threshold that at most the share `fpr` of `others [M]` is above."""
-    # Rounding: 0.07 * 100 is more than 7, 0.29 * 100 less than 29.
-    allowed = int(np.floor(fpr * len(others) + 1e-9))
-    if allowed < 1 or not np.isfinite(others).all():
+    None if there are fewer than 1 / fpr values or one is not finite.
+    """
+    # 0.29 * 100 is below 29 in floating point.
+    allowed = int(np.floor(fpr * len(nonmembers) + 1e-9))
+    if allowed < 1 or not np.isfinite(nonmembers).all():
         return None
-    if allowed >= len(others):
+    if allowed >= len(nonmembers):
         return -np.inf
-    place = len(others) - allowed - 1
-    return float(np.partition(others, place)[place])
+    rank = len(nonmembers) - allowed - 1
+    return float(np.partition(nonmembers, rank)[rank])
 
 
-def _log_softmax(logits) -> tuple[np.ndarray, np.ndarray]:
-    """log p and log(1 - p), `[N, K]`, the latter exact where p is nearly 1."""
+def _resampled_tpr(signals: Signals, counts, fpr: float) -> np.ndarray:
+    """Returns `tpr_at_fpr` of B bootstrap samples, from counts `[B, N]`, `[B, M]`."""
+    order = np.argsort(-signals.nonmembers, kind="stable")
+    num_above = np.cumsum(counts[1][:, order], axis=1)
+    allowed = np.floor(fpr * num_above[:, -1:] + 1e-9)
+    # In falling order, the first non-member that is one too many.
+    threshold = signals.nonmembers[order][np.argmax(num_above > allowed, axis=1)]
+    hits = (signals.members > threshold[:, None]) * counts[0]
+    return hits.sum(axis=1) / counts[0].sum(axis=1)
+
+
+def _log_probabilities(logits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns log p and log(1 - p), `[N, K]`, the latter precise also for p near 1."""
     log_p = scipy.special.log_softmax(logits, axis=1)
     rows, top = np.arange(len(log_p)), log_p.argmax(axis=1)
     rest = log_p.copy()
     rest[rows, top] = -np.inf
-    # No p but the largest is over a half, so that log1p is exact for all others.
+    # Only the largest p exceeds a half, so log1p is precise for all others.
     log_other = np.log1p(-np.exp(rest))
     log_other[rows, top] = scipy.special.logsumexp(rest, axis=1)
     return log_p, log_other
-
-
-def log_likelihood(logits, labels, multi_label: bool):
-    """How sure each row's true labels are: minus its loss, `[N]`.
-
-    The log-probability of the class, or the sum of the log-probabilities of the true
-    value of every label.
-    """
-    logits = np.asarray(logits, np.float64)
-    if multi_label:
-        return -np.logaddexp(0, np.where(labels > 0, -logits, logits)).sum(axis=1)
-    return (scipy.special.log_softmax(logits, axis=1) * labels).sum(axis=1)
-
-
-def true_probability(logits, labels, multi_label: bool) -> np.ndarray:
-    """The probability of the truth, `[N]`; of labels the geometric mean of theirs.
-
-    The product of many labels would be next to nothing beside the constant that RMIA
-    adds to it.
-    """
-    surprise = log_likelihood(logits, labels, multi_label)
-    return np.exp(surprise / labels.shape[1] if multi_label else surprise)

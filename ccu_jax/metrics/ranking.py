@@ -1,150 +1,169 @@
-"""Scores that need a ranking, and how far a model's scores are from a reference's.
+"""Scores of rankings, and differences of a model's scores from a reference's."""
 
-Accuracy and F1 of all rows together are in `ccu_jax.evaluate`.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ccu_jax.metrics.classification import auc
-from ccu_jax.metrics.intervals import Interval, difference_interval, mean_interval
+from ccu_jax.metrics.classification import auc, f1
+from ccu_jax.metrics.intervals import (
+    Groups,
+    Interval,
+    Values,
+    difference_interval,
+    mean_interval,
+)
 
-# What the Tug-of-War is over: RUM's, and its form with an attack.
-TOW_SPLITS, TOW_ATTACK = ("unlearn", "retain", "test"), ("attack", "retain", "test")
+# What Tug-of-War is over, and its variant with the success of an attack.
+TOW_SPLITS = ("unlearn", "retain", "test")
+TOW_ATTACK = ("attack", "retain", "test")
+
+SplitScores = Mapping[str, float | None]
 
 
-def average_precision(values, truth) -> float | None:
-    """The mean precision at each true row of a ranking, of `[N]` and `[N]`.
+def average_precision(values: Values, labels: Values) -> float | None:
+    """Returns the average precision of a ranking by `values` `[N]`.
 
-    Rows of the same value come together. None where no row is true.
+    Tied rows share a rank. None if no label `[N]` is positive.
     """
     order = np.argsort(-np.asarray(values), kind="stable")
-    values, found = np.asarray(values)[order], np.cumsum(np.asarray(truth)[order] > 0)
-    if not len(found) or not found[-1]:
+    values, hits = np.asarray(values)[order], np.cumsum(np.asarray(labels)[order] > 0)
+    if not len(hits) or not hits[-1]:
         return None
     last = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
-    gained = np.diff(found[last], prepend=0)
-    return float((gained * found[last] / (last + 1)).sum() / found[-1])
+    gained = np.diff(hits[last], prepend=0)
+    return float((gained * hits[last] / (last + 1)).sum() / hits[-1])
 
 
-def mean_average_precision(logits, labels) -> float | None:
-    """mAP of logits `[N, K]`: the mean over the classes that have a true row."""
-    return _over_classes(average_precision, logits, labels)
+def mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Returns the mean of `average_precision` over classes with a positive row."""
+    return _mean_over_classes(average_precision, logits, labels)
 
 
-def macro_auroc(logits, labels) -> float | None:
-    """The AUROC of logits `[N, K]`: its mean over classes with rows of both kinds."""
+def macro_auroc(logits: np.ndarray, labels: np.ndarray) -> float | None:
+    """Returns the mean AUROC over classes with positive and negative rows."""
 
-    def one(values, truth):
-        true = truth > 0
-        return auc(values[true], values[~true]) if 0 < true.sum() < len(true) else None
+    def class_auroc(values, labels):
+        positive = labels > 0
+        if not positive.any() or positive.all():
+            return None
+        return auc(values[positive], values[~positive])
 
-    return _over_classes(one, logits, labels)
+    return _mean_over_classes(class_auroc, logits, labels)
 
 
-def row_scores(logits, labels, multi_label: bool) -> np.ndarray:
-    """How right each row is, 0 to 1, `[N]`: its class, or the F1 score of its labels.
-
-    Their mean is the accuracy, or "samples F1".
-    """
+def row_scores(logits: np.ndarray, labels: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Returns the score of each row, 0 to 1, `[N]`: top-1 accuracy, or samples F1."""
     logits, labels = np.asarray(logits), np.asarray(labels, np.float64)
-    if not multi_label:
-        return labels[np.arange(len(logits)), logits.argmax(axis=1)]
-    predicted = logits > 0
-    both = (predicted * labels).sum(axis=1)
-    return 2 * both / np.maximum(predicted.sum(axis=1) + labels.sum(axis=1), 1)
+    if multi_label:
+        return f1(logits > 0, labels, axis=1)
+    return labels[np.arange(len(logits)), logits.argmax(axis=1)]
 
 
 def score_difference(
-    logits,
-    reference,
-    labels,
+    logits: np.ndarray,
+    reference: np.ndarray,
+    labels: np.ndarray,
     multi_label: bool,
     *,
     confidence: float = 0.95,
-    groups=None,
+    groups: Groups = None,
 ) -> Interval | None:
-    """The mean of `by_row` minus that of a reference on the same rows, paired.
+    """Returns the mean of `row_scores` minus that of a reference on the same rows.
 
-    On the unlearn set it is what `verdict` asks for: how much worse than a model that
-    never saw these rows does it do there?
+    Args:
+        logits: `[N, K]`.
+        reference: `[N, K]`, logits of the reference.
+        labels: `[N, K]`.
+        multi_label: whether rows have several labels.
+        confidence: of the interval.
+        groups: `[N]` or None.
+
+    Returns:
+        None if there is no row or a logit is not finite.
     """
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         return None
-    right = [row_scores(x, labels, multi_label) for x in (logits, reference)]
+    model, other = (row_scores(x, labels, multi_label) for x in (logits, reference))
     return mean_interval(
-        right[0] - right[1], bounds=(-1, 1), confidence=confidence, groups=groups
+        model - other, bounds=(-1, 1), confidence=confidence, groups=groups
     )
 
 
 def score_excess(
-    logits, reference, labels, of_unlearn, multi_label: bool, *, groups=None, **how
+    logits: np.ndarray,
+    reference: np.ndarray,
+    labels: np.ndarray,
+    is_unlearn: np.ndarray,
+    multi_label: bool,
+    *,
+    confidence: float = 0.95,
+    groups: Groups = None,
 ) -> Interval | None:
-    """`score_difference` of the unlearn set, less that of unseen rows.
+    """Returns `score_difference` on the unlearn set minus that on unseen rows.
 
-    How much better a model does there than it does on any picture, each beside the
-    reference: who is better at all alike remembers none.
+    A model that is better than the reference on all images alike has an excess of 0;
+    one that remembers the unlearn set has a positive one.
 
-    Args:
-        logits: `[N, K]` of rows of both sets.
-        reference: likewise.
-        labels: likewise.
-        of_unlearn: `[N]`, which are of the unlearn set.
-        multi_label: whether rows have several labels.
-        groups: `[N]`, of rows that go together.
-        **how: as for `score_difference`.
+    Args as for `score_difference`, with the rows of both sets; `is_unlearn` `[N]` is
+    True for the unlearn set.
     """
-    found = []
-    for rows in (of_unlearn, ~of_unlearn):
-        given = logits[rows], reference[rows], labels[rows], multi_label
-        of = None if groups is None else groups[rows]
-        found.append(score_difference(*given, groups=of, **how))
-    return None if None in found else difference_interval(*found)
+    unlearn, unseen = (
+        score_difference(
+            *(logits[rows], reference[rows], labels[rows], multi_label),
+            confidence=confidence,
+            groups=None if groups is None else groups[rows],
+        )
+        for rows in (is_unlearn, ~is_unlearn)
+    )
+    if unlearn is None or unseen is None:
+        return None
+    return difference_interval(unlearn, unseen)
 
 
-def average_gap(model: Mapping, reference: Mapping) -> float | None:
-    """The mean difference from the reference, without sign, in points.
+def average_gap(model: SplitScores, reference: SplitScores) -> float | None:
+    """Returns the mean absolute difference from the reference, in percentage points.
 
-    The tables of Fan et al. (SalUn, 2024) are over the accuracy on the unlearn, retain
-    and test set and the attack's success: `{"unlearn": .., "retain": .., "test": ..,
-    "attack": ..}`, each 0 to 1. None where one is.
+    Fan et al. (SalUn, 2024) average over the accuracies on the unlearn, retain and test
+    set and the success of the attack, each 0 to 1. None if one is None.
 
     Raises:
-        ValueError: where the two do not have the same keys.
+        ValueError: the two have different keys.
     """
-    gaps = _gaps(model, reference)
-    return None if gaps is None else 100 * float(np.mean(list(gaps.values())))
+    gaps = _absolute_gaps(model, reference)
+    return None if gaps is None else 100 * float(np.mean(gaps))
 
 
-def tug_of_war(model: Mapping, reference: Mapping, over=TOW_SPLITS) -> float | None:
-    """ToW (Zhao et al. 2024): the product over sets of 1 - |difference|, at best 1.
+def tug_of_war(
+    model: SplitScores,
+    reference: SplitScores,
+    names: tuple[str, ...] = TOW_SPLITS,
+) -> float | None:
+    """Returns ToW (Zhao et al. 2024): the product of 1 - |difference|, at best 1.
 
     Args:
-        model: values 0 to 1, as for `average_gap`.
+        model: scores 0 to 1, as for `average_gap`.
         reference: the same of the retrained model.
-        over: which of them; `TOW_ATTACK` gives the form in which the attack's success
-            stands for the accuracy on the unlearn set.
+        names: of the scores to use, `TOW_SPLITS` or `TOW_ATTACK`.
     """
-    gaps = _gaps({k: model[k] for k in over}, {k: reference[k] for k in over})
-    return None if gaps is None else float(np.prod([1 - gap for gap in gaps.values()]))
+    gaps = _absolute_gaps(*({k: x[k] for k in names} for x in (model, reference)))
+    return None if gaps is None else float(np.prod([1 - gap for gap in gaps]))
 
 
-def _over_classes(score, logits, labels):
+def _mean_over_classes(score: Callable, logits, labels) -> float | None:
     logits, labels = np.asarray(logits), np.asarray(labels)
     if not len(logits) or not np.isfinite(logits).all():
         return None
-    found = [score(logits[:, k], labels[:, k]) for k in range(labels.shape[1])]
-    found = [value for value in found if value is not None]
-    return float(np.mean(found)) if found else None
+    scores = [score(logits[:, k], labels[:, k]) for k in range(labels.shape[1])]
+    scores = [x for x in scores if x is not None]
+    return float(np.mean(scores)) if scores else None
 
 
-def _gaps(model, reference) -> dict[str, float] | None:
+def _absolute_gaps(model, reference) -> list[float] | None:
     if set(model) != set(reference) or not model:
         raise ValueError(
-            f"the same scores are needed of both, not {sorted(model)} and "
-            f"{sorted(reference)}"
+            "model and reference must have the same scores, not "
+            f"{sorted(model)} and {sorted(reference)}"
         )
     if None in (*model.values(), *reference.values()):
         return None
-    return {name: abs(value - reference[name]) for name, value in model.items()}
+    return [abs(value - reference[name]) for name, value in model.items()]

@@ -1,174 +1,140 @@
-"""AUC of an attack, and the difference of two models', with intervals.
+"""AUC of a membership attack, and its difference between two models.
 
-Two ways to the interval: DeLong's is a formula and takes milliseconds; the bootstrap
-assumes less. Both tell the chance of the draw of the rows, given the model.
+DeLong's interval is a formula; the bootstrap makes fewer assumptions. Both cover the
+sampling error of the rows, given the model.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 
 from ccu_jax.metrics.intervals import (
+    Groups,
     Interval,
     bootstrap_counts,
     symmetric_interval,
     variance_of_mean,
 )
 
-# Resampled rows at once: 32 MB a table.
-_AT_ONCE = 1 << 22
+MAX_VALUES = 1 << 22  # of a table of bootstrap samples: 32 MB
+_NUM_RESAMPLES = 1000
 
 
-def placements(members, others) -> tuple[np.ndarray, np.ndarray]:
-    """Each member's share of others below it, and each other's of members above it.
+class Signals(NamedTuple):
+    """Signals of a membership attack on one model, higher for members.
 
-    Ties count half. The mean of either is the AUC.
+    Attributes:
+        members: `[N]`, of rows that were unlearned.
+        nonmembers: `[M]`, of rows that no model has seen.
+        groups: `[N]` and `[M]` (see `intervals`), or None.
     """
-    members, others = np.asarray(members), np.asarray(others)
-    return _below(members, others), 1 - _below(others, members)
+
+    members: np.ndarray
+    nonmembers: np.ndarray
+    groups: tuple[Groups, Groups] = (None, None)
+
+    def is_measurable(self) -> bool:
+        """Returns whether there are members and non-members and all are finite."""
+        return all(len(x) and np.isfinite(x).all() for x in self[:2])
 
 
-def auc_interval(
-    members, others, *, confidence: float = 0.95, groups=(None, None)
-) -> Interval | None:
-    """AUC with the interval of DeLong, DeLong & Clarke-Pearson (1988).
+def placements(
+    members: np.ndarray, nonmembers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns DeLong's placement values, `[N]` and `[M]`, whose means are the AUC.
 
-    With a margin for few rows (`intervals.variance_of_mean`): without it an AUC of 1
-    would be certain, of however few rows.
-
-    Args:
-        members: `[N]` values of rows that were unlearned; higher: surer.
-        others: `[M]` values of rows that no model has seen.
-        confidence: of the interval.
-        groups: `[N]` and `[M]`, of rows that go together (Obuchowski 1997).
-
-    Returns:
-        None where there are no members or no others, or a value is no number.
+    Those of a member are the fraction of non-members below it, those of a non-member
+    the fraction of members above it; ties count half.
     """
-    if not _measurable(members, others):
+    above = 1 - _fraction_below(nonmembers, members)
+    return _fraction_below(members, nonmembers), above
+
+
+def auc_interval(signals: Signals, confidence: float = 0.95) -> Interval | None:
+    """Returns the AUC with the interval of DeLong, DeLong & Clarke-Pearson (1988).
+
+    With groups that of Obuchowski (1997). It is widened by the two extra values of
+    `variance_of_mean`, without which an AUC of 1 would have no error however few rows
+    there are. None if the signals are not measurable.
+    """
+    if not signals.is_measurable():
         return None
-    parts = placements(members, others)
-    return symmetric_interval(
-        parts[0].mean(), _half(parts, confidence, groups), 0.0, 1.0
-    )
+    placed = placements(signals.members, signals.nonmembers)
+    half_width = _half_width(placed, confidence, signals.groups)
+    return symmetric_interval(placed[0].mean(), half_width, (0.0, 1.0))
 
 
 def auc_difference(
-    members,
-    others,
-    reference_members,
-    reference_others,
-    *,
-    confidence: float = 0.95,
-    groups=(None, None),
+    model: Signals, reference: Signals, confidence: float = 0.95
 ) -> Interval | None:
-    """A model's AUC minus a reference's on the same rows, by DeLong et al. (1988).
+    """Returns a model's AUC minus a reference's on the same rows (DeLong et al. 1988).
 
-    What both find hard or easy cancels out: the interval is narrower than those of the
-    two, which must not be compared with each other.
+    The difference is paired: its interval is narrower than those of the two AUCs, which
+    must not be compared with each other. None if the signals of one are not measurable.
 
-    Args:
-        members: `[N]` the model's values of rows that were unlearned.
-        others: `[M]` and of rows that no model has seen.
-        reference_members: `[N]` the reference's values of the same rows.
-        reference_others: `[M]` likewise.
-        confidence: of the interval.
-        groups: as for `auc_interval`.
+    Raises:
+        ValueError: model and reference have different numbers of rows.
     """
-    _same_rows(members, others, reference_members, reference_others)
-    if not _measurable(members, others, reference_members, reference_others):
+    sizes = [[len(x) for x in signals[:2]] for signals in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"model and reference must have the same rows, not {sizes}")
+    if not (model.is_measurable() and reference.is_measurable()):
         return None
-    model = placements(members, others)
-    reference = placements(reference_members, reference_others)
-    parts = tuple(a - b for a, b in zip(model, reference, strict=True))
-    return symmetric_interval(
-        parts[0].mean(), _half(parts, confidence, groups), -1.0, 1.0
-    )
+    placed = zip(placements(*model[:2]), placements(*reference[:2]), strict=True)
+    difference = tuple(a - b for a, b in placed)
+    half_width = _half_width(difference, confidence, model.groups)
+    return symmetric_interval(difference[0].mean(), half_width, (-1.0, 1.0))
 
 
-def auc_bootstrap(
-    members,
-    others,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-    groups=(None, None),
-) -> Interval | None:
-    """AUC with a percentile interval of a stratified bootstrap (Efron 1979).
+def auc_bootstrap(signals: Signals) -> Interval | None:
+    """Returns the AUC with a percentile bootstrap interval of 95 % (Efron 1979).
 
-    Members and others are drawn each among themselves. An AUC of 0 or 1 has no width
-    here; `auc_interval` gives it some. Args as there.
+    Members and non-members are resampled separately. The interval of an AUC of 0 or 1
+    has no width, unlike that of `auc_interval`. None if the signals are not measurable.
     """
-    if not _measurable(members, others):
+    if not signals.is_measurable():
         return None
-    found = _resampled([(members, others)], resamples, seed, groups)[0]
-    return _percentiles(placements(members, others)[0].mean(), found, confidence)
+    samples = _resample_auc(signals, _NUM_RESAMPLES)
+    low, high = np.quantile(samples, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    value = placements(signals.members, signals.nonmembers)[0].mean()
+    return Interval(float(value), float(low), float(high))
 
 
-def _below(values, among):
-    """The share of `among` below each value, ties counting half."""
+def _resample_auc(signals: Signals, resamples: int) -> np.ndarray:
+    """Returns the AUC of each bootstrap sample, `[resamples]`, sorting only once."""
+    members, nonmembers, groups = signals
+    order = np.argsort(nonmembers, kind="stable")
+    rising = nonmembers[order]
+    left, right = (np.searchsorted(rising, members, s) for s in ("left", "right"))
+    num_rows = len(members), len(nonmembers)
+    rng = np.random.default_rng(0)
+    step = max(MAX_VALUES // sum(num_rows), 1)
+    pieces = []
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        member_counts, nonmember_counts = (
+            bootstrap_counts(rng, size, n, of)
+            for n, of in zip(num_rows, groups, strict=True)
+        )
+        below = np.zeros((size, num_rows[1] + 1), np.int64)
+        np.cumsum(nonmember_counts[:, order], axis=1, out=below[:, 1:])
+        wins = ((below[:, left] + below[:, right]) * member_counts).sum(axis=1)
+        pairs = member_counts.sum(axis=1) * nonmember_counts.sum(axis=1)
+        pieces.append(wins / (2 * pairs))
+    return np.concatenate(pieces)
+
+
+def _fraction_below(values, among) -> np.ndarray:
     among = np.sort(among)
     left, right = (np.searchsorted(among, values, side) for side in ("left", "right"))
     return (left + right) / (2 * len(among))
 
 
-def _half(parts, confidence: float, groups) -> float:
-    """Half the interval's width, from the placements or their differences."""
+def _half_width(placed, confidence: float, groups) -> float:
     variance = sum(
-        variance_of_mean(part, span=1.0, groups=of)
-        for part, of in zip(parts, groups, strict=True)
+        variance_of_mean(side, span=1.0, groups=of)
+        for side, of in zip(placed, groups, strict=True)
     )
-    return scipy.stats.norm.ppf((1 + confidence) / 2) * math.sqrt(variance)
-
-
-def _percentiles(value, found, confidence: float) -> Interval:
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(value), float(low), float(high))
-
-
-def _resampled(pairs, resamples: int, seed: int, groups=(None, None)) -> np.ndarray:
-    """AUCs of resampled rows, the same rows for each pair `[len(pairs), resamples]`.
-
-    How often each row was drawn is counted; the values are sorted once.
-    """
-    members, others = (len(x) for x in pairs[0])
-    plans = []
-    for of_members, of_others in pairs:
-        order = np.argsort(of_others, kind="stable")
-        ordered = np.asarray(of_others)[order]
-        ends = [np.searchsorted(ordered, of_members, s) for s in ("left", "right")]
-        plans.append((order, *ends))
-    rng = np.random.default_rng(seed)
-    step = max(_AT_ONCE // (members + others), 1)
-    pieces = []
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = [
-            bootstrap_counts(rng, rows, count, of)
-            for count, of in zip((members, others), groups, strict=True)
-        ]
-        pieces.append([_weighted(*plan, *drawn) for plan in plans])
-    return np.concatenate(pieces, axis=1)
-
-
-def _weighted(order, left, right, members, others) -> np.ndarray:
-    """AUCs of rows that count `members [B, N]` and `others [B, M]` times."""
-    below = np.zeros((len(others), others.shape[1] + 1), np.int64)
-    np.cumsum(others[:, order], axis=1, out=below[:, 1:])
-    won = ((below[:, left] + below[:, right]) * members).sum(axis=1)
-    return won / (2 * members.sum(axis=1) * others.sum(axis=1))
-
-
-def _measurable(*arrays) -> bool:
-    return all(len(x) and np.isfinite(x).all() for x in arrays)
-
-
-def _same_rows(members, others, reference_members, reference_others):
-    if len(members) != len(reference_members) or len(others) != len(reference_others):
-        raise ValueError(
-            "model and reference must have values of the same rows, not of "
-            f"{len(members)} and {len(reference_members)} members, "
-            f"{len(others)} and {len(reference_others)} others"
-        )
+    return float(scipy.stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)

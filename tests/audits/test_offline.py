@@ -158,17 +158,15 @@ def test_a_record_tells_whose_differences_these_are_and_at_which_confidence():
         for name, x in given._asdict().items()
     }
     told = record["attacks"]["image"]["loss"]
-    own = auc.auc_interval(*image["model"], confidence=level)
+    own = auc.auc_interval(image["model"], level)
     assert told["auc"] == pytest.approx(own)
     whose = {"difference": "model", "original": "original", "control": "control"}
     for key, name in whose.items():
-        apart = auc.auc_difference(*image[name], *image["reference"], confidence=level)
+        apart = auc.auc_difference(image[name], image["reference"], level)
         assert told[key] == pytest.approx(apart), key
     assert told["original"] != pytest.approx(told["control"], abs=0.02)
     assert record["epsilon"]["image"] == epsilon.threshold_epsilon(
-        *image["model"],
-        confidence=1 - 0.05 / 3,
-        groups=outputs.attack_groups(given.model)["image"],
+        image["model"], confidence=1 - 0.05 / 3
     )
 
 

@@ -156,18 +156,18 @@ def judged(model, rows=400, seed=0, noise=0.3):
 
     def said(of_members, of_others=lambda x: x):
         told = of_members(ease[0]), of_others(ease[1])
-        return [x + noise * rng.normal(size=len(x)) for x in told]
+        return auc.Signals(*(x + noise * rng.normal(size=len(x)) for x in told))
 
     reference, control = said(lambda x: x), said(lambda x: x)
     original = said(lambda x: x + 1.5)
     mine = original if model == "original" else said(*model)
     logits = [np.stack([x[0], 0 * x[0]], axis=1) for x in (mine, reference)]
     return verdict.judge_view(
-        auc.auc_difference(*mine, *reference),
-        score_difference=scores.score_difference(*logits, labels, False),
-        attack=auc.auc_interval(*mine),
-        original=auc.auc_difference(*original, *reference),
-        control=auc.auc_difference(*control, *reference),
+        auc.auc_difference(mine, reference),
+        score_difference=scores.score_difference(logits[0], logits[1], labels, False),
+        attack=auc.auc_interval(mine),
+        original=auc.auc_difference(original, reference),
+        control=auc.auc_difference(control, reference),
     )
 
 
@@ -193,15 +193,17 @@ def test_models_with_known_faults_are_judged_so(seed):
 def test_a_model_that_remembers_a_fifth_is_judged_by_its_few_rows():
     rng = np.random.default_rng(0)
     ease = rng.normal(size=500), rng.normal(size=1000)
-    reference, model = ([x + 0.3 * rng.normal(size=len(x)) for x in ease] for _ in "ab")
-    clean = attacks.tpr_difference(*model, *reference, 0.01)
+    reference, model = (
+        auc.Signals(*(x + 0.3 * rng.normal(size=len(x)) for x in ease)) for _ in "ab"
+    )
+    clean = attacks.tpr_difference(model, reference, 0.01)
     assert verdict.judge_view(clean, metric="TPR @ 1 % FPR").word == FORGOTTEN
-    model[0][:100] += 6
-    found = attacks.tpr_difference(*model, *reference, 0.01)
+    model.members[:100] += 6
+    found = attacks.tpr_difference(model, reference, 0.01)
     told = verdict.judge_view(found, metric="TPR @ 1 % FPR")
     assert told.word == NOT_FORGOTTEN and "TPR @ 1 % FPR" in told.sentence
     assert found.value == pytest.approx(0.2, abs=0.03)
-    assert attacks.tpr_difference(*model, *reference, 0.0001) is None
+    assert attacks.tpr_difference(model, reference, 0.0001) is None
 
 
 def test_a_retrained_model_is_seldom_called_anything_worse():
@@ -229,12 +231,12 @@ def test_all_audits_of_fifteen_thousand_rows_take_seconds():
     for multi_label, truth in ((True, labels), (False, single)):
         told = [attacks.membership_signals(z, truth, multi_label) for z in (one, two)]
         for name in told[0]:
-            m, o, rm, ro = (s[name][r] for s in told for r in (half, ~half))
-            assert auc.auc_interval(m, o) and auc.auc_difference(m, o, rm, ro)
-            assert auc.auc_bootstrap(m, o)
-            assert attacks.tpr_at_fpr(m, o, 0.001)
-            assert attacks.tpr_difference(m, o, rm, ro, 0.01)
-            assert epsilon.threshold_epsilon(m, o) is not None
+            pair = [auc.Signals(s[name][half], s[name][~half]) for s in told]
+            assert auc.auc_interval(pair[0]) and auc.auc_difference(*pair)
+            assert auc.auc_bootstrap(pair[0])
+            assert attacks.tpr_at_fpr(pair[0], 0.001)
+            assert attacks.tpr_difference(pair[0], pair[1], 0.01)
+            assert epsilon.threshold_epsilon(pair[0]) is not None
             assert epsilon.one_run_audit(told[0][name], half) is not None
         for distance in ("js_divergence", "agreement", "activation_distance"):
             values = getattr(distances, distance)(one, two, multi_label)

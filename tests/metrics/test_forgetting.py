@@ -1,0 +1,126 @@
+"""Forgetting scores and KLOM have the values computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ccu_jax.metrics.forgetting import (
+    epsilon_by_row,
+    final_score,
+    forgetting_points_by_row,
+    forgetting_score,
+    klom,
+    klom_by_row,
+)
+from tests.metrics.samples import measured
+
+
+def overlap(scores):
+    score, control = measured(scores.score), measured(scores.control)
+    return score.low < control.high and control.low < score.high
+
+
+def test_epsilon_by_row_has_the_values_computed_by_hand():
+    # Unlearned 1 2 3 4 above retrained 0 1.5 2.5 -1: between 1.5 and 2 each side has
+    # one model on the wrong side; between 2.5 and 3 FNR is 2 / 4 and FPR is 0, which
+    # does not count.
+    unlearned = np.array([[1, 2, 3, 4]], float).T
+    retrained = np.array([[0, 1.5, 2.5, -1]], float).T
+    expected = pytest.approx([math.log((1 - 0.25) / 0.25)])
+    assert epsilon_by_row(unlearned, retrained, delta=0) == expected
+    assert epsilon_by_row(retrained, unlearned, delta=0) == expected
+    with_delta = epsilon_by_row(unlearned, retrained, delta=1e-2)
+    assert with_delta == pytest.approx([math.log((1 - 0.01 - 0.25) / 0.25)])
+    assert epsilon_by_row(unlearned + 9, retrained) == [50]  # separated
+    assert epsilon_by_row(0.001 * unlearned, retrained) == [50]  # a narrow range
+    assert epsilon_by_row(0 * unlearned, 0 * retrained) == [0]
+
+
+def test_forgetting_points_halve_with_each_half_of_epsilon():
+    epsilons = np.array([0, 0.49, 0.5, 1.2, 2.99, 3.0, 50])
+    # ln 16 = 2.77: from 3 on there are no points.
+    points = forgetting_points_by_row(epsilons, models=17)
+    np.testing.assert_allclose(points, [1, 1, 0.5, 0.25, 1 / 32, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "models, same, shifted", [(16, 0.32, 0.114), (128, 0.34, 0.031), (512, 0.36, 0.016)]
+)
+def test_forgetting_score_is_far_from_one_even_for_the_control(models, same, shifted):
+    # Expected values were computed with other code on 1,000 rows.
+    rng = np.random.default_rng(0)
+    unlearned, retrained, control = rng.normal(size=(3, models, 300))
+    scores = forgetting_score(unlearned + 1, retrained, control)
+    assert scores.models == models
+    of_control = measured(scores.control)
+    assert of_control.low - 0.02 < same < of_control.high + 0.02
+    assert measured(scores.score).value == pytest.approx(shifted, abs=0.015)
+    assert overlap(forgetting_score(unlearned, retrained, control))
+
+
+def test_final_score_is_the_product_of_the_competition():
+    assert final_score(0.4, (0.9, 1.0), (0.6, 0.8)) == pytest.approx(0.27)
+    assert final_score(0.4, (0.9, 0.0), (0.6, 0.8)) is None
+    assert final_score(0.5, (np.nan, 0.5), (0.5, 0.5)) is None
+
+
+def test_klom_has_the_value_computed_by_hand():
+    # In the two outer of 20 bins: 3/4 and 1/4 of the unlearned, 1/4 and 3/4 of the
+    # retrained models.
+    unlearned = np.array([[0, 0.01, 0.02, 1]]).T
+    retrained = np.array([[0, 0.99, 0.98, 0.97]]).T
+    expected = 0.75 * math.log(3) + 0.25 * math.log(1 / 3)
+    assert klom_by_row(unlearned, retrained) == pytest.approx([expected])
+    assert klom_by_row(unlearned, unlearned) == pytest.approx([0])
+    # Disjoint: retrained models have the least probability in each bin.
+    assert klom_by_row(unlearned, retrained + 90) > 5
+    # Margins are clipped to 100.
+    clipped = klom_by_row(0 * unlearned + 200, 0 * unlearned + 300)
+    assert clipped == pytest.approx([0])
+
+
+def test_klom_finds_a_shift_that_its_control_does_not_have():
+    rng = np.random.default_rng(0)
+    unlearned, retrained, control = rng.normal(size=(3, 100, 300))
+    assert overlap(klom(unlearned, retrained, control))
+    shifted = klom(unlearned + 1, retrained, control)
+    assert measured(shifted.score).low > 1.5 * measured(shifted.control).high
+    # A shift of a tenth of the rows shows in the upper quantile.
+    few = unlearned.copy()
+    few[:, :30] += 3
+    quantile = klom(few, retrained, control, quantile=0.95)
+    assert measured(quantile.score).low > 3 * measured(quantile.control).high
+
+
+def test_sets_of_models_must_have_one_size():
+    pools = np.random.default_rng(0).normal(size=(3, 4, 10))
+    with pytest.raises(ValueError, match="at least 3 models"):
+        forgetting_score(*pools[:, :2])
+    for score in (forgetting_score, klom):
+        with pytest.raises(ValueError, match="must be as many"):
+            score(pools[0], pools[1][:3], pools[2])
+
+
+def test_scores_are_finite_for_extreme_signals_and_none_for_nan():
+    pools = np.random.default_rng(0).normal(size=(3, 4, 10))
+    nan = np.full_like(pools[0], np.nan)
+    for score in (forgetting_score, klom):
+        for extreme in (1e6 * pools, 0 * pools):
+            scores = score(*extreme)
+            limits = *measured(scores.score), *measured(scores.control)
+            assert np.isfinite(limits).all()
+        assert score(nan, pools[1], pools[2]).score is None
+        assert score(pools[0], pools[1], nan).control is None
+    one_row = pools[:, :, :1]
+    assert measured(forgetting_score(*one_row).score).high <= 1
+    assert klom(*one_row).score is None  # no bounds, no interval
+
+
+def test_order_of_rows_and_models_does_not_matter():
+    unlearned, retrained = np.random.default_rng(0).normal(size=(2, 4, 10))
+    order = np.random.default_rng(1).permutation(10)
+    for by_row in (epsilon_by_row, klom_by_row):
+        expected = by_row(unlearned, retrained)[order]
+        mixed = by_row(unlearned[::-1][:, order], retrained[:, order])
+        np.testing.assert_allclose(mixed, expected)

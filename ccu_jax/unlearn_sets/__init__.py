@@ -1,1 +1,1 @@
-"""unlearn_sets."""
+"""Which rows are retained, unlearned and held out."""

@@ -1,4 +1,4 @@
-"""Rows that are named one by one: a group, or a file of ids."""
+"""Rows that a rule lists: those of a named group, or of a file of ids."""
 
 import collections
 import difflib
@@ -7,83 +7,83 @@ import pathlib
 import numpy as np
 
 from ccu_jax.config.validation import suggest
+from ccu_jax.data import Dataset
 from ccu_jax.errors import UserError
 
+_MAX_EXAMPLES = 3  # in a message
+_MAX_LISTED_GROUPS = 20
 
-def rows_of_group(data, name: str) -> np.ndarray:
-    """The training rows of a group.
+
+def rows_of_group(data: Dataset, name: str) -> np.ndarray:
+    """Returns the training rows of a group.
 
     Raises:
         UserError: there are none.
     """
     rows = np.flatnonzero(data.group == name)
-    train = data.split == "train"
-    if train[rows].any():
-        return rows[train[rows]]
+    is_train = data.split == "train"
+    if is_train[rows].any():
+        return rows[is_train[rows]]
     if len(rows):
         raise UserError(
-            f"unlearn rule group:{name}: the model is not trained on this group "
-            "(validation or test rows): there is nothing to forget"
+            f"unlearn rule group:{name}: this group has validation or test rows only, "
+            "so there is nothing to unlearn"
         )
-    raise UserError(
-        f"unlearn rule group:{name}: no such group; {_suggest_groups(name, data.group[train])}"
-    )
+    hint = _suggest_groups(name, data.group[is_train])
+    raise UserError(f"unlearn rule group:{name}: no such group; {hint}")
 
 
-def _suggest_groups(wrong, groups, most=3, few=20) -> str:
-    """The groups that may have been meant; all where there are few, one if none is."""
+def _suggest_groups(wrong: str, groups: np.ndarray) -> str:
+    """Returns the groups with the most similar names, or all if there are few."""
     names = np.unique(groups).tolist()
-    if len(names) <= few:
+    if len(names) <= _MAX_LISTED_GROUPS:
         return suggest(wrong, names)
-    meant = difflib.get_close_matches(wrong, names, n=most, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, meant))}? " if meant else ""
-    return f"{hint}there are {len(names):,}, {names[0]!r} for one"
+    similar = difflib.get_close_matches(wrong, names, n=_MAX_EXAMPLES, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
+    return f"{hint}there are {len(names):,} groups, such as {names[0]!r}"
 
 
-def rows_of_ids(data, file: str) -> list[int]:
-    """The training rows whose ids are in a file.
+def rows_of_ids(data: Dataset, file: str) -> list[int]:
+    """Returns the training rows whose ids a file lists.
 
     Raises:
-        UserError: the file, or an id in it, is not as it should be.
+        UserError: the file cannot be read, or an id is repeated, unknown or not one of
+            a training row.
     """
     path = pathlib.Path(file).expanduser()
     ids = read_ids(path)
-    twice = [i for i, times in collections.Counter(ids).items() if times > 1]
-    if twice:
-        raise UserError(
-            f"unlearn ids: {path} lists {_format_some(twice)} more than once: list each once"
-        )
-    where = dict(zip(data.id.tolist(), range(len(data.id)), strict=True))
-    missing = [i for i in ids if i not in where]
-    if missing:
-        raise UserError(
-            f"unlearn ids: {path} lists {_format_some(missing)}, which the data set "
-            f"{data.name} does not have: correct or remove them"
-        )
-    foreign = [i for i in ids if data.split[where[i]] != "train"]
-    if foreign:
-        raise UserError(
-            f"unlearn ids: {path} lists {_format_some(foreign)}, which the model is not "
-            "trained on (validation or test rows): remove them"
-        )
-    return [where[i] for i in ids]
+    row_by_id = {name: row for row, name in enumerate(data.id.tolist())}
+    is_train = data.split == "train"
+    wrong = {
+        "more than once; list each once": [
+            i for i, count in collections.Counter(ids).items() if count > 1
+        ],
+        f"which the data set {data.name} does not have; correct or remove them": [
+            i for i in ids if i not in row_by_id
+        ],
+        "which are validation or test rows; remove them": [
+            i for i in ids if i in row_by_id and not is_train[row_by_id[i]]
+        ],
+    }
+    for problem, examples in wrong.items():
+        if examples:
+            some = ", ".join(map(repr, examples[:_MAX_EXAMPLES]))
+            num_more = len(examples) - _MAX_EXAMPLES
+            more = f" and {num_more} more" if num_more > 0 else ""
+            raise UserError(f"unlearn ids: {path} lists {some}{more} {problem}")
+    return [row_by_id[i] for i in ids]
 
 
 def read_ids(path: pathlib.Path) -> list[str]:
-    """The ids in a file, one a line.
+    """Reads a file with one id per line; a comment starts with a hash and a space.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
     ids = [line.strip() for line in lines]
-    # An id may itself begin with a hash sign: a comment has a space after it.
+    # The space tells a comment from an id that starts with a hash.
     return [i for i in ids if i and not f"{i} ".startswith("# ")]
-
-
-def _format_some(items, most=3):
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(repr(i) for i in items[:most]) + more

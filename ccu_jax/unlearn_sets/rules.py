@@ -1,82 +1,90 @@
-"""The kinds of rules that say what is forgotten: one function for each.
+"""Rules that select the unlearn set, such as `random:0.1` or `class:Comedy`.
 
-Two kinds look beyond names and labels: `cluster` at pictures and texts, `memorised` at
-what the original says of them. The rows set apart as the attack's control are drawn at
-random, but these rows are not like all: of the groups set apart those serve that the
-rule would have come upon, too.
+Attacks compare the unlearn set with non-members: rows of held-out groups, which no
+model is trained on. As a rule may select rows of a special kind, it also selects the
+held-out groups of the same kind as non-members.
 """
 
 import bisect
 import math
 import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from ccu_jax.data import Dataset
 from ccu_jax.errors import UserError
-from ccu_jax.unlearn_sets import ids as unlearn_names
-from ccu_jax.unlearn_sets import similarity as nearness
+from ccu_jax.unlearn_sets.ids import read_ids, rows_of_group, rows_of_ids
+from ccu_jax.unlearn_sets.similarity import similarity
 
 KINDS = {
-    "random": "SHARE",
+    "random": "FRACTION",
     "class": "NAME",
     "group": "NAME",
-    "cluster": "SHARE",
-    "memorised": "SHARE",
+    "cluster": "FRACTION",
+    "memorised": "FRACTION",
     "ids": "FILE",
 }
-_NAMED = {"group": unlearn_names.rows_of_group, "ids": unlearn_names.rows_of_ids}
-# What they choose hangs on pictures or features, which a purge takes away.
+# Rules that need images or features, which a purge removes.
 DATA_DEPENDENT = ("cluster", "memorised")
-# An attack on fewer rows than so many tells hardly anything: the standard error of an
-# AUC is .06 and more with them.
+# With fewer non-members the standard error of an attack AUC exceeds 0.06.
 MIN_NONMEMBERS = 40
 
 
 class Rule(NamedTuple):
-    """A kind of rule and what follows its colon."""
+    """A rule: its kind, and the argument after the colon."""
 
     kind: str
-    what: str
+    argument: str
 
     def __str__(self) -> str:
-        """As it was given."""
-        return f"{self.kind}:{self.what}"
+        """Returns the rule as the user wrote it."""
+        return f"{self.kind}:{self.argument}"
 
     @property
-    def share(self) -> float:
-        """Of the rows that are trained on."""
-        return float(self.what)
+    def fraction(self) -> float:
+        """The fraction of the trained rows to unlearn."""
+        return float(self.argument)
 
 
 class TrainingGroups(NamedTuple):
-    """Training rows by group: `trained` groups and those set `apart`, in seed order."""
+    """The groups of the training rows, in the order of forgetting of a seed.
+
+    Attributes:
+        rows_by_group: the row numbers of every group.
+        trained: groups that the original is trained on.
+        holdout: groups that no model is trained on.
+    """
 
     rows_by_group: dict[str, list[int]]
     trained: list[str]
     holdout: list[str]
 
-    def count(self, groups) -> int:
-        """How many rows these groups have together."""
+    def count_rows(self, groups: Sequence[str]) -> int:
+        """Returns the number of rows in some groups."""
         return sum(len(self.rows_by_group[group]) for group in groups)
 
-    def means(self, groups, value_N, counts_N) -> np.ndarray:
-        """Mean value of each group over its rows that count; -inf where none does."""
+    def means(
+        self, groups: Sequence[str], value_N: np.ndarray, mask_N: np.ndarray
+    ) -> np.ndarray:
+        """Returns the mean value of each group over its masked rows, else -inf."""
         sizes = [len(self.rows_by_group[group]) for group in groups]
-        rows = np.array(
-            [row for g in groups for row in self.rows_by_group[g]], np.int64
-        )
-        of = np.repeat(np.arange(len(sizes)), sizes)[counts_N[rows]]
-        rows = rows[counts_N[rows]]
-        total = np.bincount(of, np.asarray(value_N, float)[rows], len(sizes))
-        count = np.bincount(of, minlength=len(sizes))
+        rows = np.array([r for g in groups for r in self.rows_by_group[g]], np.int64)
+        group_of_row = np.repeat(np.arange(len(sizes)), sizes)[mask_N[rows]]
+        rows = rows[mask_N[rows]]
+        values = np.asarray(value_N, float)[rows]
+        total = np.bincount(group_of_row, values, len(sizes))
+        count = np.bincount(group_of_row, minlength=len(sizes))
         return np.where(count > 0, total / np.maximum(count, 1), -np.inf)
 
 
 class Memorization(NamedTuple):
-    """What an original has memorised, and how easy rows are for who never saw them.
+    """Estimates for each row, see `evaluate/memorization.py`.
 
-    Both `[N]`, see `memory.py`.
+    Attributes:
+        score: `[N]` how far the original has memorized the row.
+        easiness: `[N]` how well a model predicts the row without training on it.
     """
 
     score: np.ndarray
@@ -84,210 +92,237 @@ class Memorization(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Groups to forget, and those of the groups set apart that are their control."""
+    """The groups to unlearn, and the held-out groups that are their non-members."""
 
-    forgotten: set[str]
+    unlearn: set[str]
     nonmembers: set[str]
 
 
 def parse_rule(text: str) -> Rule:
-    """The rule that a text says.
+    """Parses a rule such as "random:0.1".
 
     Raises:
-        UserError: it is none, or its share is none.
+        UserError: the kind is unknown, or the argument is missing or not a fraction.
     """
     rule = Rule(*text.partition(":")[::2])
-    if rule.kind not in KINDS or not rule.what:
-        known = [f"{kind}:{what}" for kind, what in KINDS.items()]
+    if rule.kind not in KINDS or not rule.argument:
+        known = [f"{kind}:{argument}" for kind, argument in KINDS.items()]
         raise UserError(
             f"unlearn rule {text!r}: use {', '.join(known[:-1])} or {known[-1]}"
         )
-    if KINDS[rule.kind] == "SHARE":
+    if KINDS[rule.kind] == "FRACTION":
         try:
-            share = rule.share
+            fraction = rule.fraction
         except ValueError:
-            share = -1.0
-        if not 0 < share < 1:
+            fraction = -1.0
+        if not 0 < fraction < 1:
             raise UserError(
-                f"unlearn rule {rule}: the share must lie between 0 and 1, like 0.1"
+                f"unlearn rule {rule}: must be a fraction between 0 and 1, such as 0.1"
             )
     return rule
 
 
 def check_rule(text: str) -> None:
-    """Refuses what is wrong with a rule whatever the data are.
+    """Rejects a rule that is invalid for any data set.
 
     Raises:
-        UserError: it is none, or its file cannot be read.
+        UserError: the rule is malformed, or its file cannot be read.
     """
     rule = parse_rule(text)
     if rule.kind == "ids":
-        unlearn_names.read_ids(pathlib.Path(rule.what).expanduser())
+        read_ids(pathlib.Path(rule.argument).expanduser())
 
 
-def groups_by_name(data, rule: Rule, group_N) -> set[str]:
-    """The groups that a rule names one by one; they are never set apart.
+def groups_by_name(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
+    """Returns the groups that a rule names, which must not be held out.
 
     Args:
-        data: a `ccu_jax.data.Dataset`.
-        rule: none of these for other kinds than `group` and `ids`.
-        group_N: which rows are forgotten together.
+        data: the data set.
+        rule: of kind `group` or `ids`; other kinds name no groups.
+        group_N: the group of each row.
 
     Raises:
-        UserError: a name, a file or an id that cannot be.
+        UserError: a group or an id is unknown, or the file cannot be read.
     """
-    if rule.kind not in _NAMED:
+    if rule.kind == "group":
+        rows = rows_of_group(data, rule.argument)
+    elif rule.kind == "ids":
+        rows = rows_of_ids(data, rule.argument)
+    else:
         return set()
-    return {str(group) for group in group_N[_NAMED[rule.kind](data, rule.what)]}
+    return {str(group) for group in group_N[rows]}
 
 
 def select_groups(
-    data,
+    data: Dataset,
     rule: Rule,
-    pool: TrainingGroups,
-    listed: set[str],
-    memory: Memorization | None,
+    groups: TrainingGroups,
+    named: set[str],
+    memorization: Memorization | None,
 ) -> Selection:
-    """What a rule forgets.
+    """Selects the groups to unlearn and their non-members.
 
     Args:
-        data: a `ccu_jax.data.Dataset`.
+        data: the data set.
         rule: the rule.
-        pool: of what.
-        listed: of `named`.
-        memory: of the original, for `memorised`.
+        groups: to select from.
+        named: the result of `groups_by_name`.
+        memorization: of the original; only the kind `memorised` needs it.
 
     Raises:
-        UserError: an unknown class.
+        UserError: the class is unknown.
     """
-    if rule.kind not in _CHOICES:
-        return Selection(listed, set(pool.holdout))
-    if not pool.trained:
+    if rule.kind not in _SELECTORS:
+        return Selection(named, set(groups.holdout))
+    if not groups.trained:
         return Selection(set(), set())
-    return _CHOICES[rule.kind](data, rule, pool, memory)
+    return _SELECTORS[rule.kind](data, rule, groups, memorization)
 
 
-def take_groups(groups, rows_of, count):
-    """The first groups that together have at least `count` rows."""
-    taken = 0
+def take_groups(
+    groups: Iterable[str], rows_by_group: dict[str, list[int]], count: int
+) -> Iterator[str]:
+    """Yields the first groups that have at least `count` rows in total."""
+    num_rows = 0
     for group in groups:
-        if taken >= count:
+        if num_rows >= count:
             return
-        taken += len(rows_of[group])
+        num_rows += len(rows_by_group[group])
         yield group
 
 
-def _take_fraction(rule, pool, groups) -> set[str]:
-    """The first of these trained groups, up to the rule's share of all trained rows."""
-    count = max(1, round(rule.share * pool.count(pool.trained)))
-    return set(take_groups(groups, pool.rows_by_group, count))
+def _take_fraction(
+    rule: Rule, groups: TrainingGroups, ordered: Iterable[str]
+) -> set[str]:
+    """Takes the first groups that have the rule's fraction of the trained rows."""
+    count = max(1, round(rule.fraction * groups.count_rows(groups.trained)))
+    return set(take_groups(ordered, groups.rows_by_group, count))
 
 
-def _random(data, rule, pool, memory) -> Selection:
-    return Selection(_take_fraction(rule, pool, pool.trained), set(pool.holdout))
+def _select_random(data, rule, groups, memorization) -> Selection:
+    unlearn = _take_fraction(rule, groups, groups.trained)
+    return Selection(unlearn, set(groups.holdout))
 
 
-def _class(data, rule, pool, memory) -> Selection:
-    """All groups with a row of the class, on both sides."""
-    if rule.what not in data.classes:
+def _select_class(data, rule, groups, memorization) -> Selection:
+    """Selects all groups that have a row of the class."""
+    if rule.argument not in data.classes:
         raise UserError(
-            f"unlearn rule {rule}: no such class; there are {', '.join(data.classes)}"
+            f"unlearn rule {rule}: no such class; choose from: "
+            f"{', '.join(data.classes)}"
         )
-    has = data.labels[:, data.classes.index(rule.what)] > 0
+    has_class = data.labels[:, data.classes.index(rule.argument)] > 0
 
-    def of(groups):
-        return {group for group in groups if has[pool.rows_by_group[group]].any()}
+    def select(names):
+        return {name for name in names if has_class[groups.rows_by_group[name]].any()}
 
-    return Selection(of(pool.trained), of(pool.holdout))
+    return Selection(select(groups.trained), select(groups.holdout))
 
 
-def _cluster(data, rule, pool, memory) -> Selection:
-    """The groups most like the first one that has a picture; see `nearness.py`.
+def _select_cluster(data, rule, groups, memorization) -> Selection:
+    """Selects the groups most similar to the first one that has an image.
 
-    The control are the groups set apart that are most like it, as large a share of the
-    rows set apart, so that both lie equally near. Where that is fewer than LEAST rows
-    the control reaches farther out than what is forgotten.
+    Non-members are the most similar held-out groups. They are the same fraction of the
+    held-out rows, so that both sides are equally similar, but at least MIN_NONMEMBERS.
     """
-    shown = [g for g in pool.trained if data.has_image[pool.rows_by_group[g]].any()]
-    centre = (shown or pool.trained)[0]
-    groups = [*pool.trained, *pool.holdout]
+    with_image = [
+        group
+        for group in groups.trained
+        if data.has_image[groups.rows_by_group[group]].any()
+    ]
+    center = groups.rows_by_group[(with_image or groups.trained)[0]]
+    names = [*groups.trained, *groups.holdout]
     rows = np.sort(
-        np.array([r for g in groups for r in pool.rows_by_group[g]], np.int64)
+        np.array([r for name in names for r in groups.rows_by_group[name]], np.int64)
     )
-    near_N = np.zeros(len(data.id))
-    near_N[rows] = nearness.similarity(data, rows, np.array(pool.rows_by_group[centre]))
-    # Whatever else: the one that all are compared with.
-    near_N[pool.rows_by_group[centre]] = np.inf
-    every = np.ones(len(near_N), bool)
+    similarity_N = np.zeros(len(data.id))
+    similarity_N[rows] = similarity(data, rows, np.array(center))
+    similarity_N[center] = np.inf  # so that it is always selected
+    all_rows = np.ones(len(similarity_N), bool)
 
-    def ranked(groups):
-        return _ranked(groups, pool.means(groups, near_N, every))
+    def most_similar(names):
+        return _sort_descending(names, groups.means(names, similarity_N, all_rows))
 
-    count = max(MIN_NONMEMBERS, round(rule.share * pool.count(pool.holdout)))
-    control = take_groups(ranked(pool.holdout), pool.rows_by_group, count)
-    return Selection(_take_fraction(rule, pool, ranked(pool.trained)), set(control))
+    num_holdout = groups.count_rows(groups.holdout)
+    count = max(MIN_NONMEMBERS, round(rule.fraction * num_holdout))
+    nonmembers = take_groups(most_similar(groups.holdout), groups.rows_by_group, count)
+    unlearn = _take_fraction(rule, groups, most_similar(groups.trained))
+    return Selection(unlearn, set(nonmembers))
 
 
-def _memorised(data, rule, pool, memory) -> Selection:
-    """The groups whose pictures the original has memorised most; see `memory.py`.
+def _select_memorised(data, rule, groups, memorization) -> Selection:
+    """Selects the groups whose images the original has memorized most.
 
-    These are harder than most for who never saw them. So the control are groups set
-    apart that are as hard, each as near as can be to another quantile of the chosen; as
-    large a share of those set apart, for there are no more of that kind, but some LEAST
-    rows. What the original makes of a row no unseen row can match: compare an attack
-    with the reference's.
+    These are hard to predict without training on them. So the non-members are held-out
+    groups whose easiness is distributed alike, the same fraction of them, but at least
+    MIN_NONMEMBERS rows. No held-out row can match the memorization itself: an attack
+    must be compared with the attack on the reference.
     """
-    if memory is None:
-        raise ValueError("this rule needs the original's memory")
+    if memorization is None:
+        raise ValueError("this rule needs estimates of memorization")
 
-    def of(groups, value_N):
-        means = pool.means(groups, value_N, data.has_image)
-        return dict(zip(groups, means, strict=True))
+    def group_means(names, value_N):
+        means = groups.means(names, value_N, data.has_image)
+        return dict(zip(names, means, strict=True))
 
-    known = of(pool.trained, memory.score)
-    shown = [group for group in pool.trained if np.isfinite(known[group])]
-    ranked = _ranked(shown, np.array([known[group] for group in shown]))
-    forgotten = _take_fraction(rule, pool, ranked)
-    ease = of([*pool.trained, *pool.holdout], memory.easiness)
-    offered = [group for group in pool.holdout if np.isfinite(ease[group])]
-    each = max(1, pool.count(offered)) / max(1, len(offered))
-    least = math.ceil(max(MIN_NONMEMBERS / each, rule.share * len(offered)))
-    places = match_distribution(
-        np.array([ease[group] for group in pool.trained if group in forgotten]),
-        np.array([ease[group] for group in offered]),
-        min(len(offered), least),
+    score = group_means(groups.trained, memorization.score)
+    with_image = [name for name in groups.trained if np.isfinite(score[name])]
+    scores = np.array([score[name] for name in with_image])
+    unlearn = _take_fraction(rule, groups, _sort_descending(with_image, scores))
+    easiness = group_means([*groups.trained, *groups.holdout], memorization.easiness)
+    available = [name for name in groups.holdout if np.isfinite(easiness[name])]
+    rows_per_group = max(1, groups.count_rows(available)) / max(1, len(available))
+    count = math.ceil(
+        max(MIN_NONMEMBERS / rows_per_group, rule.fraction * len(available))
     )
-    return Selection(forgotten, {offered[place] for place in places})
+    matched = match_distribution(
+        np.array([easiness[name] for name in groups.trained if name in unlearn]),
+        np.array([easiness[name] for name in available]),
+        min(len(available), count),
+    )
+    return Selection(unlearn, {available[index] for index in matched})
 
 
-_CHOICES = {
-    "random": _random,
-    "class": _class,
-    "cluster": _cluster,
-    "memorised": _memorised,
+_Selector = Callable[[Dataset, Rule, TrainingGroups, Memorization | None], Selection]
+_SELECTORS: dict[str, _Selector] = {
+    "random": _select_random,
+    "class": _select_class,
+    "cluster": _select_cluster,
+    "memorised": _select_memorised,
 }
 
 
-def match_distribution(wanted, offered, count: int) -> list[int]:
-    """Places of so many `offered` values that are spread like the `wanted` ones.
+def match_distribution(
+    target: np.ndarray, available: np.ndarray, count: int
+) -> list[int]:
+    """Chooses values that are distributed like the target.
 
-    For one quantile of `wanted` after the other, from the lowest, the nearest that is
-    left.
+    For each of `count` evenly spaced quantiles of the target, in rising order, it takes
+    the nearest value that is left.
+
+    Args:
+        target: `[n]`.
+        available: `[m]`.
+        count: how many values to choose, at most m.
+
+    Returns:
+        The indices of the chosen values; none if the target is empty.
     """
-    if not len(wanted):
+    if not len(target):
         return []
-    places = np.argsort(offered, kind="stable").tolist()
-    values, taken = np.asarray(offered)[places].tolist(), []
-    steps = (np.arange(count) + 0.5) / max(count, 1)
-    for aim in np.quantile(wanted, steps, method="inverted_cdf").tolist():
-        at = bisect.bisect_left(values, aim)
-        if at == len(values) or (at and aim - values[at - 1] <= values[at] - aim):
+    indices = np.argsort(available, kind="stable").tolist()
+    values, chosen = np.asarray(available)[indices].tolist(), []
+    levels = (np.arange(count) + 0.5) / max(count, 1)
+    for quantile in np.quantile(target, levels, method="inverted_cdf").tolist():
+        at = bisect.bisect_left(values, quantile)
+        is_last = at == len(values)
+        if is_last or (at and quantile - values[at - 1] <= values[at] - quantile):
             at -= 1
         values.pop(at)
-        taken.append(places.pop(at))
-    return taken
+        chosen.append(indices.pop(at))
+    return chosen
 
 
-def _ranked(groups, value) -> list[str]:
-    """The groups with the highest value first, in seed order where it is the same."""
-    return [groups[place] for place in np.argsort(-value, kind="stable")]
+def _sort_descending(names: Sequence[str], values: np.ndarray) -> list[str]:
+    """Sorts by value; equal ones keep their order."""
+    return [names[index] for index in np.argsort(-values, kind="stable")]

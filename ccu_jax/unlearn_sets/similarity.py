@@ -1,95 +1,99 @@
-"""How alike rows are by picture and text alone: no model and no labels.
+"""Similarity of rows by their images and texts alone, without a model or labels.
 
-A picture is its thumbnail of 8 x 8 in colours less the mean one, a text the set of its
-tokens, each counting the more the fewer texts have it (Sparck Jones 1972). Both are
-compared by their cosine, chunk by chunk: memory does not grow with the pictures.
+An image is represented by its thumbnail of 8 x 8 pixels in color minus the mean
+thumbnail, a text by its set of tokens with inverse document frequencies as weights
+(Spärck Jones 1972). Both are compared by their cosine, in chunks of bounded size.
 """
+
+from collections.abc import Iterator
 
 import einops
 import numpy as np
 import scipy.sparse
 
+from ccu_jax.data import Dataset
 from ccu_jax.data.near_duplicates import shrink
 
-_CHUNK = 32 << 20  # bytes of pictures looked at together
-_TEXTS = 8192
-_SAMPLE = 4096  # rows that say what the mean picture is
-_SIDE = 32  # finer than so a picture is not looked at: that is quick, too
+_CHUNK_BYTES = 32 << 20  # of images
+_CHUNK_TEXTS = 8192
+_MAX_MEAN_ROWS = 4096  # rows whose mean thumbnail is subtracted
+_MIN_SIDE = 32  # larger images are subsampled to about this size first
+_EPSILON = 1e-6
 
 
-def similarity(data, rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """How near each row is to the centre, `[len(rows)]`, the higher the nearer.
-
-    The sum of both cosines, each in its standard deviations; what a row lacks is as
-    near as the mean.
+def similarity(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Returns how similar rows are to a center.
 
     Args:
-        data: a `ccu_jax.data.Dataset`.
-        rows: rising numbers of rows.
-        centre: the rows in the centre.
+        data: the data set.
+        rows: `[R]` sorted row numbers.
+        center: row numbers whose mean representation is the center.
+
+    Returns:
+        float `[R]`, the sum of the cosines of image and text, each standardized over
+        the rows. A missing image or text counts as the mean, 0.
     """
     total = np.zeros(len(rows))
-    for has, cosines in (
+    for has_modality, cosines_to_center in (
         (data.has_image, _image_cosines),
         (data.has_text, _text_cosines),
     ):
-        there, middle = has[rows], centre[has[centre]]
-        if there.any() and len(middle):
-            value = cosines(data, rows[there], middle)
-            total[there] += (value - value.mean()) / max(value.std(), 1e-6)
+        is_present, present_center = has_modality[rows], center[has_modality[center]]
+        if is_present.any() and len(present_center):
+            cosines = cosines_to_center(data, rows[is_present], present_center)
+            standardized = (cosines - cosines.mean()) / max(cosines.std(), _EPSILON)
+            total[is_present] += standardized
     return total
 
 
-def _image_cosines(data, rows, centre) -> np.ndarray:
-    """Cosines of pictures with the mean of the centre's."""
-    some = rows[:: -(-len(rows) // _SAMPLE)]
-    mean = np.concatenate(list(_thumbnails(data, some))).mean(axis=0)
-    middle = np.concatenate([_unit(x - mean) for x in _thumbnails(data, centre)])
-    middle = _unit(middle.mean(axis=0)[None])[0]
-    pieces = [_unit(x - mean) @ middle for x in _thumbnails(data, rows)]
-    return np.concatenate(pieces).astype(float)
+def _image_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    sample = rows[:: -(-len(rows) // _MAX_MEAN_ROWS)]
+    mean = np.concatenate(list(_thumbnails(data, sample))).mean(axis=0)
+    units = np.concatenate([_normalize(x - mean) for x in _thumbnails(data, center)])
+    direction = _normalize(units.mean(axis=0)[None])[0]
+    cosines = [_normalize(x - mean) @ direction for x in _thumbnails(data, rows)]
+    return np.concatenate(cosines).astype(float)
 
 
-def _thumbnails(data, rows):
-    """Yields thumbnails `[n, 192]` of a chunk of pictures after the other."""
-    chunk = max(1, _CHUNK // data.image[:1].nbytes)
-    step = max(1, data.image.shape[1] // _SIDE)
+def _thumbnails(data: Dataset, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields thumbnails `[n, 192]`, chunk by chunk."""
+    chunk = max(1, _CHUNK_BYTES // data.image[:1].nbytes)
+    stride = max(1, data.image.shape[1] // _MIN_SIDE)
     for start in range(0, len(rows), chunk):
-        pictures = np.asarray(data.image)[rows[start : start + chunk]]
-        small = shrink(pictures[:, ::step, ::step])
+        images = np.asarray(data.image)[rows[start : start + chunk]]
+        small = shrink(images[:, ::stride, ::stride])
         yield einops.reduce(small, "n (h a) (w b) c -> n (h w c)", "mean", a=2, b=2)
 
 
-def _unit(x):
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+def _normalize(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), _EPSILON)
 
 
-def _text_cosines(data, rows, centre) -> np.ndarray:
-    """Cosines of texts with the mean of the centre's."""
+def _text_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
     vocabulary = int(data.vocabulary)
-    known = sum(
-        np.bincount(bag.indices, minlength=vocabulary) for bag in _bags(data, rows)
+    num_texts = sum(
+        np.bincount(bags.indices, minlength=vocabulary)
+        for bags in _token_sets(data, rows)
     )
-    weight = np.log((1 + len(rows)) / (1 + known))
+    idf = np.log((1 + len(rows)) / (1 + num_texts))
 
-    def weighed(rows):
-        for bag in _bags(data, rows):
-            bag.data = weight[bag.indices]
-            yield bag, np.sqrt(np.maximum((bag * bag).sum(axis=1), 1e-12))
+    def weighted(rows):
+        for bags in _token_sets(data, rows):
+            bags.data = idf[bags.indices]
+            yield bags, np.sqrt(np.maximum((bags * bags).sum(axis=1), 1e-12))
 
-    middle = sum((bag.T @ (1 / norm)) for bag, norm in weighed(centre))
-    middle /= max(np.linalg.norm(middle), 1e-6)
-    return np.concatenate([bag @ middle / norm for bag, norm in weighed(rows)])
+    direction = sum((bags.T @ (1 / norms)) for bags, norms in weighted(center))
+    direction /= max(np.linalg.norm(direction), _EPSILON)
+    return np.concatenate([bags @ direction / norms for bags, norms in weighted(rows)])
 
 
-def _bags(data, rows):
-    """Yields which tokens texts have, `[n, vocabulary]`, a chunk after the other."""
-    for start in range(0, len(rows), _TEXTS):
-        text = np.asarray(data.text[rows[start : start + _TEXTS]])
+def _token_sets(data: Dataset, rows: np.ndarray) -> Iterator[scipy.sparse.csr_array]:
+    """Yields which tokens texts contain, `[n, vocabulary]` of ones, chunk by chunk."""
+    for start in range(0, len(rows), _CHUNK_TEXTS):
+        text = np.asarray(data.text[rows[start : start + _CHUNK_TEXTS]])
         row, place = np.nonzero(text)
-        token = text[row, place]
-        # Of a token that comes several times only one is kept.
-        pairs = np.unique(row * np.int64(data.vocabulary) + token)
+        # A token that a text repeats is counted once.
+        pairs = np.unique(row * np.int64(data.vocabulary) + text[row, place])
         row, token = np.divmod(pairs, data.vocabulary)
         yield scipy.sparse.csr_array(
             (np.ones(len(pairs)), (row, token)), (len(text), int(data.vocabulary))

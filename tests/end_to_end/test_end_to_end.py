@@ -428,7 +428,7 @@ def test_another_unlearn_set_does_not_mix_with_finished_results(small, finished,
     process = start_command("--config", small, "--workdir", copy)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 2 and err.count("\n") == 1, err
-    assert f"{path} is damaged, or was changed: remove it" in err
+    assert f"{path}: damaged or edited; remove it" in err
     assert before == files(copy, "checkpoints", "outputs", "stages", "unlearn_sets")
     path.write_text(add_line_checksum("\n".join(lines[:-1]) + "\n"), "utf-8")
     process = start_command("--config", small, "--workdir", copy)

@@ -52,7 +52,7 @@ def test_what_is_known_and_could_not_be_guessed_is_memorised(data):
     plain = ~odd & trained & data.has_image
     assert found.score[by_heart].mean() > found.score[plain].mean() + 0.2
     assert found.score[by_heart].mean() > found.score[unknown].mean() + 0.2
-    after = unlearn_set.draw_sets(data, "memorised:0.05", 0, 0.3, memory=found)
+    after = unlearn_set.draw_sets(data, "memorised:0.05", 0, 0.3, memorization=found)
     assert by_heart[after.unlearn].mean() > 0.95
     # Who has not seen them finds them hard, and the control as well.
     apart = data.has_image & np.isin(np.arange(ROWS), sets.unseen)

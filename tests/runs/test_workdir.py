@@ -118,7 +118,7 @@ def test_damaged_list_of_unlearn_ids_is_named(tmp_path):
     path.write_bytes(b"row\xff\n")
     problem, data = toy.make_problem(toy.executors.vmap(1)), toy.make_dataset()
     ctx = toy.make_context(problem, data, tmp_path)
-    with pytest.raises(UserError, match="0.txt is damaged, or was changed: remove it"):
+    with pytest.raises(UserError, match="0.txt: damaged or edited; remove it"):
         workdir.unlearn_set_files(ctx, 0, problem.sets)
 
 

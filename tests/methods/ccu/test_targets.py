@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.special
 
-from ccu_jax.evaluate import ridge
 from ccu_jax.methods.ccu import masked_statistics as statistics
 from ccu_jax.methods.ccu import targets
 from tests.toy import CLASSES, random_labels
@@ -78,30 +77,6 @@ def test_places_among_other_values_are_counted_with_ties_half():
         jnp.array([0.0, 2.0, 9.0]), jnp.array([3.0, 1, 2, 2]), all_of(4)
     )
     np.testing.assert_allclose(found, np.array([0.5, 2.5, 4.5]) / 5, rtol=1e-6)
-
-
-def test_left_out_scores_of_a_row_come_from_a_ridge_without_it():
-    rng = np.random.default_rng(6)
-    x, y = rng.normal(size=(20, 4)), rng.random((20, CLASSES))
-    penalty = 0.5 * ((x - x.mean(0)) ** 2).sum() / 4  # that of all rows
-    _, scores = ridge.ridge(jnp.array(x), jnp.array(y), all_of(len(x)), 0.5)
-    for row in range(20):
-        a, b = np.delete(x, row, 0), np.delete(y, row, 0)
-        c = a - a.mean(0)
-        weight = np.linalg.solve(c.T @ c + penalty * np.eye(4), c.T @ (b - b.mean(0)))
-        expected = (x[row] - a.mean(0)) @ weight + b.mean(0)
-        np.testing.assert_allclose(scores[row], expected, atol=1e-5)
-
-
-def test_the_ridge_is_the_closed_form():
-    rng = np.random.default_rng(2)
-    x, y, new = rng.normal(size=(30, 6)), rng.random((30, CLASSES)), np.eye(6)
-    centred = x - x.mean(0)
-    gram = centred.T @ centred
-    inverse = np.linalg.inv(gram + 0.5 * np.trace(gram) / 6 * np.eye(6))
-    expected = (new - x.mean(0)) @ inverse @ centred.T @ (y - y.mean(0)) + y.mean(0)
-    predict, _ = ridge.ridge(jnp.array(x), jnp.array(y), all_of(len(x)), 0.5)
-    np.testing.assert_allclose(predict(new), expected, atol=1e-5)
 
 
 def test_hits_and_margins_by_hand():
@@ -323,19 +298,6 @@ def test_statistics_are_those_of_the_rows_that_count():
     )
     none = np.zeros(60, bool)
     assert statistics.mean(value, none) == statistics.std(value, none) == 0
-
-
-def test_a_ridge_does_not_see_the_rows_that_do_not_count():
-    rng = np.random.default_rng(9)
-    x, y = rng.normal(size=(50, 6)), rng.random((50, CLASSES))
-    weight = rng.random(50) < 0.5
-    x[~weight], y[~weight] = 30 * x[~weight], -7.0
-    predict, left_out = ridge.ridge(jnp.array(x), jnp.array(y), weight, 0.5)
-    alone, expected = ridge.ridge(
-        jnp.array(x[weight]), jnp.array(y[weight]), all_of(weight.sum()), 0.5
-    )
-    np.testing.assert_allclose(predict(jnp.eye(6)), alone(jnp.eye(6)), atol=1e-5)
-    np.testing.assert_allclose(left_out[weight], expected, atol=1e-5)
 
 
 def test_what_is_drawn_for_a_row_does_not_depend_on_how_many_follow():

@@ -1,0 +1,223 @@
+"""Predictions, their scores and their attacks reveal known faults of a model."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from ccu_jax.distributed import executors
+from ccu_jax.errors import UserError
+from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate.predictions import (
+    SPLITS,
+    Predictions,
+    attack_auc,
+    compute_scores,
+    describe_collapse,
+    load_predictions,
+    save_predictions,
+)
+from ccu_jax.models import VIEWS
+from tests import toy
+
+BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+
+
+def make_predictions(labels, split, logits, signal, multi_label) -> Predictions:
+    """Returns predictions of rows that have an image and a text."""
+    every = np.ones(len(split), bool)
+    return Predictions(
+        logits=logits,
+        pair=signal,
+        labels=labels,
+        split=split,
+        id=np.array([f"row{i}" for i in range(len(split))]),
+        has_image=every,
+        has_text=every,
+        multi_label=multi_label,
+        trunk_probe=signal,
+        group=np.arange(len(split)),
+    )
+
+
+def faulty(multi_label, fault) -> Predictions:
+    """Returns predictions with a fault on the unlearn set (`random`: on all rows)."""
+    rng = np.random.default_rng(1)
+    split = np.repeat(SPLITS, 300)
+    labels = toy.random_labels(rng, len(split), multi_label)
+    usual = 2 * labels + rng.normal(size=labels.shape) - 1
+    sign = {"perfect memory": 1, "over-forgetting": -1}.get(fault, 0)
+    is_unlearn = split == "unlearn"
+    extreme = 20 * sign * (2 * labels - 1) if sign else usual
+    views = {v: np.where(is_unlearn[:, None], extreme, usual) for v in VIEWS}
+    if fault == "random":
+        views = {view: rng.normal(size=labels.shape) for view in VIEWS}
+    signal = rng.uniform(-1, 1, len(split))
+    signal = np.where(is_unlearn & (sign != 0), 2 * sign, signal)
+    return make_predictions(labels, split, views, signal, multi_label)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "fault, low, high",
+    [
+        ("perfect memory", 0.999, 1.0),
+        ("random", 0.4, 0.6),
+        ("none", 0.4, 0.6),
+        ("over-forgetting", 0.0, 0.001),
+    ],
+)
+def test_attack_auc_reveals_the_fault(fault, low, high, multi_label):
+    aucs = attack_auc(faulty(multi_label, fault))
+    assert set(aucs) == {*VIEWS, "pair", "white"}
+    for view, auc in aucs.items():
+        assert auc is not None and low <= auc <= high, view
+
+
+@BOTH
+def test_scores_reveal_the_fault_in_its_split_alone(multi_label):
+    name = "micro_f1" if multi_label else "accuracy"
+    usual, memory, over, random = (
+        compute_scores(faulty(multi_label, fault))
+        for fault in ("none", "perfect memory", "over-forgetting", "random")
+    )
+    for view in VIEWS:
+        assert memory["unlearn"][view][name] == 1
+        assert over["unlearn"][view][name] == 0
+        assert 0.5 < usual["unlearn"][view][name] < 1
+        for split in set(SPLITS) - {"unlearn"}:
+            assert memory[split][view] == over[split][view] == usual[split][view]
+            assert random[split][view][name] < usual[split][view][name] - 0.1
+
+
+def test_attack_uses_unlearn_and_unseen_rows_alone():
+    usual = faulty(False, "none")
+    is_attacked = np.isin(usual.split, ["unlearn", "unseen"])
+    changed = {
+        view: np.where(is_attacked[:, None], x, 99 * usual.labels)
+        for view, x in usual.logits.items()
+    }
+    assert attack_auc(usual._replace(logits=changed)) == attack_auc(usual)
+
+
+def test_view_is_scored_and_attacked_on_rows_that_have_its_modalities():
+    whole = faulty(False, "perfect memory")
+    is_missing = np.random.default_rng(2).random((2, len(whole.split))) < 0.2
+    has_image, has_text = ~is_missing[0], ~(is_missing[1] & ~is_missing[0])
+    # Predictions from a missing image or text are wrong.
+    has = {"image": has_image, "text": has_text, "fused": has_image}
+    partial = whole._replace(
+        logits={
+            view: np.where(has[view][:, None], x, -99 * whole.labels)
+            for view, x in whole.logits.items()
+        },
+        pair=np.where(has_image & has_text, whole.pair, -1),
+        trunk_probe=np.where(has_image, whole.trunk_probe, -1),
+        has_image=has_image,
+        has_text=has_text,
+    )
+    scores = compute_scores(partial)["unlearn"]
+    assert scores["image"]["accuracy"] == scores["text"]["accuracy"] == 1
+    # The fused view also has the rows with a text alone, on which it is wrong.
+    fraction = has_image[whole.split == "unlearn"].mean()
+    assert scores["fused"]["accuracy"] == pytest.approx(fraction)
+    # Rows without an image are not attacked.
+    assert all(auc is not None and auc > 0.999 for auc in attack_auc(partial).values())
+
+
+def test_view_without_rows_has_no_scores_and_no_attack():
+    predicted = faulty(True, "random")
+    no_text = predicted._replace(has_text=np.zeros(len(predicted.split), bool))
+    scores, aucs = compute_scores(no_text), attack_auc(no_text)
+    assert all(of_split["text"] == {} for of_split in scores.values())
+    assert scores["test"]["image"] == compute_scores(predicted)["test"]["image"]
+    assert aucs["text"] is aucs["pair"] is None and aucs["fused"] is not None
+
+
+@BOTH
+def test_saved_predictions_are_loaded_bit_identical(tmp_path, multi_label):
+    saved = faulty(multi_label, "random")
+    save_predictions(tmp_path / "outputs.npz", saved)
+    loaded = load_predictions(tmp_path / "outputs.npz")
+    assert loaded.multi_label is multi_label
+    np.testing.assert_equal(loaded._asdict(), saved._asdict())
+    with np.load(tmp_path / "outputs.npz") as file:  # names in the file stay
+        assert {"of", "white", "logits_image"} < set(file)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
+@pytest.mark.parametrize("folder", ["outputs", "shadows"])
+def test_damaged_predictions_are_reported_with_the_remedy(tmp_path, folder, damage):
+    path = tmp_path / folder / "ccu_plus-0.npz"
+    path.parent.mkdir()
+    save_predictions(path, faulty(False, "random"))
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[::97] = bytes(byte ^ 0xFF for byte in flipped[::97])
+    path.write_bytes({"truncated": content[:-50], "flipped": flipped}.get(damage, b""))
+    if damage == "missing":
+        path.unlink()
+    record = tmp_path / "stages" / "ccu_plus-0.json"
+    remedy = f"remove {record if folder == 'outputs' else path} and rerun"
+    with pytest.raises(UserError, match=f"{path}: missing or damaged; {remedy}"):
+        load_predictions(path)
+
+
+@BOTH
+def test_collapse_is_described_if_the_original_had_not_collapsed(multi_label):
+    rng = np.random.default_rng(0)
+    labels = toy.random_labels(rng, 300, multi_label)
+
+    def predict(logits):
+        split, views = np.repeat("test", 300), dict.fromkeys(VIEWS, logits)
+        return make_predictions(labels, split, views, logits[:, 0], multi_label)
+
+    trained = predict(4 * labels - 2 + rng.normal(size=labels.shape))
+    weaker = predict(3 * labels - 1.5 + rng.normal(size=labels.shape))
+    constant = predict(np.ones_like(labels) * [3.0, 2.0, 1.0])
+    nan = predict(np.where(labels > 0, np.nan, 1.0))
+    assert describe_collapse(trained, trained) is None
+    assert describe_collapse(weaker, trained) is None
+    assert "collapsed" in (describe_collapse(constant, trained) or "")
+    assert "not finite" in (describe_collapse(nan, trained) or "")
+    assert describe_collapse(constant, constant) is None
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return toy.make_problem(executors.vmap(1))
+
+
+@pytest.fixture(scope="module")
+def predicted(problem):
+    return predictions.predict_all_splits(
+        *(problem.forward, problem.params, problem.table),
+        *(toy.make_dataset(), problem.sets),
+    )
+
+
+def test_predictions_have_the_outputs_of_each_row_of_each_split(problem, predicted):
+    data = toy.make_dataset()
+    assert len(predicted.id) == len(set(predicted.id)) == len(predicted.pair)
+    for split in SPLITS:
+        rows, own = getattr(problem.sets, split), predicted.split == split
+        np.testing.assert_array_equal(predicted.id[own], data.id[rows])
+        np.testing.assert_array_equal(predicted.labels[own], data.labels[rows])
+        outputs = problem.forward.outputs(problem.params, problem.table, rows)
+        for view in VIEWS:
+            logits = predicted.logits[view][own]
+            np.testing.assert_allclose(logits, outputs[view], atol=1e-5)
+        cosine = (outputs["z_image"] * outputs["z_text"]).sum(1)
+        np.testing.assert_allclose(predicted.pair[own], cosine, atol=1e-5)
+
+
+def test_scores_are_numbers_for_every_split_and_view(predicted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = compute_scores(predicted)
+    assert list(scores) == list(SPLITS)
+    for views in scores.values():
+        assert list(views) == list(VIEWS)
+        for values in views.values():
+            assert "accuracy" in values
+            assert all(0 <= value <= 1 for value in values.values())

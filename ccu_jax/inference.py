@@ -111,8 +111,8 @@ def load_classifier(
     stored = data.load_prepared(config.data, workdir)
     model = models.build(
         config.model,
-        classes=len(stored.classes),
-        vocabulary=stored.vocabulary,
+        num_classes=len(stored.classes),
+        vocab_size=stored.vocabulary,
         image_size=config.data.image_size,
         text_length=config.data.text_length,
     )

@@ -1,229 +1,274 @@
-"""The objectives: arrays in, one scalar out, the same on every device.
+"""The objectives: arrays in, one scalar out, the same scalar on every device.
 
-The mathematics of the method, and of the baselines, on one page. What the authors of
-CCU (Xu et al. 2025, arXiv 2509.23895) minimise is not public: the three objectives
-marked CCU are this project's reconstruction from the paper's text and the works named.
+The mathematics of CCU and of the baselines on one page. The losses of CCU (Xu et al.
+2025, arXiv 2509.23895) are not public: the sections marked CCU are this project's
+reconstruction from the paper's text and the works that are cited here.
 
-Letters: B rows on this device, G rows on all devices, K classes, D embedding size; a
-suffix u or r says whose rows: of the unlearn set or of the retain set. Rows count with
-a weight `[B]`; a row of weight 0 does not exist. Every scalar is already the mean over
-the rows of *all* devices, so that gradients are right under every executor.
+Letters: B rows on this device, G rows on all devices, K classes, D features; the suffix
+u or r stands for rows of the unlearn set or the retain set. Rows have a weight `[B]`;
+those of weight 0 are ignored. Scalars are means over the rows of *all* devices, so that
+gradients are right under every executor. Functions are per-device.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from ccu_jax.distributed.executors import AXIS
 
-# Finite, and far below any similarity over a temperature: -inf would give NaN
-# gradients.
-NEVER = -1e9
-# The mean over K sigmoid losses is scaled to the size of a softmax loss.
+# Stands for log 0: far below any logit, but finite, because -inf has NaN gradients.
+LOG_ZERO = -1e9
+# Scales the mean over K sigmoid losses to the size of a softmax loss.
 MULTI_LABEL_SCALE = 4.0
 
+Scalar = Array | float
 
-def gather(x):
-    """Rows `[B, ...]` of this device to the rows `[G, ...]` of all, in device order."""
+
+class LabeledFeatures(NamedTuple):
+    """Unit features `[B, D]` of rows, with labels `[B, K]` and weights `[B]`."""
+
+    h: Array
+    labels: Array
+    weight: Array
+
+
+def all_gather(x: Array) -> Array:
+    """Gathers the rows `[B, ...]` of each device to `[G, ...]`, in device order."""
     return jax.lax.all_gather(x, AXIS, tiled=True)
 
 
-def mean(value_B, weight_B):
-    """Weighted mean over the rows of all devices; 0 where no row has weight."""
+def global_rows(num_rows: int) -> Array:
+    """Returns the positions `[B]` of this device's rows in what `all_gather` gives."""
+    return jax.lax.axis_index(AXIS) * num_rows + jnp.arange(num_rows)
+
+
+def mean(value_B: Array, weight_B: Array) -> Array:
+    """Returns the weighted mean over the rows of all devices; 0 if no row has weight."""
     chex.assert_rank([value_B, weight_B], 1)
     chex.assert_equal_shape([value_B, weight_B])
     weight_B = weight_B.astype(value_B.dtype)
-    # A row without weight must not spoil the sum, not even with an infinity.
+    # 0 * inf is NaN, so values without weight are replaced.
     total = jnp.sum(jnp.where(weight_B > 0, value_B, 0.0) * weight_B)
     total, count = jax.lax.psum((total, jnp.sum(weight_B)), AXIS)
     return total / jnp.maximum(count, 1e-9)
 
 
-def positives(labels_AxK, labels_BxK):
-    """Jaccard similarity `[A, B]` of label sets; for single labels: same or not."""
+def label_similarity(labels_AxK: Array, labels_BxK: Array) -> Array:
+    """Returns the Jaccard similarity `[A, B]` of label sets; 0 or 1 for single labels.
+
+    |a & b| / |a | b|
+    """
     chex.assert_rank([labels_AxK, labels_BxK], 2)
     shared = labels_AxK @ labels_BxK.T
-    either = labels_AxK.sum(1)[:, None] + labels_BxK.sum(1)[None, :] - shared
-    return shared / jnp.maximum(either, 1.0)
+    union = labels_AxK.sum(1)[:, None] + labels_BxK.sum(1)[None, :] - shared
+    return shared / jnp.maximum(union, 1.0)
 
 
-def log_weights(weight):
-    """Logarithm of weights that may be zero."""
-    return jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1e-9)), NEVER)
+def safe_log(weight: Array) -> Array:
+    """Returns the logarithm of weights, which may be 0."""
+    return jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1e-9)), LOG_ZERO)
 
 
-# --- classification -------------------------------------------------------------------
+# --- classification and features ------------------------------------------------------
 
 
-def cross_entropy_rows(logits_BxK, target_BxK, *, multi_label):
-    """Cross-entropy of each row `[B]` against target probabilities, soft or hard."""
+def cross_entropy_rows(
+    logits_BxK: Array, target_BxK: Array, *, multi_label: bool
+) -> Array:
+    """Returns each row's cross-entropy `[B]` with hard or soft target probabilities.
+
+    Softmax for single labels; for multiple labels the scaled mean over K sigmoids.
+    """
     chex.assert_equal_shape([logits_BxK, target_BxK])
     if multi_label:
-        each = jax.nn.softplus(logits_BxK) - target_BxK * logits_BxK
-        return MULTI_LABEL_SCALE * each.mean(axis=-1)
+        loss_BxK = jax.nn.softplus(logits_BxK) - target_BxK * logits_BxK
+        return MULTI_LABEL_SCALE * loss_BxK.mean(axis=-1)
     return -jnp.sum(target_BxK * jax.nn.log_softmax(logits_BxK), axis=-1)
 
 
-def cross_entropy(logits_BxK, target_BxK, weight_B, *, multi_label):
-    """Mean cross-entropy: softmax, or the labels' sigmoids where rows have several."""
-    rows = cross_entropy_rows(logits_BxK, target_BxK, multi_label=multi_label)
-    return mean(rows, weight_B)
+def cross_entropy(
+    logits_BxK: Array,
+    target_BxK: Array,
+    weight_B: Array,
+    *,
+    multi_label: bool,
+) -> Array:
+    """Returns the mean of `cross_entropy_rows`."""
+    loss_B = cross_entropy_rows(logits_BxK, target_BxK, multi_label=multi_label)
+    return mean(loss_B, weight_B)
 
 
-def divergence(teacher_BxK, logits_BxK, weight_B, *, multi_label, temperature=1.0):
-    """KL divergence from a teacher's predictions to the model's (Hinton et al. 2015).
+def kl_divergence(
+    teacher_BxK: Array,
+    student_BxK: Array,
+    weight_B: Array,
+    *,
+    multi_label: bool,
+    temperature: Scalar = 1.0,
+) -> Array:
+    """Returns the mean KL divergence of predictions from logits (Hinton et al. 2015).
 
-    Softmax, or Bernoulli per label; times `temperature` squared, so that its gradient
-    keeps its size when the temperature changes.
+        T^2 KL(softmax(teacher / T) || softmax(student / T))
+
+    Sigmoids replace the softmax for multiple labels. T^2 makes the size of the gradient
+    independent of the temperature T.
     """
-    chex.assert_equal_shape([teacher_BxK, logits_BxK])
-    t, s = teacher_BxK / temperature, logits_BxK / temperature
+    chex.assert_equal_shape([teacher_BxK, student_BxK])
+    t, s = teacher_BxK / temperature, student_BxK / temperature
     target = jax.nn.sigmoid(t) if multi_label else jax.nn.softmax(t)
-    rows = cross_entropy_rows(s, target, multi_label=multi_label)
-    rows = rows - cross_entropy_rows(t, target, multi_label=multi_label)
-    return temperature**2 * mean(rows, weight_B)
+    kl_B = cross_entropy_rows(s, target, multi_label=multi_label)
+    kl_B = kl_B - cross_entropy_rows(t, target, multi_label=multi_label)
+    return temperature**2 * mean(kl_B, weight_B)
 
 
-def alignment(z_image_BxD, z_text_BxD, weight_B, *, temperature):
-    """Symmetric contrast of pictures and their texts (Radford et al. 2021)."""
-    chex.assert_equal_shape([z_image_BxD, z_text_BxD])
-    rows = z_image_BxD.shape[0]
-    own = jax.lax.axis_index(AXIS) * rows + jnp.arange(rows)
-    exists_G = jnp.where(gather(weight_B) > 0, 0.0, NEVER)
-    total = 0.0
-    for a, b in ((z_image_BxD, z_text_BxD), (z_text_BxD, z_image_BxD)):
-        logits_BxG = a @ gather(b).T / temperature + exists_G
-        chosen = jnp.take_along_axis(logits_BxG, own[:, None], axis=1)[:, 0]
-        total += mean(jax.nn.logsumexp(logits_BxG, axis=1) - chosen, weight_B)
+def info_nce(
+    z_a_BxD: Array, z_b_BxD: Array, weight_B: Array, *, temperature: Scalar
+) -> Array:
+    """Returns the symmetric InfoNCE loss of pairs of unit features (Radford et al. 2021).
+
+        -log exp(a_i . b_i / temperature) / sum_j exp(a_i . b_j / temperature)
+
+    averaged with the same for a and b exchanged.
+    """
+    chex.assert_equal_shape([z_a_BxD, z_b_BxD])
+    own_B = global_rows(z_a_BxD.shape[0])
+    mask_G = jnp.where(all_gather(weight_B) > 0, 0.0, LOG_ZERO)
+    total = jnp.zeros(())
+    for a, b in ((z_a_BxD, z_b_BxD), (z_b_BxD, z_a_BxD)):
+        logits_BxG = a @ all_gather(b).T / temperature + mask_G
+        own_logit_B = jnp.take_along_axis(logits_BxG, own_B[:, None], axis=1)[:, 0]
+        total += mean(jax.nn.logsumexp(logits_BxG, axis=1) - own_logit_B, weight_B)
     return total / 2
+
+
+def squared_distance(a_BxD: Array, b_BxD: Array, weight_B: Array) -> Array:
+    """Returns the mean squared distance of features (Cheng & Amiri 2024)."""
+    chex.assert_equal_shape([a_BxD, b_BxD])
+    return mean(jnp.mean((a_BxD - b_BxD) ** 2, axis=1), weight_B)
 
 
 # --- CCU: (a) selective visual unlearning ---------------------------------------------
 
 
 def inverse_contrast(
-    h_u,
-    h_r,
-    labels_u,
-    labels_r,
-    weight_u,
-    weight_r,
+    u: LabeledFeatures,
+    r: LabeledFeatures,
     *,
-    temperature,
-    pull=0.0,
-    gate_u=1.0,
-    hold=True,
-):
-    """Inverse contrast: push forgotten pictures off the retained ones of their class.
+    temperature: Scalar,
+    pull: Scalar = 0.0,
+    gate_u: Scalar = 1.0,
+    stop_retain_gradient: bool = True,
+) -> Array:
+    """Pushes unlearn images off the retain images of their class.
 
-    For the picture of row u with unit feature z_u, and P(u) the retain rows that share
-    labels with it (weighted by Jaccard similarity w):
+    For an unlearn row with feature h_u, and P(u) the retain rows that share labels with
+    it (w_up: Jaccard similarity):
 
-        log sum_{p in P(u)} w_up exp(z_u . sg(z_p) / temperature)
-        - pull * mean_{a not in P(u)} z_u . sg(z_a) / temperature
+        log sum_{p in P(u)} w_up exp(h_u . sg(h_p) / temperature)
+        - pull * mean_{a not in P(u)} h_u . sg(h_a) / temperature
 
-    SupCon (Khosla et al. 2020) with the roles of positives and negatives swapped, as in
-    Contrastive Unlearning (Lee et al. 2024). The stop-gradient keeps retained classes
-    where they are. A row whose class is nowhere in the batch is pulled, not pushed.
+    SupCon (Khosla et al. 2020) with positives and negatives exchanged, as in
+    Contrastive Unlearning (Lee et al. 2024). The stop-gradient sg keeps retained
+    classes in place. A row without P(u) in the batch has the second term only.
 
     Args:
-        h_u, h_r: unit features `[B, D]`.
-        labels_u, labels_r: multi-hot `[B, K]`.
-        weight_u, weight_r: `[B]`.
+        u, r: unlearn and retain rows.
         temperature: of the similarities.
-        pull: strength of the pull towards other classes.
-        gate_u: how much each row counts, `[B]`, beside the others that have a weight:
-            a row that has been forgotten need not be pushed any further.
-        hold: whether retained features stand still (the stop-gradient).
+        pull: weight of the second term.
+        gate_u: `[B]`, multiplies each row's loss but not the count of the mean.
+        stop_retain_gradient: whether to use sg.
     """
-    chex.assert_rank([h_u, h_r, labels_u, labels_r], 2)
-    h_G, labels_G = gather(h_r), gather(labels_r)
-    h_G = jax.lax.stop_gradient(h_G) if hold else h_G
-    exists_G = gather(weight_r) > 0
-    share_BxG = positives(labels_u, labels_G) * exists_G
-    similar_BxG = h_u @ h_G.T / temperature
-    shared_B = share_BxG.sum(1) > 0
-    push_B = jax.nn.logsumexp(similar_BxG + log_weights(share_BxG), axis=1)
-    push_B = jnp.where(shared_B, push_B, 0.0)
+    chex.assert_rank([u.h, r.h, u.labels, r.labels], 2)
+    r_G = jax.tree.map(all_gather, r)
+    h_G = jax.lax.stop_gradient(r_G.h) if stop_retain_gradient else r_G.h
+    exists_G = r_G.weight > 0
+    share_BxG = label_similarity(u.labels, r_G.labels) * exists_G
+    logits_BxG = u.h @ h_G.T / temperature
+    has_positive_B = share_BxG.sum(1) > 0
+    push_B = jax.nn.logsumexp(logits_BxG + safe_log(share_BxG), axis=1)
+    push_B = jnp.where(has_positive_B, push_B, 0.0)
     other_BxG = (share_BxG == 0) & exists_G
-    count_B = jnp.maximum(other_BxG.sum(1), 1)
-    pull_B = jnp.sum(similar_BxG * other_BxG, axis=1) / count_B
-    has_B = weight_u * (shared_B | ((pull > 0) & (other_BxG.sum(1) > 0)))
-    return mean((push_B - pull * pull_B) * gate_u, has_B)
+    num_other_B = other_BxG.sum(1)
+    pull_B = jnp.sum(logits_BxG * other_BxG, axis=1) / jnp.maximum(num_other_B, 1)
+    has_term_B = has_positive_B | ((pull > 0) & (num_other_B > 0))
+    return mean((push_B - pull * pull_B) * gate_u, u.weight * has_term_B)
 
 
 def pair_dissociation(
-    z_image_u,
-    z_text_u,
-    z_text_r,
-    labels_u,
-    labels_r,
-    weight_u,
-    weight_r,
+    z_image_u: Array,
+    text_u: LabeledFeatures,
+    text_r: LabeledFeatures,
     *,
-    offset=0.0,
-    two_sided=False,
-):
-    """Loosen a forgotten picture from its own text, no further than is natural.
+    offset: Scalar = 0.0,
+    two_sided: bool = False,
+) -> Array:
+    """Loosens unlearn images from their own texts, down to a natural similarity.
 
-        (z_image_u . z_text_u - r_u - offset)^2,  r_u = sg mean_{p in P(u)} z_image_u .
-        z_text_p
+        (z_u . sg(t_u) - target_u)^2,  target_u = sg(mean_{p in P(u)} z_u . t_p) + offset
 
-    one-sided unless `two_sided`: the picture may be as close to its text as to texts of
-    other rows of its class plus `offset` (what pictures never seen show). Needs no
-    negative pairs. Texts are fixed by a stop-gradient.
+    for image embeddings z and text embeddings t; P(u) are the retain rows that share
+    labels with u, weighted by Jaccard similarity. Unless `two_sided`, only similarities
+    above the target count. `offset` is what held-out images show, see `ccu_plus`.
+
+    Args:
+        z_image_u: unit embeddings `[B, D]` of unlearn images.
+        text_u, text_r: text embeddings of unlearn and retain rows.
+        offset: of the target.
+        two_sided: whether to raise similarities below the target.
     """
-    chex.assert_equal_shape([z_image_u, z_text_u])
-    z_G, labels_G = jax.lax.stop_gradient(gather(z_text_r)), gather(labels_r)
-    share_BxG = positives(labels_u, labels_G) * (gather(weight_r) > 0)
+    chex.assert_equal_shape([z_image_u, text_u.h])
+    r_G = jax.tree.map(all_gather, text_r)
+    z_G = jax.lax.stop_gradient(r_G.h)
+    share_BxG = label_similarity(text_u.labels, r_G.labels) * (r_G.weight > 0)
     count_B = share_BxG.sum(1)
-    usual_B = jnp.sum(z_image_u @ z_G.T * share_BxG, axis=1) / jnp.maximum(
-        count_B, 1e-9
-    )
-    own_B = jnp.sum(z_image_u * jax.lax.stop_gradient(z_text_u), axis=1)
-    excess_B = own_B - jax.lax.stop_gradient(usual_B) - offset
+    class_sum_B = jnp.sum(z_image_u @ z_G.T * share_BxG, axis=1)
+    class_mean_B = class_sum_B / jnp.maximum(count_B, 1e-9)
+    own_B = jnp.sum(z_image_u * jax.lax.stop_gradient(text_u.h), axis=1)
+    excess_B = own_B - jax.lax.stop_gradient(class_mean_B) - offset
     if not two_sided:
         excess_B = jnp.maximum(excess_B, 0.0)
-    return mean(excess_B**2, weight_u * (count_B > 0))
+    return mean(excess_B**2, text_u.weight * (count_B > 0))
 
 
-def level(value_B, target_B, weight_B):
-    """Bring a value of each row to its target (Huber 1964): mean of
+def match_confidence(value_B: Array, target_B: Array, weight_B: Array) -> Array:
+    """Returns the mean Huber loss of confidences (Huber 1964).
 
-        d^2 / 2 where |d| <= 1, else |d| - 1/2,  d = value - sg(target)
+        d^2 / 2 if |d| <= 1, else |d| - 1/2,  d = value - sg(target)
 
-    For confidences that an attack reads: a cross-entropy near zero hardly tells a sure
-    row from a very sure one.
+    Unlike a cross-entropy near 0, it distinguishes confident rows from very confident
+    ones, as membership attacks do.
     """
     chex.assert_equal_shape([value_B, target_B])
-    apart_B = jnp.abs(value_B - jax.lax.stop_gradient(target_B))
-    near_B = jnp.minimum(apart_B, 1.0)
-    return mean(near_B * (apart_B - near_B / 2), weight_B)
-
-
-def distance(a_BxD, b_BxD, weight_B):
-    """Mean squared distance of features (MultiDelete: Cheng & Amiri 2024)."""
-    chex.assert_equal_shape([a_BxD, b_BxD])
-    return mean(jnp.mean((a_BxD - b_BxD) ** 2, axis=1), weight_B)
+    distance_B = jnp.abs(value_B - jax.lax.stop_gradient(target_B))
+    clipped_B = jnp.minimum(distance_B, 1.0)
+    return mean(clipped_B * (distance_B - clipped_B / 2), weight_B)
 
 
 # --- CCU: (b) cross-modal retention ---------------------------------------------------
 
 
-def retention(teacher, student, weight_r, *, multi_label):
-    """Keep what the original says of retained rows, alone and together with the text.
-
-    KL divergence from the original's predictions to the model's, in the picture's view
-    and in the fused view. The text's own view needs no term where its branch is frozen.
+def retention(
+    teacher: Mapping[str, Array],
+    student: Mapping[str, Array],
+    weight: Mapping[str, Array],
+    *,
+    multi_label: bool,
+) -> Scalar:
+    """Returns the KL divergence from the original's predictions, summed over views.
 
     Args:
-        teacher, student: logits `{"image": [B, K], "fused": [B, K]}`.
-        weight_r: `{"image": [B], "fused": [B]}`.
+        teacher, student: logits `[B, K]` by view: image and fused. The text view has no
+            term, because its modules are frozen.
+        weight: `[B]` by view.
         multi_label: whether rows have several labels.
     """
     return sum(
-        divergence(
-            teacher[view], student[view], weight_r[view], multi_label=multi_label
+        kl_divergence(
+            teacher[view], student[view], weight[view], multi_label=multi_label
         )
         for view in teacher
     )
@@ -232,33 +277,35 @@ def retention(teacher, student, weight_r, *, multi_label):
 # --- CCU: (c) dual-set contrastive separation -----------------------------------------
 
 
-def separation(h_r, h_u, labels_r, weight_r, weight_u, *, temperature):
-    """Keep the retain set's structure, with the unlearn set as negatives only.
+def separation(r: LabeledFeatures, u: LabeledFeatures, *, temperature: Scalar) -> Array:
+    """Preserves the classes of the retain set, with unlearn rows as negatives.
 
-    SupCon (Khosla et al. 2020) over the retain rows, positives weighted by Jaccard
-    similarity; the forgotten pictures stand in the denominator behind a stop-gradient,
-    so that what happens to them does not tear at the retained classes.
+    For a retain row with feature h_r, R the other retain rows (w_rp: Jaccard similarity
+    of labels) and U the unlearn rows:
 
-    Args: unit features `h_r`, `h_u` `[B, D]`, labels `[B, K]`, weights `[B]`.
+        -sum_{p in R} w_rp log(e_rp / (sum_{q in R} e_rq + sum_{u in U} e_ru))
+        / sum_{p in R} w_rp,  e_rp = exp(h_r . h_p / temperature)
+
+    SupCon (Khosla et al. 2020) with weighted positives. A stop-gradient on h_u shields
+    retained classes from changes of the unlearn rows.
     """
-    chex.assert_rank([h_r, h_u, labels_r], 2)
-    rows = h_r.shape[0]
-    own = jax.lax.axis_index(AXIS) * rows + jnp.arange(rows)
-    h_G, labels_G = gather(h_r), gather(labels_r)
-    exists_G = gather(weight_r) > 0
-    other_BxG = (jnp.arange(h_G.shape[0])[None, :] != own[:, None]) & exists_G
-    share_BxG = positives(labels_r, labels_G) * other_BxG
-    retain_BxG = h_r @ h_G.T / temperature
-    h_uG = jax.lax.stop_gradient(gather(h_u))
-    unlearn_BxG = h_r @ h_uG.T / temperature
-    all_BxG = jnp.concatenate(
+    chex.assert_rank([r.h, u.h, r.labels], 2)
+    r_G = jax.tree.map(all_gather, r)
+    is_self_BxG = (
+        jnp.arange(r_G.h.shape[0])[None, :] == global_rows(r.h.shape[0])[:, None]
+    )
+    other_BxG = ~is_self_BxG & (r_G.weight > 0)
+    share_BxG = label_similarity(r.labels, r_G.labels) * other_BxG
+    retain_BxG = r.h @ r_G.h.T / temperature
+    unlearn_BxG = r.h @ jax.lax.stop_gradient(all_gather(u.h)).T / temperature
+    logits = jnp.concatenate(
         [
-            jnp.where(other_BxG, retain_BxG, NEVER),
-            jnp.where(gather(weight_u) > 0, unlearn_BxG, NEVER),
+            jnp.where(other_BxG, retain_BxG, LOG_ZERO),
+            jnp.where(all_gather(u.weight) > 0, unlearn_BxG, LOG_ZERO),
         ],
         axis=1,
     )
-    log_p_BxG = retain_BxG - jax.nn.logsumexp(all_BxG, axis=1, keepdims=True)
+    log_p_BxG = retain_BxG - jax.nn.logsumexp(logits, axis=1, keepdims=True)
     count_B = share_BxG.sum(1)
-    each_B = -jnp.sum(share_BxG * log_p_BxG, axis=1) / jnp.maximum(count_B, 1e-9)
-    return mean(each_B, weight_r * (count_B > 0))
+    loss_B = -jnp.sum(share_BxG * log_p_BxG, axis=1) / jnp.maximum(count_B, 1e-9)
+    return mean(loss_B, r.weight * (count_B > 0))

@@ -37,69 +37,52 @@ def both_views(x):
     return {"image": x["said"], "fused": 2 * x["said"] - 1}
 
 
+def both_sets(x, u="h_u", r="h_r"):
+    """Features of the unlearn and the retain rows."""
+    return (
+        objectives.LabeledFeatures(x[u], x["labels_u"], x["weight_u"]),
+        objectives.LabeledFeatures(x[r], x["labels_r"], x["weight_r"]),
+    )
+
+
 OBJECTIVES = {
     "cross_entropy": lambda x, kind: objectives.cross_entropy(
         x["said"], x["labels_r"], x["weight_r"], **kind
     ),
-    "divergence": lambda x, kind: objectives.divergence(
+    "divergence": lambda x, kind: objectives.kl_divergence(
         x["taught"], x["said"], x["weight_r"], temperature=3.0, **kind
     ),
-    "distance": lambda x, kind: objectives.distance(
+    "distance": lambda x, kind: objectives.squared_distance(
         x["image"], x["text"], x["weight_u"]
     ),
-    "alignment": lambda x, kind: objectives.alignment(
+    "alignment": lambda x, kind: objectives.info_nce(
         x["image"], x["text"], x["weight_u"], temperature=0.3
     ),
     "inverse_contrast": lambda x, kind: objectives.inverse_contrast(
-        x["h_u"],
-        x["h_r"],
-        x["labels_u"],
-        x["labels_r"],
-        x["weight_u"],
-        x["weight_r"],
+        *both_sets(x),
         temperature=0.3,
         pull=0.7,
     ),
     "inverse_contrast_of_some": lambda x, kind: objectives.inverse_contrast(
-        x["h_u"],
-        x["h_r"],
-        x["labels_u"],
-        x["labels_r"],
-        x["weight_u"],
-        x["weight_r"],
+        *both_sets(x),
         temperature=0.3,
         pull=0.7,
         gate_u=x["gate_u"],
     ),
     "inverse_contrast_of_both": lambda x, kind: objectives.inverse_contrast(
-        x["h_u"],
-        x["h_r"],
-        x["labels_u"],
-        x["labels_r"],
-        x["weight_u"],
-        x["weight_r"],
+        *both_sets(x),
         temperature=0.3,
         pull=0.7,
-        hold=False,
+        stop_retain_gradient=False,
     ),
     "pair_dissociation": lambda x, kind: objectives.pair_dissociation(
         x["image"],
-        x["text"],
-        x["text_r"],
-        x["labels_u"],
-        x["labels_r"],
-        x["weight_u"],
-        x["weight_r"],
+        *both_sets(x, "text", "text_r"),
         offset=0.1,
     ),
     "pair_dissociation_two_sided": lambda x, kind: objectives.pair_dissociation(
         x["image"],
-        x["text"],
-        x["text_r"],
-        x["labels_u"],
-        x["labels_r"],
-        x["weight_u"],
-        x["weight_r"],
+        *both_sets(x, "text", "text_r"),
         offset=0.1,
         two_sided=True,
     ),
@@ -110,11 +93,7 @@ OBJECTIVES = {
         **kind,
     ),
     "separation": lambda x, kind: objectives.separation(
-        x["h_r"],
-        x["h_u"],
-        x["labels_r"],
-        x["weight_r"],
-        x["weight_u"],
+        *reversed(both_sets(x)),
         temperature=0.3,
     ),
 }
@@ -261,13 +240,15 @@ def test_values_that_can_be_computed_in_the_head():
     multi, _ = measured("cross_entropy", two, multi_label=True)
     assert multi == pytest.approx(4 * np.log(2))
     a, b = np.array([[1.0, 1, 0]]), np.array([[1.0, 0, 1], [1, 1, 0], [0, 0, 1]])
-    np.testing.assert_allclose(objectives.positives(a, b), [[1 / 3, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        objectives.label_similarity(a, b), [[1 / 3, 1, 0]], rtol=1e-6
+    )
 
 
 def test_positives_of_single_labels_are_the_rows_of_the_same_class():
     one_hot = arrays()["labels_u"]
     same = one_hot.argmax(1)[:, None] == one_hot.argmax(1)[None]
-    np.testing.assert_array_equal(objectives.positives(one_hot, one_hot), same)
+    np.testing.assert_array_equal(objectives.label_similarity(one_hot, one_hot), same)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -355,7 +336,9 @@ def test_a_picture_is_moved_along_its_own_text_only():
     x = arrays()
     _, gradient = measured("pair_dissociation_two_sided", x)
     weight = x["weight_u"]
-    share = objectives.positives(x["labels_u"], x["labels_r"]) * (x["weight_r"] > 0)
+    share = objectives.label_similarity(x["labels_u"], x["labels_r"]) * (
+        x["weight_r"] > 0
+    )
     usual = (x["image"] @ x["text_r"].T * share).sum(1) / share.sum(1)
     excess = (x["image"] * x["text"]).sum(1) - usual - 0.1
     expected = (2 * excess * weight / weight.sum())[:, None] * x["text"]
@@ -440,7 +423,11 @@ def test_the_level_objective_is_quadratic_near_its_target_and_linear_far_off():
     value, target = jnp.array([1.0, 0.0, 5.0, 9.0]), jnp.array([1.5, 0.0, 2.0, 0.0])
     weight = jnp.array([1.0, 1.0, 1.0, 0.0])
     run = jax.vmap(
-        objectives.level, in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1
+        objectives.match_confidence,
+        in_axes=None,
+        out_axes=None,
+        axis_name=AXIS,
+        axis_size=1,
     )
     assert float(run(value, target, weight)) == pytest.approx((0.125 + 0 + 2.5) / 3)
     slope = jax.grad(lambda v: run(v, target, weight))(value)
@@ -462,7 +449,12 @@ def test_a_row_whose_class_nobody_retains_is_pulled_and_not_pushed():
         mapped = jax.vmap(
             lambda *x: fn(*x), in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1
         )
-        return float(mapped(h_u, h_r, labels_u, labels_r, ones, ones))
+        return float(
+            mapped(
+                objectives.LabeledFeatures(h_u, labels_u, ones),
+                objectives.LabeledFeatures(h_r, labels_r, ones),
+            )
+        )
 
     near = (h_u @ h_r.T / 0.5).mean(axis=1)
     assert loss(1.0) == pytest.approx(-float(near.mean()), rel=1e-5)

@@ -162,8 +162,8 @@ def build_model(config: Config) -> models.Model:
     """The classifier of these rows."""
     return models.build(
         config.model,
-        classes=CLASSES,
-        vocabulary=VOCABULARY,
+        num_classes=CLASSES,
+        vocab_size=VOCABULARY,
         image_size=IMAGE_SIZE,
         text_length=TEXT_LENGTH,
     )

@@ -168,8 +168,8 @@ def build_model(sizes: Sizes) -> models.Model:
     """Builds the classifier of a problem."""
     return models.build(
         make_config(sizes).model,
-        classes=sizes.classes,
-        vocabulary=sizes.vocabulary,
+        num_classes=sizes.classes,
+        vocab_size=sizes.vocabulary,
         image_size=sizes.image_size,
         text_length=sizes.text_length,
     )
@@ -232,7 +232,7 @@ def feature_shapes(sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
         image = jnp.zeros((1, side, side, 3), jnp.uint8)
         example = {
             "features": model.trunk(params, image),
-            "h_text": model.read(params, jnp.zeros((1, sizes.text_length), jnp.int32)),
+            "h_text": model.encode_text(params, jnp.zeros((1, sizes.text_length), jnp.int32)),
             "has_image": jnp.ones(1, bool),
             "has_text": jnp.ones(1, bool),
         }

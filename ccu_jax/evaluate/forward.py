@@ -97,7 +97,7 @@ class Forward:
         rows = gather_rows(table, index)
         features = {
             "features": self.model.trunk(params, rows["image"]),
-            "h_text": self.model.read(params, rows["text"]),
+            "h_text": self.model.encode_text(params, rows["text"]),
         }
         return state, gather_replicated(features)
 

@@ -1,12 +1,12 @@
-"""The methods: what a run can train or unlearn with.
+"""The methods: the original, the retrained references, and unlearning.
 
-A method is one function `Problem -> Program`. Training the original, the retrained
-references and every unlearning method go through the same loop, so that a difference in
-time is a difference in method. Its settings are the section of the configuration that
-has its name; a name may share a function with another, under other settings.
+A method is a function `Problem -> Program`. All of them run in the same loop, so that
+differences in time are differences between methods. Each reads the section of the
+configuration with its own name; several names may share a function.
 """
 
 import functools
+from collections.abc import Callable
 
 from ccu_jax.methods import (
     contrastive,
@@ -18,10 +18,13 @@ from ccu_jax.methods import (
 )
 from ccu_jax.methods.ccu import closed_loop, paper
 from ccu_jax.methods.problem import Problem
+from ccu_jax.train.program import Program
 
 __all__ = ["CONTROL", "METHODS", "OURS", "REFERENCE", "REFERENCES", "Problem"]
 
-_FUNCTIONS = {
+Method = Callable[[Problem], Program]
+
+_FUNCTIONS: dict[str, Method] = {
     "original": reference.original,
     "retrain": reference.retrain,
     "retrain_visual": reference.retrain_visual,
@@ -59,16 +62,16 @@ _FUNCTIONS = {
 }
 
 
-def _as(name, function, problem: Problem):
+def _run_as(name: str, function: Method, problem: Problem) -> Program:
     return function(problem._replace(method=name))
 
 
-METHODS = {
-    name: functools.partial(_as, name, function)
+METHODS: dict[str, Method] = {
+    name: functools.partial(_run_as, name, function)
     for name, function in _FUNCTIONS.items()
 }
 
-# Trained from scratch: they need no original to start from.
+# Trained from scratch instead of from the original.
 REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
 # The model that unlearning should be indistinguishable from.
 REFERENCE = "retrain_visual"

@@ -1,145 +1,184 @@
-"""What methods that train the visual tail alone work on: features computed once."""
+"""Cached features: the inputs of methods that train only modules behind the trunk.
 
-from typing import NamedTuple
+Trunk and text branch are frozen, so their outputs are computed once per row.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.distributed.device_tables import read_rows
-from ccu_jax.evaluate import feature_store as features
+from ccu_jax.evaluate import feature_store
 from ccu_jax.methods.problem import Problem
+from ccu_jax.models import Params
 
+# The tables, in the order of the arrays below; "held" are rows of the validation set.
 PARTS = ("unlearn", "held", "retain")
 
 
 class FeatureTables(NamedTuple):
-    """The rows a tail method works on, with all that the trunk and the text branch say.
+    """Tables of cached features of unlearn, validation and retain rows with an image.
 
-    `parts`: a table each of unlearn rows, held-out (validation) rows and retain rows,
-    cut over the devices; `rows`: which rows of the data set, of those with a picture.
-    A table is filled up to one of few sizes, so that what was compiled for one request
-    serves the next; what fills it up has no picture (`has_image`) and counts nowhere.
+    Tables are padded to one of few sizes, so that requests of similar size share an
+    executable. Padding rows are zeros: `has_image` is false and gives them no weight.
+
+    Attributes:
+        tables: sharded tables by part of a batch; their columns are those of the
+            feature store, labels, `has_image`, `has_text` and `row`, the row's number
+            in its table.
+        rows: row numbers in the data set, by part; without padding.
     """
 
-    parts: dict[str, dict[str, jax.Array]]
+    tables: dict[str, dict[str, jax.Array]]
     rows: dict[str, np.ndarray]
 
 
-def build_feature_tables(problem: Problem, retain_rows: int) -> FeatureTables:
-    """The rows of the original's store, or one pass of the original over them."""
+def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTables:
+    """Builds the tables from the feature store, or computes the features.
+
+    Args:
+        problem: the problem.
+        max_retain_rows: larger retain sets are subsampled to this size; 0 takes all.
+    """
     sets = problem.sets
     has_image = np.asarray(problem.table["has_image"])
-    # Rows without a picture have none to forget, and nothing to say of pictures.
-    of = dict(zip(PARTS, (sets.unlearn, sets.validation, sets.retain), strict=True))
-    rows = {name: which[has_image[which]] for name, which in of.items()}
-    if retain_rows and len(rows["retain"]) > retain_rows:
-        rows["retain"] = problem.sample_rows(rows["retain"], retain_rows, "retain rows")
-    columns = _columns(problem, np.concatenate([rows[name] for name in PARTS]))
-    parts, start = {}, 0
+    splits = zip(PARTS, (sets.unlearn, sets.validation, sets.retain), strict=True)
+    # Rows without an image have no image to unlearn.
+    rows = {name: split[has_image[split]] for name, split in splits}
+    if max_retain_rows and len(rows["retain"]) > max_retain_rows:
+        rows["retain"] = problem.sample_rows(
+            rows["retain"], max_retain_rows, "retain rows"
+        )
+    columns = _load_columns(problem, np.concatenate([rows[name] for name in PARTS]))
+    tables, start = {}, 0
     for name in PARTS:
         end = start + len(rows[name])
         size = padded_size(end - start, problem.executor.num_devices)
-        parts[name] = problem.executor.shard_tree(
+        tables[name] = problem.executor.shard_tree(
             {
                 **{key: pad_rows(x[start:end], size) for key, x in columns.items()},
                 "row": np.arange(size, dtype=np.int32),
             }
         )
         start = end
-    return FeatureTables(parts, rows)
+    return FeatureTables(tables, rows)
 
 
-def padded_size(count: int, devices: int) -> int:
-    """So many rows or some more: one of few sizes.
-
-    From 32 rows on at most a quarter more, where there are not many devices.
-    """
-    step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
-    # A power of two where the devices are, as always in practice.
-    step = int(np.lcm(step, devices))
-    return max(-(-count // step), 1) * step
-
-
-def _columns(problem, rows):
-    table = {
+def _load_columns(problem, rows):
+    columns = {
         name: np.asarray(problem.table[name])[rows]
         for name in ("labels", "has_image", "has_text")
     }
     if problem.store is not None and problem.config.run.features == "stored":
-        return table | problem.store.take(rows)
-    compute = features.make_compute_fn(
-        problem.forward, problem.params, problem.table, problem.seed
+        return columns | problem.store.take(rows)
+    compute = feature_store.make_compute_fn(
+        problem.forward, problem.original, problem.table, problem.seed
     )
-    return table | compute(rows)
+    return columns | compute(rows)
 
 
-def pad_rows(x, size):
-    """Rows of zeros behind an array, up to so many."""
+def padded_size(count: int, num_devices: int) -> int:
+    """Rounds up a number of rows to one of few sizes, divisible by the devices.
+
+    From 32 rows on it grows by at most a quarter, unless there are many devices.
+    """
+    step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
+    step = int(np.lcm(step, num_devices))
+    return max(-(-count // step), 1) * step
+
+
+def pad_rows(x: np.ndarray, size: int) -> np.ndarray:
+    """Appends zero rows to an array up to `size` rows."""
     return np.pad(x, ((0, size - len(x)), *[(0, 0)] * (x.ndim - 1)))
 
 
 def with_images(problem: Problem, cached: FeatureTables) -> FeatureTables:
-    """The same rows with their pictures in the place of the trunk's features."""
-    parts = {}
-    for name, part in cached.parts.items():
-        rows = cached.rows[name]
-        size = part["row"].shape[0] * part["row"].shape[1]
-        image = pad_rows(read_rows(problem.table["image"], rows), size)
-        kept = {column: x for column, x in part.items() if column != "features"}
-        parts[name] = {**kept, "image": problem.executor.shard(image)}
-    return FeatureTables(parts, cached.rows)
+    """Replaces the trunk's features by images, for methods that train the trunk."""
+    tables = {}
+    for name, table in cached.tables.items():
+        size = table["row"].shape[0] * table["row"].shape[1]
+        images = read_rows(problem.table["image"], cached.rows[name])
+        tables[name] = {
+            **{column: x for column, x in table.items() if column != "features"},
+            "image": problem.executor.shard(pad_rows(images, size)),
+        }
+    return cached._replace(tables=tables)
 
 
-def split_modules(problem: Problem, parts):
-    """The original's parts: what a method trains, and what it leaves alone."""
-    train = {name: problem.params[name] for name in parts}
-    frozen = {name: x for name, x in problem.params.items() if name not in parts}
-    return train, frozen
+def split_modules(problem: Problem, trained: Iterable[str]) -> tuple[Params, Params]:
+    """Splits the original's parameters into trained and frozen modules."""
+    trained = tuple(trained)
+    params = problem.original
+    frozen = {name: x for name, x in params.items() if name not in trained}
+    return {name: params[name] for name in trained}, frozen
 
 
-def plan_batches(
-    problem: Problem, cached: FeatureTables, config, *, held: bool = False
-):
-    """Rows of its table for every part and step: `retain`, `unlearn`, and `held`."""
-    batch = {"retain": config.batch, "unlearn": config.unlearn_batch}
-    if held:
-        batch["held"] = config.heldout_batch
+def plan_feature_batches(
+    problem: Problem, cached: FeatureTables, *, heldout_batch: int = 0
+) -> dict[str, np.ndarray]:
+    """Plans the batches of a method that takes `steps` steps on feature tables.
+
+    Args:
+        problem: the problem; its method has `steps`, `batch` and `unlearn_batch`.
+        cached: the tables.
+        heldout_batch: validation rows of a batch; 0 leaves them out.
+
+    Returns:
+        Row numbers of the table, `[steps, batch]`, by part of a batch.
+    """
+    config = problem.method_config
+    sizes = {"retain": config.batch, "unlearn": config.unlearn_batch}
+    if heldout_batch:
+        sizes["held"] = heldout_batch
     return {
         name: problem.plan_batches(
             np.arange(len(cached.rows[name])),
             size,
             config.steps,
             name,
-            of=cached.rows[name],
+            dataset_rows=cached.rows[name],
         )
-        for name, size in batch.items()
+        for name, size in sizes.items()
     }
 
 
-def concat_parts(batch, drop: str | None = None):
-    """The rows of all parts of a batch as one, and how to cut what comes of it.
+def concat_parts(
+    batch: Mapping[str, Mapping[str, Any]], dropout_part: str | None = None
+) -> tuple[dict[str, jax.Array], Callable[[Any], dict[str, Any]]]:
+    """Concatenates the parts of a batch for a single forward pass.
 
-    One pass over all rows is less to compile, and to run, than a pass for each part.
-    Columns that not all parts have are left out. `drop` names the part whose rows have
-    dropout: a column of that name says so.
+    One pass is faster to compile and to run than a pass for each part.
+
+    Args:
+        batch: columns by part; columns that some part lacks are left out.
+        dropout_part: the part whose rows have dropout.
+
+    Returns:
+        The columns, with `use_dropout`, and a function that splits a tree of arrays
+        with one row per row of the batch back into parts.
     """
     batch = {
-        name: {**rows, "drop": jnp.full(len(rows["labels"]), name == drop)}
+        name: {
+            **rows,
+            "use_dropout": jnp.full(len(rows["labels"]), name == dropout_part),
+        }
         for name, rows in batch.items()
     }
-    shared = set.intersection(*(set(part) for part in batch.values()))
-    rows = {
-        # In an order that is the same in every process: the program hangs on it.
-        name: jnp.concatenate([part[name] for part in batch.values()])
+    shared = set.intersection(*(set(rows) for rows in batch.values()))
+    columns = {
+        # Sorted, because the program must be the same in every process.
+        name: jnp.concatenate([rows[name] for rows in batch.values()])
         for name in sorted(shared)
     }
-    ends = np.cumsum([0, *(len(part["labels"]) for part in batch.values())])
+    ends = np.cumsum([0, *(len(rows["labels"]) for rows in batch.values())])
 
-    def cut(tree):
+    def split_parts(tree):
         return {
             name: jax.tree.map(lambda x, a=a, b=b: x[a:b], tree)
             for name, a, b in zip(batch, ends[:-1], ends[1:], strict=True)
         }
 
-    return rows, cut
+    return columns, split_parts

@@ -1,4 +1,4 @@
-"""Contrastive unlearning methods from the literature, for classifiers."""
+"""Contrastive unlearning methods from the literature."""
 
 import jax
 import numpy as np
@@ -10,75 +10,73 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import unit
 from ccu_jax.models.augmentation import augment
+from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
 
 
 def contrastive_unlearning(problem: Problem) -> Program:
-    """Push pictures off their class and towards the others (Lee et al. 2024).
+    """Contrastive Unlearning (Lee et al. 2024).
 
-    `unlearn * inverse_contrast(pull=1) + classify * CE(retain)` on the features before
-    the head; each batch of the unlearn set meets `repeats` batches of the retain set.
-    Without the stop-gradient on retained features, as in the authors' code.
+        contrast_weight * inverse_contrast(pull=1) + task_weight * CE(retain)
+
+    on the features before the head: unlearn images are pushed off the retain images of
+    their class and pulled towards other classes. Each unlearn batch is used with
+    `repeats` retain batches. Gradients also reach the retain features, as in the
+    authors' code.
     """
-    section, sets = problem.method_config, problem.sets
-    passes = problem.count_steps(section.epochs, section.unlearn_batch, sets.unlearn)
+    config, sets = problem.method_config, problem.sets
+    num_batches = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
     unlearn = problem.plan_batches(
-        sets.unlearn, section.unlearn_batch, passes, "unlearn"
+        sets.unlearn, config.unlearn_batch, num_batches, "unlearn"
     )
-    unlearn = np.repeat(unlearn, section.repeats, axis=0)
-    retain = problem.plan_batches(sets.retain, section.batch, len(unlearn), "retain")
-    judge = make_task_loss(problem)
+    unlearn = np.repeat(unlearn, config.repeats, axis=0)
+    retain = problem.plan_batches(sets.retain, config.batch, len(unlearn), "retain")
+    task_loss = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
-        c = frozen["c"]
-        out_r, retain, out_u, rows = forward_both(problem, params, batch)
+        hp = frozen["hp"]
+        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
+        h_u, h_r = unit(out_u.h_image), unit(out_r.h_image)
         push = objectives.inverse_contrast(
-            unit(out_u.h_image),
-            unit(out_r.h_image),
-            rows["labels"],
-            retain["labels"],
-            rows["has_image"],
-            retain["image_weight"],
-            temperature=c.temperature,
+            LabeledFeatures(h_u, unlearn["labels"], unlearn["has_image"]),
+            LabeledFeatures(h_r, retain["labels"], retain["image_weight"]),
+            temperature=hp.temperature,
             pull=1.0,
-            hold=False,
+            stop_retain_gradient=False,
         )
-        return c.contrast_weight * push + c.task_weight * judge(out_r, retain), {
-            "push": push
-        }
+        total = hp.contrast_weight * push + hp.task_weight * task_loss(out_r, retain)
+        return total, {"push": push}
 
     return train_all_modules(problem, loss, {"retain": retain, "unlearn": unlearn})
 
 
 def coun(problem: Problem) -> Program:
-    """Train on with the retain set, and contrast its pictures (Khalil et al. 2025).
+    """CoUn (Khalil et al. 2025).
 
-    CoUn: `CE(retain) + contrast * InfoNCE` of two random changes of the same picture.
-    The unlearn set is not looked at: it follows the retain rows that it is like.
+        CE(retain) + contrast_weight * InfoNCE
+
+    between two augmentations of the same retain image. The unlearn set is not used: its
+    predictions change with those of similar retain rows.
     """
-    section, sets, train = problem.method_config, problem.sets, problem.config.train
-    steps = problem.count_steps(section.epochs, section.batch, sets.retain)
-    judge = make_task_loss(problem)
+    config, sets, train = problem.method_config, problem.sets, problem.train_config
+    steps = problem.count_steps(config.epochs, config.batch, sets.retain)
+    task_loss = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
-        c, rows = frozen["c"], batch["retain"]
-        again = jax.vmap(jax.random.fold_in, (0, None))(rows["key"], 7)
-        pair = {"one": augment(rows, rows["key"], train)}
-        pair["two"] = {**augment(rows, again, train), "key": again}
-        every, cut = concat_parts(pair)
-        out = cut(problem.model.apply(params, every, keys=every["key"]))
-        near = objectives.alignment(
-            unit(out["one"].h_image),
-            unit(out["two"].h_image),
-            pair["one"]["image_weight"],
-            temperature=c.temperature,
+        hp, rows = frozen["hp"], batch["retain"]
+        second_keys = jax.vmap(jax.random.fold_in, (0, None))(rows["key"], 7)
+        first = augment(rows, rows["key"], train)
+        second = {**augment(rows, second_keys, train), "key": second_keys}
+        inputs, split_parts = concat_parts({"first": first, "second": second})
+        outputs = split_parts(problem.model.apply(params, inputs, keys=inputs["key"]))
+        contrast = objectives.info_nce(
+            unit(outputs["first"].h_image),
+            unit(outputs["second"].h_image),
+            first["image_weight"],
+            temperature=hp.temperature,
         )
-        return judge(out["one"], pair["one"]) + c.contrast_weight * near, {
-            "contrast": near
-        }
+        total = task_loss(outputs["first"], first) + hp.contrast_weight * contrast
+        return total, {"contrast": contrast}
 
-    return train_all_modules(
-        problem,
-        loss,
-        {"retain": problem.plan_batches(sets.retain, section.batch, steps, "retain")},
-    )
+    plan = problem.plan_batches(sets.retain, config.batch, steps, "retain")
+    return train_all_modules(problem, loss, {"retain": plan})

@@ -1,13 +1,15 @@
-"""Unlearning methods from the literature that learn from teachers."""
+"""Unlearning methods from the literature that distill from teacher models."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods.cached_features import padded_size
 from ccu_jax.methods.full_model import (
+    Rows,
     forward_both,
     paired_batches,
     train_all_modules,
@@ -16,201 +18,222 @@ from ccu_jax.methods.full_model import (
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.methods.stopping import with_rewind
-from ccu_jax.models import VIEWS, VISUAL
+from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 
 
-def scrub(problem: Problem) -> Program:
-    """Away from the original on the unlearn set, towards it on the retain set.
+def _kl_by_view(
+    teacher: Outputs, student: Outputs, weights: dict[str, jax.Array], **options: Any
+) -> dict[str, jax.Array]:
+    """Returns KL(teacher || student) for each view of `weights`."""
+    return {
+        view: objectives.kl_divergence(
+            jax.lax.stop_gradient(getattr(teacher, view)),
+            getattr(student, view),
+            weight,
+            **options,
+        )
+        for view, weight in weights.items()
+    }
 
-    SCRUB (Kurmanji et al. 2023) with the original as teacher: the first epochs begin
-    with steps that maximise the divergence on the unlearn set, in the views that see
-    the picture; all epochs minimise divergence and loss on the retain set. With
-    `rewind` it is SCRUB+R, see `stopping.with_rewind`.
+
+def _weights_by_view(rows: Rows) -> dict[str, jax.Array]:
+    """Returns the weights of augmented rows: a row counts where it has the modality."""
+    has_image, has_text = rows["image_weight"], rows["text_weight"]
+    fused = jnp.maximum(has_image, has_text)
+    return {"image": has_image, "text": has_text, "fused": fused}
+
+
+def scrub(problem: Problem) -> Program:
+    """SCRUB (Kurmanji et al. 2023), with the original as teacher.
+
+    The first `ascent_epochs` epochs start with steps on the unlearn set, which maximize
+
+        sum_{view in VISUAL} KL(teacher || student)
+
+    All epochs have steps on the retain set, which minimize
+
+        distill_weight * sum_{view} KL(teacher || student) + task_weight * CE
+
+    With `rewind` it is SCRUB+R, see `stopping.with_rewind`.
     """
-    section, train = problem.method_config, problem.config.train
-    model, multi_label = problem.model, problem.multi_label
-    judge = make_task_loss(problem)
-    plan, push = _scrub_plan(problem)
-    # Of one of few lengths, so that other sets need no other program.
-    push = np.pad(push, (0, padded_size(len(push) + 32, 1) - len(push)))
+    config, train = problem.method_config, problem.train_config
+    model = problem.model
+    task_loss = make_task_loss(problem)
+    rows, is_ascent = _plan_scrub(problem)
+    # Padded to one of few sizes, so that requests share an executable.
+    padding = padded_size(len(is_ascent) + 32, 1) - len(is_ascent)
+    is_ascent = jnp.asarray(np.pad(is_ascent, (0, padding)))
 
     def loss(params, frozen, aux, batch, step):
-        c, teacher = frozen["c"], frozen["teacher"]
+        hp, is_ascent = frozen["hp"], frozen["is_ascent"][step]
         rows = augment(batch["rows"], batch["rows"]["key"], train)
-        # The student with dropout, as in training: without it both say the same at
-        # first, and the push would follow rounding errors.
+        # Without the student's dropout both models would agree at first, and the ascent
+        # would follow rounding errors.
         student = model.apply(params, rows, keys=rows["key"])
-        taught = model.apply(teacher, rows)
-        pushing = frozen["push"][step]
-        # Away from what it says of pictures, back to what it says of all rows.
-        see, read = rows["image_weight"], rows["text_weight"]
-        fused = jnp.where(pushing, rows["has_image"], jnp.maximum(see, read))
-        near = {
-            view: objectives.divergence(
-                jax.lax.stop_gradient(getattr(taught, view)),
-                getattr(student, view),
-                weight,
-                multi_label=multi_label,
-                temperature=c.temperature,
-            )
-            for view, weight in {"image": see, "text": read, "fused": fused}.items()
-        }
-        pull = c.distill_weight * sum(near.values()) + c.task_weight * judge(
-            student, rows
+        teacher = model.apply(frozen["teacher"], rows)
+        weights = _weights_by_view(rows)
+        # Ascent steps ignore rows whose fused view sees no image.
+        weights["fused"] = jnp.where(is_ascent, rows["has_image"], weights["fused"])
+        kl = _kl_by_view(
+            teacher,
+            student,
+            weights,
+            multi_label=problem.multi_label,
+            temperature=hp.temperature,
         )
-        return jnp.where(pushing, -(near["image"] + near["fused"]), pull), {}
+        distillation = hp.distill_weight * sum(kl.values())
+        descent_loss = distillation + hp.task_weight * task_loss(student, rows)
+        return jnp.where(is_ascent, -(kl["image"] + kl["fused"]), descent_loss), {}
 
     program = train_all_modules(
         problem,
         loss,
-        {"rows": plan},
-        frozen={"teacher": problem.params, "push": jnp.asarray(push)},
+        {"rows": rows},
+        frozen={"teacher": problem.original, "is_ascent": is_ascent},
     )
-    return with_rewind(problem, program, section.epochs) if section.rewind else program
+    return with_rewind(problem, program, config.epochs) if config.rewind else program
 
 
-def _scrub_plan(problem):
-    """Rows of each step, and which steps push away: `[steps, batch]`, `[steps]`."""
-    section, sets = problem.method_config, problem.sets
-    num_push = problem.count_steps(1, section.batch, sets.unlearn)
-    num_pull = problem.count_steps(1, section.batch, sets.retain)
-    rows, push = [], []
-    for epoch in range(section.epochs):
-        parts = [("pull", sets.retain, num_pull)]
-        if epoch < section.ascent_epochs:
-            parts.insert(0, ("push", sets.unlearn, num_push))
-        for name, of, steps in parts:
-            name = f"{name} {epoch}"
-            rows.append(problem.plan_batches(of, section.batch, steps, name))
-            push += [name.startswith("push")] * steps
-    return np.concatenate(rows), np.array(push)
+def _plan_scrub(problem):
+    """Returns the rows of each step `[steps, batch]` and whether it is an ascent."""
+    config, sets = problem.method_config, problem.sets
+    phases = {"push": sets.unlearn, "pull": sets.retain}
+    num_steps = {
+        name: problem.count_steps(1, config.batch, rows)
+        for name, rows in phases.items()
+    }
+    plan, is_ascent = [], []
+    for epoch in range(config.epochs):
+        names = ("push", "pull") if epoch < config.ascent_epochs else ("pull",)
+        for name in names:
+            purpose = f"{name} {epoch}"
+            steps = num_steps[name]
+            plan.append(
+                problem.plan_batches(phases[name], config.batch, steps, purpose)
+            )
+            is_ascent += [name == "push"] * steps
+    return np.concatenate(plan), np.array(is_ascent)
 
 
 def bad_teacher(problem: Problem) -> Program:
-    """Learn the unlearn set from a model that knows nothing (Chundawat et al. 2023).
+    """Bad teacher (Chundawat et al. 2023).
 
-    KL divergence from an untrained model's word on the unlearn set, in the views that
-    see the picture, and from the original's on the retain set, in all views.
+    sum_{view} KL(original || student) on retain rows
+    + unlearn_weight * sum_{view in VISUAL} KL(untrained || student) on unlearn rows
     """
-    section, model = problem.method_config, problem.model
-    ignorant = problem.executor.replicate(model.init(problem.make_key("ignorant")))
+    model = problem.model
+    untrained = problem.executor.replicate(model.init(problem.make_key("ignorant")))
 
     def loss(params, frozen, aux, batch, step):
-        kind = {
-            "multi_label": problem.multi_label,
-            "temperature": frozen["c"].temperature,
-        }
+        hp = frozen["hp"]
+        options = {"multi_label": problem.multi_label, "temperature": hp.temperature}
         out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
-        told_r = jax.lax.stop_gradient(model.apply(frozen["teacher"], retain))
-        told_u = jax.lax.stop_gradient(model.apply(frozen["ignorant"], unlearn))
-        see, read = retain["image_weight"], retain["text_weight"]
-        weight = {"image": see, "text": read, "fused": jnp.maximum(see, read)}
-        keep = sum(
-            objectives.divergence(
-                getattr(told_r, view), getattr(out_r, view), weight[view], **kind
-            )
-            for view in VIEWS
-        )
-        forget = sum(
-            objectives.divergence(
-                getattr(told_u, view),
-                getattr(out_u, view),
-                unlearn["has_image"],
-                **kind,
-            )
-            for view in VISUAL
-        )
-        return keep + frozen["c"].unlearn_weight * forget, {"forget": forget}
+        teacher_r = model.apply(frozen["teacher"], retain)
+        teacher_u = model.apply(frozen["untrained"], unlearn)
+        retain_kl = _kl_by_view(teacher_r, out_r, _weights_by_view(retain), **options)
+        weights = dict.fromkeys(VISUAL, unlearn["has_image"])
+        unlearn_kl = _kl_by_view(teacher_u, out_u, weights, **options)
+        unlearn_loss = sum(unlearn_kl.values())
+        total = sum(retain_kl.values()) + hp.unlearn_weight * unlearn_loss
+        return total, {"forget": unlearn_loss}
 
     return train_all_modules(
         problem,
         loss,
-        paired_batches(problem, section.epochs),
-        frozen={"teacher": problem.params, "ignorant": ignorant},
+        paired_batches(problem, problem.method_config.epochs),
+        frozen={"teacher": problem.original, "untrained": untrained},
     )
 
 
 def delete(problem: Problem) -> Program:
-    """Learn of the unlearn set what the original says but for the truth.
+    """DELETE (Zhou et al. 2025): distills without the true class, on unlearn rows only.
 
-    DELETE (Zhou et al. 2025): the targets are the original's predictions without the
-    true class; the retain set is not looked at. Several labels: the original's
-    probability of each true one gives way to how common it is in the retain set.
+        sum_{view in VISUAL} KL(original without the true class || student)
+
+    For multiple labels, the original's probability of each true label is replaced by
+    the label's frequency in the retain set.
     """
-    section, sets, model = problem.method_config, problem.sets, problem.model
+    config, sets, model = problem.method_config, problem.sets, problem.model
     multi_label = problem.multi_label
     labels = np.asarray(problem.table["labels"])[sets.retain]
-    common = np.clip(labels.mean(0), 0.01, 0.99).astype(np.float32)
-    steps = problem.count_steps(section.epochs, section.unlearn_batch, sets.unlearn)
+    frequency = np.clip(labels.mean(0), 0.01, 0.99).astype(np.float32)
+    steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
         rows = unaugmented(batch["unlearn"])
-        out = model.apply(params, rows)
-        told = jax.lax.stop_gradient(model.apply(frozen["teacher"], rows))
-        never = jax.scipy.special.logit(frozen["common"]) if multi_label else -1e4
-        total = sum(
-            objectives.divergence(
-                jnp.where(rows["labels"] > 0, never, getattr(told, view)),
-                getattr(out, view),
-                rows["has_image"],
-                multi_label=multi_label,
-            )
+        student = model.apply(params, rows)
+        teacher = model.apply(frozen["teacher"], rows)
+        if multi_label:
+            true_logit = jax.scipy.special.logit(frozen["frequency"])
+        else:
+            true_logit = -1e4
+        logits = {
+            view: jnp.where(rows["labels"] > 0, true_logit, getattr(teacher, view))
             for view in VISUAL
+        }
+        weights = dict.fromkeys(VISUAL, rows["has_image"])
+        kl = _kl_by_view(
+            teacher._replace(**logits), student, weights, multi_label=multi_label
         )
-        return total, {}
+        return sum(kl.values()), {}
 
-    rows = problem.plan_batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
-    frozen = {"teacher": problem.params, "common": jnp.asarray(common)}
+    rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
+    frozen = {"teacher": problem.original, "frequency": jnp.asarray(frequency)}
     return train_all_modules(problem, loss, {"unlearn": rows}, frozen=frozen)
 
 
 def multidelete(problem: Problem) -> Program:
-    """Decouple picture from text, keep both by themselves (Cheng & Amiri 2024).
+    """MultiDelete (Cheng & Amiri 2024): decouples image and text of unlearn rows.
 
-    MultiDelete: squared distances of the fused feature of an unlearn row to the
-    original's for its picture with another row's text; of retain rows' fused features,
-    and of the unlearn set's picture and text features, to the original's.
+    With d the mean squared distance of features, f the fused and h_v, h_t the image and
+    text features, and f*, h* those of the original, it minimizes
+
+        d(f(v, t), f*(v, t')) + d(f, f*)[retain] + d(h_v, h_v*) + d(h_t, h_t*)
+
+    on unlearn rows, except for the second term; t' is the text of another row.
     """
-    section, model = problem.method_config, problem.model
+    model, squared_distance = problem.model, objectives.squared_distance
 
     def loss(params, frozen, aux, batch, step):
         retain, unlearn = unaugmented(batch["retain"]), unaugmented(batch["unlearn"])
-        teacher = frozen["teacher"]
 
-        def told(rows):
-            return jax.lax.stop_gradient(model.apply(teacher, rows))
+        def original(rows):
+            return jax.lax.stop_gradient(model.apply(frozen["teacher"], rows))
 
-        apart = told({**unlearn, **_of_next(unlearn)})
-        out_u, was_u = model.apply(params, unlearn), told(unlearn)
-        out_r, was_r = model.apply(params, retain), told(retain)
-        see, read = unlearn["has_image"], unlearn["has_text"]
-        either = retain["has_image"] | retain["has_text"]
-        far = objectives.distance
+        decoupled = original({**unlearn, **_texts_of_next_rows(unlearn)})
+        out_u, original_u = model.apply(params, unlearn), original(unlearn)
+        out_r, original_r = model.apply(params, retain), original(retain)
+        has_image, has_text = unlearn["has_image"], unlearn["has_text"]
         terms = {
-            "decouple": far(out_u.h_fused, apart.h_fused, see & read),
-            "multimodal": far(out_r.h_fused, was_r.h_fused, either),
-            "unimodal": far(out_u.h_image, was_u.h_image, see)
-            + far(out_u.h_text, was_u.h_text, read),
+            "decouple": squared_distance(
+                out_u.h_fused, decoupled.h_fused, has_image & has_text
+            ),
+            "multimodal": squared_distance(
+                out_r.h_fused,
+                original_r.h_fused,
+                retain["has_image"] | retain["has_text"],
+            ),
+            "unimodal": squared_distance(out_u.h_image, original_u.h_image, has_image)
+            + squared_distance(out_u.h_text, original_u.h_text, has_text),
         }
         return sum(terms.values()), terms
 
     return train_all_modules(
         problem,
         loss,
-        paired_batches(problem, section.epochs),
-        frozen={"teacher": problem.params},
+        paired_batches(problem, problem.method_config.epochs),
+        frozen={"teacher": problem.original},
     )
 
 
-def _of_next(rows):
-    """The text of the next row of the global batch, whatever device has it."""
-    count = len(rows["text"])
-    own = jax.lax.axis_index(AXIS) * count + jnp.arange(count)
+def _texts_of_next_rows(rows):
+    """Returns the text of each row's successor in the global batch, per-device."""
+    next_B = objectives.global_rows(len(rows["text"])) + 1
 
-    def next_of(x):
-        every = objectives.gather(x)
-        return every[(own + 1) % len(every)]
+    def shift(x):
+        rows_G = objectives.all_gather(x)
+        return rows_G[next_B % len(rows_G)]
 
-    return {name: next_of(rows[name]) for name in ("text", "has_text")}
+    return {name: shift(rows[name]) for name in ("text", "has_text")}

@@ -1,9 +1,10 @@
-"""Unlearning methods from the literature that train every part by the task's loss.
+"""Unlearning methods from the literature that train all modules with the task loss.
 
-What is to be forgotten are pictures: where a method works against what was learned of
-the unlearn set, it does so in the views that see the picture (`VISUAL`). What the text
-alone says is left out of it, and kept by the retain set's loss as well as that can.
+Only images have to be unlearned: terms that undo learning act in the views that see the
+image (`VISUAL`), and the retain set's loss preserves the text view.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,7 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import optimizers, reference
-from ccu_jax.methods import saliency as curvature
+from ccu_jax.methods import saliency
 from ccu_jax.methods.full_model import (
     chance_loss,
     forward_both,
@@ -20,120 +20,126 @@ from ccu_jax.methods.full_model import (
     train_all_modules,
     unaugmented,
 )
-from ccu_jax.methods.optimizers import parameter_group
+from ccu_jax.methods.optimizers import make_optimizer, mask_updates, parameter_group
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import make_task_loss, train_classifier
-from ccu_jax.models import VISUAL
+from ccu_jax.methods.reference import (
+    make_augmented_task_loss,
+    make_task_loss,
+    train_classifier,
+)
+from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import flatten
 
 
 def finetune(problem: Problem) -> Program:
-    """Train on, with the retain set only."""
-    return train_classifier(
-        problem, problem.params, problem.method_config, problem.sets.retain
-    )
+    """Fine-tunes on the retain set."""
+    config, retain = problem.method_config, problem.sets.retain
+    return train_classifier(problem, problem.original, config, retain)
 
 
 def l1_sparse(problem: Problem) -> Program:
-    """Train on with the retain set, weights pulled to zero (Jia et al. 2023).
+    """l1-sparse (Jia et al. 2023): fine-tunes with a decaying L1 penalty.
 
-    `CE(retain) + sparsity * (1 - step / steps) * |params|_1`.
+    CE(retain) + l1_weight * (1 - step / steps) * |params|_1
     """
-    section = problem.method_config
-    retain = problem.sets.retain
-    steps = problem.count_steps(section.epochs, section.batch, retain)
-    task = reference.make_augmented_task_loss(problem)
+    config, retain = problem.method_config, problem.sets.retain
+    steps = problem.count_steps(config.epochs, config.batch, retain)
+    task_loss = make_augmented_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
-        size = sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
-        left = jnp.maximum(1 - step / frozen["steps"], 0)
-        total = task(params, batch["rows"])
-        if frozen["c"].is_active("l1_weight"):
-            total += frozen["c"].l1_weight * left * size
+        hp = frozen["hp"]
+        l1_norm = sum(jnp.abs(x).sum() for x in jax.tree.leaves(params))
+        decay = jnp.maximum(1 - step / frozen["steps"], 0)
+        total = task_loss(params, batch["rows"])
+        if hp.is_active("l1_weight"):
+            total += hp.l1_weight * decay * l1_norm
         return total, {}
 
-    plan = {"rows": problem.plan_batches(retain, section.batch, steps, "rows")}
+    plan = {"rows": problem.plan_batches(retain, config.batch, steps, "rows")}
     return train_all_modules(problem, loss, plan, frozen={"steps": np.float32(steps)})
 
 
-def capped_loss(problem: Problem, out, rows, ceiling):
-    """Loss of the unlearn set, each row's cut off: an ascent has no bound of its own.
-
-    The ceiling is in units of the loss of guessing.
-    """
-    most, total = ceiling * chance_loss(problem), 0.0
-    for view in VISUAL:
-        each = objectives.cross_entropy_rows(
-            getattr(out, view), rows["labels"], multi_label=problem.multi_label
-        )
-        total += objectives.mean(jnp.minimum(each, most), rows["has_image"])
-    return total
-
-
 def gradient_ascent(problem: Problem) -> Program:
-    """Ascend on the unlearn set and do nothing else (Golatkar et al. 2020)."""
-    section, sets = problem.method_config, problem.sets
-    steps = problem.count_steps(section.epochs, section.unlearn_batch, sets.unlearn)
+    """Gradient ascent (Golatkar et al. 2020): maximizes the unlearn set's loss.
+
+    -sum_{view in VISUAL} min(CE(unlearn), cap)
+    """
+    config, sets = problem.method_config, problem.sets
+    steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
         rows = unaugmented(batch["unlearn"])
-        out = problem.model.apply(params, rows)
-        return -capped_loss(problem, out, rows, frozen["c"].loss_cap), {}
+        outputs = problem.model.apply(params, rows)
+        return -capped_loss(problem, outputs, rows, frozen["hp"].loss_cap), {}
 
-    rows = problem.plan_batches(sets.unlearn, section.unlearn_batch, steps, "unlearn")
+    rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
     return train_all_modules(problem, loss, {"unlearn": rows})
 
 
-def neggrad_plus(problem: Problem) -> Program:
-    """Descend on the retain set, ascend on the unlearn set (Kurmanji et al. 2023).
+def capped_loss(
+    problem: Problem, outputs: Outputs, rows: dict[str, jax.Array], cap: Any
+) -> jax.Array:
+    """Returns the visual views' cross-entropy, each row's bounded for an ascent.
 
-    `keep * CE(retain) - (1 - keep) * CE(unlearn)`, the latter in the views that see the
-    picture.
+    Args:
+        problem: the problem.
+        outputs: of the model on the rows.
+        rows: a batch.
+        cap: the bound, in units of the chance loss.
     """
-    judge = make_task_loss(problem)
+    max_loss, total = cap * chance_loss(problem), jnp.zeros(())
+    for view in VISUAL:
+        loss_B = objectives.cross_entropy_rows(
+            getattr(outputs, view), rows["labels"], multi_label=problem.multi_label
+        )
+        total += objectives.mean(jnp.minimum(loss_B, max_loss), rows["has_image"])
+    return total
+
+
+def neggrad_plus(problem: Problem) -> Program:
+    """NegGrad+ (Kurmanji et al. 2023): descends on retain, ascends on unlearn rows.
+
+        retain_weight * CE(retain) - (1 - retain_weight) * CE(unlearn)
+
+    The loss of the unlearn set is that of `gradient_ascent`.
+    """
+    task_loss = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
-        c = frozen["c"]
+        hp = frozen["hp"]
         out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
-        keep = judge(out_r, retain)
-        forget = capped_loss(problem, out_u, unlearn, c.loss_cap)
-        return c.retain_weight * keep - (1 - c.retain_weight) * forget, {
-            "forget": forget
-        }
+        retain_loss = task_loss(out_r, retain)
+        unlearn_loss = capped_loss(problem, out_u, unlearn, hp.loss_cap)
+        total = hp.retain_weight * retain_loss - (1 - hp.retain_weight) * unlearn_loss
+        return total, {"forget": unlearn_loss}
 
-    return train_all_modules(
-        problem, loss, paired_batches(problem, problem.method_config.epochs)
-    )
+    plan = paired_batches(problem, problem.method_config.epochs)
+    return train_all_modules(problem, loss, plan)
 
 
 def random_label(problem: Problem) -> Program:
-    """Fit the unlearn set to wrong labels, the retain set to its own (Graves 2021).
+    """Random labels (Graves et al. 2021) and SalUn (Fan et al. 2024).
 
-    `CE(retain) + unlearn_weight * CE(unlearn, wrong)`. With `saliency_fraction`
-    below 1 it is SalUn (Fan et al. 2024): only that share of all
-    weights moves, those with the largest gradient of the unlearn set's loss.
+        CE(retain) + unlearn_weight * sum_{view in VISUAL} CE(unlearn, random labels)
+
+    SalUn is the case of `saliency_fraction` below 1: it trains only that fraction of
+    the parameters, those with the largest gradient of the unlearn set's loss.
     """
-    judge, section = make_task_loss(problem), problem.method_config
-    plan = paired_batches(problem, section.epochs)
-    optimizer, numbers = None, ()
-    if section.saliency_fraction < 1:
-        slope = curvature.mean_gradient(problem, problem.sets.unlearn)
-        numbers = {
-            "mask": flatten(
-                parameter_group, top_fraction_mask(slope, section.saliency_fraction)
-            )[0]
-        }
-        train = problem.config.train
-        optimizer = optax.chain(
-            optimizers.make_optimizer(train), optimizers.mask_updates()
-        )
+    config, train = problem.method_config, problem.train_config
+    task_loss = make_task_loss(problem)
+    optimizer, more_inputs = None, None
+    if config.saliency_fraction < 1:
+        gradient = saliency.mean_gradient(problem, problem.sets.unlearn)
+        mask = top_fraction_mask(gradient, config.saliency_fraction)
+        more_inputs = {"mask": flatten(parameter_group, mask)[0]}
+        optimizer = optax.chain(make_optimizer(train), mask_updates())
 
     def loss(params, frozen, aux, batch, step):
         out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
-        total = judge(out_r, retain)
+        total = task_loss(out_r, retain)
         for view in VISUAL:
-            total += frozen["c"].unlearn_weight * objectives.cross_entropy(
+            total += frozen["hp"].unlearn_weight * objectives.cross_entropy(
                 getattr(out_u, view),
                 unlearn["wrong"],
                 unlearn["has_image"],
@@ -142,36 +148,42 @@ def random_label(problem: Problem) -> Program:
         return total, {}
 
     program = train_all_modules(
-        problem, loss, plan, optimizer=optimizer, optimizer_inputs=numbers
+        problem,
+        loss,
+        paired_batches(problem, config.epochs),
+        optimizer=optimizer,
+        more_inputs=more_inputs,
     )
-    wrong = problem.executor.replicate(wrong_labels(problem))
+    wrong = problem.executor.replicate(draw_wrong_labels(problem))
     return program._replace(table={**problem.table, "wrong": wrong})
 
 
-def top_fraction_mask(tree, share: float):
-    """1.0 for the share of all entries with the largest size, 0.0 for the others.
+def top_fraction_mask(tree: Any, fraction: float) -> Any:
+    """Returns 1.0 for the fraction of all entries that are largest, else 0.0.
 
-    Entries that are zero are none of the largest, even if the share has room for them.
+    Args:
+        tree: arrays; entries are compared by absolute value over the whole tree.
+        fraction: of all entries. Zeros are never selected, so it may be fewer.
     """
     sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
-    least = np.quantile(np.concatenate(sizes), 1 - share)
-    least = max(least, np.finfo(np.float32).tiny)
-    return jax.tree.map(lambda x: (jnp.abs(x) >= least).astype(jnp.float32), tree)
+    threshold = np.quantile(np.concatenate(sizes), 1 - fraction)
+    threshold = max(threshold, np.finfo(np.float32).tiny)
+    return jax.tree.map(lambda x: (jnp.abs(x) >= threshold).astype(jnp.float32), tree)
 
 
-def wrong_labels(problem: Problem) -> np.ndarray:
-    """Labels `[N, K]` of which those of the unlearn set are wrong, at random.
+def draw_wrong_labels(problem: Problem) -> np.ndarray:
+    """Returns labels `[N, K]` in which those of the unlearn set are wrong, at random.
 
-    A single label becomes any other one. Several become those of a random row of the
-    retain set: sets of labels stay such as there are.
+    A single label becomes another class. Multiple labels become those of a random
+    retain row, so that label sets stay realistic.
     """
     labels = np.array(problem.table["labels"])
     rng, rows = problem.make_rng("labels"), problem.sets.unlearn
     if problem.multi_label:
         labels[rows] = labels[rng.choice(problem.sets.retain, len(rows))]
         return labels
-    classes = labels.shape[1]
+    num_classes = labels.shape[1]
     true = labels[rows].argmax(1)
-    other = (true + rng.integers(1, classes, len(rows))) % classes
-    labels[rows] = np.eye(classes, dtype=labels.dtype)[other]
+    other = (true + rng.integers(1, num_classes, len(rows))) % num_classes
+    labels[rows] = np.eye(num_classes, dtype=labels.dtype)[other]
     return labels

@@ -1,82 +1,109 @@
-"""What methods that train every part of the original have in common."""
+"""Building blocks of methods that train all modules of the original on images."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
 import numpy as np
+import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import optimizers
 from ccu_jax.methods.cached_features import concat_parts
 from ccu_jax.methods.hyperparameters import Hyperparameters
-from ccu_jax.methods.optimizers import parameter_group
+from ccu_jax.methods.optimizers import make_optimizer, optimizer_inputs, parameter_group
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.stopping import with_stop_rule
+from ccu_jax.models import Outputs, Params
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 
+Rows = dict[str, jax.Array]
+
 
 def train_all_modules(
-    problem: Problem, loss, plan, *, optimizer=None, frozen=(), optimizer_inputs=()
-):
-    """A program that trains every part of the original.
+    problem: Problem,
+    loss: Callable,
+    plan: dict[str, np.ndarray],
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    frozen: Mapping[str, Any] | None = None,
+    more_inputs: Mapping[str, Any] | None = None,
+) -> Program:
+    """Returns a program that trains all modules, starting from the original.
+
+    With `stop` in the method's configuration the program has the stop rule.
 
     Args:
-        problem: what the method was given.
-        loss: of `Program`; its `frozen["c"]` is the method's section.
-        plan: of `Program`.
-        optimizer: of `Program`; that of training by default.
-        frozen: more of it by name, as are `optimizer_inputs`.
+        problem: the problem.
+        loss: of the `Program`; its `frozen["hp"]` are the method's hyperparameters.
+        plan: of the `Program`.
+        optimizer: by default the one of training.
+        frozen: further entries of the program's `frozen`.
+        more_inputs: further entries of the program's `optimizer_inputs`.
     """
-    section, train = problem.method_config, problem.config.train
-    steps = len(next(iter(plan.values())))
+    config, train = problem.method_config, problem.train_config
+    num_steps = len(next(iter(plan.values())))
     program = Program(
-        params=problem.params,
-        frozen={"c": Hyperparameters.from_section(section), **dict(frozen)},
+        params=problem.original,
+        frozen={"hp": Hyperparameters.from_config(config), **(frozen or {})},
         loss=loss,
-        optimizer=optimizer or optimizers.make_optimizer(train),
-        optimizer_inputs=optimizers.optimizer_inputs(
-            section.learning_rate, steps, train
-        )
-        | dict(optimizer_inputs),
+        optimizer=optimizer or make_optimizer(train),
+        optimizer_inputs={
+            **optimizer_inputs(config.learning_rate, num_steps, train),
+            **(more_inputs or {}),
+        },
         group=parameter_group,
         table=problem.table,
         plan=plan,
     )
-    stops = getattr(section, "stop", False)
-    return with_stop_rule(problem, program) if stops else program
+    return (
+        with_stop_rule(problem, program) if getattr(config, "stop", False) else program
+    )
 
 
-def paired_batches(problem: Problem, epochs: float):
-    """Rows of both sets for so many passes over the retain set."""
-    section, sets = problem.method_config, problem.sets
-    batch = {"retain": section.batch, "unlearn": section.unlearn_batch}
-    steps = problem.count_steps(epochs, section.batch, sets.retain)
+def paired_batches(problem: Problem, epochs: float) -> dict[str, np.ndarray]:
+    """Plans a retain and an unlearn batch per step, for epochs over the retain set."""
+    config, sets = problem.method_config, problem.sets
+    num_steps = problem.count_steps(epochs, config.batch, sets.retain)
     return {
-        name: problem.plan_batches(getattr(sets, name), size, steps, name)
-        for name, size in batch.items()
+        "retain": problem.plan_batches(sets.retain, config.batch, num_steps, "retain"),
+        "unlearn": problem.plan_batches(
+            sets.unlearn, config.unlearn_batch, num_steps, "unlearn"
+        ),
     }
 
 
-def forward_both(problem: Problem, params, batch):
-    """Outputs and rows of both sets, in one pass.
+def forward_both(
+    problem: Problem, params: Params, batch: Mapping[str, Rows]
+) -> tuple[Outputs, Rows, Outputs, Rows]:
+    """Runs the model on the retain and the unlearn rows of a batch in one pass.
 
-    Retain rows are changed at random and have dropout, as in training; those of the
-    unlearn set are taken as they are.
+    Retain rows are augmented and have dropout, as in training; unlearn rows are not
+    and have none.
+
+    Returns:
+        Outputs and rows of the retain set, outputs and rows of the unlearn set.
     """
     retain = batch["retain"]
-    retain = augment(retain, retain["key"], problem.config.train)
+    retain = augment(retain, retain["key"], problem.train_config)
     unlearn = unaugmented(batch["unlearn"])
-    every, cut = concat_parts({"retain": retain, "unlearn": unlearn}, drop="retain")
-    model = problem.model
-    out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
-    return out["retain"], retain, out["unlearn"], unlearn
+    parts = {"retain": retain, "unlearn": unlearn}
+    rows, split_parts = concat_parts(parts, dropout_part="retain")
+    outputs = split_parts(
+        problem.model.apply(
+            params, rows, keys=rows["key"], use_dropout=rows["use_dropout"]
+        )
+    )
+    return outputs["retain"], retain, outputs["unlearn"], unlearn
 
 
-def unaugmented(rows):
-    """Rows with pictures as floats, otherwise as they are."""
+def unaugmented(rows: Rows) -> Rows:
+    """Scales images to floats in [0, 1] like `augment`, and changes nothing else."""
     return {**rows, "image": rows["image"] / 255.0}
 
 
 def chance_loss(problem: Problem) -> float:
-    """The loss of a model that knows nothing."""
+    """Returns the cross-entropy of a uniform prediction."""
     num_classes = problem.table["labels"].shape[1]
     if problem.multi_label:
         return objectives.MULTI_LABEL_SCALE * float(np.log(2))

@@ -1,4 +1,4 @@
-"""A section of the configuration as data of a program, not as constants in it."""
+"""Hyperparameters as inputs of a compiled program instead of constants in it."""
 
 import dataclasses
 from typing import Any
@@ -9,44 +9,51 @@ import numpy as np
 
 @jax.tree_util.register_pytree_node_class
 class Hyperparameters:
-    """The real numbers of a section (weights, temperatures) as the leaves of a tree.
+    """The real-valued fields of a method's configuration as a pytree.
 
-    What was compiled for one weight serves every other. A zero stays part of the
-    program: it decides what is computed at all.
+    Nonzero values are leaves, so that an executable compiled for one value serves all
+    others. Zeros belong to the structure of the tree: the program does not compute a
+    term whose weight is 0. Values are read as attributes.
     """
 
-    def __init__(self, numbers: dict[str, Any], zeros: tuple[str, ...]):  # noqa: D107
-        self._numbers, self._zeros = numbers, zeros
+    def __init__(self, values: dict[str, Any], zeros: tuple[str, ...]):
+        """Stores nonzero values by name, and the names of the fields that are zero."""
+        self._values, self._zeros = values, zeros
 
     @classmethod
-    def from_section(cls, section: Any) -> "Hyperparameters":
-        """The tree of a dataclass."""
-        fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    def from_config(cls, config: Any) -> "Hyperparameters":
+        """Collects the real-valued fields of a configuration dataclass."""
+        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         real = {name: x for name, x in fields.items() if isinstance(x, float)}
-        numbers = {name: np.float32(x) for name, x in real.items() if x}
-        return cls(numbers, tuple(sorted(set(real) - set(numbers))))
+        values = {name: np.float32(x) for name, x in real.items() if x}
+        return cls(values, tuple(sorted(set(real) - set(values))))
 
     def is_active(self, name: str) -> bool:
-        """Whether a weight is not zero: known while a program is made."""
+        """Returns whether a weight is nonzero; a Python bool, also while tracing."""
         return name not in self._zeros and getattr(self, name) is not None
 
-    def __getattr__(self, name: str) -> Any:  # noqa: D105
+    def __getattr__(self, name: str) -> Any:
+        """Returns a value by its name."""
         if name.startswith("_"):
             raise AttributeError(name)
         if name in self._zeros:
             return 0.0
         try:
-            return self._numbers[name]
+            return self._values[name]
         except KeyError:
-            raise AttributeError(f"the section has no real number {name!r}") from None
+            raise AttributeError(f"no real-valued hyperparameter {name!r}") from None
 
-    def __repr__(self) -> str:  # noqa: D105
-        return f"Hyperparameters({self._numbers!r}, {self._zeros!r})"
+    def __repr__(self) -> str:
+        """Returns values and zeros for debugging."""
+        return f"Hyperparameters({self._values!r}, {self._zeros!r})"
 
-    def tree_flatten(self):  # noqa: D102  of JAX
-        names = tuple(sorted(self._numbers))
-        return tuple(self._numbers[name] for name in names), (names, self._zeros)
+    def tree_flatten(self) -> tuple[tuple, tuple]:
+        """Returns leaves and structure, for JAX."""
+        names = tuple(sorted(self._values))
+        return tuple(self._values[name] for name in names), (names, self._zeros)
 
     @classmethod
-    def tree_unflatten(cls, names, leaves):  # noqa: D102  of JAX
-        return cls(dict(zip(names[0], leaves, strict=True)), names[1])
+    def tree_unflatten(cls, structure: tuple, leaves: tuple) -> "Hyperparameters":
+        """Inverts `tree_flatten`, for JAX."""
+        names, zeros = structure
+        return cls(dict(zip(names, leaves, strict=True)), zeros)

@@ -1,66 +1,64 @@
-"""Unlearning by the last layers alone: catastrophic forgetting, exact unlearning.
+"""CF-k and EU-k (Goel et al. 2022): unlearning by the last layers alone.
 
-CF-k trains the last k layers on with the retain set, EU-k trains them anew (Goel et al.
-2022). Layers before them stay, so both work on stored features: cheap, and a control
-that a method on the same layers must beat.
+CF-k fine-tunes the last k layers on the retain set (catastrophic forgetting), EU-k
+trains them from scratch (exact unlearning). Earlier layers stay, so both run on cached
+features. They are the baseline for other methods that train the same layers.
 """
 
 import jax.numpy as jnp
 import optax
 
-from ccu_jax.methods.cached_features import build_feature_tables
-from ccu_jax.methods.hyperparameters import Hyperparameters
-from ccu_jax.methods.optimizers import (
-    CosineSchedule,
-    cosine_schedule,
-    scale_by_learning_rate,
-)
+from ccu_jax.methods.cached_features import build_feature_tables, split_modules
+from ccu_jax.methods.optimizers import cosine_schedule, scale_by_learning_rate
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import TAIL
-from ccu_jax.models.augmentation import hide
+from ccu_jax.models.augmentation import drop_modalities
 from ccu_jax.train.program import Program
 
 LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL}
 
 
 def train_last_layers(problem: Problem) -> Program:
-    """Train the image's last layers on the retain set, anew with `reinitialize`."""
-    section, train = problem.method_config, problem.config.train
-    parts = LAYERS[section.layers]
-    cached = build_feature_tables(problem, section.max_retain_rows)
-    start = problem.params
-    if section.reinitialize:
-        start = problem.executor.replicate(
-            problem.model.init(problem.make_key("fresh"))
-        )
-    judge = make_task_loss(problem)
+    """Trains the last image layers on the retain set, with the task loss.
+
+    With `reinitialize` (EU-k) they start from random parameters, else (CF-k) from the
+    original's.
+    """
+    config, train = problem.method_config, problem.train_config
+    cached = build_feature_tables(problem, config.max_retain_rows)
+    params, frozen_modules = split_modules(problem, LAYERS[config.layers])
+    if config.reinitialize:
+        fresh = problem.model.init(problem.make_key("fresh"))
+        fresh = problem.executor.replicate(fresh)
+        params = {name: fresh[name] for name in params}
+    task_loss = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         rows = batch["retain"]
-        see, read = hide(
+        has_image, has_text = drop_modalities(
             rows["has_image"], rows["has_text"], rows["key"], train.modality_dropout
         )
-        shown = {
+        inputs = {
             **rows,
-            "has_image": see,
-            "has_text": read,
+            "has_image": has_image,
+            "has_text": has_text,
             "image_weight": rows["has_image"].astype(jnp.float32),
             "text_weight": rows["has_text"].astype(jnp.float32),
         }
-        params = {**frozen["parts"], **params}
-        out = problem.model.apply(params, shown, keys=rows["key"])
-        return judge(out, shown), {}
+        params = {**frozen["modules"], **params}
+        outputs = problem.model.apply(params, inputs, keys=rows["key"])
+        return task_loss(outputs, inputs), {}
 
-    count = len(cached.rows["retain"])
-    steps = problem.count_steps(section.epochs, section.batch, range(count))
-    numbers: dict[str, dict[str, CosineSchedule]] = {
-        "rate": {"all": cosine_schedule(section.learning_rate, steps)}
-    }
-    rest = {name: x for name, x in problem.params.items() if name not in parts}
+    retain = cached.rows["retain"]
+    positions = range(len(retain))
+    steps = problem.count_steps(config.epochs, config.batch, positions)
+    plan = problem.plan_batches(
+        positions, config.batch, steps, "retain", dataset_rows=retain
+    )
     return Program(
-        params={name: start[name] for name in parts},
-        frozen={"parts": rest, "c": Hyperparameters.from_section(section)},
+        params=params,
+        frozen={"modules": frozen_modules},
         loss=loss,
         optimizer=optax.chain(
             optax.clip_by_global_norm(1.0),
@@ -68,11 +66,9 @@ def train_last_layers(problem: Problem) -> Program:
             optax.add_decayed_weights(train.weight_decay),
             scale_by_learning_rate(),
         ),
-        optimizer_inputs=numbers,
-        sharded_tables={"retain": cached.parts["retain"]},
-        plan={
-            "retain": problem.plan_batches(
-                range(count), section.batch, steps, "retain", of=cached.rows["retain"]
-            )
+        optimizer_inputs={
+            "rate": {"all": cosine_schedule(config.learning_rate, steps)}
         },
+        sharded_tables={"retain": cached.tables["retain"]},
+        plan={"retain": plan},
     )

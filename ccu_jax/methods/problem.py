@@ -1,4 +1,4 @@
-"""What a method is given."""
+"""The input of a method: a trained model, the data, and the rows to unlearn."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.config.schema import Config
-from ccu_jax.data.batches import plan_batches
+from ccu_jax.config.schema import Config, Train
+from ccu_jax.data import batches
+from ccu_jax.distributed.device_tables import Table
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.evaluate.forward import Forward
@@ -16,29 +17,29 @@ from ccu_jax.unlearn_sets.splits import Sets
 
 
 class Problem(NamedTuple):
-    """A trained model, the rows, and which of them to forget.
+    """A trained model, the data, and the rows to unlearn.
 
     Attributes:
-        config: the whole configuration.
-        model: the classifier's functions.
-        forward: compiled passes over rows.
-        executor: where things run.
-        table: all rows, on the devices: `image` (which may be an `HostColumn`), `text`,
-            `labels`, `has_image`, `has_text`.
-        sets: row numbers in the table.
+        config: the configuration of the run, with a section for each method.
+        model: the classifier.
+        forward: compiled forward passes.
+        executor: runs per-device functions.
+        table: columns of all rows: `image`, `text`, `labels`, `has_image`, `has_text`.
+        sets: row numbers of the retain set, the unlearn set and the holdouts.
         multi_label: whether rows have several labels.
-        params: the original's parameters on the devices; None while it is trained.
-        seed: of every random choice.
-        method: the name of the one that runs; each draws numbers of its own.
-        store: the original's features; None: they are computed when they are needed.
-        arrival: the place of each row in the order of training; None: in no order.
+        params: the original's parameters, replicated; None until it is trained.
+        seed: of all random choices.
+        method: the method that runs; its random choices depend on this name.
+        store: the original's stored features; None computes them when needed.
+        stream_positions: `[N]`, position of each row in the order of training, if rows
+            arrive as a stream; None shuffles freely.
     """
 
     config: Config
     model: Model
     forward: Forward
     executor: Executor
-    table: dict[str, jax.Array]
+    table: Table
     sets: Sets
     multi_label: bool
     params: Params | None
@@ -48,43 +49,68 @@ class Problem(NamedTuple):
     stream_positions: np.ndarray | None = None
 
     @property
+    def train_config(self) -> Train:
+        """The settings of training from scratch."""
+        return self.config.train
+
+    @property
     def method_config(self) -> Any:
-        """What the configuration says of the method: the section of its name."""
+        """The method's own section of the configuration."""
         return getattr(self.config, self.method)
 
-    def make_key(self, name: str) -> jax.Array:
-        """A random key for one purpose of this method."""
-        return jax.random.key(self._seed(name))
+    @property
+    def original(self) -> Params:
+        """The original's parameters; only for methods that start from it."""
+        assert self.params is not None
+        return self.params
 
-    def plan_batches(
-        self, rows: Any, batch: int, steps: int, name: str, of: Any = None
-    ) -> np.ndarray:
-        """Row numbers `[steps, batch]`, epoch by epoch a permutation of `rows`.
+    def make_key(self, purpose: str) -> jax.Array:
+        """Returns a JAX random key for one purpose of this method."""
+        return jax.random.key(self._seed(purpose))
 
-        `name` says what for: each has an order of its own. `of` says which rows of the
-        data set they are, where `rows` are numbers in another table.
-        """
-        rows, window = np.asarray(rows), None
-        if self.stream_positions is not None:
-            of = rows if of is None else of
-            rows = rows[np.argsort(self.stream_positions[of], kind="stable")]
-            window = self.config.corruptions.window
-        return plan_batches(rows, batch, steps, self._seed(name), window=window)
+    def make_rng(self, purpose: str) -> np.random.Generator:
+        """Returns a NumPy generator for one purpose of this method."""
+        return np.random.default_rng(self._seed(purpose))
 
-    def sample_rows(self, rows: Any, count: int, name: str) -> np.ndarray:
-        """So many of the rows, drawn at random; what it costs hangs on `count`."""
-        return self.make_rng(name).choice(np.asarray(rows), count, replace=False)
-
-    def make_rng(self, name: str) -> np.random.Generator:
-        """Random numbers on the host for one purpose of this method."""
-        return np.random.default_rng(self._seed(name))
-
-    def _seed(self, name):
-        # The same in every process, unlike Python's own hash.
-        text = f"{self.seed}/{self.method}/{name}"
+    def _seed(self, purpose):
+        # Python's own hash differs between processes.
+        text = f"{self.seed}/{self.method}/{purpose}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % 2**63
 
+    def plan_batches(
+        self,
+        rows: Any,
+        batch: int,
+        steps: int,
+        purpose: str,
+        dataset_rows: Any = None,
+    ) -> np.ndarray:
+        """Plans batches that pass over `rows` in shuffled epochs.
+
+        Args:
+            rows: row numbers to draw from.
+            batch: rows of a batch, over all devices.
+            steps: number of batches.
+            purpose: each purpose of a method is shuffled differently.
+            dataset_rows: the rows of the data set that `rows` stand for, if `rows` are
+                row numbers of another table.
+
+        Returns:
+            Row numbers, int32 `[steps, batch]`.
+        """
+        rows, window = np.asarray(rows), None
+        if self.stream_positions is not None:
+            dataset_rows = rows if dataset_rows is None else dataset_rows
+            order = np.argsort(self.stream_positions[dataset_rows], kind="stable")
+            rows, window = rows[order], self.config.corruptions.window
+        seed = self._seed(purpose)
+        return batches.plan_batches(rows, batch, steps, seed, window=window)
+
+    def sample_rows(self, rows: Any, count: int, purpose: str) -> np.ndarray:
+        """Draws `count` of the rows at random, without replacement."""
+        return self.make_rng(purpose).choice(np.asarray(rows), count, replace=False)
+
     def count_steps(self, epochs: float, batch: int, rows: Any) -> int:
-        """Number of updates in so many passes over `rows`."""
+        """Returns the number of updates in so many epochs over `rows`, at least 1."""
         return max(1, round(epochs * len(rows) / batch))

@@ -1,144 +1,171 @@
-"""Training with the task's loss: from scratch, as all references are, or onwards."""
+"""Training with the task loss: the original, and the references for unlearning.
 
+References are models retrained without the unlearn set. They show what exact unlearning
+would give, at the cost of training from scratch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.methods.optimizers import make_optimizer, optimizer_inputs, parameter_group
 from ccu_jax.methods.problem import Problem
+from ccu_jax.models import Outputs, Params
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 
 
-def make_augmented_task_loss(problem: Problem):
-    """What a classifier is trained with: `loss(params, batch) -> scalar`.
+def make_task_loss(
+    problem: Problem,
+) -> Callable[[Outputs, dict[str, jax.Array]], jax.Array]:
+    """Returns the loss that classifiers are trained with.
 
-    The outputs on augmented rows, as `classification` judges them.
+        sum_{view} CE(logits_view, labels) + contrastive_weight * InfoNCE(image, text)
+
+    The views are image, text and fused. A row counts in the views of its modalities:
+    one without an image in the text view and the fused view, for example.
+
+    Returns:
+        `loss(outputs, rows) -> scalar` for rows that `augment` returned. If rows have a
+        column `visual`, those with `visual` 0 count in the text view only.
     """
-    judge = make_task_loss(problem)
+    train, multi_label = problem.train_config, problem.multi_label
 
-    def loss(params, rows):
-        rows = augment(rows, rows["key"], problem.config.train)
-        return judge(problem.model.apply(params, rows, keys=rows["key"]), rows)
-
-    return loss
-
-
-def make_task_loss(problem: Problem):
-    """`loss(outputs, rows) -> scalar`: the task's loss of outputs on augmented rows.
-
-    Cross-entropy of all three views, and the contrast of pictures with their texts. A
-    row without picture counts for the text alone.
-    """
-    config, multi_label = problem.config.train, problem.multi_label
-
-    def loss(out, rows):
-        see, read = rows["image_weight"], rows["text_weight"]
-        # Rows whose picture must not be learned teach the text's view alone.
-        visual = rows["visual"] if "visual" in rows else 1.0
-        weight = {
-            "image": see * visual,
-            "text": read,
-            "fused": jnp.maximum(see, read) * visual,
+    def loss(outputs, rows):
+        has_image, has_text = rows["image_weight"], rows["text_weight"]
+        visual = rows.get("visual", 1.0)
+        weights = {
+            "image": has_image * visual,
+            "text": has_text,
+            "fused": jnp.maximum(has_image, has_text) * visual,
         }
-        total = config.contrastive_weight * objectives.alignment(
-            out.z_image, out.z_text, see * read * visual, temperature=config.temperature
+        total = train.contrastive_weight * objectives.info_nce(
+            outputs.z_image,
+            outputs.z_text,
+            has_image * has_text * visual,
+            temperature=train.temperature,
         )
         target = rows["labels"]
-        if config.label_smoothing:
-            even = 0.5 if multi_label else 1 / target.shape[1]
-            target = target + config.label_smoothing * (even - target)
-        for view, w in weight.items():
+        if train.label_smoothing:
+            uniform = 0.5 if multi_label else 1 / target.shape[1]
+            target = target + train.label_smoothing * (uniform - target)
+        for view, weight in weights.items():
             total += objectives.cross_entropy(
-                getattr(out, view), target, w, multi_label=multi_label
+                getattr(outputs, view), target, weight, multi_label=multi_label
             )
         return total
 
     return loss
 
 
+def make_augmented_task_loss(
+    problem: Problem,
+) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
+    """Returns `loss(params, rows)`: the task loss on augmented rows, with dropout."""
+    task_loss = make_task_loss(problem)
+
+    def loss(params, rows):
+        rows = augment(rows, rows["key"], problem.train_config)
+        return task_loss(problem.model.apply(params, rows, keys=rows["key"]), rows)
+
+    return loss
+
+
 def train_classifier(
-    problem: Problem, params, section, rows, *, warmup=0.0, text_only=(), steps=None
+    problem: Problem,
+    params: Params,
+    config: Any,
+    rows: np.ndarray,
+    *,
+    warmup_fraction: float = 0.0,
+    text_only: np.ndarray | tuple[()] = (),
+    steps: int | None = None,
 ) -> Program:
-    """Train all parts with the task's loss.
+    """Returns a program that trains all modules with the task loss.
 
     Args:
-        problem: what the method was given.
-        params: to begin with.
-        section: of the configuration, with `epochs`, `batch` and `learning_rate`.
-        rows: to learn from.
-        warmup: share of the steps in which the learning rate rises.
-        text_only: those of the rows of which only the texts are learned.
-        steps: to take, where it is not `section.epochs` that says it.
+        problem: the problem.
+        params: initial parameters.
+        config: a configuration with `epochs`, `batch` and `learning_rate`.
+        rows: row numbers to train on.
+        warmup_fraction: fraction of the steps in which the learning rate rises.
+        text_only: those of the rows that are trained in the text view only.
+        steps: number of updates, instead of `config.epochs`.
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
     visual[np.asarray(text_only, int)] = 0.0
-    task = make_augmented_task_loss(problem)
-    steps = steps or problem.count_steps(section.epochs, section.batch, rows)
+    task_loss = make_augmented_task_loss(problem)
+    steps = steps or problem.count_steps(config.epochs, config.batch, rows)
 
     def loss(params, frozen, aux, batch, step):
-        return task(params, batch["rows"]), {}
+        return task_loss(params, batch["rows"]), {}
 
     return Program(
         params=params,
         frozen=(),
         loss=loss,
-        optimizer=make_optimizer(problem.config.train),
+        optimizer=make_optimizer(problem.train_config),
         optimizer_inputs=optimizer_inputs(
-            section.learning_rate, steps, problem.config.train, warmup
+            config.learning_rate, steps, problem.train_config, warmup_fraction
         ),
         group=parameter_group,
         table={**problem.table, "visual": problem.executor.replicate(visual)},
-        plan={"rows": problem.plan_batches(rows, section.batch, steps, "rows")},
+        plan={"rows": problem.plan_batches(rows, config.batch, steps, "rows")},
     )
 
 
-def _scratch(problem: Problem, rows, **more) -> Program:
-    train = problem.config.train
+def _train_from_scratch(problem: Problem, rows, **options) -> Program:
+    train = problem.train_config
     params = problem.model.init(problem.make_key("init"))
     return train_classifier(
-        problem, params, train, rows, warmup=train.warmup_fraction, **more
+        problem, params, train, rows, warmup_fraction=train.warmup_fraction, **options
     )
 
 
 def original(problem: Problem) -> Program:
-    """The model that is asked to forget: trained on retain and unlearn set."""
+    """Trains on the retain set and the unlearn set: the model that has to unlearn."""
     sets = problem.sets
-    return _scratch(problem, np.sort(np.concatenate([sets.retain, sets.unlearn])))
+    rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
+    return _train_from_scratch(problem, rows)
 
 
 def retrain(problem: Problem) -> Program:
-    """Trained on the retain set alone: pictures *and* texts of the unlearn set gone."""
-    return _scratch(problem, problem.sets.retain)
+    """Trains on the retain set alone, without images *and* texts of the unlearn set."""
+    return _train_from_scratch(problem, problem.sets.retain)
 
 
 def retrain_visual(problem: Problem) -> Program:
-    """The reference: trained on all texts, but without the pictures of the unlearn set.
+    """Trains on all texts, but without the images of the unlearn set: the reference.
 
-    The text's view learns from every row; image view, fused view and the contrast of
-    pictures with texts learn from the retain set. This is what an unlearned model is
-    compared with: asked to forget pictures only, it may and shall know the texts.
+    Image view, fused view and contrastive loss see only the retain set. Unlearned
+    models are compared with this one, because only images have to be unlearned.
     """
     sets = problem.sets
     rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    return _scratch(problem, rows, text_only=sets.unlearn)
+    return _train_from_scratch(problem, rows, text_only=sets.unlearn)
 
 
-def train_shadow(problem: Problem, shown) -> Program:
-    """The reference, but for half of the rows in question, which it was shown.
+def train_shadow(problem: Problem, members: np.ndarray) -> Program:
+    """Trains a shadow model: the reference plus some rows as members.
 
-    All shadows take as many steps, whatever the groups have made of the half.
+    All shadow models take the same number of steps, though their numbers of members may
+    differ because groups stay together.
 
     Args:
-        problem: what the reference is given.
-        shown: rows of the unlearn set, and unseen ones: pictures, texts and labels.
+        problem: the problem.
+        members: rows of the unlearn set and unseen rows that are trained on in all
+            views.
     """
-    sets, train = problem.sets, problem.config.train
-    rows = np.union1d(np.concatenate([sets.retain, sets.unlearn]), shown)
-    usual = len(sets.retain) + len(sets.unlearn) + len(sets.unseen) // 2
-    return _scratch(
+    sets, train = problem.sets, problem.train_config
+    rows = np.union1d(np.concatenate([sets.retain, sets.unlearn]), members)
+    num_rows = len(sets.retain) + len(sets.unlearn) + len(sets.unseen) // 2
+    return _train_from_scratch(
         problem,
         rows,
-        text_only=np.setdiff1d(sets.unlearn, shown),
-        steps=problem.count_steps(train.epochs, train.batch, range(usual)),
+        text_only=np.setdiff1d(sets.unlearn, members),
+        steps=problem.count_steps(train.epochs, train.batch, range(num_rows)),
     )

@@ -1,11 +1,12 @@
-"""When to stop: once pictures of the unlearn set are recognised like held-out ones.
+"""Early stopping: end when unlearn images are recognized no better than held-out ones.
 
-Methods that push away from what was learned have a narrow window between too little and
-too much. The stop rule of Contrastive Unlearning (Lee et al. 2024) looks for it while
-they run, the rewinding of SCRUB (Kurmanji et al. 2023) in hindsight.
+Methods that undo what was learned can stop too early or too late. The stop rule of
+Contrastive Unlearning (Lee et al. 2024) checks after every few steps; the rewinding of
+SCRUB (Kurmanji et al. 2023) picks the best checkpoint at the end.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,144 +15,170 @@ import numpy as np
 from ccu_jax.distributed.device_tables import gather_replicated, read_rows
 from ccu_jax.methods.cached_features import pad_rows, padded_size
 from ccu_jax.methods.problem import Problem
+from ccu_jax.models import Params
 from ccu_jax.train.program import Program
 
-# More rows of each kind are not looked at: the score of so many is sharp enough.
+# The score of more rows would hardly be more precise.
 MAX_ROWS = 400
 MONITORED_SPLITS = ("seen_unlearn", "seen_held")
 
+ScoreFn = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
 
-def score(logits, labels, weight, multi_label):
-    """Accuracy, or micro F1, of the rows that have a weight."""
+
+def score(
+    logits: jax.Array, labels: jax.Array, weight: jax.Array, multi_label: bool
+) -> jax.Array:
+    """Returns the accuracy, or the micro F1, of the rows with nonzero weight."""
     weight = weight[:, None]
     if not multi_label:
-        best = jax.nn.one_hot(logits.argmax(1), labels.shape[1])
-        return (best * labels * weight).sum() / jnp.maximum(weight.sum(), 1)
-    guess = (logits > 0) * weight
+        predicted = jax.nn.one_hot(logits.argmax(1), labels.shape[1])
+        return (predicted * labels * weight).sum() / jnp.maximum(weight.sum(), 1)
+    predicted = (logits > 0) * weight
     labels = labels * weight
-    return 2 * (guess * labels).sum() / jnp.maximum((guess + labels).sum(), 1)
+    return 2 * (predicted * labels).sum() / jnp.maximum((predicted + labels).sum(), 1)
 
 
-def make_score_fn(problem: Problem, names=MONITORED_SPLITS) -> Callable:
-    """What the stop rules compare: `fn(params, parts) -> (unlearn, held)`.
+def make_score_fn(
+    problem: Problem, names: tuple[str, str] = MONITORED_SPLITS
+) -> ScoreFn:
+    """Returns a function that scores the image view on unlearn and held-out rows.
 
-    The image view's score of unlearn rows, and of held-out rows. Where a whole class is
-    to be forgotten (Lee et al. 2024) that of guessing takes the latter's place, but for
+    If a whole class is unlearned (Lee et al. 2024), held-out rows of other classes are
+    no measure for it. The chance accuracy then replaces their score, unless rows have
     several labels.
+
+    Args:
+        problem: the problem.
+        names: the sharded tables with unlearn rows and with held-out rows.
+
+    Returns:
+        `fn(params, sharded_tables) -> (unlearn score, held-out score)`, per-device.
     """
+    is_class_rule = problem.config.unlearn.rule.startswith("class:")
 
-    whole_class = problem.config.unlearn.rule.startswith("class:")
+    def score_rows(params, rows):
+        logits = problem.model.apply(params, rows).image
+        gathered = gather_replicated((logits, rows["labels"], rows["has_image"]))
+        return score(*gathered, problem.multi_label)
 
-    def of(params, rows):
-        out = problem.model.apply(params, rows)
-        seen = gather_replicated((out.image, rows["labels"], rows["has_image"]))
-        return score(*seen, problem.multi_label)
-
-    def scores(params, parts):
-        unlearn, held = (parts[name] for name in names)
-        if whole_class and not problem.multi_label:
-            # Held-out rows are of all classes; of one that is gone, a guess is left.
-            return of(params, unlearn), 1 / jnp.float32(held["labels"].shape[1])
-        return of(params, unlearn), of(params, held)
+    def scores(params, sharded_tables):
+        unlearn, heldout = (sharded_tables[name] for name in names)
+        if is_class_rule and not problem.multi_label:
+            chance = 1 / jnp.float32(heldout["labels"].shape[1])
+            return score_rows(params, unlearn), chance
+        return score_rows(params, unlearn), score_rows(params, heldout)
 
     return scores
 
 
 def with_stop_rule(
-    problem: Problem, program: Program, names=MONITORED_SPLITS
+    problem: Problem, program: Program, names: tuple[str, str] = MONITORED_SPLITS
 ) -> Program:
-    """The program with the stop rule: the image view's score of the unlearn set.
+    """Adds the stop rule to a program.
 
-    It ends as soon as that is not above the score of held-out (validation) rows, looked
-    at every `check_every` steps.
+    Every `check_every` steps it compares the image view's score on the unlearn set with
+    the score on held-out (validation) rows, and stops as soon as it is not higher.
 
     Args:
-        problem: what the method was given.
-        program: with `frozen["parts"]`, what it does not train, if there is any.
-        names: of its parts with unlearn rows and with held-out rows.
+        problem: the problem; its method has `check_every`.
+        program: its `frozen["modules"]`, if any, are the modules it does not train.
+        names: its sharded tables with unlearn rows and with held-out rows; a program
+            without sharded tables gets them.
     """
     scores = make_score_fn(problem, names)
 
-    def look(params, frozen, aux, parts):
-        params = {**frozen.get("parts", {}), **params}
-        unlearn, held = scores(params, parts)
-        return {"stopped": unlearn <= held}
+    def check(params, frozen, aux, sharded_tables):
+        params = {**frozen.get("modules", {}), **params}
+        unlearn, heldout = scores(params, sharded_tables)
+        return {"stopped": unlearn <= heldout}
 
     return program._replace(
         sharded_tables=program.sharded_tables or monitored_tables(problem),
         aux={"stopped": jnp.zeros((), bool)},
-        refresh=look,
+        refresh=check,
         refresh_every=problem.method_config.check_every,
         stop=lambda aux: aux["stopped"],
     )
 
 
-def subsample(problem: Problem, rows, name: str) -> np.ndarray:
-    """Those of the rows that are looked at: with a picture, and not too many."""
+def subsample(problem: Problem, rows: np.ndarray, purpose: str) -> np.ndarray:
+    """Returns at most `MAX_ROWS` of the rows, all with an image."""
     rows = rows[np.asarray(problem.table["has_image"])[rows]]
-    return problem.sample_rows(rows, MAX_ROWS, name) if len(rows) > MAX_ROWS else rows
+    if len(rows) > MAX_ROWS:
+        return problem.sample_rows(rows, MAX_ROWS, purpose)
+    return rows
 
 
 def monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
-    """Pictures and labels of unlearn and held-out rows, cut over the devices."""
-    table, parts = problem.table, {}
-    for name, rows in zip(
-        MONITORED_SPLITS, (problem.sets.unlearn, problem.sets.validation), strict=True
+    """Returns sharded tables of unlearn and held-out rows, by `MONITORED_SPLITS`."""
+    sets, tables = problem.sets, {}
+    for name, split in zip(
+        MONITORED_SPLITS, (sets.unlearn, sets.validation), strict=True
     ):
-        rows = subsample(problem, rows, name)
+        rows = subsample(problem, split, name)
         size = padded_size(len(rows), problem.executor.num_devices)
-        columns = {column: read_rows(x, rows) for column, x in table.items()}
-        parts[name] = problem.executor.shard_tree(
-            {column: pad_rows(x, size) for column, x in columns.items()}
+        tables[name] = problem.executor.shard_tree(
+            {
+                column: pad_rows(read_rows(x, rows), size)
+                for column, x in problem.table.items()
+            }
         )
-    return parts
+    return tables
 
 
 def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Program:
-    """The program, which ends with the state that looks most like a retrained one.
+    """Makes a program return the checkpoint that looks most like a retrained model.
 
-    States are kept at `looks` even distances. In the end that is taken whose image
-    score on the unlearn set is nearest to the score of held-out rows at the last.
-    Steps behind the last, with a rate of zero, make room for the last look.
+    Checkpoints are kept in memory at equal distances. The result is the one whose image
+    score on the unlearn set is nearest to the final score on held-out rows.
+
+    Args:
+        problem: the problem.
+        program: the program.
+        num_checkpoints: how many, besides the original.
     """
     scores = make_score_fn(problem)
     every = -(-program.steps // num_checkpoints)
-    behind = every * num_checkpoints + 1 - program.steps
+    # Refreshes run before a step, so the last one needs further steps. Their learning
+    # rate is 0.
+    extra_steps = every * num_checkpoints + 1 - program.steps
+    assert program.plan is not None
     plan = {
-        name: np.pad(rows, ((0, behind), (0, 0)), mode="edge")
+        name: np.pad(rows, ((0, extra_steps), (0, 0)), mode="edge")
         for name, rows in program.plan.items()
     }
     slots = num_checkpoints + 1
-    kept = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape)), program.params)
+    empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape)), program.params)
 
-    def look(params, frozen, aux, parts):
-        unlearn, held = scores(params, parts)
-        place = aux["count"]
-        kept = jax.tree.map(lambda x, y: x.at[place].set(y), aux["kept"], params)
+    def save_checkpoint(params, frozen, aux, sharded_tables):
+        unlearn, heldout = scores(params, sharded_tables)
+        slot = aux["count"]
         return {
-            "kept": kept,
-            "unlearn": aux["unlearn"].at[place].set(unlearn),
-            "held": held,
-            "count": place + 1,
+            "checkpoints": jax.tree.map(
+                lambda x, y: x.at[slot].set(y), aux["checkpoints"], params
+            ),
+            "unlearn": aux["unlearn"].at[slot].set(unlearn),
+            "heldout": heldout,
+            "count": slot + 1,
         }
 
-    def result(params, aux):
-        apart = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["held"]))
-        # The first was the original. One that was cut off has no say.
+    def select_checkpoint(params, aux):
+        gap = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["heldout"]))
+        # Slot 0 is the original. A run that was stopped early fills fewer slots.
         count = int(aux["count"])
-        best = 1 + int(apart[1:count].argmin()) if count > 1 else 0
-        return jax.tree.map(lambda x: x[best], aux["kept"])
+        best = 1 + int(gap[1:count].argmin()) if count > 1 else 0
+        return jax.tree.map(lambda x: x[best], aux["checkpoints"])
 
     return program._replace(
         plan=plan,
         sharded_tables=monitored_tables(problem),
         aux={
-            "kept": kept,
+            "checkpoints": empty,
             "unlearn": jnp.zeros(slots),
-            "held": jnp.zeros(()),
+            "heldout": jnp.zeros(()),
             "count": jnp.int32(0),
         },
-        refresh=look,
+        refresh=save_checkpoint,
         refresh_every=every,
-        result=result,
+        result=select_checkpoint,
     )

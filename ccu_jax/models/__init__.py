@@ -1,4 +1,4 @@
-"""The image+text classifier: two towers, projections and heads."""
+"""The image-text classifier: two towers, projections and heads."""
 
 from ccu_jax.models.classifier import (
     TAIL,

@@ -1,44 +1,49 @@
-"""Random changes to training rows: each row has a key of its own.
+"""Random augmentation of training rows.
 
-Keys belong to rows and not to devices or batches, so a run draws the same on one device
+Each row has a random key of its own, so that a run draws the same numbers on one device
 and on many.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from ccu_jax.config.schema import Train
 
-UNKNOWN = 1  # the token id that a dropped word becomes
-_PICTURE, _HIDE = 8, 2  # random numbers that each change takes
+UNKNOWN = 1  # token id of dropped words
+# Random numbers that the augmentation of an image and modality dropout consume.
+_IMAGE_DRAWS, _MODALITY_DRAWS = 8, 2
 
 
-def augment(example, keys, config: Train):
-    """Augmented pictures and texts, and what the fused view may look at.
+def augment(example: dict[str, Array], keys: Array, config: Train) -> dict[str, Array]:
+    """Augments images and texts, and hides modalities from the fused view.
 
     Args:
         example: `image` uint8 `[B, S, S, 3]`, `text` `[B, T]`, `has_image`, `has_text`.
-        keys: one per row, `[B]`.
-        config: how strongly.
+        keys: random keys `[B]`.
+        config: strengths of the augmentations.
 
     Returns:
-        The example with float pictures in 0..1 and changed words; `has_image` and
-        `has_text` now say what fusion may look at (never hiding the only modality), and
-        `image_weight`, `text_weight` `[B]` what there really is.
+        The example with float images in [0, 1] and dropped words. `has_image` and
+        `has_text` now say what the fused view sees, which is at least one modality of
+        those present; `image_weight` and `text_weight` `[B]` say which are present.
     """
-
     length = example["text"].shape[1]
 
-    def one(image, text, has_image, has_text, key):
-        # One draw for everything: each call of the generator takes long to compile.
-        draw = jax.random.uniform(key, (_PICTURE + _HIDE + length,))
+    def augment_row(image, text, has_image, has_text, key):
+        # A single draw, because each call of the generator is slow to compile.
+        draw = jax.random.uniform(key, (_IMAGE_DRAWS + _MODALITY_DRAWS + length,))
         return (
-            _picture(image / 255.0, draw[:_PICTURE], config),
-            _words(text, draw[_PICTURE + _HIDE :], config.word_dropout),
-            *_hide(has_image, has_text, draw[_PICTURE:], config.modality_dropout),
+            augment_image(image / 255.0, draw[:_IMAGE_DRAWS], config),
+            _drop_words(
+                text, draw[_IMAGE_DRAWS + _MODALITY_DRAWS :], config.word_dropout
+            ),
+            *_drop_modality(
+                has_image, has_text, draw[_IMAGE_DRAWS:], config.modality_dropout
+            ),
         )
 
-    image, text, see_image, see_text = jax.vmap(one)(
+    image, text, sees_image, sees_text = jax.vmap(augment_row)(
         example["image"],
         example["text"],
         example["has_image"],
@@ -49,46 +54,63 @@ def augment(example, keys, config: Train):
         **example,
         "image": image,
         "text": text,
-        "has_image": see_image,
-        "has_text": see_text,
+        "has_image": sees_image,
+        "has_text": sees_text,
         "image_weight": example["has_image"].astype(jnp.float32),
         "text_weight": example["has_text"].astype(jnp.float32),
     }
 
 
-def hide(has_image, has_text, keys, rate):
-    """What fusion may look at `[B]` twice: now and then one of two is hidden."""
-    draw = jax.vmap(lambda key: jax.random.uniform(key, (_HIDE,)))(keys)
-    return jax.vmap(_hide, (0, 0, 0, None))(has_image, has_text, draw, rate)
+def drop_modalities(
+    has_image: Array, has_text: Array, keys: Array, rate: float
+) -> tuple[Array, Array]:
+    """Hides one of two modalities from the fused view, in a fraction of the rows.
+
+    Args:
+        has_image, has_text: bool `[B]`.
+        keys: random keys `[B]`.
+        rate: the fraction.
+
+    Returns:
+        What the fused view sees of image and text, bool `[B]` each.
+    """
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (_MODALITY_DRAWS,)))(keys)
+    return jax.vmap(_drop_modality, (0, 0, 0, None))(has_image, has_text, draw, rate)
 
 
-def _hide(has_image, has_text, draw, rate):
-    hidden = (draw[0] < rate) & has_image & has_text
-    picture = draw[1] < 0.5
-    return has_image & ~(hidden & picture), has_text & ~(hidden & ~picture)
+def _drop_modality(has_image, has_text, draw, rate):
+    drops = (draw[0] < rate) & has_image & has_text
+    drops_image = draw[1] < 0.5
+    return has_image & ~(drops & drops_image), has_text & ~(drops & ~drops_image)
 
 
-def _picture(image, draw, config):
-    """One picture `[S, S, 3]`: shifted, stretched, flipped, tinted."""
-    side = image.shape[0]
-    spread = 2 * draw - 1  # -1..1
-    zoom = jnp.exp(spread[0:2] * config.zoom)
-    shift = spread[2:4] * config.shift
-    # Where each output pixel comes from, along each axis, in input pixels. Bilinear
-    # resampling along one axis is a matrix, which is far faster than gathering pixels.
-    centre = (side - 1) / 2
-    source = (jnp.arange(side)[None] - centre - shift[:, None]) / zoom[:, None] + centre
-    source = jnp.clip(source, 0, side - 1)
-    weight = jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - jnp.arange(side)))
+def augment_image(image: Array, draw: Array, config: Train) -> Array:
+    """Shifts, stretches, flips and tints one image.
+
+    Args:
+        image: `[S, S, 3]` in [0, 1].
+        draw: `[8]` uniform random numbers.
+        config: strengths.
+    """
+    size = image.shape[0]
+    signed = 2 * draw - 1  # in [-1, 1]
+    zoom = jnp.exp(signed[0:2] * config.zoom)
+    shift = signed[2:4] * config.shift
+    # The input coordinate of each output pixel, along each axis. Bilinear resampling
+    # along an axis is a matrix product, which is much faster than gathering pixels.
+    center = (size - 1) / 2
+    source = (jnp.arange(size)[None] - center - shift[:, None]) / zoom[:, None] + center
+    source = jnp.clip(source, 0, size - 1)
+    weight = jnp.maximum(0, 1 - jnp.abs(source[:, :, None] - jnp.arange(size)))
     if config.flip:
-        # Columns in reverse: the same as reversing the picture.
+        # Reversing the columns of the matrix reverses the image.
         flip = (draw[7] < 0.5) * 1.0
         weight = weight.at[1].set(flip * weight[1, ::-1] + (1 - flip) * weight[1])
     image = jnp.einsum("yh,xw,hwc->yxc", weight[0], weight[1], image)
-    tint = 1 + config.tint * spread[4:7]
-    # Around white, the background of most drawings and of many product pictures.
+    tint = 1 + config.tint * signed[4:7]
+    # White, the background of drawings and product images, stays white.
     return jnp.clip(1 + (image - 1) * tint, 0, 1)
 
 
-def _words(text, draw, rate):
+def _drop_words(text, draw, rate):
     return jnp.where((draw < rate) & (text > UNKNOWN), UNKNOWN, text)

@@ -1,7 +1,7 @@
-"""The image+text classifier as pure functions of a parameter tree.
+"""The image-text classifier as pure functions of a parameter tree.
 
-`build` returns a `Model`. Parameters are a dict of named parts, so that a method can
-say in one tuple what it trains (`TAIL`) and what it leaves alone to the bit (the rest).
+Parameters are a dict with an entry per module, so that a method can name the modules
+that it trains (such as `TAIL`) and leave all others unchanged to the bit.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,21 @@ from ccu_jax.models import towers
 Params = dict[str, Any]
 Example = dict[str, jax.Array]
 
-# The parts of the picture's way behind the trunk: what the cached features feed.
+# The modules that process the image behind the trunk, that is, the cached features.
 TAIL = ("image_tail", "image_projection", "image_head", "fused_head")
 TEXT = ("text", "text_projection", "text_head")
 VIEWS = ("image", "text", "fused")
-VISUAL = ("image", "fused")  # those that see the picture
+VISUAL = ("image", "fused")  # the views that see the image
 
 
 class Outputs(NamedTuple):
-    """What the classifier says of `B` rows.
+    """The classifier's outputs on B rows.
 
-    `z_image`, `z_text`: unit embeddings `[B, D]` in the shared space; `h_image`,
-    `h_text`: features `[B, W]`; `h_fused`: what the fused logits are read off `[B, F]`;
-    `image`, `text`, `fused`: logits `[B, K]` of each view.
+    Attributes:
+        z_image, z_text: unit embeddings `[B, D]` in the shared space.
+        h_image, h_text: features of each tower `[B, W]`.
+        h_fused: the input features of the fused head's output layers `[B, F]`.
+        image, text, fused: logits `[B, K]` of each view.
     """
 
     z_image: jax.Array
@@ -46,32 +48,41 @@ class Outputs(NamedTuple):
 class Model(NamedTuple):
     """A classifier.
 
-    `init(key)`, `trunk(params, image)`, `read(params, text)`, `apply(params, example)`.
+    Attributes:
+        init: `init(key) -> params`.
+        trunk: `trunk(params, image) -> features` `[B, P or 2, W]` of images
+            `[B, S, S, 3]`, uint8 or float in [0, 1].
+        encode_text: `encode_text(params, text) -> h_text` `[B, W]` of token ids
+            `[B, T]`.
+        apply: `apply(params, example, keys=None, use_dropout=True) -> Outputs`, see
+            `build`.
     """
 
     init: Callable[[jax.Array], Params]
     trunk: Callable[[Params, jax.Array], jax.Array]
-    read: Callable[[Params, jax.Array], jax.Array]
+    encode_text: Callable[[Params, jax.Array], jax.Array]
     apply: Callable[..., Outputs]
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows scaled to unit length; zeros stay zero and have a finite gradient."""
+    """Scales rows to unit length; zeros stay zero, with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
 class FusedHead(nn.Module):
-    """Logits `[B, K]` from both features, and all `[B, F]` that they are read off.
+    """Logits `[B, K]` from the features of both towers, with a residual MLP.
 
-    A learned stand-in takes the place of a missing one.
+    Learned vectors replace missing modalities. Also returns the features `[B, F]` that
+    the two output layers read.
     """
 
-    classes: int
+    num_classes: int
     width: int
 
     @nn.compact
-    def __call__(self, h_image, h_text, has_image, has_text):  # noqa: D102
-        parts = []
+    def __call__(self, h_image, h_text, has_image, has_text):
+        """Computes logits and features."""
+        inputs = []
         for name, h, has in (
             ("image", h_image, has_image),
             ("text", h_text, has_text),
@@ -80,132 +91,130 @@ class FusedHead(nn.Module):
                 f"no_{name}", nn.initializers.normal(0.02), (h.shape[-1],)
             )
             h = nn.LayerNorm(name=f"ln_{name}")(h)
-            parts.append(jnp.where(has[:, None], h, absent))
-        both = jnp.concatenate(parts, axis=-1)
+            inputs.append(jnp.where(has[:, None], h, absent))
+        both = jnp.concatenate(inputs, axis=-1)
         hidden = nn.gelu(nn.Dense(self.width, name="fc")(both))
-        deep = nn.Dense(self.classes, name="deep")(hidden)
-        logits = deep + nn.Dense(self.classes, name="wide")(both)
+        deep = nn.Dense(self.num_classes, name="deep")(hidden)
+        logits = deep + nn.Dense(self.num_classes, name="wide")(both)
         return logits, jnp.concatenate([both, hidden], axis=-1)
 
 
 def build(
     config: schema.Model,
     *,
-    classes: int,
-    vocabulary: int,
+    num_classes: int,
+    vocab_size: int,
     image_size: int,
     text_length: int,
 ) -> Model:
-    """Build the classifier.
+    """Builds the classifier.
+
+    The returned `apply(params, example, keys, use_dropout)` takes as `example` the
+    columns `image` or the trunk's `features`, `text` or `h_text`, and `has_image` and
+    `has_text` `[B]`: what the fused view sees. Features have dropout if there are
+    `keys`, a random key per row; `use_dropout`, bool `[B]`, limits it to some rows.
 
     Args:
-        config: sizes.
-        classes: K, number of labels.
-        vocabulary: number of token ids, padding included.
-        image_size: side of the pictures in pixels; a multiple of `config.patch`.
+        config: sizes of the modules.
+        num_classes: K.
+        vocab_size: number of token ids, including padding.
+        image_size: side of the images in pixels, a multiple of `config.patch`.
+        text_length: tokens of a text.
 
     Raises:
-        UserError: sizes that do not fit each other.
+        UserError: the sizes do not fit together.
     """
-    _check(config, image_size)
-    parts = _modules(config, classes, vocabulary)
+    _check_sizes(config, image_size)
+    modules = _make_modules(config, num_classes, vocab_size)
 
-    def run(params, part, *inputs):
-        return parts[part].apply({"params": params[part]}, *inputs)
+    def run(params, name, *args):
+        return modules[name].apply({"params": params[name]}, *args)
 
-    def trunk(params: Params, image: jax.Array) -> jax.Array:
-        """Trunk features `[B, P or 2, W]` of pictures `[B, S, S, 3]`, uint8 or 0..1."""
+    def trunk(params, image):
         if image.dtype == jnp.uint8:
             image = image / 255.0
         return run(params, "image_trunk", image)
 
-    def read(params: Params, text: jax.Array) -> jax.Array:
-        """Features `[B, W]` of texts `[B, T]`."""
+    def encode_text(params, text):
         return run(params, "text", text)
 
-    def apply(params: Params, example: Example, *, keys=None, drop=True) -> Outputs:
-        """Outputs for a batch.
-
-        Args:
-            params: the parts.
-            example: `image` or its trunk `features`; `text` or its feature `h_text`;
-                `has_image`, `has_text` `[B]`: what the fused view may look at.
-            keys: one random key per row switches dropout on the features on. Keys
-                belong to rows, not devices, so that results do not depend on how many
-                devices share the batch.
-            drop: which rows have dropout, `[B]`.
-        """
-        c = (
+    def apply(params, example, *, keys=None, use_dropout=True):
+        features = (
             example["features"]
             if "features" in example
             else trunk(params, example["image"])
         )
-        h_image = run(params, "image_tail", c)
+        h_image = run(params, "image_tail", features)
         h_text = (
-            example["h_text"] if "h_text" in example else read(params, example["text"])
+            example["h_text"]
+            if "h_text" in example
+            else encode_text(params, example["text"])
         )
         if keys is not None and config.dropout:
-            h_image, h_text = _dropout(h_image, h_text, keys, drop, config.dropout)
-        fused, h_fused = run(
-            params,
-            "fused_head",
-            h_image,
-            h_text,
-            example["has_image"],
-            example["has_text"],
-        )
-        return Outputs(
-            z_image=unit(run(params, "image_projection", h_image)),
-            z_text=unit(run(params, "text_projection", h_text)),
-            h_image=h_image,
-            h_text=h_text,
-            h_fused=h_fused,
-            image=run(params, "image_head", h_image),
-            text=run(params, "text_head", h_text),
-            fused=fused,
-        )
+            h_image, h_text = _apply_dropout(
+                h_image, h_text, keys, use_dropout, config.dropout
+            )
+        return _apply_heads(run, params, h_image, h_text, example)
 
-    def init(key: jax.Array) -> Params:
-        inputs = _inputs(config, image_size, text_length)
+    def init(key):
+        inputs = _module_inputs(config, image_size, text_length)
         return {
-            name: parts[name].init(jax.random.fold_in(key, i), *inputs[name])["params"]
-            for i, name in enumerate(sorted(parts))
+            name: modules[name].init(jax.random.fold_in(key, i), *inputs[name])[
+                "params"
+            ]
+            for i, name in enumerate(sorted(modules))
         }
 
-    # It runs once: on CPUs, making it fast would take far longer than it does.
-    on_cpu = jax.default_backend() == "cpu"
-    quick = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return Model(
-        init=jax.jit(init, compiler_options=quick), trunk=trunk, read=read, apply=apply
+    # It runs once, so on CPUs optimizing it would take longer than it saves.
+    is_on_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if is_on_cpu else None
+    return Model(jax.jit(init, compiler_options=options), trunk, encode_text, apply)
+
+
+def _apply_heads(run, params, h_image, h_text, example) -> Outputs:
+    fused, h_fused = run(
+        params, "fused_head", h_image, h_text, example["has_image"], example["has_text"]
+    )
+    return Outputs(
+        z_image=unit(run(params, "image_projection", h_image)),
+        z_text=unit(run(params, "text_projection", h_text)),
+        h_image=h_image,
+        h_text=h_text,
+        h_fused=h_fused,
+        image=run(params, "image_head", h_image),
+        text=run(params, "text_head", h_text),
+        fused=fused,
     )
 
 
-def _modules(config, classes, vocabulary) -> dict[str, nn.Module]:
-    shape = dict(heads=config.heads, dtype=jnp.dtype(config.dtype))
-    shape["remat"] = config.remat
-    trunk_depth = config.image_depth - config.tail_blocks
+def _make_modules(config, num_classes, vocab_size) -> dict[str, nn.Module]:
+    options = {
+        "heads": config.heads,
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+    }
     return {
         "image_trunk": towers.ImageTrunk(
             config.patch,
             config.image_width,
-            trunk_depth,
-            whole=not config.tail_blocks,
-            **shape,
+            config.image_depth - config.tail_blocks,
+            returns_pooled=not config.tail_blocks,
+            **options,
         ),
-        "image_tail": towers.ImageTail(config.tail_blocks, **shape),
+        "image_tail": towers.ImageTail(config.tail_blocks, **options),
         "text": towers.TextTower(
-            vocabulary, config.text_width, config.text_depth, **shape
+            vocab_size, config.text_width, config.text_depth, **options
         ),
         "image_projection": nn.Dense(config.embed_dim, use_bias=False),
         "text_projection": nn.Dense(config.embed_dim, use_bias=False),
-        "image_head": nn.Dense(classes),
-        "text_head": nn.Dense(classes),
-        "fused_head": FusedHead(classes, config.text_width),
+        "image_head": nn.Dense(num_classes),
+        "text_head": nn.Dense(num_classes),
+        "fused_head": FusedHead(num_classes, config.text_width),
     }
 
 
-def _inputs(config, image_size, text_length) -> dict[str, tuple]:
-    """What each part is called with, one row: its shapes make the parameters."""
+def _module_inputs(config, image_size, text_length) -> dict[str, tuple]:
+    """Returns inputs of one row for each module, whose shapes `init` needs."""
     h_image = jnp.zeros((1, config.image_width))
     h_text = jnp.zeros((1, config.text_width))
     has = jnp.ones((1,), bool)
@@ -221,36 +230,36 @@ def _inputs(config, image_size, text_length) -> dict[str, tuple]:
     }
 
 
-def _dropout(h_image, h_text, keys, drop, rate):
+def _apply_dropout(h_image, h_text, keys, use_dropout, rate):
     both = jnp.concatenate([h_image, h_text], axis=1)
     shape = both.shape[1:]
-    # The key itself has drawn the augmentation.
+    # Folded in, because the augmentation has used the keys themselves.
     draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), shape))
-    rate = jnp.where(jnp.broadcast_to(drop, len(both)), rate, 0.0)[:, None]
+    rate = jnp.where(jnp.broadcast_to(use_dropout, len(both)), rate, 0.0)[:, None]
     both = jnp.where(draw(keys) < rate, 0.0, both / (1 - rate))
     return jnp.split(both, [h_image.shape[1]], axis=1)
 
 
-def _check(config, image_size):
+def _check_sizes(config, image_size):
     if image_size % config.patch:
         raise UserError(
-            f"data.image_size={image_size} is not a multiple of model.patch="
-            f"{config.patch}: change one of them"
+            f"data.image_size={image_size}: not a multiple of model.patch="
+            f"{config.patch}; change one of them"
         )
     if config.patch > 3 and config.patch % 2:
         raise UserError(
-            f"model.patch={config.patch} is odd: edges are looked at in halves of a "
-            "patch; give an even number"
+            f"model.patch={config.patch}: odd, but edge histograms split patches in "
+            "half; use an even number"
         )
     for tower in ("image", "text"):
         width = getattr(config, f"{tower}_width")
         if width % config.heads:
             raise UserError(
-                f"model.{tower}_width={width} is not a multiple of model.heads="
-                f"{config.heads}: change one of them"
+                f"model.{tower}_width={width}: not a multiple of model.heads="
+                f"{config.heads}; change one of them"
             )
     if not 0 <= config.tail_blocks <= config.image_depth:
         raise UserError(
-            f"model.tail_blocks={config.tail_blocks} must lie between 0 and "
-            f"model.image_depth={config.image_depth}"
+            f"model.tail_blocks={config.tail_blocks}: not in 0 to model.image_depth="
+            f"{config.image_depth}; change one of them"
         )

@@ -1,6 +1,7 @@
-"""The towers, as flax modules over a batch; blocks are shaped like CLIP's.
+"""The image and text towers as Flax modules, with transformer blocks like CLIP's.
 
-Letters: B rows, P picture tokens, T text tokens, W width, K classes, D shared space.
+Letters: B rows, P image tokens, T text tokens, Q queries, H heads, N = B * T tokens of
+a batch, W width.
 """
 
 import einops
@@ -8,57 +9,66 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Zero-mean, unit-variance pixels for pictures whose mean and spread are near these.
+# Typical statistics of pixels in [0, 1]; images are normalized by them.
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.3
 
 
 class Attention(nn.Module):
-    """The first half of a pre-norm transformer block: tokens look at each other.
+    """The first half of a pre-norm transformer block: multi-head attention.
 
-    Args of the call: `x_BxTxW`, `mask_BxT` (true where a token may be looked at), and
-    `query_BxQxW`: tokens that look at x and are all that is wanted, instead of x.
+    Args of the call: tokens `x_BxTxW`; `mask_BxT`, false for padding; and optionally
+    `query_BxQxW`, tokens that attend to x and replace x in the output.
     """
 
     heads: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):  # noqa: D102
+    def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):
+        """Returns tokens `[B, Q, W]`, or `[B, T, W]` without queries."""
         batch, _, width = x_BxTxW.shape
         if query_BxQxW is None:
             query_BxQxW = x_BxTxW
-        # All but attention works on single tokens: as a matrix, XLA's CPU backend takes
-        # the products in two thirds of the time that it needs for three axes.
+        # All but attention is per token: on CPUs, XLA multiplies matrices in two thirds
+        # of the time that it needs for arrays of three axes.
         x_NxW = einops.rearrange(x_BxTxW, "b t w -> (b t) w")
         query_NxW = einops.rearrange(query_BxQxW, "b q w -> (b q) w")
         norm = nn.LayerNorm(dtype=self.dtype, name="ln_1")
-        heads = dict(b=batch, h=self.heads)
+        sizes = {"b": batch, "h": self.heads}
         query = nn.Dense(width, dtype=self.dtype, name="query")(norm(query_NxW))
-        query = einops.rearrange(query, "(b q) (h d) -> b q h d", **heads)
-        both = nn.Dense(2 * width, dtype=self.dtype, name="key_value")(norm(x_NxW))
-        cut = "(b t) (two h d) -> two b t h d"
-        key, value = einops.rearrange(both, cut, two=2, **heads)
+        query = einops.rearrange(query, "(b q) (h d) -> b q h d", **sizes)
+        key_value = nn.Dense(2 * width, dtype=self.dtype, name="key_value")(norm(x_NxW))
+        key, value = einops.rearrange(
+            key_value, "(b t) (two h d) -> two b t h d", two=2, **sizes
+        )
         mixed = attend(query, key, value, mask_BxT)
         mixed = einops.rearrange(mixed, "b h q d -> (b q) (h d)")
-        out = query_NxW + _near_zero(width, self.dtype, "out")(mixed)
+        out = query_NxW + _residual_dense(width, self.dtype, "out")(mixed)
         return einops.rearrange(out, "(b q) w -> b q w", b=batch)
 
 
-def attend(query_BxQxHxD, key_BxTxHxD, value_BxTxHxD, mask_BxT=None):
-    """Attention (Vaswani et al. 2017) of H heads: `[B, H, Q, D]`.
+def attend(
+    query_BxQxHxD: jax.Array,
+    key_BxTxHxD: jax.Array,
+    value_BxTxHxD: jax.Array,
+    mask_BxT: jax.Array | None = None,
+) -> jax.Array:
+    """Returns scaled dot-product attention (Vaswani et al. 2017), `[B, H, Q, D]`.
 
-    The softmax is divided by its sum only behind the last product, as in flash
-    attention (Dao et al. 2022): on CPUs a quarter less time, there and back.
+        softmax(query . key / sqrt(D)) value
+
+    The softmax is normalized after the product with the values, as in flash attention
+    (Dao et al. 2022): on CPUs this saves a quarter of the time of a training step.
     """
     query = query_BxQxHxD * query_BxQxHxD.shape[-1] ** -0.5
     score_BxHxQxT = jnp.einsum(
         "bqhd,bthd->bhqt", query, key_BxTxHxD, preferred_element_type=jnp.float32
     )
     if mask_BxT is not None:
-        # Large and finite: a row of -inf would turn the softmax into NaN.
+        # Large but finite, because the softmax of a row of -inf is NaN.
         score_BxHxQxT += jnp.where(mask_BxT, 0.0, -1e9)[:, None, None, :]
-    largest = jax.lax.stop_gradient(score_BxHxQxT.max(axis=-1, keepdims=True))
-    weight_BxHxQxT = jnp.exp(score_BxHxQxT - largest)
+    max_score = jax.lax.stop_gradient(score_BxHxQxT.max(axis=-1, keepdims=True))
+    weight_BxHxQxT = jnp.exp(score_BxHxQxT - max_score)
     mixed_BxHxQxD = jnp.einsum(
         "bhqt,bthd->bhqd",
         weight_BxHxQxT.astype(value_BxTxHxD.dtype),
@@ -70,85 +80,91 @@ def attend(query_BxQxHxD, key_BxTxHxD, value_BxTxHxD, mask_BxT=None):
 
 
 class FeedForward(nn.Module):
-    """The second half of a block: each token `[B, T, W]` by itself."""
+    """The second half of a block: a feed-forward layer on each token `[B, T, W]`."""
 
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxTxW):  # noqa: D102
+    def __call__(self, x_BxTxW):
+        """Returns tokens of the same shape."""
         batch, _, width = x_BxTxW.shape
         x_NxW = einops.rearrange(x_BxTxW, "b t w -> (b t) w")
         y = nn.LayerNorm(dtype=self.dtype, name="ln_2")(x_NxW)
         y = nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="fc")(y))
-        x_NxW = x_NxW + _near_zero(width, self.dtype, "proj")(y)
+        x_NxW = x_NxW + _residual_dense(width, self.dtype, "proj")(y)
         return einops.rearrange(x_NxW, "(b t) w -> b t w", b=batch)
 
 
-def _near_zero(width, dtype, name):
-    # Blocks start near the identity: little data then keeps what it need not change.
-    small = nn.initializers.normal(0.02)
-    return nn.Dense(width, dtype=dtype, kernel_init=small, name=name)
+def _residual_dense(width, dtype, name):
+    # Small weights make blocks start near the identity, which helps on small data sets.
+    kernel_init = nn.initializers.normal(0.02)
+    return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block: attention, then a feed-forward layer."""
+    """A pre-norm transformer block: attention, then a feed-forward layer."""
 
     heads: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):  # noqa: D102
-        look = Attention(self.heads, self.dtype, name="attention")
-        x_BxTxW = look(x_BxTxW, mask_BxT, query_BxQxW)
+    def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):
+        """Returns tokens, as `Attention` does."""
+        attention = Attention(self.heads, self.dtype, name="attention")
+        x_BxTxW = attention(x_BxTxW, mask_BxT, query_BxQxW)
         return FeedForward(self.dtype, name="feed_forward")(x_BxTxW)
 
 
-def _block(remat):
-    """A block; `remat`: computed once more for the gradient instead of being kept."""
+def _block_type(remat):
     return nn.remat(Block) if remat else Block
 
 
-def pooled(x_BxPxW):
-    """Class token and mean of the patches `[B, 2, W]`: they see different things.
+def pool_class_and_mean(x_BxPxW: jax.Array) -> jax.Array:
+    """Returns the class token and the mean of the image tokens, `[B, 2, W]`.
 
-    Small models trained from scratch need the mean.
+    Small models that are trained from scratch need the mean.
     """
     mean = x_BxPxW[:, 1:].mean(axis=1, keepdims=True)
     return jnp.concatenate([x_BxPxW[:, :1], mean], axis=1)
 
 
-def edge_histograms(x, cell: int, bins: int = 8):
-    """Histograms of edge directions of `[B, S, S, 3]` in cells of `cell` pixels.
+def edge_histograms(x: jax.Array, cell: int, bins: int = 8) -> jax.Array:
+    """Returns histograms of edge orientations, similar to HOG (Dalal & Triggs 2005).
 
-    A fixed, differentiable description of shape (Dalal & Triggs 2005): with a thousand
-    pictures to learn from, a transformer does not find edges by itself.
+    A fixed, differentiable description of shape: with a thousand training images, a
+    transformer does not learn to detect edges.
+
+    Args:
+        x: images `[B, S, S, 3]`.
+        cell: side of a cell in pixels, a divisor of S.
+        bins: number of orientations.
 
     Returns:
-        `[B, S / cell, S / cell, bins]`, square roots of the summed strengths.
+        `[B, S / cell, S / cell, bins]`, square roots of the summed gradient magnitudes.
     """
-    grey = jnp.pad(x.sum(-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
-    dx = (grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2])[:, None]
-    dy = (grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1])[:, None]
-    strength = jnp.sqrt(dx * dx + dy * dy + 1e-6)
-    # The projections onto fixed directions need no arctangent.
+    gray = jnp.pad(x.sum(-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    dx = (gray[:, 1:-1, 2:] - gray[:, 1:-1, :-2])[:, None]
+    dy = (gray[:, 2:, 1:-1] - gray[:, :-2, 1:-1])[:, None]
+    magnitude = jnp.sqrt(dx * dx + dy * dy + 1e-6)
+    # Projecting onto fixed orientations avoids the arctangent.
     angle = (jnp.arange(bins) * jnp.pi / bins).astype(x.dtype)[:, None, None]
-    along = (dx * jnp.cos(angle) + dy * jnp.sin(angle)) / strength
-    h = strength * along**bins
-    # Sums along a row as a product with a matrix: CPUs are slow at short sums.
-    side = x.shape[1] // cell
-    cells = jnp.repeat(jnp.eye(side, dtype=x.dtype), cell, axis=0)
+    cosine = (dx * jnp.cos(angle) + dy * jnp.sin(angle)) / magnitude
+    h = magnitude * cosine**bins
+    # Sums along a row as a matrix product, because short sums are slow on CPUs.
+    num_cells = x.shape[1] // cell
+    cells = jnp.repeat(jnp.eye(num_cells, dtype=x.dtype), cell, axis=0)
     h = einops.reduce(h @ cells, "b k (h p) w -> b h w k", "sum", p=cell)
     return jnp.sqrt(h / cell + 1e-6)
 
 
 class ImageTrunk(nn.Module):
-    """Pictures `[B, S, S, 3]` (floats in 0..1) to tokens `[B, P, W]`.
+    """Images `[B, S, S, 3]` (floats in [0, 1]) to tokens `[B, P, W]`.
 
-    With `whole`, to the two tokens `[B, 2, W]` that the last block's feed-forward layer
-    gets: it does all but that layer, and stores little for each picture.
+    With `returns_pooled` the last block's feed-forward layer is left to the tail, and
+    only its two input tokens `[B, 2, W]` are returned, which saves storage per image.
 
-    Patches are cut by a reshape and embedded by one matrix product: on CPUs this is far
-    faster than a strided convolution, and inside a scan by an order of magnitude.
+    Patches are cut by a reshape and embedded by one matrix product: on CPUs this is
+    faster than a strided convolution, and ten times faster inside a scan.
     """
 
     patch: int
@@ -156,18 +172,19 @@ class ImageTrunk(nn.Module):
     depth: int
     heads: int
     dtype: jnp.dtype
-    whole: bool = False
+    returns_pooled: bool = False
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image_BxSxSx3):  # noqa: D102
+    def __call__(self, image_BxSxSx3):
+        """Returns tokens."""
         x = (image_BxSxSx3.astype(self.dtype) - PIXEL_MEAN) / PIXEL_STD
-        cut = "b (h p) (w q) c -> b (h w) (p q c)"
-        patches = einops.rearrange(x, cut, p=self.patch, q=self.patch)
+        to_patches = "b (h p) (w q) c -> b (h w) (p q c)"
+        patches = einops.rearrange(x, to_patches, p=self.patch, q=self.patch)
         cell = max(self.patch // 2, 1)
-        per_patch = self.patch // cell
+        cells = self.patch // cell  # per patch and axis
         edges = edge_histograms(x, cell)
-        edges = einops.rearrange(edges, cut, p=per_patch, q=per_patch)
+        edges = einops.rearrange(edges, to_patches, p=cells, q=cells)
         x = jnp.concatenate([patches / 2, edges], axis=-1)
         x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patches")(x)
         small = nn.initializers.normal(0.02)
@@ -176,21 +193,20 @@ class ImageTrunk(nn.Module):
         x = jnp.concatenate([token.astype(self.dtype), x], axis=1)
         x = x + self.param("position", small, x.shape[1:]).astype(self.dtype)
         x = nn.LayerNorm(dtype=self.dtype, name="ln_pre")(x)
-        for i in range(self.depth - self.whole):
-            x = _block(self.remat)(self.heads, self.dtype, name=f"block_{i}")(x)
-        if self.whole:
-            x = Attention(self.heads, self.dtype, name="attention")(
-                x, query_BxQxW=pooled(x)
-            )
+        for i in range(self.depth - self.returns_pooled):
+            block = _block_type(self.remat)
+            x = block(self.heads, self.dtype, name=f"block_{i}")(x)
+        if self.returns_pooled:
+            attention = Attention(self.heads, self.dtype, name="attention")
+            x = attention(x, query_BxQxW=pool_class_and_mean(x))
         return x
 
 
 class ImageTail(nn.Module):
-    """What the trunk gives, to the picture's feature `[B, W]`: last blocks, norm, pool.
+    """Tokens of the trunk to the image feature `[B, W]`: last blocks, norm, pooling.
 
-    Nothing but two pooled tokens is wanted of the last block, so nothing else is
-    computed: it takes a fifth of a full block's time. With `depth` 0 the trunk has
-    done even that, and what is left is the last feed-forward layer.
+    The last block computes only the two pooled tokens, in a fifth of a full block's
+    time. With `depth` 0 it is the feed-forward layer that a pooled trunk leaves out.
     """
 
     depth: int
@@ -199,13 +215,12 @@ class ImageTail(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x_BxPxW):  # noqa: D102
-        block = _block(self.remat)
+    def __call__(self, x_BxPxW):
+        """Returns image features."""
         for i in range(self.depth):
-            query = pooled(x_BxPxW) if i == self.depth - 1 else None
-            x_BxPxW = block(self.heads, self.dtype, name=f"block_{i}")(
-                x_BxPxW, None, query
-            )
+            query = pool_class_and_mean(x_BxPxW) if i == self.depth - 1 else None
+            block = _block_type(self.remat)(self.heads, self.dtype, name=f"block_{i}")
+            x_BxPxW = block(x_BxPxW, None, query)
         if not self.depth:
             x_BxPxW = FeedForward(self.dtype, name="feed_forward")(x_BxPxW)
         x_BxPxW = nn.LayerNorm(dtype=self.dtype, name="ln_post")(x_BxPxW)
@@ -213,9 +228,9 @@ class ImageTail(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids `[B, T]` (0 = padding) to the text's feature `[B, W]`."""
+    """Token ids `[B, T]` (0 = padding) to the text feature `[B, W]`."""
 
-    vocabulary: int
+    vocab_size: int
     width: int
     depth: int
     heads: int
@@ -223,10 +238,11 @@ class TextTower(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, text_BxT):  # noqa: D102
+    def __call__(self, text_BxT):
+        """Returns text features: the mean of the tokens that are not padding."""
         mask_BxT = text_BxT > 0
         x = nn.Embed(
-            self.vocabulary,
+            self.vocab_size,
             self.width,
             embedding_init=nn.initializers.normal(0.02),
             dtype=self.dtype,
@@ -237,7 +253,7 @@ class TextTower(nn.Module):
         )
         x = x + position.astype(self.dtype)
         for i in range(self.depth):
-            block = _block(self.remat)(self.heads, self.dtype, name=f"block_{i}")
+            block = _block_type(self.remat)(self.heads, self.dtype, name=f"block_{i}")
             x = block(x, mask_BxT)
         x = nn.LayerNorm(dtype=self.dtype, name="ln_final")(x)
         weight_BxT = mask_BxT / jnp.maximum(mask_BxT.sum(1, keepdims=True), 1)

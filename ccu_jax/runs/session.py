@@ -123,8 +123,8 @@ def _build_context(
     executor = EXECUTORS[config.run.executor]()
     model = models.build(
         config.model,
-        classes=len(dataset.classes),
-        vocabulary=dataset.vocabulary,
+        num_classes=len(dataset.classes),
+        vocab_size=dataset.vocabulary,
         image_size=config.data.image_size,
         text_length=config.data.text_length,
     )

@@ -145,7 +145,7 @@ def test_pytorch_augments_images_the_same_way():
     train, rng = problems.make_config(sizes).train, np.random.default_rng(0)
     image = rng.random((20, 12, 12, 3)).astype(np.float32)
     draw = rng.random((20, 8)).astype(np.float32)
-    ours = jax.vmap(lambda x, d: augment._picture(x, d, train))(image, draw)
+    ours = jax.vmap(lambda x, d: augment.augment_image(x, d, train))(image, draw)
     theirs = torch_training.augment_images(
         torch.from_numpy(image).permute(0, 3, 1, 2), torch.from_numpy(draw), train
     )

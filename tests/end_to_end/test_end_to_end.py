@@ -70,8 +70,8 @@ def _model(workdir):
     loaded = data.load(config.data, workdir, lambda *told: None)
     model = models.build(
         config.model,
-        classes=len(loaded.classes),
-        vocabulary=loaded.vocabulary,
+        num_classes=len(loaded.classes),
+        vocab_size=loaded.vocabulary,
         image_size=config.data.image_size,
         text_length=config.data.text_length,
     )

@@ -727,7 +727,7 @@ class Looks(list):
 
             def read(params, text):
                 self.append("text")
-                return model.read(params, text)
+                return model.encode_text(params, text)
 
             def apply(params, example, **kwargs):
                 self.extend({"image", "text"} & set(example) - {"text"})

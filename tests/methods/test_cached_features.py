@@ -80,12 +80,12 @@ def test_the_parts_of_a_batch_go_together_and_come_apart_again():
         "b": {"labels": jnp.ones((3, 2)), "x": jnp.arange(3), "own": jnp.zeros(3)},
         "a": {"labels": jnp.zeros((2, 2)), "x": jnp.arange(7, 9)},
     }
-    every, cut = cache.concat_parts(batch, drop="a")
-    assert set(every) == {"labels", "x", "drop"}
+    every, cut = cache.concat_parts(batch, dropout_part="a")
+    assert set(every) == {"labels", "x", "use_dropout"}
     assert len(every["labels"]) == 5
     apart = cut(every)
     for part, rows in batch.items():
         for column in ("labels", "x"):
             np.testing.assert_array_equal(apart[part][column], rows[column])
-        assert (apart[part]["drop"] == (part == "a")).all()
-    assert not cache.concat_parts(batch)[0]["drop"].any()
+        assert (apart[part]["use_dropout"] == (part == "a")).all()
+    assert not cache.concat_parts(batch)[0]["use_dropout"].any()

@@ -18,13 +18,13 @@ from ccu_jax.distributed import executors as parallel
 from ccu_jax.train import step
 from ccu_jax.methods import METHODS
 
-problem = toy.problem(parallel.pmap())
+problem = toy.make_problem(parallel.pmap())
 for name in sys.argv[1:]:
     program = METHODS[name](problem)
     place = problem.executor.replicate
-    key = problem._replace(method=name).key("steps")
+    key = problem._replace(method=name).make_key("steps")
     state = place(step.init_state(program, key))
-    share = toy.share(problem.executor, program)
+    share = toy.step_inputs_of(problem.executor, program)
     steps = problem.executor.compile(step.make_steps(program))
     text = steps.lower(state, place(step.static_inputs(program)), share).as_text()
     print(name, hashlib.sha256(text.encode()).hexdigest())

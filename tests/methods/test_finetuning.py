@@ -154,7 +154,7 @@ def test_a_text_of_another_row_is_that_of_the_next_on_any_number_of_devices(name
     rows = {"text": text, "has_text": np.arange(16) % 3 > 0}
 
     def fn(state, _, share):
-        return state, gather_replicated(distillation._of_next(share))
+        return state, gather_replicated(distillation._texts_of_next_rows(share))
 
     _, found = executor.compile(fn)((), (), jax.tree.map(executor.shard, rows))
     assert set(found) == {"text", "has_text"}
@@ -168,7 +168,7 @@ def test_a_text_of_another_row_is_that_of_the_next_on_any_number_of_devices(name
 def test_wrong_labels_are_never_the_true_ones_and_any_other():
     data = toy.make_dataset(420)
     problem = toy.make_problem(parallel.vmap(1), data)._replace(method="random_label")
-    wrong, rows = baselines.wrong_labels(problem), problem.sets.unlearn
+    wrong, rows = baselines.draw_wrong_labels(problem), problem.sets.unlearn
     true = np.asarray(problem.table["labels"])
     assert wrong.shape == true.shape and wrong.dtype == true.dtype
     np.testing.assert_array_equal(wrong.sum(1), 1)
@@ -177,13 +177,13 @@ def test_wrong_labels_are_never_the_true_ones_and_any_other():
     assert pairs == {(a, b) for a in every for b in every if a != b}
     rest = np.setdiff1d(np.arange(len(true)), rows)
     np.testing.assert_array_equal(wrong[rest], true[rest])
-    other = baselines.wrong_labels(problem._replace(seed=1))
+    other = baselines.draw_wrong_labels(problem._replace(seed=1))
     assert (other != wrong).any()
 
 
 def test_several_wrong_labels_are_those_of_a_row_that_is_kept():
     problem = bench_of(True)._replace(method="random_label")
-    wrong, sets = baselines.wrong_labels(problem), problem.sets
+    wrong, sets = baselines.draw_wrong_labels(problem), problem.sets
     true = np.asarray(problem.table["labels"])
     kept = {tuple(x) for x in true[sets.retain]}
     assert {tuple(x) for x in wrong[sets.unlearn]} <= kept
@@ -201,8 +201,8 @@ def test_the_last_layers_are_trained_on_or_anew_and_the_others_stay(name):
     program = METHODS[name](problem)
     parts = LAYERS[name[3:]]
     assert tuple(program.params) == parts
-    assert set(program.frozen["parts"]) == set(problem.params) - set(parts)
-    for part, tree in program.frozen["parts"].items():
+    assert set(program.frozen["modules"]) == set(problem.params) - set(parts)
+    for part, tree in program.frozen["modules"].items():
         assert trees_equal(tree, problem.params[part]), part
     for part, tree in program.params.items():
         assert trees_equal(tree, problem.params[part]) == name.startswith("cf_"), part

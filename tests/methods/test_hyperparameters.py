@@ -24,24 +24,24 @@ from tests.toy import (
 
 def test_real_numbers_are_leaves_and_zeros_are_part_of_the_structure():
     section = CcuPlus(pair_dissociation=10.0, gated_push=0.0)
-    tree = Hyperparameters.from_section(section)
+    tree = Hyperparameters.from_config(section)
     real = {k: x for k, x in dataclasses.asdict(section).items() if type(x) is float}
     leaves = sorted(float(x) for x in jax.tree.leaves(tree))
     assert leaves == pytest.approx(sorted(x for x in real.values() if x))
     for name, x in real.items():
         assert float(getattr(tree, name)) == pytest.approx(x), name
         assert tree.is_active(name) == (x != 0), name
-    other = Hyperparameters.from_section(
+    other = Hyperparameters.from_config(
         dataclasses.replace(section, pair_dissociation=3.0, learning_rate=0.5)
     )
     assert jax.tree.structure(other) == jax.tree.structure(tree)
     for changed in ({"pair_dissociation": 0.0}, {"gated_push": 1.0}):
-        apart = Hyperparameters.from_section(dataclasses.replace(section, **changed))
+        apart = Hyperparameters.from_config(dataclasses.replace(section, **changed))
         assert jax.tree.structure(apart) != jax.tree.structure(tree), changed
 
 
 def test_only_its_real_numbers_can_be_asked_for():
-    tree = Hyperparameters.from_section(CcuPlus())
+    tree = Hyperparameters.from_config(CcuPlus())
     for name in ("steps", "train_trunk", "nothing", "_hidden"):
         with pytest.raises(AttributeError, match=name):
             getattr(tree, name)
@@ -52,8 +52,8 @@ def test_only_its_real_numbers_can_be_asked_for():
 
 def test_a_section_goes_through_every_transformation_of_jax():
     tree, other = (
-        Hyperparameters.from_section(CcuPlus(pair_dissociation=2.0)),
-        Hyperparameters.from_section(CcuPlus(pair_dissociation=5.0)),
+        Hyperparameters.from_config(CcuPlus(pair_dissociation=2.0)),
+        Hyperparameters.from_config(CcuPlus(pair_dissociation=5.0)),
     )
     traces = []
 
@@ -67,7 +67,7 @@ def test_a_section_goes_through_every_transformation_of_jax():
     assert float(weighted(tree, jnp.float32(3))) == 6
     assert float(weighted(other, jnp.float32(3))) == 15
     assert traces == [False]
-    gated = Hyperparameters.from_section(CcuPlus(pair_dissociation=2.0, gated_push=1.0))
+    gated = Hyperparameters.from_config(CcuPlus(pair_dissociation=2.0, gated_push=1.0))
     assert float(weighted(gated, jnp.float32(3))) == 9 and traces == [False, True]
     doubled = jax.tree.map(lambda x: 2 * x, tree)
     assert float(doubled.pair_dissociation) == 4 and doubled.gated_push == 0.0

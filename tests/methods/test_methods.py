@@ -16,7 +16,7 @@ from ccu_jax.distributed import executors as parallel
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES
-from ccu_jax.methods.ccu import targets
+from ccu_jax.methods.ccu import closed_loop
 from ccu_jax.models import TAIL, TEXT
 from tests import toy
 from tests.toy import (
@@ -223,8 +223,8 @@ def test_seeds_and_requests_of_other_sizes_share_one_program(
         traces["targets"] += 1
         return prepare_it(*args, **kwargs)
 
-    prepare_it = targets.prepare
-    monkeypatch.setattr(targets, "prepare", prepare)
+    prepare_it = closed_loop.fit_prior
+    monkeypatch.setattr(closed_loop, "fit_prior", prepare)
     for request in requests(problem):
         changed = problem._replace(forward=forward, method=name, **request)
         method = count_traces(name, traces)

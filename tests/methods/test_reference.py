@@ -100,7 +100,7 @@ def test_training_takes_rows_in_the_order_of_the_conditions(order):
     )
     # Methods on cached features go by the rows that these stand for.
     cached = np.arange(len(rows))
-    plan = problem.plan_batches(cached, 8, 3, "x", of=rows)
+    plan = problem.plan_batches(cached, 8, 3, "x", dataset_rows=rows)
     assert np.abs(place[plan.ravel()] - np.arange(24)).max() < 5
 
 

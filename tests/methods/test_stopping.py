@@ -195,7 +195,7 @@ def test_scrub_with_rewinding_looks_at_the_end_of_every_epoch(tmp_path):
     }
     outcome, problem = run_method("scrub_rewind", tmp_path, changes=settings)
     program = METHODS["scrub_rewind"](problem)
-    assert all(len(x) == 3 for x in jax.tree.leaves(program.aux["kept"]))
+    assert all(len(x) == 3 for x in jax.tree.leaves(program.aux["checkpoints"]))
     assert program.steps == 2 * program.refresh_every + 1
 
     def apart(params):

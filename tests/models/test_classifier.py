@@ -116,7 +116,7 @@ def test_cached_features_give_the_same_outputs_as_the_pictures(
     cached["features"] = jax.jit(model.trunk)(params, example["image"])
     found = apply(params, cached)
     del cached["text"]
-    h_text = jax.jit(model.read)(params, example["text"])
+    h_text = jax.jit(model.encode_text)(params, example["text"])
     without_text = apply(params, {**cached, "h_text": h_text})
     for name, value in expected._asdict().items():
         np.testing.assert_allclose(getattr(found, name), value, atol=1e-6)
@@ -211,7 +211,7 @@ def test_dropout_belongs_to_rows_and_is_off_without_keys(model, apply, params, e
 def test_rows_may_be_kept_from_dropout_to_the_bit(apply, params, example):
     keys, drop = jax.random.split(jax.random.key(1), ROWS), np.arange(ROWS) % 3 == 0
     plain, dropped = apply(params, example), apply(params, example, keys=keys)
-    some = apply(params, example, keys=keys, drop=drop)
+    some = apply(params, example, keys=keys, use_dropout=drop)
     for name, value in some._asdict().items():
         np.testing.assert_array_equal(value[drop], getattr(dropped, name)[drop])
         np.testing.assert_array_equal(value[~drop], getattr(plain, name)[~drop])
@@ -472,7 +472,7 @@ def test_hiding_never_hides_the_only_modality(augmented):
     has_image = np.array([True, True, False, False] * 50)
     has_text = np.array([True, False, True, False] * 50)
     keys = jax.random.split(jax.random.key(0), 200)
-    see, read = augment.hide(has_image, has_text, keys, 0.8)
+    see, read = augment.drop_modalities(has_image, has_text, keys, 0.8)
     both = has_image & has_text
     np.testing.assert_array_equal(see[~both], has_image[~both])
     np.testing.assert_array_equal(read[~both], has_text[~both])
@@ -480,7 +480,7 @@ def test_hiding_never_hides_the_only_modality(augmented):
     hidden = ~(see & read)[both]
     assert 0.6 < hidden.mean() < 0.95
     assert np.any(~see[both]) and np.any(~read[both])
-    see, read = augment.hide(has_image, has_text, keys, 0.0)
+    see, read = augment.drop_modalities(has_image, has_text, keys, 0.0)
     np.testing.assert_array_equal(see, has_image)
     np.testing.assert_array_equal(read, has_text)
 

@@ -1,10 +1,12 @@
 """CCU+, the closed-loop form of cross-modal contrastive unlearning.
 
-Like `ccu` it trains only the image modules behind the trunk, on features that are
-computed once; trunk and text branch stay unchanged to the bit. It therefore protects
-the model's predictions: the trunk's weights still hold what they learned.
-`ccu_plus_full` trains the trunk as well, on images, which takes longer.
+Instead of pushing unlearn images as far as a stop rule allows, it moves the model's
+predictions on them to targets: the predictions of a model that never saw them
+(`targets.py`).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,216 +14,271 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.distributed.device_tables import gather_replicated
-from ccu_jax.evaluate.feature_store import pool_tokens
+from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.methods.cached_features import (
     PARTS,
     FeatureTables,
     build_feature_tables,
     concat_parts,
-    plan_batches,
+    plan_feature_batches,
     split_modules,
     with_images,
 )
-from ccu_jax.methods.ccu import targets
-from ccu_jax.methods.ccu.losses import adam, contrasts, logits_of, rates, retention
+from ccu_jax.methods.ccu.confidence import confidence
+from ccu_jax.methods.ccu.losses import (
+    adam_inputs,
+    contrastive_terms,
+    image_features,
+    make_adam,
+    original_logits,
+    retention_term,
+)
+from ccu_jax.methods.ccu.targets import Prior, Targets, fit_prior, update_targets
 from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, VISUAL, unit
-from ccu_jax.models.augmentation import hide
+from ccu_jax.models import TAIL, VISUAL, Params
+from ccu_jax.models.augmentation import drop_modalities
 from ccu_jax.train.program import Program
 
 
 def ccu_plus(problem: Problem) -> Program:
-    """The closed-loop form: the tail is re-fitted towards retain-only targets.
+    """Closed-loop CCU: fits predictions on unlearn rows to retain-only targets.
 
-    Retain rows are fitted to their labels and to the original's word, the unlearn set
-    to what a model that never saw its pictures would say of them (`targets.py`),
-    re-estimated under the current model. What the original says of held-out pictures is
-    kept: it has not seen them either. Where `shrink` is below 1 the tail is first
-    pulled towards a fresh one (Ash & Adams 2020).
+        (a) target match + confidence match + gated push + pair dissociation
+        (b) + task loss + retention on retain rows + retention on held-out rows
+        (c) + separation
 
-    `ccu_gated` has the contrast in the place of the fit: only rows that are still surer
-    than their target are pushed. `ccu_plus_full` trains the trunk, too.
+    each with a weight. The targets are updated every `refresh_every` steps. Held-out
+    (validation) rows are retained because the original has not seen them either; their
+    labels are used for the targets only. With `shrink` below 1 the trained modules
+    start between the original and random parameters (Ash & Adams 2020).
+
+    It trains the image modules behind the trunk. `ccu_plus_full` also trains the trunk,
+    on images. `ccu_gated` replaces both matches by the gated push.
     """
-    section = problem.method_config
-    parts = (*TAIL, "image_trunk") if section.train_trunk else TAIL
-    cached = build_feature_tables(problem, section.max_retain_rows)
-    train, frozen = split_modules(problem, parts)
-    if section.shrink < 1:
-        fresh = problem.executor.replicate(
-            problem.model.init(problem.make_key("fresh"))
-        )
-        kept = {
-            name: _shrink(train[name], fresh[name], section.shrink) for name in TAIL
-        }
-        train = {**train, **kept}
-    ranks = _ranks(problem, cached)
-    if section.train_trunk:
+    config = problem.method_config
+    cached = build_feature_tables(problem, config.max_retain_rows)
+    prior = _fit_prior(problem, cached)
+    names = (*TAIL, "image_trunk") if config.train_trunk else TAIL
+    trained, frozen_modules = split_modules(problem, names)
+    if config.shrink < 1:
+        trained |= _shrink_tail(problem, trained, config.shrink)
+    if config.train_trunk:
         cached = with_images(problem, cached)
-    labels = cached.parts["unlearn"]["labels"]
-    blank = jnp.zeros((labels.shape[0] * labels.shape[1], labels.shape[2]))
-    zero = jnp.zeros(())
+    heldout_batch = config.heldout_batch if config.heldout_retention else 0
     return Program(
-        params=train,
+        params=trained,
         frozen={
-            "parts": frozen,
-            "ranks": ranks,
-            "c": Hyperparameters.from_section(section),
+            "modules": frozen_modules,
+            "prior": prior,
+            "hp": Hyperparameters.from_config(config),
         },
-        loss=_plus_loss(problem),
-        optimizer=adam(),
-        optimizer_inputs=rates(section),
-        sharded_tables=cached.parts,
-        plan=plan_batches(
-            problem, cached, section, held=bool(section.heldout_retention)
-        ),
-        aux={
-            **dict.fromkeys(VISUAL, blank),
-            "level": dict.fromkeys(VISUAL, blank[:, 0]),
-            "lead": dict.fromkeys(VISUAL, zero),
-            "offset": zero,
-        },
-        refresh=_plus_refresh(problem),
-        refresh_every=section.refresh_every,
+        loss=_make_loss(problem),
+        optimizer=make_adam(),
+        optimizer_inputs=adam_inputs(config),
+        sharded_tables=cached.tables,
+        plan=plan_feature_batches(problem, cached, heldout_batch=heldout_batch),
+        aux={"targets": _empty_targets(prior), "offset": jnp.zeros(())},
+        refresh=_make_refresh(problem),
+        refresh_every=config.refresh_every,
     )
 
 
-def _plus_loss(problem):
+def _empty_targets(prior: Prior) -> Targets:
+    """Returns placeholders; the first refresh runs before the first step."""
+    zeros_UxK = jnp.zeros(prior.base.shape)
+    return Targets(
+        probability=dict.fromkeys(VISUAL, zeros_UxK),
+        confidence=dict.fromkeys(VISUAL, zeros_UxK[:, 0]),
+        bias=dict.fromkeys(VISUAL, jnp.zeros(())),
+    )
+
+
+def _make_loss(problem: Problem) -> Callable:
     model, multi_label = problem.model, problem.multi_label
-    kind = {"multi_label": multi_label}
-    hide_rate = problem.config.train.modality_dropout
+    dropout_rate = problem.train_config.modality_dropout
 
     def loss(params, frozen, aux, batch, step):
-        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
-        see, read = hide(r["has_image"], r["has_text"], r["key"], hide_rate)
-        shown = {**batch, "retain": {**r, "has_image": see, "has_text": read}}
-        every, cut = concat_parts(shown, drop="retain")
-        params = {**frozen["parts"], **params}
-        out = cut(model.apply(params, every, keys=every["key"], drop=every["drop"]))
-        out_u, out_r = out["unlearn"], out["retain"]
-        terms = contrasts(c, u, r, out_u, out_r, offset=aux["offset"], two_sided=True)
-        terms |= _match(c, u, r, out_u, out_r, aux, frozen["ranks"].free, kind)
-        if c.is_active("task_loss"):
-            terms["task_loss"] = c.task_loss * sum(
+        hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
+        has_image, has_text = drop_modalities(
+            r["has_image"], r["has_text"], r["key"], dropout_rate
+        )
+        dropped = {**r, "has_image": has_image, "has_text": has_text}
+        inputs = {**batch, "retain": dropped}
+        rows, split_parts = concat_parts(inputs, dropout_part="retain")
+        outputs = split_parts(
+            model.apply(
+                {**frozen["modules"], **params},
+                rows,
+                keys=rows["key"],
+                use_dropout=rows["use_dropout"],
+            )
+        )
+        out_u, out_r = outputs["unlearn"], outputs["retain"]
+        terms = contrastive_terms(
+            hp, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
+        )
+        terms |= _target_terms(
+            hp, u, r, out_u, out_r, aux["targets"], frozen["prior"], multi_label
+        )
+        if hp.is_active("task_loss"):
+            terms["task_loss"] = hp.task_loss * sum(
                 objectives.cross_entropy(
-                    getattr(out_r, view), r["labels"], r["has_image"], **kind
+                    getattr(out_r, view),
+                    r["labels"],
+                    r["has_image"],
+                    multi_label=multi_label,
                 )
                 for view in VISUAL
             )
-        if c.is_active("retention"):
-            whole = (see == r["has_image"]) & (read == r["has_text"])
-            terms["retention"] = retention(c.retention, r, out_r, multi_label, whole)
-        if c.is_active("heldout_retention"):
-            held = batch["held"]
-            terms["heldout_retention"] = retention(
-                c.heldout_retention, held, out["held"], multi_label
+        if hp.is_active("retention"):
+            terms["retention"] = retention_term(
+                hp.retention,
+                r,
+                out_r,
+                multi_label=multi_label,
+                has_all_modalities=(has_image == r["has_image"])
+                & (has_text == r["has_text"]),
+            )
+        if hp.is_active("heldout_retention"):
+            terms["heldout_retention"] = retention_term(
+                hp.heldout_retention,
+                batch["held"],
+                outputs["held"],
+                multi_label=multi_label,
             )
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
 
 
-def _plus_refresh(problem):
-    model = problem.model
+def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
+    """Returns the weighted objectives that move unlearn rows to their targets.
 
-    def refresh(params, frozen, aux, parts):
-        def now(rows):
-            # Each device looks at its own rows and learns what was said of all.
-            out = model.apply({**frozen["parts"], **params}, rows)
-            seen = {"image": out.image, "fused": out.fused, "weight": rows["has_image"]}
-            return gather_replicated((out, {**logits_of(rows), **seen}))
-
-        (_, u), (out_v, v) = now(parts["unlearn"]), now(parts["held"])
-        aims = targets.current(
-            frozen["ranks"],
-            u,
-            v,
-            aux["lead"],
-            gain=frozen["c"].feedback_gain,
-            multi_label=problem.multi_label,
-        )
-        has_text = gather_replicated(parts["held"]["has_text"])
-        return {**aims, "offset": _pair_offset(out_v, v["labels"], has_text)}
-
-    return refresh
-
-
-def _match(c, u, r, out_u, out_r, aux, free, kind):
-    """The weighted objectives that lead the unlearn set to its targets, by name.
-
-    Cross-entropy towards the target probabilities; the confidence itself, for a
-    cross-entropy near zero hardly tells a sure row from a very sure one, an attack
-    does; and the inverse contrast of rows that are surer than their target, each by how
-    much surer it is in one of the views, at most 1.
+    The gated push is the inverse contrast of rows above their target confidence. Each
+    row is weighted by how far it is above, at most 1, in the view where it is farther.
     """
-    matched = ("target_match", "match_confidence")
-    terms = {name: 0.0 for name in matched if c.is_active(name)}
-    weight, surer = u["has_image"], 0.0
+    terms, target_g, g = {}, {}, {}
     for view in VISUAL:
-        said, aim = getattr(out_u, view), aux["level"][view][u["row"]]
-        sure = targets.confidence(said, u["labels"], **kind)
-        if c.is_active("target_match"):
-            terms["target_match"] += c.target_match * objectives.cross_entropy(
-                said, aux[view][u["row"]], weight, **kind
+        target_g[view] = targets.confidence[view][u["row"]]
+        g[view] = confidence(getattr(out_u, view), u["labels"], multi_label=multi_label)
+    if hp.is_active("target_match"):
+        terms["target_match"] = sum(
+            hp.target_match
+            * objectives.cross_entropy(
+                getattr(out_u, view),
+                targets.probability[view][u["row"]],
+                u["has_image"],
+                multi_label=multi_label,
             )
-        if c.is_active("match_confidence"):
-            terms["match_confidence"] += c.match_confidence * objectives.level(
-                sure, aim, weight & ~free
-            )
-        surer = jnp.maximum(surer, jnp.clip(sure - aim, 0.0, 1.0))
-    if c.is_active("gated_push"):
-        terms["gated_push"] = c.gated_push * objectives.inverse_contrast(
-            unit(out_u.h_image),
-            unit(out_r.h_image),
-            u["labels"],
-            r["labels"],
-            weight,
-            r["has_image"],
-            temperature=c.temperature,
-            gate_u=jax.lax.stop_gradient(jnp.where(free, 1.0, surer)),
+            for view in VISUAL
+        )
+    if hp.is_active("match_confidence"):
+        weight = u["has_image"] & ~prior.is_shifted
+        terms["match_confidence"] = sum(
+            hp.match_confidence
+            * objectives.match_confidence(g[view], target_g[view], weight)
+            for view in VISUAL
+        )
+    if hp.is_active("gated_push"):
+        excess = [jnp.clip(g[view] - target_g[view], 0.0, 1.0) for view in VISUAL]
+        gate = jnp.where(prior.is_shifted, 1.0, jnp.maximum(*excess))
+        terms["gated_push"] = hp.gated_push * objectives.inverse_contrast(
+            image_features(u, out_u),
+            image_features(r, out_r),
+            temperature=hp.temperature,
+            gate_u=jax.lax.stop_gradient(gate),
         )
     return terms
 
 
+def _make_refresh(problem: Problem) -> Callable:
+    """Returns the refresh that updates targets and offset under the current model."""
+
+    def refresh(params, frozen, aux, sharded_tables):
+        def predict(rows):
+            outputs = problem.model.apply({**frozen["modules"], **params}, rows)
+            logits = {
+                **original_logits(rows),
+                "image": outputs.image,
+                "fused": outputs.fused,
+            }
+            rows = {**logits, "labels": rows["labels"], "valid": rows["has_image"]}
+            return gather_replicated((outputs, rows))
+
+        _, u = predict(sharded_tables["unlearn"])
+        out_v, v = predict(sharded_tables["held"])
+        targets = update_targets(
+            frozen["prior"],
+            u,
+            v,
+            aux["targets"].bias,
+            gain=frozen["hp"].feedback_gain,
+            multi_label=problem.multi_label,
+        )
+        has_text = gather_replicated(sharded_tables["held"]["has_text"])
+        offset = _estimate_offset(out_v, v["labels"], has_text)
+        return {"targets": targets, "offset": offset}
+
+    return refresh
+
+
+def _estimate_offset(out_v, labels, has_text):
+    """Returns the offset of the pair dissociation, estimated on held-out rows.
+
+    It is how much more similar their images are to their own texts than to the texts of
+    other rows with shared labels, on average.
+    """
+    num_rows = len(labels)
+    share = objectives.label_similarity(labels, labels) * (1 - jnp.eye(num_rows))
+    share = share * has_text
+    cosine = out_v.z_image @ out_v.z_text.T
+    class_mean = (cosine * share).sum(1) / jnp.maximum(share.sum(1), 1e-9)
+    weight = has_text & (share.sum(1) > 0)
+    excess = (jnp.diagonal(cosine) - class_mean) * weight
+    return excess.sum() / jnp.maximum(weight.sum(), 1)
+
+
+def _shrink_tail(problem: Problem, trained: Params, weight: float) -> Params:
+    """Returns the tail, interpolated between random (0) and original (1) parameters."""
+    fresh = problem.model.init(problem.make_key("fresh"))
+    fresh = problem.executor.replicate(fresh)
+    return {name: _interpolate(trained[name], fresh[name], weight) for name in TAIL}
+
+
 @jax.jit
-def _shrink(params, fresh, keep):
-    return jax.tree.map(lambda a, b: keep * a + (1 - keep) * b, params, fresh)
+def _interpolate(params, fresh, weight):
+    return jax.tree.map(lambda a, b: weight * a + (1 - weight) * b, params, fresh)
 
 
-def _ranks(problem: Problem, cached: FeatureTables) -> targets.Ranks:
-    """What the targets need to know of all rows."""
-    strength, multi_label = problem.method_config.ridge, problem.multi_label
+def _fit_prior(problem: Problem, cached: FeatureTables) -> Prior:
+    """Runs `targets.fit_prior` on all devices."""
+    multi_label = problem.multi_label
 
-    def ranks(state, resident, parts):
-        key, strength = resident
+    def fit(state, static_inputs, tables):
+        key, strength = static_inputs
 
-        def rows(name):
-            part = parts[name]
-            pooled = pool_tokens(part["features"])
-            named = {"pooled": pooled, "fresh": part["fresh"]}
+        def gather(name) -> dict[str, Any]:
+            table = tables[name]
             return gather_replicated(
-                {**named, **logits_of(part), "weight": part["has_image"]}
+                {
+                    "pooled": pool_tokens(table["features"]),
+                    "fresh": table["fresh"],
+                    "labels": table["labels"],
+                    "valid": table["has_image"],
+                    **original_logits(table),
+                }
             )
 
-        return state, targets.prepare(
-            *(rows(name) for name in PARTS),
+        return state, fit_prior(
+            *(gather(name) for name in PARTS),
             jax.random.wrap_key_data(key),
             strength=strength,
             multi_label=multi_label,
         )
 
-    compiled = problem.forward.compile_cached("ranks", ranks)
+    compiled = problem.forward.compile_cached("ranks", fit)
     key = jax.random.key_data(problem.make_key("ranks"))
-    resident = problem.executor.replicate((key, np.float32(strength)))
-    return compiled((), resident, cached.parts)[1]
-
-
-def _pair_offset(out, labels, has_text):
-    """How much nearer held-out pictures are to their own text than to their class's."""
-    share = objectives.positives(labels, labels) * (1 - jnp.eye(len(labels))) * has_text
-    cosine = out.z_image @ out.z_text.T
-    usual = (cosine * share).sum(1) / jnp.maximum(share.sum(1), 1e-9)
-    # Only rows that have a text and others of their class say something.
-    weight = has_text & (share.sum(1) > 0)
-    nearer = (jnp.diagonal(cosine) - usual) * weight
-    return nearer.sum() / jnp.maximum(weight.sum(), 1)
+    strength = np.float32(problem.method_config.ridge)
+    inputs = problem.executor.replicate((key, strength))
+    return compiled((), inputs, cached.tables)[1]

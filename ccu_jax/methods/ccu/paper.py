@@ -1,7 +1,7 @@
 """CCU, cross-modal contrastive unlearning, in the form of the paper.
 
-Xu et al. (2025), arXiv 2509.23895. The authors' losses are not public; this form is
-this project's reconstruction of them.
+Xu et al. (2025), arXiv 2509.23895. The authors' losses are not public; this is a
+reconstruction, see `objectives.py`.
 """
 
 import jax.numpy as jnp
@@ -10,63 +10,72 @@ from ccu_jax import objectives
 from ccu_jax.methods.cached_features import (
     build_feature_tables,
     concat_parts,
-    plan_batches,
+    plan_feature_batches,
     split_modules,
 )
-from ccu_jax.methods.ccu.losses import adam, contrasts, rates, retention
+from ccu_jax.methods.ccu.losses import (
+    adam_inputs,
+    contrastive_terms,
+    image_features,
+    make_adam,
+    retention_term,
+)
 from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.stopping import with_stop_rule
-from ccu_jax.models import TAIL, unit
+from ccu_jax.models import TAIL
 from ccu_jax.train.program import Program
 
 
 def ccu(problem: Problem) -> Program:
-    """The paper-like form.
+    """CCU (Xu et al. 2025): trains the image modules behind the trunk.
 
-    (a) inverse contrast and pair dissociation on the unlearn set, (b) retention of the
-    original's predictions on the retain set, (c) dual-set separation; with `stop` it
-    ends when the pictures of the unlearn set are recognised no better than held-out
-    ones.
+        (a) inverse contrast + pair dissociation  on unlearn rows
+        (b) + retention                           on retain rows
+        (c) + separation                          on both
+
+    each with a weight. With `stop` it ends when unlearn images are recognized no better
+    than held-out ones. Trunk and text branch stay unchanged to the bit, so CCU changes
+    predictions, but not what the trunk's weights have memorized.
     """
-    section, model = problem.method_config, problem.model
-    multi_label = problem.multi_label
-    cached = build_feature_tables(problem, section.max_retain_rows)
-    train, frozen = split_modules(problem, TAIL)
+    config, model = problem.method_config, problem.model
+    cached = build_feature_tables(problem, config.max_retain_rows)
+    trained, frozen_modules = split_modules(problem, TAIL)
 
     def loss(params, frozen, aux, batch, step):
-        c, u, r = frozen["c"], batch["unlearn"], batch["retain"]
-        every, cut = concat_parts(batch)
-        out = cut(model.apply({**frozen["parts"], **params}, every))
-        out_u, out_r = out["unlearn"], out["retain"]
-        terms = contrasts(c, u, r, out_u, out_r)
-        if c.is_active("inverse_contrast"):
+        hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
+        rows, split_parts = concat_parts(batch)
+        outputs = split_parts(model.apply({**frozen["modules"], **params}, rows))
+        out_u, out_r = outputs["unlearn"], outputs["retain"]
+        terms = contrastive_terms(hp, u, r, out_u, out_r)
+        if hp.is_active("inverse_contrast"):
             terms["inverse_contrast"] = (
-                c.inverse_contrast
+                hp.inverse_contrast
                 * objectives.inverse_contrast(
-                    unit(out_u.h_image),
-                    unit(out_r.h_image),
-                    u["labels"],
-                    r["labels"],
-                    u["has_image"],
-                    r["has_image"],
-                    temperature=c.temperature,
-                    pull=c.pull,
+                    image_features(u, out_u),
+                    image_features(r, out_r),
+                    temperature=hp.temperature,
+                    pull=hp.pull,
                 )
             )
-        if c.is_active("retention"):
-            terms["retention"] = retention(c.retention, r, out_r, multi_label)
+        if hp.is_active("retention"):
+            terms["retention"] = retention_term(
+                hp.retention, r, out_r, multi_label=problem.multi_label
+            )
         return sum(terms.values(), jnp.zeros(())), terms
 
     program = Program(
-        params=train,
-        frozen={"parts": frozen, "c": Hyperparameters.from_section(section)},
+        params=trained,
+        frozen={
+            "modules": frozen_modules,
+            "hp": Hyperparameters.from_config(config),
+        },
         loss=loss,
-        optimizer=adam(),
-        optimizer_inputs=rates(section),
-        sharded_tables=cached.parts,
-        plan=plan_batches(problem, cached, section),
+        optimizer=make_adam(),
+        optimizer_inputs=adam_inputs(config),
+        sharded_tables=cached.tables,
+        plan=plan_feature_batches(problem, cached),
     )
-    if not section.stop:
+    if not config.stop:
         return program
     return with_stop_rule(problem, program, names=("unlearn", "held"))

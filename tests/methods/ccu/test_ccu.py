@@ -44,8 +44,10 @@ def terms_of(name, **weights):
     aux = program.aux
     if name != "ccu":
         labels = merge_shards(program.sharded_tables["unlearn"])["labels"]
-        level = {view: x - 9 for view, x in aux["level"].items()}
-        aux = {**aux, "image": labels, "fused": labels, "level": level}
+        low = {view: x - 9 for view, x in aux["targets"].confidence.items()}
+        by_view = {"image": labels, "fused": labels}
+        new = aux["targets"]._replace(probability=by_view, confidence=low)
+        aux = {**aux, "targets": new}
     parts = {part: merge_shards(x) for part, x in program.sharded_tables.items()}
 
     def terms(params):

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import scipy.special
 
+from ccu_jax.methods.ccu import confidence, targets
 from ccu_jax.methods.ccu import masked_statistics as statistics
-from ccu_jax.methods.ccu import targets
 from tests.toy import CLASSES, random_labels
 
 KINDS = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
-prepare = jax.jit(targets.prepare, static_argnames=("strength", "multi_label"))
-current = jax.jit(targets.current, static_argnames=("gain", "multi_label"))
-with_confidence = jax.jit(targets.with_confidence, static_argnames="multi_label")
+prepare = jax.jit(targets.fit_prior, static_argnames=("strength", "multi_label"))
+current = jax.jit(targets.update_targets, static_argnames=("gain", "multi_label"))
+with_confidence = jax.jit(confidence.with_confidence, static_argnames="multi_label")
 
 
 def all_of(rows):
@@ -44,7 +44,7 @@ def test_confidence_is_the_logarithm_of_the_log_loss(multi_label):
         else functools.partial(scipy.special.softmax, axis=1)
     )
     np.testing.assert_allclose(
-        targets.confidence(logits, truth, multi_label=multi_label),
+        confidence.confidence(logits, truth, multi_label=multi_label),
         confidence_of(squash(logits), truth, multi_label),
         rtol=1e-5,
     )
@@ -82,19 +82,19 @@ def test_places_among_other_values_are_counted_with_ties_half():
 def test_hits_and_margins_by_hand():
     scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
     several = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]])
-    np.testing.assert_allclose(targets.recall_at_k(scores, several), [0.5, 1, 0])
+    np.testing.assert_allclose(confidence.recall_at_k(scores, several), [0.5, 1, 0])
     # Of several labels: the confidence, with scores as probabilities of 0.02 to 0.98.
     expected = confidence_of(scores, np.asarray(several), multi_label=True)
-    found = targets.margin(scores, several, multi_label=True)
+    found = confidence.margin(scores, several, multi_label=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    sure = targets.margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
+    sure = confidence.margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
     np.testing.assert_allclose(sure, -np.log(-2 * np.log(0.98)), rtol=1e-4)
     one = jnp.eye(3)
     np.testing.assert_allclose(
-        targets.margin(scores, one, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6
+        confidence.margin(scores, one, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6
     )
     # A row with more labels than the classes that score high keeps its share.
-    np.testing.assert_allclose(targets.recall_at_k(scores, one), [1, 0, 0])
+    np.testing.assert_allclose(confidence.recall_at_k(scores, one), [1, 0, 0])
 
 
 def test_a_line_is_fitted_by_least_squares():
@@ -120,10 +120,10 @@ def toy_rows(rng, rows, multi_label, only=None):
     plain = features + rng.normal(size=features.shape)  # an untrained trunk knows less
     x = {"pooled": features, "fresh": plain, "labels": truth, **views}
     x = {key: jnp.asarray(value, jnp.float32) for key, value in x.items()}
-    return x | {"weight": all_of(rows)}
+    return x | {"valid": all_of(rows)}
 
 
-NO_LEAD = {"image": jnp.zeros(()), "fused": jnp.zeros(())}
+NO_BIAS = {"image": jnp.zeros(()), "fused": jnp.zeros(())}
 
 
 def test_a_trunk_that_knows_rows_by_heart_does_not_make_them_look_easy():
@@ -132,8 +132,8 @@ def test_a_trunk_that_knows_rows_by_heart_does_not_make_them_look_easy():
     known = {**u, "pooled": u["pooled"].at[:, :CLASSES].set(4 * u["labels"])}
     kind = {"strength": 0.1, "multi_label": False}
     plain, biased = (prepare(x, v, r, jax.random.key(0), **kind) for x in (u, known))
-    np.testing.assert_allclose(np.sort(plain.image_U), np.sort(biased.image_U))
-    assert abs(biased.image_U.mean() - 0.5) < 0.12
+    np.testing.assert_allclose(np.sort(plain.image_rank), np.sort(biased.image_rank))
+    assert abs(biased.image_rank.mean() - 0.5) < 0.12
 
 
 @KINDS
@@ -142,27 +142,27 @@ def test_the_lead_grows_until_the_targets_are_met(multi_label):
     kind = {"multi_label": multi_label}
     u, v, r = (toy_rows(rng, n, multi_label) for n in (60, 200, 300))
     ranks = prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
-    aims = current(ranks, u, v, NO_LEAD, gain=0.5, **kind)
+    aims = current(ranks, u, v, NO_BIAS, gain=0.5, **kind)
 
     def followed(aims, offset):
         """A model that says the targets, but always a little surer than asked."""
         said = {}
         for view in ("image", "fused"):
             p = with_confidence(
-                u[view], u["labels"], aims["level"][view] + offset, **kind
+                u[view], u["labels"], aims.confidence[view] + offset, **kind
             )
             said[view] = jax.scipy.special.logit(p) if multi_label else jnp.log(p)
         return {**u, **said}
 
     def above(aims, offset):
         said = followed(aims, offset)
-        free = current(ranks, said, v, NO_LEAD, gain=1.0, **kind)["lead"]
+        free = current(ranks, said, v, NO_BIAS, gain=1.0, **kind).bias
         return np.array([float(free[view]) for view in ("image", "fused")])
 
     before = above(aims, 0.5)
     for _ in range(40):
         said = followed(aims, 0.5)
-        aims = current(ranks, said, v, aims["lead"], gain=0.5, **kind)
+        aims = current(ranks, said, v, aims.bias, gain=0.5, **kind)
     assert (before > 0.05).all()
     assert (np.abs(above(aims, 0.5)) < 0.3 * before).all()
 
@@ -184,20 +184,22 @@ def test_targets_of_rows_like_any_other_look_like_held_out_rows(multi_label):
     u, v, r = (toy_rows(rng, n, multi_label) for n in (rows, rows, 200))
     kind = {"multi_label": multi_label}
     ranks = prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
-    assert not ranks.free
-    for name in ("image_U", "fused_U"):
+    assert not ranks.is_shifted
+    for name in ("image_rank", "fused_rank"):
         in_order = np.sort(getattr(ranks, name))
         assert in_order[0] > 0 and in_order[-1] < 1
         # As far from evenly spaced as two samples of so many rows may be.
         assert np.abs(in_order - (np.arange(rows) + 0.5) / rows).max() < 0.3
     now = {view: 1.5 * v[view] + 0.3 for view in ("image", "fused")}
-    aims = current(ranks, u, {**v, **now}, NO_LEAD, gain=0.0, **kind)
-    held_out = np.asarray(targets.confidence(now["image"], v["labels"], **kind))
-    got = confidence_of(aims["image"], np.asarray(u["labels"]), multi_label)
-    np.testing.assert_allclose(got, np.quantile(held_out, ranks.image_U), atol=2e-3)
+    aims = current(ranks, u, {**v, **now}, NO_BIAS, gain=0.0, **kind)
+    held_out = np.asarray(confidence.confidence(now["image"], v["labels"], **kind))
+    got = confidence_of(aims.probability["image"], np.asarray(u["labels"]), multi_label)
+    np.testing.assert_allclose(got, np.quantile(held_out, ranks.image_rank), atol=2e-3)
     for view in ("image", "fused"):
-        held_out = np.asarray(targets.confidence(now[view], v["labels"], **kind))
-        got = confidence_of(aims[view], np.asarray(u["labels"]), multi_label)
+        held_out = np.asarray(confidence.confidence(now[view], v["labels"], **kind))
+        got = confidence_of(
+            aims.probability[view], np.asarray(u["labels"]), multi_label
+        )
         error = held_out.std() * np.sqrt(2 / rows)
         assert abs(got.mean() - held_out.mean()) < 3 * error, view
         assert 0.6 < got.std() / held_out.std() < 1.6, view
@@ -216,11 +218,11 @@ def test_a_class_that_nobody_retains_is_denied_by_the_picture(multi_label):
     r = {key: value[keep] for key, value in r.items()}
     kind = {"multi_label": multi_label}
     ranks = prepare(u, v, r, jax.random.key(0), strength=0.1, **kind)
-    assert ranks.free
-    aims = current(ranks, u, v, NO_LEAD, gain=0.5, **kind)
-    assert np.asarray(aims["image"])[:, gone].max() < 1e-3
+    assert ranks.is_shifted
+    aims = current(ranks, u, v, NO_BIAS, gain=0.5, **kind)
+    assert np.asarray(aims.probability["image"])[:, gone].max() < 1e-3
     # The text was not asked to be forgotten, so it still may say yes.
-    assert np.asarray(aims["fused"])[:, gone].mean() > 0.3
+    assert np.asarray(aims.probability["fused"])[:, gone].mean() > 0.3
     assert all(np.isfinite(aim).all() for aim in jax.tree.leaves(aims))
 
 
@@ -237,10 +239,8 @@ def filled_up(x, size, fill):
             extra += 40 * rng.normal(size=extra.shape).astype(np.float32)
         return jnp.concatenate([a, extra])
 
-    counts = jnp.arange(size) < len(x["weight"])
-    return {key: more(a) for key, a in x.items() if key != "weight"} | {
-        "weight": counts
-    }
+    counts = jnp.arange(size) < len(x["valid"])
+    return {key: more(a) for key, a in x.items() if key != "valid"} | {"valid": counts}
 
 
 FILLS = pytest.mark.parametrize("fill", ["zeros", "anything"])
@@ -320,13 +320,13 @@ def test_rows_that_fill_up_a_table_change_no_rank_and_no_target(multi_label, fil
         lead = {"image": jnp.float32(0.2), "fused": jnp.float32(-0.1)}
         now = {view: 1.5 * u[view] + 0.3 for view in ("image", "fused")}
         aims = current(prepared, {**u, **now}, v, lead, gain=0.5, **kind)
-        return {**prepared._asdict(), **aims}
+        return {**prepared._asdict(), **aims._asdict()}
 
     expected, found = both(*plain), both(*full)
     for x in jax.tree.leaves(found):
         assert np.isfinite(x).all()
-    assert found.pop("free") == expected.pop("free")
-    np.testing.assert_array_equal(found.pop("known_K"), expected.pop("known_K"))
+    assert found.pop("is_shifted") == expected.pop("is_shifted")
+    np.testing.assert_array_equal(found.pop("is_retained"), expected.pop("is_retained"))
 
     def same(path, a, b):
         a = a[: len(b)] if b.ndim else a
@@ -346,4 +346,4 @@ def test_whether_a_whole_class_is_forgotten_is_seen_in_a_filled_up_table(fill):
     r = {key: value[keep] for key, value in r.items()}
     full = [filled_up(x, n, fill) for x, n in ((u, 24), (v, 40), (r, 144))]
     ranks = prepare(*full, jax.random.key(0), strength=0.1, multi_label=False)
-    assert ranks.free and ranks.known_K.tolist() == [True, True, False]
+    assert ranks.is_shifted and ranks.is_retained.tolist() == [True, True, False]

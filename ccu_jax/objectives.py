@@ -47,7 +47,7 @@ def global_rows(num_rows: int) -> Array:
 
 
 def mean(value_B: Array, weight_B: Array) -> Array:
-    """Returns the weighted mean over the rows of all devices; 0 if no row has weight."""
+    """Returns the weighted mean over rows of all devices; 0 if none has weight."""
     chex.assert_rank([value_B, weight_B], 1)
     chex.assert_equal_shape([value_B, weight_B])
     weight_B = weight_B.astype(value_B.dtype)
@@ -128,7 +128,7 @@ def kl_divergence(
 def info_nce(
     z_a_BxD: Array, z_b_BxD: Array, weight_B: Array, *, temperature: Scalar
 ) -> Array:
-    """Returns the symmetric InfoNCE loss of pairs of unit features (Radford et al. 2021).
+    """Returns the symmetric InfoNCE loss of unit features (Radford et al. 2021).
 
         -log exp(a_i . b_i / temperature) / sum_j exp(a_i . b_j / temperature)
 
@@ -208,17 +208,17 @@ def pair_dissociation(
 ) -> Array:
     """Loosens unlearn images from their own texts, down to a natural similarity.
 
-        (z_u . sg(t_u) - target_u)^2,  target_u = sg(mean_{p in P(u)} z_u . t_p) + offset
+        (z_u . sg(t_u) - s_u)^2,  s_u = sg(mean_{p in P(u)} z_u . t_p) + offset
 
     for image embeddings z and text embeddings t; P(u) are the retain rows that share
     labels with u, weighted by Jaccard similarity. Unless `two_sided`, only similarities
-    above the target count. `offset` is what held-out images show, see `ccu_plus`.
+    above s_u count. `offset` is what held-out images show, see `ccu_plus`.
 
     Args:
         z_image_u: unit embeddings `[B, D]` of unlearn images.
         text_u, text_r: text embeddings of unlearn and retain rows.
-        offset: of the target.
-        two_sided: whether to raise similarities below the target.
+        offset: raises the target similarity s_u.
+        two_sided: whether to raise similarities below s_u.
     """
     chex.assert_equal_shape([z_image_u, text_u.h])
     r_G = jax.tree.map(all_gather, text_r)

@@ -104,7 +104,7 @@ def unaugmented(rows: Rows) -> Rows:
 
 def chance_loss(problem: Problem) -> float:
     """Returns the cross-entropy of a uniform prediction."""
-    num_classes = problem.table["labels"].shape[1]
+    num_classes = np.shape(problem.table["labels"])[1]
     if problem.multi_label:
         return objectives.MULTI_LABEL_SCALE * float(np.log(2))
     return float(np.log(num_classes))

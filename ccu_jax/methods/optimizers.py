@@ -90,9 +90,10 @@ def scale_by_learning_rate(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by minus the learning rate of `inputs["rate"][group]`."""
 
-    def update(updates, count, params=None, *, inputs, **_):
-        rate = inputs["rate"][group].rate_at(count)
-        return jax.tree.map(lambda x: -rate * x, updates), count + 1
+    def update(updates, state, params=None, **extra_args):
+        inputs = extra_args["inputs"]
+        rate = inputs["rate"][group].rate_at(state)
+        return jax.tree.map(lambda x: -rate * x, updates), state + 1
 
     return optax.GradientTransformationExtraArgs(_zero_count, update)
 
@@ -107,13 +108,15 @@ def mask_updates(
             `inputs["is_ascent"]` is true.
     """
 
-    def update(updates, count, params=None, *, inputs, **_):
+    def update(updates, state, params=None, **extra_args):
+        inputs = extra_args["inputs"]
+
         def apply(x, mask):
             if only_ascent_steps:
-                mask = jnp.where(inputs["is_ascent"][count], mask, 1.0)
+                mask = jnp.where(inputs["is_ascent"][state], mask, 1.0)
             return x * mask
 
-        return jax.tree.map(apply, updates, inputs["mask"]), count + 1
+        return jax.tree.map(apply, updates, inputs["mask"]), state + 1
 
     return optax.GradientTransformationExtraArgs(_zero_count, update)
 
@@ -126,7 +129,8 @@ def lookahead() -> optax.GradientTransformationExtraArgs:
     parameters are set to the slow weights.
     """
 
-    def update(updates, state, params, *, inputs, **_):
+    def update(updates, state, params: Any = None, **extra_args):
+        inputs = extra_args["inputs"]
         count, slow = state
         is_sync = (count + 1) % inputs["period"] == 0
         fast = optax.apply_updates(params, updates)

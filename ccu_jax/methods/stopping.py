@@ -58,8 +58,10 @@ def make_score_fn(
 
     def score_rows(params, rows):
         logits = problem.model.apply(params, rows).image
-        gathered = gather_replicated((logits, rows["labels"], rows["has_image"]))
-        return score(*gathered, problem.multi_label)
+        logits, labels, weight = gather_replicated(
+            (logits, rows["labels"], rows["has_image"])
+        )
+        return score(logits, labels, weight, problem.multi_label)
 
     def scores(params, sharded_tables):
         unlearn, heldout = (sharded_tables[name] for name in names)

@@ -127,7 +127,7 @@ def build(
     _check_sizes(config, image_size)
     modules = _make_modules(config, num_classes, vocab_size)
 
-    def run(params, name, *args):
+    def run(params, name, *args) -> Any:
         return modules[name].apply({"params": params[name]}, *args)
 
     def trunk(params, image):

@@ -6,7 +6,6 @@ predictions on them to targets: the predictions of a model that never saw them
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from ccu_jax import objectives
 from ccu_jax.distributed.device_tables import gather_replicated
 from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.methods.cached_features import (
-    PARTS,
     FeatureTables,
     build_feature_tables,
     concat_parts,
@@ -253,13 +251,14 @@ def _interpolate(params, fresh, weight):
 
 def _fit_prior(problem: Problem, cached: FeatureTables) -> Prior:
     """Runs `targets.fit_prior` on all devices."""
+    # The executable outlives the problem, so it must not refer to it.
     multi_label = problem.multi_label
 
     def fit(state, static_inputs, tables):
-        key, strength = static_inputs
+        key_data, strength = static_inputs
 
-        def gather(name) -> dict[str, Any]:
-            table = tables[name]
+        def gather(part):
+            table = tables[part]
             return gather_replicated(
                 {
                     "pooled": pool_tokens(table["features"]),
@@ -271,14 +270,16 @@ def _fit_prior(problem: Problem, cached: FeatureTables) -> Prior:
             )
 
         return state, fit_prior(
-            *(gather(name) for name in PARTS),
-            jax.random.wrap_key_data(key),
+            gather("unlearn"),
+            gather("held"),
+            gather("retain"),
+            jax.random.wrap_key_data(key_data),
             strength=strength,
             multi_label=multi_label,
         )
 
     compiled = problem.forward.compile_cached("ranks", fit)
-    key = jax.random.key_data(problem.make_key("ranks"))
+    key_data = jax.random.key_data(problem.make_key("ranks"))
     strength = np.float32(problem.method_config.ridge)
-    inputs = problem.executor.replicate((key, strength))
-    return compiled((), inputs, cached.tables)[1]
+    static_inputs = problem.executor.replicate((key_data, strength))
+    return compiled((), static_inputs, cached.tables)[1]

@@ -135,7 +135,7 @@ def fit_prior(
 
 
 def _fit_temperature(scores, valid, max_p):
-    """Returns the factor that gives softmax(factor * scores) a mean maximum of max_p."""
+    """Returns the factor at which softmax(factor * scores) has mean maximum max_p."""
 
     def is_too_low(factor):
         return mean(jax.nn.softmax(factor * scores).max(1), valid) < max_p

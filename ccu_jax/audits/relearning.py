@@ -99,7 +99,7 @@ def _make_program(problem: Problem, target: np.float32) -> Program:
     unlearn, config = problem.sets.unlearn, problem.config.finetune
     epochs = MAX_STEPS * config.batch / len(unlearn)
     program = reference.train_classifier(
-        problem, problem.params, dataclasses.replace(config, epochs=epochs), unlearn
+        problem, problem.original, dataclasses.replace(config, epochs=epochs), unlearn
     )
     scores = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
 

@@ -143,7 +143,7 @@ def _train_batch(
 ) -> list[Params] | None:
     """Returns parameters, or None if the devices lack the memory for so many models."""
     methods = [
-        functools.partial(reference.train_shadow, shown=plan.rows[plan.is_in[number]])
+        functools.partial(reference.train_shadow, members=plan.rows[plan.is_in[number]])
         for number in numbers
     ]
     problems = [shadow_problem(problem, number) for number in numbers]

@@ -140,7 +140,7 @@ def make_step_problem(sizes: Sizes, executor: str, batch: int | None = None) -> 
     """Makes a problem with stored features, and with `batch` rows a step if given."""
     problem = make_problem(sizes, EXECUTORS[executor]())
     compute = feature_store.make_compute_fn(
-        problem.forward, problem.params, problem.table, problem.seed
+        problem.forward, problem.original, problem.table, problem.seed
     )
     columns = compute(np.arange(sizes.rows))
     store = feature_store.FeatureStore(columns, np.ones(sizes.rows, bool))

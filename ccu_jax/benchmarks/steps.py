@@ -121,7 +121,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 def _compare_logits(process: TorchProcess, problem: Problem) -> float:
     """Returns the largest difference of a logit or embedding to PyTorch's."""
     rows = np.arange(min(_COMPARED_ROWS, len(problem.table["labels"])))
-    ours = problem.forward.outputs(problem.params, problem.table, rows)
+    ours = problem.forward.outputs(problem.original, problem.table, rows)
     return max(
         float(np.abs(np.asarray(ours[name]) - x).max())
         for name, x in process.logits(len(rows)).items()

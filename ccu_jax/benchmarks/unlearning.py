@@ -70,7 +70,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         store = feature_store.open_or_build(
             path,
             problem.forward,
-            problem.params,
+            problem.original,
             problem.table,
             problem.seed,
             "bench",

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ccu_jax.distributed.device_tables import HostColumn
+from ccu_jax.distributed.device_tables import HostColumn, Table
 from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward, pool_tokens
@@ -56,7 +56,7 @@ class FeatureStore(NamedTuple):
         self._check(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
-    def as_table(self, table: dict[str, Any]) -> dict[str, Any]:
+    def as_table(self, table: Table) -> dict[str, Any]:
         """Returns a table for `Forward.outputs` that needs no images and no texts.
 
         Args:
@@ -86,7 +86,7 @@ def compute_features(
     forward: Forward,
     params: Params,
     untrained: Params,
-    table: dict[str, Any],
+    table: Table,
     rows: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Computes the columns of some rows in one pass over their images and texts.
@@ -111,7 +111,7 @@ def compute_features(
 
 
 def make_compute_fn(
-    forward: Forward, params: Params, table: dict[str, Any], seed: int
+    forward: Forward, params: Params, table: Table, seed: int
 ) -> ComputeFn:
     """Returns a function from row numbers to the columns of a `FeatureStore`."""
     untrained = forward.executor.replicate(init_untrained(forward.model, seed))
@@ -122,7 +122,7 @@ def open_or_build(
     folder: pathlib.Path,
     forward: Forward,
     params: Params,
-    table: dict[str, Any],
+    table: Table,
     seed: int,
     fingerprint: str,
     progress: ProgressFn,

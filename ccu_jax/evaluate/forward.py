@@ -9,6 +9,7 @@ import numpy as np
 
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import (
+    Table,
     device_columns,
     gather_replicated,
     gather_rows,
@@ -34,7 +35,7 @@ class Forward:
         self._compiled: dict[str, Callable] = {}
 
     def outputs(
-        self, params: Params, table: dict[str, Any], rows: np.ndarray
+        self, params: Params, table: Table, rows: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Returns all outputs of the model for some rows of a table.
 
@@ -66,7 +67,7 @@ class Forward:
         return self._run_batches(rows, run_batch)
 
     def encode(
-        self, params: Params, table: dict[str, Any], rows: np.ndarray
+        self, params: Params, table: Table, rows: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Returns the trunk's `features` and the text tower's `h_text` of some rows."""
         return self._run_batches(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccu_jax.data.dataset import Dataset
+from ccu_jax.distributed.device_tables import Table
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.evaluate.ridge import probe_margin
@@ -71,7 +72,7 @@ class Predictions(NamedTuple):
 def predict_all_splits(
     forward: Forward,
     params: Params,
-    table: dict[str, Any],
+    table: Table,
     data: Dataset,
     sets: Sets,
 ) -> Predictions:

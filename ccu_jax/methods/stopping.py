@@ -22,12 +22,11 @@ from ccu_jax.train.program import Program
 MAX_ROWS = 400
 MONITORED_SPLITS = ("seen_unlearn", "seen_held")
 
+Array = jax.Array | np.ndarray
 ScoreFn = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
 
 
-def score(
-    logits: jax.Array, labels: jax.Array, weight: jax.Array, multi_label: bool
-) -> jax.Array:
+def score(logits: Array, labels: Array, weight: Array, multi_label: bool) -> jax.Array:
     """Returns the accuracy, or the micro F1, of the rows with nonzero weight."""
     weight = weight[:, None]
     if not multi_label:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.config import Config
 from ccu_jax.data import Dataset, corruptions
+from ccu_jax.distributed.device_tables import Table
 from ccu_jax.distributed.executors import Executor
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import Problem
@@ -40,7 +41,7 @@ class RunContext(NamedTuple):
     model: Model
     forward: Forward
     loop: Loop
-    table: dict[str, Any]
+    table: Table
 
 
 def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
@@ -61,7 +62,7 @@ def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
     )
 
 
-def evaluation_table(problem: Problem, trained: Iterable[str]) -> dict[str, Any]:
+def evaluation_table(problem: Problem, trained: Iterable[str]) -> Table:
     """Returns the table on which to evaluate a model that was made from the original.
 
     Args:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ccu_jax.config.schema import Unlearn
 from ccu_jax.data import Dataset
+from ccu_jax.distributed.device_tables import Table
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.feature_store import FeatureStore
@@ -92,7 +93,7 @@ class UpdatedStore(NamedTuple):
     store: FeatureStore
     forward: Forward
     params: Params
-    table: dict[str, Any]
+    table: Table
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Returns some rows of all columns, like `FeatureStore.take`."""

@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Sequence
 
 RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command later
-PEER_LOST_EXIT_CODE = 76  # restart the processes of all hosts
 
 
 class UserError(Exception):
@@ -27,14 +26,8 @@ class Preempted(Exception):
     """All processes of the run exit now, after SIGTERM."""
 
 
-class PeerLost(Exception):
-    """Another process of the run has died or hangs, so this one exits as well."""
-
-
 def exit_code(error: Exception) -> int:
     """Returns the exit code of a process that ends with this error."""
-    if isinstance(error, PeerLost):
-        return PEER_LOST_EXIT_CODE
     return RETRY_EXIT_CODE if isinstance(error, RetryableError) else 2
 
 

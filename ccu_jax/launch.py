@@ -34,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code of the process.
 
     Exit codes: 0, 2 (user error), 75 (preempted, or an error that may be over later:
-    rerun), 76 (another process was lost: restart all), 130 (interrupted).
+    rerun), 130 (interrupted).
 
     Args:
         argv: The flags; by default those of the process.
     """
     try:
         return _run_command(argv)
-    except (UserError, errors.PeerLost) as error:
+    except UserError as error:
         message = error
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_closed_pipe()
     except errors.Preempted:
         print(preemption.MESSAGE, file=sys.stderr)
+        preemption.disconnect()
         return errors.RETRY_EXIT_CODE
     except ModuleNotFoundError as error:
         if (error.name or "ccu_jax").startswith("ccu_jax"):
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         # First: a lost peer may show up as an error of the disk.
-        message = _peer_lost_error(error) or user_error_for(error)
+        message = _lost_peer_error(error) or user_error_for(error)
         if message is None:
             raise
     # One write, since threads of libraries may write as well.
@@ -79,10 +80,10 @@ def _report_closed_pipe() -> int:
     return 130
 
 
-def _peer_lost_error(error: Exception) -> errors.PeerLost | None:
+def _lost_peer_error(error: Exception) -> UserError | None:
     # Not imported: there are no other processes.
     hosts = sys.modules.get("ccu_jax.distributed.hosts")
-    return hosts.failed(error) if hosts else None
+    return hosts.lost_peer_error(error) if hosts else None
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
@@ -91,14 +92,13 @@ def _run_command(argv: Sequence[str] | None) -> int:
     if args.list:
         _print_list()
         return 0
-    hosts = flags.parse_hosts(args.multihost)
+    addresses = flags.parse_hosts(args.multihost)
     config = _build_config(args)
     workdir = _make_writable(args.workdir or pathlib.Path("runs") / config.name)
-    if hosts is not None:
-        from ccu_jax.distributed import hosts as processes
+    if addresses is not None:
+        from ccu_jax.distributed import hosts
 
-        with processes.patient():
-            processes.join_hosts(hosts)
+        hosts.join_hosts(addresses)
     _set_compilation_cache()
 
     if args.tune:
@@ -251,6 +251,10 @@ def run_process() -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
+    if code == 0:
+        preemption.disconnect()
+    elif hosts is not None:
+        hosts.let_others_exit()
     os._exit(code)
 
 

@@ -106,14 +106,14 @@ while [ "${#running[@]}" -gt 0 ] && [ "$failed" = 0 ]; do
         fi
     done
     running=("${still[@]}")
-    # Preempted: all processes save one checkpoint before they exit.
+    # Preempted, for example: all processes save one checkpoint before they exit.
     if [ "$failed" = 75 ]; then
         for ((tries = 0; tries < 300; tries++)); do
             any_alive || break
             sleep 0.2
         done
         end_all
-        say "all processes were preempted"
+        say "all processes were ended; rerun the same command to resume"
         rm -rf "$logs"
         exit 75
     fi

@@ -7,7 +7,7 @@ from typing import Any
 
 from ccu_jax.audits import offline, records
 from ccu_jax.audits.verdict import verdict_over_seeds
-from ccu_jax.distributed.hosts import barrier, is_primary
+from ccu_jax.distributed.hosts import Progress, run_on_primary
 from ccu_jax.methods import CONTROL, REFERENCE
 from ccu_jax.runs.results import load_all_results
 from ccu_jax.storage.files import write_atomically
@@ -20,20 +20,20 @@ def write_audit(
 ) -> list[dict[str, Any]]:
     """Completes the records of the smoke tier and writes audit.json.
 
-    Every process calls this. The primary one does the work alone, because others may
-    not see all files yet.
+    Every process calls this. Process 0 does the work alone, because others may not see
+    all files yet.
 
     Returns:
-        The records of `collect_records` on the primary process, [] on others.
+        The records of `collect_records` on process 0, [] on others.
     """
-    methods = []
-    if is_primary():
-        methods = collect_records(workdir, report_progress)
-    if methods:
-        text = json.dumps(methods, indent=1, allow_nan=False) + "\n"
-        write_atomically(workdir / "audit.json", text.encode())
-    barrier("audit")
-    return methods
+
+    def write(progress: Progress) -> list[dict[str, Any]]:
+        if methods := collect_records(workdir, progress):
+            text = json.dumps(methods, indent=1, allow_nan=False) + "\n"
+            write_atomically(workdir / "audit.json", text.encode())
+        return methods
+
+    return run_on_primary(write, report_progress) or []
 
 
 def collect_records(

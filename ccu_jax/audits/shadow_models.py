@@ -113,7 +113,7 @@ def train_shadows(
     trained: dict[int, Params] = {}
     for number in range(plan.num_shadows):
         saved = checkpoint.restore(folder / str(number), shapes, ctx.reporter.warn)
-        if saved is not None and saved.facts == _facts(ctx, plan, [number]):
+        if saved is not None and saved.metadata == _facts(ctx, plan, [number]):
             trained[number] = saved.tree
     report_progress(len(trained), plan.num_shadows)
     joint = JointTraining(ctx, plan)
@@ -126,7 +126,7 @@ def train_shadows(
             continue
         for number, params in zip(numbers, batch, strict=True):
             facts = _facts(ctx, plan, [number])
-            checkpoint.save(folder / str(number), 0, params, facts, keep=1)
+            checkpoint.save(folder / str(number), 0, params, facts, max_to_keep=1)
             trained[number] = jax.device_get(params)
         checkpoint.remove(steps)
         report_progress(len(trained), plan.num_shadows)
@@ -208,20 +208,20 @@ class JointTraining:
         facts = _facts(self._ctx, self._plan, numbers)
         start = 0
         saved = checkpoint.restore(folder, state, self._ctx.reporter.warn)
-        if saved is not None and saved.facts == facts:
+        if saved is not None and saved.metadata == facts:
             state, start = executor.replicate(saved.tree), saved.step
         every = self._ctx.config.run.checkpoint_steps
-        with preemption.working():
+        with preemption.checkpointing():
             for begin in range(start, first.steps, _CALL_STEPS):
                 state, _ = run(state, static, step_inputs(begin))
                 end = min(begin + _CALL_STEPS, first.steps)
                 if is_last := end == first.steps:
                     # A signal that arrives while the devices work is still honored.
                     jax.block_until_ready(state)
-                should_leave = preemption.due(last=is_last)
-                if should_leave or (not is_last and end // every > begin // every):
-                    checkpoint.save(folder, end, state, facts, keep=1)
-                if should_leave:
+                should_stop = preemption.should_stop()
+                if should_stop or (not is_last and end // every > begin // every):
+                    checkpoint.save(folder, end, state, facts, max_to_keep=1)
+                if should_stop:
                     raise errors.Preempted
         params = jax.device_get(state.params)
         return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(programs))]

@@ -155,7 +155,6 @@ class Run:
     checkpoint_steps: Count = 200
     evaluate_batch: Count = 256  # rows of one forward pass over all devices
     shadow_batch_size: NonNegativeInt = 0  # shadows per program; 0: 1 on CPU, else all
-    hang_timeout_s: Positive = 900.0  # exit if no process makes progress for so long
     allow_external_links: bool = False  # links in --workdir may point out of it
 
 

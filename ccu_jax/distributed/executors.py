@@ -1,12 +1,14 @@
 """Executors: how one per-device function runs on all devices of all processes.
 
-A per-device function is `fn(state, resident, batch) -> (state, out)`. `state` and
-`resident` are the same on every device, `batch` is this device's share, and everything
-returned must have been reduced over `AXIS`. Each executor runs the same function:
+A per-device function is `fn(state, static_inputs, batch) -> (state, out)`. `state` and
+`static_inputs` are replicated, `batch` is the device's shard, and everything returned
+must have been reduced over `AXIS`. Each executor runs the same function:
 
-* `pmap`, the default. It takes device 0's word for an output that was never reduced.
-* `shard_map`, which refuses such an output.
-* `vmap`, which refuses it too, and needs one device only: the oracle of the tests.
+* `pmap`, the default. It does not notice an output that was not reduced, and returns
+  device 0's value.
+* `shard_map`, which rejects such an output.
+* `vmap`, which rejects it as well and simulates any number of devices on one: the
+  reference in the tests.
 """
 
 import os
@@ -17,87 +19,113 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ccu_jax.distributed import preemption
 from ccu_jax.distributed.hosts import all_agree
-from ccu_jax.distributed.moves import moved_together
 from ccu_jax.errors import UserError
 
 AXIS = "devices"
 
 
 class Executor(NamedTuple):
-    """How work is laid out.
+    """How work is laid out over devices.
 
     Attributes:
-        name: its row in `EXECUTORS`.
-        devices: number of shares that a global batch is cut into.
-        run: `run(fn, donate=False)` compiles a per-device function.
-        place: puts a tree on every device.
-        mine: `mine(array, axis=0)` cuts the global batch along `axis` and gives the
-            parts of this process's devices, the device as leading axis.
-        join: makes the devices' array of what `mine` gave, or of what was read for it.
+        name: its key in `EXECUTORS`.
+        num_devices: number of shards of a global batch.
+        compile: `compile(fn, donate=False)` returns the per-device function for all
+            devices, with the methods of a jitted one.
+        replicate: puts a tree on every device.
+        local_shard: `local_shard(array, axis=0)` returns the shards of this process's
+            devices, `[local devices, ...]`, of a global batch that every process has.
+        to_global: turns the local shards of all processes into one array on devices.
     """
 
     name: str
     num_devices: int
-    compile: Callable[..., Callable]
+    compile: Callable[..., Any]
     replicate: Callable[[Any], Any]
     local_shard: Callable[..., np.ndarray]
-    to_global: Callable[[np.ndarray], Any]
+    to_global: Callable[[np.ndarray], jax.Array]
 
-    def shard(self, array, axis: int = 0):
-        """Cuts a batch that every process has as a whole over all devices."""
+    def shard(self, array: Any, axis: int = 0) -> jax.Array:
+        """Shards an array that every process has along one axis: `[devices, ...]`."""
         return self.to_global(self.local_shard(array, axis))
 
-    def shard_tree(self, tree):
-        """Each device's rows of a tree, in order: `[devices, rows / devices, ...]`."""
+    def shard_tree(self, tree: Any) -> Any:
+        """Shards the rows of a tree in order: `[devices, rows / devices, ...]`."""
         return jax.tree.map(self.shard, tree)
 
 
-def _replicated(mesh):
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    here = set(jax.local_devices())
+def pmap() -> Executor:
+    """Returns the executor of `jax.pmap`: one program per device."""
+    mesh = _make_mesh()
+    replicate = _make_replicate(mesh)
 
-    def place(tree):
-        moved_together()
-
-        def put(x):
-            if isinstance(x, jax.Array) and x.sharding == everywhere:
-                return x
-            if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
-                x.dtype, jax.dtypes.prng_key
-            ):
-                return jax.random.wrap_key_data(put(jax.random.key_data(x)))
-            if jax.process_count() == 1:
-                return jax.device_put(x, everywhere)
-            if isinstance(x, jax.Array) and x.sharding.device_set == here:
-                if x.is_fully_replicated:  # what pmap gives: no copy is needed
-                    parts = [shard.data for shard in x.addressable_shards]
-                    return jax.make_array_from_single_device_arrays(
-                        x.shape, everywhere, parts
-                    )
-            x = np.asarray(x)
-            return jax.make_array_from_process_local_data(everywhere, x, x.shape)
-
-        return jax.tree.map(put, tree)
-
-    return place
-
-
-def _split(array, axis, devices):
-    """Cut `axis` into `devices` equal runs of rows and move the device to the front."""
-    rows = array.shape[axis]
-    if rows % devices:
-        raise UserError(
-            f"a batch of {rows} rows cannot be divided among {devices} devices: choose "
-            f"batch sizes that are multiples of {devices}"
+    def compile(fn, donate=False):
+        mapped = jax.pmap(
+            fn,
+            axis_name=AXIS,
+            axis_size=jax.device_count(),  # of all processes, like the batches
+            in_axes=(None, None, 0),
+            out_axes=None,
+            donate_argnums=(0,) if donate else (),
         )
-    shape = array.shape[:axis] + (devices, rows // devices) + array.shape[axis + 1 :]
-    return np.moveaxis(np.asarray(array).reshape(shape), axis, 0)
+        return mapped if jax.process_count() == 1 else _GlobalPmap(mapped, replicate)
+
+    return Executor(
+        "pmap", jax.device_count(), compile, replicate, *_make_sharding(mesh)
+    )
 
 
-def _mesh():
-    # Process by process, and with Auto axes, as pmap does: arrays of both kinds then go
-    # together. On a pod, `jax.devices()` has an order of its own.
+def shard_map() -> Executor:
+    """Returns the executor of `jax.shard_map`, with its replication checks on."""
+    mesh = _make_mesh()
+
+    def compile(fn, donate=False):
+        def one_device(state, static_inputs, batch):
+            return fn(state, static_inputs, jax.tree.map(lambda x: x[0], batch))
+
+        mapped = jax.shard_map(
+            one_device,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+        )
+        return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+    return Executor(
+        "shard_map",
+        jax.device_count(),
+        compile,
+        _make_replicate(mesh),
+        *_make_sharding(mesh),
+    )
+
+
+def vmap(num_devices: int | None = None) -> Executor:
+    """Returns the executor that simulates devices on the first real one."""
+    count = num_devices or jax.device_count()
+
+    def compile(fn, donate=False):
+        mapped = jax.vmap(fn, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
+        return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+    def local_shard(array, axis=0):
+        return _split(array, axis, count)
+
+    return Executor("vmap", count, compile, jax.device_put, local_shard, jax.device_put)
+
+
+EXECUTORS: dict[str, Callable[[], Executor]] = {
+    "pmap": pmap,
+    "shard_map": shard_map,
+    "vmap": vmap,
+}
+
+
+def _make_mesh() -> Mesh:
+    # Process by process and with Auto axes, like pmap, so that arrays of both can be
+    # combined. On a TPU pod `jax.devices()` is in another order.
     devices = [
         device
         for process in range(jax.process_count())
@@ -106,112 +134,95 @@ def _mesh():
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _sharded(mesh):
-    """How a batch that every process knows as a whole is cut; each puts its own rows.
+def _make_replicate(mesh: Mesh) -> Callable[[Any], Any]:
+    sharding = NamedSharding(mesh, PartitionSpec())
+    local_devices = set(jax.local_devices())
 
-    What rows hold need be read by the process alone whose devices get them.
+    def put(x):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+            x.dtype, jax.dtypes.prng_key
+        ):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        if (
+            isinstance(x, jax.Array)
+            and x.sharding.device_set == local_devices
+            and x.is_fully_replicated
+        ):  # as pmap returns them: no copy is needed
+            copies = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, x.shape)
+
+    def replicate(tree):
+        preemption.sync_point()
+        return jax.tree.map(put, tree)
+
+    return replicate
+
+
+def _make_sharding(mesh: Mesh) -> tuple[Callable, Callable]:
+    """Returns `local_shard` and `to_global`.
+
+    Each process reads only the rows that its own devices get.
     """
-    rows = NamedSharding(mesh, PartitionSpec(AXIS))
-    here = jax.local_device_count()
-    first = jax.process_index() * here
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    num_local = jax.local_device_count()
+    first = jax.process_index() * num_local
 
-    def mine(array, axis=0):
-        return _split(array, axis, jax.device_count())[first : first + here]
+    def local_shard(array, axis=0):
+        return _split(array, axis, jax.device_count())[first : first + num_local]
 
-    def join(local):
-        moved_together()
-        return jax.make_array_from_process_local_data(rows, local)
+    def to_global(local):
+        preemption.sync_point()
+        return jax.make_array_from_process_local_data(sharding, local)
 
-    return mine, join
+    return local_shard, to_global
 
 
-class _Pod:
-    """A pmap whose results belong to all processes, as its compiled form's do.
+def _split(array: Any, axis: int, count: int) -> np.ndarray:
+    """Splits `axis` into `count` equal shards, on a new leading axis."""
+    rows = array.shape[axis]
+    if rows % count:
+        raise UserError(
+            f"a batch of {rows} rows cannot be divided among {count} devices: choose "
+            f"batch sizes that are multiples of {count}"
+        )
+    shape = array.shape[:axis] + (count, rows // count) + array.shape[axis + 1 :]
+    return np.moveaxis(np.asarray(array).reshape(shape), axis, 0)
 
-    Called as it is, it gives arrays of this process alone, which combine with no other.
+
+class _GlobalPmap:
+    """A pmap that returns arrays of all processes, as its compiled form does.
+
+    Called directly, pmap returns arrays of this process, which cannot be combined with
+    global ones.
     """
 
-    def __init__(self, mapped, place):
-        self._mapped, self._place = mapped, place
+    def __init__(self, mapped, replicate):
+        self._mapped, self._replicate = mapped, replicate
         self.lower = mapped.lower
 
     def __call__(self, *args):
-        return self._place(self._mapped(*args))
+        return self._replicate(self._mapped(*args))
 
 
-def pmap() -> Executor:
-    """One program per device, the batch's leading axis being the device."""
-    mesh = _mesh()
-    place = _replicated(mesh)
-
-    def run(fn, donate=False):
-        mapped = jax.pmap(
-            fn,
-            axis_name=AXIS,
-            axis_size=jax.device_count(),  # of all processes, as are the batches
-            in_axes=(None, None, 0),
-            out_axes=None,
-            donate_argnums=(0,) if donate else (),
-        )
-        return mapped if jax.process_count() == 1 else _Pod(mapped, place)
-
-    return Executor("pmap", jax.device_count(), run, place, *_sharded(mesh))
+def fits(num_bytes: int) -> bool:
+    """Returns whether every device has room for so many bytes besides training."""
+    return all_agree(num_bytes <= _free_bytes())
 
 
-def shard_map() -> Executor:
-    """The same program through `jax.shard_map` with its checks on."""
-    mesh = _mesh()
-
-    def run(fn, donate=False):
-        def inner(state, resident, batch):
-            return fn(state, resident, jax.tree.map(lambda x: x[0], batch))
-
-        mapped = jax.shard_map(
-            inner,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS)),
-            out_specs=PartitionSpec(),
-        )
-        return jax.jit(mapped, donate_argnums=(0,) if donate else ())
-
-    return Executor(
-        "shard_map", jax.device_count(), run, _replicated(mesh), *_sharded(mesh)
-    )
-
-
-def vmap(devices: int | None = None) -> Executor:
-    """As many make-believe devices as wanted on the first real one."""
-    devices = devices or jax.device_count()
-
-    def run(fn, donate=False):
-        mapped = jax.vmap(fn, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None)
-        return jax.jit(mapped, donate_argnums=(0,) if donate else ())
-
-    def mine(array, axis=0):
-        return _split(array, axis, devices)
-
-    return Executor("vmap", devices, run, jax.device_put, mine, jax.device_put)
-
-
-EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
-
-
-def fits(size: int) -> bool:
-    """Whether so many bytes may stay on every device, beside all that training needs.
-
-    All processes come to the same answer: they run the same program.
-    """
-    return all_agree(size <= _room())
-
-
-def _room() -> float:
-    """Bytes that may stay on each device of this process."""
+def _free_bytes() -> float:
+    """Returns an estimate of the bytes that a device can spare."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return 0.4 * limit
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not every system tells
+    except (AttributeError, ValueError, OSError):  # not on every system
         memory = 8 << 30
     # Simulated devices share the machine's memory, and so may their processes.
     return 0.2 * memory / jax.device_count()

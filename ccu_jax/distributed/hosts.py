@@ -1,220 +1,226 @@
-"""The processes of a run, one for each host: who they are, and what they agree on.
+"""The processes of a run, one per host: how they start and end, what they agree on.
 
-What needs all of them is called by all, at the same places. `peers` tells of those that
-are lost, `parallel` gives work to the devices of all.
+Functions that return the same on every process are collectives: all processes call them
+in the same order. Each is a sync point, at which a preempted run ends.
 """
 
 import contextlib
-import ctypes
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from ccu_jax import errors
 from ccu_jax.distributed import preemption
-from ccu_jax.distributed.moves import moved_together
-from ccu_jax.errors import UserError
+from ccu_jax.errors import (
+    RETRY_EXIT_CODE,
+    RetryableError,
+    UserError,
+    exit_code,
+    user_error_for,
+)
 
-_SOON_S = 60.0  # who cannot be joined, or seen, by then has not come
-_SHOWN_S = 15.0  # after that a file is not in a shared folder
-NAMED_S = 70.0  # by then `peers` has told who is lost
+Progress = Callable[[str, int, int], None]
+Result = TypeVar("Result")
+
+_HEARTBEAT_TIMEOUT_S = 60
+_START_TIMEOUT_S = 300
+_VISIBLE_TIMEOUT_S = 60.0  # for what another host wrote to the shared folder
+_SHARED_TIMEOUT_S = 15.0  # the same, to find out whether the folder is shared
+_EXIT_DELAY_S = 3.0
+_SYNC_EVERY_S = 5.0
+_DONE, _WORKING = 0, 1  # status of process 0 in `run_on_primary`; else an exit code
+# Words of a collective that failed because another process is gone.
+_PEER_ERRORS = ("Gloo", "NCCL", "by peer", "coordination service")
 
 
 def process_index_and_count() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
+    """Returns the index of this process and the number of processes."""
     return jax.process_index(), jax.process_count()
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes logs and reports."""
+    """Returns whether this is process 0, which writes logs and reports."""
     return jax.process_index() == 0
 
 
-def join_hosts(hosts: dict[str, str | int]) -> None:
-    """Connect to the other processes of this run.
+def join_hosts(addresses: dict[str, Any]) -> None:
+    """Connects to the other processes of this run.
 
     Args:
-        hosts: of `jax.distributed.initialize`; empty where the cluster tells them.
+        addresses: `coordinator_address`, `num_processes` and `process_id` of
+            `jax.distributed.initialize`; empty if JAX detects them.
 
     Raises:
-        UserError: nothing tells which they are.
-        PeerLost: not all have come in time, or they cannot be joined.
+        UserError: they are neither given nor detected.
+        RetryableError: the other processes cannot be reached.
     """
     began = time.monotonic()
-    # It would listen to SIGTERM, and tell of it between steps alone: see `preemption`.
-    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**hosts)
+        jax.distributed.initialize(
+            **addresses,
+            initialization_timeout=_START_TIMEOUT_S,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
+        )
     except (ValueError, RuntimeError) as error:
-        waited = time.monotonic() - began
-        if waited > _SOON_S:  # what JAX says then tells nothing
-            raise errors.PeerLost(
-                f"not all of the {hosts.get('num_processes', 'other')} processes of "
-                f"this run have come within {waited:.0f} s: start all of them again"
-            ) from error
         reason = f"cannot join the other hosts: {str(error).partition(chr(10))[0]}"
-        if isinstance(error, ValueError):
-            hint = "" if hosts else "; give ADDRESS:PORT COUNT INDEX after --multihost"
+        waited_s = time.monotonic() - began
+        if waited_s >= _START_TIMEOUT_S:  # JAX's own message does not say this
+            count = addresses.get("num_processes", "other")
+            reason = f"not all {count} processes have started within {waited_s:.0f} s"
+        elif isinstance(error, ValueError):
+            hint = "" if addresses else "; pass --multihost ADDRESS:PORT COUNT INDEX"
             raise UserError(reason + hint) from error
-        # An address that nobody knows yet, say, or a port that is not free yet.
-        raise errors.PeerLost(f"{reason}: start all of them again") from error
+        # An address that does not resolve yet, or a port that is still in use.
+        raise RetryableError(f"{reason}; start all processes again") from error
+
+
+@contextlib.contextmanager
+def stopping_together() -> Iterator[None]:
+    """Within the block, a SIGTERM to one process ends all of them; waits for all."""
+    if not jax.distributed.is_initialized():
+        yield
+        return
+    preemption.use_sync_points(
+        multihost_utils.reached_preemption_sync_point, jax.distributed.shutdown
+    )
+    yield
+    # Not a sync point: a run that has finished is no longer preempted.
+    multihost_utils.sync_global_devices("finish")
+
+
+def let_others_exit() -> None:
+    """Delays the exit of process 0 after an error that other processes may share.
+
+    It runs JAX's coordinator: as soon as it exits, JAX aborts all others.
+    """
+    if jax.distributed.is_initialized() and is_primary() and jax.process_count() > 1:
+        time.sleep(_EXIT_DELAY_S)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    preemption.sync_point()
     if jax.process_count() > 1:
-        preemption.only_note()
+        multihost_utils.sync_global_devices(name)
+
+
+def all_agree(condition: bool) -> bool:
+    """Returns whether the condition holds on every process."""
+    preemption.sync_point()
+    if jax.process_count() == 1:
+        return bool(condition)
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
+    """Returns process 0's value of an array of 32-bit numbers."""
+    preemption.sync_point()
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def run_on_primary(
+    work: Callable[[Progress], Result], progress: Progress
+) -> Result | None:
+    """Runs long work on process 0 while the others wait; they return None.
+
+    Calling `progress` makes a sync point every few seconds, so that a SIGTERM ends the
+    run during the work. If it fails on process 0, the others fail as well.
+
+    Args:
+        work: is passed the progress function to call.
+        progress: called with (what is done, done, total).
+    """
+    if jax.process_count() == 1:
+        return work(progress)
+    if not is_primary():
+        while (status := int(broadcast_from_primary(np.array(_DONE, np.int32)))) == _WORKING:
+            pass
+        if status != _DONE:
+            error = RetryableError if status == RETRY_EXIT_CODE else UserError
+            raise error("process 0 has failed; see the error that it printed")
+        return None
+    synced_s = time.monotonic()
+
+    def synced_progress(doing, done, total):
+        nonlocal synced_s
+        progress(doing, done, total)
+        if time.monotonic() - synced_s > _SYNC_EVERY_S:
+            broadcast_from_primary(np.array(_WORKING, np.int32))
+            synced_s = time.monotonic()
+
+    try:
+        result = work(synced_progress)
+    except Exception as error:
+        code = exit_code(user_error_for(error) or error)
+        broadcast_from_primary(np.array(code, np.int32))
+        raise
+    broadcast_from_primary(np.array(_DONE, np.int32))
+    return result
 
 
 def is_shared_folder(folder: pathlib.Path) -> bool:
-    """Whether all processes see the same folder: what the first puts there."""
+    """Returns whether all processes see the same folder."""
     if jax.process_count() == 1:
         return True
-    from jax.experimental import multihost_utils
-
-    mine = np.array(time.time_ns() % 2**31)
-    path = folder / f".shared-{multihost_utils.broadcast_one_to_all(mine)}"
+    token = broadcast_from_primary(np.array(time.time_ns() % 2**31))
+    path = folder / f".shared-{token}"
     if is_primary():
         path.touch()
-    barrier("shared")
-    there = all_agree(_comes(path.exists, _SHOWN_S))
+    barrier("shared folder")
+    is_shared = all_agree(_wait_until(path.exists, _SHARED_TIMEOUT_S))
     if is_primary():
         path.unlink()
-    return there
+    return is_shared
 
 
 def wait_until_visible(
-    path: pathlib.Path, look: Callable[[], bool] | None = None
+    path: pathlib.Path, is_ready: Callable[[], bool] | None = None
 ) -> bool:
-    """Whether the first process sees it; all others then wait until they see it.
+    """Returns whether process 0 sees a path; the others wait until they see it, too.
 
-    All call this, and get the same answer: what a network's folder shows may be a
-    little older in one place than in another.
+    A network file system may show a file later on one host than on another.
 
     Args:
         path: a file or folder.
-        look: says whether it is what is wanted; by default that it is there.
+        is_ready: what to wait for, by default that `path` exists.
 
     Raises:
-        PeerLost: this process does not come to see it.
+        RetryableError: this process does not see it in time.
     """
-    look = look or path.exists
-    if not broadcast_from_primary(np.array(look(), np.int32)):
+    is_ready = is_ready or path.exists
+    if not broadcast_from_primary(np.array(is_ready(), np.int32)):
         return False
-    if not _comes(look, _SOON_S):
-        raise errors.PeerLost(
-            f"{path}, which process 0 sees, has not come here within {_SOON_S:.0f} s: "
-            "is --workdir one folder that all processes share? Start all of them again"
+    if not _wait_until(is_ready, _VISIBLE_TIMEOUT_S):
+        raise RetryableError(
+            f"{path}: seen by process 0, not by process {jax.process_index()} within "
+            f"{_VISIBLE_TIMEOUT_S:.0f} s; put --workdir on a file system that all "
+            "processes share and start them again"
         )
     return True
 
 
-def _comes(look: Callable[[], bool], within_s: float) -> bool:
-    end = time.monotonic() + within_s
-    while not look():
-        if time.monotonic() > end:
+def _wait_until(is_ready: Callable[[], bool], timeout_s: float) -> bool:
+    end_s = time.monotonic() + timeout_s
+    while not is_ready():
+        if time.monotonic() > end_s:
             return False
         time.sleep(0.2)
     return True
 
 
-def all_agree(truth: bool) -> bool:
-    """Whether every process says so; all call this, and get the same answer."""
-    moved_together()
-    if jax.process_count() == 1:
-        return bool(truth)
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(truth)).all())
-
-
-def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
-    """What the first process has for an array of 32-bit numbers; all call this."""
-    moved_together()
-    if jax.process_count() == 1:
-        return array
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(array))
-
-
-def barrier(name: str) -> None:
-    """Wait until every process is here."""
-    moved_together()
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def failed(error: BaseException | None) -> errors.PeerLost | None:
-    """Says that a collective has failed, as it does where a peer is lost; else None.
-
-    For the time before `peers.watched`, and where it could name nobody.
-    """
-    if process_index_and_count()[1] == 1 or not of_a_peer(error, surely=True):
-        return None
-    return errors.PeerLost(
-        "another process of this run was lost, or could not be reached: this one ends "
-        "too; what is done is kept, start all processes again"
-    )
-
-
-def of_a_peer(error: BaseException | None, surely: bool = False) -> bool:
-    """Whether a collective has failed, which most likely has lost a peer."""
-    while error is not None:
-        told = str(error)
-        if "RESOURCE_EXHAUSTED" in told:
-            return False
-        # JAX has more than one kind for it, and so has Orbax.
-        if isinstance(error, jax.errors.JaxRuntimeError) and not surely:
-            return True
-        if any(word in told for word in ("Gloo", "by peer", "coordination service")):
-            return True
+def lost_peer_error(error: BaseException | None) -> RetryableError | None:
+    """Returns the error to show if a collective failed because a process is gone."""
+    while error is not None and jax.distributed.is_initialized():
+        if any(words in str(error) for words in _PEER_ERRORS):
+            return RetryableError(
+                "another process of this run has failed or cannot be reached; start "
+                "all processes again to resume"
+            )
         error = error.__cause__ or error.__context__
-    return False
-
-
-@contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """While the block runs, JAX joins in such a way that it does not end this process.
-
-    Else it does so as soon as process 0 is lost, with a trace of its stack, and names
-    nobody. What waits for process 0 fails or hangs all the same: `peers.watched` tells.
-    """
-    try:
-        from jax._src import distributed
-
-        made = distributed._jax.get_distributed_runtime_client
-        _wait_before_the_end()
-    except (ImportError, AttributeError, OSError):  # elsewhere it does end the process
-        yield
-        return
-    distributed._jax.get_distributed_runtime_client = functools.partial(
-        made, missed_heartbeat_callback=lambda *told: None
-    )
-    try:
-        yield
-    finally:
-        distributed._jax.get_distributed_runtime_client = made
-
-
-_kept: list = []  # what C++ calls must not be collected
-
-
-def _wait_before_the_end() -> None:
-    """Lets a thread of C++ that has failed wait until the lost peer has been named.
-
-    jaxlib 0.10 cannot give a status to Python: its callback fails where it is called,
-    which would end the process. Where nobody is lost, it ends as it would have.
-    """
-    function = ctypes.CFUNCTYPE(None)
-    change = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
-    change.restype, change.argtypes = ctypes.c_void_p, [function]
-
-    def wait():
-        time.sleep(NAMED_S)
-        function(before)()
-
-    _kept.append(function(wait))
-    before = change(_kept[-1])
+    return None

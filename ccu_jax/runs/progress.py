@@ -21,7 +21,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ccu_jax.distributed.moves import moved
 from ccu_jax.errors import printable
 from ccu_jax.storage.files import to_plain_json
 
@@ -58,7 +57,6 @@ class Stage:
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
         """Reports the number of finished steps and the latest metrics."""
-        moved()
         if not self._reporter.active:
             return
         now_s = time.monotonic()
@@ -113,7 +111,6 @@ class NullStage:
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Shows nothing."""
-        moved()
 
 
 class Reporter:

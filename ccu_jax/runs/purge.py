@@ -13,11 +13,10 @@ import jax
 import numpy as np
 
 from ccu_jax import data
-from ccu_jax.distributed.hosts import barrier, is_primary
+from ccu_jax.distributed.hosts import Progress, run_on_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
 from ccu_jax.runs.context import RunContext
-from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import load_all_results
 from ccu_jax.runs.workdir import unlearn_set_path
 from ccu_jax.storage.files import write_atomically
@@ -33,9 +32,10 @@ def purge_workdir(ctx: RunContext) -> None:
             copy of an image was found.
     """
     with ctx.reporter.stage("purge") as stage:
-        report = _purge(ctx, stage) if is_primary() else {}
-        barrier("purge")
-    if not is_primary():
+        report = run_on_primary(
+            lambda progress: _purge(ctx, progress), stage.report_progress
+        )
+    if report is None:
         return
     ctx.reporter.log(
         f"purged {report['num_images']:,} images; searched {report['num_files']:,} "
@@ -55,7 +55,7 @@ def purge_workdir(ctx: RunContext) -> None:
         )
 
 
-def _purge(ctx: RunContext, stage: Stage) -> dict[str, Any]:
+def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
     """Removes and searches; returns what is written to `purge.json`."""
     workdir = ctx.workdir
     recorded = {result["seed"] for result in load_all_results(workdir)}
@@ -76,7 +76,7 @@ def _purge(ctx: RunContext, stage: Stage) -> dict[str, Any]:
         counts["models"] = _purge_models(workdir)
 
     result = data.purge_images(
-        ctx.config.data, workdir, ids, folders, stage.report_progress, remove_derived
+        ctx.config.data, workdir, ids, folders, progress, remove_derived
     )
     report = result._asdict() | counts
     text = json.dumps(report, indent=1) + "\n"
@@ -107,9 +107,9 @@ def _purge_models(workdir: pathlib.Path) -> int:
     folders = {folder for folder in candidates if folder.exists()}
     # Compare while there is something to compare with: a kept model must not be a copy
     # of a removed one.
-    digests = [d for folder in folders if (d := checkpoint.written(folder))]
+    digests = [d for folder in folders if (d := checkpoint.stored_digests(folder))]
     for folder in saved:
-        if folder not in folders and checkpoint.written(folder) in digests:
+        if folder not in folders and checkpoint.stored_digests(folder) in digests:
             raise UserError(
                 f"purge: {folder} holds a copy of a model that was trained on the "
                 "images: remove this folder"

@@ -189,8 +189,8 @@ def _handle_request(
     }
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     saved = checkpoint.restore(folder / "params", shapes, ctx.reporter.warn)
-    if saved is not None and identity.items() <= saved.facts.items():
-        facts, params = saved.facts, saved.tree
+    if saved is not None and identity.items() <= saved.metadata.items():
+        facts, params = saved.metadata, saved.tree
         outcome = Outcome(
             {module: params[module] for module in facts["parts"]},
             facts["seconds"],

@@ -12,10 +12,14 @@ import numpy as np
 from ccu_jax import data, models
 from ccu_jax.config.schema import Config, check_batches, check_values
 from ccu_jax.data import Dataset, corruptions
-from ccu_jax.distributed import peers
 from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import EXECUTORS, Executor, fits
-from ccu_jax.distributed.hosts import barrier, is_primary, is_shared_folder
+from ccu_jax.distributed.hosts import (
+    is_primary,
+    is_shared_folder,
+    run_on_primary,
+    stopping_together,
+)
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.runs import forecast
@@ -67,7 +71,7 @@ def open_run(
         )
     source_commit()
     reject_external_links(workdir, config.run.allow_external_links)
-    with peers.watched(workdir, config.run.hang_timeout_s), lock_workdir(workdir):
+    with stopping_together(), lock_workdir(workdir):
         check_same_config(config, workdir)
         with _open_locked(config, workdir, titles, methods) as session:
             yield session
@@ -148,10 +152,10 @@ def _load_data(
     """Prepares the data on process 0, loads it on all and logs what it is."""
     results = load_all_results(workdir)
     fingerprint = results[0]["fingerprint"] if results else None
-    dataset = None
-    if is_primary():
-        dataset = data.load(config.data, workdir, stage.report_progress, fingerprint)
-    barrier("data")
+    dataset = run_on_primary(
+        lambda progress: data.load(config.data, workdir, progress, fingerprint),
+        stage.report_progress,
+    )
     if dataset is None:
         dataset = data.load_prepared(config.data, workdir)
     if dataset.edition == "sample":

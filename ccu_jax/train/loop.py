@@ -1,246 +1,298 @@
-"""The one loop that runs a `Program`: steps, clocks, checkpoints.
+"""Runs a `Program` to its end: steps, clocks, checkpoints.
 
-Nothing is on the clock but `start` and the steps. Compiling, checkpointing and logging
-have clocks of their own or none.
+Only the method's own preparation and the steps are on the clock. Compilation has a
+clock of its own; checkpoints and logging have none.
 """
 
 import hashlib
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 import threadpoolctl
 
-from ccu_jax import errors
-from ccu_jax.config.schema import Run
-from ccu_jax.distributed import device_tables, preemption
+from ccu_jax.config.schema import Config, Run
+from ccu_jax.distributed import preemption
+from ccu_jax.distributed.device_tables import device_columns
 from ccu_jax.distributed.executors import Executor
-from ccu_jax.train import checkpoint, step
-from ccu_jax.train.program import Program
+from ccu_jax.errors import Preempted
+from ccu_jax.models import Params
+from ccu_jax.train import checkpoint
+from ccu_jax.train.program import Program, State
+from ccu_jax.train.step import make_init, make_steps, static_inputs, step_inputs
+
+
+class _Problem(Protocol):
+    """What the loop reads of a `methods.Problem`, which lies in a layer above."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def _replace(self) -> Callable[..., Any]: ...
+    def make_key(self, name: str) -> jax.Array: ...
+
+
+class _Stage(Protocol):
+    """What the loop tells a stage of the progress display."""
+
+    def update(self, done: int, total: int | None = None, **metrics: Any) -> None: ...
 
 
 class Outcome(NamedTuple):
-    """What came of a program.
+    """The result of a program.
 
-    `params`: the parts it trained; `seconds`: `start`, `steps` and `compile`; `steps`:
-    updates made; `diverged`: None, or when and how it failed: then `params` are those
-    of the last checkpoint before that, or those it began with.
+    Attributes:
+        params: the trained modules.
+        seconds: wall time by clock: `start`, `steps` and `compile`.
+        steps: number of updates made.
+        diverged: None, or at which step and how training failed. `params` are then
+            those of the last checkpoint, or the initial ones if there is none.
     """
 
-    params: Any
+    params: Params
     seconds: dict[str, float]
     steps: int
     diverged: str | None
 
 
 class Loop:
-    """Runs programs, and keeps what it compiled for programs of the same shape.
+    """Runs programs and caches compiled steps for programs of the same shapes.
 
     Args:
-        config: how many steps a call, how often a checkpoint.
-        executor: where.
-        complain: told of every checkpoint that had to be passed over.
+        config: steps per call and per checkpoint.
+        executor: runs the steps on all devices.
+        on_warning: called with a message for every checkpoint that is unusable.
     """
 
-    def __init__(  # noqa: D107  the class says it
-        self, config: Run, executor: Executor, complain: Callable[[str], None]
+    def __init__(  # noqa: D107  see the class
+        self, config: Run, executor: Executor, on_warning: Callable[[str], None]
     ):
-        self._config, self._executor, self._complain = config, executor, complain
-        self._compiled = {}
+        self.config, self.executor, self.on_warning = config, executor, on_warning
+        self._compiled: dict[Any, Any] = {}
 
-    def run(self, name, method, problem, folder: pathlib.Path, stage) -> Outcome:
-        """Run a method to its end, from its last checkpoint if there is one.
+    def run(
+        self,
+        name: str,
+        method: Callable[[Any], Program],
+        problem: _Problem,
+        folder: pathlib.Path,
+        stage: _Stage,
+    ) -> Outcome:
+        """Runs a method to its end, from its last checkpoint if there is one.
 
         Args:
-            name: of the method; with the settings of training, and with the shapes, it
-                names the compiled steps.
+            name: of the method. Name, training section and shapes identify the compiled
+                steps.
             method: `Problem -> Program`.
-            problem: what the method is given.
-            folder: of its checkpoints.
-            stage: told of the progress (`progress.Stage`).
+            problem: input of the method.
+            folder: of the method's checkpoints.
+            stage: is told the progress.
+
+        Raises:
+            Preempted: after a checkpoint was saved for a SIGTERM.
         """
-        # On CPUs XLA solves equations with BLAS, whose threads and XLA's wait for each
-        # other: a solution of milliseconds takes now and then half a second.
+        # XLA's linear solvers call BLAS on CPUs, and the threads of both would wait for
+        # each other: a solution of milliseconds then sometimes takes half a second.
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            return self._run(name, method, problem._replace(method=name), folder, stage)
+            problem = problem._replace(method=name)
+            program, seconds = _start(method, problem)
+            if program.loss is None:
+                diverged = describe_nonfinite(program.params)
+                return Outcome(program.params, seconds, 0, diverged)
+            execution = _Execution(self, program, seconds, folder, stage)
+            # The training section is compiled into the steps; hyperparameters are data.
+            execution.prepare((name, problem.config.train), problem.make_key("steps"))
+            with preemption.checkpointing():
+                execution.run_steps()
+                return execution.finish()
 
-    def _run(self, name, method, problem, folder, stage) -> Outcome:
-        program, seconds = self._start(method, problem)
-        if program.loss is None:
-            return Outcome(
-                program.params, seconds, 0, describe_nonfinite(program.params)
-            )
-        # What training is like is part of a program, what a method is like is data.
-        kind = name, problem.config.train
-        state = self._first_state(kind, program, problem.make_key("steps"), seconds)
-        saved = checkpoint.restore(folder, state, self._complain)
-        if saved is not None:
-            state = self._executor.replicate(saved.tree)
-            seconds = {**seconds, **saved.facts["seconds"]}
-        resident = self._executor.replicate(step.static_inputs(program))
-        compiled, took = self._compile(kind, program, state, resident)
-        seconds["compile"] += took
-        first = 0 if saved is None else saved.step
-        with preemption.working():
-            return self._steps(
-                program, compiled, state, resident, first, seconds, folder, stage
-            )
+    def steps_per_call(self, program: Program) -> int:
+        """Returns a power of two, so that programs of similar lengths share one."""
+        config = self.config
+        # Steps on stored features are fast: one call may last until a checkpoint.
+        is_fast = program.is_fully_sharded
+        max_steps = config.checkpoint_steps if is_fast else config.steps_per_call
+        return min(max_steps, 2 ** (program.steps - 1).bit_length())
 
-    def _start(self, method, problem):
-        """Start twice: the first time compiles, the second is on the clock."""
-        began = time.perf_counter()
-        jax.block_until_ready(_arrays(method(problem)))
-        warm = time.perf_counter() - began
-        began = time.perf_counter()
-        program = method(problem)
-        jax.block_until_ready(_arrays(program))
-        start = time.perf_counter() - began
-        return program, {"start": start, "steps": 0.0, "compile": max(warm - start, 0)}
+    def compile_init(self, kind: Any, program: Program, args: tuple) -> Callable:
+        """Returns the function that makes the first state from `args`."""
+        cache_key = (kind, "init", _shapes(args))
+        if cache_key not in self._compiled:
+            init = make_init(program.optimizer, program.group)
+            self._compiled[cache_key] = jax.jit(init)
+        return self._compiled[cache_key]
 
-    def _first_state(self, kind, program, key, seconds):
-        """Made by a program that is kept: it is the same for seeds and requests."""
-        given = (program.params, program.aux, key)
-        known = (kind, "start", _shapes(given))
+    def compile_steps(self, kind: Any, program: Program, args: tuple) -> Callable:
+        """Returns the compiled steps of a program for arguments of these shapes."""
+        cache_key = (kind, _shapes(args))
+        if cache_key not in self._compiled:
+            steps = self.executor.compile(make_steps(program), donate=True)
+            lowered = steps.lower(*args)
+            # Methods with the same HLO, like all that train anew, share an executable.
+            digest = hashlib.sha256(lowered.as_text().encode()).digest()
+            if digest not in self._compiled:
+                self._compiled[digest] = lowered.compile()
+            self._compiled[cache_key] = self._compiled[digest]
+        return self._compiled[cache_key]
+
+
+class _Execution:
+    """One program while its steps run, `size` of them in a call, from step `first`."""
+
+    def __init__(self, loop, program, seconds, folder, stage):
+        self._loop, self._program, self._seconds = loop, program, seconds
+        self._folder, self._stage = folder, stage
+        # Set where a step failed or the program stopped itself.
+        self._failure: str | None = None
+        self._end: int | None = None
+
+    def prepare(self, kind: Any, key: jax.Array) -> None:
+        """Restores the last checkpoint and compiles the steps."""
+        loop, program, seconds = self._loop, self._program, self._seconds
         began = time.perf_counter()
-        if known not in self._compiled:
-            start = step.make_init(program.optimizer, program.group)
-            self._compiled[known] = jax.jit(start)
-        state = self._executor.replicate(self._compiled[known](*given))
+        args = program.params, program.aux, key
+        state = loop.executor.replicate(loop.compile_init(kind, program, args)(*args))
         jax.block_until_ready(state)
         seconds["compile"] += time.perf_counter() - began
-        return state
-
-    def _per_call(self, program):
-        # What works on features is so quick that it is asked for nothing in between.
-        config = self._config
-        most = (
-            config.checkpoint_steps
-            if program.is_fully_sharded
-            else config.steps_per_call
-        )
-        # One of few sizes: a program for some steps more serves fewer as well.
-        return min(most, 2 ** (program.steps - 1).bit_length())
-
-    def _compile(self, kind, program, state, resident):
-        share = step.step_inputs(program, self._executor, 0, self._per_call(program))
-        given = (state, resident, share)
-        key = (kind, _shapes(given))
-        if key in self._compiled:
-            return self._compiled[key], 0.0
+        saved = checkpoint.restore(self._folder, state, loop.on_warning)
+        if saved is not None:
+            state = loop.executor.replicate(saved.tree)
+            seconds |= saved.metadata["seconds"]
+        self._state, self._first = state, 0 if saved is None else saved.step
+        self._static = loop.executor.replicate(static_inputs(program))
+        self._size = loop.steps_per_call(program)
+        inputs = step_inputs(program, loop.executor, 0, self._size)
         began = time.perf_counter()
-        steps = self._executor.compile(step.make_steps(program), donate=True)
-        lowered = steps.lower(*given)
-        # Several methods may come to the same program: all that train from scratch do.
-        text = hashlib.sha256(lowered.as_text().encode()).digest()
-        if text not in self._compiled:
-            self._compiled[text] = lowered.compile()
-        self._compiled[key] = self._compiled[text]
-        return self._compiled[key], time.perf_counter() - began
+        args = state, self._static, inputs
+        self._compiled = loop.compile_steps(kind, program, args)
+        seconds["compile"] += time.perf_counter() - began
 
-    def _steps(
-        self, program, compiled, state, resident, first, seconds, folder, stage
-    ) -> Outcome:
-        size, total = self._per_call(program), program.steps
-        every = self._config.checkpoint_steps
-        stage.update(first, total)
-        before = None  # the metrics of the call before: read while this one computes
-        diverged, ended = None, None
-        began = time.perf_counter()
-        for start in range(first, total, size):
-            share = step.step_inputs(program, self._executor, start, size)
-            # Whatever would be copied unasked, between host and devices, is refused.
-            # Around it, numbers of rows are handed over and metrics fetched by name.
+    def run_steps(self) -> None:
+        """Makes all steps that are left, with checkpoints in between."""
+        total, every = self._program.steps, self._loop.config.checkpoint_steps
+        self._stage.update(self._first, total)
+        self._resumed_s = time.perf_counter()
+        pending = None  # metrics of the last call, read while the next one computes
+        for start in range(self._first, total, self._size):
+            inputs = step_inputs(self._program, self._loop.executor, start, self._size)
+            # Row numbers are sent and metrics fetched explicitly; any other copy
+            # between host and devices is a mistake.
             with jax.transfer_guard("disallow"):
-                state, metrics = compiled(state, resident, share)
-            if before is not None:
-                diverged, ended = check_metrics(before, start - size, stage)
-                if diverged or ended is not None:
-                    break
-            before = metrics
-            done = min(start + size, total)
-            if done == total:  # all may be one call: who is told meanwhile is heard
-                jax.block_until_ready(state)
-            # After the last step, too: what follows is long.
-            leaving = preemption.due(last=done == total)
-            if leaving or done < total and done // every > start // every:
-                jax.block_until_ready(state)
-                seconds["steps"] += time.perf_counter() - began
-                # Nothing that has failed is gone on from.
-                diverged, ended = check_metrics(before, start, stage)
-                if not diverged and (broken := describe_nonfinite(state.params)):
-                    diverged, ended = f"step {done - 1}: {broken}", done
-                if not diverged:
-                    facts = {"seconds": {k: seconds[k] for k in ("start", "steps")}}
-                    checkpoint.save(folder, done, state, facts)
-                if leaving:
-                    raise errors.Preempted
-                before = None
-                began = time.perf_counter()
-                if diverged or ended is not None:
-                    break
-        if before is not None and not (diverged or ended is not None):
-            diverged, ended = check_metrics(before, start, stage)
-        if diverged:
-            state, kept = self._last_good(program, state, folder)
-            diverged = f"{diverged}; what it was at step {kept} is kept"
+                self._state, metrics = self._compiled(self._state, self._static, inputs)
+            if pending is not None and self._has_ended(*pending):
+                return
+            pending = metrics, start
+            done = min(start + self._size, total)
+            if done == total:  # a SIGTERM during the last call is noticed as well
+                jax.block_until_ready(self._state)
+            should_stop = preemption.should_stop()
+            if should_stop or (done < total and done // every > start // every):
+                self._save(metrics, start, done)
+                if should_stop:
+                    raise Preempted
+                if self._end is not None:
+                    return
+                pending = None
+        if pending is not None:
+            self._has_ended(*pending)
+
+    def _has_ended(self, metrics, start) -> bool:
+        self._failure, self._end = check_metrics(metrics, start, self._stage)
+        return self._end is not None
+
+    def _save(self, metrics, start, done) -> None:
+        """Saves a checkpoint, unless one of the steps has failed."""
+        jax.block_until_ready(self._state)
+        self._seconds["steps"] += time.perf_counter() - self._resumed_s
+        self._has_ended(metrics, start)
+        if not self._failure and (reason := describe_nonfinite(self._state.params)):
+            self._failure, self._end = f"step {done - 1}: {reason}", done
+        if not self._failure:
+            seconds = {clock: self._seconds[clock] for clock in ("start", "steps")}
+            checkpoint.save(self._folder, done, self._state, {"seconds": seconds})
+        self._resumed_s = time.perf_counter()
+
+    def finish(self) -> Outcome:
+        """Returns the result, after a failure that of the last checkpoint."""
+        program, state, failure = self._program, self._state, self._failure
+        if failure:
+            state, step = self._last_good_state()
+            failure = f"{failure}; parameters of step {step} restored"
         params = state.params
         if program.result is not None:
             params = program.result(params, state.aux)
         jax.block_until_ready((state, params))
-        seconds["steps"] += time.perf_counter() - began
-        # Asked of the state: a call that was stopped early did not make all its steps.
-        made = ended if diverged else int(state.step)
-        stage.update(made)
-        return Outcome(params, seconds, made, diverged or describe_nonfinite(params))
+        self._seconds["steps"] += time.perf_counter() - self._resumed_s
+        # A program that stops itself makes fewer steps in its last call.
+        steps = int(state.step)
+        if failure and self._end is not None:
+            steps = self._end
+        self._stage.update(steps)
+        diverged = failure or describe_nonfinite(params)
+        return Outcome(params, self._seconds, steps, diverged)
 
-    def _last_good(self, program, state, folder):
-        """The last checkpoint, or the beginning, and which step that is."""
-        saved = checkpoint.restore(folder, state, self._complain)
+    def _last_good_state(self) -> tuple[State, int]:
+        """Returns the last checkpoint, or the initial state, and its step."""
+        saved = checkpoint.restore(self._folder, self._state, self._loop.on_warning)
         if saved is not None:
-            return self._executor.replicate(saved.tree), saved.step
-        return state._replace(params=program.params, aux=program.aux), 0
+            return self._loop.executor.replicate(saved.tree), saved.step
+        program = self._program
+        return self._state._replace(params=program.params, aux=program.aux), 0
 
 
-def describe_nonfinite(params):
-    """None, or what is wrong with parameters that are no numbers any more."""
-    for part, tree in sorted(params.items()):
+def _start(method, problem) -> tuple[Program, dict[str, float]]:
+    """Runs the method's preparation twice: the first compiles, the second is timed."""
+    began = time.perf_counter()
+    jax.block_until_ready(_arrays(method(problem)))
+    first_s = time.perf_counter() - began
+    began = time.perf_counter()
+    program = method(problem)
+    jax.block_until_ready(_arrays(program))
+    start_s = time.perf_counter() - began
+    seconds = {"start": start_s, "steps": 0.0, "compile": max(first_s - start_s, 0)}
+    return program, seconds
+
+
+def _arrays(program):
+    tables = device_columns(program.table), program.sharded_tables
+    inputs = program.frozen, program.aux, program.optimizer_inputs
+    return program.params, tables, inputs
+
+
+def describe_nonfinite(params: Params) -> str | None:
+    """Returns which module has parameters that are not finite, or None."""
+    for module, tree in sorted(params.items()):
         if not all(np.isfinite(x).all() for x in jax.device_get(jax.tree.leaves(tree))):
-            return f"parameters of {part} are not finite"
+            return f"parameters of {module} are not finite"
     return None
 
 
-def check_metrics(metrics, start, stage):
-    """Read a call's metrics: whether it failed, and where it stopped itself."""
+def check_metrics(
+    metrics: dict[str, jax.Array], start: int, stage: _Stage
+) -> tuple[str | None, int | None]:
+    """Reads the metrics of a call from step `start` on and reports the last loss.
+
+    Returns:
+        How a step failed, or None; and the number of steps made, if a step failed or
+        the program stopped itself, else None.
+    """
     metrics = jax.device_get(metrics)
     ran = metrics["ran"]
-    if not ran.all():
-        ended = start + int(ran.sum())
-    else:
-        ended = None
-    bad = ran & ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient"]))
-    if bad.any():
-        failed = start + int(bad.argmax())
-        what = "loss" if not np.isfinite(metrics["loss"][bad.argmax()]) else "gradient"
-        return f"step {failed}: {what} {metrics[what][bad.argmax()]}", failed
+    is_finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient"])
+    failed = ran & ~is_finite
+    if failed.any():
+        first = int(failed.argmax())
+        name = "gradient" if np.isfinite(metrics["loss"][first]) else "loss"
+        step = start + first
+        return f"step {step}: {name} {metrics[name][first]}", step
     if ran.any():
         last = int(np.flatnonzero(ran)[-1])
         stage.update(start + last + 1, loss=float(metrics["loss"][last]))
-    return None, ended
+    return None, None if ran.all() else start + int(ran.sum())
 
 
 def _shapes(tree):
     return repr(jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree))
-
-
-def _arrays(program: Program):
-    table = device_tables.device_columns(program.table)
-    rest = (
-        program.frozen,
-        program.sharded_tables,
-        program.aux,
-        program.optimizer_inputs,
-    )
-    return (program.params, table, *rest)

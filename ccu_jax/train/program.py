@@ -42,12 +42,12 @@ class Program(NamedTuple):
     params: Params
     frozen: Any
     loss: Callable | None
-    optimizer: optax.GradientTransformation | None = None
+    optimizer: optax.GradientTransformation = optax.identity()
     optimizer_inputs: Any = ()
     group: Callable[[str], str] = lambda module: "all"
-    table: Table = {}  # noqa: RUF012  never changed
-    sharded_tables: dict[str, Any] = {}  # noqa: RUF012  never changed
-    plan: dict[str, np.ndarray] | None = None
+    table: Table = {}  # noqa: RUF012  never changed, like those below
+    sharded_tables: dict[str, Any] = {}  # noqa: RUF012
+    plan: dict[str, np.ndarray] = {}  # noqa: RUF012
     aux: Any = ()
     refresh: Callable | None = None
     refresh_every: int = 1
@@ -57,12 +57,12 @@ class Program(NamedTuple):
     @property
     def steps(self) -> int:
         """Number of updates."""
-        return 0 if self.plan is None else len(next(iter(self.plan.values())))
+        return len(next(iter(self.plan.values()))) if self.plan else 0
 
     @property
     def is_fully_sharded(self) -> bool:
         """Whether every part of a batch has a sharded table."""
-        return self.plan is not None and set(self.plan) <= set(self.sharded_tables)
+        return bool(self.plan) and set(self.plan) <= set(self.sharded_tables)
 
 
 class State(NamedTuple):

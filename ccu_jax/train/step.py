@@ -108,11 +108,16 @@ def make_steps(program: Program) -> Callable:
     the last call has the size of all others.
     """
 
+    loss = program.loss
+    if loss is None:
+        raise ValueError("a program without a loss has no steps")
+
     def fn(state, static, inputs):
         frozen, columns, (total, refresh_every), optimizer_inputs = static
         vectors, unflatten = flatten(program.group, state.params)
         loop = _StepLoop(
             program=program,
+            loss=loss,
             unflatten=unflatten,
             frozen=frozen,
             columns=columns,
@@ -132,6 +137,7 @@ class _StepLoop(NamedTuple):
     """One call of `make_steps` while it is traced."""
 
     program: Program
+    loss: Callable
     unflatten: Callable
     frozen: Any
     columns: dict[str, jax.Array]
@@ -189,7 +195,7 @@ class _StepLoop(NamedTuple):
         }
 
         def objective(params, aux, batch, step):
-            loss, metrics = program.loss(params, self.frozen, aux, batch, step)
+            loss, metrics = self.loss(params, self.frozen, aux, batch, step)
             # The mean inside the gradient and the mean of the gradients after it: right
             # under pmap, shard_map and vmap alike.
             return jax.lax.pmean(loss, AXIS), metrics
@@ -202,7 +208,7 @@ class _StepLoop(NamedTuple):
         updates, opt = optax.with_extra_args_support(program.optimizer).update(
             grads, state.opt, state.params, inputs=self.optimizer_inputs
         )
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}
         return State(state.step + 1, params, opt, state.aux, state.key), metrics
 

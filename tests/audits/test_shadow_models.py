@@ -123,11 +123,11 @@ def test_shadows_together_leave_when_told_to_and_go_on(
 
     expected = train("undisturbed")
     asked = iter([False, True])  # after two calls
-    monkeypatch.setattr(preemption, "due", lambda last: next(asked))
+    monkeypatch.setattr(preemption, "should_stop", lambda: next(asked))
     with pytest.raises(errors.Preempted):
         train("left")
     assert [p.name for p in (tmp_path / "left").iterdir()] == ["0-1-2-3-steps"]
-    monkeypatch.setattr(preemption, "due", lambda last: False)
+    monkeypatch.setattr(preemption, "should_stop", lambda: False)
     found = train("left")
     assert same(found, expected)
     assert sorted(p.name for p in (tmp_path / "left").iterdir()) == list("0123")

@@ -1,7 +1,6 @@
-"""Several processes, as on several hosts: real ones, started by `launch/local.sh`."""
+"""Several processes give the results of one, and end together."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,11 +11,11 @@ import numpy as np
 import pytest
 
 from ccu_jax.distributed import preemption
-from ccu_jax.evaluate import feature_store as features
-from ccu_jax.evaluate import predictions
+from ccu_jax.evaluate import feature_store, predictions
 from tests.end_to_end.launching import ROOT, run_command, run_environment
 
-# Few steps: two processes on a busy machine wait for each other at every array.
+pytestmark = pytest.mark.slow
+# Few steps: on a busy machine two processes wait for each other at every array.
 CONFIG = """
 from ccu_jax.config import CcuPlus, Config, Data, Model, RandomLabel, Run, Scrub, Train
 
@@ -34,7 +33,7 @@ config = Config(
 )
 """
 METHODS = ("original", "salun_stop", "scrub_rewind", "ccu_plus")
-INTERRUPTED = ("original", "ccu_plus")
+TWO_METHODS = ("original", "ccu_plus")
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +44,15 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(config, tmp_path_factory):
-    """The workdir of one process with one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
+def single(config, tmp_path_factory):
+    """The working folder of one process with one device."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
     run_command("--config", config, "--workdir", workdir)
     return workdir
 
 
-def _start(processes, devices, *argv):
+def start_local(processes, devices, *argv):
+    """Starts processes with `launch/local.sh`."""
     return subprocess.Popen(
         ["bash", ROOT / "launch/local.sh", str(processes), str(devices)]
         + [str(arg) for arg in argv],
@@ -64,327 +64,29 @@ def _start(processes, devices, *argv):
     )
 
 
-def _end(process, seconds=400):
+def run_local(processes, devices, *argv):
+    """Runs processes with `launch/local.sh`; returns what they print."""
+    process = start_local(processes, devices, *argv)
+    out, err = wait(process)
+    assert process.returncode == 0, err[-3000:]
+    assert "Traceback" not in err and "Warning" not in err
+    return out
+
+
+def wait(process, timeout_s=400):
     try:
-        return process.communicate(timeout=seconds)
+        return process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         process.terminate()
         raise
 
 
-def _stored(workdir):
-    """The original's features, whatever the checkpoint."""
-    found = features.read(workdir / "checkpoints" / "original-0" / "features", {})
-    assert found is not None
-    return found
-
-
-def _assert_same(alone, workdir, out, processes, devices, methods=METHODS):
-    """What a run of several processes left is what one process left, but rounding."""
-    name = "unlearn_sets/0.txt"
-    assert (workdir / name).read_bytes() == (alone / name).read_bytes()
-    for method in methods:
-        one, two = (
-            predictions.load_predictions(folder / "outputs" / f"{method}-0.npz")
-            for folder in (alone, workdir)
-        )
-        assert one.id.tolist() == two.id.tolist()
-        assert one.split.tolist() == two.split.tolist()
-        for view, logits in one.logits.items():
-            np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
-    one, two = (_stored(folder) for folder in (alone, workdir))
-    assert one.columns.keys() == two.columns.keys() and two.valid.all()
-    for name, column in one.columns.items():
-        np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
-    first, second = (
-        {
-            row["method"]: row
-            for row in json.loads((folder / "results.json").read_text())
-        }
-        for folder in (alone, workdir)
-    )
-    assert set(second) == set(methods)
-    for method, two in second.items():
-        one = first[method]
-        assert one["unlearn_set"] == two["unlearn_set"]
-        assert one["text_unchanged"] == two["text_unchanged"]
-        told = two["device"]
-        assert told["count"] == processes * devices
-        assert told["processes"] == processes
-    assert out.count("# hosts (clipart)") == 1, "process 0 alone shows the table"
-
-
-@pytest.mark.slow
-def test_two_processes_with_two_devices_come_to_what_one_comes_to(
-    config, alone, tmp_path
-):
-    workdir = tmp_path / "run"
-    argv = ["--config", config, "--workdir", workdir]
-    # Here pictures are read by the process whose devices need them.
-    argv += ["--set", "run.executor=shard_map", "--set", "run.image_placement=host"]
-    process = _start(2, 2, *argv)
-    out, err = _end(process)
-    assert process.returncode == 0, err[-3000:]
-    assert "Traceback" not in err and "Warning" not in err
-    _assert_same(alone, workdir, out, 2, 2)
-
-
-@pytest.mark.slow
-def test_two_processes_can_be_interrupted_and_come_to_what_one_comes_to(
-    config, alone, tmp_path
-):
-    workdir = tmp_path / "run"
-    argv = ["--config", config, "--workdir", workdir, "--set", "run.executor=pmap"]
-    argv += ["--methods", ",".join(INTERRUPTED)]
-    process = _start(2, 1, *argv)
-    end = time.monotonic() + 200
-    while not list(workdir.glob("checkpoints/*/steps*/[0-9]*")):
-        assert process.poll() is None and time.monotonic() < end, _end(process)
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = _end(process, 60)
-    assert process.returncode == 130, err
-    assert "rerun the same command to resume" in err
-    assert not (workdir / "results.json").exists()
-    process = _start(2, 1, *argv)
-    out, err = _end(process)
-    assert process.returncode == 0, err[-3000:]
-    _assert_same(alone, workdir, out, 2, 1, INTERRUPTED)
-    lines = (workdir / "events.jsonl").read_text().splitlines()
-    kinds = [json.loads(line)["kind"] for line in lines]
-    assert kinds.count("plan") == 2, "process 0 alone writes events"
-
-
-SLOW = """
-import pathlib, sys, time
-from ccu_jax import launch
-from ccu_jax.train import step
-
-inputs = step.step_inputs
-last = sys.argv.pop(1) == "last"
-
-def slow(program, executor, start, size):
-    if program.steps > 2 and start == (program.steps - 1 if last else 2):
-        pathlib.Path(sys.argv[2], "steps").touch()
-        time.sleep(1)
-    time.sleep(0.5)
-    return inputs(program, executor, start, size)
-
-step.step_inputs = slow
-sys.argv[1:1] = ["--workdir"]
-sys.argv[1:] += ["--devices", "1", "--set", "run.checkpoint_steps=1000"]
-launch.run_process()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("when, told", [("soon", 0), ("last", 1)])
-def test_two_processes_save_the_same_step_and_leave_when_one_is_told_to(
-    config, alone, tmp_path, when, told
-):
-    workdir = tmp_path / "run"
-    argv = ["--config", config, "--methods", "original,ccu_plus"]
-    both = _both(SLOW, when, workdir, *argv)
-    end = time.monotonic() + 200
-    while not (workdir / "steps").exists():
-        assert all(one.poll() is None for one in both) and time.monotonic() < end
-        time.sleep(0.02)
-    both[told].send_signal(signal.SIGTERM)
-    for process in both:
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 75, err
-        assert err.strip() == preemption.MESSAGE
-    (saved,) = workdir.glob("checkpoints/original-0/steps*/[0-9]*")
-    assert int(saved.name) > 2
-    if when == "last":  # one process goes on from there in `test_loop.py`
-        return
-    process = _start(2, 1, *argv, "--workdir", workdir)
-    out, err = _end(process)
-    assert process.returncode == 0, err[-3000:]
-    _assert_same(alone, workdir, out, 2, 1, INTERRUPTED)
-
-
-@pytest.mark.slow
-def test_wrong_input_ends_all_processes_with_one_line(config, tmp_path):
-    workdir = tmp_path / "run"
-    argv = ["--config", config, "--workdir", workdir, "--unlearn", "class:nobody"]
-    began = time.monotonic()
-    process = _start(2, 1, *argv)
-    _, err = _end(process, 100)
-    assert process.returncode == 2, err
-    assert time.monotonic() - began < 60
-    # What other processes said is shown below their names.
-    mine = err.partition("last lines of process 1")[0]
-    assert mine.count("error: ") == 1 and "class:nobody: no such class" in mine
-    assert "Traceback" not in err
-    assert not (workdir / "config.json").exists()
-
-
-@pytest.mark.slow
-def test_processes_that_share_no_folder_are_told_so(config, tmp_path):
+def start_pair(code, *argv):
+    """Starts two processes that run Python code, without `launch/local.sh`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = []
-    for index in range(2):
-        argv = ["--config", config, "--workdir", tmp_path / str(index)]
-        argv += ["--devices", 1, "--multihost", address, 2, index]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
-                env=run_environment(),
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        )
-    for index, process in enumerate(processes):
-        _, err = _end(process, 100)
-        assert process.returncode == 2, err
-        assert f"{tmp_path / str(index)}: not shared by all processes" in err
-        assert "Traceback" not in err
-        assert not list((tmp_path / str(index)).iterdir())
-
-
-@pytest.mark.slow
-def test_two_processes_audit_what_one_audits(config, tmp_path):
-    argv = ["--config", config, "--methods", "original,ccu_plus", "--audit", "rigorous"]
-    argv += ["--shadows", "6"]
-    found = []
-    for processes in (1, 2):
-        workdir = tmp_path / str(processes)
-        process = _start(processes, 1, *argv, "--workdir", workdir)
-        _, err = _end(process)
-        assert process.returncode == 0 and "Traceback" not in err, err[-3000:]
-        found.append(json.loads((workdir / "audit.json").read_text()))
-    for one, two in zip(*found, strict=True):
-        assert one["method"] == two["method"]
-        assert one["verdict"]["word"] == two["verdict"]["word"]
-        (one,), (two,) = one["seeds"], two["seeds"]
-        assert set(one) == set(two)
-        pools = [seed["pool"]["image"] for seed in (one, two)]
-        np.testing.assert_allclose(*(x["lira"]["auc"] for x in pools), atol=0.02)
-        kept = [seed["cka"]["original"]["image"][0] for seed in (one, two)]
-        np.testing.assert_allclose(*kept, atol=1e-3)
-
-
-BUSY = """
-import importlib, pathlib, sys, time
-import jax
-from ccu_jax import launch
-
-module, name, workdir = sys.argv[1:4]
-module = importlib.import_module(f"ccu_jax.{module}")
-before = getattr(module, name)
-
-def busy(*args):
-    pathlib.Path(workdir, f"busy-{jax.process_index()}").touch()
-    if jax.process_index() == 0:
-        time.sleep(500)
-    return before(*args)
-
-setattr(module, name, busy)
-sys.argv[1:] = [*sys.argv[3:], "--devices", "1"]
-sys.argv[1:2] = ["--workdir", workdir]
-launch.run_process()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "what, told",
-    [
-        ("runs.workdir try_lock", 1),
-        ("data load", 1),
-        ("evaluate.predictions predict_all_splits", 0),
-    ],
-)
-def test_all_leave_at_once_while_one_is_busy_and_the_other_waits_for_it(
-    config, tmp_path, what, told
-):
-    both = _both(BUSY, *what.split(), tmp_path, "--config", config)
-    end = time.monotonic() + 200
-    busy = {tmp_path / "busy-0"} | ({tmp_path / "busy-1"} if "eval" in what else set())
-    while not all(path.exists() for path in busy):
-        assert all(one.poll() is None for one in both) and time.monotonic() < end
-        time.sleep(0.05)
-    time.sleep(1)  # the other one waits for it, in C
-    began = time.monotonic()
-    both[told].send_signal(signal.SIGTERM)
-    for process in both:
-        _, err = process.communicate(timeout=100)
-        assert process.returncode == 75, err
-        assert err.strip() == preemption.MESSAGE
-    assert time.monotonic() - began < 25
-
-
-ENDED = """
-import pathlib, sys, time
-import jax
-from ccu_jax import launch
-
-before = launch.main
-
-def main():
-    code = before()
-    pathlib.Path(sys.argv[2], f"ended-{jax.process_index()}").touch()
-    time.sleep(5 * (1 - jax.process_index()))
-    return code
-
-launch.main = main
-sys.argv[1:] += ["--devices", "1"]
-launch.run_process()
-"""
-
-
-@pytest.mark.slow
-def test_what_has_ended_well_is_not_told_to_leave_any_more(config, tmp_path):
-    argv = ["--config", config, "--methods", "original"]
-    both = _both(ENDED, "--workdir", tmp_path, *argv)
-    end = time.monotonic() + 200
-    while not all((tmp_path / f"ended-{index}").exists() for index in range(2)):
-        assert all(one.poll() is None for one in both) and time.monotonic() < end
-        time.sleep(0.05)
-    both[0].send_signal(signal.SIGTERM)
-    for process in both:
-        _, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (0, "")
-
-
-HUNG = """
-import sys, time
-import jax
-from ccu_jax import launch
-from ccu_jax.train import step
-
-inputs = step.step_inputs
-
-def hangs(*args):
-    if jax.process_index() == 1:
-        time.sleep(500)
-    return inputs(*args)
-
-step.step_inputs = hangs
-sys.argv[1:] += ["--set", "run.hang_timeout_s=12", "--devices", "1"]
-launch.run_process()
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_hangs_is_named_by_all_and_the_run_ends(config, tmp_path):
-    both = _both(HUNG, "--config", config, "--workdir", tmp_path / "run")
-    for process in both:
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 76, err
-        assert err.count("\n") == 1 and "process 1 of this run, for which the" in err
-
-
-def _both(code, *argv):
-    """Two processes that run the code, and nobody looks after."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    argv = [*map(str, argv), "--multihost", address, "2"]
+    argv = [*map(str, argv), "--devices", "1", "--multihost", address, "2"]
     return [
         subprocess.Popen(
             [sys.executable, "-c", code, *argv, str(index)],
@@ -395,3 +97,180 @@ def _both(code, *argv):
         )
         for index in range(2)
     ]
+
+
+def wait_for(path, processes):
+    end_s = time.monotonic() + 200
+    while not path.exists():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def load_results(workdir):
+    results = json.loads((workdir / "results.json").read_text())
+    return {result["method"]: result for result in results}
+
+
+def assert_same_results(single, workdir, num_devices, methods=METHODS):
+    """Results of two processes equal those of one up to rounding."""
+    name = "unlearn_sets/0.txt"
+    assert (workdir / name).read_bytes() == (single / name).read_bytes()
+    for method in methods:
+        one, two = (
+            predictions.load_predictions(folder / "outputs" / f"{method}-0.npz")
+            for folder in (single, workdir)
+        )
+        assert one.id.tolist() == two.id.tolist()
+        assert one.split.tolist() == two.split.tolist()
+        for view, logits in one.logits.items():
+            np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
+    one, two = (
+        feature_store.read(folder / "checkpoints" / "original-0" / "features", {})
+        for folder in (single, workdir)
+    )
+    assert one.columns.keys() == two.columns.keys() and two.valid.all()
+    for name, column in one.columns.items():
+        np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
+    expected, results = load_results(single), load_results(workdir)
+    assert set(results) == set(methods)
+    for method, result in results.items():
+        for key in ("unlearn_set", "text_unchanged"):
+            assert result[key] == expected[method][key]
+        device = result["device"]
+        assert (device["count"], device["processes"]) == (num_devices, 2)
+
+
+def test_two_processes_with_two_devices_give_the_results_of_one(
+    config, single, tmp_path
+):
+    workdir = tmp_path / "run"
+    argv = ["--config", config, "--workdir", workdir]
+    # Each process reads only the images that its devices need.
+    argv += ["--set", "run.executor=shard_map", "--set", "run.image_placement=host"]
+    out = run_local(2, 2, *argv)
+    assert_same_results(single, workdir, 4)
+    assert out.count("# hosts (clipart)") == 1, "process 0 alone prints the table"
+    lines = (workdir / "events.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds.count("plan") == 1, "process 0 alone writes events"
+
+
+SLOW_STEPS = """
+import pathlib, sys, time
+from ccu_jax import launch
+from ccu_jax.train import loop
+
+inputs = loop.step_inputs
+
+def slow(program, executor, start, size):
+    if program.steps > 2 and start == 2:
+        pathlib.Path(sys.argv[2], "steps").touch()
+        time.sleep(1)
+    time.sleep(0.5)
+    return inputs(program, executor, start, size)
+
+loop.step_inputs = slow
+sys.argv[1:] += ["--set", "run.checkpoint_steps=1000"]
+launch.run_process()
+"""
+
+
+def test_preempted_processes_save_the_same_step_and_resume(config, single, tmp_path):
+    workdir = tmp_path / "run"
+    argv = ["--workdir", workdir, "--config", config]
+    argv += ["--methods", ",".join(TWO_METHODS)]
+    pair = start_pair(SLOW_STEPS, *argv)
+    wait_for(workdir / "steps", pair)
+    pair[1].send_signal(signal.SIGTERM)
+    for process in pair:
+        _, err = wait(process, 60)
+        assert process.returncode == 75, err
+        assert err.strip() == preemption.MESSAGE
+    (saved,) = workdir.glob("checkpoints/original-0/steps*/[0-9]*")
+    assert int(saved.name) > 2
+    run_local(2, 1, *argv)
+    assert_same_results(single, workdir, 2, TWO_METHODS)
+
+
+SLOW_PREPARATION = """
+import pathlib, sys, time
+from ccu_jax import data, launch
+from ccu_jax.distributed import hosts
+
+hosts._SYNC_EVERY_S = 0.1
+
+def load(config, workdir, progress, fingerprint):
+    pathlib.Path(workdir, "loading").touch()
+    for _ in range(3000):
+        time.sleep(0.1)
+        progress("decoding", 0, 1)
+
+data.load = load
+launch.run_process()
+"""
+
+
+@pytest.mark.parametrize("terminated", [0, 1])
+def test_processes_are_preempted_while_process_0_prepares_the_data(
+    config, tmp_path, terminated
+):
+    pair = start_pair(SLOW_PREPARATION, "--workdir", tmp_path, "--config", config)
+    wait_for(tmp_path / "loading", pair)
+    pair[terminated].send_signal(signal.SIGTERM)
+    for process in pair:
+        _, err = wait(process, 60)
+        assert process.returncode == 75, err
+        assert err.strip() == preemption.MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--unlearn", "class:nobody"], "class:nobody: no such class"),
+        (["--data-dir", "/absent"], "/absent"),  # found by process 0 alone
+    ],
+)
+def test_user_error_ends_all_processes_with_one_line(config, tmp_path, flags, message):
+    workdir = tmp_path / "run"
+    process = start_local(2, 1, "--config", config, "--workdir", workdir, *flags)
+    _, err = wait(process, 100)
+    assert process.returncode == 2, err
+    # The last lines of other processes follow.
+    first = err.partition("last lines of process 1")[0]
+    assert first.count("error: ") == 1 and message in first
+    assert "Traceback" not in err
+    assert not (workdir / "config.json").exists()
+
+
+def test_processes_without_a_shared_folder_report_it(config, tmp_path):
+    code = "from ccu_jax import launch; launch.run_process()"
+    with_folder = (
+        "import sys; sys.argv[2] += sys.argv[-1]; " + code
+    )  # --workdir of each process
+    pair = start_pair(with_folder, "--workdir", tmp_path / "run", "--config", config)
+    for index, process in enumerate(pair):
+        _, err = wait(process, 100)
+        assert process.returncode == 2, err
+        assert f"{tmp_path / 'run'}{index}: not shared by all processes" in err
+        assert "Traceback" not in err
+        assert not list((tmp_path / f"run{index}").iterdir())
+
+
+def test_two_processes_measure_the_audit_of_one(config, tmp_path):
+    argv = ["--config", config, "--methods", ",".join(TWO_METHODS)]
+    argv += ["--audit", "rigorous", "--shadows", "6"]
+    audits = []
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        run_local(processes, 1, *argv, "--workdir", workdir)
+        audits.append(json.loads((workdir / "audit.json").read_text()))
+    for one, two in zip(*audits, strict=True):
+        assert one["method"] == two["method"]
+        assert one["verdict"]["word"] == two["verdict"]["word"]
+        (one,), (two,) = one["seeds"], two["seeds"]
+        assert set(one) == set(two)
+        pools = [seed["pool"]["image"] for seed in (one, two)]
+        np.testing.assert_allclose(*(x["lira"]["auc"] for x in pools), atol=0.02)
+        cka = [seed["cka"]["original"]["image"][0] for seed in (one, two)]
+        np.testing.assert_allclose(*cka, atol=1e-3)

@@ -3,6 +3,7 @@
 import signal
 import time
 
+from ccu_jax.distributed import preemption
 from tests.faults import same as faults_same
 from tests.faults.runs import Run, Start, events, starts, where
 from tests.faults.world import Case, Undisturbed, one_line
@@ -32,7 +33,7 @@ def killed(case: Case) -> None:
     kept(case, before)
 
 
-def told_to_leave(case: Case) -> None:
+def preempted(case: Case) -> None:
     """SIGTERM, at any moment."""
     more = case.world.streamed if case.number % 4 == 3 else case.world.whole
     undisturbed = case.world.undisturbed(*more)
@@ -51,7 +52,7 @@ def told_to_leave(case: Case) -> None:
         if run.code() == 0:
             assert last, f"not heeded in {at}"
             break
-        one_line(run, 75, "told to leave (SIGTERM)", "the same command goes on")
+        one_line(run, 75, preemption.MESSAGE)
         before = kept(case, before)
     case.ends_like(undisturbed, *more)
     kept(case, before)

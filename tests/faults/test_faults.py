@@ -9,7 +9,7 @@ from tests.faults.world import World
 
 _DISKS = ("disk full", "read-only folder")
 # Left to others: files below, and `test_hosts.py` tells two processes to leave.
-_KINDS = [k for k in faults.KINDS if k not in ("damaged files", "hosts told to leave")]
+_KINDS = [k for k in faults.KINDS if k not in ("damaged files", "preempted hosts")]
 # One of each state that a run can be in; what only a pool of shadows has is left out.
 _DAMAGED = (
     "outputs of the original",

@@ -1,4 +1,4 @@
-"""Checkpoints come back to the bit, or not at all and with a complaint."""
+"""Checkpoints are restored to the bit, or rejected with a warning."""
 
 import errno
 import os
@@ -17,10 +17,11 @@ import pytest
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.train import checkpoint
 from ccu_jax.train.program import State
+from tests.toy import trees_equal
 
 
-def state(step=0):
-    """A state like that of a training run, with bits that are easily lost."""
+def make_state(step=0):
+    """A training state, with bits that are easily lost."""
     rng = np.random.default_rng(step)
     weights = rng.normal(size=(40, 30)).astype(np.float32)
     weights[0, :5] = [np.nan, -0.0, np.inf, 1e-45, 1 + 2**-23]
@@ -34,35 +35,24 @@ def state(step=0):
     )
 
 
-class Complaints(list):
-    def __call__(self, text):
-        assert "\n" not in text
-        self.append(text)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two checkpoints, of the steps 4 and 8."""
     for step in (4, 8):
-        checkpoint.save(tmp_path / "steps", step, state(step), {"seconds": step / 8})
+        metadata = {"seconds": step / 8}
+        checkpoint.save(tmp_path / "steps", step, make_state(step), metadata)
     return tmp_path / "steps"
 
 
 @pytest.fixture
-def complaints():
-    return Complaints()
+def warnings():
+    return []
 
 
-def same_bits(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        x, y = np.asarray(x), np.asarray(y)
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        assert x.tobytes() == y.tobytes()
-
-
-def restored(folder, complaints):
-    return checkpoint.restore(folder, state(), complaints)
+def restore(folder, warnings, like=None):
+    saved = checkpoint.restore(folder, like or make_state(), warnings.append)
+    assert all("\n" not in text for text in warnings)
+    return saved
 
 
 def largest_file(folder):
@@ -70,120 +60,113 @@ def largest_file(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def test_a_state_comes_back_to_the_bit(folder, complaints):
-    saved = restored(folder, complaints)
-    assert saved.step == 8 and saved.facts == {"seconds": 1.0}
-    assert isinstance(saved.tree, State)
-    same_bits(saved.tree, state(8))
-    assert not complaints
+def test_state_is_restored_to_the_bit(folder, warnings):
+    saved = restore(folder, warnings)
+    assert saved.step == 8 and saved.metadata == {"seconds": 1.0}
+    assert isinstance(saved.tree, State) and trees_equal(saved.tree, make_state(8))
+    by_shapes = restore(folder, warnings, jax.eval_shape(make_state))
+    assert trees_equal(by_shapes.tree, make_state(8))
+    assert not warnings
 
 
-def test_shapes_alone_are_enough_to_restore(folder, complaints):
-    shapes = jax.eval_shape(state)
-    same_bits(checkpoint.restore(folder, shapes, complaints).tree, state(8))
-
-
-def test_a_folder_without_checkpoints_holds_nothing(tmp_path, complaints):
-    assert restored(tmp_path / "none", complaints) is None
+def test_folder_without_checkpoints_gives_none(tmp_path, warnings):
+    assert restore(tmp_path / "none", warnings) is None
     assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()
-    assert restored(tmp_path / "empty", complaints) is None
-    assert not complaints
+    assert restore(tmp_path / "empty", warnings) is None
+    assert not warnings
 
 
-@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
-def test_a_flipped_byte_is_noticed_and_the_checkpoint_before_is_used(
-    folder, complaints, place
-):
-    path = largest_file(folder / "8")
+def flip(path, place):
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1
     path.write_bytes(content)
-    saved = restored(folder, complaints)
-    assert saved.step == 4 and saved.facts == {"seconds": 0.5}
-    same_bits(saved.tree, state(4))
-    assert len(complaints) == 1 and str(folder / "8") in complaints[0]
 
 
-def test_a_truncated_checkpoint_is_passed_over(folder, complaints):
-    path = largest_file(folder / "8")
+def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert restored(folder, complaints).step == 4
-    assert len(complaints) == 1
-
-
-def test_a_checkpoint_whose_files_are_gone_is_passed_over(folder, complaints):
-    largest_file(folder / "8").unlink()
-    assert restored(folder, complaints).step == 4
-    assert len(complaints) == 1
-
-
-def test_where_all_are_damaged_there_is_none_and_each_is_named(folder, complaints):
-    for step in ("4", "8"):
-        path = largest_file(folder / step)
-        path.write_bytes(b"")
-    assert restored(folder, complaints) is None
-    assert len(complaints) == 2
-    assert all(any(str(folder / s) in text for text in complaints) for s in "48")
-
-
-def without_bias(like):
-    return like._replace(params={"head": {"kernel": like.params["head"]["kernel"]}})
-
-
-def with_another_part(like):
-    return like._replace(params={**like.params, "tail": jnp.zeros(3)})
-
-
-def with_another_shape(like):
-    return like._replace(aux={**like.aux, "targets": jnp.ones((5, 3))})
 
 
 @pytest.mark.parametrize(
-    "change, named",
+    "damage",
+    [
+        *(lambda path, place=place: flip(path, place) for place in (0.1, 0.5, 0.9)),
+        truncate,
+        pathlib.Path.unlink,
+    ],
+    ids=["flipped 0.1", "flipped 0.5", "flipped 0.9", "truncated", "missing"],
+)
+def test_restore_falls_back_to_the_previous_checkpoint(folder, warnings, damage):
+    damage(largest_file(folder / "8"))
+    saved = restore(folder, warnings)
+    assert saved.step == 4 and saved.metadata == {"seconds": 0.5}
+    assert trees_equal(saved.tree, make_state(4))
+    assert len(warnings) == 1 and str(folder / "8") in warnings[0]
+
+
+def test_every_damaged_checkpoint_is_named(folder, warnings):
+    for step in ("4", "8"):
+        largest_file(folder / step).write_bytes(b"")
+    assert restore(folder, warnings) is None
+    assert len(warnings) == 2
+    assert all(any(str(folder / s) in text for text in warnings) for s in "48")
+
+
+def without_bias(state):
+    return state._replace(params={"head": {"kernel": state.params["head"]["kernel"]}})
+
+
+def with_another_module(state):
+    return state._replace(params={**state.params, "tail": jnp.zeros(3)})
+
+
+def with_another_shape(state):
+    return state._replace(aux={**state.aux, "targets": jnp.ones((5, 3))})
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
     [
         (without_bias, "params.head.bias"),
-        (with_another_part, "params.tail"),
+        (with_another_module, "params.tail"),
         (with_another_shape, "aux.targets"),
     ],
 )
-def test_other_arrays_than_expected_are_refused_by_name(
-    folder, complaints, change, named
-):
-    assert checkpoint.restore(folder, change(state()), complaints) is None
-    assert len(complaints) == 2 and all(named in text for text in complaints)
+def test_unexpected_arrays_are_rejected_by_name(folder, warnings, change, name):
+    assert restore(folder, warnings, change(make_state())) is None
+    assert len(warnings) == 2 and all(name in text for text in warnings)
 
 
-def test_the_newest_two_are_kept(folder, complaints):
-    checkpoint.save(folder, 12, state(12), {})
+def test_the_newest_two_are_kept(folder, warnings):
+    checkpoint.save(folder, 12, make_state(12), {})
     assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
-    assert restored(folder, complaints).step == 12
+    assert restore(folder, warnings).step == 12
 
 
-def test_a_step_that_is_saved_again_is_replaced_by_what_is_new(folder, complaints):
-    """A run that goes on from step 4, since 8 was damaged, comes by step 8 again."""
+def test_step_that_is_saved_again_is_replaced(folder, warnings):
+    """A run that resumes from step 4, since 8 is damaged, comes by step 8 again."""
     largest_file(folder / "8").write_bytes(b"")
-    assert restored(folder, complaints).step == 4
-    checkpoint.save(folder, 8, state(9), {"seconds": 2.0})
-    saved = restored(folder, Complaints())
-    assert saved.step == 8 and saved.facts == {"seconds": 2.0}
-    same_bits(saved.tree, state(9))
+    assert restore(folder, warnings).step == 4
+    checkpoint.save(folder, 8, make_state(9), {"seconds": 2.0})
+    saved = restore(folder, [])
+    assert saved.step == 8 and saved.metadata == {"seconds": 2.0}
+    assert trees_equal(saved.tree, make_state(9))
 
 
-def test_relative_folders_are_fine(tmp_path, monkeypatch, complaints):
+def test_folder_may_be_relative(tmp_path, monkeypatch, warnings):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save(pathlib.Path("here"), 1, state(1), {})
-    assert restored(pathlib.Path("here"), complaints).step == 1
+    checkpoint.save(pathlib.Path("here"), 1, make_state(1), {})
+    assert restore(pathlib.Path("here"), warnings).step == 1
 
 
 @pytest.mark.slow
-def test_a_checkpoint_without_orbax_notes_is_restored_without_a_word(tmp_path):
-    """As a kill leaves it between the data and the notes of the manager."""
+def test_checkpoint_without_orbax_metadata_is_restored_silently(tmp_path):
+    """As a kill leaves it between the data and the metadata of the manager."""
     checkpoint.save(tmp_path, 3, {"x": np.arange(4.0)}, {"seed": 1})
-    notes = list(tmp_path.rglob("_CHECKPOINT_METADATA"))
-    assert notes
-    for note in notes:
-        note.unlink()
+    paths = list(tmp_path.rglob("_CHECKPOINT_METADATA"))
+    assert paths
+    for path in paths:
+        path.unlink()
     code = (
         "import pathlib, sys, numpy as np; from ccu_jax.train import checkpoint; "
         "saved = checkpoint.restore(pathlib.Path(sys.argv[1]), "
@@ -198,17 +181,15 @@ def test_a_checkpoint_without_orbax_notes_is_restored_without_a_word(tmp_path):
     assert (done.stdout, done.stderr) == ("3 [0.0, 1.0, 2.0, 3.0]\n", "")
 
 
-def test_a_disk_without_room_is_told_in_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(
         checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000)
     )
     with pytest.raises(OSError) as caught:
         checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
-    assert str(user_error_for(caught.value)) == (
-        f"no space left at {tmp_path / 'steps'}; free some, then rerun the "
-        "same command to resume"
-    )
+    message = str(user_error_for(caught.value))
+    assert str(tmp_path / "steps") in message and "space" in message
 
 
 @pytest.mark.parametrize(
@@ -220,57 +201,48 @@ def test_a_disk_without_room_is_told_in_one_line(tmp_path, monkeypatch):
         MemoryError(),
     ],
 )
-def test_what_cannot_be_read_for_now_is_not_taken_for_damage(
-    tmp_path, monkeypatch, error
+def test_transient_read_error_is_not_taken_for_damage(
+    tmp_path, monkeypatch, warnings, error
 ):
     tree = {"x": np.arange(3.0)}
     for step in (1, 2):
         checkpoint.save(tmp_path / "steps", step, tree, {})
-    read, told = checkpoint._read, []
 
-    def fails(ocp, manager, step):
+    def fail(ocp, manager, step):
         raise error
 
-    monkeypatch.setattr(checkpoint, "_read", fails)
-    with pytest.raises(type(error)) as caught:
-        checkpoint.restore(tmp_path / "steps", tree, told.append)
-    assert user_error_for(caught.value) is not None and not told
-    monkeypatch.setattr(checkpoint, "_read", read)
-    assert checkpoint.restore(tmp_path / "steps", tree, told.append).step == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_read", fail)
+        with pytest.raises(type(error)) as caught:
+            restore(tmp_path / "steps", warnings, tree)
+    assert user_error_for(caught.value) is not None and not warnings
+    assert restore(tmp_path / "steps", warnings, tree).step == 2
 
 
-def test_a_folder_that_was_removed_while_it_was_written_is_named(tmp_path):
+def test_folder_that_is_removed_during_a_save_is_named(tmp_path):
     folder = tmp_path / "steps"
     folder.mkdir()
     with pytest.raises(UserError, match=f"{folder}: missing; was it removed"):
-        with checkpoint._watched(folder):
+        with checkpoint._removal_detected(folder):
             shutil.rmtree(folder)
             folder.mkdir()
             raise ValueError("NOT_FOUND")
 
 
-def test_a_file_in_a_folder_that_is_gone_is_told_in_one_line(tmp_path):
-    with pytest.raises(OSError) as caught:
-        (tmp_path / "went" / "file").write_text("x")
-    assert f"{tmp_path / 'went'}: missing" in str(user_error_for(caught.value))
-    with pytest.raises(OSError) as caught:
-        (tmp_path / "file").read_text()
-    assert user_error_for(caught.value) is None
-
-
-def test_what_a_thread_of_orbax_says_too_late_is_left_out_and_all_else_told(
-    monkeypatch, folder, complaints
+def test_late_errors_of_orbax_threads_are_dropped_and_others_are_not(
+    monkeypatch, folder, warnings
 ):
-    told = []
-    monkeypatch.setattr(sys, "excepthook", lambda *error: told.append(error[1]))
-    for where, name in ((sys, "unraisablehook"), (threading, "excepthook")):
-        monkeypatch.setattr(where, name, lambda error: told.append(error.exc_value))
+    reported = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: reported.append(error[1]))
+    for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
+        hook = lambda error: reported.append(error.exc_value)  # noqa: E731
+        monkeypatch.setattr(module, name, hook)
     for _ in range(3):
-        checkpoint.restore(folder, state(), complaints)
-    mine = RuntimeError("another one")
-    for error in (RuntimeError("Event loop is closed"), mine):
-        given = types.SimpleNamespace(exc_value=error)
+        restore(folder, warnings)
+    other = RuntimeError("another error")
+    for error in (RuntimeError("Event loop is closed"), other):
+        args = types.SimpleNamespace(exc_value=error)
         sys.excepthook(type(error), error, None)
-        sys.unraisablehook(given)
-        threading.excepthook(given)
-    assert told == [mine] * 3
+        sys.unraisablehook(args)
+        threading.excepthook(args)
+    assert reported == [other] * 3

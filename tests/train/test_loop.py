@@ -1,8 +1,6 @@
-"""The loop: it goes on where it was cut off, stops, fails and compiles as promised."""
+"""The loop resumes, stops, diverges and compiles as documented."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +10,25 @@ import pytest
 
 from ccu_jax import errors
 from ccu_jax.config.schema import Run
-from ccu_jax.distributed import executors as parallel
-from ccu_jax.distributed import preemption
+from ccu_jax.distributed import executors, preemption
 from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.train import step
+from ccu_jax.train import loop as loop_module
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import toy
 from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
 
-NUMBERS = {"x": np.linspace(0, 1, 20, dtype=np.float32)}
+TABLE = {"x": np.linspace(0, 1, 20, dtype=np.float32)}
 
 
-def walk(problem, steps=7, fail_at=None, stop_after=None, table=NUMBERS, batch=4):
-    """A method for the loop alone: a step of gradient descent costs nothing."""
+def walk(problem, steps=7, fail_at=None, stop_after=None, table=TABLE, batch=4):
+    """A method whose steps cost nothing: gradient descent of one parameter."""
 
     def loss(params, frozen, aux, batch, step):
-        draw = jax.vmap(jax.random.uniform)(batch["rows"]["key"])
-        away = batch["rows"]["x"] * params["w"] - draw
-        total = jax.lax.pmean((away**2).mean(), AXIS)
+        target = jax.vmap(jax.random.uniform)(batch["rows"]["key"])
+        error = batch["rows"]["x"] * params["w"] - target
+        total = jax.lax.pmean((error**2).mean(), AXIS)
         if fail_at is not None:
             total = jnp.where(step == fail_at, jnp.nan, total)
         return total, {}
@@ -44,219 +41,258 @@ def walk(problem, steps=7, fail_at=None, stop_after=None, table=NUMBERS, batch=4
         table=table,
         plan={"rows": problem.plan_batches(np.arange(20), batch, steps, "rows")},
         aux=jnp.int32(-1),
-        refresh=lambda params, frozen, aux, parts: aux + 1,
+        refresh=lambda params, frozen, aux, sharded_tables: aux + 1,
         stop=None if stop_after is None else lambda aux: aux >= stop_after,
     )
 
 
-class Cut(Exception):
+def sharded_walk(problem, **kwargs):
+    program = walk(problem, **kwargs)
+    rows = problem.executor.shard_tree(program.table)
+    return program._replace(table={}, sharded_tables={"rows": rows})
+
+
+@pytest.fixture
+def solve(tmp_path):
+    """Runs a method in a new loop, or in one that is passed."""
+    problem, _ = problem_and_loop()
+
+    def solve(method, folder="none", stage=None, *, loop=None, problem=problem, **run):
+        loop = loop or make_loop(problem, Run(**{"steps_per_call": 2} | run))
+        stage = stage or NullStage()
+        return loop.run("walk", method, problem, tmp_path / folder, stage)
+
+    return solve
+
+
+class Killed(Exception):
     pass
 
 
-class CutOff(NullStage):
-    """A stage that ends the run like a kill, once so many steps are reported."""
+class KillAfter(NullStage):
+    """A stage that ends the run like a kill as soon as so many steps are reported."""
 
-    def __init__(self, after):
-        self.after = after
+    def __init__(self, steps):
+        self.steps = steps
 
     def update(self, done, *args, **kwargs):
-        if done >= self.after:
-            raise Cut
+        if done >= self.steps:
+            raise Killed
+
+
+# --- checkpoints ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=[None, 3, 4])
-def uncut(request, tmp_path_factory):
-    """Walks that may stop themselves, a loop that knows them, and one's good end."""
+def uninterrupted(request, tmp_path_factory):
+    """A walk that may stop itself, a loop that has compiled it, and its outcome."""
     problem, _ = problem_and_loop()
     method = functools.partial(walk, stop_after=request.param)
     loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
-    folder = tmp_path_factory.mktemp("whole") / "steps"
+    folder = tmp_path_factory.mktemp("uninterrupted") / "steps"
     outcome = loop.run("walk", method, problem, folder, NullStage())
     assert outcome.steps == request.param or outcome.steps == 7
     return method, loop, outcome
 
 
 @pytest.mark.parametrize("after", range(1, 8))
-def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_bits(
-    uncut, tmp_path, after
+def test_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted, solve, after):
+    method, loop, expected = uninterrupted
+    with pytest.raises(Killed):
+        solve(method, "killed", KillAfter(min(after, expected.steps)), loop=loop)
+    outcome = solve(method, "killed", loop=loop)
+    assert trees_equal(outcome.params, expected.params)
+    assert outcome.steps == expected.steps
+
+
+def test_sharded_table_gives_the_same_bits_with_checkpoints_and_kills(solve, tmp_path):
+    expected = solve(walk)
+    calls = []
+    for every in (2, 3, 100):
+        stage = NullStage()
+        stage.update = lambda done, *args, **kwargs: calls.append(done)
+        calls.clear()
+        run = {"checkpoint_steps": every, "steps_per_call": 1}
+        outcome = solve(sharded_walk, f"every-{every}", stage, **run)
+        assert trees_equal(outcome.params, expected.params) and outcome.steps == 7
+        # One call per checkpoint, whatever `steps_per_call` says.
+        assert sorted(set(calls)) == [0, *range(every, 7, every), 7]
+    for after in (2, 4, 6):
+        folder, run = f"killed-{after}", {"checkpoint_steps": 2}
+        with pytest.raises(Killed):
+            solve(sharded_walk, folder, KillAfter(after), **run)
+        assert (tmp_path / folder).exists() == (after > 2)
+        outcome = solve(sharded_walk, folder, **run)
+        assert trees_equal(outcome.params, expected.params) and outcome.steps == 7
+
+
+class TerminateAfter(NullStage):
+    """A stage that gets a SIGTERM as soon as so many steps are reported."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def update(self, done, *args, **kwargs):
+        preemption._State.is_requested |= done >= self.steps
+
+
+@pytest.fixture
+def restored_state(monkeypatch):
+    monkeypatch.setattr(preemption._State, "is_requested", False)
+
+
+def test_preempted_run_saves_and_resumes_with_the_same_bits(
+    solve, tmp_path, restored_state
+):
+    method = functools.partial(walk, steps=9)
+    expected = solve(method, "uninterrupted")
+    with pytest.raises(errors.Preempted):
+        solve(method, "preempted", TerminateAfter(2))
+    assert {p.name for p in (tmp_path / "preempted").iterdir()} == {"4"}
+    preemption._State.is_requested = False
+    outcome = solve(method, "preempted")
+    assert trees_equal(outcome.params, expected.params) and outcome.steps == 9
+
+
+def test_signal_during_the_last_call_saves_the_last_step(
+    solve, tmp_path, monkeypatch, restored_state
 ):
     problem, _ = problem_and_loop()
-    method, loop, whole = uncut
-    folder = tmp_path / "cut"
-    with pytest.raises(Cut):
-        loop.run("walk", method, problem, folder, CutOff(min(after, whole.steps)))
-    outcome = loop.run("walk", method, problem, folder, NullStage())
-    assert trees_equal(outcome.params, whole.params)
-    assert outcome.steps == whole.steps
+    loop = make_loop(problem, Run(steps_per_call=100))
+    method = functools.partial(walk, steps=9)
+    expected = solve(method, "uninterrupted", loop=loop)
+    wait = jax.block_until_ready
+
+    def terminated(tree):
+        preemption._State.is_requested = preemption._State.is_checkpointing
+        return wait(tree)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "block_until_ready", terminated)
+        with pytest.raises(errors.Preempted):
+            solve(method, "preempted", loop=loop)
+    assert {p.name for p in (tmp_path / "preempted").iterdir()} == {"9"}
+    preemption._State.is_requested = False
+    inputs = loop_module.step_inputs
+
+    def only_to_compile(program, executor, start, size):
+        assert start == 0, "no step is left"
+        return inputs(program, executor, start, size)
+
+    monkeypatch.setattr(loop_module, "step_inputs", only_to_compile)
+    outcome = solve(method, "preempted", loop=loop)
+    assert trees_equal(outcome.params, expected.params) and outcome.steps == 9
 
 
-def test_what_comes_out_may_be_another_state_than_the_last(tmp_path):
-    problem, _ = problem_and_loop()
+# --- results and divergence -----------------------------------------------------------
 
+
+def test_result_may_differ_from_the_last_state(solve):
     def method(problem):
-        result = lambda params, aux: {"w": params["w"] + aux}  # noqa: E731
-        return walk(problem)._replace(result=result)
-
-    plain, other = (
-        make_loop(problem, Run(steps_per_call=2)).run(
-            "walk", of, problem, tmp_path / "none", NullStage()
+        return walk(problem)._replace(
+            result=lambda params, aux: {"w": params["w"] + aux}
         )
-        for of in (walk, method)
-    )
+
+    plain, outcome = solve(walk), solve(method)
     # Refreshed before each of seven steps: from -1 to 6.
-    assert other.params["w"] == plain.params["w"] + 6 and other.steps == 7
+    assert outcome.params["w"] == plain.params["w"] + 6 and outcome.steps == 7
 
 
-def test_steps_between_refreshes_are_data_of_the_program(tmp_path):
-    """Who asks for others gets others, and waits for no compiler."""
+@pytest.mark.parametrize(("fail_at", "restored"), [(0, 0), (1, 0), (3, 2), (6, 6)])
+@pytest.mark.parametrize("every", [2, 100])
+def test_diverged_run_restores_the_last_checkpoint(solve, fail_at, restored, every):
+    restored = restored if every == 2 else 0
+    method = functools.partial(walk, fail_at=fail_at)
+    outcome = solve(method, "steps", checkpoint_steps=every)
+    assert outcome.diverged == (
+        f"step {fail_at}: loss nan; parameters of step {restored} restored"
+    )
+    assert outcome.steps == fail_at
+    good = {"w": np.float32(3)}
+    if restored:
+        good = solve(functools.partial(walk, steps=restored)).params
+    assert trees_equal(outcome.params, good)
+
+
+def test_nonfinite_parameters_are_not_saved(solve):
+    def method(problem):
+        # Loss and gradient of step 3 are finite, the updated parameters are not.
+        def rate(step):
+            return jnp.where(step == 3, jnp.inf, 0.1)
+
+        return walk(problem)._replace(optimizer=optax.sgd(rate))
+
+    outcome = solve(method, "steps", checkpoint_steps=2)
+    assert outcome.diverged == (
+        "step 3: parameters of w are not finite; parameters of step 2 restored"
+    )
+    assert np.isfinite(outcome.params["w"])
+
+
+def test_nonfinite_results_are_reported(solve):
+    nonfinite = {"w": np.float32(np.inf)}
+
+    def trained(problem):
+        return walk(problem)._replace(result=lambda params, aux: nonfinite)
+
+    def closed_form(problem):
+        return Program(params=nonfinite, frozen=(), loss=None)
+
+    for method, steps in ((trained, 7), (closed_form, 0)):
+        outcome = solve(method)
+        assert outcome.diverged == "parameters of w are not finite"
+        assert outcome.steps == steps
+
+
+# --- compilation ----------------------------------------------------------------------
+
+
+def test_programs_with_other_refresh_intervals_share_an_executable(solve):
     problem, _ = problem_and_loop()
     loop = make_loop(problem, Run(steps_per_call=2))
     traces = []
 
-    def counting(every):
-        def refresh(params, frozen, aux, parts):
+    def method(every, problem):
+        def refresh(params, frozen, aux, sharded_tables):
             traces.append(every)
             return aux + 1
 
         program = walk(problem)._replace(refresh=refresh, refresh_every=every)
         return program._replace(result=lambda params, aux: {"w": 1.0 * aux})
 
-    for every, looks in ((1, 7), (3, 3), (2, 4), (1_000_000, 1)):
-        outcome = loop.run(
-            "walk",
-            lambda _, e=every: counting(e),
-            problem,
-            tmp_path / "none",
-            NullStage(),
-        )
-        assert outcome.params["w"] == looks - 1, every
-    assert set(traces) == {1}, "one program for all"
+    for every, refreshes in ((1, 7), (3, 3), (2, 4), (1_000_000, 1)):
+        outcome = solve(functools.partial(method, every), loop=loop)
+        assert outcome.params["w"] == refreshes - 1, every
+    assert set(traces) == {1}, "only the first was traced"
 
 
-def cut_walk(problem, **kwargs):
-    """`walk` on a table that is cut over the devices."""
-    program = walk(problem, **kwargs)
-    return program._replace(
-        table={}, sharded_tables={"rows": problem.executor.shard_tree(program.table)}
-    )
-
-
-def test_steps_on_a_cut_table_end_as_those_on_a_whole_one_wherever_they_are_cut_off(
-    tmp_path,
-):
+def test_training_section_is_part_of_the_executable(solve):
     problem, _ = problem_and_loop()
-
-    def solve(method, stage, folder, **run):
-        loop = make_loop(problem, Run(**run))
-        return loop.run("walk", method, problem, tmp_path / folder, stage)
-
-    expected = solve(walk, NullStage(), "none", steps_per_call=2)
-    calls = []
-    for every in (2, 3, 100):
-        stage = NullStage()
-        stage.update = lambda done, *args, **kwargs: calls.append(done)
-        run = {"checkpoint_steps": every, "steps_per_call": 1}
-        calls.clear()
-        outcome = solve(cut_walk, stage, f"whole-{every}", **run)
-        assert trees_equal(outcome.params, expected.params) and outcome.steps == 7
-        # One call between two checkpoints, however many steps the others make.
-        ends = [0, *range(every, 7, every), 7]
-        assert sorted(set(calls)) == ends
-    for after in (2, 4, 6):
-        run = {"checkpoint_steps": 2}
-        with pytest.raises(Cut):
-            solve(cut_walk, CutOff(after), f"cut-{after}", **run)
-        assert (tmp_path / f"cut-{after}").exists() == (after > 2)
-        outcome = solve(cut_walk, NullStage(), f"cut-{after}", **run)
-        assert trees_equal(outcome.params, expected.params) and outcome.steps == 7
-
-
-@pytest.mark.parametrize(("fail_at", "kept"), [(0, 0), (1, 0), (3, 2), (6, 6)])
-@pytest.mark.parametrize("every", [2, 100])
-def test_a_run_that_diverges_says_when_and_keeps_what_was_good(
-    tmp_path, fail_at, kept, every
-):
-    problem, _ = problem_and_loop()
-    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=every))
-    kept = kept if every == 2 else 0
-    method = functools.partial(walk, fail_at=fail_at)
-    outcome = loop.run("walk", method, problem, tmp_path / "steps", NullStage())
-    told = f"step {fail_at}: loss nan; what it was at step {kept} is kept"
-    assert outcome.diverged == told and outcome.steps == fail_at
-    good = {"w": np.float32(3)}
-    if kept:
-        method = functools.partial(walk, steps=kept)
-        good = loop.run("walk", method, problem, tmp_path / "none", NullStage()).params
-    assert trees_equal(outcome.params, good)
-
-
-def test_parameters_that_an_update_has_broken_are_not_kept_as_good(tmp_path):
-    problem, _ = problem_and_loop()
-    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
+    shared = make_loop(problem, Run(steps_per_call=2))
 
     def method(problem):
-        # Loss and gradient of step 3 are numbers, what comes of them is none.
-        def rate(step):
-            return jnp.where(step == 3, jnp.inf, 0.1)
-
+        rate = problem.config.train.contrastive_weight
         return walk(problem)._replace(optimizer=optax.sgd(rate))
 
-    outcome = loop.run("walk", method, problem, tmp_path / "steps", NullStage())
-    assert outcome.diverged.startswith("step 3: parameters of w are not finite; what")
-    assert outcome.diverged.endswith("at step 2 is kept")
-    assert np.isfinite(outcome.params["w"])
+    def train(rate, loop=None):
+        config = toy.make_config(train={"contrastive_weight": rate})
+        return solve(method, loop=loop, problem=problem._replace(config=config)).params
 
-
-def test_parameters_that_are_no_numbers_are_a_failure_too(tmp_path):
-    problem, _ = problem_and_loop()
-    bad = {"w": np.float32(np.inf)}
-
-    def made(problem):
-        return walk(problem)._replace(result=lambda params, aux: bad)
-
-    def closed(problem):
-        return Program(params=bad, frozen=(), loss=None)
-
-    loop = make_loop(problem, Run(steps_per_call=2))
-    for method, steps in ((made, 7), (closed, 0)):
-        outcome = loop.run("walk", method, problem, tmp_path / "none", NullStage())
-        assert outcome.diverged == "parameters of w are not finite"
-        assert outcome.steps == steps
-
-
-def test_settings_of_training_make_another_program(tmp_path):
-    """They are constants in it: one loop must not mix up two of them."""
-    problem, _ = problem_and_loop()
-    loop = make_loop(problem, Run(steps_per_call=2))
-
-    def method(problem):
-        return walk(problem)._replace(
-            optimizer=optax.sgd(problem.config.train.contrastive_weight)
-        )
-
-    def solved(loop, align):
-        given = problem._replace(
-            config=toy.make_config(train={"contrastive_weight": align})
-        )
-        return loop.run("walk", method, given, tmp_path / "none", NullStage()).params
-
-    first, second = solved(loop, 0.1), solved(loop, 0.01)
+    first, second = train(0.1, shared), train(0.01, shared)
     assert not trees_equal(first, second)
-    assert trees_equal(second, solved(make_loop(problem, Run(steps_per_call=2)), 0.01))
+    assert trees_equal(second, train(0.01))
 
 
-def test_methods_that_come_to_the_same_program_share_what_is_compiled(
-    tmp_path, monkeypatch
-):
+def test_methods_with_the_same_program_share_an_executable(tmp_path, monkeypatch):
     problem, _ = problem_and_loop()
     loop = make_loop(problem)
     compiled = []
+    compile_it = jax.stages.Lowered.compile
 
     def counting(lowered):
         compiled.append(lowered)
         return compile_it(lowered)
 
-    compile_it = jax.stages.Lowered.compile
     monkeypatch.setattr(jax.stages.Lowered, "compile", counting)
     steps = {}
     for name in ("original", "retrain", "retrain_visual", "finetune"):
@@ -266,147 +302,51 @@ def test_methods_that_come_to_the_same_program_share_what_is_compiled(
     assert len(compiled) == 1
 
 
-# --- what may not be copied -----------------------------------------------------------
+# --- copies ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", parallel.EXECUTORS)
-def test_nothing_is_copied_unasked_during_the_steps(executor, tmp_path):
+@pytest.mark.parametrize("executor", executors.EXECUTORS)
+def test_no_implicit_copies_during_the_steps(executor, solve):
     problem, _ = problem_and_loop()
-    problem = problem._replace(executor=parallel.EXECUTORS[executor]())
+    problem = problem._replace(executor=executors.EXECUTORS[executor]())
     stored = np.linspace(0, 1, 24, dtype=np.float32)
-    cut = stored.reshape(problem.executor.num_devices, -1)
+    shards = stored.reshape(problem.executor.num_devices, -1)
 
-    def changed(**fields):
+    def run(**fields):
         def method(problem):
-            program = walk(problem, table={"x": stored}, batch=8)
-            return program._replace(**fields)
+            return walk(problem, table={"x": stored}, batch=8)._replace(**fields)
 
-        loop = make_loop(problem, Run(steps_per_call=2))
-        return loop.run("walk", method, problem, tmp_path / "none", NullStage())
+        return solve(method, problem=problem)
 
-    # Rows that are on the devices, that are sent for each call, that are cut.
-    for fields in (
-        {},
-        {"table": {"x": HostColumn(stored, np.ones(24, bool))}},
-        {
-            "table": {},
-            "sharded_tables": {"rows": problem.executor.shard_tree({"x": stored})},
-        },
-    ):
-        assert changed(**fields).steps == 7
-    # A table that was left on the host would be copied for every call.
+    def sharded(x):
+        return {"table": {}, "sharded_tables": {"rows": {"x": x}}}
+
+    host_column = HostColumn(stored, np.ones(24, bool))
+    on_devices = problem.executor.shard(stored)
+    for fields in ({}, {"table": {"x": host_column}}, sharded(on_devices)):
+        assert run(**fields).steps == 7
+    # A table that was left on the host, or on one device, would be copied every call.
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
-        changed(table={}, sharded_tables={"rows": {"x": cut}})
+        run(**sharded(shards))
     if executor != "vmap":
         with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed device-to-"):
-            changed(table={}, sharded_tables={"rows": {"x": jnp.asarray(cut)}})
+            run(**sharded(jnp.asarray(shards)))
 
 
-def test_what_has_stopped_is_looked_at_no_more():
+def test_program_that_has_stopped_is_not_refreshed_again():
     problem, _ = problem_and_loop()
-    looks = []
+    refreshes = []
 
-    def refresh(params, frozen, aux, parts):
-        jax.debug.callback(looks.append, aux)
+    def refresh(params, frozen, aux, sharded_tables):
+        jax.debug.callback(refreshes.append, aux)
         return aux + 1
 
     program = walk(problem, steps=8, stop_after=3)._replace(refresh=refresh)
-    executor = parallel.vmap(1)
+    executor = executors.vmap(1)
     state = executor.replicate(init_state(program, jax.random.key(0)))
     steps = executor.compile(make_steps(program))
-    share = toy.step_inputs_of(executor, program)
-    state, metrics = steps(state, static_inputs(program), share)
+    inputs = toy.step_inputs_of(executor, program)
+    state, metrics = steps(state, static_inputs(program), inputs)
     jax.effects_barrier()
     assert int(metrics["ran"].sum()) == 3 == int(state.step)
-    assert len(looks) == 4  # from -1 to 2; the last answer stops it
-
-
-def test_who_is_told_to_leave_saves_and_goes_on_to_the_same_end(tmp_path, monkeypatch):
-    problem, _ = problem_and_loop()
-    loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=100))
-    method = functools.partial(walk, steps=9)
-    whole = loop.run("walk", method, problem, tmp_path / "whole", NullStage())
-    asked = iter([False, True])
-    monkeypatch.setattr(preemption, "due", lambda last: next(asked))
-    with pytest.raises(errors.Preempted):
-        loop.run("walk", method, problem, tmp_path / "cut", NullStage())
-    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"4"}
-    monkeypatch.setattr(preemption, "due", lambda last: False)
-    on = loop.run("walk", method, problem, tmp_path / "cut", NullStage())
-    assert trees_equal(whole.params, on.params) and on.steps == 9
-
-
-def test_who_is_told_during_the_last_call_saves_it(tmp_path, monkeypatch):
-    problem, _ = problem_and_loop()
-    loop = make_loop(problem, Run(steps_per_call=100, checkpoint_steps=100))
-    method = functools.partial(walk, steps=9)
-    whole = loop.run("walk", method, problem, tmp_path / "whole", NullStage())
-    wait = jax.block_until_ready
-
-    def told(tree):
-        preemption._Word.told = preemption._Word.working
-        return wait(tree)
-
-    monkeypatch.setattr(preemption._Word, "told", False)
-    with monkeypatch.context() as patched:
-        patched.setattr(jax, "block_until_ready", told)
-        with pytest.raises(errors.Preempted):
-            loop.run("walk", method, problem, tmp_path / "cut", NullStage())
-    assert {p.name for p in (tmp_path / "cut").iterdir()} == {"9"}
-    preemption._Word.told = False
-    monkeypatch.setattr(step, "step_inputs", lambda *args: pytest.fail("a step"))
-    monkeypatch.setattr(loop, "_compile", lambda *args: (None, 0.0))
-    on = loop.run("walk", method, problem, tmp_path / "cut", NullStage())
-    assert trees_equal(whole.params, on.params) and on.steps == 9
-
-
-LISTENS = """
-import os, signal, subprocess, sys, time
-from ccu_jax.distributed import preemption
-preemption.install()
-
-def term():
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.2)
-
-"""
-SAVES = """
-with preemption.working():
-    assert not preemption.due()
-    term()
-    term()
-    assert preemption.due()
-    print("saved", flush=True)
-print("never", flush=True)
-"""
-IDLE = """
-with preemption.working():
-    assert not preemption.due()
-print("idle", flush=True)
-term()
-print("never", flush=True)
-"""
-# In C, as when it waits for another process: Python's own handlers are not called.
-BUSY = """
-import ctypes, threading
-threading.Timer(0.2, term).start()
-print("busy", flush=True)
-lock = ctypes.pointer((ctypes.c_long * 16)())
-ctypes.CDLL(None).pthread_mutex_lock(lock)
-ctypes.CDLL(None).pthread_mutex_lock(lock)
-print("never", flush=True)
-"""
-
-
-@pytest.mark.parametrize(
-    "code, told", [(SAVES, "saved\n"), (IDLE, "idle\n"), (BUSY, "busy\n")]
-)
-def test_a_signal_ends_at_once_what_need_not_be_saved_and_waits_for_steps(code, told):
-    done = subprocess.run(
-        [sys.executable, "-c", LISTENS + code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (errors.RETRY_EXIT_CODE, told)
-    assert done.stderr.strip() == preemption.MESSAGE
+    assert len(refreshes) == 4  # from -1 to 2; the last one stops it

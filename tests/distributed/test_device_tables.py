@@ -1,0 +1,95 @@
+"""Tables give the same rows to every device, wherever the columns are stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccu_jax.distributed.device_tables import (
+    HostColumn,
+    gather_replicated,
+    read_rows,
+    take_sharded,
+)
+from tests.distributed.test_executors import EVERY_EXECUTOR, EXECUTORS
+
+
+def columns(rows=24):
+    """Columns of every type, with values that a sum could change."""
+    rng = np.random.default_rng(0)
+    x = {
+        "float32": rng.normal(size=(rows, 3)).astype(np.float32),
+        "bfloat16": rng.normal(size=(rows, 2, 3)).astype(jnp.bfloat16),
+        "bool": rng.random(rows) < 0.5,
+        "bools": rng.random((rows, 4)) < 0.5,
+        "int32": rng.integers(-(2**31), 2**31, (rows, 2)).astype(np.int32),
+        "uint8": rng.integers(0, 256, (rows, 2, 2, 3)).astype(np.uint8),
+    }
+    x["float32"][::5, 1], x["float32"][2, 2] = np.inf, np.nan
+    x["int32"][:2] = [[2**31 - 1, -(2**31)], [-1, 0]]
+    x["bools"][:3] = [[True] * 4, [False] * 4, [True, False, True, False]]
+    return x
+
+
+def assert_rows(found, table, rows):
+    assert set(found) == set(table)
+    for name, x in table.items():
+        assert found[name].dtype == x.dtype, name
+        np.testing.assert_array_equal(np.asarray(found[name]), x[rows], err_msg=name)
+
+
+@EVERY_EXECUTOR
+def test_gather_replicated_returns_all_rows_in_order_on_every_device(name):
+    executor, table = EXECUTORS[name](), columns()
+    compiled = executor.compile(lambda state, _, rows: (state, gather_replicated(rows)))
+    _, found = compiled((), (), executor.shard_tree(table))
+    assert_rows(found, table, np.arange(24))
+
+
+@EVERY_EXECUTOR
+@pytest.mark.parametrize(
+    "wanted", ["random rows", "one row", "rows of the last device"]
+)
+def test_take_sharded_returns_the_requested_rows_of_any_device(name, wanted):
+    executor, table = EXECUTORS[name](), columns()
+    rows = {
+        "random rows": np.random.default_rng(1).integers(24, size=40),
+        "one row": np.full(16, 5),
+        "rows of the last device": np.tile([23, 21, 22], 8),
+    }[wanted].astype(np.int32)
+
+    def fn(state, _, batch):
+        return state, gather_replicated(take_sharded(batch["table"], batch["rows"]))
+
+    batch = {"table": executor.shard_tree(table), "rows": executor.shard(rows)}
+    _, found = executor.compile(fn)((), (), batch)
+    assert_rows(found, table, rows)
+
+
+@EVERY_EXECUTOR
+@pytest.mark.parametrize("where", ["host", "devices"])
+def test_sharded_table_is_in_order_and_each_device_holds_its_shard_only(name, where):
+    executor, table = EXECUTORS[name](), columns()
+    source = table if where == "host" else executor.replicate(table)
+    size = 24 // executor.num_devices
+    for key, x in executor.shard_tree(source).items():
+        assert x.shape == (executor.num_devices, size, *table[key].shape[1:])
+        merged = np.asarray(x).reshape(table[key].shape)
+        np.testing.assert_array_equal(merged, table[key], err_msg=key)
+        if "vmap" not in name:
+            shapes = [shard.data.shape for shard in x.addressable_shards]
+            assert shapes == [(1, *x.shape[1:])] * executor.num_devices
+
+
+@pytest.mark.parametrize("place", ["numpy", "replicated", "host column"])
+def test_rows_are_read_from_any_place(place):
+    x = columns()["int32"]
+    column = {
+        "numpy": lambda: x,
+        "replicated": lambda: EXECUTORS["pmap"]().replicate(x),
+        "host column": lambda: HostColumn(x, np.ones(len(x), bool)),
+    }[place]()
+    rows = np.array([3, 23, 3])
+    read = read_rows(column, rows)
+    assert isinstance(read, np.ndarray) and not isinstance(read, jax.Array)
+    np.testing.assert_array_equal(read, x[rows])

@@ -1,0 +1,134 @@
+"""What processes agree on, and the errors of hosts that are missing or lost."""
+
+import jax
+import numpy as np
+import pytest
+
+from ccu_jax import launch
+from ccu_jax.distributed import hosts
+from ccu_jax.errors import RetryableError, UserError
+
+GLOO_ERROR = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+
+def test_path_that_process_0_sees_is_waited_for(tmp_path, monkeypatch):
+    path, calls = tmp_path / "file", []
+
+    def is_ready():
+        calls.append(None)
+        return len(calls) > 3
+
+    assert not hosts.wait_until_visible(path)
+    path.touch()
+    assert hosts.wait_until_visible(path)
+    assert not hosts.wait_until_visible(path, is_ready)
+    monkeypatch.setattr(hosts, "broadcast_from_primary", np.ones_like)
+    assert hosts.wait_until_visible(path, is_ready)
+    monkeypatch.setattr(hosts, "_VISIBLE_TIMEOUT_S", 0.3)
+    with pytest.raises(RetryableError, match="absent: seen by process 0, not by"):
+        hosts.wait_until_visible(tmp_path / "absent")
+
+
+def test_processes_that_do_not_start_are_told_from_ones_that_cannot_be_reached(
+    monkeypatch,
+):
+    def fail(**kwargs):
+        raise RuntimeError("std::bad_cast")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(RetryableError, match="cannot join the other hosts: std"):
+        hosts.join_hosts({"num_processes": 3})
+    monkeypatch.setattr(hosts, "_START_TIMEOUT_S", 0)
+    with pytest.raises(RetryableError, match="not all 3 processes have started"):
+        hosts.join_hosts({"num_processes": 3})
+
+
+def test_missing_addresses_are_a_user_error(monkeypatch):
+    def fail(**kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match="pass --multihost ADDRESS:PORT") as caught:
+        hosts.join_hosts({})
+    assert not isinstance(caught.value, RetryableError)
+
+
+def test_collective_that_fails_is_one_line_and_exit_code_75(monkeypatch, capsys):
+    errors = [GLOO_ERROR]
+
+    def fail(argv):
+        raise errors[-1]
+
+    monkeypatch.setattr(launch, "_run_command", fail)
+    with pytest.raises(ValueError, match="Gloo"):  # a single process has no peers
+        launch.main([])
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert launch.main([]) == 75
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: another process") and printed.count("\n") == 1
+    errors.append(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
+    assert launch.main([]) == 2 and "out of memory" in capsys.readouterr().err
+
+
+def test_lost_peer_is_found_behind_another_error(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    try:
+        raise RuntimeError("a checkpoint failed") from GLOO_ERROR
+    except RuntimeError as error:
+        assert hosts.lost_peer_error(error)
+    assert not hosts.lost_peer_error(ValueError("shapes"))
+    assert not hosts.lost_peer_error(KeyboardInterrupt())
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Sets the index of this process; `sent` lists what process 0 broadcasts."""
+    sent = []
+
+    def be_process(index, received=()):
+        received = iter(received)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+
+        def broadcast(array):
+            sent.append(int(array))
+            return array if index == 0 else np.array(next(received))
+
+        monkeypatch.setattr(hosts, "broadcast_from_primary", broadcast)
+        return sent
+
+    return be_process
+
+
+def test_primary_reports_that_it_works_and_that_it_is_done(two_processes, monkeypatch):
+    sent, shown = two_processes(0), []
+    monkeypatch.setattr(hosts, "_SYNC_EVERY_S", 0.0)
+
+    def work(progress):
+        progress("decoding", 1, 2)
+        return "result"
+
+    assert hosts.run_on_primary(work, lambda *args: shown.append(args)) == "result"
+    assert sent == [hosts._WORKING, hosts._DONE] and shown == [("decoding", 1, 2)]
+    two_processes(1, received=[hosts._WORKING, hosts._WORKING, hosts._DONE])
+    assert hosts.run_on_primary(work, print) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UserError("no such file"), 2), (RetryableError("mount is gone"), 75)],
+)
+def test_error_of_process_0_ends_the_others_with_its_exit_code(
+    two_processes, error, code
+):
+    def work(progress):
+        raise error
+
+    sent = two_processes(0)
+    with pytest.raises(type(error)):
+        hosts.run_on_primary(work, print)
+    assert sent == [code]
+    two_processes(1, received=[code])
+    with pytest.raises(type(error), match="process 0 has failed") as caught:
+        hosts.run_on_primary(work, print)
+    assert type(caught.value) is type(error)

@@ -1,0 +1,100 @@
+"""SIGTERM ends a run at a sync point, and within `checkpointing` after a checkpoint."""
+
+import subprocess
+import sys
+
+import pytest
+
+from ccu_jax import errors
+from ccu_jax.distributed import preemption
+
+SCRIPT = """
+import os, signal, time
+from ccu_jax.distributed import preemption
+preemption.install()
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+
+"""
+CHECKPOINTING = """
+with preemption.checkpointing():
+    assert not preemption.should_stop()
+    terminate()
+    terminate()
+    assert preemption.should_stop()
+    print("saved", flush=True)
+print("not reached", flush=True)
+"""
+ELSEWHERE = """
+with preemption.checkpointing():
+    assert not preemption.should_stop()
+print("elsewhere", flush=True)
+terminate()
+print("not reached", flush=True)
+"""
+# In C, like a wait for another process: handlers in Python are not called.
+BLOCKED = """
+import ctypes, threading
+threading.Timer(0.2, terminate).start()
+print("blocked", flush=True)
+lock = ctypes.pointer((ctypes.c_long * 16)())
+ctypes.CDLL(None).pthread_mutex_lock(lock)
+ctypes.CDLL(None).pthread_mutex_lock(lock)
+print("not reached", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        (CHECKPOINTING, "saved\n"),
+        (ELSEWHERE, "elsewhere\n"),
+        (BLOCKED, "blocked\n"),
+    ],
+)
+def test_signal_ends_the_process_at_once_or_after_the_checkpoint(code, printed):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (errors.RETRY_EXIT_CODE, printed)
+    assert done.stderr.strip() == preemption.MESSAGE
+
+
+class Exited(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Lets processes agree to stop at the sync point of a number."""
+
+    def exit_now():
+        raise Exited
+
+    monkeypatch.setattr(preemption, "exit_now", exit_now)
+    for name, value in vars(preemption._State).items():
+        if not name.startswith("__"):
+            monkeypatch.setattr(preemption._State, name, value)
+    return lambda number: preemption.use_sync_points(number.__eq__, lambda: None)
+
+
+def test_processes_exit_at_the_agreed_sync_point(stop_at):
+    stop_at(3)
+    preemption.sync_point()
+    assert not preemption.should_stop()
+    with pytest.raises(Exited):
+        preemption.sync_point()
+
+
+def test_sync_point_within_checkpointing_is_left_to_the_next_checkpoint(stop_at):
+    stop_at(2)
+    with pytest.raises(Exited), preemption.checkpointing():
+        preemption.sync_point()
+        preemption.sync_point()  # as of a collective between two steps
+        assert preemption.should_stop() and preemption.should_stop()
+    assert preemption._State.num_sync_points == 2

@@ -1,0 +1,310 @@
+"""All executors make the same steps, and reject metrics that would silently be wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ccu_jax import objectives
+from ccu_jax.distributed import executors
+from ccu_jax.distributed.device_tables import HostColumn, gather_replicated
+from ccu_jax.distributed.executors import AXIS
+from ccu_jax.train.program import Program
+from ccu_jax.train.step import init_state, make_steps, static_inputs
+from tests import toy
+from tests.distributed.test_executors import EVERY_EXECUTOR, EXECUTORS
+
+STEPS, BATCH, RATE = 3, 16, 0.1
+SOME_EXECUTORS = pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"])
+
+
+def regression(**changes):
+    """Weighted least squares: small enough to be computed by hand."""
+    rng = np.random.default_rng(0)
+    table = {
+        "x": rng.normal(size=(20, 3)).astype(np.float32),
+        "y": rng.normal(size=20).astype(np.float32),
+        "weight": (np.arange(20) % 4 != 1).astype(np.float32),
+    }
+
+    def loss(params, frozen, aux, batch, step):
+        rows = batch["rows"]
+        error = (rows["x"] @ params["w"] + frozen - rows["y"]) ** 2
+        random = jax.vmap(jax.random.uniform)(rows["key"])
+        return objectives.mean(error, rows["weight"]), {
+            "random": objectives.mean(random * rows["y"], jnp.ones(len(random)))
+        }
+
+    program = Program(
+        params={"w": jnp.zeros(3)},
+        frozen=jnp.float32(0.5),
+        loss=loss,
+        optimizer=optax.sgd(RATE),
+        table=table,
+        plan={"rows": rng.integers(20, size=(STEPS, BATCH)).astype(np.int32)},
+    )
+    return program._replace(**changes)
+
+
+def solve_by_hand(program):
+    """The parameters after all steps, in NumPy."""
+    w = np.zeros(3)
+    for index in program.plan["rows"]:
+        x, y, weight = (
+            np.float64(program.table[k][index]) for k in ("x", "y", "weight")
+        )
+        error = x @ w + 0.5 - y
+        w = w - RATE * 2 * (weight * error) @ x / weight.sum()
+    return w
+
+
+def first_steps(program, count):
+    return program._replace(plan={"rows": program.plan["rows"][:count]})
+
+
+def prepare(executor, program):
+    """Compiled steps and their arguments."""
+    state = executor.replicate(init_state(program, jax.random.key(1)))
+    static = executor.replicate(static_inputs(program))
+    inputs = toy.step_inputs_of(executor, program)
+    steps = executor.compile(make_steps(program), donate=True)
+    return steps, state, static, inputs
+
+
+def run(executor, program):
+    steps, *arguments = prepare(executor, program)
+    return jax.device_get(steps(*arguments))
+
+
+@EVERY_EXECUTOR
+def test_every_executor_makes_the_same_steps(name):
+    program = regression()
+    state, metrics = run(EXECUTORS[name](), program)
+    np.testing.assert_allclose(state.params["w"], solve_by_hand(program), atol=1e-5)
+    assert int(state.step) == STEPS and metrics["ran"].all()
+    reference, expected = run(executors.vmap(1), program)
+    np.testing.assert_allclose(state.params["w"], reference.params["w"], atol=1e-5)
+    for key in ("loss", "gradient", "random"):
+        np.testing.assert_allclose(metrics[key], expected[key], rtol=1e-5, err_msg=key)
+
+
+@EVERY_EXECUTOR
+def test_loss_of_one_device_is_averaged_over_all(name):
+    """Without the mean inside the gradient, shard_map's would be 8 times too large."""
+
+    def loss(params, frozen, aux, batch, step):
+        rows = batch["rows"]
+        return ((rows["x"] @ params["w"] + frozen - rows["y"]) ** 2).mean(), {}
+
+    program = regression(loss=loss)
+    program.table["weight"][:] = 1
+    state, _ = run(EXECUTORS[name](), program)
+    np.testing.assert_allclose(state.params["w"], solve_by_hand(program), atol=1e-5)
+
+
+@EVERY_EXECUTOR
+def test_results_are_replicated_and_only_the_state_is_donated(name):
+    program = regression()
+    steps, state, static, inputs = prepare(EXECUTORS[name](), program)
+    results = steps(state, static, inputs)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(results))
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    kept = jax.tree.leaves((static, inputs, results))
+    assert not any(x.is_deleted() for x in kept)
+    np.testing.assert_array_equal(program.params["w"], np.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["shard_map", "vmap 8"])
+def test_metric_that_was_not_reduced_is_rejected(name):
+    def loss(params, frozen, aux, batch, step):
+        total = objectives.mean((batch["rows"]["x"] @ params["w"]) ** 2, jnp.ones(2))
+        return total, {"local": batch["rows"]["y"].sum()}
+
+    steps, *arguments = prepare(EXECUTORS[name](), regression(loss=loss))
+    with pytest.raises((ValueError, TypeError)):
+        steps(*arguments)
+
+
+# --- tables ---------------------------------------------------------------------------
+
+
+@EVERY_EXECUTOR
+def test_steps_on_a_sharded_table_equal_those_on_a_replicated_one(name):
+    program, executor = regression(), EXECUTORS[name]()
+    padded = {
+        k: np.pad(x, [(0, 4)] + [(0, 0)] * (x.ndim - 1), constant_values=9)
+        for k, x in program.table.items()
+    }
+    sharded = program._replace(
+        table={}, sharded_tables={"rows": executor.shard_tree(padded)}
+    )
+    (state, metrics), (other, same) = run(executor, program), run(executor, sharded)
+    np.testing.assert_allclose(other.params["w"], solve_by_hand(program), atol=1e-5)
+    np.testing.assert_array_equal(state.params["w"], other.params["w"])
+    for key in metrics:
+        np.testing.assert_array_equal(metrics[key], same[key], err_msg=key)
+
+
+@SOME_EXECUTORS
+def test_steps_on_rows_from_the_host_are_the_same(name):
+    program, executor = regression(), EXECUTORS[name]()
+    column = HostColumn(program.table["x"], np.full(20, True))
+    from_host = program._replace(table={**program.table, "x": column})
+    state, _ = run(executor, program)
+    other, _ = run(executor, from_host)
+    np.testing.assert_array_equal(state.params["w"], other.params["w"])
+
+
+@SOME_EXECUTORS
+def test_refresh_reads_the_shard_of_this_device_and_can_gather_all(name):
+    executor = EXECUTORS[name]()
+    table = np.random.default_rng(0).integers(99, size=(24, 2)).astype(np.int32)
+
+    def refresh(params, frozen, aux, sharded_tables):
+        local = sharded_tables["more"]
+        assert len(local) == 24 // executor.num_devices
+        return gather_replicated(local)
+
+    program = regression(
+        aux=jnp.zeros((24, 2), jnp.int32),
+        refresh=refresh,
+        sharded_tables={"more": executor.shard_tree(table)},
+    )
+    state, _ = run(executor, program)
+    np.testing.assert_array_equal(state.aux, table)
+
+
+# --- the optimizer's vectors ----------------------------------------------------------
+
+
+def grouped_adamw(rate):
+    """AdamW with a learning rate per group."""
+
+    def adamw(rate):
+        return optax.chain(
+            optax.scale_by_adam(b2=0.98),
+            optax.add_decayed_weights(0.05),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    return {"rest": adamw(rate), "text": adamw(rate / 3)}
+
+
+@pytest.mark.parametrize("name", ["pmap", "vmap 2"])
+def test_optimizer_of_vectors_makes_the_steps_of_one_of_trees(name):
+    def group(module):
+        return "text" if module.startswith("t") else "rest"
+
+    def loss(params, frozen, aux, batch, step):
+        x, y = batch["rows"]["x"], batch["rows"]["y"]
+        hidden = jnp.tanh(x @ params["inner"]["kernel"] + params["inner"]["bias"])
+        out = hidden @ params["outer"]["w"] * params["tilt"] + params["top"]["b"].sum()
+        return 30 * objectives.mean((out - y) ** 2, batch["rows"]["weight"]), {}
+
+    rng = np.random.default_rng(4)
+    params = {
+        "top": {"b": rng.normal(size=(2, 1, 2))},
+        "outer": {"w": rng.normal(size=4)},
+        "inner": {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)},
+        "tilt": rng.normal(),
+    }
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    plan = rng.integers(20, size=(9, BATCH)).astype(np.int32)
+    groups = grouped_adamw(0.05)
+
+    def clipped(labels):
+        return optax.chain(
+            optax.clip_by_global_norm(1.0), optax.partition(groups, labels)
+        )
+
+    program = regression(
+        params=params,
+        loss=loss,
+        group=group,
+        optimizer=clipped({name: name for name in groups}),
+        plan={"rows": plan},
+    )
+    state, metrics = run(EXECUTORS[name](), program)
+    assert (metrics["gradient"] > 1.5).any(), "some gradients are clipped"
+
+    trees = clipped({module: group(module) for module in params})
+    table = {name: jnp.asarray(x) for name, x in program.table.items()}
+
+    @jax.jit
+    def step(params, opt, index):
+        batch = {"rows": {name: x[index] for name, x in table.items()}}
+
+        def total(params):
+            return jax.vmap(
+                lambda _: loss(params, (), (), batch, 0)[0], axis_name=AXIS
+            )(jnp.zeros(1))[0]
+
+        gradient = jax.grad(total)(params)
+        updates, opt = trees.update(gradient, opt, params)
+        return optax.apply_updates(params, updates), opt, optax.tree.norm(gradient)
+
+    opt, norms = trees.init(params), []
+    for index in plan:
+        params, opt, norm = step(params, opt, index)
+        norms.append(norm)
+    np.testing.assert_allclose(metrics["gradient"], norms, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, params
+    )
+    # One vector per group and moment, not one per array.
+    sizes = sorted(x.size for x in jax.tree.leaves(state.opt) if x.ndim)
+    rest, text = 4 + 12 + 4, 4 + 1
+    assert sizes == [text, text, rest, rest]
+
+
+# --- the loop of steps ----------------------------------------------------------------
+
+
+def test_steps_after_the_end_change_nothing():
+    steps, state, static, inputs = prepare(executors.vmap(2), regression())
+    state, _ = steps(state, static, inputs)
+    before = jax.device_get(state)
+    state, metrics = steps(state, static, inputs)
+    assert not np.asarray(metrics["ran"]).any()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+
+
+def test_steps_of_one_call_equal_single_steps():
+    program, executor = regression(), executors.vmap(2)
+    steps, state, static, _ = prepare(executor, program)
+    for step in range(STEPS):
+        inputs = toy.step_inputs_of(executor, program, slice(step, step + 1))
+        state, _ = steps(state, static, inputs)
+    together, _ = run(executor, program)
+    np.testing.assert_array_equal(state.params["w"], together.params["w"])
+
+
+@SOME_EXECUTORS
+def test_refresh_runs_before_every_nth_step(name):
+    def refresh(params, frozen, aux, sharded_tables):
+        return {"count": aux["count"] + 1, "w": params["w"]}
+
+    program = regression(
+        aux={"count": jnp.int32(0), "w": jnp.full(3, 9.0)},
+        refresh=refresh,
+        refresh_every=2,
+    )
+    state, _ = run(EXECUTORS[name](), program)
+    assert int(state.aux["count"]) == 2  # before steps 0 and 2
+    expected = solve_by_hand(first_steps(program, 2))
+    np.testing.assert_allclose(state.aux["w"], expected, atol=1e-5)
+
+
+@SOME_EXECUTORS
+def test_program_that_stops_itself_makes_no_further_step(name):
+    program = regression(
+        aux=jnp.int32(0),
+        refresh=lambda params, frozen, aux, sharded_tables: aux + 1,
+        stop=lambda aux: aux >= 2,
+    )
+    state, metrics = run(EXECUTORS[name](), program)
+    np.testing.assert_array_equal(metrics["ran"], [True, False, False])
+    assert int(state.step) == 1
+    expected = solve_by_hand(first_steps(program, 1))
+    np.testing.assert_allclose(state.params["w"], expected, atol=1e-5)

@@ -5,7 +5,6 @@ import errno
 import pytest
 
 from ccu_jax.errors import (
-    PeerLost,
     RetryableError,
     UserError,
     exit_code,
@@ -64,9 +63,7 @@ def test_an_error_handled_before_another_is_not_reported(is_hidden):
 
 
 def test_exit_codes():
-    assert [exit_code(e("x")) for e in (UserError, RetryableError, PeerLost)] == [
-        *(2, 75, 76)
-    ]
+    assert [exit_code(e("x")) for e in (UserError, RetryableError)] == [2, 75]
 
 
 def test_control_characters_are_replaced_and_all_others_kept():

@@ -14,7 +14,7 @@ import ccu_jax
 from ccu_jax import launch
 from ccu_jax.config.loading import available_configs, load_config
 from ccu_jax.data import DATASETS
-from ccu_jax.errors import PeerLost, Preempted, RetryableError, UserError
+from ccu_jax.errors import Preempted, RetryableError, UserError
 from ccu_jax.experiments import run as run_module
 from ccu_jax.methods import METHODS
 
@@ -157,7 +157,6 @@ def test_a_workdir_below_a_file_is_rejected(capsys):
         (OSError(errno.ENOSPC, "", "x.npz"), "error: no space left at x.npz; free", 2),
         (ModuleNotFoundError("", name="optax"), "error: optax is not installed", 2),
         (RetryableError("another run uses it"), "error: another run uses it", 75),
-        (PeerLost("process 1 is lost"), "error: process 1 is lost", 76),
         (Preempted(), "", 75),
         (KeyboardInterrupt(), "stopped; rerun the same command to resume", 130),
     ],

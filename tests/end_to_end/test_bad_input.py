@@ -1,4 +1,4 @@
-"""Wrong input: one line that names the thing and the remedy, before any training."""
+"""Invalid input is rejected in one line that names key and remedy, before training."""
 
 import json
 import os
@@ -10,79 +10,73 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccu_jax import launch
+from ccu_jax import data, launch
 from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Config, to_json
+from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
 from ccu_jax.storage.records import add_checksum
+from ccu_jax.unlearn_sets import splits
+from tests.end_to_end.launching import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
 from ccu_jax.config import Config, Data, Model, Train
 
 config = Config(
     name="own",
-    data=Data(image_size=8, text_length=6, vocabulary=120, dir={folder!r}),
+    data=Data(image_size=8, text_length=6, vocabulary=120, dir="images"),
     model=Model(patch=4, image_width=8, image_depth=1, text_width=8, text_depth=1,
                 heads=2, embed_dim=4),
     train=Train(epochs=1, batch=16),
     methods=("original",),
 )
 """
-DEVICES = 8  # see conftest.py
+NUM_DEVICES = 8  # see conftest.py
 
 
-def _pictures(folder):
-    """Writes 40 rows of one's own: two classes, half of them for training."""
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    lines = []
-    for row in range(40):
-        pixels = draw.integers(0, 256, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{row}.png")
-        entry = {"id": f"row{row}", "image": f"{row}.png", "text": f"text of {row}"}
-        entry["label"] = "cat" if row % 2 else "dog"
-        entry["split"] = ["train", "train", "validation", "test"][row // 2 % 4]
-        lines.append(entry)
-    # A class that no training row has.
-    lines[4]["label"] = "emu"
-    _write(folder, lines)
-    return lines
-
-
-def _write(folder, lines):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "pairs.jsonl").write_text(text)
-
-
-@pytest.fixture
-def rows(tmp_path):
-    return _pictures(tmp_path / "pictures")
-
-
-@pytest.fixture
-def config(tmp_path, rows):
-    """The config file, in the folder where the command is given."""
-    path = tmp_path / "own.py"
-    path.write_text(CONFIG.format(folder=str(tmp_path / "pictures")))
-    return path
+def write_rows(rows):
+    lines = [json.dumps(row) + "\n" for row in rows]
+    pathlib.Path("images", "pairs.jsonl").write_text("".join(lines))
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Each test has an environment and a folder of its own, with earlier results."""
+def workdir(tmp_path, monkeypatch):
+    """Changes to a folder with a config file, and results of an earlier run in "out".
+
+    The environment is restored afterwards.
+    """
     monkeypatch.setattr(os, "environ", dict(os.environ))
     # Keeps `main` from changing JAX's settings in this process.
     monkeypatch.setitem(os.environ, "JAX_COMPILATION_CACHE_DIR", str(tmp_path / "jax"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(CONFIG)
     workdir = tmp_path / "out"
     (workdir / "outputs").mkdir(parents=True)
     for name in ("results.json", "table.md", "outputs/original-0.npz"):
         (workdir / name).write_text(f"an earlier {name}")
+    return workdir
+
+
+@pytest.fixture
+def rows(workdir):
+    """Writes 40 rows with images: two classes, half of them for training."""
+    (workdir.parent / "images").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(40):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(f"images/{number}.png")
+        row = {"id": f"row{number}", "image": f"{number}.png", "text": f"of {number}"}
+        row["label"] = "cat" if number % 2 else "dog"
+        row["split"] = ["train", "train", "validation", "test"][number // 2 % 4]
+        rows.append(row)
+    rows[4]["label"] = "emu"  # a class without training rows
+    write_rows(rows)
+    return rows
 
 
 def _results(workdir):
-    """All files but those that may change before the first step: data, log, lock."""
+    """Reads all files but those that may change before training: data, log, lock."""
     return {
         path.relative_to(workdir): path.read_bytes()
         for path in workdir.rglob("*")
@@ -92,286 +86,214 @@ def _results(workdir):
     }
 
 
-def refused(capsys, *argv, workdir="out"):
-    """Runs the command, which must be refused in one line and change no result."""
-    before = _results(pathlib.Path(workdir))
-    code = launch.main([*map(str, argv), "--workdir", workdir])
-    out, err = capsys.readouterr()
-    assert code == 2, out
-    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
-    assert "Traceback" not in out + err
-    assert _results(pathlib.Path(workdir)) == before
-    return err, out
+@pytest.fixture
+def reject(capsys):
+    """Runs a command that must fail with one line and change no result."""
 
+    def reject(*argv, words, workdir="out"):
+        """Returns what was printed before the error, which must have all words."""
+        before = _results(pathlib.Path(workdir))
+        code = launch.main(["--config", "own.py", "--workdir", workdir, *argv])
+        out, err = capsys.readouterr()
+        assert code == 2, out
+        assert err.startswith("error: ") and err.count("\n") == 1 and err[-1] == "\n"
+        assert "Traceback" not in out + err
+        assert _results(pathlib.Path(workdir)) == before
+        words = words.split() if isinstance(words, str) else words
+        assert all(word in err for word in words), err
+        return out
 
-def assert_named(message, *words):
-    assert all(word in message for word in words), message
+    return reject
 
 
 @pytest.mark.parametrize(
     "argv, words",
     [
         ("--config tinny", "'tinny' 'tiny'?"),
-        ("--config own.py --set train.epoch=3", "'epoch' 'epochs'?"),
-        ("--config own.py --set train.batch=many", "train.batch 'many' whole"),
-        ("--config own.py --set train.batch=1.5", "train.batch '1.5' whole"),
-        ("--config own.py --set train.learning_rate=nan", "learning_rate number"),
-        ("--config own.py --set train.flip=perhaps", "train.flip 'perhaps' true false"),
-        ("--config own.py --methods ccu_pls", "'ccu_pls' 'ccu_plus'?"),
-        ("--config own.py --set run.executor=pmapp", "run.executor 'pmapp' shard_map"),
-        ("--config own.py --set run.features=store", "run.features 'store' stored"),
-        ("--config own.py --set run.features=compute", "'compute' stored computed"),
-        (
-            "--config own.py --set run.image_placement=disk",
-            "run.image_placement 'disk' device host",
-        ),
-        ("--config own.py --set model.remat=perhaps", "model.remat 'perhaps' true"),
-        ("--config own.py --set model.dtype=float33", "model.dtype 'float33' bfloat16"),
-        ("--config own.py --set data.dataset=paris", "data.dataset 'paris' pairs"),
-        ("--config own.py --set corruptions.order=stord", "order 'stord' 'stored'?"),
-        ("--config own.py --set unlearn.duplicates=keep", "'keep' forget report"),
-        ("--config own.py --set cf_head.layers=all", "cf_head.layers 'all' head tail"),
-        ("--config own.py --audit smoke --tune 2", "--tune --audit"),
-        ("--config own.py --audit rigorous --shadows 6 --ablate", "--ablate --shadows"),
-        ("--config own.py --audit standard --shadows 6", "--shadows --audit rigorous"),
-        ("--config own.py --audit strict", "--audit 'strict' 'smoke' 'rigorous'"),
-        ("--config own.py --audit rigorous --shadows 7", "--shadows '7' even"),
-        ("--config own.py --audit rigorous --shadows 4", "--shadows '4' least 6"),
+        ("--methods ccu_pls", "'ccu_pls' 'ccu_plus'?"),
+        ("--audit smoke --tune 2", "--tune --audit"),
+        ("--audit rigorous --shadows 6 --ablate", "--ablate --shadows"),
+        ("--audit standard --shadows 6", "--shadows --audit rigorous"),
+        ("--audit strict", "--audit 'strict' 'smoke' 'rigorous'"),
+        ("--audit rigorous --shadows 7", "--shadows '7' even"),
+        ("--audit rigorous --shadows 4", "--shadows '4' least 6"),
+        ("--unlearn random:2", "random:2"),
+        ("--unlearn half", "half"),
+        ("--unlearn ids:nowhere.txt", "cannot read nowhere.txt"),
     ],
 )
-def test_a_wrong_name_is_refused_with_the_right_ones(config, capsys, argv, words):
-    message, _ = refused(capsys, *argv.split())
-    assert_named(message, *words.split())
-
-
-@pytest.mark.parametrize("rule", ["random:2", "half", "ids:nowhere.txt"])
-def test_a_wrong_rule_is_refused_before_any_data_are_read(config, capsys, rule):
-    message, out = refused(capsys, "--config", "own.py", "--unlearn", rule)
-    assert_named(message, rule.partition(":")[2] or rule)
-    assert not out and not pathlib.Path("out", "data").exists()
+def test_invalid_flag_is_rejected_before_data_are_read(reject, workdir, argv, words):
+    assert reject(*argv.split(), words=words) == ""
+    assert not (workdir / "data").exists()
 
 
 @pytest.mark.parametrize(
-    "key, value, words",
+    "setting, words",
     [
-        ("train.epochs", "0", "at least 1|above 0"),
-        ("train.epochs", "-3", "at least 1|above 0"),
-        ("train.batch", "0", "at least 1"),
-        ("train.batch", "-8", "at least 1"),
-        ("train.learning_rate", "-0.1", "above 0"),
-        ("train.learning_rate", "0", "above 0"),
-        ("train.weight_decay", "-1", "at least 0"),
-        ("train.warmup_fraction", "1.5", "below 1"),
-        ("train.word_dropout", "1.5", "at most 1"),
-        ("train.modality_dropout", "-0.5", "at least 0"),
-        ("train.label_smoothing", "2", "below 1"),
-        ("train.temperature", "0", "above 0"),
-        ("train.shift", "-1", "at least 0"),
-        ("model.dropout", "1.5", "below 1"),
-        ("model.dropout", "1", "below 1"),
-        ("model.patch", "0", "at least 1"),
-        ("model.heads", "0", "at least 1"),
-        ("model.embed_dim", "0", "at least 1"),
-        ("model.image_depth", "0", "at least 1"),
-        ("model.image_depth", "-1", "at least 1"),
-        ("unlearn.num_requests", "0", "at least 1"),
-        ("unlearn.holdout_fraction", "0", "above 0 and below 1"),
-        ("unlearn.holdout_fraction", "1", "above 0 and below 1"),
-        ("unlearn.holdout_fraction", "-0.2", "above 0 and below 1"),
-        ("finetune.epochs", "0", "above 0"),
-        ("neggrad_plus.retain_weight", "1.1", "at most 1"),
-        ("scrub.temperature", "0", "above 0"),
-        ("ccu.steps", "0", "at least 1"),
-        ("ccu.check_every", "0", "at least 1"),
-        ("ccu.unlearn_batch", "0", "at least 1"),
-        ("ccu_plus.steps", "-1", "at least 1"),
-        ("ccu_plus.refresh_every", "0", "at least 1"),
-        ("ccu_plus.shrink", "1.1", "at most 1"),
-        ("run.steps_per_call", "0", "at least 1"),
-        ("run.checkpoint_steps", "0", "at least 1"),
-        ("run.evaluate_batch", "0", "at least 1"),
-        ("data.image_size", "0", "4"),
-        ("data.text_length", "1", "2"),
-        ("data.vocabulary", "1", "100"),
-        ("data.test_fraction", "1.5", "below 1"),
-        ("data.validation_fraction", "-0.1", "at least 0"),
+        ("train.epoch=3", "'epoch' 'epochs'?"),
+        ("train.batch=many", "train.batch 'many' whole"),
+        ("train.batch=1.5", "train.batch '1.5' whole"),
+        ("train.learning_rate=nan", "learning_rate number"),
+        ("train.flip=perhaps", "train.flip 'perhaps' true false"),
+        ("run.executor=pmapp", "run.executor 'pmapp' shard_map"),
+        ("run.features=compute", "run.features 'compute' stored computed"),
+        ("run.image_placement=disk", "run.image_placement 'disk' device host"),
+        ("model.remat=perhaps", "model.remat 'perhaps' true"),
+        ("model.dtype=float33", "model.dtype 'float33' bfloat16"),
+        ("data.dataset=paris", "data.dataset 'paris' pairs"),
+        ("corruptions.order=stord", "order 'stord' 'stored'?"),
+        ("unlearn.duplicates=keep", "'keep' forget report"),
+        ("cf_head.layers=all", "cf_head.layers 'all' head tail"),
     ],
 )
-def test_an_absurd_number_is_refused_with_what_it_must_be(
-    config, capsys, key, value, words
-):
-    message, _ = refused(capsys, "--config", config, "--set", f"{key}={value}")
-    assert_named(message, key, f"{float(value):g}")
-    assert any(word in message for word in words.split("|")), message
+def test_invalid_setting_is_rejected_with_its_choices(reject, setting, words):
+    reject("--set", setting, words=words)
+
+
+OUT_OF_RANGE = {
+    "at least 0": "train.weight_decay=-1 train.modality_dropout=-0.5 train.shift=-1 "
+    "data.validation_fraction=-0.1 model.tail_blocks=-1",
+    "above 0": "train.learning_rate=0 train.temperature=0 "
+    "finetune.epochs=0 scrub.temperature=0 unlearn.holdout_fraction=0",
+    "at most 1": "train.word_dropout=1.5 neggrad_plus.retain_weight=1.1 "
+    "ccu_plus.shrink=1.1",
+    "below 1": "train.warmup_fraction=1.5 train.label_smoothing=2 model.dropout=1 "
+    "data.test_fraction=1.5 unlearn.holdout_fraction=1",
+    "at least 1": "train.epochs=0 train.batch=-8 model.patch=0 model.heads=0 "
+    "model.embed_dim=0 model.image_depth=0 unlearn.num_requests=0 ccu.steps=0 "
+    "ccu.check_every=0 ccu.unlearn_batch=0 ccu_plus.steps=-1 run.evaluate_batch=0 "
+    "ccu_plus.refresh_every=0 run.steps_per_call=0 run.checkpoint_steps=0",
+    "at least 2": "data.text_length=1",
+    "at least 4": "data.image_size=0",
+    "at least 100": "data.vocabulary=1",
+}
 
 
 @pytest.mark.parametrize(
-    "overrides, words",
+    "setting, bound",
+    [(s, bound) for bound, group in OUT_OF_RANGE.items() for s in group.split()],
+)
+def test_setting_out_of_range_is_rejected_with_its_bound(reject, setting, bound):
+    assert reject("--set", setting, words=[f"{setting}: must be", bound]) == ""
+
+
+@pytest.mark.parametrize(
+    "setting, words",
     [
         ("model.heads=3", "model.image_width=8 model.heads=3"),
         ("model.patch=3", "data.image_size=8 model.patch=3"),
         ("model.tail_blocks=2", "model.tail_blocks=2 model.image_depth=1"),
-        ("model.tail_blocks=-1", "model.tail_blocks=-1 at least 0"),
         ("model.text_width=9", "model.text_width=9 model.heads=2"),
     ],
 )
-def test_sizes_that_do_not_fit_each_other_are_both_named(
-    config, capsys, overrides, words
-):
-    message, _ = refused(capsys, "--config", config, "--set", overrides)
-    assert_named(message, *words.split())
+def test_sizes_that_do_not_fit_are_both_named(rows, reject, setting, words):
+    reject("--set", setting, words=words)
 
 
-def test_data_that_are_not_there_are_named(config, capsys):
-    message, _ = refused(capsys, "--config", config, "--data-dir", "nowhere")
-    assert_named(message, "data.dir", "nowhere")
+def test_missing_data_are_rejected(reject):
+    reject("--data-dir", "nowhere", words="data.dir nowhere")
     pathlib.Path("empty").mkdir()
-    message, _ = refused(capsys, "--config", config, "--data-dir", "empty")
-    assert_named(message, "data.dir", "empty", "pairs.jsonl", '"label"')
+    words = 'data.dir empty pairs.jsonl "label"'
+    reject("--data-dir", "empty", words=words)
 
 
-def test_a_half_unpacked_mmimdb_is_told_with_the_remedy(config, capsys, tmp_path):
-    folder = tmp_path / "mmimdb"
-    argv = ["--config", config, "--set", "data.dataset=mmimdb", "--data-dir", folder]
-    (folder / "dataset").mkdir(parents=True)
-    message, _ = refused(capsys, *argv)
-    assert_named(message, str(folder), "split.json")
-    ids = [f"{number:07}" for number in range(30)]
-    split = {"train": ids[:20], "dev": ids[20:25], "test": ids[25:]}
-    (folder / "split.json").write_text(json.dumps(split))
-    for name in ids[:5]:
-        (folder / "dataset" / f"{name}.json").write_text("{}")
-        (folder / "dataset" / f"{name}.jpeg").write_bytes(b"")
-    message, _ = refused(capsys, *argv)
-    assert_named(message, "lacks 25 of the 30", "unpack mmimdb.tar.gz again")
-
-
-def test_a_broken_picture_is_counted_or_refused_when_strict(config, capsys, tmp_path):
-    (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
-    # So that it ends after the data.
-    wrong = ["--config", config, "--unlearn", "class:nobody"]
-    message, out = refused(capsys, *wrong)
+def test_damaged_image_is_counted_or_rejected_when_strict(rows, reject):
+    pathlib.Path("images/1.png").write_bytes(b"not an image")
+    argv = ("--unlearn", "class:nobody")  # fails once the data are read
+    out = reject(*argv, words="class:nobody")
     assert "read 40, skipped: not an image 1, used 39" in out
-    message, _ = refused(capsys, *wrong, "--set", "data.strict=true")
-    assert_named(message, "line 2 (row1): not an image", "data.strict=False")
+    words = "line 2 (row1): not an image data.strict=False"
+    reject(*argv, "--set", "data.strict=true", words=words)
 
 
 @pytest.mark.parametrize(
     "ids, words",
     [
-        ("row0\nrow999\n", "'row999' does not have"),
-        ("row0\nrow1\nrow0\n", "'row0' more than once"),
-        ("row0\nrow6\n", "'row6' test remove"),
-        ("row4\n", "'row4' validation remove"),
-        ("", "nothing to forget"),
-        ("# nothing but words\n\n", "nothing to forget"),
+        ("row0\nrow999\n", "ids.txt 'row999' does not have"),
+        ("row4\n", "ids.txt 'row4' validation remove"),
+        ("# only a comment\n\n", "ids.txt nothing to unlearn"),
     ],
 )
-def test_a_wrong_list_of_rows_to_forget_is_refused(config, capsys, ids, words):
+def test_invalid_list_of_ids_is_rejected(rows, reject, ids, words):
     pathlib.Path("ids.txt").write_text(ids)
-    message, _ = refused(capsys, "--config", config, "--unlearn", "ids:ids.txt")
-    assert_named(message, "ids.txt", *words.split())
+    reject("--unlearn", "ids:ids.txt", words=words)
 
 
-def test_forgetting_all_that_was_trained_is_refused(config, rows, capsys):
+def test_unlearning_every_training_row_is_rejected(rows, reject):
     ids = [row["id"] for row in rows if row["split"] == "train"]
     pathlib.Path("ids.txt").write_text("\n".join(ids))
-    message, _ = refused(capsys, "--config", config, "--unlearn", "ids:ids.txt")
-    assert_named(message, "every training row", "train a new model")
+    words = "every training row train a new model"
+    reject("--unlearn", "ids:ids.txt", words=words)
 
 
-@pytest.mark.parametrize(
-    "rule, words",
-    [
-        ("random:0", "random:0 between 0 and 1"),
-        ("random:1.5", "random:1.5 between 0 and 1"),
-        ("random:1", "random:1 between 0 and 1"),
-        ("random:-0.1", "random:-0.1 between 0 and 1"),
-        ("random:nan", "random:nan between 0 and 1"),
-        ("random:much", "random:much between 0 and 1"),
-        ("random", "'random' random:SHARE class:NAME ids:FILE"),
-        ("all:1", "'all:1' random:SHARE class:NAME ids:FILE"),
-        ("class:nobody", "class:nobody no such class cat, dog, emu"),
-        ("class:emu", "class:emu nothing to forget"),
-        ("ids:nowhere.txt", "cannot read nowhere.txt"),
-    ],
-)
-def test_a_rule_that_cannot_be_followed_is_refused(config, capsys, rule, words):
-    message, _ = refused(capsys, "--config", config, "--unlearn", rule)
-    assert_named(message, *words.split())
+def test_class_without_training_rows_is_rejected(rows, reject):
+    words = "class:nobody no such class cat, dog, emu"
+    reject("--unlearn", "class:nobody", words=words)
+    reject("--unlearn", "class:emu", words="class:emu nothing to unlearn")
 
 
-def test_what_a_later_seed_has_wrong_is_found_before_the_first_seed(
-    config, rows, capsys
-):
-    # Few rows of a class: some seeds have one of them in the control, others none.
-    rare = [row for row in rows if row["split"] == "train"][:3]
-    for row in rare:
+def test_problem_of_a_later_seed_is_found_before_training(rows, reject):
+    # Few rows of a class: only with some seeds is one of them held out.
+    for row in [row for row in rows if row["split"] == "train"][:3]:
         row["label"] = "yak"
-    _write(pathlib.Path("pictures"), rows)
-    argv = ["--config", config, "--unlearn", "class:yak", "--seeds"]
-    from ccu_jax import data
-    from ccu_jax.unlearn_sets import splits as unlearn_set
+    write_rows(rows)
+    loaded = data.load(
+        load_config("own.py").data, pathlib.Path("look"), lambda *progress: None
+    )
 
-    own = load_config(str(config)).data
-    loaded = data.load(own, pathlib.Path("look"), lambda *told: None)
-
-    def works(seed):
+    def is_valid(seed):
         try:
-            return bool(unlearn_set.draw_sets(loaded, "class:yak", seed, 0.18))
-        except launch.UserError:
+            return bool(splits.draw_sets(loaded, "class:yak", seed, 0.18))
+        except UserError:
             return False
 
-    good = next(seed for seed in range(99) if works(seed))
-    bad = next(seed for seed in range(99) if not works(seed))
-    message, out = refused(capsys, *argv, f"{good},{bad}")
-    assert_named(message, "class:yak", "unseen")
+    valid = next(seed for seed in range(99) if is_valid(seed))
+    invalid = next(seed for seed in range(99) if not is_valid(seed))
+    argv = ("--unlearn", "class:yak", "--seeds", f"{valid},{invalid}")
+    out = reject(*argv, words="class:yak unseen")
     assert "original" not in out, "it was trained before"
 
 
-def _batches():
-    tree = Config()
+def _batches(section, prefix):
+    for key, value in vars(section).items():
+        if hasattr(value, "__dataclass_fields__"):
+            yield from _batches(value, f"{prefix}{key}.")
+        elif key.endswith("batch"):
+            yield prefix + key
+
+
+def _method_batches():
+    config = Config()
     for method in METHODS:
-        name = method if hasattr(tree, method) else "train"
-        for field in vars(getattr(tree, name)):
-            if field.endswith("batch"):
-                yield method, f"{name}.{field}"
+        name = method if hasattr(config, method) else "train"
+        for key in _batches(getattr(config, name), f"{name}."):
+            yield method, key
 
 
-@pytest.mark.parametrize("method, key", list(_batches()))
-def test_a_batch_that_the_devices_cannot_share_is_found_before_any_training(
-    config, capsys, method, key
-):
-    argv = ["--config", config, "--methods", method, "--set", f"{key}=12"]
-    message, out = refused(capsys, *argv)
-    assert_named(message, f"{key}=12", f"{DEVICES} devices", f"--set {key}=16")
-    assert out == ""
+@pytest.mark.parametrize("method, key", list(_method_batches()))
+def test_batch_that_devices_cannot_divide_is_rejected(reject, method, key):
+    words = f"{key}=12 {NUM_DEVICES} devices --set {key}=16"
+    assert reject("--methods", method, "--set", f"{key}=12", words=words) == ""
 
 
-def test_what_an_audit_cannot_be_asked_of_is_found_before_any_training(config, capsys):
-    argv = ["--config", config, "--audit"]
-    message, out = refused(capsys, *argv, "standard", "--set", "finetune.batch=12")
-    assert_named(message, "finetune.batch=12", f"{DEVICES} devices")
-    assert out == ""
-    message, out = refused(capsys, *argv, "rigorous", "--set", "unlearn.num_requests=2")
-    assert_named(message, "--audit rigorous", "unlearn.num_requests=2")
-    assert out == ""
+def test_every_batch_belongs_to_a_method_that_checks_it():
+    # SSD's closed form processes rows in chunks of its own.
+    assert {method for method, _ in _method_batches()} == set(METHODS) - {"ssd"}
+    unchecked = set(_batches(Config(), "")) - {key for _, key in _method_batches()}
+    assert unchecked == {"run.evaluate_batch"}, "it is rounded up by itself"
 
 
-def test_every_method_has_its_batches_checked():
-    # A closed form goes through its rows in chunks of its own.
-    assert {method for method, _ in _batches()} == set(METHODS) - {"ssd"}
-    keys = {key for _, key in _batches()}
-    tree = to_json(Config())
-    sections = [name for name, section in tree.items() if isinstance(section, dict)]
-    every = {f"{name}.{field}" for name in sections for field in tree[name]}
-    rest = {key for key in every if key.endswith("batch")} - keys
-    assert rest == {"run.evaluate_batch"}, "it is rounded up by itself"
+def test_audit_that_cannot_be_run_is_rejected(reject):
+    argv = ("--audit", "standard", "--set", "finetune.batch=12")
+    words = f"finetune.batch=12 {NUM_DEVICES} devices"
+    assert reject(*argv, words=words) == ""
+    argv = ("--audit", "rigorous", "--set", "unlearn.num_requests=2")
+    assert reject(*argv, words="--audit rigorous unlearn.num_requests=2") == ""
 
 
 @pytest.mark.slow
-def test_three_devices_cannot_share_a_batch_of_sixteen(config):
-    argv = ["--config", str(config), "--workdir", "new", "--devices", "3"]
+def test_three_devices_cannot_divide_a_batch_of_sixteen():
+    argv = ["--config", "own.py", "--workdir", "new", "--devices", "3"]
     done = subprocess.run(
         [sys.executable, "-m", "ccu_jax.launch", *argv],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -380,50 +302,45 @@ def test_three_devices_cannot_share_a_batch_of_sixteen(config):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert_named(done.stderr, "train.batch=16", "3 devices", "--set train.batch=18")
+    for word in ("train.batch=16", "3 devices", "--set train.batch=18"):
+        assert word in done.stderr
     assert not any(pathlib.Path("new").iterdir())
 
 
-def test_the_workdir_of_another_configuration_is_refused(config, capsys):
-    theirs = to_json(load_config(str(config), ["train.epochs=7"]))
-    pathlib.Path("out/config.json").write_text(json.dumps(add_checksum(theirs)))
-    message, _ = refused(capsys, "--config", config)
-    assert_named(message, "/out", "train.epochs", "--workdir")
-    message, _ = refused(capsys, "--config", config, "--set", "unlearn.rule=class:cat")
-    assert_named(message, "unlearn.rule", "train.epochs")
+def test_workdir_of_another_configuration_is_rejected(reject, workdir):
+    other = to_json(load_config("own.py", ["train.epochs=7"]))
+    (workdir / "config.json").write_text(json.dumps(add_checksum(other)))
+    reject(words="/out train.epochs --workdir")
+    reject("--unlearn", "class:cat", words="unlearn.rule train.epochs")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"own"', "\x00\x01", "{}"])
-def test_a_workdir_with_a_damaged_config_is_refused(config, capsys, text):
-    pathlib.Path("out/config.json").write_text(text)
-    message, _ = refused(capsys, "--config", config)
-    assert_named(message, "/out", "--workdir", "config.json", "damaged: remove it")
+def test_workdir_with_a_damaged_config_is_rejected(reject, workdir, text):
+    (workdir / "config.json").write_text(text)
+    reject(words="/out/config.json: damaged; remove it --workdir")
 
 
-def test_a_mistake_does_not_claim_the_workdir(config, capsys, tmp_path):
-    """Else the corrected command would be refused as another configuration's."""
-    for argv in (
-        ["--data-dir", "nowhere"],
-        ["--unlearn", "class:nobody"],
-        ["--set", "model.heads=3"],
-    ):
-        refused(capsys, "--config", config, *argv)
-        assert not pathlib.Path("out/config.json").exists(), argv
+@pytest.mark.parametrize(
+    "argv",
+    ["--data-dir nowhere", "--unlearn class:nobody", "--set model.heads=3"],
+)
+def test_rejected_command_does_not_claim_the_workdir(rows, reject, workdir, argv):
+    """Otherwise the corrected command would be rejected as another configuration."""
+    reject(*argv.split(), words="")
+    assert not (workdir / "config.json").exists()
 
 
-def test_a_file_in_the_way_of_the_workdir_is_named(config, capsys):
+def test_file_in_place_of_the_workdir_is_rejected(reject):
     pathlib.Path("file").write_text("precious")
     for workdir in ("file", "file/below"):
-        message = refused(capsys, "--config", config, workdir=workdir)[0]
-        assert_named(message, workdir, "--workdir")
+        reject(words=f"{workdir} --workdir", workdir=workdir)
     assert pathlib.Path("file").read_text() == "precious"
 
 
-def test_a_data_folder_of_the_users_own_in_the_workdir_is_left_alone(config, capsys):
-    """Raw data often lie in a folder of this name, beside which one works."""
-    own = pathlib.Path("out/data/precious.txt")
+def test_data_folder_of_the_user_in_the_workdir_is_kept(rows, reject, workdir):
+    """Raw data often lie in a folder of this name."""
+    own = workdir / "data" / "precious.txt"
     own.parent.mkdir()
     own.write_text("precious")
-    message, _ = refused(capsys, "--config", config)
-    assert_named(message, "out/data", "in the way", "--workdir")
+    reject(words="out/data not made by this program --workdir")
     assert own.read_text() == "precious"

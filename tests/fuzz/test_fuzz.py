@@ -283,7 +283,7 @@ def test_ids_that_a_list_of_ids_would_lose_are_refused(read):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name", "target"),
+    "dataset, name, target",
     [
         ("mmimdb", "mmimdb", "mmimdb"),
         ("mmimdb", "mmimdb.tar.gz", "secret.tar.gz"),

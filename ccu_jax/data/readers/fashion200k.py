@@ -36,15 +36,6 @@ ARCHIVE = "women.tar.gz"
 _LISTS = tuple(f"labels/{name}" for name in LABEL_FILES)
 
 
-def locate(config: Data, workdir: pathlib.Path) -> Location:
-    """Returns the location of the release; see `Release.locate`."""
-    if config.task not in ("category", "sub_category"):
-        raise UserError(
-            f"data.task: {config.task!r} is neither 'category' nor 'sub_category'"
-        )
-    return RELEASE.locate(config, workdir)
-
-
 def open_fashion200k(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
@@ -126,9 +117,9 @@ def _watched(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 RELEASE = Release(
-    dataset="fashion200k",
     title="Fashion200k",
     remedy=f"get it from {PAGE}",
+    sample_root="fashion200k",
     lists=_LISTS,
     images=("women", ARCHIVE),
     subfolders=("fashion-200k", "fashion200k"),
@@ -136,4 +127,4 @@ RELEASE = Release(
     files=_files,
     watched=_watched,
 )
-READER = Reader(locate, RELEASE.signature, open_fashion200k)
+READER = Reader(RELEASE.locate, RELEASE.signature, open_fashion200k)

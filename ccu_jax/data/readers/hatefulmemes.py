@@ -63,9 +63,9 @@ def _files(root: pathlib.Path) -> dict[str, bool]:
 
 
 RELEASE = Release(
-    dataset="hatefulmemes",
     title="Hateful Memes",
     remedy=f"get it from {PAGE} (if the download is gone, ask Meta for access)",
+    sample_root="hatefulmemes/data",
     lists=FILES,
     images=("img", *_ARCHIVES),
     subfolders=("data",),

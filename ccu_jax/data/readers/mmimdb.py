@@ -66,15 +66,6 @@ class _Layout(NamedTuple):
     posters: str
 
 
-def locate(config: Data, workdir: pathlib.Path) -> Location:
-    """Returns the location of the release; see `Release.locate`."""
-    if config.plot_policy not in ("longest", "first"):
-        raise UserError(
-            f"data.plot_policy: {config.plot_policy!r} is neither 'longest' nor 'first'"
-        )
-    return RELEASE.locate(config, workdir)
-
-
 def open_mmimdb(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
@@ -240,9 +231,9 @@ def _watched(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 RELEASE = Release(
-    dataset="mmimdb",
     title="MM-IMDb",
     remedy=f"get {ARCHIVE} from {PAGE}",
+    sample_root="mmimdb",
     lists=(INDEX,),
     images=("dataset", "labels", "images"),
     subfolders=("mmimdb",),
@@ -251,4 +242,4 @@ RELEASE = Release(
     watched=_watched,
     archive=ARCHIVE,
 )
-READER = Reader(locate, RELEASE.signature, open_mmimdb)
+READER = Reader(RELEASE.locate, RELEASE.signature, open_mmimdb)

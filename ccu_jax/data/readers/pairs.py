@@ -36,7 +36,6 @@ from ccu_jax.data.readers.pairs_index import SPLIT_NAMES, Entry
 from ccu_jax.data.readers.untrusted_files import Folder, clean_text
 from ccu_jax.errors import UserError
 
-SAMPLES = ("medical", "satellite")  # keys of samples.editions.WRITERS
 MAX_CLASSES = 10_000
 _MAX_LENGTH = 512  # characters of an id, group or label
 # Terminals obey U+0080 to U+009F like the first 32 characters, and Python splits lines
@@ -62,7 +61,7 @@ def locate(config: Data, workdir: pathlib.Path) -> Location:
     """Returns the user's folder, the clip art, or a sample edition below `workdir`.
 
     Raises:
-        UserError: the folder holds no pairs; an unknown sample.
+        UserError: the folder holds no pairs.
     """
     if config.dir is not None:
         given = pathlib.Path(os.path.expanduser(config.dir))
@@ -72,10 +71,6 @@ def locate(config: Data, workdir: pathlib.Path) -> Location:
         return Location(root, "sample" if (root / MARKER).is_file() else "own")
     if config.sample == "clipart":
         return Location(CLIPART, "clipart")
-    if config.sample not in SAMPLES:
-        raise UserError(
-            f"data.sample: {config.sample!r} is none of clipart, {', '.join(SAMPLES)}"
-        )
     return Location(workdir / "sample" / config.sample, "sample")
 
 

@@ -21,9 +21,9 @@ from ccu_jax.errors import UserError
 class Release(NamedTuple):
     """The official layout of a data set."""
 
-    dataset: str  # a key of DATASETS
     title: str
     remedy: str  # the end of errors: where to get the files
+    sample_root: str  # of the sample edition, below the folder of all of them
     lists: tuple[str, ...]  # files that list the rows; paths below the root
     images: tuple[str, ...]  # folders and archives that may hold the images
     subfolders: tuple[str, ...]  # where the root may lie below the user's folder
@@ -42,7 +42,7 @@ class Release(NamedTuple):
             UserError: files are missing in the user's folder, or lead out of it.
         """
         if config.dir is None:
-            return Location(workdir / "sample" / self.dataset, "sample")
+            return Location(workdir / "sample" / self.sample_root, "sample")
         given = pathlib.Path(os.path.expanduser(config.dir)).absolute()
         if not given.is_dir():
             raise UserError(f"data.dir: no folder {given}; {self.remedy}")

@@ -1,0 +1,260 @@
+"""Content of the sample editions: official layouts, and classes that can be learned."""
+
+import collections
+import hashlib
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccu_jax.config.schema import Data
+from ccu_jax.data import near_duplicates
+from ccu_jax.data.preparation.images import decode
+from ccu_jax.data.readers.base import MARKER
+from ccu_jax.data.readers.fashion200k_labels import (
+    CATEGORIES,
+    FOLDERS,
+    LABEL_FILES,
+    SUB_CATEGORIES,
+)
+from ccu_jax.data.readers.mmimdb import GENRES
+from ccu_jax.data.samples import editions
+from tests.data.readers.layouts import ignore_progress, read_rows
+
+NUM_ROWS = {
+    "mmimdb": 40,
+    "fashion200k": 800,
+    "hatefulmemes": 300,
+    "medical": 400,
+    "satellite": 400,
+}
+
+
+@pytest.fixture(scope="module")
+def edition(request, tmp_path_factory):
+    """The folder of a sample edition, not to be changed."""
+    root = tmp_path_factory.mktemp("samples") / request.param
+    editions.ensure(request.param, root, NUM_ROWS[request.param], 3, ignore_progress)
+    return root
+
+
+@pytest.fixture(scope="module")
+def rows(edition):
+    dataset = edition.name if edition.name not in ("medical", "satellite") else "pairs"
+    config = Data(dataset=dataset, dir=str(edition), mask_category_words=True)
+    return read_rows(config)
+
+
+def for_editions(*names):
+    return pytest.mark.parametrize("edition", names, indirect=True, scope="module")
+
+
+@for_editions(*NUM_ROWS)
+def test_all_rows_are_used(edition, rows):
+    _, examples, counts = rows
+    assert counts["read"] == len(examples) == NUM_ROWS[edition.name]
+    assert not [name for name in counts if name.startswith(("skipped", "ignored"))]
+
+
+@for_editions("fashion200k", "hatefulmemes", "medical", "satellite")
+def test_images_are_equal_or_clearly_different(edition, rows, tmp_path):
+    content = [example.image for example in rows.examples.values()]
+    np.save(tmp_path / "image.npy", np.stack([decode(c, 48).pixels for c in content]))
+    has_image = np.ones(len(content), bool)
+    clusters = near_duplicates.find_clusters(
+        tmp_path / "image.npy", has_image, ignore_progress
+    )
+    first_row = {data: row for row, data in reversed(list(enumerate(content)))}
+    assert clusters.tolist() == [first_row[data] for data in content]
+    num_copies = len(content) - len(first_row)
+    assert 30 < num_copies < 120 if edition.name == "hatefulmemes" else num_copies == 0
+
+
+@for_editions("fashion200k", "medical", "satellite")
+def test_image_and_text_each_predict_the_labels_but_not_perfectly(edition, rows):
+    examples = list(rows.examples.values())
+    labels = np.array([[k in e.labels for k in rows.source.classes] for e in examples])
+    _, group = np.unique([e.group for e in examples], return_inverse=True)
+    train = group % 3 > 0  # groups stay together; a third of the rows to test on
+    bags = [_ngrams(example.text) for example in examples]
+    words = np.array([[w in bag for w in sorted(set.union(*bags))] for bag in bags])
+    pixels = np.stack([_pixels(example.image) for example in examples])
+    edges = [np.diff(pixels, axis=axis).reshape(len(pixels), -1) for axis in (1, 2)]
+    for view in (words, np.concatenate([pixels.reshape(len(pixels), -1), *edges], 1)):
+        scores = _predict(view - view.mean(axis=0), labels, train)
+        aucs = [
+            (scores[test, k][:, None] > scores[~test & ~train, k]).mean()
+            for k, test in enumerate((labels & ~train[:, None]).T)
+        ]
+        assert 0.6 < np.mean(aucs) < 0.97, aucs
+
+
+def _ngrams(text):
+    words = text.lower().split()
+    return {*words, *map(" ".join, zip(words[:-1], words[1:], strict=True))}
+
+
+def _pixels(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB").resize((12, 12))) / 255
+
+
+def _predict(features, labels, train):
+    """Scores of kernel ridge regression."""
+    kernel = features @ features.T
+    ridge = 0.05 * np.trace(kernel) / len(kernel) * np.eye(train.sum())
+    targets = labels[train] - labels.mean(axis=0)
+    weights = np.linalg.solve(kernel[train][:, train] + ridge, targets)
+    return kernel[:, train] @ weights
+
+
+# --- one edition each -----------------------------------------------------------------
+
+
+@for_editions("mmimdb")
+def test_movies_are_those_of_the_published_results(edition):
+    texts = hashlib.sha256()
+    for path in (edition / "split.json", *sorted(edition.glob("dataset/*.json"))):
+        texts.update(path.read_bytes())
+    # A change here changes every published number on the sample edition.
+    assert texts.hexdigest()[:16] == "43b372112e4e23b9"
+
+
+@for_editions("mmimdb")
+def test_movies_have_the_official_layout(edition):
+    names = {path.name for path in edition.iterdir()}
+    assert names == {MARKER, "dataset", "split.json"}
+    splits = json.loads((edition / "split.json").read_text("ascii"))
+    sizes = {name: len(ids) for name, ids in splits.items()}
+    assert sizes == {"train": 24, "dev": 4, "test": 12}
+    ids = {id_ for ids in splits.values() for id_ in ids}
+    names = {f"{id_}.{ending}" for id_ in ids for ending in ("json", "jpeg")}
+    assert {path.name for path in (edition / "dataset").iterdir()} == names
+    movies = []
+    for path in (edition / "dataset").glob("*.json"):
+        assert re.fullmatch("[0-9]{7}", path.stem)
+        raw = path.read_bytes()
+        assert raw.isascii()
+        movies.append(json.loads(raw))
+        assert 1 <= len(movies[-1]["genres"]) <= 3
+        assert set(movies[-1]["genres"]) <= set(GENRES)
+        assert 1 <= len(movies[-1]["plot"]) <= 4
+        with Image.open(path.with_suffix(".jpeg")) as poster:
+            assert (poster.format, poster.mode) == ("JPEG", "RGB")
+            assert 90 <= poster.width <= 120
+            assert 1.35 < poster.height / poster.width < 1.65
+    assert len({tuple(movie) for movie in movies}) > 20  # which fields there are
+    longest = [m["plot"][0] == max(m["plot"], key=len) for m in movies]
+    assert 0 < sum(longest) < 40
+
+
+def read_labels(root):
+    """Yields label file, path and title of each row."""
+    for name in LABEL_FILES:
+        for line in (root / "labels" / name).read_text("ascii").splitlines():
+            path, score, title = line.split("\t")
+            assert re.fullmatch(r"-[0-9]+\.[0-9]{6}", score)
+            yield name, path, title
+
+
+@for_editions("fashion200k")
+def test_clothes_have_the_official_layout(edition):
+    assert {p.name for p in (edition / "labels").iterdir()} == set(LABEL_FILES)
+    titles, views, subs = {}, collections.defaultdict(list), set()
+    for name, path, title in read_labels(edition):
+        _, folder, sub, product, file = path.split("/")
+        assert FOLDERS[folder] == LABEL_FILES[name][0]
+        assert sub in SUB_CATEGORIES[FOLDERS[folder]]
+        assert re.fullmatch("[0-9]{7,8}", product)
+        view = re.fullmatch(rf"{product}_([0-9])\.jpeg", file)
+        assert view
+        views[product, name].append(int(view[1]))
+        assert titles.setdefault(product, title) == title == title.lower()
+        assert 3 <= len(title.split()) <= 11
+        subs.add(sub)
+        with Image.open(edition / path) as image:
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            assert all(60 <= side <= 100 for side in image.size)
+    assert len(views) == len(titles)  # no product in two label files
+    assert all(1 <= len(v) <= 5 and v == sorted(set(v)) for v in views.values())
+    assert 0 < sum(v != list(range(len(v))) for v in views.values()) < len(views)
+    assert len(subs) >= 28
+
+
+@for_editions("fashion200k")
+def test_clothes_have_the_official_proportions(edition):
+    sizes, is_named = collections.Counter(), collections.defaultdict(list)
+    for name, _, title in read_labels(edition):
+        sizes[LABEL_FILES[name]] += 1
+        category = LABEL_FILES[name][0]
+        is_named[category].append(category in title.split())
+    official = dict(zip(CATEGORIES, (59.1, 27.1, 31.6, 35.1, 48.8), strict=True))
+    for category, thousands in official.items():
+        test, train = (sizes[category, split] for split in ("test", "train"))
+        assert abs((test + train) / 800 - thousands / 201.7) < 0.01
+        expected = 0.1 if category == "dress" else 0.165
+        assert abs(test / (test + train) - expected) < 0.03
+    assert np.mean(is_named["dress"]) > np.mean(is_named["pants"]) > 0.6
+
+
+def read_memes(root):
+    """Returns the rows of each list."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for path in (root / "data").glob("*.jsonl")
+    }
+
+
+@for_editions("hatefulmemes")
+def test_memes_have_the_official_layout_and_proportions(edition):
+    lists = read_memes(edition)
+    fractions = {n: np.mean([r["label"] for r in rows]) for n, rows in lists.items()}
+    expected = {"train": 0.36, "dev_seen": 0.5, "test_seen": 0.5}
+    expected |= {"dev_unseen": 0.37, "test_unseen": 0.37}
+    assert fractions == pytest.approx(expected, abs=0.09)
+    raw = (edition / "data" / "train.jsonl").read_bytes()
+    assert re.match(rb'\{"id":\d{4,5},"img":"img\\/\d{5}\.png","label":[01],', raw)
+    raw = (edition / "data" / "dev_seen.jsonl").read_bytes()
+    assert re.match(rb'\{"id": "\d{5}", "img": "img/\d{5}\.png", "label": [01], ', raw)
+    ids = {name: {int(row["id"]) for row in rows} for name, rows in lists.items()}
+    shared = len(ids["dev_seen"] & ids["dev_unseen"]) / len(ids["dev_seen"])
+    assert shared == pytest.approx(0.8, abs=0.1)
+    for row in (row for rows in lists.values() for row in rows):
+        assert row["img"] == f"img/{int(row['id']):05d}.png"
+        assert row["text"] == row["text"].lower().strip()
+        with Image.open(edition / "data" / row["img"]) as image:
+            assert (image.format, image.mode) == ("PNG", "RGB")
+            assert all(100 <= side <= 140 for side in image.size)
+
+
+@for_editions("hatefulmemes")
+def test_label_of_a_meme_needs_its_image_and_its_text(edition):
+    rows = read_memes(edition)["train"]
+    images = [(edition / "data" / row["img"]).read_bytes() for row in rows]
+    texts = [row["text"] for row in rows]
+    for view in (images, texts):
+        labels = collections.defaultdict(set)
+        for row, value in zip(rows, view, strict=True):
+            labels[value].add(row["label"])
+        num_ambiguous = sum(len(found) == 2 for found in labels.values())
+        assert num_ambiguous > 0.15 * len(labels)
+    assert len(set(zip(images, texts, strict=True))) == len(rows)
+
+
+@for_editions("medical", "satellite")
+def test_pairs_have_groups_and_splits(edition, rows):
+    source, examples, _ = rows
+    assert len(source.classes) == 8
+    splits = collections.Counter(e.split for e in examples.values())
+    assert abs(splits["train"] - 260) < 10
+    assert abs(splits["validation"] - 60) < 10
+    sizes = collections.Counter(example.group for example in examples.values())
+    assert max(sizes.values()) == (3 if source.multi_label else 4)
+    if source.multi_label:
+        num_without_label = sum(not example.labels for example in examples.values())
+        assert 20 < num_without_label < 140
+    sides = [Image.open(io.BytesIO(e.image)).size for e in examples.values()]
+    assert min(map(min, sides)) >= 64

@@ -1,9 +1,8 @@
-"""Whole runs with rules that look at the rows, and with several requests."""
+"""Runs with data-dependent rules and several requests, resumed and purged."""
 
 import dataclasses
 import importlib
 import json
-import pathlib
 import shutil
 
 import numpy as np
@@ -11,40 +10,47 @@ import pytest
 
 from ccu_jax.config.schema import Data, Unlearn
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import predictions
-from ccu_jax.experiments import run
+from ccu_jax.evaluate.predictions import load_predictions
+from ccu_jax.experiments.run import run
 from ccu_jax.storage.records import add_line_checksum
 from tests import toy
-from tests.evaluate.test_feature_store import pictures
+from tests.evaluate.test_feature_store import pictures as write_images
 
 METHODS = ("original", "retrain_visual", "finetune", "ccu")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own") / "pictures"
-    pictures(folder, rows=300)
-    tiny = toy.make_config(train={"epochs": 2}, finetune={"epochs": 1})
-    own = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
-    return dataclasses.replace(tiny, data=own, methods=METHODS)
+def make_config(tmp_path_factory):
+    """Makes a small configuration with a rule, on a data set of 300 images."""
+    folder = tmp_path_factory.mktemp("own") / "images"
+    write_images(folder, rows=300)
+    data = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
+    config = toy.make_config(train={"epochs": 2}, finetune={"epochs": 1})
+
+    def make_config(rule, methods=METHODS, **unlearn):
+        return dataclasses.replace(
+            config, data=data, methods=methods, unlearn=Unlearn(rule=rule, **unlearn)
+        )
+
+    return make_config
 
 
-def asked(settings, rule, methods=METHODS, **unlearn):
-    chosen = Unlearn(rule=rule, **unlearn)
-    return dataclasses.replace(settings, unlearn=chosen, methods=methods)
+def run_in(workdir, config, **kwargs):
+    workdir.mkdir(exist_ok=True)
+    return run(config, workdir, **kwargs)
 
 
 def outputs(workdir, method):
-    return predictions.load_predictions(workdir / "outputs" / f"{method}-0.npz")
+    return load_predictions(workdir / "outputs" / f"{method}-0.npz")
 
 
-def listed(workdir):
+def listed_ids(workdir):
     lines = (workdir / "unlearn_sets" / "0.txt").read_text("utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 
-def bits(workdir):
-    """Of everything that a run came to."""
+def read_outcome(workdir):
+    """Reads predictions and unlearn sets."""
     return {
         path.name: path.read_bytes()
         for folder in ("outputs", "unlearn_sets")
@@ -53,140 +59,121 @@ def bits(workdir):
 
 
 @pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory):
-    """The folder of a run that forgets in two requests what was memorised."""
+def config(make_config):
+    return make_config("memorised:0.2", num_requests=2)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The folder of a run that unlearns what was memorized, in two requests."""
     workdir = tmp_path_factory.mktemp("memorised") / "run"
-    workdir.mkdir()
-    run.run(asked(settings, "memorised:0.2", num_requests=2), workdir)
+    run_in(workdir, config)
     return workdir
 
 
-@pytest.fixture
-def copy(finished, tmp_path):
-    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
-
-
 @pytest.mark.slow
-def test_what_was_memorised_is_drawn_once_and_evaluated_by_all(
-    settings, finished, tmp_path
-):
-    ids = listed(finished)
+def test_memorized_rows_are_drawn_once_for_all_methods(make_config, finished, tmp_path):
+    ids = listed_ids(finished)
     assert len(ids) > 20
     for method in METHODS:
-        found = outputs(finished, method)
-        assert sorted(found.id[found.split == "unlearn"]) == sorted(ids)
-        assert len(set(found.id.tolist())) == len(found.id)
-        assert (found.split == "unseen").sum() >= 20
-    # The original hangs on no unlearn set.
-    other = tmp_path / "random"
-    other.mkdir()
-    run.run(asked(settings, "random:0.2", ("original",)), other)
-    assert sorted(listed(other)) != sorted(ids)
-    one, two = outputs(finished, "original"), outputs(other, "original")
-    said = dict(zip(one.id.tolist(), one.logits["fused"], strict=True))
-    again = dict(zip(two.id.tolist(), two.logits["fused"], strict=True))
-    shared = sorted(said.keys() & again.keys())
-    assert len(shared) > 200
-    for name in shared:
-        np.testing.assert_array_equal(said[name], again[name])
+        predicted = outputs(finished, method)
+        assert sorted(predicted.id[predicted.split == "unlearn"]) == sorted(ids)
+        assert len(set(predicted.id.tolist())) == len(predicted.id)
+        assert (predicted.split == "unseen").sum() >= 20
+    # The original does not depend on the unlearn set.
+    run_in(tmp_path / "random", make_config("random:0.2", ("original",)))
+    assert sorted(listed_ids(tmp_path / "random")) != sorted(ids)
+    logits_by_id = [
+        dict(zip(p.id.tolist(), p.logits["fused"], strict=True))
+        for p in (outputs(w, "original") for w in (finished, tmp_path / "random"))
+    ]
+    common = logits_by_id[0].keys() & logits_by_id[1].keys()
+    assert len(common) > 200
+    for id_ in common:
+        np.testing.assert_array_equal(*(logits[id_] for logits in logits_by_id))
 
 
 class Killed(Exception):
-    pass
-
-
-def kill_after(monkeypatch, calls, name):
-    """Kills the run at a call, after so many that are let through."""
-    module, _, function = name.rpartition(".")
-    real = getattr(importlib.import_module(module), function)
-    left = [calls]
-
-    def killed(*args, **kwargs):
-        if not left[0]:
-            raise Killed
-        left[0] -= 1
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(f"{module}.{function}", killed)
+    """A simulated kill."""
 
 
 @pytest.mark.slow
-def test_a_run_killed_around_the_drawing_ends_with_the_same_bits(
-    settings, finished, tmp_path, monkeypatch
+def test_run_killed_around_drawing_ends_with_the_same_bits(
+    config, finished, tmp_path, monkeypatch
 ):
-    config = asked(settings, "memorised:0.2", num_requests=2)
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    moments = [
-        (0, "ccu_jax.evaluate.memorization.memory"),  # the original is trained
-        (
-            0,
-            "ccu_jax.evaluate.predictions.predict_all_splits",
-        ),  # it has said what is to be forgotten
-        (0, "ccu_jax.runs.results.build_result"),  # it was evaluated
-        # Two whole evaluations, then the first request of finetune.
-        (3, "ccu_jax.evaluate.predictions.predict_all_splits"),
-    ]
-    for calls, name in moments:
+    estimate = "ccu_jax.evaluate.memorization.estimate_memorization"
+    predict = "ccu_jax.evaluate.predictions.predict_all_splits"
+    # The function that is killed, and how many of its calls are let through.
+    for name, num_calls in (
+        (estimate, 0),
+        (predict, 0),
+        ("ccu_jax.evaluate.predictions.compute_scores", 0),
+        (predict, 3),  # in the second request of finetune
+    ):
+        module, _, function = name.rpartition(".")
+        original, calls = getattr(importlib.import_module(module), function), []
+
+        def kill(*args, limit=num_calls, call=original, calls=calls, **kwargs):
+            calls.append(args)
+            if len(calls) > limit:
+                raise Killed
+            return call(*args, **kwargs)
+
         with monkeypatch.context() as patch:
-            kill_after(patch, calls, name)
+            patch.setattr(name, kill)
             with pytest.raises(Killed):
-                run.run(config, workdir)
-        drawn = (workdir / "unlearn_sets" / "0.txt").exists()
-        assert drawn == (name != "ccu_jax.evaluate.memorization.memory")
-    assert list(workdir.glob("checkpoints/finetune-0/steps*/request-1/params/*"))
-    rows = run.run(config, workdir)
-    assert bits(workdir) == bits(finished)
-    assert {len(row["requests"]) for row in rows} == {0, 2}
-    assert not list(workdir.glob("checkpoints/*/steps*"))
+                run_in(tmp_path, config)
+        is_drawn = (tmp_path / "unlearn_sets" / "0.txt").exists()
+        assert is_drawn == (name != estimate)
+    assert list(tmp_path.glob("checkpoints/finetune-0/steps*/request-1/params/*"))
+    results = run_in(tmp_path, config)
+    assert read_outcome(tmp_path) == read_outcome(finished)
+    assert {len(result["requests"]) for result in results} == {0, 2}
+    assert not list(tmp_path.glob("checkpoints/*/steps*"))
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_shown_without_its_checkpoints_and_after_a_purge(
-    settings, finished, copy
+def test_finished_run_is_shown_after_a_purge_and_without_checkpoints(
+    config, finished, tmp_path
 ):
-    config = asked(settings, "memorised:0.2", num_requests=2)
-    before = json.loads((finished / "results.json").read_text())
-    assert run.run(config, copy, purge=True) == before
+    copy = shutil.copytree(finished, tmp_path / "run")
+    results = json.loads((finished / "results.json").read_text())
+    assert run(config, copy, purge=True) == results
     shutil.rmtree(copy / "checkpoints")
-    assert run.run(config, copy) == before
-    assert bits(copy) == bits(finished)
-    other = add_line_checksum("row1\n")
-    (copy / "unlearn_sets" / "0.txt").write_text(other)
+    assert run(config, copy) == results
+    assert read_outcome(copy) == read_outcome(finished)
+    (copy / "unlearn_sets" / "0.txt").write_text(add_line_checksum("row1\n"))
     with pytest.raises(UserError, match="lists another unlearn set"):
-        run.run(config, copy)
+        run(config, copy)
     (copy / "outputs" / "original-0.npz").write_bytes(b"torn")
     with pytest.raises(UserError, match="original-0.npz: missing or damaged"):
-        run.run(config, copy)
+        run(config, copy)
 
 
 @pytest.mark.slow
-def test_each_request_has_its_cost_and_what_came_of_it(finished):
-    rows = {
-        row["method"]: row
-        for row in json.loads((finished / "results.json").read_text())
+def test_costs_and_scores_of_requests_add_up_to_the_result(finished):
+    results = {
+        r["method"]: r for r in json.loads((finished / "results.json").read_text())
     }
-    for method, row in rows.items():
-        told = row["requests"]
-        if method in ("original", "retrain_visual"):
-            assert told == []
-            continue
-        assert len(told) == 2
-        assert sum(request["count"] for request in told) == row["unlearn_set"]["count"]
+    for method in ("original", "retrain_visual"):
+        assert results[method]["requests"] == []
+    for method in ("finetune", "ccu"):
+        result = results[method]
+        records = result["requests"]
+        assert len(records) == 2
+        count = sum(record["count"] for record in records)
+        assert count == result["unlearn_set"]["count"]
         for name in ("start", "steps", "unlearn", "compile"):
-            parts = [request["seconds"][name] for request in told]
-            assert row["seconds"][name] == pytest.approx(sum(parts))
-        last = told[-1]
+            seconds = sum(record["seconds"][name] for record in records)
+            assert result["seconds"][name] == pytest.approx(seconds)
+        last = records[-1]
         for view in ("image", "text", "fused", "pair"):
-            attack = row["attack_auc"][view]
+            attack = result["attack_auc"][view]
             assert last["attack_auc"]["all"][view] == pytest.approx(attack, abs=1e-6)
-        for view, scores in row["scores"]["test"].items():
+        for view, scores in result["scores"]["test"].items():
             assert last["scores"]["test"][view] == pytest.approx(scores, abs=1e-6)
-        assert set(last["attack_auc"]) == {"all", "first", "this"}
-    assert rows["ccu"]["text_unchanged"] is True
+    assert results["ccu"]["text_unchanged"] is True
     table = (finished / "table.md").read_text("utf-8")
-    page = (finished / "report.html").read_text("utf-8")
-    assert "Sequential requests" in table and "Sequential requests" in page
     for number in (1, 2):
         assert f"| ccu | {number} | " in table
         assert f"| finetune | {number} | " in table
@@ -194,24 +181,23 @@ def test_each_request_has_its_cost_and_what_came_of_it(finished):
 
 
 @pytest.mark.slow
-def test_a_cluster_is_forgotten_purged_and_shown(settings, tmp_path):
-    config = asked(settings, "cluster:0.1", ("original", "ccu"))
-    rows = run.run(config, tmp_path, purge=True)
-    found = outputs(tmp_path, "ccu")
-    assert sorted(listed(tmp_path)) == sorted(found.id[found.split == "unlearn"])
-    assert "Sequential requests" not in (tmp_path / "table.md").read_text("utf-8")
-    # The pictures by which it was found are gone.
-    assert run.run(config, tmp_path) == rows
+def test_cluster_is_unlearned_purged_and_shown(make_config, tmp_path):
+    config = make_config("cluster:0.1", ("original", "ccu"))
+    results = run(config, tmp_path, purge=True)
+    predicted = outputs(tmp_path, "ccu")
+    unlearned = predicted.id[predicted.split == "unlearn"]
+    assert sorted(listed_ids(tmp_path)) == sorted(unlearned)
+    # The images that the rule needs are removed.
+    assert run(config, tmp_path) == results
 
 
-def test_too_many_requests_are_refused_before_the_first_step(settings, tmp_path):
-    config = asked(settings, "random:0.05", num_requests=50)
+def test_invalid_rule_or_number_of_requests_is_rejected_before_training(
+    make_config, tmp_path
+):
+    config = make_config("random:0.05", num_requests=50)
     with pytest.raises(UserError, match="unlearn.num_requests=50.*at most that many"):
-        run.run(config, tmp_path)
+        run(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "config.json").exists()
-    with pytest.raises(UserError, match="unlearn.num_requests=0: must be at least 1"):
-        run.run(asked(settings, "random:0.05", num_requests=0), tmp_path)
-    # What only the original tells is drawn later, and wrong shares are found at once.
-    with pytest.raises(UserError, match="memorised:2: the share"):
-        run.run(asked(settings, "memorised:2"), tmp_path)
+    with pytest.raises(UserError, match="memorised:2: must be a fraction"):
+        run(make_config("memorised:2"), tmp_path)

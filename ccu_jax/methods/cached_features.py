@@ -39,9 +39,7 @@ class FeatureTables(NamedTuple):
 def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTables:
     """Builds the tables from the feature store, or computes the features.
 
-    Args:
-        problem: the problem.
-        max_retain_rows: larger retain sets are subsampled to this size; 0 takes all.
+    Retain sets larger than `max_retain_rows` are subsampled, unless it is 0.
     """
     sets = problem.sets
     has_image = np.asarray(problem.table["has_image"])
@@ -119,15 +117,9 @@ def split_modules(problem: Problem, trained: Iterable[str]) -> tuple[Params, Par
 def plan_feature_batches(
     problem: Problem, cached: FeatureTables, *, heldout_batch: int = 0
 ) -> dict[str, np.ndarray]:
-    """Plans the batches of a method that takes `steps` steps on feature tables.
+    """Plans batches of table rows, `[steps, batch]` by part, for the steps of CCU.
 
-    Args:
-        problem: the problem; its method has `steps`, `batch` and `unlearn_batch`.
-        cached: the tables.
-        heldout_batch: validation rows of a batch; 0 leaves them out.
-
-    Returns:
-        Row numbers of the table, `[steps, batch]`, by part of a batch.
+    `heldout_batch` is the number of validation rows of a batch; 0 leaves them out.
     """
     config = problem.method_config
     sizes = {"retain": config.batch, "unlearn": config.unlearn_batch}
@@ -150,15 +142,11 @@ def concat_parts(
 ) -> tuple[dict[str, jax.Array], Callable[[Any], dict[str, Any]]]:
     """Concatenates the parts of a batch for a single forward pass.
 
-    One pass is faster to compile and to run than a pass for each part.
-
-    Args:
-        batch: columns by part; columns that some part lacks are left out.
-        dropout_part: the part whose rows have dropout.
+    One pass is faster to compile and to run than a pass for each part. Columns that
+    some part lacks are left out; rows of `dropout_part` have `use_dropout`.
 
     Returns:
-        The columns, with `use_dropout`, and a function that splits a tree of arrays
-        with one row per row of the batch back into parts.
+        The columns, and a function that splits the rows of a tree back into parts.
     """
     batch = {
         name: {

@@ -82,11 +82,7 @@ def capped_loss(
 ) -> jax.Array:
     """Returns the visual views' cross-entropy, each row's bounded for an ascent.
 
-    Args:
-        problem: the problem.
-        outputs: of the model on the rows.
-        rows: a batch.
-        cap: the bound, in units of the chance loss.
+    The bound is `cap` times the chance loss.
     """
     max_loss, total = cap * chance_loss(problem), jnp.zeros(())
     for view in VISUAL:
@@ -159,11 +155,9 @@ def random_label(problem: Problem) -> Program:
 
 
 def top_fraction_mask(tree: Any, fraction: float) -> Any:
-    """Returns 1.0 for the fraction of all entries that are largest, else 0.0.
+    """Returns 1.0 for the fraction of all entries with the largest size, else 0.0.
 
-    Args:
-        tree: arrays; entries are compared by absolute value over the whole tree.
-        fraction: of all entries. Zeros are never selected, so it may be fewer.
+    Zeros are never selected, even if the fraction is not reached without them.
     """
     sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
     threshold = np.quantile(np.concatenate(sizes), 1 - fraction)

@@ -31,15 +31,9 @@ def train_all_modules(
 ) -> Program:
     """Returns a program that trains all modules, starting from the original.
 
-    With `stop` in the method's configuration the program has the stop rule.
-
-    Args:
-        problem: the problem.
-        loss: of the `Program`; its `frozen["hp"]` are the method's hyperparameters.
-        plan: of the `Program`.
-        optimizer: by default the one of training.
-        frozen: further entries of the program's `frozen`.
-        more_inputs: further entries of the program's `optimizer_inputs`.
+    It has the stop rule if the method's configuration has `stop`. The optimizer is by
+    default the one of training. `frozen` and `more_inputs` are added to the program's
+    `frozen`, which holds the hyperparameters `hp`, and `optimizer_inputs`.
     """
     config, train = problem.method_config, problem.train_config
     num_steps = len(next(iter(plan.values())))
@@ -78,11 +72,8 @@ def forward_both(
 ) -> tuple[Outputs, Rows, Outputs, Rows]:
     """Runs the model on the retain and the unlearn rows of a batch in one pass.
 
-    Retain rows are augmented and have dropout, as in training; unlearn rows are not
-    and have none.
-
-    Returns:
-        Outputs and rows of the retain set, outputs and rows of the unlearn set.
+    Retain rows are augmented and have dropout, as in training; unlearn rows do not.
+    Returns outputs and rows of the retain set, then those of the unlearn set.
     """
     retain = batch["retain"]
     retain = augment(retain, retain["key"], problem.train_config)

@@ -103,9 +103,8 @@ def mask_updates(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by `inputs["mask"]`, a tree of zeros and ones.
 
-    Args:
-        only_ascent_steps: whether to mask only the steps at which the boolean array
-            `inputs["is_ascent"]` is true.
+    With `only_ascent_steps`, only in steps where the array `inputs["is_ascent"]` is
+    true.
     """
 
     def update(updates, state, params=None, **extra_args):

@@ -86,18 +86,10 @@ class Problem(NamedTuple):
         purpose: str,
         dataset_rows: Any = None,
     ) -> np.ndarray:
-        """Plans batches that pass over `rows` in shuffled epochs.
+        """Plans batches that pass over `rows` in shuffled epochs, `[steps, batch]`.
 
-        Args:
-            rows: row numbers to draw from.
-            batch: rows of a batch, over all devices.
-            steps: number of batches.
-            purpose: each purpose of a method is shuffled differently.
-            dataset_rows: the rows of the data set that `rows` stand for, if `rows` are
-                row numbers of another table.
-
-        Returns:
-            Row numbers, int32 `[steps, batch]`.
+        If `rows` are row numbers of another table, `dataset_rows` are the rows of the
+        data set that they stand for. Each purpose is shuffled differently.
         """
         rows, window = np.asarray(rows), None
         if self.stream_positions is not None:

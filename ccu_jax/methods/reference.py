@@ -87,14 +87,8 @@ def train_classifier(
 ) -> Program:
     """Returns a program that trains all modules with the task loss.
 
-    Args:
-        problem: the problem.
-        params: initial parameters.
-        config: a configuration with `epochs`, `batch` and `learning_rate`.
-        rows: row numbers to train on.
-        warmup_fraction: fraction of the steps in which the learning rate rises.
-        text_only: those of the rows that are trained in the text view only.
-        steps: number of updates, instead of `config.epochs`.
+    `config` has `epochs`, `batch` and `learning_rate`; `steps` replaces its epochs.
+    The rows `text_only` are trained in the text view only.
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
     visual[np.asarray(text_only, int)] = 0.0
@@ -152,13 +146,9 @@ def retrain_visual(problem: Problem) -> Program:
 def train_shadow(problem: Problem, members: np.ndarray) -> Program:
     """Trains a shadow model: the reference plus some rows as members.
 
-    All shadow models take the same number of steps, though their numbers of members may
-    differ because groups stay together.
-
-    Args:
-        problem: the problem.
-        members: rows of the unlearn set and unseen rows that are trained on in all
-            views.
+    `members` are rows of the unlearn set and unseen rows, trained on in all views. All
+    shadow models take the same number of steps, though they may have more or fewer
+    members, because groups stay together.
     """
     sets, train = problem.sets, problem.train_config
     rows = np.union1d(np.concatenate([sets.retain, sets.unlearn]), members)

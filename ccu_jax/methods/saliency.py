@@ -39,10 +39,7 @@ def mean_gradient(problem: Problem, rows: np.ndarray) -> Params:
 
 
 def fisher_diagonal(problem: Problem, rows: np.ndarray) -> Params:
-    """Returns the diagonal of the empirical Fisher of the original on some rows.
-
-    It is the mean of each row's squared gradient.
-    """
+    """Returns the diagonal of the empirical Fisher: the mean squared row gradient."""
     return _average_over_rows(problem, rows, squared=True)
 
 

@@ -44,14 +44,8 @@ def make_score_fn(
 
     If a whole class is unlearned (Lee et al. 2024), held-out rows of other classes are
     no measure for it. The chance accuracy then replaces their score, unless rows have
-    several labels.
-
-    Args:
-        problem: the problem.
-        names: the sharded tables with unlearn rows and with held-out rows.
-
-    Returns:
-        `fn(params, sharded_tables) -> (unlearn score, held-out score)`, per-device.
+    several labels. `names` are the sharded tables with unlearn and held-out rows. The
+    function is per-device and returns both scores, in that order.
     """
     is_class_rule = problem.config.unlearn.rule.startswith("class:")
 
@@ -79,12 +73,8 @@ def with_stop_rule(
 
     Every `check_every` steps it compares the image view's score on the unlearn set with
     the score on held-out (validation) rows, and stops as soon as it is not higher.
-
-    Args:
-        problem: the problem; its method has `check_every`.
-        program: its `frozen["modules"]`, if any, are the modules it does not train.
-        names: its sharded tables with unlearn rows and with held-out rows; a program
-            without sharded tables gets them.
+    `names` are the program's sharded tables with these rows, which it gets if it has no
+    sharded tables; `frozen["modules"]`, if any, are modules that it does not train.
     """
     scores = make_score_fn(problem, names)
 
@@ -132,11 +122,6 @@ def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Pro
 
     Checkpoints are kept in memory at equal distances. The result is the one whose image
     score on the unlearn set is nearest to the final score on held-out rows.
-
-    Args:
-        problem: the problem.
-        program: the program.
-        num_checkpoints: how many, besides the original.
     """
     scores = make_score_fn(problem)
     every = -(-program.steps // num_checkpoints)

@@ -66,13 +66,7 @@ def drop_modalities(
 ) -> tuple[Array, Array]:
     """Hides one of two modalities from the fused view, in a fraction of the rows.
 
-    Args:
-        has_image, has_text: bool `[B]`.
-        keys: random keys `[B]`.
-        rate: the fraction.
-
-    Returns:
-        What the fused view sees of image and text, bool `[B]` each.
+    Returns what the fused view sees of images and of texts, bool `[B]` each.
     """
     draw = jax.vmap(lambda key: jax.random.uniform(key, (_MODALITY_DRAWS,)))(keys)
     return jax.vmap(_drop_modality, (0, 0, 0, None))(has_image, has_text, draw, rate)
@@ -85,12 +79,9 @@ def _drop_modality(has_image, has_text, draw, rate):
 
 
 def augment_image(image: Array, draw: Array, config: Train) -> Array:
-    """Shifts, stretches, flips and tints one image.
+    """Shifts, stretches, flips and tints an image `[S, S, 3]` in [0, 1].
 
-    Args:
-        image: `[S, S, 3]` in [0, 1].
-        draw: `[8]` uniform random numbers.
-        config: strengths.
+    `draw` are 8 uniform random numbers.
     """
     size = image.shape[0]
     signed = 2 * draw - 1  # in [-1, 1]

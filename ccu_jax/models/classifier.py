@@ -114,13 +114,6 @@ def build(
     `has_text` `[B]`: what the fused view sees. Features have dropout if there are
     `keys`, a random key per row; `use_dropout`, bool `[B]`, limits it to some rows.
 
-    Args:
-        config: sizes of the modules.
-        num_classes: K.
-        vocab_size: number of token ids, including padding.
-        image_size: side of the images in pixels, a multiple of `config.patch`.
-        text_length: tokens of a text.
-
     Raises:
         UserError: the sizes do not fit together.
     """

@@ -207,7 +207,7 @@ def update_targets(
             logits `image` and `fused`, and `valid`.
         bias: of the last targets; zeros at first.
         gain: step size of the bias.
-        multi_label: whether rows have several labels.
+        multi_label: see `fit_prior`.
     """
     g_u, g_v = (
         {

@@ -1,54 +1,54 @@
-"""Tables of stored features: what fills them up, and batches of several parts."""
-
-import functools
+"""Padding of feature tables, and batches of several parts."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax.distributed import executors as parallel
-from ccu_jax.methods import METHODS
-from ccu_jax.methods import cached_features as cache
+from ccu_jax.distributed import executors
+from ccu_jax.methods import METHODS, cached_features
 from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import toy
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3, 8, 64])
-def test_tables_have_one_of_few_sizes_that_the_devices_divide(devices):
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 8, 64])
+def test_padded_sizes_are_few_and_divisible(num_devices):
     counts = np.arange(1, 5000)
-    sizes = np.array([cache.padded_size(int(count), devices) for count in counts])
-    assert (sizes >= counts).all() and not (sizes % devices).any()
+    sizes = np.array(
+        [cached_features.padded_size(int(count), num_devices) for count in counts]
+    )
+    assert (sizes >= counts).all() and not (sizes % num_devices).any()
     assert (np.diff(sizes) >= 0).all() and len(set(sizes)) < 64
-    # Few rows too many, but that every device has to get as many as the others.
-    even = np.lcm(8, devices)
-    assert (sizes - counts < np.maximum(even, counts * np.gcd(3, devices) / 4)).all()
+    min_step = np.lcm(8, num_devices)
+    max_padding = np.maximum(min_step, counts * np.gcd(3, num_devices) / 4)
+    assert (sizes - counts < max_padding).all()
 
 
-def after_padding(name, monkeypatch, more, **of):
-    """What a whole run of a method comes to with so many more rows in its tables."""
-    settings = toy.make_config(
+def run_with_padding(name, monkeypatch, padding, multi_label):
+    """Returns sizes of tables, metrics and outputs of a run; None pads as usual."""
+    config = toy.make_config(
         ccu={"stop": True, "steps": 6}, ccu_plus={"steps": 6, "feedback_gain": 1.0}
     )
-    problem = toy.make_problem(parallel.vmap(1), toy.make_dataset(**of), settings)
-    if more is not None:
-        monkeypatch.setattr(cache, "padded_size", lambda count, devices: count + more)
+    data = toy.make_dataset(rows=70, multi_label=multi_label)
+    problem = toy.make_problem(executors.vmap(1), data, config)
+    if padding is not None:
+        monkeypatch.setattr(
+            cached_features, "padded_size", lambda count, _: count + padding
+        )
     program = METHODS[name](problem)
-    sizes = {part: x["row"].size for part, x in program.sharded_tables.items()}
     monkeypatch.undo()
+    sizes = {part: x["row"].size for part, x in program.sharded_tables.items()}
     state = init_state(program, jax.random.key(3))
     steps = problem.executor.compile(make_steps(program))
-    share = toy.step_inputs_of(problem.executor, program)
-    state, metrics = jax.device_get(steps(state, static_inputs(program), share))
-    params = {**problem.params, **state.params}
-    every = np.arange(len(problem.table["labels"]))
-    out = problem.forward.outputs(params, problem.table, every)
-    said = {view: out[view] for view in ("image", "text", "fused", "z_image")}
-    return sizes, {**metrics, **said}
+    inputs = toy.step_inputs_of(problem.executor, program)
+    state, metrics = jax.device_get(steps(state, static_inputs(program), inputs))
+    params, rows = {**problem.params, **state.params}, np.arange(70)
+    outputs = problem.forward.outputs(params, problem.table, rows)
+    outputs = {name: outputs[name] for name in ("image", "text", "fused", "z_image")}
+    return sizes, {**metrics, **outputs}
 
 
-# As many as there really are, and a number that no size goes by.
-@pytest.mark.parametrize("more", [None, pytest.param(37, marks=pytest.mark.table)])
+@pytest.mark.parametrize("padding", [None, pytest.param(37, marks=pytest.mark.table)])
 @pytest.mark.parametrize(
     "name, multi_label",
     [
@@ -58,34 +58,26 @@ def after_padding(name, monkeypatch, more, **of):
         pytest.param("ccu", False, marks=pytest.mark.table),
     ],
 )
-def test_rows_that_fill_up_the_tables_change_no_run(
-    name, multi_label, more, monkeypatch
-):
-    solve = functools.partial(
-        after_padding, name, monkeypatch, rows=70, multi_label=multi_label
-    )
-    (sizes, expected), (other, found) = solve(0), solve(more)
+def test_padding_does_not_change_a_run(name, multi_label, padding, monkeypatch):
+    sizes, expected = run_with_padding(name, monkeypatch, 0, multi_label)
+    other_sizes, found = run_with_padding(name, monkeypatch, padding, multi_label)
     assert expected["ran"].any() or name == "ccu"
-    assert other != sizes
+    assert other_sizes != sizes
     np.testing.assert_array_equal(found["ran"], expected["ran"])
     for key, x in expected.items():
         np.testing.assert_allclose(found[key], x, rtol=2e-4, atol=2e-5, err_msg=key)
 
 
-# --- one pass for all parts of a batch ------------------------------------------------
-
-
-def test_the_parts_of_a_batch_go_together_and_come_apart_again():
+def test_parts_are_concatenated_and_split_again():
     batch = {
         "b": {"labels": jnp.ones((3, 2)), "x": jnp.arange(3), "own": jnp.zeros(3)},
         "a": {"labels": jnp.zeros((2, 2)), "x": jnp.arange(7, 9)},
     }
-    every, cut = cache.concat_parts(batch, dropout_part="a")
-    assert set(every) == {"labels", "x", "use_dropout"}
-    assert len(every["labels"]) == 5
-    apart = cut(every)
-    for part, rows in batch.items():
+    rows, split_parts = cached_features.concat_parts(batch, dropout_part="a")
+    assert set(rows) == {"labels", "x", "use_dropout"}
+    parts = split_parts(rows)
+    for part, columns in batch.items():
         for column in ("labels", "x"):
-            np.testing.assert_array_equal(apart[part][column], rows[column])
-        assert (apart[part]["use_dropout"] == (part == "a")).all()
-    assert not cache.concat_parts(batch)[0]["use_dropout"].any()
+            np.testing.assert_array_equal(parts[part][column], columns[column])
+        assert (parts[part]["use_dropout"] == (part == "a")).all()
+    assert not cached_features.concat_parts(batch)[0]["use_dropout"].any()

@@ -1,4 +1,4 @@
-"""What is compiled is the same in every process: caches and other hosts rely on it."""
+"""Compiled programs are the same in every process, as caches and hosts require."""
 
 import os
 import pathlib
@@ -9,24 +9,24 @@ import pytest
 
 from tests.methods.test_methods import CLOSED, METHODS
 
-HERE = pathlib.Path(__file__).parents[2]
-PROGRAM = """
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = """
 import hashlib
 import sys
 from tests import toy
-from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import executors
 from ccu_jax.train import step
 from ccu_jax.methods import METHODS
 
-problem = toy.make_problem(parallel.pmap())
+problem = toy.make_problem(executors.pmap())
 for name in sys.argv[1:]:
     program = METHODS[name](problem)
-    place = problem.executor.replicate
+    replicate = problem.executor.replicate
     key = problem._replace(method=name).make_key("steps")
-    state = place(step.init_state(program, key))
-    share = toy.step_inputs_of(problem.executor, program)
+    state = replicate(step.init_state(program, key))
+    inputs = toy.step_inputs_of(problem.executor, program)
     steps = problem.executor.compile(step.make_steps(program))
-    text = steps.lower(state, place(step.static_inputs(program)), share).as_text()
+    text = steps.lower(state, replicate(step.static_inputs(program)), inputs).as_text()
     print(name, hashlib.sha256(text.encode()).hexdigest())
 """
 FEW = ("original", "salun", "scrub_rewind", "ccu_plus")
@@ -40,24 +40,26 @@ OTHERS = tuple(name for name in METHODS if name not in (*FEW, *CLOSED))
         pytest.param(OTHERS, marks=pytest.mark.table, id="others"),
     ],
 )
-def test_programs_do_not_hang_on_how_a_process_orders_its_sets(names):
-    def started(seed):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(HERE)}
+def test_programs_do_not_depend_on_hash_seeds(names):
+    def start(hash_seed):
         flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
         flags.append("--xla_force_host_platform_device_count=2")
-        environment["XLA_FLAGS"] = " ".join(flags)
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *names],
-            env=environment,
+            [sys.executable, "-c", SCRIPT, *names],
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "PYTHONPATH": str(ROOT),
+                "XLA_FLAGS": " ".join(flags),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def lowered(process):
+    outputs = []
+    for process in [start("1"), start("2")]:
         out, err = process.communicate(timeout=400)
         assert process.returncode == 0, err[-2000:]
-        return out.splitlines()
-
-    first, second = map(lowered, [started("1"), started("2")])
-    assert len(first) == len(names) and first == second
+        outputs.append(out.splitlines())
+    assert len(outputs[0]) == len(names) and outputs[0] == outputs[1]

@@ -1,4 +1,4 @@
-"""Methods from the literature do what their papers say, and only in what they train."""
+"""Losses and labels of the methods from the literature, and what they unlearn."""
 
 import functools
 
@@ -9,27 +9,23 @@ import pytest
 import scipy.special
 
 from ccu_jax import objectives
-from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import executors
 from ccu_jax.distributed.device_tables import gather_replicated, gather_rows
 from ccu_jax.methods import METHODS, distillation, reference
-from ccu_jax.methods import finetuning as baselines
+from ccu_jax.methods.finetuning import draw_wrong_labels
 from ccu_jax.methods.last_layers import LAYERS
 from ccu_jax.models import VISUAL, Outputs
 from tests import toy
 from tests.distributed.test_executors import EXECUTORS
-from tests.toy import NullStage, make_loop, on_one_device, problem_and_loop, trees_equal
-
-BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
 
 @functools.cache
-def bench_of(multi_label):
+def make_problem(multi_label):
     data = toy.make_dataset(multi_label=multi_label)
-    return toy.make_problem(parallel.vmap(1), data)
+    return toy.make_problem(executors.vmap(1), data)
 
 
 def first_batch(problem, program):
-    """The rows of the first step, with keys of their own."""
     batch = {}
     for number, (part, plan) in enumerate(sorted(program.plan.items())):
         keys = jax.random.split(jax.random.key(number), plan.shape[1])
@@ -43,46 +39,48 @@ def first_batch(problem, program):
 @pytest.mark.parametrize(
     "multi_label", [False, pytest.param(True, marks=pytest.mark.table)]
 )
-def test_one_pass_of_neggrad_plus_has_the_loss_and_gradient_of_two(multi_label):
-    problem = bench_of(multi_label)
-    config, model = problem.config.neggrad_plus, problem.model
+def test_one_pass_of_neggrad_plus_equals_two_passes(multi_label):
+    problem = make_problem(multi_label)
+    config = problem.config.neggrad_plus
     program = METHODS["neggrad_plus"](problem)
-    task = reference.make_augmented_task_loss(problem)
-    guess = 4 * np.log(2) if multi_label else np.log(toy.CLASSES)
+    task_loss = reference.make_augmented_task_loss(problem)
+    chance_loss = 4 * np.log(2) if multi_label else np.log(toy.CLASSES)
     batch = first_batch(problem, program)
 
-    def two_passes(params):
-        keep = task(params, batch["retain"])
-        rows = batch["unlearn"]
-        out = model.apply(params, rows)
-        forget = 0.0
+    def loss_of_two_passes(params):
+        rows, unlearn_loss = batch["unlearn"], 0.0
+        outputs = problem.model.apply(params, rows)
         for view in VISUAL:
-            each = objectives.cross_entropy_rows(
-                getattr(out, view), rows["labels"], multi_label=multi_label
+            loss_B = objectives.cross_entropy_rows(
+                getattr(outputs, view), rows["labels"], multi_label=multi_label
             )
-            each = jnp.minimum(each, config.loss_cap * guess)
-            forget += objectives.mean(each, rows["has_image"])
-        return config.retain_weight * keep - (1 - config.retain_weight) * forget
+            loss_B = jnp.minimum(loss_B, config.loss_cap * chance_loss)
+            unlearn_loss += objectives.mean(loss_B, rows["has_image"])
+        retain_loss = task_loss(params, batch["retain"])
+        weight = config.retain_weight
+        return weight * retain_loss - (1 - weight) * unlearn_loss
 
-    def solved(loss):
-        return jax.jit(jax.value_and_grad(on_one_device(loss)))(params)
+    def loss_of_one_pass(params):
+        return program.loss(params, program.frozen, (), batch, jnp.int32(0))[0]
 
-    # Twice as far out: some rows are beyond the ceiling.
+    # With doubled parameters the loss of some rows is capped.
     params = jax.tree.map(lambda x: 2 * x, problem.params)
-    value, gradient = solved(
-        lambda params: program.loss(params, program.frozen, (), batch, jnp.int32(0))[0]
+    (value, gradient), (expected, expected_gradient) = (
+        jax.jit(jax.value_and_grad(toy.on_one_device(loss)))(params)
+        for loss in (loss_of_one_pass, loss_of_two_passes)
     )
-    expected, others = solved(two_passes)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
-    for one, other in zip(
-        jax.tree.leaves(gradient), jax.tree.leaves(others), strict=True
-    ):
-        most = max(np.abs(other).max(), 1.0)
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * most)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-4, atol=1e-5 * max(np.abs(b).max(), 1)
+        ),
+        gradient,
+        expected_gradient,
+    )
 
 
-class Saying:
-    """In the place of a model: its parameters are what it says, row by row."""
+class LogitTable:
+    """A model whose parameters are the logits of each row."""
 
     def __init__(self, problem):
         rng = np.random.default_rng(0)
@@ -90,132 +88,104 @@ class Saying:
         self.params = {"image_head": {v: rng.normal(size=size) for v in VISUAL}}
 
     def apply(self, params, rows, **_):
-        said = {v: x[rows["row"]] for v, x in params["image_head"].items()}
-        other = dict.fromkeys(Outputs._fields, None)
-        return Outputs(**other | said)
+        logits = {v: x[rows["row"]] for v, x in params["image_head"].items()}
+        return Outputs(**dict.fromkeys(Outputs._fields, None) | logits)
 
 
-def target_of_delete(problem):
-    """What the original says, the gradient of DELETE at no opinion; of which rows."""
-    saying = Saying(problem)
-    row = jnp.arange(len(problem.table["labels"]))
-    changed = problem._replace(
-        model=saying, params=saying.params, table={**problem.table, "row": row}
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_delete_distills_the_original_without_the_true_class(multi_label):
+    problem = make_problem(multi_label)
+    labels = np.asarray(problem.table["labels"])
+    model, row = LogitTable(problem), jnp.arange(len(labels))
+    problem = problem._replace(
+        model=model, params=model.params, table={**problem.table, "row": row}
     )
-    program = METHODS["delete"](changed)
-    batch = first_batch(changed, program)
+    program = METHODS["delete"](problem)
+    batch = first_batch(problem, program)
 
     def loss(params):
         return program.loss(params, program.frozen, (), batch, 0)[0]
 
-    zeros = jax.tree.map(jnp.zeros_like, saying.params)
-    slope = jax.grad(on_one_device(loss))(zeros)["image_head"]
+    # The gradient of a cross-entropy at logits 0 is the uniform prediction - target.
+    zeros = jax.tree.map(jnp.zeros_like, model.params)
+    gradients = jax.grad(toy.on_one_device(loss))(zeros)["image_head"]
     rows = np.asarray(batch["unlearn"]["row"])
-    seen = rows[np.asarray(problem.table["has_image"])[rows]]
-    rows, times = np.unique(seen, return_counts=True)
-    # As if each row counted once, and by itself.
-    scale = (len(seen) / times)[:, None]
-    slope = {view: scale * np.asarray(x)[rows] for view, x in slope.items()}
-    said = {view: x[rows] for view, x in saying.params["image_head"].items()}
-    return said, slope, rows
-
-
-def test_delete_leads_to_what_the_original_says_but_for_the_truth():
-    problem = bench_of(False)
-    said, slope, rows = target_of_delete(problem)
-    true = np.asarray(problem.table["labels"])[rows].argmax(1)
+    rows = rows[np.asarray(problem.table["has_image"])[rows]]
+    unique, counts = np.unique(rows, return_counts=True)
+    frequency = labels[problem.sets.retain].mean(0)
+    is_true = labels[unique] > 0
     for view in VISUAL:
-        # The gradient of a cross-entropy: what is said, evenly here, less its target.
-        target = 1 / toy.CLASSES - slope[view]
-        left = np.array(said[view])
-        left[np.arange(len(rows)), true] = -np.inf
-        np.testing.assert_allclose(
-            target, scipy.special.softmax(left, axis=1), atol=1e-5
-        )
-        assert (target.argmax(1) != true).all()
-
-
-def test_delete_leads_labels_to_how_common_they_are():
-    problem = bench_of(True)
-    said, slope, rows = target_of_delete(problem)
-    labels = np.asarray(problem.table["labels"])
-    common = labels[problem.sets.retain].mean(0)
-    for view in VISUAL:
-        target = 1 / 2 - toy.CLASSES / 4 * slope[view]
-        plain = scipy.special.expit(said[view])
-        expected = np.where(labels[rows] > 0, common, plain)
+        gradient = len(rows) / counts[:, None] * np.asarray(gradients[view])[unique]
+        original = model.params["image_head"][view][unique]
+        if multi_label:
+            target = 1 / 2 - toy.CLASSES / 4 * gradient
+            expected = np.where(is_true, frequency, scipy.special.expit(original))
+        else:
+            target = 1 / toy.CLASSES - gradient
+            without_true = np.where(is_true, -np.inf, original)
+            expected = scipy.special.softmax(without_true, axis=1)
         np.testing.assert_allclose(target, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-def test_a_text_of_another_row_is_that_of_the_next_on_any_number_of_devices(name):
+def test_multidelete_takes_texts_of_next_rows_across_devices(name):
     executor = EXECUTORS[name]()
     text = np.arange(48, dtype=np.int32).reshape(16, 3)
     rows = {"text": text, "has_text": np.arange(16) % 3 > 0}
 
-    def fn(state, _, share):
-        return state, gather_replicated(distillation._texts_of_next_rows(share))
+    def fn(state, _, shard):
+        return state, gather_replicated(distillation._texts_of_next_rows(shard))
 
     _, found = executor.compile(fn)((), (), jax.tree.map(executor.shard, rows))
-    assert set(found) == {"text", "has_text"}
-    for name, x in found.items():
-        np.testing.assert_array_equal(x, np.roll(rows[name], -1, axis=0))
+    for column, x in rows.items():
+        np.testing.assert_array_equal(found[column], np.roll(x, -1, axis=0))
 
 
-# --- labels ---------------------------------------------------------------------------
+# --- labels and layers ----------------------------------------------------------------
 
 
-def test_wrong_labels_are_never_the_true_ones_and_any_other():
-    data = toy.make_dataset(420)
-    problem = toy.make_problem(parallel.vmap(1), data)._replace(method="random_label")
-    wrong, rows = baselines.draw_wrong_labels(problem), problem.sets.unlearn
-    true = np.asarray(problem.table["labels"])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_wrong_labels_replace_those_of_the_unlearn_set(multi_label):
+    data = toy.make_dataset(420, multi_label=multi_label)
+    problem = toy.make_problem(executors.vmap(1), data)
+    problem = problem._replace(method="random_label")
+    wrong, sets = draw_wrong_labels(problem), problem.sets
+    true, rows = np.asarray(problem.table["labels"]), sets.unlearn
     assert wrong.shape == true.shape and wrong.dtype == true.dtype
-    np.testing.assert_array_equal(wrong.sum(1), 1)
-    pairs = set(zip(true[rows].argmax(1), wrong[rows].argmax(1), strict=True))
-    every = range(toy.CLASSES)
-    assert pairs == {(a, b) for a in every for b in every if a != b}
-    rest = np.setdiff1d(np.arange(len(true)), rows)
-    np.testing.assert_array_equal(wrong[rest], true[rest])
-    other = baselines.draw_wrong_labels(problem._replace(seed=1))
-    assert (other != wrong).any()
-
-
-def test_several_wrong_labels_are_those_of_a_row_that_is_kept():
-    problem = bench_of(True)._replace(method="random_label")
-    wrong, sets = baselines.draw_wrong_labels(problem), problem.sets
-    true = np.asarray(problem.table["labels"])
-    kept = {tuple(x) for x in true[sets.retain]}
-    assert {tuple(x) for x in wrong[sets.unlearn]} <= kept
-    assert (wrong[sets.unlearn] != true[sets.unlearn]).any()
-    rest = np.setdiff1d(np.arange(len(true)), sets.unlearn)
-    np.testing.assert_array_equal(wrong[rest], true[rest])
-
-
-# --- layers ---------------------------------------------------------------------------
+    others = np.setdiff1d(np.arange(len(true)), rows)
+    np.testing.assert_array_equal(wrong[others], true[others])
+    assert (draw_wrong_labels(problem._replace(seed=1)) != wrong).any()
+    if multi_label:
+        retained = {tuple(x) for x in true[sets.retain]}
+        assert {tuple(x) for x in wrong[rows]} <= retained
+        assert (wrong[rows] != true[rows]).any()
+    else:
+        np.testing.assert_array_equal(wrong.sum(1), 1)
+        pairs = zip(true[rows].argmax(1), wrong[rows].argmax(1), strict=True)
+        classes = range(toy.CLASSES)
+        assert set(pairs) == {(a, b) for a in classes for b in classes if a != b}
 
 
 @pytest.mark.parametrize("name", ["cf_head", "cf_tail", "eu_head", "eu_tail"])
-def test_the_last_layers_are_trained_on_or_anew_and_the_others_stay(name):
-    problem, _ = problem_and_loop()
+def test_last_layers_start_from_original_or_random_parameters(name):
+    problem, _ = toy.problem_and_loop()
     program = METHODS[name](problem)
-    parts = LAYERS[name[3:]]
-    assert tuple(program.params) == parts
-    assert set(program.frozen["modules"]) == set(problem.params) - set(parts)
-    for part, tree in program.frozen["modules"].items():
-        assert trees_equal(tree, problem.params[part]), part
-    for part, tree in program.params.items():
-        assert trees_equal(tree, problem.params[part]) == name.startswith("cf_"), part
+    trained = LAYERS[name[3:]]
+    frozen = program.frozen["modules"]
+    assert tuple(program.params) == trained
+    assert set(frozen) == set(problem.params) - set(trained)
+    for module, tree in (program.params | frozen).items():
+        is_original = module in frozen or name.startswith("cf_")
+        same = toy.trees_equal(tree, problem.params[module])
+        assert same == is_original, module
     if name.startswith("eu_"):
         other = METHODS[name](problem._replace(seed=1)).params
-        assert not any(
-            trees_equal(x, program.params[part]) for part, x in other.items()
-        )
+        assert not any(toy.trees_equal(x, program.params[m]) for m, x in other.items())
 
 
-# --- what comes of them ---------------------------------------------------------------
+# --- unlearning -----------------------------------------------------------------------
 
-SETTINGS = {
+CONFIG = {
     "model": {"image_width": 16, "text_width": 16, "dropout": 0.0},
     "train": {"epochs": 40, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
     | toy.NO_AUGMENTATION,
@@ -232,41 +202,45 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """A problem whose original knows pictures by heart, and a loop."""
+def memorized(tmp_path_factory):
+    """A problem whose original has memorized its images, and a loop."""
     data = toy.make_memorizable_dataset(280)
-    settings = toy.make_config(**SETTINGS)
-    problem = toy.make_problem(parallel.vmap(1), data, settings, rule="random:0.25")
-    loop, folder = make_loop(problem), tmp_path_factory.mktemp("none") / "none"
-    outcome = loop.run("original", METHODS["original"], problem, folder, NullStage())
+    problem = toy.make_problem(
+        executors.vmap(1), data, toy.make_config(**CONFIG), rule="random:0.25"
+    )
+    loop, folder = toy.make_loop(problem), tmp_path_factory.mktemp("original")
+    outcome = loop.run(
+        "original", METHODS["original"], problem, folder, toy.NullStage()
+    )
     problem = problem._replace(params=problem.executor.replicate(outcome.params))
-    assert sureness(problem, {}, "unlearn") > 0.8
+    assert true_class_probability(problem, {}, "unlearn") > 0.8
     return problem, loop
 
 
-def sureness(problem, params, of):
-    """Mean probability of the true class by the picture alone."""
-    rows = getattr(problem.sets, of)
+def true_class_probability(problem, params, split):
+    """Returns its mean over a split, in the image view."""
+    rows = getattr(problem.sets, split)
     params = {**problem.params, **params}
-    said = problem.forward.outputs(params, problem.table, rows)["image"]
-    true = np.asarray(problem.table["labels"])[rows] > 0
-    return scipy.special.softmax(said, axis=1)[true].mean()
+    logits = problem.forward.outputs(params, problem.table, rows)["image"]
+    is_true = np.asarray(problem.table["labels"])[rows] > 0
+    return scipy.special.softmax(logits, axis=1)[is_true].mean()
 
 
 @pytest.mark.parametrize(
     "name",
     ["gradient_ascent", "neggrad_plus", "random_label", "contrastive_unlearning"],
 )
-def test_a_method_is_less_sure_of_what_it_has_forgotten(name, learned, tmp_path):
-    problem, loop = learned
-    outcome = loop.run(name, METHODS[name], problem, tmp_path / "none", NullStage())
+def test_confidence_falls_more_on_unlearn_than_on_retain_rows(
+    name, memorized, tmp_path
+):
+    problem, loop = memorized
+    outcome = loop.run(name, METHODS[name], problem, tmp_path, toy.NullStage())
     assert outcome.diverged is None
-    before, after = (
-        {of: sureness(problem, params, of) for of in ("unlearn", "retain")}
-        for params in ({}, outcome.params)
-    )
-    assert after["unlearn"] < before["unlearn"] - 0.2
-    # Who looks at the retain set at all keeps more of it than of what is forgotten.
-    if name != "gradient_ascent":
-        lost = {of: before[of] - after[of] for of in before}
-        assert lost["retain"] < lost["unlearn"] - 0.05
+    loss = {
+        split: true_class_probability(problem, {}, split)
+        - true_class_probability(problem, outcome.params, split)
+        for split in ("unlearn", "retain")
+    }
+    assert loss["unlearn"] > 0.2
+    # Gradient ascent does not use the retain set.
+    assert name == "gradient_ascent" or loss["retain"] < loss["unlearn"] - 0.05

@@ -1,4 +1,4 @@
-"""Every method on one device, on many, and under every executor: the same comes out."""
+"""Methods give the same results on any number of devices, under every executor."""
 
 import functools
 
@@ -6,89 +6,80 @@ import jax
 import numpy as np
 import pytest
 
-from ccu_jax.distributed import executors as parallel
+from ccu_jax.distributed import executors
 from ccu_jax.models import VIEWS
 from ccu_jax.train.step import init_state, make_steps, static_inputs
 from tests import toy
-from tests.methods.test_methods import CLOSED, METHODS, SLOW, these
-from tests.toy import with_fitted_labels
+from tests.methods.test_methods import CLOSED, METHODS, SLOW, each_method
 
 
-def with_devices(monkeypatch, make, devices):
-    """An executor on the first devices only."""
-    those = jax.devices()[:devices]
-    for name in ("device_count", "local_device_count"):
-        monkeypatch.setattr(jax, name, lambda: devices)
-    for name in ("devices", "local_devices"):
-        monkeypatch.setattr(jax, name, lambda *_: those)
-    return make()
+def logits_after_steps(name, executor, lower_only=False):
+    """Returns the logits of all rows after all steps of a method.
 
-
-def after_all_steps(name, executor, lower_only=False):
-    """What is said of all rows after a method's own steps, refreshes on the way.
-
-    Not the parameters: that of the keys' bias has no effect and no gradient but
-    rounding, which Adam makes steps of.
+    Parameters are not compared: the bias of attention keys has no effect and a gradient
+    of rounding errors, which Adam turns into steps.
     """
-    problem = with_fitted_labels(toy.make_problem(executor))
+    problem = toy.with_fitted_labels(toy.make_problem(executor))
     program = METHODS[name](problem)._replace(stop=None)
     params = program.params
     if name not in CLOSED:
-        # Away from the original, where what keeps to it has a gradient of rounding
-        # alone (of CCU's fused head, say), and Adam makes steps of that, too.
-        away = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
-        program = program._replace(params=executor.replicate(away))
+        # At the original, terms such as retention have a gradient of rounding errors.
+        moved = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
+        program = program._replace(params=executor.replicate(moved))
         state = executor.replicate(init_state(program, jax.random.key(3)))
-        rest = executor.replicate(static_inputs(program))
-        share = toy.step_inputs_of(executor, program)
+        static = executor.replicate(static_inputs(program))
+        inputs = toy.step_inputs_of(executor, program)
         for x in jax.tree.leaves(program.sharded_tables):
             assert len(x) == executor.num_devices
         steps = executor.compile(make_steps(program), donate=True)
         if lower_only:
-            return steps.lower(state, rest, share)
-        state, metrics = jax.device_get(steps(state, rest, share))
+            return steps.lower(state, static, inputs)
+        state, metrics = jax.device_get(steps(state, static, inputs))
         assert metrics["ran"].all() and np.isfinite(metrics["loss"]).all()
         result = program.result or (lambda params, aux: params)
         params = result(state.params, state.aux)
-    table = problem.table
-    out = problem.forward.outputs(
-        {**problem.params, **params}, table, np.arange(len(table["labels"]))
-    )
-    return {view: np.asarray(out[view]) for view in VIEWS}
+    rows = np.arange(len(problem.table["labels"]))
+    outputs = problem.forward.outputs({**problem.params, **params}, problem.table, rows)
+    return {view: np.asarray(outputs[view]) for view in VIEWS}
 
 
 @functools.cache
-def oracle(name):
-    return after_all_steps(name, parallel.vmap(1))
+def logits_on_one_device(name):
+    return logits_after_steps(name, executors.vmap(1))
 
 
-def agree(found, expected):
-    for view, logits in expected.items():
+def assert_same_as_on_one_device(name, executor):
+    found = logits_after_steps(name, executor)
+    for view, logits in logits_on_one_device(name).items():
         np.testing.assert_allclose(found[view], logits, rtol=0, atol=1e-4)
 
 
-@these(fast=(), slow=("original", "neggrad_plus", "ccu_plus", "ssd"))
-def test_eight_devices_give_what_one_device_gives(name):
-    agree(after_all_steps(name, parallel.pmap()), oracle(name))
+@each_method(fast=(), slow=("original", "neggrad_plus", "ccu_plus", "ssd"))
+def test_eight_devices(name):
+    assert_same_as_on_one_device(name, executors.pmap())
 
 
 @pytest.mark.parametrize(
     "executor", ["shard_map", pytest.param("vmap", marks=pytest.mark.table)]
 )
-@these(fast=(), slow=("ccu_plus",))
-def test_every_executor_gives_what_one_device_gives(name, executor):
-    agree(after_all_steps(name, parallel.EXECUTORS[executor]()), oracle(name))
+@each_method(fast=(), slow=("ccu_plus",))
+def test_other_executors(name, executor):
+    assert_same_as_on_one_device(name, executors.EXECUTORS[executor]())
 
 
-@these(fast=(), slow=("original", "ccu", *SLOW, "scrub_rewind"))
-def test_the_strict_executor_takes_every_method(name):
-    """It refuses a step with an output that was never reduced while it is traced."""
-    assert after_all_steps(name, parallel.shard_map(), lower_only=True)
+@each_method(fast=(), slow=("original", "ccu", *SLOW, "scrub_rewind"))
+def test_shard_map_accepts_all_outputs_as_replicated(name):
+    assert logits_after_steps(name, executors.shard_map(), lower_only=True)
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.table)])
-@these(fast=(), slow=("ccu_plus",), of=("original", "ccu", "ccu_plus"))
-def test_the_number_of_devices_changes_nothing(name, devices, monkeypatch):
-    executor = with_devices(monkeypatch, parallel.pmap, devices)
-    assert executor.num_devices == devices
-    agree(after_all_steps(name, executor), oracle(name))
+@pytest.mark.parametrize("num_devices", [2, pytest.param(4, marks=pytest.mark.table)])
+@each_method(fast=(), slow=("ccu_plus",), names=("original", "ccu", "ccu_plus"))
+def test_fewer_devices(name, num_devices, monkeypatch):
+    devices = jax.devices()[:num_devices]
+    for function in ("device_count", "local_device_count"):
+        monkeypatch.setattr(jax, function, lambda: num_devices)
+    for function in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, function, lambda *_: devices)
+    executor = executors.pmap()
+    assert executor.num_devices == num_devices
+    assert_same_as_on_one_device(name, executor)

@@ -1,4 +1,4 @@
-"""Methods stop once the unlearn set looks like held-out rows, or go back to that."""
+"""The stop rule and the rewinding."""
 
 import functools
 
@@ -14,99 +14,97 @@ from ccu_jax.metrics import classification
 from ccu_jax.models import TAIL
 from ccu_jax.train.program import Program
 from tests import toy
-from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
+from tests.toy import make_loop, problem_and_loop, run_method, trees_equal
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-def test_the_stop_rule_goes_by_accuracy_or_micro_f1(multi_label):
+def test_score_is_accuracy_or_micro_f1(multi_label):
     data = toy.make_dataset(90, multi_label=multi_label)
     rng = np.random.default_rng(0)
     logits = data.labels + 0.7 * rng.normal(size=data.labels.shape)
     logits -= 0.5 * multi_label
-    seen = data.has_image
-    measure = (
-        classification.multi_label_scores
-        if multi_label
-        else classification.single_label_scores
-    )
-    expected = measure(logits[seen], data.labels[seen])
-    found = stopping.score(logits, data.labels, seen, multi_label)
-    score = "micro_f1" if multi_label else "accuracy"
-    assert float(found) == pytest.approx(expected[score])
+    rows = data.has_image
+    if multi_label:
+        scores = classification.multi_label_scores(logits[rows], data.labels[rows])
+        expected = scores["micro_f1"]
+    else:
+        scores = classification.single_label_scores(logits[rows], data.labels[rows])
+        expected = scores["accuracy"]
+    found = stopping.score(logits, data.labels, rows, multi_label)
+    assert float(found) == pytest.approx(expected)
 
 
 # --- the stop rule --------------------------------------------------------------------
 
 
-def told_apart(known, unknown):
-    """A table that the original is right of on rows `known`, and wrong on `unknown`."""
+def make_table(wrong):
+    """Returns a table whose labels the original predicts, except on some rows."""
     problem, _ = problem_and_loop()
-    every = np.arange(len(problem.table["labels"]))
-    out = problem.forward.outputs(problem.params, problem.table, every)
-    best = np.asarray(out["image"]).argmax(1)
-    best[unknown] = (best[unknown] + 1) % toy.CLASSES
-    labels = np.eye(toy.CLASSES, dtype=np.float32)[best]
-    has_image = np.ones(len(every), bool)
-    table = {**problem.table, "labels": labels, "has_image": has_image}
+    rows = np.arange(len(problem.table["labels"]))
+    outputs = problem.forward.outputs(problem.params, problem.table, rows)
+    labels = np.asarray(outputs["image"]).argmax(1)
+    labels[wrong] = (labels[wrong] + 1) % toy.CLASSES
+    table = {
+        **problem.table,
+        "labels": np.eye(toy.CLASSES, dtype=np.float32)[labels],
+        "has_image": np.ones(len(rows), bool),
+    }
     return problem.executor.replicate(table)
 
 
 def image_accuracy(problem, params, rows):
-    out = problem.forward.outputs({**problem.params, **params}, problem.table, rows)
-    guess = np.asarray(out["image"]).argmax(1)
-    return (guess == np.asarray(problem.table["labels"])[rows].argmax(1)).mean()
+    params = {**problem.params, **params}
+    logits = problem.forward.outputs(params, problem.table, rows)["image"]
+    labels = np.asarray(problem.table["labels"])[rows]
+    return (np.asarray(logits).argmax(1) == labels.argmax(1)).mean()
 
 
-RUNS = {
+CONFIGS = {
     "ccu": {"steps": 40, "stop": True, "learning_rate": 5e-2, "inverse_contrast": 5.0},
     "gradient_ascent_stop": {"epochs": 40.0, "learning_rate": 2e-2, "check_every": 2},
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_a_method_stops_by_its_rule_as_soon_as_it_holds(name, tmp_path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_method_stops_as_soon_as_the_rule_holds(name, tmp_path):
     problem, _ = problem_and_loop()
     sets = problem.sets
-    # One compiled program for all: many steps in calls of 5.
     loop = make_loop(problem, Run(checkpoint_steps=5, steps_per_call=5))
-    solve = functools.partial(run_method, name, loop=loop, changes={name: RUNS[name]})
-    forgotten = told_apart(sets.validation, sets.unlearn)
-    outcome, _ = solve(tmp_path / "forgotten", table=forgotten)
+    run = functools.partial(run_method, name, loop=loop, changes={name: CONFIGS[name]})
+    unlearned = make_table(sets.unlearn)
+    outcome, _ = run(tmp_path / "unlearned", table=unlearned)
     assert outcome.steps == 0
-    assert trees_equal(
-        outcome.params, {part: problem.params[part] for part in outcome.params}
-    )
     assert set(outcome.params) == set(TAIL if name == "ccu" else problem.params)
+    for module, tree in outcome.params.items():
+        assert trees_equal(tree, problem.params[module])
 
-    remembered = told_apart(sets.unlearn, sets.validation)
-    outcome, changed = solve(tmp_path / "remembered", table=remembered)
+    memorized = make_table(sets.validation)
+    outcome, changed = run(tmp_path / "memorized", table=memorized)
     accuracy = functools.partial(image_accuracy, changed)
     assert accuracy(problem.params, sets.unlearn) == 1
     assert accuracy(problem.params, sets.validation) == 0
-    most = METHODS[name](changed).steps
-    assert 0 < outcome.steps < most, "it stopped because of what it saw, in mid-run"
+    assert 0 < outcome.steps < METHODS[name](changed).steps
     assert outcome.steps % changed.method_config.check_every == 0
-    assert accuracy(outcome.params, sets.unlearn) <= accuracy(
-        outcome.params, sets.validation
+    unlearn, heldout = (
+        accuracy(outcome.params, rows) for rows in (sets.unlearn, sets.validation)
     )
+    assert unlearn <= heldout
 
 
-def test_a_method_stops_only_when_it_is_asked_to(tmp_path):
+def test_method_without_stop_rule_does_not_stop(tmp_path):
     sets = problem_and_loop()[0].sets
-    forgotten = told_apart(sets.validation, sets.unlearn)
-    outcome, _ = run_method("ccu", tmp_path, table=forgotten)
+    unlearned = make_table(sets.unlearn)
+    outcome, _ = run_method("ccu", tmp_path, table=unlearned)
     assert outcome.steps == 3
 
 
-def test_no_more_rows_are_looked_at_than_are_needed(monkeypatch):
+def test_monitored_rows_are_subsampled(monkeypatch):
     problem, _ = problem_and_loop()
     monkeypatch.setattr(stopping, "MAX_ROWS", 5)
-    changed = problem._replace(method="gradient_ascent_stop")
-    has = np.asarray(problem.table["has_image"])
-    assert has[problem.sets.unlearn].sum() > 5
-    parts = stopping.monitored_tables(changed)
-    for part in parts.values():
-        assert 0 < np.asarray(part["has_image"]).sum() <= 5
+    has_image = np.asarray(problem.table["has_image"])
+    assert has_image[problem.sets.unlearn].sum() > 5
+    for table in stopping.monitored_tables(problem).values():
+        assert 0 < np.asarray(table["has_image"]).sum() <= 5
 
 
 # --- rewinding ------------------------------------------------------------------------
@@ -114,92 +112,73 @@ def test_no_more_rows_are_looked_at_than_are_needed(monkeypatch):
 RATE = 0.1
 
 
-def climb(problem, steps, looks, held):
-    """A program whose one weight climbs by `RATE` times a cosine, with rewinding.
+def make_climb(problem, steps, num_checkpoints, heldout):
+    """Returns a rewinding program whose weight grows by the learning rate each step.
 
-    The score of the unlearn set is the weight itself, that of held-out rows `held`
-    times the weight.
+    The unlearn score is the weight, the held-out score `heldout` times the weight.
     """
-    plan = {"rows": problem.plan_batches(np.arange(20), 4, steps, "rows")}
     program = Program(
-        params={"w": jnp.float32(0), "held": jnp.float32(held)},
+        params={"w": jnp.float32(0), "heldout": jnp.float32(heldout)},
         frozen=(),
         loss=lambda params, frozen, aux, batch, step: (-params["w"], {}),
         optimizer=optax.chain(optimizers.scale_by_learning_rate()),
         optimizer_inputs={"rate": {"all": optimizers.cosine_schedule(RATE, steps)}},
         table={"x": jnp.zeros(20)},
-        plan=plan,
+        plan={"rows": problem.plan_batches(np.arange(20), 4, steps, "rows")},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             stopping,
             "make_score_fn",
-            lambda problem: lambda x, _: (x["w"], x["held"] * x["w"]),
+            lambda problem: lambda x, _: (x["w"], x["heldout"] * x["w"]),
         )
         patch.setattr(stopping, "monitored_tables", lambda problem: {})
-        return stopping.with_rewind(problem, program, looks)
+        return stopping.with_rewind(problem, program, num_checkpoints)
 
 
-def heights(steps, looks):
-    """The weight at each look, the last of them after the last step."""
-    rates = [
-        float(optimizers.cosine_schedule(RATE, steps).rate_at(step))
-        for step in range(steps)
-    ]
-    every = -(-steps // looks)
-    places = [min(place * every, steps) for place in range(looks + 1)]
+def weights_at_checkpoints(steps, num_checkpoints):
+    schedule = optimizers.cosine_schedule(RATE, steps)
+    rates = [float(schedule.rate_at(step)) for step in range(steps)]
+    every = -(-steps // num_checkpoints)
+    places = [min(i * every, steps) for i in range(num_checkpoints + 1)]
     return np.concatenate([[0.0], np.cumsum(rates)])[places]
 
 
-@pytest.mark.parametrize("steps, looks", [(10, 4), (12, 4), (7, 1), (5, 5)])
-def test_rewinding_takes_the_look_that_is_nearest_to_held_out_rows(
-    steps, looks, tmp_path
-):
+def test_rewinding_selects_the_checkpoint_nearest_to_the_heldout_score(tmp_path):
     problem, _ = problem_and_loop()
+    # One loop, because executables must be shared between lengths.
     loop = make_loop(problem, Run(steps_per_call=4))
-    at = heights(steps, looks)
-    # The first look is at the original, which is never taken.
-    for wanted, height in list(enumerate(at))[1:]:
-        # What held-out rows score at the last look is what counts.
-        held = height / at[-1]
-        outcome = loop.run(
-            "climb",
-            lambda problem, held=held: climb(problem, steps, looks, held),
-            problem,
-            tmp_path / str(wanted),
-            NullStage(),
-        )
-        assert float(outcome.params["w"]) == pytest.approx(height, abs=1e-6), wanted
-        # Beyond the last step stands one whose rate is zero, for the last look.
-        assert outcome.steps == -(-steps // looks) * looks + 1
+    for steps, num_checkpoints in [(10, 4), (12, 4), (7, 1), (5, 5), (14, 4)]:
+        weights = weights_at_checkpoints(steps, num_checkpoints)
+        # The original, at checkpoint 0, is never selected.
+        for number, weight in list(enumerate(weights))[1:]:
+            climb = functools.partial(
+                make_climb,
+                steps=steps,
+                num_checkpoints=num_checkpoints,
+                heldout=weight / weights[-1],
+            )
+            folder = tmp_path / f"{steps} {num_checkpoints} {number}"
+            outcome = loop.run("climb", climb, problem, folder, toy.NullStage())
+            assert float(outcome.params["w"]) == pytest.approx(weight, abs=1e-6)
+            # A step with learning rate 0 follows the last checkpoint.
+            assert outcome.steps == -(-steps // num_checkpoints) * num_checkpoints + 1
 
 
-def test_rewinding_of_other_lengths_is_what_it_is_alone(tmp_path):
-    problem, _ = problem_and_loop()
-    loop = make_loop(problem, Run(steps_per_call=4))
-    for steps in (10, 14, 6):
-        at = heights(steps, 3)
-        outcome = loop.run(
-            "climb",
-            lambda problem, s=steps, h=at: climb(problem, s, 3, h[2] / h[-1]),
-            problem,
-            tmp_path / "none",
-            NullStage(),
-        )
-        assert float(outcome.params["w"]) == pytest.approx(at[2], abs=1e-6), steps
-
-
-def test_scrub_with_rewinding_looks_at_the_end_of_every_epoch(tmp_path):
-    settings = {
-        "scrub_rewind": {"epochs": 2, "ascent_epochs": 1, "learning_rate": 2e-2}
-    }
-    outcome, problem = run_method("scrub_rewind", tmp_path, changes=settings)
+def test_scrub_with_rewinding_keeps_a_checkpoint_per_epoch(tmp_path):
+    fields = {"epochs": 2, "ascent_epochs": 1, "learning_rate": 2e-2}
+    outcome, problem = run_method(
+        "scrub_rewind", tmp_path, changes={"scrub_rewind": fields}
+    )
     program = METHODS["scrub_rewind"](problem)
     assert all(len(x) == 3 for x in jax.tree.leaves(program.aux["checkpoints"]))
     assert program.steps == 2 * program.refresh_every + 1
 
-    def apart(params):
-        score = functools.partial(image_accuracy, problem, params)
-        return abs(score(problem.sets.unlearn) - score(problem.sets.validation))
+    def gap(params):
+        unlearn, heldout = (
+            image_accuracy(problem, params, rows)
+            for rows in (problem.sets.unlearn, problem.sets.validation)
+        )
+        return abs(unlearn - heldout)
 
-    assert apart(outcome.params) < apart({})
+    assert gap(outcome.params) < gap({})

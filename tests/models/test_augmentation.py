@@ -1,0 +1,99 @@
+"""The random augmentation of training rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ccu_jax.config.schema import Train
+from ccu_jax.models.augmentation import UNKNOWN, augment, drop_modalities
+from ccu_jax.train.program import State
+from ccu_jax.train.step import _row_keys
+from tests import toy
+from tests.models.conftest import NUM_ROWS
+
+
+@pytest.fixture(scope="module")
+def augmented():
+    config = Train(word_dropout=0.5, modality_dropout=0.9, shift=2)
+    run = jax.jit(lambda rows, keys: augment(rows, keys, config))
+    return lambda rows, seed: run(
+        rows, jax.random.split(jax.random.key(seed), NUM_ROWS)
+    )
+
+
+def test_augmentation_depends_on_the_key(augmented, example):
+    first, again, other = (augmented(example, seed) for seed in (0, 0, 1))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name])
+    for name in ("image", "text", "has_image"):
+        assert np.any(first[name] != other[name]), name
+    assert first["image"].min() >= 0 and first["image"].max() <= 1
+    np.testing.assert_array_equal(first["image_weight"], example["has_image"])
+    np.testing.assert_array_equal(first["text_weight"], example["has_text"])
+
+
+def test_rows_are_augmented_independently(augmented, example):
+    expected = augmented(example, 0)
+    changed = {key: value.copy() for key, value in example.items()}
+    for value in changed.values():
+        value[1:] = value[1:][::-1]
+    found = augmented(changed, 0)
+    for name in ("image", "text", "has_image", "has_text"):
+        np.testing.assert_array_equal(found[name][0], expected[name][0])
+
+
+def test_dropped_words_become_unknown_but_padding_stays(augmented, example):
+    text = np.asarray(augmented(example, 0)["text"])
+    same, unknown = text == example["text"], text == UNKNOWN
+    assert (same | unknown).all()
+    assert (text[example["text"] == 0] == 0).all()
+    assert (unknown & ~same).any() and (same & (text > 1)).any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_rates_of_zero_change_nothing_and_flips_mirror(example, flip):
+    config = Train(**toy.NO_AUGMENTATION | {"modality_dropout": 0.0, "flip": flip})
+    keys = jax.random.split(jax.random.key(0), NUM_ROWS)
+    found = jax.jit(lambda rows: augment(rows, keys, config))(example)
+    for name in ("text", "has_image", "has_text"):
+        np.testing.assert_array_equal(found[name], example[name])
+    plain = example["image"] / 255.0
+    is_same = np.abs(found["image"] - plain).max(axis=(1, 2, 3)) < 1e-5
+    is_mirrored = np.abs(found["image"] - plain[:, :, ::-1]).max(axis=(1, 2, 3)) < 1e-5
+    assert (is_same | is_mirrored).all() and is_same.any()
+    assert is_same.all() != flip
+
+
+def test_modality_dropout_never_hides_the_only_modality():
+    has_image = jnp.array([True, True, False, False] * 50)
+    has_text = jnp.array([True, False, True, False] * 50)
+    keys = jax.random.split(jax.random.key(0), 200)
+    image, text = map(np.asarray, drop_modalities(has_image, has_text, keys, 0.8))
+    both = np.asarray(has_image & has_text)
+    np.testing.assert_array_equal(image[~both], has_image[~both])
+    np.testing.assert_array_equal(text[~both], has_text[~both])
+    assert (image | text)[both].all()
+    assert 0.6 < (~(image & text)[both]).mean() < 0.95
+    assert np.any(~image[both]) and np.any(~text[both])
+    image, text = drop_modalities(has_image, has_text, keys, 0.0)
+    np.testing.assert_array_equal(image, has_image)
+    np.testing.assert_array_equal(text, has_text)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_row_keys_do_not_depend_on_the_number_of_devices(num_devices):
+    def draw(step, part, _):
+        state = State(step, {}, (), (), jax.random.key_data(jax.random.key(5)))
+        return jax.random.key_data(_row_keys(state, part, 8 // num_devices))
+
+    def keys(step, part):
+        mapped = jax.vmap(lambda i: draw(jnp.int32(step), part, i), axis_name="devices")
+        return np.asarray(mapped(jnp.arange(num_devices))).reshape(8, -1)
+
+    key = jax.random.fold_in(jax.random.key(5), 3)
+    key = jax.random.fold_in(key, sum(b"retain"))
+    expected = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
+    np.testing.assert_array_equal(keys(3, "retain"), jax.random.key_data(expected))
+    others = np.concatenate([keys(3, "retain"), keys(3, "unlearn"), keys(4, "retain")])
+    assert len(np.unique(others, axis=0)) == 24

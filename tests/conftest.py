@@ -1,32 +1,31 @@
-"""Set before any test: eight simulated devices, silent TensorFlow, a compile cache."""
+"""Prepares JAX for tests: eight simulated devices and a compilation cache."""
 
 import os
 import signal
 
-# All of this is read once, when JAX or TensorFlow starts.
+# JAX and TensorFlow read these variables once, when they are imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8"
-    # Compiling is most of the work here; programs this small need no optimising. The
-    # older way of making kernels, and one piece for all, take a third of the time.
+    # Tests mostly compile, and programs this small need no optimization. The older
+    # emitters and a single code-generation unit take a third of the time.
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
-# More threads than devices: else devices that wait for each other starve on two cores.
+# With fewer threads than devices, collectives would deadlock.
 os.environ["NPROC"] = "32"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
-# Figures are drawn to files only.
 os.environ["MPLBACKEND"] = "Agg"
 
 
-# A shell's background jobs ignore SIGINT, and so would all processes that tests start.
+# Background jobs of a shell ignore SIGINT, and subprocesses inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
-    """Keeps what is compiled for the next run, in a folder of pytest's own cache."""
+    """Keeps executables between runs, in a folder of pytest's cache."""
     cache = getattr(config, "cache", None)  # none with -p no:cacheprovider
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
@@ -34,7 +33,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """What is marked `table` is run where the marker is asked for by its name."""
+    """Deselects tests with the mark `table`, unless `-m` names it."""
     if "table" in config.option.markexpr:
         return
     left = [item for item in items if item.get_closest_marker("table")]

@@ -204,7 +204,7 @@ def expected_value(name, x, multi_label):
             expected_kl(r["teacher"], logits, multi_label)
             for logits in by_view(r).values()
         ),
-        "squared_distance": lambda: ((u["image"] - u["text"]) ** 2).mean(),
+        "squared_distance": lambda: np.mean((u["image"] - u["text"]) ** 2),
         "info_nce": lambda: expected_info_nce(u["image"], u["text"], 0.3),
         "inverse_contrast": lambda: expected_inverse(u, r, gate),
         "pair_dissociation": lambda: expected_pair(u, r, name.endswith("two_sided")),

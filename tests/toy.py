@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,14 +15,14 @@ from ccu_jax.distributed import executors
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.runs.context import RunContext
-from ccu_jax.runs.progress import Reporter
+from ccu_jax.runs.progress import NullStage, Reporter
 from ccu_jax.train.loop import Loop
 from ccu_jax.train.step import step_inputs
 from ccu_jax.unlearn_sets import splits
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY, CLASSES = 8, 5, 12, 3
-# Training that changes no picture and no text.
-NO_AUGMENTATION = {
+# Training without augmentation.
+NO_AUGMENTATION: dict[str, Any] = {
     "shift": 0,
     "zoom": 0.0,
     "tint": 0.0,
@@ -32,39 +33,34 @@ TABLE_COLUMNS = ("image", "text", "labels", "has_image", "has_text")
 
 
 def make_dataset(
-    rows=56, *, multi_label=False, seed=0, per_group=1, whole=False
+    num_rows=56, *, multi_label=False, seed=0, per_group=1, has_both=False
 ) -> Dataset:
-    """Rows whose picture and text both tell a little of their labels.
+    """Returns rows whose image and text both depend a little on their labels.
 
-    Args:
-        rows: N; 5 of 7 are for training, 1 each for validation and test.
-        multi_label: whether rows have several labels.
-        seed: of everything random.
-        per_group: rows that share a group; all of one split.
-        whole: whether every row has both a picture and a text.
+    Of 7 groups of `per_group` rows, 5 are training, 1 validation and 1 test data. With
+    `has_both`, no row lacks its image or its text.
     """
     rng = np.random.default_rng(seed)
     if multi_label:
-        labels = (rng.random((rows, CLASSES)) < 0.5).astype(np.float32)
-        labels[np.arange(rows), rng.integers(CLASSES, size=rows)] = 1
+        labels = (rng.random((num_rows, CLASSES)) < 0.5).astype(np.float32)
+        labels[np.arange(num_rows), rng.integers(CLASSES, size=num_rows)] = 1
     else:
-        labels = np.eye(CLASSES, dtype=np.float32)[np.arange(rows) % CLASSES]
-    look = rng.random((CLASSES, IMAGE_SIZE, IMAGE_SIZE, 3))
-    shown = labels @ look.reshape(CLASSES, -1) / labels.sum(1, keepdims=True)
-    image = 100 * shown.reshape(rows, IMAGE_SIZE, IMAGE_SIZE, 3) + 155 * rng.random(
-        (rows, IMAGE_SIZE, IMAGE_SIZE, 3)
-    )
-    text = rng.integers(2, VOCABULARY, (rows, TEXT_LENGTH))
+        labels = np.eye(CLASSES, dtype=np.float32)[np.arange(num_rows) % CLASSES]
+    size = (IMAGE_SIZE, IMAGE_SIZE, 3)
+    patterns = rng.random((CLASSES, *size)).reshape(CLASSES, -1)
+    mixed = labels @ patterns / labels.sum(1, keepdims=True)
+    image = 100 * mixed.reshape(num_rows, *size) + 155 * rng.random((num_rows, *size))
+    text = rng.integers(2, VOCABULARY, (num_rows, TEXT_LENGTH))
     text[:, 0] = 2 + labels.argmax(1)
-    for row, end in enumerate(rng.integers(2, TEXT_LENGTH + 1, rows)):
+    for row, end in enumerate(rng.integers(2, TEXT_LENGTH + 1, num_rows)):
         text[row, end:] = 0
-    has_image = np.arange(rows) % 9 != 4
-    has_text = np.arange(rows) % 11 != 5
-    if whole:
+    has_image = np.arange(num_rows) % 9 != 4
+    has_text = np.arange(num_rows) % 11 != 5
+    if has_both:
         has_image[:] = has_text[:] = True
     image[~has_image] = 0
     text[~has_text] = [1, *[0] * (TEXT_LENGTH - 1)]
-    group = np.arange(rows) // per_group
+    group = np.arange(num_rows) // per_group
     split = np.array([*["train"] * 5, "validation", "test"])[group % 7]
     return Dataset(
         name="toy",
@@ -77,35 +73,35 @@ def make_dataset(
         labels=labels,
         has_image=has_image,
         has_text=has_text,
-        id=np.array([f"row{i}" for i in range(rows)]),
+        id=np.array([f"row{i}" for i in range(num_rows)]),
         group=np.array([f"group{g}" for g in group]),
         split=split,
-        cluster=np.arange(rows),
+        cluster=np.arange(num_rows),
         vocabulary=VOCABULARY,
-        counts={"read": rows, "used": rows},
+        counts={"read": num_rows, "used": num_rows},
         fingerprint=f"toy{seed}",
     )
 
 
 def make_memorizable_dataset(rows=560) -> Dataset:
-    """Rows whose picture shows a class, often a wrong one, and a pattern of its own.
+    """Returns rows whose image shows its class or, often, a wrong one, with noise.
 
-    Only who has seen a picture can know the label of one that shows a wrong class.
+    The label of an image of a wrong class is only known to a model that memorized it.
     """
-    data = make_dataset(rows, whole=True, seed=2)
+    data = make_dataset(rows, has_both=True, seed=2)
     rng = np.random.default_rng(3)
-    look = rng.random((CLASSES, 1, 1, 3)) - 0.5
+    colors = rng.random((CLASSES, 1, 1, 3)) - 0.5
     classes = data.labels.argmax(1)
     shown = np.where(rng.random(rows) < 0.3, (classes + 1) % 3, classes)
-    image = 0.5 + 0.3 * look[shown] + 0.3 * rng.normal(size=data.image.shape)
-    # Texts that say nothing: else the fused view would hardly need the pictures.
+    image = 0.5 + 0.3 * colors[shown] + 0.3 * rng.normal(size=data.image.shape)
+    # With informative texts, the fused view would hardly need the images.
     text = data.text.copy()
     text[:, 0] = 2 + rng.integers(CLASSES, size=rows)
     return data._replace(image=(255 * image.clip(0, 1)).astype(np.uint8), text=text)
 
 
 def random_labels(rng, rows, multi_label):
-    """Labels `[rows, K]`; of single ones each class about as often as the others."""
+    """Returns random labels `[rows, K]`; single labels have balanced classes."""
     if not multi_label:
         return np.eye(CLASSES)[rng.permutation(np.arange(rows) % CLASSES)]
     x = (rng.random((rows, CLASSES)) < 0.4) * 1.0
@@ -114,7 +110,7 @@ def random_labels(rng, rows, multi_label):
 
 
 def make_config(**sections) -> Config:
-    """Everything small: `config(ccu={"steps": 9})` changes fields of a section."""
+    """Returns a small configuration; `ccu={"steps": 9}` changes fields of a section."""
     batches = {"batch": 16, "learning_rate": 1e-2}
     tiny = {
         "model": Model(
@@ -144,13 +140,15 @@ def make_config(**sections) -> Config:
         "fisher_threshold": 1.0,
         **batches,
     }
-    usual = Config()
+    default = Config()
     for name in METHODS:
         if name not in tiny and name not in REFERENCES:
-            section = getattr(usual, name)
+            section = getattr(default, name)
             fields = {key: type(x) for key, x in vars(section).items()}
             own = {key: fields[key](x) for key, x in small.items() if key in fields}
-            if "ascent_epochs" in own:  # one plan size for some more rows
+            if (
+                "ascent_epochs" in own
+            ):  # so that larger requests have the same padded size
                 own["epochs"] = 2
             tiny[name] = dataclasses.replace(section, **own)
     for section, fields in sections.items():
@@ -159,7 +157,7 @@ def make_config(**sections) -> Config:
 
 
 def build_model(config: Config) -> models.Model:
-    """The classifier of these rows."""
+    """Returns a classifier of the rows of `make_dataset`."""
     return models.build(
         config.model,
         num_classes=CLASSES,
@@ -172,26 +170,26 @@ def build_model(config: Config) -> models.Model:
 def make_problem(
     executor, data=None, settings=None, *, seed=0, rule="random:0.2"
 ) -> Problem:
-    """A problem whose original is a model with random parameters."""
+    """Returns a problem whose original has random parameters."""
     data = make_dataset() if data is None else data
     settings = settings or make_config()
-    made = build_model(settings)
+    model = build_model(settings)
     table = {name: np.asarray(getattr(data, name)) for name in TABLE_COLUMNS}
     return Problem(
         config=settings,
-        model=made,
-        forward=Forward(made, executor, settings.run.evaluate_batch),
+        model=model,
+        forward=Forward(model, executor, settings.run.evaluate_batch),
         executor=executor,
         table=executor.replicate(table),
         sets=splits.draw_sets(data, rule, 0, 0.2),
         multi_label=data.multi_label,
-        params=executor.replicate(made.init(jax.random.key(7))),
+        params=executor.replicate(model.init(jax.random.key(7))),
         seed=seed,
     )
 
 
 def make_context(problem, data, workdir, loop=None, **unlearn) -> RunContext:
-    """The context of a run without display; `unlearn` changes its configuration."""
+    """Returns the context of a run; `unlearn` changes `config.unlearn`."""
     reporter = Reporter(workdir, active=False)
     reporter.warn = fail_on_warning
     section = dataclasses.replace(problem.config.unlearn, **unlearn)
@@ -210,19 +208,9 @@ def make_context(problem, data, workdir, loop=None, **unlearn) -> RunContext:
 
 
 def step_inputs_of(executor, program, steps=slice(None)):
-    """The inputs of some steps of a program, by default of all."""
+    """Returns the inputs of some steps of a program, by default of all."""
     start, stop, _ = steps.indices(program.steps)
     return step_inputs(program, executor, start, stop - start)
-
-
-class NullStage:
-    """A stage that nobody watches."""
-
-    def report_progress(self, *args, **kwargs):
-        pass
-
-    def update(self, *args, **kwargs):
-        pass
 
 
 def fail_on_warning(text):
@@ -231,36 +219,37 @@ def fail_on_warning(text):
 
 @functools.cache
 def problem_and_loop():
-    """One problem and one loop for all tests of a file: what is compiled is kept."""
+    """Returns a problem and a loop that tests share, and with it executables."""
     problem = with_fitted_labels(make_problem(executors.vmap(2)))
     return problem, make_loop(problem)
 
 
 def with_fitted_labels(problem):
-    """The problem with an original that is right on all rows but the held-out ones.
+    """Makes the original right on all rows but held-out ones, by changing the labels.
 
-    Else a stop rule might end a run before its first step.
+    Otherwise a stop rule could end a run before its first step.
     """
-    every = np.arange(len(problem.table["labels"]))
+    rows = np.arange(len(problem.table["labels"]))
 
-    def said():
-        return problem.forward.outputs(problem.params, problem.table, every)["image"]
+    def image_logits():
+        return problem.forward.outputs(problem.params, problem.table, rows)["image"]
 
-    # About as many rows of each class.
+    # Balances the predicted classes.
     head = problem.params["image_head"]
-    head = {**head, "bias": head["bias"] - np.median(said(), axis=0)}
+    head = {**head, "bias": head["bias"] - np.median(image_logits(), axis=0)}
     problem = problem._replace(params={**problem.params, "image_head": head})
-    held = np.isin(every, problem.sets.validation)
+    is_heldout = np.isin(rows, problem.sets.validation)
+    logits = image_logits()
     if problem.multi_label:
-        labels = np.where(held[:, None], said() <= 0, said() > 0)
+        labels = np.where(is_heldout[:, None], logits <= 0, logits > 0)
     else:
-        labels = np.eye(CLASSES)[(said().argmax(1) + held) % CLASSES]
+        labels = np.eye(CLASSES)[(logits.argmax(1) + is_heldout) % CLASSES]
     labels = problem.executor.replicate(labels.astype(np.float32))
     return problem._replace(table={**problem.table, "labels": labels})
 
 
 def make_loop(problem, config=None):
-    """A loop that has compiled nothing yet."""
+    """Returns a loop that has compiled nothing yet."""
     return Loop(config or problem.config.run, problem.executor, fail_on_warning)
 
 
@@ -268,7 +257,7 @@ TRACE_COUNTS = collections.Counter()
 
 
 def count_traces(name, traces=TRACE_COUNTS):
-    """A method of the table whose loss counts how often it is traced."""
+    """Returns a method whose loss counts how often it is traced."""
 
     def method(problem):
         program = METHODS[name](problem)
@@ -287,7 +276,7 @@ def count_traces(name, traces=TRACE_COUNTS):
 def run_method(
     name, folder, *, seed=0, changes=None, loop=None, traces=TRACE_COUNTS, **fields
 ):
-    """Run a method of the table from its start to its end; gives the problem, too."""
+    """Runs a method on the shared problem; returns the outcome and the problem."""
     problem, shared = problem_and_loop()
     if changes:
         problem = problem._replace(config=make_config(**changes))
@@ -298,33 +287,32 @@ def run_method(
     return outcome, problem._replace(method=name)
 
 
-def scaled_hyperparameters(section):
-    """Another one for each real number of a section; none becomes zero, or is it now.
+def scaled_hyperparameters(config):
+    """Returns 3/4 of all nonzero real numbers of a method's configuration.
 
-    But for how long it takes, and for whether all weights may move.
+    Except for those on which the shapes of its program depend.
     """
-    numbers = {k: x for k, x in vars(section).items() if isinstance(x, float) and x}
-    fixed = (
-        "epochs",
-        *(["saliency_fraction"] * (numbers.get("saliency_fraction") == 1)),
-    )
-    return {k: 0.75 * x for k, x in numbers.items() if k not in fixed}
+    numbers = {k: x for k, x in vars(config).items() if isinstance(x, float) and x}
+    numbers.pop("epochs", None)
+    if numbers.get("saliency_fraction") == 1:
+        del numbers["saliency_fraction"]
+    return {name: 0.75 * x for name, x in numbers.items()}
 
 
 def trees_equal(a, b):
-    """Whether two trees are the same to the bit."""
+    """Returns whether two trees are the same to the bit."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def merge_shards(part):
-    """All rows of a table that is cut over the devices."""
-    return {name: np.asarray(x).reshape(-1, *x.shape[2:]) for name, x in part.items()}
+def merge_shards(table):
+    """Returns all rows of a sharded table."""
+    return {name: np.asarray(x).reshape(-1, *x.shape[2:]) for name, x in table.items()}
 
 
 def on_one_device(fn):
-    """A per-device function as one of its arguments, on a single device."""
+    """Turns a per-device function into one of whole arrays, on a single device."""
     return jax.vmap(
         fn, in_axes=None, out_axes=None, axis_name=executors.AXIS, axis_size=1
     )

@@ -29,7 +29,7 @@ def run_with_padding(name, monkeypatch, padding, multi_label):
     config = toy.make_config(
         ccu={"stop": True, "steps": 6}, ccu_plus={"steps": 6, "feedback_gain": 1.0}
     )
-    data = toy.make_dataset(rows=70, multi_label=multi_label)
+    data = toy.make_dataset(num_rows=70, multi_label=multi_label)
     problem = toy.make_problem(executors.vmap(1), data, config)
     if padding is not None:
         monkeypatch.setattr(
@@ -42,7 +42,7 @@ def run_with_padding(name, monkeypatch, padding, multi_label):
     steps = problem.executor.compile(make_steps(program))
     inputs = toy.step_inputs_of(problem.executor, program)
     state, metrics = jax.device_get(steps(state, static_inputs(program), inputs))
-    params, rows = {**problem.params, **state.params}, np.arange(70)
+    params, rows = {**problem.original, **state.params}, np.arange(70)
     outputs = problem.forward.outputs(params, problem.table, rows)
     outputs = {name: outputs[name] for name in ("image", "text", "fused", "z_image")}
     return sizes, {**metrics, **outputs}

@@ -1,6 +1,7 @@
 """Losses and labels of the methods from the literature, and what they unlearn."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ def test_one_pass_of_neggrad_plus_equals_two_passes(multi_label):
     problem = make_problem(multi_label)
     config = problem.config.neggrad_plus
     program = METHODS["neggrad_plus"](problem)
+    assert program.loss is not None
     task_loss = reference.make_augmented_task_loss(problem)
     chance_loss = 4 * np.log(2) if multi_label else np.log(toy.CLASSES)
     batch = first_batch(problem, program)
@@ -89,18 +91,21 @@ class LogitTable:
 
     def apply(self, params, rows, **_):
         logits = {v: x[rows["row"]] for v, x in params["image_head"].items()}
-        return Outputs(**dict.fromkeys(Outputs._fields, None) | logits)
+        empty = Outputs(*[jnp.zeros(0)] * len(Outputs._fields))
+        return empty._replace(**logits)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_delete_distills_the_original_without_the_true_class(multi_label):
     problem = make_problem(multi_label)
     labels = np.asarray(problem.table["labels"])
-    model, row = LogitTable(problem), jnp.arange(len(labels))
+    model: Any = LogitTable(problem)
+    row = jnp.arange(len(labels))
     problem = problem._replace(
         model=model, params=model.params, table={**problem.table, "row": row}
     )
     program = METHODS["delete"](problem)
+    assert program.loss is not None
     batch = first_batch(problem, program)
 
     def loss(params):

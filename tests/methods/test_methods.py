@@ -199,19 +199,22 @@ def test_requests_of_other_sizes_share_an_executable(name, tmp_path, monkeypatch
         return fit_prior(*args, **kwargs)
 
     monkeypatch.setattr(closed_loop, "fit_prior", count_fits)
-    for request in make_requests(problem):
-        changed = problem._replace(forward=forward, method=name, **request)
-        method = toy.count_traces(name, traces)
-        folder = tmp_path / f"{request['seed']}"
-        outcome = loop.run(name, method, changed, folder, toy.NullStage())
-        assert outcome.diverged is None
-        plan = method(changed).plan or {"none": np.array(request["seed"])}
+    problems = [
+        problem._replace(forward=forward, method=name, **request)
+        for request in make_requests(problem)
+    ]
+    method, outcomes = toy.count_traces(name, traces), []
+    for changed in problems:
+        folder = tmp_path / f"{changed.seed}"
+        outcomes.append(loop.run(name, method, changed, folder, toy.NullStage()))
+        assert outcomes[-1].diverged is None
+        plan = method(changed).plan or {"none": np.array(changed.seed)}
         plans.append({len(set(rows.ravel())) for rows in plan.values()})
     # The shared executable computes what one of its own would.
     expected = make_loop(problem).run(
-        name, METHODS[name], changed, folder, toy.NullStage()
+        name, METHODS[name], problems[-1], tmp_path, toy.NullStage()
     )
-    assert trees_equal(outcome.params, expected.params)
+    assert trees_equal(outcomes[-1].params, expected.params)
     if name in CLOSED:
         assert num_compiled_gradients(forward) == 1
         return

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +32,16 @@ def test_learning_rate_has_warmup_and_cosine_decay(warmup_steps):
     inputs = optimizers.optimizer_inputs(0.1, 12, config, warmup_steps / 12)
     state = optimizer.init(params)
     update = jax.jit(functools.partial(optimizer.update, inputs=inputs))
-    expected = optax.warmup_cosine_decay_schedule(
+    expected: Any = optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else 0.1, 0.1, warmup_steps, 12
     )
     for step in range(12):
         updates, state = update(params, state, params)
         # Adam's update for a constant gradient is its sign.
-        np.testing.assert_allclose(updates["rest"], -expected(step), atol=1e-6)
-        np.testing.assert_allclose(updates["text"], -expected(step) / 2, atol=1e-6)
+        np.testing.assert_allclose(updates["rest"], -float(expected(step)), atol=1e-6)
+        np.testing.assert_allclose(
+            updates["text"], -float(expected(step)) / 2, atol=1e-6
+        )
     # Steps after the last one, as `with_rewind` adds them.
     for _ in range(2):
         updates, state = update(params, state, params)
@@ -49,8 +52,9 @@ def run_masked(optimizer, config, is_ascent, gradients, mask):
     """Returns the parameters before the first and after each step."""
     inputs = optimizers.optimizer_inputs(0.1, 2 * len(is_ascent), config)
     inputs = {**inputs, "mask": mask, "is_ascent": jnp.asarray(is_ascent)}
-    params = {group: jnp.ones(len(mask[group])) for group in GROUPS}
-    state, seen = optimizer.init(params), [params]
+    params: Any = {group: jnp.ones(len(mask[group])) for group in GROUPS}
+    state: Any = optimizer.init(params)
+    seen = [params]
     for gradient in gradients:
         gradient = dict.fromkeys(GROUPS, jnp.asarray(gradient))
         updates, state = optimizer.update(gradient, state, params, inputs=inputs)
@@ -110,11 +114,12 @@ def test_lookahead_synchronizes_at_the_end_of_each_period(
 ):
     optimizer = optax.chain(optax.sgd(-1.0), optimizers.lookahead())
     inputs = {"slow_fraction": jnp.float32(slow_fraction), "period": jnp.int32(period)}
-    params, found = {"all": jnp.zeros(2)}, []
+    params: Any = {"all": jnp.zeros(2)}
+    found = []
     state = optimizer.init(params)
     for _ in expected:
         gradient = {"all": jnp.ones(2)}
         updates, state = optimizer.update(gradient, state, params, inputs=inputs)
-        params = {"all": params["all"] + updates["all"]}
-        found.append(float(params["all"][1]))
+        params = optax.apply_updates(params, updates)
+        found.append(float(jax.tree.leaves(params)[0][1]))
     assert found == expected

@@ -24,6 +24,7 @@ def test_reference_does_not_depend_on_unlearn_images():
     problem = problem._replace(config=toy.make_config(train=train))
     rows = jnp.asarray(problem.sets.unlearn)
     program = METHODS["retrain_visual"](problem)
+    assert program.loss is not None
     keys = jax.random.split(jax.random.key(0), len(rows))
 
     def gradient(table):
@@ -36,7 +37,7 @@ def test_reference_does_not_depend_on_unlearn_images():
 
     gradient = jax.jit(toy.on_one_device(gradient))
     before = gradient(program.table)
-    changed = {**program.table, "image": 255 - program.table["image"]}
+    changed = {**program.table, "image": 255 - problem.table["image"]}
     assert toy.trees_equal(before, gradient(changed))
     for module in before:
         has_gradient = any(np.any(x) for x in jax.tree.leaves(before[module]))
@@ -51,13 +52,15 @@ def test_training_follows_the_order_of_a_stream(order):
     )
     shuffled = toy.make_problem(executors.vmap(1), data, config)
     positions = corruptions.stream_positions(data, order)
+    assert positions is not None
     problem = shuffled._replace(stream_positions=positions)
     rows = problem.sets.retain
     place = np.full(len(data.labels), -1)
     place[rows] = np.argsort(np.argsort(positions[rows]))
 
     def max_displacement(problem):
-        plan = METHODS["retrain"](problem).plan["rows"].ravel()[: len(rows)]
+        plans = METHODS["retrain"](problem).plan
+        plan = plans["rows"].ravel()[: len(rows)]
         assert sorted(plan.tolist()) == rows.tolist()
         return np.abs(place[plan] - np.arange(len(rows))).max()
 
@@ -77,7 +80,7 @@ def test_training_follows_the_order_of_a_stream(order):
     ],
 )
 def test_trained_model_gives_similar_logits_in_bfloat16(multi_label, tmp_path):
-    data = toy.make_dataset(280, whole=True, multi_label=multi_label)
+    data = toy.make_dataset(280, has_both=True, multi_label=multi_label)
     train = {"epochs": 20, "batch": 40, "learning_rate": 5e-3, "weight_decay": 0.0}
     sizes = {"image_width": 16, "text_width": 16}
     config = toy.make_config(
@@ -107,4 +110,5 @@ def test_trained_model_gives_similar_logits_in_bfloat16(multi_label, tmp_path):
             assert abs(difference) < 0.03, (split, view)
     assert expected["retain"]["fused"][score] > 0.9
     one, other = predictions.attack_auc(full), predictions.attack_auc(near)
-    assert all(abs(one[view] - other[view]) < 0.02 for view in one)
+    for view, auc in one.items():
+        assert other[view] == pytest.approx(auc, abs=0.02), view

@@ -35,13 +35,13 @@ def row_gradients(multi_label):
 
         def loss(params):
             outputs = problem.model.apply(params, rows)
-            total = sum(
+            image, fused = (
                 objectives.cross_entropy_rows(
                     getattr(outputs, view), rows["labels"], multi_label=multi_label
                 )
                 for view in VISUAL
             )
-            return total[0] * rows["has_image"][0]
+            return (image + fused)[0] * rows["has_image"][0]
 
         return jax.grad(loss)(problem.params)
 

@@ -1,5 +1,7 @@
 """The random augmentation of training rows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,8 @@ def test_dropped_words_become_unknown_but_padding_stays(augmented, example):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_rates_of_zero_change_nothing_and_flips_mirror(example, flip):
-    config = Train(**toy.NO_AUGMENTATION | {"modality_dropout": 0.0, "flip": flip})
+    changes = toy.NO_AUGMENTATION | {"modality_dropout": 0.0, "flip": flip}
+    config = dataclasses.replace(Train(), **changes)
     keys = jax.random.split(jax.random.key(0), NUM_ROWS)
     found = jax.jit(lambda rows: augment(rows, keys, config))(example)
     for name in ("text", "has_image", "has_text"):

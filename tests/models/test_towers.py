@@ -84,9 +84,8 @@ def test_attention_with_large_scores_or_in_bfloat16():
     query, key, value = attention_inputs(jnp.bfloat16)
     found = towers.attend(query, key, value, MASK)
     assert found.dtype == jnp.bfloat16
-    expected = towers.attend(
-        *(x.astype(jnp.float32) for x in (query, key, value)), MASK
-    )
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    expected = towers.attend(query, key, value, MASK)
     np.testing.assert_allclose(
         found.astype(jnp.float32), expected, atol=0.02, rtol=0.02
     )

@@ -1,6 +1,5 @@
 """Measurements that need a model's parameters: embeddings, and text-masked outputs."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,53 +17,50 @@ _OUTPUTS = {"image": "h_image", "text": "h_text", "fused": "h_fused"}
 
 
 class Embeddings(NamedTuple):
-    """A model's embeddings of N retain rows, and its signals on M unlearn and unseen.
+    """Embeddings of N retain rows, and signals of unlearn and unseen rows.
 
     Attributes:
-        embeddings: of each view, `[N, W]`; empty if no retain row has both modalities.
+        views: the embeddings by view, `[N, W]`; empty if no row has both modalities.
         labels: `[N, K]`.
         groups: `[N]`.
         signals: `loss` signals of the fused view with the text masked.
     """
 
-    embeddings: dict[str, np.ndarray]
+    views: dict[str, np.ndarray]
     labels: np.ndarray
     groups: np.ndarray
     signals: Signals
 
 
 def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
-    """Runs a model on some retain rows, and on unlearn and unseen rows without text.
+    """Runs a model on some retain rows, and on the attacked rows with the text masked.
 
     Args:
         problem: with sets and table.
         params: all modules of the model, on the devices.
-        group: of all rows of the data set; rows of a group are not independent.
+        group: of all rows of the data set.
     """
     table, sets = problem.table, problem.sets
     has_image, has_text = (np.asarray(table[f"has_{n}"]) for n in ("image", "text"))
+    labels = np.asarray(table["labels"])
     complete = sets.retain[has_image[sets.retain] & has_text[sets.retain]]
     rng = np.random.default_rng([problem.seed, 0xCA])
     num_rows = min(_MAX_ROWS, len(complete))
     rows = np.sort(rng.choice(complete, num_rows, replace=False))
-    labels = np.asarray(table["labels"])
-    embeddings = {}
+    views = {}
     if len(rows):
         outputs = problem.forward.outputs(params, table, rows)
-        embeddings = {view: outputs[name] for view, name in _OUTPUTS.items()}
-    has_no_text = problem.executor.replicate(np.zeros_like(has_text))
-    masked = {**table, "has_text": has_no_text}
-
-    def attacked_rows(rows: np.ndarray) -> np.ndarray:
-        return rows[has_image[rows]]
+        views = {view: outputs[name] for view, name in _OUTPUTS.items()}
+    no_text = problem.executor.replicate(np.zeros_like(has_text))
+    masked = {**table, "has_text": no_text}
 
     def signal(rows: np.ndarray) -> np.ndarray:
         logits = problem.forward.outputs(params, masked, rows)["fused"]
         return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
 
-    members, nonmembers = attacked_rows(sets.unlearn), attacked_rows(sets.unseen)
+    members, nonmembers = (x[has_image[x]] for x in (sets.unlearn, sets.unseen))
     return Embeddings(
-        embeddings=embeddings,
+        views=views,
         labels=labels[rows],
         groups=group[rows],
         signals=Signals(
@@ -76,28 +72,21 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
 def compare_embeddings(
     model: Embeddings,
     original: Embeddings,
-    reference: Embeddings | None,
-    control: Embeddings | None,
+    reference: Embeddings,
+    control: Embeddings,
 ) -> dict[str, Any]:
     """Compares a model's embeddings with the original's and the reference's.
 
-    Args:
-        model: of `embed`.
-        original: the same of the original model.
-        reference: the same of the reference.
-        control: the same of a second reference.
-
     Returns:
-        Plain JSON: `cka` by view, `within_class` (intra-class similarity), `scatter` of
-        the image embeddings, and `neutral`, the `text_masked_attack`.
+        Plain JSON: `cka` by model and view, `within_class` (intra-class similarity) by
+        model, `scatter` of the image embeddings, and `neutral`, the text-masked attack.
     """
-    others = {"original": original, "reference": reference}
-    others = {n: x for n, x in others.items() if x is not None and model.embeddings}
+    others = {"original": original, "reference": reference} if model.views else {}
     scatter = None
-    if model.embeddings:
+    if model.views:
         scatter = jackknife_interval(
             distances.scatter_ratio,
-            model.embeddings["image"],
+            model.views["image"],
             model.labels,
             groups=model.groups,
             bounds=(0, np.inf),
@@ -110,39 +99,36 @@ def compare_embeddings(
         "within_class": {
             name: to_list(
                 distances.intra_class_similarity(
-                    model.embeddings["image"], other.embeddings["image"], model.labels
+                    model.views["image"], other.views["image"], model.labels
                 )
             )
             for name, other in others.items()
         },
         "scatter": to_list(scatter),
-        "neutral": text_masked_attack(
-            model,
-            {"difference": model, "original": original, "control": control},
-            reference,
-        ),
+        "neutral": text_masked_attack(model, original, reference, control),
     }
 
 
 def _cka(model: Embeddings, other: Embeddings, view: str) -> list[float] | None:
-    pair = model.embeddings[view], other.embeddings[view]
+    pair = model.views[view], other.views[view]
     return to_list(distances.cka_interval(*pair, groups=model.groups))
 
 
 def text_masked_attack(
     model: Embeddings,
-    compared: Mapping[str, Embeddings | None],
-    reference: Embeddings | None,
+    original: Embeddings,
+    reference: Embeddings,
+    control: Embeddings,
 ) -> dict[str, list[float] | None]:
-    """Attacks the fused view with the text masked, so that only the image is left.
+    """Attacks the fused view with the text masked, which leaves only the image.
 
     Returns:
-        `auc` of the model, and of each compared model the AUC minus the reference's.
+        `auc` of the model, and `difference`, `original` and `control`: the AUC of the
+        model, of the original and of a second reference minus the reference's.
     """
     result = {"auc": to_list(auc_interval(model.signals))}
+    compared = {"difference": model, "original": original, "control": control}
     for name, other in compared.items():
-        result[name] = None
-        if other is not None and reference is not None:
-            difference = auc_difference(other.signals, reference.signals, CONFIDENCE)
-            result[name] = to_list(difference)
+        difference = auc_difference(other.signals, reference.signals, CONFIDENCE)
+        result[name] = to_list(difference)
     return result

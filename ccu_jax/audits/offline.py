@@ -1,8 +1,8 @@
 """Measurements that need only the stored outputs of a model and its references."""
 
-import functools
 import hashlib
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,10 +29,7 @@ _RANKING_SCORES = {
 _GAPS = {
     "average_gap": (ranking.average_gap, 100),
     "tug_of_war": (ranking.tug_of_war, 1),
-    "tug_of_war_attack": (
-        functools.partial(ranking.tug_of_war, names=ranking.TOW_ATTACK),
-        1,
-    ),
+    "tug_of_war_attack": (partial(ranking.tug_of_war, names=ranking.TOW_ATTACK), 1),
 }
 # Keys of differences from the reference, and the models they are of.
 _DIFFERENCES = {"difference": "model", "original": "original", "control": "control"}
@@ -72,8 +69,12 @@ def audit_outputs(inputs: AuditInputs) -> dict[str, Any]:
     measurements = {
         "attacks": lambda: attack_results(inputs),
         "scores": lambda: ranking_scores(model),
-        "score_difference": lambda: {v: _score_difference(inputs, v) for v in VIEWS},
-        "score_excess": lambda: {v: _score_excess(inputs, v) for v in VIEWS},
+        "score_difference": lambda: {
+            view: score_difference(model, reference, view) for view in VIEWS
+        },
+        "score_excess": lambda: {
+            view: score_excess(model, reference, view) for view in VIEWS
+        },
         "gaps": lambda: gaps(model, reference),
         "distances": lambda: prediction_distances(model, reference),
         "epsilon": lambda: epsilon_lower_bounds(model),
@@ -152,62 +153,57 @@ def ranking_scores(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
     def score(split: str, view: str) -> dict[str, Any]:
         rows = (model.split == split) & model.available(view)
         logits, labels = model.logits[view][rows], model.labels[rows]
-        groups = model.group[rows]
+        options: dict[str, Any] = {"groups": model.group[rows], "bounds": (0, 1)}
         intervals = {
             name: jackknife_interval(
-                metric,
-                logits,
-                labels,
-                folds=_NUM_FOLDS,
-                groups=groups,
-                bounds=(0, 1),
+                metric, logits, labels, folds=_NUM_FOLDS, **options
             )
             for name, metric in _RANKING_SCORES.items()
         }
         intervals["right"] = None
         if len(logits) and np.isfinite(logits).all():
             values = ranking.row_scores(logits, labels, model.multi_label)
-            intervals["right"] = mean_interval(values, bounds=(0, 1), groups=groups)
+            intervals["right"] = mean_interval(values, **options)
         return {name: to_list(interval) for name, interval in intervals.items()}
 
     return {s: {v: score(s, v) for v in VIEWS} for s in ("unlearn", "unseen", "test")}
 
 
-def _score_difference(inputs: AuditInputs, view: str) -> list[float] | None:
+def score_difference(
+    model: Predictions, reference: Predictions | None, view: str
+) -> list[float] | None:
     """Returns the unlearn-set score minus the reference's, paired by row."""
-    model, reference = inputs.model, inputs.reference
-    if reference is None:
-        return None
     rows = (model.split == "unlearn") & model.available(view)
-    return to_list(
-        ranking.score_difference(
-            model.logits[view][rows],
-            reference.logits[view][rows],
-            model.labels[rows],
-            model.multi_label,
-            confidence=CONFIDENCE,
-            groups=model.group[rows],
-        )
-    )
-
-
-def _score_excess(inputs: AuditInputs, view: str) -> list[float] | None:
-    """Returns `_score_difference` minus the same on unseen rows."""
-    model, reference = inputs.model, inputs.reference
     if reference is None:
         return None
-    rows = np.isin(model.split, ("unlearn", "unseen")) & model.available(view)
-    return to_list(
-        ranking.score_excess(
-            model.logits[view][rows],
-            reference.logits[view][rows],
-            model.labels[rows],
-            model.split[rows] == "unlearn",
-            model.multi_label,
-            confidence=CONFIDENCE,
-            groups=model.group[rows],
-        )
+    difference = ranking.score_difference(
+        model.logits[view][rows],
+        reference.logits[view][rows],
+        model.labels[rows],
+        model.multi_label,
+        confidence=CONFIDENCE,
+        groups=model.group[rows],
     )
+    return to_list(difference)
+
+
+def score_excess(
+    model: Predictions, reference: Predictions | None, view: str
+) -> list[float] | None:
+    """Returns `score_difference` minus the same on unseen rows."""
+    rows = np.isin(model.split, ("unlearn", "unseen")) & model.available(view)
+    if reference is None:
+        return None
+    excess = ranking.score_excess(
+        model.logits[view][rows],
+        reference.logits[view][rows],
+        model.labels[rows],
+        model.split[rows] == "unlearn",
+        model.multi_label,
+        confidence=CONFIDENCE,
+        groups=model.group[rows],
+    )
+    return to_list(excess)
 
 
 def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
@@ -220,21 +216,15 @@ def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
         return dict.fromkeys(_GAPS)
     values = [_row_values(x) for x in (model, reference)]
 
-    def interval(gap: Any, maximum: float) -> list[float] | None:
+    def measure(gap: Any, maximum: float) -> list[float] | None:
         def score(rows: np.ndarray) -> float | None:
             return gap(*(_split_scores(model.split, x, rows) for x in values))
 
-        return to_list(
-            jackknife_interval(
-                score,
-                np.arange(len(model.id)),
-                folds=_NUM_FOLDS,
-                groups=model.group,
-                bounds=(0, maximum),
-            )
-        )
+        rows = np.arange(len(model.id))
+        options: dict[str, Any] = {"groups": model.group, "bounds": (0, maximum)}
+        return to_list(jackknife_interval(score, rows, folds=_NUM_FOLDS, **options))
 
-    return {name: interval(*gap) for name, gap in _GAPS.items()}
+    return {name: measure(*gap) for name, gap in _GAPS.items()}
 
 
 def _row_values(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
@@ -282,16 +272,13 @@ def prediction_distances(
         pair = model.logits[view][rows], reference.logits[view][rows]
         if not all(np.isfinite(x).all() for x in pair):
             return {}
-        return {
-            name: to_list(
-                mean_interval(
-                    distance(*pair, model.multi_label),
-                    bounds=(0, maximum),
-                    groups=model.group[rows],
-                )
+        result = {}
+        for name, (distance, maximum) in measures.items():
+            values, groups = distance(*pair, model.multi_label), model.group[rows]
+            result[name] = to_list(
+                mean_interval(values, bounds=(0, maximum), groups=groups)
             )
-            for name, (distance, maximum) in measures.items()
-        }
+        return result
 
     return {s: {v: measure(s, v) for v in VIEWS} for s in ("unlearn", "test")}
 

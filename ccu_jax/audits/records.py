@@ -18,7 +18,6 @@ from ccu_jax.storage.files import write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
 
 _FORMAT = 5
-_KEYS = {"cache_key", "result", "seconds"}
 
 
 def record_path(
@@ -34,11 +33,7 @@ def outputs_path(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
 
 
 def load_outputs(workdir: pathlib.Path, method: str, seed: int) -> Predictions:
-    """Returns a model's outputs on all splits.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Returns a model's outputs; raises UserError if they are missing or damaged."""
     return load_predictions(outputs_path(workdir, method, seed))
 
 
@@ -46,12 +41,12 @@ def cache_key(
     workdir: pathlib.Path, seed: int, methods: Iterable[str], **settings: Any
 ) -> dict[str, Any]:
     """Returns what a record depends on: digests of existing outputs, and settings."""
-    digests = {}
-    for name in dict.fromkeys(methods):
-        path = outputs_path(workdir, name, seed)
-        if path.exists():
-            stat = path.stat()
-            digests[name] = _file_digest(path, stat.st_mtime_ns, stat.st_size)
+    paths = {name: outputs_path(workdir, name, seed) for name in methods}
+    digests = {
+        name: _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+        for name, path in paths.items()
+        if path.exists()
+    }
     return {"format": _FORMAT, "outputs": digests, **settings}
 
 
@@ -67,7 +62,7 @@ def load_or_compute(
     compute: Callable[[], dict[str, Any]],
     is_collective: bool = True,
 ) -> dict[str, Any]:
-    """Returns the record in a file, computing and storing it if it is not cached.
+    """Returns the record in a file; computes and stores it if it is not cached.
 
     Args:
         path: of `record_path`.
@@ -76,8 +71,8 @@ def load_or_compute(
         is_collective: whether all processes call this, or the primary one alone.
 
     Returns:
-        `cache_key`, `result`, and `seconds` without the training of shadow models,
-        which all methods share.
+        `cache_key`, `result`, and `seconds`, without the training of shadow models
+        because all methods share it.
     """
     if is_collective:
         is_there = wait_until_visible(path, lambda: is_cached(path, key))
@@ -103,10 +98,7 @@ def load_for_model(
 ) -> dict[str, Any] | None:
     """Returns the record if it is of this model, whatever it was compared with.
 
-    Args:
-        path: of `record_path`.
-        method: the method that made the model.
-        key: the current `cache_key` of its outputs.
+    `key` is the current cache key of the model's outputs.
     """
     record = _read(path)
     if record is None or record["cache_key"]["format"] != _FORMAT:
@@ -117,7 +109,7 @@ def load_for_model(
 
 @functools.cache
 def _file_digest(path: pathlib.Path, mtime_ns: int, size: int) -> str:
-    """Returns a file's digest; time and size tell the cache when it has changed."""
+    """Returns a file's digest; the cache notices a change by its time and size."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -128,5 +120,5 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     key = record.get("cache_key")
-    is_complete = isinstance(key, dict) and {"format", "outputs"} <= key.keys()
-    return record if is_complete and record.keys() >= _KEYS else None
+    is_complete = isinstance(key, dict) and key.keys() >= {"format", "outputs"}
+    return record if is_complete and record.keys() >= {"result", "seconds"} else None

@@ -19,30 +19,24 @@ from ccu_jax.train import checkpoint
 from ccu_jax.train.program import Program
 
 MAX_STEPS = 100
-NAME = "relearn"  # seeds the order of rows
+_NAME = "relearn"  # part of the random seeds
 _NUM_TRAININGS = 3
-_TOLERANCE = 0.01  # share of the original's score that may be missing
 _SPLIT = stopping.MONITORED_SPLITS[0]
 
 
 class Relearned(NamedTuple):
-    """Steps until the original's score was restored, of several trainings.
+    """Steps until the original's score was restored, over several trainings.
 
-    Attributes:
-        steps: their median; None: not restored within `max_steps`.
-        fewest: the minimum, None likewise.
-        greatest: the maximum, None likewise.
-        most: the limit of steps.
-        seconds: of all trainings.
-        diverged: why one of them diverged, if any did.
+    `steps` is the median, `min_steps` and `max_steps` the range; None: not restored
+    within `limit` steps. `diverged`: why a training diverged, if one did.
     """
 
     steps: int | None
-    fewest: int | None
-    greatest: int | None
-    most: int
+    min_steps: int | None
+    max_steps: int | None
+    limit: int
     seconds: float
-    diverged: str | None = None
+    diverged: str | None
 
 
 def relearn(
@@ -50,7 +44,7 @@ def relearn(
     problem: Problem,
     params: Params,
     folder: pathlib.Path,
-    tolerance: float = _TOLERANCE,
+    tolerance: float = 0.01,
 ) -> Relearned:
     """Trains a model on the unlearn set until its image score is the original's again.
 
@@ -58,19 +52,19 @@ def relearn(
         ctx: the context of the run.
         problem: with the unlearn set and the original's parameters.
         params: all modules of the model.
-        folder: for checkpoints of the trainings; it is removed.
-        tolerance: share of the original's score that may be missing.
+        folder: for checkpoints; removed at the end.
+        tolerance: the fraction of the original's score that may be missing.
     """
     steps, seconds, diverged = [], 0.0, None
     for index in range(_NUM_TRAININGS):
         # Each training has its own order of rows.
-        trained = problem._replace(method=NAME, seed=problem.seed + (index << 32))
-        target = np.float32((1 - tolerance) * _original_score(trained))
+        seeded = problem._replace(method=_NAME, seed=problem.seed + (index << 32))
+        target = np.float32((1 - tolerance) * _original_score(seeded))
 
-        def method(trained: Problem, target: np.float32 = target) -> Program:
-            return _make_program(trained._replace(params=params), target)
+        def method(problem: Problem, target: np.float32 = target) -> Program:
+            return _make_program(problem._replace(params=params), target)
 
-        outcome = ctx.loop.run(NAME, method, trained, folder / str(index), NullStage())
+        outcome = ctx.loop.run(_NAME, method, seeded, folder / str(index), NullStage())
         checkpoint.remove(folder / str(index))
         is_restored = outcome.steps < MAX_STEPS and not outcome.diverged
         steps.append(outcome.steps if is_restored else MAX_STEPS)
@@ -78,15 +72,14 @@ def relearn(
         diverged = diverged or outcome.diverged
     checkpoint.remove(folder)
     summary = sorted(steps)[_NUM_TRAININGS // 2], min(steps), max(steps)
-    median, fewest, greatest = (x if x < MAX_STEPS else None for x in summary)
-    return Relearned(median, fewest, greatest, MAX_STEPS, seconds, diverged)
+    median, low, high = (x if x < MAX_STEPS else None for x in summary)
+    return Relearned(median, low, high, MAX_STEPS, seconds, diverged)
 
 
 def _original_score(problem: Problem) -> float:
     """Returns the original's image score on the monitored rows of the unlearn set."""
-    assert problem.params is not None
     rows = stopping.subsample(problem, problem.sets.unlearn, _SPLIT)
-    logits = problem.forward.outputs(problem.params, problem.table, rows)["image"]
+    logits = problem.forward.outputs(problem.original, problem.table, rows)["image"]
     if not np.isfinite(logits).all():
         return np.inf
     labels = np.asarray(problem.table["labels"])[rows]
@@ -98,18 +91,17 @@ def _make_program(problem: Problem, target: np.float32) -> Program:
     """Returns the training, which checks the score before every step."""
     unlearn, config = problem.sets.unlearn, problem.config.finetune
     epochs = MAX_STEPS * config.batch / len(unlearn)
-    program = reference.train_classifier(
-        problem, problem.original, dataclasses.replace(config, epochs=epochs), unlearn
-    )
+    config = dataclasses.replace(config, epochs=epochs)
+    program = reference.train_classifier(problem, problem.original, config, unlearn)
     scores = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
 
     def check(params, frozen, aux, tables):
-        return aux | {"back": scores(params, tables)[0] >= aux["target"]}
+        return aux | {"is_restored": scores(params, tables)[0] >= aux["target"]}
 
     return program._replace(
         sharded_tables={_SPLIT: stopping.monitored_tables(problem)[_SPLIT]},
-        aux={"target": jnp.asarray(target), "back": jnp.zeros((), bool)},
+        aux={"target": jnp.asarray(target), "is_restored": jnp.zeros((), bool)},
         refresh=check,
         refresh_every=1,
-        stop=lambda aux: aux["back"],
+        stop=lambda aux: aux["is_restored"],
     )

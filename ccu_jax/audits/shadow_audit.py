@@ -55,15 +55,7 @@ class ShadowPool:
         batch_size: int,
         report_progress: Callable[[str, int, int], None],
     ):
-        """Trains the shadow models and predicts with them.
-
-        Args:
-            ctx: the context of the run.
-            problem: of the seed.
-            num_shadows: number of shadow models, even.
-            batch_size: how many to train in one program.
-            report_progress: called with the activity, what is done, and the total.
-        """
+        """Trains the shadow models, `batch_size` in one program, and predicts."""
         start = time.perf_counter()
         self._ctx, self._problem, self._report = ctx, problem, report_progress
         rng = np.random.default_rng([problem.seed, 0x4E7])
@@ -160,14 +152,10 @@ class ShadowPool:
     def _rmia(self, model: Predictions, is_member: np.ndarray):
         pool = np.array([self._true_probability(x) for x in self._originals])
         pool[self._plan.is_in | ~self._has_image()] = np.nan
-        population = [
-            true_probability(x.logits[VIEW][rows], x.labels[rows], x.multi_label)
-            for x in (model, *self._originals)
-            for rows in [(x.split == "test") & x.available(VIEW)]
-        ]
-        scores = lira.rmia(
-            self._true_probability(model), pool, population[0], np.array(population[1:])
-        )
+        population = true_probability(*_select(model, "test"))
+        populations = [true_probability(*_select(x, "test")) for x in self._originals]
+        target = self._true_probability(model)
+        scores = lira.rmia(target, pool, population, np.array(populations))
         return self._evaluate(scores, is_member, threshold=None)
 
     def _one_run(self, target: np.ndarray, originals: np.ndarray):
@@ -203,9 +191,7 @@ class ShadowPool:
     ) -> dict[str, Any]:
         """Compares pools: unlearned with never seen, and two never seen as control."""
         plan, has_image = self._plan, self._has_image()
-        is_finite = np.isfinite(
-            [unlearned[:, has_image], originals[:, has_image]]
-        ).all()
+        is_finite = np.isfinite(unlearned + originals)[:, has_image].all()
         if plan.num_shadows < MIN_SHADOWS_FOR_DISTANCES or not is_finite:
             return {}
         quarter, half = plan.num_shadows // 4, plan.num_shadows // 2
@@ -223,7 +209,8 @@ class ShadowPool:
             # first half, whose unlearned models are compared.
             margins, accuracy = _pool_on_split(predictions, split)
             before, accuracy_before = _pool_on_split(self._originals, split)
-            groups = _split_groups(self._originals[0], split)
+            original = self._originals[0]
+            groups = original.group[_rows_of_split(original, split)]
             klom[split] = _klom([margins[:half], before[half:], before[:half]], groups)
             accuracies.append((accuracy, accuracy_before))
         final = None
@@ -236,7 +223,7 @@ class ShadowPool:
         }
 
     def _predict(self, method: str, number: int) -> Predictions:
-        """Returns a shadow model's predictions after a method has unlearned its half."""
+        """Returns a shadow model's predictions after it unlearned its half."""
         ctx, plan = self._ctx, self._plan
         # The file name depends on the model, its half and the predicted rows.
         content = self._digests[number].encode() + self._retain_rows.tobytes()
@@ -271,7 +258,7 @@ class ShadowPool:
         return self._ctx.data.has_image[self._plan.rows]
 
     def _plan_rows(self, predictions: Predictions):
-        """Returns logits, labels and label type of the rows of the plan, in its order."""
+        """Returns logits, labels and label type of the rows of the plan."""
         index = {name: i for i, name in enumerate(predictions.id.tolist())}
         rows = np.array([index[name] for name in self._ids().tolist()])
         logits, labels = predictions.logits[VIEW][rows], predictions.labels[rows]
@@ -292,19 +279,23 @@ class ShadowPool:
 
 def _pool_on_split(pool: list[Predictions], split: str) -> tuple[np.ndarray, float]:
     """Returns the models' margins on a split `[S, N]` and their mean accuracy."""
-    margins, scores = [], []
-    for predictions in pool:
-        rows = (predictions.split == split) & predictions.available(VIEW)
-        inputs = predictions.logits[VIEW][rows], predictions.labels[rows]
-        margins.append(membership_signals(*inputs, predictions.multi_label)["margin"])
-        scores.append(row_scores(*inputs, predictions.multi_label))
-    accuracy = float(np.mean(scores)) if np.size(scores) else np.nan
-    return np.array(margins), accuracy
+    selected = [_select(predictions, split) for predictions in pool]
+    margins = np.array([membership_signals(*inputs)["margin"] for inputs in selected])
+    scores = [row_scores(*inputs) for inputs in selected]
+    return margins, float(np.mean(scores)) if np.size(scores) else np.nan
 
 
-def _split_groups(predictions: Predictions, split: str) -> np.ndarray:
-    """Returns the groups of the rows of `_pool_on_split`."""
-    return predictions.group[(predictions.split == split) & predictions.available(VIEW)]
+def _rows_of_split(predictions: Predictions, split: str) -> np.ndarray:
+    return (predictions.split == split) & predictions.available(VIEW)
+
+
+def _select(
+    predictions: Predictions, split: str
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Returns logits, labels and label type of the rows of a split."""
+    rows = _rows_of_split(predictions, split)
+    logits, labels = predictions.logits[VIEW][rows], predictions.labels[rows]
+    return logits, labels, predictions.multi_label
 
 
 def _load_if_intact(
@@ -320,9 +311,8 @@ def _load_if_intact(
 
 def _klom(pools: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
     """Returns mean and 95 % quantile of KLOM, with controls."""
-    unlearned, retrained, control = pools
-    tail = forgetting.klom(unlearned, retrained, control, quantile=0.95, groups=groups)
-    mean = forgetting.klom(unlearned, retrained, control, groups=groups)
+    tail = forgetting.klom(*pools, quantile=0.95, groups=groups)
+    mean = forgetting.klom(*pools, groups=groups)
     return {"mean": _to_json(mean), "quantile_95": _to_json(tail)}
 
 

@@ -55,12 +55,7 @@ def plan_shadows(
 ) -> ShadowPlan:
     """Draws the images of an even number of shadow models; each pair shares the rows.
 
-    Args:
-        data: the data set.
-        sets: of the seed.
-        num_shadows: number of shadow models, even.
-        seed: of the run.
-        duplicates: the rule on near-duplicates, which may extend groups.
+    `duplicates` is `unlearn.duplicates`: near-duplicates may extend groups.
     """
     rows = np.sort(np.concatenate([sets.unlearn, sets.unseen]))
     merged = merge_near_duplicates(data, duplicates)[rows]
@@ -98,15 +93,14 @@ def train_shadows(
     batch_size: int,
     report_progress: Callable[[int, int], None],
 ) -> list[Params]:
-    """Trains all shadow models that have no checkpoint, and returns the parameters.
+    """Trains the shadow models that have no checkpoint; returns all parameters.
 
     Args:
         ctx: the context of the run.
         problem: of the seed.
         plan: the images of each shadow model.
-        folder: of their checkpoints.
-        batch_size: how many to train in one program; halved while the devices lack the
-            memory for so many.
+        folder: of the checkpoints.
+        batch_size: how many to train in one program, halved until they fit in memory.
         report_progress: called with the numbers of trained and of all shadow models.
     """
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
@@ -181,11 +175,7 @@ class JointTraining:
     ) -> list[Params] | None:
         """Returns the parameters of each model, or None if the devices lack the memory.
 
-        Args:
-            programs: one per shadow model.
-            problems: of the programs.
-            numbers: of the shadow models.
-            folder: of the checkpoints in between.
+        The sequences have an entry per model; `folder` is for checkpoints.
         """
         executor, first = self._ctx.executor, programs[0]
         shared = {name: x for name, x in first.table.items() if name != "visual"}

@@ -10,8 +10,8 @@ resumes and audit.json is compiled (`collection.py`).
 """
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,7 +22,6 @@ from ccu_jax.audits.shadow_audit import MIN_SHADOWS_FOR_DISTANCES, ShadowPool
 from ccu_jax.config.schema import Config, check_batches
 from ccu_jax.distributed.hosts import all_agree
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import CONTROL, REFERENCE, REFERENCES, Problem
 from ccu_jax.models import Params
 from ccu_jax.runs import forecast, stages
@@ -79,33 +78,28 @@ def describe_duration(
     if tier == "none":
         return None
     pending = {s: _pending(ctx, s, methods, num_shadows) for s in ctx.config.seeds}
-    model_s = _SMOKE_S + _SMOKE_ROW_S * len(ctx.data.id)
-    seconds = model_s * sum(len(by_tier["smoke"]) for by_tier in pending.values())
+    smoke_s = _SMOKE_S + _SMOKE_ROW_S * len(ctx.data.id)
+    seconds = smoke_s * sum(len(by_tier["smoke"]) for by_tier in pending.values())
     if all_agree(not any(by_tier[tier] for by_tier in pending.values())):
         return None
     if tier == "smoke":
         return f"audit, smoke: {forecast.format_estimate(seconds)}"
     speed = forecast.measure_speed(ctx)
     for seed, by_tier in pending.items():
-        seconds += len(by_tier["standard"]) * (
-            2 * speed.evaluation_s + 0.4 * speed.training_s
-        )
+        probe_s = 2 * speed.evaluation_s + 0.4 * speed.training_s
+        seconds += len(by_tier["standard"]) * probe_s
         if tier == "rigorous" and by_tier["rigorous"]:
             folder = ctx.workdir / "shadows" / str(seed)
-            num_trained = len(list(folder.glob("[0-9]*/0")))
-            seconds += max(num_shadows - num_trained, 0) * (
-                speed.training_s + speed.evaluation_s
-            )
+            num_missing = max(num_shadows - len(list(folder.glob("[0-9]*/0"))), 0)
+            seconds += num_missing * (speed.training_s + speed.evaluation_s)
             names = [name for name in by_tier["rigorous"] if name not in REFERENCES]
             # Shadow models have no stored features: each method computes them.
             method_s = sum(speed.method_s(name) + speed.evaluation_s for name in names)
             seconds += num_shadows * method_s + forecast.COMPILE_S * len(names)
     text = f"audit, {tier}: {forecast.format_estimate(seconds)}"
-    if tier == "rigorous" and num_shadows < MIN_SHADOWS_FOR_DISTANCES:
-        text += (
-            " (without forgetting score and KLOM, which need --shadows "
-            f"{MIN_SHADOWS_FOR_DISTANCES})"
-        )
+    needed = MIN_SHADOWS_FOR_DISTANCES
+    if tier == "rigorous" and num_shadows < needed:
+        text += f" (without forgetting score and KLOM, which need --shadows {needed})"
     return text
 
 
@@ -114,19 +108,19 @@ def _pending(
 ) -> dict[str, list[str]]:
     """Returns the methods of which a tier has no record, by tier."""
 
-    def missing(tier: str, compared: Sequence[str], **settings: int) -> list[str]:
-        names = []
-        for method in methods:
-            path = records.record_path(ctx.workdir, tier, method, seed)
-            key = records.cache_key(ctx.workdir, seed, (method, *compared), **settings)
-            if not records.is_cached(path, key):
-                names.append(method)
-        return names
+    def is_missing(tier: str, method: str, *compared: str, **settings: int) -> bool:
+        path = records.record_path(ctx.workdir, tier, method, seed)
+        key = records.cache_key(ctx.workdir, seed, (method, *compared), **settings)
+        return not records.is_cached(path, key)
 
+    existing = compared_outputs(ctx.workdir, seed)
+    shadows = {"shadows": num_shadows}
     return {
-        "smoke": missing("smoke", compared_outputs(ctx.workdir, seed)),
-        "standard": missing("standard", _COMPARED),
-        "rigorous": missing("rigorous", _COMPARED, shadows=num_shadows),
+        "smoke": [m for m in methods if is_missing("smoke", m, *existing)],
+        "standard": [m for m in methods if is_missing("standard", m, *_COMPARED)],
+        "rigorous": [
+            m for m in methods if is_missing("rigorous", m, *_COMPARED, **shadows)
+        ],
     }
 
 
@@ -140,13 +134,7 @@ def audit_models(
 ) -> None:
     """Makes the records of a seed that need models, if the tier has any.
 
-    Args:
-        ctx: the context of the run.
-        seed: of the run.
-        sets: of the seed.
-        methods: to audit; all are finished.
-        tier: one of `flags.AUDIT_TIERS`.
-        num_shadows: number of shadow models.
+    All methods must be finished.
     """
     if tier not in _MODEL_TIERS:
         return
@@ -155,101 +143,101 @@ def audit_models(
         problem = None
         if not ctx.data.purged:
             problem = stages.problem_with_original(ctx, seed, sets, stage)
-        _probe_models(ctx, seed, problem, methods, stage.report_progress)
+        audit = _SeedAudit(ctx, seed, problem, methods, stage.report_progress)
+        audit.probe_models()
         if tier == "rigorous":
-            _audit_with_shadows(
-                ctx, seed, problem, methods, num_shadows, stage.report_progress
+            audit.attack_with_shadows(num_shadows)
+
+
+class _SeedAudit(NamedTuple):
+    """The records of a seed that need models."""
+
+    ctx: RunContext
+    seed: int
+    problem: Problem | None
+    methods: Sequence[str]
+    report_progress: ReportProgress
+
+    def probe_models(self) -> None:
+        """Makes the records of the standard tier."""
+        ctx = self.ctx
+        embedded: dict[str, tuple[Params, model_probes.Embeddings]] = {}
+
+        def embed(name: str) -> tuple[Params, model_probes.Embeddings]:
+            if name not in embedded:
+                params = stages.load_params(ctx, self.seed, name)
+                problem, group = self._require_problem(), ctx.data.group
+                embedded[name] = params, model_probes.embed(problem, params, group)
+            return embedded[name]
+
+        def measure(method: str) -> dict[str, Any]:
+            problem = self._require_problem()
+            start = time.perf_counter()
+            params, embeddings = embed(method)
+            compared = [embed(name)[1] for name in _COMPARED]
+            result = model_probes.compare_embeddings(embeddings, *compared)
+            if method not in _COMPARED:
+                del embedded[method]
+            middle = time.perf_counter()
+            folder = ctx.workdir / "audits" / f"{method}-{self.seed}-steps"
+            result["relearning"] = relearn(ctx, problem, params, folder)._asdict()
+            relearning_s = time.perf_counter() - middle
+            costs = {"model probes": middle - start, "relearning": relearning_s}
+            return result | {"costs_s": costs}
+
+        for index, method in enumerate(self.methods):
+            self.report_progress("model probes", index, len(self.methods))
+            self._make_record("standard", method, measure)
+        self.report_progress("model probes", len(self.methods), len(self.methods))
+
+    def attack_with_shadows(self, num_shadows: int) -> None:
+        """Makes the records of the rigorous tier."""
+        ctx = self.ctx
+        batch_size = ctx.config.run.shadow_batch_size
+        if not batch_size:  # CPUs gain nothing from several models in one program
+            batch_size = 1 if jax.default_backend() == "cpu" else num_shadows
+        pool: ShadowPool | None = None
+
+        def measure(method: str) -> dict[str, Any]:
+            nonlocal pool
+            problem = self._require_problem()
+            if pool is None:
+                report = self.report_progress
+                pool = ShadowPool(ctx, problem, num_shadows, batch_size, report)
+            names = {"model": method, **{name: name for name in _COMPARED}}
+            models = {
+                key: records.load_outputs(ctx.workdir, name, self.seed)
+                for key, name in names.items()
+            }
+            start = time.perf_counter()
+            result = pool.audit(method, models)
+            costs = {"method on shadow models": time.perf_counter() - start}
+            # All methods share the shadow models: the first record has their time.
+            costs["shadow models"], pool.seconds = pool.seconds, 0.0
+            return {"pool": result, "costs_s": costs}
+
+        for method in self.methods:
+            self._make_record("rigorous", method, measure, shadows=num_shadows)
+
+    def _make_record(
+        self,
+        tier: str,
+        method: str,
+        measure: Callable[[str], dict[str, Any]],
+        **settings: int,
+    ) -> None:
+        workdir, compared = self.ctx.workdir, (method, *_COMPARED)
+        key = records.cache_key(workdir, self.seed, compared, **settings)
+        path = records.record_path(workdir, tier, method, self.seed)
+        records.load_or_compute(path, key, lambda: measure(method))
+
+    def _require_problem(self) -> Problem:
+        if self.problem is None:
+            raise UserError(
+                f"{self.ctx.workdir}: the unlearned images were purged, so nothing "
+                "can be measured any more; use --audit smoke to show earlier results"
             )
-
-
-def _probe_models(
-    ctx: RunContext,
-    seed: int,
-    problem: Problem | None,
-    methods: Sequence[str],
-    report_progress: ReportProgress,
-) -> None:
-    """Makes the records of the standard tier."""
-    embedded: dict[str, tuple[Params, model_probes.Embeddings]] = {}
-
-    def embed(name: str) -> tuple[Params, model_probes.Embeddings]:
-        if name not in embedded:
-            params = stages.load_params(ctx, seed, name)
-            images = _require_images(ctx, problem)
-            embedded[name] = params, model_probes.embed(images, params, ctx.data.group)
-        return embedded[name]
-
-    def measure(method: str) -> dict[str, Any]:
-        _require_images(ctx, problem)
-        start = time.perf_counter()
-        params, embeddings = embed(method)
-        result = model_probes.compare_embeddings(
-            embeddings, *(embed(name)[1] for name in _COMPARED)
-        )
-        if method not in _COMPARED:
-            del embedded[method]
-        middle = time.perf_counter()
-        folder = ctx.workdir / "audits" / f"{method}-{seed}-steps"
-        relearned = relearn(ctx, _require_images(ctx, problem), params, folder)
-        result["relearning"] = relearned._asdict()
-        end = time.perf_counter()
-        return result | {
-            "costs_s": {"model probes": middle - start, "relearning": end - middle}
-        }
-
-    for index, method in enumerate(methods):
-        report_progress("model probes", index, len(methods))
-        key = records.cache_key(ctx.workdir, seed, (method, *_COMPARED))
-        path = records.record_path(ctx.workdir, "standard", method, seed)
-        records.load_or_compute(path, key, lambda method=method: measure(method))
-    report_progress("model probes", len(methods), len(methods))
-
-
-def _audit_with_shadows(
-    ctx: RunContext,
-    seed: int,
-    problem: Problem | None,
-    methods: Sequence[str],
-    num_shadows: int,
-    report_progress: ReportProgress,
-) -> None:
-    """Makes the records of the rigorous tier."""
-    batch_size = ctx.config.run.shadow_batch_size
-    if not batch_size:  # CPUs gain nothing from several models in one program
-        batch_size = 1 if jax.default_backend() == "cpu" else num_shadows
-    pool: ShadowPool | None = None
-
-    def load(name: str) -> Predictions:
-        return records.load_outputs(ctx.workdir, name, seed)
-
-    def measure(method: str) -> dict[str, Any]:
-        nonlocal pool
-        if pool is None:
-            images = _require_images(ctx, problem)
-            pool = ShadowPool(ctx, images, num_shadows, batch_size, report_progress)
-        models = {"model": load(method), **{name: load(name) for name in _COMPARED}}
-        start = time.perf_counter()
-        result = pool.audit(method, models)
-        costs = {"method on shadow models": time.perf_counter() - start}
-        # All methods share the shadow models: the first record has their time.
-        costs["shadow models"], pool.seconds = pool.seconds, 0.0
-        return {"pool": result, "costs_s": costs}
-
-    for method in methods:
-        compared = (method, *_COMPARED)
-        key = records.cache_key(ctx.workdir, seed, compared, shadows=num_shadows)
-        path = records.record_path(ctx.workdir, "rigorous", method, seed)
-        records.load_or_compute(path, key, lambda method=method: measure(method))
-
-
-def _require_images(ctx: RunContext, problem: Problem | None) -> Problem:
-    """Returns the problem; raises UserError if its images were purged."""
-    if problem is None:
-        raise UserError(
-            f"{ctx.workdir}: the unlearned images were purged, so nothing more can be "
-            "measured; use --audit smoke to show what was measured before"
-        )
-    return problem
+        return self.problem
 
 
 def _stage_title(seed: int) -> str:

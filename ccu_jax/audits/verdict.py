@@ -9,8 +9,7 @@ interval of this difference serves two tests:
 
 Equivalence takes precedence: a difference that is significant but within the tolerance
 counts as forgotten. If neither test succeeds, as with few rows, the verdict is
-inconclusive: a difference that is not significant never suffices for "forgotten". With
-95 % intervals the equivalence test has level 2.5 %.
+inconclusive: the lack of a significant difference never suffices for "forgotten".
 
 A model that predicts at random treats unlearned and unseen rows alike, so its attack
 AUC equals the reference's. The scores therefore count as well. A model is over-
@@ -33,14 +32,12 @@ FORGOTTEN = "forgotten"
 NOT_FORGOTTEN = "not forgotten"
 OVER_FORGOTTEN = "over-forgotten"
 INCONCLUSIVE = "inconclusive"
-# A method has the worst verdict of its views. Over-forgetting ranks second because it
-# reveals that an image was in the training set, but not what it shows.
+# A method has the worst verdict of its views. Over-forgetting reveals that an image was
+# in the training set, but not what it shows.
 _WORST_FIRST = (NOT_FORGOTTEN, OVER_FORGOTTEN, INCONCLUSIVE, FORGOTTEN)
-_NO_POWER = (
-    "no evidence, because the attack does not detect memorization in the original "
-    "either"
-)
-LOW_FPR = "low FPR"  # the view judged by the attack's TPR instead of its AUC
+LOW_FPR = "low FPR"  # the view that is judged by the attack's TPR instead of its AUC
+_AUC_KEYS = ("difference", "auc", "original", "control")
+_TPR_KEYS = ("tpr_1_difference", "tpr_1", "tpr_1_original", "tpr_1_control")
 
 
 class Verdict(NamedTuple):
@@ -59,7 +56,7 @@ def classify(difference: Interval | None) -> str:
     """Returns the verdict that follows from the interval of one difference."""
     if difference is None or not difference.low <= difference.high:
         return INCONCLUSIVE
-    if difference.low >= -TOLERANCE and difference.high <= TOLERANCE:
+    if max(-difference.low, difference.high) <= TOLERANCE:
         return FORGOTTEN
     if difference.low > 0:
         return NOT_FORGOTTEN
@@ -68,27 +65,26 @@ def classify(difference: Interval | None) -> str:
 
 def judge_view(
     difference: Interval | None,
+    metric: str = "AUC",
+    /,
     *,
-    score_difference: Interval | None = None,
-    score_excess: Interval | None = None,
     attack: Interval | None = None,
     original: Interval | None = None,
     control: Interval | None = None,
-    metric: str = "AUC",
+    score_difference: Interval | None = None,
+    score_excess: Interval | None = None,
 ) -> Verdict:
     """Returns the verdict of one attack on one view, the worst of its three tests.
 
     Args:
         difference: the attack's metric on the model minus that on the reference, paired
             by row (`roc.auc_difference`), not the difference of two intervals.
-        score_difference: the model's score on the unlearn set minus the reference's
-            (`ranking.score_difference`).
-        score_excess: `score_difference` minus the same on unseen rows
-            (`ranking.score_excess`).
-        attack: the attack's metric on the model.
-        original: as `difference`, of the original model.
-        control: as `difference`, of a second reference.
         metric: the name of the attack's metric.
+        attack: the attack's metric on the model.
+        original: the same as `difference` for the original model.
+        control: the same as `difference` for a second reference.
+        score_difference: the model's score on the unlearn set minus the reference's.
+        score_excess: `score_difference` minus the same on unseen rows.
     """
     words = [classify(difference)]
     if score_difference is not None and score_difference.high < -TOLERANCE:
@@ -100,17 +96,19 @@ def judge_view(
     if has_power is False and word == INCONCLUSIVE and classify(original) != FORGOTTEN:
         has_power = None  # too few rows to tell for the original, too
     measured = {
-        f"attack {metric}": _format(attack),
+        f"attack {metric}": _format(attack, ".3f"),
         f"{metric} minus the reference's": _format_difference(difference),
-        "unlearn-set score minus the reference's": _format(score_difference, "+.3f"),
-        "that minus the same on unseen rows": _format(score_excess, "+.3f"),
-        f"the original's {metric} minus the reference's": _format(original, "+.3f"),
-        f"a second reference's {metric} minus the reference's": _format(
-            control, "+.3f"
-        ),
+        "unlearn-set score minus the reference's": _format(score_difference),
+        "that minus the same on unseen rows": _format(score_excess),
+        f"the original's {metric} minus the reference's": _format(original),
+        f"a second reference's {metric} minus the reference's": _format(control),
     }
     parts = [f"{name} {numbers}" for name, numbers in measured.items() if numbers]
-    parts += [_NO_POWER] if has_power is False else []
+    if has_power is False:
+        parts.append(
+            "no evidence, because the attack does not detect memorization in the "
+            "original either"
+        )
     return Verdict(word, f"{word}: {'; '.join(parts)}", has_power)
 
 
@@ -120,9 +118,6 @@ def combine_views(views: Mapping[str, Verdict]) -> Verdict:
     Views in which the attack has no power and finds nothing do not count; if no other
     view is left, the verdict is inconclusive. A view that is inconclusive for the
     original as well counts.
-
-    Args:
-        views: the verdict of each view, by name.
     """
     counted = {
         name: view
@@ -131,11 +126,7 @@ def combine_views(views: Mapping[str, Verdict]) -> Verdict:
     }
     if not counted:
         reason = "the attack detects no memorization in the original, in any view"
-        return Verdict(
-            INCONCLUSIVE,
-            f"{INCONCLUSIVE}: {reason if views else 'no view was measured'}",
-            False if views else None,
-        )
+        return Verdict(INCONCLUSIVE, f"{INCONCLUSIVE}: {reason}", False)
     name, worst = min(
         counted.items(), key=lambda item: _WORST_FIRST.index(item[1].word)
     )
@@ -157,43 +148,39 @@ def verdict_over_seeds(
         The fields of `Verdict`, `views` with the same by view, and `differences` with
         the interval of the AUC difference by view.
     """
-    reasons = [str(record["diverged"]) for record in records if record.get("diverged")]
-    if reasons:
-        return _without_views(Verdict("diverged", f"diverged: {reasons[0]}"))
-    if is_reference:
-        return _without_views(Verdict("reference", "reference"))
-    if not all(record["compared"] for record in records):
-        sentence = (
-            f"{INCONCLUSIVE}: no {REFERENCE} to compare with; add it to --methods"
-        )
-        return _without_views(Verdict(INCONCLUSIVE, sentence))
+    reasons = [record["diverged"] for record in records if record.get("diverged")]
+    is_compared = all(record["compared"] for record in records)
+    if reasons or is_reference or not is_compared:
+        if reasons:
+            verdict = Verdict("diverged", f"diverged: {reasons[0]}")
+        elif is_reference:
+            verdict = Verdict("reference", "reference")
+        else:
+            remedy = f"no {REFERENCE} to compare with; add it to --methods"
+            verdict = Verdict(INCONCLUSIVE, f"{INCONCLUSIVE}: {remedy}")
+        differences = dict.fromkeys(VERDICT_SIGNALS)
+        return {"views": {}, "differences": differences, **verdict._asdict()}
     is_shared = seeds_share_rows(records)
     views, differences = {}, {}
     for view, signal in VERDICT_SIGNALS.items():
-        attacks = [record["attacks"][view][signal] for record in records]
+        auc = _pool_attack(records, view, signal, _AUC_KEYS)
         scores = {
             name: pool_seeds([record[name][view] for record in records], is_shared)
             for name in ("score_difference", "score_excess")
             if view in VIEWS
         }
-        pooled = {
-            key: pool_seeds([attack[key] for attack in attacks], is_shared)
-            for key in ("auc", "difference", "original", "control")
-        }
-        differences[view] = pooled["difference"]
+        differences[view] = to_list(auc[0])
         views[view] = judge_view(
-            pooled["difference"],
-            score_difference=scores.get("score_difference"),
-            score_excess=scores.get("score_excess"),
-            attack=pooled["auc"],
-            original=pooled["original"],
-            control=pooled["control"],
+            auc[0], attack=auc[1], original=auc[2], control=auc[3], **scores
         )
-    if (low_fpr := _judge_low_fpr(records, is_shared)) is not None:
-        views[LOW_FPR] = low_fpr
+    tpr = _pool_attack(records, "image", "loss", _TPR_KEYS)
+    if tpr[0] is not None:  # None: too few unseen rows
+        views[LOW_FPR] = judge_view(
+            tpr[0], "TPR @ 1 % FPR", attack=tpr[1], original=tpr[2], control=tpr[3]
+        )
     return {
         "views": {name: view._asdict() for name, view in views.items()},
-        "differences": {view: to_list(value) for view, value in differences.items()},
+        "differences": differences,
         **combine_views(views)._asdict(),
     }
 
@@ -215,41 +202,26 @@ def pool_seeds(
     )
 
 
-def _judge_low_fpr(records: Sequence[dict[str, Any]], is_shared: bool):
-    """Returns the verdict by the TPR at 1 % FPR; None with too few unseen rows."""
-    attacks = [record["attacks"]["image"]["loss"] for record in records]
-    attack, difference, original, control = (
-        pool_seeds([attack[f"tpr_1{suffix}"] for attack in attacks], is_shared)
-        for suffix in ("", "_difference", "_original", "_control")
-    )
-    if difference is None:
-        return None
-    return judge_view(
-        difference,
-        attack=attack,
-        original=original,
-        control=control,
-        metric="TPR @ 1 % FPR",
-    )
-
-
-def _without_views(verdict: Verdict) -> dict[str, Any]:
-    """Returns the record of a verdict that no measurement led to."""
-    differences = dict.fromkeys(VERDICT_SIGNALS)
-    return {"views": {}, "differences": differences, **verdict._asdict()}
+def _pool_attack(
+    records: Sequence[dict[str, Any]], view: str, signal: str, keys: Sequence[str]
+) -> list[Interval | None]:
+    """Returns the results of an attack over all seeds, in the order of the keys."""
+    attacks = [record["attacks"][view][signal] for record in records]
+    is_shared = seeds_share_rows(records)
+    return [pool_seeds([attack[key] for attack in attacks], is_shared) for key in keys]
 
 
 def _format_difference(difference: Interval | None) -> str:
     if difference is None:
         return "not measured"
-    text = f"{_format(difference, '+.3f')}, tolerance ±{TOLERANCE}"
+    text = f"{_format(difference)}, tolerance ±{TOLERANCE}"
     is_significant = not difference.low <= 0 <= difference.high
     if is_significant and classify(difference) == FORGOTTEN:
-        return f"{text} (significant, but within the tolerance)"
+        text += " (significant, but within the tolerance)"
     return text
 
 
-def _format(interval: Interval | None, spec: str = ".3f") -> str:
+def _format(interval: Interval | None, spec: str = "+.3f") -> str:
     if interval is None:
         return ""
     value, low, high = (format(x, spec) for x in interval)

@@ -172,10 +172,10 @@ def _relearning_steps(seeds: list[dict[str, Any]]) -> str:
 
     def mean(name: str) -> str:
         steps = [record[name] for record in records]
-        limit = max(record["most"] for record in records)
+        limit = max(record["limit"] for record in records)
         return f"> {limit}" if None in steps else f"{np.mean(steps):.0f}"
 
-    low, high = mean("fewest"), mean("greatest")
+    low, high = mean("min_steps"), mean("max_steps")
     return mean("steps") + ("" if low == high else f" ({low} to {high})")
 
 

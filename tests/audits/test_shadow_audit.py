@@ -1,141 +1,151 @@
-"""What a pool of shadow models tells, of pools whose memory is known."""
+"""Attacks with simulated pools of shadow models, whose memorization is known."""
 
 import types
 
 import numpy as np
 import pytest
 
-from ccu_jax.audits import shadow_audit as pool_audit
+from ccu_jax.audits.shadow_audit import ShadowPool
 from ccu_jax.audits.shadow_models import ShadowPlan
 from ccu_jax.evaluate.predictions import Predictions
 
-SHADOWS, ROWS, KEPT = 16, 240, 120
+NUM_SHADOWS, NUM_ROWS, NUM_OTHERS = 16, 240, 120
+SPLITS = {"unlearn": 120, "unseen": 120, "retain": NUM_OTHERS, "test": NUM_OTHERS}
 
 
-def said(margins, of):
-    """Outputs of a model of two classes whose first is right for all rows."""
-    logits = np.stack([margins, np.zeros_like(margins)], axis=1)
+def predictions(margins, groups):
+    """Returns predictions of two classes, of which every row has the first."""
+    num_rows = len(margins)
     return Predictions(
-        logits={"image": logits},
+        logits={"image": np.stack([margins, np.zeros_like(margins)], axis=1)},
         pair=margins,
-        labels=np.tile([1.0, 0.0], (len(margins), 1)),
-        split=of,
-        id=np.array([f"row{i}" for i in range(len(margins))]),
-        has_image=np.ones(len(margins), bool),
-        has_text=np.ones(len(margins), bool),
+        labels=np.tile([1.0, 0.0], (num_rows, 1)),
+        split=np.repeat(list(SPLITS), list(SPLITS.values())),
+        id=np.array([f"row{i}" for i in range(num_rows)]),
+        has_image=np.ones(num_rows, bool),
+        has_text=np.ones(num_rows, bool),
         multi_label=False,
         trunk_probe=margins,
-        group=np.arange(len(margins)),
+        group=groups,
     )
 
 
-def pool_of(left: float, *, size: int = 1, count: int = SHADOWS):
-    """A pool that knows rows by 2, of whose memory `left` is left after unlearning.
+def simulate_pool(remaining, *, group_size=1, num_shadows=NUM_SHADOWS):
+    """Returns a pool and predictions of the audited models.
 
-    Rows come in groups of `size`, whose rows say the same.
+    Training on a row raises its margin by 2, of which unlearning leaves a fraction
+    `remaining`. Rows of a group have the same noise.
     """
     rng = np.random.default_rng(0)
-    of = np.repeat(["unlearn", "unseen", "retain", "test"], [120, 120, KEPT, KEPT])
-    group = np.arange(ROWS) // size
-    shown = []
-    for _ in range(count // 2):
-        half = rng.permutation(group.max() + 1) < (group.max() + 1) // 2
-        shown += [half[group], ~half[group]]
-    hard = rng.normal(size=len(of))
-    known = np.zeros((count, len(of)))
-    known[:, :ROWS] = shown
+    total = NUM_ROWS + 2 * NUM_OTHERS
+    groups = np.arange(NUM_ROWS) // group_size
+    num_groups = groups.max() + 1
+    is_in = []
+    for _ in range(num_shadows // 2):
+        half = rng.permutation(num_groups) < num_groups // 2
+        is_in += [half[groups], ~half[groups]]
+    plan = ShadowPlan(np.arange(NUM_ROWS), np.array(is_in), groups)
+    all_groups = np.arange(total) // group_size
+    difficulty = rng.normal(size=total)
+    is_trained = np.zeros((num_shadows, total))
+    is_trained[:, :NUM_ROWS] = is_in
 
-    def models(memory):
-        noise = np.array([rng.normal(size=len(of)) for _ in range(count)])
-        noise[:, :ROWS] = noise[:, :ROWS][:, group * size]
-        return [said(m, of) for m in hard + 0.5 * noise + memory * known]
+    def models(memorization):
+        noise = np.array([rng.normal(size=total) for _ in range(num_shadows)])
+        noise[:, :NUM_ROWS] = noise[:, :NUM_ROWS][:, groups * group_size]
+        margins = difficulty + 0.5 * noise + memorization * is_trained
+        return [predictions(x, all_groups) for x in margins]
 
-    pool = pool_audit.ShadowPool.__new__(pool_audit.ShadowPool)
-    pool._ctx = types.SimpleNamespace(
-        data=types.SimpleNamespace(
-            id=np.array([f"row{i}" for i in range(len(of))]),
-            has_image=np.ones(len(of), bool),
-        )
+    pool = ShadowPool.__new__(ShadowPool)  # without training
+    has_image, ids = np.ones(total, bool), np.array([f"row{i}" for i in range(total)])
+    data = types.SimpleNamespace(id=ids, has_image=has_image)
+    originals, unlearned = models(2.0), models(2.0 * remaining)
+    vars(pool).update(
+        _ctx=types.SimpleNamespace(data=data),
+        _plan=plan,
+        _originals=originals,
+        _predict=lambda method, number: unlearned[number],
+        _report=lambda *args: None,
     )
-    pool._plan = ShadowPlan(np.arange(ROWS), np.array(shown), group)
-    pool._originals, unlearned = models(2.0), models(2.0 * left)
-    pool._predict = lambda method, number: unlearned[number]
-    pool._report = lambda *told: None
-    noise = rng.normal(size=(3, len(of)))
-    of_unlearn = (of == "unlearn").astype(float)
-    told = {"model": 2.0 * left, "original": 2.0, "retrain_visual": 0.0}
+    is_unlearn = np.arange(total) < SPLITS["unlearn"]
+    memorization = {"model": 2.0 * remaining, "original": 2.0, "retrain_visual": 0.0}
+    noise = rng.normal(size=(len(memorization), total))
     targets = {
-        name: said(hard + 0.5 * e + memory * of_unlearn, of)
-        for (name, memory), e in zip(told.items(), noise, strict=True)
+        name: predictions(difficulty + 0.5 * e + value * is_unlearn, all_groups)
+        for (name, value), e in zip(memorization.items(), noise, strict=True)
     }
     return pool, targets
 
 
-def test_a_pool_that_still_remembers_is_found_by_every_measure():
-    pool, models = pool_of(1.0)
-    found = pool.audit("scrub", models)["image"]
-    assert found["shadows"] == SHADOWS
+def audit(remaining, method="scrub", **options):
+    pool, targets = simulate_pool(remaining, **options)
+    return pool.audit(method, targets)["image"]
+
+
+def test_every_measure_detects_a_method_that_forgets_nothing():
+    result = audit(1.0)
+    assert result["shadows"] == NUM_SHADOWS
     for name in ("lira", "rmia", "ulira"):
-        assert found[name]["auc"][1] > 0.7, name
-        assert found[name]["shadows"] >= SHADOWS // 2 - 1
-    assert found["ulira"]["tpr_1"][1] > 0.2 and found["ulira"]["tpr_01"] is not None
-    assert found["ulira_of"]["original"]["auc"][1] > 0.7
-    low, high = found["ulira_of"]["retrain_visual"]["auc"][1:]
+        assert result[name]["auc"][1] > 0.7, name
+        assert result[name]["shadows"] >= NUM_SHADOWS // 2 - 1
+    assert result["ulira"]["tpr_1"][1] > 0.2 and result["ulira"]["tpr_01"] is not None
+    assert result["ulira_of"]["original"]["auc"][1] > 0.7
+    _, low, high = result["ulira_of"]["retrain_visual"]["auc"]
     assert low < 0.5 < high
-    score = found["forgetting_score"]
-    assert score["models"] == SHADOWS // 4
+    score = result["forgetting_score"]
+    assert score["models"] == NUM_SHADOWS // 4
     assert score["score"][2] < score["control"][1]
-    apart = found["klom"]["unlearn"]["mean"]
-    assert apart["score"][1] > apart["control"][2]
-    assert found["one_run"]["epsilon"] > 1
-    assert found["one_run_control"]["epsilon"] == 0
+    klom = result["klom"]["unlearn"]["mean"]
+    assert klom["score"][1] > klom["control"][2]
+    assert result["one_run"]["epsilon"] > 1
+    assert result["one_run_control"]["epsilon"] == 0
 
 
-def test_a_pool_that_has_forgotten_is_like_one_that_never_saw_the_rows():
-    pool, models = pool_of(0.0)
-    found = pool.audit("scrub", models)["image"]
+def test_a_method_that_forgets_everything_equals_the_controls():
+    result = audit(0.0)
     for name in ("lira", "ulira"):
-        assert found[name]["auc"][1] < 0.5 < found[name]["auc"][2], name
-    assert found["lira"]["auc"][2] < 0.65 and found["one_run"]["epsilon"] < 0.5
-    score = found["forgetting_score"]
+        _, low, high = result[name]["auc"]
+        assert low < 0.5 < high, name
+    assert result["lira"]["auc"][2] < 0.65 and result["one_run"]["epsilon"] < 0.5
+    score = result["forgetting_score"]
     assert score["score"] == pytest.approx(score["control"], abs=0.12)
-    assert 0.1 < found["final_score"] < 1
-    for of in ("unlearn", "retain", "test"):
-        apart = found["klom"][of]["mean"]
-        assert apart["score"][0] == pytest.approx(apart["control"][0], rel=0.25), of
+    assert 0.1 < result["final_score"] < 1
+    for split in ("unlearn", "retain", "test"):
+        klom = result["klom"][split]["mean"]
+        assert klom["score"][0] == pytest.approx(klom["control"][0], rel=0.25), split
 
 
 def test_rows_of_a_group_count_as_one():
     widths = {}
     for size in (1, 6):
-        pool, models = pool_of(0.0, size=size)
-        found = pool.audit("scrub", models)["image"]
-        measured = {
-            "forgetting": found["forgetting_score"]["score"],
-            "klom": found["klom"]["unlearn"]["mean"]["score"],
-            "lira": found["lira"]["auc"],
-            "ulira": found["ulira"]["auc"],
+        result = audit(0.0, group_size=size)
+        intervals = {
+            "forgetting": result["forgetting_score"]["score"],
+            "klom": result["klom"]["unlearn"]["mean"]["score"],
+            "lira": result["lira"]["auc"],
+            "ulira": result["ulira"]["auc"],
         }
-        widths[size] = {name: high - low for name, (_, low, high) in measured.items()}
-        assert found["one_run"]["canaries"] == ROWS // size
+        widths[size] = {name: high - low for name, (_, low, high) in intervals.items()}
+        assert result["one_run"]["canaries"] == NUM_ROWS // size
     for name, width in widths[6].items():
         assert width > 1.5 * widths[1][name], name
 
 
-def test_references_and_small_pools_have_what_can_be_measured():
-    pool, models = pool_of(1.0)
-    found = pool.audit("retrain_visual", models)["image"]
-    assert found["lira"]["auc"] and found["one_run"] is None
-    nothing = ("ulira", "ulira_of", "forgetting_score", "final_score", "klom")
-    assert not any(found[name] for name in nothing)
-    pool, models = pool_of(1.0, count=8)
-    found = pool.audit("scrub", models)["image"]
-    assert found["ulira"]["auc"][1] > 0.6 and found["forgetting_score"] is None
+def test_references_have_no_results_of_unlearning():
+    result = audit(1.0, "retrain_visual")
+    assert result["lira"]["auc"] and result["one_run"] is None
+    missing = ("ulira", "ulira_of", "forgetting_score", "final_score", "klom")
+    assert not any(result[name] for name in missing)
 
 
-def test_a_shadow_that_says_no_numbers_is_left_out():
-    pool, models = pool_of(1.0)
+def test_a_small_pool_has_no_forgetting_score():
+    result = audit(1.0, num_shadows=8)
+    assert result["ulira"]["auc"][1] > 0.6 and result["forgetting_score"] is None
+
+
+def test_a_shadow_model_with_nan_logits_is_left_out():
+    pool, targets = simulate_pool(1.0)
     pool._originals[3].logits["image"][:] = np.nan
-    found = pool.audit("scrub", models)["image"]
-    assert found["lira"]["auc"][1] > 0.7 and found["ulira"]["auc"][1] > 0.7
-    assert found["forgetting_score"] is None
+    result = pool.audit("scrub", targets)["image"]
+    assert result["lira"]["auc"][1] > 0.7 and result["ulira"]["auc"][1] > 0.7
+    assert result["forgetting_score"] is None

@@ -1,22 +1,21 @@
-"""The pool of shadow models, and models that are taught again what they forgot."""
-
-import types
+"""Shadow models: what they are trained on, joint training, and resuming."""
 
 import jax
 import numpy as np
 import pytest
 
 from ccu_jax import errors
-from ccu_jax.audits import relearning
-from ccu_jax.audits import shadow_models as shadows
-from ccu_jax.distributed import executors as parallel
-from ccu_jax.distributed import preemption
-from ccu_jax.methods import METHODS
-from ccu_jax.runs.progress import NullStage
+from ccu_jax.audits import shadow_models
+from ccu_jax.audits.shadow_models import (
+    plan_shadows,
+    shadow_problem,
+    shadow_sets,
+    train_shadows,
+)
+from ccu_jax.distributed import executors, preemption
+from ccu_jax.distributed.executors import EXECUTORS
+from ccu_jax.methods.reference import train_shadow
 from tests import toy
-from tests.toy import make_loop
-
-EXECUTORS = ("pmap", "vmap")
 
 
 @pytest.fixture
@@ -25,197 +24,134 @@ def data():
 
 
 @pytest.fixture
-def reporter():
-    """What complains of damaged checkpoints: as it would be told."""
-    told = []
-    return types.SimpleNamespace(warn=told.append, told=told)
+def make_setup(data, make_run):
+    """Makes context, problem and plan of four shadow models, and the warnings."""
+
+    def make(executor="vmap"):
+        problem = toy.make_problem(EXECUTORS[executor](), data)
+        ctx, warnings = make_run(problem, data)
+        plan = plan_shadows(data, problem.sets, 4, problem.seed, "forget")
+        return ctx, problem, plan, warnings
+
+    return make
 
 
-def bench_of(data, problem, reporter):
-    return types.SimpleNamespace(
-        data=data,
-        config=problem.config,
-        model=problem.model,
-        executor=problem.executor,
-        loop=make_loop(problem),
-        reporter=reporter,
-    )
-
-
-def plan_of(data, problem, count=4):
-    return shadows.plan_shadows(data, problem.sets, count, problem.seed, "forget")
-
-
-def same(one, other, tolerance=0.0):
+def are_equal(one, other, tolerance=0.0):
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in pairs)
 
 
-def test_each_pair_shares_the_rows_and_keeps_groups_whole(data):
-    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
-    plan = plan_of(data, problem, 6)
-    asked = {*problem.sets.unlearn, *problem.sets.unseen}
-    assert set(plan.rows) == asked and plan.num_shadows == 6
+def test_a_pair_shares_the_rows_and_groups_stay_whole(data, make_setup):
+    _, problem, plan, _ = make_setup()
+    assert set(plan.rows) == {*problem.sets.unlearn, *problem.sets.unseen}
+    assert plan.num_shadows == 4
     np.testing.assert_array_equal(plan.is_in[::2], ~plan.is_in[1::2])
-    assert abs(plan.is_in.mean() - 0.5) < 1e-9
     assert abs(plan.is_in[0].mean() - 0.5) < 0.1
-    for shown in plan.is_in:
-        for group in np.unique(data.group[plan.rows]):
-            assert len(set(shown[data.group[plan.rows] == group])) == 1
-    same_group = data.group[plan.rows][:, None] == data.group[plan.rows]
+    group = data.group[plan.rows]
+    same_group = group[:, None] == group
     np.testing.assert_array_equal(plan.group[:, None] == plan.group, same_group)
-    other = shadows.plan_shadows(data, problem.sets, 6, 1, "forget")
+    same_half = plan.is_in[:, :, None] == plan.is_in[:, None]
+    assert same_half[:, same_group].all()
+    other = plan_shadows(data, problem.sets, 4, 1, "forget")
     assert (other.is_in != plan.is_in).any()
 
 
-def test_a_shadow_learns_what_it_is_shown_and_the_texts_that_may_be_known(data):
-    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
-    plan, sets = plan_of(data, problem), problem.sets
-    for number, shown in enumerate(plan.is_in):
-        given = shadows.shadow_problem(problem, number)
-        program = shadows.reference.train_shadow(given, plan.rows[shown])
+def test_a_shadow_model_is_trained_on_its_half_and_on_all_texts(make_setup):
+    _, problem, plan, _ = make_setup()
+    sets, seeds = problem.sets, set()
+    for number, is_in in enumerate(plan.is_in):
+        own = shadow_problem(problem, number)
+        seeds.add(own.seed)
+        program = train_shadow(own, plan.rows[is_in])
         rows, visual = set(program.plan["rows"].ravel()), program.table["visual"]
-        assert rows == {*sets.retain, *sets.unlearn, *plan.rows[shown]}
-        seen = {row for row in rows if visual[row]}
-        assert seen == {*sets.retain, *plan.rows[shown]}
-        forgotten = shadows.shadow_sets(problem, plan, number)
-        assert set(forgotten.unlearn) == set(plan.rows[shown])
-        assert not set(forgotten.unseen) & seen
+        assert rows == {*sets.retain, *sets.unlearn, *plan.rows[is_in]}
+        images = {row for row in rows if visual[row]}
+        assert images == {*sets.retain, *plan.rows[is_in]}
+        own_sets = shadow_sets(problem, plan, number)
+        assert set(own_sets.unlearn) == set(plan.rows[is_in])
+        assert not set(own_sets.unseen) & images
+    assert len(seeds) == plan.num_shadows
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
-def test_shadows_trained_together_are_those_trained_one_by_one(
-    data, reporter, tmp_path, name
-):
-    executor = parallel.EXECUTORS[name]()
-    problem = toy.make_problem(executor, data)
-    bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
-    told = []
-    alone, together = (
-        shadows.train_shadows(
-            bench, problem, plan, tmp_path / str(n), n, lambda *x: told.append(x)
+@pytest.mark.parametrize("executor", ["pmap", "vmap"])
+def test_joint_training_equals_single_training(data, make_setup, tmp_path, executor):
+    ctx, problem, plan, _ = make_setup(executor)
+    progress, rows = [], np.arange(len(data.id))
+
+    def outputs(size):
+        # Some parameters have no effect on the outputs, and noise for a gradient.
+        models = train_shadows(
+            ctx,
+            problem,
+            plan,
+            tmp_path / str(size),
+            size,
+            lambda *x: progress.append(x),
         )
-        for n in (1, 2)
-    )
-    assert told[0] == (0, 4) and told[4] == (4, 4) == told[-1]
-    # What they say: some parameters have no effect, and noise for a gradient.
-    every = np.arange(len(data.id))
-    alone, together = (
-        [problem.forward.outputs(params, problem.table, every) for params in pool]
-        for pool in (alone, together)
-    )
-    assert same(alone, together, 2e-5)
-    assert not same(alone[0], alone[1], 1e-2)
-    # As they are trained, no two share their chance.
-    assert len({shadows.shadow_problem(problem, n).seed for n in range(4)}) == 4
+        return [problem.forward.outputs(x, problem.table, rows) for x in models]
+
+    single, joint = outputs(1), outputs(2)
+    assert progress[0] == (0, 4) and progress[4] == progress[-1] == (4, 4)
+    assert are_equal(single, joint, 2e-5)
+    assert not are_equal(single[0], single[1], 1e-2)
 
 
-def test_shadows_together_leave_when_told_to_and_go_on(
-    data, reporter, tmp_path, monkeypatch
-):
-    problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
-    bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
-    monkeypatch.setattr(shadows, "_CALL_STEPS", 2)
-    given = bench, problem, plan
+def test_joint_training_resumes_after_preemption(make_setup, tmp_path, monkeypatch):
+    ctx, problem, plan, _ = make_setup("pmap")
+    monkeypatch.setattr(shadow_models, "_CALL_STEPS", 2)
 
     def train(folder):
-        return shadows.train_shadows(*given, tmp_path / folder, 4, lambda *told: None)
+        return train_shadows(ctx, problem, plan, folder, 4, lambda *x: None)
 
-    expected = train("undisturbed")
-    asked = iter([False, True])  # after two calls
-    monkeypatch.setattr(preemption, "should_stop", lambda: next(asked))
+    expected, folder = train(tmp_path / "undisturbed"), tmp_path / "preempted"
+    calls = []
+
+    def should_stop():
+        calls.append(preemption._State.is_checkpointing)
+        return sum(calls) == 2  # after the second call of the compiled program
+
+    monkeypatch.setattr(preemption, "should_stop", should_stop)
     with pytest.raises(errors.Preempted):
-        train("left")
-    assert [p.name for p in (tmp_path / "left").iterdir()] == ["0-1-2-3-steps"]
+        train(folder)
+    assert [path.name for path in folder.iterdir()] == ["0-1-2-3-steps"]
     monkeypatch.setattr(preemption, "should_stop", lambda: False)
-    found = train("left")
-    assert same(found, expected)
-    assert sorted(p.name for p in (tmp_path / "left").iterdir()) == list("0123")
+    assert are_equal(train(folder), expected)
+    assert sorted(path.name for path in folder.iterdir()) == list("0123")
 
 
-def test_no_more_shadows_are_trained_together_than_memory_holds(
-    data, reporter, tmp_path, monkeypatch
-):
-    problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
-    bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
-    asked = []
+def test_the_batch_is_halved_until_it_fits_in_memory(make_setup, tmp_path, monkeypatch):
+    ctx, problem, plan, _ = make_setup("pmap")
+    sizes, progress = [], []
 
     def fits(size):
-        asked.append(size)
-        return len(asked) > 1  # not four, but two
+        sizes.append(size)
+        return len(sizes) > 1  # not four models, but two
 
-    monkeypatch.setattr(parallel, "fits", fits)
-    told = []
-    found = shadows.train_shadows(
-        bench, problem, plan, tmp_path, 4, lambda done, of: told.append(done)
+    monkeypatch.setattr(executors, "fits", fits)
+    models = train_shadows(
+        ctx, problem, plan, tmp_path, 4, lambda done, total: progress.append(done)
     )
-    assert len(found) == 4 and told == [0, 2, 4]
-    assert 1.5 < asked[0] / asked[1] < 2.5
+    assert len(models) == 4 and progress == [0, 2, 4]
+    assert 1.5 < sizes[0] / sizes[1] < 2.5
 
 
-def test_only_what_is_missing_damaged_or_others_is_trained_again(
-    data, reporter, tmp_path, monkeypatch
+def test_only_damaged_or_foreign_checkpoints_are_trained_again(
+    make_setup, tmp_path, monkeypatch
 ):
-    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data)
-    bench, plan = bench_of(data, problem, reporter), plan_of(data, problem)
-    first = shadows.train_shadows(bench, problem, plan, tmp_path, 1, lambda *x: None)
-    for file in (tmp_path / "2").rglob("*"):
-        if file.is_file() and file.stat().st_size > 1000:
-            file.write_bytes(bytes(255 - b for b in file.read_bytes()))
-    runs, run = [], bench.loop.run
-    bench.loop = types.SimpleNamespace(
-        run=lambda *given: runs.append(given[2].seed) or run(*given)
+    ctx, problem, plan, warnings = make_setup()
+
+    def train(plan):
+        return train_shadows(ctx, problem, plan, tmp_path, 1, lambda *x: None)
+
+    first = train(plan)
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(bytes(255 - b for b in path.read_bytes()))
+    seeds, run = [], ctx.loop.run
+    monkeypatch.setattr(
+        ctx.loop, "run", lambda *args: seeds.append(args[2].seed) or run(*args)
     )
-    again = shadows.train_shadows(bench, problem, plan, tmp_path, 1, lambda *x: None)
-    assert runs == [shadows.shadow_problem(problem, 2).seed] and same(first, again)
-    assert any("unusable" in text for text in reporter.told)
-    # A pool that was shown other rows is another pool.
-    other = plan._replace(is_in=~plan.is_in)
-    shadows.train_shadows(bench, problem, other, tmp_path, 1, lambda *x: None)
-    assert len(runs) == 5
-
-
-# --- relearning -----------------------------------------------------------------------
-
-
-def test_who_knows_the_pictures_has_nothing_to_learn_and_who_does_not_needs_steps(
-    data, reporter, tmp_path
-):
-    settings = toy.make_config(train={**toy.NO_AUGMENTATION, "epochs": 30})
-    data = toy.make_memorizable_dataset(280)
-    problem = toy.make_problem(parallel.EXECUTORS["vmap"](), data, settings)
-    bench = bench_of(data, problem, reporter)
-    trained = bench.loop.run(
-        "original", METHODS["original"], problem, tmp_path / "o", NullStage()
-    ).params
-    problem = problem._replace(params=trained)
-    fresh = problem.model.init(jax.random.key(99))
-    folder = tmp_path / "relearn"
-    known, unknown, never, broken = (
-        relearning.relearn(bench, given, params, folder, within)
-        for given, params, within in (
-            (problem, trained, 0.01),
-            (problem, fresh, 0.01),
-            (problem, fresh, -2.0),  # three times as right as the original
-            (problem._replace(params=broken_of(trained)), trained, 0.01),
-        )
-    )
-    assert known[:3] == (0, 0, 0)
-    assert unknown.fewest is None or 3 < unknown.fewest <= (unknown.steps or 100)
-    assert never[:3] == (None, None, None) and never.most == relearning.MAX_STEPS
-    assert broken.steps is None
-    assert not folder.exists()
-
-
-def broken_of(params):
-    return jax.tree.map(lambda x: x * np.nan, params)
-
-
-def test_relearning_goes_by_the_score_of_several_labels_too(reporter, tmp_path):
-    data = toy.make_dataset(140, multi_label=True)
-    problem = toy.make_problem(parallel.EXECUTORS["pmap"](), data)
-    bench = bench_of(data, problem, reporter)
-    params = problem.model.init(jax.random.key(1))
-    problem = problem._replace(params=params)
-    folder = tmp_path / "relearn"
-    assert relearning.relearn(bench, problem, params, folder).steps == 0
+    assert are_equal(train(plan), first)
+    assert seeds == [shadow_problem(problem, 2).seed] and warnings
+    train(plan._replace(is_in=~plan.is_in))
+    assert len(seeds) == 5

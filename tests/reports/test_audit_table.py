@@ -46,8 +46,8 @@ def test_columns_without_values_are_left_out(method):
 
 def test_relearning_and_shadow_models_have_columns(method):
     for record in method["seeds"]:
-        record["relearning"] = {"steps": 30, "fewest": 20, "greatest": None, "most": 99}
-        record["relearning"]["diverged"] = None
+        record["relearning"] = {"steps": 30, "min_steps": 20, "max_steps": None}
+        record["relearning"] |= {"limit": 99, "diverged": None}
         record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
     method["seeds"][0]["costs_s"] = {"shadow models": 70.0}
     cells = cells_of(method)

@@ -110,10 +110,5 @@ METHOD_SPACES: dict[str, dict[str, Range]] = {
 
 
 def search_space(method: str, section: object) -> dict[str, Range]:
-    """Returns the range of each setting to search.
-
-    Args:
-        method: the method's name.
-        section: its section of the configuration.
-    """
+    """Returns the range of each setting to search."""
     return SPACES[type(section)] | METHOD_SPACES.get(method, {})

@@ -39,12 +39,7 @@ class Variant(NamedTuple):
 
 
 def check_config(config: Config, methods: list[str], expected: str) -> None:
-    """Rejects a configuration whose variants cannot be run.
-
-    Args:
-        config: of the run.
-        methods: whose variants are to run.
-        expected: describes the methods to choose from, for the error message.
+    """Rejects a configuration whose variants of these methods cannot be run.
 
     Raises:
         UserError: there is no method, there are several requests, or a batch cannot be
@@ -75,14 +70,7 @@ def check_not_purged(ctx: RunContext) -> None:
 def variant_path(
     workdir: pathlib.Path, seed: int, variant: Variant, tested: bool = True
 ) -> pathlib.Path:
-    """Returns the file of a variant's result.
-
-    Args:
-        workdir: the working folder.
-        seed: of the run.
-        variant: the method and its settings.
-        tested: whether it is evaluated on the test rows.
-    """
+    """Returns the file of a variant's result, with test rows (`tested`) or without."""
     text = json.dumps(variant.settings, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     folder = workdir / ("tested" if tested else "variants")
@@ -92,10 +80,7 @@ def variant_path(
 def run_variant(ctx: RunContext, problem: Problem, variant: Variant) -> Result:
     """Runs and evaluates a variant, or reads its stored result.
 
-    Args:
-        ctx: the context of the run.
-        problem: with the original and its features. Empty sets are not evaluated.
-        variant: the method and its settings.
+    The problem has the original and its features. Empty sets are not evaluated.
 
     Raises:
         UserError: the stored result is damaged or was made from other data.

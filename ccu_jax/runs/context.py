@@ -17,27 +17,14 @@ from ccu_jax.unlearn_sets.splits import Sets
 
 
 class RunContext(NamedTuple):
-    """What all stages of a run share.
-
-    Attributes:
-        config: the configuration.
-        workdir: the working folder.
-        reporter: writes progress to the screen and to events.jsonl.
-        executor: runs programs on the devices.
-        data: the data set, after corruption.
-        corruptions: what each corruption changed, see `corruptions.apply`.
-        model: the classifier's functions.
-        forward: compiled forward passes.
-        loop: the training loop.
-        table: the columns of `data` on the devices; images may stay on the host.
-    """
+    """What all stages of a run share."""
 
     config: Config
     workdir: pathlib.Path
     reporter: Reporter
     executor: Executor
-    data: Dataset
-    corruptions: dict[str, Any]
+    data: Dataset  # after corruption
+    corruptions: dict[str, Any]  # what each one changed, see `corruptions.apply`
     model: Model
     forward: Forward
     loop: Loop
@@ -65,12 +52,8 @@ def build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
 def evaluation_table(problem: Problem, trained: Iterable[str]) -> Table:
     """Returns the table on which to evaluate a model that was made from the original.
 
-    Args:
-        problem: with the original's features, if they are stored.
-        trained: the modules in which the model differs from the original.
-
-    Returns:
-        The stored features if they are valid for the model, else the rows themselves.
+    These are the stored features if the modules in which the model differs from the
+    original (`trained`) do not change them, else the rows themselves.
     """
     if problem.store is None or not set(trained) <= set(TAIL):
         return problem.table

@@ -25,15 +25,10 @@ _NUM_PASSES = 4
 
 
 class Speed(NamedTuple):
-    """Seconds that this machine takes.
+    """Seconds that this machine takes."""
 
-    Attributes:
-        training_s: for training one model from scratch.
-        evaluation_s: for one forward pass over all rows.
-    """
-
-    training_s: float
-    evaluation_s: float
+    training_s: float  # of one model from scratch
+    evaluation_s: float  # one forward pass over all rows
 
     def method_s(self, name: str) -> float:
         """Returns the seconds of a method and its evaluation, without compilation."""
@@ -76,13 +71,10 @@ def describe_stages(ctx: RunContext, missing: dict[int, list[str]]) -> str:
 def describe_variants(
     ctx: RunContext, runs: dict[str, int], recompile: bool = False
 ) -> str:
-    """Estimates the time of running variants of methods.
+    """Estimates the time of a number of runs of each method.
 
-    Args:
-        ctx: the context of the run.
-        runs: the number of runs of each method.
-        recompile: whether every run compiles a program of its own. Switching a loss
-            off does that; other values of a setting do not.
+    With `recompile` every run compiles a program of its own, as it does if a loss is
+    switched off.
     """
     speed = measure_speed(ctx)
     seconds = sum(

@@ -29,17 +29,10 @@ _BAR_WIDTH = 20
 
 
 class Stage:
-    """A part of a run with its steps and metrics, see `Reporter.stage`.
-
-    Args:
-        reporter: shows the stage.
-        title: of the stage.
-        label: its place in the plan, such as "[3/9] ".
-        total: the number of steps, if it is known.
-    """
+    """A part of a run with its steps and metrics, see `Reporter.stage`."""
 
     def __init__(self, reporter: "Reporter", title: str, label: str, total: int | None):
-        """Starts the clock."""
+        """Starts the clock; `label` is the place in the plan, such as "[3/9] "."""
         self.title, self.label, self.total = title, label, total
         self.done, self.activity = 0, ""
         self._reporter = reporter
@@ -116,14 +109,11 @@ class NullStage:
 class Reporter:
     """Shows the stages of a run and writes `events.jsonl` in its working folder.
 
-    Args:
-        workdir: the working folder.
-        active: whether anything is shown or written: only process 0 does. The others
-            run the same code.
+    Only the reporter of process 0 is active; the others run the same code.
     """
 
     def __init__(self, workdir: pathlib.Path, active: bool):
-        """Opens the event file at its end."""
+        """Opens the event file at its end; an inactive reporter touches nothing."""
         self.active = active
         self.console: Console = _Console()
         self._lock = threading.RLock()

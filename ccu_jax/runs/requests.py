@@ -38,16 +38,7 @@ def split_requests(
 ) -> list[np.ndarray]:
     """Splits the unlearn set into requests with about equal numbers of images.
 
-    No group is split, and each request has at least one image.
-
-    Args:
-        data: the data set.
-        config: the number of requests, and whether near-duplicates are one group.
-        seed: of the order of the groups.
-        sets: of this seed.
-
-    Returns:
-        The sorted row numbers of each request.
+    No group is split, and each request has at least one image. Row numbers are sorted.
 
     Raises:
         UserError: there are fewer groups with images than requests.
@@ -82,17 +73,11 @@ class UpdatedStore(NamedTuple):
     A method that preserves the logits of retained rows would otherwise restore what
     earlier requests have unlearned. Logits are computed on demand, which counts as time
     of the method.
-
-    Attributes:
-        store: features of the original.
-        forward: compiled passes of the model.
-        params: of the current model, whose trunk and text tower are the original's.
-        table: all rows.
     """
 
     store: FeatureStore
     forward: Forward
-    params: Params
+    params: Params  # with the original's trunk and text tower
     table: Table
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,15 +90,10 @@ class UpdatedStore(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The model after some requests.
-
-    Attributes:
-        params: all parameters, on the devices.
-        trained: the modules that any request has trained.
-    """
+    """The model after some requests."""
 
     params: Params
-    trained: frozenset[str]
+    trained: frozenset[str]  # modules that any request has trained
 
 
 def run_requests(
@@ -124,13 +104,6 @@ def run_requests(
     stage: Stage,
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Runs a method on all requests; finished ones are restored, not repeated.
-
-    Args:
-        ctx: the context of the run.
-        problem: with the rows of all requests as the unlearn set, and the original.
-        method: the method's name.
-        folder: of the checkpoints that an interrupted run resumes from.
-        stage: shows the progress.
 
     Returns:
         The outcome of all requests together, and a record of each: `count`,

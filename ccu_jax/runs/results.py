@@ -46,14 +46,12 @@ def build_result(
     """Returns the result of a stage.
 
     Args:
-        ctx: the context of the run. The original's predictions are read from its
-            working folder.
+        ctx: the context of the run.
         problem: what the method was given, with the method's name.
         outcome: of the training loop.
         predicted: predictions of the new model.
         seconds: wall time of each part of the stage.
-        requests: the record of each request, see `requests.run_requests`; empty if
-            there was only one.
+        requests: the records of `requests.run_requests`, if there are several.
 
     Raises:
         UserError: the original's predictions are missing or damaged.

@@ -49,12 +49,7 @@ def open_run(
     """Opens a run in its working folder until the block ends.
 
     All input is checked before the first training step, and before anything but data
-    and logs is written.
-
-    Args:
-        config: the configuration; the original is trained even if it is not named.
-        workdir: a folder of this configuration, new or from an earlier run.
-        titles: stages that follow those of the methods, for the progress display.
+    and logs is written. `titles` are those of the stages that follow the methods.
 
     Raises:
         UserError: the configuration, the data or the folder cannot be used.

@@ -47,13 +47,8 @@ def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result |
 def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> Sets:
     """Draws the sets of a seed.
 
-    The rule "memorised" needs the features of a trained original. Without them its
-    `unlearn` is empty.
-
-    Args:
-        ctx: the context of the run.
-        seed: of the order of the groups.
-        store: features of an original that was trained on the sets drawn without them.
+    The rule "memorised" needs the features of an original, which is trained on the sets
+    drawn without them: then `unlearn` is empty.
 
     Raises:
         UserError: the rule does not fit the data, or gives fewer groups than requests.

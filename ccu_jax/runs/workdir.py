@@ -38,12 +38,8 @@ _LEASE_S = 120.0
 def reject_external_links(workdir: pathlib.Path, allow: bool) -> None:
     """Rejects a folder with links that lead out of it, as a run writes and removes.
 
-    Args:
-        workdir: the folder.
-        allow: whether such links are allowed.
-
     Raises:
-        UserError: the folder has such a link.
+        UserError: the folder has such a link, and it is not allowed.
     """
     link = _find_external_link(workdir) if is_primary() and not allow else ""
     if not all_agree(link == ""):

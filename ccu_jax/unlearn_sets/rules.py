@@ -49,17 +49,11 @@ class Rule(NamedTuple):
 
 
 class TrainingGroups(NamedTuple):
-    """The groups of the training rows, in the order of forgetting of a seed.
-
-    Attributes:
-        rows_by_group: the row numbers of every group.
-        trained: groups that the original is trained on.
-        holdout: groups that no model is trained on.
-    """
+    """The groups of the training rows, in the order of forgetting of a seed."""
 
     rows_by_group: dict[str, list[int]]
-    trained: list[str]
-    holdout: list[str]
+    trained: list[str]  # the original is trained on them
+    holdout: list[str]  # no model is trained on them
 
     def count_rows(self, groups: Sequence[str]) -> int:
         """Returns the number of rows in some groups."""
@@ -80,15 +74,10 @@ class TrainingGroups(NamedTuple):
 
 
 class Memorization(NamedTuple):
-    """Estimates for each row, see `evaluate/memorization.py`.
+    """Estimates for each row, see `evaluate/memorization.py`."""
 
-    Attributes:
-        score: `[N]` how far the original has memorized the row.
-        easiness: `[N]` how well a model predicts the row without training on it.
-    """
-
-    score: np.ndarray
-    easiness: np.ndarray
+    score: np.ndarray  # [N], how far the original has memorized the row
+    easiness: np.ndarray  # [N], how well a model predicts it without training on it
 
 
 class Selection(NamedTuple):
@@ -136,10 +125,7 @@ def check_rule(text: str) -> None:
 def groups_by_name(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
     """Returns the groups that a rule names, which must not be held out.
 
-    Args:
-        data: the data set.
-        rule: of kind `group` or `ids`; other kinds name no groups.
-        group_N: the group of each row.
+    Only the kinds `group` and `ids` name groups.
 
     Raises:
         UserError: a group or an id is unknown, or the file cannot be read.
@@ -162,12 +148,8 @@ def select_groups(
 ) -> Selection:
     """Selects the groups to unlearn and their non-members.
 
-    Args:
-        data: the data set.
-        rule: the rule.
-        groups: to select from.
-        named: the result of `groups_by_name`.
-        memorization: of the original; only the kind `memorised` needs it.
+    `named` is the result of `groups_by_name`. Only the kind `memorised` needs
+    `memorization`.
 
     Raises:
         UserError: the class is unknown.
@@ -298,15 +280,8 @@ def match_distribution(
     """Chooses values that are distributed like the target.
 
     For each of `count` evenly spaced quantiles of the target, in rising order, it takes
-    the nearest value that is left.
-
-    Args:
-        target: `[n]`.
-        available: `[m]`.
-        count: how many values to choose, at most m.
-
-    Returns:
-        The indices of the chosen values; none if the target is empty.
+    the nearest available value that is left. Returns the indices of these values; none
+    if the target is empty.
     """
     if not len(target):
         return []

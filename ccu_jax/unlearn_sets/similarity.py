@@ -22,16 +22,10 @@ _EPSILON = 1e-6
 
 
 def similarity(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Returns how similar rows are to a center.
+    """Returns how similar each row `[R]` is to the mean of the center's rows.
 
-    Args:
-        data: the data set.
-        rows: `[R]` sorted row numbers.
-        center: row numbers whose mean representation is the center.
-
-    Returns:
-        float `[R]`, the sum of the cosines of image and text, each standardized over
-        the rows. A missing image or text counts as the mean, 0.
+    This is the sum of the cosines of image and text, each standardized over the rows. A
+    missing image or text counts as the mean, 0.
     """
     total = np.zeros(len(rows))
     for has_modality, cosines_to_center in (

@@ -30,19 +30,11 @@ from ccu_jax.unlearn_sets.rules import (
 
 
 class Sets(NamedTuple):
-    """Disjoint, sorted row numbers of a data set.
-
-    Attributes:
-        retain: the original is trained on them, and they are retained.
-        unlearn: the original is trained on them, and they are unlearned.
-        unseen: training rows that no model is trained on, the attack's non-members.
-        validation: the validation split.
-        test: the test split.
-    """
+    """Disjoint, sorted row numbers; the original is trained on retain and unlearn."""
 
     retain: np.ndarray
     unlearn: np.ndarray
-    unseen: np.ndarray
+    unseen: np.ndarray  # training rows held out from all models, the non-members
     validation: np.ndarray
     test: np.ndarray
 
@@ -50,11 +42,8 @@ class Sets(NamedTuple):
 def merge_near_duplicates(data: Dataset, duplicates: str) -> np.ndarray:
     """Returns the group `[N]` of each row, the unit of forgetting.
 
-    Args:
-        data: the data set.
-        duplicates: "report" for the groups of the data set. "forget" to merge groups
-            with near-duplicate images; they are named after the group of their first
-            row.
+    With `duplicates="forget"`, groups with near-duplicate images are merged and named
+    after the group of their first row.
     """
     rows = np.arange(len(data.group))
     if duplicates == "report" or (data.cluster == rows).all():

@@ -17,12 +17,7 @@ from ccu_jax.distributed.executors import AXIS, Executor
 
 
 class HostColumn(NamedTuple):
-    """A column that stays on the host, usually memory-mapped.
-
-    Attributes:
-        array: `[N, ...]`.
-        valid: bool `[N]`; the other rows are read as zeros.
-    """
+    """A column `[N, ...]` on the host; rows that are not `valid` read as zeros."""
 
     array: np.ndarray
     valid: np.ndarray
@@ -61,13 +56,9 @@ def send_rows(
 
     Args:
         executor: whose devices get them.
-        table: all columns; sharded tables need none.
+        table: all columns; empty for a sharded table.
         rows: row numbers of whole batches.
         axis: the batch axis of `rows`.
-
-    Returns:
-        `rows`, and the rows themselves of each column on the host, by its name: what
-        `gather_rows` expects, with a leading device axis.
     """
     local = executor.local_shard(rows, axis)
     sent = {k: x.take(local) for k, x in table.items() if isinstance(x, HostColumn)}
@@ -75,12 +66,7 @@ def send_rows(
 
 
 def gather_rows(columns: dict[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Gathers rows of a table, per-device.
-
-    Args:
-        columns: of `device_columns`.
-        sent: this device's shard of what `send_rows` returned.
-    """
+    """Gathers rows of `device_columns` and a shard of `send_rows`, per-device."""
     from_host = {name: x for name, x in sent.items() if name != "rows"}
     return jax.tree.map(lambda x: x[sent["rows"]], columns) | from_host
 
@@ -108,12 +94,8 @@ def take_sharded(columns: Any, rows: jax.Array) -> Any:
     """Gathers rows of a sharded table from the devices that hold them, per-device.
 
     Args:
-        columns: tree of arrays `[L, ...]`, this device's rows: device d holds the rows
-            `d * L` to `(d + 1) * L - 1`.
+        columns: tree of arrays `[L, ...]`: device d holds the rows `d * L` and so on.
         rows: `[B]`, the row numbers that this device needs.
-
-    Returns:
-        The same tree with arrays `[B, ...]`.
     """
     if jax.lax.axis_size(AXIS) == 1:
         return jax.tree.map(lambda x: x[rows], columns)

@@ -116,11 +116,7 @@ def vmap(num_devices: int | None = None) -> Executor:
     return Executor("vmap", count, compile, jax.device_put, local_shard, jax.device_put)
 
 
-EXECUTORS: dict[str, Callable[[], Executor]] = {
-    "pmap": pmap,
-    "shard_map": shard_map,
-    "vmap": vmap,
-}
+EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
 
 
 def _make_mesh() -> Mesh:
@@ -165,10 +161,7 @@ def _make_replicate(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def _make_sharding(mesh: Mesh) -> tuple[Callable, Callable]:
-    """Returns `local_shard` and `to_global`.
-
-    Each process reads only the rows that its own devices get.
-    """
+    """Returns `local_shard` and `to_global`: each process reads its own rows only."""
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     num_local = jax.local_device_count()
     first = jax.process_index() * num_local
@@ -184,23 +177,18 @@ def _make_sharding(mesh: Mesh) -> tuple[Callable, Callable]:
 
 
 def _split(array: Any, axis: int, count: int) -> np.ndarray:
-    """Splits `axis` into `count` equal shards, on a new leading axis."""
     rows = array.shape[axis]
     if rows % count:
         raise UserError(
             f"a batch of {rows} rows cannot be divided among {count} devices: choose "
             f"batch sizes that are multiples of {count}"
         )
-    shape = array.shape[:axis] + (count, rows // count) + array.shape[axis + 1 :]
+    shape = (*array.shape[:axis], count, rows // count, *array.shape[axis + 1 :])
     return np.moveaxis(np.asarray(array).reshape(shape), axis, 0)
 
 
 class _GlobalPmap:
-    """A pmap that returns arrays of all processes, as its compiled form does.
-
-    Called directly, pmap returns arrays of this process, which cannot be combined with
-    global ones.
-    """
+    """A pmap that returns global arrays when called, as its compiled form does."""
 
     def __init__(self, mapped, replicate):
         self._mapped, self._replicate = mapped, replicate
@@ -216,7 +204,6 @@ def fits(num_bytes: int) -> bool:
 
 
 def _free_bytes() -> float:
-    """Returns an estimate of the bytes that a device can spare."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return 0.4 * limit

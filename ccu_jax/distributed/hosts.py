@@ -50,9 +50,7 @@ def is_primary() -> bool:
 def join_hosts(addresses: dict[str, Any]) -> None:
     """Connects to the other processes of this run.
 
-    Args:
-        addresses: `coordinator_address`, `num_processes` and `process_id` of
-            `jax.distributed.initialize`; empty if JAX detects them.
+    `addresses` are arguments of `jax.distributed.initialize`, or empty: JAX finds them.
 
     Raises:
         UserError: they are neither given nor detected.
@@ -129,17 +127,15 @@ def run_on_primary(
 ) -> Result | None:
     """Runs long work on process 0 while the others wait; they return None.
 
-    Calling `progress` makes a sync point every few seconds, so that a SIGTERM ends the
-    run during the work. If it fails on process 0, the others fail as well.
-
-    Args:
-        work: is passed the progress function to call.
-        progress: called with (what is done, done, total).
+    `work` is passed a function to report progress, which is a sync point every few
+    seconds: a SIGTERM ends the run during the work. If it fails, all processes fail.
     """
     if jax.process_count() == 1:
         return work(progress)
     if not is_primary():
-        while (status := int(broadcast_from_primary(np.array(_DONE, np.int32)))) == _WORKING:
+        while (
+            status := int(broadcast_from_primary(np.array(_DONE, np.int32)))
+        ) == _WORKING:
             pass
         if status != _DONE:
             error = RetryableError if status == RETRY_EXIT_CODE else UserError
@@ -184,11 +180,8 @@ def wait_until_visible(
 ) -> bool:
     """Returns whether process 0 sees a path; the others wait until they see it, too.
 
-    A network file system may show a file later on one host than on another.
-
-    Args:
-        path: a file or folder.
-        is_ready: what to wait for, by default that `path` exists.
+    A network file system may show a file later on one host than on another. `is_ready`
+    is what to wait for, by default that the path exists.
 
     Raises:
         RetryableError: this process does not see it in time.

@@ -59,11 +59,9 @@ def _listen(pipe: int) -> None:
 def use_sync_points(
     reached_sync_point: Callable[[int], bool], disconnect: Callable[[], None]
 ) -> None:
-    """Lets several processes stop at the same sync point.
+    """Lets several processes stop at the same sync point, numbered from 1.
 
-    Args:
-        reached_sync_point: whether all processes stop at the sync point of this number.
-        disconnect: waits until all processes call it, before they exit.
+    `disconnect` waits until all processes call it, before they exit.
     """
     _State.reached_sync_point, _State.disconnect = reached_sync_point, disconnect
 

@@ -38,7 +38,7 @@ _EXCEPTION_HOOKS = (
 
 
 class Saved(NamedTuple):
-    """A restored checkpoint: its step, the tree of NumPy arrays, and its metadata."""
+    """A restored checkpoint; the tree has NumPy arrays."""
 
     step: int
     tree: Any
@@ -54,14 +54,8 @@ def save(
 ) -> None:
     """Writes a checkpoint and returns when it is complete; all processes call this.
 
+    The arrays of the tree are replicated on all devices, the metadata are JSON values.
     Checkpoints of the same and of later steps are replaced.
-
-    Args:
-        directory: of the checkpoints of one stage.
-        step: number of the checkpoint.
-        tree: arrays, replicated on all devices.
-        metadata: JSON values to store with them.
-        max_to_keep: older checkpoints beyond this number are removed.
 
     Raises:
         OSError: the disk is full.
@@ -94,10 +88,8 @@ def restore(
 ) -> Saved | None:
     """Returns the newest intact checkpoint, or None; the same one on all processes.
 
-    Args:
-        directory: as passed to `save`.
-        like: a tree of the same structure and shapes.
-        on_warning: called with a message for every checkpoint that is unusable.
+    `like` is a tree of the same structure and shapes. `on_warning` is called with a
+    message for every checkpoint that is unusable.
     """
     if not wait_until_visible(directory):
         return None
@@ -126,10 +118,7 @@ def remove(directory: pathlib.Path) -> None:
 
 
 def stored_digests(directory: pathlib.Path) -> dict[str, str]:
-    """Returns the stored SHA-256 of each array of the newest checkpoint, by name.
-
-    Returns an empty dict if there is no checkpoint or it is unreadable.
-    """
+    """Returns the stored SHA-256 of each array of the newest checkpoint, {} if none."""
     try:
         steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
         path = directory / str(max(steps)) / "meta" / "metadata"
@@ -160,7 +149,6 @@ def _open_manager(directory, max_to_keep):
 
 
 def _steps_of_primary(manager) -> list[int]:
-    """Returns the steps that process 0 sees, the newest first."""
     steps = np.array(sorted(manager.all_steps(), reverse=True), np.int32)
     count = int(broadcast_from_primary(np.array(len(steps), np.int32)))
     return broadcast_from_primary(np.resize(steps, count)).tolist() if count else []
@@ -184,7 +172,7 @@ def _read(ocp, manager, step):
 
 
 def _check_free_space(directory, num_bytes):
-    """Raises OSError if the disk is too full; Orbax would not say so."""
+    # Orbax would not say that the disk is full.
     directory.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(directory).free < num_bytes + _OVERHEAD_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
@@ -238,7 +226,6 @@ def _sha256(array):
 
 
 def _named_leaves(tree):
-    """Yields each leaf with its path as a name that is also a safe file name."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield jax.tree_util.keystr(path, simple=True, separator=".") or "value", leaf
 

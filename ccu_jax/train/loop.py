@@ -61,10 +61,7 @@ class Outcome(NamedTuple):
 class Loop:
     """Runs programs and caches compiled steps for programs of the same shapes.
 
-    Args:
-        config: steps per call and per checkpoint.
-        executor: runs the steps on all devices.
-        on_warning: called with a message for every checkpoint that is unusable.
+    `on_warning` is called with a message for every checkpoint that is unusable.
     """
 
     def __init__(  # noqa: D107  see the class
@@ -81,15 +78,9 @@ class Loop:
         folder: pathlib.Path,
         stage: _Stage,
     ) -> Outcome:
-        """Runs a method to its end, from its last checkpoint if there is one.
+        """Runs a method to its end, from its last checkpoint if `folder` has one.
 
-        Args:
-            name: of the method. Name, training section and shapes identify the compiled
-                steps.
-            method: `Problem -> Program`.
-            problem: input of the method.
-            folder: of the method's checkpoints.
-            stage: is told the progress.
+        Name of the method, training section and shapes identify the compiled steps.
 
         Raises:
             Preempted: after a checkpoint was saved for a SIGTERM.
@@ -119,11 +110,8 @@ class Loop:
 
     def compile_init(self, kind: Any, program: Program, args: tuple) -> Callable:
         """Returns the function that makes the first state from `args`."""
-        cache_key = (kind, "init", _shapes(args))
-        if cache_key not in self._compiled:
-            init = make_init(program.optimizer, program.group)
-            self._compiled[cache_key] = jax.jit(init)
-        return self._compiled[cache_key]
+        init = jax.jit(make_init(program.optimizer, program.group))
+        return self._compiled.setdefault((kind, "init", _shapes(args)), init)
 
     def compile_steps(self, kind: Any, program: Program, args: tuple) -> Callable:
         """Returns the compiled steps of a program for arguments of these shapes."""
@@ -145,9 +133,8 @@ class _Execution:
     def __init__(self, loop, program, seconds, folder, stage):
         self._loop, self._program, self._seconds = loop, program, seconds
         self._folder, self._stage = folder, stage
-        # Set where a step failed or the program stopped itself.
-        self._failure: str | None = None
-        self._end: int | None = None
+        self._failure: str | None = None  # how a step failed
+        self._end: int | None = None  # of a program that failed or stopped itself
 
     def prepare(self, kind: Any, key: jax.Array) -> None:
         """Restores the last checkpoint and compiles the steps."""

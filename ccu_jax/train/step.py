@@ -12,21 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ccu_jax.distributed.device_tables import (
-    device_columns,
-    gather_rows,
-    send_rows,
-    take_sharded,
-)
+from ccu_jax.distributed import device_tables
 from ccu_jax.distributed.executors import AXIS, Executor
 from ccu_jax.train.program import Program, State
 
 
 def init_state(program: Program, key: jax.Array) -> State:
-    """Returns the state before the first step.
+    """Returns the state before the first step, with copies of the program's arrays.
 
-    Its arrays are copies: the state is donated to each call, and the arrays of a
-    program may be used elsewhere.
+    Each call donates its state, and the arrays of a program may be used elsewhere.
     """
     init = jax.jit(make_init(program.optimizer, program.group))
     return init(program.params, program.aux, key)
@@ -35,10 +29,7 @@ def init_state(program: Program, key: jax.Array) -> State:
 def make_init(
     optimizer: optax.GradientTransformation, group: Callable[[str], str]
 ) -> Callable[..., State]:
-    """Returns `init(params, aux, key) -> State`, to be compiled as one program.
-
-    One program compiles faster than many small ones, each for one shape.
-    """
+    """Returns `init(params, aux, key) -> State`; one program compiles fastest."""
 
     def init(params, aux, key):
         params, aux = jax.tree.map(jnp.copy, (params, aux))
@@ -79,22 +70,24 @@ def static_inputs(program: Program) -> tuple:
     # executable.
     counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
     optimizer_inputs = jax.tree.map(jnp.asarray, program.optimizer_inputs)
-    return program.frozen, device_columns(program.table), counts, optimizer_inputs
+    return (
+        program.frozen,
+        device_tables.device_columns(program.table),
+        counts,
+        optimizer_inputs,
+    )
 
 
 def step_inputs(
     program: Program, executor: Executor, start: int, size: int
 ) -> dict[str, Any]:
-    """Returns the rows of the steps `start` to `start + size - 1`, on the devices.
-
-    Steps after the end of the plan get row 0; they are not made.
-    """
+    """Returns the rows of `size` steps on the devices; row 0 after the last step."""
 
     def send(part, plan):
         rows = plan[start : start + size]
         rows = np.pad(rows, ((0, size - len(rows)), (0, 0)))
         table = {} if part in program.sharded_tables else program.table
-        return send_rows(executor, table, rows, axis=1)
+        return device_tables.send_rows(executor, table, rows, axis=1)
 
     index = {part: send(part, plan) for part, plan in program.plan.items()}
     return {"sharded_tables": program.sharded_tables, "index": index}
@@ -113,20 +106,8 @@ def make_steps(program: Program) -> Callable:
         raise ValueError("a program without a loss has no steps")
 
     def fn(state, static, inputs):
-        frozen, columns, (total, refresh_every), optimizer_inputs = static
         vectors, unflatten = flatten(program.group, state.params)
-        loop = _StepLoop(
-            program=program,
-            loss=loss,
-            unflatten=unflatten,
-            frozen=frozen,
-            columns=columns,
-            total=total,
-            refresh_every=refresh_every,
-            optimizer_inputs=optimizer_inputs,
-            sharded_tables=inputs["sharded_tables"],
-            index=inputs["index"],
-        )
+        loop = _StepLoop(program, loss, unflatten, *static, **inputs)
         state, metrics = loop.run(state._replace(params=vectors))
         return state._replace(params=unflatten(state.params)), metrics
 
@@ -141,22 +122,20 @@ class _StepLoop(NamedTuple):
     unflatten: Callable
     frozen: Any
     columns: dict[str, jax.Array]
-    total: jax.Array
-    refresh_every: jax.Array
+    counts: tuple[jax.Array, jax.Array]
     optimizer_inputs: Any
     sharded_tables: dict[str, Any]
     index: dict[str, Any]
 
     def run(self, state: State) -> tuple[State, dict[str, jax.Array]]:
-        """Makes the steps of the call; the parameters of the states are vectors."""
-        size = len(next(iter(self.index.values()))["rows"])
+        size, (total, every) = len(next(iter(self.index.values()))["rows"]), self.counts
         update = jax.jit(self._update)  # traced once
         index = jax.tree.map(lambda x: x[0], self.index)
         _, shapes = jax.eval_shape(update, state, index)
         metrics = {n: jnp.zeros((size, *x.shape), x.dtype) for n, x in shapes.items()}
 
         def should_continue(place, state):
-            more = (place < size) & (state.step < self.total)
+            more = (place < size) & (state.step < total)
             stop = self.program.stop
             return more if stop is None else more & ~stop(state.aux)
 
@@ -170,7 +149,7 @@ class _StepLoop(NamedTuple):
             place, state, metrics = carry
             state, end = self._refresh(state), size
             if self.program.refresh is not None:
-                end = place + self.refresh_every - state.step % self.refresh_every
+                end = place + every - state.step % every
             return jax.lax.while_loop(
                 lambda carry: (carry[0] < end) & should_continue(*carry[:2]),
                 one_step,
@@ -214,15 +193,15 @@ class _StepLoop(NamedTuple):
 
     def _rows(self, part, index):
         if part in self.sharded_tables:
-            return take_sharded(self.sharded_tables[part], index["rows"])
-        return gather_rows(self.columns, index)
+            return device_tables.take_sharded(self.sharded_tables[part], index["rows"])
+        return device_tables.gather_rows(self.columns, index)
 
     def _refresh(self, state):
         refresh = self.program.refresh
         if refresh is None:
             return state
         aux = jax.lax.cond(
-            state.step % self.refresh_every == 0,
+            state.step % self.counts[1] == 0,
             lambda: refresh(
                 self.unflatten(state.params),
                 self.frozen,

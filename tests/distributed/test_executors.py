@@ -28,7 +28,7 @@ def test_output_that_was_not_reduced_is_rejected(name, where):
 
     executor = EXECUTORS[name]()
     one = executor.replicate(jnp.float32(1))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="out_axes|out_specs"):
         executor.compile(fn)(one, one, executor.shard(np.arange(16.0)))
 
 

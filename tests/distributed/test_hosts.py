@@ -72,10 +72,9 @@ def test_collective_that_fails_is_one_line_and_exit_code_75(monkeypatch, capsys)
 
 def test_lost_peer_is_found_behind_another_error(monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    try:
-        raise RuntimeError("a checkpoint failed") from GLOO_ERROR
-    except RuntimeError as error:
-        assert hosts.lost_peer_error(error)
+    error = RuntimeError("a checkpoint failed")
+    error.__cause__ = GLOO_ERROR
+    assert hosts.lost_peer_error(error)
     assert not hosts.lost_peer_error(ValueError("shapes"))
     assert not hosts.lost_peer_error(KeyboardInterrupt())
 
@@ -115,7 +114,7 @@ def test_primary_reports_that_it_works_and_that_it_is_done(two_processes, monkey
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    "error, code",
     [(UserError("no such file"), 2), (RetryableError("mount is gone"), 75)],
 )
 def test_error_of_process_0_ends_the_others_with_its_exit_code(

@@ -47,7 +47,7 @@ print("not reached", flush=True)
 
 
 @pytest.mark.parametrize(
-    ("code", "printed"),
+    "code, printed",
     [
         (CHECKPOINTING, "saved\n"),
         (ELSEWHERE, "elsewhere\n"),
@@ -93,8 +93,12 @@ def test_processes_exit_at_the_agreed_sync_point(stop_at):
 
 def test_sync_point_within_checkpointing_is_left_to_the_next_checkpoint(stop_at):
     stop_at(2)
-    with pytest.raises(Exited), preemption.checkpointing():
-        preemption.sync_point()
-        preemption.sync_point()  # as of a collective between two steps
-        assert preemption.should_stop() and preemption.should_stop()
+    block = preemption.checkpointing()
+    block.__enter__()
+    preemption.sync_point()
+    preemption.sync_point()  # as of a collective between two steps
+    assert preemption.should_stop()
+    assert preemption.should_stop()
+    with pytest.raises(Exited):
+        block.__exit__(None, None, None)
     assert preemption._State.num_sync_points == 2

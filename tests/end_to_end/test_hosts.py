@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,10 +126,11 @@ def assert_same_results(single, workdir, num_devices, methods=METHODS):
         assert one.split.tolist() == two.split.tolist()
         for view, logits in one.logits.items():
             np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
-    one, two = (
+    stores: Any = (
         feature_store.read(folder / "checkpoints" / "original-0" / "features", {})
         for folder in (single, workdir)
     )
+    one, two = stores
     assert one.columns.keys() == two.columns.keys() and two.valid.all()
     for name, column in one.columns.items():
         np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
@@ -225,7 +227,7 @@ def test_processes_are_preempted_while_process_0_prepares_the_data(
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    "flags, message",
     [
         (["--unlearn", "class:nobody"], "class:nobody: no such class"),
         (["--data-dir", "/absent"], "/absent"),  # found by process 0 alone

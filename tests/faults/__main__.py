@@ -1,11 +1,11 @@
-"""Faults of every kind, made on purpose: what a run is left with, and how it goes on.
+"""Disturbs runs on purpose and checks how they resume.
 
     python -m tests.faults --folder FOLDER [--only KIND ...] [--counts KIND=N ...]
 
 Each case disturbs a run of a tiny configuration, starts the same command again and
-compares the results with those of an undisturbed run, to the bit. The log of cases in
-the folder lets a command that was stopped go on. Ends with a table of counts, and with
-exit code 1 where a case has failed; the folder of such a case stays.
+compares all results with those of an undisturbed run, to the bit. A log in the folder
+lets an interrupted command continue. Prints a table of counts; the exit code is 1 if a
+case failed, whose folder stays.
 """
 
 import argparse
@@ -21,127 +21,113 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests import conftest  # noqa: F401  sets what JAX reads when it starts
-from tests.faults import devices as faults_devices
-from tests.faults import disks as faults_disks
-from tests.faults import files as faults_files
-from tests.faults import hosts as faults_hosts
-from tests.faults import kills as faults_kills
+from tests.faults import devices, disks, files, hosts, kills
 from tests.faults.world import Case, World
 
-_MOST_FAILURES = 8  # of a kind, in one command
+_MAX_FAILURES = 8  # of a kind, per command
 
 
 class Kind(NamedTuple):
-    """A kind of fault: what makes a case of it, and how many faults are wanted."""
+    """What makes a case of a kind of fault, and how many faults to make."""
 
     make: Callable[[Case], None]
-    wanted: int
+    num_faults: int
 
 
 KINDS = {
-    "kills": Kind(faults_kills.killed, 200),
-    "damaged files": Kind(faults_files.damaged, 64),
-    "disk full": Kind(faults_disks.full, 12),
-    "read-only folder": Kind(faults_disks.read_only, 9),
-    "vanished folder": Kind(faults_disks.vanished, 5),
-    "preemptions": Kind(faults_kills.preempted, 14),
-    "preempted hosts": Kind(faults_hosts.preempted, 24),
-    "lost peers": Kind(faults_hosts.lost, 12),
-    "killed hosts": Kind(faults_hosts.killed, 40),
-    "other devices": Kind(faults_devices.moved, 9),
+    "kills": Kind(kills.killed, 200),
+    "damaged files": Kind(files.damaged, 64),
+    "disk full": Kind(disks.full, 12),
+    "read-only folder": Kind(disks.read_only, 9),
+    "removed folder": Kind(disks.removed, 5),
+    "preemptions": Kind(kills.preempted, 14),
+    "preempted hosts": Kind(hosts.preempted, 24),
+    "lost peers": Kind(hosts.lost, 12),
+    "killed hosts": Kind(hosts.killed, 40),
+    "other devices": Kind(devices.changed, 9),
 }
 
 
 def run_case(world: World, kind: str, number: int) -> dict[str, Any]:
-    """Makes one case; gives what is to be noted of it."""
+    """Makes one case and returns its record."""
     case = Case(world, kind.replace(" ", "-"), number)
     began, failure = time.monotonic(), None
     try:
         KINDS[kind].make(case)
-    except Exception as error:  # noqa: BLE001  a case that fails must not end the rest
-        failure = str(error) if isinstance(error, AssertionError) else _traced()
+    except AssertionError as error:
+        failure = str(error)
+    except Exception:  # a failing case must not end the others
+        failure = traceback.format_exc(limit=-4)
     if failure is None:
         shutil.rmtree(case.folder)
     return {
         "kind": kind,
         "number": number,
         "faults": case.faults,
-        "starts": case.starts,
+        "starts": case.num_starts,
         "seconds": round(time.monotonic() - began, 1),
         "failure": failure,
     }
 
 
-def _traced():
-    return traceback.format_exc(limit=-4)
-
-
 def main(argv=None) -> int:
-    """The command; see the top of this file."""
+    """Runs the command; see the top of this file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--counts", nargs="+", default=[], metavar="KIND=N")
-    given = parser.parse_args(argv)
-    wanted = {name: KINDS[name].wanted for name in given.only}
-    for count in given.counts:
-        name, _, number = count.partition("=")
-        if name not in wanted:
-            parser.error(f"there is no kind {name!r}; there are: {', '.join(KINDS)}")
-        wanted[name] = int(number)
-    world = World(given.folder)
+    args = parser.parse_args(argv)
+    counts = {name: KINDS[name].num_faults for name in args.only}
+    for text in args.counts:
+        name, _, number = text.partition("=")
+        if name not in counts:
+            parser.error(f"no kind {name!r}; kinds: {', '.join(KINDS)}")
+        counts[name] = int(number)
+    world = World(args.folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(world.folder / "jax"))
-    log = world.folder / "cases.jsonl"
-    for kind, count in wanted.items():
-        _run_kind(world, kind, count, log)
-    noted = _noted(log)
-    _show(noted, wanted)
-    failed = [one for one in noted if one["kind"] in wanted and one["failure"]]
-    return 1 if failed else 0
+    for kind, count in counts.items():
+        _run_kind(world, kind, count)
+    return _print_table(_read_log(world), counts)
 
 
-def _run_kind(world, kind, count, log):
-    noted = [one for one in _noted(log) if one["kind"] == kind]
-    done, number = sum(len(one["faults"]) for one in noted), len(noted)
-    began, first, failures = time.monotonic(), done, 0
-    while done < count and failures < _MOST_FAILURES:
-        told = run_case(world, kind, number)
+def _run_kind(world, kind, count):
+    records = [record for record in _read_log(world) if record["kind"] == kind]
+    done, failures = sum(len(record["faults"]) for record in records), 0
+    number = len(records)
+    while done < count and failures < _MAX_FAILURES:
+        record = run_case(world, kind, number)
         number += 1
-        with log.open("a") as file:
-            file.write(json.dumps(told) + "\n")
-        done += len(told["faults"])
-        left = (time.monotonic() - began) / max(done - first, 1) * (count - done)
-        print(
-            f"{kind}: {done}/{count}, case {number - 1} {told['seconds']} s, about "
-            f"{max(left, 0) / 60:.0f} min left",
-            flush=True,
-        )
-        if told["failure"]:
-            failures += 1
-            print(f"  FAILED: {told['failure'][-600:]}", flush=True)
+        with (world.folder / "cases.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        done += len(record["faults"])
+        failures += record["failure"] is not None
+        print(f"{kind}: {done}/{count}, {record['seconds']} s", flush=True)
+        if record["failure"]:
+            print(f"  FAILED: {record['failure'][-600:]}", flush=True)
 
 
-def _noted(log) -> list[dict[str, Any]]:
-    if not log.exists():
-        return []
-    return [json.loads(line) for line in log.read_text().splitlines()]
+def _read_log(world) -> list[dict[str, Any]]:
+    path = world.folder / "cases.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
-def _show(noted, wanted):
-    """The table of counts, and what was hit how often."""
-    print(
-        f"\n{'kind':24}{'faults':>8}{'wanted':>8}{'cases':>8}{'starts':>8}{'failed':>8}"
-    )
-    for kind, count in wanted.items():
-        mine = [one for one in noted if one["kind"] == kind]
-        faults = [fault for one in mine for fault in one["faults"]]
-        starts = sum(one["starts"] for one in mine)
-        failed = sum(one["failure"] is not None for one in mine)
-        print(f"{kind:24}{len(faults):8}{count:8}{len(mine):8}{starts:8}{failed:8}")
-        for what, number in collections.Counter(faults).most_common():
-            print(f"    {what:44}{number:6}")
+def _print_table(records, counts) -> int:
+    """Prints counts and what was hit how often; returns the exit code."""
+    print(f"\n{'kind':24}{'faults':>8}{'cases':>8}{'starts':>8}{'failed':>8}")
+    num_failed = 0
+    for kind in counts:
+        cases = [record for record in records if record["kind"] == kind]
+        faults = [fault for record in cases for fault in record["faults"]]
+        starts = sum(record["starts"] for record in cases)
+        failed = sum(record["failure"] is not None for record in cases)
+        num_failed += failed
+        print(f"{kind:24}{len(faults):8}{len(cases):8}{starts:8}{failed:8}")
+        for fault, number in collections.Counter(faults).most_common():
+            print(f"    {fault:44}{number:6}")
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

@@ -1,44 +1,39 @@
-"""A run that is cut off on four devices and goes on on one, two or eight."""
+"""A run that is killed on four devices and resumed on one, two or eight."""
 
 import numpy as np
 
-from ccu_jax.evaluate import predictions
-from tests.faults.files import cut_off
+from ccu_jax.evaluate.predictions import load_predictions
+from tests.faults.files import kill_at_file
 from tests.faults.world import Case
 
-_SHORT = ("--methods", "ccu_plus")
-_NEAR = 1e-4
-# In the middle of a method, and where only its evaluation is missing.
+_FLAGS = ("--methods", "ccu_plus")
+_METADATA = "[0-9]*/meta/metadata"
 _PLACES = {
-    "in training": "checkpoints/original-0/steps*/[0-9]*/meta/metadata",
-    "in a method": "checkpoints/ccu_plus-0/steps*/[0-9]*/meta/metadata",
-    "with finished parameters": "checkpoints/ccu_plus-0/params/[0-9]*/meta/metadata",
+    "in training": f"checkpoints/original-0/steps*/{_METADATA}",
+    "in a method": f"checkpoints/ccu_plus-0/steps*/{_METADATA}",
+    "before the evaluation": f"checkpoints/ccu_plus-0/params/{_METADATA}",
 }
-_DEVICES = (1, 2, 8)
+_NUM_DEVICES = (1, 2, 8)
 
 
-def moved(case: Case) -> None:
-    """The checkpoints of four devices are gone on from on another number."""
-    place = list(_PLACES)[case.number // len(_DEVICES) % len(_PLACES)]
-    devices = _DEVICES[case.number % len(_DEVICES)]
-    on_four = (*_SHORT, "--devices", "4")
+def changed(case: Case) -> None:
+    """Checkpoints of four devices are resumed on another number of devices."""
+    place = list(_PLACES)[case.number // len(_NUM_DEVICES) % len(_PLACES)]
+    num_devices = _NUM_DEVICES[case.number % len(_NUM_DEVICES)]
+    on_four = (*_FLAGS, "--devices", "4")
     undisturbed = case.world.undisturbed(*on_four)
-    case.copied_from(cut_off(case.world, on_four, _PLACES[place], name=place))
-    run = case.start(*_SHORT, "--devices", str(devices))
+    case.copy_from(kill_at_file(case.world, on_four, _PLACES[place], name=place))
+    run = case.start(*_FLAGS, "--devices", str(num_devices))
     assert run.wait() == 0, run.errors()[-1500:]
-    case.faults.append(f"{place}, then {devices} devices")
+    case.faults.append(f"{place}, then {num_devices} devices")
     assert "unusable" not in run.text(), run.tail()
+    # Logits, since rounding changes parameters that hardly affect them.
     for method in ("original", "ccu_plus"):
-        _near(undisturbed.workdir, case.workdir, method)
-
-
-def _near(one, other, method):
-    # What models say; some of their parameters, which change nothing, go by rounding.
-    first, second = (
-        predictions.load_predictions(folder / "outputs" / f"{method}-0.npz")
-        for folder in (one, other)
-    )
-    assert first.id.tolist() == second.id.tolist()
-    assert first.split.tolist() == second.split.tolist()
-    for view, logits in first.logits.items():
-        np.testing.assert_allclose(second.logits[view], logits, rtol=0, atol=_NEAR)
+        one, other = (
+            load_predictions(folder / "outputs" / f"{method}-0.npz")
+            for folder in (undisturbed.workdir, case.workdir)
+        )
+        assert one.id.tolist() == other.id.tolist()
+        assert one.split.tolist() == other.split.tolist()
+        for view, logits in one.logits.items():
+            np.testing.assert_allclose(other.logits[view], logits, rtol=0, atol=1e-4)

@@ -1,5 +1,6 @@
 """Runs of two processes of which one is killed, suspended or preempted."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -7,8 +8,14 @@ import socket
 import time
 
 from ccu_jax.distributed import preemption
-from tests.faults.kills import in_last_stage, kept, moment, until
-from tests.faults.runs import Run, Start, starts, where
+from tests.faults.kills import (
+    assert_not_redone,
+    has_planned,
+    is_in_last_stage,
+    wait_for_moment,
+    wait_until,
+)
+from tests.faults.runs import Run, Start, count_starts, current_stage
 from tests.faults.world import SHORT, Case
 
 _TWO_HOSTS = Start(hosts=2)
@@ -24,10 +31,10 @@ def killed(case: Case) -> None:
     """SIGKILL of one process or of both; `launch/local.sh` ends the rest."""
     undisturbed = case.world.undisturbed(*SHORT, hosts=2)
     before: dict[str, tuple[str, int]] = {}
-    for _ in range(case.many(3, 5)):
+    for _ in range(case.num_faults(3, 5)):
         run = case.start(*SHORT, how=_TWO_HOSTS)
-        moment(case, run, undisturbed)
-        victims, pids = case.draw.choice(list(_WHO)), run.peers()
+        wait_for_moment(case, run, undisturbed)
+        victims, pids = case.rng.choice(list(_WHO)), run.peers()
         if run.code() is not None or len(pids) < 2:
             run.wait()
             break
@@ -35,24 +42,24 @@ def killed(case: Case) -> None:
             _send(pids[victim], signal.SIGKILL)
         if run.wait(100) == 0:  # the run had ended before
             break
-        case.faults.append(f"{_WHO[victims]}: {where(case.workdir)}")
+        case.faults.append(f"{_WHO[victims]}: {current_stage(case.workdir)}")
         _assert_ended(run, pids)
         assert "Traceback" not in run.errors(), run.errors()[-1500:]
-        before = kept(case, before)
-    case.ends_like(undisturbed, *SHORT, how=_TWO_HOSTS)
-    kept(case, before)
+        before = assert_not_redone(case, before)
+    case.assert_resumes(undisturbed, *SHORT, how=_TWO_HOSTS)
+    assert_not_redone(case, before)
 
 
 def preempted(case: Case) -> None:
     """SIGTERM to one process or to both: all end with exit code 75."""
     undisturbed = case.world.undisturbed(*SHORT, hosts=2)
     run = case.start(*SHORT, how=_TWO_HOSTS)
-    until(run, lambda: starts(case.workdir) > run.before)
-    moment(case, run, undisturbed)
+    wait_until(run, lambda: has_planned(case, run))
+    wait_for_moment(case, run, undisturbed)
     pids = run.peers()
     if run.code() is None and len(pids) == 2:
-        victims, at = case.draw.choice(list(_WHO)), where(case.workdir)
-        is_last = in_last_stage(case.workdir)
+        victims, at = case.rng.choice(list(_WHO)), current_stage(case.workdir)
+        is_last = is_in_last_stage(case.workdir)
         for victim in victims:
             _send(pids[victim], signal.SIGTERM)
         began = time.monotonic()
@@ -66,16 +73,16 @@ def preempted(case: Case) -> None:
             assert run.code() == 75, f"exit code {run.code()}: {printed[-1500:]}"
             assert "Traceback" not in printed, printed[-1500:]
             assert printed.count(preemption.MESSAGE) == 1, printed[-1500:]
-    case.ends_like(undisturbed, *SHORT, how=_TWO_HOSTS)
+    case.assert_resumes(undisturbed, *SHORT, how=_TWO_HOSTS)
 
 
 def lost(case: Case) -> None:
     """One process is killed or suspended, and nothing ends the other one."""
     undisturbed = case.world.undisturbed(*SHORT, hosts=2)
     pair = _start_pair(case)
-    until(pair[0], lambda: starts(case.workdir))
-    moment(case, pair[0], undisturbed)
-    victim = case.draw.randrange(2)
+    wait_until(pair[0], lambda: count_starts(case.workdir))
+    wait_for_moment(case, pair[0], undisturbed)
+    victim = case.rng.randrange(2)
     other = pair[1 - victim]
     is_suspended = case.number % 3 == 2
     if any(one.code() is not None for one in pair):
@@ -92,11 +99,13 @@ def lost(case: Case) -> None:
         return
     took_s = time.monotonic() - at
     how = "suspended" if is_suspended else "killed"
-    case.faults.append(f"process {victim} {how}: {where(case.workdir)}, {took_s:.0f} s")
+    case.faults.append(
+        f"process {victim} {how}: {current_stage(case.workdir)}, {took_s:.0f} s"
+    )
     printed = other.errors()
     assert code in (75, _ABORTED), f"exit code {code}: {printed[-1500:]}"
     assert "Traceback" not in printed, printed[-1500:]
-    case.ends_like(undisturbed, *SHORT, how=_TWO_HOSTS)
+    case.assert_resumes(undisturbed, *SHORT, how=_TWO_HOSTS)
 
 
 def _start_pair(case: Case) -> list[Run]:
@@ -108,17 +117,15 @@ def _start_pair(case: Case) -> list[Run]:
         case.start(
             *SHORT,
             *("--devices", "1", "--multihost", address, "2", str(index)),
-            how=Start(real=True),
+            how=Start(),
         )
         for index in range(2)
     ]
 
 
 def _send(pid, number):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _assert_ended(run, pids):

@@ -1,4 +1,4 @@
-"""Whether two working folders hold the same results, and what a restart left alone."""
+"""Whether two working folders hold the same results, and which files were redone."""
 
 import hashlib
 import json
@@ -7,105 +7,92 @@ import pathlib
 import jax
 import numpy as np
 
-# What a purge removes for good, or writes to: half of it, where it was killed.
+from ccu_jax.train import checkpoint
+
+# What a purge removes or changes, possibly half of it when it is killed.
 _PURGED = ("shadows/", "checkpoints/original-0/", "data/")
-# By clock, or of the start and not of the result.
-_FREE = {"seconds", "costs_s", "commit", "device", "versions", "sha256"}
+# Wall times, and what belongs to the start and not to the result.
+_IGNORED = {"seconds", "costs_s", "commit", "device", "versions", "sha256"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
+_FILES = ("outputs/*.npz", "unlearn_sets/*", "config.json", "data/*.npy")
+_FEATURES = "checkpoints/original-0/features/*"
 
 
-def results(workdir: pathlib.Path) -> dict[str, object]:
-    """Everything that a run has come to, by the names of files; clocks left out."""
-    found: dict[str, object] = {}
-    for pattern in ("outputs/*.npz", "unlearn_sets/*", "config.json"):
-        for path in sorted(workdir.glob(pattern)):
-            found[str(path.relative_to(workdir))] = _digest(path)
-    for pattern in _RECORDS:
-        for path in sorted(workdir.glob(pattern)):
-            read = json.loads(path.read_text("utf-8"))
-            found[str(path.relative_to(workdir))] = _timeless(read)
-    for path in sorted((workdir / "checkpoints").glob("*/params")):
-        found[str(path.relative_to(workdir))] = parameters(path)
-    store = workdir / "checkpoints" / "original-0" / "features"
-    for path in sorted(store.iterdir()) if store.is_dir() else ():
-        found[str(path.relative_to(workdir))] = _digest(path)
-    for path in sorted((workdir / "data").glob("*.npy")):
-        found[str(path.relative_to(workdir))] = _digest(path)
-    if (workdir / "purge.json").exists():
-        told = json.loads((workdir / "purge.json").read_text("utf-8"))
-        found["purge.json"] = {name: told[name] for name in ("pictures", "hits")}
-    return found
+def load_results(workdir: pathlib.Path) -> dict[str, object]:
+    """Returns all results of a run by file name, without wall times."""
+
+    def named(read, *patterns):
+        paths = [path for pattern in patterns for path in workdir.glob(pattern)]
+        return {str(path.relative_to(workdir)): read(path) for path in paths}
+
+    results = named(_sha256, *_FILES, _FEATURES) | named(_read_record, *_RECORDS)
+    results |= named(parameter_digests, "checkpoints/*/params")
+    for path in workdir.glob("purge.json"):
+        report = json.loads(path.read_text("utf-8"))
+        results[path.name] = {name: report[name] for name in ("num_images", "hits")}
+    return results
 
 
 def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """The names of what differs, or is in one of them only."""
+    """Returns the names of results that differ, or that only one of them has."""
     return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
 
 
-def parameters(folder: pathlib.Path) -> dict[str, str]:
-    """Digests of the arrays of the newest checkpoint."""
-    named = arrays(folder)
-    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in named.items()}
-
-
-def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of the newest checkpoint, read as a run reads them."""
+def parameter_digests(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the SHA-256 of each array of the newest checkpoint, as it is restored."""
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     meta = (folder / str(max(steps)) / "meta" / "metadata").read_text("utf-8")
-    about = json.loads(meta)["arrays"]
-    from ccu_jax.train import checkpoint
-
     like = {
         name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"])
-        for name, x in about.items()
+        for name, x in json.loads(meta)["arrays"].items()
     }
-    complaints: list[str] = []
-    saved = checkpoint.restore(folder, like, complaints.append)
-    assert saved is not None and not complaints, (folder, complaints)
-    return saved.tree
+    warnings: list[str] = []
+    saved = checkpoint.restore(folder, like, warnings.append)
+    assert saved is not None and not warnings, (folder, warnings)
+    arrays: dict[str, np.ndarray] = saved.tree
+    return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in arrays.items()}
 
 
-def finished(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
-    """All files of finished work, with a digest of the content and the time."""
-    found = []
+def finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
+    """Returns all files of finished work, with digest and modification time."""
+    paths = []
     for path in sorted((workdir / "stages").glob("*.json")):
         folder = workdir / "checkpoints" / path.stem / "params"
-        found += [path, workdir / "outputs" / f"{path.stem}.npz", *folder.rglob("*")]
-    found += (workdir / "audits").glob("*.json")
-    found += (workdir / "shadows").glob("*/*.npz")
-    # What is whole as soon as it has this name.
-    found += (workdir / "data").glob("*")
-    found += (workdir / "checkpoints" / "original-0" / "features").glob("*")
-    for folder in (workdir / "shadows").glob("*/*/0"):
-        found += folder.rglob("*")
+        paths += [path, workdir / "outputs" / f"{path.stem}.npz", *folder.rglob("*")]
+    # Files that are complete as soon as they have this name.
+    for pattern in ("audits/*.json", "shadows/*/*.npz", "data/*", _FEATURES):
+        paths += workdir.glob(pattern)
+    for folder in workdir.glob("shadows/*/*/0"):
+        paths += folder.rglob("*")
     return {
-        str(path.relative_to(workdir)): (_digest(path), path.stat().st_mtime_ns)
-        for path in found
+        str(path.relative_to(workdir)): (_sha256(path), path.stat().st_mtime_ns)
+        for path in paths
         if path.is_file()
     }
 
 
-def redone(workdir: pathlib.Path, before: dict[str, tuple[str, int]]) -> list[str]:
-    """What was finished before and is not the same file any more.
-
-    What a purge has removed is not looked for.
-    """
-    after = finished(workdir)
-    gone = _PURGED if (workdir / "purged.json").exists() else ()
+def redone_files(workdir: pathlib.Path, before: dict[str, tuple[str, int]]):
+    """Returns finished files that have changed, except those that a purge removes."""
+    after = finished_files(workdir)
+    purged = _PURGED if (workdir / "purged.json").exists() else ()
     return [
         name
-        for name, known in before.items()
-        if after.get(name) != known and not name.startswith(gone)
+        for name, file in before.items()
+        if after.get(name) != file and not name.startswith(purged)
     ]
 
 
-def _digest(path: pathlib.Path) -> str:
+def _sha256(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _timeless(value):
+def _read_record(path: pathlib.Path):
+    return _without_ignored(json.loads(path.read_text("utf-8")))
+
+
+def _without_ignored(value):
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in _FREE}
+        return {k: _without_ignored(v) for k, v in value.items() if k not in _IGNORED}
     if isinstance(value, list):
-        return [_timeless(v) for v in value]
+        return [_without_ignored(v) for v in value]
     return value

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def warnings():
     return []
 
 
-def restore(folder, warnings, like=None):
+def restore(folder, warnings, like=None) -> Any:
     saved = checkpoint.restore(folder, like or make_state(), warnings.append)
     assert all("\n" not in text for text in warnings)
     return saved
@@ -125,7 +126,7 @@ def with_another_shape(state):
 
 
 @pytest.mark.parametrize(
-    ("change", "name"),
+    "change, name",
     [
         (without_bias, "params.head.bias"),
         (with_another_module, "params.tail"),
@@ -186,7 +187,7 @@ def test_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
         checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000)
     )
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="No space") as caught:
         checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
     message = str(user_error_for(caught.value))
     assert str(tmp_path / "steps") in message and "space" in message
@@ -222,11 +223,15 @@ def test_transient_read_error_is_not_taken_for_damage(
 def test_folder_that_is_removed_during_a_save_is_named(tmp_path):
     folder = tmp_path / "steps"
     folder.mkdir()
+
+    @checkpoint._removal_detected(folder)
+    def save():
+        shutil.rmtree(folder)
+        folder.mkdir()
+        raise ValueError("NOT_FOUND")
+
     with pytest.raises(UserError, match=f"{folder}: missing; was it removed"):
-        with checkpoint._removal_detected(folder):
-            shutil.rmtree(folder)
-            folder.mkdir()
-            raise ValueError("NOT_FOUND")
+        save()
 
 
 def test_late_errors_of_orbax_threads_are_dropped_and_others_are_not(
@@ -241,7 +246,7 @@ def test_late_errors_of_orbax_threads_are_dropped_and_others_are_not(
         restore(folder, warnings)
     other = RuntimeError("another error")
     for error in (RuntimeError("Event loop is closed"), other):
-        args = types.SimpleNamespace(exc_value=error)
+        args: Any = types.SimpleNamespace(exc_value=error)
         sys.excepthook(type(error), error, None)
         sys.unraisablehook(args)
         threading.excepthook(args)

@@ -1,4 +1,6 @@
-"""All executors make the same steps, and reject metrics that would silently be wrong."""
+"""All executors make the same steps, and reject metrics that were not reduced."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ STEPS, BATCH, RATE = 3, 16, 0.1
 SOME_EXECUTORS = pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"])
 
 
-def regression(**changes):
+def regression(**changes) -> Any:
     """Weighted least squares: small enough to be computed by hand."""
     rng = np.random.default_rng(0)
     table = {
@@ -178,7 +180,7 @@ def test_refresh_reads_the_shard_of_this_device_and_can_gather_all(name):
 # --- the optimizer's vectors ----------------------------------------------------------
 
 
-def grouped_adamw(rate):
+def grouped_adamw(rate) -> dict[Any, Any]:
     """AdamW with a learning rate per group."""
 
     def adamw(rate):

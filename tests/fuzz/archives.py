@@ -8,20 +8,22 @@ import stat
 import tarfile
 import warnings
 import zipfile
+from random import Random
+from typing import Any
 
-from tests.fuzz.contents import Link, Random, Tree, maybe, mutated, string
+from tests.fuzz.contents import Link, Tree, draw_string, maybe_mutate, mutate
 
 _TYPES = (
     *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"V", b"z"),
     *(tarfile.DIRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, tarfile.AREGTYPE),
-    *(
-        tarfile.XHDTYPE,
-        tarfile.XGLTYPE,
-        tarfile.GNUTYPE_LONGNAME,
-        tarfile.SOLARIS_XHDTYPE,
-    ),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME),
+    tarfile.SOLARIS_XHDTYPE,
 )
-_FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+_FORMATS: tuple[Any, ...] = (
+    tarfile.USTAR_FORMAT,
+    tarfile.GNU_FORMAT,
+    tarfile.PAX_FORMAT,
+)
 _METHODS = (*[zipfile.ZIP_DEFLATED] * 6, 0, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _NAMES = ("a", "a/b", "a/b/c", "a.png", "b/", "./a", "__MACOSX/a", ".DS_Store", "._a")
 _PAX = (
@@ -29,7 +31,7 @@ _PAX = (
     *("GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.minor"),
     *("GNU.sparse.name", "GNU.sparse.realsize", "GNU.sparse.numblocks", "comment"),
 )
-# What may stand where a tar has a number.
+# Contents of numeric fields of a tar.
 _FIELDS = (
     *(b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"           \0"),
     *(b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" * 10 + b"\xfe\0", b"00000001000\0"),
@@ -37,60 +39,60 @@ _FIELDS = (
 )
 
 
-def archive(rng: Random) -> bytes:
-    """A zip or tar archive, plain or compressed, at times damaged."""
+def draw_archive(rng: Random) -> bytes:
+    """Returns a zip or tar archive, sometimes damaged."""
     if rng.random() < 0.45:
-        return _zip(rng)
-    data = _tar(rng)
+        return _draw_zip(rng)
+    data = _draw_tar(rng)
     roll = rng.random()
     if roll < 0.5:
-        return maybe(rng, data, 0.1)
+        return maybe_mutate(rng, data, 0.1)
     if roll < 0.85:
         packed = gzip.compress(data, 1, mtime=0)
     elif roll < 0.95:
         packed = bz2.compress(data, 1)
     else:
         packed = lzma.compress(data, preset=0)
-    return maybe(rng, packed, 0.3)
+    return maybe_mutate(rng, packed, 0.3)
 
 
-def packed(rng: Random, tree: Tree) -> bytes:
-    """The files and links of a tree as a compressed tar, at times damaged."""
+def pack_tree(rng: Random, tree: Tree) -> bytes:
+    """Returns a compressed tar of files and links, sometimes damaged."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as opened:
-        for path, found in tree.items():
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as archive:
+        for path, node in tree.items():
             info = tarfile.TarInfo(path)
-            if isinstance(found, bytes):
-                info.size = len(found)
-                opened.addfile(info, io.BytesIO(found))
-            elif isinstance(found, Link):
-                info.type, info.linkname = tarfile.SYMTYPE, found.target
-                opened.addfile(info)
-    return maybe(rng, out.getvalue(), 0.2)
+            if isinstance(node, bytes):
+                info.size = len(node)
+                archive.addfile(info, io.BytesIO(node))
+            elif isinstance(node, Link):
+                info.type, info.linkname = tarfile.SYMTYPE, node.target
+                archive.addfile(info)
+    return maybe_mutate(rng, out.getvalue(), 0.2)
 
 
-def _name(rng: Random) -> str:
-    return rng.choice(_NAMES) if rng.random() < 0.6 else string(rng)
+def _draw_name(rng: Random) -> str:
+    return rng.choice(_NAMES) if rng.random() < 0.6 else draw_string(rng)
 
 
-def _data(rng: Random) -> bytes:
+def _draw_data(rng: Random) -> bytes:
     return rng.choice((b"", b"text", bytes(1000), bytes(range(256)) * 3))
 
 
-def _zip(rng: Random) -> bytes:
+def _draw_zip(rng: Random) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as opened:
+    with zipfile.ZipFile(file, "w") as archive:
         for _ in range(rng.randrange(4)):
-            name = _name(rng).encode("utf-8", "replace").decode()
+            name = _draw_name(rng).encode("utf-8", "replace").decode()
             info = zipfile.ZipInfo("a")
-            info.filename = info.orig_filename = name  # with its NUL bytes
+            info.filename = info.orig_filename = name  # including NUL
             info.compress_type = rng.choice(_METHODS)
             if rng.random() < 0.2:
-                kinds = (stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFREG, 0xF000)
-                info.external_attr = (rng.choice(kinds) | 0o777) << 16
+                modes = (stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFREG, 0xF000)
+                info.external_attr = (rng.choice(modes) | 0o777) << 16
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of names that come twice
-                opened.writestr(info, _data(rng))
+                warnings.simplefilter("ignore")  # about repeated names
+                archive.writestr(info, _draw_data(rng))
     data = bytearray(file.getvalue())
     while rng.random() < 0.5:
         at = data.rfind(rng.choice((b"PK\1\2", b"PK\3\4", b"PK\5\6")))
@@ -98,26 +100,35 @@ def _zip(rng: Random) -> bytes:
         width = rng.choice((1, 2, 4))
         value = rng.choice((0, 1, 8, 9, 20, 63, 127, 255, 65535, 2**31, 2**32 - 1))
         data[field : field + width] = (value % 256**width).to_bytes(width, "little")
-    return maybe(rng, bytes(data), 0.15)
+    return maybe_mutate(rng, bytes(data), 0.15)
 
 
-def _tar(rng: Random) -> bytes:
+def _draw_tar(rng: Random) -> bytes:
     out = bytearray()
-    form = rng.choice(_FORMATS)
+    format_ = rng.choice(_FORMATS)
     for _ in range(rng.randrange(4)):
-        info, data = tarfile.TarInfo(_name(rng)), _data(rng)
+        info, data = tarfile.TarInfo(_draw_name(rng)), _draw_data(rng)
         if rng.random() < 0.3:
-            info.type, info.linkname = rng.choice(_TYPES), string(rng)
+            info.type, info.linkname = rng.choice(_TYPES), draw_string(rng)
         if rng.random() < 0.15:
-            data = _pax(rng)
+            data = _draw_pax_records(rng)
         info.size = len(data)
-        if form == tarfile.PAX_FORMAT and rng.random() < 0.4:
+        if format_ == tarfile.PAX_FORMAT and rng.random() < 0.4:
             keys = rng.sample(_PAX, rng.randint(1, 4))
-            values = ("0", "1", "-1", "9" * 30, "1,2,3", "0,512", "../x", string(rng))
+            values = (
+                "0",
+                "1",
+                "-1",
+                "9" * 30,
+                "1,2,3",
+                "0,512",
+                "../x",
+                draw_string(rng),
+            )
             info.pax_headers = {key: rng.choice(values) for key in keys}
         try:
-            out += info.tobuf(form)
-        except (ValueError, UnicodeError):  # no such name can be written
+            out += info.tobuf(format_)
+        except (ValueError, UnicodeError):  # a name that cannot be written
             continue
         out += data + bytes(-len(data) % tarfile.BLOCKSIZE)
     out += bytes(tarfile.BLOCKSIZE * rng.choice((0, 1, 2, 2, 2, 20)))
@@ -130,23 +141,25 @@ def _tar(rng: Random) -> bytes:
             out[at + place : at + place + width] = rng.choice(_FIELDS)
         else:
             end = at + tarfile.BLOCKSIZE
-            out[at:end] = mutated(rng, bytes(out[at:end]))[:512].ljust(512, b"\0")
+            out[at:end] = mutate(rng, bytes(out[at:end]))[:512].ljust(512, b"\0")
         if rng.random() < 0.85:
-            _sum(out, at)
+            _fix_checksum(out, at)
     return bytes(out)
 
 
-def _pax(rng: Random) -> bytes:
-    """Records of an extended header, some of them of a wrong length."""
-    found = b""
+def _draw_pax_records(rng: Random) -> bytes:
+    """Returns records of an extended header, some of a wrong length."""
+    node = b""
     for _ in range(rng.randint(1, 3)):
-        record = f" {rng.choice(_PAX)}={string(rng)[:200]}\n".encode("utf-8", "replace")
+        record = f" {rng.choice(_PAX)}={draw_string(rng)[:200]}\n".encode(
+            "utf-8", "replace"
+        )
         length = rng.choice((len(record) + 2, len(record) + 3, 0, 1, 3, 10**6, -5))
-        found += str(length).encode() + record
-    return found
+        node += str(length).encode() + record
+    return node
 
 
-def _sum(out: bytearray, at: int) -> None:
-    """Puts the checksum right that a header has of itself."""
+def _fix_checksum(out: bytearray, at: int) -> None:
+    """Corrects the checksum of a header."""
     header = bytes(out[at : at + 148]) + b" " * 8 + bytes(out[at + 156 : at + 512])
     out[at + 148 : at + 156] = b"%06o\0 " % sum(header)

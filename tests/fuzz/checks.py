@@ -1,18 +1,17 @@
-"""What must hold of a data set, an archive and a picture, whatever is in them."""
+"""Properties that must hold of data sets, archives and images of any content."""
 
 import os
 import pathlib
 import re
 import stat
+from typing import Any
 
 import numpy as np
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data import DATASETS, Dataset
-from ccu_jax.data.preparation import arrays, prepare
-from ccu_jax.data.preparation import images as pictures
-from ccu_jax.data.preparation import ingest as parts
-from ccu_jax.data.readers import archives as archive
+from ccu_jax.data.preparation import arrays, images, ingest, prepare
+from ccu_jax.data.readers import archives
 from ccu_jax.data.readers.base import (
     SPLITS,
     Counts,
@@ -22,117 +21,110 @@ from ccu_jax.data.readers.base import (
     digest,
 )
 from ccu_jax.errors import UserError
-from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.unlearn_sets import splits
 from tests.fuzz.contents import SECRET
 from tests.fuzz.data_sets import Case
-from tests.fuzz.world import Failure, World, watched
+from tests.fuzz.sandbox import Failure, Sandbox, watch
 
-_LONGEST = 1500  # characters of a message
-_FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_UNFIT = re.compile("[\0\ud800-\udfff]")  # for a text, which may have lines
+_MAX_MESSAGE = 1500  # characters
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # a text may have several lines
 _SIZES = {"image_size": 8, "text_length": 4, "vocabulary": 100}
 
 
-def _clear_message(error: UserError) -> str:
+def check_message(sandbox: Sandbox, error: UserError) -> str:
+    """Returns an error's message without paths; raises Failure if it is not clear."""
     message = str(error)
-    if SECRET in message:
-        raise Failure(f"an error tells the secret: {message!r}")
-    if (
-        not message
-        or len(message) > _LONGEST
-        or _FORBIDDEN.search(
-            re.sub(
-                "[\udc80-\udcff]", "", message
-            )  # bytes of a name, escaped when printed
-        )
-    ):
-        raise Failure(f"is no clear message: {message[:3000]!r}")
-    return message
+    # Bytes of file names are escaped when they are printed.
+    garbled = _CONTROL.search(re.sub("[\udc80-\udcff]", "", message))
+    if SECRET in message or not 0 < len(message) <= _MAX_MESSAGE or garbled:
+        raise Failure(f"no clear message: {message[:3000]!r}")
+    message = message.replace(str(sandbox.root), "ROOT")
+    return message.replace(str(sandbox.work), "WORK")
 
 
-def _told(names) -> None:
-    """What is counted goes into reports: nothing in it may come from the files."""
+def check_counts(names) -> None:
+    """Checks that names of counts, which reports show, hold nothing of the files."""
     for name in names:
-        if (
-            SECRET in name
-            or len(name) > 90
-            or not (name.isascii() and name.isprintable())
-        ):
+        is_plain = name.isascii() and name.isprintable()
+        if SECRET in name or len(name) > 90 or not is_plain:
             raise Failure(f"a count is called {name!r}")
 
 
-def _checked(example: Example, source: Source) -> None:
-    """Refuses an example that something later would stumble over."""
-    words = (example.id, example.group, *example.labels)
-    for word in words:
-        if not word or word != word.strip() or _FORBIDDEN.search(word):
-            raise Failure(f"a name that does not survive a file: {word!r}")
-        if str(np.array([word])[0]) != word or SECRET in word:
-            raise Failure(f"a name that does not survive an array: {word!r}")
+def check_example(example: Example, source: Source) -> None:
+    text, labels = example.text, example.labels
+    for word in (example.id, example.group, *labels):
+        is_stripped = word and word == word.strip()
+        if not is_stripped or _CONTROL.search(word) or SECRET in word:
+            raise Failure(f"name that does not survive a file: {word!r}")
+        if str(np.array([word])[0]) != word:
+            raise Failure(f"name that does not survive an array: {word!r}")
     if f"{example.id} ".startswith("# "):
-        raise Failure(f"an id that a list of ids takes for a comment: {example.id!r}")
-    if example.text is not None and (
-        not example.text.strip() or _UNFIT.search(example.text)
-    ):
-        raise Failure(f"a text that does not survive a file: {example.text!r}")
-    if SECRET in (example.text or "") or SECRET.encode() in (example.image or b""):
-        raise Failure("the secret is out")
-    if example.image is None and example.text is None:
-        raise Failure("a row with nothing to see or read")
-    if example.split not in SPLITS or not set(example.labels) <= set(source.classes):
-        raise Failure(f"split or label unknown: {example.split!r} {example.labels!r}")
-    if len(set(example.labels)) != (len(example.labels) if source.multi_label else 1):
-        raise Failure(f"not one label: {example.labels!r}")
-    _told(example.notes)
+        raise Failure(f"id that a list of ids takes for a comment: {example.id!r}")
+    if text is not None and (not text.strip() or _NOT_TEXT.search(text)):
+        raise Failure(f"text that does not survive a file: {text!r}")
+    if SECRET in (text or "") or SECRET.encode() in (example.image or b""):
+        raise Failure("a secret file was read")
+    if example.image is None and text is None:
+        raise Failure("row without image and text")
+    if example.split not in SPLITS or not set(labels) <= set(source.classes):
+        raise Failure(f"unknown split or label: {example.split!r} {labels!r}")
+    if len(set(labels)) != (len(labels) if source.multi_label else 1):
+        raise Failure(f"repeated or missing label: {labels!r}")
+    check_counts(example.notes)
 
 
-def _quiet(*told) -> None:
+def ignore_progress(stage: str, done: int, total: int) -> None:
     pass
 
 
-def read(here: World, case: Case, *, strict: bool = False, whole: bool = False):
-    """Reads a data set; gives what happened, raises Failure.
+def read_case(
+    sandbox: Sandbox, case: Case, *, strict: bool = False, store: bool = False
+) -> dict[str, int]:
+    """Writes and reads a data set.
 
     Args:
-        here: where it is planted.
+        sandbox: where it is written.
         case: the data set.
-        strict: whether a row that cannot be used is an error.
-        whole: whether it is also stored.
+        strict: whether an unusable row is an error.
+        store: whether it is also prepared for training.
+
+    Returns:
+        The counts, or the error message as a key.
+
+    Raises:
+        Failure: a property does not hold.
     """
-    here.plant(case.tree)
-    config = Data(
-        dataset=case.dataset,
-        dir=str(here.root),
-        **{"strict": strict, **_SIZES, **case.settings},
-    )
+    sandbox.write(case.tree)
+    settings: dict[str, Any] = _SIZES | case.settings | {"strict": strict}
+    config = Data(dataset=case.dataset, dir=str(sandbox.root), **settings)
     try:
-        with watched(here):
-            counts = _read(here, config)
-            if whole:
-                counts |= {"stored": 1, **_store(here, config)}
+        with watch(sandbox):
+            counts = _read_rows(sandbox, config)
+            if store:
+                counts |= {"stored": 1, **_store(sandbox, config)}
     except UserError as error:
-        message = _clear_message(error).replace(str(here.root), "ROOT")
-        return {"error: " + message.replace(str(here.work), "WORK"): 1}
-    _told(counts)
+        return {"error: " + check_message(sandbox, error): 1}
+    check_counts(counts)
     return counts
 
 
-def _opened_source(here: World, config: Data, counts: Counts) -> Source:
+def _open_source(sandbox: Sandbox, config: Data, counts: Counts) -> Source:
     reader = DATASETS[config.dataset]
 
     def unpack(path: pathlib.Path) -> pathlib.Path:
-        folder = here.work / "unpacked" / digest(str(path))
-        return archive.unpack(path, folder, counts, _quiet)
+        folder = sandbox.work / "unpacked" / digest(str(path))
+        return archives.unpack(path, folder, counts, ignore_progress)
 
-    place = reader.locate(config, here.work)
-    if reader.signature(config, place) != reader.signature(config, place):
-        raise Failure("two marks of the same files")
-    return reader.open(config, place, counts, unpack)
+    location = reader.locate(config, sandbox.work)
+    if reader.signature(config, location) != reader.signature(config, location):
+        raise Failure("two signatures of the same files")
+    return reader.open(config, location, counts, unpack)
 
 
-def _read(here: World, config: Data) -> dict[str, int]:
-    counts = Counts(str(here.root), config.strict)
-    source = _opened_source(here, config, counts)
+def _read_rows(sandbox: Sandbox, config: Data) -> dict[str, int]:
+    counts = Counts(str(sandbox.root), config.strict)
+    source = _open_source(sandbox, config, counts)
     ids: set[str] = set()
     for key in source.keys:
         try:
@@ -140,88 +132,88 @@ def _read(here: World, config: Data) -> dict[str, int]:
         except SkipExample as reason:
             counts.skip(str(reason), source.row_name(key))
             continue
-        _checked(example, source)
+        check_example(example, source)
         if example.id in ids:
-            raise Failure(f"an id twice: {example.id!r}")
+            raise Failure(f"repeated id: {example.id!r}")
         ids.add(example.id)
         for note in example.notes:
             counts.add(note)
-    left_out = sum(
+    num_skipped = sum(
         number
         for name, number in counts.numbers.items()
         if name.startswith("skipped: ") and "archive member" not in name
     )
-    if counts.numbers.get("read", 0) != len(ids) + left_out:
+    if counts.numbers.get("read", 0) != len(ids) + num_skipped:
         raise Failure(f"{len(ids)} rows are used, {counts.numbers}")
     return counts.numbers | {"used": len(ids)} if ids else counts.numbers
 
 
-def _store(here: World, config: Data) -> dict[str, int]:
-    """Everything up to what training reads, and the lists that are made of it."""
-    scratch = prepare.data_paths(here.work).new
-    scratch.mkdir()
-    counts = Counts(str(here.root), config.strict)
-    source = _opened_source(here, config, counts)
-    parts.ingest_rows(source, scratch, config, counts, _quiet, None)
-    meta = arrays.write_columns(scratch, source, config, counts, _quiet)
-    columns = arrays.load_columns(scratch)
-    data = Dataset(
-        name=config.dataset,
-        edition="own",
-        **columns,
-        **{key: meta[key] for key in Dataset._fields if key in meta},
-    )
+def _store(sandbox: Sandbox, config: Data) -> dict[str, int]:
+    """Writes the columns that training reads, and the lists of ids made from them."""
+    folder, lists = prepare.data_paths(sandbox.work).new, sandbox.work / "lists"
+    folder.mkdir()
+    lists.mkdir()
+    counts = Counts(str(sandbox.root), config.strict)
+    source = _open_source(sandbox, config, counts)
+    ingest.ingest_rows(source, folder, config, counts, ignore_progress, None)
+    meta = arrays.write_columns(folder, source, config, counts, ignore_progress)
+    fields = {name: meta[name] for name in Dataset._fields if name in meta}
+    fields |= arrays.load_columns(folder)
+    data = Dataset(name=config.dataset, edition="own", **fields)
     if len(set(data.id.tolist())) != len(data.id):
-        raise Failure("an id twice once they are stored")
-    train = np.flatnonzero(data.split == "train")
-    sets = unlearn_set.Sets(*[train] * 2, *[np.flatnonzero(data.split == "test")] * 3)
-    (here.work / "lists").mkdir()
-    text = unlearn_set.format_unlearn_set(data, sets, 0, "random:0.1")
-    (here.work / "lists" / "0.txt").write_bytes(text.encode("utf-8"))
-    unlearn_set.format_near_duplicates(data, sets, {"train": train}).encode("utf-8")
-    found = unlearn_set.load_all_ids(data, here.work / "lists", "report")
-    if found != set(data.id[train].tolist()):
-        raise Failure(f"a list of ids loses some: {found} {data.id[train].tolist()}")
+        raise Failure("repeated id in the stored columns")
+    train, test = (np.flatnonzero(data.split == name) for name in ("train", "test"))
+    sets = splits.Sets(train, train, test, test, test)
+    text = splits.format_unlearn_set(data, sets, 0, "random:0.1")
+    (lists / "0.txt").write_bytes(text.encode("utf-8"))
+    splits.format_near_duplicates(data, sets, {"train": train}).encode("utf-8")
+    ids = splits.load_all_ids(data, lists, "report")
+    if ids != set(data.id[train].tolist()):
+        raise Failure(f"a list of ids loses some: {ids} {data.id[train].tolist()}")
     return counts.numbers
 
 
-def unpack(here: World, data: bytes, strict: bool = False) -> dict[str, int]:
-    """Unpacks an archive; gives what happened, raises Failure."""
-    path, folder = here.root / "a", here.work / "below" / "new"
+def unpack_archive(
+    sandbox: Sandbox, data: bytes, strict: bool = False
+) -> dict[str, int]:
+    """Unpacks an archive; returns counts as `read_case`, raises Failure."""
+    path, folder = sandbox.root / "a", sandbox.work / "below" / "new"
     path.write_bytes(data)
     counts = Counts("here", strict)
     try:
-        with watched(here):
-            archive.unpack(path, folder, counts, _quiet)
+        with watch(sandbox):
+            archives.unpack(path, folder, counts, ignore_progress)
     except UserError as error:
-        if os.listdir(folder.parent) if folder.parent.exists() else ():
+        if folder.parent.exists() and os.listdir(folder.parent):
             raise Failure(f"left {os.listdir(folder.parent)}") from None
-        message = _clear_message(error).replace(str(here.root), "ROOT")
+        message = check_message(sandbox, error)
         return {"error: " + re.sub(r"damaged \(.*\)", "damaged", message): 1}
-    _told(counts.numbers)
+    check_counts(counts.numbers)
     if sorted(os.listdir(folder.parent)) != ["new", "new.json"]:
         raise Failure(f"wrote {os.listdir(folder.parent)}")
-    count = 0
+    num_files = 0
     for above, folders, names in os.walk(folder):
         for name in (*folders, *names):
             mode = os.lstat(os.path.join(above, name)).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & 0o7022:
                 raise Failure(f"unpacked {name!r} with mode {mode:o}")
-        count += len(names)
-    if here.root.stat().st_nlink != 2 or os.listdir(here.root) != ["a"]:
-        raise Failure(f"wrote {os.listdir(here.root)}")
-    return counts.numbers | ({"unpacked a file": count} if count else {"nothing": 1})
+        num_files += len(names)
+    if os.listdir(sandbox.root) != ["a"]:
+        raise Failure(f"wrote {os.listdir(sandbox.root)}")
+    return counts.numbers | ({"unpacked a file": num_files} if num_files else {"-": 1})
 
 
-def decode(here: World, data: bytes, size: int, trim: bool) -> dict[str, int]:
-    """Decodes a picture; gives what happened, raises Failure."""
-    with watched(here):
+def decode_image(
+    sandbox: Sandbox, data: bytes, size: int, crop_margins: bool
+) -> dict[str, int]:
+    """Decodes an image; returns counts as `read_case`, raises Failure."""
+    with watch(sandbox):
         try:
-            square, notes = pictures.decode(data, size, trim)
+            pixels, notes = images.decode(data, size, crop_margins)
         except SkipExample as reason:
-            _told([str(reason)])
+            check_counts([str(reason)])
             return {f"skipped: {reason}": 1}
-    if square.shape != (size, size, 3) or square.dtype != np.uint8:
-        raise Failure(f"a square {square.shape} of {square.dtype}")
-    _told(notes)
+    if pixels.shape != (size, size, 3) or pixels.dtype != np.uint8:
+        raise Failure(f"image of shape {pixels.shape} and type {pixels.dtype}")
+    check_counts(notes)
     return {"decoded": 1, **dict.fromkeys(notes, 1)}

@@ -1,16 +1,14 @@
-"""Hostile content for `fuzz_readers.py`: the files of a data set as an enemy has them.
+"""Hostile content: strings, JSON values and files, drawn from a `random.Random`.
 
-Everything is drawn from a `random.Random`, so that a number repeats a case. Most of a
-case is well formed, for what is broken at its first byte reaches no further code.
+Most of a case is well formed: a file that is broken at its first byte reaches little
+code.
 """
 
 import json
-import random
+from random import Random
 from typing import Any, NamedTuple
 
-SECRET = "SECRET-5f1c"  # in every planted file that no reader may read
-
-Random = random.Random
+SECRET = "SECRET-5f1c"  # in every file that no reader may read
 
 
 class Link(NamedTuple):
@@ -20,28 +18,26 @@ class Link(NamedTuple):
 
 
 class Pipe(NamedTuple):
-    """A named pipe: opening it may wait for ever."""
+    """A named pipe, which blocks whoever opens it."""
 
 
 class Folder(NamedTuple):
-    """A folder where a file belongs."""
+    """A folder in place of a file."""
 
 
-class Hole(NamedTuple):
-    """A file of so many zeros that take no room."""
+class SparseFile(NamedTuple):
+    """A file of zeros that takes no space."""
 
     size: int
 
 
-Node = bytes | Link | Pipe | Folder | Hole
+Node = bytes | Link | Pipe | Folder | SparseFile
 Tree = dict[str, Node]
-
 
 CHARACTERS = (
     *" \t\n\r\0\x1b\x7f\x80\x85\x9b\xa0\u00e2\u0080\u0099\u00c3\u00a9\u0130\u1e9e",
     *"\u0301\u200b\u200e\u202e\u2028\u2029\u2581\u3000\ud800\udfff\ufdfa\ufeff\ufffd",
-    *"\uffff\U0001f600\U000e0001\U0010ffff",
-    *"aZ09.,:;|/\\'\"<>&*?#=+-_%$[]{}()",
+    *"\uffff\U0001f600\U000e0001\U0010ffffaZ09.,:;|/\\'\"<>&*?#=+-_%$[]{}()",
 )
 STRINGS = (
     *("", " ", ".", "..", "./", ".//.", "/", "//", "a/..", "a/./b", "~", "~root", "#"),
@@ -51,35 +47,23 @@ STRINGS = (
     *("a" * 300, "a" * 5000, "a/" * 700, "%s%n{0}", "=1+1", "<script>", "a, b", "::me"),
     *("null", "None", "nan", "-1", "0", "1", "train", "dev", "VAL", "test", "hateful"),
     *("Drama", "News", "drama", "[PAD]", "[UNK] [END]", "\u2581", "\u2603" * 40),
-    *(
-        "dress",
-        "the dress's sundress-",
-        "top.",
-        "women\u00e2\u0080\u0099s",
-        "\u00c3\u00a9",
-    ),
+    *("dress", "the dress's sundress-", "top.", "women\u00e2\u0080\u0099s"),
+    "\u00c3\u00a9",
 )
 TOKENS = (
     *(b'"', b'""', b"\\", b"\\u", b"\\ud800", b"\\u0000", b"\0", b"\r", b"\n", b"\r\n"),
     *(b"\t", b",", b";", b"|", b":", b"{", b"}", b"[", b"]", b"[" * 1500, b"9" * 5000),
-    *(
-        b"1e999",
-        b"-0",
-        b"NaN",
-        b"-Infinity",
-        b"null",
-        b"true",
-        b"\xff",
-        b"\xed\xa0\x80",
-    ),
-    *(b"\xef\xbb\xbf", b"\xfe\xff", b"\xc2\x85", b"\xe2\x80\xa8", b"\xc3", b" ", b"#"),
+    *(b"1e999", b"-0", b"NaN", b"-Infinity", b"null", b"true", b"\xff", b" ", b"#"),
+    *(b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xfe\xff", b"\xc2\x85", b"\xe2\x80\xa8"),
+    b"\xc3",
 )
 _NUMBERS = (0, 1, -1, 2, 10**30, 10**4200, 0.5, 1.0, -0.0, 1e308, float("inf"))
-_ENDS = (0, 1, 7, 8, 0x7F, 0x80, 0xFE, 0xFF)
+_CONSTANTS = (None, True, False, float("nan"), *_NUMBERS)
+_EDGE_BYTES = (0, 1, 7, 8, 0x7F, 0x80, 0xFE, 0xFF)
+_EDGE_NUMBERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**64 - 1, 65535)
 
 
-def string(rng: Random) -> str:
-    """A text that something may stumble over."""
+def draw_string(rng: Random) -> str:
     roll = rng.random()
     if roll < 0.5:
         return rng.choice(STRINGS)
@@ -88,41 +72,39 @@ def string(rng: Random) -> str:
     return rng.choice(STRINGS) + rng.choice(STRINGS)
 
 
-def value(rng: Random, depth: int = 2) -> Any:
-    """Anything that JSON can hold."""
+def draw_value(rng: Random, depth: int = 2) -> Any:
+    """Returns a value that JSON can hold."""
     roll = rng.random()
     if roll < 0.45 or (not depth and roll > 0.8):
-        return string(rng)
+        return draw_string(rng)
     if roll < 0.7:
-        return rng.choice((None, True, False, float("nan"), *_NUMBERS))
+        return rng.choice(_CONSTANTS)
     if roll < 0.8:
         return rng.randrange(100)
     if roll < 0.92:
-        return [value(rng, depth - 1) for _ in range(rng.randrange(4))]
-    return {string(rng): value(rng, depth - 1) for _ in range(rng.randrange(3))}
+        return [draw_value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    return {draw_string(rng): draw_value(rng, depth - 1) for _ in range(2)}
 
 
-def touched(rng: Random, given: Any, share: float = 0.12) -> Any:
-    """A JSON value in which something may have been replaced or left out."""
-    if rng.random() < share:
-        return value(rng)
-    if isinstance(given, dict):
+def mutate_value(rng: Random, value: Any, probability: float = 0.12) -> Any:
+    """Replaces, repeats or removes parts of a JSON value."""
+    if rng.random() < probability:
+        return draw_value(rng)
+    if isinstance(value, dict):
         return {
-            key: touched(rng, item, share)
-            for key, item in given.items()
-            if rng.random() > share / 3
+            key: mutate_value(rng, item, probability)
+            for key, item in value.items()
+            if rng.random() > probability / 3
         }
-    if isinstance(given, list):
-        found = [touched(rng, item, share) for item in given]
-        return found + found[:1] if rng.random() < share / 3 else found
-    return given
+    if isinstance(value, list):
+        items = [mutate_value(rng, item, probability) for item in value]
+        return items + items[:1] if rng.random() < probability / 3 else items
+    return value
 
 
-def dumped(rng: Random, given: Any, line: bool = False) -> bytes:
-    """A JSON text in one of many spellings, sometimes in a wrong encoding."""
-    ascii_, indent = rng.random() < 0.5, None if line else rng.choice((None, 1))
-    text = json.dumps(given, ensure_ascii=ascii_, indent=indent)
-    roll = rng.random()
+def dump_json(rng: Random, value: Any) -> bytes:
+    """Returns a JSON text of one line, sometimes in a wrong encoding."""
+    text, roll = json.dumps(value, ensure_ascii=rng.random() < 0.5), rng.random()
     if roll < 0.03:
         text = text.replace("/", "\\/")
     elif roll < 0.05:
@@ -134,13 +116,14 @@ def dumped(rng: Random, given: Any, line: bool = False) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def mutated(rng: Random, data: bytes, most: int = 3) -> bytes:
-    """Bytes with some of them changed, lost, repeated or put in."""
+def mutate(rng: Random, data: bytes, max_changes: int = 3) -> bytes:
+    """Changes, removes, repeats and inserts bytes."""
     out = bytearray(data)
-    for _ in range(rng.randint(1, most)):
+    for _ in range(rng.randint(1, max_changes)):
         at, roll = rng.randrange(len(out) + 1), rng.random()
         if roll < 0.3 and at < len(out):
-            out[at] = rng.choice((rng.randrange(256), rng.choice(_ENDS), out[at] ^ 1))
+            choices = (rng.randrange(256), rng.choice(_EDGE_BYTES), out[at] ^ 1)
+            out[at] = rng.choice(choices)
         elif roll < 0.45:
             out[at : at + rng.choice((1, 2, 4, 16))] = b""
         elif roll < 0.65:
@@ -148,59 +131,39 @@ def mutated(rng: Random, data: bytes, most: int = 3) -> bytes:
         elif roll < 0.75:
             out[at:at] = out[max(0, at - rng.randrange(1, 40)) : at]
         elif roll < 0.85:
-            width = rng.choice((2, 4, 8))
-            number = rng.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**64 - 1, 65535))
-            order = rng.choice(("little", "big"))
-            out[at : at + width] = (number % 256**width).to_bytes(width, order)
+            width, order = rng.choice((2, 4, 8)), rng.choice(("little", "big"))
+            number = rng.choice(_EDGE_NUMBERS) % 256**width
+            out[at : at + width] = number.to_bytes(width, order)
         elif roll < 0.92:
             del out[at:]
         else:
-            other = rng.randrange(len(out) + 1)
-            width = rng.randrange(1, 12)
+            other, width = rng.randrange(len(out) + 1), rng.randrange(1, 12)
             out[at : at + width] = out[other : other + width]
     return bytes(out)
 
 
-def maybe(rng: Random, data: bytes, share: float = 0.1) -> bytes:
-    """The bytes as they are, or mutated."""
-    return mutated(rng, data) if rng.random() < share else data
+def maybe_mutate(rng: Random, data: bytes, probability: float = 0.1) -> bytes:
+    return mutate(rng, data) if rng.random() < probability else data
 
 
-def link(rng: Random, secret: str) -> Link:
-    """A link that leads nowhere good, or to where it may."""
-    known = (f"{{outside}}/{secret}", f"../outside/{secret}", f"../../outside/{secret}")
-    others = (
-        "{name}",
-        "{name}/a",
-        ".",
-        "..",
-        "/",
-        "/dev/zero",
-        "/etc/passwd",
-        "nowhere",
-        "../..",
-    )
-    return Link(rng.choice((*known, "{outside}", "{root}", *others)))
+def draw_link(rng: Random, secret: str) -> Link:
+    targets = (f"{{outside}}/{secret}", f"../outside/{secret}", "{name}", "{name}/a")
+    targets += (f"../../outside/{secret}", "{outside}", "{root}", "/", "/dev/zero")
+    targets += (".", "..", "../..", "/etc/passwd", "nowhere")
+    return Link(rng.choice(targets))
 
 
-def node(rng: Random, good: bytes, secret: str, share: float = 0.1) -> Node | None:
-    """A file, or what lies in its place; None: nothing does."""
-    if rng.random() > share:
-        return good
-    roll = rng.randrange(9)
-    if roll < 3:
-        return mutated(rng, good)
-    if roll < 5:
-        return link(rng, secret)
-    return (
-        None,
-        b"",
-        Pipe(),
-        rng.choice((Folder(), Hole(1 << 29 if share >= 0.1 else 9))),
-    )[roll - 5]
-
-
-def put(tree: Tree, path: str, found: Node | None) -> None:
-    """Adds a node to a tree, or nothing."""
-    if found is not None:
-        tree[path] = found
+def add_node(
+    rng: Random, tree: Tree, path: str, good: bytes, secret: str, probability=0.1
+) -> None:
+    """Adds a file to a tree, or with this probability something else, or nothing."""
+    roll = rng.randrange(9) if rng.random() < probability else -1
+    if roll == 5:
+        return
+    others = (b"", Pipe(), Folder(), SparseFile(1 << 29 if probability >= 0.1 else 9))
+    if roll < 0:
+        tree[path] = good
+    elif roll < 3:
+        tree[path] = mutate(rng, good)
+    else:
+        tree[path] = draw_link(rng, secret) if roll < 5 else rng.choice(others)

@@ -226,6 +226,7 @@ BAD_ROWS = [
     ({"image": "a\0.png"}, "image has an impossible character"),
     ({"image": "p" * 300 + ".png"}, "image missing"),
     ({"image": "images/0.png/a"}, "image missing"),
+    ({"image": "a/" * 500_000}, "image missing"),
     ({"image": "images"}, "image is no plain file"),
     *(({"image": name}, "image is no plain file") for name in (".", "./", ".//.")),
     *(

@@ -1,4 +1,4 @@
-"""Pictures for fuzzing: small ones in all formats and modes, and damaged ones."""
+"""Images for fuzzing: small ones in all formats and modes, and damaged ones."""
 
 import io
 import random
@@ -6,26 +6,25 @@ import zlib
 
 from PIL import Image
 
-from tests.fuzz.contents import Random, mutated
+from tests.fuzz.contents import mutate
 
 
-def pictures() -> dict[str, bytes]:
-    """Small pictures in all formats, and in all modes that these have."""
-    found: dict[str, bytes] = {}
+def _encode_all() -> dict[str, bytes]:
+    """Returns small images in all formats, and in all modes of each."""
+    encoded: dict[str, bytes] = {}
 
-    def save(name: str, image, form: str, **more) -> None:
+    def save(name: str, image: Image.Image, format_: str, **options) -> None:
         file = io.BytesIO()
-        # Saving leaves marks in an image that other formats trip over.
-        if "append_images" in more:
-            more["append_images"] = [frame.copy() for frame in more["append_images"]]
-        image.copy().save(file, form, **more)
-        found[name] = file.getvalue()
+        # Saving leaves attributes in an image that other formats trip over.
+        if "append_images" in options:
+            options["append_images"] = [i.copy() for i in options["append_images"]]
+        image.copy().save(file, format_, **options)
+        encoded[name] = file.getvalue()
 
-    rng = random.Random(0)
-    rgb = Image.frombytes("RGB", (19, 13), rng.randbytes(19 * 13 * 3))
+    rgb = Image.frombytes("RGB", (19, 13), random.Random(0).randbytes(19 * 13 * 3))
     alpha = rgb.convert("RGBA")
     alpha.putalpha(rgb.convert("L"))
-    palette, grey = rgb.convert("P"), rgb.convert("L")
+    palette, grey, bits = rgb.convert("P"), rgb.convert("L"), rgb.convert("1")
     deep = grey.convert("I").point(lambda level: level * 257).convert("I;16")
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a"
@@ -43,7 +42,7 @@ def pictures() -> dict[str, bytes]:
     save("png P alphas", palette, "PNG", transparency=bytes(range(256)))
     save("png RGB transparent", rgb, "PNG", transparency=(1, 2, 3))
     save("png L transparent", grey, "PNG", transparency=9, exif=exif, dpi=(72, 72))
-    save("png 1 transparent", rgb.convert("1"), "PNG", transparency=0)
+    save("png 1 transparent", bits, "PNG", transparency=0)
     save("png animated", rgb, "PNG", **frames, duration=9)
     save("gif", palette, "GIF")
     save("gif transparent", palette, "GIF", transparency=0, interlace=1, comment=b"a")
@@ -56,51 +55,45 @@ def pictures() -> dict[str, bytes]:
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F"):
         save(f"tiff {mode}", alpha.convert("RGB").convert(mode), "TIFF")
     save("tiff I;16", deep, "TIFF")
-    for way in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_deflate"):
-        save(f"tiff {way}", rgb, "TIFF", compression=way)
-    for way in ("group3", "group4", "tiff_ccitt"):
-        save(f"tiff {way}", rgb.convert("1"), "TIFF", compression=way)
+    for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "tiff_deflate"):
+        save(f"tiff {name}", rgb, "TIFF", compression=name)
+    for name in ("group3", "group4", "tiff_ccitt"):
+        save(f"tiff {name}", bits, "TIFF", compression=name)
     save("tiff pages", rgb, "TIFF", **frames)
-    for mode in ("1", "L", "RGB", "I"):
+    for mode in ("1", "L", "RGB", "I", "F"):
         save(f"ppm {mode}", rgb.convert(mode), "PPM")
-    save("ppm F", rgb.convert("F"), "PPM")
-    found["ppm text"] = b"P3\n# a\n2 2 255\n" + b"1 2 3 " * 4
-    found["ppm bits"] = b"P1 4 2\n1 0 1 0\n0 1 0 1\n"
-    return found
+    encoded["ppm text"] = b"P3\n# a\n2 2 255\n" + b"1 2 3 " * 4
+    encoded["ppm bits"] = b"P1 4 2\n1 0 1 0\n0 1 0 1\n"
+    return encoded
 
 
-PICTURES = pictures()
-SMALL = [PICTURES[name] for name in ("png RGB", "jpeg", "png P", "gif", "webp")]
+IMAGES = _encode_all()
+SMALL = [IMAGES[name] for name in ("png RGB", "jpeg", "png P", "gif", "webp")]
 
 
-def picture(rng: Random) -> bytes:
-    """A picture for a row, at times a damaged one."""
-    if rng.random() < 0.9:
-        return rng.choice(SMALL)
-    return hostile_picture(rng)
+def draw_image(rng: random.Random) -> bytes:
+    """Returns an image for a row, sometimes a damaged one."""
+    return rng.choice(SMALL) if rng.random() < 0.9 else draw_hostile_image(rng)
 
 
-def hostile_picture(rng: Random) -> bytes:
-    """A picture that has been tampered with."""
+def draw_hostile_image(rng: random.Random) -> bytes:
     roll = rng.random()
     if roll < 0.03:
-        return rng.choice(
-            (b"", b"<html>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM", b"P6")
-        )
-    data = rng.choice(list(PICTURES.values()))
+        heads = (b"", b"<html>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM", b"P6")
+        return rng.choice(heads)
+    data = rng.choice(list(IMAGES.values()))
     start = 0 if rng.random() < 0.05 else rng.choice((4, 8, 12, 16, 24))
     end = start + rng.randrange(1, 90) if rng.random() < 0.6 else len(data)
-    data = data[:start] + mutated(rng, data[start:end], 4) + data[end:]
+    data = data[:start] + mutate(rng, data[start:end], 4) + data[end:]
     if roll < 0.1:
-        other = rng.choice(list(PICTURES.values()))
+        other = rng.choice(list(IMAGES.values()))
         data = data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other)) :]
     if data.startswith(b"\x89PNG") and rng.random() < 0.7:
-        data = checked_png(data)
+        data = fix_png_checksums(data)
     return data
 
 
-def checked_png(data: bytes) -> bytes:
-    """A PNG with the checksums that its chunks should have."""
+def fix_png_checksums(data: bytes) -> bytes:
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
         end = at + 8 + int.from_bytes(out[at : at + 4], "big")

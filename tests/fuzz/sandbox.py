@@ -1,0 +1,177 @@
+"""A folder for hostile files, secret files beside it, and a watch on what is opened."""
+
+import contextlib
+import io
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import stat
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+
+from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
+from ccu_jax.data.readers.untrusted_files import is_within
+from tests.fuzz.contents import SECRET, Folder, Link, Pipe, SparseFile, Tree
+from tests.fuzz.images import SMALL
+
+MAX_CPU_S, MAX_WALL_S = 5, 60
+MAX_BYTES = 500 << 20  # of memory that a case may take
+
+
+class Failure(Exception):
+    """Something happened that must not happen, whatever the files hold."""
+
+
+class Hang(BaseException):
+    """A case takes too long. No Exception, so that no reader takes it for damage."""
+
+
+class Sandbox:
+    """A folder for one case after the other, and secret files beside it."""
+
+    def __init__(self, base: pathlib.Path):
+        self.root, self.outside = base / "data", base / "outside"
+        self.work = base / "work"
+        for folder in (self.root, self.outside, self.work):
+            folder.mkdir()
+        names = (sys.prefix, sys.base_prefix, os.path.dirname(__file__) + "/../..")
+        paths = (str(self.root), str(self.work), *names)
+        self._allowed = tuple(os.path.realpath(path) for path in paths)
+        self._write_secrets()
+
+    def write(self, tree: Tree) -> None:
+        """Writes a case; what cannot be written is left out."""
+        # Links first, for some take the place of folders.
+        links = {p: node for p, node in tree.items() if isinstance(node, Link)}
+        for path, node in (links | tree).items():
+            path = os.path.join(self.root, path)
+            with contextlib.suppress(OSError, ValueError):
+                if links and not is_within(os.path.dirname(path), self.root):
+                    continue  # nothing is written where a link leads to
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                if isinstance(node, Link):
+                    names = {"root": self.root, "outside": self.outside}
+                    name = os.path.basename(path)
+                    os.symlink(node.target.format(name=name, **names), path)
+                elif isinstance(node, Pipe):
+                    os.mkfifo(path)
+                elif isinstance(node, Folder):
+                    os.mkdir(path)
+                else:
+                    with open(path, "xb") as file:
+                        if isinstance(node, SparseFile):
+                            file.truncate(node.size)
+                        else:
+                            file.write(node)
+
+    def clear(self) -> None:
+        """Removes what a case has left."""
+        for folder in (self.root, self.work):
+            for path in list(folder.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def check_opened(self, opened: list[tuple]) -> None:
+        """Raises a Failure if other files than those of the case were opened."""
+        # A file that is open already has a number for a name.
+        for path, flags in {(p, flags) for p, _, flags in opened if type(p) is not int}:
+            real = os.path.realpath(os.fsdecode(path))
+            if not real.startswith(self._allowed):
+                raise Failure(f"opened {path!r}, which is {real!r}")
+            if not flags & os.O_NONBLOCK:
+                with contextlib.suppress(OSError):
+                    if stat.S_ISFIFO(os.stat(real).st_mode):
+                        raise Failure(f"opened a pipe: {path!r}")
+
+    def _write_secrets(self) -> None:
+        """Writes files that a reader would accept if they lay in its folder."""
+        secret, png = SECRET.encode(), SMALL[0] + SECRET.encode()
+        movie = b'{"plot": ["%b"], "genres": ["Drama"]}' % secret
+        rows = [b'{"id": "%b%b", "text": "%b", "label": "x"}\n']
+        path = f"women/dresses/gowns/1/{SECRET}.jpeg"
+        label = f"{path}\t0\t{SECRET}\n".encode()
+        meme = b'{"img": "img/00001.png", "label": 0, "text": "%b"}\n' % secret
+        jsonl = b"".join(rows[0] % (secret, name, secret) for name in (b"a", b"b"))
+        images = ("secret.png", "a.png", "images/0.png", "images/1.png")
+        images += ("mmimdb/dataset/0000001.jpeg", f"fashion/{path}")
+        files = dict.fromkeys((*images, "memes/img/00001.png"), png) | {
+            "secret.txt": secret,
+            "secret.json": movie,
+            "pairs.jsonl": jsonl,
+            "pairs/pairs.jsonl": jsonl,
+            "pairs.csv": b"id,text,label\n%b,%b,x\nb,b,y\n" % (secret, secret),
+            "labels.txt": label,
+            "mmimdb/split.json": b'{"train": ["0000001"], "dev": [], "test": []}',
+            "mmimdb/dataset/0000001.json": movie,
+        }
+        files |= {f"fashion/labels/{name}": label for name in LABEL_FILES}
+        for name in ("train", "dev", "test"):
+            files[f"memes/{name}.jsonl"] = meme
+        with tarfile.open(self.outside / "secret.tar.gz", "w:gz") as archive:
+            for name, data in files.items():
+                (self.outside / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.outside / name).write_bytes(data)
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+@contextlib.contextmanager
+def make_sandbox() -> Iterator[Sandbox]:
+    """Yields a sandbox, in memory where the system has a folder for that.
+
+    While this lasts, a case that takes too long raises Hang.
+    """
+
+    def ring(number, frame):
+        raise Hang(f"over {MAX_CPU_S} s of work or {MAX_WALL_S} s of waiting")
+
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    old = {name: signal.signal(name, ring) for name in (signal.SIGPROF, signal.SIGALRM)}
+    try:
+        with tempfile.TemporaryDirectory(prefix="fuzz", dir=memory) as base:
+            yield Sandbox(pathlib.Path(base))
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
+
+
+class _OpenHook:
+    """Records the files that this process opens; an audit hook cannot be removed."""
+
+    is_added = False
+    opened: list[tuple] | None = None
+
+    @classmethod
+    def record(cls, event: str, args: tuple) -> None:
+        if cls.opened is not None and event == "open":
+            cls.opened.append(args)
+
+
+@contextlib.contextmanager
+def watch(sandbox: Sandbox) -> Iterator[None]:
+    """Checks time, memory and opened files of the block."""
+    if not _OpenHook.is_added:
+        sys.addaudithook(_OpenHook.record)
+        _OpenHook.is_added = True
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _OpenHook.opened = opened = []
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
+    signal.setitimer(signal.ITIMER_REAL, MAX_WALL_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _OpenHook.opened = None
+    sandbox.check_opened(opened)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown <<= 0 if sys.platform == "darwin" else 10  # which counts in bytes
+    if grown > MAX_BYTES:
+        raise Failure(f"took {grown >> 20} MiB")

@@ -190,7 +190,7 @@ def make_problem(
 
 def make_context(problem, data, workdir, loop=None, **unlearn) -> RunContext:
     """Returns the context of a run; `unlearn` changes `config.unlearn`."""
-    reporter = Reporter(workdir, active=False)
+    reporter = Reporter(workdir, is_active=False)
     reporter.warn = fail_on_warning
     section = dataclasses.replace(problem.config.unlearn, **unlearn)
     return RunContext(

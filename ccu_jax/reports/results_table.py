@@ -50,9 +50,9 @@ def markdown(rows: list[Row]) -> str:
 
 def show(rows: list[Row], reporter: Reporter) -> None:
     """Prints tables and findings, in a log file as Markdown."""
-    if not reporter.active:
+    if not reporter.is_active:
         return
-    if not reporter.live:
+    if not reporter.is_live:
         return reporter.print(markdown(rows))
     rows = to_plain_json(rows)
     reporter.print(title(rows), style="bold")

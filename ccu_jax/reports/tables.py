@@ -36,7 +36,7 @@ class Table(NamedTuple):
             reporter: prints the table.
             num_fixed: how many leading columns to repeat in each of these tables.
         """
-        if not reporter.live:
+        if not reporter.is_live:
             return reporter.print(self.to_markdown())
         for columns in self._split_columns(reporter.console.width, num_fixed):
             reporter.print_table(

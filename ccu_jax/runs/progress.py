@@ -50,7 +50,7 @@ class Stage:
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None:
         """Reports the number of finished steps and the latest metrics."""
-        if not self._reporter.active:
+        if not self._reporter.is_active:
             return
         now_s = time.monotonic()
         self.total = self.total if total is None else total
@@ -112,9 +112,9 @@ class Reporter:
     Only the reporter of process 0 is active; the others run the same code.
     """
 
-    def __init__(self, workdir: pathlib.Path, active: bool):
+    def __init__(self, workdir: pathlib.Path, is_active: bool):
         """Opens the event file at its end; an inactive reporter touches nothing."""
-        self.active = active
+        self.is_active = is_active
         self.console: Console = _Console()
         self._lock = threading.RLock()
         self._titles: list[str] = []
@@ -122,12 +122,12 @@ class Reporter:
         self._stages: list[Stage] = []
         self._live: Live | None = None
         self._start_s = time.monotonic()
-        self._file = _open_lines(workdir / "events.jsonl") if active else None
+        self._file = _open_lines(workdir / "events.jsonl") if is_active else None
         if self._file is not None:  # a failed run may never call `close`
             weakref.finalize(self, self._file.close)
 
     @property
-    def live(self) -> bool:
+    def is_live(self) -> bool:
         """Whether the output is a terminal; FORCE_COLOR alone does not make it one."""
         return self.console.is_interactive and self.console.file.isatty()
 
@@ -163,12 +163,12 @@ class Reporter:
         A stage that is not inside another one moves on in the plan: to its title if it
         is still to come, as finished stages are skipped, or else by one.
         """
-        if not self.active:
+        if not self.is_active:
             yield Stage(self, title, "", total)
             return
         stage = Stage(self, title, self._next_label(title), total)
         self.event("stage_start", title=title, total=total)
-        if not self.live:
+        if not self.is_live:
             self.print(f"{stage.label}{title} ...")
         self._enter(stage)
         failure = None
@@ -194,7 +194,7 @@ class Reporter:
     def log_progress(self, stage: Stage) -> None:
         """Writes an event about a running stage; prints it without a live display."""
         self.event("progress", **stage.summary())
-        if not self.live:
+        if not self.is_live:
             self.print(f"{stage.label}{stage.title}: {stage.details()}")
 
     def close(self) -> None:
@@ -205,13 +205,13 @@ class Reporter:
             if self._file is not None:
                 self._file.close()
             self._live = self._file = None
-            self.active = False
+            self.is_active = False
 
     def print(self, text: str, style: str = "") -> None:
         """Prints text without markup, and without wrapping in a log file; no event."""
-        if self.active:
+        if self.is_active:
             line = Text(self._printable(text), style=style)
-            self.console.print(line, soft_wrap=not self.live)
+            self.console.print(line, soft_wrap=not self.is_live)
 
     def print_table(self, header: list[str], rows: list[list[str]]) -> None:
         """Prints a table whose first column is text and whose others are numbers."""
@@ -223,7 +223,7 @@ class Reporter:
         for row in rows:
             style = "bold" if row[0].startswith("ccu") else ""
             table.add_row(*(Text(self._printable(cell)) for cell in row), style=style)
-        if self.active:
+        if self.is_active:
             self.console.print(table)
 
     def _printable(self, text: str) -> str:
@@ -241,7 +241,7 @@ class Reporter:
 
     def _enter(self, stage: Stage) -> None:
         self._stages.append(stage)
-        if self.live and self._live is None:
+        if self.is_live and self._live is None:
             self._live = Live(
                 get_renderable=self._render,
                 console=self.console,

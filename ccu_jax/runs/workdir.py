@@ -35,13 +35,13 @@ _FREE_KEYS = ("methods", "seeds", "run.")
 _LEASE_S = 120.0
 
 
-def reject_external_links(workdir: pathlib.Path, allow: bool) -> None:
+def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
     """Rejects a folder with links that lead out of it, as a run writes and removes.
 
     Raises:
         UserError: the folder has such a link, and it is not allowed.
     """
-    link = _find_external_link(workdir) if is_primary() and not allow else ""
+    link = _find_external_link(workdir) if is_primary() and not allow_links else ""
     if not all_agree(link == ""):
         raise UserError(
             f"{link or workdir}: symbolic link out of the working folder, through "

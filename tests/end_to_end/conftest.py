@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 
 import pytest
 
@@ -26,15 +25,6 @@ def finished(small, tmp_path_factory):
     """The folder of a finished run, which no test changes, and its output."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     return workdir, run_command("--config", small, "--workdir", workdir)
-
-
-@pytest.fixture(scope="session")
-def again(small, finished, tmp_path_factory):
-    """The folder of a second run, and its seconds without compilation."""
-    workdir = tmp_path_factory.mktemp("again") / "run"
-    start_s = time.monotonic()
-    run_command("--config", small, "--workdir", workdir)
-    return workdir, time.monotonic() - start_s
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS
 from ccu_jax.storage.records import add_checksum
 from ccu_jax.unlearn_sets import splits
-from tests.end_to_end.launching import ROOT
 
 CONFIG = """
 from ccu_jax.config import Config, Data, Model, Train
@@ -289,22 +286,6 @@ def test_audit_that_cannot_be_run_is_rejected(reject):
     assert reject(*argv, words=words) == ""
     argv = ("--audit", "rigorous", "--set", "unlearn.num_requests=2")
     assert reject(*argv, words="--audit rigorous unlearn.num_requests=2") == ""
-
-
-@pytest.mark.slow
-def test_three_devices_cannot_divide_a_batch_of_sixteen():
-    argv = ["--config", "own.py", "--workdir", "new", "--devices", "3"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ccu_jax.launch", *argv],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    for word in ("train.batch=16", "3 devices", "--set train.batch=18"):
-        assert word in done.stderr
-    assert not any(pathlib.Path("new").iterdir())
 
 
 def test_workdir_of_another_configuration_is_rejected(reject, workdir):

@@ -151,36 +151,6 @@ def test_finished_run_is_shown_after_a_purge_and_without_checkpoints(
 
 
 @pytest.mark.slow
-def test_costs_and_scores_of_requests_add_up_to_the_result(finished):
-    results = {
-        r["method"]: r for r in json.loads((finished / "results.json").read_text())
-    }
-    for method in ("original", "retrain_visual"):
-        assert results[method]["requests"] == []
-    for method in ("finetune", "ccu"):
-        result = results[method]
-        records = result["requests"]
-        assert len(records) == 2
-        count = sum(record["count"] for record in records)
-        assert count == result["unlearn_set"]["count"]
-        for name in ("start", "steps", "unlearn", "compile"):
-            seconds = sum(record["seconds"][name] for record in records)
-            assert result["seconds"][name] == pytest.approx(seconds)
-        last = records[-1]
-        for view in ("image", "text", "fused", "pair"):
-            attack = result["attack_auc"][view]
-            assert last["attack_auc"]["all"][view] == pytest.approx(attack, abs=1e-6)
-        for view, scores in result["scores"]["test"].items():
-            assert last["scores"]["test"][view] == pytest.approx(scores, abs=1e-6)
-    assert results["ccu"]["text_unchanged"] is True
-    table = (finished / "table.md").read_text("utf-8")
-    for number in (1, 2):
-        assert f"| ccu | {number} | " in table
-        assert f"| finetune | {number} | " in table
-    assert "| retrain_visual | 1 |" not in table
-
-
-@pytest.mark.slow
 def test_cluster_is_unlearned_purged_and_shown(make_config, tmp_path):
     config = make_config("cluster:0.1", ("original", "ccu"))
     results = run(config, tmp_path, purge=True)

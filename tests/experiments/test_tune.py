@@ -96,6 +96,7 @@ def ctx_and_problem(tmp_path):
     data = toy.make_dataset(80)
     problem = toy.make_problem(executors.vmap(1), data)
     rows = np.arange(len(data.labels))
+    assert problem.params is not None
     compute = make_compute_fn(
         problem.forward, problem.params, problem.table, problem.seed
     )

@@ -76,7 +76,7 @@ def make_reporter(tmp_path, monkeypatch):
     """Makes a reporter and its output, a terminal if it has a width, else a log."""
 
     def make(width=None):
-        reporter = Reporter(tmp_path, active=True)
+        reporter = Reporter(tmp_path, is_active=True)
         buffer = io.StringIO()
         buffer.isatty = lambda: width is not None
         console = Console(

@@ -86,5 +86,5 @@ def test_a_log_file_gets_markdown(good_rows, make_reporter, tmp_path, capsys):
     reporter, screen = make_reporter()
     results_table.show(good_rows, reporter)
     assert "| scrub | 20.0 ± 0.0 |" in screen.getvalue()
-    results_table.show(good_rows, Reporter(tmp_path, active=False))
+    results_table.show(good_rows, Reporter(tmp_path, is_active=False))
     assert capsys.readouterr() == ("", "")

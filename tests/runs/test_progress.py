@@ -13,7 +13,7 @@ from ccu_jax.runs import progress
 
 def plain_reporter(tmp_path, **terminal):
     """Returns a reporter that writes to a buffer, a terminal's if asked for."""
-    reporter = progress.Reporter(tmp_path, active=True)
+    reporter = progress.Reporter(tmp_path, is_active=True)
     buffer = io.StringIO()
     if terminal:
         buffer.isatty = lambda: True
@@ -38,10 +38,15 @@ def test_events_are_strict_json_after_a_crash(tmp_path):
     reporter, _ = plain_reporter(tmp_path)
     reporter.event("loss", value=np.float32("nan"), many=np.array([1.0, np.inf]))
     reporter.event("odd", path=tmp_path, flag=np.bool_(True), nested={3: {np.int8(1)}})
-    with pytest.raises(KeyError), reporter.stage("train", 10) as stage:
-        stage.update(1, loss=np.float32(0.5))
-        raise KeyError("lost")
-    # No close: the process died. It also tore its last line.
+
+    def crash():
+        with reporter.stage("train", 10) as stage:
+            stage.update(1, loss=np.float32(0.5))
+            raise KeyError("lost")
+
+    with pytest.raises(KeyError):
+        crash()
+    # The process dies without `close`, and cuts off its last line.
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"kind": "to')
     again, _ = plain_reporter(tmp_path)
@@ -93,14 +98,14 @@ def test_the_live_display_fits_the_terminal(tmp_path, width, no_color):
     with reporter.stage("train [/bold] " + "long " * 20, 10) as stage:
         stage.update(3, loss=float("nan"), note="[/]")
         with reporter.stage("inner"):
-            reporter.console.print(reporter._live.get_renderable())
+            reporter.console.print(reporter._render())
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert max(len(line) for line in re.split(r"[\r\n]", text)) <= width
     reporter.close()
 
 
 def test_an_inactive_reporter_is_silent(tmp_path, capsys):
-    reporter = progress.Reporter(tmp_path / "none", active=False)
+    reporter = progress.Reporter(tmp_path / "none", is_active=False)
     reporter.plan(["a"])
     with reporter.stage("a", 3) as stage:
         stage.update(1, loss=object())

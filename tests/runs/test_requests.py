@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,6 +44,7 @@ def problem(data, tmp_path_factory):
     # Few checkpoints, as the test of kills runs once for each.
     config = toy.make_config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
     problem = toy.make_problem(executors.vmap(2), data, config, rule="random:0.3")
+    assert problem.params is not None
     store = feature_store.open_or_build(
         tmp_path_factory.mktemp("store") / "features",
         problem.forward,
@@ -60,10 +62,10 @@ def loop(problem):
     return toy.make_loop(problem)
 
 
-def run(problem, data, workdir, count, method, loop=None, stage=None):
+def run(problem, data, workdir, count, method, loop=None, stage: Any = None):
     ctx = toy.make_context(problem, data, workdir, loop, num_requests=count)
-    stage = stage or toy.NullStage()
-    return requests.run_requests(ctx, problem, method, workdir / "steps", stage)
+    used: Any = stage or toy.NullStage()
+    return requests.run_requests(ctx, problem, method, workdir / "steps", used)
 
 
 # --- splitting ------------------------------------------------------------------------
@@ -207,13 +209,13 @@ def _assert_records_describe_the_model(data, problem, parts, outcome, records, m
             data,
             problem.sets._replace(unlearn=rows),
         )
+        scores = predictions.compute_scores(predicted)["test"]
+        for view, recorded in records[-1]["scores"]["test"].items():
+            assert recorded == pytest.approx(scores[view])
         attacks = predictions.attack_auc(predicted)
         for view in ATTACKS:
             recorded = records[-1]["attack_auc"][name][view]
             assert recorded == pytest.approx(attacks[view])
-    scores = predictions.compute_scores(predicted)["test"]
-    for view, recorded in records[-1]["scores"]["test"].items():
-        assert recorded == pytest.approx(scores[view])
 
 
 def test_updated_store_has_the_logits_of_the_current_model(
@@ -298,13 +300,13 @@ def test_diverging_request_is_the_last(problem, data, tmp_path):
     problem = problem._replace(config=config)
     outcome, records = run(problem, data, tmp_path, 3, "finetune")
     assert len(records) < 3 and records[-1]["diverged"]
-    assert outcome.diverged.startswith(f"request {len(records)}: ")
+    assert outcome.diverged and outcome.diverged.startswith(f"request {len(records)}: ")
 
 
 def test_single_request_and_references_run_the_method_itself(
     problem, data, loop, tmp_path
 ):
-    stage = toy.NullStage()
+    stage: Any = toy.NullStage()
     ctx = toy.make_context(problem, data, tmp_path, loop, num_requests=1)
     outcome, records = stages._run_method(ctx, problem, "ccu", tmp_path / "a", stage)
     direct = loop.run("ccu", METHODS["ccu"], problem, tmp_path / "b", stage)

@@ -101,15 +101,15 @@ def test_external_link_is_rejected_and_its_target_unchanged(tmp_path, name):
     (work / name).symlink_to(target)
     message = f"{name}: symbolic link out of .*run.allow_external_links=True"
     with pytest.raises(UserError, match=message):
-        workdir.reject_external_links(work, allow=False)
-    workdir.reject_external_links(work, allow=True)
+        workdir.reject_external_links(work, allow_links=False)
+    workdir.reject_external_links(work, allow_links=True)
     assert target.read_text() == "mine"
 
 
 def test_link_within_the_folder_is_allowed(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "unpacked").symlink_to(tmp_path / "below")
-    workdir.reject_external_links(tmp_path, allow=False)
+    workdir.reject_external_links(tmp_path, allow_links=False)
 
 
 def test_damaged_list_of_unlearn_ids_is_named(tmp_path):

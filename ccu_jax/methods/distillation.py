@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
+from ccu_jax.methods import full_model
 from ccu_jax.methods.cached_features import padded_size
-from ccu_jax.methods.full_model import (
-    Rows,
-    forward_both,
-    paired_batches,
-    train_all_modules,
-    unaugmented,
-)
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.methods.stopping import with_rewind
@@ -38,7 +32,7 @@ def _kl_by_view(
     }
 
 
-def _weights_by_view(rows: Rows) -> dict[str, jax.Array]:
+def _weights_by_view(rows: full_model.Rows) -> dict[str, jax.Array]:
     """Returns the weights of augmented rows: a row counts where it has the modality."""
     has_image, has_text = rows["image_weight"], rows["text_weight"]
     fused = jnp.maximum(has_image, has_text)
@@ -87,7 +81,7 @@ def scrub(problem: Problem) -> Program:
         descent_loss = distillation + hp.task_weight * task_loss(student, rows)
         return jnp.where(is_ascent, -(kl["image"] + kl["fused"]), descent_loss), {}
 
-    program = train_all_modules(
+    program = full_model.train_all_modules(
         problem,
         loss,
         {"rows": rows},
@@ -129,7 +123,7 @@ def bad_teacher(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
         options = {"multi_label": problem.multi_label, "temperature": hp.temperature}
-        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = full_model.forward_both(problem, params, batch)
         teacher_r = model.apply(frozen["teacher"], retain)
         teacher_u = model.apply(frozen["untrained"], unlearn)
         retain_kl = _kl_by_view(teacher_r, out_r, _weights_by_view(retain), **options)
@@ -139,10 +133,10 @@ def bad_teacher(problem: Problem) -> Program:
         total = sum(retain_kl.values()) + hp.unlearn_weight * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    return train_all_modules(
+    return full_model.train_all_modules(
         problem,
         loss,
-        paired_batches(problem, problem.method_config.epochs),
+        full_model.paired_batches(problem, problem.method_config.epochs),
         frozen={"teacher": problem.original, "untrained": untrained},
     )
 
@@ -162,7 +156,7 @@ def delete(problem: Problem) -> Program:
     steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
-        rows = unaugmented(batch["unlearn"])
+        rows = full_model.unaugmented(batch["unlearn"])
         student = model.apply(params, rows)
         teacher = model.apply(frozen["teacher"], rows)
         if multi_label:
@@ -181,7 +175,7 @@ def delete(problem: Problem) -> Program:
 
     rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
     frozen = {"teacher": problem.original, "frequency": jnp.asarray(frequency)}
-    return train_all_modules(problem, loss, {"unlearn": rows}, frozen=frozen)
+    return full_model.train_all_modules(problem, loss, {"unlearn": rows}, frozen=frozen)
 
 
 def multidelete(problem: Problem) -> Program:
@@ -197,7 +191,10 @@ def multidelete(problem: Problem) -> Program:
     model, squared_distance = problem.model, objectives.squared_distance
 
     def loss(params, frozen, aux, batch, step):
-        retain, unlearn = unaugmented(batch["retain"]), unaugmented(batch["unlearn"])
+        retain, unlearn = (
+            full_model.unaugmented(batch["retain"]),
+            full_model.unaugmented(batch["unlearn"]),
+        )
 
         def original(rows):
             return jax.lax.stop_gradient(model.apply(frozen["teacher"], rows))
@@ -220,10 +217,10 @@ def multidelete(problem: Problem) -> Program:
         }
         return sum(terms.values()), terms
 
-    return train_all_modules(
+    return full_model.train_all_modules(
         problem,
         loss,
-        paired_batches(problem, problem.method_config.epochs),
+        full_model.paired_batches(problem, problem.method_config.epochs),
         frozen={"teacher": problem.original},
     )
 

@@ -12,21 +12,8 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import saliency
-from ccu_jax.methods.full_model import (
-    chance_loss,
-    forward_both,
-    paired_batches,
-    train_all_modules,
-    unaugmented,
-)
-from ccu_jax.methods.optimizers import make_optimizer, mask_updates, parameter_group
+from ccu_jax.methods import full_model, optimizers, reference, saliency
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.reference import (
-    make_augmented_task_loss,
-    make_task_loss,
-    train_classifier,
-)
 from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import flatten
@@ -35,7 +22,7 @@ from ccu_jax.train.step import flatten
 def finetune(problem: Problem) -> Program:
     """Fine-tunes on the retain set."""
     config, retain = problem.method_config, problem.sets.retain
-    return train_classifier(problem, problem.original, config, retain)
+    return reference.train_classifier(problem, problem.original, config, retain)
 
 
 def l1_sparse(problem: Problem) -> Program:
@@ -45,7 +32,7 @@ def l1_sparse(problem: Problem) -> Program:
     """
     config, retain = problem.method_config, problem.sets.retain
     steps = problem.count_steps(config.epochs, config.batch, retain)
-    task_loss = make_augmented_task_loss(problem)
+    task_loss = reference.make_augmented_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
@@ -57,7 +44,9 @@ def l1_sparse(problem: Problem) -> Program:
         return total, {}
 
     plan = {"rows": problem.plan_batches(retain, config.batch, steps, "rows")}
-    return train_all_modules(problem, loss, plan, frozen={"steps": np.float32(steps)})
+    return full_model.train_all_modules(
+        problem, loss, plan, frozen={"steps": np.float32(steps)}
+    )
 
 
 def gradient_ascent(problem: Problem) -> Program:
@@ -69,12 +58,12 @@ def gradient_ascent(problem: Problem) -> Program:
     steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
-        rows = unaugmented(batch["unlearn"])
+        rows = full_model.unaugmented(batch["unlearn"])
         outputs = problem.model.apply(params, rows)
         return -capped_loss(problem, outputs, rows, frozen["hp"].loss_cap), {}
 
     rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
-    return train_all_modules(problem, loss, {"unlearn": rows})
+    return full_model.train_all_modules(problem, loss, {"unlearn": rows})
 
 
 def capped_loss(
@@ -84,7 +73,7 @@ def capped_loss(
 
     The bound is `cap` times the chance loss.
     """
-    max_loss, total = cap * chance_loss(problem), jnp.zeros(())
+    max_loss, total = cap * full_model.chance_loss(problem), jnp.zeros(())
     for view in VISUAL:
         loss_B = objectives.cross_entropy_rows(
             getattr(outputs, view), rows["labels"], multi_label=problem.multi_label
@@ -100,18 +89,18 @@ def neggrad_plus(problem: Problem) -> Program:
 
     The loss of the unlearn set is that of `gradient_ascent`.
     """
-    task_loss = make_task_loss(problem)
+    task_loss = reference.make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
-        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = full_model.forward_both(problem, params, batch)
         retain_loss = task_loss(out_r, retain)
         unlearn_loss = capped_loss(problem, out_u, unlearn, hp.loss_cap)
         total = hp.retain_weight * retain_loss - (1 - hp.retain_weight) * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    plan = paired_batches(problem, problem.method_config.epochs)
-    return train_all_modules(problem, loss, plan)
+    plan = full_model.paired_batches(problem, problem.method_config.epochs)
+    return full_model.train_all_modules(problem, loss, plan)
 
 
 def random_label(problem: Problem) -> Program:
@@ -123,16 +112,18 @@ def random_label(problem: Problem) -> Program:
     the parameters, those with the largest gradient of the unlearn set's loss.
     """
     config, train = problem.method_config, problem.train_config
-    task_loss = make_task_loss(problem)
+    task_loss = reference.make_task_loss(problem)
     optimizer, more_inputs = None, None
     if config.saliency_fraction < 1:
         gradient = saliency.mean_gradient(problem, problem.sets.unlearn)
         mask = top_fraction_mask(gradient, config.saliency_fraction)
-        more_inputs = {"mask": flatten(parameter_group, mask)[0]}
-        optimizer = optax.chain(make_optimizer(train), mask_updates())
+        more_inputs = {"mask": flatten(optimizers.parameter_group, mask)[0]}
+        optimizer = optax.chain(
+            optimizers.make_optimizer(train), optimizers.mask_updates()
+        )
 
     def loss(params, frozen, aux, batch, step):
-        out_r, retain, out_u, unlearn = forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = full_model.forward_both(problem, params, batch)
         total = task_loss(out_r, retain)
         for view in VISUAL:
             total += frozen["hp"].unlearn_weight * objectives.cross_entropy(
@@ -143,10 +134,10 @@ def random_label(problem: Problem) -> Program:
             )
         return total, {}
 
-    program = train_all_modules(
+    program = full_model.train_all_modules(
         problem,
         loss,
-        paired_batches(problem, config.epochs),
+        full_model.paired_batches(problem, config.epochs),
         optimizer=optimizer,
         more_inputs=more_inputs,
     )

@@ -14,14 +14,8 @@ from ccu_jax import objectives
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
+from ccu_jax.methods import full_model, optimizers
 from ccu_jax.methods.cached_features import padded_size
-from ccu_jax.methods.full_model import chance_loss, train_all_modules
-from ccu_jax.methods.optimizers import (
-    lookahead,
-    make_optimizer,
-    mask_updates,
-    parameter_group,
-)
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import VISUAL, Params
@@ -159,21 +153,21 @@ def sfron(problem: Problem) -> Program:
     # Padded to one of few sizes, so that requests share an executable.
     padding = padded_size(len(is_ascent), 1) - len(is_ascent)
     is_ascent = jnp.asarray(np.pad(is_ascent, (0, padding)))
-    return train_all_modules(
+    return full_model.train_all_modules(
         problem,
         loss,
         {"rows": rows},
         optimizer=optax.chain(
             # Masked twice, or the momentum of repair steps would move masked parameters
             # in ascent steps.
-            mask_updates(only_ascent_steps=True),
-            make_optimizer(train),
-            mask_updates(only_ascent_steps=True),
-            lookahead(),
+            optimizers.mask_updates(only_ascent_steps=True),
+            optimizers.make_optimizer(train),
+            optimizers.mask_updates(only_ascent_steps=True),
+            optimizers.lookahead(),
         ),
         frozen={"is_ascent": is_ascent, "steps": np.float32(len(rows))},
         more_inputs={
-            "mask": flatten(parameter_group, mask)[0],
+            "mask": flatten(optimizers.parameter_group, mask)[0],
             "is_ascent": is_ascent,
             "slow_fraction": np.float32(config.slow_fraction),
             "period": np.int32(1 + config.repair_steps),
@@ -221,7 +215,7 @@ def _at_least(fisher_u, fisher_r, threshold):
 
 def _focal_loss(problem, hp, outputs, rows):
     """Returns SFR-on's loss of the unlearn set, as in `sfron`."""
-    total, max_loss = jnp.zeros(()), 2 * chance_loss(problem)
+    total, max_loss = jnp.zeros(()), 2 * full_model.chance_loss(problem)
     for view in VISUAL:
         loss_B = objectives.cross_entropy_rows(
             getattr(outputs, view), rows["labels"], multi_label=problem.multi_label

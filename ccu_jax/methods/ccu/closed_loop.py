@@ -14,23 +14,9 @@ import numpy as np
 from ccu_jax import objectives
 from ccu_jax.distributed.device_tables import gather_replicated
 from ccu_jax.evaluate.forward import pool_tokens
-from ccu_jax.methods.cached_features import (
-    FeatureTables,
-    build_feature_tables,
-    concat_parts,
-    plan_feature_batches,
-    split_modules,
-    with_images,
-)
+from ccu_jax.methods import cached_features
+from ccu_jax.methods.ccu import losses
 from ccu_jax.methods.ccu.confidence import confidence
-from ccu_jax.methods.ccu.losses import (
-    adam_inputs,
-    contrastive_terms,
-    image_features,
-    make_adam,
-    original_logits,
-    retention_term,
-)
 from ccu_jax.methods.ccu.targets import Prior, Targets, fit_prior, update_targets
 from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
@@ -55,14 +41,14 @@ def ccu_plus(problem: Problem) -> Program:
     on images. `ccu_gated` replaces both matches by the gated push.
     """
     config = problem.method_config
-    cached = build_feature_tables(problem, config.max_retain_rows)
+    cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
     prior = _fit_prior(problem, cached)
     names = (*TAIL, "image_trunk") if config.train_trunk else TAIL
-    trained, frozen_modules = split_modules(problem, names)
+    trained, frozen_modules = cached_features.split_modules(problem, names)
     if config.shrink < 1:
         trained |= _shrink_tail(problem, trained, config.shrink)
     if config.train_trunk:
-        cached = with_images(problem, cached)
+        cached = cached_features.with_images(problem, cached)
     heldout_batch = config.heldout_batch if config.heldout_retention else 0
     return Program(
         params=trained,
@@ -72,10 +58,12 @@ def ccu_plus(problem: Problem) -> Program:
             "hp": Hyperparameters.from_config(config),
         },
         loss=_make_loss(problem),
-        optimizer=make_adam(),
-        optimizer_inputs=adam_inputs(config),
+        optimizer=losses.make_adam(),
+        optimizer_inputs=losses.adam_inputs(config),
         sharded_tables=cached.tables,
-        plan=plan_feature_batches(problem, cached, heldout_batch=heldout_batch),
+        plan=cached_features.plan_feature_batches(
+            problem, cached, heldout_batch=heldout_batch
+        ),
         aux={"targets": _empty_targets(prior), "offset": jnp.zeros(())},
         refresh=_make_refresh(problem),
         refresh_every=config.refresh_every,
@@ -103,7 +91,7 @@ def _make_loss(problem: Problem) -> Callable:
         )
         dropped = {**r, "has_image": has_image, "has_text": has_text}
         inputs = {**batch, "retain": dropped}
-        rows, split_parts = concat_parts(inputs, dropout_part="retain")
+        rows, split_parts = cached_features.concat_parts(inputs, dropout_part="retain")
         outputs = split_parts(
             model.apply(
                 {**frozen["modules"], **params},
@@ -113,7 +101,7 @@ def _make_loss(problem: Problem) -> Callable:
             )
         )
         out_u, out_r = outputs["unlearn"], outputs["retain"]
-        terms = contrastive_terms(
+        terms = losses.contrastive_terms(
             hp, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
         )
         terms |= _target_terms(
@@ -130,7 +118,7 @@ def _make_loss(problem: Problem) -> Callable:
                 for view in VISUAL
             )
         if hp.is_active("retention"):
-            terms["retention"] = retention_term(
+            terms["retention"] = losses.retention_term(
                 hp.retention,
                 r,
                 out_r,
@@ -139,7 +127,7 @@ def _make_loss(problem: Problem) -> Callable:
                 & (has_text == r["has_text"]),
             )
         if hp.is_active("heldout_retention"):
-            terms["heldout_retention"] = retention_term(
+            terms["heldout_retention"] = losses.retention_term(
                 hp.heldout_retention,
                 batch["held"],
                 outputs["held"],
@@ -182,8 +170,8 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
         excess = [jnp.clip(g[view] - target_g[view], 0.0, 1.0) for view in VISUAL]
         gate = jnp.where(prior.is_shifted, 1.0, jnp.maximum(*excess))
         terms["gated_push"] = hp.gated_push * objectives.inverse_contrast(
-            image_features(u, out_u),
-            image_features(r, out_r),
+            losses.image_features(u, out_u),
+            losses.image_features(r, out_r),
             temperature=hp.temperature,
             gate_u=jax.lax.stop_gradient(gate),
         )
@@ -197,7 +185,7 @@ def _make_refresh(problem: Problem) -> Callable:
         def predict(rows):
             outputs = problem.model.apply({**frozen["modules"], **params}, rows)
             logits = {
-                **original_logits(rows),
+                **losses.original_logits(rows),
                 "image": outputs.image,
                 "fused": outputs.fused,
             }
@@ -249,7 +237,7 @@ def _interpolate(params, fresh, weight):
     return jax.tree.map(lambda a, b: weight * a + (1 - weight) * b, params, fresh)
 
 
-def _fit_prior(problem: Problem, cached: FeatureTables) -> Prior:
+def _fit_prior(problem: Problem, cached: cached_features.FeatureTables) -> Prior:
     """Runs `targets.fit_prior` on all devices."""
     # The executable outlives the problem, so it must not refer to it.
     multi_label = problem.multi_label
@@ -265,7 +253,7 @@ def _fit_prior(problem: Problem, cached: FeatureTables) -> Prior:
                     "fresh": table["fresh"],
                     "labels": table["labels"],
                     "valid": table["has_image"],
-                    **original_logits(table),
+                    **losses.original_logits(table),
                 }
             )
 

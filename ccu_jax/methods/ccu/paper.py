@@ -7,19 +7,8 @@ reconstruction, see `objectives.py`.
 import jax.numpy as jnp
 
 from ccu_jax import objectives
-from ccu_jax.methods.cached_features import (
-    build_feature_tables,
-    concat_parts,
-    plan_feature_batches,
-    split_modules,
-)
-from ccu_jax.methods.ccu.losses import (
-    adam_inputs,
-    contrastive_terms,
-    image_features,
-    make_adam,
-    retention_term,
-)
+from ccu_jax.methods import cached_features
+from ccu_jax.methods.ccu import losses
 from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.stopping import with_stop_rule
@@ -39,27 +28,27 @@ def ccu(problem: Problem) -> Program:
     predictions, but not what the trunk's weights have memorized.
     """
     config, model = problem.method_config, problem.model
-    cached = build_feature_tables(problem, config.max_retain_rows)
-    trained, frozen_modules = split_modules(problem, TAIL)
+    cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
+    trained, frozen_modules = cached_features.split_modules(problem, TAIL)
 
     def loss(params, frozen, aux, batch, step):
         hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
-        rows, split_parts = concat_parts(batch)
+        rows, split_parts = cached_features.concat_parts(batch)
         outputs = split_parts(model.apply({**frozen["modules"], **params}, rows))
         out_u, out_r = outputs["unlearn"], outputs["retain"]
-        terms = contrastive_terms(hp, u, r, out_u, out_r)
+        terms = losses.contrastive_terms(hp, u, r, out_u, out_r)
         if hp.is_active("inverse_contrast"):
             terms["inverse_contrast"] = (
                 hp.inverse_contrast
                 * objectives.inverse_contrast(
-                    image_features(u, out_u),
-                    image_features(r, out_r),
+                    losses.image_features(u, out_u),
+                    losses.image_features(r, out_r),
                     temperature=hp.temperature,
                     pull=hp.pull,
                 )
             )
         if hp.is_active("retention"):
-            terms["retention"] = retention_term(
+            terms["retention"] = losses.retention_term(
                 hp.retention, r, out_r, multi_label=problem.multi_label
             )
         return sum(terms.values(), jnp.zeros(())), terms
@@ -71,10 +60,10 @@ def ccu(problem: Problem) -> Program:
             "hp": Hyperparameters.from_config(config),
         },
         loss=loss,
-        optimizer=make_adam(),
-        optimizer_inputs=adam_inputs(config),
+        optimizer=losses.make_adam(),
+        optimizer_inputs=losses.adam_inputs(config),
         sharded_tables=cached.tables,
-        plan=plan_feature_batches(problem, cached),
+        plan=cached_features.plan_feature_batches(problem, cached),
     )
     if not config.stop:
         return program

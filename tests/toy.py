@@ -92,8 +92,8 @@ def make_memorizable_dataset(rows=560) -> Dataset:
     rng = np.random.default_rng(3)
     colors = rng.random((CLASSES, 1, 1, 3)) - 0.5
     classes = data.labels.argmax(1)
-    shown = np.where(rng.random(rows) < 0.3, (classes + 1) % 3, classes)
-    image = 0.5 + 0.3 * colors[shown] + 0.3 * rng.normal(size=data.image.shape)
+    visible = np.where(rng.random(rows) < 0.3, (classes + 1) % 3, classes)
+    image = 0.5 + 0.3 * colors[visible] + 0.3 * rng.normal(size=data.image.shape)
     # With informative texts, the fused view would hardly need the images.
     text = data.text.copy()
     text[:, 0] = 2 + rng.integers(CLASSES, size=rows)

@@ -75,7 +75,7 @@ METHODS: dict[str, Method] = {
 REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
 # The model that unlearning should be indistinguishable from.
 REFERENCE = "retrain_visual"
-# The same with another seed: how far two models are apart that never saw the images.
+# The reference with another seed: the distance of two models that never saw the images.
 CONTROL = "retrain_visual_2"
 # The forms of CCU; every other unlearning method is a baseline.
 OURS = tuple(name for name in METHODS if name.startswith("ccu"))

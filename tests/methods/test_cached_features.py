@@ -25,7 +25,7 @@ def test_padded_sizes_are_few_and_divisible(num_devices):
 
 
 def run_with_padding(name, monkeypatch, padding, multi_label):
-    """Returns sizes of tables, metrics and outputs of a run; None pads as usual."""
+    """Returns sizes of tables, metrics and outputs of a run; None: default padding."""
     config = toy.make_config(
         ccu={"stop": True, "steps": 6}, ccu_plus={"steps": 6, "feedback_gain": 1.0}
     )

@@ -172,11 +172,11 @@ def test_dropout_depends_on_row_keys_only(apply, params, example):
     expected = np.roll(dropped.h_image, 5, axis=0)
     np.testing.assert_allclose(again.h_image, expected, atol=1e-6)
     # Remaining features are scaled up to preserve the mean.
-    kept = np.asarray(dropped.h_image != 0)
-    assert not kept.all()
+    remaining = np.asarray(dropped.h_image != 0)
+    assert not remaining.all()
     scale = 1 / (1 - toy.make_config().model.dropout)
     np.testing.assert_allclose(
-        dropped.h_image[kept], plain.h_image[kept] * scale, atol=1e-5
+        dropped.h_image[remaining], plain.h_image[remaining] * scale, atol=1e-5
     )
     # Rows without dropout are the same to the bit.
     use = np.arange(NUM_ROWS) % 3 == 0

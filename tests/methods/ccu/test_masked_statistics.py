@@ -38,18 +38,18 @@ def test_quantiles_equal_those_of_numpy(num_rows):
 def test_invalid_rows_are_ignored():
     rng = np.random.default_rng(8)
     values, valid = values_and_mask(rng, 60)
-    kept = values[valid]
-    every = jnp.ones(len(kept), bool)
-    np.testing.assert_allclose(stats.mean(values, valid), kept.mean(), rtol=1e-5)
-    np.testing.assert_allclose(stats.std(values, valid), kept.std(), rtol=1e-5)
+    remaining = values[valid]
+    every = jnp.ones(len(remaining), bool)
+    np.testing.assert_allclose(stats.mean(values, valid), remaining.mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats.std(values, valid), remaining.std(), rtol=1e-5)
     in_order = stats.sort_valid(values, valid)
-    np.testing.assert_array_equal(in_order[: len(kept)], jnp.sort(kept))
-    assert jnp.isinf(in_order[len(kept) :]).all()
+    np.testing.assert_array_equal(in_order[: len(remaining)], jnp.sort(remaining))
+    assert jnp.isinf(in_order[len(remaining) :]).all()
     ranks = stats.rank(values, valid)
-    np.testing.assert_allclose(ranks[valid], stats.rank(kept, every), rtol=1e-6)
-    x = jnp.concatenate([jnp.array(rng.normal(size=9)), kept[:3]])
+    np.testing.assert_allclose(ranks[valid], stats.rank(remaining, every), rtol=1e-6)
+    x = jnp.concatenate([jnp.array(rng.normal(size=9)), remaining[:3]])
     np.testing.assert_array_equal(
-        stats.ecdf(x, values, valid), stats.ecdf(x, kept, every)
+        stats.ecdf(x, values, valid), stats.ecdf(x, remaining, every)
     )
     no_rows = jnp.zeros(60, bool)
     assert stats.mean(values, no_rows) == stats.std(values, no_rows) == 0

@@ -42,8 +42,8 @@ def make_rows(rng, num_rows, multi_label, only=None):
 
 
 def without_class(rows, label):
-    kept = np.flatnonzero(np.asarray(rows["labels"])[:, label] == 0)
-    return {key: value[kept] for key, value in rows.items()}
+    rows_left = np.flatnonzero(np.asarray(rows["labels"])[:, label] == 0)
+    return {key: value[rows_left] for key, value in rows.items()}
 
 
 def pad(rows, size, fill):

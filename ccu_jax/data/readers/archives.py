@@ -61,15 +61,8 @@ def unpack(
     Skips and counts links, devices, paths out of the folder and repeated names.
     Permissions and owners are those of new files.
 
-    Args:
-        archive: the file; its name does not matter.
-        folder: where the members go. It is renamed into place when all are written, so
-            one that exists was unpacked before and is left as it is.
-        counts: counts the skipped members.
-        progress: called with (stage, bytes of the archive done, all of them).
-
-    Returns:
-        `folder`.
+    The folder is renamed into place when all members are written, so one that exists
+    was unpacked before and is left as it is. `progress` is told the archive's bytes.
 
     Raises:
         UserError: no archive, a damaged or encrypted one, or one that unpacks to more
@@ -103,12 +96,9 @@ def unpack(
 
 
 def _user_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
-    """Returns the error to report if the content of the archive is the cause.
-
-    Python's own readers raise almost any exception for hostile bytes. An OSError of the
-    system has a number; those of gzip and bz2 have none, and a seek to a wrong place
-    gives EINVAL.
-    """
+    # Python's own readers raise almost any exception for hostile bytes. An OSError of
+    # the system has a number; those of gzip and bz2 have none, and a seek to a wrong
+    # place gives EINVAL.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return None
     if not isinstance(error, Exception) or isinstance(error, UserError | MemoryError):
@@ -123,7 +113,6 @@ def _user_error(archive: pathlib.Path, error: BaseException) -> UserError | None
 
 
 def _counts_path(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the file that stores what was skipped when a folder was unpacked."""
     return folder.with_name(folder.name + ".json")
 
 
@@ -194,7 +183,7 @@ def _tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
 
 
 class _LimitedStream:
-    """A file for tarfile that bounds what is read at once and altogether."""
+    """A file for tarfile that bounds what is read, at once and altogether."""
 
     def __init__(self, stream: IO[bytes], limit: "_Limit"):
         self._stream, self._limit = stream, limit
@@ -220,8 +209,6 @@ class _LimitedStream:
 
 
 class _Limit:
-    """The number of bytes that may be unpacked."""
-
     def __init__(self, archive: pathlib.Path, free: int):
         self._archive, self._free = archive, max(free, 0)
         self._max_bytes = max(MAX_RATIO * archive.stat().st_size, MIN_LIMIT_BYTES)
@@ -295,7 +282,5 @@ def _split_path(member: _Member) -> tuple[list[str], str]:
 
 
 def _is_of_macos(parts: list[str]) -> bool:
-    """Returns whether macOS adds a member of this path to each archive."""
-    if not parts:
-        return False
-    return parts[0] == "__MACOSX" or parts[-1][:2] == "._" or parts[-1] == ".DS_Store"
+    first, last = (parts[0], parts[-1]) if parts else ("", "")
+    return first == "__MACOSX" or last == ".DS_Store" or last.startswith("._")

@@ -39,11 +39,7 @@ _LISTS = tuple(f"labels/{name}" for name in LABEL_FILES)
 def open_fashion200k(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
-    """Reads the label files and checks which images exist.
-
-    Raises:
-        UserError: a label file cannot be read; none of the listed images exists.
-    """
+    """Reads the label files; raises UserError if none of the listed images exists."""
     root, is_sub_task = location.root, config.task == "sub_category"
     images = find_images(root, "women", (ARCHIVE,))
     images = unpack_images(images, counts, unpack, "women")

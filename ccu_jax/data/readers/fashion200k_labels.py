@@ -66,18 +66,9 @@ class Row(NamedTuple):
 def read_rows(
     labels: pathlib.Path, counts: Counts, only_known_sub_categories: bool
 ) -> tuple[list[Row], set[str]]:
-    """Reads all label files.
+    """Returns the usable rows of all label files, and the paths of all listed images.
 
-    Args:
-        labels: their folder.
-        counts: counts skipped rows.
-        only_known_sub_categories: whether rows of other sub-categories are skipped.
-
-    Returns:
-        The usable rows, and the paths of all listed images.
-
-    Raises:
-        UserError: a label file cannot be read.
+    `labels` is their folder.
     """
     rows, paths = [], set()
     for name, (category, split) in LABEL_FILES.items():

@@ -38,11 +38,8 @@ def read_rows(
 ) -> list[Row]:
     """Reads all lists in a folder and returns the usable rows, each id once.
 
-    Args:
-        root: the folder with `train.jsonl`.
-        validation_fraction: the fraction of training rows that become the validation
-            split where the dev files are the test split.
-        counts: counts skipped rows and notes.
+    `validation_fraction` of the training rows become the validation split if the dev
+    files cannot.
 
     Raises:
         UserError: no row to train on, or none to test on; a list cannot be read.
@@ -106,10 +103,7 @@ def _read_kind(
     counts: Counts,
     seen: dict[str, _Seen],
 ) -> list[Row]:
-    """Returns the usable rows of the train, dev or test files.
-
-    Adds them to `seen`, which has the rows of the files before.
-    """
+    """Returns the usable rows of the train, dev or test files; adds them to `seen`."""
     rows = []
     for name in names:
         path = root / name

@@ -69,11 +69,7 @@ class _Layout(NamedTuple):
 def open_mmimdb(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
-    """Reads `split.json` and checks which files exist.
-
-    Raises:
-        UserError: `split.json` cannot be read, or most of the files are missing.
-    """
+    """Reads `split.json`; raises UserError if most of the files are missing."""
     root = RELEASE.find_root(location.root)
     if root is None:
         archive = location.root / ARCHIVE
@@ -98,14 +94,9 @@ def open_mmimdb(
 
 
 def choose_plot(plots: list[str], policy: str) -> tuple[str, tuple[str, ...]] | None:
-    """Chooses one plot of a movie: the first, or the first of the longest.
+    """Returns the first or the longest plot without `::author`, and notes to count.
 
-    Args:
-        plots: texts; the `::author` that IMDb appends is removed.
-        policy: "longest" or "first".
-
-    Returns:
-        The plot and notes to count; None if no plot has any text.
+    Returns None if no plot has any text.
     """
     cleaned = [
         _clean_plot(plot) for plot in (plots if policy == "longest" else plots[:1])
@@ -170,11 +161,7 @@ def _read_keys(layout: _Layout, counts: Counts) -> list[Key]:
 
 
 def _check_files(layout: _Layout, listed: set[str], counts: Counts) -> None:
-    """Refuses an incomplete release, and counts texts that `split.json` does not list.
-
-    Raises:
-        UserError: more than half of the files are missing.
-    """
+    """Raises UserError if more than half of the files are missing."""
     root = layout.folder.root
     for name, ending in ((layout.texts, ".json"), (layout.posters, ".jpeg")):
         existing = {file for file in os.listdir(root / name) if file.endswith(ending)}

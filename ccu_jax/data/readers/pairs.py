@@ -58,11 +58,7 @@ class Row(NamedTuple):
 
 
 def locate(config: Data, workdir: pathlib.Path) -> Location:
-    """Returns the user's folder, the clip art, or a sample edition below `workdir`.
-
-    Raises:
-        UserError: the folder holds no pairs.
-    """
+    """Returns the user's folder, the clip art, or a sample edition below `workdir`."""
     if config.dir is not None:
         given = pathlib.Path(os.path.expanduser(config.dir))
         if not given.is_dir():
@@ -92,12 +88,7 @@ def signature(config: Data, location: Location) -> str:
 def open_pairs(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
-    """Reads the index; `Source.read` reads images one at a time.
-
-    Raises:
-        UserError: the index cannot be read; a row must be skipped although
-            `config.strict`.
-    """
+    """Reads and checks all rows of the index, and assigns splits."""
     del unpack  # the folder itself may come as an archive, but holds none
     path = pairs_index.find_index(location.root)
     index = path.name if path else ""
@@ -138,12 +129,8 @@ def assign_splits(rows: list[Row], *, test: float, validation: float) -> list[Ro
 
     Stratified by labels. In each stratum the groups are ordered by a hash; the first
     ones go to test, the next to validation, the rest to train. What rounding leaves
-    over is carried to the next stratum, so the fractions hold overall.
-
-    Args:
-        rows: rows with unique ids.
-        test: fraction of the rows for test, in [0, 1).
-        validation: likewise.
+    over is carried to the next stratum, so the fractions `test` and `validation` hold
+    overall.
     """
     splits = {row.group: row.split for row in reversed(rows) if row.split}
     groups: dict[str, list[Row]] = {}

@@ -44,11 +44,7 @@ class ClassFolder(NamedTuple):
 
 
 def find_root(given: pathlib.Path) -> pathlib.Path:
-    """Returns the folder with the rows: the given one, or the only one directly in it.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
+    """Returns the folder with the rows: the given one, or the only fit one in it."""
     if find_index(given):
         return given
     # A name that is not printable would garble messages.
@@ -72,11 +68,7 @@ def find_root(given: pathlib.Path) -> pathlib.Path:
 
 
 def find_index(root: pathlib.Path) -> pathlib.Path | None:
-    """Returns the index in this folder, if there is one.
-
-    Raises:
-        UserError: there are two, or it is a link out of the folder.
-    """
+    """Returns the index in this folder; raises UserError if there are two."""
     found = [root / name for name in INDEXES if (root / name).is_file()]
     if len(found) > 1:
         raise UserError(

@@ -38,8 +38,7 @@ class Release(NamedTuple):
     def locate(self, config: Data, workdir: pathlib.Path) -> Location:
         """Returns the user's folder, or the sample edition below the working folder.
 
-        Raises:
-            UserError: files are missing in the user's folder, or lead out of it.
+        Raises UserError if files are missing in the user's folder, or lead out of it.
         """
         if config.dir is None:
             return Location(workdir / "sample" / self.sample_root, "sample")

@@ -47,8 +47,8 @@ class Folder:
             max_bytes: a larger file is not read.
 
         Raises:
-            SkipExample: "`what` missing", "`what` outside of the folder", "`what` too
-                large", "`what` is no plain file", "`what` cannot be read".
+            SkipExample: "`what` missing", "... outside of the folder", "... too large",
+                "... is no plain file" or "... cannot be read".
         """
         path = self._resolve(name, what)
         try:
@@ -106,14 +106,7 @@ def is_within(path: str | pathlib.Path, folder: str | pathlib.Path) -> bool:
 
 
 def reject_external_links(folders: dict[pathlib.Path, pathlib.Path]) -> None:
-    """Checks that no path leads out of the folder it must lie in.
-
-    Args:
-        folders: the folder of each path.
-
-    Raises:
-        UserError: a path is a link to somewhere else.
-    """
+    """Raises UserError if a path leads out of the folder it must lie in."""
     for path, folder in folders.items():
         if not is_within(path, folder):
             raise UserError(

@@ -1,6 +1,6 @@
 """Corruptions of the training rows: missing modalities, noisy rows, ordered streams.
 
-Validation and test rows are left unchanged, so scores stay comparable. Everything is a
+Validation and test rows stay unchanged, so that scores are comparable. Everything is a
 pure function of the data set and the settings.
 """
 
@@ -111,12 +111,12 @@ def _drop_any(
 ) -> tuple[Dataset, int]:
     """Drops image, text or label; the label if only one modality is left."""
     chosen = _choose(rng, train, count)
-    lost = rng.integers(3, size=len(chosen))
+    loss = rng.integers(3, size=len(chosen))  # 0: image, 1: text, 2: label
     has_both = _has_both(data, chosen)
-    data = _without(data, "has_image", chosen[(lost == 0) & has_both])
-    data = _without(data, "has_text", chosen[(lost == 1) & has_both])
+    data = _without(data, "has_image", chosen[(loss == 0) & has_both])
+    data = _without(data, "has_text", chosen[(loss == 1) & has_both])
     split = data.split.astype(f"<U{max(len(DROPPED), data.split.itemsize // 4)}")
-    split[chosen[(lost == 2) | ~has_both]] = DROPPED
+    split[chosen[(loss == 2) | ~has_both]] = DROPPED
     return data._replace(split=split), len(chosen)
 
 
@@ -131,7 +131,7 @@ def _without(data: Dataset, field: str, rows: np.ndarray) -> Dataset:
     return data._replace(**{field: has_modality})
 
 
-# Each row's random numbers are seeded with its place in this table.
+# The position in this table seeds the random numbers of a corruption.
 _CORRUPTIONS = {
     "noisy_labels": _add_label_noise,
     "noisy_text": _add_text_noise,

@@ -81,9 +81,9 @@ def test_incomplete_rows_lose_image_text_or_label(data):
 def test_noisy_labels_are_labels_of_other_training_rows(data):
     corrupted, _ = corruptions.apply(data, Corruptions(noisy_labels=0.3))
     is_changed = (corrupted.labels != data.labels).any(axis=1)
-    known = {tuple(row) for row in data.labels[data.split == "train"]}
+    possible = {tuple(row) for row in data.labels[data.split == "train"]}
     assert is_changed.any()
-    assert {tuple(row) for row in corrupted.labels[is_changed]} <= known
+    assert {tuple(row) for row in corrupted.labels[is_changed]} <= possible
 
 
 def test_noisy_texts_are_a_permutation_of_the_texts(data):

@@ -58,7 +58,7 @@ def ingest_rows(
 
     Args:
         source: the opened data set.
-        scratch: a folder for this pass alone, new or left by a killed run.
+        scratch: a folder for this pass alone, new or from a killed run.
         config: the size of the images, and whether margins are cropped.
         counts: counts the rows that are skipped.
         progress: called with (stage, done, total).
@@ -197,7 +197,7 @@ def finished_shards(scratch: pathlib.Path) -> list[int]:
 def _last_entry(scratch: pathlib.Path, image_size: int = 0) -> _JournalEntry:
     """Returns the last complete journal entry and truncates the journal after it.
 
-    If the other files are shorter than the entry says, the pass starts anew.
+    If the other files are shorter than the entry says, the pass starts again.
     """
     path, entry, end = scratch / _JOURNAL, _JournalEntry(), 0
     if not path.exists():

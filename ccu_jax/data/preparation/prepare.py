@@ -38,7 +38,7 @@ WriteSample = Callable[[Data, pathlib.Path, Progress], None]
 class Paths(NamedTuple):
     """The folders of a run's data."""
 
-    data: pathlib.Path
+    data: pathlib.Path  # the prepared data
     new: pathlib.Path  # being prepared; a later run resumes it
     old: pathlib.Path  # being replaced
     unpacked: pathlib.Path  # content of archives, until the preparation is finished
@@ -212,7 +212,7 @@ class Preparation:
             remove_tree(paths.new)
             raise UserError(
                 f"the data in {meta['root']} have changed since {self.workdir} was "
-                "made; pass another --workdir, or remove the folder to start anew"
+                "made; pass another --workdir, or remove the folder to start again"
             )
         text = json.dumps(add_checksum(meta), indent=1)
         (paths.new / _META).write_text(text, "utf-8")

@@ -1,7 +1,7 @@
 """Removes images from everything a run stores, and searches for remains of them.
 
 A run may store an image as decoded pixels (`data/`), as the original file (`records/`,
-`unpacked/`, the sample edition), and in what a killed run has left. After these are
+`unpacked/`, the sample edition), and in leftovers of killed runs. After these are
 emptied, all files are searched for byte patterns of both forms. The patterns are stored
 as hashes before anything is removed, so a killed purge can be repeated, and later
 purges search for them again. Compressed files (checkpoints) are searched as they are;
@@ -47,7 +47,7 @@ class Pattern(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """What a search for patterns has read and found."""
+    """What a search for patterns read and reported."""
 
     num_patterns: int
     num_files: int
@@ -56,7 +56,7 @@ class SearchResult(NamedTuple):
 
 
 class PurgeResult(NamedTuple):
-    """What a purge has removed, and what the search after it has found."""
+    """What a purge removed, and the result of the search after it."""
 
     num_images: int
     num_uniform: int  # images that are too uniform to have a pattern
@@ -112,7 +112,7 @@ def purge_images(
     rows = np.flatnonzero(np.isin(all_ids, sorted(ids)))
     rows = rows[np.load(data / "has_image.npy")[rows]]
     patterns, uniform = _load_patterns(patterns_path)
-    known = {pattern.id for pattern in patterns} | uniform
+    searched_before = {pattern.id for pattern in patterns} | uniform
     patterns |= dict.fromkeys(_patterns_of_stored_images(data, rows))
     original_hashes = set()
     for example, image in _iterate_originals(preparation, ids):
@@ -120,9 +120,9 @@ def purge_images(
         # The first half may hold tables and colour profiles that many images share.
         for piece in select_pieces(image, len(image) // 2):
             patterns[make_pattern(example.id, "original", piece)] = None
-    without = {str(id_) for id_ in all_ids[rows]} - {p.id for p in patterns}
-    lost = (without & _blank_ids(data, rows)) - known
-    uniform |= without - lost
+    no_pattern = {str(id_) for id_ in all_ids[rows]} - {p.id for p in patterns}
+    unverifiable = (no_pattern & _blank_ids(data, rows)) - searched_before
+    uniform |= no_pattern - unverifiable
     _store_patterns(patterns_path, patterns, uniform)
     # Marked first: after a kill, half-emptied data must not be trained on.
     for folder in (workdir, data):
@@ -130,15 +130,16 @@ def purge_images(
         (folder / PURGED).write_text(text, "utf-8")
     remove_derived()
     _remove_stored_images(workdir, rows, original_hashes)
-    if lost:
+    if unverifiable:
         raise UserError(
-            f"purge: {len(lost)} images, such as {min(lost)}, were removed earlier and "
-            f"have no patterns in {patterns_path}; their removal cannot be verified"
+            f"purge: {len(unverifiable)} images, such as {min(unverifiable)}, were "
+            f"removed earlier and have no patterns in {patterns_path}; their removal "
+            "cannot be verified"
         )
     remaining = _drop_shared_patterns(list(patterns), data / "image.npy", progress)
     _store_patterns(patterns_path, remaining, uniform)
-    found = search_files(remaining, [*folders, data, workdir / "sample"], progress)
-    return PurgeResult(len(rows), len(without), *found)
+    result = search_files(remaining, [*folders, data, workdir / "sample"], progress)
+    return PurgeResult(len(rows), len(no_pattern), *result)
 
 
 def _remove_stored_images(
@@ -220,7 +221,7 @@ def _key_positions(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.
 
 
 def _overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
-    """Reads a file in chunks that overlap, so that each contains whole patterns."""
+    """Reads a file in chunks that overlap, so that no pattern is cut."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         overlap = b""
         while data := file.read(_CHUNK):

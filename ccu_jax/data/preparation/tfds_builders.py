@@ -1,7 +1,7 @@
 """TFDS records: the encoded images and texts of a data set, for tf.data to read.
 
 They are stored beside the arrays that training reads, as one TFDS data set per shard;
-`load_builder` combines the shards. If the arrays are lost or damaged, or other sizes
+`load_builder` combines the shards. If the arrays are missing or damaged, or other sizes
 are requested, they are rebuilt from the records. TensorFlow is imported only inside
 functions.
 """
@@ -61,7 +61,7 @@ class RecordStore:
         self._classes = tuple(classes)
 
     def write_shard(self, shard: int, examples: list[Example]) -> None:
-        """Writes a shard, replacing what a killed run has left of it."""
+        """Writes a shard, replacing leftovers of a killed run."""
         folder = _shard_folder(self._folder, shard)
         shutil.rmtree(folder, ignore_errors=True)
         if not examples:

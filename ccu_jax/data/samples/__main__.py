@@ -5,27 +5,12 @@ python -m ccu_jax.data.samples mmimdb DIR --rows 3000 --seed 0
 
 import pathlib
 import sys
-import time
 
 from ccu_jax.config.flags import Parser
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError, user_error_for
 
-_REPORT_EVERY_S = 5
-
-
-class _StderrProgress:
-    """Prints the progress to stderr every few seconds."""
-
-    def __init__(self) -> None:
-        self._start_s = self._last_report_s = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now_s = time.monotonic()
-        if done and now_s - self._last_report_s >= _REPORT_EVERY_S:
-            self._last_report_s = now_s
-            left_s = (now_s - self._start_s) * (total - done) / done
-            print(f"{stage}: {done:,}/{total:,}, {left_s:.0f} s left", file=sys.stderr)
+_REPORT_EVERY = 500  # rows
 
 
 def main(argv: list[str]) -> int:
@@ -56,8 +41,13 @@ def _write(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error("--seed must not be negative")
-    editions.ensure(args.dataset, args.dir, args.rows, args.seed, _StderrProgress())
+    editions.ensure(args.dataset, args.dir, args.rows, args.seed, _print_progress)
     print(f"wrote {args.rows} {editions.WRITERS[args.dataset].unit} to {args.dir}")
+
+
+def _print_progress(stage: str, done: int, total: int) -> None:
+    if done and done % _REPORT_EVERY == 0:
+        print(f"{stage}: {done:,}/{total:,}", file=sys.stderr)
 
 
 if __name__ == "__main__":

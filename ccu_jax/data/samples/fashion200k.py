@@ -60,7 +60,7 @@ _PATTERNS = {  # share in percent
     "floral": 12,
     "colorblock": 6,
 }
-_NOUNS = {  # the usual noun, its share, and others
+_NOUNS = {  # the usual noun, its share, and synonyms
     "dress": ("dress", 0.98, ("frock",)),
     "jacket": ("jacket", 0.90, ("coat", "parka", "anorak")),
     "pants": ("pants", 0.78, ("trousers", "slacks", "chinos")),
@@ -159,16 +159,16 @@ def _write_product(
 ) -> Iterator[str]:
     """Draws the images of a product; yields the label line of each."""
     sub_category = _draw_sub_category(rng, category)
-    shown = category, sub_category
+    depicted = category, sub_category
     if rng.random() < _NOISE:
         other = choose(rng, [name for name in SUB_CATEGORIES if name != category])
-        shown = other, _draw_sub_category(rng, other)
+        depicted = other, _draw_sub_category(rng, other)
     colour, colours = _draw_colours(rng)
     patterns = list(_PATTERNS)[colour == "multicolor" :]  # which is never plain
     shares = np.array([_PATTERNS[pattern] for pattern in patterns])
     pattern = patterns[rng.choice(len(patterns), p=shares / shares.sum())]
     title = _invent_title(rng, category, sub_category, colour, pattern)
-    garment = draw_garment(rng, *shown, colours, pattern)
+    garment = draw_garment(rng, *depicted, colours, pattern)
     plural = next(folder for folder, name in FOLDERS.items() if name == category)
     folder = f"women/{plural}/{sub_category}/{number}"
     (root / folder).mkdir(parents=True)
@@ -218,8 +218,8 @@ def _invent_title(
         words.append(choose(rng, [w for w in parts[:-1] if w != "and"] or parts[:1]))
     if not words:
         words.append(_draw_style(rng, category, sub_category))
-    usual, share, others = _NOUNS[category]
-    noun = usual if rng.random() < share else choose(rng, others)
+    usual, share, synonyms = _NOUNS[category]
+    noun = usual if rng.random() < share else choose(rng, synonyms)
     words = list(dict.fromkeys([colour, *words, noun]))
     while len(" ".join(words)) > 76:
         words.pop(1)
@@ -249,9 +249,9 @@ def draw_garment(
 ) -> Garment:
     """Draws the measures of a garment; see `Garment` for the other arguments."""
     names = SUB_CATEGORIES[category]
-    length, *others = _MEASURES[category]
+    length, *ranges = _MEASURES[category]
     fraction = (names.index(sub_category) + rng.random()) / len(names)
-    hem, sleeve, waist = (float(rng.uniform(*range_)) for range_ in others)
+    hem, sleeve, waist = (float(rng.uniform(*range_)) for range_ in ranges)
     return Garment(
         category,
         length[0] + (length[1] - length[0]) * fraction,

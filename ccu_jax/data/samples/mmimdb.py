@@ -60,8 +60,8 @@ _EXCLUDED_WORDS = {"sex", "sexy", "nude", "gallows"}  # unsuitable for posters
 
 _GENRE_COUNT_SHARES = (0.25, 0.45, 0.30)  # movies with one, two, three genres
 _NOISE = 0.05  # movies whose content is of other genres than their labels
-_TOLD = 0.85  # genres of the movie that show in its plots
-_SHOWN = 0.9  # images on the poster that are of a genre of the movie
+_MENTIONED = 0.85  # genres of the movie that show in its plots
+_OWN_IMAGES = 0.9  # images on the poster that are of a genre of the movie
 _TINTED = 0.8  # background colours that lean to the hue of a genre
 _FILLER = 0.2  # sentences without a word of a genre
 _GENRE_WORDS, _OTHER_WORDS = 8, 6  # words in a plot, per genre and of any genre
@@ -174,8 +174,8 @@ def write_movie(
 def _draw_genres(rng: np.random.Generator, genres: Sequence[Genre]) -> list[int]:
     shares = np.array([genre.share for genre in genres])
     count = rng.choice([1, 2, 3], p=_GENRE_COUNT_SHARES)
-    drawn = rng.choice(len(genres), count, replace=False, p=shares / shares.sum())
-    return sorted(drawn.tolist())
+    chosen = rng.choice(len(genres), count, replace=False, p=shares / shares.sum())
+    return sorted(chosen.tolist())
 
 
 def _draw_images(
@@ -185,10 +185,8 @@ def _draw_images(
     count = int(rng.choice([1, 2, 3], p=[0.4, 0.5, 0.1]))
     pools = []
     for genre in rng.permutation(np.resize(rng.permutation(content), count)).tolist():
-        is_shown = rng.random() < _SHOWN
-        pools.append(
-            genres[genre if is_shown else int(rng.integers(len(genres)))].images
-        )
+        is_own = rng.random() < _OWN_IMAGES
+        pools.append(genres[genre if is_own else int(rng.integers(len(genres)))].images)
     # Some images are used more often than others.
     return [pool[int(len(pool) * rng.random() ** 1.5)] for pool in pools]
 
@@ -197,10 +195,12 @@ def _draw_words(
     rng: np.random.Generator, genres: Sequence[Genre], content: list[int]
 ) -> list[str]:
     """Draws the words of the plots: of the content's genres and of any genre."""
-    told = [genre for genre in content if rng.random() < _TOLD]
-    words = [w for genre in told for w in rng.choice(genres[genre].words, _GENRE_WORDS)]
-    others = rng.integers(len(genres), size=_OTHER_WORDS)
-    words += [rng.choice(genres[genre].words) for genre in others]
+    mentioned = [genre for genre in content if rng.random() < _MENTIONED]
+    words = [
+        w for genre in mentioned for w in rng.choice(genres[genre].words, _GENRE_WORDS)
+    ]
+    any_genres = rng.integers(len(genres), size=_OTHER_WORDS)
+    words += [rng.choice(genres[genre].words) for genre in any_genres]
     return [str(word) for word in words]
 
 

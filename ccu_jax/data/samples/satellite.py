@@ -111,8 +111,8 @@ def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
         rest = (1 - winter) / 3
         season = str(rng.choice(list(_MONTHS), p=[winter, rest, rest, rest]))
         text = _invent_metadata(rng, cover, season, sensor, direction)
-        shown = (second, cover) if rng.random() < _SWAPPED else (cover, second)
-        image = _draw_tile(rng, *shown, share, season == "winter")
+        classes = (second, cover) if rng.random() < _SWAPPED else (cover, second)
+        image = _draw_tile(rng, *classes, share, season == "winter")
         label = str(rng.choice(names)) if rng.random() < _LABEL_NOISE else cover
         yield {"image": image, "text": text, "label": label}
 

@@ -66,8 +66,8 @@ def test_pattern_is_found_at_any_position(folder, place):
     path = folder / "below" / "b.bin"
     piece = path.read_bytes()[place : place + PATTERN_BYTES]
     pattern = make_pattern("row", "square", piece)
-    found = search_files([pattern], [folder], ignore_progress)
-    assert found == (1, 3, 10_000, [("row", str(path))])
+    result = search_files([pattern], [folder], ignore_progress)
+    assert result == (1, 3, 10_000, [("row", str(path))])
 
 
 def test_pattern_that_differs_in_one_bit_is_not_found(folder):
@@ -85,8 +85,8 @@ def test_each_row_with_the_same_image_is_reported_once(folder):
         for id_ in ("x", "y")
         for start in (5, 300)
     ]
-    found = search_files(patterns, [folder], ignore_progress)
-    assert found.hits == [(id_, str(folder / "a.bin")) for id_ in ("x", "y")]
+    result = search_files(patterns, [folder], ignore_progress)
+    assert result.hits == [(id_, str(folder / "a.bin")) for id_ in ("x", "y")]
 
 
 def test_links_are_not_followed(folder, tmp_path_factory):

@@ -1,4 +1,4 @@
-"""Writing sample editions: once, completely, and the same bytes for a seed."""
+"""Sample editions are written once, completely, and with the same bytes for a seed."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,8 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data import load
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
-from tests.editions import write_with_defects
 
-COMMAND = [sys.executable, "-m", "ccu_jax.data.samples", "mmimdb"]
+COMMAND = [sys.executable, "-m", "ccu_jax.data.samples"]
 
 
 def ignore_progress(stage, done, total):
@@ -29,31 +28,25 @@ def hash_files(root):
 
 
 @pytest.mark.parametrize("name", editions.WRITERS)
-def test_same_seed_gives_same_bytes(name, tmp_path):
+def test_same_seed_gives_same_bytes_in_every_process(name, tmp_path):
     rows = editions.WRITERS[name].min_rows
-    hashes = []
-    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
-        write_with_defects(name, tmp_path / folder, rows, seed)
-        hashes.append(hash_files(tmp_path / folder))
-    assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_command_writes_an_edition(tmp_path):
-    arguments = [tmp_path / "a", "--rows", "40", "--seed", "3"]
+    arguments = [name, tmp_path / "a", "--rows", str(rows), "--seed", "3"]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "wrote 40 movies" in done.stdout
-    editions.ensure("mmimdb", tmp_path / "b", 40, 3, ignore_progress)
+    assert f"wrote {rows} " in done.stdout
+    for folder, seed in (("b", 3), ("c", 4)):
+        editions.ensure(name, tmp_path / folder, rows, seed, ignore_progress)
     assert hash_files(tmp_path / "a") == hash_files(tmp_path / "b")
+    assert hash_files(tmp_path / "a") != hash_files(tmp_path / "c")
 
 
 def test_wrong_command_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     for wrong in ([], [tmp_path / "w", "--seed", "-1"], [tmp_path / "file" / "w"]):
-        done = subprocess.run([*COMMAND, *wrong], capture_output=True, text=True)
+        command = [*COMMAND, "mmimdb", *wrong]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_finished_edition_is_not_written_again(tmp_path):
@@ -88,12 +81,10 @@ def test_sample_is_written_below_workdir_if_no_folder_is_named(name, tmp_path):
     if name in ("medical", "satellite"):
         config = dataclasses.replace(config, dataset="pairs", sample=name)
     data = load(config, tmp_path, ignore_progress)
-    assert data.edition == "sample"
-    assert data.counts["read"] >= rows
-    root = tmp_path / "sample" / name
-    hashes = hash_files(root)
+    assert data.edition == "sample" and data.counts["read"] >= rows
+    hashes = hash_files(tmp_path / "sample" / name)
     assert load(config, tmp_path, ignore_progress).fingerprint == data.fingerprint
-    assert hash_files(root) == hashes
+    assert hash_files(tmp_path / "sample" / name) == hashes
     other = dataclasses.replace(config, sample_seed=1)
     assert load(other, tmp_path, ignore_progress).fingerprint != data.fingerprint
-    assert hash_files(root) != hashes
+    assert hash_files(tmp_path / "sample" / name) != hashes

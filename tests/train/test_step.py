@@ -308,5 +308,6 @@ def test_program_that_stops_itself_makes_no_further_step(name):
     state, metrics = run(EXECUTORS[name](), program)
     np.testing.assert_array_equal(metrics["ran"], [True, False, False])
     assert int(state.step) == 1
+    assert int(state.aux) == 2, "no refresh after the one that stops it"
     expected = solve_by_hand(first_steps(program, 1))
     np.testing.assert_allclose(state.params["w"], expected, atol=1e-5)

@@ -123,19 +123,6 @@ def test_names_of_folders_need_not_be_unicode(read):
     assert counts["ignored: image that no label file lists"] == 1
 
 
-def test_ids_that_a_list_of_ids_would_lose_are_skipped(read):
-    counts = read("pairs", jsonl({"id": "# a", "text": "c", "label": "x"}), store=True)
-    assert counts["skipped: id begins as a comment in a list of ids does"] == 1
-    names = ("img/# a.png", "img/ a.png", "img/#.png", "img/a.png", "img/#a.png")
-    rows = [{"img": name, "label": n % 2, "text": "a"} for n, name in enumerate(names)]
-    tree = dict.fromkeys((*names, "img/b.png"), PNG)
-    tree["train.jsonl"] = dump_lines(rows)
-    tree["test.jsonl"] = dump_lines([{"img": "img/b.png", "label": 0}])
-    counts = read("hatefulmemes", tree, store=True)
-    assert counts["skipped: img is no path below img/"] == 3
-    assert counts["used"] == 3
-
-
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb"])
 def test_names_of_folders_do_not_garble_messages(read, name):
     for dataset, file in (("pairs", "pairs.csv"), ("hatefulmemes", "train.jsonl")):

@@ -82,7 +82,7 @@ def open_mmimdb(
             )
         if (root / MARKER).is_file():  # unknown when the location was named
             counts.add(f"noted: {ARCHIVE} holds a sample edition")
-    layout = _layout(root)
+    layout = _Layout(Folder(root), *_folder_names(root))
     keys = _read_keys(layout, counts)
     _check_files(layout, {key.id for key in keys}, counts)
     policy = config.plot_policy
@@ -121,10 +121,6 @@ def _folder_names(root: pathlib.Path) -> tuple[str, str]:
     if (root / "labels").is_dir() and (root / "images").is_dir():
         return "labels", "images"
     return "dataset", "dataset"
-
-
-def _layout(root: pathlib.Path) -> _Layout:
-    return _Layout(Folder(root), *_folder_names(root))
 
 
 def _read_index(layout: _Layout) -> dict[str, list[Any]]:

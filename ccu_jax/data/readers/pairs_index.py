@@ -44,7 +44,7 @@ class ClassFolder(NamedTuple):
 
 
 def find_root(given: pathlib.Path) -> pathlib.Path:
-    """Returns the folder with the rows: the given one, or the only fit one in it."""
+    """Returns the folder with the rows: the given one, or the only one just below it."""
     if find_index(given):
         return given
     # A name that is not printable would garble messages.

@@ -63,8 +63,9 @@ def clone(tmp_path, monkeypatch):
     "name, argv, last",
     [
         ("launch/first_run.sh", ["--set", "name=x y"], r"--config mmimdb .*name=x\\ y"),
-        ("launch/test.sh", ["-k", "launch"], r"-m pytest -m slow .*-k launch"),
-        (".ci/run", [], r"-m pytest -m slow"),
+        ("launch/test.sh", ["-k", "x"], r"-m pytest -m slow\\ and\\ smoke .*-k x"),
+        ("launch/test.sh", ["--all"], r"-m pytest -m slow "),
+        (".ci/run", [], r"-m pytest -m slow "),
         (
             "launch/local.sh",
             ["2", "4", "--config", "tiny"],

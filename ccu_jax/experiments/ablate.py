@@ -70,13 +70,13 @@ def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
 
     The first one, "as configured", changes nothing.
     """
-    found: dict[str, Settings] = {AS_CONFIGURED: {}}
+    settings_by_name: dict[str, Settings] = {AS_CONFIGURED: {}}
     for name, settings in ABLATIONS[type(section)].items():
         if "steps" in settings:
             settings = {"steps": max(round(settings["steps"] * section.steps), 1)}
         if any(getattr(section, key) != value for key, value in settings.items()):
-            found[name] = settings
-    return found
+            settings_by_name[name] = settings
+    return settings_by_name
 
 
 def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
@@ -101,7 +101,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
         variants.check_not_purged(ctx)
         num_seeds = len(sets_by_seed)
         runs = {n: num_seeds * len(ablations(getattr(config, n))) for n in names}
-        ctx.reporter.log(forecast.describe_variants(ctx, runs, recompile=True))
+        ctx.reporter.log(forecast.describe_runs(ctx, runs, recompile=True))
         for seed, sets in sets_by_seed.items():
             run_seed(ctx, seed, sets, methods)
             reference = load_result(result_path(workdir, seed, REFERENCE))

@@ -85,7 +85,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
                 problem = problem_with_original(ctx, seed, sets, stage)
             problems.append(variants.without_test_rows(problem))
         runs = dict.fromkeys(names, _max_runs(trials, len(problems)))
-        ctx.reporter.log(forecast.describe_variants(ctx, runs))
+        ctx.reporter.log(forecast.describe_runs(ctx, runs))
         trials_by_method = {}
         for name in names:
             with ctx.reporter.stage(f"tune {name}") as stage:

@@ -5,6 +5,7 @@ a few forward passes.
 """
 
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -60,16 +61,8 @@ def measure_speed(ctx: RunContext) -> Speed:
     return Speed(_PASSES_PER_STEP * epochs * num_trained * row_s, num_rows * row_s)
 
 
-def describe_stages(ctx: RunContext, missing: dict[int, list[str]]) -> str:
-    """Estimates the time of the methods that each seed still misses."""
-    speed = measure_speed(ctx)
-    methods = [name for names in missing.values() for name in names]
-    seconds = COMPILE_S * len(set(methods)) + sum(map(speed.method_s, methods))
-    return f"models to train: {len(methods)}, {format_estimate(seconds)}"
-
-
-def describe_variants(
-    ctx: RunContext, runs: dict[str, int], recompile: bool = False
+def describe_runs(
+    ctx: RunContext, runs: Mapping[str, int], recompile: bool = False
 ) -> str:
     """Estimates the time of a number of runs of each method.
 

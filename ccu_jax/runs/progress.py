@@ -77,10 +77,6 @@ class Stage:
             "metrics": self.metrics(),
         }
 
-    def fraction(self) -> float | None:
-        """Returns the finished fraction, or None if the total is not known."""
-        return min(1.0, max(0.0, self.done / self.total)) if self.total else None
-
     def details(self, *, with_remaining: bool = True) -> str:
         """Returns steps, time remaining, metrics and rate, the most important first."""
         steps = f"{self.done:,}" + (f"/{self.total:,}" if self.total else "")
@@ -121,7 +117,6 @@ class Reporter:
         self._position = 0
         self._stages: list[Stage] = []
         self._live: Live | None = None
-        self._start_s = time.monotonic()
         self._file = _open_lines(workdir / "events.jsonl") if is_active else None
         if self._file is not None:  # a failed run may never call `close`
             weakref.finalize(self, self._file.close)
@@ -257,21 +252,15 @@ class Reporter:
             self._live = None
 
     def _render(self) -> Table:
-        """Draws the running stages below a line for the whole plan."""
+        """Draws the running stages, one line each."""
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=_BAR_WIDTH)
         grid.add_column(no_wrap=True, overflow="crop")
-        stages = list(self._stages)
-        rows = [(s.label + s.title, s.fraction(), s.details()) for s in stages]
-        if self._titles and stages:
-            count = max(len(self._titles), self._position)
-            fraction = (self._position - 1 + (stages[0].fraction() or 0.0)) / count
-            elapsed = f"{format_duration(time.monotonic() - self._start_s)} elapsed"
-            rows.insert(0, (f"stage {self._position} of {count}", fraction, elapsed))
-        for title, fraction, details in rows:
-            bar = "" if fraction is None else ProgressBar(1.0, fraction)
+        for stage in list(self._stages):
+            bar = ProgressBar(stage.total, stage.done) if stage.total else ""
             title, details = (
-                self._printable(text).replace("\n", " ") for text in (title, details)
+                self._printable(text).replace("\n", " ")
+                for text in (stage.label + stage.title, stage.details())
             )
             grid.add_row(bar, Text.assemble((title, "bold"), "  ", details))
         return grid

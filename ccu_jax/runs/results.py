@@ -153,7 +153,7 @@ def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
     result = load_result(path)
     if result["fingerprint"] != ctx.data.fingerprint:
         raise UserError(
-            f"{path}: made from other data than those given now; use another "
+            f"{path}: made from other data than the current ones; use another "
             "--workdir, or remove the folder to start over"
         )
     return result

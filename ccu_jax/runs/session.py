@@ -1,6 +1,8 @@
 """Opens a run: locks its folder, loads the data, draws the unlearn sets, checks all."""
 
+import collections
 import contextlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -89,8 +91,8 @@ def _open_locked(
             for seed, sets in sets_by_seed.items():
                 texts |= unlearn_set_files(ctx, seed, sets)
         write_config(config, workdir, texts)
-        if any(missing.values()):
-            reporter.log(forecast.describe_stages(ctx, missing))
+        if runs := collections.Counter(itertools.chain(*missing.values())):
+            reporter.log(forecast.describe_runs(ctx, runs))
         yield ctx, sets_by_seed, methods
     finally:
         reporter.close()

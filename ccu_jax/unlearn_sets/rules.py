@@ -95,9 +95,9 @@ def parse_rule(text: str) -> Rule:
     """
     rule = Rule(*text.partition(":")[::2])
     if rule.kind not in KINDS or not rule.argument:
-        known = [f"{kind}:{argument}" for kind, argument in KINDS.items()]
+        forms = [f"{kind}:{argument}" for kind, argument in KINDS.items()]
         raise UserError(
-            f"unlearn rule {text!r}: use {', '.join(known[:-1])} or {known[-1]}"
+            f"unlearn rule {text!r}: use {', '.join(forms[:-1])} or {forms[-1]}"
         )
     if KINDS[rule.kind] == "FRACTION":
         try:

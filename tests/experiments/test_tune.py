@@ -151,15 +151,17 @@ def test_tuning_evaluates_no_test_row(ctx_and_problem, monkeypatch):
 @pytest.mark.parametrize("name", OURS)
 def test_every_loss_of_our_methods_is_ablated(name):
     section = getattr(Config(), name)
-    found = ablate.ablations(section)
-    assert found.pop(ablate.AS_CONFIGURED) == {}
-    for ablation, settings in found.items():
+    ablations = ablate.ablations(section)
+    assert ablations.pop(ablate.AS_CONFIGURED) == {}
+    for ablation, settings in ablations.items():
         assert dataclasses.replace(section, **settings) != section, ablation
     weights = {"inverse_contrast", "pair_dissociation", "retention", "separation"}
     weights |= {"target_match", "match_confidence", "gated_push", "task_loss"}
     weights |= {"heldout_retention"}
     used = {key for key in weights if getattr(section, key, 0)}
-    ablated = {key for s in found.values() for key, value in s.items() if value == 0}
+    ablated = {
+        key for s in ablations.values() for key, value in s.items() if value == 0
+    }
     assert used <= ablated
 
 

@@ -21,7 +21,7 @@ def save(workdir, method, params, diverged=None, has_result=True):
         write_result(path, {**result, "diverged": diverged})
 
 
-def kept(workdir):
+def remaining(workdir):
     return {path.parent.name for path in workdir.glob("checkpoints/*/params")}
 
 
@@ -35,10 +35,10 @@ def test_purge_removes_originals_diverged_and_interrupted_models(tmp_path):
     assert purge._purge_models(tmp_path) == 4
     records = [path.name for path in tmp_path.glob("[tv]*/*")]
     assert sorted(records) == ["ccu-0-ab.json", "ccu-0-cd.json"]
-    assert kept(tmp_path) == {"retrain_visual-0"}
+    assert remaining(tmp_path) == {"retrain_visual-0"}
     save(tmp_path, "scrub", {"w": np.full(4, 2.0)}, has_result=False)
     assert purge._purge_models(tmp_path) == 1
-    assert kept(tmp_path) == {"retrain_visual-0"}
+    assert remaining(tmp_path) == {"retrain_visual-0"}
 
 
 def test_purge_finds_a_copy_of_a_removed_model_and_keeps_both_until_it_is_gone(
@@ -51,4 +51,4 @@ def test_purge_finds_a_copy_of_a_removed_model_and_keeps_both_until_it_is_gone(
             purge._purge_models(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "hidden-0")
     assert purge._purge_models(tmp_path) == 1
-    assert kept(tmp_path) == set()
+    assert remaining(tmp_path) == set()

@@ -41,10 +41,8 @@ def collect_records(
 ) -> list[dict[str, Any]]:
     """Returns the records of all finished methods, with their verdicts.
 
-    Args:
-        workdir: of a run.
-        report_progress: if given, missing records of the smoke tier are computed, else
-            methods without one are left out.
+    With `report_progress` missing records of the smoke tier are computed; without it
+    methods that have none are left out.
     """
     results = load_all_results(workdir)
     by_method: dict[str, list[dict[str, Any]]] = {}

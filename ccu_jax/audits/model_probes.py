@@ -35,10 +35,7 @@ class Embeddings(NamedTuple):
 def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
     """Runs a model on some retain rows, and on the attacked rows with the text masked.
 
-    Args:
-        problem: with sets and table.
-        params: all modules of the model, on the devices.
-        group: of all rows of the data set.
+    `group` holds the groups of all rows of the data set.
     """
     table, sets = problem.table, problem.sets
     has_image, has_text = (np.asarray(table[f"has_{n}"]) for n in ("image", "text"))

@@ -64,15 +64,9 @@ def load_or_compute(
 ) -> dict[str, Any]:
     """Returns the record in a file; computes and stores it if it is not cached.
 
-    Args:
-        path: of `record_path`.
-        key: of `cache_key`.
-        compute: returns the result as plain JSON, with its `costs_s`.
-        is_collective: whether all processes call this, or the primary one alone.
-
-    Returns:
-        `cache_key`, `result`, and `seconds`, without the training of shadow models
-        because all methods share it.
+    `compute` returns the result as plain JSON, with its `costs_s`. `is_collective` is
+    whether all processes call this, or process 0 alone. The record's `seconds` exclude
+    the training of shadow models, which all methods share.
     """
     if is_collective:
         is_there = wait_until_visible(path, lambda: is_cached(path, key))

@@ -48,12 +48,8 @@ def relearn(
 ) -> Relearned:
     """Trains a model on the unlearn set until its image score is the original's again.
 
-    Args:
-        ctx: the context of the run.
-        problem: with the unlearn set and the original's parameters.
-        params: all modules of the model.
-        folder: for checkpoints; removed at the end.
-        tolerance: the fraction of the original's score that may be missing.
+    `folder` is for checkpoints and removed at the end; `tolerance` is the fraction of
+    the original's score that may be missing.
     """
     steps, seconds, diverged = [], 0.0, None
     for index in range(_NUM_TRAININGS):

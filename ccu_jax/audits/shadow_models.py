@@ -95,13 +95,8 @@ def train_shadows(
 ) -> list[Params]:
     """Trains the shadow models that have no checkpoint; returns all parameters.
 
-    Args:
-        ctx: the context of the run.
-        problem: of the seed.
-        plan: the images of each shadow model.
-        folder: of the checkpoints.
-        batch_size: how many to train in one program, halved until they fit in memory.
-        report_progress: called with the numbers of trained and of all shadow models.
+    `batch_size` models are trained in one program; it is halved until they fit in
+    memory. `report_progress` gets the numbers of trained and of all shadow models.
     """
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     trained: dict[int, Params] = {}

@@ -140,13 +140,9 @@ def verdict_over_seeds(
 ) -> dict[str, Any]:
     """Returns a method's verdict as plain JSON.
 
-    Args:
-        records: of `offline.audit_outputs`, one per seed, with `diverged` of its row.
-        is_reference: whether the method is the reference, which gets no verdict.
-
-    Returns:
-        The fields of `Verdict`, `views` with the same by view, and `differences` with
-        the interval of the AUC difference by view.
+    It has the fields of `Verdict`, `views` with the same by view, and `differences`
+    with the interval of the AUC difference by view. `records` are those of
+    `offline.audit_outputs`, one per seed, with `diverged` of its row.
     """
     reasons = [record["diverged"] for record in records if record.get("diverged")]
     is_compared = all(record["compared"] for record in records)

@@ -16,42 +16,19 @@ from ccu_jax.reports.tables import Table, escape_markdown
 from ccu_jax.runs.progress import Reporter
 from ccu_jax.storage.files import write_atomically
 
-LEGEND = (
-    "Intervals are 95 % confidence intervals, those of Δ AUC 99.2 % because a verdict "
-    "tests six differences at once; over several seeds they are intervals of the "
-    "mean. A method has forgotten if the whole interval of Δ AUC lies within ±0.05. "
-    f"The row of the second reference, {CONTROL}, shows how far apart two models "
-    "are that never saw the images: compare with it. Average gap (percentage points), "
-    f"ToW, JS divergence and CKA measure the distance from {REFERENCE}, intra-class "
-    "similarity the similarity to the original. Text masked: the attack on the fused "
-    "view with the text hidden. The ε lower bound comes from one threshold on the "
-    "attack's signal; a small one does not prove that nothing leaks. Scatter ratio: "
-    "within-class over between-class scatter of the image embeddings; compare with "
-    "the reference's. Relearning steps: median and range of three trainings per seed. "
-    "LiRA, RMIA and U-LiRA attack with shadow models; U-LiRA attacks each unlearned "
-    "shadow model in turn, with all others as its shadow models; its TPR @ 0.1 % FPR "
-    "needs 1,000 non-members. One-run ε: from the rows that one shadow model was "
-    "trained on, after unlearning (in the original's row: before); its control is "
-    "another shadow model, with the same rows. The forgetting score, and KLOM in "
-    "audit.json, need 12 shadow models; a control compares models that never saw the "
-    "images."
-)
+_LEGEND = pathlib.Path(__file__).with_name("audit_legend.txt").read_text("utf-8")
+LEGEND = " ".join(_LEGEND.split()).format(reference=REFERENCE, control=CONTROL)
 
 
 def write(workdir: pathlib.Path, methods: Sequence[dict[str, Any]]) -> None:
-    """Writes audit.md.
-
-    Args:
-        workdir: of the run.
-        methods: of `collection.collect_records`.
-    """
+    """Writes audit.md; `methods` are the records of `collection.collect_records`."""
     write_atomically(workdir / "audit.md", markdown(methods).encode())
 
 
 def show(
     workdir: pathlib.Path, methods: Sequence[dict[str, Any]], reporter: Reporter
 ) -> None:
-    """Prints the table and where the files are. Args as for `write`."""
+    """Prints the table and the paths of the files."""
     reporter.log("audit: verdicts and measurements, with confidence intervals")
     table(methods).show(reporter, num_fixed=2)
     reporter.log(f"audit: {workdir / 'audit.md'}, audit.json")

@@ -43,6 +43,10 @@ class Finding(NamedTuple):
     text: str
 
 
+def _info(text: str) -> Finding:
+    return Finding("info", text)
+
+
 def collect_findings(rows: Sequence[Row]) -> list[Finding]:
     """Returns all findings: data, reference, comparisons, targets, cautions."""
     groups = by_method(rows)
@@ -65,7 +69,7 @@ def edition_findings(rows: Sequence[Row]) -> list[Finding]:
     return [
         Finding("warning", EDITION_WARNINGS[edition])
         if edition in EDITION_WARNINGS
-        else Finding("info", f"Edition: {edition}.")
+        else _info(f"Edition: {edition}.")
         for edition in editions
     ]
 
@@ -73,27 +77,21 @@ def edition_findings(rows: Sequence[Row]) -> list[Finding]:
 def _training(groups: Groups) -> Iterator[Finding]:
     if "original" in groups:
         seconds = format_estimate(groups["original"].time_s())
-        yield Finding("info", f"original: trained in {seconds} s; it unlearns nothing.")
+        yield _info(f"original: trained in {seconds} s; it unlearns nothing.")
     if REFERENCE not in groups:
         yield Finding("failed", f"The reference, {REFERENCE}, is not in this run.")
     else:
-        aucs = [
-            f"{view} {format_estimate(groups[REFERENCE].attack_auc(view), 3)}"
-            for view in (*VIEWS, "pair")
-        ]
-        yield Finding(
-            "info",
+        reference, views = groups[REFERENCE], (*VIEWS, "pair")
+        aucs = [f"{v} {format_estimate(reference.attack_auc(v), 3)}" for v in views]
+        yield _info(
             f"Reference: {REFERENCE}, trained from scratch with the texts but without "
             f"the images to forget. Its attack AUCs: {', '.join(aucs)}. A method's "
             "attack AUC should equal the reference's; a lower one is not better.",
         )
     for name, group in groups.items():
         for seed, reason in group.divergences().items():
-            yield Finding(
-                "failed",
-                f"{name} diverged (seed {seed}): {reason}; excluded from the best "
-                "baseline.",
-            )
+            text = f"{name} diverged (seed {seed}): {reason}"
+            yield Finding("failed", f"{text}; excluded from the best baseline.")
 
 
 def _comparisons(groups: Groups) -> Iterator[Finding]:
@@ -108,28 +106,23 @@ def _comparisons(groups: Groups) -> Iterator[Finding]:
             continue
         score = format_estimate(groups[best].score("test", "fused"), 1)
         text = f"Best baseline by test fused score{among}: {best} ({score} %)"
-        yield Finding("info", f"{text}; {_compare(groups, 'ccu_plus', best)}.")
+        yield _info(f"{text}; {_compare(groups, 'ccu_plus', best)}.")
         if "ccu" in groups:
-            yield Finding("info", f"{_compare(groups, 'ccu', best)}.")
-    if REFERENCE in groups:
-        for name in ("ccu_plus", "ccu"):
-            if name in groups:
-                yield Finding("info", f"{_compare(groups, name, REFERENCE)}.")
+            yield _info(f"{_compare(groups, 'ccu', best)}.")
+    for name in ("ccu_plus", "ccu"):
+        if name in groups and REFERENCE in groups:
+            yield _info(f"{_compare(groups, name, REFERENCE)}.")
 
 
 def _compare(groups: Groups, name: str, other: str) -> str:
     """Describes a method's score and time relative to another's."""
     if name not in groups:
         return f"{name} is not in this run"
-    difference = groups[name].difference(
-        groups[other], lambda row: get_score(row, "test", "fused")
-    )
-    time = format_estimate(groups[name].time_percent(groups[other]))
-    diverged = " (diverged)" if groups[name].divergences() else ""
-    return (
-        f"{name} vs {other}: test fused score {_format_difference(difference)}, "
-        f"time {time} %{diverged}"
-    )
+    one, two = groups[name], groups[other]
+    difference = one.difference(two, lambda row: get_score(row, "test", "fused"))
+    score, time = _format_difference(difference), format_estimate(one.time_percent(two))
+    diverged = " (diverged)" if one.divergences() else ""
+    return f"{name} vs {other}: test fused score {score}, time {time} %{diverged}"
 
 
 def _format_difference(value: Estimate) -> str:
@@ -138,10 +131,8 @@ def _format_difference(value: Estimate) -> str:
     if value.count == 1:
         return f"{value.mean:+.1f} points (one paired seed, no interval)"
     low, high = value.mean - value.ci_half_width, value.mean + value.ci_half_width
-    return (
-        f"{value.mean:+.1f} points (95 % CI {low:+.1f} to {high:+.1f}, {value.count} "
-        "paired seeds)"
-    )
+    interval = f"95 % CI {low:+.1f} to {high:+.1f}, {value.count} paired seeds"
+    return f"{value.mean:+.1f} points ({interval})"
 
 
 def _targets(groups: Groups) -> Iterator[Finding]:
@@ -207,11 +198,10 @@ def _reference_targets(
 
 def _target(claim: str, holds: bool, numbers: str, measured: float) -> Finding:
     """Returns whether a target is met; `measured` is NaN if its values are missing."""
-    is_measured = math.isfinite(measured)
-    kind = "passed" if is_measured and holds else "failed"
-    return Finding(
-        kind, f"{claim}: {kind} ({numbers if is_measured else 'not measured'})."
-    )
+    if not math.isfinite(measured):
+        return Finding("failed", f"{claim}: failed (not measured).")
+    kind = "passed" if holds else "failed"
+    return Finding(kind, f"{claim}: {kind} ({numbers}).")
 
 
 def _setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
@@ -226,23 +216,18 @@ def _setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
             texts.append(DASH if value is None else str(value))
         return ", ".join(dict.fromkeys(texts))
 
-    seeds = list(
-        dict.fromkeys(seed for group in groups.values() for seed in group.rows)
-    )
+    seeds = list(dict.fromkeys(seed for g in groups.values() for seed in g.rows))
     fewer = [name for name, group in groups.items() if len(group.rows) < len(seeds)]
-    yield Finding(
-        "info",
+    yield _info(
         f"Machine: {values('device', 'count')} x {values('device', 'kind')}, "
         f"{values('device', 'processes')} process(es); "
         f"jax {values('versions', 'jax')}; commit {values('commit')}.",
     )
-    yield Finding(
-        "info",
+    yield _info(
         f"Unlearn set: {values('unlearn_set', 'rule')} of {values('config')}, "
         f"{values('unlearn_set', 'count')} rows, {values('unlearn_set', 'modality')}.",
     )
-    yield Finding(
-        "info",
+    yield _info(
         f"Seeds: {', '.join(seeds)}; ± is the half-width of the 95 % t-interval over "
         "seeds" + (f"; with fewer seeds: {', '.join(fewer)}." if fewer else "."),
     )
@@ -258,13 +243,11 @@ def _sample_size(groups: Groups) -> Iterator[Finding]:
     # Of an attack without any power (Mann & Whitney 1947).
     error = math.sqrt((members + others + 1) / (12 * members * others))
     is_small = error > MAX_STANDARD_ERROR
-    conclusion = (
-        " Too few to tell forgotten from remembered images." if is_small else ""
-    )
+    too_few = " Too few to tell forgotten from remembered images." if is_small else ""
     yield Finding(
         "warning" if is_small else "info",
         f"An attack AUC of {members:,.0f} unlearned images against {others:,.0f} "
-        f"unseen rows has a standard error of about {error:.3f} per seed.{conclusion}",
+        f"unseen rows has a standard error of about {error:.3f} per seed.{too_few}",
     )
 
 
@@ -273,8 +256,7 @@ def _cautions(groups: Groups) -> Iterator[Finding]:
     rows = [row for group in groups.values() for row in group.rows.values()]
     validated = [n for n in groups if n in _VALIDATED or n.endswith("_stop")]
     if validated:
-        yield Finding(
-            "info",
+        yield _info(
             "Validation rows set targets or the stopping time of "
             f"{', '.join(validated)}, so their scores on these rows are biased.",
         )
@@ -282,29 +264,25 @@ def _cautions(groups: Groups) -> Iterator[Finding]:
     unlearn_sets = [row.get("unlearn_set") for row in rows]
     rules = [str(x.get("rule")) for x in unlearn_sets if isinstance(x, dict)]
     if any(rule.startswith(("ids:", "group:")) for rule in rules):
-        yield Finding(
-            "info",
+        yield _info(
             "The attack's non-members, unseen, were drawn at random. If the unlearn "
             "set was not, its AUCs also reflect how the two sets differ: compare with "
             f"{REFERENCE}'s.",
         )
     if any(rule.startswith("memorised:") for rule in rules):
-        yield Finding(
-            "info",
+        yield _info(
             "The unlearn set was selected by the original's predictions, and the "
             "attack's non-members match it in difficulty only: compare the AUCs with "
             f"{REFERENCE}'s.",
         )
     if any(group.requests() for group in groups.values()):
-        yield Finding(
-            "info",
+        yield _info(
             "Requests were unlearned one after another, each from the model that the "
             "previous one left. A method's row describes the model after the last "
             f"request, its time is that of all. {REFERENCE} was trained once, without "
             "the images of all requests.",
         )
-    yield Finding(
-        "info",
+    yield _info(
         "The losses of all forms of ccu are this project's reconstruction of CCU "
         "(arXiv 2509.23895), because the paper's own are not public.",
     )
@@ -318,8 +296,7 @@ def _cached_features(groups: Groups) -> Iterator[Finding]:
         original = groups.get("original", MethodResults())
         seconds = original.number("seconds", "features")
         duration = f" in {format_estimate(seconds)} s" if seconds.count else ""
-        yield Finding(
-            "info",
+        yield _info(
             f"Methods on features ({', '.join(names)}) start from the features that "
             f"the original computed after its training{duration}; their time excludes "
             "that. With run.features=computed it is included, for every request.",

@@ -25,11 +25,7 @@ def write_report(
 ) -> None:
     """Writes the files of the report, each atomically.
 
-    Args:
-        workdir: the folder to write to.
-        rows: of results.json.
-        config: as plain JSON.
-        audits: of `collection.collect_records`; report.html shows them.
+    `audits` are the records of `collection.collect_records`, for report.html.
     """
     rows, config = to_plain_json(rows), to_plain_json(config)
     png = figure.draw(rows)
@@ -45,12 +41,7 @@ def write_report(
         write_atomically(workdir / name, content)
 
 
-def render_page(
-    rows: list[Row],
-    config: dict[str, Any],
-    png: bytes,
-    audits: Sequence[dict[str, Any]],
-) -> str:
+def render_page(rows: list[Row], config: Any, png: bytes, audits: Sequence[Any]) -> str:
     """Returns the report as one HTML page without scripts or external resources."""
     environment = jinja2.Environment(
         autoescape=True,

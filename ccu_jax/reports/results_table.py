@@ -23,10 +23,7 @@ from ccu_jax.storage.files import to_plain_json
 REQUESTS_TITLE = "Sequential requests"
 _PHASES = ("start", "steps", "unlearn", "compile", "evaluate", "total")
 _ATTACKS = ("image", "fused", "text", "pair", "white")
-_SCORES = (
-    *itertools.product(("test", "unlearn"), VIEWS),
-    ("retain", "fused"),
-)
+_SCORES = (*itertools.product(("test", "unlearn"), VIEWS), ("retain", "fused"))
 
 
 def markdown(rows: list[Row]) -> str:

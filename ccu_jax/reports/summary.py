@@ -150,11 +150,11 @@ class MethodResults:
 
     def has_forgotten(self, reference: "MethodResults") -> bool:
         """Whether the attack AUCs of all views with an image match the reference's."""
-        gaps = [
-            self.difference(reference, lambda row, view=view: get_attack_auc(row, view))
-            for view in VISUAL
-        ]
-        return all(abs(gap.mean) <= self.tolerance() for gap in gaps)
+
+        def gap(view: str) -> float:
+            return self.difference(reference, lambda x: get_attack_auc(x, view)).mean
+
+        return all(abs(gap(view)) <= self.tolerance() for view in VISUAL)
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, MethodResults]:
@@ -172,9 +172,7 @@ def best_baseline(
 ) -> str | None:
     """Returns the baseline with the highest fused test score that never diverged.
 
-    Args:
-        groups: of `by_method`.
-        must_forget: whether to consider only those with the reference's attack AUCs.
+    With `must_forget` only those with the reference's attack AUCs are considered.
     """
     best, best_score = None, -math.inf
     reference = groups.get(REFERENCE, MethodResults())

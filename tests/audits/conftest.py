@@ -1,20 +1,18 @@
 """Contexts of runs on toy data."""
 
-import types
-
 import pytest
 
 from tests.toy import make_context
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, monkeypatch):
     """Makes the context of a run and the list of its warnings."""
 
     def make(problem, data):
         warnings: list[str] = []
         ctx = make_context(problem, data, tmp_path)
-        reporter = types.SimpleNamespace(warn=warnings.append)
-        return ctx._replace(reporter=reporter), warnings
+        monkeypatch.setattr(ctx.reporter, "warn", warnings.append)
+        return ctx, warnings
 
     return make

@@ -184,6 +184,7 @@ def test_rows_without_image_do_not_affect_image_measurements():
     def audit(change):
         models = []
         for model in make_inputs(simulate(1, memorization=0.5)):
+            assert model is not None
             has_image = np.arange(len(model.id)) % 7 > 0
             for view in ("image", "fused") if change else ():
                 model.logits[view][~has_image] = 9.0
@@ -214,7 +215,7 @@ def test_scores_and_gaps_use_the_rows_of_their_split():
 def test_groups_change_every_interval():
     inputs = make_inputs(simulate(1, memorization=0.5))
     groups = np.arange(len(inputs.model.id)) // 10
-    grouped = AuditInputs(*(model._replace(group=groups) for model in inputs))
+    grouped = AuditInputs._make(x and x._replace(group=groups) for x in inputs)
 
     def widths(inputs):
         record = offline.audit_outputs(inputs)

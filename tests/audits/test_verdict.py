@@ -153,7 +153,8 @@ def judge_simulation(shift, num_rows=400, seed=0, noise=0.3):
 
     def signals(shift):
         if shift is None:
-            return Signals(*(noise * rng.normal(size=len(x)) for x in truth))
+            members, nonmembers = (noise * rng.normal(size=len(x)) for x in truth)
+            return Signals(members, nonmembers)
         members, nonmembers = (x + noise * rng.normal(size=len(x)) for x in truth)
         return Signals(members + shift, nonmembers)
 
@@ -196,9 +197,8 @@ def test_a_retrained_model_is_rarely_called_worse_than_forgotten():
 def test_memorization_of_few_rows_is_detected_by_the_tpr():
     rng = np.random.default_rng(0)
     truth = rng.normal(size=500), rng.normal(size=1000)
-    reference, model = (
-        Signals(*(x + 0.3 * rng.normal(size=len(x)) for x in truth)) for _ in range(2)
-    )
+    values = [x + 0.3 * rng.normal(size=len(x)) for _ in range(2) for x in truth]
+    reference, model = Signals(values[0], values[1]), Signals(values[2], values[3])
     assert judge_view(tpr_difference(model, reference, 0.01), "TPR").word == FORGOTTEN
     model.members[:100] += 6
     difference = tpr_difference(model, reference, 0.01)

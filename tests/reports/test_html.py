@@ -51,8 +51,8 @@ def test_rows_without_some_keys_are_shown_with_dashes(rows, make_row, tmp_path):
 
 def test_hostile_text_is_escaped_everywhere(good_rows, make_row, tmp_path):
     evil = "<script>alert(1)</script>|![x](http://evil.example)$\\frac{$\n\x1b[2J\ud800"
-    verdict = {"word": evil, "sentence": evil}
-    verdict["differences"] = dict.fromkeys(("image", "fused", "pair"))
+    differences = dict.fromkeys(("image", "fused", "pair"))
+    verdict = {"word": evil, "sentence": evil, "differences": differences}
     audit = {"method": evil, "edition": evil, "seeds": [], "verdict": verdict}
     rows = [*good_rows, make_row(evil, diverged=evil, commit=evil, config=evil)]
     config = {evil: [evil, {"x": "</pre><img src=x>"}]}

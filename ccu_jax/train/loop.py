@@ -101,7 +101,7 @@ class Loop:
                 return execution.finish()
 
     def steps_per_call(self, program: Program) -> int:
-        """Returns a power of two, so that programs of similar lengths share one."""
+        """Returns the steps of a call, a power of two: similar lengths share one."""
         config = self.config
         # Steps on stored features are fast: one call may last until a checkpoint.
         is_fast = program.is_fully_sharded

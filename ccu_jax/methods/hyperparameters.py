@@ -43,6 +43,10 @@ class Hyperparameters:
         except KeyError:
             raise AttributeError(f"no real-valued hyperparameter {name!r}") from None
 
+    def __repr__(self) -> str:
+        """Returns values and zeros; `train.loop` identifies executables by it."""
+        return f"Hyperparameters({self._values!r}, {self._zeros!r})"
+
     def tree_flatten(self) -> tuple[tuple, tuple]:
         """Returns leaves and structure, for JAX."""
         names = tuple(sorted(self._values))

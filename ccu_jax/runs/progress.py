@@ -98,6 +98,9 @@ class Stage:
 class NullStage:
     """Stands in for a `Stage` whose steps are not shown."""
 
+    def report_progress(self, activity: str, done: int, total: int) -> None:
+        """Shows nothing."""
+
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Shows nothing."""
 

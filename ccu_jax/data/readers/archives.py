@@ -62,7 +62,7 @@ def unpack(
     Permissions and owners are those of new files.
 
     The folder is renamed into place when all members are written, so one that exists
-    was unpacked before and is left as it is. `progress` is told the archive's bytes.
+    was unpacked before and is left as it is. `progress` counts the archive's bytes.
 
     Raises:
         UserError: no archive, a damaged or encrypted one, or one that unpacks to more

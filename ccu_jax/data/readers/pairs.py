@@ -60,10 +60,10 @@ class Row(NamedTuple):
 def locate(config: Data, workdir: pathlib.Path) -> Location:
     """Returns the user's folder, the clip art, or a sample edition below `workdir`."""
     if config.dir is not None:
-        given = pathlib.Path(os.path.expanduser(config.dir))
-        if not given.is_dir():
-            raise UserError(f"data.dir: no folder {given}")
-        root = pairs_index.find_root(given)
+        user_folder = pathlib.Path(os.path.expanduser(config.dir))
+        if not user_folder.is_dir():
+            raise UserError(f"data.dir: no folder {user_folder}")
+        root = pairs_index.find_root(user_folder)
         return Location(root, "sample" if (root / MARKER).is_file() else "own")
     if config.sample == "clipart":
         return Location(CLIPART, "clipart")

@@ -43,39 +43,41 @@ class ClassFolder(NamedTuple):
     split: str | None
 
 
-def find_root(given: pathlib.Path) -> pathlib.Path:
-    """Returns the folder with the rows: the given one, or the only one just below it."""
-    if find_index(given):
-        return given
+def find_root(user_folder: pathlib.Path) -> pathlib.Path:
+    """Returns the folder with the rows: this one, or the only one just below it."""
+    if find_index(user_folder):
+        return user_folder
     # A name that is not printable would garble messages.
-    below = [given / name for name in _subfolders(given) if name.isprintable()]
+    below = [
+        user_folder / name for name in _subfolders(user_folder) if name.isprintable()
+    ]
     indexed = [folder for folder in below if find_index(folder)]
     if len(indexed) > 1:
         raise UserError(
-            f"data.dir: {given} holds {len(indexed)} folders with an index, "
+            f"data.dir: {user_folder} holds {len(indexed)} folders with an index, "
             f"{indexed[0].name} and {indexed[1].name} among them: name one of them"
         )
     if indexed:
         return indexed[0]
-    for root in (given, *below[: len(below) == 1]):
+    for root in (user_folder, *below[: len(below) == 1]):
         if len({folder.label for folder in find_class_folders(root)}) > 1:
             return root
     raise UserError(
-        f"data.dir: {given} holds no {' or '.join(INDEXES)}, and no two folders of "
-        'images named after classes: write one JSON object a line with "image", '
+        f"data.dir: {user_folder} holds no {' or '.join(INDEXES)}, and no two folders "
+        'of images named after classes: write one JSON object a line with "image", '
         '"text" and "label"'
     )
 
 
 def find_index(root: pathlib.Path) -> pathlib.Path | None:
     """Returns the index in this folder; raises UserError if there are two."""
-    found = [root / name for name in INDEXES if (root / name).is_file()]
-    if len(found) > 1:
+    indexes = [root / name for name in INDEXES if (root / name).is_file()]
+    if len(indexes) > 1:
         raise UserError(
             f"data.dir: {root} holds {' and '.join(INDEXES)}: remove one of them"
         )
-    untrusted_files.reject_external_links(dict.fromkeys(found, root))
-    return found[0] if found else None
+    untrusted_files.reject_external_links(dict.fromkeys(indexes, root))
+    return indexes[0] if indexes else None
 
 
 def iter_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:

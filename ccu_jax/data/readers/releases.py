@@ -42,19 +42,23 @@ class Release(NamedTuple):
         """
         if config.dir is None:
             return Location(workdir / "sample" / self.sample_root, "sample")
-        given = pathlib.Path(os.path.expanduser(config.dir)).absolute()
-        if not given.is_dir():
-            raise UserError(f"data.dir: no folder {given}; {self.remedy}")
+        user_folder = pathlib.Path(os.path.expanduser(config.dir)).absolute()
+        if not user_folder.is_dir():
+            raise UserError(f"data.dir: no folder {user_folder}; {self.remedy}")
         try:
-            root = self._find_below(given)
+            root = self._find_below(user_folder)
             folders = {
                 root / name: root for name in (*self.lists, *self.images, self.archive)
             }
-            folders[root] = given.parent if root == given.parent else given
+            folders[root] = (
+                user_folder.parent if root == user_folder.parent else user_folder
+            )
             reject_external_links(folders)
             is_sample = self._marker(root).is_file()
         except OSError as error:
-            raise UserError(f"data.dir: {given} cannot be read: {error}") from None
+            raise UserError(
+                f"data.dir: {user_folder} cannot be read: {error}"
+            ) from None
         return Location(root, "sample" if is_sample else "official")
 
     def signature(self, config: Data, location: Location) -> str:
@@ -83,13 +87,13 @@ class Release(NamedTuple):
     def _first_complete(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
         return next((f for f in folders if all(self.files(f).values())), None)
 
-    def _find_below(self, given: pathlib.Path) -> pathlib.Path:
-        candidates = self._candidates(given)
+    def _find_below(self, user_folder: pathlib.Path) -> pathlib.Path:
+        candidates = self._candidates(user_folder)
         root = self._first_complete(candidates)
         is_empty = not any(any(self.files(f).values()) for f in candidates)
         if root is None and self.any_subfolder and is_empty:
             # A name that is not printable would garble messages.
-            below = sorted(p for p in given.iterdir() if p.name.isprintable())
+            below = sorted(p for p in user_folder.iterdir() if p.name.isprintable())
             deeper = [root for path in below for root in self._candidates(path)]
             root = self._first_complete(deeper)
             other = self._first_complete(
@@ -97,12 +101,13 @@ class Release(NamedTuple):
             )
             if root and other:
                 raise UserError(
-                    f"data.dir: {given} holds {self.title} more than once: name one of "
+                    f"data.dir: {user_folder} holds {self.title} more than once: name "
+                    "one of "
                     f"{root} and {other}"
                 )
             candidates += deeper
-        if root is None and self.archive and (given / self.archive).is_file():
-            return given
+        if root is None and self.archive and (user_folder / self.archive).is_file():
+            return user_folder
         if root is None:
             raise self._missing_error(candidates)
         return root

@@ -372,7 +372,7 @@ def test_records_that_vanish_during_a_pass_are_written_again(
     tmp_path, workdir, monkeypatch
 ):
     root = tmp_path / "mmimdb"
-    write_with_defects("mmimdb", root, 60, 0)
+    write_with_defects("mmimdb", root, 100, 0)
     monkeypatch.setattr(ingest, "SHARD_ROWS", 20)
     first = prepare(config_for("mmimdb", root, image_size=48, records=True), workdir)
     (folder,) = (workdir / "records").iterdir()

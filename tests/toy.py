@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from ccu_jax import models
 from ccu_jax.config.schema import Ccu, Config, Model, Run, Train
@@ -316,3 +318,23 @@ def on_one_device(fn):
     return jax.vmap(
         fn, in_axes=None, out_axes=None, axis_name=executors.AXIS, axis_size=1
     )
+
+
+def write_pairs(folder, rows=80):
+    """Writes a data set of image-text pairs in two classes.
+
+    A tenth of the rows has no image, another tenth no text.
+    """
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for row in range(rows):
+        entry = {"id": f"row{row}", "label": "cat" if row % 2 else "dog"}
+        if row % 10 != 7:
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{row}.png")
+            entry["image"] = f"{row}.png"
+        if row % 10 != 8:
+            entry["text"] = f"text of {row}"
+        splits = ["train", "train", "train", "validation", "test"]
+        lines.append(json.dumps({**entry, "split": splits[row // 2 % 5]}) + "\n")
+    (folder / "pairs.jsonl").write_text("".join(lines))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed import executors
+from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.evaluate.forward import Forward, pool_tokens
 from tests import toy
 
@@ -83,7 +83,7 @@ def test_passes_are_traced_once_for_all_calls(problem):
 
         return call
 
-    names = ("trunk", "read", "apply")
+    names = ("trunk", "encode_text", "apply")
     model = problem.model._replace(**{name: count_traces(name) for name in names})
     forward = Forward(model, executors.vmap(2), 8)
     for seed, rows in enumerate((ROWS, ROWS[:3], np.arange(40))):

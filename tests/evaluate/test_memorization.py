@@ -1,105 +1,113 @@
-"""What an original has memorised: a proxy that finds what was planted."""
+"""The estimate of memorization finds the rows that a planted original memorized."""
 
 import numpy as np
 import pytest
 
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import memorization as memory
+from ccu_jax.evaluate import memorization
 from ccu_jax.evaluate.feature_store import FeatureStore
-from ccu_jax.unlearn_sets import splits as unlearn_set
+from ccu_jax.unlearn_sets import splits
 from tests import toy
 
 ROWS = 1400
+EVERY = np.arange(ROWS)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["single", "several labels"])
+@pytest.fixture(scope="module", params=[False, True], ids=["single", "multi"])
 def data(request):
     return toy.make_dataset(ROWS, multi_label=request.param)
 
 
-def planted(data, known):
-    """A store whose features tell of most labels; the original knows some others, too.
+@pytest.fixture
+def planted(data):
+    return plant(data, np.ones(ROWS, bool))
 
-    Returns the store, and which rows have a label that the features do not tell.
+
+def plant(data, is_memorized):
+    """Returns a store in whose features most labels can be seen.
+
+    The original also predicts the labels of the other rows that are memorized.
+
+    Returns:
+        The store, and which rows have an image from which the label cannot be seen.
     """
-    draw = np.random.default_rng(0)
-    odd = draw.random(ROWS) < 0.3
-    other = data.labels[draw.permutation(ROWS)]
-    told = np.where(odd[:, None], other, data.labels)
-    fresh = np.concatenate([told, draw.normal(size=(ROWS, 6))], axis=1) + 1.0
-    sure = np.where(odd & ~known, 0.0, 4.0)[:, None]
-    columns = {
-        "fresh": fresh.astype(np.float32),
-        "original_image": (sure * (2 * data.labels - 1)).astype(np.float32),
-    }
-    odd &= (told != data.labels).any(axis=1)
-    return FeatureStore(columns, np.ones(ROWS, bool)), odd & data.has_image
+    rng = np.random.default_rng(0)
+    is_odd = rng.random(ROWS) < 0.3
+    other = data.labels[rng.permutation(ROWS)]
+    visible = np.where(is_odd[:, None], other, data.labels)
+    features = np.concatenate([visible, rng.normal(size=(ROWS, 6))], axis=1) + 1.0
+    confidence = np.where(is_odd & ~is_memorized, 0.0, 4.0)[:, None]
+    logits = (confidence * (2 * data.labels - 1)).astype(np.float32)
+    columns = {"fresh": features.astype(np.float32), "original_image": logits}
+    is_odd &= (visible != data.labels).any(axis=1) & data.has_image
+    return FeatureStore(columns, np.ones(ROWS, bool)), is_odd
 
 
-def look(data, store, seed=0):
-    sets = unlearn_set.draw_sets(data, "memorised:0.1", 0, 0.3)
-    return memory.estimate_memorization(
-        data, store, sets.retain, sets.unseen, seed
-    ), sets
+def estimate(data, store, seed=0):
+    sets = splits.draw_sets(data, "memorised:0.1", 0, 0.3)
+    arguments = data, store, sets.retain, sets.unseen, seed
+    return memorization.estimate_memorization(*arguments), sets
 
 
-def test_what_is_known_and_could_not_be_guessed_is_memorised(data):
-    known = np.arange(ROWS) % 2 == 0
-    store, odd = planted(data, known)
-    found, sets = look(data, store)
-    trained = np.isin(np.arange(ROWS), sets.retain)
-    by_heart, unknown = odd & known & trained, odd & ~known & trained
-    plain = ~odd & trained & data.has_image
-    assert found.score[by_heart].mean() > found.score[plain].mean() + 0.2
-    assert found.score[by_heart].mean() > found.score[unknown].mean() + 0.2
-    after = unlearn_set.draw_sets(data, "memorised:0.05", 0, 0.3, memorization=found)
-    assert by_heart[after.unlearn].mean() > 0.95
-    # Who has not seen them finds them hard, and the control as well.
-    apart = data.has_image & np.isin(np.arange(ROWS), sets.unseen)
-    hard = found.easiness[after.unlearn[data.has_image[after.unlearn]]].mean()
-    control = found.easiness[after.unseen[data.has_image[after.unseen]]].mean()
-    assert abs(control - hard) < 0.5 * (found.easiness[apart].mean() - hard)
-    assert "non-members" in memory.describe(data, found, after)
+def test_rows_that_are_predicted_without_a_visible_label_are_memorized(data):
+    is_memorized = EVERY % 2 == 0
+    store, is_odd = plant(data, is_memorized)
+    estimated, sets = estimate(data, store)
+    is_trained = np.isin(EVERY, sets.retain)
+    memorized = is_odd & is_memorized & is_trained
+    others = is_odd & ~is_memorized & is_trained, ~is_odd & is_trained & data.has_image
+    for rows in others:
+        assert estimated.score[memorized].mean() > estimated.score[rows].mean() + 0.2
+    drawn = splits.draw_sets(data, "memorised:0.05", 0, 0.3, memorization=estimated)
+    assert memorized[drawn.unlearn].mean() > 0.95
+    # They are hard for a model that has not seen them, and so are the non-members.
+    hard, control = (
+        estimated.easiness[rows[data.has_image[rows]]].mean()
+        for rows in (drawn.unlearn, drawn.unseen)
+    )
+    unseen = estimated.easiness[data.has_image & np.isin(EVERY, sets.unseen)].mean()
+    assert abs(control - hard) < 0.5 * (unseen - hard)
+    assert "non-members" in memorization.describe(data, estimated, drawn)
 
 
-def test_a_row_does_not_help_to_guess_itself(data):
-    """As many features as rows: whoever has seen a row knows its label."""
-    draw = np.random.default_rng(1)
-    store, _ = planted(data, np.ones(ROWS, bool))
-    wide = draw.normal(size=(ROWS, 900)).astype(np.float32)
-    store.columns["fresh"] = wide
-    found, sets = look(data, store)
-    shown = [rows[data.has_image[rows]] for rows in (sets.retain, sets.unseen)]
-    trained, apart = (found.easiness[rows].mean() for rows in shown)
-    assert abs(trained - apart) < 0.03
+def test_easiness_of_a_row_does_not_depend_on_its_own_label(data, planted):
+    # With nearly as many features as rows, a ridge fits the labels of its own rows.
+    wide = np.random.default_rng(1).normal(size=(ROWS, 900)).astype(np.float32)
+    store = planted[0]
+    store = store._replace(columns={**store.columns, "fresh": wide})
+    estimated, sets = estimate(data, store)
+    trained, unseen = (
+        estimated.easiness[rows[data.has_image[rows]]].mean()
+        for rows in (sets.retain, sets.unseen)
+    )
+    assert abs(trained - unseen) < 0.03
 
 
-def test_rows_that_count_nowhere_have_zeros_and_numbers_are_probabilities(data):
-    store, _ = planted(data, np.ones(ROWS, bool))
-    found, sets = look(data, store)
-    away = ~np.isin(np.arange(ROWS), np.concatenate([sets.retain, sets.unseen]))
-    away |= ~data.has_image
-    assert not found.score[away].any() and not found.easiness[away].any()
-    assert not found.score[sets.unseen].any()
-    assert found.easiness.min() >= 0 and found.easiness.max() <= 1
-    assert np.abs(found.score).max() <= 1
+def test_estimates_are_probabilities_and_zero_for_rows_in_neither_set(data, planted):
+    estimated, sets = estimate(data, planted[0])
+    is_used = np.isin(EVERY, [*sets.retain, *sets.unseen]) & data.has_image
+    assert (
+        not estimated.score[~is_used].any() and not estimated.easiness[~is_used].any()
+    )
+    assert not estimated.score[sets.unseen].any()
+    assert estimated.easiness.min() >= 0 and estimated.easiness.max() <= 1
+    assert np.abs(estimated.score).max() <= 1
 
 
-def test_of_many_rows_a_part_is_fitted(data, monkeypatch):
-    store, odd = planted(data, np.ones(ROWS, bool))
-    whole, sets = look(data, store)
-    monkeypatch.setattr(memory, "MAX_ROWS", 400)
-    monkeypatch.setattr(memory, "CHUNK_ROWS", 64)
-    part, _ = look(data, store)
-    shown = sets.retain[data.has_image[sets.retain]]
-    pair = part.score[shown], whole.score[shown]
-    assert np.corrcoef(*pair)[0, 1] > 0.98
-    again, _ = look(data, store)
-    np.testing.assert_array_equal(again.score, part.score)
+def test_ridge_on_a_sample_of_many_rows_gives_similar_estimates(
+    data, planted, monkeypatch
+):
+    every, sets = estimate(data, planted[0])
+    monkeypatch.setattr(memorization, "MAX_ROWS", 400)
+    monkeypatch.setattr(memorization, "CHUNK_ROWS", 64)
+    sample, _ = estimate(data, planted[0])
+    rows = sets.retain[data.has_image[sets.retain]]
+    assert np.corrcoef(sample.score[rows], every.score[rows])[0, 1] > 0.98
+    again, _ = estimate(data, planted[0])
+    np.testing.assert_array_equal(again.score, sample.score)
 
 
-def test_an_original_that_says_no_numbers_is_named(data):
-    store, _ = planted(data, np.ones(ROWS, bool))
-    store.columns["original_image"][:] = np.nan
+def test_original_with_nan_logits_is_reported(data, planted):
+    planted[0].columns["original_image"][:] = np.nan
     with pytest.raises(UserError, match="original: logits are not finite"):
-        look(data, store)
+        estimate(data, planted[0])

@@ -14,7 +14,6 @@ from ccu_jax.evaluate.predictions import load_predictions
 from ccu_jax.experiments.run import run
 from ccu_jax.storage.records import add_line_checksum
 from tests import toy
-from tests.evaluate.test_feature_store import pictures as write_images
 
 METHODS = ("original", "retrain_visual", "finetune", "ccu")
 
@@ -23,7 +22,7 @@ METHODS = ("original", "retrain_visual", "finetune", "ccu")
 def make_config(tmp_path_factory):
     """Makes a small configuration with a rule, on a data set of 300 images."""
     folder = tmp_path_factory.mktemp("own") / "images"
-    write_images(folder, rows=300)
+    toy.write_pairs(folder, rows=300)
     data = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
     config = toy.make_config(train={"epochs": 2}, finetune={"epochs": 1})
 

@@ -242,14 +242,6 @@ def test_kill_between_two_renames_loses_nothing(config, workdir):
     assert not (workdir / "data" / "rows.jsonl").exists()
 
 
-def test_unfinished_folders_are_replaced(config, workdir):
-    for name in ("data.new", "data.old"):
-        (workdir / name).mkdir(parents=True)
-        (workdir / name / "meta.json").write_text("{}")
-    assert len(prepare(config, workdir).id) == 30
-    assert {path.name for path in workdir.iterdir()} == {"data", "data.lock"}
-
-
 @pytest.mark.parametrize("name", ["image.npy", "rows.jsonl", "journal.jsonl"])
 @pytest.mark.parametrize("damage", ["truncated", "removed"])
 def test_killed_pass_with_damaged_files_starts_anew(

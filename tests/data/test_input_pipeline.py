@@ -26,7 +26,7 @@ def test_batches_hold_the_rows_of_the_plan_and_zeros_for_missing_images(columns)
     for step, batch in enumerate(iterate_batches(columns, plan)):
         np.testing.assert_array_equal(batch["row"], plan[step])
         np.testing.assert_array_equal(batch["text"], columns["text"][plan[step]])
-        has_image = columns["image"].there[plan[step]]
+        has_image = columns["image"].valid[plan[step]]
         assert batch["image"][has_image].all()
         assert not batch["image"][~has_image].any()
     assert columns["image"].array.all()  # the column itself is not modified

@@ -44,13 +44,6 @@ def write_columns(
 ) -> dict[str, Any]:
     """Writes all columns but the images, which `ingest_rows` has written.
 
-    Args:
-        folder: the folder that `ingest_rows` has filled.
-        source: the opened data set.
-        config: text length, vocabulary size, and what makes a group.
-        counts: counts near-duplicates and usable rows.
-        progress: called with (stage, done, total).
-
     Returns:
         The metadata to store: vocabulary size, classes, counts and checksums.
 
@@ -163,15 +156,9 @@ def _append_chunk(
 
 
 def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:
-    """Merges groups that share a text or a near-duplicate image.
+    """Merges groups that share a text or a near-duplicate image, by `data.group`.
 
-    Args:
-        folder: the prepared folder.
-        rule: "own" keeps the groups of the data; "text" or "image" merges them.
-        cluster: int [N], the near-duplicate clusters of the images.
-
-    Returns:
-        str [N], the groups; a merged group has the name of its first row's group.
+    A merged group has the name of its first row's group.
     """
     group = np.load(folder / "group.npy")
     rows = np.arange(len(group))
@@ -219,13 +206,7 @@ def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
 def fingerprint(
     folder: pathlib.Path, classes: Sequence[str], sync: bool = False
 ) -> str:
-    """Hashes the classes and all columns.
-
-    Args:
-        folder: the prepared folder.
-        classes: names of the K classes.
-        sync: whether to flush the columns to the disk as well.
-    """
+    """Hashes the classes and all columns; with `sync` also flushes them to the disk."""
     state = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
     for name in (*MAPPED, *LOADED):
         with (folder / f"{name}.npy").open("rb") as file:

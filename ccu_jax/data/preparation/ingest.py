@@ -62,7 +62,7 @@ def ingest_rows(
         config: the size of the images, and whether margins are cropped.
         counts: counts the rows that are skipped.
         progress: called with (stage, done, total).
-        records: also stores the encoded images; None: they are not stored.
+        records: also stores the encoded images, unless None.
 
     Returns:
         The number of usable rows in each shard.

@@ -79,15 +79,7 @@ def remove_tree(folder: pathlib.Path) -> None:
 
 
 class Preparation:
-    """Prepares one data set below a working folder.
-
-    Args:
-        config: which data set, from where, and the sizes to store.
-        reader: reads the data set.
-        workdir: the run's folder.
-        progress: called with (stage, done, total).
-        write_sample: writes the sample edition if no files are named.
-    """
+    """Prepares one data set below a working folder."""
 
     def __init__(  # noqa: D107
         self,
@@ -103,14 +95,7 @@ class Preparation:
         self._counts = Counts(str(config.dir or config.dataset), config.strict)
 
     def load_or_prepare(self, expected: str | None) -> dict[str, Any]:
-        """Returns the fields of `Dataset` except its name.
-
-        Args:
-            expected: the fingerprint that the data must have, if any.
-
-        Raises:
-            UserError: see `ccu_jax.data.load`.
-        """
+        """Returns the fields of `Dataset` except its name; see `ccu_jax.data.load`."""
         stored = self._load_current()
         if stored and not self._leftovers():
             return stored

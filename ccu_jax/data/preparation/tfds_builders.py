@@ -43,12 +43,6 @@ class Manifest(NamedTuple):
 class RecordStore:
     """Writes and reads the records of one data set in a folder of their own.
 
-    Args:
-        folder: its name identifies the state of the source.
-        name: name of the data set, for TFDS.
-        classes: K names of labels.
-        root: folder of the source's files.
-
     Raises:
         UserError: TensorFlow is not installed.
     """
@@ -93,13 +87,7 @@ class RecordStore:
         write_atomically(self._folder / _MANIFEST, content)
 
     def open_source(self, sizes: list[int], multi_label: bool, metric: str) -> Source:
-        """Returns a source that reads its rows from the records.
-
-        Args:
-            sizes: rows of each shard, from the manifest.
-            multi_label: see `Source`.
-            metric: see `Source`.
-        """
+        """Returns a source that reads the records of shards of these sizes."""
         ends = np.cumsum(sizes)
         shards: dict[int, list[Example]] = {}
         lock = threading.Lock()

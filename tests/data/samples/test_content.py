@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import io
+import itertools
 import json
 import re
 
@@ -94,7 +95,7 @@ def test_image_and_text_each_predict_the_labels_but_not_perfectly(edition, rows)
 
 def _ngrams(text):
     words = text.lower().split()
-    return {*words, *map(" ".join, zip(words[:-1], words[1:], strict=True))}
+    return {*words, *map(" ".join, itertools.pairwise(words))}
 
 
 def _pixels(data):

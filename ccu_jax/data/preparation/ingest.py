@@ -54,15 +54,9 @@ def ingest_rows(
     progress: Progress,
     records: RecordStore | None,
 ) -> list[int]:
-    """Writes `image.npy` and `rows.jsonl`, resuming a killed pass.
+    """Writes `image.npy` and `rows.jsonl` to `scratch`, resuming a killed pass.
 
-    Args:
-        source: the opened data set.
-        scratch: a folder for this pass alone, new or from a killed run.
-        config: the size of the images, and whether margins are cropped.
-        counts: counts the rows that are skipped.
-        progress: called with (stage, done, total).
-        records: also stores the encoded images, unless None.
+    If there are `records`, the encoded images are stored there as well.
 
     Returns:
         The number of usable rows in each shard.
@@ -91,9 +85,7 @@ def ingest_rows(
                 if isinstance(result, SkipExample):
                     counts.skip(str(result), row_name)
                     continue
-                for note in result.example.notes:
-                    counts.add(note)
-                _append_row(result, column, lines, class_index)
+                _append_row(result, column, lines, class_index, counts)
                 if records is not None:
                     examples.append(result.example)
             if records is not None:
@@ -114,8 +106,11 @@ def _append_row(
     column: ColumnWriter,
     lines: IO[bytes],
     class_index: dict[str, int],
+    counts: Counts,
 ) -> None:
     example = decoded.example
+    for note in example.notes:
+        counts.add(note)
     row = {
         "id": example.id,
         "group": example.group,

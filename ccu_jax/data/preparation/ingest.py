@@ -54,9 +54,7 @@ def ingest_rows(
     progress: Progress,
     records: RecordStore | None,
 ) -> list[int]:
-    """Writes `image.npy` and `rows.jsonl` to `scratch`, resuming a killed pass.
-
-    If there are `records`, the encoded images are stored there as well.
+    """Writes `image.npy`, `rows.jsonl` and the records, resuming a killed pass.
 
     Returns:
         The number of usable rows in each shard.
@@ -96,8 +94,7 @@ def ingest_rows(
             entry = _JournalEntry(
                 entry.key, column.num_rows, lines.tell(), sizes, counts.numbers
             )
-            journal.write(json.dumps(entry._asdict()).encode() + b"\n")
-            _sync(journal)
+            _append_entry(journal, entry)
         return list(entry.sizes)
 
 
@@ -212,6 +209,11 @@ def _last_entry(scratch: pathlib.Path, image_size: int = 0) -> _JournalEntry:
         entry, end = _JournalEntry(), 0
     os.truncate(path, end)
     return entry
+
+
+def _append_entry(journal: IO[bytes], entry: _JournalEntry) -> None:
+    journal.write(json.dumps(entry._asdict()).encode() + b"\n")
+    _sync(journal)
 
 
 def _open_at(path: pathlib.Path, end: int) -> IO[bytes]:

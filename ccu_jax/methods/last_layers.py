@@ -5,6 +5,7 @@ trains them from scratch (exact unlearning). Earlier layers stay, so both run on
 features. They are the baseline for other methods that train the same layers.
 """
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -35,19 +36,9 @@ def train_last_layers(problem: Problem) -> Program:
     task_loss = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
-        rows = batch["retain"]
-        has_image, has_text = drop_modalities(
-            rows["has_image"], rows["has_text"], rows["key"], train.modality_dropout
-        )
-        inputs = {
-            **rows,
-            "has_image": has_image,
-            "has_text": has_text,
-            "image_weight": rows["has_image"].astype(jnp.float32),
-            "text_weight": rows["has_text"].astype(jnp.float32),
-        }
+        inputs = _drop_modalities(batch["retain"], train.modality_dropout)
         params = {**frozen["modules"], **params}
-        outputs = problem.model.apply(params, inputs, keys=rows["key"])
+        outputs = problem.model.apply(params, inputs, keys=inputs["key"])
         return task_loss(outputs, inputs), {}
 
     retain = cached.rows["retain"]
@@ -72,3 +63,16 @@ def train_last_layers(problem: Problem) -> Program:
         sharded_tables={"retain": cached.tables["retain"]},
         plan={"retain": plan},
     )
+
+
+def _drop_modalities(rows: dict[str, jax.Array], rate: float) -> dict[str, jax.Array]:
+    has_image, has_text = drop_modalities(
+        rows["has_image"], rows["has_text"], rows["key"], rate
+    )
+    return {
+        **rows,
+        "has_image": has_image,
+        "has_text": has_text,
+        "image_weight": rows["has_image"].astype(jnp.float32),
+        "text_weight": rows["has_text"].astype(jnp.float32),
+    }

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
+from ccu_jax.config import Train
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
@@ -157,14 +158,7 @@ def sfron(problem: Problem) -> Program:
         problem,
         loss,
         {"rows": rows},
-        optimizer=optax.chain(
-            # Masked twice, or the momentum of repair steps would move masked parameters
-            # in ascent steps.
-            optimizers.mask_updates(only_ascent_steps=True),
-            optimizers.make_optimizer(train),
-            optimizers.mask_updates(only_ascent_steps=True),
-            optimizers.lookahead(),
-        ),
+        optimizer=_sfron_optimizer(train),
         frozen={"is_ascent": is_ascent, "steps": np.float32(len(rows))},
         more_inputs={
             "mask": flatten(optimizers.parameter_group, mask)[0],
@@ -172,6 +166,17 @@ def sfron(problem: Problem) -> Program:
             "slow_fraction": np.float32(config.slow_fraction),
             "period": np.int32(1 + config.repair_steps),
         },
+    )
+
+
+def _sfron_optimizer(train: Train) -> optax.GradientTransformation:
+    return optax.chain(
+        # Masked twice, or the momentum of repair steps would move masked parameters in
+        # ascent steps.
+        optimizers.mask_updates(only_ascent_steps=True),
+        optimizers.make_optimizer(train),
+        optimizers.mask_updates(only_ascent_steps=True),
+        optimizers.lookahead(),
     )
 
 

@@ -148,13 +148,6 @@ def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Pro
             "count": slot + 1,
         }
 
-    def select_checkpoint(params, aux):
-        gap = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["heldout"]))
-        # Slot 0 is the original. A run that was stopped early fills fewer slots.
-        count = int(aux["count"])
-        best = 1 + int(gap[1:count].argmin()) if count > 1 else 0
-        return jax.tree.map(lambda x: x[best], aux["checkpoints"])
-
     return program._replace(
         plan=plan,
         sharded_tables=monitored_tables(problem),
@@ -166,5 +159,13 @@ def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Pro
         },
         refresh=save_checkpoint,
         refresh_every=every,
-        result=select_checkpoint,
+        result=_select_checkpoint,
     )
+
+
+def _select_checkpoint(params: Params, aux: dict[str, Any]) -> Params:
+    gap = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["heldout"]))
+    # Slot 0 is the original. A run that was stopped early fills fewer slots.
+    count = int(aux["count"])
+    best = 1 + int(gap[1:count].argmin()) if count > 1 else 0
+    return jax.tree.map(lambda x: x[best], aux["checkpoints"])

@@ -132,23 +132,28 @@ def build(
         return run(params, "text", text)
 
     def apply(params, example, *, keys=None, use_dropout=True):
-        features = (
-            example["features"]
-            if "features" in example
-            else trunk(params, example["image"])
-        )
+        features, h_text = example.get("features"), example.get("h_text")
+        if features is None:
+            features = trunk(params, example["image"])
+        if h_text is None:
+            h_text = encode_text(params, example["text"])
         h_image = run(params, "image_tail", features)
-        h_text = (
-            example["h_text"]
-            if "h_text" in example
-            else encode_text(params, example["text"])
-        )
         if keys is not None and config.dropout:
             h_image, h_text = _apply_dropout(
                 h_image, h_text, keys, use_dropout, config.dropout
             )
         return _apply_heads(run, params, h_image, h_text, example)
 
+    init = _make_init(modules, config, image_size, text_length)
+    return Model(init, trunk, encode_text, apply)
+
+
+def _make_init(
+    modules: dict[str, nn.Module],
+    config: schema.Model,
+    image_size: int,
+    text_length: int,
+) -> Callable[[jax.Array], Params]:
     def init(key):
         inputs = _module_inputs(config, image_size, text_length)
         return {
@@ -161,7 +166,7 @@ def build(
     # It runs once, so on CPUs optimizing it would take longer than it saves.
     is_on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_on_cpu else None
-    return Model(jax.jit(init, compiler_options=options), trunk, encode_text, apply)
+    return jax.jit(init, compiler_options=options)
 
 
 def _apply_heads(run, params, h_image, h_text, example) -> Outputs:

@@ -20,7 +20,7 @@ from ccu_jax.methods.ccu.confidence import confidence
 from ccu_jax.methods.ccu.targets import Prior, Targets, fit_prior, update_targets
 from ccu_jax.methods.hyperparameters import Hyperparameters
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, VISUAL, Params
+from ccu_jax.models import TAIL, VISUAL, Outputs, Params
 from ccu_jax.models.augmentation import drop_modalities
 from ccu_jax.train.program import Program
 
@@ -108,15 +108,7 @@ def _make_loss(problem: Problem) -> Callable:
             hp, u, r, out_u, out_r, aux["targets"], frozen["prior"], multi_label
         )
         if hp.is_active("task_loss"):
-            terms["task_loss"] = hp.task_loss * sum(
-                objectives.cross_entropy(
-                    getattr(out_r, view),
-                    r["labels"],
-                    r["has_image"],
-                    multi_label=multi_label,
-                )
-                for view in VISUAL
-            )
+            terms["task_loss"] = hp.task_loss * _task_loss(r, out_r, multi_label)
         if hp.is_active("retention"):
             terms["retention"] = losses.retention_term(
                 hp.retention,
@@ -136,6 +128,16 @@ def _make_loss(problem: Problem) -> Callable:
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
+
+
+def _task_loss(r: dict[str, jax.Array], out_r: Outputs, multi_label: bool) -> jax.Array:
+    losses_by_view = (
+        objectives.cross_entropy(
+            getattr(out_r, view), r["labels"], r["has_image"], multi_label=multi_label
+        )
+        for view in VISUAL
+    )
+    return jnp.asarray(sum(losses_by_view))
 
 
 def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):

@@ -38,15 +38,13 @@ def ccu(problem: Problem) -> Program:
         out_u, out_r = outputs["unlearn"], outputs["retain"]
         terms = losses.contrastive_terms(hp, u, r, out_u, out_r)
         if hp.is_active("inverse_contrast"):
-            terms["inverse_contrast"] = (
-                hp.inverse_contrast
-                * objectives.inverse_contrast(
-                    losses.image_features(u, out_u),
-                    losses.image_features(r, out_r),
-                    temperature=hp.temperature,
-                    pull=hp.pull,
-                )
+            contrast = objectives.inverse_contrast(
+                losses.image_features(u, out_u),
+                losses.image_features(r, out_r),
+                temperature=hp.temperature,
+                pull=hp.pull,
             )
+            terms["inverse_contrast"] = hp.inverse_contrast * contrast
         if hp.is_active("retention"):
             terms["retention"] = losses.retention_term(
                 hp.retention, r, out_r, multi_label=problem.multi_label

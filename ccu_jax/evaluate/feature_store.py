@@ -6,7 +6,6 @@ arrays that are mapped into memory, so that only the rows in use are read.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import pathlib
@@ -82,40 +81,32 @@ def init_untrained(model: Model, seed: int) -> Params:
     return model.init(jax.random.fold_in(jax.random.key(seed), 0x0FF))
 
 
-def compute_features(
-    forward: Forward,
-    params: Params,
-    untrained: Params,
-    table: Table,
-    rows: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Computes the columns of some rows in one pass over their images and texts.
+def make_compute_fn(
+    forward: Forward, params: Params, table: Table, seed: int
+) -> ComputeFn:
+    """Returns a function from row numbers to the columns of a `FeatureStore`.
+
+    It makes one pass of the original, and one of an untrained trunk, over the rows.
 
     Args:
         forward: passes of the model.
         params: of the original.
-        untrained: of `init_untrained`.
         table: all rows.
-        rows: row numbers.
-
-    Returns:
-        The columns of a `FeatureStore`, `[len(rows), ...]`.
+        seed: of the untrained trunk.
     """
-    columns = forward.encode(params, table, rows)
-    has = {name: np.asarray(table[name])[rows] for name in ("has_image", "has_text")}
-    outputs = forward.outputs(params, columns | has, np.arange(len(rows)))
-    columns["z_text"] = outputs["z_text"]
-    columns |= {f"original_{view}": outputs[view] for view in VIEWS}
-    columns["fresh"] = pool_tokens(forward.encode(untrained, table, rows)["features"])
-    return columns
-
-
-def make_compute_fn(
-    forward: Forward, params: Params, table: Table, seed: int
-) -> ComputeFn:
-    """Returns a function from row numbers to the columns of a `FeatureStore`."""
     untrained = forward.executor.replicate(init_untrained(forward.model, seed))
-    return functools.partial(compute_features, forward, params, untrained, table)
+
+    def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
+        columns = forward.encode(params, table, rows)
+        has = {n: np.asarray(table[n])[rows] for n in ("has_image", "has_text")}
+        outputs = forward.outputs(params, columns | has, np.arange(len(rows)))
+        columns["z_text"] = outputs["z_text"]
+        columns |= {f"original_{view}": outputs[view] for view in VIEWS}
+        features = forward.encode(untrained, table, rows)["features"]
+        columns["fresh"] = pool_tokens(features)
+        return columns
+
+    return compute
 
 
 def open_or_build(
@@ -131,10 +122,7 @@ def open_or_build(
 
     Args:
         folder: of the store.
-        forward: passes of the model.
-        params: of the original.
-        table: all rows.
-        seed: of the untrained trunk.
+        forward, params, table, seed: as for `make_compute_fn`.
         fingerprint: of the data.
         progress: called with the number of finished rows and of all rows.
 
@@ -172,14 +160,8 @@ def write(
 ) -> None:
     """Builds a store in place of an earlier one, atomically.
 
-    All processes call this; the primary process writes.
-
-    Args:
-        folder: of the store.
-        identity: of `store_identity`.
-        num_rows: N.
-        compute: returns the columns of some rows.
-        progress: called with the number of finished rows and of all rows.
+    All processes call this; the primary process writes. `identity` is that of
+    `store_identity`; `progress` is called with the number of finished rows and of all.
     """
     new = folder.with_name(folder.name + ".new")
     if is_primary():
@@ -218,10 +200,6 @@ def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
     """Opens a store, or returns None if it is missing, damaged or another's.
 
     Verifies the checksums of all columns, which is cheap beside a pass over images.
-
-    Args:
-        folder: of the store.
-        identity: as given to `write`.
     """
     description = _read_description(folder)
     if description is None:

@@ -224,10 +224,10 @@ def test_updated_store_has_the_logits_of_the_current_model(
     rows = np.arange(0, NUM_ROWS, 3)
     outcome = loop.run("ccu", METHODS["ccu"], problem, tmp_path, toy.NullStage())
     params = {**problem.params, **outcome.params}
-    untrained = feature_store.init_untrained(problem.model, problem.seed)
-    computed = feature_store.compute_features(
-        problem.forward, params, untrained, problem.table, rows
+    compute = feature_store.make_compute_fn(
+        problem.forward, params, problem.table, problem.seed
     )
+    computed = compute(rows)
     updated = requests.UpdatedStore(
         problem.store, problem.forward, params, problem.table
     ).take(rows)

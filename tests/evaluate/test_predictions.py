@@ -1,7 +1,5 @@
 """Predictions, their scores and their attacks reveal known faults of a model."""
 
-import warnings
-
 import numpy as np
 import pytest
 
@@ -197,7 +195,10 @@ def predicted(problem):
 
 
 def test_predictions_have_the_outputs_of_each_row_of_each_split(problem, predicted):
-    data = toy.make_dataset()
+    data, scores = toy.make_dataset(), compute_scores(predicted)
+    assert {split: [*views] for split, views in scores.items()} == dict.fromkeys(
+        SPLITS, list(VIEWS)
+    )
     assert len(predicted.id) == len(set(predicted.id)) == len(predicted.pair)
     for split in SPLITS:
         rows, own = getattr(problem.sets, split), predicted.split == split
@@ -209,15 +210,3 @@ def test_predictions_have_the_outputs_of_each_row_of_each_split(problem, predict
             np.testing.assert_allclose(logits, outputs[view], atol=1e-5)
         cosine = (outputs["z_image"] * outputs["z_text"]).sum(1)
         np.testing.assert_allclose(predicted.pair[own], cosine, atol=1e-5)
-
-
-def test_scores_are_numbers_for_every_split_and_view(predicted):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores = compute_scores(predicted)
-    assert list(scores) == list(SPLITS)
-    for views in scores.values():
-        assert list(views) == list(VIEWS)
-        for values in views.values():
-            assert "accuracy" in values
-            assert all(0 <= value <= 1 for value in values.values())

@@ -215,22 +215,12 @@ def test_run_on_a_finished_original_makes_no_pass_over_images(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["missing", "truncated", "stale", "no JSON"])
-def test_damaged_or_stale_store_is_rebuilt(
-    settings, finished, workdir, damage, monkeypatch
-):
+def test_stale_store_is_rebuilt(settings, finished, workdir, monkeypatch):
     folder = workdir / "checkpoints" / "original-0" / "features"
     before, description = contents(folder), folder / "about.json"
-    if damage == "missing":
-        shutil.rmtree(folder)
-    elif damage == "truncated":
-        (folder / "features.bin").write_bytes(before["features.bin"][:-4])
-    elif damage == "no JSON":
-        description.write_text(description.read_text()[:40])
-    else:
-        other = json.loads(description.read_text()) | {"checkpoint": "0" * 64}
-        description.write_text(json.dumps(other))
-        (folder / "features.bin").write_bytes(bytes(len(before["features.bin"])))
+    stale = json.loads(description.read_text()) | {"checkpoint": "0" * 64}
+    description.write_text(json.dumps(stale))
+    (folder / "features.bin").write_bytes(bytes(len(before["features.bin"])))
     traced = watch_trunk(monkeypatch)
     run.run(settings, workdir)
     assert "trunk" in traced

@@ -115,12 +115,3 @@ def test_scores_are_finite_for_extreme_signals_and_none_for_nan():
     one_row = pools[:, :, :1]
     assert measured(forgetting_score(*one_row).score).high <= 1
     assert klom(*one_row).score is None  # no bounds, no interval
-
-
-def test_order_of_rows_and_models_does_not_matter():
-    unlearned, retrained = np.random.default_rng(0).normal(size=(2, 4, 10))
-    order = np.random.default_rng(1).permutation(10)
-    for by_row in (epsilon_by_row, klom_by_row):
-        expected = by_row(unlearned, retrained)[order]
-        mixed = by_row(unlearned[::-1][:, order], retrained[:, order])
-        np.testing.assert_allclose(mixed, expected)

@@ -11,7 +11,6 @@ from ccu_jax.metrics.privacy import (
     clopper_pearson_epsilon,
     one_run_audit,
     one_run_epsilon,
-    one_run_p_value,
     threshold_epsilon,
 )
 from ccu_jax.metrics.roc import Signals
@@ -49,23 +48,6 @@ def test_one_run_epsilon_has_the_published_values(
 ):
     epsilon = one_run_epsilon(correct, guesses, canaries, delta, confidence)
     assert epsilon == pytest.approx(expected, abs=tolerance)
-
-
-@pytest.mark.parametrize(
-    "correct, guesses, canaries, delta, expected",
-    [
-        # `_one_run_p_value` of jax-privacy 2.0.0.
-        (75, 100, 100, 1e-4, 0.005782986302030884),
-        (1439, 1510, 100_000, 1e-5, 0.0036509762898014634),
-        (400, 500, 1000, 1e-3, 0.017894996784762026),
-        (45, 50, 200, 0, 1.0657302580764257e-05),
-    ],
-)
-def test_one_run_p_value_agrees_with_jax_privacy(
-    correct, guesses, canaries, delta, expected
-):
-    p_value = one_run_p_value(correct, guesses, canaries, 0.5, delta)
-    assert p_value == pytest.approx(expected, rel=1e-9)
 
 
 def canaries(seed, count=1000, effect=0.0):

@@ -128,19 +128,6 @@ def test_what_cannot_be_measured_is_none():
         auc_difference(Signals(members, nonmembers), Signals(members, nonmembers[1:]))
 
 
-def test_order_of_rows_does_not_matter():
-    signals = normal_signals(ties=True)
-    model = Signals(signals.members + 1, signals.nonmembers)
-    rng = np.random.default_rng(0)
-    m, n = (rng.permutation(len(x)) for x in signals[:2])
-    mixed, mixed_model = (
-        Signals(x.members[m], x.nonmembers[n]) for x in (signals, model)
-    )
-    assert auc_interval(mixed) == pytest.approx(auc_interval(signals))
-    difference = auc_difference(mixed_model, mixed)
-    assert difference == pytest.approx(auc_difference(model, signals))
-
-
 @pytest.mark.parametrize(
     "measure",
     [

@@ -15,6 +15,7 @@ def pool_of(workdir, method="ccu_plus"):
     return load_audit(workdir)[method]["seeds"][0]["pool"]["image"]
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_tiers_build_on_each_other_and_repair_what_is_damaged(small, copy):
     argv = ("--config", small, "--workdir", copy, "--audit")

@@ -35,6 +35,7 @@ def outputs(workdir, method):
     return load_predictions(workdir / "outputs" / f"{method}-0.npz")
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_run_leaves_the_files_of_its_report(finished):
     workdir, out = finished
@@ -58,6 +59,7 @@ def test_run_leaves_the_files_of_its_report(finished):
     assert not list(workdir.glob("checkpoints/*/steps*")), "no longer needed"
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_results_have_all_documented_keys(finished):
     results = load_json(finished[0] / "results.json")
@@ -109,6 +111,7 @@ def test_recorded_unlearn_set_is_the_evaluated_one(finished):
     assert {result["unlearn_set"]["count"] for result in results} == {len(ids)}
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_ccu_plus_leaves_texts_unchanged_to_the_bit(finished):
     workdir, _ = finished
@@ -300,6 +303,7 @@ def _assert_only_unlearned_features_are_removed(workdir, before, num_removed):
 # --- models ---------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_loaded_model_predicts_what_was_stored(finished, method):

@@ -143,6 +143,7 @@ def assert_same_results(single, workdir, num_devices, methods=METHODS):
         assert (device["count"], device["processes"]) == (num_devices, 2)
 
 
+@pytest.mark.smoke
 def test_two_processes_with_two_devices_give_the_results_of_one(
     config, single, tmp_path
 ):

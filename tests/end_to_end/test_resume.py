@@ -36,6 +36,7 @@ def test_same_seed_gives_the_same_bits(small, finished, tmp_path):
     assert_same_bits(finished[0], tmp_path / "again")
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_run_killed_between_checkpoint_and_result_ends_with_the_same_bits(
     small, finished, copy

@@ -149,6 +149,7 @@ def test_finished_run_is_shown_after_a_purge_and_without_checkpoints(
         run(config, copy)
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_cluster_is_unlearned_purged_and_shown(make_config, tmp_path):
     config = make_config("cluster:0.1", ("original", "ccu"))

@@ -223,6 +223,7 @@ def test_tuning_rejects_a_batch_that_devices_cannot_divide(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.smoke
 @pytest.mark.slow
 def test_tuning_and_ablation_resume_and_end_with_the_same_winners(tmp_path):
     workdir = tmp_path / "run"

@@ -1,1 +1,1 @@
-"""benchmarks."""
+"""Benchmarks of speed and memory: `python -m ccu_jax.benchmarks`."""

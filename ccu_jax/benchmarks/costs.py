@@ -1,7 +1,9 @@
-"""FLOPs, bytes and memory of a step, and the measured peaks of the device."""
+"""FLOPs, bytes and memory of a step, and the device that runs it."""
 
 import functools
-import re
+import importlib.metadata
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -10,20 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ccu_jax.benchmarks.harness import num_cores, read_system_field
 from ccu_jax.distributed.executors import Executor, vmap
+from ccu_jax.runs import results
 from ccu_jax.train import step
 from ccu_jax.train.program import Program, State
 
 # Dense bfloat16 FLOP/s of the data sheets, by a part of the device's name.
-DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-# Instructions, or calls into libraries that run convolutions.
-_CONVOLUTION = re.compile(
-    r"= \S+ convolution\(|custom_call_target=\"[^\"]*conv(?!ert)[^\"]*\"", re.IGNORECASE
-)
+DATASHEET_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+_PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pillow", "tokenizers")
+_PACKAGES += ("tensorflow", "tensorflow-cpu", "torch")
 
 
 class Peaks(NamedTuple):
-    """What one device reaches at best.
+    """The highest rates of one device.
 
     Attributes:
         flops: FLOP/s of a large matrix product.
@@ -36,10 +38,34 @@ class Peaks(NamedTuple):
     datasheet: float | None
 
 
-def device_inputs(
+def describe_machine() -> dict[str, Any]:
+    """Returns what the numbers depend on: machine, load, devices, commit, versions."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cpu = read_system_field("/proc/cpuinfo", "model name")
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": num_cores(),
+        "memory": read_system_field("/proc/meminfo", "MemTotal"),
+        "load": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "commit": results.source_commit(),
+        "versions": versions,
+    }
+
+
+# --- a step ---------------------------------------------------------------------------
+
+
+def make_step_args(
     program: Program, executor: Executor, key: jax.Array, num_steps: int
 ) -> tuple[State, Any, Any]:
-    """Returns initial state, static inputs and the inputs of the first steps."""
+    """Returns the arguments of `make_steps`: state, static and step inputs."""
     state = executor.replicate(step.init_state(program, key))
     static = executor.replicate(step.static_inputs(program))
     return state, static, step.step_inputs(program, executor, 0, num_steps)
@@ -48,64 +74,65 @@ def device_inputs(
 def count_flops(program: Program, executor: Executor) -> float:
     """Counts the FLOPs of one step over the global batch, refreshes averaged in.
 
-    XLA counts the program before optimisation: fused library calls count as nothing.
-    It counts the body of a loop once, hence a program of a single step.
+    XLA counts before it optimizes, when no product is a call of a library yet: calls
+    count as nothing. It counts the body of a loop once, hence a program of one step.
     """
-    local = vmap(executor.num_devices)
-    inputs = device_inputs(program, local, jax.random.key(0), 1)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    # One program for the whole batch, whatever the number of real devices.
+    global_executor = vmap(executor.num_devices)
 
     def count(program: Program) -> float:
-        steps: Any = local.compile(step.make_steps(program))
-        return _cost(steps.lower(*shapes))["flops"]
+        args = make_step_args(program, global_executor, jax.random.key(0), 1)
+        # Shapes alone: the arrays may lie on several devices.
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+        steps: Any = global_executor.compile(step.make_steps(program))
+        return _analyze_cost(steps.lower(*shapes))["flops"]
 
     return _average_refresh(program, count)
 
 
 def measure_compiled(program: Program, executor: Executor) -> dict[str, float | None]:
-    """Returns `bytes` and `memory` of one compiled step on one device.
+    """Returns the bytes and the memory of one compiled step on one device.
 
-    `bytes`: bytes accessed, refreshes averaged in. `memory`: bytes of arguments,
-    results and temporaries. None where the backend does not report it.
+    `bytes` are accessed, refreshes averaged in. `memory` is that of arguments, results
+    and temporaries. Either is None where the backend does not report it.
     """
 
     def compile_step(program: Program) -> Any:
-        inputs = device_inputs(program, executor, jax.random.key(0), 1)
+        args = make_step_args(program, executor, jax.random.key(0), 1)
         steps: Any = executor.compile(step.make_steps(program))
-        return steps.lower(*inputs).compile()
+        return steps.lower(*args).compile()
 
+    def count_bytes(program: Program) -> float:
+        return _analyze_cost(compile_step(program)).get("bytes accessed", 0.0)
+
+    accessed = _average_refresh(program, count_bytes)
     memory = compile_step(program).memory_analysis()
     kinds = ("argument", "output", "temp")
     return {
-        "bytes": _average_refresh(
-            program, lambda p: _cost(compile_step(p)).get("bytes accessed", 0.0)
-        )
-        or None,
+        "bytes": accessed or None,
         "memory": memory
         and sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds)
         - memory.alias_size_in_bytes,
     }
 
 
-def _cost(stage: Any) -> dict[str, float]:
+def _analyze_cost(stage: Any) -> dict[str, float]:
     cost = stage.cost_analysis() or {}
     return cost[0] if isinstance(cost, list) else cost
 
 
 def _average_refresh(program: Program, count: Callable[[Program], float]) -> float:
-    """Counts a step without its refresh plus the share of a refresh."""
+    """Counts a step, and of a refresh the fraction that falls to each step."""
     if program.refresh is None:
         return count(program)
     plain = count(program._replace(refresh=None))
     return plain + (count(program) - plain) / program.refresh_every
 
 
-def count_convolutions(text: str) -> int:
-    """Counts the convolutions in the text of a compiled program."""
-    return len(_CONVOLUTION.findall(text))
+# --- the device -----------------------------------------------------------------------
 
 
-def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
+def make_large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
     """Returns a matrix product that saturates one device, and its FLOPs."""
     side = 2048 if jax.devices()[0].platform == "cpu" else 8192
     a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
@@ -113,48 +140,52 @@ def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
 
 
 @functools.cache
-def measure_peaks(dtype: str = "float32") -> Peaks:
-    """Measures the peaks of one device with a large product and a large copy."""
+def measure_peaks(dtype: str) -> Peaks:
+    """Measures the highest rates of one device: a large product and a large copy."""
+    product, flops = make_large_product(dtype)
     device = jax.devices()[0]
-    product, flops = large_product(dtype)
     # Larger than any cache.
-    x = jnp.zeros(1 << (25 if device.platform == "cpu" else 28), jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
+    size = 1 << (25 if device.platform == "cpu" else 28)
+    x, copy = jnp.zeros(size, jnp.float32), jax.jit(lambda x: x + 1)
+    datasheet = (x for name, x in DATASHEET_FLOPS.items() if name in device.device_kind)
     return Peaks(
         flops=flops / _median_s(product),
         bytes=2 * x.nbytes / _median_s(lambda: copy(x)),
-        datasheet=datasheet_flops(),
+        datasheet=next(datasheet, None),
     )
 
 
-def _median_s(call: Callable[[], Any], windows: int = 5) -> float:
+def _median_s(call: Callable[[], jax.Array]) -> float:
+    """Returns the median seconds of five calls, after one that compiles."""
+    seconds = [measure_seconds(call) for _ in range(6)]
+    return statistics.median(seconds[1:])
+
+
+def measure_seconds(call: Callable[[], Any]) -> float:
+    """Returns the seconds until the result of a call is on the device."""
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    seconds = []
-    for _ in range(windows):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def datasheet_flops() -> float | None:
-    """Returns the bfloat16 FLOP/s of this device's data sheet, or None."""
-    kind = jax.devices()[0].device_kind
-    return next((flops for name, flops in DATASHEET.items() if name in kind), None)
+    return time.perf_counter() - start
 
 
 def utilization(
     flops: float, accessed: float | None, seconds: float, peaks: Peaks
 ) -> dict[str, float | None]:
-    """Returns how well a step uses the device.
+    """Returns how much of one device's speed a step uses, as fractions.
 
-    `mfu`: its FLOP/s over the data sheet's, or over the measured peak without one.
-    `roofline`: its FLOP/s over what its arithmetic intensity allows (Williams et al.
-    2009), from measured peaks. Caches can serve bytes that XLA counts as accessed, so
-    small programs may exceed 1.
+    Args:
+        flops: of the step, on this device.
+        accessed: bytes that the step reads and writes, if known.
+        seconds: of the step.
+        peaks: of the device.
+
+    Returns:
+        `mfu`: FLOP/s over those of the data sheet, or over the measured peak if the
+        device is unlisted. `roofline`: FLOP/s over what the arithmetic intensity and
+        the measured peaks allow (Williams et al. 2009). XLA counts accesses that caches
+        serve, so small programs may exceed 1.
     """
-    speed = flops / seconds
-    roofline = None
+    speed, roofline = flops / seconds, None
     if accessed:
         roofline = speed / min(peaks.flops, flops / accessed * peaks.bytes)
     return {"mfu": speed / (peaks.datasheet or peaks.flops), "roofline": roofline}

@@ -1,66 +1,138 @@
-"""Timing windows in turn, in this process or in child processes that answer JSON.
+"""What the commands share: types of flags, timing, tables and a child process.
 
-A child process gives a measurement its own threads and memory, and stays idle while
-another one is measured.
+Imports no JAX, so that the child process of `torch_baseline` does not either.
 """
 
-import json
+import argparse
+import functools
+import importlib
+import multiprocessing
 import os
 import pathlib
+import re
 import statistics
-import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple, Self, TypeVar
+
+from rich.table import Table
 
 from ccu_jax.errors import UserError
 
 _PROGRESS_EVERY_S = 2.0
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Command(NamedTuple):
+    """A benchmark.
+
+    Attributes:
+        help: what it measures, in one line.
+        add_flags: adds its flags to a parser.
+        measure: returns plain JSON from the flags.
+        make_tables: returns rich tables from what `measure` has returned.
+    """
+
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    measure: Callable[[argparse.Namespace], dict[str, Any]]
+    make_tables: Callable[[dict[str, Any]], list[Table]]
+
+
+# --- types of flags -------------------------------------------------------------------
+
+
+def one_of(choices: Collection[str]) -> Callable[[str], str]:
+    """Returns the type of a flag that is one of the choices."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(
+                f"unknown name {text!r}; choose from {', '.join(choices)}"
+            )
+        return text
+
+    return parse
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Returns the type of a flag that is a whole number of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of at least {minimum}"
+            )
+        return int(text)
+
+    return parse
+
+
+def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Returns the type of a flag that lists items separated by commas."""
+
+    def parse(text: str) -> list[Any]:
+        items = [parse_item(item) for item in text.split(",")]
+        if len(set(items)) < len(items):
+            raise argparse.ArgumentTypeError(f"{text!r} repeats an item")
+        return items
+
+    return parse
+
+
+def user_path(text: str) -> pathlib.Path:
+    """Parses a path, in which ~ is the home folder."""
+    return pathlib.Path(text).expanduser()
+
+
+def add_windows_flag(parser: argparse.ArgumentParser, default: int) -> None:
+    """Adds `--windows`: how often everything is measured."""
+    parser.add_argument(
+        "--windows",
+        metavar="N",
+        type=at_least(1),
+        default=default,
+        help="measurements of each; default %(default)s",
+    )
+
+
+# --- timing ---------------------------------------------------------------------------
 
 
 class Progress:
-    """Prints progress, rate and time left of a benchmark to stderr."""
+    """Prints how far the stages of a benchmark are, to stderr."""
 
     def __init__(self, title: str):
         """Starts every line with `title`."""
-        self._title, self._stage = title, ""
-        self._printed_s = self._started_s = time.monotonic()
-        self._first = 0
+        self._title, self._stage, self._printed_s = title, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Prints at the start and end of a stage, else every two seconds."""
+        """Prints at the start and end of a stage, and every two seconds between."""
         now = time.monotonic()
-        is_new = stage != self._stage
-        if is_new:
-            self._stage, self._started_s, self._first = stage, now, done
-        elif done != total and now - self._printed_s < _PROGRESS_EVERY_S:
-            return
-        self._printed_s = now
-        words = [f"{self._title}: {stage} {done:,}/{total:,}"]
-        if done > self._first and now > self._started_s:
-            rate = (done - self._first) / (now - self._started_s)
-            words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
-            if done < total:
-                words.append(f"{(total - done) / rate:,.0f} s left")
-        print(", ".join(words), file=sys.stderr, flush=True)
+        is_due = now - self._printed_s >= _PROGRESS_EVERY_S
+        if is_due or stage != self._stage or done == total:
+            self._stage, self._printed_s = stage, now
+            line = f"{self._title}: {stage} {done:,}/{total:,}"
+            print(line, file=sys.stderr, flush=True)
 
 
 def measure_in_turn(
-    calls: Mapping[Any, Callable[[], Any]], windows: int, progress: Progress
-) -> dict[Any, list[Any]]:
-    """Calls everything once a window, so that load on the machine hits all alike.
+    calls: Mapping[Name, Callable[[], Any]], windows: int, progress: Progress
+) -> dict[Name, list[Any]]:
+    """Calls all functions once per window, so that load on the machine hits all alike.
 
     Args:
-        calls: functions by name. Each measures one window and returns its numbers.
+        calls: functions by name. Each measures one window and returns the result.
         windows: number of windows. One more comes first, to warm up, and is dropped.
-        progress: receives the number of finished calls.
+        progress: called with the number of finished calls.
 
     Returns:
         The results of every function, window by window.
     """
-    results: dict[Any, list[Any]] = {name: [] for name in calls}
+    results: dict[Name, list[Any]] = {name: [] for name in calls}
     total = (windows + 1) * len(calls)
     for window in range(windows + 1):
         # Alternate the order: steadily growing load would favour the first.
@@ -75,7 +147,7 @@ def measure_in_turn(
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """Returns `median`, `low` and `high` of the windows, and the windows."""
+    """Returns `median`, `low` and `high` of the windows, and all `windows`."""
     values = [float(value) for value in values]
     return {
         "median": statistics.median(values),
@@ -85,118 +157,140 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def median_ratio(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> float:
-    """Returns the median ratio of two summaries window by window; NaN if one lacks."""
-    if a is None or b is None:
-        return float("nan")
+def median_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """Returns the median over windows of the ratio of two summaries."""
     pairs = zip(a["windows"], b["windows"], strict=True)
     return statistics.median(x / y for x, y in pairs)
 
 
-def memory_mib(field: str) -> float | None:
-    """Returns a field of /proc/self/status in MiB, such as VmRSS; None off Linux."""
+# --- the machine ----------------------------------------------------------------------
+
+
+def read_system_field(path: str, name: str) -> str | None:
+    """Returns the value of a line "name: value" of a file in /proc; None off Linux."""
     try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        lines = pathlib.Path(path).read_text().splitlines()
     except OSError:
         return None
-    values = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(values[0]) / 1024 if values else None
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return next((value.strip() for key, value in pairs if key.strip() == name), None)
 
 
-class Child:
-    """A Python process that runs `serve` and answers requests.
+def memory_mib(field: str) -> float | None:
+    """Returns a field of /proc/self/status in MiB, such as VmRSS; None off Linux."""
+    value = read_system_field("/proc/self/status", field)
+    return None if value is None else int(value.split()[0]) / 1024
 
-    Args:
-        title: what error messages call it.
-        module: run as `python -m module SPEC`.
-        spec: plain JSON that the module's `serve` receives.
-        folder: where its stderr is written.
-        environment: variables added to this process's own.
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- tables ---------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        header: its title.
+        key: of the value in a row; dots lead into nested dicts, as in "seconds.low".
+        format: format specification of a number, such as ",.1f".
+        scale: numbers are multiplied by it.
     """
 
-    def __init__(
-        self,
-        title: str,
-        module: str,
-        spec: dict[str, Any],
-        folder: pathlib.Path,
-        environment: Mapping[str, str],
-    ):
-        """Starts the process; the first `answer` says that it is ready."""
-        self._title = title
-        self._log = folder / f"child-{len(list(folder.glob('child-*')))}.log"
-        with self._log.open("w", encoding="utf-8") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, json.dumps(spec)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                env={**os.environ, **environment},
-            )
+    header: str
+    key: str
+    format: str = ""
+    scale: float = 1
 
-    def send(self, **request: Any) -> None:
-        """Sends a request; `answer` waits for its result."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._fail()
 
-    def answer(self) -> dict[str, Any]:
-        """Returns the result of the last request.
+def spread_columns(
+    header: str, key: str, format: str, scale: float = 1
+) -> list[Column]:
+    """Returns the columns of a summary: median, lowest and highest window."""
+    titles = {header: "median", "low": "low", "high": "high"}
+    return [
+        Column(title, f"{key}.{name}", format, scale) for title, name in titles.items()
+    ]
+
+
+def make_table(
+    title: str,
+    columns: Sequence[Column],
+    rows: Sequence[Mapping[str, Any]],
+    caption: str | None = None,
+) -> Table:
+    """Returns a table with one line per row; a value that is None is left empty."""
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        table.add_column(column.header, justify="right" if column.format else "left")
+    for row in rows:
+        table.add_row(*(_format_cell(row, column) for column in columns))
+    return table
+
+
+def _format_cell(row: Mapping[str, Any], column: Column) -> str:
+    value: Any = functools.reduce(
+        lambda node, key: node and node.get(key), column.key.split("."), row
+    )
+    if value is None or isinstance(value, str):
+        return value or ""
+    return format(value * column.scale, column.format)
+
+
+# --- a child process ------------------------------------------------------------------
+
+
+class ChildProcess:
+    """A new Python process with its own threads and memory; a context manager."""
+
+    def __init__(self, **environment: str):
+        """Sets variables of its environment before it imports anything large."""
+        self._pool = ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_set_environment,
+            initargs=(environment,),
+        )
+
+    def __enter__(self) -> Self:
+        """Returns the process, which starts at its first call."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the process."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def call(self, module: str, function: str, *args: Any) -> Any:
+        """Calls `ccu_jax.benchmarks.MODULE.FUNCTION` in the process.
 
         Raises:
-            UserError: the process has ended; quotes the last line of its log.
+            UserError: by the function, or the process has ended.
+            RuntimeError: any other error of the function.
         """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else self._fail()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and returns its result."""
-        self.send(**request)
-        return self.answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _fail(self) -> NoReturn:
-        self._process.wait()
-        log = self._log.read_text("utf-8", errors="replace").strip().splitlines()
-        reason = log[-1] if log else f"exit code {self._process.returncode}"
-        raise UserError(f"{self._title}: the measuring process ended: {reason}")
+        try:
+            return self._pool.submit(_call, module, function, *args).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"{module}: the measuring process was killed; is the memory full?"
+            ) from None
 
 
-def serve(prepare: Callable[[dict[str, Any]], Callable[..., dict[str, Any]]]) -> None:
-    """Runs the child's side: answers requests until stdin closes.
+def _set_environment(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
 
-    Args:
-        prepare: receives the spec and returns the function that answers requests.
-    """
-    # Libraries print to stdout too, so the answers get a descriptor of their own.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
 
-    def reply(result: dict[str, Any]) -> None:
-        print(json.dumps(result), file=answers, flush=True)
-
-    code = 0
+def _call(module: str, function: str, *args: Any) -> Any:
     try:
-        answer = prepare(json.loads(sys.argv[1]))
-        reply({"ready": True})
-        for line in sys.stdin:
-            reply(answer(**json.loads(line)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.exit(code)
+        imported = importlib.import_module(f"ccu_jax.benchmarks.{module}")
+        return getattr(imported, function)(*args)
+    except UserError:
+        raise
+    except Exception as error:
+        # The parent process may be unable to import the class of the error.
+        line = str(error).partition("\n")[0]
+        raise RuntimeError(f"{type(error).__name__}: {line}") from error

@@ -1,7 +1,7 @@
-"""`python -m ccu_jax.benchmarks scale`: how the cost of a request grows.
+"""`python -m ccu_jax.benchmarks scale`: how the cost of ccu_plus grows.
 
-`sizes`: runs of ccu_plus as one size grows. `store`: the same request beside more and
-more stored rows.
+`sizes`: runs with larger and larger sets, images and models. `store`: the same run
+beside more and more stored rows.
 """
 
 import argparse
@@ -12,32 +12,43 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.table import Table
 
 from ccu_jax.benchmarks import problems
 from ccu_jax.benchmarks.harness import (
+    Column,
+    Command,
     Progress,
+    add_windows_flag,
+    at_least,
+    list_of,
+    make_table,
     measure_in_turn,
     median_ratio,
     memory_mib,
+    one_of,
+    spread_columns,
     summarize,
+    user_path,
 )
-from ccu_jax.distributed.executors import EXECUTORS
+from ccu_jax.benchmarks.problems import ProblemSpec, replace_section
+from ccu_jax.distributed.executors import EXECUTORS, Executor
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
 from ccu_jax.methods import Problem
+from ccu_jax.train.loop import Outcome
 
-HELP = "growth of costs: sets, classes, images, depth, stored rows"
 PARTS = ("sizes", "store")
-UNLEARN_ROWS, VALIDATION_ROWS, RETAIN_ROWS = 100, 150, 500  # of a request
 UNLEARN_FRACTIONS = (0.01, 0.03, 0.1, 0.2, 0.3)
 RETAIN_SIZES = (1000, 2000, 4000, 7000)
 NUM_CLASSES = (2, 10, 100)
 IMAGE_SCALES = (0.5, 1.0, 2.0)
 DEPTHS = (1, 2, 8)
-TRAIN_ROWS = 10_000  # of the sweeps over sets
-_FACTS = {"checkpoint": "random", "fingerprint": "bench"}
+TRAIN_ROWS = 10_000  # when sets grow
+# The run beside stored rows.
+STORE_SETS = {"unlearn": 100, "validation": 150, "unseen": 15, "test": 15}
+RETAIN_ROWS = 500  # that ccu_plus samples
+_IDENTITY = {"checkpoint": "random", "fingerprint": "random rows"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,62 +57,63 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=tuple(problems.PRESETS), default="clipart")
     executors = tuple(name for name in EXECUTORS if name != "vmap")
     add("--executor", choices=executors, default="pmap")
-    add("--only", metavar="A,B", default=",".join(PARTS), help="default %(default)s")
-    stored = "1000,10000,100000,1000000"
-    add("--stored", metavar="N,N", type=_counts, default=stored, help="stored rows")
-    add("--windows", metavar="N", type=int, default=7, help="default 7")
+    add("--only", metavar="A,B", type=list_of(one_of(PARTS)), default=[*PARTS])
+    add(
+        "--stored",
+        metavar="N,N",
+        type=list_of(at_least(sum(STORE_SETS.values()) + RETAIN_ROWS)),
+        default="1000,10000,100000,1000000",
+        help="numbers of stored rows; default %(default)s",
+    )
     add(
         "--dir",
         metavar="DIR",
-        type=lambda text: pathlib.Path(text).expanduser(),
-        default=pathlib.Path("runs"),
+        type=user_path,
+        default="runs",
         help="where the stores are written while they are measured; default runs",
     )
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raises UserError on flags that cannot be measured."""
-    for part in flags.only.split(","):
-        if part not in PARTS:
-            choices = ", ".join(PARTS)
-            raise UserError(f"--only: unknown part {part!r}; choose from {choices}")
-    if flags.windows < 1:
-        raise UserError("--windows: must be at least 1")
-    min_rows = 2 * (UNLEARN_ROWS + VALIDATION_ROWS) + RETAIN_ROWS
-    if flags.stored[0] < min_rows or len(flags.stored) < 2:
-        raise UserError(f"--stored: give at least two numbers from {min_rows:,} up")
-    try:
-        flags.dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dir: cannot make {flags.dir}: {error.strerror}") from None
+    add_windows_flag(parser, default=7)
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Measures the parts that --only names."""
-    calls = {"sizes": measure_sizes, "store": measure_store}
-    parts = flags.only.split(",")
+    flags.dir.mkdir(parents=True, exist_ok=True)
+    parts = {"sizes": measure_sizes, "store": measure_store}
     return {
         "preset": flags.preset,
-        "windows": flags.windows,
-        **{part: calls[part](flags, Progress(f"scale, {part}")) for part in parts},
+        **{name: parts[name](flags, Progress(f"scale, {name}")) for name in flags.only},
     }
 
 
+def make_tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns a table for each measured part."""
+    result, preset = [], measured["preset"]
+    if "sizes" in measured:
+        title = f"{preset}: a run of ccu_plus"
+        result.append(make_table(title, _SIZE_COLUMNS, measured["sizes"]))
+    if "store" in measured:
+        title = f"{preset}: a run of ccu_plus beside stored rows"
+        note = "stores were just written, so they are read from the page cache"
+        result.append(make_table(title, _STORE_COLUMNS, measured["store"], note))
+    return result
+
+
 # --- sizes ----------------------------------------------------------------------------
+
+_SIZE_COLUMNS = [
+    Column("sweep", "sweep"),
+    Column("size", "size", ","),
+    Column("features", "features"),
+    Column("start ms", "start_s.median", ",.1f", 1e3),
+    *spread_columns("run ms", "seconds", ",.1f", 1e3),
+]
 
 
 class Point(NamedTuple):
     """One size of a sweep, and the problem to run."""
 
     sweep: str
-    value: float
+    size: int
     problem: Problem
 
 
@@ -109,173 +121,158 @@ def measure_sizes(
     flags: argparse.Namespace, progress: Progress
 ) -> list[dict[str, Any]]:
     """Runs ccu_plus at every point of every sweep, the points of a sweep in turn."""
-    sizes, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
+    spec, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
     results = []
     for sweep in (sweep_sets, sweep_classes, sweep_images):
-        points = list(sweep(sizes, executor))
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder)
-            calls = {
-                i: problems.make_unlearn(point.problem, path)
-                for i, point in enumerate(points)
-            }
-            runs = measure_in_turn(calls, flags.windows, progress)
-        for i, point in enumerate(points):
+        points = list(sweep(spec, executor))
+        calls = {
+            i: problems.make_run("ccu_plus", point.problem)
+            for i, point in enumerate(points)
+        }
+        for i, outcomes in measure_in_turn(calls, flags.windows, progress).items():
             results.append(
                 {
-                    "sweep": point.sweep,
-                    "value": point.value,
-                    "features": point.problem.config.run.features,
-                    "start": summarize([run["start"] for run in runs[i]]),
-                    "seconds": summarize([r["start"] + r["steps"] for r in runs[i]]),
+                    "sweep": points[i].sweep,
+                    "size": points[i].size,
+                    "features": points[i].problem.config.run.features,
+                    "start_s": summarize([o.seconds["start"] for o in outcomes]),
+                    "seconds": summarize([_run_s(outcome) for outcome in outcomes]),
                 }
             )
     return results
 
 
-def sweep_sets(sizes: problems.Sizes, executor: Any) -> Iterator[Point]:
-    """Grows the unlearn set, at fixed steps or fixed passes, and the retain set."""
-    max_rows = round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS)
-    sizes = sizes._replace(rows=TRAIN_ROWS + 1200)
-    sets = problems.sized_sets(sizes.rows, max_rows, 1000)
-    store = problems.random_store(sizes)
-    problem = problems.make_feature_problem(sizes, executor, sets, store)
+def _run_s(outcome: Outcome) -> float:
+    return outcome.seconds["start"] + outcome.seconds["steps"]
+
+
+def sweep_sets(spec: ProblemSpec, executor: Executor) -> Iterator[Point]:
+    """Grows the unlearn set, at equal steps or equal epochs, and the retain set."""
+    sizes = {"unlearn": round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS), "validation": 1000}
+    sizes |= {"unseen": 100, "test": 100}
+    spec = spec._replace(num_rows=TRAIN_ROWS + 1200)
+    sets, store = (
+        problems.split_rows(spec.num_rows, **sizes),
+        problems.random_store(spec),
+    )
+    problem = problems.make_problem(
+        spec, executor, sets=sets, store=store, has_images=False
+    )
     configured = problem.config.ccu_plus.steps
     for fraction in UNLEARN_FRACTIONS:
-        rows = round(fraction * TRAIN_ROWS)
-        smaller = problem._replace(sets=sets._replace(unlearn=sets.unlearn[:rows]))
-        yield Point("unlearn set, same steps", rows, smaller)
-        steps = max(1, round(configured * fraction / 0.1))
-        passes = problems.replace_section(smaller, "ccu_plus", steps=steps)
-        yield Point("unlearn set, same passes", rows, passes)
-    unlearn = sets.unlearn[: TRAIN_ROWS // 10]
-    problem = problems.replace_section(problem, "ccu_plus", retain_rows=0)
-    for rows in RETAIN_SIZES:
-        smaller = sets._replace(unlearn=unlearn, retain=sets.retain[:rows])
-        yield Point("retain set", rows, problem._replace(sets=smaller))
+        size = round(fraction * TRAIN_ROWS)
+        smaller = problem._replace(sets=sets._replace(unlearn=sets.unlearn[:size]))
+        yield Point("unlearn set, same steps", size, smaller)
+        steps = max(1, round(configured * fraction / problems.UNLEARN_FRACTION))
+        smaller = replace_section(smaller, "ccu_plus", steps=steps)
+        yield Point("unlearn set, same epochs", size, smaller)
+    unlearn = sets.unlearn[: round(problems.UNLEARN_FRACTION * TRAIN_ROWS)]
+    # 0: all rows of the retain set, not a sample.
+    problem = replace_section(problem, "ccu_plus", max_retain_rows=0)
+    for size in RETAIN_SIZES:
+        smaller = sets._replace(unlearn=unlearn, retain=sets.retain[:size])
+        yield Point("retain set", size, problem._replace(sets=smaller))
 
 
-def sweep_classes(sizes: problems.Sizes, executor: Any) -> Iterator[Point]:
+def sweep_classes(spec: ProblemSpec, executor: Executor) -> Iterator[Point]:
     """Grows the number of classes."""
-    for classes in NUM_CLASSES:
-        many = sizes._replace(classes=classes)
-        rng = np.random.default_rng(0)
-        sets = problems.random_sets(problems.make_config(many), many, rng)
-        store = problems.random_store(many)
-        problem = problems.make_feature_problem(many, executor, sets, store)
-        yield Point("classes", classes, problem)
+    for size in NUM_CLASSES:
+        spec = spec._replace(num_classes=size)
+        store = problems.random_store(spec)
+        problem = problems.make_problem(spec, executor, store=store, has_images=False)
+        yield Point("classes", size, problem)
 
 
-def sweep_images(sizes: problems.Sizes, executor: Any) -> Iterator[Point]:
+def sweep_images(spec: ProblemSpec, executor: Executor) -> Iterator[Point]:
     """Grows image size and depth, with features stored and computed."""
-    patch = problems.make_config(sizes).model.patch
-    sides = [round(scale * sizes.image_size / patch) * patch for scale in IMAGE_SCALES]
-    points = [("image size", side, sizes._replace(image_size=side)) for side in sides]
-    for depth in DEPTHS:
-        model = tuple({**dict(sizes.model), "image_depth": depth}.items())
-        points.append(("image depth", depth, sizes._replace(model=model)))
-    for sweep, value, of_point in points:
-        problem = problems.make_problem(of_point, executor)
-        problem = problem._replace(store=problems.random_store(of_point))
+    patch, configured = spec.config.model.patch, spec.config.data.image_size
+    sizes = [round(scale * configured / patch) * patch for scale in IMAGE_SCALES]
+    points = [
+        *(
+            ("image size", n, replace_section(spec, "data", image_size=n))
+            for n in sizes
+        ),
+        *(("depth", n, replace_section(spec, "model", image_depth=n)) for n in DEPTHS),
+    ]
+    for sweep, size, sized in points:
+        store = problems.random_store(sized)
+        problem = problems.make_problem(sized, executor, store=store)
         for features in ("stored", "computed"):
-            yield Point(
-                sweep,
-                value,
-                problems.replace_section(problem, "run", features=features),
-            )
+            problem = replace_section(problem, "run", features=features)
+            yield Point(sweep, size, problem)
 
 
 # --- stored rows ----------------------------------------------------------------------
+
+_STORE_COLUMNS = [
+    Column("stored rows", "rows", ","),
+    Column("disk MiB", "disk_mib", ",.0f"),
+    Column("write s", "write_s", ",.1f"),
+    *spread_columns("run ms", "seconds", ",.1f", 1e3),
+    Column("x first", "ratio", ".2f"),
+    Column("memory MiB", "memory_mib", ",.0f"),
+]
 
 
 def measure_store(
     flags: argparse.Namespace, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Measures the same request beside stores of different sizes."""
-    sizes, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
+    """Measures the same run beside stores of different sizes."""
+    spec, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
     results: dict[int, dict[str, Any]] = {}
-    calls: dict[int, Callable[[], dict[str, float]]] = {}
+    calls: dict[int, Callable[[], dict[str, float | None]]] = {}
     with tempfile.TemporaryDirectory(dir=flags.dir) as folder:
-        for rows in flags.stored:
-            path, start = pathlib.Path(folder) / str(rows), time.perf_counter()
-            columns = problems.random_features(sizes, rows)
-            write_progress = functools.partial(progress, f"writing {rows:,} rows")
-            feature_store.write(path, _FACTS, rows, columns, write_progress)
-            results[rows] = {"rows": rows, "write_s": time.perf_counter() - start}
-            disk = sum(file.stat().st_size for file in path.iterdir())
-            results[rows]["disk_mib"] = disk / 2**20
-            sized = sizes._replace(rows=rows)
-            sets = problems.sized_sets(rows, UNLEARN_ROWS, VALIDATION_ROWS)
-            store = _open_store(path)
-            problem = problems.make_feature_problem(sized, executor, sets, store)
-            problem = problems.replace_section(
-                problem, "ccu_plus", retain_rows=RETAIN_ROWS
+        for num_rows in flags.stored:
+            path, start = pathlib.Path(folder) / str(num_rows), time.perf_counter()
+            compute = problems.random_features(spec, num_rows)
+            write_progress = functools.partial(progress, f"writing {num_rows:,} rows")
+            feature_store.write(path, _IDENTITY, num_rows, compute, write_progress)
+            results[num_rows] = {
+                "rows": num_rows,
+                "write_s": time.perf_counter() - start,
+                "disk_mib": sum(x.stat().st_size for x in path.iterdir()) / 2**20,
+            }
+            problem = problems.make_problem(
+                spec._replace(num_rows=num_rows),
+                executor,
+                sets=problems.split_rows(num_rows, **STORE_SETS),
+                has_images=False,
             )
-            calls[rows] = functools.partial(_request, problem, path)
-        runs = measure_in_turn(calls, flags.windows, progress)
-    for rows, windows in runs.items():
-        results[rows]["seconds"] = summarize([run["seconds"] for run in windows])
-        memory = [run["memory_mib"] for run in windows]
-        results[rows]["memory_mib"] = None if None in memory else max(memory)
-    return list(results.values())
+            problem = replace_section(problem, "ccu_plus", max_retain_rows=RETAIN_ROWS)
+            run = problems.make_run("ccu_plus", problem)
+            calls[num_rows] = functools.partial(_run_with_store, run, problem, path)
+        windows = measure_in_turn(calls, flags.windows, progress)
+    for num_rows, result in results.items():
+        seconds = summarize([window["seconds"] for window in windows[num_rows]])
+        memory = [window["memory_mib"] for window in windows[num_rows]]
+        result["seconds"] = seconds
+        result["memory_mib"] = None if None in memory else max(memory)
+        result["ratio"] = median_ratio(seconds, results[flags.stored[0]]["seconds"])
+    return [*results.values()]
 
 
-def _open_store(path: pathlib.Path) -> feature_store.FeatureStore:
-    store = feature_store.read(path, _FACTS)
-    if store is None:
-        raise UserError(f"{path}: the feature store cannot be read")
-    return store
-
-
-def _request(problem: Problem, path: pathlib.Path) -> dict[str, Any]:
+def _run_with_store(
+    run: Callable[[Problem], Outcome], problem: Problem, path: pathlib.Path
+) -> dict[str, float | None]:
+    """Returns the seconds and the memory of opening a store and running."""
     before, start = memory_mib("RssAnon"), time.perf_counter()
-    problem = problem._replace(store=_open_store(path))
-    opened = time.perf_counter() - start
-    run = problems.make_unlearn(problem, path)()
+    store = feature_store.read(path, _IDENTITY)
+    if store is None:
+        raise UserError(f"{path}: the feature store cannot be read back")
+    open_s = time.perf_counter() - start
+    outcome = run(problem._replace(store=store))
     after = memory_mib("RssAnon")
     return {
-        "seconds": opened + run["start"] + run["steps"],
+        "seconds": open_s + _run_s(outcome),
         "memory_mib": None if before is None or after is None else after - before,
     }
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns a table for each measured part."""
-    return [
-        make(measured[part], measured["preset"])
-        for part, make in (("sizes", _sizes_table), ("store", _store_table))
-        if part in measured
-    ]
-
-
-def _sizes_table(results: list[dict[str, Any]], preset: str) -> Table:
-    header = ("sweep", "size", "features", "start ms", "run ms", "low", "high")
-    table = Table(*header, title=f"{preset}: a run of ccu_plus")
-    for result in results:
-        run = result["seconds"]
-        table.add_row(
-            result["sweep"],
-            f"{result['value']:,}",
-            result["features"],
-            f"{1e3 * result['start']['median']:.1f}",
-            *(f"{1e3 * run[name]:.1f}" for name in ("median", "low", "high")),
-        )
-    return table
-
-
-def _store_table(results: list[dict[str, Any]], preset: str) -> Table:
-    header = ("stored rows", "disk MiB", "write s", "request ms", "low", "high")
-    title = f"{preset}: a request of ccu_plus beside stored rows"
-    table = Table(*header, "x fewest rows", "memory MiB", title=title)
-    table.caption = "stores were just written, so they are read from the page cache"
-    for result in results:
-        run, memory = result["seconds"], result["memory_mib"]
-        table.add_row(
-            f"{result['rows']:,}",
-            f"{result['disk_mib']:,.0f}",
-            f"{result['write_s']:.1f}",
-            *(f"{1e3 * run[name]:.1f}" for name in ("median", "low", "high")),
-            f"{median_ratio(run, results[0]['seconds']):.2f}",
-            "" if memory is None else f"{memory:,.0f}",
-        )
-    return table
+COMMANDS = {
+    "scale": Command(
+        "growth of costs: sets, classes, images, depth, stored rows",
+        add_flags,
+        measure,
+        make_tables,
+    )
+}

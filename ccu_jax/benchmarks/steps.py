@@ -1,11 +1,14 @@
-"""`python -m ccu_jax.benchmarks step`: optimizer steps, run in several ways.
+"""`python -m ccu_jax.benchmarks step`: one optimizer step, run in several ways.
 
-One compiled scan against one call per step, the executors against each other, and JAX
-against PyTorch. Everything is measured in turn, window by window.
+One compiled scan against one call per step, executors against each other, and JAX
+against PyTorch. All ways are measured in turn, window by window.
 """
 
 import argparse
+import contextlib
 import functools
+import importlib.util
+import json
 import pathlib
 import tempfile
 import time
@@ -17,29 +20,38 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
+from ccu_jax import models
 from ccu_jax.benchmarks import costs, problems
 from ccu_jax.benchmarks.harness import (
+    ChildProcess,
+    Column,
+    Command,
     Progress,
+    add_windows_flag,
+    at_least,
+    list_of,
+    make_table,
     measure_in_turn,
     median_ratio,
+    num_cores,
+    one_of,
+    spread_columns,
     summarize,
 )
-from ccu_jax.benchmarks.torch_baseline import METHODS as TORCH_METHODS
-from ccu_jax.benchmarks.torch_baseline import TorchProcess, missing_torch, write_inputs
+from ccu_jax.config.schema import to_json
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.train import step
 from ccu_jax.train.program import State
 
-HELP = "optimizer steps: one scan or one call each, executors, and PyTorch"
 SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
+TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
-_METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
-_COMPARED_ROWS = 64
-_MAX_BATCH = 1 << 16
-_WINDOW_S = 1.0
-# Simulated devices wait for each other: a long queue of calls can starve one of them.
+_METHODS = ["original", "neggrad_plus", "scrub", "ccu", "ccu_plus"]
+_COMPARED_ROWS = 64  # of the logits of JAX and PyTorch
+_MAX_TORCH_PLAN = 32  # training steps handed over to PyTorch; windows repeat them
+# Simulated devices wait for each other, and a long queue of calls can starve one.
 _MAX_QUEUE = 16
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -48,84 +60,51 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
     add = parser.add_argument
     add("--preset", choices=tuple(problems.PRESETS), default="clipart")
-    add("--methods", metavar="A,B", default=_METHODS, help=f"default {_METHODS}")
-    names = ",".join(EXECUTORS)
+    help_ = f"default {','.join(_METHODS)}"
+    methods = list_of(one_of(METHODS))
+    add("--methods", metavar="A,B", type=methods, default=_METHODS, help=help_)
     add(
         "--executors",
         metavar="A,B",
-        default=names,
+        type=list_of(one_of(EXECUTORS)),
+        default=[*EXECUTORS],
         help="the first runs all methods, the others `original` and `ccu_plus`; "
-        f"default {names}",
+        f"default {','.join(EXECUTORS)}",
     )
-    add("--windows", metavar="N", type=int, default=7, help="default 7")
-    add("--batch", metavar="N", type=int, help="rows of a step; default as configured")
+    add("--batch", metavar="N", type=at_least(1), help="rows; default as configured")
     add(
         "--torch",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure PyTorch too, where it is installed; default yes",
+        help="also measure PyTorch where it is installed; default yes",
     )
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raises UserError on flags that cannot be measured."""
-    for flag, choices in (("methods", METHODS), ("executors", EXECUTORS)):
-        names = getattr(flags, flag).split(",")
-        for name in names:
-            if name not in choices:
-                raise UserError(
-                    f"--{flag}: unknown name {name!r}; choose from {', '.join(choices)}"
-                )
-        if len(set(names)) < len(names):
-            raise UserError(f"--{flag}: a name is given twice")
-    if flags.windows < 1:
-        raise UserError("--windows: must be at least 1")
-    if flags.batch is not None and not 1 <= flags.batch <= _MAX_BATCH:
-        raise UserError(f"--batch: must be in [1, {_MAX_BATCH}]")
+    add_windows_flag(parser, default=7)
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Measures every method; see `measure_method`."""
-    sizes = problems.PRESETS[flags.preset]
-    first, *others = flags.executors.split(",")
-    problem = problems.make_step_problem(sizes, first, flags.batch)
-    names = flags.methods.split(",")
-    missing = missing_torch() if flags.torch else "--no-torch"
-    results = []
-    with tempfile.TemporaryDirectory() as name:
-        folder, process, difference = pathlib.Path(name), None, None
-        compared = [name for name in names if name in TORCH_METHODS]
-        try:
-            if missing is None and compared:
-                write_inputs(folder, problem, sizes, compared)
-                process = TorchProcess(folder)
-                difference = _compare_logits(process, problem)
-            for name in names:
-                result = measure_method(problem, name, others, flags.windows, process)
-                results.append(result)
-        finally:
-            if process is not None:
-                process.close()
+    first, *others = flags.executors
+    problem = problems.make_problem_with_batch(
+        problems.PRESETS[flags.preset], EXECUTORS[first](), flags.batch
+    )
+    reason = _why_no_torch() if flags.torch else "--no-torch"
+    names = [name for name in flags.methods if name in TORCH_METHODS]
+    torch = difference = None
+    with contextlib.ExitStack() as stack:
+        if reason is None and names:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            torch = stack.enter_context(TorchProcess(folder, problem, names))
+            difference = torch.compare_outputs(problem)
+        results = [
+            measure_method(problem, name, others, flags.windows, torch)
+            for name in flags.methods
+        ]
     return {
         "preset": flags.preset,
-        "dtype": problem.config.model.dtype,
-        "platform": jax.devices()[0].platform,
-        "devices": jax.device_count(),
-        "datasheet_flops": costs.datasheet_flops(),
-        "methods": results,
-        "logits_difference": difference,
-        "torch": missing or "measured",
+        "steps": [row for rows in results for row in rows],
+        "output_difference": difference,
+        "torch": reason or "measured",
     }
-
-
-def _compare_logits(process: TorchProcess, problem: Problem) -> float:
-    """Returns the largest difference of a logit or embedding to PyTorch's."""
-    rows = np.arange(min(_COMPARED_ROWS, len(problem.table["labels"])))
-    ours = problem.forward.outputs(problem.original, problem.table, rows)
-    return max(
-        float(np.abs(np.asarray(ours[name]) - x).max())
-        for name, x in process.logits(len(rows)).items()
-    )
 
 
 class Steps:
@@ -134,53 +113,45 @@ class Steps:
     Args:
         problem: its executor compiles the steps.
         name: the method.
-        num_steps: steps of a window. None: all of a method on cached features, else
-            as many as take about a second.
+        num_steps: of one scan; by default as many as a run makes in one call.
     """
 
     def __init__(self, problem: Problem, name: str, num_steps: int | None = None):
         """Compiles the scan."""
-        self.name, self.problem = name, problem._replace(method=name)
+        self._problem = problem._replace(method=name)
         self.executor = problem.executor
-        self.program = problems.build_stepping_program(name, self.problem)
-        self.num_steps = num_steps or self._fit_window()
+        self.program = problems.build_program(name, problem)
+        if self.program.loss is None:
+            raise UserError(f"--methods: {name} makes no optimizer steps; leave it out")
+        if num_steps is None:
+            is_one_call = self.program.is_fully_sharded
+            per_call = problem.config.run.steps_per_call
+            num_steps = self.program.steps if is_one_call else per_call
+        self.num_steps = num_steps
         plan = {
             part: np.resize(rows, (self.num_steps, rows.shape[1]))
             for part, rows in (self.program.plan or {}).items()
         }
         self.program = self.program._replace(plan=plan)
-        self.state, self.static, self.inputs = self._inputs(self.num_steps)
-        start = time.perf_counter()
-        self.scan = self._compile((self.state, self.static, self.inputs))
-        self.compile_s = time.perf_counter() - start
+        args = self._make_args(num_steps)
+        self.state, self.static, self.inputs = args
+        self.scan = self._compile(args)
 
     @functools.cached_property
     def single(self) -> Any:
         """One step, compiled."""
-        return self._compile(self._inputs(1))
+        return self._compile(self._make_args(1))
 
-    def _inputs(self, num_steps: int) -> tuple:
-        key = self.problem.make_key("steps")
-        return costs.device_inputs(self.program, self.executor, key, num_steps)
+    def _make_args(self, num_steps: int) -> tuple:
+        key = self._problem.make_key("steps")
+        return costs.make_step_args(self.program, self.executor, key, num_steps)
 
-    def _compile(self, inputs: tuple) -> Any:
+    def _compile(self, args: tuple) -> Any:
         steps: Any = self.executor.compile(step.make_steps(self.program), donate=True)
-        return steps.lower(*inputs).compile()
-
-    def _fit_window(self) -> int:
-        if self.program.is_fully_sharded:
-            return self.program.steps
-        seconds = []
-        for _ in range(2):  # the first call of a program is slower
-            inputs = self._inputs(1)
-            start = time.perf_counter()
-            jax.block_until_ready(self.single(*inputs))
-            seconds.append(time.perf_counter() - start)
-        max_steps = self.problem.config.run.steps_per_call
-        return max(2, min(int(_WINDOW_S / seconds[1]), max_steps))
+        return steps.lower(*args).compile()
 
     def run_scan(self) -> tuple[float, State]:
-        """Returns the seconds of a step in one scan, and the last state."""
+        """Runs all steps in one call; returns the seconds of a step and the state."""
         state = self._copy_state()
         start = time.perf_counter()
         with jax.transfer_guard("disallow"):
@@ -189,17 +160,17 @@ class Steps:
         return (time.perf_counter() - start) / self.num_steps, state
 
     def run_calls(self) -> tuple[float, State]:
-        """Returns the same for one call per step, its row indices sent before."""
-        state, program, single = self._copy_state(), self.program, self.single
+        """Runs one call per step, whose row numbers are on the devices before."""
+        state, single = self._copy_state(), self.single
         inputs = [
-            step.step_inputs(program, self.executor, number, 1)
+            step.step_inputs(self.program, self.executor, number, 1)
             for number in range(self.num_steps)
         ]
         jax.block_until_ready(inputs)
         start = time.perf_counter()
-        for number, of_step in enumerate(inputs):
+        for number, rows in enumerate(inputs):
             with jax.transfer_guard("disallow"):
-                state, _ = single(state, self.static, of_step)
+                state, _ = single(state, self.static, rows)
             if self.executor.num_devices > 1 and number % _MAX_QUEUE == 0:
                 jax.block_until_ready(state)
         jax.block_until_ready(state)
@@ -215,84 +186,169 @@ def measure_method(
     name: str,
     executors: list[str],
     windows: int,
-    process: TorchProcess | None,
-) -> dict[str, Any]:
-    """Measures the steps of a method.
+    torch: "TorchProcess | None",
+) -> list[dict[str, Any]]:
+    """Measures the steps of a method in every way.
 
     Returns:
-        `seconds` of a step by way, `peak` FLOP/s of a large product in the same
-        windows, `flops` of a step over the global batch, `convolutions` in the
-        compiled scan, `torch_failed` by mode.
+        For each way `seconds` of a step, their ratio to those of `scan`, `flops` of the
+        global batch, and the FLOP/s as a fraction of those of a large product, measured
+        in the same windows. Or `failure`, why PyTorch cannot run the step.
     """
     progress = Progress(name)
     progress("compiling", 0, 1)
     steps = Steps(problem, name)
-    product, product_flops = costs.large_product(problem.config.model.dtype)
+    calls, failures = _make_calls(steps, problem, name, executors, torch)
+    progress("compiling", 1, 1)
+    results = measure_in_turn(calls, windows, progress)
+    seconds = {way: summarize(values) for way, values in results.items()}
+    flops = costs.count_flops(steps.program, steps.executor)
+    peak = seconds.pop(PEAK)["high"]
+    if jax.devices()[0].platform != "cpu":  # devices of a CPU share its cores
+        peak *= jax.device_count()
+    rows = [
+        {
+            "method": name,
+            "way": way,
+            "seconds": summary,
+            "ratio": median_ratio(summary, seconds[SCAN]),
+            "flops": flops,
+            "of_peak": flops / summary["median"] / peak,
+        }
+        for way, summary in seconds.items()
+    ]
+    for way, text in failures.items():
+        rows.append({"method": name, "way": way, "failure": text})
+    return rows
 
-    def peak() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(product())
-        return product_flops / (time.perf_counter() - start)
 
+def _make_calls(
+    steps: Steps,
+    problem: Problem,
+    name: str,
+    executors: list[str],
+    torch: "TorchProcess | None",
+) -> tuple[dict[str, Callable[[], float]], dict[str, str]]:
+    """Returns a function per way that measures a window, and the failing ways."""
+    product, product_flops = costs.make_large_product(problem.config.model.dtype)
+    failures: dict[str, str] = {}
     calls: dict[str, Callable[[], float]] = {
         SCAN: lambda: steps.run_scan()[0],
         CALLS: lambda: steps.run_calls()[0],
-        PEAK: peak,
+        PEAK: lambda: product_flops / costs.measure_seconds(product),
     }
     if name in ("original", "ccu_plus"):
         for executor in executors:
             other = Steps(
-                problems.change_executor(problem, executor), name, steps.num_steps
+                problems.change_executor(problem, EXECUTORS[executor]()),
+                name,
+                steps.num_steps,
             )
             calls[executor] = lambda other=other: other.run_scan()[0]
-    failed: dict[str, str] = {}
-    if process is not None and name in TORCH_METHODS:
+    if torch is not None and name in TORCH_METHODS:
         for mode in TORCH_MODES:
-            reason = process.try_window(name, mode, steps.num_steps)
-            if reason is not None:
-                failed[mode] = reason
-                continue
-            calls[f"torch {mode}"] = functools.partial(
-                process.window, name, mode, steps.num_steps
-            )
-    progress("compiling", 1, 1)
-    summaries = {
-        way: summarize(values)
-        for way, values in measure_in_turn(calls, windows, progress).items()
-    }
-    return {
-        "method": name,
-        "steps": steps.num_steps,
-        "rows": sum(plan.shape[1] for plan in (steps.program.plan or {}).values()),
-        "compile_s": steps.compile_s,
-        "peak": summaries.pop(PEAK),
-        "seconds": summaries,
-        "flops": costs.count_flops(steps.program, steps.executor),
-        "convolutions": costs.count_convolutions(steps.scan.as_text()),
-        "torch_failed": failed,
-    }
+            way = f"torch {mode}"
+            call = functools.partial(torch.measure_step, name, mode, steps.num_steps)
+            try:
+                call()
+            except RuntimeError as error:  # torch.compile fails in many ways
+                failures[way] = str(error)
+            else:
+                calls[way] = call
+    return calls, failures
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns the table of steps; ratios are medians over windows."""
-    header = ("method", "way", "ms", "low", "high", "x scan", "% of peak")
-    table = Table(*header, title=f"{measured['preset']}: seconds of an optimizer step")
-    devices = 1 if measured["platform"] == "cpu" else measured["devices"]
-    for result in measured["methods"]:
-        peak = result["peak"]["high"] * devices
-        for way, seconds in result["seconds"].items():
-            table.add_row(
-                result["method"],
-                way,
-                *(f"{1e3 * seconds[name]:.3g}" for name in ("median", "low", "high")),
-                f"{median_ratio(seconds, result['seconds'][SCAN]):.2f}",
-                f"{100 * result['flops'] / seconds['median'] / peak:.1f}",
-            )
-    caption = f"PyTorch: {measured['torch']}"
-    if measured["logits_difference"] is not None:
-        caption += f", logits differ by at most {measured['logits_difference']:.1e}"
-    for result in measured["methods"]:
-        for mode, reason in result["torch_failed"].items():
-            caption += f"; torch {mode} fails on {result['method']}: {reason}"
-    table.caption = caption
-    return [table]
+_COLUMNS = [
+    Column("method", "method"),
+    Column("way", "way"),
+    *spread_columns("ms", "seconds", ",.3g", 1e3),
+    Column("x scan", "ratio", ".2f"),
+    Column("GFLOP", "flops", ",.3g", 1e-9),
+    Column("% of peak", "of_peak", ".1f", 100),
+    Column("failure", "failure"),
+]
+
+
+def make_tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns the table of steps."""
+    title = f"{measured['preset']}: one optimizer step"
+    note = f"PyTorch: {measured['torch']}"
+    if (difference := measured["output_difference"]) is not None:
+        note += f"; its outputs differ by at most {difference:.1e}"
+    return [make_table(title, _COLUMNS, measured["steps"], note)]
+
+
+# --- PyTorch --------------------------------------------------------------------------
+
+
+def _why_no_torch() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "not installed"
+    if jax.devices()[0].platform not in ("cpu", "gpu"):
+        return "not measured on this kind of device"
+    return None
+
+
+class TorchProcess(ChildProcess):
+    """Runs PyTorch without JAX, so that their thread pools do not compete.
+
+    Args:
+        folder: where the inputs are written.
+        problem: parameters, table and configuration.
+        names: methods, out of TORCH_METHODS.
+    """
+
+    def __init__(self, folder: str, problem: Problem, names: list[str]):
+        """Writes the inputs."""
+        self._inputs, self._threads = pathlib.Path(folder) / "inputs.npz", num_cores()
+        super().__init__(
+            OMP_NUM_THREADS=str(self._threads),
+            TORCHINDUCTOR_COMPILE_THREADS="1",  # others would run beside a measurement
+        )
+        write_torch_inputs(self._inputs, problem, names)
+
+    def compare_outputs(self, problem: Problem) -> float:
+        """Returns the largest difference between logits or embeddings of JAX and it."""
+        rows = np.arange(min(_COMPARED_ROWS, len(problem.table["labels"])))
+        params, table = problem.original, dict(problem.table)
+        outputs = problem.forward.outputs(params, table, rows)
+        theirs = self.call("torch_training", "compute_outputs", self._inputs, len(rows))
+        return max(float(np.abs(outputs[k] - x).max()) for k, x in theirs.items())
+
+    def measure_step(self, name: str, mode: str, num_steps: int) -> float:
+        """Returns the seconds of a step, in the mode "eager" or "compile"."""
+        args = (self._inputs, name, mode, num_steps, self._threads)
+        return self.call("torch_training", "measure_steps", *args) / num_steps
+
+
+def write_torch_inputs(path: pathlib.Path, problem: Problem, names: list[str]) -> None:
+    """Writes what `torch_training.load_inputs` reads."""
+    arrays: dict[str, Any] = {
+        "config": json.dumps(to_json(problem.config)),
+        "multi_label": problem.multi_label,
+        "device": "cpu" if jax.devices()[0].platform == "cpu" else "cuda",
+        **{f"params/{name}": x for name, x in flatten_params(problem.original).items()},
+        **{f"table/{name}": np.asarray(x) for name, x in problem.table.items()},
+    }
+    for name in names:
+        program = problems.build_program(name, problem)
+        arrays[f"num_steps/{name}"] = program.steps
+        for part, rows in (program.plan or {}).items():
+            arrays[f"plan/{name}/{part}"] = rows[:_MAX_TORCH_PLAN]
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def flatten_params(params: models.Params) -> dict[str, np.ndarray]:
+    """Returns the parameters by the path of their leaf, `module/.../leaf`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {"/".join(key.key for key in path): np.asarray(x) for path, x in leaves}
+
+
+COMMANDS = {
+    "step": Command(
+        "optimizer steps: one scan or one call each, executors, and PyTorch",
+        add_flags,
+        measure,
+        make_tables,
+    )
+}

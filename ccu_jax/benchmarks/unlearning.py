@@ -1,199 +1,300 @@
-"""`python -m ccu_jax.benchmarks unlearn`: whole runs of every method and their costs.
+"""`python -m ccu_jax.benchmarks unlearn` and `compile`: whole runs of the methods.
 
-Seconds of preparation and of steps, compile time apart, FLOPs, bytes, memory, and
-utilization of the device.
+`unlearn`: seconds before and of the steps, and FLOPs, bytes, memory and utilization of
+one step. `compile`: seconds from the start of the command line to the first unlearning
+step, with an empty and with a filled compilation cache.
 """
 
 import argparse
-import functools
+import datetime
+import json
 import math
+import os
 import pathlib
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from typing import Any
 
 import jax
 from rich.table import Table
 
 from ccu_jax.benchmarks import costs, problems
-from ccu_jax.benchmarks.harness import summarize
+from ccu_jax.benchmarks.harness import (
+    Column,
+    Command,
+    Progress,
+    add_windows_flag,
+    list_of,
+    make_table,
+    one_of,
+    spread_columns,
+    summarize,
+)
+from ccu_jax.config.loading import available_configs
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import feature_store
-from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, Problem
-from ccu_jax.runs.progress import NullStage
-from ccu_jax.train.loop import Loop
 
-HELP = "whole runs of every method: seconds, FLOPs, bytes, memory, utilization"
-# One run of these is long enough to be measured once.
+# A single run of these takes long enough to be measured once.
 _LONG = ("original", "retrain", "retrain_visual")
+COMPILED_METHOD = "ccu_plus"
+# Compilation depends neither on the number of rows nor on that of epochs.
+_SETTINGS = ("train.epochs=1", "data.records=False", "data.sample_rows=600")
+
+# --- unlearn --------------------------------------------------------------------------
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of this command."""
+def add_unlearn_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `unlearn`."""
     add = parser.add_argument
     add("--preset", choices=tuple(problems.PRESETS), default="clipart")
-    add("--methods", metavar="A,B", default=",".join(METHODS), help="default all")
-    add("--executor", choices=tuple(EXECUTORS), default="pmap")
-    add("--windows", metavar="N", type=int, default=5, help="runs of each; default 5")
+    methods = list_of(one_of(METHODS))
     add(
-        "--epochs",
-        metavar="N",
-        type=float,
-        help="training epochs, instead of the configuration's",
+        "--methods", metavar="A,B", type=methods, default=[*METHODS], help="default all"
     )
+    add("--executor", choices=tuple(EXECUTORS), default="pmap")
+    help_ = "training epochs, instead of the configuration's"
+    add("--epochs", metavar="N", type=_positive, help=help_)
+    add_windows_flag(parser, default=5)
 
 
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raises UserError on flags that cannot be measured."""
-    for name in flags.methods.split(","):
-        if name not in METHODS:
-            raise UserError(
-                f"--methods: unknown method {name!r}; choose from {', '.join(METHODS)}"
-            )
-    if flags.windows < 1:
-        raise UserError("--windows: must be at least 1")
-    if flags.epochs is not None and not 0 < flags.epochs < math.inf:
-        raise UserError("--epochs: must be finite and above 0")
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
-def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Runs every method, those on cached features with stored and computed ones."""
-    sizes = problems.PRESETS[flags.preset]
-    problem = problems.make_problem(sizes, EXECUTORS[flags.executor]())
+def measure_unlearn(flags: argparse.Namespace) -> dict[str, Any]:
+    """Runs every method, on cached features once with stored and once with computed."""
+    spec = problems.PRESETS[flags.preset]
     if flags.epochs:
-        problem = problems.replace_section(problem, "train", epochs=flags.epochs)
+        spec = problems.replace_section(spec, "train", epochs=flags.epochs)
+    executor, store = EXECUTORS[flags.executor](), problems.random_store(spec)
+    problem = problems.make_problem(spec, executor, store=store)
     peaks = costs.measure_peaks(problem.config.model.dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "features"
-        store = feature_store.open_or_build(
-            path,
-            problem.forward,
-            problem.original,
-            problem.table,
-            problem.seed,
-            "bench",
-            lambda done, total: None,
-        )
-        problem = problem._replace(store=store)
-        runs = []
-        for name in flags.methods.split(","):
-            is_cached = METHODS[name](problem).is_fully_sharded
-            for features in ("computed", "stored") if is_cached else (None,):
-                runs.append(
-                    measure_method(problem, name, features, flags.windows, peaks)
-                )
-    sets = {name: len(rows) for name, rows in problem.sets._asdict().items()}
+    runs = []
+    for name in flags.methods:
+        uses_features = METHODS[name](problem).is_fully_sharded
+        for features in ("computed", "stored") if uses_features else (None,):
+            runs.append(measure_method(problem, name, features, flags.windows, peaks))
     return {
         "preset": flags.preset,
-        "sets": sets,
+        "sets": {name: len(rows) for name, rows in problem.sets._asdict().items()},
         "peaks": peaks._asdict(),
         "runs": runs,
     }
 
 
 def measure_method(
-    problem: Problem,
-    name: str,
-    features: str | None,
-    windows: int,
-    peaks: costs.Peaks,
+    problem: Problem, name: str, features: str | None, windows: int, peaks: costs.Peaks
 ) -> dict[str, Any]:
     """Measures runs of one method, and the cost of one of its steps.
 
     Args:
         problem: with stored features.
         name: the method.
-        features: "stored" or "computed"; None for methods that train on images.
-        windows: number of runs after a first one that compiles.
+        features: "stored" or "computed"; None for methods that read images.
+        windows: number of runs after the first, which compiles.
         peaks: of the device.
     """
     if features is not None:
         problem = problems.replace_section(problem, "run", features=features)
-    # A new Forward and Loop: nothing that other methods compiled is reused.
-    batch = problem.config.run.evaluate_batch
-    problem = problem._replace(forward=Forward(problem.model, problem.executor, batch))
-    loop = Loop(problem.config.run, problem.executor, lambda text: None)
-    method = functools.partial(problems.build_program, name)
-
-    def run() -> Any:
-        # A folder of its own, or the run would resume from a checkpoint.
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "steps"
-            return loop.run(name, method, problem, path, NullStage())
-
+    run = problems.make_run(name, problem)
     first = run()
-    outcomes = [run() for _ in range(1 if name in _LONG else windows)]
-    program = method(problem)
-    steps_s = statistics.median(outcome.seconds["steps"] for outcome in outcomes)
+    seconds = [run().seconds for _ in range(1 if name in _LONG else windows)]
+    program = problems.build_program(name, problem)
+    steps_s = statistics.median(s["steps"] for s in seconds)
     result = {
         "method": name,
         "features": features,
         "steps": first.steps,
         "rows": sum(plan.shape[1] for plan in (program.plan or {}).values()),
-        "compile_s": first.seconds["compile"],
-        "start_s": statistics.median(o.seconds["start"] for o in outcomes),
-        "steps_s": steps_s,
-        "seconds": summarize(
-            [o.seconds["start"] + o.seconds["steps"] for o in outcomes]
-        ),
         "trained": sum(x.size for x in jax.tree.leaves(program.params)),
+        "compile_s": first.seconds["compile"],
+        "start_s": statistics.median(s["start"] for s in seconds),
+        "steps_s": steps_s,
+        "seconds": summarize([s["start"] + s["steps"] for s in seconds]),
     }
     if not first.steps:
         return result
     compiled = costs.measure_compiled(program, problem.executor)
-    flops = costs.count_flops(program, problem.executor)
-    step_s = steps_s / first.steps
-    share = flops / problem.executor.num_devices
+    flops, step_s = costs.count_flops(program, problem.executor), steps_s / first.steps
+    device_flops = flops / problem.executor.num_devices
+    usage = costs.utilization(device_flops, compiled["bytes"], step_s, peaks)
+    return {**result, "step_s": step_s, "flops": flops, **compiled, **usage}
+
+
+_NAMES = [Column("method", "method"), Column("features", "features")]
+_RUN_COLUMNS = [
+    *_NAMES,
+    Column("steps", "steps", ","),
+    Column("start s", "start_s", ",.3g"),
+    Column("steps s", "steps_s", ",.3g"),
+    *spread_columns("total s", "seconds", ",.3g"),
+    Column("% of original", "of_original", ".3g", 100),
+    Column("compile s", "compile_s", ",.3g"),
+]
+_STEP_COLUMNS = [
+    *_NAMES,
+    Column("rows", "rows", ","),
+    Column("parameters", "trained", ","),
+    Column("ms", "step_s", ",.3g", 1e3),
+    Column("GFLOP", "flops", ",.3g", 1e-9),
+    Column("MB", "bytes", ",.3g", 1e-6),
+    Column("MiB", "memory", ",.3g", 2**-20),
+    Column("MFU %", "mfu", ".3g", 100),
+    Column("roofline %", "roofline", ".3g", 100),
+]
+
+
+def make_unlearn_tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns the tables of whole runs and of one step."""
+    runs, peaks = measured["runs"], measured["peaks"]
+    totals = {run["method"]: run["seconds"]["median"] for run in runs}
+    if original := totals.get("original"):
+        runs = [{**r, "of_original": r["seconds"]["median"] / original} for r in runs]
+    sizes = ", ".join(f"{name} {size:,}" for name, size in measured["sets"].items())
+    note = "stop rules are evaluated and ignored; stored features are in memory"
+    basis = "of the data sheet" if peaks["datasheet"] else "that was measured"
+    step_note = (
+        f"measured peaks {peaks['flops'] / 1e9:,.0f} GFLOP/s, "
+        f"{peaks['bytes'] / 1e9:,.0f} GB/s; MFU relative to the peak {basis}; rows and "
+        "GFLOP of the global batch; MB accessed and peak MiB of one device"
+    )
+    return [
+        make_table(f"{measured['preset']}: {sizes}", _RUN_COLUMNS, runs, note),
+        make_table("one step", _STEP_COLUMNS, runs, step_note),
+    ]
+
+
+# --- compile --------------------------------------------------------------------------
+
+
+def add_compile_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `compile`."""
+    parser.add_argument(
+        "--configs",
+        metavar="A,B",
+        type=list_of(one_of(available_configs())),
+        default=[*available_configs()],
+        help="default all",
+    )
+    add_windows_flag(parser, default=3)
+
+
+def measure_compile(flags: argparse.Namespace) -> dict[str, Any]:
+    """Starts every configuration with an empty cache, then with a filled one."""
+    rows, total = [], 1 + flags.windows
+    for config in flags.configs:
+        progress, starts = Progress(config), []
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = pathlib.Path(folder) / "run"
+            progress("training the original", 0, 1)
+            run_command(config, workdir, "original")
+            for window in range(total):
+                progress("starting", window, total)
+                starts.append(measure_start(config, workdir))
+        progress("starting", total, total)
+        empty, *filled = starts
+        median = {key: statistics.median(s[key] for s in filled) for key in empty}
+        rows += [
+            {"config": config, "cache": "empty", **empty},
+            {"config": config, "cache": "filled", **median, "windows": filled},
+        ]
+    return {"starts": rows}
+
+
+def measure_start(config: str, workdir: pathlib.Path) -> dict[str, float]:
+    """Unlearns with the command line; returns seconds from its start by its events."""
+    path, start = workdir / "events.jsonl", time.time()
+    offset = path.stat().st_size
+    run_command(config, workdir, f"original,{COMPILED_METHOD}")
+    total_s = time.time() - start
+    with path.open("rb") as file:
+        file.seek(offset)
+        events = [json.loads(line) for line in file]
+    times = {
+        (event["kind"], event["title"].split()[-1]): event["time"]
+        for event in events
+        if event["kind"] in ("stage_start", "stage_end")
+    }
+
+    def seconds_at(kind: str, stage: str) -> float:
+        time_ = datetime.datetime.fromisoformat(times[kind, stage])
+        return time_.timestamp() - start
+
+    result = workdir / "stages" / f"{COMPILED_METHOD}-0.json"
+    clocks = json.loads(result.read_text("utf-8"))["seconds"]
+    result.unlink()
+    shutil.rmtree(workdir / "checkpoints" / f"{COMPILED_METHOD}-0")
     return {
-        **result,
-        "step_s": step_s,
-        "flops": flops,
-        **compiled,
-        **costs.utilization(share, compiled["bytes"], step_s, peaks),
+        "imports_s": seconds_at("stage_start", "data"),
+        "data_s": seconds_at("stage_end", "data"),
+        "unlearning_s": seconds_at("stage_start", COMPILED_METHOD),
+        # All steps are one call. Includes the few milliseconds of saving the result.
+        "first_step_s": seconds_at("stage_end", COMPILED_METHOD)
+        - clocks["steps"]
+        - clocks["evaluate"],
+        "total_s": total_s,
+        "compile_s": clocks["compile"],
+        "start_s": clocks["start"],
     }
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns the table of seconds and that of the cost of one step."""
-    runs, peaks = measured["runs"], measured["peaks"]
-    original = [r["seconds"]["median"] for r in runs if r["method"] == "original"]
-    sets = ", ".join(f"{name} {size:,}" for name, size in measured["sets"].items())
-    header = ("method", "features", "steps", "start s", "steps s", "total s", "low")
-    header += ("high", "% of original", "compile s")
-    seconds = Table(*header, title=f"{measured['preset']}: {sets}")
-    seconds.caption = (
-        "random rows: stop rules are evaluated and ignored; stored features are read "
-        "from the page cache"
+def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
+    """Runs the command line.
+
+    Raises:
+        UserError: the run failed; quotes the end of its stderr.
+    """
+    command = [sys.executable, "-m", "ccu_jax.launch", "--config", config]
+    command += ["--workdir", str(workdir), "--methods", methods]
+    for setting in _SETTINGS:
+        command += ["--set", setting]
+    # Uses the cache beside the working folder, not one that the environment names.
+    environment = dict(os.environ)
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
     )
-    header = ("method", "features", "rows", "trained", "ms", "GFLOP", "MB", "MiB")
-    steps = Table(*header, "MFU %", "roofline %", title="one step")
-    basis = "the data sheet" if peaks["datasheet"] else "the measured peak"
-    steps.caption = (
-        f"measured peak {peaks['flops'] / 1e9:,.0f} GFLOP/s, "
-        f"{peaks['bytes'] / 1e9:,.0f} GB/s; MFU relative to {basis}; FLOPs of the "
-        "global batch by XLA's count; MB and MiB (peak memory) on one device"
-    )
-    for run in runs:
-        name, total = (run["method"], run["features"] or ""), run["seconds"]
-        percent = f"{100 * total['median'] / original[0]:.3g}" if original else ""
-        values = (run["start_s"], run["steps_s"])
-        values += tuple(total[key] for key in ("median", "low", "high"))
-        row = (f"{value:,.3g}" for value in values)
-        seconds.add_row(
-            *name, str(run["steps"]), *row, percent, f"{run['compile_s']:,.3g}"
-        )
-        cells = [
-            "" if run.get(key) is None else f"{run[key] * scale:,.3g}"
-            for key, scale in (
-                ("step_s", 1e3),
-                ("flops", 1e-9),
-                ("bytes", 1e-6),
-                ("memory", 2**-20),
-                ("mfu", 100),
-                ("roofline", 100),
-            )
-        ]
-        steps.add_row(*name, str(run["rows"]), f"{run['trained']:,}", *cells)
-    return [seconds, steps]
+    if process.returncode:
+        reason = process.stderr.strip()[-300:]
+        raise UserError(f"{config}: the run failed: {reason}")
+
+
+def make_compile_tables(measured: dict[str, Any]) -> list[Table]:
+    """Returns the table of starts."""
+    headers = {
+        "imported": "imports_s",
+        "data ready": "data_s",
+        "unlearning begins": "unlearning_s",
+        "first step": "first_step_s",
+        "end": "total_s",
+        "compiling took": "compile_s",
+        "method start took": "start_s",
+    }
+    columns = [Column("config", "config"), Column("cache", "cache")]
+    columns += [Column(header, key, ".2f") for header, key in headers.items()]
+    title = f"{COMPILED_METHOD}: seconds from the start of the command"
+    return [make_table(title, columns, measured["starts"])]
+
+
+COMMANDS = {
+    "unlearn": Command(
+        "whole runs of every method: seconds, FLOPs, bytes, memory, utilization",
+        add_unlearn_flags,
+        measure_unlearn,
+        make_unlearn_tables,
+    ),
+    "compile": Command(
+        "seconds to the first unlearning step, with and without compiled programs",
+        add_compile_flags,
+        measure_compile,
+        make_compile_tables,
+    ),
+}

@@ -1,5 +1,6 @@
 """Every benchmark runs at the smallest size and refuses wrong flags in one line."""
 
+import dataclasses
 import json
 import types
 
@@ -7,15 +8,16 @@ import pytest
 
 from ccu_jax.benchmarks import (
     __main__,
-    compilation,
     costs,
     harness,
     input_pipeline,
     scaling,
     steps,
+    unlearning,
 )
-from ccu_jax.config.loading import available_configs
+from ccu_jax.config.loading import load_config
 from ccu_jax.distributed import executors
+from ccu_jax.errors import UserError
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Returns `run(line)`: runs a command; returns what it measured and printed."""
     peaks = costs.Peaks(1e12, 1e11, None)
     monkeypatch.setattr(costs, "measure_peaks", lambda dtype: peaks)
-    monkeypatch.setattr(costs, "large_product", lambda dtype: (lambda: 0.0, 1))
+    monkeypatch.setattr(costs, "make_large_product", lambda dtype: (lambda: 0.0, 1))
 
     def run(line: str):
         path = tmp_path / "measured.json"
@@ -43,16 +45,15 @@ def _check_summary(summary, windows):
 @pytest.mark.slow
 def test_step_measures_scan_calls_and_executors(run, monkeypatch):
     monkeypatch.setitem(executors.EXECUTORS, "vmap", lambda: executors.vmap(1))
-    monkeypatch.setattr(steps.Steps, "_fit_window", lambda self: 3)
     line = "step --preset tiny --methods original,ccu_plus --windows 2 --no-torch"
     measured, printed = run(f"{line} --executors vmap,pmap")
-    assert [m["method"] for m in measured["methods"]] == ["original", "ccu_plus"]
-    for method in measured["methods"]:
-        assert set(method["seconds"]) == {steps.SCAN, steps.CALLS, "pmap"}
-        for seconds in method["seconds"].values():
-            _check_summary(seconds, 2)
-        assert method["flops"] > 0 and method["convolutions"] == 0
-        assert method["method"] in printed
+    rows = [(row["method"], row["way"]) for row in measured["steps"]]
+    ways = (steps.SCAN, steps.CALLS, "pmap")
+    assert rows == [(m, way) for m in ("original", "ccu_plus") for way in ways]
+    for row in measured["steps"]:
+        _check_summary(row["seconds"], 2)
+        assert row["flops"] > 0 and row["of_peak"] > 0
+        assert row["method"] in printed
     assert "PyTorch: --no-torch" in printed
 
 
@@ -87,14 +88,14 @@ def test_scale_measures_every_sweep_and_store(run, tmp_path, monkeypatch):
     measured, printed = run(
         f"scale --preset tiny --stored 1000,3000 --windows 1 --dir {tmp_path}"
     )
-    sweeps = {point["sweep"] for point in measured["sizes"]}
+    sweeps = {row["sweep"] for row in measured["sizes"]}
     assert sweeps == {
         "unlearn set, same steps",
-        "unlearn set, same passes",
+        "unlearn set, same epochs",
         "retain set",
         "classes",
         "image size",
-        "image depth",
+        "depth",
     }
     small, large = measured["store"]
     assert (small["rows"], large["rows"]) == (1000, 3000)
@@ -106,11 +107,12 @@ def test_scale_measures_every_sweep_and_store(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_compile_separates_cold_and_warm_starts(run):
     measured, printed = run("compile --configs tiny --windows 1")
-    (result,) = measured["configs"]
-    for name in ("imports_s", "data_s", "unlearning_s", "first_step_s", "seconds"):
-        assert result["cold"][name] > 0
-        _check_summary(result["warm"][name], 1)
-    assert "cold" in printed and "warm" in printed
+    empty, filled = measured["starts"]
+    assert (empty["cache"], filled["cache"]) == ("empty", "filled")
+    for row in (empty, filled):
+        assert 0 < row["imports_s"] < row["data_s"] < row["unlearning_s"]
+        assert row["unlearning_s"] < row["first_step_s"] < row["total_s"]
+    assert "empty" in printed and "filled" in printed
 
 
 @pytest.mark.slow
@@ -126,7 +128,7 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
     assert [feed["size"] for feed in measured["feed"]] == [48, 224]
     for feed in measured["feed"]:
         ways = {(rate["way"], rate["batch"]) for rate in feed["rates"]}
-        assert {(input_pipeline.PILLOW, 0), (input_pipeline.FEED, 64)} <= ways
+        assert {(input_pipeline.PILLOW, None), (input_pipeline.MEMORY_MAP, 64)} <= ways
         for rate in feed["rates"]:
             _check_summary(rate["images_per_s"], 2)
     assert "preparing the sample editions" in printed
@@ -138,15 +140,14 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
         ("", "no command"),
         ("date", "date"),
         ("data --row 3", "--row"),
-        ("data --rows-mmimdb 5", "--rows-mmimdb: 5 is below"),
+        ("data --rows-mmimdb 5", "5 movies are too few"),
         ("data --rows-mmimdb many", "'many'"),
-        ("data --rows-mmimdb 0", "--only prepare"),
         ("data --windows 0", "--windows"),
         ("data --json nowhere/file", "nowhere"),
-        ("data --dir file", "--dir"),
+        ("data --dir file", "file"),
         ("step --preset large", "large"),
         ("step --methods original,ccu_minus", "'ccu_minus'; choose from original"),
-        ("step --executors pmap,pmap", "twice"),
+        ("step --executors pmap,pmap", "repeats"),
         ("step --windows 0", "--windows"),
         ("step --batch 0", "--batch"),
         ("unlearn --methods ccu_minus", "'ccu_minus'"),
@@ -155,7 +156,7 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
         ("scale --only devices", "'devices'"),
         ("scale --stored 10,20", "--stored"),
         ("scale --stored a", "'a'"),
-        ("scale --dir file/folder", "--dir"),
+        ("scale --dir file/folder", "file"),
         ("compile --configs none", "'none'"),
         ("compile --windows 0", "--windows"),
     ],
@@ -176,18 +177,17 @@ def test_an_interrupt_ends_with_code_130(monkeypatch, capsys):
     def interrupt(flags):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compilation, "measure", interrupt)
-    assert (
-        __main__.main(["compile", "--configs", next(iter(available_configs()))]) == 130
-    )
+    command = unlearning.COMMANDS["compile"]._replace(measure=interrupt)
+    monkeypatch.setitem(unlearning.COMMANDS, "compile", command)
+    assert __main__.main(["compile"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_a_failed_run_quotes_its_error(monkeypatch, tmp_path):
     failed = types.SimpleNamespace(returncode=2, stderr="error: no such config\n")
-    monkeypatch.setattr(compilation.subprocess, "run", lambda *a, **k: failed)
-    with pytest.raises(compilation.UserError, match="no such config"):
-        compilation.start_run("tiny", tmp_path, "original")
+    monkeypatch.setattr(unlearning.subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(UserError, match="no such config"):
+        unlearning.run_command("tiny", tmp_path, "original")
 
 
 def test_windows_are_measured_in_turn_without_the_first():
@@ -198,26 +198,24 @@ def test_windows_are_measured_in_turn_without_the_first():
         return len(order)
 
     calls = {name: lambda name=name: measure(name) for name in "ab"}
-    results = harness.measure_in_turn(calls, 2, lambda *args: None)
+    results = harness.measure_in_turn(calls, 2, harness.Progress("test"))
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert results == {"a": [3, 6], "b": [4, 5]}
 
 
-def test_a_child_answers_and_its_failure_names_the_reason(tmp_path):
-    spec = {"title": "no data", "name": "mmimdb", "root": str(tmp_path / "none")}
-    spec |= {"workdir": str(tmp_path / "work"), "records": False}
-    module = "ccu_jax.benchmarks.input_pipeline"
-    child = harness.Child("the child", module, spec, tmp_path, {"JAX_PLATFORMS": "cpu"})
-    try:
-        assert child.answer() == {"ready": True}
-        with pytest.raises(harness.UserError, match="the child: .*none"):
-            child.ask()
-    finally:
-        child.close()
+def test_child_process_returns_results_and_raises_errors(tmp_path):
+    settings = load_config("mmimdb").data
+    settings = dataclasses.replace(settings, dir=str(tmp_path / "none"))
+    with harness.ChildProcess() as child:
+        status = child.call("harness", "memory_mib", "VmRSS")
+        assert status is None or status > 0
+        with pytest.raises(UserError, match="none"):
+            child.call("input_pipeline", "prepare", settings, tmp_path, "title")
+        with pytest.raises(RuntimeError, match="AttributeError"):
+            child.call("harness", "missing")
 
 
 def test_ratios_are_medians_over_windows():
     a, b = harness.summarize([1, 2, 9]), harness.summarize([1, 1, 3])
     assert a["median"] == 2 and (a["low"], a["high"]) == (1, 9)
     assert harness.median_ratio(a, b) == 2
-    assert harness.median_ratio(None, b) != harness.median_ratio(None, b)  # NaN

@@ -21,14 +21,7 @@ _MIN_WIDTH = 160  # characters; tables would wrap in narrower pipes and files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
-
-    Args:
-        argv: the arguments; by default those of the process.
-
-    Returns:
-        The exit code: 0, 2 after a `UserError`, 130 if interrupted.
-    """
+    """Runs a command; returns the exit code: 0, 2 for a `UserError`, 130 if stopped."""
     try:
         run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -60,13 +53,9 @@ def run(argv: Sequence[str]) -> None:
     for table in command.make_tables(measured):
         console.print(table)
     if flags.json:
-        record = {
-            "benchmark": flags.command,
-            "machine": machine,
-            "flags": to_plain_json(vars(flags)),
-            "measured": measured,
-        }
-        write_atomically(flags.json, (json.dumps(record, indent=1) + "\n").encode())
+        record = {"flags": vars(flags), "machine": machine, "measured": measured}
+        text = json.dumps(to_plain_json(record), indent=1) + "\n"
+        write_atomically(flags.json, text.encode())
 
 
 def _import(module: str) -> Any:
@@ -84,12 +73,8 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
     for name, command in commands.items():
         subparser = subparsers.add_parser(name, help=command.help, allow_abbrev=False)
         command.add_flags(subparser)
-        subparser.add_argument(
-            "--json",
-            metavar="FILE",
-            type=_output_file,
-            help="also write all numbers to this file",
-        )
+        help_text = "also write all numbers to this file"
+        subparser.add_argument("--json", type=_output_file, help=help_text)
     flags = parser.parse_args(argv)
     if flags.command is None:
         parser.error(f"no command; choose from {', '.join(commands)}")

@@ -173,17 +173,10 @@ def utilization(
 ) -> dict[str, float | None]:
     """Returns how much of one device's speed a step uses, as fractions.
 
-    Args:
-        flops: of the step, on this device.
-        accessed: bytes that the step reads and writes, if known.
-        seconds: of the step.
-        peaks: of the device.
-
-    Returns:
-        `mfu`: FLOP/s over those of the data sheet, or over the measured peak if the
-        device is unlisted. `roofline`: FLOP/s over what the arithmetic intensity and
-        the measured peaks allow (Williams et al. 2009). XLA counts accesses that caches
-        serve, so small programs may exceed 1.
+    `mfu`: FLOP/s over those of the data sheet, or over the measured peak if the device
+    is unlisted. `roofline`: FLOP/s over what the arithmetic intensity (FLOPs by bytes
+    accessed) and the measured peaks allow (Williams et al. 2009). XLA counts accesses
+    that caches serve, so small programs may exceed 1.
     """
     speed, roofline = flops / seconds, None
     if accessed:

@@ -6,7 +6,9 @@ Imports no JAX, so that the child process of `torch_baseline` does not either.
 import argparse
 import functools
 import importlib
+import math
 import multiprocessing
+import operator
 import os
 import pathlib
 import re
@@ -27,14 +29,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Command(NamedTuple):
-    """A benchmark.
-
-    Attributes:
-        help: what it measures, in one line.
-        add_flags: adds its flags to a parser.
-        measure: returns plain JSON from the flags.
-        make_tables: returns rich tables from what `measure` has returned.
-    """
+    """A benchmark: `measure` returns plain JSON, and `make_tables` shows it."""
 
     help: str
     add_flags: Callable[[argparse.ArgumentParser], None]
@@ -88,15 +83,17 @@ def user_path(text: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
 
 
-def add_windows_flag(parser: argparse.ArgumentParser, default: int) -> None:
-    """Adds `--windows`: how often everything is measured."""
-    parser.add_argument(
-        "--windows",
-        metavar="N",
-        type=at_least(1),
-        default=default,
-        help="measurements of each; default %(default)s",
-    )
+def add_flag(
+    parser: argparse.ArgumentParser,
+    name: str,
+    parse: Callable[[str], Any],
+    default: Any,
+    help_text: str = "",
+) -> None:
+    """Adds a flag whose help names the default."""
+    text = ",".join(map(str, default)) if isinstance(default, list) else default
+    help_text = f"{help_text} (default {text})".strip()
+    parser.add_argument(name, type=parse, default=default, help=help_text)
 
 
 # --- timing ---------------------------------------------------------------------------
@@ -124,10 +121,7 @@ def measure_in_turn(
 ) -> dict[Name, list[Any]]:
     """Calls all functions once per window, so that load on the machine hits all alike.
 
-    Args:
-        calls: functions by name. Each measures one window and returns the result.
-        windows: number of windows. One more comes first, to warm up, and is dropped.
-        progress: called with the number of finished calls.
+    One more window comes first, to warm up, and is dropped.
 
     Returns:
         The results of every function, window by window.
@@ -159,8 +153,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 
 def median_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """Returns the median over windows of the ratio of two summaries."""
-    pairs = zip(a["windows"], b["windows"], strict=True)
-    return statistics.median(x / y for x, y in pairs)
+    return statistics.median(map(operator.truediv, a["windows"], b["windows"]))
 
 
 # --- the machine ----------------------------------------------------------------------
@@ -176,10 +169,10 @@ def read_system_field(path: str, name: str) -> str | None:
     return next((value.strip() for key, value in pairs if key.strip() == name), None)
 
 
-def memory_mib(field: str) -> float | None:
-    """Returns a field of /proc/self/status in MiB, such as VmRSS; None off Linux."""
+def memory_mib(field: str) -> float:
+    """Returns a field of /proc/self/status in MiB, such as VmRSS; NaN off Linux."""
     value = read_system_field("/proc/self/status", field)
-    return None if value is None else int(value.split()[0]) / 1024
+    return int(value.split()[0]) / 1024 if value else math.nan
 
 
 def num_cores() -> int:

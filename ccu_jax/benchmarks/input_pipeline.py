@@ -7,6 +7,7 @@ cache.
 
 import argparse
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -24,21 +25,8 @@ from PIL import Image
 from rich.table import Table
 
 from ccu_jax import data
-from ccu_jax.benchmarks.harness import (
-    ChildProcess,
-    Column,
-    Command,
-    Progress,
-    add_windows_flag,
-    at_least,
-    make_table,
-    measure_in_turn,
-    median_ratio,
-    memory_mib,
-    spread_columns,
-    summarize,
-    user_path,
-)
+from ccu_jax.benchmarks import harness
+from ccu_jax.benchmarks.harness import Column, Command, Progress
 from ccu_jax.config import Data
 from ccu_jax.config.loading import load_config
 from ccu_jax.data import batches
@@ -49,6 +37,8 @@ from ccu_jax.distributed import device_tables
 from ccu_jax.distributed.executors import EXECUTORS, Executor, fits
 from ccu_jax.errors import UserError
 
+HELP = "preparing data sets, and images per second of the input pipeline"
+PARTS = ("prepare", "feed")
 NUM_ROWS = {"mmimdb": 25_959, "fashion200k": 201_838}  # of the official editions
 FEED_DATASET = "mmimdb"
 PILLOW, MEMORY_MAP = "decode, Pillow", "memory map"
@@ -62,28 +52,16 @@ _EARLY_FRACTION = 0.01  # memory should hardly grow after this fraction of the r
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
-    add = parser.add_argument
+    add = functools.partial(harness.add_flag, parser)
     for name, num_rows in NUM_ROWS.items():
-        help_ = f"default {num_rows}; 0 leaves {name} out"
-        add(
-            f"--rows-{name}",
-            metavar="N",
-            type=at_least(0),
-            default=num_rows,
-            help=help_,
-        )
-    add("--only", choices=("prepare", "feed"), help="one of the two measurements")
-    add("--no-records", action="store_true", help="prepare without TFDS records")
-    posters = at_least(1)
-    add("--posters", metavar="N", type=posters, default=200, help="default %(default)s")
-    add(
-        "--dir",
-        metavar="DIR",
-        type=user_path,
-        default="runs/bench",
-        help="where samples are written and prepared; default %(default)s",
-    )
-    add_windows_flag(parser, default=7)
+        help_text = f"rows of {name}; 0 leaves it out"
+        add(f"--rows-{name}", harness.at_least(0), num_rows, help_text)
+    add("--only", harness.list_of(harness.one_of(PARTS)), [*PARTS])
+    add("--posters", harness.at_least(1), 200, "JPEG files that are decoded")
+    add("--dir", harness.user_path, "runs/bench", "where data are written and kept")
+    add("--windows", harness.at_least(1), 7, "measurements of each way")
+    help_text = "prepare without TFDS records"
+    parser.add_argument("--no-records", action="store_true", help=help_text)
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -96,11 +74,11 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         for name, count in num_rows.items()
         if count
     }
-    for name, root in roots.items() if flags.only != "feed" else ():
+    for name, root in roots.items() if "prepare" in flags.only else ():
         measured["prepare"].append(
             measure_preparation(name, root, flags.dir, not flags.no_records)
         )
-    if flags.only == "prepare" or FEED_DATASET not in roots:
+    if "feed" not in flags.only or FEED_DATASET not in roots:
         return measured
     posters = flags.dir / f"posters-{flags.posters}"
     write_posters(posters, roots[FEED_DATASET], flags.posters)
@@ -133,24 +111,22 @@ def measure_preparation(
 ) -> dict[str, Any]:
     """Prepares a sample edition, and opens it a second time.
 
-    Args:
-        name: of the data set.
-        root: of the sample edition.
-        folder: for the prepared data; those of an earlier run are removed.
-        records: whether TFDS records are stored as well.
+    Prepared data of an earlier run in the folder are removed. With `records`, TFDS
+    records are stored as well.
 
     Returns:
-        `name`, and what `prepare` returns for `first` and `second`.
+        `name`, and the results of `prepare` as `first` and `second`.
     """
     workdir = folder / f"prepared-{name}"
     shutil.rmtree(workdir, ignore_errors=True)
     result: dict[str, Any] = {"name": name}
     settings = _settings(name, root, records=records)
     for start in ("first", "second"):
-        with ChildProcess() as child:  # its memory is that of the preparation alone
-            title = f"{name}, {start} start"
-            args = ("input_pipeline", "prepare", settings, workdir, title)
-            result[start] = child.call(*args)
+        title = f"{name}, {start} start"
+        # A new process, whose memory is that of the preparation alone.
+        with harness.ChildProcess() as child:
+            args = (settings, workdir, title)
+            result[start] = child.call("input_pipeline", "prepare", *args)
     return result
 
 
@@ -159,7 +135,7 @@ def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]
 
     Returns:
         `seconds`, `stages_s`, `rows`, `stored_mib`, and the resident memory `early_mib`
-        after 1 % of the rows and `peak_mib` (None off Linux).
+        after 1 % of the rows and `peak_mib`.
     """
     clock, start = _StageClock(title), time.monotonic()
     dataset = data.load(settings, workdir, clock)
@@ -170,7 +146,7 @@ def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]
         "rows": len(dataset.id),
         "stored_mib": sum(file.stat().st_size for file in files) / 2**20,
         "early_mib": clock.early_mib,
-        "peak_mib": memory_mib("VmHWM"),
+        "peak_mib": harness.memory_mib("VmHWM"),
     }
 
 
@@ -191,7 +167,7 @@ class _StageClock:
         self.seconds[self._stage] += now - self._last_s
         self._stage, self._last_s = stage, now
         if self.early_mib is None and done >= _EARLY_FRACTION * total:
-            self.early_mib = memory_mib("VmRSS")
+            self.early_mib = harness.memory_mib("VmRSS")
         self._print(stage, done, total)
 
 
@@ -222,10 +198,7 @@ def measure_feed(
 ) -> dict[str, Any]:
     """Measures images per second in every way, in turn.
 
-    Args:
-        dataset: prepared; posters are decoded to the size of its images.
-        posters: folder of JPEG files.
-        windows: measurements of each way.
+    The JPEG files of `posters` are decoded to the size of the prepared images.
 
     Returns:
         `size` in pixels, `rows`, and `rates`: for each way and batch the images per
@@ -239,8 +212,8 @@ def measure_feed(
         for batch in _BATCHES:
             ways = _batch_ways(dataset, batch)
             calls |= {(way, batch): call for way, call in ways.items()}
-        results = measure_in_turn(calls, windows, Progress(f"{size} px"))
-    rates = {key: summarize(values) for key, values in results.items()}
+        results = harness.measure_in_turn(calls, windows, Progress(f"{size} px"))
+    rates = {key: harness.summarize(values) for key, values in results.items()}
     decode = max(
         (rate for (_, batch), rate in rates.items() if batch is None),
         key=lambda rate: rate["median"],
@@ -253,7 +226,7 @@ def measure_feed(
                 "way": way,
                 "batch": batch,
                 "images_per_s": rate,
-                "ratio": median_ratio(rate, decode),
+                "ratio": harness.median_ratio(rate, decode),
             }
             for (way, batch), rate in rates.items()
         ],
@@ -342,7 +315,7 @@ _PREPARE_COLUMNS = [
 _FEED_COLUMNS = [
     Column("way", "way"),
     Column("batch", "batch", "d"),
-    *spread_columns("median", "images_per_s", ",.0f"),
+    *harness.spread_columns("median", "images_per_s", ",.0f"),
     Column("x decode", "ratio", ".1f"),
 ]
 
@@ -357,18 +330,11 @@ def make_tables(measured: dict[str, Any]) -> list[Table]:
         rows.append({**row, "rows_per_s": rate, "stages": "\n".join(stages)})
     if rows:
         title = "preparing the sample editions"
-        result.append(make_table(title, _PREPARE_COLUMNS, rows))
+        result.append(harness.make_table(title, _PREPARE_COLUMNS, rows))
     for feed in measured["feed"]:
         title = f"images per second, {feed['size']} px, {feed['rows']:,} rows"
-        result.append(make_table(title, _FEED_COLUMNS, feed["rates"]))
+        result.append(harness.make_table(title, _FEED_COLUMNS, feed["rates"]))
     return result
 
 
-COMMANDS = {
-    "data": Command(
-        "preparing data sets, and images per second of the input pipeline",
-        add_flags,
-        measure,
-        make_tables,
-    )
-}
+COMMANDS = {"data": Command(HELP, add_flags, measure, make_tables)}

@@ -91,12 +91,8 @@ def make_problem(
 ) -> Problem:
     """Makes a problem of random rows with random parameters, on the devices.
 
-    Args:
-        spec: sizes.
-        executor: replicates rows and parameters.
-        sets: row numbers; by default `split_as_configured`.
-        store: features of the rows.
-        has_images: whether the table has images, which a store can replace.
+    Without images, methods need the features of a store. By default the sets are those
+    of `split_as_configured`.
     """
     model = build_model(spec)
     return Problem(
@@ -122,16 +118,6 @@ def make_problem_with_batch(
         if hasattr(getattr(spec.config, section), "batch"):
             spec = replace_section(spec, section, batch=batch)
     return make_problem(spec, executor, store=random_store(spec))
-
-
-def change_executor(problem: Problem, executor: Executor) -> Problem:
-    """Returns the problem, placed on the devices of another executor."""
-    return problem._replace(
-        executor=executor,
-        forward=Forward(problem.model, executor, problem.config.run.evaluate_batch),
-        table=executor.replicate(problem.table),
-        params=executor.replicate(problem.original),
-    )
 
 
 def build_model(spec: ProblemSpec) -> models.Model:

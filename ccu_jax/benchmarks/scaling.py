@@ -14,30 +14,21 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from ccu_jax.benchmarks import problems
-from ccu_jax.benchmarks.harness import (
-    Column,
-    Command,
-    Progress,
-    add_windows_flag,
-    at_least,
-    list_of,
-    make_table,
-    measure_in_turn,
-    median_ratio,
-    memory_mib,
-    one_of,
-    spread_columns,
-    summarize,
-    user_path,
+from ccu_jax.benchmarks import harness, problems
+from ccu_jax.benchmarks.harness import Column, Command, Progress
+from ccu_jax.benchmarks.problems import (
+    ProblemSpec,
+    make_problem,
+    random_store,
+    replace_section,
 )
-from ccu_jax.benchmarks.problems import ProblemSpec, replace_section
 from ccu_jax.distributed.executors import EXECUTORS, Executor
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
 from ccu_jax.methods import Problem
 from ccu_jax.train.loop import Outcome
 
+HELP = "growth of costs: sets, classes, images, depth, stored rows"
 PARTS = ("sizes", "store")
 UNLEARN_FRACTIONS = (0.01, 0.03, 0.1, 0.2, 0.3)
 RETAIN_SIZES = (1000, 2000, 4000, 7000)
@@ -49,30 +40,19 @@ TRAIN_ROWS = 10_000  # when sets grow
 STORE_SETS = {"unlearn": 100, "validation": 150, "unseen": 15, "test": 15}
 RETAIN_ROWS = 500  # that ccu_plus samples
 _IDENTITY = {"checkpoint": "random", "fingerprint": "random rows"}
+Rows = list[dict[str, Any]]  # of a table
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
-    add = parser.add_argument
-    add("--preset", choices=tuple(problems.PRESETS), default="clipart")
-    executors = tuple(name for name in EXECUTORS if name != "vmap")
-    add("--executor", choices=executors, default="pmap")
-    add("--only", metavar="A,B", type=list_of(one_of(PARTS)), default=[*PARTS])
-    add(
-        "--stored",
-        metavar="N,N",
-        type=list_of(at_least(sum(STORE_SETS.values()) + RETAIN_ROWS)),
-        default="1000,10000,100000,1000000",
-        help="numbers of stored rows; default %(default)s",
-    )
-    add(
-        "--dir",
-        metavar="DIR",
-        type=user_path,
-        default="runs",
-        help="where the stores are written while they are measured; default runs",
-    )
-    add_windows_flag(parser, default=7)
+    add = functools.partial(harness.add_flag, parser)
+    add("--preset", harness.one_of(problems.PRESETS), "clipart")
+    add("--executor", harness.one_of(("pmap", "shard_map")), "pmap")
+    add("--only", harness.list_of(harness.one_of(PARTS)), [*PARTS])
+    stored = harness.list_of(harness.at_least(sum(STORE_SETS.values()) + RETAIN_ROWS))
+    add("--stored", stored, [10**3, 10**4, 10**5, 10**6], "numbers of stored rows")
+    add("--dir", harness.user_path, "runs", "where stores are written and removed")
+    add("--windows", harness.at_least(1), 7, "measurements of each")
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
@@ -90,11 +70,12 @@ def make_tables(measured: dict[str, Any]) -> list[Table]:
     result, preset = [], measured["preset"]
     if "sizes" in measured:
         title = f"{preset}: a run of ccu_plus"
-        result.append(make_table(title, _SIZE_COLUMNS, measured["sizes"]))
+        result.append(harness.make_table(title, _SIZE_COLUMNS, measured["sizes"]))
     if "store" in measured:
         title = f"{preset}: a run of ccu_plus beside stored rows"
         note = "stores were just written, so they are read from the page cache"
-        result.append(make_table(title, _STORE_COLUMNS, measured["store"], note))
+        rows = measured["store"]
+        result.append(harness.make_table(title, _STORE_COLUMNS, rows, note))
     return result
 
 
@@ -105,7 +86,7 @@ _SIZE_COLUMNS = [
     Column("size", "size", ","),
     Column("features", "features"),
     Column("start ms", "start_s.median", ",.1f", 1e3),
-    *spread_columns("run ms", "seconds", ",.1f", 1e3),
+    *harness.spread_columns("run ms", "seconds", ",.1f", 1e3),
 ]
 
 
@@ -117,9 +98,7 @@ class Point(NamedTuple):
     problem: Problem
 
 
-def measure_sizes(
-    flags: argparse.Namespace, progress: Progress
-) -> list[dict[str, Any]]:
+def measure_sizes(flags: argparse.Namespace, progress: Progress) -> Rows:
     """Runs ccu_plus at every point of every sweep, the points of a sweep in turn."""
     spec, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
     results = []
@@ -129,16 +108,17 @@ def measure_sizes(
             i: problems.make_run("ccu_plus", point.problem)
             for i, point in enumerate(points)
         }
-        for i, outcomes in measure_in_turn(calls, flags.windows, progress).items():
-            results.append(
-                {
-                    "sweep": points[i].sweep,
-                    "size": points[i].size,
-                    "features": points[i].problem.config.run.features,
-                    "start_s": summarize([o.seconds["start"] for o in outcomes]),
-                    "seconds": summarize([_run_s(outcome) for outcome in outcomes]),
-                }
-            )
+        outcomes = harness.measure_in_turn(calls, flags.windows, progress)
+        results += [
+            {
+                "sweep": point.sweep,
+                "size": point.size,
+                "features": point.problem.config.run.features,
+                "start_s": harness.summarize([o.seconds["start"] for o in outcomes[i]]),
+                "seconds": harness.summarize([_run_s(o) for o in outcomes[i]]),
+            }
+            for i, point in enumerate(points)
+        ]
     return results
 
 
@@ -151,13 +131,8 @@ def sweep_sets(spec: ProblemSpec, executor: Executor) -> Iterator[Point]:
     sizes = {"unlearn": round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS), "validation": 1000}
     sizes |= {"unseen": 100, "test": 100}
     spec = spec._replace(num_rows=TRAIN_ROWS + 1200)
-    sets, store = (
-        problems.split_rows(spec.num_rows, **sizes),
-        problems.random_store(spec),
-    )
-    problem = problems.make_problem(
-        spec, executor, sets=sets, store=store, has_images=False
-    )
+    sets, store = problems.split_rows(TRAIN_ROWS + 1200, **sizes), random_store(spec)
+    problem = make_problem(spec, executor, sets=sets, store=store, has_images=False)
     configured = problem.config.ccu_plus.steps
     for fraction in UNLEARN_FRACTIONS:
         size = round(fraction * TRAIN_ROWS)
@@ -178,8 +153,8 @@ def sweep_classes(spec: ProblemSpec, executor: Executor) -> Iterator[Point]:
     """Grows the number of classes."""
     for size in NUM_CLASSES:
         spec = spec._replace(num_classes=size)
-        store = problems.random_store(spec)
-        problem = problems.make_problem(spec, executor, store=store, has_images=False)
+        store = random_store(spec)
+        problem = make_problem(spec, executor, store=store, has_images=False)
         yield Point("classes", size, problem)
 
 
@@ -187,16 +162,12 @@ def sweep_images(spec: ProblemSpec, executor: Executor) -> Iterator[Point]:
     """Grows image size and depth, with features stored and computed."""
     patch, configured = spec.config.model.patch, spec.config.data.image_size
     sizes = [round(scale * configured / patch) * patch for scale in IMAGE_SCALES]
-    points = [
-        *(
-            ("image size", n, replace_section(spec, "data", image_size=n))
-            for n in sizes
-        ),
-        *(("depth", n, replace_section(spec, "model", image_depth=n)) for n in DEPTHS),
-    ]
-    for sweep, size, sized in points:
-        store = problems.random_store(sized)
-        problem = problems.make_problem(sized, executor, store=store)
+    specs = [replace_section(spec, "data", image_size=size) for size in sizes]
+    specs += [replace_section(spec, "model", image_depth=depth) for depth in DEPTHS]
+    names = ["image size"] * len(sizes) + ["depth"] * len(DEPTHS)
+    for sweep, size, sized in zip(names, [*sizes, *DEPTHS], specs, strict=True):
+        store = random_store(sized)
+        problem = make_problem(sized, executor, store=store)
         for features in ("stored", "computed"):
             problem = replace_section(problem, "run", features=features)
             yield Point(sweep, size, problem)
@@ -208,19 +179,17 @@ _STORE_COLUMNS = [
     Column("stored rows", "rows", ","),
     Column("disk MiB", "disk_mib", ",.0f"),
     Column("write s", "write_s", ",.1f"),
-    *spread_columns("run ms", "seconds", ",.1f", 1e3),
+    *harness.spread_columns("run ms", "seconds", ",.1f", 1e3),
     Column("x first", "ratio", ".2f"),
     Column("memory MiB", "memory_mib", ",.0f"),
 ]
 
 
-def measure_store(
-    flags: argparse.Namespace, progress: Progress
-) -> list[dict[str, Any]]:
+def measure_store(flags: argparse.Namespace, progress: Progress) -> Rows:
     """Measures the same run beside stores of different sizes."""
     spec, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
     results: dict[int, dict[str, Any]] = {}
-    calls: dict[int, Callable[[], dict[str, float | None]]] = {}
+    calls: dict[int, Callable[[], dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=flags.dir) as folder:
         for num_rows in flags.stored:
             path, start = pathlib.Path(folder) / str(num_rows), time.perf_counter()
@@ -232,7 +201,7 @@ def measure_store(
                 "write_s": time.perf_counter() - start,
                 "disk_mib": sum(x.stat().st_size for x in path.iterdir()) / 2**20,
             }
-            problem = problems.make_problem(
+            problem = make_problem(
                 spec._replace(num_rows=num_rows),
                 executor,
                 sets=problems.split_rows(num_rows, **STORE_SETS),
@@ -241,38 +210,30 @@ def measure_store(
             problem = replace_section(problem, "ccu_plus", max_retain_rows=RETAIN_ROWS)
             run = problems.make_run("ccu_plus", problem)
             calls[num_rows] = functools.partial(_run_with_store, run, problem, path)
-        windows = measure_in_turn(calls, flags.windows, progress)
+        windows = harness.measure_in_turn(calls, flags.windows, progress)
     for num_rows, result in results.items():
-        seconds = summarize([window["seconds"] for window in windows[num_rows]])
-        memory = [window["memory_mib"] for window in windows[num_rows]]
+        seconds = harness.summarize([window["seconds"] for window in windows[num_rows]])
         result["seconds"] = seconds
-        result["memory_mib"] = None if None in memory else max(memory)
-        result["ratio"] = median_ratio(seconds, results[flags.stored[0]]["seconds"])
+        result["memory_mib"] = max(window["memory_mib"] for window in windows[num_rows])
+        first = results[flags.stored[0]]["seconds"]
+        result["ratio"] = harness.median_ratio(seconds, first)
     return [*results.values()]
 
 
 def _run_with_store(
     run: Callable[[Problem], Outcome], problem: Problem, path: pathlib.Path
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """Returns the seconds and the memory of opening a store and running."""
-    before, start = memory_mib("RssAnon"), time.perf_counter()
+    before_mib, start = harness.memory_mib("RssAnon"), time.perf_counter()
     store = feature_store.read(path, _IDENTITY)
     if store is None:
         raise UserError(f"{path}: the feature store cannot be read back")
     open_s = time.perf_counter() - start
     outcome = run(problem._replace(store=store))
-    after = memory_mib("RssAnon")
     return {
         "seconds": open_s + _run_s(outcome),
-        "memory_mib": None if before is None or after is None else after - before,
+        "memory_mib": harness.memory_mib("RssAnon") - before_mib,
     }
 
 
-COMMANDS = {
-    "scale": Command(
-        "growth of costs: sets, classes, images, depth, stored rows",
-        add_flags,
-        measure,
-        make_tables,
-    )
-}
+COMMANDS = {"scale": Command(HELP, add_flags, measure, make_tables)}

@@ -21,23 +21,8 @@ import numpy as np
 from rich.table import Table
 
 from ccu_jax import models
-from ccu_jax.benchmarks import costs, problems
-from ccu_jax.benchmarks.harness import (
-    ChildProcess,
-    Column,
-    Command,
-    Progress,
-    add_windows_flag,
-    at_least,
-    list_of,
-    make_table,
-    measure_in_turn,
-    median_ratio,
-    num_cores,
-    one_of,
-    spread_columns,
-    summarize,
-)
+from ccu_jax.benchmarks import costs, harness, problems
+from ccu_jax.benchmarks.harness import Column, Command, Progress
 from ccu_jax.config.schema import to_json
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
@@ -45,6 +30,7 @@ from ccu_jax.methods import METHODS, Problem
 from ccu_jax.train import step
 from ccu_jax.train.program import State
 
+HELP = "optimizer steps: one scan or one call each, executors, and PyTorch"
 SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
 TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
@@ -58,35 +44,28 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
-    add = parser.add_argument
-    add("--preset", choices=tuple(problems.PRESETS), default="clipart")
-    help_ = f"default {','.join(_METHODS)}"
-    methods = list_of(one_of(METHODS))
-    add("--methods", metavar="A,B", type=methods, default=_METHODS, help=help_)
-    add(
-        "--executors",
-        metavar="A,B",
-        type=list_of(one_of(EXECUTORS)),
-        default=[*EXECUTORS],
-        help="the first runs all methods, the others `original` and `ccu_plus`; "
-        f"default {','.join(EXECUTORS)}",
-    )
-    add("--batch", metavar="N", type=at_least(1), help="rows; default as configured")
-    add(
-        "--torch",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also measure PyTorch where it is installed; default yes",
-    )
-    add_windows_flag(parser, default=7)
+    add = functools.partial(harness.add_flag, parser)
+    add("--preset", harness.one_of(problems.PRESETS), "clipart")
+    add("--methods", harness.list_of(harness.one_of(METHODS)), _METHODS)
+    executors = harness.list_of(harness.one_of(EXECUTORS))
+    help_text = "the first runs all methods, the others original and ccu_plus"
+    add("--executors", executors, [*EXECUTORS], help_text)
+    add("--windows", harness.at_least(1), 7, "measurements of each")
+    batch = harness.at_least(1)
+    parser.add_argument("--batch", type=batch, help="rows of a step, not as configured")
+    is_optional = argparse.BooleanOptionalAction
+    help_text = "measure PyTorch if it is installed"
+    parser.add_argument("--torch", action=is_optional, default=True, help=help_text)
 
 
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Measures every method; see `measure_method`."""
-    first, *others = flags.executors
-    problem = problems.make_problem_with_batch(
-        problems.PRESETS[flags.preset], EXECUTORS[first](), flags.batch
-    )
+    spec, batch = problems.PRESETS[flags.preset], flags.batch
+    others = {
+        name: problems.make_problem_with_batch(spec, EXECUTORS[name](), batch)
+        for name in flags.executors
+    }
+    problem = others.pop(flags.executors[0])
     reason = _why_no_torch() if flags.torch else "--no-torch"
     names = [name for name in flags.methods if name in TORCH_METHODS]
     torch = difference = None
@@ -118,22 +97,21 @@ class Steps:
 
     def __init__(self, problem: Problem, name: str, num_steps: int | None = None):
         """Compiles the scan."""
-        self._problem = problem._replace(method=name)
+        self.problem = problem._replace(method=name)
         self.executor = problem.executor
         self.program = problems.build_program(name, problem)
         if self.program.loss is None:
             raise UserError(f"--methods: {name} makes no optimizer steps; leave it out")
-        if num_steps is None:
-            is_one_call = self.program.is_fully_sharded
-            per_call = problem.config.run.steps_per_call
-            num_steps = self.program.steps if is_one_call else per_call
-        self.num_steps = num_steps
+        per_call = problem.config.run.steps_per_call
+        if self.program.is_fully_sharded:
+            per_call = self.program.steps
+        self.num_steps = num_steps or per_call
         plan = {
             part: np.resize(rows, (self.num_steps, rows.shape[1]))
             for part, rows in (self.program.plan or {}).items()
         }
         self.program = self.program._replace(plan=plan)
-        args = self._make_args(num_steps)
+        args = self._make_args(self.num_steps)
         self.state, self.static, self.inputs = args
         self.scan = self._compile(args)
 
@@ -143,7 +121,7 @@ class Steps:
         return self._compile(self._make_args(1))
 
     def _make_args(self, num_steps: int) -> tuple:
-        key = self._problem.make_key("steps")
+        key = self.problem.make_key("steps")
         return costs.make_step_args(self.program, self.executor, key, num_steps)
 
     def _compile(self, args: tuple) -> Any:
@@ -184,7 +162,7 @@ class Steps:
 def measure_method(
     problem: Problem,
     name: str,
-    executors: list[str],
+    others: dict[str, Problem],
     windows: int,
     torch: "TorchProcess | None",
 ) -> list[dict[str, Any]]:
@@ -198,10 +176,10 @@ def measure_method(
     progress = Progress(name)
     progress("compiling", 0, 1)
     steps = Steps(problem, name)
-    calls, failures = _make_calls(steps, problem, name, executors, torch)
+    calls, failures = _make_calls(steps, name, others, torch)
     progress("compiling", 1, 1)
-    results = measure_in_turn(calls, windows, progress)
-    seconds = {way: summarize(values) for way, values in results.items()}
+    results = harness.measure_in_turn(calls, windows, progress)
+    seconds = {way: harness.summarize(values) for way, values in results.items()}
     flops = costs.count_flops(steps.program, steps.executor)
     peak = seconds.pop(PEAK)["high"]
     if jax.devices()[0].platform != "cpu":  # devices of a CPU share its cores
@@ -211,7 +189,7 @@ def measure_method(
             "method": name,
             "way": way,
             "seconds": summary,
-            "ratio": median_ratio(summary, seconds[SCAN]),
+            "ratio": harness.median_ratio(summary, seconds[SCAN]),
             "flops": flops,
             "of_peak": flops / summary["median"] / peak,
         }
@@ -224,13 +202,12 @@ def measure_method(
 
 def _make_calls(
     steps: Steps,
-    problem: Problem,
     name: str,
-    executors: list[str],
+    others: dict[str, Problem],
     torch: "TorchProcess | None",
 ) -> tuple[dict[str, Callable[[], float]], dict[str, str]]:
     """Returns a function per way that measures a window, and the failing ways."""
-    product, product_flops = costs.make_large_product(problem.config.model.dtype)
+    product, product_flops = costs.make_large_product(steps.problem.config.model.dtype)
     failures: dict[str, str] = {}
     calls: dict[str, Callable[[], float]] = {
         SCAN: lambda: steps.run_scan()[0],
@@ -238,13 +215,9 @@ def _make_calls(
         PEAK: lambda: product_flops / costs.measure_seconds(product),
     }
     if name in ("original", "ccu_plus"):
-        for executor in executors:
-            other = Steps(
-                problems.change_executor(problem, EXECUTORS[executor]()),
-                name,
-                steps.num_steps,
-            )
-            calls[executor] = lambda other=other: other.run_scan()[0]
+        for executor, other in others.items():
+            scan = Steps(other, name, steps.num_steps).run_scan
+            calls[executor] = lambda scan=scan: scan()[0]
     if torch is not None and name in TORCH_METHODS:
         for mode in TORCH_MODES:
             way = f"torch {mode}"
@@ -261,7 +234,7 @@ def _make_calls(
 _COLUMNS = [
     Column("method", "method"),
     Column("way", "way"),
-    *spread_columns("ms", "seconds", ",.3g", 1e3),
+    *harness.spread_columns("ms", "seconds", ",.3g", 1e3),
     Column("x scan", "ratio", ".2f"),
     Column("GFLOP", "flops", ",.3g", 1e-9),
     Column("% of peak", "of_peak", ".1f", 100),
@@ -275,7 +248,7 @@ def make_tables(measured: dict[str, Any]) -> list[Table]:
     note = f"PyTorch: {measured['torch']}"
     if (difference := measured["output_difference"]) is not None:
         note += f"; its outputs differ by at most {difference:.1e}"
-    return [make_table(title, _COLUMNS, measured["steps"], note)]
+    return [harness.make_table(title, _COLUMNS, measured["steps"], note)]
 
 
 # --- PyTorch --------------------------------------------------------------------------
@@ -289,7 +262,7 @@ def _why_no_torch() -> str | None:
     return None
 
 
-class TorchProcess(ChildProcess):
+class TorchProcess(harness.ChildProcess):
     """Runs PyTorch without JAX, so that their thread pools do not compete.
 
     Args:
@@ -300,7 +273,8 @@ class TorchProcess(ChildProcess):
 
     def __init__(self, folder: str, problem: Problem, names: list[str]):
         """Writes the inputs."""
-        self._inputs, self._threads = pathlib.Path(folder) / "inputs.npz", num_cores()
+        self._inputs = pathlib.Path(folder) / "inputs.npz"
+        self._threads = harness.num_cores()
         super().__init__(
             OMP_NUM_THREADS=str(self._threads),
             TORCHINDUCTOR_COMPILE_THREADS="1",  # others would run beside a measurement
@@ -344,11 +318,4 @@ def flatten_params(params: models.Params) -> dict[str, np.ndarray]:
     return {"/".join(key.key for key in path): np.asarray(x) for path, x in leaves}
 
 
-COMMANDS = {
-    "step": Command(
-        "optimizer steps: one scan or one call each, executors, and PyTorch",
-        add_flags,
-        measure,
-        make_tables,
-    )
-}
+COMMANDS = {"step": Command(HELP, add_flags, measure, make_tables)}

@@ -35,12 +35,7 @@ def _mlp(p: Params, name: str, x: Tensor, out: str) -> Tensor:
 
 
 def _attention(
-    p: Params,
-    name: str,
-    x: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    query: Tensor | None = None,
+    p: Params, name: str, x: Tensor, heads: int, mask=None, query=None
 ) -> Tensor:
     """Adds to the query, or to x, what it attends to in x: `[B, T, W]`."""
     y = _layer_norm(p, f"{name}/ln_1", x)
@@ -58,12 +53,7 @@ def _feed_forward(p: Params, name: str, x: Tensor) -> Tensor:
 
 
 def _block(
-    p: Params,
-    name: str,
-    x: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    query: Tensor | None = None,
+    p: Params, name: str, x: Tensor, heads: int, mask=None, query=None
 ) -> Tensor:
     x = _attention(p, f"{name}/attention", x, heads, mask, query)
     return _feed_forward(p, f"{name}/feed_forward", x)
@@ -158,11 +148,7 @@ def _normalize(x: Tensor) -> Tensor:
 def apply(p: Params, rows: Rows, config: Model, num_dropout: int = 0) -> Rows:
     """Returns logits `[B, K]` of the three views, and unit embeddings `[B, D]`.
 
-    Args:
-        p: parameters.
-        rows: `image` in 0..1, `text`, `has_image` and `has_text`.
-        config: of the model.
-        num_dropout: dropout is applied to the features of so many first rows.
+    Dropout is applied to the features of the first `num_dropout` rows.
     """
 
     def drop(h: Tensor) -> Tensor:

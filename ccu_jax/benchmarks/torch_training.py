@@ -99,10 +99,7 @@ def compute_outputs(path: pathlib.Path, num_rows: int) -> dict[str, np.ndarray]:
 def augment(rows: Rows, draw: Tensor, train: Train) -> Rows:
     """Augments images and texts, and hides one of the two from the fused head.
 
-    Args:
-        rows: `image` uint8 `[B, 3, S, S]`, `text` `[B, T]`, `has_image`, `has_text`.
-        draw: uniform random numbers in 0..1, `[B, 10 + T]`.
-        train: settings of the augmentation.
+    `draw` are uniform random numbers in 0..1, `[B, 10 + T]`.
     """
     sizes = [_IMAGE_DRAWS, _HIDE_DRAWS, rows["text"].shape[1]]
     image, hide, words = draw.split(sizes, dim=1)
@@ -124,28 +121,19 @@ def augment(rows: Rows, draw: Tensor, train: Train) -> Rows:
 def augment_images(image: Tensor, draw: Tensor, train: Train) -> Tensor:
     """Shifts, stretches, flips and tints images `[B, 3, S, S]`."""
     signed = 2 * draw - 1
-    if train.shift or train.zoom or train.flip:
-        # Source coordinates; -1 and 1 are the outermost pixels.
-        side, half = image.shape[-1], (image.shape[-1] - 1) / 2
-        offset = torch.arange(side, device=draw.device) - half
-        zoom = torch.exp(signed[:, 0:2] * train.zoom)
-        shift = signed[:, 2:4] * train.shift
-        source = (offset - shift[..., None]) / zoom[..., None] / half
-        y, x = source.unbind(1)
-        if train.flip:
-            x = torch.where(draw[:, 7:8] < 0.5, x.flip(1), x)
-        grid = (x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side))
-        image = F.grid_sample(
-            image,
-            torch.stack(grid, dim=-1),
-            mode="bilinear",
-            padding_mode="border",
-            align_corners=True,
-        )
-    if train.tint:
-        tint = 1 + train.tint * signed[:, 4:7, None, None]
-        image = (1 + (image - 1) * tint).clamp(0, 1)
-    return image
+    # Source coordinates; -1 and 1 are the outermost pixels.
+    side, half = image.shape[-1], (image.shape[-1] - 1) / 2
+    offset = torch.arange(side, device=draw.device) - half
+    zoom = torch.exp(signed[:, 0:2] * train.zoom)
+    shift = signed[:, 2:4] * train.shift
+    y, x = ((offset - shift[..., None]) / zoom[..., None] / half).unbind(1)
+    if train.flip:
+        x = torch.where(draw[:, 7:8] < 0.5, x.flip(1), x)
+    x, y = x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)
+    grid = torch.stack((x, y), dim=-1)
+    image = F.grid_sample(image, grid, padding_mode="border", align_corners=True)
+    tint = 1 + train.tint * signed[:, 4:7, None, None]
+    return (1 + (image - 1) * tint).clamp(0, 1)
 
 
 # --- losses ---------------------------------------------------------------------------
@@ -273,9 +261,8 @@ class Training:
             text = batch[self._augmented]["text"]
             draw = torch.rand(len(text), num_draws, device=text.device)
             self._optimizer.zero_grad()
-            self._loss(
-                self.params, batch, draw, inputs.config, inputs.multi_label
-            ).backward()
+            settings = (inputs.config, inputs.multi_label)
+            self._loss(self.params, batch, draw, *settings).backward()
             torch.nn.utils.clip_grad_norm_(self.params.values(), 1.0)
             self._optimizer.step()
             self._schedule.step()

@@ -110,8 +110,7 @@ def test_compile_separates_cold_and_warm_starts(run):
     empty, filled = measured["starts"]
     assert (empty["cache"], filled["cache"]) == ("empty", "filled")
     for row in (empty, filled):
-        assert 0 < row["imports_s"] < row["data_s"] < row["unlearning_s"]
-        assert row["unlearning_s"] < row["first_step_s"] < row["total_s"]
+        assert 0 < row["compile_s"] < row["first_step_s"] < row["total_s"]
     assert "empty" in printed and "filled" in printed
 
 

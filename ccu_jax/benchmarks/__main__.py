@@ -16,12 +16,12 @@ from ccu_jax.config.flags import Parser
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.files import to_plain_json, write_atomically
 
-MODULES = ("steps", "unlearning", "scaling", "input_pipeline")  # with COMMANDS
+MODULES = ("steps", "unlearning", "scaling", "input_pipeline")  # have COMMANDS
 _MIN_WIDTH = 160  # characters; tables would wrap in narrower pipes and files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 for a `UserError`, 130 if stopped."""
+    """Runs a command; returns the exit code: 0, 2 on a `UserError`, 130 on Ctrl-C."""
     try:
         run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _import(module: str) -> Any:
-    # Not at the top: child processes import this file too, and one must not import JAX.
+    # Child processes import this file as well, and one of them must not import JAX.
     return importlib.import_module(f"ccu_jax.benchmarks.{module}")
 
 
@@ -82,7 +82,7 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
 
 
 def _output_file(text: str) -> pathlib.Path:
-    # Checked before hours of measuring, not after.
+    # Checked here, as measuring may take hours.
     path = user_path(text)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(

@@ -39,7 +39,7 @@ class Peaks(NamedTuple):
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what the numbers depend on: machine, load, devices, commit, versions."""
+    """Returns what affects the numbers: machine, load, devices, commit, versions."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -74,10 +74,10 @@ def make_step_args(
 def count_flops(program: Program, executor: Executor) -> float:
     """Counts the FLOPs of one step over the global batch, refreshes averaged in.
 
-    XLA counts before it optimizes, when no product is a call of a library yet: calls
-    count as nothing. It counts the body of a loop once, hence a program of one step.
+    XLA counts the unoptimized program, since calls of libraries count as 0 FLOPs. It
+    counts the body of a loop once, so the program has a single step.
     """
-    # One program for the whole batch, whatever the number of real devices.
+    # A single program for the global batch, whatever the number of real devices.
     global_executor = vmap(executor.num_devices)
 
     def count(program: Program) -> float:
@@ -91,10 +91,10 @@ def count_flops(program: Program, executor: Executor) -> float:
 
 
 def measure_compiled(program: Program, executor: Executor) -> dict[str, float | None]:
-    """Returns the bytes and the memory of one compiled step on one device.
+    """Returns the bytes that one compiled step accesses on one device, and its memory.
 
-    `bytes` are accessed, refreshes averaged in. `memory` is that of arguments, results
-    and temporaries. Either is None where the backend does not report it.
+    `bytes` has refreshes averaged in. `memory` counts the bytes of arguments, results
+    and temporaries. Each is None where the backend does not report it.
     """
 
     def compile_step(program: Program) -> Any:
@@ -122,7 +122,7 @@ def _analyze_cost(stage: Any) -> dict[str, float]:
 
 
 def _average_refresh(program: Program, count: Callable[[Program], float]) -> float:
-    """Counts a step, and of a refresh the fraction that falls to each step."""
+    """Counts a step and its fraction of a refresh."""
     if program.refresh is None:
         return count(program)
     plain = count(program._replace(refresh=None))
@@ -171,7 +171,7 @@ def measure_seconds(call: Callable[[], Any]) -> float:
 def utilization(
     flops: float, accessed: float | None, seconds: float, peaks: Peaks
 ) -> dict[str, float | None]:
-    """Returns how much of one device's speed a step uses, as fractions.
+    """Returns which fractions of one device's peaks a step reaches.
 
     `mfu`: FLOP/s over those of the data sheet, or over the measured peak if the device
     is unlisted. `roofline`: FLOP/s over what the arithmetic intensity (FLOPs by bytes

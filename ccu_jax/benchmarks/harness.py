@@ -1,6 +1,6 @@
-"""What the commands share: types of flags, timing, tables and a child process.
+"""Shared code of the commands: types of flags, timing, tables and a child process.
 
-Imports no JAX, so that the child process of `torch_baseline` does not either.
+Imports no JAX, so that the child process that runs PyTorch does not import it either.
 """
 
 import argparse
@@ -103,7 +103,7 @@ class Progress:
     """Prints how far the stages of a benchmark are, to stderr."""
 
     def __init__(self, title: str):
-        """Starts every line with `title`."""
+        """Sets the start of every line."""
         self._title, self._stage, self._printed_s = title, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -242,7 +242,7 @@ class ChildProcess:
     """A new Python process with its own threads and memory; a context manager."""
 
     def __init__(self, **environment: str):
-        """Sets variables of its environment before it imports anything large."""
+        """Sets environment variables, before the process imports large libraries."""
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
@@ -262,14 +262,14 @@ class ChildProcess:
         """Calls `ccu_jax.benchmarks.MODULE.FUNCTION` in the process.
 
         Raises:
-            UserError: by the function, or the process has ended.
-            RuntimeError: any other error of the function.
+            UserError: the function raised one, or the process was killed.
+            RuntimeError: the function raised any other error.
         """
         try:
             return self._pool.submit(_call, module, function, *args).result()
         except BrokenProcessPool:
             raise UserError(
-                f"{module}: the measuring process was killed; is the memory full?"
+                f"{module}: the child process was killed; check that memory suffices"
             ) from None
 
 

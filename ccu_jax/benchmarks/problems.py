@@ -4,6 +4,7 @@ The cost of a step depends on sizes alone, so nothing is learned and no data are
 """
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -32,9 +33,9 @@ class ProblemSpec(NamedTuple):
     """A configuration, and the sizes that a data set would determine.
 
     Attributes:
-        config: the configuration; its vocabulary is used to the full.
-        num_rows: rows of the data set.
-        num_classes: labels to choose from.
+        config: the configuration; its maximum vocabulary is used.
+        num_rows: number of rows of the data set.
+        num_classes: number of labels.
         multi_label: whether a row has several labels.
     """
 
@@ -54,11 +55,10 @@ def replace_section(x: WithConfig, section: str, **fields: Any) -> WithConfig:
 
 
 def _make_vit_b16() -> ProblemSpec:
-    """Returns images for a ViT-B/16, with the 15,552 training rows of MM-IMDb."""
+    """Returns a ViT-B/16 and as many training rows as MM-IMDb has, 15,552."""
     spec = ProblemSpec(load_config("mmimdb"), 29_178, 23, multi_label=True)
-    spec = replace_section(
-        spec, "data", image_size=224, text_length=64, vocabulary=8000
-    )
+    data = {"image_size": 224, "text_length": 64, "vocabulary": 8000}
+    spec = replace_section(spec, "data", **data)
     return replace_section(
         spec,
         "model",
@@ -133,7 +133,7 @@ def build_model(spec: ProblemSpec) -> models.Model:
 
 
 def random_table(spec: ProblemSpec, has_images: bool) -> dict[str, np.ndarray]:
-    """Draws the columns of a table: images unless left out, token ids and labels."""
+    """Draws the columns of a table: token ids, labels and, if wanted, images."""
     rng, data, num_rows = np.random.default_rng(0), spec.config.data, spec.num_rows
     labels = np.zeros((num_rows, spec.num_classes), np.float32)
     for _ in range(1 + spec.multi_label):
@@ -154,11 +154,9 @@ def random_table(spec: ProblemSpec, has_images: bool) -> dict[str, np.ndarray]:
 
 def split_rows(num_rows: int, **sizes: int) -> Sets:
     """Splits rows at random into sets of these sizes; the rest is the retain set."""
-    order, ends = (
-        np.random.default_rng(0).permutation(num_rows),
-        np.cumsum([*sizes.values()]),
-    )
-    parts = [np.sort(part) for part in np.split(order, ends)]
+    order = np.random.default_rng(0).permutation(num_rows)
+    parts = np.split(order, np.cumsum([*sizes.values()]))
+    parts = [np.sort(part) for part in parts]
     return Sets(**dict(zip([*sizes, "retain"], parts, strict=True)))
 
 
@@ -221,31 +219,26 @@ def _feature_shapes(spec: ProblemSpec) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def build_program(name: str, problem: Problem) -> Program:
-    """Builds the program of a method without its stop rule.
+    """Builds the program of a method, whose stop rule is evaluated but ignored.
 
-    A model of random rows may satisfy the rule at once.
+    Random rows may satisfy the rule at once.
     """
     return METHODS[name](problem._replace(method=name))._replace(stop=None)
 
 
 def make_run(name: str, problem: Problem) -> Callable[..., Outcome]:
-    """Returns `run(problem=problem)`: a whole run of a method; the first compiles."""
+    """Returns `run(problem=problem)`, a whole run of a method; the first compiles."""
     # A new Forward and Loop: nothing that other methods compiled is reused.
     config, executor = problem.config.run, problem.executor
     forward = Forward(problem.model, executor, config.evaluate_batch)
     problem = problem._replace(forward=forward)
     loop = Loop(config, executor, lambda warning: None)
+    method = functools.partial(build_program, name)
 
     def run(problem: Problem = problem) -> Outcome:
         # A folder of its own, or the run would resume from a checkpoint.
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = pathlib.Path(folder) / "checkpoints"
-            return loop.run(
-                name,
-                lambda p: build_program(name, p),
-                problem,
-                checkpoints,
-                NullStage(),
-            )
+            return loop.run(name, method, problem, checkpoints, NullStage())
 
     return run

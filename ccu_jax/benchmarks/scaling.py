@@ -1,7 +1,7 @@
 """`python -m ccu_jax.benchmarks scale`: how the cost of ccu_plus grows.
 
-`sizes`: runs with larger and larger sets, images and models. `store`: the same run
-beside more and more stored rows.
+`sizes`: runs as sets, images and models grow. `store`: a run on few rows as the feature
+store grows.
 """
 
 import argparse
@@ -35,8 +35,8 @@ RETAIN_SIZES = (1000, 2000, 4000, 7000)
 NUM_CLASSES = (2, 10, 100)
 IMAGE_SCALES = (0.5, 1.0, 2.0)
 DEPTHS = (1, 2, 8)
-TRAIN_ROWS = 10_000  # when sets grow
-# The run beside stored rows.
+TRAIN_ROWS = 10_000  # of the sweep over sets
+# Sizes of the run on few rows.
 STORE_SETS = {"unlearn": 100, "validation": 150, "unseen": 15, "test": 15}
 RETAIN_ROWS = 500  # that ccu_plus samples
 _IDENTITY = {"checkpoint": "random", "fingerprint": "random rows"}
@@ -72,8 +72,8 @@ def make_tables(measured: dict[str, Any]) -> list[Table]:
         title = f"{preset}: a run of ccu_plus"
         result.append(harness.make_table(title, _SIZE_COLUMNS, measured["sizes"]))
     if "store" in measured:
-        title = f"{preset}: a run of ccu_plus beside stored rows"
-        note = "stores were just written, so they are read from the page cache"
+        title = f"{preset}: a run of ccu_plus as the store grows"
+        note = "the page cache holds the stores, as they were just written"
         rows = measured["store"]
         result.append(harness.make_table(title, _STORE_COLUMNS, rows, note))
     return result
@@ -186,7 +186,7 @@ _STORE_COLUMNS = [
 
 
 def measure_store(flags: argparse.Namespace, progress: Progress) -> Rows:
-    """Measures the same run beside stores of different sizes."""
+    """Measures the same run with stores of different sizes."""
     spec, executor = problems.PRESETS[flags.preset], EXECUTORS[flags.executor]()
     results: dict[int, dict[str, Any]] = {}
     calls: dict[int, Callable[[], dict[str, float]]] = {}
@@ -223,7 +223,7 @@ def measure_store(flags: argparse.Namespace, progress: Progress) -> Rows:
 def _run_with_store(
     run: Callable[[Problem], Outcome], problem: Problem, path: pathlib.Path
 ) -> dict[str, float]:
-    """Returns the seconds and the memory of opening a store and running."""
+    """Opens a store and runs; returns the seconds and the growth of memory."""
     before_mib, start = harness.memory_mib("RssAnon"), time.perf_counter()
     store = feature_store.read(path, _IDENTITY)
     if store is None:

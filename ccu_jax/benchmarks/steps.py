@@ -35,8 +35,8 @@ SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
 TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
 _METHODS = ["original", "neggrad_plus", "scrub", "ccu", "ccu_plus"]
-_COMPARED_ROWS = 64  # of the logits of JAX and PyTorch
-_MAX_TORCH_PLAN = 32  # training steps handed over to PyTorch; windows repeat them
+_COMPARED_ROWS = 64  # whose outputs are compared with PyTorch's
+_MAX_TORCH_PLAN = 32  # steps of the plan that PyTorch gets; it repeats them
 # Simulated devices wait for each other, and a long queue of calls can starve one.
 _MAX_QUEUE = 16
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -138,7 +138,7 @@ class Steps:
         return (time.perf_counter() - start) / self.num_steps, state
 
     def run_calls(self) -> tuple[float, State]:
-        """Runs one call per step, whose row numbers are on the devices before."""
+        """Runs one call per step; its row numbers are sent before the clock starts."""
         state, single = self._copy_state(), self.single
         inputs = [
             step.step_inputs(self.program, self.executor, number, 1)
@@ -169,9 +169,9 @@ def measure_method(
     """Measures the steps of a method in every way.
 
     Returns:
-        For each way `seconds` of a step, their ratio to those of `scan`, `flops` of the
-        global batch, and the FLOP/s as a fraction of those of a large product, measured
-        in the same windows. Or `failure`, why PyTorch cannot run the step.
+        For each way `seconds` of a step, their `ratio` to those of the scan, `flops` of
+        the global batch, and `of_peak`, FLOP/s as a fraction of those of a large
+        product in the same windows. Or `failure`, why PyTorch cannot run the step.
     """
     progress = Progress(name)
     progress("compiling", 0, 1)
@@ -206,7 +206,7 @@ def _make_calls(
     others: dict[str, Problem],
     torch: "TorchProcess | None",
 ) -> tuple[dict[str, Callable[[], float]], dict[str, str]]:
-    """Returns a function per way that measures a window, and the failing ways."""
+    """Returns by way a function that measures a window, or the error of PyTorch."""
     product, product_flops = costs.make_large_product(steps.problem.config.model.dtype)
     failures: dict[str, str] = {}
     calls: dict[str, Callable[[], float]] = {
@@ -277,12 +277,12 @@ class TorchProcess(harness.ChildProcess):
         self._threads = harness.num_cores()
         super().__init__(
             OMP_NUM_THREADS=str(self._threads),
-            TORCHINDUCTOR_COMPILE_THREADS="1",  # others would run beside a measurement
+            TORCHINDUCTOR_COMPILE_THREADS="1",  # idle workers would cost time
         )
         write_torch_inputs(self._inputs, problem, names)
 
     def compare_outputs(self, problem: Problem) -> float:
-        """Returns the largest difference between logits or embeddings of JAX and it."""
+        """Returns the largest difference to the logits and embeddings of JAX."""
         rows = np.arange(min(_COMPARED_ROWS, len(problem.table["labels"])))
         params, table = problem.original, dict(problem.table)
         outputs = problem.forward.outputs(params, table, rows)

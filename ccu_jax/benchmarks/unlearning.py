@@ -29,7 +29,7 @@ from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 
-# A single run of these takes long enough to be measured once.
+# Run once, as their runs are long.
 _LONG = ("original", "retrain", "retrain_visual")
 COMPILED_METHOD = "ccu_plus"
 # Compilation depends neither on the number of rows nor on that of epochs.
@@ -57,7 +57,7 @@ def _positive(text: str) -> float:
 
 
 def measure_unlearn(flags: argparse.Namespace) -> dict[str, Any]:
-    """Runs every method, on cached features once with stored and once with computed."""
+    """Runs every method; those on features with stored and with computed features."""
     spec = problems.PRESETS[flags.preset]
     if flags.epochs:
         spec = problems.replace_section(spec, "train", epochs=flags.epochs)
@@ -80,9 +80,9 @@ def measure_unlearn(flags: argparse.Namespace) -> dict[str, Any]:
 def measure_method(
     problem: Problem, name: str, features: str | None, windows: int, peaks: costs.Peaks
 ) -> dict[str, Any]:
-    """Measures runs of one method after a first that compiles, and one of its steps.
+    """Measures runs of a method after one that compiles, and the cost of a step.
 
-    `features` are "stored" or "computed"; None for methods that read images.
+    `features` is "stored" or "computed", or None for methods that read images.
     """
     if features is not None:
         problem = problems.replace_section(problem, "run", features=features)
@@ -187,7 +187,7 @@ def measure_compile(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_start(config: str, workdir: pathlib.Path) -> dict[str, float]:
-    """Unlearns with the command line; returns seconds from its start, and of parts."""
+    """Unlearns with the command line; returns the seconds to its first step and end."""
     start = time.time()
     run_command(config, workdir, f"original,{COMPILED_METHOD}")
     total_s = time.time() - start
@@ -234,8 +234,8 @@ def make_compile_tables(measured: dict[str, Any]) -> list[Table]:
         Column("cache", "cache"),
         Column("first step", "first_step_s", ".2f"),
         Column("end", "total_s", ".2f"),
-        Column("of it compiling", "compile_s", ".2f"),
-        Column("of it method start", "start_s", ".2f"),
+        Column("compilation", "compile_s", ".2f"),
+        Column("method start", "start_s", ".2f"),
     ]
     title = f"{COMPILED_METHOD}: seconds from the start of the command"
     return [harness.make_table(title, columns, measured["starts"])]

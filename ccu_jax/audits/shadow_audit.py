@@ -204,9 +204,9 @@ class ShadowPool:
         score = forgetting.forgetting_score(forgot, never, control, groups=groups)
         klom, accuracies = {"unlearn": _klom(pools, groups)}, []
         for split in ("retain", "test"):
-            # All shadow models know these rows alike. Those of the second half, before
-            # unlearning, stand for the reference; the control compares them with the
-            # first half, whose unlearned models are compared.
+            # Retain and test rows have the same role for every shadow model. KLoM
+            # compares the first half after unlearning with the second half before it;
+            # the control compares the first half before it with the same.
             margins, accuracy = _pool_on_split(predictions, split)
             before, accuracy_before = _pool_on_split(self._originals, split)
             original = self._originals[0]

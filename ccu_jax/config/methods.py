@@ -184,7 +184,7 @@ class SfrOn:
 
 @dataclass(frozen=True)
 class _CcuBase:
-    """Fields of both forms of CCU; weights of 0 switch an objective off."""
+    """Fields of both variants of CCU; weights of 0 switch an objective off."""
 
     batch: Count = 64  # retain rows
     unlearn_batch: Count = 48

@@ -83,7 +83,7 @@ class Forward:
     def _run_batches(self, rows, run_batch):
         plan, is_counted = plan_single_pass(rows, self._batch)
         outputs = jax.device_get([run_batch(batch) for batch in plan])
-        # Padding stands at the end of the last batch.
+        # Padding rows are at the end of the last batch.
         num_rows = is_counted.sum()
         return jax.tree.map(lambda *x: np.concatenate(x)[:num_rows], *outputs)
 

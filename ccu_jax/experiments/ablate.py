@@ -1,6 +1,6 @@
 """`--ablate`: the contribution of each term of the methods of this project.
 
-Every form of CCU runs as configured, and again with each of its losses or other terms
+Every variant of CCU runs as configured, and again with each of its losses or other terms
 switched off or changed, always from the same originals.
 """
 
@@ -80,7 +80,7 @@ def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
 
 
 def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
-    """Runs all ablations of the forms of CCU that `config.methods` names.
+    """Runs all ablations of the variants of CCU that `config.methods` names.
 
     Args:
         config: the configuration; all its seeds are run.
@@ -93,7 +93,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
         UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name in OURS]
-    variants.check_config(config, names, f"a form of CCU ({', '.join(OURS)})")
+    variants.check_config(config, names, f"a variant of CCU ({', '.join(OURS)})")
     reduced = dataclasses.replace(config, methods=("original", REFERENCE))
     titles = [_stage_title(seed, name) for seed in config.seeds for name in names]
     results: list[Result] = []

@@ -77,5 +77,5 @@ REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
 REFERENCE = "retrain_visual"
 # The reference with another seed: the distance of two models that never saw the images.
 CONTROL = "retrain_visual_2"
-# The forms of CCU; every other unlearning method is a baseline.
+# The variants of CCU; every other unlearning method is a baseline.
 OURS = tuple(name for name in METHODS if name.startswith("ccu"))

@@ -79,9 +79,10 @@ def _load_columns(problem, rows):
 
 
 def padded_size(count: int, num_devices: int) -> int:
-    """Rounds up a number of rows to one of few sizes, divisible by the devices.
+    """Rounds a row count up to a multiple of `num_devices`.
 
-    From 32 rows on it grows by at most a quarter, unless there are many devices.
+    Few distinct sizes mean few compilations. From 32 rows on a count grows by at most a
+    quarter, unless there are many devices.
     """
     step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
     step = int(np.lcm(step, num_devices))

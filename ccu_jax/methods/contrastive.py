@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from ccu_jax import objectives
+from ccu_jax.methods.all_modules import forward_both, train_all_modules
 from ccu_jax.methods.cached_features import concat_parts
-from ccu_jax.methods.full_model import forward_both, train_all_modules
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import unit

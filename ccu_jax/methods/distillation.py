@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.methods import full_model
+from ccu_jax.methods import all_modules
 from ccu_jax.methods.cached_features import padded_size
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
@@ -32,7 +32,7 @@ def _kl_by_view(
     }
 
 
-def _weights_by_view(rows: full_model.Rows) -> dict[str, jax.Array]:
+def _weights_by_view(rows: all_modules.Rows) -> dict[str, jax.Array]:
     """Returns the weights of augmented rows: a row counts where it has the modality."""
     has_image, has_text = rows["image_weight"], rows["text_weight"]
     fused = jnp.maximum(has_image, has_text)
@@ -81,7 +81,7 @@ def scrub(problem: Problem) -> Program:
         descent_loss = distillation + hp.task_weight * task_loss(student, rows)
         return jnp.where(is_ascent, -(kl["image"] + kl["fused"]), descent_loss), {}
 
-    program = full_model.train_all_modules(
+    program = all_modules.train_all_modules(
         problem,
         loss,
         {"rows": rows},
@@ -123,7 +123,7 @@ def bad_teacher(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
         options = {"multi_label": problem.multi_label, "temperature": hp.temperature}
-        out_r, retain, out_u, unlearn = full_model.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
         teacher_r = model.apply(frozen["teacher"], retain)
         teacher_u = model.apply(frozen["untrained"], unlearn)
         retain_kl = _kl_by_view(teacher_r, out_r, _weights_by_view(retain), **options)
@@ -133,10 +133,10 @@ def bad_teacher(problem: Problem) -> Program:
         total = sum(retain_kl.values()) + hp.unlearn_weight * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    return full_model.train_all_modules(
+    return all_modules.train_all_modules(
         problem,
         loss,
-        full_model.paired_batches(problem, problem.method_config.epochs),
+        all_modules.paired_batches(problem, problem.method_config.epochs),
         frozen={"teacher": problem.original, "untrained": untrained},
     )
 
@@ -156,7 +156,7 @@ def delete(problem: Problem) -> Program:
     steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
-        rows = full_model.unaugmented(batch["unlearn"])
+        rows = all_modules.unaugmented(batch["unlearn"])
         student = model.apply(params, rows)
         teacher = model.apply(frozen["teacher"], rows)
         if multi_label:
@@ -175,7 +175,9 @@ def delete(problem: Problem) -> Program:
 
     rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
     frozen = {"teacher": problem.original, "frequency": jnp.asarray(frequency)}
-    return full_model.train_all_modules(problem, loss, {"unlearn": rows}, frozen=frozen)
+    return all_modules.train_all_modules(
+        problem, loss, {"unlearn": rows}, frozen=frozen
+    )
 
 
 def multidelete(problem: Problem) -> Program:
@@ -192,8 +194,8 @@ def multidelete(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         retain, unlearn = (
-            full_model.unaugmented(batch["retain"]),
-            full_model.unaugmented(batch["unlearn"]),
+            all_modules.unaugmented(batch["retain"]),
+            all_modules.unaugmented(batch["unlearn"]),
         )
 
         def original(rows):
@@ -217,10 +219,10 @@ def multidelete(problem: Problem) -> Program:
         }
         return sum(terms.values()), terms
 
-    return full_model.train_all_modules(
+    return all_modules.train_all_modules(
         problem,
         loss,
-        full_model.paired_batches(problem, problem.method_config.epochs),
+        all_modules.paired_batches(problem, problem.method_config.epochs),
         frozen={"teacher": problem.original},
     )
 

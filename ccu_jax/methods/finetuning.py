@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import full_model, optimizers, reference, saliency
+from ccu_jax.methods import all_modules, optimizers, reference, saliency
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.train.program import Program
@@ -44,7 +44,7 @@ def l1_sparse(problem: Problem) -> Program:
         return total, {}
 
     plan = {"rows": problem.plan_batches(retain, config.batch, steps, "rows")}
-    return full_model.train_all_modules(
+    return all_modules.train_all_modules(
         problem, loss, plan, frozen={"steps": np.float32(steps)}
     )
 
@@ -58,12 +58,12 @@ def gradient_ascent(problem: Problem) -> Program:
     steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
-        rows = full_model.unaugmented(batch["unlearn"])
+        rows = all_modules.unaugmented(batch["unlearn"])
         outputs = problem.model.apply(params, rows)
         return -capped_loss(problem, outputs, rows, frozen["hp"].loss_cap), {}
 
     rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
-    return full_model.train_all_modules(problem, loss, {"unlearn": rows})
+    return all_modules.train_all_modules(problem, loss, {"unlearn": rows})
 
 
 def capped_loss(
@@ -73,7 +73,7 @@ def capped_loss(
 
     The bound is `cap` times the chance loss.
     """
-    max_loss, total = cap * full_model.chance_loss(problem), jnp.zeros(())
+    max_loss, total = cap * all_modules.chance_loss(problem), jnp.zeros(())
     for view in VISUAL:
         loss_B = objectives.cross_entropy_rows(
             getattr(outputs, view), rows["labels"], multi_label=problem.multi_label
@@ -93,14 +93,14 @@ def neggrad_plus(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
-        out_r, retain, out_u, unlearn = full_model.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
         retain_loss = task_loss(out_r, retain)
         unlearn_loss = capped_loss(problem, out_u, unlearn, hp.loss_cap)
         total = hp.retain_weight * retain_loss - (1 - hp.retain_weight) * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    plan = full_model.paired_batches(problem, problem.method_config.epochs)
-    return full_model.train_all_modules(problem, loss, plan)
+    plan = all_modules.paired_batches(problem, problem.method_config.epochs)
+    return all_modules.train_all_modules(problem, loss, plan)
 
 
 def random_label(problem: Problem) -> Program:
@@ -123,7 +123,7 @@ def random_label(problem: Problem) -> Program:
         )
 
     def loss(params, frozen, aux, batch, step):
-        out_r, retain, out_u, unlearn = full_model.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
         total = task_loss(out_r, retain)
         for view in VISUAL:
             total += frozen["hp"].unlearn_weight * objectives.cross_entropy(
@@ -134,10 +134,10 @@ def random_label(problem: Problem) -> Program:
             )
         return total, {}
 
-    program = full_model.train_all_modules(
+    program = all_modules.train_all_modules(
         problem,
         loss,
-        full_model.paired_batches(problem, config.epochs),
+        all_modules.paired_batches(problem, config.epochs),
         optimizer=optimizer,
         more_inputs=more_inputs,
     )

@@ -15,7 +15,7 @@ from ccu_jax.config import Train
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.methods import full_model, optimizers
+from ccu_jax.methods import all_modules, optimizers
 from ccu_jax.methods.cached_features import padded_size
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
@@ -34,7 +34,7 @@ def mean_gradient(problem: Problem, rows: np.ndarray) -> Params:
 
 
 def fisher_diagonal(problem: Problem, rows: np.ndarray) -> Params:
-    """Returns the diagonal of the empirical Fisher: the mean squared row gradient."""
+    """Returns the diagonal of the empirical Fisher: the mean of squared gradients."""
     return _average_over_rows(problem, rows, squared=True)
 
 
@@ -154,7 +154,7 @@ def sfron(problem: Problem) -> Program:
     # Padded to one of few sizes, so that requests share an executable.
     padding = padded_size(len(is_ascent), 1) - len(is_ascent)
     is_ascent = jnp.asarray(np.pad(is_ascent, (0, padding)))
-    return full_model.train_all_modules(
+    return all_modules.train_all_modules(
         problem,
         loss,
         {"rows": rows},
@@ -220,7 +220,7 @@ def _at_least(fisher_u, fisher_r, threshold):
 
 def _focal_loss(problem, hp, outputs, rows):
     """Returns SFR-on's loss of the unlearn set, as in `sfron`."""
-    total, max_loss = jnp.zeros(()), 2 * full_model.chance_loss(problem)
+    total, max_loss = jnp.zeros(()), 2 * all_modules.chance_loss(problem)
     for view in VISUAL:
         loss_B = objectives.cross_entropy_rows(
             getattr(outputs, view), rows["labels"], multi_label=problem.multi_label

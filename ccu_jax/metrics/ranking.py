@@ -161,7 +161,7 @@ def _mean_over_classes(score: Callable, logits, labels) -> float | None:
 def _absolute_gaps(model, reference) -> list[float] | None:
     if set(model) != set(reference) or not model:
         raise ValueError(
-            "model and reference must have the same scores, not "
+            "model and reference must have the same, non-empty score names; got "
             f"{sorted(model)} and {sorted(reference)}"
         )
     if None in (*model.values(), *reference.values()):

@@ -99,7 +99,7 @@ def _comparisons(groups: Groups) -> Iterator[Finding]:
         best = best_baseline(groups, must_forget)
         among = ""
         if must_forget:
-            among = f" among those with {REFERENCE}'s attack AUCs, within tolerance"
+            among = f" among those whose attack AUCs match {REFERENCE}'s"
         if best is None:
             kind = "info" if must_forget else "failed"
             yield Finding(kind, f"No baseline without divergence{among}.")
@@ -283,7 +283,7 @@ def _cautions(groups: Groups) -> Iterator[Finding]:
             "the images of all requests.",
         )
     yield _info(
-        "The losses of all forms of ccu are this project's reconstruction of CCU "
+        "The losses of all variants of ccu are this project's reconstruction of CCU "
         "(arXiv 2509.23895), because the paper's own are not public.",
     )
 
@@ -297,7 +297,7 @@ def _cached_features(groups: Groups) -> Iterator[Finding]:
         seconds = original.number("seconds", "features")
         duration = f" in {format_estimate(seconds)} s" if seconds.count else ""
         yield _info(
-            f"Methods on features ({', '.join(names)}) start from the features that "
+            f"Methods that train on cached features ({', '.join(names)}) start from the features that "
             f"the original computed after its training{duration}; their time excludes "
             "that. With run.features=computed it is included, for every request.",
         )

@@ -49,9 +49,9 @@ def purge_workdir(ctx: RunContext) -> None:
     )
     if report["hits"]:
         raise UserError(
-            f"purge: {report['hits'][0][0]} and {len(report['hits']) - 1} more are "
-            f"still there, see {ctx.workdir / 'purge.json'}: a retained row may have "
-            "the same image, or another program has left a copy"
+            f"purge: {len(report['hits'])} matches of unlearned images remain, such as "
+            f"{report['hits'][0][0]}; see {ctx.workdir / 'purge.json'}. A retained row "
+            "may have the same image; delete copies that other programs wrote and rerun"
         )
 
 

@@ -26,7 +26,7 @@ _TIRG = ((".", "dotmark"), ("?", "questionmark"), ("&", "andmark"), ("*", "starm
 def clean_title(
     raw: str, masked_words: re.Pattern[str] | None = None, tirg: bool = False
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Cleans a title.
+    """Repairs the encoding of a title; removes control characters and masked words.
 
     Args:
         raw: the title as the label file has it.

@@ -54,8 +54,9 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
     indexed = [folder for folder in below if find_index(folder)]
     if len(indexed) > 1:
         raise UserError(
-            f"data.dir: {user_folder} holds {len(indexed)} folders with an index, "
-            f"{indexed[0].name} and {indexed[1].name} among them: name one of them"
+            f"data.dir: {user_folder} has {len(indexed)} subfolders with an index, "
+            f"such as {indexed[0].name} and {indexed[1].name}; set data.dir to one of "
+            "the subfolders"
         )
     if indexed:
         return indexed[0]

@@ -164,7 +164,7 @@ def _draw_tile(
         image = 0.15 * image + 0.85 * grey
     # Relief and uneven light keep tiles from being near-duplicates.
     image = image * (1 + 0.14 * smooth_field(rng, size, 3)[..., None])
-    # The sensor and the atmosphere.
+    # Simulate sensor gain, haze, clouds and noise.
     image = image * rng.uniform(0.7, 1.25) * rng.normal(1, 0.12, 3)
     haze = rng.uniform(0, 0.5) if rng.random() < 0.6 else 0.0
     image = image + haze * (np.array([0.75, 0.8, 0.85]) - image)

@@ -18,7 +18,7 @@ from ccu_jax.methods import cached_features
 from ccu_jax.methods.ccu import losses
 from ccu_jax.methods.ccu.confidence import confidence
 from ccu_jax.methods.ccu.targets import Prior, Targets, fit_prior, update_targets
-from ccu_jax.methods.hyperparameters import Hyperparameters
+from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, VISUAL, Outputs, Params
 from ccu_jax.models.augmentation import drop_modalities

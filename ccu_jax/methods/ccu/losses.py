@@ -11,7 +11,7 @@ import jax
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods.hyperparameters import Hyperparameters
+from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
 from ccu_jax.methods.optimizers import (
     CosineSchedule,
     cosine_schedule,

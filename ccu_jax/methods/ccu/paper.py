@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ccu_jax import objectives
 from ccu_jax.methods import cached_features
 from ccu_jax.methods.ccu import losses
-from ccu_jax.methods.hyperparameters import Hyperparameters
+from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.stopping import with_stop_rule
 from ccu_jax.models import TAIL

@@ -9,7 +9,7 @@ import optax
 
 from ccu_jax import objectives
 from ccu_jax.methods.cached_features import concat_parts
-from ccu_jax.methods.hyperparameters import Hyperparameters
+from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
 from ccu_jax.methods.optimizers import make_optimizer, optimizer_inputs, parameter_group
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.stopping import with_stop_rule

@@ -1,7 +1,7 @@
 """`--ablate`: the contribution of each term of the methods of this project.
 
-Every variant of CCU runs as configured, and again with each of its losses or other terms
-switched off or changed, always from the same originals.
+Every variant of CCU runs as configured, and again with each of its losses or other
+terms switched off or changed, always from the same originals.
 """
 
 import dataclasses

@@ -297,7 +297,8 @@ def _cached_features(groups: Groups) -> Iterator[Finding]:
         seconds = original.number("seconds", "features")
         duration = f" in {format_estimate(seconds)} s" if seconds.count else ""
         yield _info(
-            f"Methods that train on cached features ({', '.join(names)}) start from the features that "
-            f"the original computed after its training{duration}; their time excludes "
-            "that. With run.features=computed it is included, for every request.",
+            f"Methods that train on cached features ({', '.join(names)}) start from "
+            f"the features that the original computed after its training{duration}; "
+            "their time excludes that. With run.features=computed it is included, for "
+            "every request.",
         )

@@ -213,7 +213,7 @@ class _Execution:
             params = program.result(params, state.aux)
         jax.block_until_ready((state, params))
         self._seconds["steps"] += time.perf_counter() - self._resumed_s
-        # With early stopping the last call runs fewer steps, so the state has the count.
+        # With early stopping the last call runs fewer steps: the state counts them.
         steps = int(state.step)
         if failure and self._end is not None:
             steps = self._end

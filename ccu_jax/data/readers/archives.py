@@ -74,7 +74,7 @@ def unpack(
     type_, size = _archive_type(archive), archive.stat().st_size
     if type_ is None:
         raise UserError(
-            f"{archive} is not a zip or tar archive; set data.dir to an archive or folder"
+            f"{archive} is not a zip or tar archive; set data.dir to one or to a folder"
         )
     scratch = folder.with_name(folder.name + ".new")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run

@@ -138,7 +138,7 @@ def test_other_files_are_no_archives(tmp_path, unpack):
         (tmp_path / name).write_bytes(data)
     for name in ("empty", "text", "zeros", "json.gz", "missing", "."):
         assert not archives.is_archive(tmp_path / name)
-    with pytest.raises(UserError, match="text is no zip or tar archive"):
+    with pytest.raises(UserError, match="text is not a zip or tar archive"):
         unpack(tmp_path / "text")
 
 

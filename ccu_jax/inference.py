@@ -162,7 +162,9 @@ def _decode(image: Image | None, config: Data) -> np.ndarray | None:
         ).pixels
     except (OSError, SkipExample) as error:
         name = "image" if isinstance(image, bytes) else str(image)
-        raise UserError(f"{name}: unusable: {error}") from None
+        raise UserError(
+            f"{name}: unusable ({error}); pass a readable image file or its bytes"
+        ) from None
 
 
 def _probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:

@@ -42,7 +42,7 @@ def all_gather(x: Array) -> Array:
 
 
 def global_rows(num_rows: int) -> Array:
-    """Returns the positions `[B]` of this device's rows in what `all_gather` gives."""
+    """Returns the positions `[B]` of this device's rows in an `all_gather`."""
     return jax.lax.axis_index(AXIS) * num_rows + jnp.arange(num_rows)
 
 

@@ -72,7 +72,7 @@ def make_step_args(
 
 
 def count_flops(program: Program, executor: Executor) -> float:
-    """Counts the FLOPs of one step over the global batch, refreshes averaged in.
+    """Counts the FLOPs of one step over the global batch, with its share of refreshes.
 
     XLA counts the unoptimized program, since calls of libraries count as 0 FLOPs. It
     counts the body of a loop once, so the program has a single step.
@@ -82,7 +82,7 @@ def count_flops(program: Program, executor: Executor) -> float:
 
     def count(program: Program) -> float:
         args = make_step_args(program, global_executor, jax.random.key(0), 1)
-        # Shapes alone: the arrays may lie on several devices.
+        # Lower from shapes: the arrays may be sharded over several devices.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         steps: Any = global_executor.compile(step.make_steps(program))
         return _analyze_cost(steps.lower(*shapes))["flops"]

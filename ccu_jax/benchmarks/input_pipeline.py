@@ -321,7 +321,7 @@ _FEED_COLUMNS = [
 
 
 def make_tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns a table of preparation and one of rates for each image size."""
+    """Returns a table of preparation times and one of images/s per image size."""
     rows, result = [], []
     for row in measured["prepare"]:
         first = row["first"]

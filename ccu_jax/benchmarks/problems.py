@@ -30,7 +30,7 @@ UNLEARN_FRACTION = 0.1  # of the training rows
 
 
 class ProblemSpec(NamedTuple):
-    """A configuration, and the sizes that a data set would determine.
+    """A synthetic problem: a configuration, and the properties of its data set.
 
     Attributes:
         config: the configuration; its maximum vocabulary is used.

@@ -101,7 +101,7 @@ class Steps:
         self.executor = problem.executor
         self.program = problems.build_program(name, problem)
         if self.program.loss is None:
-            raise UserError(f"--methods: {name} makes no optimizer steps; leave it out")
+            raise UserError(f"--methods: {name} takes no optimizer steps; leave it out")
         per_call = problem.config.run.steps_per_call
         if self.program.is_fully_sharded:
             per_call = self.program.steps

@@ -37,7 +37,7 @@ def _mlp(p: Params, name: str, x: Tensor, out: str) -> Tensor:
 def _attention(
     p: Params, name: str, x: Tensor, heads: int, mask=None, query=None
 ) -> Tensor:
-    """Adds to the query, or to x, what it attends to in x: `[B, T, W]`."""
+    """Pre-norm attention over x with a residual; self-attention without a query."""
     y = _layer_norm(p, f"{name}/ln_1", x)
     q = y if query is None else _layer_norm(p, f"{name}/ln_1", query)
     q = _dense(p, f"{name}/query", q)

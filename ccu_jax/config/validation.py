@@ -49,7 +49,7 @@ FractionBelow1 = Annotated[float, Range(0, 1, exclude_high=True)]
 
 
 def suggest(wrong: str, names: Iterable[str]) -> str:
-    """Returns the valid names for an error message, after the one meant probably."""
+    """Returns "did you mean X?" for the closest valid name, if any, and all names."""
     names = sorted(names)
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
     meant = f"did you mean {near[0]!r}? " if near else ""
@@ -162,4 +162,6 @@ def _describe(type_: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false"}
     if dataclasses.is_dataclass(type_):
         return "a section"
-    return "a list" if typing.get_origin(type_) is tuple else names.get(type_, "a text")
+    return (
+        "a list" if typing.get_origin(type_) is tuple else names.get(type_, "a string")
+    )

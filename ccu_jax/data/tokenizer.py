@@ -76,7 +76,9 @@ def load_tokenizer(path: pathlib.Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{path}: tokenizer cannot be read ({error})") from None
+        raise UserError(
+            f"{path}: tokenizer is missing or damaged ({error}); use a new --workdir"
+        ) from None
 
 
 def encode(

@@ -199,7 +199,7 @@ class _GlobalPmap:
 
 
 def fits(num_bytes: int) -> bool:
-    """Returns whether every device has room for so many bytes besides training."""
+    """Returns whether `num_bytes` fit on every device beside the training state."""
     return all_agree(num_bytes <= _free_bytes())
 
 

@@ -13,7 +13,7 @@ from ccu_jax.metrics.membership import log_likelihood
 def ridge(
     features_RxF: jax.Array, labels_RxK: jax.Array, weight_R: jax.Array, strength: float
 ) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
-    """Fits a ridge regression and its leave-one-out predictions.
+    """Fits a ridge regression and computes its leave-one-out predictions.
 
     Leaving a row out divides its residual by one minus its leverage (Cook & Weisberg
     1982).

@@ -56,7 +56,7 @@ def scrub(problem: Problem) -> Program:
     model = problem.model
     task_loss = make_task_loss(problem)
     rows, is_ascent = _plan_scrub(problem)
-    # Padded to one of few sizes, so that requests share an executable.
+    # Padded to one of a few sizes, so that requests share an executable.
     padding = padded_size(len(is_ascent) + 32, 1) - len(is_ascent)
     is_ascent = jnp.asarray(np.pad(is_ascent, (0, padding)))
 

@@ -43,7 +43,7 @@ class CosineSchedule(NamedTuple):
 def cosine_schedule(
     peak: float, steps: int, warmup_fraction: float = 0.0
 ) -> CosineSchedule:
-    """Returns the schedule of a training of `steps` updates."""
+    """Returns a cosine schedule over `steps` updates, with linear warmup."""
     warmup_steps = min(round(warmup_fraction * steps), steps - 1)
     return CosineSchedule(*(np.float32(x) for x in (peak, warmup_steps, steps)))
 

@@ -93,7 +93,7 @@ def with_stop_rule(
 
 
 def subsample(problem: Problem, rows: np.ndarray, purpose: str) -> np.ndarray:
-    """Returns at most `MAX_ROWS` of the rows, all with an image."""
+    """Draws at most `MAX_ROWS` of the rows with an image; `purpose` seeds the draw."""
     rows = rows[np.asarray(problem.table["has_image"])[rows]]
     if len(rows) > MAX_ROWS:
         return problem.sample_rows(rows, MAX_ROWS, purpose)

@@ -107,7 +107,7 @@ def forgetting_score(
 def final_score(
     forgetting: float, retain: tuple[float, float], test: tuple[float, float]
 ) -> float | None:
-    """Returns the competition's F * (RA_U / RA_R) * (TA_U / TA_R).
+    """Returns the NeurIPS 2023 competition's score F * (RA_U / RA_R) * (TA_U / TA_R).
 
     Args:
         forgetting: F of `forgetting_score`.

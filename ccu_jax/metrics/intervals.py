@@ -234,7 +234,7 @@ def interval_from_replicates(
     finite = [x for x in replicates if x is not None and math.isfinite(x)]
     if value is None or len(finite) < len(replicates):
         return None
-    # (n - 1)^2 times the variance of a mean of n values is that of the jackknife.
+    # Jackknife variance: (n - 1) / n * sum((x - mean)^2) = (n - 1)^2 * var(mean).
     variance = variance_of_mean(finite) * (len(finite) - 1) ** 2
     t = student_t(0.95, len(finite) - 1)
     return symmetric_interval(value, t * math.sqrt(variance))

@@ -70,7 +70,9 @@ def one_run_epsilon(
     delta: float = _DELTA,
     confidence: float = 0.95,
 ) -> float:
-    """Returns the largest epsilon that the number of correct guesses rejects, 0 to 50.
+    """Returns a lower confidence bound on epsilon from one-run auditing, in [0, 50].
+
+    It is the largest epsilon that is rejected given the number of correct guesses.
 
     Args:
         correct: number of correct guesses.
@@ -84,8 +86,8 @@ def one_run_epsilon(
     """
     if not 0 <= correct <= guesses <= canaries:
         raise ValueError(
-            "needs 0 <= correct <= guesses <= canaries, not "
-            f"{correct}, {guesses}, {canaries}"
+            "expected 0 <= correct <= guesses <= canaries, got "
+            f"{correct=}, {guesses=}, {canaries=}"
         )
 
     def is_rejected(epsilon):

@@ -46,7 +46,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def show(rows: list[Row], reporter: Reporter) -> None:
-    """Prints tables and findings, in a log file as Markdown."""
+    """Prints tables and findings; as Markdown if the output is a log file."""
     if not reporter.is_active:
         return
     if not reporter.is_live:

@@ -73,7 +73,7 @@ class MethodResults:
     rows: dict[str, Row] = dataclasses.field(default_factory=dict)
 
     def mean(self, value: Callable[[Row], float]) -> Estimate:
-        """Returns the mean of a value of each row."""
+        """Returns the mean of `value(row)` over the seeds."""
         return estimate([value(row) for row in self.rows.values()])
 
     def number(self, *path: str) -> Estimate:
@@ -81,15 +81,15 @@ class MethodResults:
         return self.mean(lambda row: get_number(row, *path))
 
     def score(self, split: str, view: str) -> Estimate:
-        """Returns the mean of `get_score`."""
+        """Returns the mean score over seeds, see `get_score`."""
         return self.mean(lambda row: get_score(row, split, view))
 
     def attack_auc(self, view: str) -> Estimate:
-        """Returns the mean of `get_attack_auc`."""
+        """Returns the mean attack AUC over seeds, see `get_attack_auc`."""
         return self.mean(lambda row: get_attack_auc(row, view))
 
     def time_s(self) -> Estimate:
-        """Returns the mean of `get_time_s`."""
+        """Returns the mean time over seeds, see `get_time_s`."""
         return self.mean(get_time_s)
 
     def time_percent(self, other: "MethodResults") -> Estimate:

@@ -16,7 +16,7 @@ class Table(NamedTuple):
 
     @classmethod
     def from_cells(cls, cells: Sequence[dict[str, str]]) -> "Table":
-        """Makes a table of cells by column title, one dict per row."""
+        """Builds a table from one dict per row, from column title to cell text."""
         header = list(cells[0]) if cells else []
         return cls(header, [[row[title] for title in header] for row in cells])
 

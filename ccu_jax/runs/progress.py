@@ -225,7 +225,7 @@ class Reporter:
             self.console.print(table)
 
     def _printable(self, text: str) -> str:
-        """Replaces control codes and what the terminal's encoding lacks."""
+        """Replaces control characters, and those the terminal cannot encode."""
         encoding = self.console.encoding
         return printable(text).encode(encoding, "replace").decode(encoding)
 

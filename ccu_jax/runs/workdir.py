@@ -152,8 +152,8 @@ def unlearn_set_files(
     if path.exists() and path.read_bytes() != text.encode():
         splits.check_intact(path)
         raise UserError(
-            f"{path}: lists another unlearn set; use another --workdir, or remove the "
-            "folder to start over"
+            f"{path}: lists another unlearn set than this configuration draws; use "
+            f"another --workdir, or remove {ctx.workdir} to start over"
         )
     return {path: text} | _near_duplicate_files(ctx, seed, sets)
 

@@ -25,10 +25,10 @@ def verify_checksum(record: Any) -> dict[str, Any]:
         ValueError: The checksum is missing or does not match.
     """
     if not isinstance(record, dict) or not isinstance(record.get(_KEY), str):
-        raise ValueError("it has no checksum")
+        raise ValueError("record has no checksum")
     plain = {name: value for name, value in record.items() if name != _KEY}
     if record[_KEY] != _checksum(plain):
-        raise ValueError("it does not match its checksum")
+        raise ValueError("record does not match its checksum")
     return plain
 
 

@@ -169,7 +169,7 @@ class _Execution:
             # between host and devices is a mistake.
             with jax.transfer_guard("disallow"):
                 self._state, metrics = self._compiled(self._state, self._static, inputs)
-            if pending is not None and self._has_ended(*pending):
+            if pending is not None and self._read_metrics(*pending):
                 return
             pending = metrics, start
             done = min(start + self._size, total)
@@ -184,9 +184,10 @@ class _Execution:
                     return
                 pending = None
         if pending is not None:
-            self._has_ended(*pending)
+            self._read_metrics(*pending)
 
-    def _has_ended(self, metrics, start) -> bool:
+    def _read_metrics(self, metrics, start) -> bool:
+        """Reads the metrics of a call; returns whether training failed or stopped."""
         self._failure, self._end = check_metrics(metrics, start, self._stage)
         return self._end is not None
 
@@ -194,7 +195,7 @@ class _Execution:
         """Saves a checkpoint, unless one of the steps has failed."""
         jax.block_until_ready(self._state)
         self._seconds["steps"] += time.perf_counter() - self._resumed_s
-        self._has_ended(metrics, start)
+        self._read_metrics(metrics, start)
         if not self._failure and (reason := describe_nonfinite(self._state.params)):
             self._failure, self._end = f"step {done - 1}: {reason}", done
         if not self._failure:

@@ -29,7 +29,7 @@ def init_state(program: Program, key: jax.Array) -> State:
 def make_init(
     optimizer: optax.GradientTransformation, group: Callable[[str], str]
 ) -> Callable[..., State]:
-    """Returns `init(params, aux, key) -> State`; one program compiles fastest."""
+    """Returns `init(params, aux, key) -> State`, to be jitted as a whole."""
 
     def init(params, aux, key):
         params, aux = jax.tree.map(jnp.copy, (params, aux))
@@ -94,7 +94,9 @@ def step_inputs(
 
 
 def make_steps(program: Program) -> Callable:
-    """Returns the per-device function of several updates, for `Executor.compile`.
+    """Returns a per-device function that runs several updates.
+
+    Pass it to `Executor.compile`:
 
     `fn(state, static_inputs, step_inputs) -> (state, metrics)`. Metrics have one entry
     per step. Steps after the end of the program are not made (`ran` is False), so that

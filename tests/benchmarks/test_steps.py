@@ -79,7 +79,7 @@ def test_random_sets_are_disjoint_and_have_the_configured_fractions():
 
 
 def test_method_without_steps_is_refused(problem):
-    with pytest.raises(UserError, match="ssd makes no optimizer steps"):
+    with pytest.raises(UserError, match="ssd takes no optimizer steps"):
         Steps(problem, "ssd")
 
 

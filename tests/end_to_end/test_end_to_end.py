@@ -338,7 +338,7 @@ def test_model_that_cannot_be_loaded_or_asked_is_rejected(finished, copy, tmp_pa
     with pytest.raises(UserError, match=remedy):
         load_classifier(copy)
     model = load_classifier(finished[0])
-    with pytest.raises(UserError, match="image: unusable: not an image"):
+    with pytest.raises(UserError, match="image: unusable .not an image"):
         model.predict_probabilities([b"words"], [None])
     with pytest.raises(UserError, match="1 images but 2 texts"):
         model.predict_probabilities([None], ["one", "two"])

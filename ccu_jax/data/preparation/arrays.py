@@ -88,10 +88,11 @@ def _check_rows(folder: pathlib.Path, source: Source, counts: Counts) -> int:
             f"{counts.origin}: {num_classes:,} classes, at most {MAX_CLASSES:,} are "
             "supported; check that labels are classes and not names of single rows"
         )
-    if num_classes < (1 if source.multi_label else 2):
+    min_classes = 1 if source.multi_label else 2
+    if num_classes < min_classes:
         raise UserError(
-            f"{counts.origin}: {num_classes} classes in all rows; a classifier needs "
-            "at least two"
+            f"{counts.origin}: {num_classes} classes, at least {min_classes} needed; "
+            "check the labels of the data"
         )
     return num_rows
 

@@ -114,15 +114,16 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
         "transparent image": mode in _TRANSPARENT_MODES or "transparency" in image.info,
         "progressive JPEG": "progressive" in image.info,
         "16-bit image": mode.startswith("I"),
-        "animated image": _has(lambda: getattr(image, "is_animated", False)),
+        "animated image": _is_true(lambda: getattr(image, "is_animated", False)),
         "image above 40 megapixels": image.width * image.height > _LARGE_PIXELS,
-        "EXIF turn ignored": "exif" in image.info and _has(lambda: _is_rotated(image)),
+        "EXIF turn ignored": "exif" in image.info
+        and _is_true(lambda: _is_rotated(image)),
     }
     return tuple(f"noted: {name}" for name, holds in properties.items() if holds)
 
 
-def _has(check: Callable[[], bool]) -> bool:
-    """Evaluates a property; False if the data it depends on are damaged."""
+def _is_true(check: Callable[[], bool]) -> bool:
+    """Returns `check()`, or False if it raises because metadata are damaged."""
     try:
         return check()
     except Exception:  # Pillow raises exceptions of any type

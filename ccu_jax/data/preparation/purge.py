@@ -47,7 +47,7 @@ class Pattern(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """What a search for patterns read and reported."""
+    """Number of patterns, files and bytes searched, and the matches."""
 
     num_patterns: int
     num_files: int
@@ -56,7 +56,7 @@ class SearchResult(NamedTuple):
 
 
 class PurgeResult(NamedTuple):
-    """What a purge removed, and the result of the search after it."""
+    """Counts of removed images, and the result of the search for leftovers."""
 
     num_images: int
     num_uniform: int  # images that are too uniform to have a pattern
@@ -124,7 +124,7 @@ def purge_images(
     unverifiable = (no_pattern & _blank_ids(data, rows)) - searched_before
     uniform |= no_pattern - unverifiable
     _store_patterns(patterns_path, patterns, uniform)
-    # Marked first: after a kill, half-emptied data must not be trained on.
+    # Mark as purged first: after a kill no run may train on partly deleted data.
     for folder in (workdir, data):
         text = json.dumps({"images": len(rows)}) + "\n"
         (folder / PURGED).write_text(text, "utf-8")
@@ -196,7 +196,7 @@ def _occurrences(
 def _drop_shared_patterns(
     patterns: list[Pattern], path: pathlib.Path, progress: Progress
 ) -> list[Pattern]:
-    """Drops patterns that also occur in a retained image, which is similar in part.
+    """Drops patterns that also occur in retained images: they identify no purged one.
 
     If all patterns of one form occur in retained images, one of these is a copy of the
     purged image: the patterns stay, and the search reports it.

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-# What a continuation byte of UTF-8 (0x80 to 0xBF) became when it was read as Latin-1
-# or, for the second half, as Windows-1252.
+# The character that a continuation byte of UTF-8 (0x80 to 0x9F) became when it was read
+# as Windows-1252. Read as Latin-1, every byte keeps its value.
 _WINDOWS = {
     bytes([byte]).decode("cp1252"): byte
     for byte in range(0x80, 0xA0)

@@ -69,7 +69,7 @@ class _Layout(NamedTuple):
 def open_mmimdb(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
-    """Reads `split.json`; raises UserError if most of the files are missing."""
+    """Opens MM-IMDb; raises UserError if most files of `split.json` are missing."""
     root = RELEASE.find_root(location.root)
     if root is None:
         archive = location.root / ARCHIVE
@@ -133,7 +133,7 @@ def _read_index(layout: _Layout) -> dict[str, list[Any]]:
                 raise SkipExample(f'{INDEX} has no list "{name}"')
     except SkipExample as reason:
         raise UserError(
-            f"{layout.folder.root}: {reason}; take the one of {ARCHIVE}, see {PAGE}"
+            f"{layout.folder.root}: {reason}; use that of {ARCHIVE}, see {PAGE}"
         ) from None
     return splits
 

@@ -62,7 +62,7 @@ class Release(NamedTuple):
         return Location(root, "sample" if is_sample else "official")
 
     def signature(self, config: Data, location: Location) -> str:
-        """Hashes the lists, and sizes and modification times of the watched paths."""
+        """Hashes the list files, and sizes and modification times of watched paths."""
         root, marks = location.root, []
         for name in self.lists:
             if (root / name).is_file():
@@ -101,9 +101,8 @@ class Release(NamedTuple):
             )
             if root and other:
                 raise UserError(
-                    f"data.dir: {user_folder} holds {self.title} more than once: name "
-                    "one of "
-                    f"{root} and {other}"
+                    f"data.dir: {user_folder} holds several copies of {self.title}; "
+                    f"set data.dir to one of them, such as {root} or {other}"
                 )
             candidates += deeper
         if root is None and self.archive and (user_folder / self.archive).is_file():

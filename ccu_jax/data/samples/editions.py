@@ -70,7 +70,9 @@ def ensure(
     except OSError:
         pass
     if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
-        raise UserError(f"{root}: folder is not empty; name a new one for the sample")
+        raise UserError(
+            f"{root}: folder is not empty and holds no sample; name another folder"
+        )
     # Written to a scratch folder and renamed, so a kill leaves no partial edition.
     scratch = root.with_name(root.name + ".new")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -342,7 +342,7 @@ def _dye(garment: Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _uneven_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Draws smooth light and a darker floor or wall, float [H, W, 1]."""
+    """Samples a smooth brightness offset with a darker floor or wall, [H, W, 1]."""
     spots = rng.normal(-0.05, 0.12, (4, 3)).astype(np.float32)
     light = np.asarray(Image.fromarray(spots).resize((width, height)))
     edge = rng.uniform(0.3, 1.3) * height + rng.uniform(-0.5, 0.5) * np.arange(width)

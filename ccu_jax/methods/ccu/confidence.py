@@ -52,7 +52,7 @@ def margin(scores_NxK: Array, labels_NxK: Array, *, multi_label: bool) -> Array:
 
 
 def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
-    """Returns the fraction of a row's k labels among its k highest scores, `[N]`."""
+    """Returns the fraction of each row's k true labels in its top-k scores, `[N]`."""
     place = jnp.argsort(jnp.argsort(-scores_NxK, axis=1), axis=1)
     num_labels = labels_NxK.sum(axis=1, keepdims=True)
     num_hits_N = ((place < num_labels) * labels_NxK).sum(axis=1)

@@ -282,7 +282,7 @@ def test_release_is_found_in_a_subfolder_of_any_name(layout, tmp_path):
     config = layout._replace(root=tmp_path / "downloads").config()
     assert len(read_rows(config).examples) == 6
     write_hatefulmemes(tmp_path / "downloads" / "second release")
-    with pytest.raises(UserError, match="more than once: name one of .*/memes and .*/"):
+    with pytest.raises(UserError, match="several copies of .* such as .*/memes or .*/"):
         read_rows(config)
 
 

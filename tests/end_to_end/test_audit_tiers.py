@@ -57,7 +57,7 @@ def _assert_standard(audit):
         assert set(record["seconds"]) == {"smoke", "standard"}
         assert set(record["cka"]) == {"original", "reference"}
         assert record["attacks"]["image"]["loss"]["control"] is not None
-        assert record["relearning"]["most"] == 100
+        assert record["relearning"]["limit"] == 100
     original = audit["original"]["seeds"][0]
     assert original["relearning"]["steps"] == 0
     assert original["within_class"]["original"][0] > 0.999

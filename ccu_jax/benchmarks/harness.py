@@ -119,7 +119,7 @@ class Progress:
 def measure_in_turn(
     calls: Mapping[Name, Callable[[], Any]], windows: int, progress: Progress
 ) -> dict[Name, list[Any]]:
-    """Calls all functions once per window, so that load on the machine hits all alike.
+    """Calls all functions once per window, so that all are measured under equal load.
 
     One more window comes first, to warm up, and is dropped.
 

@@ -23,7 +23,7 @@ _NUM_BANDS = MAX_BITS + 1
 _SIZE = 16  # side of the reduced image, pixels
 _NUM_FREQUENCIES = 8  # per axis
 _CHUNK = 1024  # rows
-_MIN_STD = 2.0  # of pixel values in 0..255; flatter images all look alike
+_MIN_STD = 2.0  # of pixel values in 0..255; flatter images have no content to compare
 
 
 def find_clusters(

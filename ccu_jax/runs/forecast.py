@@ -64,7 +64,7 @@ def measure_speed(ctx: RunContext) -> Speed:
 def describe_runs(
     ctx: RunContext, runs: Mapping[str, int], recompile: bool = False
 ) -> str:
-    """Estimates the time of a number of runs of each method.
+    """Estimates how long some runs of each method take.
 
     With `recompile` every run compiles a program of its own, as it does if a loss is
     switched off.

@@ -27,7 +27,7 @@ def log_likelihood(logits_NxK: Array, labels_NxK: Array, *, multi_label: bool) -
 
 
 def confidence(logits_NxK: Array, labels_NxK: Array, *, multi_label: bool) -> Array:
-    """Returns g of each row, `[N]`."""
+    """Returns the confidence g = -log(-sum_k log p_k) of each row, `[N]`."""
     total_N = log_likelihood(logits_NxK, labels_NxK, multi_label=multi_label)
     return -jnp.log(jnp.maximum(-total_N, _TINY))
 

@@ -109,5 +109,5 @@ def test_gap_and_tug_of_war_have_the_values_computed_by_hand():
     for score in (average_gap, tug_of_war):
         assert score(lower, reference) == pytest.approx(score(higher, reference))
         assert score(reference | {"test": None}, reference) is None
-    with pytest.raises(ValueError, match="same scores"):
+    with pytest.raises(ValueError, match="same, non-empty score names"):
         average_gap({"test": 1.0}, reference)

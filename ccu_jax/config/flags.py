@@ -90,7 +90,7 @@ def _make_parser() -> Parser:
     add(
         "--unlearn",
         metavar="RULE",
-        help="random:, cluster: or memorised:FRACTION, class: or group:NAME, ids:FILE",
+        help="random:, cluster: or memorized:FRACTION, class: or group:NAME, ids:FILE",
     )
     add(
         "--set",

@@ -90,7 +90,7 @@ class Unlearn:
     """The unlearn set, and the holdout rows that no model is trained on."""
 
     # random:FRACTION; class:NAME or group:NAME, all its rows; cluster:FRACTION, rows
-    # similar to a random one; memorised:FRACTION, those that the original has memorized
+    # similar to a random one; memorized:FRACTION, those that the original has memorized
     # most; ids:FILE. See `ccu_jax/unlearn_sets/rules.py`.
     rule: str = "random:0.1"
     duplicates: Literal["forget", "report"] = "forget"  # near-duplicates of its images

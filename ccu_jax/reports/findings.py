@@ -269,7 +269,7 @@ def _cautions(groups: Groups) -> Iterator[Finding]:
             "set was not, its AUCs also reflect how the two sets differ: compare with "
             f"{REFERENCE}'s.",
         )
-    if any(rule.startswith("memorised:") for rule in rules):
+    if any(rule.startswith("memorized:") for rule in rules):
         yield _info(
             "The unlearn set was selected by the original's predictions, and the "
             "attack's non-members match it in difficulty only: compare the AUCs with "

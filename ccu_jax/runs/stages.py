@@ -47,7 +47,7 @@ def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result |
 def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> Sets:
     """Draws the sets of a seed.
 
-    The rule "memorised" needs the features of an original, which is trained on the sets
+    The rule "memorized" needs the features of an original, which is trained on the sets
     drawn without them: then `unlearn` is empty.
 
     Raises:
@@ -149,7 +149,7 @@ def _run_stage(
 ) -> Sets:
     """Runs one method, evaluates it and writes everything, the result last.
 
-    Returns the sets, which the rule "memorised" draws when the original is trained.
+    Returns the sets, which the rule "memorized" draws when the original is trained.
     """
     seed, features_s = problem.seed, time.perf_counter() - start_s
     folder = _checkpoint_dir(ctx, seed, method)

@@ -23,11 +23,11 @@ KINDS = {
     "class": "NAME",
     "group": "NAME",
     "cluster": "FRACTION",
-    "memorised": "FRACTION",
+    "memorized": "FRACTION",
     "ids": "FILE",
 }
 # Rules that need images or features, which a purge removes.
-DATA_DEPENDENT = ("cluster", "memorised")
+DATA_DEPENDENT = ("cluster", "memorized")
 # With fewer non-members the standard error of an attack AUC exceeds 0.06.
 MIN_NONMEMBERS = 40
 
@@ -148,7 +148,7 @@ def select_groups(
 ) -> Selection:
     """Selects the groups to unlearn and their non-members.
 
-    `named` is the result of `groups_by_name`. Only the kind `memorised` needs
+    `named` is the result of `groups_by_name`. Only the kind `memorized` needs
     `memorization`.
 
     Raises:
@@ -232,7 +232,7 @@ def _select_cluster(data, rule, groups, memorization) -> Selection:
     return Selection(unlearn, set(nonmembers))
 
 
-def _select_memorised(data, rule, groups, memorization) -> Selection:
+def _select_memorized(data, rule, groups, memorization) -> Selection:
     """Selects the groups whose images the original has memorized most.
 
     These are hard to predict without training on them. So the non-members are held-out
@@ -270,7 +270,7 @@ _SELECTORS: dict[str, _Selector] = {
     "random": _select_random,
     "class": _select_class,
     "cluster": _select_cluster,
-    "memorised": _select_memorised,
+    "memorized": _select_memorized,
 }
 
 

@@ -104,7 +104,7 @@ def draw_sets(
         memorization: of an original that was trained on `retain` and `unlearn`.
 
     Returns:
-        The sets. The rule `memorised` needs `memorization`; without it `unlearn` is
+        The sets. The rule `memorized` needs `memorization`; without it `unlearn` is
         empty and `retain` holds all rows that the original is trained on.
 
     Raises:
@@ -119,7 +119,7 @@ def draw_sets(
     named = groups_by_name(data, parsed, group_N)
     data = data._replace(group=group_N)
     groups = _hold_out(data, seed, holdout_fraction, named)
-    is_deferred = parsed.kind == "memorised" and memorization is None
+    is_deferred = parsed.kind == "memorized" and memorization is None
     if is_deferred:
         selection = Selection(set(), set(groups.holdout))
     else:

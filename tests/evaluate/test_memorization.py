@@ -44,7 +44,7 @@ def plant(data, is_memorized):
 
 
 def estimate(data, store, seed=0):
-    sets = splits.draw_sets(data, "memorised:0.1", 0, 0.3)
+    sets = splits.draw_sets(data, "memorized:0.1", 0, 0.3)
     arguments = data, store, sets.retain, sets.unseen, seed
     return memorization.estimate_memorization(*arguments), sets
 
@@ -58,7 +58,7 @@ def test_rows_that_are_predicted_without_a_visible_label_are_memorized(data):
     others = is_odd & ~is_memorized & is_trained, ~is_odd & is_trained & data.has_image
     for rows in others:
         assert estimated.score[memorized].mean() > estimated.score[rows].mean() + 0.2
-    drawn = splits.draw_sets(data, "memorised:0.05", 0, 0.3, memorization=estimated)
+    drawn = splits.draw_sets(data, "memorized:0.05", 0, 0.3, memorization=estimated)
     assert memorized[drawn.unlearn].mean() > 0.95
     # They are hard for a model that has not seen them, and so are the non-members.
     hard, control = (

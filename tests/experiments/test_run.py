@@ -59,13 +59,13 @@ def read_outcome(workdir):
 
 @pytest.fixture(scope="module")
 def config(make_config):
-    return make_config("memorised:0.2", num_requests=2)
+    return make_config("memorized:0.2", num_requests=2)
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     """The folder of a run that unlearns what was memorized, in two requests."""
-    workdir = tmp_path_factory.mktemp("memorised") / "run"
+    workdir = tmp_path_factory.mktemp("memorized") / "run"
     run_in(workdir, config)
     return workdir
 
@@ -169,5 +169,5 @@ def test_invalid_rule_or_number_of_requests_is_rejected_before_training(
         run(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "config.json").exists()
-    with pytest.raises(UserError, match="memorised:2: must be a fraction"):
-        run(make_config("memorised:2"), tmp_path)
+    with pytest.raises(UserError, match="memorized:2: must be a fraction"):
+        run(make_config("memorized:2"), tmp_path)

@@ -133,7 +133,7 @@ def test_data_that_are_not_the_real_ones_are_a_warning(make_row, edition, kind, 
 @pytest.mark.parametrize(
     "rule, text",
     [
-        ("memorised:0.1", "selected by the original's predictions"),
+        ("memorized:0.1", "selected by the original's predictions"),
         ("group:Ann", "were drawn at random"),
         ("ids:list.txt", "were drawn at random"),
     ],

@@ -20,13 +20,12 @@ from tests.unlearn_sets.conftest import draw, make_memorization, write_ids
         ("random:nan", "random:nan: must be a fraction"),
         ("random:few", "random:few: must be a fraction"),
         ("cluster:1.5", "cluster:1.5: must be a fraction"),
-        ("memorised:0", "memorised:0: must be a fraction"),
+        ("memorized:0", "memorized:0: must be a fraction"),
         ("random:", "'random:'"),
         ("random", "'random'"),
         ("", "''"),
         ("all:0.1", "all:0.1"),
-        ("memorized:0.1", "memorized:0.1.*memorised:FRACTION"),
-        ("group:", "group:NAME, cluster:FRACTION, memorised:FRACTION or ids:FILE"),
+        ("group:", "group:NAME, cluster:FRACTION, memorized:FRACTION or ids:FILE"),
         ("ids:/nowhere/ids.txt", "/nowhere/ids.txt"),
     ],
 )
@@ -171,7 +170,7 @@ def test_small_cluster_has_the_minimum_of_nonmembers(two_looks):
 
 def test_most_memorized_groups_are_unlearned(data):
     memorization = make_memorization(data)
-    sets = draw(data, "memorised:0.2")
+    sets = draw(data, "memorized:0.2")
 
     def group_means(rows):
         rows = rows[data.has_image[rows]]
@@ -191,7 +190,7 @@ def test_nonmembers_of_memorized_groups_are_as_hard(data):
     easiness = make_memorization(data).easiness
     noise = np.random.default_rng(6).normal(0, 0.1, len(easiness))
     memorization = Memorization((1 - easiness + noise).astype(np.float32), easiness)
-    sets = splits.draw_sets(data, "memorised:0.3", 0, 0.4, memorization=memorization)
+    sets = splits.draw_sets(data, "memorized:0.3", 0, 0.4, memorization=memorization)
     holdout = draw(data, "random:0.3", holdout=0.4).unseen
 
     def mean(rows):
@@ -204,8 +203,8 @@ def test_nonmembers_of_memorized_groups_are_as_hard(data):
 
 
 def test_unlearn_set_is_empty_until_memorization_is_estimated(data):
-    before = splits.draw_sets(data, "memorised:0.1", 0, 0.2)
-    after = draw(data, "memorised:0.1")
+    before = splits.draw_sets(data, "memorized:0.1", 0, 0.2)
+    after = draw(data, "memorized:0.1")
     assert not len(before.unlearn) and len(after.unlearn)
     trained = np.sort(np.concatenate([after.retain, after.unlearn]))
     np.testing.assert_array_equal(before.retain, trained)
@@ -213,7 +212,7 @@ def test_unlearn_set_is_empty_until_memorization_is_estimated(data):
     np.testing.assert_array_equal(before.unseen, draw(data, "random:0.1").unseen)
     has_image = data.has_image & (data.split != "validation")
     with pytest.raises(UserError, match="no row of the validation set has an image"):
-        splits.draw_sets(data._replace(has_image=has_image), "memorised:0.1", 0, 0.2)
+        splits.draw_sets(data._replace(has_image=has_image), "memorized:0.1", 0, 0.2)
 
 
 def test_match_distribution_takes_the_nearest_value_once():

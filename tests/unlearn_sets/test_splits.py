@@ -11,7 +11,7 @@ from tests.unlearn_sets.conftest import draw, write_ids
 RULES = (
     *("random:0.01", "random:0.05", "random:0.3", "class:green", "ids"),
     *("group:group9", "cluster:0.05", "cluster:0.3"),
-    *("memorised:0.05", "memorised:0.3"),
+    *("memorized:0.05", "memorized:0.3"),
 )
 TRAINING_SETS = ("retain", "unlearn", "unseen")
 

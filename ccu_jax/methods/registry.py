@@ -1,0 +1,80 @@
+"""The table of all methods: the original, the retrained references, and unlearning.
+
+A method is a function `Problem -> Program`. All of them run in the same loop, so that
+differences in time are differences between methods. Each reads the section of the
+configuration with its own name; several names may share a function. To add a method,
+add its function here and its section to `config/schema.py`.
+"""
+
+import functools
+from collections.abc import Callable
+
+from ccu_jax.methods import (
+    contrastive,
+    distillation,
+    finetuning,
+    last_layers,
+    reference,
+    saliency,
+)
+from ccu_jax.methods.ccu import closed_loop, paper
+from ccu_jax.methods.problem import Problem
+from ccu_jax.train.program import Program
+
+Method = Callable[[Problem], Program]
+
+_FUNCTIONS: dict[str, Method] = {
+    "original": reference.original,
+    "retrain": reference.retrain,
+    "retrain_visual": reference.retrain_visual,
+    "retrain_visual_2": reference.retrain_visual,
+    "finetune": finetuning.finetune,
+    "l1_sparse": finetuning.l1_sparse,
+    "gradient_ascent": finetuning.gradient_ascent,
+    "gradient_ascent_stop": finetuning.gradient_ascent,
+    "neggrad_plus": finetuning.neggrad_plus,
+    "neggrad_plus_stop": finetuning.neggrad_plus,
+    "random_label": finetuning.random_label,
+    "random_label_stop": finetuning.random_label,
+    "salun": finetuning.random_label,
+    "salun_stop": finetuning.random_label,
+    "cf_head": last_layers.train_last_layers,
+    "cf_tail": last_layers.train_last_layers,
+    "eu_head": last_layers.train_last_layers,
+    "eu_tail": last_layers.train_last_layers,
+    "scrub": distillation.scrub,
+    "scrub_rewind": distillation.scrub,
+    "bad_teacher": distillation.bad_teacher,
+    "bad_teacher_stop": distillation.bad_teacher,
+    "delete": distillation.delete,
+    "multidelete": distillation.multidelete,
+    "ssd": saliency.ssd,
+    "sfron": saliency.sfron,
+    "contrastive_unlearning": contrastive.contrastive_unlearning,
+    "contrastive_unlearning_stop": contrastive.contrastive_unlearning,
+    "coun": contrastive.coun,
+    "ccu": paper.ccu,
+    "ccu_no_stop": paper.ccu,
+    "ccu_gated": closed_loop.ccu_plus,
+    "ccu_plus": closed_loop.ccu_plus,
+    "ccu_plus_full": closed_loop.ccu_plus,
+}
+
+
+def _run_as(name: str, function: Method, problem: Problem) -> Program:
+    return function(problem._replace(method=name))
+
+
+METHODS: dict[str, Method] = {
+    name: functools.partial(_run_as, name, function)
+    for name, function in _FUNCTIONS.items()
+}
+
+# Trained from scratch instead of from the original.
+REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
+# The model that unlearning should be indistinguishable from.
+REFERENCE = "retrain_visual"
+# The reference with another seed: the distance of two models that never saw the images.
+CONTROL = "retrain_visual_2"
+# The variants of CCU; every other unlearning method is a baseline.
+OURS = tuple(name for name in METHODS if name.startswith("ccu"))

@@ -1,6 +1,6 @@
 """The configuration of a run: one tree of frozen dataclasses."""
 
-from ccu_jax.config.methods import (
+from ccu_jax.config.method_defaults import (
     BadTeacher,
     Ccu,
     CcuPlus,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ccu_jax.config.methods import (
+from ccu_jax.config.method_defaults import (
     BadTeacher,
     Ccu,
     CcuPlus,

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from ccu_jax.config.methods import Ccu, CcuPlus
+from ccu_jax.config.method_defaults import Ccu, CcuPlus
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
 from ccu_jax.experiments import variants

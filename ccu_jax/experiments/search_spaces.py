@@ -7,7 +7,7 @@ configured.
 
 from typing import NamedTuple
 
-from ccu_jax.config import methods as sections
+from ccu_jax.config import method_defaults as sections
 
 
 class Range(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ccu_jax.config.methods import CcuPlus
+from ccu_jax.config.method_defaults import CcuPlus
 from ccu_jax.methods import METHODS
 from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
 from tests import toy

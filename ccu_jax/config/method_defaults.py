@@ -1,9 +1,9 @@
-"""Sections of the configuration for the unlearning methods.
+"""Hyperparameters of the unlearning methods, and their defaults.
 
-Each method reads the section of its own name; several may share a class: `salun` is
-`random_label` with `saliency_fraction` below 1. Fields named `batch` or `*_batch` count
-rows over all devices. Real numbers (weights, temperatures) are traced by the compiled
-programs, all other fields are constants in them.
+A method reads the section of `schema.Config` with its own name. Several methods may
+share a class: `salun` is `random_label` with `saliency_fraction` below 1. Fields named
+`batch` or `*_batch` count rows over all devices. Real numbers (weights, temperatures)
+are inputs of the compiled programs, all other fields are constants in them.
 """
 
 from dataclasses import dataclass
@@ -174,9 +174,7 @@ class SfrOn:
     repair_steps: Count = 5  # on the retain set, after each step on the unlearn set
     batch: Count = 64
     learning_rate: Positive = 5e-4
-    fisher_threshold: NonNegative = (
-        1.0  # ascend where the Fisher ratio is at least this
-    )
+    fisher_threshold: NonNegative = 1.0  # ascend where F_u is at least this times F_r
     focal_exponent: NonNegative = 1.0  # weights rows by loss^-focal_exponent
     slow_fraction: Fraction = 0.5  # step of the slow parameters towards the fast ones
     max_rows: NonNegativeInt = 4000  # rows of the Fisher of the retain set; 0: all

@@ -236,7 +236,7 @@ def _setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
 def _sample_size(groups: Groups) -> Iterator[Finding]:
     """Yields the standard error of an attack AUC that the number of rows implies."""
     rows = [row for group in groups.values() for row in group.rows.values()]
-    members = estimate([get_number(r, "unlearn_set", "pictures") for r in rows]).mean
+    members = estimate([get_number(r, "unlearn_set", "images") for r in rows]).mean
     others = estimate([get_number(row, "counts", "unseen") for row in rows]).mean
     if not (members >= 1 and others >= 1):
         return

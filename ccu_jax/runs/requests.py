@@ -107,7 +107,7 @@ def run_requests(
 
     Returns:
         The outcome of all requests together, and a record of each: `count`,
-        `pictures`, `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far,
+        `images`, `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far,
         those of the `first` request, and those of `this` one) and `scores` of the test
         set.
     """
@@ -204,7 +204,7 @@ def _build_record(
     attacked = {"all": unlearned, "first": requests[0], "this": requests[number]}
     return {
         "count": len(requests[number]),
-        "pictures": int(ctx.data.has_image[requests[number]].sum()),
+        "images": int(ctx.data.has_image[requests[number]].sum()),
         "steps": outcome.steps,
         "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
         "attack_auc": {

@@ -90,7 +90,7 @@ def _describe_unlearn_set(ctx: RunContext, sets: Sets) -> Result:
         "rule": ctx.config.unlearn.rule,
         "modality": "image",
         "count": len(sets.unlearn),
-        "pictures": int(ctx.data.has_image[sets.unlearn].sum()),
+        "images": int(ctx.data.has_image[sets.unlearn].sum()),
         "near_duplicates": {name: len(rows) for name, rows in duplicates.items()},
     }
 

@@ -76,7 +76,7 @@ def test_results_have_all_documented_keys(finished):
             "rule": "random:0.1",
             "modality": "image",
             "count": count,
-            "pictures": count,
+            "images": count,
         }
         assert result["corruptions"] == {} and result["data"]["used"] == 1408
         seconds = result["seconds"]

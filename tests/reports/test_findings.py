@@ -91,7 +91,7 @@ def test_a_small_unlearn_set_has_a_larger_tolerance(good_rows, count, result):
 
 @pytest.mark.parametrize("count, kind", [(150, "info"), (12, "warning")])
 def test_standard_error_of_the_attack_is_stated(make_row, count, kind):
-    unlearn_set = {"rule": "random:0.1", "count": count, "pictures": count}
+    unlearn_set = {"rule": "random:0.1", "count": count, "images": count}
     rows = [
         make_row(name, unlearn_set=unlearn_set, counts={"unseen": 300})
         for name in ("original", "retrain_visual")

@@ -195,7 +195,7 @@ def _assert_records_describe_the_model(data, problem, parts, outcome, records, m
         seconds = record["seconds"]
         assert seconds["unlearn"] == seconds["start"] + seconds["steps"] > 0
         assert record["count"] == len(rows)
-        assert record["pictures"] == data.has_image[rows].sum()
+        assert record["images"] == data.has_image[rows].sum()
         assert set(record["attack_auc"]) == {"all", "first", "this"}
         assert set(record["scores"]) == {"test"}
     assert records[0]["attack_auc"]["all"] == records[0]["attack_auc"]["first"]

@@ -5,9 +5,9 @@
 Images and texts look like chest X-rays and reports, but all of them are generated. They
 stem from no patient and no hospital, and results on them say nothing about medicine.
 Only the format is real: `pairs.jsonl` with `labels` (several, one or none), `group`
-(the patient: all studies of a patient are forgotten together) and `split` (by patient).
+(the patient: all studies of a patient are unlearned together) and `split` (by patient).
 
-For your own studies in this format: `--data-dir FOLDER`; the README describes the
+For your own studies in this format: `--data-dir FOLDER`; docs/own_data.md describes the
 layout. To look at an example folder: `python -m ccu_jax.data.samples medical FOLDER`.
 
 Expected on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes; fused

@@ -4,11 +4,11 @@
 
 The tiles and the line of metadata of each (season, sensor, elevation, words for the
 region) are generated and show no real place. Only the format is real: `pairs.jsonl`
-with `label`, `group` (the scene: all tiles of a scene are forgotten together) and
+with `label`, `group` (the scene: all tiles of a scene are unlearned together) and
 `split` (by scene).
 
-For your own tiles in this format: `--data-dir FOLDER`; the README describes the layout.
-To look at an example folder: `python -m ccu_jax.data.samples satellite FOLDER`.
+For your own tiles in this format: `--data-dir FOLDER`; docs/own_data.md describes the
+layout. To look at an example folder: `python -m ccu_jax.data.samples satellite FOLDER`.
 
 Expected on 2 busy cores of an Intel Xeon (2026-11-24, one seed): seven minutes; fused
 test accuracy 70 % for the original and after ccu_plus; image attack AUC .65 before, .53

@@ -1,7 +1,10 @@
 """Prepares JAX for tests: eight simulated devices and a compilation cache."""
 
+import functools
 import os
 import signal
+
+import pytest
 
 # JAX and TensorFlow read these variables once, when they are imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -39,3 +42,28 @@ def pytest_collection_modifyitems(config, items):
     left = [item for item in items if item.get_closest_marker("table")]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if not item.get_closest_marker("table")]
+
+
+@pytest.fixture(scope="session")
+def problem():
+    """A problem whose original is right on all rows but held-out ones."""
+    from ccu_jax.distributed import executors
+    from tests import toy
+
+    return toy.with_fitted_labels(toy.make_problem(executors.vmap(2)))
+
+
+@pytest.fixture(scope="session")
+def shared_loop(problem):
+    """A loop that keeps its executables for all tests."""
+    from tests import toy
+
+    return toy.make_loop(problem)
+
+
+@pytest.fixture(scope="session")
+def run_method(problem, shared_loop):
+    """Runs a method on the problem, see `toy.run_method`."""
+    from tests import toy
+
+    return functools.partial(toy.run_method, problem, shared_loop)

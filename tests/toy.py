@@ -1,8 +1,6 @@
 """Toy data sets, configurations and problems in memory, and helpers to run methods."""
 
-import collections
 import dataclasses
-import functools
 import json
 from typing import Any
 
@@ -219,13 +217,6 @@ def fail_on_warning(text):
     raise AssertionError(text)
 
 
-@functools.cache
-def problem_and_loop():
-    """Returns a problem and a loop that tests share, and with it executables."""
-    problem = with_fitted_labels(make_problem(executors.vmap(2)))
-    return problem, make_loop(problem)
-
-
 def with_fitted_labels(problem):
     """Makes the original right on all rows but held-out ones, by changing the labels.
 
@@ -255,10 +246,7 @@ def make_loop(problem, config=None):
     return Loop(config or problem.config.run, problem.executor, fail_on_warning)
 
 
-TRACE_COUNTS = collections.Counter()
-
-
-def count_traces(name, traces=TRACE_COUNTS):
+def count_traces(name, traces):
     """Returns a method whose loss counts how often it is traced."""
 
     def method(problem):
@@ -276,15 +264,23 @@ def count_traces(name, traces=TRACE_COUNTS):
 
 
 def run_method(
-    name, folder, *, seed=0, changes=None, loop=None, traces=TRACE_COUNTS, **fields
+    problem,
+    shared_loop,
+    name,
+    folder,
+    *,
+    changes=None,
+    loop=None,
+    traces=None,
+    **fields,
 ):
-    """Runs a method on the shared problem; returns the outcome and the problem."""
-    problem, shared = problem_and_loop()
+    """Runs a method; returns the outcome and the problem with the changed fields."""
+    problem = problem._replace(**fields)
     if changes:
         problem = problem._replace(config=make_config(**changes))
-    problem = problem._replace(seed=seed, **fields)
-    method = METHODS[name] if loop else count_traces(name, traces)
-    outcome = (loop or shared).run(name, method, problem, folder / "none", NullStage())
+    method = METHODS[name] if traces is None else count_traces(name, traces)
+    loop = loop or shared_loop
+    outcome = loop.run(name, method, problem, folder / "none", NullStage())
     assert outcome.diverged is None
     return outcome, problem._replace(method=name)
 

@@ -172,8 +172,7 @@ def test_wrong_labels_replace_those_of_the_unlearn_set(multi_label):
 
 
 @pytest.mark.parametrize("name", ["cf_head", "cf_tail", "eu_head", "eu_tail"])
-def test_last_layers_start_from_original_or_random_parameters(name):
-    problem, _ = toy.problem_and_loop()
+def test_last_layers_start_from_original_or_random_parameters(name, problem):
     program = METHODS[name](problem)
     trained = LAYERS[name[3:]]
     frozen = program.frozen["modules"]

@@ -65,8 +65,7 @@ def test_values_are_traced_and_zeros_are_static():
 
 
 @pytest.mark.parametrize("name", UNLEARNING)
-def test_programs_of_other_hyperparameters_have_the_same_structure(name):
-    problem, _ = toy.problem_and_loop()
+def test_programs_of_other_hyperparameters_have_the_same_structure(name, problem):
     numbers = toy.scaled_hyperparameters(getattr(problem.config, name))
     changed = toy.make_config(**{name: numbers})
 

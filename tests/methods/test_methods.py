@@ -19,7 +19,7 @@ from ccu_jax.methods import METHODS, REFERENCES
 from ccu_jax.methods.ccu import closed_loop
 from ccu_jax.models import TAIL, TEXT
 from tests import toy
-from tests.toy import make_loop, problem_and_loop, run_method, trees_equal
+from tests.toy import make_loop, trees_equal
 
 HEADS = ("image_projection", "image_head", "fused_head")
 # The modules of methods that do not train all.
@@ -69,8 +69,8 @@ def assert_trained(name, problem, outcome):
 
 
 @each_method()
-def test_run_changes_only_trained_modules(name, tmp_path):
-    original = jax.device_get(problem_and_loop()[0].params)
+def test_run_changes_only_trained_modules(name, tmp_path, problem, run_method):
+    original = jax.device_get(problem.params)
     outcome, problem = run_method(name, tmp_path)
     trained = set(TRAINED.get(name, original))
     assert set(outcome.params) == trained
@@ -89,7 +89,7 @@ def test_run_changes_only_trained_modules(name, tmp_path):
 
 
 @each_method()
-def test_results_depend_on_the_seed_only(name, tmp_path):
+def test_results_depend_on_the_seed_only(name, tmp_path, run_method):
     first, again, other = (
         run_method(name, tmp_path, seed=seed)[0] for seed in (0, 0, 1)
     )
@@ -102,8 +102,9 @@ def test_results_depend_on_the_seed_only(name, tmp_path):
 
 
 @each_method()
-def test_program_is_traced_once_for_all_calls_and_seeds(name, tmp_path):
-    problem, _ = problem_and_loop()
+def test_program_is_traced_once_for_all_calls_and_seeds(
+    name, tmp_path, problem, run_method
+):
     if name not in CLOSED:
         program, config = METHODS[name](problem), problem.config.run
         if program.is_fully_sharded:
@@ -120,9 +121,8 @@ def test_program_is_traced_once_for_all_calls_and_seeds(name, tmp_path):
 
 
 @each_method(fast=("ccu", "scrub_rewind"), slow=(), names=UNLEARNING)
-def test_other_hyperparameters_share_an_executable(name, tmp_path):
+def test_other_hyperparameters_share_an_executable(name, tmp_path, problem):
     traces = collections.Counter()
-    problem, _ = problem_and_loop()
     loop = make_loop(problem)
     numbers = toy.scaled_hyperparameters(getattr(problem.config, name))
     changed = problem._replace(config=toy.make_config(**{name: numbers}))
@@ -140,12 +140,12 @@ def test_other_hyperparameters_share_an_executable(name, tmp_path):
 
 
 @each_method(fast=("ssd",), slow=("original", "ccu_plus", "salun", "scrub_rewind"))
-def test_learning_rate_of_zero_changes_nothing(name, tmp_path):
+def test_learning_rate_of_zero_changes_nothing(name, tmp_path, problem, run_method):
     sections = {n if hasattr(Config(), n) else "train" for n in METHODS}
     changes = {n: {"learning_rate": 0.0} for n in sections - set(CLOSED)}
     changes["ssd"] = {"alpha": 1e30}
     outcome, problem = run_method(
-        name, tmp_path, changes=changes, loop=make_loop(problem_and_loop()[0])
+        name, tmp_path, changes=changes, loop=make_loop(problem)
     )
     expected = {module: problem.params[module] for module in outcome.params}
     fresh = problem.model.init(problem.make_key("fresh"))
@@ -188,8 +188,9 @@ def make_requests(problem):
 
 
 @each_method()
-def test_requests_of_other_sizes_share_an_executable(name, tmp_path, monkeypatch):
-    problem, _ = problem_and_loop()
+def test_requests_of_other_sizes_share_an_executable(
+    name, tmp_path, monkeypatch, problem
+):
     loop = make_loop(problem)
     forward = Forward(problem.model, problem.executor, 32)
     traces, plans = collections.Counter(), []
@@ -225,8 +226,7 @@ def test_requests_of_other_sizes_share_an_executable(name, tmp_path, monkeypatch
     assert traces["prior"] == is_closed_loop
 
 
-def test_methods_on_images_use_only_rows_they_may_learn_from():
-    problem, _ = problem_and_loop()
+def test_methods_on_images_use_only_rows_they_may_learn_from(problem):
     sets = problem.sets
     use_both = ("original", "retrain_visual", "retrain_visual_2")
     use_both += ("scrub", "scrub_rewind", "sfron")
@@ -244,8 +244,7 @@ def test_methods_on_images_use_only_rows_they_may_learn_from():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_feature_tables_hold_rows_with_image_and_padding(name):
-    problem, _ = problem_and_loop()
+def test_feature_tables_hold_rows_with_image_and_padding(name, problem):
     sets, program = problem.sets, METHODS[name](problem)
     has_image = np.asarray(problem.table["has_image"])
     splits = {"unlearn": sets.unlearn, "held": sets.validation, "retain": sets.retain}

@@ -13,13 +13,12 @@ import pytest
 from ccu_jax.config.schema import Train
 from ccu_jax.methods import optimizers
 from ccu_jax.models import TEXT
-from tests import toy
 
 GROUPS = ("rest", "text")
 
 
-def test_text_modules_have_their_own_group():
-    modules = toy.problem_and_loop()[0].params
+def test_text_modules_have_their_own_group(problem):
+    modules = problem.params
     groups = {module: optimizers.parameter_group(module) for module in modules}
     assert {module for module, group in groups.items() if group == "text"} == {*TEXT}
 

@@ -18,8 +18,7 @@ from ccu_jax.methods import METHODS
 from tests import toy
 
 
-def test_reference_does_not_depend_on_unlearn_images():
-    problem, _ = toy.problem_and_loop()
+def test_reference_does_not_depend_on_unlearn_images(problem):
     train = {"learning_rate": 1e-2, "word_dropout": 0.0}
     problem = problem._replace(config=toy.make_config(train=train))
     rows = jnp.asarray(problem.sets.unlearn)

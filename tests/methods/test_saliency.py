@@ -17,7 +17,7 @@ from ccu_jax.models import VISUAL
 from ccu_jax.train.step import flatten
 from tests import toy
 from tests.distributed.test_executors import EXECUTORS
-from tests.toy import run_method, trees_equal
+from tests.toy import trees_equal
 
 ROWS = np.array([*range(3, 40), 3, 3])  # more than one chunk, and repeated rows
 
@@ -82,7 +82,7 @@ def test_top_fraction_is_by_size_and_without_zeros():
     assert top_fraction_mask(tree, 1.0)["a"].tolist() == [[1, 1], [1, 0]]
 
 
-def test_salun_trains_parameters_with_the_largest_gradient(tmp_path):
+def test_salun_trains_parameters_with_the_largest_gradient(tmp_path, run_method):
     outcome, problem = run_method("salun", tmp_path)
     gradient = saliency.mean_gradient(problem, problem.sets.unlearn)
     sizes, before, after = (
@@ -109,7 +109,7 @@ def test_dampening():
     np.testing.assert_array_equal(found["a"], params["a"])
 
 
-def test_ssd_dampens_by_both_fisher_diagonals(tmp_path):
+def test_ssd_dampens_by_both_fisher_diagonals(tmp_path, run_method):
     outcome, problem = run_method("ssd", tmp_path)
     sets, config = problem.sets, problem.method_config
     rows = np.concatenate([sets.retain, sets.unlearn])
@@ -132,7 +132,7 @@ def test_ssd_dampens_by_both_fisher_diagonals(tmp_path):
     assert not trees_equal(few, other) and not trees_equal(few, outcome.params)
 
 
-def test_sfron_with_more_repair_steps_shares_an_executable(tmp_path):
+def test_sfron_with_more_repair_steps_shares_an_executable(tmp_path, run_method):
     traces = collections.Counter()
     for repair_steps in (2, 3):
         changes = {"sfron": {"repair_steps": repair_steps}}

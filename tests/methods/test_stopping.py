@@ -14,7 +14,7 @@ from ccu_jax.metrics import classification
 from ccu_jax.models import TAIL
 from ccu_jax.train.program import Program
 from tests import toy
-from tests.toy import make_loop, problem_and_loop, run_method, trees_equal
+from tests.toy import make_loop, trees_equal
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -37,9 +37,8 @@ def test_score_is_accuracy_or_micro_f1(multi_label):
 # --- the stop rule --------------------------------------------------------------------
 
 
-def make_table(wrong):
+def make_table(problem, wrong):
     """Returns a table whose labels the original predicts, except on some rows."""
-    problem, _ = problem_and_loop()
     rows = np.arange(len(problem.table["labels"]))
     outputs = problem.forward.outputs(problem.params, problem.table, rows)
     labels = np.asarray(outputs["image"]).argmax(1)
@@ -66,19 +65,18 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_method_stops_as_soon_as_the_rule_holds(name, tmp_path):
-    problem, _ = problem_and_loop()
+def test_method_stops_as_soon_as_the_rule_holds(name, tmp_path, problem, run_method):
     sets = problem.sets
     loop = make_loop(problem, Run(checkpoint_steps=5, steps_per_call=5))
     run = functools.partial(run_method, name, loop=loop, changes={name: CONFIGS[name]})
-    unlearned = make_table(sets.unlearn)
+    unlearned = make_table(problem, sets.unlearn)
     outcome, _ = run(tmp_path / "unlearned", table=unlearned)
     assert outcome.steps == 0
     assert set(outcome.params) == set(TAIL if name == "ccu" else problem.params)
     for module, tree in outcome.params.items():
         assert trees_equal(tree, problem.params[module])
 
-    memorized = make_table(sets.validation)
+    memorized = make_table(problem, sets.validation)
     outcome, changed = run(tmp_path / "memorized", table=memorized)
     accuracy = functools.partial(image_accuracy, changed)
     assert accuracy(problem.params, sets.unlearn) == 1
@@ -91,15 +89,14 @@ def test_method_stops_as_soon_as_the_rule_holds(name, tmp_path):
     assert unlearn <= heldout
 
 
-def test_method_without_stop_rule_does_not_stop(tmp_path):
-    sets = problem_and_loop()[0].sets
-    unlearned = make_table(sets.unlearn)
+def test_method_without_stop_rule_does_not_stop(tmp_path, problem, run_method):
+    sets = problem.sets
+    unlearned = make_table(problem, sets.unlearn)
     outcome, _ = run_method("ccu", tmp_path, table=unlearned)
     assert outcome.steps == 3
 
 
-def test_monitored_rows_are_subsampled(monkeypatch):
-    problem, _ = problem_and_loop()
+def test_monitored_rows_are_subsampled(monkeypatch, problem):
     monkeypatch.setattr(stopping, "MAX_ROWS", 5)
     has_image = np.asarray(problem.table["has_image"])
     assert has_image[problem.sets.unlearn].sum() > 5
@@ -144,8 +141,9 @@ def weights_at_checkpoints(steps, num_checkpoints):
     return np.concatenate([[0.0], np.cumsum(rates)])[places]
 
 
-def test_rewinding_selects_the_checkpoint_nearest_to_the_heldout_score(tmp_path):
-    problem, _ = problem_and_loop()
+def test_rewinding_selects_the_checkpoint_nearest_to_the_heldout_score(
+    tmp_path, problem
+):
     # One loop, because executables must be shared between lengths.
     loop = make_loop(problem, Run(steps_per_call=4))
     for steps, num_checkpoints in [(10, 4), (12, 4), (7, 1), (5, 5), (14, 4)]:
@@ -165,7 +163,7 @@ def test_rewinding_selects_the_checkpoint_nearest_to_the_heldout_score(tmp_path)
             assert outcome.steps == -(-steps // num_checkpoints) * num_checkpoints + 1
 
 
-def test_scrub_with_rewinding_keeps_a_checkpoint_per_epoch(tmp_path):
+def test_scrub_with_rewinding_keeps_a_checkpoint_per_epoch(tmp_path, run_method):
     fields = {"epochs": 2, "ascent_epochs": 1, "learning_rate": 2e-2}
     outcome, problem = run_method(
         "scrub_rewind", tmp_path, changes={"scrub_rewind": fields}

@@ -17,7 +17,7 @@ from ccu_jax.distributed.executors import AXIS
 from ccu_jax.train import loop as loop_module
 from ccu_jax.train.program import Program
 from tests import toy
-from tests.toy import NullStage, make_loop, problem_and_loop, run_method, trees_equal
+from tests.toy import NullStage, make_loop, trees_equal
 
 TABLE = {"x": np.linspace(0, 1, 20, dtype=np.float32)}
 
@@ -53,9 +53,8 @@ def sharded_walk(problem, **kwargs):
 
 
 @pytest.fixture
-def solve(tmp_path):
+def solve(tmp_path, problem):
     """Runs a method in a new loop, or in one that is passed."""
-    problem, _ = problem_and_loop()
 
     def solve(method, folder="none", stage=None, *, loop=None, problem=problem, **run):
         config: Any = {"steps_per_call": 2} | run
@@ -85,9 +84,8 @@ class KillAfter(NullStage):
 
 
 @pytest.fixture(scope="module", params=[None, 3, 4])
-def uninterrupted(request, tmp_path_factory):
+def uninterrupted(request, tmp_path_factory, problem):
     """A walk that may stop itself, a loop that has compiled it, and its outcome."""
-    problem, _ = problem_and_loop()
     method = functools.partial(walk, stop_after=request.param)
     loop = make_loop(problem, Run(steps_per_call=2, checkpoint_steps=2))
     folder = tmp_path_factory.mktemp("uninterrupted") / "steps"
@@ -149,9 +147,8 @@ def test_preempted_run_saves_and_resumes_with_the_same_bits(
 
 
 def test_signal_during_the_last_call_saves_the_last_step(
-    solve, tmp_path, monkeypatch, restored_state
+    solve, tmp_path, monkeypatch, restored_state, problem
 ):
-    problem, _ = problem_and_loop()
     loop = make_loop(problem, Run(steps_per_call=100))
     method = functools.partial(walk, steps=9)
     expected = solve(method, "uninterrupted", loop=loop)
@@ -241,8 +238,7 @@ def test_nonfinite_results_are_reported(solve):
 # --- compilation ----------------------------------------------------------------------
 
 
-def test_programs_with_other_refresh_intervals_share_an_executable(solve):
-    problem, _ = problem_and_loop()
+def test_programs_with_other_refresh_intervals_share_an_executable(solve, problem):
     loop = make_loop(problem, Run(steps_per_call=2))
     traces = []
 
@@ -260,8 +256,7 @@ def test_programs_with_other_refresh_intervals_share_an_executable(solve):
     assert set(traces) == {1}, "only the first was traced"
 
 
-def test_training_section_is_part_of_the_executable(solve):
-    problem, _ = problem_and_loop()
+def test_training_section_is_part_of_the_executable(solve, problem):
     shared = make_loop(problem, Run(steps_per_call=2))
 
     def method(problem):
@@ -277,8 +272,9 @@ def test_training_section_is_part_of_the_executable(solve):
     assert trees_equal(second, train(0.01))
 
 
-def test_methods_with_the_same_program_share_an_executable(tmp_path, monkeypatch):
-    problem, _ = problem_and_loop()
+def test_methods_with_the_same_program_share_an_executable(
+    tmp_path, monkeypatch, problem, run_method
+):
     loop = make_loop(problem)
     compiled = []
     compile_it = jax.stages.Lowered.compile
@@ -300,8 +296,7 @@ def test_methods_with_the_same_program_share_an_executable(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("executor", executors.EXECUTORS)
-def test_no_implicit_copies_during_the_steps(executor, solve):
-    problem, _ = problem_and_loop()
+def test_no_implicit_copies_during_the_steps(executor, solve, problem):
     problem = problem._replace(executor=executors.EXECUTORS[executor]())
     stored = np.linspace(0, 1, 24, dtype=np.float32)
     shards = stored.reshape(problem.executor.num_devices, -1)

@@ -22,9 +22,8 @@ WEIGHTS = {
 }
 
 
-def make_terms(name, **weights):
+def make_terms(problem, name, **weights):
     """Returns a function from parameters to the loss terms of the first batch."""
-    problem, _ = toy.problem_and_loop()
     problem = problem._replace(config=toy.make_config(**{name: weights}))
     program = METHODS[name](problem)
     assert program.loss is not None and program.plan is not None
@@ -51,17 +50,15 @@ def make_terms(name, **weights):
 
 
 @pytest.fixture(scope="module")
-def params():
+def params(problem):
     """Parameters near the original, where retention has a gradient."""
-    original = toy.problem_and_loop()[0].params
-    return jax.tree.map(
-        lambda x: 1.1 * x + 0.01, {module: original[module] for module in TAIL}
-    )
+    trained = {module: problem.params[module] for module in TAIL}
+    return jax.tree.map(lambda x: 1.1 * x + 0.01, trained)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_each_objective_has_a_gradient_and_can_be_switched_off(name, params):
-    terms = make_terms(name)
+def test_each_objective_has_a_gradient_and_can_be_switched_off(problem, name, params):
+    terms = make_terms(problem, name)
     values, gradients = jax.jit(lambda p: (terms(p), jax.jacrev(terms)(p)))(params)
     assert set(values) == {*WEIGHTS[name], "loss"}
     total = sum(values[term] for term in WEIGHTS[name])
@@ -69,16 +66,19 @@ def test_each_objective_has_a_gradient_and_can_be_switched_off(name, params):
     for term in WEIGHTS[name]:
         norm = optax.tree.norm(gradients[term])
         assert np.isfinite(norm) and norm > 1e-4, term
-        without = jax.eval_shape(make_terms(name, **{term: 0.0}), params)
+        without = jax.eval_shape(make_terms(problem, name, **{term: 0.0}), params)
         assert set(without) == set(values) - {term}
-    nothing = jax.jit(make_terms(name, **dict.fromkeys(WEIGHTS[name], 0.0)))(params)
+    nothing = jax.jit(make_terms(problem, name, **dict.fromkeys(WEIGHTS[name], 0.0)))(
+        params
+    )
     assert {key: float(x) for key, x in nothing.items()} == {"loss": 0.0}
 
 
-def test_weights_scale_objectives(params):
+def test_weights_scale_objectives(problem, params):
     plain, scaled = (
-        make_terms("ccu"),
+        make_terms(problem, "ccu"),
         make_terms(
+            problem,
             "ccu",
             inverse_contrast=2.0,
             pair_dissociation=6.0,

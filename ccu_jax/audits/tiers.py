@@ -83,7 +83,7 @@ def describe_duration(
     if all_agree(not any(by_tier[tier] for by_tier in pending.values())):
         return None
     if tier == "smoke":
-        return f"audit, smoke: {forecast.format_estimate(seconds)}"
+        return f"audit, smoke: {forecast.format_forecast(seconds)}"
     speed = forecast.measure_speed(ctx)
     for seed, by_tier in pending.items():
         probe_s = 2 * speed.evaluation_s + 0.4 * speed.training_s
@@ -96,7 +96,7 @@ def describe_duration(
             # Shadow models have no stored features: each method computes them.
             method_s = sum(speed.method_s(name) + speed.evaluation_s for name in names)
             seconds += num_shadows * method_s + forecast.COMPILE_S * len(names)
-    text = f"audit, {tier}: {forecast.format_estimate(seconds)}"
+    text = f"audit, {tier}: {forecast.format_forecast(seconds)}"
     needed = MIN_SHADOWS_FOR_DISTANCES
     if tier == "rigorous" and num_shadows < needed:
         text += f" (without forgetting score and KLOM, which need --shadows {needed})"

@@ -11,8 +11,8 @@ import ccu_jax
 from ccu_jax.config.loading import available_configs
 from ccu_jax.errors import UserError
 
-AUDIT_TIERS = ("none", "smoke", "standard", "rigorous")  # see audits/tiers.py
-DEFAULT_SHADOWS = 16
+_AUDIT_TIERS = ("none", "smoke", "standard", "rigorous")  # see audits/tiers.py
+_DEFAULT_SHADOWS = 16
 
 _EXAMPLES = """\
 examples:
@@ -38,10 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the flags as attributes.
-
-    Args:
-        argv: The arguments; by default those of the process.
+    """Returns the flags, by default those of the process, as attributes.
 
     Raises:
         UserError: An unknown flag, an invalid value, or flags that exclude each other.
@@ -54,20 +51,20 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         meant = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"unknown argument {unknown[0]!r}{meant}")
     if args.purge + bool(args.tune) + args.ablate > 1:
-        raise UserError("--purge, --tune, --ablate: give at most one of them")
+        raise UserError("--purge, --tune, --ablate: pass at most one of them")
     if (args.audit or args.shadows) and (args.tune or args.ablate):
         raise UserError(
-            "--audit, --shadows: not possible with --tune or --ablate, which audit "
-            "nothing; remove them"
+            "--audit, --shadows: --tune and --ablate audit nothing; pass one or the "
+            "other"
         )
     if args.shadows and args.audit != "rigorous":
-        raise UserError("--shadows: needs --audit rigorous; give both")
+        raise UserError("--shadows: needs --audit rigorous; pass both")
     args.audit = args.audit or "smoke"
-    args.shadows = args.shadows or DEFAULT_SHADOWS
+    args.shadows = args.shadows or _DEFAULT_SHADOWS
     if not (args.config or args.list):
         raise UserError(
             f"--config is missing; choose from {', '.join(available_configs())}, or "
-            "give a path that ends in .py"
+            "pass a path that ends in .py"
         )
     return args
 
@@ -82,38 +79,23 @@ def _make_parser() -> Parser:
     )
     add = parser.add_argument
     add("--config", metavar="NAME|FILE", help="a name shown by --list, or a .py file")
-    workdir_help = "results, shared by all hosts; default runs/<config>"
-    add("--workdir", metavar="DIR", type=_path, help=workdir_help)
+    help_ = "folder of the results, shared by all hosts; default runs/<config>"
+    add("--workdir", metavar="DIR", type=_path, help=help_)
     add("--data-dir", metavar="DIR", type=_path, help="files of the data set")
     add("--methods", metavar="A,B|all", type=_names, help="overrides the config")
     add("--seeds", metavar="0,1", type=_integers, help="overrides the config")
-    add(
-        "--unlearn",
-        metavar="RULE",
-        help="random:, cluster: or memorized:FRACTION, class: or group:NAME, ids:FILE",
-    )
-    add(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="a field of the config (train.epochs=3); may be repeated",
-    )
-    add(
-        "--multihost",
-        nargs="*",
-        metavar=("ADDRESS COUNT INDEX", ""),
-        help="join the other hosts; without values on clusters that JAX detects",
-    )
+    help_ = "random:, cluster: or memorized:FRACTION, class: or group:NAME, ids:FILE"
+    add("--unlearn", metavar="RULE", help=help_)
+    help_ = "sets a field of the config (train.epochs=3); may be repeated"
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help=help_)
+    help_ = "join the other hosts; without values on clusters that JAX detects"
+    metavar = ("ADDRESS COUNT INDEX", "")
+    add("--multihost", nargs="*", metavar=metavar, help=help_)
     add("--purge", action="store_true", help="remove the unlearned images afterwards")
-    add(
-        "--audit",
-        metavar="TIER",
-        choices=AUDIT_TIERS,
-        help=f"{', '.join(AUDIT_TIERS)}; default smoke",
-    )
-    shadows_help = f"shadow models of --audit rigorous; default {DEFAULT_SHADOWS}"
-    add("--shadows", metavar="N", type=_shadow_count, help=shadows_help)
+    help_ = f"{', '.join(_AUDIT_TIERS)}; default smoke"
+    add("--audit", metavar="TIER", choices=_AUDIT_TIERS, help=help_)
+    help_ = f"shadow models of --audit rigorous; default {_DEFAULT_SHADOWS}"
+    add("--shadows", metavar="N", type=_shadow_count, help=help_)
     add("--tune", metavar="TRIALS", type=_count, help="tune hyperparameters instead")
     add("--ablate", action="store_true", help="ablate CCU instead")
     add("--devices", metavar="N", type=_count, help="simulate N devices on the CPU")
@@ -135,12 +117,13 @@ def _count(text: str) -> int:
 
 
 def _shadow_count(text: str) -> int:
-    # Each shadow is a target once; without it, a row needs two shadows on either side.
-    if not re.fullmatch("[1-9][0-9]{0,2}", text) or int(text) < 6 or int(text) % 2:
+    # Half of the shadows are trained on a row. Each shadow is the target once, and then
+    # two others of either kind are needed.
+    if (count := _count(text)) < 6 or count % 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an even number of at least 6"
         )
-    return int(text)
+    return count
 
 
 def _names(text: str) -> list[str]:
@@ -159,11 +142,8 @@ def _integers(text: str) -> list[int]:
 def parse_hosts(values: Sequence[str] | None) -> dict[str, str | int] | None:
     """Returns the values of --multihost as arguments of `jax.distributed.initialize`.
 
-    Args:
-        values: None without the flag; empty where JAX detects the cluster.
-
-    Returns:
-        The arguments, or None without the flag.
+    `values` and the result are None without the flag, and empty where JAX detects the
+    cluster.
 
     Raises:
         UserError: An invalid address, count or index.
@@ -172,15 +152,15 @@ def parse_hosts(values: Sequence[str] | None) -> dict[str, str | int] | None:
         return None if values is None else {}
     if len(values) != 3 or not all(re.fullmatch("[0-9]+", v) for v in values[1:]):
         raise UserError(
-            f"--multihost: {' '.join(values)!r} is invalid; give no value, or three: "
+            f"--multihost: {' '.join(values)!r} is invalid; pass no value, or three: "
             "ADDRESS:PORT COUNT INDEX"
         )
     address, count, index = values[0], int(values[1]), int(values[2])
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"\S+", host) or not re.fullmatch("[0-9]{1,5}", port):
-        raise UserError(f"--multihost: {address!r} is not ADDRESS:PORT")
-    if not 0 < int(port) < 1 << 16:
-        raise UserError(f"--multihost: port {port} is out of range [1, 65535]")
+    match = re.fullmatch(r"\S+:([0-9]{1,5})", address)
+    if not match or not 0 < int(match[1]) < 1 << 16:
+        raise UserError(
+            f"--multihost: {address!r} is not ADDRESS:PORT with a port in [1, 65535]"
+        )
     if index >= count:
         raise UserError(f"--multihost: INDEX {index} must be below COUNT {count}")
     return {

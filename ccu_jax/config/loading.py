@@ -29,13 +29,13 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{override!r} sets nothing; write key=value")
+            raise UserError(f"--set {override}: sets nothing; write KEY=VALUE")
         key, text = key.strip(), text.strip()
         config = replace_value(config, key, parse(text, field_type(Config, key)))
     # The name becomes the name of a folder, so it must not contain a path.
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise UserError(
-            f"name: {config.name!r} may contain only letters, digits and '.-_'"
+            f"name: {config.name!r} names a folder; use letters, digits and '.-_' only"
         )
     return config
 
@@ -43,10 +43,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
 def apply_tuned(config: Config, name: str) -> Config:
     """Returns the configuration with the settings that `--tune` chose per method.
 
-    Args:
-        config: The configuration to change.
-        name: A file of `configs/tuned/` without its `.json`: the `tuning.json` of a
-            run with `--tune`, of which `winners` is read.
+    `name` is a file of `configs/tuned/` without its `.json`: the `tuning.json` of a run
+    with `--tune`, of which `winners` is read.
 
     Raises:
         UserError: No such file, or it contains invalid settings.
@@ -62,7 +60,7 @@ def apply_tuned(config: Config, name: str) -> Config:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: not a tuning.json of a run with --tune ({reason})"
+            f"{path}: not a tuning.json of a run with --tune ({reason}); copy one"
         ) from None
     for key, value in settings.items():
         config = replace_value(config, key, value)
@@ -86,13 +84,13 @@ def _find(name_or_path: str) -> pathlib.Path:
     if name_or_path.endswith(".py"):
         path = pathlib.Path(name_or_path).expanduser()
         if not path.is_file():
-            raise UserError(f"config {name_or_path!r}: no such file")
+            raise UserError(f"config {name_or_path!r}: no such file; correct the path")
         return path
     configs = available_configs()
     if name_or_path not in configs:
         raise UserError(
             f"config {name_or_path!r}: unknown name; "
-            f"{suggest(name_or_path, configs)}; or give a path that ends in .py"
+            f"{suggest(name_or_path, configs)}; or pass a path that ends in .py"
         )
     return configs[name_or_path]
 
@@ -107,14 +105,10 @@ def _run_file(path: pathlib.Path) -> Config:
         raise UserError(f"{place}: {reason}") from error
     if not isinstance(config, Config):
         value = "no `config`" if config is None else f"a {type(config).__name__}"
-        text = path.read_text(encoding="utf-8", errors="replace")
-        lines = [
-            number
-            for number, line in enumerate(text.splitlines(), 1)
-            if line.startswith("config")
-        ]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        numbers = [n for n, line in enumerate(lines, 1) if line.startswith("config")]
         raise UserError(
-            f"{path}:{lines[-1] if lines else 1}: found {value}; the file must set "
+            f"{path}:{numbers[-1] if numbers else 1}: found {value}; set "
             "`config = Config(...)` from ccu_jax.config"
         )
     try:

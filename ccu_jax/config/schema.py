@@ -219,9 +219,8 @@ def replace_value(config: Config, key: str, value: Any) -> Config:
         UserError: An unknown key, a wrong type, or a value out of its range.
     """
     field_type(Config, key)  # rejects unknown keys
-    tree = to_json(config)
+    tree = node = to_json(config)
     *sections, name = key.split(".")
-    node = tree
     for section in sections:
         node = node[section]
     node[name] = value
@@ -250,16 +249,13 @@ def from_json(tree: Mapping[str, Any]) -> Config:
 
 def check_values(config: Config) -> None:
     """Raises UserError for a wrong type, choice or range in a configuration."""
-    validate(to_json(config), Config, "")
+    from_json(to_json(config))
 
 
 def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> None:
     """Raises UserError for a batch that cannot be divided among the devices.
 
-    Args:
-        config: The configuration.
-        methods: The methods to run; one without a section trains like `train`.
-        num_devices: Devices of all processes.
+    A method without a section trains like `train`.
     """
     for method in methods:
         name = method if hasattr(config, method) else "train"
@@ -275,14 +271,11 @@ def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> N
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Returns the dotted keys in which two results of `to_json` differ."""
-    keys = []
-    for name in [*a, *(name for name in b if name not in a)]:
-        left, right = a.get(name, _MISSING), b.get(name, _MISSING)
+    keys, missing = [], object()
+    for name in {**a, **b}:
+        left, right = a.get(name, missing), b.get(name, missing)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             keys += [f"{name}.{key}" for key in differing_keys(left, right)]
         elif type(left) is not type(right) or left != right:
             keys.append(name)
     return keys
-
-
-_MISSING = object()

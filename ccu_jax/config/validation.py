@@ -65,7 +65,7 @@ def field_type(tree: type, key: str) -> Any:
     type_, parent = tree, ""
     for name in key.split("."):
         if not dataclasses.is_dataclass(type_):
-            raise UserError(f"{key}: {parent} is a value, not a section")
+            raise UserError(f"{key}: {parent} has no fields; set {parent} itself")
         type_ = _annotation(type_, name, parent)
         parent = f"{parent}.{name}".lstrip(".")
     if dataclasses.is_dataclass(type_):
@@ -89,7 +89,7 @@ def _annotation(section: type, name: str, parent: str) -> Any:
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """Converts text to the type of an annotation; `validate` checks the result."""
+    """Converts text to the type of an annotation if possible; check with `validate`."""
     type_, _, is_optional = _split(annotation)
     if is_optional and text.lower() in ("none", "null"):
         return None
@@ -112,7 +112,7 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
         value: Plain data: dicts, lists and scalars.
         annotation: A dataclass, int, float, bool, str, or a `Literal` of strings;
             `tuple[X, ...]` or `X | None` of these; a number `Annotated` with a `Range`.
-        key: The dotted key; empty for the whole tree.
+        key: The dotted key of the field; empty for a whole configuration.
 
     Raises:
         UserError: An unknown key, a wrong type, or a value out of its range.
@@ -122,12 +122,11 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
         return None
     if dataclasses.is_dataclass(type_) and isinstance(value, Mapping):
         prefix = f"{key}." if key else ""
-        return type_(
-            **{
-                name: validate(item, _annotation(type_, name, key), prefix + name)
-                for name, item in value.items()
-            }
-        )
+        fields = {
+            name: validate(item, _annotation(type_, name, key), prefix + name)
+            for name, item in value.items()
+        }
+        return type_(**fields)
     if typing.get_origin(type_) is Literal:
         choices = typing.get_args(type_)
         if value not in choices:
@@ -159,9 +158,9 @@ def _split(annotation: Any) -> tuple[Any, Range | None, bool]:
 
 
 def _describe(type_: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false"}
     if dataclasses.is_dataclass(type_):
         return "a section"
-    return (
-        "a list" if typing.get_origin(type_) is tuple else names.get(type_, "a string")
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    return (names | {tuple: "a list"}).get(
+        typing.get_origin(type_) or type_, "a string"
     )

@@ -4,17 +4,18 @@ Every variant of CCU runs as configured, and again with each of its losses or ot
 terms switched off or changed, always from the same originals.
 """
 
-import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from ccu_jax.config.method_defaults import Ccu, CcuPlus
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.experiments import variants
-from ccu_jax.experiments.variants import Variant, run_variant
+from ccu_jax.experiments.variants import (
+    ATTACKED_VIEWS,
+    Settings,
+    open_variants,
+    run_variant,
+)
 from ccu_jax.methods import OURS, REFERENCE, Problem
 from ccu_jax.reports.findings import EDITION_WARNINGS
 from ccu_jax.reports.summary import DASH, MethodResults, format_estimate
@@ -23,11 +24,7 @@ from ccu_jax.runs import forecast
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import Result, load_result, result_path
-from ccu_jax.runs.session import open_run
-from ccu_jax.runs.stages import problem_with_original, run_seed
-from ccu_jax.storage.files import write_atomically
-
-Settings = dict[str, Any]
+from ccu_jax.storage.files import write_atomically, write_json
 
 # The ablations of each section of the configuration: a name, and the settings that
 # change. `steps` is a multiple of the configured number.
@@ -62,7 +59,6 @@ ABLATIONS: dict[type, dict[str, Settings]] = {
 }
 AS_CONFIGURED = "as configured"
 _SCORES = ("unlearn image", "test image", "test text", "test fused", "retain fused")
-_ATTACKED_VIEWS = ("image", "fused", "pair")
 
 
 def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
@@ -93,26 +89,21 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
         UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name in OURS]
-    variants.check_config(config, names, f"a variant of CCU ({', '.join(OURS)})")
-    reduced = dataclasses.replace(config, methods=("original", REFERENCE))
+    expected = f"a variant of CCU ({', '.join(OURS)})"
     titles = [_stage_title(seed, name) for seed in config.seeds for name in names]
     results: list[Result] = []
-    with open_run(reduced, workdir, titles) as (ctx, sets_by_seed, methods):
-        variants.check_not_purged(ctx)
-        num_seeds = len(sets_by_seed)
+    with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
+        num_seeds = len(problems)
         runs = {n: num_seeds * len(ablations(getattr(config, n))) for n in names}
         ctx.reporter.log(forecast.describe_runs(ctx, runs, recompile=True))
-        for seed, sets in sets_by_seed.items():
-            run_seed(ctx, seed, sets, methods)
-            reference = load_result(result_path(workdir, seed, REFERENCE))
+        for problem in problems:
+            reference = load_result(result_path(workdir, problem.seed, REFERENCE))
             results.append({**reference, "ablation": REFERENCE})
             for name in names:
-                with ctx.reporter.stage(_stage_title(seed, name)) as stage:
-                    problem = problem_with_original(ctx, seed, sets, stage)
+                with ctx.reporter.stage(_stage_title(problem.seed, name)) as stage:
                     results += _ablate_method(ctx, problem, name, stage)
         if is_primary():
-            text = json.dumps(results, indent=1) + "\n"
-            write_atomically(workdir / "ablation.json", text.encode())
+            write_json(workdir / "ablation.json", results)
             text = _to_markdown(results, names)
             write_atomically(workdir / "ablation.md", text.encode())
         for name in names:
@@ -133,7 +124,7 @@ def _ablate_method(
     total = len(settings_by_name)
     for number, (name, settings) in enumerate(settings_by_name.items()):
         stage.report_progress(name, number, total)
-        result = run_variant(ctx, problem, Variant(method, settings))
+        result = run_variant(ctx, problem, method, settings)
         yield {**result, "ablation": name}
     stage.report_progress("done", total, total)
 
@@ -155,7 +146,7 @@ def _cells(ablation: str, group: MethodResults) -> dict[str, str]:
     for title in _SCORES:
         split, view = title.split()
         cells[title] = format_estimate(group.score(split, view), 1)
-    for view in _ATTACKED_VIEWS:
+    for view in ATTACKED_VIEWS:
         cells[f"attack AUC {view}"] = format_estimate(group.attack_auc(view), 3)
     return cells
 

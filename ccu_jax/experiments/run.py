@@ -32,7 +32,7 @@ def run(
     """Runs everything that a configuration asks for and writes the report.
 
     Args:
-        config: what to run.
+        config: the data, the unlearn set, the methods and the seeds.
         workdir: a folder of this configuration, new or from an earlier run.
         purge: whether to remove the unlearned images from the folder at the end.
         audit: the tier of the audit, see `audits/tiers.py`.
@@ -73,13 +73,13 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
         # First without the audit, so that a failing audit leaves a report.
         if is_primary():
             write_report(workdir, results, to_json(config))
-        if audit == "none":
+        if audit == "none":  # an earlier run may have left records
             audits = collect_records(workdir)
         else:
             audits = write_audit(workdir, stage.report_progress)
-        if is_primary() and audits:
-            if audit != "none":
+            if is_primary() and audits:
                 audit_table.write(workdir, audits)
+        if is_primary() and audits:
             write_report(workdir, results, to_json(config), audits)
     results_table.show(results, reporter)
     if audit != "none" and audits:

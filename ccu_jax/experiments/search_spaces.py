@@ -25,30 +25,19 @@ class Range(NamedTuple):
 
 
 _LEARNING_RATE = Range(1e-4, 2e-3)
-_EPOCHS = Range(1.5, 8)
+_TEMPERATURE = Range(0.07, 0.5)
+_TRAINING = {"epochs": Range(1.5, 8), "learning_rate": _LEARNING_RATE}
 
 SPACES: dict[type, dict[str, Range]] = {
-    sections.Finetune: {"epochs": _EPOCHS, "learning_rate": _LEARNING_RATE},
-    sections.L1Sparse: {
-        "epochs": _EPOCHS,
-        "learning_rate": _LEARNING_RATE,
-        "l1_weight": Range(1e-6, 3e-4),
-    },
+    sections.Finetune: _TRAINING,
+    sections.L1Sparse: _TRAINING | {"l1_weight": Range(1e-6, 3e-4)},
     sections.GradientAscent: {
         "epochs": Range(1, 12),
         "learning_rate": Range(1e-5, 1e-3),
         "loss_cap": Range(1, 3),
     },
-    sections.NegGradPlus: {
-        "epochs": _EPOCHS,
-        "learning_rate": _LEARNING_RATE,
-        "retain_weight": Range(0.5, 0.98, log=False),
-    },
-    sections.RandomLabel: {
-        "epochs": _EPOCHS,
-        "learning_rate": _LEARNING_RATE,
-        "unlearn_weight": Range(0.05, 2),
-    },
+    sections.NegGradPlus: _TRAINING | {"retain_weight": Range(0.5, 0.98, log=False)},
+    sections.RandomLabel: _TRAINING | {"unlearn_weight": Range(0.05, 2)},
     sections.LastLayers: {"epochs": Range(3, 40), "learning_rate": Range(5e-4, 1e-2)},
     sections.Scrub: {
         "epochs": Range(2, 6),
@@ -76,15 +65,11 @@ SPACES: dict[type, dict[str, Range]] = {
         "epochs": Range(1, 8),
         "repeats": Range(2, 6),
         "learning_rate": _LEARNING_RATE,
-        "temperature": Range(0.07, 0.5),
+        "temperature": _TEMPERATURE,
         "contrast_weight": Range(0.03, 1),
     },
-    sections.CoUn: {
-        "epochs": _EPOCHS,
-        "learning_rate": _LEARNING_RATE,
-        "contrast_weight": Range(0.1, 1),
-        "temperature": Range(0.07, 0.5),
-    },
+    sections.CoUn: _TRAINING
+    | {"contrast_weight": Range(0.1, 1), "temperature": _TEMPERATURE},
     sections.Ccu: {
         "steps": Range(40, 200),
         "learning_rate": Range(5e-4, 6e-3),

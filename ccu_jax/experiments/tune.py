@@ -8,7 +8,6 @@ best trials of the first seed are repeated on the other seeds; the best mean win
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 from typing import Any
@@ -18,9 +17,14 @@ from scipy.stats import qmc
 
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.experiments import variants
 from ccu_jax.experiments.search_spaces import search_space
-from ccu_jax.experiments.variants import Variant, run_variant
+from ccu_jax.experiments.variants import (
+    ATTACKED_VIEWS,
+    Settings,
+    open_variants,
+    run_variant,
+    without_test_rows,
+)
 from ccu_jax.methods import REFERENCE, REFERENCES, Problem
 from ccu_jax.models import VIEWS
 from ccu_jax.reports.summary import DASH, get_attack_auc, get_score
@@ -29,19 +33,16 @@ from ccu_jax.runs import forecast
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import Result, load_result, result_path, source_commit
-from ccu_jax.runs.session import open_run
-from ccu_jax.runs.stages import problem_with_original, run_seed
-from ccu_jax.storage.files import write_atomically
+from ccu_jax.storage.files import write_json
 
 NUM_FINALISTS = 3
-ATTACKED_VIEWS = ("image", "fused", "pair")
 
 
 @dataclasses.dataclass(eq=False)
 class Trial:
     """Settings that were tried, and for each seed the objective and the result."""
 
-    settings: dict[str, Any]
+    settings: Settings
     objectives: list[float]
     results: list[Result]
 
@@ -71,40 +72,27 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
         UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name not in REFERENCES]
-    variants.check_config(config, names, "a method with settings to tune")
-    reduced = dataclasses.replace(config, methods=("original", REFERENCE))
-    features = {seed: f"seed {seed}: features" for seed in config.seeds}
-    titles = [*features.values(), *(f"tune {name}" for name in names), "tuned"]
-    with open_run(reduced, workdir, titles) as (ctx, sets_by_seed, methods):
-        variants.check_not_purged(ctx)
-        for seed, sets in sets_by_seed.items():
-            run_seed(ctx, seed, sets, methods)
-        problems = []
-        for seed, sets in sets_by_seed.items():
-            with ctx.reporter.stage(features[seed]) as stage:
-                problem = problem_with_original(ctx, seed, sets, stage)
-            problems.append(variants.without_test_rows(problem))
+    titles = [f"tune {name}" for name in names]
+    expected = "a method with settings to tune"
+    with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
+        problems = [without_test_rows(problem) for problem in problems]
         runs = dict.fromkeys(names, _max_runs(trials, len(problems)))
         ctx.reporter.log(forecast.describe_runs(ctx, runs))
-        trials_by_method = {}
-        for name in names:
-            with ctx.reporter.stage(f"tune {name}") as stage:
-                trials_by_method[name] = _tune_method(
-                    ctx, problems, name, trials, stage
-                )
+        tried = {}
+        for name, title in zip(names, titles, strict=True):
+            with ctx.reporter.stage(title) as stage:
+                tried[name] = _tune_method(ctx, problems, name, trials, stage)
         path = workdir / "tuning.json"
-        with ctx.reporter.stage("tuned"):
-            record = _build_record(config, trials, trials_by_method)
-            if is_primary():
-                text = json.dumps(record, indent=1) + "\n"
-                write_atomically(path, text.encode())
+        record = _build_record(config, trials, tried)
+        if is_primary():
+            write_json(path, record)
         _build_table(record).show(ctx.reporter)
-        ctx.reporter.log(f"tuned: {path}; adopt the settings under `winners`")
+        ctx.reporter.log(f"tuned: {path}; its `winners` are the settings to use")
         return record
 
 
-def candidates(method: str, section: Any, trials: int) -> list[dict[str, Any]]:
-    """Returns the settings to try; the first are those of the section itself.
+def draw_candidates(method: str, section: Any, trials: int) -> list[Settings]:
+    """Returns the settings to try; the first ones change nothing.
 
     The others are a Sobol sequence over the ranges, Owen-scrambled with a seed from
     the method's name, so every call returns the same.
@@ -113,15 +101,15 @@ def candidates(method: str, section: Any, trials: int) -> list[dict[str, Any]]:
     seed = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=4).digest())
     sobol = qmc.Sobol(len(space), rng=np.random.default_rng(seed))
     points = sobol.random_base2(max(0, math.ceil(math.log2(max(trials - 1, 1)))))
-    settings: list[dict[str, Any]] = [{}]
+    candidates: list[Settings] = [{}]
     for point in points[: trials - 1]:
-        values: dict[str, Any] = {}
+        settings: Settings = {}
         for (name, range_), fraction in zip(space.items(), point, strict=True):
             value = range_.at(float(fraction))
             is_integer = isinstance(getattr(section, name), int)
-            values[name] = round(value) if is_integer else float(f"{value:.4g}")
-        settings.append(values)
-    return settings
+            settings[name] = round(value) if is_integer else float(f"{value:.4g}")
+        candidates.append(settings)
+    return candidates
 
 
 def objective(result: Result, reference: Result) -> float:
@@ -140,9 +128,8 @@ def objective(result: Result, reference: Result) -> float:
     ]
 
     def lost_score(split: str, view: str) -> float:
-        return (
-            get_score(reference, split, view) - get_score(result, split, view)
-        ) / 100
+        before, after = (get_score(r, split, view) for r in (reference, result))
+        return (before - after) / 100
 
     lost = [lost_score("unseen", view) for view in VIEWS]
     total = np.mean(leaks) + np.mean(lost) + max(lost_score("retain", "fused"), 0.0)
@@ -158,20 +145,18 @@ def _tune_method(
     ctx: RunContext, problems: list[Problem], name: str, trials: int, stage: Stage
 ) -> list[Trial]:
     """Returns all trials of a method, the best first."""
-    num_runs, total = 0, _max_runs(trials, len(problems))
+    candidates = draw_candidates(name, getattr(ctx.config, name), trials)
+    tried = [Trial(settings, [], []) for settings in candidates]
+    configured, total = tried[0], _max_runs(trials, len(problems))
 
     def run(trial: Trial, problem: Problem) -> None:
-        nonlocal num_runs
+        num_runs = sum(len(trial.results) for trial in tried)
         stage.report_progress(f"trial {num_runs + 1}", num_runs, total)
-        result = run_variant(ctx, problem, Variant(name, trial.settings))
-        num_runs += 1
+        result = run_variant(ctx, problem, name, trial.settings)
         path = result_path(ctx.workdir, problem.seed, REFERENCE)
         trial.objectives.append(objective(result, load_result(path)))
         trial.results.append(result)
 
-    settings = candidates(name, getattr(ctx.config, name), trials)
-    tried = [Trial(values, [], []) for values in settings]
-    configured = tried[0]
     for trial in tried:
         run(trial, problems[0])
     tried.sort(key=lambda trial: trial.objectives[0])
@@ -181,35 +166,27 @@ def _tune_method(
     for trial in finalists:
         for problem in problems[1:]:
             run(trial, problem)
-    stage.report_progress("trials", num_runs, num_runs)
-    others = [trial for trial in tried if trial not in finalists]
+    stage.report_progress("trials", total, total)
+    dropped = [trial for trial in tried if trial not in finalists]
     finalists.sort(key=lambda trial: float(np.mean(trial.objectives)))
-    return [*finalists, *others]
+    return [*finalists, *dropped]
 
 
 def _build_record(
-    config: Config, trials: int, trials_by_method: dict[str, list[Trial]]
+    config: Config, num_trials: int, tried: dict[str, list[Trial]]
 ) -> dict[str, Any]:
-    """Returns the content of `tuning.json`."""
-    spaces = {
-        name: search_space(name, getattr(config, name)) for name in trials_by_method
-    }
+    """Returns the content of `tuning.json`; `tried` has the best trial first."""
     return {
         "config": config.name,
         "seeds": list(config.seeds),
-        "trials": trials,
+        "trials": num_trials,
         "commit": source_commit(),
         "objective": " ".join((objective.__doc__ or "").split()),
-        "spaces": {
-            name: {key: list(range_) for key, range_ in space.items()}
-            for name, space in spaces.items()
-        },
-        "winners": {
-            name: tried[0].settings for name, tried in trials_by_method.items()
-        },
+        "spaces": {name: search_space(name, getattr(config, name)) for name in tried},
+        "winners": {name: trials[0].settings for name, trials in tried.items()},
         "methods": {
-            name: [trial.to_json() for trial in tried]
-            for name, tried in trials_by_method.items()
+            name: [trial.to_json() for trial in trials]
+            for name, trials in tried.items()
         },
     }
 

@@ -4,12 +4,14 @@ All variants start from the same original. Each is evaluated and stored in one s
 file, so an interrupted tuning or ablation resumes with the next variant.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,33 +19,46 @@ import numpy as np
 from ccu_jax.config.schema import Config, check_batches
 from ccu_jax.distributed.hosts import barrier, is_primary
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import predictions
-from ccu_jax.methods import METHODS, Problem
-from ccu_jax.runs.context import RunContext, evaluation_table
+from ccu_jax.evaluate.predictions import load_predictions
+from ccu_jax.methods import METHODS, REFERENCE, Problem
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.runs.results import (
     Result,
+    build_result,
     load_if_finished,
     outputs_path,
-    source_commit,
     write_result,
 )
-from ccu_jax.train.loop import Outcome
+from ccu_jax.runs.session import open_run
+from ccu_jax.runs.stages import problem_with_original, run_seed
+
+Settings = dict[str, Any]  # the fields of a section that differ from the configuration
+ATTACKED_VIEWS = ("image", "fused", "pair")
 
 
-class Variant(NamedTuple):
-    """A method and the settings that differ from the configuration."""
+@contextlib.contextmanager
+def open_variants(
+    config: Config,
+    workdir: pathlib.Path,
+    methods: list[str],
+    expected: str,
+    titles: list[str],
+) -> Iterator[tuple[RunContext, list[Problem]]]:
+    """Opens a run, with the original and the reference of every seed trained.
 
-    method: str
-    settings: dict[str, Any]
+    Args:
+        config: the configuration; all its seeds are run.
+        workdir: the working folder of a run of this configuration.
+        methods: the methods whose variants will be run.
+        expected: what they must be, for the error if there is none.
+        titles: of the stages that follow.
 
-
-def check_config(config: Config, methods: list[str], expected: str) -> None:
-    """Rejects a configuration whose variants of these methods cannot be run.
+    Yields:
+        The context, and the problem of each seed with its original and features.
 
     Raises:
-        UserError: there is no method, there are several requests, or a batch cannot be
-            divided among the devices.
+        UserError: the configuration or the folder cannot be used.
     """
     if not methods:
         raise UserError(f"methods: none is {expected}; pass others with --methods")
@@ -53,83 +68,63 @@ def check_config(config: Config, methods: list[str], expected: str) -> None:
             "need a single request; remove this setting"
         )
     check_batches(config, methods, jax.device_count())
-
-
-def check_not_purged(ctx: RunContext) -> None:
-    """Rejects a folder whose images were purged.
-
-    Raises:
-        UserError: they were.
-    """
-    if ctx.data.purged:
-        raise UserError(
-            f"{ctx.workdir}: the unlearned images were purged; use another --workdir"
-        )
+    reduced = dataclasses.replace(config, methods=("original", REFERENCE))
+    features = {seed: f"seed {seed}: features" for seed in config.seeds}
+    titles = [*features.values(), *titles]
+    with open_run(reduced, workdir, titles) as (ctx, sets_by_seed, references):
+        if ctx.data.purged:
+            raise UserError(
+                f"{workdir}: the unlearned images were purged; use another --workdir"
+            )
+        for seed, sets in sets_by_seed.items():
+            run_seed(ctx, seed, sets, references)
+        problems = []
+        for seed, sets in sets_by_seed.items():
+            with ctx.reporter.stage(features[seed]) as stage:
+                problems.append(problem_with_original(ctx, seed, sets, stage))
+        yield ctx, problems
 
 
 def variant_path(
-    workdir: pathlib.Path, seed: int, variant: Variant, tested: bool = True
+    workdir: pathlib.Path, problem: Problem, method: str, settings: Settings
 ) -> pathlib.Path:
-    """Returns the file of a variant's result, with test rows (`tested`) or without."""
-    text = json.dumps(variant.settings, sort_keys=True)
+    """Returns the file of a variant's result; another one if there are no test rows."""
+    text = json.dumps(settings, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    folder = workdir / ("tested" if tested else "variants")
-    return folder / f"{variant.method}-{seed}-{digest}.json"
+    folder = workdir / ("tested" if len(problem.sets.test) else "variants")
+    return folder / f"{method}-{problem.seed}-{digest}.json"
 
 
-def run_variant(ctx: RunContext, problem: Problem, variant: Variant) -> Result:
-    """Runs and evaluates a variant, or reads its stored result.
+def run_variant(
+    ctx: RunContext, problem: Problem, method: str, settings: Settings
+) -> Result:
+    """Runs and evaluates a method with changed settings, or reads its stored result.
 
     The problem has the original and its features. Empty sets are not evaluated.
 
     Raises:
         UserError: the stored result is damaged or was made from other data.
     """
-    tested = bool(len(problem.sets.test))
-    path = variant_path(ctx.workdir, problem.seed, variant, tested)
+    path = variant_path(ctx.workdir, problem, method, settings)
     if (stored := load_if_finished(ctx, path)) is not None:
         return stored
-    method = variant.method
-    section = dataclasses.replace(getattr(problem.config, method), **variant.settings)
+    section = dataclasses.replace(getattr(problem.config, method), **settings)
     config = dataclasses.replace(problem.config, **{method: section})
-    problem = problem._replace(config=config)
+    problem = problem._replace(config=config, method=method)
     steps = path.with_suffix("")
     outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
-    result = _build_result(ctx, problem, variant, outcome)
+    params = {**problem.original, **outcome.params}
+    predicted = ctx.predict(problem, params, outcome.params)
+    original, original_path = None, outputs_path(ctx.workdir, problem.seed, "original")
+    if len(problem.sets.test) and original_path.exists():
+        original = load_predictions(original_path)
+    result = build_result(ctx, problem, outcome, predicted, original)
+    result["settings"] = settings
     if is_primary():
         write_result(path, result)
         shutil.rmtree(steps, ignore_errors=True)
     barrier(path.name)
     return result
-
-
-def _build_result(
-    ctx: RunContext, problem: Problem, variant: Variant, outcome: Outcome
-) -> Result:
-    table = evaluation_table(problem, outcome.params)
-    params = {**(problem.params or {}), **outcome.params}
-    predicted = predictions.predict_all_splits(
-        ctx.forward, params, table, ctx.data, problem.sets
-    )
-    collapse = None
-    path = outputs_path(ctx.workdir, problem.seed, "original")
-    if path.exists() and len(problem.sets.test):
-        original = predictions.load_predictions(path)
-        collapse = predictions.describe_collapse(predicted, original)
-    seconds = outcome.seconds
-    return {
-        "method": variant.method,
-        "settings": variant.settings,
-        "seed": problem.seed,
-        "metric": ctx.data.metric,
-        "steps": outcome.steps,
-        "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
-        "diverged": outcome.diverged or collapse,
-        "fingerprint": ctx.data.fingerprint,
-        "commit": source_commit(),
-        "scores": predictions.compute_scores(predicted),
-        "attack_auc": predictions.attack_auc(predicted),
-    }
 
 
 def without_test_rows(problem: Problem) -> Problem:

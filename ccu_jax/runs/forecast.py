@@ -21,8 +21,7 @@ _PASSES_PER_STEP = 3.5
 # The time of a method as a fraction of training: of all modules, of the tail alone.
 _FULL_MODEL_FRACTION, _TAIL_FRACTION = 0.1, 0.02
 COMPILE_S = 8.0  # per method, shared by all seeds
-_MAX_ROWS = 256
-_NUM_PASSES = 4
+_MAX_ROWS, _NUM_PASSES = 256, 4
 
 
 class Speed(NamedTuple):
@@ -51,22 +50,21 @@ def measure_speed(ctx: RunContext) -> Speed:
     num_rows = len(ctx.data.id)
     rows = np.arange(min(num_rows, _MAX_ROWS))
     times_s = []
-    for _ in range(_NUM_PASSES):  # the fastest, as the first one compiles
+    for _ in range(_NUM_PASSES):  # the fastest counts, as the first one compiles
         start_s = time.perf_counter()
         ctx.forward.encode(params, ctx.table, rows)
         times_s.append(time.perf_counter() - start_s)
     row_s = min(times_s) / len(rows)
-    num_trained = float((ctx.data.split == "train").sum())
-    epochs = ctx.config.train.epochs
-    return Speed(_PASSES_PER_STEP * epochs * num_trained * row_s, num_rows * row_s)
+    trained_rows = ctx.config.train.epochs * float((ctx.data.split == "train").sum())
+    return Speed(_PASSES_PER_STEP * trained_rows * row_s, num_rows * row_s)
 
 
 def describe_runs(
     ctx: RunContext, runs: Mapping[str, int], recompile: bool = False
 ) -> str:
-    """Estimates how long some runs of each method take.
+    """Estimates how long a number of runs of each method takes, such as 3 of `scrub`.
 
-    With `recompile` every run compiles a program of its own, as it does if a loss is
+    With `recompile` every run compiles its own program, as it does if a loss is
     switched off.
     """
     speed = measure_speed(ctx)
@@ -75,13 +73,15 @@ def describe_runs(
         for name, count in runs.items()
     )
     total = sum(runs.values())
-    return f"{total} runs of {len(runs)} methods: {format_estimate(seconds)}"
+    return f"{total} runs of {len(runs)} methods: {format_forecast(seconds)}"
 
 
-def format_estimate(seconds: float) -> str:
+def format_forecast(seconds: float) -> str:
     """Returns seconds as a rounded estimate, such as "about 5 min on this machine"."""
     if seconds < 90:
-        return f"about {max(round(seconds, -1), 10):.0f} s on this machine"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} min on this machine"
-    return f"about {seconds / 3600:.1f} h on this machine"
+        text = f"{max(round(seconds, -1), 10):.0f} s"
+    elif seconds < 5400:
+        text = f"{round(seconds / 60)} min"
+    else:
+        text = f"{seconds / 3600:.1f} h"
+    return f"about {text} on this machine"

@@ -23,13 +23,14 @@ from ccu_jax.evaluate.forward import Forward
 from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.models import TAIL, VIEWS, Params
-from ccu_jax.runs.context import RunContext, evaluation_table
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Stage
+from ccu_jax.runs.results import unlearning_seconds
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
 from ccu_jax.unlearn_sets.splits import Sets, groups_in_order
 
-# Each request has a seed of its own; the first one has the seed of a single request.
+# Each request draws with another seed; the first one with the seed of a single request.
 _SEED_STRIDE = 1_000_003
 
 
@@ -89,13 +90,6 @@ class UpdatedStore(NamedTuple):
         return columns | {f"original_{view}": outputs[view] for view in VIEWS}
 
 
-class _State(NamedTuple):
-    """The model after some requests."""
-
-    params: Params
-    trained: frozenset[str]  # modules that any request has trained
-
-
 def run_requests(
     ctx: RunContext,
     problem: Problem,
@@ -106,107 +100,102 @@ def run_requests(
     """Runs a method on all requests; finished ones are restored, not repeated.
 
     Returns:
-        The outcome of all requests together, and a record of each: `count`,
-        `images`, `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far,
-        those of the `first` request, and those of `this` one) and `scores` of the test
-        set.
+        The outcome of all requests together, and a record of each: `count`, `images`,
+        `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far, those of the
+        `first` request, and those of `this` one) and `scores` of the test set.
     """
     requests = split_requests(ctx.data, ctx.config.unlearn, problem.seed, problem.sets)
-    state = _State(problem.params or {}, frozenset())
+    params = problem.params or {}
+    trained: set[str] = set()  # modules that any request has trained
     outcomes, records = [], []
-    for number in range(len(requests)):
+    for number, rows in enumerate(requests):
         stage.report_progress(f"request {number + 1}/{len(requests)}", 0, 0)
-        checkpoints = folder / f"request-{number + 1}"
-        request = _request_problem(problem, requests, number, state)
-        outcome, state = _handle_request(
-            ctx, request, method, checkpoints, stage, state
+        later = np.concatenate([problem.sets.retain, *requests[number + 1 :]])
+        request = problem._replace(
+            sets=problem.sets._replace(retain=np.sort(later), unlearn=rows),
+            params=params,
+            seed=problem.seed + _SEED_STRIDE * number,
+            store=_updated_store(problem, params, trained) if number else problem.store,
         )
+        request_folder = folder / f"request-{number + 1}"
+        outcome = _run_or_restore(ctx, request, method, request_folder, stage)
         outcomes.append(outcome)
-        records.append(_build_record(ctx, problem, requests, number, outcome, state))
+        params = ctx.executor.replicate(params | outcome.params)
+        trained |= set(outcome.params)
+        after = problem._replace(params=params)
+        done = requests[: number + 1]
+        records.append(_build_record(ctx, after, done, outcome, trained))
         if outcome.diverged:
             break
-    return _merge_outcomes(outcomes, state), records
+    changed = {module: params[module] for module in sorted(trained)}
+    return _merge_outcomes(outcomes, changed), records
 
 
-def _request_problem(
-    problem: Problem, requests: list[np.ndarray], number: int, state: _State
-) -> Problem:
-    """Returns the problem of one request."""
-    retain = np.concatenate([problem.sets.retain, *requests[number + 1 :]])
-    store = problem.store
-    if number and store is not None:
-        updated = UpdatedStore(store, problem.forward, state.params, problem.table)
-        keeps_trunk = state.trained <= set(TAIL)
-        # Methods only call `take`.
-        store = cast(FeatureStore, updated) if keeps_trunk else None
-    return problem._replace(
-        sets=problem.sets._replace(retain=np.sort(retain), unlearn=requests[number]),
-        params=state.params,
-        seed=problem.seed + _SEED_STRIDE * number,
-        store=store,
+def _merge_outcomes(outcomes: list[Outcome], params: Params) -> Outcome:
+    diverged = outcomes[-1].diverged
+    clocks = outcomes[0].seconds
+    return Outcome(
+        params=params,
+        seconds={clock: sum(x.seconds[clock] for x in outcomes) for clock in clocks},
+        steps=sum(outcome.steps for outcome in outcomes),
+        diverged=diverged and f"request {len(outcomes)}: {diverged}",
     )
 
 
-def _handle_request(
-    ctx: RunContext,
-    problem: Problem,
-    method: str,
-    folder: pathlib.Path,
-    stage: Stage,
-    before: _State,
-) -> tuple[Outcome, _State]:
+def _updated_store(
+    problem: Problem, params: Params, trained: set[str]
+) -> FeatureStore | None:
+    """Returns the features for the current model; None if its trunk was trained."""
+    if problem.store is None or not trained <= set(TAIL):
+        return None
+    updated = UpdatedStore(problem.store, problem.forward, params, problem.table)
+    return cast(FeatureStore, updated)  # methods only call `take`
+
+
+def _run_or_restore(
+    ctx: RunContext, problem: Problem, method: str, folder: pathlib.Path, stage: Stage
+) -> Outcome:
     """Runs a method on one request, or restores what it has left."""
+    before = problem.params or {}
     identity = {
-        "from": checkpoint.digest(before.params),
+        "from": checkpoint.digest(before),
         "fingerprint": ctx.data.fingerprint,
     }
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     saved = checkpoint.restore(folder / "params", shapes, ctx.reporter.warn)
     if saved is not None and identity.items() <= saved.metadata.items():
-        facts, params = saved.metadata, saved.tree
-        outcome = Outcome(
-            {module: params[module] for module in facts["parts"]},
-            facts["seconds"],
-            saved.step,
-            facts["diverged"],
-        )
-    else:
-        steps = folder / "steps"
-        outcome = ctx.loop.run(method, METHODS[method], problem, steps, stage)
-        params = {**before.params, **outcome.params}
-        facts = identity | {
-            "parts": sorted(outcome.params),
-            "seconds": outcome.seconds,
-            "diverged": outcome.diverged,
-        }
-        checkpoint.save(folder / "params", outcome.steps, params, facts)
-    params = ctx.executor.replicate(params)
-    return outcome, _State(params, before.trained | set(outcome.params))
+        facts = saved.metadata
+        params = {module: saved.tree[module] for module in facts["modules"]}
+        return Outcome(params, facts["seconds"], saved.step, facts["diverged"])
+    outcome = ctx.loop.run(method, METHODS[method], problem, folder / "steps", stage)
+    facts = identity | {
+        "modules": sorted(outcome.params),
+        "seconds": outcome.seconds,
+        "diverged": outcome.diverged,
+    }
+    params = {**before, **outcome.params}
+    checkpoint.save(folder / "params", outcome.steps, params, facts)
+    return outcome
 
 
 def _build_record(
     ctx: RunContext,
     problem: Problem,
     requests: list[np.ndarray],
-    number: int,
     outcome: Outcome,
-    state: _State,
+    trained: set[str],
 ) -> dict[str, Any]:
-    """Returns the cost of a request and an evaluation of the model after it."""
-    unlearned = np.sort(np.concatenate(requests[: number + 1]))
+    """Returns the cost of the last request and an evaluation of the model after it."""
+    unlearned = np.sort(np.concatenate(requests))
     empty = unlearned[:0]
     sets = problem.sets._replace(retain=empty, unlearn=unlearned, validation=empty)
-    table = evaluation_table(problem, state.trained)
-    predicted = predictions.predict_all_splits(
-        ctx.forward, state.params, table, ctx.data, sets
-    )
-    seconds = {name: outcome.seconds[name] for name in ("start", "steps", "compile")}
-    attacked = {"all": unlearned, "first": requests[0], "this": requests[number]}
+    predicted = ctx.predict(problem._replace(sets=sets), problem.original, trained)
+    attacked = {"all": unlearned, "first": requests[0], "this": requests[-1]}
     return {
-        "count": len(requests[number]),
-        "images": int(ctx.data.has_image[requests[number]].sum()),
+        "count": len(requests[-1]),
+        "images": int(ctx.data.has_image[requests[-1]].sum()),
         "steps": outcome.steps,
-        "seconds": seconds | {"unlearn": seconds["start"] + seconds["steps"]},
+        "seconds": unlearning_seconds(outcome),
         "attack_auc": {
             name: predictions.attack_auc(
                 _select_unlearn_rows(predicted, ctx.data.id[rows])
@@ -228,17 +217,3 @@ def _select_unlearn_rows(predicted: Predictions, ids: np.ndarray) -> Predictions
     }
     logits = {view: x[rows] for view, x in predicted.logits.items()}
     return predicted._replace(logits=logits, **columns)
-
-
-def _merge_outcomes(outcomes: list[Outcome], state: _State) -> Outcome:
-    """Adds up the costs of all requests; takes all modules that any has trained."""
-    diverged = outcomes[-1].diverged
-    return Outcome(
-        params={module: state.params[module] for module in sorted(state.trained)},
-        seconds={
-            name: sum(outcome.seconds[name] for outcome in outcomes)
-            for name in ("start", "steps", "compile")
-        },
-        steps=sum(outcome.steps for outcome in outcomes),
-        diverged=diverged and f"request {len(outcomes)}: {diverged}",
-    )

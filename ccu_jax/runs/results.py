@@ -1,7 +1,7 @@
 """The results of finished stages: one JSON file each, listed in `results.json`."""
 
+import contextlib
 import functools
-import json
 import pathlib
 import platform
 import subprocess
@@ -17,7 +17,7 @@ from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import Predictions
 from ccu_jax.methods import METHODS, Problem
 from ccu_jax.runs.context import RunContext
-from ccu_jax.storage.files import write_atomically
+from ccu_jax.storage.files import write_json
 from ccu_jax.storage.records import add_checksum, read_record
 from ccu_jax.train.loop import Outcome
 from ccu_jax.unlearn_sets.splits import Sets, near_duplicates
@@ -40,90 +40,81 @@ def build_result(
     problem: Problem,
     outcome: Outcome,
     predicted: Predictions,
-    seconds: dict[str, float],
-    requests: list[dict[str, Any]],
+    original: Predictions | None,
 ) -> Result:
-    """Returns the result of a stage.
+    """Returns what every result has: settings, cost, scores and the attack's AUC.
 
     Args:
         ctx: the context of the run.
-        problem: what the method was given, with the method's name.
+        problem: the problem that the method solved, with the method's name.
         outcome: of the training loop.
         predicted: predictions of the new model.
-        seconds: wall time of each part of the stage.
-        requests: the records of `requests.run_requests`, if there are several.
-
-    Raises:
-        UserError: the original's predictions are missing or damaged.
+        original: predictions of the original, from which a collapse is recognized.
     """
-    config, data = problem.config, ctx.data
-    original = predictions.load_predictions(
-        outputs_path(ctx.workdir, problem.seed, "original")
-    )
+    collapse = None
+    if original is not None:
+        collapse = predictions.describe_collapse(predicted, original)
     return {
-        "config": config.name,
-        "edition": data.edition,
         "method": problem.method,
         "seed": problem.seed,
-        "metric": data.metric,
-        "unlearn_set": _describe_unlearn_set(ctx, problem.sets),
-        "corruptions": ctx.corruptions,
-        "data": data.counts,
-        "counts": {name: len(rows) for name, rows in problem.sets._asdict().items()},
-        "seconds": seconds,
-        "features": config.run.features,
+        "metric": ctx.data.metric,
         "steps": outcome.steps,
+        "seconds": unlearning_seconds(outcome),
         "scores": predictions.compute_scores(predicted),
         "attack_auc": predictions.attack_auc(predicted),
-        "text_unchanged": _text_logits_unchanged(original, predicted),
-        "requests": requests,
-        "diverged": outcome.diverged
-        or predictions.describe_collapse(predicted, original),
-        **_describe_environment(problem),
-        "fingerprint": data.fingerprint,
+        "diverged": outcome.diverged or collapse,
+        "commit": source_commit(),
+        "fingerprint": ctx.data.fingerprint,
     }
 
 
-def _describe_unlearn_set(ctx: RunContext, sets: Sets) -> Result:
-    duplicates = near_duplicates(ctx.data, sets)
-    return {
-        "rule": ctx.config.unlearn.rule,
-        "modality": "image",
-        "count": len(sets.unlearn),
-        "images": int(ctx.data.has_image[sets.unlearn].sum()),
-        "near_duplicates": {name: len(rows) for name, rows in duplicates.items()},
-    }
+def unlearning_seconds(outcome: Outcome) -> dict[str, float]:
+    """Returns the seconds of an outcome by clock, and those of unlearning in total."""
+    seconds = outcome.seconds
+    return seconds | {"unlearn": seconds["start"] + seconds["steps"]}
 
 
-def _describe_environment(problem: Problem) -> Result:
+def describe_stage(
+    ctx: RunContext, sets: Sets, predicted: Predictions, original: Predictions
+) -> Result:
+    """Returns what the result of a stage has besides the fields of `build_result`."""
+    data = ctx.data
+    duplicates = near_duplicates(data, sets)
+    rows = predicted.split == "unlearn"
+    text_logits = original.logits["text"][rows], predicted.logits["text"][rows]
     return {
+        "config": ctx.config.name,
+        "edition": data.edition,
+        "unlearn_set": {
+            "rule": ctx.config.unlearn.rule,
+            "modality": "image",
+            "count": len(sets.unlearn),
+            "images": int(data.has_image[sets.unlearn].sum()),
+            "near_duplicates": {name: len(rows) for name, rows in duplicates.items()},
+        },
+        "corruptions": ctx.corruptions,
+        "data": data.counts,
+        "counts": {name: len(rows) for name, rows in sets._asdict().items()},
+        "features": ctx.config.run.features,
+        "text_unchanged": bool(np.array_equal(*text_logits)),
         "device": {
             "kind": jax.devices()[0].device_kind,
-            "count": problem.executor.num_devices,
+            "count": ctx.executor.num_devices,
             "processes": jax.process_count(),
-            "executor": problem.executor.name,
+            "executor": ctx.executor.name,
         },
         "versions": {
             "ccu_jax": ccu_jax.__version__,
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
-        "commit": source_commit(),
     }
 
 
-def _text_logits_unchanged(original: Predictions, predicted: Predictions) -> bool:
-    """Returns whether the unlearn set's text logits equal the original's bitwise."""
-    rows = predicted.split == "unlearn"
-    before, after = original.logits["text"][rows], predicted.logits["text"][rows]
-    return bool(np.array_equal(before, after))
-
-
 def write_result(path: pathlib.Path, result: Result) -> None:
-    """Writes the result of a stage to its file, with a checksum."""
+    """Writes a result to its file, with a checksum."""
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps(add_checksum(result), indent=1) + "\n"
-    write_atomically(path, text.encode())
+    write_json(path, add_checksum(result))
 
 
 def load_result(path: pathlib.Path) -> Result:
@@ -132,13 +123,11 @@ def load_result(path: pathlib.Path) -> Result:
     Raises:
         UserError: the file is damaged.
     """
-    try:
+    with contextlib.suppress(ValueError, KeyError):
         result = read_record(path)
         is_result = {"method", "fingerprint"} <= result.keys()
         if is_result and type(result["seed"]) is int:
             return result
-    except (ValueError, KeyError):
-        pass
     raise UserError(f"{path}: damaged; remove it and rerun the same command")
 
 
@@ -172,17 +161,13 @@ def load_all_results(workdir: pathlib.Path) -> list[Result]:
         if path != result_path(workdir, result["seed"], result["method"]):
             raise UserError(f"{path}: holds the result of another stage; remove it")
         results.append(result)
-    order = {name: number for number, name in enumerate(METHODS)}
-    last = len(order)
-    return sorted(results, key=lambda r: (r["seed"], order.get(r["method"], last)))
+    order = [*METHODS, *(result["method"] for result in results)]  # unknown ones last
+    return sorted(results, key=lambda r: (r["seed"], order.index(r["method"])))
 
 
 @functools.cache  # read once at the start, as the checkout may change during a run
 def source_commit() -> str | None:
-    """Returns the commit of the running source, with a + if it has local changes.
-
-    None if the source is not under version control.
-    """
+    """Returns the commit of the source, with a + if it has local changes, or None."""
     path = pathlib.Path(__file__)
 
     def git(*args: str) -> str:

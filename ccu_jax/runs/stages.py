@@ -6,18 +6,21 @@ import time
 
 import jax
 
+from ccu_jax.data import corruptions
 from ccu_jax.distributed.hosts import barrier, is_primary
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import feature_store, memorization, predictions
+from ccu_jax.evaluate import feature_store, memorization
 from ccu_jax.evaluate.feature_store import FeatureStore
+from ccu_jax.evaluate.predictions import load_predictions, save_predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import Params
 from ccu_jax.runs import requests, workdir
-from ccu_jax.runs.context import RunContext, build_problem, evaluation_table
+from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import (
     Result,
     build_result,
+    describe_stage,
     load_if_finished,
     outputs_path,
     result_path,
@@ -26,7 +29,7 @@ from ccu_jax.runs.results import (
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
 from ccu_jax.unlearn_sets import splits
-from ccu_jax.unlearn_sets.rules import DATA_DEPENDENT, Memorization, parse_rule
+from ccu_jax.unlearn_sets.rules import DATA_DEPENDENT, parse_rule
 from ccu_jax.unlearn_sets.splits import Sets
 
 
@@ -47,8 +50,8 @@ def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result |
 def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> Sets:
     """Draws the sets of a seed.
 
-    The rule "memorized" needs the features of an original, which is trained on the sets
-    drawn without them: then `unlearn` is empty.
+    The rule "memorized" needs the features of an original (`store`). Without them
+    `unlearn` is empty, and the original is trained on the other sets.
 
     Raises:
         UserError: the rule does not fit the data, or gives fewer groups than requests.
@@ -57,12 +60,16 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
     # Such a rule cannot be followed again after the images were purged.
     if rule.kind in DATA_DEPENDENT and load_result_if_finished(ctx, seed, "original"):
         return workdir.load_evaluated_sets(ctx, seed)
-    sets = _draw(ctx, seed)
+    c = ctx.config.unlearn
+    draw = functools.partial(
+        splits.draw_sets, ctx.data, c.rule, seed, c.holdout_fraction, c.duplicates
+    )
+    sets = draw()
     if store is not None:
         estimate = memorization.estimate_memorization(
             ctx.data, store, sets.retain, sets.unseen, seed
         )
-        sets = _draw(ctx, seed, estimate)
+        sets = draw(estimate)
         summary = memorization.describe(ctx.data, estimate, sets)
         ctx.reporter.log(f"seed {seed}: {summary}")
     if len(sets.unlearn):
@@ -70,15 +77,20 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
     return sets
 
 
-def _draw(ctx: RunContext, seed: int, estimate: Memorization | None = None) -> Sets:
-    config = ctx.config.unlearn
-    return splits.draw_sets(
-        ctx.data,
-        config.rule,
-        seed,
-        config.holdout_fraction,
-        config.duplicates,
-        estimate,
+def _build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
+    """Returns the problem of a seed, still without an original and its features."""
+    order = ctx.config.corruptions.order
+    return Problem(
+        config=ctx.config,
+        model=ctx.model,
+        forward=ctx.forward,
+        executor=ctx.executor,
+        table=ctx.table,
+        sets=sets,
+        multi_label=ctx.data.multi_label,
+        params=None,
+        seed=seed,
+        stream_positions=corruptions.stream_positions(ctx.data, order),
     )
 
 
@@ -89,12 +101,12 @@ def problem_with_original(
     params = load_params(ctx, seed, "original")
     store = _open_feature_store(ctx, seed, params, stage)
     sets = sets if len(sets.unlearn) else draw_sets(ctx, seed)
-    return build_problem(ctx, seed, sets)._replace(params=params, store=store)
+    return _build_problem(ctx, seed, sets)._replace(params=params, store=store)
 
 
 def run_seed(ctx: RunContext, seed: int, sets: Sets, methods: list[str]) -> None:
     """Runs all methods of a seed that are not finished; the original must be first."""
-    problem = build_problem(ctx, seed, sets)
+    problem = _build_problem(ctx, seed, sets)
     for method in methods:
         if load_result_if_finished(ctx, seed, method) is not None:
             continue
@@ -159,31 +171,32 @@ def _run_stage(
     params = {**(problem.params or {}), **outcome.params}
     facts = {"method": method, "seed": seed}
     checkpoint.save(folder / "params", outcome.steps, params, facts)
-    trained_s = time.perf_counter()
+    trained_s, trained = time.perf_counter(), set(outcome.params)
     if method == "original":
         store = _open_feature_store(ctx, seed, ctx.executor.replicate(params), stage)
         problem = problem._replace(store=store)
         features_s = time.perf_counter() - trained_s
         if not len(problem.sets.unlearn):
-            problem = problem._replace(sets=_draw_after_training(ctx, problem))
-        trained_s = time.perf_counter()
-    table = evaluation_table(problem, () if method == "original" else outcome.params)
-    predicted = predictions.predict_all_splits(
-        ctx.forward, params, table, ctx.data, problem.sets
-    )
+            sets = draw_sets(ctx, seed, store)
+            workdir.write_if_changed(workdir.unlearn_set_files(ctx, seed, sets))
+            problem = problem._replace(sets=sets)
+        trained_s, trained = time.perf_counter(), set()
+    predicted = ctx.predict(problem, params, trained)
     end_s = time.perf_counter()
-    seconds = outcome.seconds | {
-        "unlearn": outcome.seconds["start"] + outcome.seconds["steps"],
-        "features": features_s,
-        "evaluate": end_s - trained_s,
-        "total": end_s - start_s,
-    }
     if is_primary():
         path = outputs_path(ctx.workdir, seed, method)
         path.parent.mkdir(exist_ok=True)
-        predictions.save_predictions(path, predicted)
-        problem = problem._replace(method=method)
-        result = build_result(ctx, problem, outcome, predicted, seconds, records)
+        save_predictions(path, predicted)
+        original = load_predictions(outputs_path(ctx.workdir, seed, "original"))
+        solved = problem._replace(method=method)
+        result = describe_stage(ctx, problem.sets, predicted, original)
+        result |= build_result(ctx, solved, outcome, predicted, original)
+        result["seconds"] |= {
+            "features": features_s,
+            "evaluate": end_s - trained_s,
+            "total": end_s - start_s,
+        }
+        result["requests"] = records
         write_result(result_path(ctx.workdir, seed, method), result)
     checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
@@ -197,10 +210,3 @@ def _run_method(
     if method in REFERENCES or ctx.config.unlearn.num_requests == 1:
         return ctx.loop.run(method, METHODS[method], problem, steps, stage), []
     return requests.run_requests(ctx, problem, method, steps, stage)
-
-
-def _draw_after_training(ctx: RunContext, problem: Problem) -> Sets:
-    """Draws and records the sets of a rule that needs the trained original."""
-    sets = draw_sets(ctx, problem.seed, problem.store)
-    workdir.write_if_changed(workdir.unlearn_set_files(ctx, problem.seed, sets))
-    return sets

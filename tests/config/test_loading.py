@@ -47,7 +47,7 @@ def test_overrides_apply_in_order_and_leave_the_rest_alone():
     "override, words",
     [
         ("train.epoch=3", ["'epoch'", "did you mean 'epochs'?", "learning_rate"]),
-        ("train.epochs", ["key=value"]),
+        ("train.epochs", ["KEY=VALUE"]),
         ("train.epochs=0", ["train.epochs=0: must be at least 1"]),
         ("run.executor=pmapp", ["'pmapp'", "did you mean 'pmap'?", "shard_map"]),
         ("name=../x", ["name"]),

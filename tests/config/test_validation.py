@@ -134,7 +134,7 @@ def test_a_range_includes_its_ends_unless_excluded(range_, inside, outside, word
         ("sektion.rate", "sektion: unknown key 'sektion'; did you mean 'section'?"),
         ("section.rat", "section.rat: unknown key 'rat'; did you mean 'rate'?"),
         ("section", "section: is a section; set one of its fields: section.rate"),
-        ("count.x", "count.x: count is a value, not a section"),
+        ("count.x", "count.x: count has no fields; set count itself"),
         ("", "unknown key ''"),
     ],
 )

@@ -15,7 +15,7 @@ from ccu_jax.evaluate.feature_store import FeatureStore, make_compute_fn
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import ablate, tune, variants
 from ccu_jax.experiments.search_spaces import search_space
-from ccu_jax.experiments.variants import Variant, run_variant
+from ccu_jax.experiments.variants import run_variant
 from ccu_jax.methods import METHODS, OURS, REFERENCES
 from ccu_jax.runs.results import write_result
 from tests import toy
@@ -32,9 +32,9 @@ def test_candidates_are_valid_settings_spread_over_all_ranges(name):
     section = getattr(Config(), name)
     space = search_space(name, section)
     assert space and set(space) <= {field.name for field in dataclasses.fields(section)}
-    settings = tune.candidates(name, section, 12)
+    settings = tune.draw_candidates(name, section, 12)
     assert len(settings) == 12 and settings[0] == {}
-    assert settings == tune.candidates(name, section, 12)
+    assert settings == tune.draw_candidates(name, section, 12)
     for values in settings:
         config = Config(name="any")
         for key, value in values.items():
@@ -106,22 +106,22 @@ def ctx_and_problem(tmp_path):
 
 def test_variant_is_run_once_with_its_settings(ctx_and_problem, monkeypatch):
     ctx, problem = ctx_and_problem
-    variant = Variant("ccu", {"steps": 5})
-    configured = run_variant(ctx, problem, Variant("ccu", {}))
-    longer = run_variant(ctx, problem, variant)
+    variant = ("ccu", {"steps": 5})
+    configured = run_variant(ctx, problem, "ccu", {})
+    longer = run_variant(ctx, problem, *variant)
     assert (configured["steps"], longer["steps"]) == (3, 5)
     assert configured["attack_auc"] != longer["attack_auc"]
     assert configured["scores"]["test"]["fused"]
     assert configured["attack_auc"]["pair"] is not None
     monkeypatch.setattr(ctx.loop, "run", lambda *args: pytest.fail("ran again"))
-    assert run_variant(ctx, problem, variant) == longer
-    path = variants.variant_path(ctx.workdir, problem.seed, variant)
+    assert run_variant(ctx, problem, *variant) == longer
+    path = variants.variant_path(ctx.workdir, problem, *variant)
     write_result(path, {**longer, "fingerprint": "another"})
     with pytest.raises(UserError, match=f"{path}: made from other data"):
-        run_variant(ctx, problem, variant)
+        run_variant(ctx, problem, *variant)
     path.write_text("{")
     with pytest.raises(UserError, match=f"{path}: damaged"):
-        run_variant(ctx, problem, variant)
+        run_variant(ctx, problem, *variant)
 
 
 def test_tuning_evaluates_no_test_row(ctx_and_problem, monkeypatch):
@@ -134,14 +134,14 @@ def test_tuning_evaluates_no_test_row(ctx_and_problem, monkeypatch):
 
     monkeypatch.setattr(Forward, "outputs", record)
     untested = variants.without_test_rows(problem)
-    result = run_variant(ctx, untested, Variant("ccu", {}))
+    result = run_variant(ctx, untested, "ccu", {})
     assert rows_seen and not set(np.concatenate(rows_seen)) & set(problem.sets.test)
     assert result["scores"]["test"] == {"image": {}, "text": {}, "fused": {}}
     assert result["scores"]["unseen"]["fused"]
     assert result["attack_auc"]["fused"] is not None
     # The stored result does not stand in for one with test rows.
     monkeypatch.undo()
-    tested = run_variant(ctx, problem, Variant("ccu", {}))
+    tested = run_variant(ctx, problem, "ccu", {})
     assert tested["scores"]["test"]["fused"]
 
 

@@ -46,10 +46,7 @@ def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTable
     splits = zip(PARTS, (sets.unlearn, sets.validation, sets.retain), strict=True)
     # Rows without an image have no image to unlearn.
     rows = {name: split[has_image[split]] for name, split in splits}
-    if max_retain_rows and len(rows["retain"]) > max_retain_rows:
-        rows["retain"] = problem.sample_rows(
-            rows["retain"], max_retain_rows, "retain rows"
-        )
+    rows["retain"] = problem.sample_rows(rows["retain"], max_retain_rows, "retain rows")
     columns = _load_columns(problem, np.concatenate([rows[name] for name in PARTS]))
     tables, start = {}, 0
     for name in PARTS:
@@ -116,7 +113,7 @@ def split_modules(problem: Problem, trained: Iterable[str]) -> tuple[Params, Par
 
 
 def plan_feature_batches(
-    problem: Problem, cached: FeatureTables, *, heldout_batch: int = 0
+    problem: Problem, cached: FeatureTables, heldout_batch: int = 0
 ) -> dict[str, np.ndarray]:
     """Plans batches of table rows, `[steps, batch]` by part, for the steps of CCU.
 

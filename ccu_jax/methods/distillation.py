@@ -8,7 +8,6 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.methods import all_modules
-from ccu_jax.methods.cached_features import padded_size
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.methods.stopping import with_rewind
@@ -56,9 +55,6 @@ def scrub(problem: Problem) -> Program:
     model = problem.model
     task_loss = make_task_loss(problem)
     rows, is_ascent = _plan_scrub(problem)
-    # Padded to one of a few sizes, so that requests share an executable.
-    padding = padded_size(len(is_ascent) + 32, 1) - len(is_ascent)
-    is_ascent = jnp.asarray(np.pad(is_ascent, (0, padding)))
 
     def loss(params, frozen, aux, batch, step):
         hp, is_ascent = frozen["hp"], frozen["is_ascent"][step]
@@ -91,24 +87,15 @@ def scrub(problem: Problem) -> Program:
 
 
 def _plan_scrub(problem):
-    """Returns the rows of each step `[steps, batch]` and whether it is an ascent."""
+    """Returns the rows of each step, and padded flags of the ascent steps."""
     config, sets = problem.method_config, problem.sets
-    phases = {"push": sets.unlearn, "pull": sets.retain}
-    num_steps = {
-        name: problem.count_steps(1, config.batch, rows)
-        for name, rows in phases.items()
-    }
     plan, is_ascent = [], []
     for epoch in range(config.epochs):
-        names = ("push", "pull") if epoch < config.ascent_epochs else ("pull",)
-        for name in names:
-            purpose = f"{name} {epoch}"
-            steps = num_steps[name]
-            plan.append(
-                problem.plan_batches(phases[name], config.batch, steps, purpose)
-            )
-            is_ascent += [name == "push"] * steps
-    return np.concatenate(plan), np.array(is_ascent)
+        phases = {"push": sets.unlearn} if epoch < config.ascent_epochs else {}
+        for name, rows in (phases | {"pull": sets.retain}).items():
+            plan.append(problem.plan_epochs(rows, config.batch, 1, f"{name} {epoch}"))
+            is_ascent += [name == "push"] * len(plan[-1])
+    return np.concatenate(plan), all_modules.pad_flags(np.array(is_ascent))
 
 
 def bad_teacher(problem: Problem) -> Program:
@@ -118,7 +105,7 @@ def bad_teacher(problem: Problem) -> Program:
     + unlearn_weight * sum_{view in VISUAL} KL(untrained || student) on unlearn rows
     """
     model = problem.model
-    untrained = problem.executor.replicate(model.init(problem.make_key("ignorant")))
+    untrained = problem.init_params("ignorant")
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
@@ -136,7 +123,7 @@ def bad_teacher(problem: Problem) -> Program:
     return all_modules.train_all_modules(
         problem,
         loss,
-        all_modules.paired_batches(problem, problem.method_config.epochs),
+        all_modules.paired_batches(problem),
         frozen={"teacher": problem.original, "untrained": untrained},
     )
 
@@ -153,7 +140,6 @@ def delete(problem: Problem) -> Program:
     multi_label = problem.multi_label
     labels = np.asarray(problem.table["labels"])[sets.retain]
     frequency = np.clip(labels.mean(0), 0.01, 0.99).astype(np.float32)
-    steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
 
     def loss(params, frozen, aux, batch, step):
         rows = all_modules.unaugmented(batch["unlearn"])
@@ -173,10 +159,14 @@ def delete(problem: Problem) -> Program:
         )
         return sum(kl.values()), {}
 
-    rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
-    frozen = {"teacher": problem.original, "frequency": jnp.asarray(frequency)}
+    unlearn = problem.plan_epochs(
+        sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
+    )
     return all_modules.train_all_modules(
-        problem, loss, {"unlearn": rows}, frozen=frozen
+        problem,
+        loss,
+        {"unlearn": unlearn},
+        frozen={"teacher": problem.original, "frequency": jnp.asarray(frequency)},
     )
 
 
@@ -193,10 +183,8 @@ def multidelete(problem: Problem) -> Program:
     model, squared_distance = problem.model, objectives.squared_distance
 
     def loss(params, frozen, aux, batch, step):
-        retain, unlearn = (
-            all_modules.unaugmented(batch["retain"]),
-            all_modules.unaugmented(batch["unlearn"]),
-        )
+        retain = all_modules.unaugmented(batch["retain"])
+        unlearn = all_modules.unaugmented(batch["unlearn"])
 
         def original(rows):
             return jax.lax.stop_gradient(model.apply(frozen["teacher"], rows))
@@ -222,7 +210,7 @@ def multidelete(problem: Problem) -> Program:
     return all_modules.train_all_modules(
         problem,
         loss,
-        all_modules.paired_batches(problem, problem.method_config.epochs),
+        all_modules.paired_batches(problem),
         frozen={"teacher": problem.original},
     )
 

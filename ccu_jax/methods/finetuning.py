@@ -1,7 +1,9 @@
-"""Unlearning methods from the literature that train all modules with the task loss.
+"""Unlearning methods from the literature that fine-tune the original.
 
-Only images have to be unlearned: terms that undo learning act in the views that see the
-image (`VISUAL`), and the retain set's loss preserves the text view.
+They train with the task loss on the retain set, with terms that undo learning on the
+unlearn set, or both. Only images have to be unlearned: terms that undo learning act in
+the views that see the image (`VISUAL`), and the retain set's loss preserves the text
+view.
 """
 
 from typing import Any
@@ -12,11 +14,15 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import all_modules, optimizers, reference, saliency
+from ccu_jax.methods import all_modules, cached_features, optimizers, reference
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import VISUAL, Outputs
+from ccu_jax.models import TAIL, Outputs, unit
+from ccu_jax.models.augmentation import augment, drop_modalities
+from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
-from ccu_jax.train.step import flatten
+
+# The modules that CF-k and EU-k train, by `config.layers`.
+LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL}
 
 
 def finetune(problem: Problem) -> Program:
@@ -31,7 +37,7 @@ def l1_sparse(problem: Problem) -> Program:
     CE(retain) + l1_weight * (1 - step / steps) * |params|_1
     """
     config, retain = problem.method_config, problem.sets.retain
-    steps = problem.count_steps(config.epochs, config.batch, retain)
+    rows = problem.plan_epochs(retain, config.batch, config.epochs, "rows")
     task_loss = reference.make_augmented_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
@@ -43,9 +49,86 @@ def l1_sparse(problem: Problem) -> Program:
             total += hp.l1_weight * decay * l1_norm
         return total, {}
 
-    plan = {"rows": problem.plan_batches(retain, config.batch, steps, "rows")}
     return all_modules.train_all_modules(
-        problem, loss, plan, frozen={"steps": np.float32(steps)}
+        problem, loss, {"rows": rows}, frozen={"steps": np.float32(len(rows))}
+    )
+
+
+def coun(problem: Problem) -> Program:
+    """CoUn (Khalil et al. 2025).
+
+        CE(retain) + contrast_weight * InfoNCE
+
+    between two augmentations of the same retain image. The unlearn set is not used: its
+    predictions change with those of similar retain rows.
+    """
+    config, train = problem.method_config, problem.train_config
+    task_loss = reference.make_task_loss(problem)
+
+    def loss(params, frozen, aux, batch, step):
+        hp, rows = frozen["hp"], batch["retain"]
+        second_keys = jax.vmap(jax.random.fold_in, (0, None))(rows["key"], 7)
+        first = augment(rows, rows["key"], train)
+        second = {**augment(rows, second_keys, train), "key": second_keys}
+        inputs, split_parts = cached_features.concat_parts(
+            {"first": first, "second": second}
+        )
+        outputs = split_parts(problem.model.apply(params, inputs, keys=inputs["key"]))
+        contrast = objectives.info_nce(
+            unit(outputs["first"].h_image),
+            unit(outputs["second"].h_image),
+            first["image_weight"],
+            temperature=hp.temperature,
+        )
+        total = task_loss(outputs["first"], first) + hp.contrast_weight * contrast
+        return total, {"contrast": contrast}
+
+    retain = problem.plan_epochs(
+        problem.sets.retain, config.batch, config.epochs, "retain"
+    )
+    return all_modules.train_all_modules(problem, loss, {"retain": retain})
+
+
+def train_last_layers(problem: Problem) -> Program:
+    """CF-k and EU-k (Goel et al. 2022): trains the last image layers on the retain set.
+
+    CF-k fine-tunes them (catastrophic forgetting); EU-k, with `reinitialize`, trains
+    them from random parameters (exact unlearning). Earlier layers stay, so both run on
+    cached features. They are the baseline for CCU, which trains the same layers.
+    """
+    config, train = problem.method_config, problem.train_config
+    cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
+    params, frozen_modules = cached_features.split_modules(
+        problem, LAYERS[config.layers]
+    )
+    if config.reinitialize:
+        fresh = problem.init_params("fresh")
+        params = {name: fresh[name] for name in params}
+    task_loss = reference.make_task_loss(problem)
+
+    def loss(params, frozen, aux, batch, step):
+        inputs = drop_modalities(batch["retain"], train.modality_dropout)
+        params = {**frozen["modules"], **params}
+        outputs = problem.model.apply(params, inputs, keys=inputs["key"])
+        return task_loss(outputs, inputs), {}
+
+    retain = cached.rows["retain"]
+    steps = problem.count_steps(config.epochs, config.batch, retain)
+    plan = problem.plan_batches(
+        np.arange(len(retain)), config.batch, steps, "retain", dataset_rows=retain
+    )
+    return Program(
+        params=params,
+        frozen={"modules": frozen_modules},
+        loss=loss,
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0), optimizers.adamw(train.weight_decay)
+        ),
+        optimizer_inputs={
+            "rate": {"all": optimizers.cosine_schedule(config.learning_rate, steps)}
+        },
+        sharded_tables={"retain": cached.tables["retain"]},
+        plan={"retain": plan},
     )
 
 
@@ -54,16 +137,17 @@ def gradient_ascent(problem: Problem) -> Program:
 
     -sum_{view in VISUAL} min(CE(unlearn), cap)
     """
-    config, sets = problem.method_config, problem.sets
-    steps = problem.count_steps(config.epochs, config.unlearn_batch, sets.unlearn)
+    config = problem.method_config
 
     def loss(params, frozen, aux, batch, step):
         rows = all_modules.unaugmented(batch["unlearn"])
         outputs = problem.model.apply(params, rows)
         return -capped_loss(problem, outputs, rows, frozen["hp"].loss_cap), {}
 
-    rows = problem.plan_batches(sets.unlearn, config.unlearn_batch, steps, "unlearn")
-    return all_modules.train_all_modules(problem, loss, {"unlearn": rows})
+    unlearn = problem.plan_epochs(
+        problem.sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
+    )
+    return all_modules.train_all_modules(problem, loss, {"unlearn": unlearn})
 
 
 def capped_loss(
@@ -74,10 +158,8 @@ def capped_loss(
     The bound is `cap` times the chance loss.
     """
     max_loss, total = cap * all_modules.chance_loss(problem), jnp.zeros(())
-    for view in VISUAL:
-        loss_B = objectives.cross_entropy_rows(
-            getattr(outputs, view), rows["labels"], multi_label=problem.multi_label
-        )
+    losses = all_modules.visual_losses(outputs, rows["labels"], problem.multi_label)
+    for loss_B in losses:
         total += objectives.mean(jnp.minimum(loss_B, max_loss), rows["has_image"])
     return total
 
@@ -99,76 +181,41 @@ def neggrad_plus(problem: Problem) -> Program:
         total = hp.retain_weight * retain_loss - (1 - hp.retain_weight) * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    plan = all_modules.paired_batches(problem, problem.method_config.epochs)
+    plan = all_modules.paired_batches(problem)
     return all_modules.train_all_modules(problem, loss, plan)
 
 
-def random_label(problem: Problem) -> Program:
-    """Random labels (Graves et al. 2021) and SalUn (Fan et al. 2024).
+def contrastive_unlearning(problem: Problem) -> Program:
+    """Contrastive Unlearning (Lee et al. 2024).
 
-        CE(retain) + unlearn_weight * sum_{view in VISUAL} CE(unlearn, random labels)
+        contrast_weight * inverse_contrast(pull=1) + task_weight * CE(retain)
 
-    SalUn is the case of `saliency_fraction` below 1: it trains only that fraction of
-    the parameters, those with the largest gradient of the unlearn set's loss.
+    on the features before the head: unlearn images are pushed off the retain images of
+    their class and pulled towards other classes. Each unlearn batch is used with
+    `repeats` retain batches. Gradients also reach the retain features, as in the
+    authors' code.
     """
-    config, train = problem.method_config, problem.train_config
+    config, sets = problem.method_config, problem.sets
+    unlearn = problem.plan_epochs(
+        sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
+    )
+    unlearn = np.repeat(unlearn, config.repeats, axis=0)
+    retain = problem.plan_batches(sets.retain, config.batch, len(unlearn), "retain")
     task_loss = reference.make_task_loss(problem)
-    optimizer, more_inputs = None, None
-    if config.saliency_fraction < 1:
-        gradient = saliency.mean_gradient(problem, problem.sets.unlearn)
-        mask = top_fraction_mask(gradient, config.saliency_fraction)
-        more_inputs = {"mask": flatten(optimizers.parameter_group, mask)[0]}
-        optimizer = optax.chain(
-            optimizers.make_optimizer(train), optimizers.mask_updates()
-        )
 
     def loss(params, frozen, aux, batch, step):
+        hp = frozen["hp"]
         out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
-        total = task_loss(out_r, retain)
-        for view in VISUAL:
-            total += frozen["hp"].unlearn_weight * objectives.cross_entropy(
-                getattr(out_u, view),
-                unlearn["wrong"],
-                unlearn["has_image"],
-                multi_label=problem.multi_label,
-            )
-        return total, {}
+        h_u, h_r = unit(out_u.h_image), unit(out_r.h_image)
+        push = objectives.inverse_contrast(
+            LabeledFeatures(h_u, unlearn["labels"], unlearn["has_image"]),
+            LabeledFeatures(h_r, retain["labels"], retain["image_weight"]),
+            temperature=hp.temperature,
+            pull=1.0,
+            stop_retain_gradient=False,
+        )
+        total = hp.contrast_weight * push + hp.task_weight * task_loss(out_r, retain)
+        return total, {"push": push}
 
-    program = all_modules.train_all_modules(
-        problem,
-        loss,
-        all_modules.paired_batches(problem, config.epochs),
-        optimizer=optimizer,
-        more_inputs=more_inputs,
-    )
-    wrong = problem.executor.replicate(draw_wrong_labels(problem))
-    return program._replace(table={**problem.table, "wrong": wrong})
-
-
-def top_fraction_mask(tree: Any, fraction: float) -> Any:
-    """Returns 1.0 for the fraction of all entries with the largest size, else 0.0.
-
-    Zeros are never selected, even if the fraction is not reached without them.
-    """
-    sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
-    threshold = np.quantile(np.concatenate(sizes), 1 - fraction)
-    threshold = max(threshold, np.finfo(np.float32).tiny)
-    return jax.tree.map(lambda x: (jnp.abs(x) >= threshold).astype(jnp.float32), tree)
-
-
-def draw_wrong_labels(problem: Problem) -> np.ndarray:
-    """Returns labels `[N, K]` in which those of the unlearn set are wrong, at random.
-
-    A single label becomes another class. Multiple labels become those of a random
-    retain row, so that label sets stay realistic.
-    """
-    labels = np.array(problem.table["labels"])
-    rng, rows = problem.make_rng("labels"), problem.sets.unlearn
-    if problem.multi_label:
-        labels[rows] = labels[rng.choice(problem.sets.retain, len(rows))]
-        return labels
-    num_classes = labels.shape[1]
-    true = labels[rows].argmax(1)
-    other = (true + rng.integers(1, num_classes, len(rows))) % num_classes
-    labels[rows] = np.eye(num_classes, dtype=labels.dtype)[other]
-    return labels
+    plan = {"retain": retain, "unlearn": unlearn}
+    return all_modules.train_all_modules(problem, loss, plan)

@@ -68,20 +68,21 @@ def optimizer_inputs(
 
 def make_optimizer(config: Train) -> optax.GradientTransformationExtraArgs:
     """Returns AdamW with clipped gradients and a schedule for each parameter group."""
-
-    def adamw(group):
-        return optax.chain(
-            optax.scale_by_adam(b2=0.98),
-            optax.add_decayed_weights(config.weight_decay),
-            scale_by_learning_rate(group),
-        )
-
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.partition(
-            {group: adamw(group) for group in GROUPS},
+            {group: adamw(config.weight_decay, group) for group in GROUPS},
             {group: group for group in GROUPS},
         ),
+    )
+
+
+def adamw(weight_decay: float, group: str = "all") -> optax.GradientTransformation:
+    """Returns AdamW (Loshchilov & Hutter 2019) with the learning rate of a group."""
+    return optax.chain(
+        optax.scale_by_adam(b2=0.98),
+        optax.add_decayed_weights(weight_decay),
+        scale_by_learning_rate(group),
     )
 
 
@@ -98,24 +99,18 @@ def scale_by_learning_rate(
     return optax.GradientTransformationExtraArgs(_zero_count, update)
 
 
-def mask_updates(
-    only_ascent_steps: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+def mask_updates() -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by `inputs["mask"]`, a tree of zeros and ones.
 
-    With `only_ascent_steps`, only in steps where the array `inputs["is_ascent"]` is
-    true.
+    If there are flags `inputs["is_ascent"]`, only in steps where they are true.
     """
 
     def update(updates, state, params=None, **extra_args):
-        inputs = extra_args["inputs"]
-
-        def apply(x, mask):
-            if only_ascent_steps:
-                mask = jnp.where(inputs["is_ascent"][state], mask, 1.0)
-            return x * mask
-
-        return jax.tree.map(apply, updates, inputs["mask"]), state + 1
+        mask = extra_args["inputs"]["mask"]
+        if "is_ascent" in extra_args["inputs"]:
+            is_ascent = extra_args["inputs"]["is_ascent"][state]
+            mask = jax.tree.map(lambda x: jnp.where(is_ascent, x, 1.0), mask)
+        return jax.tree.map(jnp.multiply, updates, mask), state + 1
 
     return optax.GradientTransformationExtraArgs(_zero_count, update)
 
@@ -136,14 +131,12 @@ def lookahead() -> optax.GradientTransformationExtraArgs:
         synced = jax.tree.map(
             lambda a, b: a + inputs["slow_fraction"] * (b - a), slow, fast
         )
-
-        def select(if_sync, otherwise):
-            return jax.tree.map(
-                lambda a, b: jnp.where(is_sync, a, b), if_sync, otherwise
-            )
-
-        updates = jax.tree.map(jnp.subtract, select(synced, fast), params)
-        return updates, (count + 1, select(synced, slow))
+        new_fast, new_slow = (
+            jax.tree.map(lambda a, b: jnp.where(is_sync, a, b), synced, otherwise)
+            for otherwise in (fast, slow)
+        )
+        updates = jax.tree.map(jnp.subtract, new_fast, params)
+        return updates, (count + 1, new_slow)
 
     def init(params):
         return jnp.int32(0), jax.tree.map(jnp.copy, params)

@@ -1,5 +1,6 @@
 """The input of a method: a trained model, the data, and the rows to unlearn."""
 
+import dataclasses
 import hashlib
 from typing import Any, NamedTuple
 
@@ -14,6 +15,55 @@ from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.models import Model, Params
 from ccu_jax.unlearn_sets.splits import Sets
+
+
+@jax.tree_util.register_pytree_node_class
+class Hyperparameters:
+    """The real-valued fields of a method's configuration as a pytree.
+
+    Nonzero values are leaves, so that an executable compiled for one value serves all
+    others. Zeros belong to the structure of the tree: the program does not compute a
+    term whose weight is 0. Values are read as attributes.
+    """
+
+    def __init__(self, values: dict[str, Any], zeros: tuple[str, ...]):
+        """Stores nonzero values by name, and the names of the fields that are zero."""
+        self._values, self._zeros = values, zeros
+
+    @classmethod
+    def from_config(cls, config: Any) -> "Hyperparameters":
+        """Collects the real-valued fields of a configuration dataclass."""
+        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        real = {name: x for name, x in fields.items() if isinstance(x, float)}
+        values = {name: np.float32(x) for name, x in real.items() if x}
+        return cls(values, tuple(sorted(set(real) - set(values))))
+
+    def is_active(self, name: str) -> bool:
+        """Returns whether a weight is nonzero; a Python bool, also while tracing."""
+        # The attribute raises AttributeError for an unknown name.
+        return name in self._values or bool(getattr(self, name))
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns a value by its name."""
+        if not name.startswith("_"):
+            if name in self._values:
+                return self._values[name]
+            if name in self._zeros:
+                return 0.0
+        raise AttributeError(f"no real-valued hyperparameter {name!r}")
+
+    def __repr__(self) -> str:
+        """Returns values and zeros; `train.loop` identifies executables by it."""
+        return f"Hyperparameters({self._values!r}, {self._zeros!r})"
+
+    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[str, ...]]:
+        """Returns children and structure, for JAX."""
+        return (self._values,), self._zeros
+
+    @classmethod
+    def tree_unflatten(cls, zeros: tuple[str, ...], children: Any) -> "Hyperparameters":
+        """Inverts `tree_flatten`, for JAX."""
+        return cls(children[0], zeros)
 
 
 class Problem(NamedTuple):
@@ -59,10 +109,19 @@ class Problem(NamedTuple):
         return getattr(self.config, self.method)
 
     @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The real-valued fields of `method_config`, as inputs of a program."""
+        return Hyperparameters.from_config(self.method_config)
+
+    @property
     def original(self) -> Params:
         """The original's parameters; only for methods that start from it."""
         assert self.params is not None
         return self.params
+
+    def init_params(self, purpose: str) -> Params:
+        """Returns random parameters, replicated."""
+        return self.executor.replicate(self.model.init(self.make_key(purpose)))
 
     def make_key(self, purpose: str) -> jax.Array:
         """Returns a JAX random key for one purpose of this method."""
@@ -99,10 +158,19 @@ class Problem(NamedTuple):
         seed = self._seed(purpose)
         return batches.plan_batches(rows, batch, steps, seed, window=window)
 
-    def sample_rows(self, rows: Any, count: int, purpose: str) -> np.ndarray:
-        """Draws `count` of the rows at random, without replacement."""
-        return self.make_rng(purpose).choice(np.asarray(rows), count, replace=False)
+    def plan_epochs(
+        self, rows: Any, batch: int, epochs: float, purpose: str
+    ) -> np.ndarray:
+        """Plans the batches of a number of epochs over `rows`, see `plan_batches`."""
+        steps = self.count_steps(epochs, batch, rows)
+        return self.plan_batches(rows, batch, steps, purpose)
 
     def count_steps(self, epochs: float, batch: int, rows: Any) -> int:
         """Returns the number of updates in so many epochs over `rows`, at least 1."""
         return max(1, round(epochs * len(rows) / batch))
+
+    def sample_rows(self, rows: np.ndarray, max_rows: int, purpose: str) -> np.ndarray:
+        """Draws at most `max_rows` of the rows, without replacement; 0: all rows."""
+        if not max_rows or len(rows) <= max_rows:
+            return rows
+        return self.make_rng(purpose).choice(rows, max_rows, replace=False)

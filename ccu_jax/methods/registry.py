@@ -9,14 +9,7 @@ add its function here and its section to `config/schema.py`.
 import functools
 from collections.abc import Callable
 
-from ccu_jax.methods import (
-    contrastive,
-    distillation,
-    finetuning,
-    last_layers,
-    reference,
-    saliency,
-)
+from ccu_jax.methods import distillation, finetuning, reference, saliency
 from ccu_jax.methods.ccu import closed_loop, paper
 from ccu_jax.methods.problem import Problem
 from ccu_jax.train.program import Program
@@ -34,14 +27,14 @@ _FUNCTIONS: dict[str, Method] = {
     "gradient_ascent_stop": finetuning.gradient_ascent,
     "neggrad_plus": finetuning.neggrad_plus,
     "neggrad_plus_stop": finetuning.neggrad_plus,
-    "random_label": finetuning.random_label,
-    "random_label_stop": finetuning.random_label,
-    "salun": finetuning.random_label,
-    "salun_stop": finetuning.random_label,
-    "cf_head": last_layers.train_last_layers,
-    "cf_tail": last_layers.train_last_layers,
-    "eu_head": last_layers.train_last_layers,
-    "eu_tail": last_layers.train_last_layers,
+    "random_label": saliency.random_label,
+    "random_label_stop": saliency.random_label,
+    "salun": saliency.random_label,
+    "salun_stop": saliency.random_label,
+    "cf_head": finetuning.train_last_layers,
+    "cf_tail": finetuning.train_last_layers,
+    "eu_head": finetuning.train_last_layers,
+    "eu_tail": finetuning.train_last_layers,
     "scrub": distillation.scrub,
     "scrub_rewind": distillation.scrub,
     "bad_teacher": distillation.bad_teacher,
@@ -50,9 +43,9 @@ _FUNCTIONS: dict[str, Method] = {
     "multidelete": distillation.multidelete,
     "ssd": saliency.ssd,
     "sfron": saliency.sfron,
-    "contrastive_unlearning": contrastive.contrastive_unlearning,
-    "contrastive_unlearning_stop": contrastive.contrastive_unlearning,
-    "coun": contrastive.coun,
+    "contrastive_unlearning": finetuning.contrastive_unlearning,
+    "contrastive_unlearning_stop": finetuning.contrastive_unlearning,
+    "coun": finetuning.coun,
     "ccu": paper.ccu,
     "ccu_no_stop": paper.ccu,
     "ccu_gated": closed_loop.ccu_plus,

@@ -1,6 +1,7 @@
 """Unlearning methods that select parameters by their gradients on the unlearn set.
 
-Gradients are those of the cross-entropy in the views that see the image (`VISUAL`).
+Gradients are those of the cross-entropy in the views that see the image (`VISUAL`). The
+module also has random labels, of which SalUn is the form with selected parameters.
 """
 
 from typing import Any
@@ -11,15 +12,13 @@ import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.config import Train
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.methods import all_modules, optimizers
-from ccu_jax.methods.cached_features import padded_size
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
-from ccu_jax.models import VISUAL, Params
+from ccu_jax.models import Params
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import flatten
@@ -63,12 +62,7 @@ def _make_accumulate_fn(model, multi_label, squared):
     def row_loss(params, row):
         rows = jax.tree.map(lambda x: x[None], row)
         outputs = model.apply(params, rows)
-        loss = sum(
-            objectives.cross_entropy_rows(
-                getattr(outputs, view), rows["labels"], multi_label=multi_label
-            )
-            for view in VISUAL
-        )
+        loss = sum(all_modules.visual_losses(outputs, rows["labels"], multi_label))
         return (loss * rows["weight"] * rows["has_image"])[0]
 
     def chunk_loss(params, rows):
@@ -92,6 +86,73 @@ def _make_accumulate_fn(model, multi_label, squared):
     return accumulate
 
 
+def random_label(problem: Problem) -> Program:
+    """Random labels (Graves et al. 2021) and SalUn (Fan et al. 2024).
+
+        CE(retain) + unlearn_weight * sum_{view in VISUAL} CE(unlearn, random labels)
+
+    SalUn is the case of `saliency_fraction` below 1: it trains only that fraction of
+    the parameters, those with the largest gradient of the unlearn set's loss.
+    """
+    config, train = problem.method_config, problem.train_config
+    task_loss = make_task_loss(problem)
+    optimizer, more_inputs = optimizers.make_optimizer(train), {}
+    if config.saliency_fraction < 1:
+        gradient = mean_gradient(problem, problem.sets.unlearn)
+        mask = top_fraction_mask(gradient, config.saliency_fraction)
+        more_inputs = {"mask": flatten(optimizers.parameter_group, mask)[0]}
+        optimizer = optax.chain(optimizer, optimizers.mask_updates())
+
+    def loss(params, frozen, aux, batch, step):
+        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
+        total = task_loss(out_r, retain)
+        losses = all_modules.visual_losses(out_u, unlearn["wrong"], problem.multi_label)
+        for loss_B in losses:
+            unlearn_loss = objectives.mean(loss_B, unlearn["has_image"])
+            total += frozen["hp"].unlearn_weight * unlearn_loss
+        return total, {}
+
+    program = all_modules.train_all_modules(
+        problem,
+        loss,
+        all_modules.paired_batches(problem),
+        optimizer=optimizer,
+        more_inputs=more_inputs,
+    )
+    wrong = problem.executor.replicate(draw_wrong_labels(problem))
+    return program._replace(table={**problem.table, "wrong": wrong})
+
+
+def top_fraction_mask(tree: Any, fraction: float) -> Any:
+    """Returns 1.0 for the fraction of all entries with the largest size, else 0.0.
+
+    Zeros are never selected, even if the fraction is not reached without them.
+    """
+    sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
+    threshold = np.quantile(np.concatenate(sizes), 1 - fraction)
+    threshold = max(threshold, np.finfo(np.float32).tiny)
+    return jax.tree.map(lambda x: (jnp.abs(x) >= threshold).astype(jnp.float32), tree)
+
+
+def draw_wrong_labels(problem: Problem) -> np.ndarray:
+    """Returns labels `[N, K]` in which those of the unlearn set are wrong, at random.
+
+    A single label becomes another class. Multiple labels become those of a random
+    retain row, so that label sets stay realistic.
+    """
+    labels = np.array(problem.table["labels"])
+    rng, rows = problem.make_rng("labels"), problem.sets.unlearn
+    if problem.multi_label:
+        labels[rows] = labels[rng.choice(problem.sets.retain, len(rows))]
+        return labels
+    num_classes = labels.shape[1]
+    true_class = labels[rows].argmax(1)
+    shift = rng.integers(1, num_classes, len(rows))
+    wrong_class = (true_class + shift) % num_classes
+    labels[rows] = np.eye(num_classes, dtype=labels.dtype)[wrong_class]
+    return labels
+
+
 def ssd(problem: Problem) -> Program:
     """Selective synaptic dampening, SSD (Foster et al. 2024), without training.
 
@@ -101,8 +162,7 @@ def ssd(problem: Problem) -> Program:
     """
     config, sets = problem.method_config, problem.sets
     rows = np.concatenate([sets.retain, sets.unlearn])
-    if config.max_rows and len(rows) > config.max_rows:
-        rows = problem.sample_rows(rows, config.max_rows, "all rows")
+    rows = problem.sample_rows(rows, config.max_rows, "all rows")
     params = _dampen(
         problem.original,
         fisher_diagonal(problem, sets.unlearn),
@@ -138,7 +198,6 @@ def sfron(problem: Problem) -> Program:
     """
     config, train = problem.method_config, problem.train_config
     rows, is_ascent = _plan_sfron(problem)
-    mask = _mask_salient(problem)
     task_loss = make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
@@ -151,17 +210,21 @@ def sfron(problem: Problem) -> Program:
             frozen["is_ascent"][step], -decay * unlearn_loss, task_loss(outputs, rows)
         ), {}
 
-    # Padded to one of few sizes, so that requests share an executable.
-    padding = padded_size(len(is_ascent), 1) - len(is_ascent)
-    is_ascent = jnp.asarray(np.pad(is_ascent, (0, padding)))
     return all_modules.train_all_modules(
         problem,
         loss,
         {"rows": rows},
-        optimizer=_sfron_optimizer(train),
+        optimizer=optax.chain(
+            # Masked twice, or the momentum of repair steps would move masked parameters
+            # in ascent steps.
+            optimizers.mask_updates(),
+            optimizers.make_optimizer(train),
+            optimizers.mask_updates(),
+            optimizers.lookahead(),
+        ),
         frozen={"is_ascent": is_ascent, "steps": np.float32(len(rows))},
         more_inputs={
-            "mask": flatten(optimizers.parameter_group, mask)[0],
+            "mask": flatten(optimizers.parameter_group, _mask_salient(problem))[0],
             "is_ascent": is_ascent,
             "slow_fraction": np.float32(config.slow_fraction),
             "period": np.int32(1 + config.repair_steps),
@@ -169,19 +232,8 @@ def sfron(problem: Problem) -> Program:
     )
 
 
-def _sfron_optimizer(train: Train) -> optax.GradientTransformation:
-    return optax.chain(
-        # Masked twice, or the momentum of repair steps would move masked parameters in
-        # ascent steps.
-        optimizers.mask_updates(only_ascent_steps=True),
-        optimizers.make_optimizer(train),
-        optimizers.mask_updates(only_ascent_steps=True),
-        optimizers.lookahead(),
-    )
-
-
 def _plan_sfron(problem):
-    """Returns the rows of each step `[steps, batch]` and whether it is an ascent."""
+    """Returns the rows of each step, and padded flags of the ascent steps."""
     config, sets = problem.method_config, problem.sets
     num_cycles = problem.count_steps(config.epochs, config.batch, sets.unlearn)
     period = 1 + config.repair_steps
@@ -193,15 +245,13 @@ def _plan_sfron(problem):
     rows[~is_ascent] = problem.plan_batches(
         sets.retain, config.batch, num_cycles * config.repair_steps, "retain"
     )
-    return rows, is_ascent
+    return rows, all_modules.pad_flags(is_ascent)
 
 
 def _mask_salient(problem) -> Any:
     """Returns 1.0 for parameters whose Fisher is large on the unlearn set, else 0.0."""
     config, sets = problem.method_config, problem.sets
-    retain = sets.retain
-    if config.max_rows and len(retain) > config.max_rows:
-        retain = problem.sample_rows(retain, config.max_rows, "fisher")
+    retain = problem.sample_rows(sets.retain, config.max_rows, "fisher")
     return _at_least(
         fisher_diagonal(problem, sets.unlearn),
         fisher_diagonal(problem, retain),
@@ -221,15 +271,10 @@ def _at_least(fisher_u, fisher_r, threshold):
 def _focal_loss(problem, hp, outputs, rows):
     """Returns SFR-on's loss of the unlearn set, as in `sfron`."""
     total, max_loss = jnp.zeros(()), 2 * all_modules.chance_loss(problem)
-    for view in VISUAL:
-        loss_B = objectives.cross_entropy_rows(
-            getattr(outputs, view), rows["labels"], multi_label=problem.multi_label
-        )
+    losses = all_modules.visual_losses(outputs, rows["labels"], problem.multi_label)
+    for loss_B in losses:
         fixed_B = jax.lax.stop_gradient(jnp.maximum(loss_B, 1e-2))
-        if hp.is_active("focal_exponent"):
-            weight_B = fixed_B**-hp.focal_exponent
-        else:
-            weight_B = jnp.ones_like(fixed_B)
+        weight_B = fixed_B**-hp.focal_exponent
         mean_weight = objectives.mean(weight_B, rows["image_weight"])
         weight_B = weight_B / jnp.maximum(mean_weight, 1e-9)
         loss_B = jnp.minimum(loss_B, max_loss)

@@ -15,67 +15,56 @@ UNKNOWN = 1  # token id of dropped words
 _IMAGE_DRAWS, _MODALITY_DRAWS = 8, 2
 
 
-def augment(example: dict[str, Array], keys: Array, config: Train) -> dict[str, Array]:
+def augment(rows: dict[str, Array], keys: Array, config: Train) -> dict[str, Array]:
     """Augments images and texts, and hides modalities from the fused view.
 
     Args:
-        example: `image` uint8 `[B, S, S, 3]`, `text` `[B, T]`, `has_image`, `has_text`.
+        rows: `image` uint8 `[B, S, S, 3]`, `text` `[B, T]`, `has_image`, `has_text`.
         keys: random keys `[B]`.
         config: strengths of the augmentations.
 
     Returns:
-        The example with float images in [0, 1] and dropped words. `has_image` and
+        The rows with float images in [0, 1] and dropped words. `has_image` and
         `has_text` now say what the fused view sees, which is at least one modality of
         those present; `image_weight` and `text_weight` `[B]` say which are present.
     """
-    length = example["text"].shape[1]
-
-    def augment_row(image, text, has_image, has_text, key):
-        # A single draw, because each call of the generator is slow to compile.
-        draw = jax.random.uniform(key, (_IMAGE_DRAWS + _MODALITY_DRAWS + length,))
-        return (
-            augment_image(image / 255.0, draw[:_IMAGE_DRAWS], config),
-            _drop_words(
-                text, draw[_IMAGE_DRAWS + _MODALITY_DRAWS :], config.word_dropout
-            ),
-            *_drop_modality(
-                has_image, has_text, draw[_IMAGE_DRAWS:], config.modality_dropout
-            ),
-        )
-
-    image, text, sees_image, sees_text = jax.vmap(augment_row)(
-        example["image"],
-        example["text"],
-        example["has_image"],
-        example["has_text"],
-        keys,
-    )
-    return {
-        **example,
-        "image": image,
-        "text": text,
-        "has_image": sees_image,
-        "has_text": sees_text,
-        "image_weight": example["has_image"].astype(jnp.float32),
-        "text_weight": example["has_text"].astype(jnp.float32),
+    text, starts = rows["text"], (_IMAGE_DRAWS, _IMAGE_DRAWS + _MODALITY_DRAWS)
+    # A single draw, because each call of the generator is slow to compile.
+    draw = _draw_per_row(keys, starts[-1] + text.shape[1])
+    image_draw, modality_draw, word_draw = jnp.split(draw, starts, axis=1)
+    augment_images = jax.vmap(lambda image, draw: augment_image(image, draw, config))
+    is_dropped = (word_draw < config.word_dropout) & (text > UNKNOWN)
+    rows = {
+        **rows,
+        "image": augment_images(rows["image"] / 255.0, image_draw),
+        "text": jnp.where(is_dropped, UNKNOWN, text),
     }
+    return _drop_modalities(rows, modality_draw, config.modality_dropout)
 
 
-def drop_modalities(
-    has_image: Array, has_text: Array, keys: Array, rate: float
-) -> tuple[Array, Array]:
+def _draw_per_row(keys, count):
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
+
+
+def drop_modalities(rows: dict[str, Array], rate: float) -> dict[str, Array]:
     """Hides one of two modalities from the fused view, in a fraction of the rows.
 
-    Returns what the fused view sees of images and of texts, bool `[B]` each.
+    Rows have a random `key`; returns the columns that `augment` changes for it.
     """
-    draw = jax.vmap(lambda key: jax.random.uniform(key, (_MODALITY_DRAWS,)))(keys)
-    return jax.vmap(_drop_modality, (0, 0, 0, None))(has_image, has_text, draw, rate)
+    return _drop_modalities(rows, _draw_per_row(rows["key"], _MODALITY_DRAWS), rate)
 
 
-def _drop_modality(has_image, has_text, draw, rate):
-    drops = (draw[0] < rate) & has_image & has_text
-    drops_image = draw[1] < 0.5
-    return has_image & ~(drops & drops_image), has_text & ~(drops & ~drops_image)
+def _drop_modalities(rows, draw, rate):
+    has_image, has_text = rows["has_image"], rows["has_text"]
+    drops = (draw[:, 0] < rate) & has_image & has_text
+    drops_image = draw[:, 1] < 0.5
+    return {
+        **rows,
+        "has_image": has_image & ~(drops & drops_image),
+        "has_text": has_text & ~(drops & ~drops_image),
+        "image_weight": has_image.astype(jnp.float32),
+        "text_weight": has_text.astype(jnp.float32),
+    }
 
 
 def augment_image(image: Array, draw: Array, config: Train) -> Array:
@@ -101,7 +90,3 @@ def augment_image(image: Array, draw: Array, config: Train) -> Array:
     tint = 1 + config.tint * signed[4:7]
     # White, the background of drawings and product images, stays white.
     return jnp.clip(1 + (image - 1) * tint, 0, 1)
-
-
-def _drop_words(text, draw, rate):
-    return jnp.where((draw < rate) & (text > UNKNOWN), UNKNOWN, text)

@@ -13,8 +13,7 @@ from ccu_jax import objectives
 from ccu_jax.distributed import executors
 from ccu_jax.distributed.device_tables import gather_replicated, gather_rows
 from ccu_jax.methods import METHODS, distillation, reference
-from ccu_jax.methods.finetuning import draw_wrong_labels
-from ccu_jax.methods.last_layers import LAYERS
+from ccu_jax.methods.finetuning import LAYERS
 from ccu_jax.models import VISUAL, Outputs
 from tests import toy
 from tests.distributed.test_executors import EXECUTORS
@@ -144,31 +143,6 @@ def test_multidelete_takes_texts_of_next_rows_across_devices(name):
     _, found = executor.compile(fn)((), (), jax.tree.map(executor.shard, rows))
     for column, x in rows.items():
         np.testing.assert_array_equal(found[column], np.roll(x, -1, axis=0))
-
-
-# --- labels and layers ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_wrong_labels_replace_those_of_the_unlearn_set(multi_label):
-    data = toy.make_dataset(420, multi_label=multi_label)
-    problem = toy.make_problem(executors.vmap(1), data)
-    problem = problem._replace(method="random_label")
-    wrong, sets = draw_wrong_labels(problem), problem.sets
-    true, rows = np.asarray(problem.table["labels"]), sets.unlearn
-    assert wrong.shape == true.shape and wrong.dtype == true.dtype
-    others = np.setdiff1d(np.arange(len(true)), rows)
-    np.testing.assert_array_equal(wrong[others], true[others])
-    assert (draw_wrong_labels(problem._replace(seed=1)) != wrong).any()
-    if multi_label:
-        retained = {tuple(x) for x in true[sets.retain]}
-        assert {tuple(x) for x in wrong[rows]} <= retained
-        assert (wrong[rows] != true[rows]).any()
-    else:
-        np.testing.assert_array_equal(wrong.sum(1), 1)
-        pairs = zip(true[rows].argmax(1), wrong[rows].argmax(1), strict=True)
-        classes = range(toy.CLASSES)
-        assert set(pairs) == {(a, b) for a in classes for b in classes if a != b}
 
 
 @pytest.mark.parametrize("name", ["cf_head", "cf_tail", "eu_head", "eu_tail"])

@@ -12,7 +12,7 @@ from ccu_jax import objectives
 from ccu_jax.distributed import executors
 from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.methods import METHODS, saliency
-from ccu_jax.methods.finetuning import top_fraction_mask
+from ccu_jax.methods.saliency import draw_wrong_labels, top_fraction_mask
 from ccu_jax.models import VISUAL
 from ccu_jax.train.step import flatten
 from tests import toy
@@ -73,6 +73,28 @@ def test_gradient_and_fisher_equal_those_of_single_rows(name, multi_label):
     assert_close(saliency.mean_gradient(problem, ROWS), mean)
     fisher = jax.tree.map(lambda x: (x * x).mean(0), gradients)
     assert_close(saliency.fisher_diagonal(problem, ROWS), fisher)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_wrong_labels_replace_those_of_the_unlearn_set(multi_label):
+    data = toy.make_dataset(420, multi_label=multi_label)
+    problem = toy.make_problem(executors.vmap(1), data)
+    problem = problem._replace(method="random_label")
+    wrong, sets = draw_wrong_labels(problem), problem.sets
+    true, rows = np.asarray(problem.table["labels"]), sets.unlearn
+    assert wrong.shape == true.shape and wrong.dtype == true.dtype
+    others = np.setdiff1d(np.arange(len(true)), rows)
+    np.testing.assert_array_equal(wrong[others], true[others])
+    assert (draw_wrong_labels(problem._replace(seed=1)) != wrong).any()
+    if multi_label:
+        retained = {tuple(x) for x in true[sets.retain]}
+        assert {tuple(x) for x in wrong[rows]} <= retained
+        assert (wrong[rows] != true[rows]).any()
+    else:
+        np.testing.assert_array_equal(wrong.sum(1), 1)
+        pairs = zip(true[rows].argmax(1), wrong[rows].argmax(1), strict=True)
+        classes = range(toy.CLASSES)
+        assert set(pairs) == {(a, b) for a in classes for b in classes if a != b}
 
 
 def test_top_fraction_is_by_size_and_without_zeros():

@@ -69,19 +69,23 @@ def test_rates_of_zero_change_nothing_and_flips_mirror(example, flip):
 
 
 def test_modality_dropout_never_hides_the_only_modality():
-    has_image = jnp.array([True, True, False, False] * 50)
-    has_text = jnp.array([True, False, True, False] * 50)
-    keys = jax.random.split(jax.random.key(0), 200)
-    image, text = map(np.asarray, drop_modalities(has_image, has_text, keys, 0.8))
-    both = np.asarray(has_image & has_text)
+    rows = {
+        "has_image": jnp.array([True, True, False, False] * 50),
+        "has_text": jnp.array([True, False, True, False] * 50),
+        "key": jax.random.split(jax.random.key(0), 200),
+    }
+    has_image, has_text = (np.asarray(rows[name]) for name in ("has_image", "has_text"))
+    found = drop_modalities(rows, 0.8)
+    image, text = (np.asarray(found[name]) for name in ("has_image", "has_text"))
+    both = has_image & has_text
     np.testing.assert_array_equal(image[~both], has_image[~both])
     np.testing.assert_array_equal(text[~both], has_text[~both])
     assert (image | text)[both].all()
     assert 0.6 < (~(image & text)[both]).mean() < 0.95
     assert np.any(~image[both]) and np.any(~text[both])
-    image, text = drop_modalities(has_image, has_text, keys, 0.0)
-    np.testing.assert_array_equal(image, has_image)
-    np.testing.assert_array_equal(text, has_text)
+    found = drop_modalities(rows, 0.0)
+    np.testing.assert_array_equal(found["has_image"], has_image)
+    np.testing.assert_array_equal(found["has_text"], has_text)
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 4])

@@ -15,12 +15,12 @@ from ccu_jax import objectives
 from ccu_jax.distributed.device_tables import gather_replicated
 from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.methods import cached_features
-from ccu_jax.methods.ccu import losses
-from ccu_jax.methods.ccu.confidence import confidence
+from ccu_jax.methods.all_modules import visual_losses
+from ccu_jax.methods.ccu import paper
+from ccu_jax.methods.ccu.statistics import confidence
 from ccu_jax.methods.ccu.targets import Prior, Targets, fit_prior, update_targets
-from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, VISUAL, Outputs, Params
+from ccu_jax.models import TAIL, VIEWS, VISUAL
 from ccu_jax.models.augmentation import drop_modalities
 from ccu_jax.train.program import Program
 
@@ -46,24 +46,20 @@ def ccu_plus(problem: Problem) -> Program:
     names = (*TAIL, "image_trunk") if config.train_trunk else TAIL
     trained, frozen_modules = cached_features.split_modules(problem, names)
     if config.shrink < 1:
-        trained |= _shrink_tail(problem, trained, config.shrink)
+        fresh = problem.init_params("fresh")
+        trained |= {n: _interpolate(trained[n], fresh[n], config.shrink) for n in TAIL}
     if config.train_trunk:
         cached = cached_features.with_images(problem, cached)
     heldout_batch = config.heldout_batch if config.heldout_retention else 0
-    return Program(
-        params=trained,
-        frozen={
-            "modules": frozen_modules,
-            "prior": prior,
-            "hp": Hyperparameters.from_config(config),
-        },
-        loss=_make_loss(problem),
-        optimizer=losses.make_adam(),
-        optimizer_inputs=losses.adam_inputs(config),
-        sharded_tables=cached.tables,
-        plan=cached_features.plan_feature_batches(
-            problem, cached, heldout_batch=heldout_batch
-        ),
+    program = paper.make_program(
+        problem,
+        trained,
+        {"modules": frozen_modules, "prior": prior},
+        _make_loss(problem),
+        cached,
+        cached_features.plan_feature_batches(problem, cached, heldout_batch),
+    )
+    return program._replace(
         aux={"targets": _empty_targets(prior), "offset": jnp.zeros(())},
         refresh=_make_refresh(problem),
         refresh_every=config.refresh_every,
@@ -80,16 +76,18 @@ def _empty_targets(prior: Prior) -> Targets:
     )
 
 
+@jax.jit
+def _interpolate(params, fresh, weight):
+    return jax.tree.map(lambda a, b: weight * a + (1 - weight) * b, params, fresh)
+
+
 def _make_loss(problem: Problem) -> Callable:
     model, multi_label = problem.model, problem.multi_label
     dropout_rate = problem.train_config.modality_dropout
 
     def loss(params, frozen, aux, batch, step):
         hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
-        has_image, has_text = drop_modalities(
-            r["has_image"], r["has_text"], r["key"], dropout_rate
-        )
-        dropped = {**r, "has_image": has_image, "has_text": has_text}
+        dropped = drop_modalities(r, dropout_rate)
         inputs = {**batch, "retain": dropped}
         rows, split_parts = cached_features.concat_parts(inputs, dropout_part="retain")
         outputs = split_parts(
@@ -101,25 +99,27 @@ def _make_loss(problem: Problem) -> Callable:
             )
         )
         out_u, out_r = outputs["unlearn"], outputs["retain"]
-        terms = losses.contrastive_terms(
+        terms = paper.contrastive_terms(
             hp, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
         )
         terms |= _target_terms(
             hp, u, r, out_u, out_r, aux["targets"], frozen["prior"], multi_label
         )
         if hp.is_active("task_loss"):
-            terms["task_loss"] = hp.task_loss * _task_loss(r, out_r, multi_label)
+            losses = visual_losses(out_r, r["labels"], multi_label)
+            task_loss = sum(objectives.mean(x, r["has_image"]) for x in losses)
+            terms["task_loss"] = hp.task_loss * task_loss
         if hp.is_active("retention"):
-            terms["retention"] = losses.retention_term(
+            terms["retention"] = paper.retention_term(
                 hp.retention,
                 r,
                 out_r,
                 multi_label=multi_label,
-                has_all_modalities=(has_image == r["has_image"])
-                & (has_text == r["has_text"]),
+                has_all_modalities=(dropped["has_image"] == r["has_image"])
+                & (dropped["has_text"] == r["has_text"]),
             )
         if hp.is_active("heldout_retention"):
-            terms["heldout_retention"] = losses.retention_term(
+            terms["heldout_retention"] = paper.retention_term(
                 hp.heldout_retention,
                 batch["held"],
                 outputs["held"],
@@ -128,16 +128,6 @@ def _make_loss(problem: Problem) -> Callable:
         return sum(terms.values(), jnp.zeros(())), terms
 
     return loss
-
-
-def _task_loss(r: dict[str, jax.Array], out_r: Outputs, multi_label: bool) -> jax.Array:
-    losses_by_view = (
-        objectives.cross_entropy(
-            getattr(out_r, view), r["labels"], r["has_image"], multi_label=multi_label
-        )
-        for view in VISUAL
-    )
-    return jnp.asarray(sum(losses_by_view))
 
 
 def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
@@ -172,8 +162,8 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
         excess = [jnp.clip(g[view] - target_g[view], 0.0, 1.0) for view in VISUAL]
         gate = jnp.where(prior.is_shifted, 1.0, jnp.maximum(*excess))
         terms["gated_push"] = hp.gated_push * objectives.inverse_contrast(
-            losses.image_features(u, out_u),
-            losses.image_features(r, out_r),
+            paper.image_features(u, out_u),
+            paper.image_features(r, out_r),
             temperature=hp.temperature,
             gate_u=jax.lax.stop_gradient(gate),
         )
@@ -187,7 +177,7 @@ def _make_refresh(problem: Problem) -> Callable:
         def predict(rows):
             outputs = problem.model.apply({**frozen["modules"], **params}, rows)
             logits = {
-                **losses.original_logits(rows),
+                "text": rows["original_text"],
                 "image": outputs.image,
                 "fused": outputs.fused,
             }
@@ -227,18 +217,6 @@ def _estimate_offset(out_v, labels, has_text):
     return excess.sum() / jnp.maximum(weight.sum(), 1)
 
 
-def _shrink_tail(problem: Problem, trained: Params, weight: float) -> Params:
-    """Returns the tail, interpolated between random (0) and original (1) parameters."""
-    fresh = problem.model.init(problem.make_key("fresh"))
-    fresh = problem.executor.replicate(fresh)
-    return {name: _interpolate(trained[name], fresh[name], weight) for name in TAIL}
-
-
-@jax.jit
-def _interpolate(params, fresh, weight):
-    return jax.tree.map(lambda a, b: weight * a + (1 - weight) * b, params, fresh)
-
-
 def _fit_prior(problem: Problem, cached: cached_features.FeatureTables) -> Prior:
     """Runs `targets.fit_prior` on all devices."""
     # The executable outlives the problem, so it must not refer to it.
@@ -255,7 +233,7 @@ def _fit_prior(problem: Problem, cached: cached_features.FeatureTables) -> Prior
                     "fresh": table["fresh"],
                     "labels": table["labels"],
                     "valid": table["has_image"],
-                    **losses.original_logits(table),
+                    **{view: table[f"original_{view}"] for view in VIEWS},
                 }
             )
 

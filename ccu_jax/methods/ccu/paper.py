@@ -1,19 +1,31 @@
 """CCU, cross-modal contrastive unlearning, in the form of the paper.
 
 Xu et al. (2025), arXiv 2509.23895. The authors' losses are not public; this is a
-reconstruction, see `objectives.py`.
+reconstruction, see `objectives.py` for the objectives (a), (b) and (c). `ccu_plus`
+shares the optimizer and the weighted objectives.
+
+`u` and `r` are the unlearn and retain rows of a batch, `out_u` and `out_r` the model's
+outputs on them, and `hp` the hyperparameters.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from ccu_jax import objectives
 from ccu_jax.methods import cached_features
-from ccu_jax.methods.ccu import losses
-from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
-from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.optimizers import cosine_schedule, scale_by_learning_rate
+from ccu_jax.methods.problem import Hyperparameters, Problem
 from ccu_jax.methods.stopping import with_stop_rule
-from ccu_jax.models import TAIL
+from ccu_jax.models import TAIL, VISUAL, Outputs, Params, unit
+from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
+
+Rows = dict[str, jax.Array]
 
 
 def ccu(problem: Problem) -> Program:
@@ -36,33 +48,118 @@ def ccu(problem: Problem) -> Program:
         rows, split_parts = cached_features.concat_parts(batch)
         outputs = split_parts(model.apply({**frozen["modules"], **params}, rows))
         out_u, out_r = outputs["unlearn"], outputs["retain"]
-        terms = losses.contrastive_terms(hp, u, r, out_u, out_r)
+        terms = contrastive_terms(hp, u, r, out_u, out_r)
         if hp.is_active("inverse_contrast"):
             contrast = objectives.inverse_contrast(
-                losses.image_features(u, out_u),
-                losses.image_features(r, out_r),
+                image_features(u, out_u),
+                image_features(r, out_r),
                 temperature=hp.temperature,
                 pull=hp.pull,
             )
             terms["inverse_contrast"] = hp.inverse_contrast * contrast
         if hp.is_active("retention"):
-            terms["retention"] = losses.retention_term(
+            terms["retention"] = retention_term(
                 hp.retention, r, out_r, multi_label=problem.multi_label
             )
         return sum(terms.values(), jnp.zeros(())), terms
 
-    program = Program(
-        params=trained,
-        frozen={
-            "modules": frozen_modules,
-            "hp": Hyperparameters.from_config(config),
-        },
-        loss=loss,
-        optimizer=losses.make_adam(),
-        optimizer_inputs=losses.adam_inputs(config),
-        sharded_tables=cached.tables,
-        plan=cached_features.plan_feature_batches(problem, cached),
+    plan = cached_features.plan_feature_batches(problem, cached)
+    program = make_program(
+        problem, trained, {"modules": frozen_modules}, loss, cached, plan
     )
     if not config.stop:
         return program
     return with_stop_rule(problem, program, names=("unlearn", "held"))
+
+
+def make_program(
+    problem: Problem,
+    trained: Params,
+    frozen: dict[str, Any],
+    loss: Callable,
+    cached: cached_features.FeatureTables,
+    plan: dict[str, np.ndarray],
+) -> Program:
+    """Returns a program that trains modules on cached features with Adam.
+
+    Hyperparameters `hp` are added to `frozen`.
+    """
+    config = problem.method_config
+    return Program(
+        params=trained,
+        frozen={**frozen, "hp": problem.hyperparameters},
+        loss=loss,
+        # Retention has no gradient at the original. With Adam's default epsilon,
+        # rounding errors, which depend on the number of devices, would become full
+        # steps there.
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.scale_by_adam(eps=1e-5),
+            scale_by_learning_rate(),
+        ),
+        optimizer_inputs={
+            "rate": {"all": cosine_schedule(config.learning_rate, config.steps)}
+        },
+        sharded_tables=cached.tables,
+        plan=plan,
+    )
+
+
+def image_features(rows: Rows, outputs: Outputs) -> LabeledFeatures:
+    """Returns the unit image features of rows; rows without an image have no weight."""
+    return LabeledFeatures(unit(outputs.h_image), rows["labels"], rows["has_image"])
+
+
+def contrastive_terms(
+    hp: Hyperparameters,
+    u: Rows,
+    r: Rows,
+    out_u: Outputs,
+    out_r: Outputs,
+    *,
+    offset: jax.Array | float = 0.0,
+    two_sided: bool = False,
+) -> dict[str, jax.Array]:
+    """Returns the weighted pair dissociation (a) and separation (c), if active.
+
+    `offset` and `two_sided` are those of `objectives.pair_dissociation`.
+    """
+    terms = {}
+    if hp.is_active("pair_dissociation"):
+        text_u, text_r = (
+            LabeledFeatures(x["z_text"], x["labels"], x["has_image"] & x["has_text"])
+            for x in (u, r)
+        )
+        dissociation = objectives.pair_dissociation(
+            out_u.z_image, text_u, text_r, offset=offset, two_sided=two_sided
+        )
+        terms["pair_dissociation"] = hp.pair_dissociation * dissociation
+    if hp.is_active("separation"):
+        terms["separation"] = hp.separation * objectives.separation(
+            image_features(r, out_r),
+            image_features(u, out_u),
+            temperature=hp.temperature,
+        )
+    return terms
+
+
+def retention_term(
+    weight: Any,
+    rows: Rows,
+    outputs: Outputs,
+    *,
+    multi_label: bool,
+    has_all_modalities: jax.Array | bool = True,
+) -> jax.Array:
+    """Returns the weighted retention (b).
+
+    In the fused view it leaves out rows without `has_all_modalities`, whose image or
+    text was dropped for this step.
+    """
+    has_image = rows["has_image"]
+    return weight * objectives.retention(
+        {view: rows[f"original_{view}"] for view in VISUAL},
+        {view: getattr(outputs, view) for view in VISUAL},
+        {"image": has_image, "fused": has_image & has_all_modalities},
+        multi_label=multi_label,
+    )

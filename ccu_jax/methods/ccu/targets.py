@@ -9,7 +9,7 @@ unlearn row u, `fit_prior` estimates once, from features and the original's logi
   images, whose images the original has not seen either.
 
 `update_targets` runs again and again under the current model. With Q_V the quantiles
-and F_V the empirical CDF of the held-out rows' confidences g (`confidence.py`), the
+and F_V the empirical CDF of the held-out rows' confidences g (`statistics.py`), the
 target confidence in the image view is
 
     t_u = Q_V(rho_u) - bias,
@@ -31,25 +31,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from ccu_jax.evaluate.ridge import ridge
-from ccu_jax.methods.ccu.confidence import (
-    bisect,
-    confidence,
-    margin,
-    recall_at_k,
-    scores_to_logits,
-    with_confidence,
-)
-from ccu_jax.methods.ccu.masked_statistics import (
-    ecdf,
-    fit_line,
-    mean,
-    predict_line,
-    quantile,
-    rank,
-    sort_valid,
-    std,
-    uniform_per_row,
-)
+from ccu_jax.methods.ccu import statistics as stats
+from ccu_jax.methods.ccu.statistics import confidence, ecdf, mean, sort_valid, std
 
 # Features of an untrained trunk are less informative and need less regularization.
 UNTRAINED_RIDGE = 0.3
@@ -113,8 +96,8 @@ def fit_prior(
     counts_K = (r["labels"] * r["valid"][:, None]).sum(0)
     if multi_label:
         frequency_K = counts_K / jnp.maximum(r["valid"].sum(), 1)
-        base = scores_to_logits(scores_u)
-        text = u["text"] - scores_to_logits(frequency_K)
+        base = stats.scores_to_logits(scores_u)
+        text = u["text"] - stats.scores_to_logits(frequency_K)
     else:
         max_p = mean(jax.nn.softmax(v["image"]).max(1), v["valid"])
         base = _fit_temperature(scores_v, v["valid"], max_p) * scores_u
@@ -124,10 +107,12 @@ def fit_prior(
         text=text,
         is_retained=counts_K > 0,
         image_rank=_rank_images(u, v, r, scores_u, scores_v, keys[0], multi_label),
-        fused_rank=rank(uniform_per_row(keys[1], len(scores_u)), u["valid"]),
+        fused_rank=stats.rank(
+            stats.uniform_per_row(keys[1], len(scores_u)), u["valid"]
+        ),
         is_shifted=_is_shifted(
-            recall_at_k(scores_u, u["labels"]),
-            recall_at_k(scores_r, r["labels"]),
+            stats.recall_at_k(scores_u, u["labels"]),
+            stats.recall_at_k(scores_r, r["labels"]),
             u["valid"],
             r["valid"],
         ),
@@ -140,7 +125,7 @@ def _fit_temperature(scores, valid, max_p):
     def is_too_low(factor):
         return mean(jax.nn.softmax(factor * scores).max(1), valid) < max_p
 
-    return bisect(is_too_low, jnp.zeros(()), jnp.full((), 100.0))
+    return stats.bisect(is_too_low, jnp.zeros(()), jnp.full((), 100.0))
 
 
 def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
@@ -152,7 +137,7 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
     """
 
     def margin_of(scores, rows):
-        return margin(scores, rows["labels"], multi_label=multi_label)
+        return stats.margin(scores, rows["labels"], multi_label=multi_label)
 
     predict, _ = ridge(r["fresh"], r["labels"], r["valid"], UNTRAINED_RIDGE)
     ranks = ecdf(
@@ -171,10 +156,10 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
 
 def _predict_with_residual(x_v, y_v, valid_v, x_u, key):
     """Predicts y from x by a line fitted on v, plus residuals of random rows of v."""
-    line = fit_line(x_v, y_v, valid_v)
-    residuals = sort_valid(y_v - predict_line(line, x_v), valid_v)
-    drawn = uniform_per_row(key, len(x_u)) * valid_v.sum()
-    return predict_line(line, x_u) + residuals[drawn.astype(jnp.int32)]
+    line = stats.fit_line(x_v, y_v, valid_v)
+    residuals = sort_valid(y_v - stats.predict_line(line, x_v), valid_v)
+    drawn = stats.uniform_per_row(key, len(x_u)) * valid_v.sum()
+    return stats.predict_line(line, x_u) + residuals[drawn.astype(jnp.int32)]
 
 
 def _is_shifted(recall_U, recall_R, valid_U, valid_R):
@@ -216,7 +201,7 @@ def update_targets(
         }
         for rows in (u, v)
     )
-    image_u = quantile(prior.image_rank, g_v["image"], v["valid"])
+    image_u = stats.quantile(prior.image_rank, g_v["image"], v["valid"])
     fused_u = _expected_fused(prior, image_u, g_u, g_v, v["valid"])
     new_bias, target = {}, {}
     for view, expected_U in (("image", image_u), ("fused", fused_u)):
@@ -243,10 +228,10 @@ def _expected_fused(prior, image_u, g_u, g_v, valid_v):
     """
     x_u = jnp.stack([image_u, g_u["text"]], axis=1)
     x_v = jnp.stack([g_v["image"], g_v["text"]], axis=1)
-    line = fit_line(x_v, g_v["fused"], valid_v)
+    line = stats.fit_line(x_v, g_v["fused"], valid_v)
     return nearest_value(
-        predict_line(line, x_u),
-        predict_line(line, x_v),
+        stats.predict_line(line, x_u),
+        stats.predict_line(line, x_v),
         g_v["fused"],
         valid_v,
         prior.fused_rank,
@@ -281,7 +266,9 @@ def _probabilities(prior, labels_UxK, target, multi_label):
         view: jnp.where(
             prior.is_shifted,
             normalize(unlabeled),
-            with_confidence(logits, labels_UxK, target[view], multi_label=multi_label),
+            stats.with_confidence(
+                logits, labels_UxK, target[view], multi_label=multi_label
+            ),
         )
         for view, unlabeled, logits in (("image", low, base), ("fused", fused, fused))
     }

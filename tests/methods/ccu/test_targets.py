@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ccu_jax.methods.ccu import targets
-from ccu_jax.methods.ccu.confidence import confidence, with_confidence
-from tests.methods.ccu.test_confidence import each_label_kind, expected_confidence
+from ccu_jax.methods.ccu.statistics import confidence, with_confidence
+from tests.methods.ccu.test_statistics import each_label_kind, expected_confidence
 from tests.toy import CLASSES, random_labels
 
 VIEWS = ("image", "fused")

@@ -9,7 +9,7 @@ import pytest
 
 from ccu_jax.config.method_defaults import CcuPlus
 from ccu_jax.methods import METHODS
-from ccu_jax.methods.hyperparameter_pytree import Hyperparameters
+from ccu_jax.methods.problem import Hyperparameters
 from tests import toy
 from tests.methods.test_methods import UNLEARNING
 

@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment of ccu_jax, or run `pip install .`"
         )
     except Exception as error:
-        # First: a lost peer may show up as an error of the disk.
-        message = _lost_peer_error(error) or user_error_for(error)
+        # First: a lost host may show up as an error of the disk.
+        message = _lost_host_error(error) or user_error_for(error)
         if message is None:
             raise
     # One write, since threads of libraries may write as well.
@@ -80,10 +80,10 @@ def _report_closed_pipe() -> int:
     return 130
 
 
-def _lost_peer_error(error: Exception) -> UserError | None:
+def _lost_host_error(error: Exception) -> UserError | None:
     # Not imported: there are no other processes.
-    hosts = sys.modules.get("ccu_jax.distributed.hosts")
-    return hosts.lost_peer_error(error) if hosts else None
+    lost_hosts = sys.modules.get("ccu_jax.distributed.lost_hosts")
+    return lost_hosts.lost_host_error(error) if lost_hosts else None
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
@@ -254,7 +254,9 @@ def run_process() -> NoReturn:
     if code == 0:
         preemption.disconnect()
     elif hosts is not None:
-        hosts.let_others_exit()
+        from ccu_jax.distributed import lost_hosts
+
+        lost_hosts.let_others_exit()
     os._exit(code)
 
 

@@ -58,8 +58,7 @@ class Executor(NamedTuple):
 
 def pmap() -> Executor:
     """Returns the executor of `jax.pmap`: one program per device."""
-    mesh = _make_mesh()
-    replicate = _make_replicate(mesh)
+    replicate, *sharding = _make_transfers(_make_mesh())
 
     def compile(fn, donate=False):
         mapped = jax.pmap(
@@ -72,9 +71,7 @@ def pmap() -> Executor:
         )
         return mapped if jax.process_count() == 1 else _GlobalPmap(mapped, replicate)
 
-    return Executor(
-        "pmap", jax.device_count(), compile, replicate, *_make_sharding(mesh)
-    )
+    return Executor("pmap", jax.device_count(), compile, replicate, *sharding)
 
 
 def shard_map() -> Executor:
@@ -93,13 +90,8 @@ def shard_map() -> Executor:
         )
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
-    return Executor(
-        "shard_map",
-        jax.device_count(),
-        compile,
-        _make_replicate(mesh),
-        *_make_sharding(mesh),
-    )
+    num_devices = jax.device_count()
+    return Executor("shard_map", num_devices, compile, *_make_transfers(mesh))
 
 
 def vmap(num_devices: int | None = None) -> Executor:
@@ -130,50 +122,46 @@ def _make_mesh() -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _make_replicate(mesh: Mesh) -> Callable[[Any], Any]:
-    sharding = NamedSharding(mesh, PartitionSpec())
+def _make_transfers(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
+    """Returns `replicate`, `local_shard` and `to_global` of an executor."""
+    replicated = NamedSharding(mesh, PartitionSpec())
     local_devices = set(jax.local_devices())
 
     def put(x):
-        if isinstance(x, jax.Array) and x.sharding == sharding:
+        is_array = isinstance(x, jax.Array)
+        if is_array and x.sharding == replicated:
             return x
-        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
-            x.dtype, jax.dtypes.prng_key
-        ):
+        if is_array and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(x)))
         if jax.process_count() == 1:
-            return jax.device_put(x, sharding)
+            return jax.device_put(x, replicated)
         if (
-            isinstance(x, jax.Array)
+            is_array
             and x.sharding.device_set == local_devices
             and x.is_fully_replicated
         ):  # as pmap returns them: no copy is needed
             copies = [shard.data for shard in x.addressable_shards]
-            return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)
+            return jax.make_array_from_single_device_arrays(x.shape, replicated, copies)
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(sharding, x, x.shape)
+        return jax.make_array_from_process_local_data(replicated, x, x.shape)
 
     def replicate(tree):
         preemption.sync_point()
         return jax.tree.map(put, tree)
 
-    return replicate
-
-
-def _make_sharding(mesh: Mesh) -> tuple[Callable, Callable]:
-    """Returns `local_shard` and `to_global`: each process reads its own rows only."""
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     num_local = jax.local_device_count()
     first = jax.process_index() * num_local
 
     def local_shard(array, axis=0):
         return _split(array, axis, jax.device_count())[first : first + num_local]
 
+    sharded = NamedSharding(mesh, PartitionSpec(AXIS))
+
     def to_global(local):
         preemption.sync_point()
-        return jax.make_array_from_process_local_data(sharding, local)
+        return jax.make_array_from_process_local_data(sharded, local)
 
-    return local_shard, to_global
+    return replicate, local_shard, to_global
 
 
 def _split(array: Any, axis: int, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ccu_jax.distributed import preemption
+from ccu_jax.distributed import lost_hosts, preemption
 from ccu_jax.errors import (
     RETRY_EXIT_CODE,
     RetryableError,
@@ -26,15 +26,10 @@ from ccu_jax.errors import (
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
 
-_HEARTBEAT_TIMEOUT_S = 60
-_START_TIMEOUT_S = 300
 _VISIBLE_TIMEOUT_S = 60.0  # for what another host wrote to the shared folder
 _SHARED_TIMEOUT_S = 15.0  # the same, to find out whether the folder is shared
-_EXIT_DELAY_S = 3.0
 _SYNC_EVERY_S = 5.0
 _DONE, _WORKING = 0, 1  # status of process 0 in `run_on_primary`; else an exit code
-# Words of a collective that failed because another process is gone.
-_PEER_ERRORS = ("Gloo", "NCCL", "by peer", "coordination service")
 
 
 def process_index_and_count() -> tuple[int, int]:
@@ -56,24 +51,16 @@ def join_hosts(addresses: dict[str, Any]) -> None:
         UserError: they are neither given nor detected.
         RetryableError: the other processes cannot be reached.
     """
-    began = time.monotonic()
+    start_s = time.monotonic()
     try:
         jax.distributed.initialize(
             **addresses,
-            initialization_timeout=_START_TIMEOUT_S,
-            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
+            initialization_timeout=lost_hosts.START_TIMEOUT_S,
+            heartbeat_timeout_seconds=lost_hosts.HEARTBEAT_TIMEOUT_S,
         )
     except (ValueError, RuntimeError) as error:
-        reason = f"cannot join the other hosts: {str(error).partition(chr(10))[0]}"
-        waited_s = time.monotonic() - began
-        if waited_s >= _START_TIMEOUT_S:  # JAX's own message does not say this
-            count = addresses.get("num_processes", "other")
-            reason = f"not all {count} processes have started within {waited_s:.0f} s"
-        elif isinstance(error, ValueError):
-            hint = "" if addresses else "; pass --multihost ADDRESS:PORT COUNT INDEX"
-            raise UserError(reason + hint) from error
-        # An address that does not resolve yet, or a port that is still in use.
-        raise RetryableError(f"{reason}; start all processes again") from error
+        waited_s = time.monotonic() - start_s
+        raise lost_hosts.failed_start_error(error, addresses, waited_s) from error
 
 
 @contextlib.contextmanager
@@ -88,15 +75,6 @@ def stopping_together() -> Iterator[None]:
     yield
     # Not a sync point: a run that has finished is no longer preempted.
     multihost_utils.sync_global_devices("finish")
-
-
-def let_others_exit() -> None:
-    """Delays the exit of process 0 after an error that other processes may share.
-
-    It runs JAX's coordinator: as soon as it exits, JAX aborts all others.
-    """
-    if jax.distributed.is_initialized() and is_primary() and jax.process_count() > 1:
-        time.sleep(_EXIT_DELAY_S)
 
 
 def barrier(name: str) -> None:
@@ -133,31 +111,32 @@ def run_on_primary(
     if jax.process_count() == 1:
         return work(progress)
     if not is_primary():
-        while (
-            status := int(broadcast_from_primary(np.array(_DONE, np.int32)))
-        ) == _WORKING:
+        while (status := _broadcast_status(_DONE)) == _WORKING:
             pass
-        if status != _DONE:
-            error = RetryableError if status == RETRY_EXIT_CODE else UserError
-            raise error("process 0 has failed; see the error that it printed")
-        return None
+        if status == _DONE:
+            return None
+        error = RetryableError if status == RETRY_EXIT_CODE else UserError
+        raise error("process 0 has failed; see the error that it printed")
     synced_s = time.monotonic()
 
     def synced_progress(doing, done, total):
         nonlocal synced_s
         progress(doing, done, total)
         if time.monotonic() - synced_s > _SYNC_EVERY_S:
-            broadcast_from_primary(np.array(_WORKING, np.int32))
+            _broadcast_status(_WORKING)
             synced_s = time.monotonic()
 
     try:
         result = work(synced_progress)
     except Exception as error:
-        code = exit_code(user_error_for(error) or error)
-        broadcast_from_primary(np.array(code, np.int32))
+        _broadcast_status(exit_code(user_error_for(error) or error))
         raise
-    broadcast_from_primary(np.array(_DONE, np.int32))
+    _broadcast_status(_DONE)
     return result
+
+
+def _broadcast_status(status: int) -> int:
+    return int(broadcast_from_primary(np.array(status, np.int32)))
 
 
 def is_shared_folder(folder: pathlib.Path) -> bool:
@@ -187,7 +166,7 @@ def wait_until_visible(
         RetryableError: this process does not see it in time.
     """
     is_ready = is_ready or path.exists
-    if not broadcast_from_primary(np.array(is_ready(), np.int32)):
+    if not _broadcast_status(is_ready()):
         return False
     if not _wait_until(is_ready, _VISIBLE_TIMEOUT_S):
         raise RetryableError(
@@ -200,20 +179,6 @@ def wait_until_visible(
 
 def _wait_until(is_ready: Callable[[], bool], timeout_s: float) -> bool:
     end_s = time.monotonic() + timeout_s
-    while not is_ready():
-        if time.monotonic() > end_s:
-            return False
+    while not (ready := is_ready()) and time.monotonic() <= end_s:
         time.sleep(0.2)
-    return True
-
-
-def lost_peer_error(error: BaseException | None) -> RetryableError | None:
-    """Returns the error to show if a collective failed because a process is gone."""
-    while error is not None and jax.distributed.is_initialized():
-        if any(words in str(error) for words in _PEER_ERRORS):
-            return RetryableError(
-                "another process of this run has failed or cannot be reached; start "
-                "all processes again to resume"
-            )
-        error = error.__cause__ or error.__context__
-    return None
+    return ready

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ccu_jax import launch
-from ccu_jax.distributed import hosts
+from ccu_jax.distributed import hosts, lost_hosts
 from ccu_jax.errors import RetryableError, UserError
 
 GLOO_ERROR = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
@@ -38,7 +38,7 @@ def test_processes_that_do_not_start_are_told_from_ones_that_cannot_be_reached(
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(RetryableError, match="cannot join the other hosts: std"):
         hosts.join_hosts({"num_processes": 3})
-    monkeypatch.setattr(hosts, "_START_TIMEOUT_S", 0)
+    monkeypatch.setattr(lost_hosts, "START_TIMEOUT_S", 0)
     with pytest.raises(RetryableError, match="not all 3 processes have started"):
         hosts.join_hosts({"num_processes": 3})
 
@@ -74,9 +74,9 @@ def test_lost_peer_is_found_behind_another_error(monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     error = RuntimeError("a checkpoint failed")
     error.__cause__ = GLOO_ERROR
-    assert hosts.lost_peer_error(error)
-    assert not hosts.lost_peer_error(ValueError("shapes"))
-    assert not hosts.lost_peer_error(KeyboardInterrupt())
+    assert lost_hosts.lost_host_error(error)
+    assert not lost_hosts.lost_host_error(ValueError("shapes"))
+    assert not lost_hosts.lost_host_error(KeyboardInterrupt())
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def run(
     titles += ["purge"] if purge else []
     tiers.check_tier(config, audit)
     extended = dataclasses.replace(config, methods=tuple(methods))
-    with open_run(extended, workdir, titles) as (ctx, sets_by_seed, methods):
+    with open_run(extended, workdir, titles) as (ctx, sets_by_seed):
         if message := tiers.describe_duration(ctx, audit, methods, shadows):
             ctx.reporter.log(message)
         for seed, sets in sets_by_seed.items():

@@ -68,10 +68,11 @@ def open_variants(
             "need a single request; remove this setting"
         )
     check_batches(config, methods, jax.device_count())
-    reduced = dataclasses.replace(config, methods=("original", REFERENCE))
+    references = ["original", REFERENCE]
+    reduced = dataclasses.replace(config, methods=tuple(references))
     features = {seed: f"seed {seed}: features" for seed in config.seeds}
     titles = [*features.values(), *titles]
-    with open_run(reduced, workdir, titles) as (ctx, sets_by_seed, references):
+    with open_run(reduced, workdir, titles) as (ctx, sets_by_seed):
         if ctx.data.purged:
             raise UserError(
                 f"{workdir}: the unlearned images were purged; use another --workdir"

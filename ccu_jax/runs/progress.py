@@ -1,14 +1,13 @@
-"""Progress of a run: stages on the screen or in a log file, and all events as JSON.
+"""Progress of a run: stages on a terminal or in a log file, and all events as JSON.
 
-On a terminal, running stages are drawn live. Elsewhere a line is printed now and then.
-Both write every event to `events.jsonl`.
+On a terminal, running stages are drawn live. A log file has a line when a stage starts
+and ends, and every ten seconds in between. Every event goes to `events.jsonl` as well.
 """
 
 import contextlib
 import datetime
 import json
 import pathlib
-import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -38,12 +37,12 @@ class Stage:
         self._reporter = reporter
         self._metrics: dict[str, Any] = {}
         self._start_s = self._line_s = self._last_s = time.monotonic()
-        # Time and step from which the rate counts: the first update, as compilation
-        # comes before it.
+        # Time and step of the first update: compilation, which comes before it, does
+        # not count in the rate.
         self._rate_start: tuple[float, int] | None = None
 
     def report_progress(self, activity: str, done: int, total: int) -> None:
-        """Reports how far an activity of the stage is; each has a rate of its own."""
+        """Reports the finished steps of an activity; another activity starts anew."""
         if activity != self.activity:
             self.activity, self._rate_start = activity, None
         self.update(done, total)
@@ -57,14 +56,14 @@ class Stage:
         if self._rate_start is None or done < self.done:
             self._rate_start = (now_s, done)
         self.done, self._last_s = done, now_s
-        # A new dict, as the thread of the display may be iterating over the old one.
+        # A new dict, as the thread of the live display may iterate over the old one.
         self._metrics = self._metrics | metrics
         if now_s - self._line_s >= LINE_EVERY_S:
             self._line_s = now_s
             self._reporter.log_progress(self)
 
     def metrics(self) -> dict[str, float | str]:
-        """Returns the latest metrics; waits for the device that computes them."""
+        """Returns the latest metrics, once the device has computed them."""
         return {name: _to_number(value) for name, value in self._metrics.items()}
 
     def summary(self) -> dict[str, Any]:
@@ -96,13 +95,13 @@ class Stage:
 
 
 class NullStage:
-    """Stands in for a `Stage` whose steps are not shown."""
+    """Replaces a `Stage` where no progress is to be shown."""
 
     def report_progress(self, activity: str, done: int, total: int) -> None:
-        """Shows nothing."""
+        """Does nothing."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Shows nothing."""
+        """Does nothing."""
 
 
 class Reporter:
@@ -115,7 +114,6 @@ class Reporter:
         """Opens the event file at its end; an inactive reporter touches nothing."""
         self.is_active = is_active
         self.console: Console = _Console()
-        self._lock = threading.RLock()
         self._titles: list[str] = []
         self._position = 0
         self._stages: list[Stage] = []
@@ -126,7 +124,7 @@ class Reporter:
 
     @property
     def is_live(self) -> bool:
-        """Whether the output is a terminal; FORCE_COLOR alone does not make it one."""
+        """Whether the output is a terminal; FORCE_COLOR alone does not make it so."""
         return self.console.is_interactive and self.console.file.isatty()
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -136,8 +134,7 @@ class Reporter:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         record = {"time": now, "kind": kind} | to_plain_json(fields)
         line = json.dumps(record, allow_nan=False) + "\n"
-        with self._lock:
-            self._file.write(line.encode())  # unbuffered, so that a crash loses nothing
+        self._file.write(line.encode())  # unbuffered, so that a crash loses nothing
 
     def log(self, text: str) -> None:
         """Prints a line and writes it as an event."""
@@ -158,17 +155,25 @@ class Reporter:
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
         """Shows a stage while the block runs, and its time at the end.
 
-        A stage that is not inside another one moves on in the plan: to its title if it
-        is still to come, as finished stages are skipped, or else by one.
+        A stage outside of others takes its place in the plan, or the next one if the
+        rest of the plan has no such title.
         """
         if not self.is_active:
             yield Stage(self, title, "", total)
             return
         stage = Stage(self, title, self._next_label(title), total)
         self.event("stage_start", title=title, total=total)
+        self._stages.append(stage)
         if not self.is_live:
             self.print(f"{stage.label}{title} ...")
-        self._enter(stage)
+        elif self._live is None:
+            self._live = Live(
+                get_renderable=self._render,
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._live.start()
         failure = None
         try:
             yield stage
@@ -177,17 +182,15 @@ class Reporter:
             raise
         finally:
             summary = stage.summary()
-            self._leave(stage)
+            self._stages.remove(stage)
+            if not self._stages:
+                self._stop_live()
             self.event("stage_end", **summary, failure=failure)
-            details = stage.details(with_remaining=False)
             end = {None: "done", "Preempted": "preempted"}.get(failure, "failed")
-            parts = [
-                end,
-                *([details] if details else []),
-                f"{summary['seconds']:.1f} s",
-            ]
-            style = "bold red" if end == "failed" else ""
-            self.print(f"{stage.label}{title}: {', '.join(parts)}", style)
+            details = stage.details(with_remaining=False)
+            parts = [end, details, f"{summary['seconds']:.1f} s"]
+            text = f"{stage.label}{title}: {', '.join(filter(None, parts))}"
+            self.print(text, "bold red" if end == "failed" else "")
 
     def log_progress(self, stage: Stage) -> None:
         """Writes an event about a running stage; prints it without a live display."""
@@ -197,13 +200,10 @@ class Reporter:
 
     def close(self) -> None:
         """Ends the display and the event file; a second call does nothing."""
-        with self._lock:
-            if self._live is not None:
-                self._live.stop()
-            if self._file is not None:
-                self._file.close()
-            self._live = self._file = None
-            self.is_active = False
+        self._stop_live()
+        if self._file is not None:
+            self._file.close()
+        self._file, self.is_active = None, False
 
     def print(self, text: str, style: str = "") -> None:
         """Prints text without markup, and without wrapping in a log file; no event."""
@@ -237,22 +237,10 @@ class Reporter:
         self._position += later.index(title) + 1 if title in later else 1
         return f"[{self._position}/{max(len(self._titles), self._position)}] "
 
-    def _enter(self, stage: Stage) -> None:
-        self._stages.append(stage)
-        if self.is_live and self._live is None:
-            self._live = Live(
-                get_renderable=self._render,
-                console=self.console,
-                refresh_per_second=4,
-                transient=True,
-            )
-            self._live.start()
-
-    def _leave(self, stage: Stage) -> None:
-        self._stages.remove(stage)
-        if self._live is not None and not self._stages:
+    def _stop_live(self) -> None:
+        if self._live is not None:
             self._live.stop()
-            self._live = None
+        self._live = None
 
     def _render(self) -> Table:
         """Draws the running stages, one line each."""

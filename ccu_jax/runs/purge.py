@@ -4,7 +4,7 @@ Besides the images, `purge_workdir` removes the stored features of their rows an
 models that were trained on them.
 """
 
-import json
+import functools
 import pathlib
 import shutil
 from typing import Any
@@ -19,7 +19,7 @@ from ccu_jax.evaluate import feature_store
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.results import load_all_results
 from ccu_jax.runs.workdir import unlearn_set_path
-from ccu_jax.storage.files import write_atomically
+from ccu_jax.storage.files import write_json
 from ccu_jax.train import checkpoint
 from ccu_jax.unlearn_sets.splits import load_all_ids
 
@@ -32,9 +32,7 @@ def purge_workdir(ctx: RunContext) -> None:
             copy of an image was found.
     """
     with ctx.reporter.stage("purge") as stage:
-        report = run_on_primary(
-            lambda progress: _purge(ctx, progress), stage.report_progress
-        )
+        report = run_on_primary(functools.partial(_purge, ctx), stage.report_progress)
     if report is None:
         return
     ctx.reporter.log(
@@ -56,7 +54,7 @@ def purge_workdir(ctx: RunContext) -> None:
 
 
 def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
-    """Removes and searches; returns what is written to `purge.json`."""
+    """Removes the images and searches for them; returns the content of purge.json."""
     workdir = ctx.workdir
     recorded = {result["seed"] for result in load_all_results(workdir)}
     for seed in sorted({*ctx.config.seeds, *recorded}):
@@ -79,45 +77,40 @@ def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
         ctx.config.data, workdir, ids, folders, progress, remove_derived
     )
     report = result._asdict() | counts
-    text = json.dumps(report, indent=1) + "\n"
-    write_atomically(workdir / "purge.json", text.encode())
+    write_json(workdir / "purge.json", report)
     return report
 
 
 def _purge_models(workdir: pathlib.Path) -> int:
     """Removes all models that were trained on the images; returns how many folders."""
     saved = list(workdir.glob("checkpoints/*/params"))
-    diverged = {
-        f"{result['method']}-{result['seed']}"
+    divergences = {
+        f"{result['method']}-{result['seed']}": result.get("diverged")
         for result in load_all_results(workdir)
-        if result.get("diverged")
     }
-    candidates = [
+    folders = {
         *workdir.glob("checkpoints/original-*/params"),
-        # A diverged method keeps the original's parameters, or half-unlearned ones.
-        *(path for path in saved if path.parent.name in diverged),
-        # Interrupted before its result was written, and not run again.
-        *(p for p in saved if not (workdir / f"stages/{p.parent.name}.json").exists()),
+        # Models without a result, which were interrupted, and diverged ones: they may
+        # have the original's parameters, or half-unlearned ones.
+        *(path for path in saved if divergences.get(path.parent.name, "interrupted")),
         *workdir.glob("checkpoints/*/steps*"),
         *workdir.glob("audits/*-steps"),
-        *(path for path in workdir.glob("variants/*") if path.is_dir()),
-        *(path for path in workdir.glob("tested/*") if path.is_dir()),
+        *workdir.glob("variants/*/"),
+        *workdir.glob("tested/*/"),
         *workdir.glob("shadows"),
-    ]
-    folders = {folder for folder in candidates if folder.exists()}
-    # Compare while there is something to compare with: a kept model must not be a copy
-    # of a removed one.
+    }
+    # Before the removal, as the models that stay must be no copies of removed ones.
     digests = [d for folder in folders if (d := checkpoint.stored_digests(folder))]
     for folder in saved:
         if folder not in folders and checkpoint.stored_digests(folder) in digests:
             raise UserError(
                 f"purge: {folder} holds a copy of a model that was trained on the "
-                "images: remove this folder"
+                "images; remove this folder and rerun"
             )
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
-            raise UserError(f"purge: {folder} cannot be removed: remove it yourself")
+            raise UserError(f"purge: {folder} cannot be removed; delete it and rerun")
     return len(folders)
 
 
@@ -125,13 +118,13 @@ def _purge_features(ctx: RunContext, ids: set[str]) -> int:
     """Removes rows from the originals' feature stores; returns how many in total."""
     rows = np.flatnonzero(np.isin(ctx.data.id, sorted(ids)))
     num_removed = 0
-    # Not only of the finished seeds: an interrupted one may have begun a store.
-    for original in sorted((ctx.workdir / "checkpoints").glob("original-*")):
+    # An interrupted seed may have begun a store as well.
+    for original in sorted(ctx.workdir.glob("checkpoints/original-*")):
         folder = original / "features"
         num_removed += feature_store.remove_rows(folder, rows)
         if feature_store.count_remaining(folder, rows):
             raise UserError(
-                f"purge: {folder} still holds features of the unlearned images: remove "
-                "this folder"
+                f"purge: {folder} still holds features of the unlearned images; remove "
+                "this folder and rerun"
             )
     return num_removed

@@ -118,11 +118,7 @@ def write_result(path: pathlib.Path, result: Result) -> None:
 
 
 def load_result(path: pathlib.Path) -> Result:
-    """Reads the result of a stage.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Reads a result; raises UserError if the file is damaged."""
     with contextlib.suppress(ValueError, KeyError):
         result = read_record(path)
         is_result = {"method", "fingerprint"} <= result.keys()
@@ -142,8 +138,8 @@ def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
     result = load_result(path)
     if result["fingerprint"] != ctx.data.fingerprint:
         raise UserError(
-            f"{path}: made from other data than the current ones; use another "
-            "--workdir, or remove the folder to start over"
+            f"{path}: made from other data; use another --workdir, or remove the "
+            "folder to start over"
         )
     return result
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import itertools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -35,23 +34,29 @@ from ccu_jax.runs.workdir import (
     reject_external_links,
     unlearn_set_files,
     write_config,
+    write_if_changed,
 )
 from ccu_jax.train.loop import Loop
 from ccu_jax.unlearn_sets.rules import check_rule
 from ccu_jax.unlearn_sets.splits import Sets
 
-# The context, the sets of each seed, and the methods with the original first.
-Session = tuple[RunContext, dict[int, Sets], list[str]]
-
 
 @contextlib.contextmanager
 def open_run(
     config: Config, workdir: pathlib.Path, titles: list[str]
-) -> Iterator[Session]:
+) -> Iterator[tuple[RunContext, dict[int, Sets]]]:
     """Opens a run in its working folder until the block ends.
 
     All input is checked before the first training step, and before anything but data
-    and logs is written. `titles` are those of the stages that follow the methods.
+    and logs is written.
+
+    Args:
+        config: the configuration.
+        workdir: its working folder, new or from an earlier run.
+        titles: of the stages that follow the methods.
+
+    Yields:
+        The context, and the sets of each seed.
 
     Raises:
         UserError: the configuration, the data or the folder cannot be used.
@@ -66,52 +71,46 @@ def open_run(
             f"--workdir {workdir}: not shared by all processes; use a shared folder "
             "(NFS, Filestore, a mounted bucket)"
         )
-    source_commit()
+    source_commit()  # cached, as the checkout may change during the run
     reject_external_links(workdir, config.run.allow_external_links)
     with stopping_together(), lock_workdir(workdir):
         check_same_config(config, workdir)
-        with _open_locked(config, workdir, titles, methods) as session:
-            yield session
+        with contextlib.closing(Reporter(workdir, is_primary())) as reporter:
+            stages = [stage_title(s, m) for s in config.seeds for m in methods]
+            reporter.plan(["data", *stages, *titles])
+            yield _prepare(config, workdir, reporter, methods)
 
 
-@contextlib.contextmanager
-def _open_locked(
-    config: Config, workdir: pathlib.Path, titles: list[str], methods: list[str]
-) -> Iterator[Session]:
-    reporter = Reporter(workdir, is_primary())
-    try:
-        stages = [stage_title(s, m) for s in config.seeds for m in methods]
-        reporter.plan(["data", *stages, *titles])
-        with reporter.stage("data") as stage:
-            ctx = _build_context(config, workdir, reporter, stage)
-            missing = {seed: _missing(ctx, seed, methods) for seed in config.seeds}
-            sets_by_seed = {seed: draw_sets(ctx, seed) for seed in config.seeds}
-            _check_not_purged(ctx, missing)
-            texts = {}
-            for seed, sets in sets_by_seed.items():
-                texts |= unlearn_set_files(ctx, seed, sets)
-        write_config(config, workdir, texts)
-        if runs := collections.Counter(itertools.chain(*missing.values())):
-            reporter.log(forecast.describe_runs(ctx, runs))
-        yield ctx, sets_by_seed, methods
-    finally:
-        reporter.close()
+def _prepare(
+    config: Config, workdir: pathlib.Path, reporter: Reporter, methods: list[str]
+) -> tuple[RunContext, dict[int, Sets]]:
+    """Loads the data, draws the sets, and writes them and the configuration."""
+    runs: collections.Counter[str] = collections.Counter()
+    sets_by_seed: dict[int, Sets] = {}
+    texts: dict[pathlib.Path, str] = {}
+    with reporter.stage("data") as stage:
+        ctx = _build_context(config, workdir, reporter, stage)
+        for seed in config.seeds:
+            for method in methods:
+                if load_result_if_finished(ctx, seed, method) is None:
+                    _check_not_purged(ctx, seed, method)
+                    runs[method] += 1
+            sets_by_seed[seed] = draw_sets(ctx, seed)
+            texts |= unlearn_set_files(ctx, seed, sets_by_seed[seed])
+    write_config(config, workdir)
+    write_if_changed(texts)
+    if runs:
+        reporter.log(forecast.describe_runs(ctx, runs))
+    return ctx, sets_by_seed
 
 
-def _missing(ctx: RunContext, seed: int, methods: list[str]) -> list[str]:
-    """Returns the methods that are not finished; checks the results of the others."""
-    return [m for m in methods if load_result_if_finished(ctx, seed, m) is None]
-
-
-def _check_not_purged(ctx: RunContext, missing: dict[int, list[str]]) -> None:
-    """Rejects new stages on a folder whose images were purged."""
-    for seed, methods in missing.items() if ctx.data.purged else ():
-        if methods:
-            raise UserError(
-                f"{ctx.workdir}: the unlearned images were purged, so finished results "
-                f"can be shown, but {methods[0]} of seed {seed} cannot be run; use "
-                "another --workdir"
-            )
+def _check_not_purged(ctx: RunContext, seed: int, method: str) -> None:
+    if ctx.data.purged:
+        raise UserError(
+            f"{ctx.workdir}: the unlearned images were purged, so finished results "
+            f"can be shown, but {method} of seed {seed} cannot be run; use another "
+            "--workdir"
+        )
 
 
 def _build_context(
@@ -146,7 +145,7 @@ def _build_context(
 def _load_data(
     config: Config, workdir: pathlib.Path, reporter: Reporter, stage: Stage
 ) -> Dataset:
-    """Prepares the data on process 0, loads it on all and logs what it is."""
+    """Prepares the data on process 0, loads it on all and logs its row counts."""
     results = load_all_results(workdir)
     fingerprint = results[0]["fingerprint"] if results else None
     dataset = run_on_primary(
@@ -157,7 +156,7 @@ def _load_data(
         dataset = data.load_prepared(config.data, workdir)
     if dataset.edition == "sample":
         reporter.warn(
-            f"SAMPLE EDITION for {config.name}: generated in the official format. Give "
+            f"SAMPLE EDITION for {config.name}: generated in the official format. Pass "
             "the real files with --data-dir."
         )
     elif dataset.edition == "clipart":
@@ -175,9 +174,8 @@ def _build_table(
     table = {name: np.asarray(getattr(dataset, name)) for name in names}
     image = HostColumn(dataset.image, dataset.has_image)
     placement = config.run.image_placement
-    if placement == "auto":
-        placement = "device" if fits(dataset.image.nbytes) else "host"
-    if placement == "host":
-        return executor.replicate(table) | {"image": image}
-    rows = np.arange(len(dataset.id))
-    return executor.replicate(table | {"image": image.take(rows)})
+    has_space = placement == "auto" and fits(dataset.image.nbytes)
+    if placement == "device" or has_space:
+        rows = np.arange(len(dataset.id))
+        return executor.replicate(table | {"image": image.take(rows)})
+    return executor.replicate(table) | {"image": image}

@@ -39,11 +39,7 @@ def stage_title(seed: int, method: str) -> str:
 
 
 def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result | None:
-    """Returns the result of a finished stage, or None.
-
-    Raises:
-        UserError: the result was made from other data, or is damaged.
-    """
+    """Returns the result of a finished stage, or None; see `load_if_finished`."""
     return load_if_finished(ctx, result_path(ctx.workdir, seed, method))
 
 
@@ -56,11 +52,11 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
     Raises:
         UserError: the rule does not fit the data, or gives fewer groups than requests.
     """
-    rule = parse_rule(ctx.config.unlearn.rule)
-    # Such a rule cannot be followed again after the images were purged.
-    if rule.kind in DATA_DEPENDENT and load_result_if_finished(ctx, seed, "original"):
-        return workdir.load_evaluated_sets(ctx, seed)
     c = ctx.config.unlearn
+    # Once the images are purged, a rule that needs them cannot be followed again.
+    is_repeatable = parse_rule(c.rule).kind not in DATA_DEPENDENT
+    if not is_repeatable and load_result_if_finished(ctx, seed, "original"):
+        return workdir.load_evaluated_sets(ctx, seed)
     draw = functools.partial(
         splits.draw_sets, ctx.data, c.rule, seed, c.holdout_fraction, c.duplicates
     )
@@ -72,8 +68,8 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
         sets = draw(estimate)
         summary = memorization.describe(ctx.data, estimate, sets)
         ctx.reporter.log(f"seed {seed}: {summary}")
-    if len(sets.unlearn):
-        requests.split_requests(ctx.data, ctx.config.unlearn, seed, sets)
+    if len(sets.unlearn):  # raises an error if there are fewer groups than requests
+        requests.split_requests(ctx.data, c, seed, sets)
     return sets
 
 
@@ -122,11 +118,7 @@ def run_seed(ctx: RunContext, seed: int, sets: Sets, methods: list[str]) -> None
 
 
 def load_params(ctx: RunContext, seed: int, method: str) -> Params:
-    """Restores the parameters of a finished method, replicated on the devices.
-
-    Raises:
-        UserError: the checkpoint is missing or damaged.
-    """
+    """Restores a finished method's parameters, replicated; UserError if damaged."""
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     folder = _checkpoint_dir(ctx, seed, method) / "params"
     saved = checkpoint.restore(folder, shapes, ctx.reporter.warn)

@@ -4,7 +4,6 @@ A folder belongs to one configuration and one data set.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import time
@@ -24,7 +23,7 @@ from ccu_jax.errors import RetryableError, UserError
 from ccu_jax.evaluate.predictions import SPLITS, load_predictions
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.results import outputs_path, result_path
-from ccu_jax.storage.files import try_lock, write_atomically
+from ccu_jax.storage.files import try_lock, write_atomically, write_json
 from ccu_jax.storage.records import add_checksum, read_record
 from ccu_jax.unlearn_sets import splits
 from ccu_jax.unlearn_sets.splits import Sets
@@ -36,11 +35,7 @@ _LEASE_S = 120.0
 
 
 def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
-    """Rejects a folder with links that lead out of it, as a run writes and removes.
-
-    Raises:
-        UserError: the folder has such a link, and it is not allowed.
-    """
+    """Raises UserError if the folder has a link that leads out of it."""
     link = _find_external_link(workdir) if is_primary() and not allow_links else ""
     if not all_agree(link == ""):
         raise UserError(
@@ -52,7 +47,7 @@ def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of the folder until the block or the process ends.
+    """Locks the folder until the block or the process ends.
 
     Raises:
         RetryableError: another run holds the lock.
@@ -85,11 +80,7 @@ def _find_external_link(workdir: pathlib.Path) -> str:
 
 
 def check_same_config(config: Config, workdir: pathlib.Path) -> None:
-    """Rejects a folder that was filled with another configuration.
-
-    Raises:
-        UserError: the configurations differ, or the stored one is damaged.
-    """
+    """Raises UserError if the folder has results of another configuration."""
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -97,25 +88,21 @@ def check_same_config(config: Config, workdir: pathlib.Path) -> None:
         keys = differing_keys(read_record(path), to_json(config))
     except ValueError:
         raise UserError(
-            f"{path}: damaged; remove it and rerun the command that {workdir} was "
-            "made with, or use another --workdir"
+            f"{path}: damaged; remove it and rerun the first command of this folder, "
+            "or use another --workdir"
         ) from None
     if fixed := [key for key in keys if not key.startswith(_FREE_KEYS)]:
         raise UserError(
-            f"{workdir}: made with another configuration ({'; '.join(fixed[:3])}); "
+            f"{workdir}: has another configuration ({'; '.join(fixed[:3])}); "
             "use another --workdir, or remove the folder to start over"
         )
 
 
-def write_config(
-    config: Config, workdir: pathlib.Path, texts: dict[pathlib.Path, str]
-) -> None:
-    """Writes config.json and further texts: the unlearn sets that are drawn so far."""
+def write_config(config: Config, workdir: pathlib.Path) -> None:
+    """Writes config.json; the folder belongs to this configuration from now on."""
     barrier("claim")  # all processes have compared config.json
     if is_primary():
-        text = json.dumps(add_checksum(to_json(config)), indent=1) + "\n"
-        write_atomically(workdir / "config.json", text.encode())
-    write_if_changed(texts)
+        write_json(workdir / "config.json", add_checksum(to_json(config)))
 
 
 def write_if_changed(texts: dict[pathlib.Path, str]) -> None:
@@ -135,9 +122,7 @@ def unlearn_set_path(workdir: pathlib.Path, seed: int) -> pathlib.Path:
 def unlearn_set_files(
     ctx: RunContext, seed: int, sets: Sets
 ) -> dict[pathlib.Path, str]:
-    """Returns the texts that record a seed's unlearn set, by their paths.
-
-    These are its ids and, if there are any, the near-duplicates of its images.
+    """Returns the files that record a seed's unlearn set: its ids, near-duplicates.
 
     Raises:
         UserError: another unlearn set is recorded already, or its file is damaged.
@@ -155,22 +140,17 @@ def unlearn_set_files(
             f"{path}: lists another unlearn set than this configuration draws; use "
             f"another --workdir, or remove {ctx.workdir} to start over"
         )
-    return {path: text} | _near_duplicate_files(ctx, seed, sets)
-
-
-def _near_duplicate_files(
-    ctx: RunContext, seed: int, sets: Sets
-) -> dict[pathlib.Path, str]:
+    texts = {path: text}
     duplicates = splits.near_duplicates(ctx.data, sets)
-    if not any(map(len, duplicates.values())):
-        return {}
-    path = ctx.workdir / "unlearn_sets" / f"{seed}-near-duplicates.tsv"
-    counts = ", ".join(f"{name} {len(rows)}" for name, rows in duplicates.items())
-    ctx.reporter.log(
-        f"seed {seed}: near-duplicates of unlearned images by set: {counts} (those in "
-        f"unlearn are unlearned too); see {path}"
-    )
-    return {path: splits.format_near_duplicates(ctx.data, sets, duplicates)}
+    if any(map(len, duplicates.values())):
+        path = path.with_name(f"{seed}-near-duplicates.tsv")
+        texts[path] = splits.format_near_duplicates(ctx.data, sets, duplicates)
+        counts = ", ".join(f"{name} {len(rows)}" for name, rows in duplicates.items())
+        ctx.reporter.log(
+            f"seed {seed}: near-duplicates of unlearned images by set: {counts} (those "
+            f"in unlearn are unlearned too); see {path}"
+        )
+    return texts
 
 
 def load_evaluated_sets(ctx: RunContext, seed: int) -> Sets:
@@ -180,10 +160,10 @@ def load_evaluated_sets(ctx: RunContext, seed: int) -> Sets:
         UserError: its predictions are missing or damaged.
     """
     path = outputs_path(ctx.workdir, seed, "original")
-    row_by_id = {name: row for row, name in enumerate(ctx.data.id.tolist())}
+    row_by_id = {id_: row for row, id_ in enumerate(ctx.data.id.tolist())}
     predicted = load_predictions(path)
     try:
-        rows = np.array([row_by_id[name] for name in predicted.id.tolist()])
+        rows = np.array([row_by_id[id_] for id_ in predicted.id.tolist()])
     except KeyError:
         raise UserError(
             f"{path}: missing or damaged; remove "

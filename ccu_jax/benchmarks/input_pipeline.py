@@ -29,8 +29,7 @@ from ccu_jax.benchmarks import harness
 from ccu_jax.benchmarks.harness import Column, Command, Progress
 from ccu_jax.config import Data
 from ccu_jax.config.loading import load_config
-from ccu_jax.data import batches
-from ccu_jax.data.input_pipeline import iterate_batches, jpeg_dataset
+from ccu_jax.data.batches import iterate_batches, jpeg_dataset, plan_batches
 from ccu_jax.data.preparation import images
 from ccu_jax.data.samples import editions
 from ccu_jax.distributed import device_tables
@@ -260,7 +259,7 @@ def _decode_ways(
 
 def _batch_ways(dataset: data.Dataset, batch: int) -> dict[str, Callable[[], float]]:
     rows = np.arange(len(dataset.id))
-    plan = batches.plan_batches(rows, batch, max(1, _WINDOW_ROWS // batch), seed=0)
+    plan = plan_batches(rows, batch, max(1, _WINDOW_ROWS // batch), seed=0)
     names = ("text", "labels", "has_image", "has_text")
     columns = {name: getattr(dataset, name) for name in names}
     image = device_tables.HostColumn(dataset.image, dataset.has_image)

@@ -31,8 +31,8 @@ def load(
     """Loads a data set, and prepares it below the working folder first if necessary.
 
     Prepared files that match the configuration and the source are memory-mapped, which
-    takes no time and no TensorFlow; otherwise they are prepared again. A killed
-    preparation is resumed and leaves no partial data set.
+    takes no time and does not import TensorFlow; otherwise they are prepared again. A
+    killed preparation is resumed and leaves no partial data set.
 
     Args:
         config: which data set, from where, and the sizes to store.
@@ -42,7 +42,7 @@ def load(
 
     Raises:
         UserError: invalid settings, missing or malformed files, no usable row, or other
-            data than expected. What was stored before is left unchanged.
+            data than expected. Stored data are left unchanged.
     """
     fields = _preparation(config, workdir, progress).load_or_prepare(expected)
     return Dataset(name=config.dataset, **fields)
@@ -51,8 +51,7 @@ def load(
 def load_prepared(config: Data, workdir: pathlib.Path) -> Dataset:
     """Maps the data that process 0 has prepared; the source need not be readable here.
 
-    Raises:
-        UserError: there are no prepared data with these settings.
+    Raises UserError if there are no prepared data with these settings.
     """
     return Dataset(name=config.dataset, **prepare.load_prepared(config, workdir))
 

@@ -1,10 +1,19 @@
-"""Batch plans: which row stands at which place of which training step.
+"""Batch plans, which list the rows of every training step, and reading their rows.
 
 A plan is a pure function of the rows, the seed and the global batch size, so neither
 the number of hosts nor a resume changes what is trained on.
 """
 
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import numpy as np
+
+from ccu_jax.data.preparation.tfds_builders import import_tensorflow
+from ccu_jax.distributed.device_tables import HostColumn
 
 
 def plan_batches(
@@ -76,3 +85,55 @@ def plan_single_pass(rows: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarr
     plan = np.pad(rows, (0, steps * batch - len(rows))).reshape(steps, batch)
     mask = np.arange(steps * batch).reshape(steps, batch) < len(rows)
     return plan, mask
+
+
+def iterate_batches(
+    columns: Mapping[str, np.ndarray | HostColumn], plan: np.ndarray
+) -> Iterator[dict[str, np.ndarray]]:
+    """Reads the batches of a plan into memory.
+
+    Args:
+        columns: arrays [N, ...] by name, memory-mapped or not.
+        plan: int [steps, batch], from `plan_batches` or `plan_single_pass`.
+
+    Yields:
+        "row", int [batch], and the same rows of each column.
+    """
+    readers = {name: _row_reader(column) for name, column in columns.items()}
+    for rows in plan:
+        indices = rows.astype(np.intp)  # once, or each column would convert them
+        yield {"row": rows} | {name: read(indices) for name, read in readers.items()}
+
+
+def _row_reader(column: np.ndarray | HostColumn) -> Callable[[np.ndarray], np.ndarray]:
+    if isinstance(column, HostColumn):
+        if not column.valid.all():
+            return column.take
+        column = column.array
+    # np.memmap adds a constant cost to every gather; a plain array view does not.
+    return functools.partial(np.asarray(column).take, axis=0)
+
+
+def jpeg_dataset(paths: Sequence[pathlib.Path], size: int) -> Any:
+    """Returns a tf.data pipeline that decodes JPEG files in every epoch.
+
+    It is the baseline without preparation in the benchmarks.
+
+    Args:
+        paths: the JPEG files.
+        size: S, side of the square in pixels.
+
+    Returns:
+        A `tf.data.Dataset` of batches uint8 [64, S, S, 3].
+    """
+    tf, _ = import_tensorflow()
+
+    def load_image(path):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        image = tf.image.resize_with_pad(image, size, size)
+        return tf.cast(image, tf.uint8)
+
+    files = tf.data.Dataset.from_tensor_slices([str(path) for path in paths])
+    # A fixed number of threads: tf.data.AUTOTUNE starts with few.
+    images = files.map(load_image, num_parallel_calls=os.cpu_count() or 1)
+    return images.batch(64).prefetch(1)

@@ -4,6 +4,7 @@ Validation and test rows stay unchanged, so that scores are comparable. Everythi
 pure function of the data set and the settings.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,10 @@ def apply(data: Dataset, config: Corruptions) -> tuple[Dataset, dict[str, Any]]:
     """
     record: dict[str, Any] = {}
     train = np.flatnonzero(data.split == "train")
-    # Noise comes first: a text that a row has lost cannot be given to another one.
-    for number, (name, corrupt) in enumerate(_CORRUPTIONS.items()):
+    # Noise comes first: a text that a row has lost cannot be moved to another row.
+    for position, (name, corrupt) in enumerate(_CORRUPTIONS.items()):
         if fraction := getattr(config, name):
-            rng = np.random.default_rng([config.seed, number])
+            rng = np.random.default_rng([config.seed, position])
             count = round(fraction * len(train))
             data, num_rows = corrupt(data, train, count, rng)
             record[name] = {"share": fraction, "rows": num_rows}
@@ -45,12 +46,8 @@ def apply(data: Dataset, config: Corruptions) -> tuple[Dataset, dict[str, Any]]:
 def stream_positions(data: Dataset, order: str) -> np.ndarray | None:
     """Returns the position of each row in the training stream.
 
-    Args:
-        data: the data set.
-        order: "shuffled", "stored" or "by_class" (by the first label).
-
-    Returns:
-        int [N], or None if the rows are shuffled freely.
+    Returns int [N] for the orders "stored" and "by_class" (by the first label), None
+    for "shuffled".
     """
     if order == "stored":
         return np.arange(len(data.id))
@@ -92,29 +89,27 @@ def _add_text_noise(
     return data._replace(text=text), len(chosen)
 
 
-def _drop_image(
-    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
+def _drop_modality(
+    field: str,
+    data: Dataset,
+    train: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
 ) -> tuple[Dataset, int]:
+    """Drops the image or text, by the name of its `has_` column."""
     chosen = _choose(rng, train[_has_both(data, train)], count)
-    return _without(data, "has_image", chosen), len(chosen)
-
-
-def _drop_text(
-    data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[Dataset, int]:
-    chosen = _choose(rng, train[_has_both(data, train)], count)
-    return _without(data, "has_text", chosen), len(chosen)
+    return _clear(data, field, chosen), len(chosen)
 
 
 def _drop_any(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Drops image, text or label; the label if only one modality is left."""
+    """Drops image, text or label of each row; the label of a row with one modality."""
     chosen = _choose(rng, train, count)
     loss = rng.integers(3, size=len(chosen))  # 0: image, 1: text, 2: label
     has_both = _has_both(data, chosen)
-    data = _without(data, "has_image", chosen[(loss == 0) & has_both])
-    data = _without(data, "has_text", chosen[(loss == 1) & has_both])
+    data = _clear(data, "has_image", chosen[(loss == 0) & has_both])
+    data = _clear(data, "has_text", chosen[(loss == 1) & has_both])
     split = data.split.astype(f"<U{max(len(DROPPED), data.split.itemsize // 4)}")
     split[chosen[(loss == 2) | ~has_both]] = DROPPED
     return data._replace(split=split), len(chosen)
@@ -124,18 +119,17 @@ def _has_both(data: Dataset, rows: np.ndarray) -> np.ndarray:
     return data.has_image[rows] & data.has_text[rows]
 
 
-def _without(data: Dataset, field: str, rows: np.ndarray) -> Dataset:
-    """Returns the data set with a `has_` column cleared at some rows."""
+def _clear(data: Dataset, field: str, rows: np.ndarray) -> Dataset:
     has_modality = getattr(data, field).copy()
     has_modality[rows] = False
     return data._replace(**{field: has_modality})
 
 
-# The position in this table seeds the random numbers of a corruption.
+# The random numbers of a corruption are seeded by its position in this table.
 _CORRUPTIONS = {
     "noisy_labels": _add_label_noise,
     "noisy_text": _add_text_noise,
-    "missing_image": _drop_image,
-    "missing_text": _drop_text,
+    "missing_image": functools.partial(_drop_modality, "has_image"),
+    "missing_text": functools.partial(_drop_modality, "has_text"),
     "incomplete": _drop_any,
 }

@@ -3,7 +3,7 @@
 An image is reduced to 16 x 16. Its 63-bit hash holds the signs of the low DCT
 frequencies relative to their median, as in pHash (Zauner 2010). Image pairs whose
 hashes differ in at most MAX_BITS bits are candidates. They are near-duplicates if the
-reduced colour images correlate by at least MIN_CORRELATION.
+reduced color images correlate by at least MIN_CORRELATION.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def find_clusters(
 
     Args:
         path: .npy file of images, uint8 [N, S, S, 3].
-        has_image: bool [N]; rows without an image form clusters of their own.
+        has_image: bool [N]; each row without an image is a cluster by itself.
         progress: called with (stage, done, total).
 
     Returns:
@@ -69,23 +69,19 @@ def _reduce_images(
         for start in range(0, total := len(images), _CHUNK):
             progress("looking for near-duplicates", start, total)
             reduced = shrink(images.slice(start, min(start + _CHUNK, total)))
+            std = reduced.reshape(len(reduced), -1).std(axis=1)
             hashes.append(perceptual_hash(reduced))
-            is_textured.append(
-                reduced.reshape(len(reduced), -1).std(axis=1) >= _MIN_STD
-            )
+            is_textured.append(std >= _MIN_STD)
             column.append(reduced.round().astype(np.uint8))
     return np.concatenate(hashes), np.concatenate(is_textured)
 
 
 def connected_components(total: int, pairs: np.ndarray) -> np.ndarray:
-    """Returns the smallest row of each row's connected component.
+    """Returns int [N]: the smallest row number of each row's connected component.
 
     Args:
         total: number of rows N.
         pairs: int [n, 2], the edges.
-
-    Returns:
-        int [N].
     """
     graph = scipy.sparse.coo_array(
         (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(total, total)
@@ -109,8 +105,8 @@ def shrink(images: np.ndarray) -> np.ndarray:
 
 def perceptual_hash(reduced: np.ndarray) -> np.ndarray:
     """Returns the 63-bit hashes uint64 [N] of reduced images [N, 16, 16, 3]."""
-    grey = reduced @ np.array([0.299, 0.587, 0.114], np.float32)
-    frequencies = scipy.fft.dctn(grey, axes=(1, 2), norm="ortho")
+    gray = reduced @ np.array([0.299, 0.587, 0.114], np.float32)
+    frequencies = scipy.fft.dctn(gray, axes=(1, 2), norm="ortho")
     low = frequencies[:, :_NUM_FREQUENCIES, :_NUM_FREQUENCIES]
     low = low.reshape(len(low), -1)[:, 1:]  # without the mean brightness
     bits = low > np.median(low, axis=1, keepdims=True)
@@ -127,7 +123,7 @@ def candidate_pairs(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
 
     Args:
         hashes: uint64 [N].
-        band: which band of bits to compare, in [0, MAX_BITS].
+        band: the band of bits to compare, in [0, MAX_BITS].
 
     Yields:
         int [n, 2], pairs of row numbers.

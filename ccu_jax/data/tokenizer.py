@@ -31,9 +31,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     Args:
         texts: training texts; the result does not depend on their order.
         vocabulary: maximum number of token ids; at most a quarter are characters.
-
-    Returns:
-        The trained tokenizer.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL_TOKENS[UNKNOWN]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -68,11 +65,7 @@ def _choose_alphabet(texts: Iterable[str], vocabulary: int) -> list[str]:
 
 
 def load_tokenizer(path: pathlib.Path) -> Tokenizer:
-    """Loads a stored tokenizer.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Loads a stored tokenizer; raises UserError if it is missing or damaged."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower

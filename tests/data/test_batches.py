@@ -1,17 +1,21 @@
-"""Batch plans."""
+"""Batch plans, and reading the rows of their batches."""
 
 import numpy as np
 import pytest
 
-from ccu_jax.data.batches import plan_batches, plan_single_pass
+from ccu_jax.data.batches import iterate_batches, plan_batches, plan_single_pass
+from ccu_jax.distributed.device_tables import HostColumn
 
 
-def test_each_epoch_of_a_plan_is_a_permutation():
+def test_each_epoch_of_a_plan_is_a_permutation_that_depends_on_the_seed():
     rows = np.array([3, 5, 8, 9, 11, 40, 41])
-    plan = plan_batches(rows, batch=4, steps=7, seed=1).reshape(4, 7)
+    plans = [plan_batches(rows, batch=4, steps=7, seed=seed) for seed in (1, 1, 2)]
+    plan = plans[0].reshape(4, 7)
     assert plan.dtype == np.int32
     assert all(sorted(epoch) == rows.tolist() for epoch in plan)
     assert len({tuple(epoch) for epoch in plan}) > 1
+    assert (plans[0] == plans[1]).all()
+    assert (plans[0] != plans[2]).any()
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -22,12 +26,6 @@ def test_plan_from_any_step_equals_tail_of_full_plan(batch, window):
     for start in range(12):
         resumed = plan_batches(rows, batch, 12 - start, 7, start, window)
         np.testing.assert_array_equal(resumed, plan[start:])
-
-
-def test_plan_depends_on_seed():
-    plans = [plan_batches(np.arange(50), 8, 5, seed) for seed in (0, 0, 1)]
-    assert (plans[0] == plans[1]).all()
-    assert (plans[0] != plans[2]).any()
 
 
 def test_plan_without_rows_is_an_error_and_without_steps_is_empty():
@@ -56,3 +54,16 @@ def test_single_pass_contains_each_row_once_and_masks_the_padding(batch):
     plan, mask = plan_single_pass(rows, batch)
     assert plan.shape == mask.shape == (-(-67 // batch), batch)
     np.testing.assert_array_equal(plan[mask], rows)
+
+
+def test_batches_hold_the_rows_of_the_plan_and_zeros_for_missing_images():
+    rng, has_image = np.random.default_rng(0), np.arange(67) % 5 != 2
+    image = HostColumn(rng.integers(1, 255, (67, 4, 4, 3), np.uint8), has_image)
+    columns = {"image": image, "text": rng.integers(0, 9, (67, 3))}
+    plan = plan_batches(np.arange(67), 8, 3, seed=0)
+    for rows, batch in zip(plan, iterate_batches(columns, plan), strict=True):
+        np.testing.assert_array_equal(batch["row"], rows)
+        np.testing.assert_array_equal(batch["text"], columns["text"][rows])
+        assert batch["image"][has_image[rows]].all()
+        assert not batch["image"][~has_image[rows]].any()
+    assert image.array.all()  # the column itself is not modified

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from ccu_jax.data.clipart import CLIPART
 from ccu_jax.data.near_duplicates import (
     MAX_BITS,
     candidate_pairs,
@@ -16,6 +15,7 @@ from ccu_jax.data.near_duplicates import (
     shrink,
 )
 from ccu_jax.data.preparation.images import decode
+from ccu_jax.data.readers.base import CLIPART
 
 SIZE = 48
 

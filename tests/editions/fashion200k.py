@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
+from ccu_jax.data.readers.fashion200k import LABEL_FILES
 from tests.editions.images import damage_images
 
 _PATH = "skipped: path is not of the known form"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
-from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES, SUB_CATEGORIES
-from ccu_jax.data.readers.hatefulmemes_splits import FILES, TRAIN
+from ccu_jax.data.readers.fashion200k import LABEL_FILES, SUB_CATEGORIES
+from ccu_jax.data.readers.hatefulmemes import FILES, TRAIN
 from ccu_jax.data.readers.mmimdb import GENRES
 from tests.fuzz.archives import pack_tree
 from tests.fuzz.contents import (

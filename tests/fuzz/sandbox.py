@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
-from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
+from ccu_jax.data.readers.fashion200k import LABEL_FILES
 from ccu_jax.data.readers.untrusted_files import is_within
 from tests.fuzz.contents import SECRET, Folder, Link, Pipe, SparseFile, Tree
 from tests.fuzz.images import SMALL

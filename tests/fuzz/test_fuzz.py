@@ -17,7 +17,7 @@ from ccu_jax.data import near_duplicates
 from ccu_jax.data.preparation import images
 from ccu_jax.data.readers import pairs, untrusted_files
 from ccu_jax.data.readers.base import SkipExample
-from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
+from ccu_jax.data.readers.fashion200k import LABEL_FILES
 from ccu_jax.data.tokenizer import END, PAD, UNKNOWN, encode, train_tokenizer
 from tests.data.readers.layouts import dump_lines
 from tests.fuzz import sandbox as sandbox_module

@@ -1,8 +1,9 @@
-"""The interface of a reader: where a data set lies, its examples, what is skipped."""
+"""The interface of readers: where a data set lies, its examples, and counts."""
 
+import collections
 import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
@@ -10,6 +11,7 @@ from ccu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 MARKER = "SYNTHETIC.txt"  # a file of this name marks a folder as a sample edition
+CLIPART = pathlib.Path(__file__).parents[1] / "clipart"  # pairs in the package
 
 Progress = Callable[[str, int, int], None]
 Unpack = Callable[[pathlib.Path], pathlib.Path]
@@ -63,16 +65,12 @@ class Counts:
         self.numbers: dict[str, int] = {}
 
     def add(self, name: str, number: int = 1) -> None:
-        """Adds to the count of this name; 0 adds no entry."""
+        """Adds to a count; adding 0 creates no entry."""
         if number:
             self.numbers[name] = self.numbers.get(name, 0) + number
 
     def skip(self, reason: str, row_name: str) -> None:
-        """Counts a row that cannot be used.
-
-        Raises:
-            UserError: rows must not be skipped (`strict`).
-        """
+        """Counts a row that cannot be used; raises UserError if `strict`."""
         if self.strict:
             raise UserError(
                 f"{self.origin}: {row_name}: {reason} (data.strict is on: mend or "
@@ -87,15 +85,15 @@ class Counts:
 
 
 class Reader(NamedTuple):
-    """A row of DATASETS: how to find, fingerprint and read one kind of data set."""
+    """An entry of DATASETS: how to find, fingerprint and read a kind of data set."""
 
     # Finds the files; raises UserError if they are missing. Without `data.dir` it
-    # names the place of the sample edition, which may not be written yet.
+    # returns the location of the sample edition, which may not be written yet.
     locate: Callable[[Data, pathlib.Path], Location]
-    # Returns a cheap fingerprint that changes when files change.
+    # Returns a fingerprint that changes when files change, without reading images.
     signature: Callable[[Data, Location], str]
     # Reads lists of rows, no images. `Unpack` returns the folder that an archive in
-    # the location was unpacked to; what is skipped here is counted in `Counts`.
+    # the location was unpacked to; skipped rows of the lists are added to `Counts`.
     open: Callable[[Data, Location, Counts, Unpack], Source]
 
 
@@ -112,6 +110,12 @@ def digest_file(path: pathlib.Path) -> str:
     """Hashes the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def count_ambiguous(pairs: Iterable[tuple[Hashable, Hashable]]) -> int:
+    """Counts the keys that occur with two or more values in pairs (key, value)."""
+    num_values = collections.Counter(key for key, _ in set(pairs))
+    return sum(number > 1 for number in num_values.values())
 
 
 def hash_fraction(*parts: str) -> float:

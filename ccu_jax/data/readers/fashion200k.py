@@ -6,8 +6,12 @@ r"""Fashion200k (Han et al., 2017) in its official layout: clothes and their tit
 Get it from https://github.com/xthan/fashion-200k ; this module downloads nothing.
 """
 
+import collections
 import os
 import pathlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.readers.base import (
@@ -15,25 +19,91 @@ from ccu_jax.data.readers.base import (
     Example,
     Location,
     Reader,
+    SkipExample,
     Source,
     Unpack,
+    count_ambiguous,
     hash_fraction,
 )
-from ccu_jax.data.readers.fashion200k_labels import (
-    CATEGORIES,
-    LABEL_FILES,
-    SUB_CATEGORIES,
-    Row,
-    read_rows,
-)
-from ccu_jax.data.readers.fashion200k_titles import clean_title, compile_class_words
-from ccu_jax.data.readers.releases import Release, find_images, unpack_images
-from ccu_jax.data.readers.untrusted_files import Folder
+from ccu_jax.data.readers.releases import Release
+from ccu_jax.data.readers.untrusted_files import Folder, decode_line, iter_lines
 from ccu_jax.errors import UserError
 
 PAGE = "https://github.com/xthan/fashion-200k"
 ARCHIVE = "women.tar.gz"
-_LISTS = tuple(f"labels/{name}" for name in LABEL_FILES)
+CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
+FOLDERS = {
+    "dresses": "dress",
+    "jackets": "jacket",
+    "pants": "pants",
+    "skirts": "skirt",
+    "tops": "top",
+}
+_SUB_CATEGORIES = {
+    "dress": """
+        cocktail_dresses prom_and_formal_dresses mini_and_short_dresses
+        casual_and_day_dresses maxi_and_long_dresses gowns
+    """,
+    "jacket": """
+        casual_jackets leather_jackets waistcoats_and_gilets padded_and_down_jackets
+        blazers_and_suit_jackets denim_jackets fur_jackets
+    """,
+    "pants": """
+        leggings wide-leg_and_palazzo_pants cropped_pants skinny_pants
+        straight-leg_pants full_length_pants harem_pants cargo_pants
+    """,
+    "skirt": "mid_length_skirts mini_skirts knee_length_skirts maxi_skirts",
+    "top": """
+        long_sleeved_tops short_sleeve_tops shirts sleeveless_and_tank_tops t-shirts
+        blouses
+    """,
+}
+SUB_CATEGORIES = {
+    category: tuple(names.split()) for category, names in _SUB_CATEGORIES.items()
+}
+# Category and split of each label file, in the order in which rows are read.
+LABEL_FILES = {
+    f"{category}_{split}_detect_all.txt": (category, split)
+    for category in CATEGORIES
+    for split in ("test", "train")
+}
+# No match leads out of the folder. The lengths are bounded because all ids are stored
+# in as many characters as the longest one; official paths are far shorter.
+_PATH = re.compile(
+    rf"women/({'|'.join(FOLDERS)})/([A-Za-z0-9_-]{{1,80}})/([0-9]{{1,20}})/"
+    r"[A-Za-z0-9_-]{1,80}\.jpeg"
+)
+
+# The character that a continuation byte of UTF-8 (0x80 to 0x9F) became when it was read
+# as Windows-1252. Read as Latin-1, every byte keeps its value.
+_WINDOWS = {
+    bytes([byte]).decode("cp1252"): byte
+    for byte in range(0x80, 0xA0)
+    if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # not defined
+}
+_CONTINUATION = "[\u0080-\u00bf" + "".join(_WINDOWS) + "]"
+# The titles were lowercased after that, so the first byte may be 0x20 too high.
+# "\u00e4" and "\u00e5" count as such a byte only before a control character: before
+# others they are far more often letters.
+_DOUBLE_ENCODED = re.compile(
+    f"\u00e2{_CONTINUATION}{{2}}|[\u00c2\u00c3\u00e2\u00e3]{_CONTINUATION}"
+    "|[\u00c4\u00c5\u00e4\u00e5][\u0080-\u009f]"
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LETTER = re.compile(r"[^\W_]")
+_TIRG = ((".", "dotmark"), ("?", "questionmark"), ("&", "andmark"), ("*", "starmark"))
+
+
+class Row(NamedTuple):
+    """A checked line of a label file."""
+
+    where: str  # file and line
+    path: str  # of the image, below the root
+    category: str
+    sub_category: str
+    product: str
+    title: str
+    split: str  # "train" or "test"
 
 
 def open_fashion200k(
@@ -41,21 +111,17 @@ def open_fashion200k(
 ) -> Source:
     """Reads the label files; raises UserError if none of the listed images exists."""
     root, is_sub_task = location.root, config.task == "sub_category"
-    images = find_images(root, "women", (ARCHIVE,))
-    images = unpack_images(images, counts, unpack, "women")
-    rows, listed = read_rows(root / "labels", counts, is_sub_task)
-    products = {"train": set(), "test": set()}
-    for row in rows:
-        products[row.split].add(row.product)
-    in_both = products["train"] & products["test"]
-    counts.add("noted: product in two splits", len(in_both))
-    any_listed, num_unlisted = _search_images(images, listed)
-    if listed and not any_listed:
+    images = RELEASE.unpack_images(root, counts, unpack)
+    rows, listed = _read_rows(root / "labels", counts, is_sub_task)
+    num_torn = count_ambiguous((row.product, row.split) for row in rows)
+    counts.add("noted: product in two splits", num_torn)
+    is_listed = collections.Counter(path in listed for path in _iter_images(images))
+    if listed and not is_listed[True]:
         raise UserError(
             f"data.dir: {root} has none of the images that labels/ lists: unpack "
             f"{ARCHIVE} there, see {PAGE}"
         )
-    counts.add("ignored: image that no label file lists", num_unlisted)
+    counts.add("ignored: image that no label file lists", is_listed[False])
     folder, classes, masked_words = Folder(images), CATEGORIES, None
     if is_sub_task:
         classes = tuple(name for names in SUB_CATEGORIES.values() for name in names)
@@ -80,47 +146,157 @@ def open_fashion200k(
     return Source(classes, False, "accuracy", rows, read, lambda row: row.where)
 
 
-def _search_images(images: pathlib.Path, listed: set[str]) -> tuple[bool, int]:
-    """Returns whether any listed image exists, and the number of unlisted ones."""
-    any_listed, num_unlisted = False, 0
-    folders = [("women", str(images))]
-    while folders:
-        name_above, folder = folders.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    name = f"{name_above}/{entry.name}"
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append((name, entry.path))
-                    elif name.endswith(".jpeg"):
-                        any_listed |= name in listed
-                        num_unlisted += name not in listed
-        except OSError:
-            continue  # its images are counted when they cannot be read
-    return any_listed, num_unlisted
+def _iter_images(folder: pathlib.Path) -> Iterator[str]:
+    """Yields the paths of all images, in the form of the label files."""
+    for above, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(f"{above}/{name}")]
+        for name in names + links:
+            if name.endswith(".jpeg"):
+                yield f"women{above[len(str(folder)) :]}/{name}"
 
 
-def _files(root: pathlib.Path) -> dict[str, bool]:
-    lists = {name: (root / name).is_file() for name in _LISTS}
-    images = find_images(root, "women", (ARCHIVE,))
-    return lists | {f"women/ or {ARCHIVE}": images.exists()}
+def _read_rows(
+    labels: pathlib.Path, counts: Counts, only_known_sub_categories: bool
+) -> tuple[list[Row], set[str]]:
+    """Returns the usable rows of all label files, and the paths that they list."""
+    rows, paths = [], set()
+    for name, (category, split) in LABEL_FILES.items():
+        for line, raw in iter_lines(labels / name):
+            counts.add("read")
+            where = f"{name} line {line}"
+            try:
+                row = _parse_row(where, raw, category, split)
+                if row.path in paths:
+                    raise SkipExample("path listed twice")
+                paths.add(row.path)
+                is_known = row.sub_category in SUB_CATEGORIES[category]
+                if only_known_sub_categories and not is_known:
+                    raise SkipExample("sub-category unknown")
+            except SkipExample as reason:
+                counts.skip(str(reason), where)
+            else:
+                rows.append(row)
+    return rows, paths
 
 
-def _watched(root: pathlib.Path) -> list[pathlib.Path]:
-    images = find_images(root, "women", (ARCHIVE,))
-    # Without the folders of products, of which there are some 70,000.
-    return [images, *sorted(images.glob("*")), *sorted(images.glob("*/*"))]
+def _parse_row(where: str, raw: bytes | None, category: str, split: str) -> Row:
+    columns = decode_line(raw).split("\t")
+    if len(columns) != 3:
+        raise SkipExample("row has the wrong number of columns")
+    path, _, title = columns
+    match = _PATH.fullmatch(path)
+    if not match:
+        raise SkipExample("path is not of the known form")
+    if FOLDERS[match[1]] != category:
+        raise SkipExample("path is of another category than the label file")
+    return Row(where, path, category, match[2], match[3], title, split)
+
+
+# --- titles ---------------------------------------------------------------------------
+
+
+def clean_title(
+    raw: str, masked_words: re.Pattern[str] | None = None, tirg: bool = False
+) -> tuple[str | None, tuple[str, ...]]:
+    """Repairs the encoding of a title; removes control characters and masked words.
+
+    Args:
+        raw: the title as the label file has it.
+        masked_words: words to remove, from `compile_class_words`.
+        tirg: whether punctuation becomes words, as in TIRG (Vo et al., 2019).
+
+    Returns:
+        The title, None if nothing is left of it; notes to count.
+    """
+    notes = []
+    title = _fix_double_encoding(raw)
+    if title != raw:
+        notes.append("noted: doubly encoded title")
+    spaced = _CONTROL.sub(" ", title)
+    if spaced != title:
+        notes.append("noted: control characters in a title")
+    words = spaced.split()
+    if not words:
+        notes.append("noted: empty title")
+    if not spaced.isascii():
+        notes.append("noted: non-ASCII title")
+    if masked_words and words:
+        words = _remove_masked(words, masked_words)
+        if not words:
+            notes.append("noted: title with nothing but masked words")
+    title = " ".join(words)
+    for mark, word in _TIRG if tirg else ():
+        title = title.replace(mark, word)
+    return title or None, tuple(notes)
+
+
+def compile_class_words(names: Iterable[str]) -> re.Pattern[str]:
+    """Compiles a pattern of the words in class names, singular and plural.
+
+    Args:
+        names: such as "dress" or "long_sleeved_tops". The last word of a name also
+            matches the end of a longer word, such as "sundress", unless it is as short
+            as "top".
+    """
+    exact, endings = set(), set()
+    for name in names:
+        *modifiers, noun = (_to_singular(word) for word in re.split("[_-]", name))
+        exact.update(word for word in modifiers if word != "and")
+        (endings if len(noun) > 3 else exact).add(noun)
+    words = [*(rf"\w*{word}" for word in sorted(endings)), *sorted(exact)]
+    return re.compile(
+        rf"(?<!\w)(?:{'|'.join(words)})(?:e?s)?(?:['\u2019]s)?(?!\w)", re.IGNORECASE
+    )
+
+
+def _fix_double_encoding(text: str) -> str:
+    """Repairs UTF-8 that was read as Latin-1 or Windows-1252 and encoded again."""
+    for _ in range(3):  # some titles were encoded more than twice
+        before, text = text, _DOUBLE_ENCODED.sub(_decode, text)
+        if text == before:
+            break
+    return text
+
+
+def _decode(match: re.Match[str]) -> str:
+    data = bytes(_WINDOWS.get(character) or ord(character) for character in match[0])
+    if len(data) == 2 and data[0] >= 0xE0:
+        data = bytes([data[0] - 0x20, data[1]])
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return match[0]
+    return text.lower() if match[0].islower() else text
+
+
+def _to_singular(word: str) -> str:
+    if word.endswith("sses"):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+def _remove_masked(words: list[str], masked: re.Pattern[str]) -> list[str]:
+    remaining = []
+    for word in words:
+        rest = masked.sub("", word)
+        if rest != word:  # "v-neck-top" becomes "v-neck" and "top." becomes ""
+            # A pattern with "$" would take hours for a long row of marks.
+            letters = [match.start() for match in _LETTER.finditer(rest)]
+            rest = rest[letters[0] : letters[-1] + 1] if letters else ""
+        if rest:
+            remaining.append(rest)
+    return remaining
 
 
 RELEASE = Release(
     title="Fashion200k",
     remedy=f"get it from {PAGE}",
     sample_root="fashion200k",
-    lists=_LISTS,
-    images=("women", ARCHIVE),
+    lists=tuple(f"labels/{name}" for name in LABEL_FILES),
+    image_folders=("women",),
+    image_archives=(ARCHIVE,),
     subfolders=("fashion-200k", "fashion200k"),
     inner_folders=("labels", "women", "detection"),
-    files=_files,
-    watched=_watched,
+    watched_depth=2,  # without the folders of products, of which there are some 70,000
 )
 READER = Reader(RELEASE.locate, RELEASE.signature, open_fashion200k)

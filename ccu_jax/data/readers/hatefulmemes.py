@@ -1,9 +1,11 @@
-"""Hateful Memes (Kiela et al., 2020) in its official layouts: memes, hateful or not.
+r"""Hateful Memes (Kiela et al., 2020) in its official layouts: memes, hateful or not.
 
     data/img/<5 digits>.png        the images, or img.tar.gz (img.zip) of them
-    data/train.jsonl               one row a line: "id", "img", "label", "text"
-    data/dev.jsonl  test.jsonl     first phase of the contest
-    data/dev_seen.jsonl  dev_unseen.jsonl  test_seen.jsonl  test_unseen.jsonl   second
+    data/train.jsonl               one row a line
+    data/dev.jsonl  test.jsonl     first phase of the contest:
+        {"id":1235,"img":"img\/01235.png","label":0,"text":"..."}
+    data/dev_seen.jsonl  dev_unseen.jsonl  test_seen.jsonl  test_unseen.jsonl   second:
+        {"id": "01235", "img": "img/01235.png", "label": 0, "text": "..."}
 
 Get it from https://hatefulmemeschallenge.com/ , where its licence is accepted; this
 module downloads nothing. The official files are offensive: no row of them belongs in
@@ -11,6 +13,9 @@ messages, documents or tests.
 """
 
 import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.readers.base import (
@@ -18,16 +23,40 @@ from ccu_jax.data.readers.base import (
     Example,
     Location,
     Reader,
+    SkipExample,
     Source,
     Unpack,
+    count_ambiguous,
+    hash_fraction,
 )
-from ccu_jax.data.readers.hatefulmemes_splits import FILES, TRAIN, Row, read_rows
-from ccu_jax.data.readers.releases import Release, find_images, unpack_images
-from ccu_jax.data.readers.untrusted_files import Folder
+from ccu_jax.data.readers.releases import Release
+from ccu_jax.data.readers.untrusted_files import (
+    Folder,
+    clean_text,
+    iter_lines,
+    parse_json_line,
+)
+from ccu_jax.errors import UserError
 
-PAGE = "https://hatefulmemeschallenge.com/"
 CLASSES = ("not-hateful", "hateful")
-_ARCHIVES = ("img.tar.gz", "img.zip")
+TRAIN = "train.jsonl"
+# The second phase comes first: it corrected labels.
+_DEV = ("dev_seen.jsonl", "dev_unseen.jsonl", "dev.jsonl")
+_TEST = ("test_seen.jsonl", "test_unseen.jsonl", "test.jsonl")
+FILES = (TRAIN, *_DEV, *_TEST)
+# Other paths may lead out of the folder, or break lists of ids.
+_IMAGE = re.compile(r"img/([^/\\]+)")
+
+
+class Row(NamedTuple):
+    """A meme that can be used if its image can."""
+
+    id: str  # stem of the image's name; the field "id" may have lost leading zeros
+    image: str  # name of the file in img/
+    text: str | None
+    label: int
+    split: str  # one of SPLITS
+    notes: tuple[str, ...]
 
 
 def open_hatefulmemes(
@@ -40,11 +69,10 @@ def open_hatefulmemes(
     test split, and a fraction of the training rows becomes the validation split.
 
     Raises:
-        UserError: no row to train on, or none to test on.
+        UserError: no row to train on, or none to test on; a list cannot be read.
     """
-    rows = read_rows(location.root, config.validation_fraction, counts)
-    images = find_images(location.root, "img", _ARCHIVES)
-    folder = Folder(unpack_images(images, counts, unpack, "img"))
+    rows = _read_rows(location.root, config.validation_fraction, counts)
+    folder = Folder(RELEASE.unpack_images(location.root, counts, unpack))
 
     def read(row: Row) -> Example:
         image = folder.read(row.image, "image")
@@ -54,24 +82,153 @@ def open_hatefulmemes(
     return Source(CLASSES, False, "auroc", rows, read, lambda row: row.id)
 
 
-def _files(root: pathlib.Path) -> dict[str, bool]:
-    has_images = find_images(root, "img", _ARCHIVES).exists()
-    return {
-        TRAIN: (root / TRAIN).is_file(),
-        f"img/ or {' or '.join(_ARCHIVES)}": has_images,
-    }
+def _read_rows(
+    root: pathlib.Path, validation_fraction: float, counts: Counts
+) -> list[Row]:
+    """Reads all lists in a folder and returns the usable rows, each id once."""
+    seen: dict[str, _FirstRow] = {}
+    try:
+        train = _read_lists(root, "train", (TRAIN,), counts, seen)
+        dev = _read_lists(root, "dev", _DEV, counts, seen)
+        test = _read_lists(root, "test", _TEST, counts, seen)
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: {error.strerror}") from None
+    texts = ((row.text, row.label) for row in train if row.text is not None)
+    counts.add("noted: text with both labels", count_ambiguous(texts))
+    if not train:
+        raise counts.no_rows_error()
+    if not test and not dev:
+        raise UserError(
+            f"{root}: no row to test on: none with a label in any of "
+            f"{', '.join(_DEV + _TEST)}"
+        )
+    if not test:
+        counts.add("noted: no labelled test file: the dev files are the test set")
+        dev, test = [], dev
+    elif not dev:
+        counts.add("noted: no labelled dev file: validation is a part of train")
+    if not dev:
+        ids = {
+            row.id
+            for row in train
+            if hash_fraction("validation", row.id) < validation_fraction
+        }
+        dev = [row for row in train if row.id in ids]
+        train = [row for row in train if row.id not in ids]
+    return [
+        row._replace(split=split)
+        for split, rows in (("train", train), ("validation", dev), ("test", test))
+        for row in rows
+    ]
 
 
+class _FirstRow(NamedTuple):
+    """Where an id occurs first, and its label there."""
+
+    kind: str  # "train", "dev" or "test"
+    where: str  # file and line
+    file: str
+    label: int
+
+
+def _read_lists(
+    root: pathlib.Path,
+    kind: str,
+    names: tuple[str, ...],
+    counts: Counts,
+    seen: dict[str, _FirstRow],
+) -> list[Row]:
+    """Returns the usable rows of the train, dev or test files; adds them to `seen`."""
+    rows = []
+    for name in names:
+        path = root / name
+        if not path.is_file():
+            continue
+        counts.add("noted: file without final newline", int(_lacks_final_newline(path)))
+        for line, raw in iter_lines(path):
+            where = f"{name} line {line}"
+            try:
+                row = _parse_row(parse_json_line(raw))
+            except SkipExample as reason:
+                counts.add("read")
+                counts.skip(str(reason), where)
+                continue
+            first = seen.setdefault(row.id, _FirstRow(kind, where, name, row.label))
+            if first.kind == kind and first.file != name:
+                # dev_seen and dev_unseen have 400 memes in common: not a second row.
+                counts.add(f"noted: id in two {kind} files")
+                if first.label != row.label:
+                    counts.add(f"noted: label differs in two {kind} files")
+                continue
+            counts.add("read")
+            if first.where == where:
+                rows.append(row)
+            elif first.kind == kind:
+                counts.skip("id listed twice", f"{where} ({row.id})")
+            else:
+                reason = f"id is in the {first.kind} split too"
+                counts.skip(reason, f"{where} ({row.id})")
+    return rows
+
+
+def _lacks_final_newline(path: pathlib.Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return False
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def _parse_row(fields: dict[str, Any]) -> Row:
+    """Returns a row of a list, with split "train"; raises SkipExample."""
+    image, text = fields.get("img"), fields.get("text")
+    match = _IMAGE.fullmatch(image) if isinstance(image, str) else None
+    name = match[1] if match else ""
+    id_ = pathlib.PurePosixPath(name).stem
+    is_lost_in_list = id_ != id_.strip() or f"{id_} ".startswith("# ")
+    if not name or not name.isprintable() or name in (".", "..") or is_lost_in_list:
+        raise SkipExample("img is no path below img/")
+    label = _parse_label(fields.get("label"))
+    text, notes = clean_text(text if isinstance(text, str) else None)
+    if text is None:
+        notes += ("noted: row without text",)
+    elif not text.isascii():
+        notes += ("noted: non-ASCII text",)
+    return Row(id_, name, text, label, "train", (*_id_notes(fields, id_), *notes))
+
+
+def _parse_label(label: Any) -> int:
+    """Returns 0 or 1; raises SkipExample for -1 and null, which stand for no label."""
+    if isinstance(label, str):
+        label = {"0": 0, "1": 1, "-1": -1}.get(label, label)
+    if label is None or label == -1:
+        raise SkipExample("no label")
+    if label not in (0, 1):
+        raise SkipExample("label is neither 0 nor 1")
+    return int(label)
+
+
+def _id_notes(fields: dict[str, Any], id_: str) -> Iterator[str]:
+    """Yields the note for a field "id" that is not the stem of the image's name."""
+    field = fields.get("id")
+    is_id = isinstance(field, int | str) and not isinstance(field, bool)
+    if not is_id or str(field).lstrip("0") != id_.lstrip("0"):
+        yield "noted: id is not the image's"
+    elif str(field) != id_:
+        yield "noted: id without its leading zeros"
+
+
+_PAGE = "https://hatefulmemeschallenge.com/"
 RELEASE = Release(
     title="Hateful Memes",
-    remedy=f"get it from {PAGE} (if the download is gone, ask Meta for access)",
+    remedy=f"get it from {_PAGE} (if the download is gone, ask Meta for access)",
     sample_root="hatefulmemes/data",
-    lists=FILES,
-    images=("img", *_ARCHIVES),
+    lists=(TRAIN,),
+    optional_lists=_DEV + _TEST,
+    image_folders=("img",),
+    image_archives=("img.tar.gz", "img.zip"),
     subfolders=("data",),
     inner_folders=("img",),
-    files=_files,
-    watched=lambda root: [find_images(root, "img", _ARCHIVES)],
     any_subfolder=True,
 )
 READER = Reader(RELEASE.locate, RELEASE.signature, open_hatefulmemes)

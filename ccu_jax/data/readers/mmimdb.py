@@ -11,7 +11,8 @@ http://lisi1.unal.edu.co/mmimdb/ ; this module downloads nothing.
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.readers.base import (
@@ -51,21 +52,6 @@ _OFFICIAL_SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 _AUTHOR = re.compile(r"::[^:\n]{0,80}$")  # IMDb appends it to a plot
 
 
-class Key(NamedTuple):
-    """A movie that `split.json` lists."""
-
-    id: str
-    split: str
-
-
-class _Layout(NamedTuple):
-    """The folder of a release, and the names of the folders in it."""
-
-    folder: Folder
-    texts: str  # holds the .json files
-    posters: str
-
-
 def open_mmimdb(
     config: Data, location: Location, counts: Counts, unpack: Unpack
 ) -> Source:
@@ -82,31 +68,100 @@ def open_mmimdb(
             )
         if (root / MARKER).is_file():  # unknown when the location was named
             counts.add(f"noted: {ARCHIVE} holds a sample edition")
-    layout = _Layout(Folder(root), *_folder_names(root))
-    keys = _read_keys(layout, counts)
-    _check_files(layout, {key.id for key in keys}, counts)
-    policy = config.plot_policy
+    folder, (texts, posters) = Folder(root), _folder_names(root)
+    keys = _read_keys(folder, counts)
+    _check_files(folder.root / texts, ".json", keys, counts)
+    _check_files(folder.root / posters, ".jpeg", keys, counts)
 
-    def read(key: Key) -> Example:
-        return _read_movie(layout, key, policy)
+    def read(key: tuple[str, str]) -> Example:
+        id_, split = key
+        text = folder.read_text(f"{texts}/{id_}.json", "text file")
+        plot, labels, notes = _parse_movie(text, config.plot_policy)
+        poster = folder.read(f"{posters}/{id_}.jpeg", "image")
+        return Example(id_, id_, poster, plot, labels, split, notes)
 
-    return Source(GENRES, True, "micro_f1", keys, read, lambda key: key.id)
+    return Source(GENRES, True, "micro_f1", [*keys.items()], read, lambda key: key[0])
 
 
-def choose_plot(plots: list[str], policy: str) -> tuple[str, tuple[str, ...]] | None:
-    """Returns the first or the longest plot without `::author`, and notes to count.
+def _read_index(folder: Folder) -> dict[str, list[Any]]:
+    """Returns the content of `split.json`; the entries of its lists are unchecked."""
+    try:
+        text = folder.read_text(INDEX, INDEX, 4 * MAX_TEXT_BYTES)
+        splits = parse_json(text, INDEX)
+        for name in _OFFICIAL_SPLITS.values():
+            if not isinstance(splits, dict) or not isinstance(splits.get(name), list):
+                raise SkipExample(f'{INDEX} has no list "{name}"')
+    except SkipExample as reason:
+        raise UserError(
+            f"{folder.root}: {reason}; use that of {ARCHIVE}, see {PAGE}"
+        ) from None
+    return splits
 
-    Returns None if no plot has any text.
-    """
-    cleaned = [
-        _clean_plot(plot) for plot in (plots if policy == "longest" else plots[:1])
-    ]
-    chosen = max(cleaned, key=lambda plot: len(plot[0]), default=("", ()))
-    return chosen if chosen[0] else None
+
+def _read_keys(folder: Folder, counts: Counts) -> dict[str, str]:
+    """Returns the split of each movie by id, train first, in the order of the index."""
+    index = _read_index(folder)
+    keys: dict[str, str] = {}
+    for split, name in _OFFICIAL_SPLITS.items():
+        counts.add("read", len(index[name]))
+        for position, id_ in enumerate(index[name], start=1):
+            entry = f'{INDEX} "{name}" entry {position}'
+            # Also keeps "../" out of file names.
+            if not isinstance(id_, str) or not re.fullmatch("[0-9]{7,8}", id_):
+                counts.skip("id is not 7 digits", entry)
+            elif id_ in keys:
+                counts.skip("id listed twice", f"{entry} ({id_})")
+            else:
+                keys[id_] = split
+    return keys
+
+
+def _check_files(
+    folder: pathlib.Path, ending: str, ids: Collection[str], counts: Counts
+) -> None:
+    """Raises UserError if more than half of the files are missing."""
+    existing = {name for name in os.listdir(folder) if name.endswith(ending)}
+    expected = {id_ + ending for id_ in ids}
+    num_missing = len(expected - existing)
+    if 2 * num_missing > len(ids):
+        raise UserError(
+            f"{folder} lacks {num_missing} of the {len(ids)} {ending} files that "
+            f"{INDEX} lists: unpack {ARCHIVE} again, see {PAGE}"
+        )
+    if ending == ".json":
+        num_unlisted = len(existing - expected)
+        counts.add(f"ignored: .json file that {INDEX} does not list", num_unlisted)
+
+
+def _parse_movie(
+    text: str, plot_policy: str
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Returns the plot and the genres of a .json file, and notes to count."""
+    movie = parse_json(text, "text file")
+    if not isinstance(movie, dict):
+        raise SkipExample("text file is no JSON object")
+    plots = [plot for plot in _as_list(movie.get("plot")) if isinstance(plot, str)]
+    candidates = plots if plot_policy == "longest" else plots[:1]
+    plot, notes = max(
+        map(_clean_plot, candidates), key=lambda plot: len(plot[0]), default=("", ())
+    )
+    if not plot:
+        raise SkipExample("no plot")
+    genres = _as_list(movie.get("genres"))
+    labels = tuple(genre for genre in GENRES if genre in genres)
+    if not labels:
+        raise SkipExample(f"none of the {len(GENRES)} genres")
+    # Reports show the names of counts, so no unknown genre becomes part of one.
+    notes += tuple(
+        f"ignored: genre {genre}" for genre in _RARE_GENRES if genre in genres
+    )
+    if any(genre not in (*GENRES, *_RARE_GENRES) for genre in genres):
+        notes += ("ignored: unknown genre",)
+    return plot, labels, notes
 
 
 def _clean_plot(plot: str) -> tuple[str, tuple[str, ...]]:
-    """Returns a plot as it is stored, and notes to count."""
+    """Returns a plot without `::author`, and notes to count."""
     full, notes = clean_text(plot)
     text = _AUTHOR.sub("", full or "").strip()
     if text != (full or ""):
@@ -116,6 +171,12 @@ def _clean_plot(plot: str) -> tuple[str, tuple[str, ...]]:
     return text, notes
 
 
+def _as_list(value: Any) -> list[Any]:
+    """Returns a list as it is, a text as a list of one, and [] for anything else."""
+    value = [value] if isinstance(value, str) else value
+    return value if isinstance(value, list) else []
+
+
 def _folder_names(root: pathlib.Path) -> tuple[str, str]:
     """Returns the folders of the .json and .jpeg files; some copies separate them."""
     if (root / "labels").is_dir() and (root / "images").is_dir():
@@ -123,106 +184,26 @@ def _folder_names(root: pathlib.Path) -> tuple[str, str]:
     return "dataset", "dataset"
 
 
-def _read_index(layout: _Layout) -> dict[str, list[Any]]:
-    """Returns the content of `split.json`; the entries of its lists are unchecked."""
-    try:
-        text = layout.folder.read_text(INDEX, INDEX, 4 * MAX_TEXT_BYTES)
-        splits = parse_json(text, INDEX)
-        for name in _OFFICIAL_SPLITS.values():
-            if not isinstance(splits, dict) or not isinstance(splits.get(name), list):
-                raise SkipExample(f'{INDEX} has no list "{name}"')
-    except SkipExample as reason:
-        raise UserError(
-            f"{layout.folder.root}: {reason}; use that of {ARCHIVE}, see {PAGE}"
-        ) from None
-    return splits
+class _MmimdbRelease(Release):
+    """MM-IMDb, whose images lie among the texts or in a folder beside them."""
+
+    def has_images(self, root: pathlib.Path) -> bool:
+        return all((root / name).is_dir() for name in _folder_names(root))
+
+    def watched_paths(self, root: pathlib.Path) -> list[pathlib.Path]:
+        is_packed = self.find_root(root) is None
+        names = (ARCHIVE,) if is_packed else _folder_names(root)
+        return [root / name for name in names]
 
 
-def _read_keys(layout: _Layout, counts: Counts) -> list[Key]:
-    """Returns the movies, train first, in the order of `split.json`."""
-    splits = _read_index(layout)
-    keys: dict[str, Key] = {}
-    for split, name in _OFFICIAL_SPLITS.items():
-        counts.add("read", len(splits[name]))
-        for position, id_ in enumerate(splits[name], start=1):
-            entry = f'{INDEX} "{name}" entry {position}'
-            # Also keeps "../" out of file names.
-            if not isinstance(id_, str) or not re.fullmatch("[0-9]{7,8}", id_):
-                counts.skip("id is not 7 digits", entry)
-            elif id_ in keys:
-                counts.skip("id listed twice", f"{entry} ({id_})")
-            else:
-                keys[id_] = Key(id_, split)
-    return list(keys.values())
-
-
-def _check_files(layout: _Layout, listed: set[str], counts: Counts) -> None:
-    """Raises UserError if more than half of the files are missing."""
-    root = layout.folder.root
-    for name, ending in ((layout.texts, ".json"), (layout.posters, ".jpeg")):
-        existing = {file for file in os.listdir(root / name) if file.endswith(ending)}
-        expected = {id_ + ending for id_ in listed}
-        num_missing = len(expected - existing)
-        if 2 * num_missing > len(listed):
-            raise UserError(
-                f"{root / name} lacks {num_missing} of the {len(listed)} {ending} "
-                f"files that {INDEX} lists: unpack {ARCHIVE} again, see {PAGE}"
-            )
-        if ending == ".json":
-            num_unlisted = len(existing - expected)
-            counts.add(f"ignored: .json file that {INDEX} does not list", num_unlisted)
-
-
-def _read_movie(layout: _Layout, key: Key, policy: str) -> Example:
-    folder, what = layout.folder, "text file"
-    movie = parse_json(folder.read_text(f"{layout.texts}/{key.id}.json", what), what)
-    if not isinstance(movie, dict):
-        raise SkipExample(f"{what} is no JSON object")
-    plots = [plot for plot in _as_list(movie.get("plot")) if isinstance(plot, str)]
-    plot = choose_plot(plots, policy)
-    if plot is None:
-        raise SkipExample("no plot")
-    text, notes = plot
-    genres = _as_list(movie.get("genres"))
-    labels = tuple(genre for genre in GENRES if genre in genres)
-    if not labels:
-        raise SkipExample(f"none of the {len(GENRES)} genres")
-    # Reports show the names of counts, so no other name of the files becomes one.
-    notes += tuple(
-        f"ignored: genre {genre}" for genre in _RARE_GENRES if genre in genres
-    )
-    if any(genre not in (*GENRES, *_RARE_GENRES) for genre in genres):
-        notes += ("ignored: unknown genre",)
-    poster = folder.read(f"{layout.posters}/{key.id}.jpeg", "image")
-    return Example(key.id, key.id, poster, text, labels, key.split, notes)
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Returns a list as it is, a text as a list of one, and [] for anything else."""
-    value = [value] if isinstance(value, str) else value
-    return value if isinstance(value, list) else []
-
-
-def _files(root: pathlib.Path) -> dict[str, bool]:
-    folders = [(root / name).is_dir() for name in _folder_names(root)]
-    return {INDEX: (root / INDEX).is_file(), "dataset/": all(folders)}
-
-
-def _watched(root: pathlib.Path) -> list[pathlib.Path]:
-    is_packed = RELEASE.find_root(root) is None
-    return [root / name for name in ((ARCHIVE,) if is_packed else _folder_names(root))]
-
-
-RELEASE = Release(
+RELEASE = _MmimdbRelease(
     title="MM-IMDb",
     remedy=f"get {ARCHIVE} from {PAGE}",
     sample_root="mmimdb",
     lists=(INDEX,),
-    images=("dataset", "labels", "images"),
+    image_folders=("dataset", "labels", "images"),
     subfolders=("mmimdb",),
     inner_folders=("dataset", "images", "labels"),
-    files=_files,
-    watched=_watched,
     archive=ARCHIVE,
 )
 READER = Reader(RELEASE.locate, RELEASE.signature, open_mmimdb)

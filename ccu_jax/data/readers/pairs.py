@@ -17,9 +17,9 @@ import re
 from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.clipart import CLIPART
 from ccu_jax.data.readers import pairs_index
 from ccu_jax.data.readers.base import (
+    CLIPART,
     MARKER,
     SPLITS,
     Counts,
@@ -29,6 +29,7 @@ from ccu_jax.data.readers.base import (
     SkipExample,
     Source,
     Unpack,
+    count_ambiguous,
     digest,
     digest_file,
 )
@@ -44,7 +45,7 @@ _FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Row(NamedTuple):
-    """A checked row; `split` is "" if the row names none."""
+    """A checked row; `split` is "" if the index has none for it."""
 
     line: int
     id: str
@@ -53,8 +54,8 @@ class Row(NamedTuple):
     text: str | None
     labels: tuple[str, ...]
     split: str
-    text_file: str | None = None  # path below the root, instead of `text`
-    notes: tuple[str, ...] = ()
+    text_file: str | None  # path below the root, read instead of `text`
+    notes: tuple[str, ...]
 
 
 def locate(config: Data, workdir: pathlib.Path) -> Location:
@@ -74,14 +75,13 @@ def signature(config: Data, location: Location) -> str:
     """Hashes the index and, of a user's folder, when the folders of images changed."""
     root = location.root
     index = pairs_index.find_index(root)
-    marks = [digest_file(index)] if index else []
-    if location.edition == "clipart":
-        return digest(*marks)
-    if config.dir is None:
-        return digest(*marks, (root / MARKER).read_bytes())
-    # Only folders with images: a working folder may lie below the root as well.
-    for name in sorted(pairs_index.image_folders(root)):
-        marks.append(_folder_mark(root, name))
+    marks: list[str | bytes] = [digest_file(index)] if index else []
+    if config.dir is not None:
+        # Only folders with images: a working folder may lie below the root as well.
+        folders = sorted(pairs_index.find_image_folders(root))
+        marks += [_folder_mark(root, name) for name in folders]
+    elif location.edition != "clipart":
+        marks.append((root / MARKER).read_bytes())
     return digest(*marks)
 
 
@@ -101,7 +101,7 @@ def open_pairs(
             "row is its text"
         )
     rows = _fill_splits(rows, config, counts)
-    if num_torn := _count_groups_in_two_splits(rows):
+    if num_torn := count_ambiguous((row.group, row.split) for row in rows):
         if counts.strict:
             raise UserError(f"{path}: {num_torn} groups have rows in two splits")
         counts.add("noted: group with rows in two splits", num_torn)
@@ -124,13 +124,16 @@ def open_pairs(
     )
 
 
-def assign_splits(rows: list[Row], *, test: float, validation: float) -> list[Row]:
+def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
     """Assigns a split to each row without one: the same for all rows of a group.
 
     Stratified by labels. In each stratum the groups are ordered by a hash; the first
-    ones go to test, the next to validation, the rest to train. What rounding leaves
-    over is carried to the next stratum, so the fractions `test` and `validation` hold
-    overall.
+    ones go to test, the next to validation, the rest to train. Rounding errors are
+    carried to the next stratum, so the fractions hold overall.
+
+    Args:
+        rows: with and without a split.
+        fractions: of the rows without a split, for "test" and "validation".
     """
     splits = {row.group: row.split for row in reversed(rows) if row.split}
     groups: dict[str, list[Row]] = {}
@@ -141,19 +144,19 @@ def assign_splits(rows: list[Row], *, test: float, validation: float) -> list[Ro
     for group, members in groups.items():
         labels = tuple(sorted({label for row in members for label in row.labels}))
         strata.setdefault(labels, []).append(group)
-    owed = {"test": 0.0, "validation": 0.0}  # rows
+    num_owed = dict.fromkeys(fractions, 0.0)  # rows
     for labels in sorted(strata):
         ordered = sorted(strata[labels], key=lambda group: digest("split", group))
         total = sum(len(groups[group]) for group in ordered)
-        owed["test"] += test * total
-        owed["validation"] += validation * total
+        for name, fraction in fractions.items():
+            num_owed[name] += fraction * total
         for group in ordered:
             size = len(groups[group])
             splits[group] = "train"
-            for name, rest in owed.items():
+            for name, rest in num_owed.items():
                 if rest >= size / 2 and rest > 0:
                     splits[group] = name
-                    owed[name] -= size
+                    num_owed[name] -= size
                     break
     return [row._replace(split=row.split or splits[row.group]) for row in rows]
 
@@ -162,23 +165,16 @@ def _fill_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
     """Gives every row a split; one that the index does not name is taken from train."""
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     if not all(row.split for row in rows):
-        return assign_splits(rows, **fractions)
+        return _assign_splits(rows, fractions)
     named = {row.split for row in rows}
     fractions = {name: 0.0 if name in named else f for name, f in fractions.items()}
     groups_elsewhere = {row.group for row in rows if row.split != "train"}
     free = [r._replace(split="") for r in rows if r.group not in groups_elsewhere]
-    splits = {row.id: row.split for row in assign_splits(free, **fractions)}
+    splits = {row.id: row.split for row in _assign_splits(free, fractions)}
     for name in fractions:
         num_moved = sum(split == name for split in splits.values())
         counts.add(f"noted: train row taken for {name}", num_moved)
     return [row._replace(split=splits.get(row.id, row.split)) for row in rows]
-
-
-def _count_groups_in_two_splits(rows: list[Row]) -> int:
-    splits: dict[str, set[str]] = {}
-    for row in rows:
-        splits.setdefault(row.group, set()).add(row.split)
-    return sum(len(names) > 1 for names in splits.values())
 
 
 def _read_rows(
@@ -190,11 +186,11 @@ def _read_rows(
     for entry in pairs_index.iter_entries(root, counts):
         counts.add("read")
         try:
-            row, has_labels = parse_row(entry)
+            row, has_labels = _parse_row(entry)
             if row.id in ids:
                 raise SkipExample("id already used")
         except SkipExample as reason:
-            counts.skip(str(reason), _row_name(index, entry.line, _given_name(entry)))
+            counts.skip(str(reason), _row_name(index, entry.line, _raw_name(entry)))
             continue
         ids.add(row.id)
         multi_label |= has_labels
@@ -203,61 +199,48 @@ def _read_rows(
     return rows, multi_label
 
 
-def parse_row(entry: Entry) -> tuple[Row, bool]:
-    """Checks an entry; returns its row and whether it has `labels`.
-
-    Raises SkipExample.
-    """
+def _parse_row(entry: Entry) -> tuple[Row, bool]:
+    """Returns the row of an entry, and whether it has `labels`; raises SkipExample."""
     fields = entry.fields
     if isinstance(fields, SkipExample):
         raise fields
-    image = pairs_index.to_posix(_parse_word(fields, "image") or "")
-    id_ = _parse_word(fields, "id") or image
+    image = pairs_index.to_posix(_parse_word(fields.get("image"), "image"))
+    id_ = _parse_word(fields.get("id"), "id") or image
     if not id_:
         raise SkipExample("neither id nor image names the row")
-    group = _parse_word(fields, "group") or id_
+    group = _parse_word(fields.get("group"), "group") or id_
     for name, value in (("id", id_), ("group", group)):
         if len(value) > _MAX_LENGTH:
             raise SkipExample(f"{name} too long")
     if f"{id_} ".startswith("# "):
         raise SkipExample("id begins as a comment in a list of ids does")
-    split = (_parse_word(fields, "split") or "").casefold()
+    split = _parse_word(fields.get("split"), "split").casefold()
     if split and split not in SPLIT_NAMES:
         raise SkipExample("split unknown")
-    text, notes = clean_text(_parse_string(fields, "text"))
+    split = SPLIT_NAMES.get(split, "")
+    text, notes = clean_text(_parse_string(fields.get("text"), "text"))
     labels = _parse_labels(fields)
     if not (image or text or entry.text_file):
         raise SkipExample("neither image nor text")
-    row = Row(
-        line=entry.line,
-        id=id_,
-        group=group,
-        image=image or None,
-        text=text,
-        labels=labels,
-        split=SPLIT_NAMES.get(split, ""),
-        text_file=entry.text_file,
-        notes=notes,
-    )
-    return row, fields.get("labels") is not None
+    sources = (image or None, text, labels, split, entry.text_file, notes)
+    return Row(entry.line, id_, group, *sources), fields.get("labels") is not None
 
 
 def _parse_labels(fields: dict[str, Any]) -> tuple[str, ...]:
     labels = fields.get("labels")
     if labels is None:
-        if not (label := _parse_word(fields, "label")):
+        if not (label := _parse_word(fields.get("label"), "label")):
             raise SkipExample("no label")
         labels = [label]
     if not isinstance(labels, list) or None in labels:
         raise SkipExample("labels are no list of strings")
-    words = [_parse_word({"label": label}, "label") for label in labels]
-    if any(len(word) > _MAX_LENGTH for word in words if word):
+    words = [_parse_word(label, "label") for label in labels]
+    if any(len(word) > _MAX_LENGTH for word in words):
         raise SkipExample("label too long")
     return tuple(dict.fromkeys(word for word in words if word))
 
 
-def _parse_string(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
+def _parse_string(value: Any, name: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)  # ids and labels are often written as numbers
     if value is not None and not isinstance(value, str):
@@ -265,16 +248,16 @@ def _parse_string(fields: dict[str, Any], name: str) -> str | None:
     return value
 
 
-def _parse_word(fields: dict[str, Any], name: str) -> str | None:
+def _parse_word(value: Any, name: str) -> str:
     """Returns a string without characters that break files, tables or terminals."""
-    value = (_parse_string(fields, name) or "").strip()
-    if _FORBIDDEN.search(value):
+    word = (_parse_string(value, name) or "").strip()
+    if _FORBIDDEN.search(word):
         raise SkipExample(f"{name} has an impossible character")
-    return value or None
+    return word
 
 
-def _given_name(entry: Entry) -> str:
-    """Returns the id or image that an unusable row names, fit for a message."""
+def _raw_name(entry: Entry) -> str:
+    """Returns the unchecked id or image of an unusable row, fit for a message."""
     fields = {} if isinstance(entry.fields, SkipExample) else entry.fields
     name = fields.get("id") or fields.get("image")
     return ascii(name)[1:-1][:80] if isinstance(name, str) else ""

@@ -1,7 +1,7 @@
-"""The rows of a user's own pairs, not yet checked: from one of three forms.
+"""The unchecked rows of a user's own pairs, in any of three forms.
 
-`pairs.jsonl`, `pairs.csv`, or without an index folders of images named after classes.
-`pairs.py` checks the fields.
+The forms are `pairs.jsonl`, `pairs.csv`, or without an index folders of images named
+after classes. `pairs.py` checks the fields.
 """
 
 import collections
@@ -31,20 +31,18 @@ class Entry(NamedTuple):
     """A line of an index, or an image in a folder named after a class."""
 
     line: int  # from 1; 0 without an index
-    fields: dict[str, Any] | SkipExample  # COLUMNS and others, or why it is no row
+    fields: dict[str, Any] | SkipExample  # by column, or why there are none
     text_file: str | None = None  # path of the file with the text
 
 
-class ClassFolder(NamedTuple):
-    """A folder with images of one class."""
-
+class _ClassFolder(NamedTuple):
     path: str  # below the root
     label: str
     split: str | None
 
 
 def find_root(user_folder: pathlib.Path) -> pathlib.Path:
-    """Returns the folder with the rows: this one, or the only one just below it."""
+    """Returns the folder with the rows: the user's, or the only one just below it."""
     if find_index(user_folder):
         return user_folder
     # A name that is not printable would garble messages.
@@ -61,7 +59,7 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
     if indexed:
         return indexed[0]
     for root in (user_folder, *below[: len(below) == 1]):
-        if len({folder.label for folder in find_class_folders(root)}) > 1:
+        if len({folder.label for folder in _find_class_folders(root)}) > 1:
             return root
     raise UserError(
         f"data.dir: {user_folder} holds no {' or '.join(INDEXES)}, and no two folders "
@@ -92,23 +90,23 @@ def iter_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
     elif path.suffix == ".csv":
         yield from _csv_entries(path)
     else:
-        for line, fields in untrusted_files.iter_json_lines(path):
-            yield Entry(line, fields)
+        for number, line in untrusted_files.iter_lines(path):
+            try:
+                yield Entry(number, untrusted_files.parse_json_line(line))
+            except SkipExample as reason:
+                yield Entry(number, reason)
 
 
-def image_folders(root: pathlib.Path) -> set[str]:
+def find_image_folders(root: pathlib.Path) -> set[str]:
     """Returns the paths below `root` of the folders with images; "" is `root` itself.
 
     Paths that lead out of `root` may be among them.
     """
-    path = find_index(root)
-    if path is None:
-        return {folder.path for folder in find_class_folders(root)}
     folders = set()
     for entry in iter_entries(root, Counts(str(root), strict=False)):
-        name = isinstance(entry.fields, dict) and entry.fields.get("image")
-        if isinstance(name, str):
-            folders.add(to_posix(name).rpartition("/")[0])
+        image = isinstance(entry.fields, dict) and entry.fields.get("image")
+        if isinstance(image, str):
+            folders.add(to_posix(image).rpartition("/")[0])
     return folders
 
 
@@ -117,7 +115,7 @@ def to_posix(path: str) -> str:
     return path.replace("\\", "/")
 
 
-def find_class_folders(root: pathlib.Path) -> list[ClassFolder]:
+def _find_class_folders(root: pathlib.Path) -> list[_ClassFolder]:
     """Returns the folders of images below `root`, sorted: CLASS/ or SPLIT/CLASS/."""
     below = _subfolders(root)
     in_splits = []
@@ -125,12 +123,12 @@ def find_class_folders(root: pathlib.Path) -> list[ClassFolder]:
         split = SPLIT_NAMES.get(name.casefold())
         if split and not _holds_images(root / name):
             in_splits += [
-                ClassFolder(f"{name}/{label}", label, split)
+                _ClassFolder(f"{name}/{label}", label, split)
                 for label in _subfolders(root / name)
                 if _holds_images(root / name / label)
             ]
     return in_splits or [
-        ClassFolder(name, name, None) for name in below if _holds_images(root / name)
+        _ClassFolder(name, name, None) for name in below if _holds_images(root / name)
     ]
 
 
@@ -160,7 +158,7 @@ def is_image_name(name: str) -> bool:
 
 def _folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
     """Yields the images in folders named after classes, with the text beside each."""
-    for folder in find_class_folders(root):
+    for folder in _find_class_folders(root):
         with os.scandir(root / folder.path) as entries:
             is_folder = {
                 entry.name: entry.is_dir(follow_symlinks=False)
@@ -193,10 +191,10 @@ def _csv_entries(path: pathlib.Path) -> Iterator[Entry]:
     lines are read again. Beyond a number of bytes, it costs all of its lines: otherwise
     the time could grow with the square of the file's size.
     """
-    lines = untrusted_files.iter_lines(path)
+    lines = untrusted_files.iter_lines(path, with_blank=True)
     names, dialect = _read_header(path, lines)
     returned: collections.deque[_Line] = collections.deque()
-    last_line, reread_bytes = 0, _MIN_REREAD_BYTES
+    last_line, reread_budget = 0, _MIN_REREAD_BYTES
     while True:
         row: list[_Line] = []
         texts = _csv_texts(itertools.chain(_pop_all(returned), lines), row)
@@ -215,13 +213,13 @@ def _csv_entries(path: pathlib.Path) -> Iterator[Entry]:
                 reason = error
             elif len(row) == 1 and "field limit" in str(error):
                 reason = SkipExample("line too long")
-        reread_bytes += _MAX_REREAD_RATIO * sum(
+        reread_budget += _MAX_REREAD_RATIO * sum(
             line.size for line in row if line.number > last_line
         )
         last_line = max(last_line, row[-1].number)
         if reason:
-            reread_bytes -= sum(line.size for line in row)
-            num_lost = 1 if reread_bytes >= 0 else len(row)
+            reread_budget -= sum(line.size for line in row)
+            num_lost = 1 if reread_budget >= 0 else len(row)
             returned.extendleft(reversed(row[num_lost:]))
             yield from (Entry(line.number, reason) for line in row[:num_lost])
 
@@ -248,9 +246,9 @@ def _csv_texts(
     for line in itertools.starmap(_Line, lines):
         row.append(line)
         size += line.size
-        if line.content is None or size > untrusted_files.MAX_LINE_BYTES + 30:
+        if size > untrusted_files.MAX_LINE_BYTES + 30:
             raise SkipExample("line too long")
-        yield untrusted_files.decode_utf8(line.content, "line") + "\n"
+        yield untrusted_files.decode_line(line.content) + "\n"
 
 
 def _read_header(
@@ -259,7 +257,7 @@ def _read_header(
     """Returns the columns, and the arguments of `csv.reader` for this file."""
     line = next((raw for _, raw in numbered if raw is None or raw.strip()), None)
     try:
-        text = untrusted_files.decode_utf8(line or b"", "line")
+        text = untrusted_files.decode_line(line)
     except SkipExample:
         text = ""
     longest: list[str] = []

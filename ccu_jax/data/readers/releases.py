@@ -1,9 +1,8 @@
 """Official releases of data sets: where they lie, and what is missing in them."""
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.readers.base import (
@@ -18,20 +17,20 @@ from ccu_jax.data.readers.untrusted_files import reject_external_links
 from ccu_jax.errors import UserError
 
 
-class Release(NamedTuple):
-    """The official layout of a data set."""
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """The official layout of a data set; paths are relative to its root."""
 
     title: str
-    remedy: str  # the end of errors: where to get the files
+    remedy: str  # the end of error messages: where to get the files
     sample_root: str  # of the sample edition, below the folder of all of them
-    lists: tuple[str, ...]  # files that list the rows; paths below the root
-    images: tuple[str, ...]  # folders and archives that may hold the images
+    lists: tuple[str, ...]  # files that list the rows
+    image_folders: tuple[str, ...]
     subfolders: tuple[str, ...]  # where the root may lie below the user's folder
     inner_folders: tuple[str, ...]  # the user may also name one of these
-    # Returns for each required file or folder whether a folder has it.
-    files: Callable[[pathlib.Path], dict[str, bool]]
-    # Returns paths whose modification time tells whether images have changed.
-    watched: Callable[[pathlib.Path], Iterable[pathlib.Path]]
+    optional_lists: tuple[str, ...] = ()
+    image_archives: tuple[str, ...] = ()  # used instead of a missing or empty folder
+    watched_depth: int = 0  # levels of folders whose modification times are hashed
     archive: str = ""  # of everything; used where no folder is complete
     any_subfolder: bool = False  # whether the root may lie in a folder of any name
 
@@ -45,11 +44,11 @@ class Release(NamedTuple):
         user_folder = pathlib.Path(os.path.expanduser(config.dir)).absolute()
         if not user_folder.is_dir():
             raise UserError(f"data.dir: no folder {user_folder}; {self.remedy}")
+        lists, images = self.lists + self.optional_lists, self.image_folders
         try:
             root = self._find_below(user_folder)
-            folders = {
-                root / name: root for name in (*self.lists, *self.images, self.archive)
-            }
+            names = (*lists, *images, *self.image_archives, self.archive)
+            folders = {root / name: root for name in names}
             folders[root] = (
                 user_folder.parent if root == user_folder.parent else user_folder
             )
@@ -64,12 +63,12 @@ class Release(NamedTuple):
     def signature(self, config: Data, location: Location) -> str:
         """Hashes the list files, and sizes and modification times of watched paths."""
         root, marks = location.root, []
-        for name in self.lists:
+        for name in self.lists + self.optional_lists:
             if (root / name).is_file():
                 marks += [name, digest_file(root / name)]
         if location.edition == "sample" and config.dir is None:
             return digest(*marks, self._marker(root).read_bytes())
-        for path in self.watched(root):
+        for path in self.watched_paths(root):
             status = path.stat() if path.exists() else path.lstat()
             size = "" if path.is_dir() else status.st_size
             # As ASCII: a name on disk need not be Unicode.
@@ -80,29 +79,67 @@ class Release(NamedTuple):
         """Returns the folder with all required files: this one, one below, or above."""
         return self._first_complete(self._candidates(folder))
 
+    def find_images(self, root: pathlib.Path) -> pathlib.Path:
+        """Returns the folder or else the archive of the images, which may not exist.
+
+        An empty folder, which a stopped `tar` leaves, is used only without an archive.
+        """
+        folder = root / self.image_folders[0]
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+        archives = (root / name for name in self.image_archives)
+        return next((path for path in archives if path.is_file()), folder)
+
+    def unpack_images(
+        self, root: pathlib.Path, counts: Counts, unpack: Unpack
+    ) -> pathlib.Path:
+        """Returns the folder of the images, unpacked first if they are in an archive."""
+        images = self.find_images(root)
+        if not images.is_file():
+            return images
+        counts.add(f"noted: images in {images.name}")
+        unpacked = unpack(images)
+        inner = unpacked / self.image_folders[0]
+        return inner if inner.is_dir() else unpacked
+
+    def has_images(self, root: pathlib.Path) -> bool:
+        """Returns whether the folder or archive of the images exists below `root`."""
+        return self.find_images(root).exists()
+
+    def watched_paths(self, root: pathlib.Path) -> list[pathlib.Path]:
+        """Returns paths whose modification times change with the images."""
+        images = self.find_images(root)
+        patterns = ("/".join("*" * level) for level in range(1, self.watched_depth + 1))
+        below = [path for pattern in patterns for path in sorted(images.glob(pattern))]
+        return [images, *below]
+
+    def _existing_files(self, root: pathlib.Path) -> dict[str, bool]:
+        """Returns for each required file or folder whether it exists below `root`."""
+        files = {name: (root / name).is_file() for name in self.lists}
+        images = " or ".join((f"{self.image_folders[0]}/", *self.image_archives))
+        return files | {images: self.has_images(root)}
+
     def _candidates(self, folder: pathlib.Path) -> list[pathlib.Path]:
         above = [folder.parent] if folder.name in self.inner_folders else []
         return [folder, *(folder / name for name in self.subfolders), *above]
 
     def _first_complete(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
-        return next((f for f in folders if all(self.files(f).values())), None)
+        return next((f for f in folders if all(self._existing_files(f).values())), None)
 
     def _find_below(self, user_folder: pathlib.Path) -> pathlib.Path:
         candidates = self._candidates(user_folder)
         root = self._first_complete(candidates)
-        is_empty = not any(any(self.files(f).values()) for f in candidates)
+        is_empty = not any(any(self._existing_files(f).values()) for f in candidates)
         if root is None and self.any_subfolder and is_empty:
             # A name that is not printable would garble messages.
             below = sorted(p for p in user_folder.iterdir() if p.name.isprintable())
             deeper = [root for path in below for root in self._candidates(path)]
             root = self._first_complete(deeper)
-            other = self._first_complete(
-                [folder for folder in deeper if folder != root]
-            )
-            if root and other:
+            second = self._first_complete([path for path in deeper if path != root])
+            if root and second:
                 raise UserError(
                     f"data.dir: {user_folder} holds several copies of {self.title}; "
-                    f"set data.dir to one of them, such as {root} or {other}"
+                    f"set data.dir to one of them, such as {root} or {second}"
                 )
             candidates += deeper
         if root is None and self.archive and (user_folder / self.archive).is_file():
@@ -113,8 +150,10 @@ class Release(NamedTuple):
 
     def _missing_error(self, folders: list[pathlib.Path]) -> UserError:
         """Returns the error that names what is missing in the most complete folder."""
-        root = max(folders, key=lambda folder: sum(self.files(folder).values()))
-        files = self.files(root)
+        root = max(
+            folders, key=lambda folder: sum(self._existing_files(folder).values())
+        )
+        files = self._existing_files(root)
         missing = [name for name, exists in files.items() if not exists]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         names = ", ".join(missing[:3]) + more
@@ -134,28 +173,3 @@ class Release(NamedTuple):
         if root.name in self.subfolders and not inner.is_file():
             return root.parent / MARKER
         return inner
-
-
-def find_images(
-    root: pathlib.Path, folder: str, archives: tuple[str, ...]
-) -> pathlib.Path:
-    """Returns the folder or else the archive of the images, which may not exist.
-
-    An empty folder, as a stopped `tar` leaves it, comes after the archives.
-    """
-    path = root / folder
-    if path.is_dir() and any(path.iterdir()):
-        return path
-    packed = (root / name for name in archives)
-    return next((archive for archive in packed if archive.is_file()), path)
-
-
-def unpack_images(
-    images: pathlib.Path, counts: Counts, unpack: Unpack, folder: str
-) -> pathlib.Path:
-    """Returns the folder of images, unpacked first if `images` is an archive."""
-    if not images.is_file():
-        return images
-    counts.add(f"noted: images in {images.name}")
-    unpacked = unpack(images)
-    return unpacked / folder if (unpacked / folder).is_dir() else unpacked

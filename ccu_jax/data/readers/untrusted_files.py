@@ -1,6 +1,6 @@
-"""Reads files of unknown origin: never outside of their folder, never too much.
+"""Reads files of unknown origin: only below their folder, and only bounded sizes.
 
-Each way in which a file cannot be used is a `SkipExample` with the reason to count.
+A file that cannot be used raises `SkipExample` with the reason to count.
 """
 
 import errno
@@ -17,11 +17,12 @@ from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError
 
 MAX_IMAGE_BYTES = 256 << 20  # of an encoded image
-MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; as JSON it may take 30 times
+MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; parsed JSON may take 30x
 MAX_LINE_BYTES = 1 << 20  # of a line of an index; longer lines are skipped
 # JSON can hold single surrogates, which no text file can hold.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _MAX_PATH = 4096  # characters; resolving a longer path would take minutes
+_MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 class Folder:
@@ -53,14 +54,11 @@ class Folder:
         path = self._resolve(name, what)
         try:
             # Without O_NONBLOCK, opening a named pipe would wait for ever.
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except UnicodeEncodeError:
             raise SkipExample(f"{what} missing") from None
-        except IsADirectoryError:
-            raise SkipExample(f"{what} is no plain file") from None
         except OSError as error:
-            is_missing = error.errno in (errno.ENAMETOOLONG, errno.EINVAL)
-            reason = "missing" if is_missing else "cannot be read"
+            reason = "missing" if error.errno in _MISSING_ERRORS else "cannot be read"
             raise SkipExample(f"{what} {reason}") from None
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):  # fdopen would raise for a folder
@@ -147,11 +145,14 @@ def parse_json(text: str, what: str) -> Any:
         raise SkipExample(f"{what} is no valid JSON") from None
 
 
-def iter_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:
-    r"""Yields the lines of a file, numbered from 1; None for one that is too long.
+def iter_lines(
+    path: pathlib.Path, with_blank: bool = False
+) -> Iterator[tuple[int, bytes | None]]:
+    r"""Yields the lines of a file, numbered from 1; None if a line is too long.
 
     Lines end at "\n" or "\r\n", which is removed; `str.splitlines` would also split
-    inside of texts (at U+0085). An endless line takes no more memory than any other.
+    inside of texts (at U+0085). Memory is bounded also for an endless line. Blank lines
+    are numbered, and yielded only `with_blank`.
     """
     number, is_continued = 0, False
     with path.open("rb") as file:
@@ -160,27 +161,22 @@ def iter_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes | None]]:
             if not is_continued:
                 number += 1
                 is_too_long = not is_last and len(piece) > MAX_LINE_BYTES
-                yield number, None if is_too_long else piece.rstrip(b"\n").rstrip(b"\r")
+                line = None if is_too_long else piece.rstrip(b"\n").rstrip(b"\r")
+                if with_blank or line is None or line.strip():
+                    yield number, line
             is_continued = not is_last
 
 
-def iter_json_lines(
-    path: pathlib.Path,
-) -> Iterator[tuple[int, dict[str, Any] | SkipExample]]:
-    """Yields the number and JSON object of each line that is not blank.
+def decode_line(line: bytes | None) -> str:
+    """Decodes a line from `iter_lines`; raises SkipExample."""
+    if line is None:
+        raise SkipExample("line too long")
+    return decode_utf8(line, "line")
 
-    A `SkipExample` with the reason stands for a line that is none.
-    """
-    for number, raw in iter_lines(path):
-        try:
-            if raw is None:
-                raise SkipExample("line too long")
-            if not raw.strip():
-                continue
-            value = parse_json(decode_utf8(raw, "line"), "line")
-            if not isinstance(value, dict):
-                raise SkipExample("line is no JSON object")
-        except SkipExample as reason:
-            yield number, reason
-        else:
-            yield number, value
+
+def parse_json_line(line: bytes | None) -> dict[str, Any]:
+    """Parses the JSON object in a line from `iter_lines`; raises SkipExample."""
+    value = parse_json(decode_line(line), "line")
+    if not isinstance(value, dict):
+        raise SkipExample("line is no JSON object")
+    return value

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from ccu_jax.data.clipart import CLIPART
-from ccu_jax.data.readers.base import Progress
+from ccu_jax.data.readers.base import CLIPART, Progress
 
 STAGE = "writing the sample edition"
 _SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas zo"

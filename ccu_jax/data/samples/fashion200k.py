@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ccu_jax.data.readers.base import Progress
-from ccu_jax.data.readers.fashion200k_labels import FOLDERS, LABEL_FILES, SUB_CATEGORIES
+from ccu_jax.data.readers.fashion200k import FOLDERS, LABEL_FILES, SUB_CATEGORIES
 from ccu_jax.data.samples.drawing import (
     STAGE,
     choose,

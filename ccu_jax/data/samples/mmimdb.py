@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ccu_jax.data.clipart import CLIPART, INDEX
-from ccu_jax.data.readers.base import Progress
+from ccu_jax.data.readers.base import CLIPART, Progress
 from ccu_jax.data.samples.drawing import (
     STAGE,
     choose,
@@ -133,7 +132,7 @@ def load_genres() -> list[Genre]:
         for name, (_, count) in _GENRES.items()
     }
     genre_of = {f: n for n, (folders, _) in _GENRES.items() for f in folders.split()}
-    index = (CLIPART / INDEX).read_text("utf-8")
+    index = (CLIPART / "pairs.jsonl").read_text("utf-8")
     for row in (json.loads(line) for line in index.split("\n") if line):
         words = set(re.findall(r"\b[a-z]{3,14}\b", row["text"])) - _STOP_WORDS
         if words & _EXCLUDED_WORDS:

@@ -12,7 +12,7 @@ from PIL import Image
 from ccu_jax.config.schema import Data
 from ccu_jax.data import DATASETS
 from ccu_jax.data.readers.base import Counts, Example, SkipExample, Source
-from ccu_jax.data.readers.fashion200k_labels import LABEL_FILES
+from ccu_jax.data.readers.fashion200k import LABEL_FILES
 
 SPLITS = ("train", "train", "train", "train", "validation", "test")
 

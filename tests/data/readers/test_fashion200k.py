@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ccu_jax.data.readers import fashion200k
-from ccu_jax.data.readers.fashion200k_labels import CATEGORIES, SUB_CATEGORIES
+from ccu_jax.data.readers.fashion200k import CATEGORIES, SUB_CATEGORIES
 from ccu_jax.errors import UserError
 from tests.data.readers.layouts import (
     encode_image,

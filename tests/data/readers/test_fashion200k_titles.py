@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from ccu_jax.data.readers.fashion200k_labels import CATEGORIES, SUB_CATEGORIES
-from ccu_jax.data.readers.fashion200k_titles import (
+from ccu_jax.data.readers.fashion200k import (
+    CATEGORIES,
+    SUB_CATEGORIES,
     clean_title,
     compile_class_words,
-    fix_double_encoding,
 )
 
 CATEGORY_WORDS = compile_class_words(CATEGORIES)
@@ -41,9 +41,9 @@ def test_every_doubly_encoded_character_is_fixed():
                 twice = f"a{character}b".encode().decode(encoding)
             except UnicodeDecodeError:  # not defined in cp1252
                 continue
-            assert fix_double_encoding(twice) == f"a{character}b"
+            assert clean_title(twice)[0] == f"a{character}b"
             if encoding == "latin-1":
-                fixed = fix_double_encoding(twice.lower())
+                fixed, _ = clean_title(twice.lower())
                 assert fixed.lower() == f"a{character.lower()}b"
 
 

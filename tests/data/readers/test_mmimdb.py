@@ -92,10 +92,6 @@ def test_longest_plot_is_cleaned(layout, plot, text, notes):
 
 def test_plot_policy_chooses_the_plot(layout):
     plots = ["a bb", "cc dd ee::ann@x.org", "dd cc ee"]
-    assert mmimdb.choose_plot(plots, "longest") == ("cc dd ee", AUTHOR)
-    assert mmimdb.choose_plot(plots, "first") == ("a bb", ())
-    assert mmimdb.choose_plot(["", "a"], "first") is None
-    assert mmimdb.choose_plot([], "longest") is None
     write_text(layout, "0000001", DRAMA | {"plot": plots})
     config = layout.config(plot_policy="first")
     assert read_rows(config).examples["0000001"].text == "a bb"

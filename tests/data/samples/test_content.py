@@ -15,7 +15,7 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data import near_duplicates
 from ccu_jax.data.preparation.images import decode
 from ccu_jax.data.readers.base import MARKER
-from ccu_jax.data.readers.fashion200k_labels import (
+from ccu_jax.data.readers.fashion200k import (
     CATEGORIES,
     FOLDERS,
     LABEL_FILES,

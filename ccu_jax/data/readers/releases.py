@@ -93,7 +93,7 @@ class Release:
     def unpack_images(
         self, root: pathlib.Path, counts: Counts, unpack: Unpack
     ) -> pathlib.Path:
-        """Returns the folder of the images, unpacked first if they are in an archive."""
+        """Returns the folder of the images; unpacks it first if it is an archive."""
         images = self.find_images(root)
         if not images.is_file():
             return images

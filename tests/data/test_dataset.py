@@ -351,7 +351,7 @@ def test_records_hold_the_source_and_serve_other_image_sizes(name, tmp_path, wor
 
 @pytest.mark.slow
 def test_images_written_as_records_are_not_kept_in_memory(tmp_path):
-    store = tfds_builders.RecordStore(tmp_path, "pairs", ("x", "y"), str(tmp_path))
+    store = tfds_builders.RecordStore(tmp_path, "pairs", ("x", "y"))
     image = encode_image() + bytes(1000)
     before = sys.getrefcount(image)
     for shard in range(3):

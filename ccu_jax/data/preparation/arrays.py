@@ -1,17 +1,14 @@
 """The columns of a prepared data set, written from the ingested rows."""
 
-import collections
-import contextlib
 import csv
 import hashlib
 import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.near_duplicates import connected_components, find_clusters
@@ -22,7 +19,8 @@ from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import ColumnWriter
 
 MAPPED = ("image", "text")
-LOADED = ("labels", "has_image", "has_text", "id", "group", "split", "cluster")
+_ROW_FIELDS = ("has_image", "has_text", "id", "group", "split")
+LOADED = ("labels", *_ROW_FIELDS, "cluster")
 MAX_CLASSES = 10_000
 _EXTRA_FILES = ("tokenizer.json", "rows.tsv")
 _CHUNK = 1024  # rows
@@ -50,10 +48,11 @@ def write_columns(
     Raises:
         UserError: no usable row, no training row, or an unusable number of classes.
     """
-    num_rows = _check_rows(folder, source, counts)
-    progress(_STAGE, 0, num_rows)
-    vocabulary = _write_row_columns(folder, source, config, num_rows, progress)
+    _write_row_columns(folder)
     has_image = np.load(folder / "has_image.npy")
+    num_rows = len(has_image)
+    _check_trainable(np.load(folder / "split.npy"), source, counts)
+    vocabulary = _write_texts_and_labels(folder, source, config, num_rows, progress)
     cluster = find_clusters(folder / "image.npy", has_image, progress)
     np.save(folder / "cluster.npy", cluster)
     num_duplicates = int((cluster != np.arange(num_rows)).sum())
@@ -72,16 +71,23 @@ def write_columns(
     }
 
 
-def _check_rows(folder: pathlib.Path, source: Source, counts: Counts) -> int:
-    """Returns the number of rows, or raises if they cannot be trained on."""
-    num_rows, has_training_row = 0, False
+def _write_row_columns(folder: pathlib.Path) -> None:
+    """Writes the columns of _ROW_FIELDS."""
+    columns: dict[str, list[Any]] = {name: [] for name in _ROW_FIELDS}
     for row in iterate_rows(folder):
-        num_rows += 1
-        has_training_row |= row["split"] == "train"
+        row |= {"has_image": row["image"], "has_text": row["text"] is not None}
+        for name, values in columns.items():
+            values.append(row[name])
+    for name, values in columns.items():
+        np.save(folder / f"{name}.npy", np.array(values))
+
+
+def _check_trainable(split: np.ndarray, source: Source, counts: Counts) -> None:
+    """Checks the number of rows and classes; `split` holds the split of each row."""
     num_classes = len(source.classes)
-    if not num_rows:
+    if not len(split):
         raise counts.no_rows_error()
-    if not has_training_row:
+    if "train" not in split:
         raise UserError(f"{counts.origin}: no usable row in the train split")
     if num_classes > MAX_CLASSES:
         raise UserError(
@@ -94,66 +100,36 @@ def _check_rows(folder: pathlib.Path, source: Source, counts: Counts) -> int:
             f"{counts.origin}: {num_classes} classes, at least {min_classes} needed; "
             "check the labels of the data"
         )
-    return num_rows
 
 
-def _write_row_columns(
+def _write_texts_and_labels(
     folder: pathlib.Path,
     source: Source,
     config: Data,
     num_rows: int,
     progress: Progress,
 ) -> int:
-    """Writes the columns that depend on single rows; returns the vocabulary size."""
+    """Writes the token ids and the labels; returns the vocabulary size."""
+    progress(_STAGE, 0, num_rows)
     training = (r["text"] for r in iterate_rows(folder) if r["split"] == "train")
     tokenizer = train_tokenizer(filter(None, training), config.vocabulary)
     # Not `tokenizer.save`, whose errors do not name the file.
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), "utf-8")
-    max_length: collections.Counter[str] = collections.Counter()
-    for row in iterate_rows(folder):
-        for name in ("id", "group", "split"):
-            max_length[name] = max(max_length[name], len(row[name]), 1)
-    types: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "text": (np.int32, (config.text_length,)),
-        "labels": (np.float32, (len(source.classes),)),
-        "has_image": (np.bool_, ()),
-        "has_text": (np.bool_, ()),
-        **{name: (f"<U{max_length[name]}", ()) for name in ("id", "group", "split")},
-    }
-    with contextlib.ExitStack() as stack:
-        columns = {
-            name: stack.enter_context(ColumnWriter(folder / f"{name}.npy", *type_))
-            for name, type_ in types.items()
-        }
-        rows, start = iterate_rows(folder), 0
+    length, num_classes = config.text_length, len(source.classes)
+    with (
+        ColumnWriter(folder / "text.npy", np.int32, (length,)) as text_column,
+        ColumnWriter(folder / "labels.npy", np.float32, (num_classes,)) as label_column,
+    ):
+        rows = iterate_rows(folder)
         while chunk := list(itertools.islice(rows, _CHUNK)):
-            progress(_STAGE, start, num_rows)
-            _append_chunk(columns, chunk, config, tokenizer, len(source.classes))
-            start += _CHUNK
-        for column in columns.values():
-            column.sync()
+            progress(_STAGE, text_column.num_rows, num_rows)
+            text_column.append(encode(tokenizer, [r["text"] for r in chunk], length))
+            labels = np.zeros((len(chunk), num_classes), np.float32)
+            for label, row in zip(labels, chunk, strict=True):
+                label[row["labels"]] = 1
+            label_column.append(labels)
     progress(_STAGE, num_rows, num_rows)
     return tokenizer.get_vocab_size()
-
-
-def _append_chunk(
-    columns: Mapping[str, ColumnWriter],
-    chunk: Sequence[dict[str, Any]],
-    config: Data,
-    tokenizer: Tokenizer,
-    num_classes: int,
-) -> None:
-    labels = np.zeros((len(chunk), num_classes), np.float32)
-    for index, row in enumerate(chunk):
-        labels[index, row["labels"]] = 1
-    texts = [row["text"] for row in chunk]
-    columns["text"].append(encode(tokenizer, texts, config.text_length))
-    columns["labels"].append(labels)
-    columns["has_image"].append(np.array([row["image"] for row in chunk]))
-    columns["has_text"].append(np.array([text is not None for text in texts]))
-    for name in ("id", "group", "split"):
-        values = np.array([row[name] for row in chunk], columns[name].dtype)
-        columns[name].append(values)
 
 
 def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:

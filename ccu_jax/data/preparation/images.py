@@ -4,7 +4,6 @@ import contextlib
 import io
 import threading
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +106,12 @@ def _open(data: bytes) -> Image.Image:
 def _notes(image: Image.Image) -> tuple[str, ...]:
     """Returns the unusual properties of an image that is used nevertheless."""
     mode = image.mode
+    is_animated = is_rotated = False
+    with contextlib.suppress(Exception):  # Pillow raises any type if they are damaged
+        is_animated = getattr(image, "is_animated", False)
+    with contextlib.suppress(Exception):
+        if "exif" in image.info:
+            is_rotated = image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
     properties = {
         "greyscale image": mode.split(";")[0] in _GREY_MODES,
         "CMYK image": mode == "CMYK",
@@ -114,24 +119,11 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
         "transparent image": mode in _TRANSPARENT_MODES or "transparency" in image.info,
         "progressive JPEG": "progressive" in image.info,
         "16-bit image": mode.startswith("I"),
-        "animated image": _is_true(lambda: getattr(image, "is_animated", False)),
+        "animated image": is_animated,
         "image above 40 megapixels": image.width * image.height > _LARGE_PIXELS,
-        "EXIF turn ignored": "exif" in image.info
-        and _is_true(lambda: _is_rotated(image)),
+        "EXIF turn ignored": is_rotated,
     }
     return tuple(f"noted: {name}" for name, holds in properties.items() if holds)
-
-
-def _is_true(check: Callable[[], bool]) -> bool:
-    """Returns `check()`, or False if it raises because metadata are damaged."""
-    try:
-        return check()
-    except Exception:  # Pillow raises exceptions of any type
-        return False
-
-
-def _is_rotated(image: Image.Image) -> bool:
-    return image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
 
 
 def _content_box(image: Image.Image) -> tuple[int, int, int, int]:

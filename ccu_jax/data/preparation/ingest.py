@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,14 +63,14 @@ def ingest_rows(
         UserError: a row cannot be used and `data.strict` is on.
         RecordsDamaged: the source reads records and they are damaged.
     """
-    entry = _last_entry(scratch, config.image_size)
+    entry = _last_entry(scratch, config.image_size, records)
     if entry.counts is not None:
         counts.numbers = entry.counts
     shape, total = (config.image_size, config.image_size, 3), len(source.keys)
     class_index = {name: index for index, name in enumerate(source.classes)}
     with (
         ColumnWriter(scratch / "image.npy", np.uint8, shape, entry.rows) as column,
-        _open_at(scratch / _ROWS, entry.bytes) as lines,
+        ColumnWriter(scratch / _ROWS, np.uint8, (), entry.bytes) as lines,
         (scratch / _JOURNAL).open("ab") as journal,
         ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool,
     ):
@@ -89,19 +89,21 @@ def ingest_rows(
             if records is not None:
                 records.write_shard(len(entry.sizes), examples)
             column.sync()
-            _sync(lines)
+            lines.sync()
             sizes = (*entry.sizes, column.num_rows - rows_before)
             entry = _JournalEntry(
-                entry.key, column.num_rows, lines.tell(), sizes, counts.numbers
+                entry.key, column.num_rows, lines.num_rows, sizes, counts.numbers
             )
-            _append_entry(journal, entry)
+            journal.write(json.dumps(entry._asdict()).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
         return list(entry.sizes)
 
 
 def _append_row(
     decoded: Decoded,
     column: ColumnWriter,
-    lines: IO[bytes],
+    lines: ColumnWriter,
     class_index: dict[str, int],
     counts: Counts,
 ) -> None:
@@ -117,7 +119,7 @@ def _append_row(
         "text": example.text,
     }
     column.append(decoded.image[None])
-    lines.write(json.dumps(row).encode() + b"\n")
+    lines.append(np.frombuffer(json.dumps(row).encode() + b"\n", np.uint8))
 
 
 def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -181,15 +183,13 @@ def _take_shard(
             return
 
 
-def finished_shards(scratch: pathlib.Path) -> list[int]:
-    """Returns the number of rows in each shard that a pass has finished."""
-    return list(_last_entry(scratch).sizes)
-
-
-def _last_entry(scratch: pathlib.Path, image_size: int = 0) -> _JournalEntry:
+def _last_entry(
+    scratch: pathlib.Path, image_size: int, records: RecordStore | None
+) -> _JournalEntry:
     """Returns the last complete journal entry and truncates the journal after it.
 
-    If the other files are shorter than the entry says, the pass starts again.
+    If other files are shorter than the entry says, or lack its records, the pass starts
+    again.
     """
     path, entry, end = scratch / _JOURNAL, _JournalEntry(), 0
     if not path.exists():
@@ -205,25 +205,9 @@ def _last_entry(scratch: pathlib.Path, image_size: int = 0) -> _JournalEntry:
         row_bytes = (scratch / _ROWS).stat().st_size
     except OSError:
         image_bytes = row_bytes = -1
-    if image_bytes < entry.rows * 3 * image_size**2 or row_bytes < entry.bytes:
+    has_records = records is None or records.has_shards(entry.sizes)
+    is_short = image_bytes < entry.rows * 3 * image_size**2 or row_bytes < entry.bytes
+    if is_short or not has_records:
         entry, end = _JournalEntry(), 0
     os.truncate(path, end)
     return entry
-
-
-def _append_entry(journal: IO[bytes], entry: _JournalEntry) -> None:
-    journal.write(json.dumps(entry._asdict()).encode() + b"\n")
-    _sync(journal)
-
-
-def _open_at(path: pathlib.Path, end: int) -> IO[bytes]:
-    """Opens a file for writing after its first `end` bytes."""
-    file = path.open("r+b" if end else "wb")
-    file.seek(end)
-    file.truncate()
-    return file
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

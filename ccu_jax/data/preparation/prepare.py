@@ -1,12 +1,11 @@
 """Prepares a data set below a working folder: completely or not at all."""
 
-import contextlib
 import dataclasses
 import fcntl
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
@@ -20,14 +19,14 @@ from ccu_jax.storage.records import add_checksum, read_record
 FORMAT_VERSION = 3  # raised whenever the stored form changes
 PURGED = "purged.json"  # exists where images were removed from the stored form
 # Settings that do not change what a TFDS record holds.
-_ARRAY_SETTINGS = (
+_ARRAY_SETTINGS = [
     "image_size",
     "crop_margins",
     "text_length",
     "vocabulary",
     "group",
     "records",
-)
+]
 _META = "meta.json"
 _PLAN = "plan.json"  # what a folder in preparation is made from
 
@@ -78,20 +77,18 @@ def remove_tree(folder: pathlib.Path) -> None:
         folder.unlink()
 
 
+@dataclasses.dataclass
 class Preparation:
     """Prepares one data set below a working folder."""
 
-    def __init__(  # noqa: D107
-        self,
-        config: Data,
-        reader: Reader,
-        workdir: pathlib.Path,
-        progress: Progress,
-        write_sample: WriteSample,
-    ):
-        self.config, self.reader, self.workdir = config, reader, pathlib.Path(workdir)
-        self.progress, self.paths = progress, data_paths(workdir)
-        self._write_sample = write_sample
+    config: Data
+    reader: Reader
+    workdir: pathlib.Path
+    progress: Progress
+    write_sample: WriteSample
+
+    def __post_init__(self) -> None:  # noqa: D105
+        self.paths, config = data_paths(self.workdir), self.config
         self._counts = Counts(str(config.dir or config.dataset), config.strict)
 
     def load_or_prepare(self, expected: str | None) -> dict[str, Any]:
@@ -101,7 +98,8 @@ class Preparation:
             return stored
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            with _locked(self.workdir / "data.lock"):
+            with (self.workdir / "data.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system at a kill
                 # Another run may have prepared the data while this one waited.
                 if not self._load_current():
                     self._prepare(expected)
@@ -132,7 +130,7 @@ class Preparation:
             pass
         for folder in self.paths.records.glob("*"):
             if (manifest := tfds_builders.read_manifest(folder)) is not None:
-                store = self._record_store(folder, meta["classes"], meta["root"])
+                store = RecordStore(folder, self.config.dataset, meta["classes"])
                 multi_label, metric = meta["multi_label"], meta["metric"]
                 return store.open_source(manifest.sizes, multi_label, metric)
         return None
@@ -215,7 +213,7 @@ class Preparation:
             config = dataclasses.replace(config, dir=str(self._unpack(path)))
         location = self.reader.locate(config, self.workdir)
         if config.dir is None and location.edition == "sample":
-            self._write_sample(config, self.workdir, self.progress)
+            self.write_sample(config, self.workdir, self.progress)
         root = path or location.root
         self._counts.origin = str(root)
         meta = {
@@ -240,8 +238,7 @@ class Preparation:
 
     def _ingest(self, source: Source, meta: dict[str, Any]) -> None:
         """Ingests all rows, from TFDS records if there are intact ones."""
-        new, counts = self.paths.new, self._counts
-        args = (new, self.config, counts, self.progress)
+        args = (self.paths.new, self.config, self._counts, self.progress)
         if not self.config.records:
             self._start_or_resume(meta, "source")
             ingest.ingest_rows(source, *args, None)
@@ -249,34 +246,26 @@ class Preparation:
         settings = {k: v for k, v in meta["config"].items() if k not in _ARRAY_SETTINGS}
         key = digest(meta["signature"], json.dumps(settings, sort_keys=True))
         folder = self.paths.records / key
-        store = self._record_store(folder, source.classes, meta["root"])
+        store = RecordStore(folder, self.config.dataset, source.classes)
         if (manifest := tfds_builders.read_manifest(folder)) is not None:
-            counts_of_source = dict(counts.numbers)
+            counts_of_source = dict(self._counts.numbers)
             try:
                 self._start_or_resume(meta, "records")
                 stored = store.open_source(
                     manifest.sizes, source.multi_label, source.metric
                 )
                 ingest.ingest_rows(stored, *args, None)
-                counts.numbers = manifest.counts
+                self._counts.numbers = manifest.counts
                 return
             except RecordsDamaged:
                 self.progress("TFDS records are damaged: writing them again", 0, 1)
                 remove_tree(folder)
-                counts.numbers = counts_of_source
+                self._counts.numbers = counts_of_source
         tfds_builders.remove_other_records(self.paths.records, keep=folder)
         self._start_or_resume(meta, "source")
-        if not store.has_shards(ingest.finished_shards(new)):
-            remove_tree(new)  # records were removed since the pass was killed
-            self._start_or_resume(meta, "source")
         sizes = ingest.ingest_rows(source, *args, store)
         if sum(sizes):
-            store.finish(sizes, dict(counts.numbers))
-
-    def _record_store(
-        self, folder: pathlib.Path, classes: Sequence[str], root: str
-    ) -> RecordStore:
-        return RecordStore(folder, self.config.dataset, classes, root)
+            store.finish(sizes, self._counts.numbers)
 
     def _start_or_resume(self, meta: dict[str, Any], origin: str) -> None:
         """Empties the new folder unless it was begun for the same preparation."""
@@ -317,11 +306,3 @@ def _archive_signature(path: pathlib.Path) -> str:
 
 def _as_json(config: Data) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Waits for a lock, which the system releases if the process is killed."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

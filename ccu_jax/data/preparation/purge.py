@@ -108,20 +108,25 @@ def purge_images(
     """Removes images and searches for remains; see `ccu_jax.data.purge_images`."""
     workdir, progress = preparation.workdir, preparation.progress
     data, patterns_path = preparation.paths.data, workdir / PATTERNS_FILE
-    all_ids = np.load(data / "id.npy")
-    rows = np.flatnonzero(np.isin(all_ids, sorted(ids)))
-    rows = rows[np.load(data / "has_image.npy")[rows]]
+    is_purged = np.isin(np.load(data / "id.npy"), sorted(ids))
+    rows = np.flatnonzero(is_purged & np.load(data / "has_image.npy"))
     patterns, uniform = _load_patterns(patterns_path)
     searched_before = {pattern.id for pattern in patterns} | uniform
-    patterns |= dict.fromkeys(_patterns_of_stored_images(data, rows))
-    original_hashes = set()
+    was_purged = (data / PURGED).exists()
+    original_hashes, stored_ids, blanked_ids = set(), set(), set()
+    for id_, pixels in _iterate_stored(data, rows):
+        stored_ids.add(id_)
+        if was_purged and not any(pixels):
+            blanked_ids.add(id_)
+        for piece in select_pieces(pixels):
+            patterns[make_pattern(id_, "square", piece)] = None
     for example, image in _iterate_originals(preparation, ids):
         original_hashes.add(_hash(image))
         # The first half may hold tables and colour profiles that many images share.
         for piece in select_pieces(image, len(image) // 2):
             patterns[make_pattern(example.id, "original", piece)] = None
-    no_pattern = {str(id_) for id_ in all_ids[rows]} - {p.id for p in patterns}
-    unverifiable = (no_pattern & _blank_ids(data, rows)) - searched_before
+    no_pattern = stored_ids - {pattern.id for pattern in patterns}
+    unverifiable = (no_pattern & blanked_ids) - searched_before
     uniform |= no_pattern - unverifiable
     _store_patterns(patterns_path, patterns, uniform)
     # Mark as purged first: after a kill no run may train on partly deleted data.
@@ -267,23 +272,14 @@ def _store_patterns(
     write_atomically(path, json.dumps(record).encode())
 
 
-def _patterns_of_stored_images(
+def _iterate_stored(
     folder: pathlib.Path, rows: np.ndarray
-) -> Iterator[Pattern]:
+) -> Iterator[tuple[str, bytes]]:
+    """Yields the ids of some rows with the pixels of their images."""
     ids = np.load(folder / "id.npy")
     with contextlib.closing(ColumnReader(folder / "image.npy")) as images:
         for row in rows:
-            for piece in select_pieces(images.slice(row, row + 1).tobytes()):
-                yield make_pattern(str(ids[row]), "square", piece)
-
-
-def _blank_ids(folder: pathlib.Path, rows: np.ndarray) -> set[str]:
-    """Returns the ids of images that an earlier purge has blanked."""
-    if not (folder / PURGED).exists():
-        return set()
-    ids = np.load(folder / "id.npy")
-    with contextlib.closing(ColumnReader(folder / "image.npy")) as images:
-        return {str(ids[row]) for row in rows if not images.slice(row, row + 1).any()}
+            yield str(ids[row]), images.slice(row, row + 1).tobytes()
 
 
 def _iterate_originals(

@@ -7,6 +7,7 @@ functions.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -33,7 +34,7 @@ class RecordsDamaged(Exception):
 
 
 class Manifest(NamedTuple):
-    """What a finished folder of records holds."""
+    """The content of a finished folder of records."""
 
     sizes: list[int]  # rows of each shard
     counts: dict[str, int]  # `Counts.numbers` after the rows were read
@@ -41,18 +42,15 @@ class Manifest(NamedTuple):
 
 
 class RecordStore:
-    """Writes and reads the records of one data set in a folder of their own.
+    """Writes and reads the records of one data set in a separate folder.
 
     Raises:
         UserError: TensorFlow is not installed.
     """
 
-    def __init__(  # noqa: D107
-        self, folder: pathlib.Path, name: str, classes: Sequence[str], root: str
-    ):
+    def __init__(self, folder: pathlib.Path, name: str, classes: Sequence[str]):  # noqa: D107
         _, self._tfds = import_tensorflow()
-        self._folder, self._name, self._root = folder, name, root
-        self._classes = tuple(classes)
+        self._folder, self._name, self._classes = folder, name, tuple(classes)
 
     def write_shard(self, shard: int, examples: list[Example]) -> None:
         """Writes a shard, replacing leftovers of a killed run."""
@@ -60,19 +58,24 @@ class RecordStore:
         shutil.rmtree(folder, ignore_errors=True)
         if not examples:
             return
-        builder = _make_builder(self._tfds, self._name, self._classes)(
-            examples, data_dir=folder, file_format="tfrecord"
-        )
+        splits = [name for name in SPLITS if any(e.split == name for e in examples)]
+        # Generators: TFDS may cache the builder, which must not keep the images.
+        records = {name: _iterate_records(examples, name) for name in splits}
+        config = self._tfds.download.DownloadConfig(try_download_gcs=False)
         with _private_temporary_folder():
-            builder.download_and_prepare(
-                download_config=self._tfds.download.DownloadConfig(
-                    manual_dir=self._root, try_download_gcs=False
-                )
+            builder = _make_builder_class(self._tfds)(
+                name=self._name,
+                version=VERSION,
+                features=_features(self._tfds, self._classes),
+                split_datasets=records,
+                data_dir=folder,
+                file_format="tfrecord",
+                disable_shuffling=True,
             )
-        builder.release()  # TFDS may cache the builder, but not the images
+            builder.download_and_prepare(download_config=config)
         shutil.rmtree(folder / "downloads", ignore_errors=True)
 
-    def has_shards(self, sizes: list[int]) -> bool:
+    def has_shards(self, sizes: Sequence[int]) -> bool:
         """Returns whether the first shards exist, given their numbers of rows."""
         return all(
             _builder_folder(self._folder, shard, self._name).is_dir()
@@ -88,18 +91,13 @@ class RecordStore:
 
     def open_source(self, sizes: list[int], multi_label: bool, metric: str) -> Source:
         """Returns a source that reads the records of shards of these sizes."""
-        ends = np.cumsum(sizes)
-        shards: dict[int, list[Example]] = {}
-        lock = threading.Lock()
+        ends, lock = np.cumsum(sizes), threading.Lock()
+        read_shard = functools.lru_cache(maxsize=2)(self._read_shard)
 
         def read(row: int) -> Example:
             shard = int(np.searchsorted(ends, row, side="right"))
             with lock:
-                if shard not in shards:
-                    for old in [old for old in shards if old < shard - 1]:
-                        del shards[old]
-                    shards[shard] = self._read_shard(shard)
-                return shards[shard][row - int(ends[shard])]  # a negative index
+                return read_shard(shard)[row - int(ends[shard])]  # a negative index
 
         return Source(self._classes, multi_label, metric, range(int(ends[-1])), read)
 
@@ -193,40 +191,8 @@ def _builder_folder(folder: pathlib.Path, shard: int, name: str) -> pathlib.Path
     return _shard_folder(folder, shard) / name / VERSION
 
 
-def _make_builder(tfds: Any, builder_name: str, classes: tuple[str, ...]) -> Any:
-    """Returns a TFDS builder class for the examples of one shard."""
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(VERSION)
-        MANUAL_DOWNLOAD_INSTRUCTIONS = "Unpack the data set; name its folder."
-        name = builder_name
-
-        def __init__(self, examples: Sequence[Example], **kwargs):
-            self._examples = examples
-            super().__init__(**kwargs)
-
-        def release(self):
-            self._examples = ()
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=_features(tfds, classes),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager):
-            return {
-                split: self._generate_examples(split)
-                for split in SPLITS
-                if any(example.split == split for example in self._examples)
-            }
-
-        def _generate_examples(self, split):
-            for row, example in enumerate(self._examples):
-                if example.split == split:
-                    yield row, _to_record(row, example)
-
+def _make_builder_class(tfds: Any) -> Any:
+    class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
         def _log_download_bytes(self):
             """Prints nothing: TFDS would report a download that does not happen."""
 
@@ -252,20 +218,28 @@ def _features(tfds: Any, classes: tuple[str, ...]) -> Any:
     )
 
 
-def _to_record(row: int, example: Example) -> dict[str, Any]:
-    # A record needs an image; one black pixel stands for a missing one.
-    image = _black_pixel() if example.image is None else example.image
-    return {
-        "row": row,
-        "id": example.id,
-        "group": example.group,
-        "image": io.BytesIO(image),
-        "has_image": example.image is not None,
-        "text": example.text or "",
-        "has_text": example.text is not None,
-        "labels": list(example.labels),
-        "split": example.split,
-    }
+def _iterate_records(
+    examples: Sequence[Example], split: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the index in the shard and the record of each example of a split."""
+    for row, example in enumerate(examples):
+        if example.split == split:
+            # A record needs an image; one black pixel stands for a missing one.
+            image = _black_pixel() if example.image is None else example.image
+            yield (
+                row,
+                {
+                    "row": row,
+                    "id": example.id,
+                    "group": example.group,
+                    "image": io.BytesIO(image),
+                    "has_image": example.image is not None,
+                    "text": example.text or "",
+                    "has_text": example.text is not None,
+                    "labels": list(example.labels),
+                    "split": example.split,
+                },
+            )
 
 
 def _black_pixel() -> bytes:

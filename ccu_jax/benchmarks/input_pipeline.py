@@ -94,7 +94,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
 
 def _write_sample(name: str, num_rows: int, folder: pathlib.Path) -> pathlib.Path:
     root = folder / f"sample-{name}-{num_rows}"
-    editions.ensure(name, root, num_rows, 0, Progress(name))
+    editions.write_if_missing(name, root, num_rows, 0, Progress(name))
     return root
 
 

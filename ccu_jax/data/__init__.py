@@ -94,7 +94,9 @@ def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> No
     """Writes the sample edition that stands in for files the user does not have."""
     name = config.sample if config.dataset == "pairs" else config.dataset
     root = workdir / "sample" / name
-    editions.ensure(name, root, config.sample_rows, config.sample_seed, progress)
+    editions.write_if_missing(
+        name, root, config.sample_rows, config.sample_seed, progress
+    )
 
 
 def _check(config: Data) -> None:

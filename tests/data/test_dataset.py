@@ -307,7 +307,7 @@ def config_for(name, root, **settings):
 )
 def test_archive_gives_the_same_data_as_its_folder(name, kind, tmp_path, workdir):
     root = tmp_path / "files" / name
-    editions.ensure(name, root, 200, 1, ignore_progress)
+    editions.write_if_missing(name, root, 200, 1, ignore_progress)
     expected = prepare(config_for(name, root), tmp_path / "expected")
     archive = shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path / "files")
     config, stages = config_for(name, archive), []
@@ -323,7 +323,7 @@ def test_archive_gives_the_same_data_as_its_folder(name, kind, tmp_path, workdir
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_records_hold_the_source_and_serve_other_image_sizes(name, tmp_path, workdir):
-    editions.ensure(name, tmp_path / name, 200, 2, ignore_progress)
+    editions.write_if_missing(name, tmp_path / name, 200, 2, ignore_progress)
 
     def config(image_size, records):
         root = tmp_path / name

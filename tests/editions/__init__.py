@@ -21,5 +21,5 @@ def write_with_defects(
     name: str, root: pathlib.Path, rows: int, seed: int
 ) -> Counter[str]:
     """Writes a sample edition and plants all defects in it."""
-    editions.ensure(name, root, rows, seed, lambda stage, done, total: None)
+    editions.write_if_missing(name, root, rows, seed, lambda stage, done, total: None)
     return PLANT[name](root, seed)

@@ -38,7 +38,7 @@ def load_edition(name, root, workdir, **settings):
 )
 def test_counts_change_by_the_planted_defects(name, rows, seed, tmp_path):
     root = tmp_path / "source"
-    editions.ensure(name, root, rows, seed, ignore_progress)
+    editions.write_if_missing(name, root, rows, seed, ignore_progress)
     clean = load_edition(name, root, tmp_path / "clean").counts
     assert not any(key.startswith("skipped: ") for key in clean)
     expected = Counter(clean)

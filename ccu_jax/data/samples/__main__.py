@@ -14,20 +14,16 @@ _REPORT_EVERY = 500  # rows
 
 
 def main(argv: list[str]) -> int:
-    """Writes the sample edition that the command line asks for.
-
-    Returns:
-        The exit code: 0, or 2 after an error that the user can correct.
-    """
+    """Writes the sample edition of a command line and returns the exit code."""
     try:
         _write(argv)
-    except (UserError, OSError) as error:
-        message = (
-            error if isinstance(error, UserError) else user_error_for(error) or error
-        )
-        print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+    except UserError as error:
+        message = error
+    except OSError as error:
+        message = user_error_for(error) or error
+    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+    return 2
 
 
 def _write(argv: list[str]) -> None:
@@ -41,7 +37,9 @@ def _write(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error("--seed must not be negative")
-    editions.ensure(args.dataset, args.dir, args.rows, args.seed, _print_progress)
+    editions.write_if_missing(
+        args.dataset, args.dir, args.rows, args.seed, _print_progress
+    )
     print(f"wrote {args.rows} {editions.WRITERS[args.dataset].unit} to {args.dir}")
 
 

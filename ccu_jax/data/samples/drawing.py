@@ -1,11 +1,13 @@
-"""What the sample editions share: drawing, invented words, and the pairs format."""
+"""Shared by the sample editions: drawing, invented words, and the pairs format."""
 
 import colorsys
 import functools
 import io
 import json
 import pathlib
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,31 +15,37 @@ from PIL import Image
 from ccu_jax.data.readers.base import CLIPART, Progress
 
 STAGE = "writing the sample edition"
+# The texts and clip art of each sample edition.
+CONTENT: dict[str, Any] = tomllib.loads(
+    pathlib.Path(__file__).with_name("content.toml").read_text("utf-8")
+)
 _SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas zo"
 _SPLIT_FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
 
 
-def smooth_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+def draw_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
     """Draws a smooth random field float32 [size, size], about `cells` bumps across."""
     coarse = rng.standard_normal((cells + 1, cells + 1), np.float32)
     field = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(field)
 
 
-def pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+def make_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns x and y of the pixels [size, size], from -1 to 1."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     return x * (2 / (size - 1)) - 1, y * (2 / (size - 1)) - 1
 
 
-def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def rotate_axes(
+    x: np.ndarray, y: np.ndarray, angle: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the coordinates in a frame that is rotated by `angle` radians."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
 
-def soft_mask(distance: np.ndarray, width: float) -> np.ndarray:
-    """Returns 1 where the distance is negative, else 0, with an edge of `width`."""
+def make_mask(distance: np.ndarray, width: float) -> np.ndarray:
+    """Returns 1 where the distance is negative, else 0, with a soft edge of `width`."""
     return 1 / (1 + np.exp(np.clip(distance / (width / 4), -30, 30)))
 
 
@@ -49,12 +57,12 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
-def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Returns a colour float [3] in [0, 1]; the hue is taken modulo 1."""
+def hsv_to_color(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Returns a color float [3] in [0, 1]; the hue is taken modulo 1."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-def oriented_grid(
+def draw_oriented_grid(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Draws an angle; returns it and the pixel coordinates along and across it."""
@@ -86,7 +94,7 @@ def scale_and_flip(
     return image
 
 
-def multiply(canvas: np.ndarray, image: Image.Image, left: int, top: int) -> None:
+def multiply_image(canvas: np.ndarray, image: Image.Image, left: int, top: int) -> None:
     """Draws an image on the canvas; its white is transparent."""
     area = canvas[top : top + image.height, left : left + image.width]
     ink = np.asarray(image, np.uint16)[: area.shape[0], : area.shape[1]]
@@ -94,7 +102,7 @@ def multiply(canvas: np.ndarray, image: Image.Image, left: int, top: int) -> Non
 
 
 def choose(rng: np.random.Generator, pool: Sequence[str]) -> str:
-    """Draws an element."""
+    """Draws an element uniformly."""
     return pool[int(rng.integers(len(pool)))]
 
 
@@ -116,7 +124,7 @@ def write_pairs(
     Args:
         root: the new folder.
         sizes: number of rows of each group.
-        seed: seed of the split.
+        seed: of the split.
         draw_group: yields the rows of a group, given its index and size: "image"
             (encoded), "text", and "label" or "labels".
         letter: first letter of the group names.
@@ -136,7 +144,7 @@ def write_pairs(
                 done += 1
 
 
-def limit_groups(sizes: np.ndarray, rows: int) -> list[int]:
+def truncate_groups(sizes: np.ndarray, rows: int) -> list[int]:
     """Returns the first of the sizes, the last one cut so that their sum is `rows`."""
     ends = np.cumsum(sizes)
     last = int(np.searchsorted(ends, rows))

@@ -1,4 +1,4 @@
-"""The sample editions: small, invented stand-ins for data sets that are not there.
+"""The sample editions: small invented stand-ins for data sets a user does not have.
 
 Their content is invented or clip art. They show that a method runs and what it does; a
 score on one says nothing about the real data set.
@@ -10,13 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ccu_jax.data.readers.base import MARKER, Progress
-from ccu_jax.data.samples import (
-    fashion200k,
-    hatefulmemes,
-    medical,
-    mmimdb,
-    satellite,
-)
+from ccu_jax.data.samples import fashion200k, hatefulmemes, medical, mmimdb, satellite
 from ccu_jax.errors import UserError
 
 
@@ -42,7 +36,7 @@ WRITERS = {
 }
 
 
-def ensure(
+def write_if_missing(
     name: str, root: pathlib.Path, rows: int, seed: int, progress: Progress
 ) -> None:
     """Writes a sample edition to `root` unless it is already there.
@@ -50,7 +44,6 @@ def ensure(
     Args:
         name: a key of WRITERS.
         root: the folder that the official archive would unpack to.
-        rows: number of rows.
         seed: a non-negative integer; the same seed gives the same bytes.
         progress: called with (stage, rows done, rows).
 
@@ -63,13 +56,14 @@ def ensure(
             f"data.sample_rows: {rows} {writer.unit} are too few; take "
             f"{writer.min_rows} or more (--rows)"
         )
-    marker = _marker(name, rows, seed)
-    try:
-        if (root / MARKER).read_text("utf-8") == marker:
-            return
-    except OSError:
-        pass
-    if root.exists() and any(root.iterdir()) and not (root / MARKER).is_file():
+    marker = (
+        f"A synthetic sample in the format of {name}: invented texts and images.\n"
+        f"Nothing in it is real. rows {rows}, seed {seed}, writer {writer.version}\n"
+    )
+    has_marker = (root / MARKER).is_file()
+    if has_marker and (root / MARKER).read_text("utf-8") == marker:
+        return
+    if root.exists() and any(root.iterdir()) and not has_marker:
         raise UserError(
             f"{root}: folder is not empty and holds no sample; name another folder"
         )
@@ -82,11 +76,3 @@ def ensure(
     progress("writing the sample edition", rows, rows)
     shutil.rmtree(root, ignore_errors=True)
     scratch.rename(root)
-
-
-def _marker(name: str, rows: int, seed: int) -> str:
-    return (
-        f"A synthetic sample in the format of {name}: invented texts and images.\n"
-        f"Nothing in it is real. rows {rows}, seed {seed}, writer "
-        f"{WRITERS[name].version}\n"
-    )

@@ -1,7 +1,7 @@
 """The sample edition of Fashion200k: drawn clothes with invented titles."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +10,13 @@ from PIL import Image
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.readers.fashion200k import FOLDERS, LABEL_FILES, SUB_CATEGORIES
 from ccu_jax.data.samples.drawing import (
+    CONTENT,
     STAGE,
     choose,
     encode_jpeg,
     invent_word,
-    rotate,
-    soft_mask,
+    make_mask,
+    rotate_axes,
 )
 
 # Rows of the sub-categories in the official release, per mille.
@@ -37,61 +38,12 @@ _NUM_LINES = {
 _NUM_VIEWS_SHARES = (0.2, 0.25, 0.25, 0.2, 0.1)  # products with one image, two, ...
 _NOISE = 0.05  # products whose images show another category
 _OWN_WORDS = 0.8  # typical words that are of the product's own category
-
-_COLOURS = {  # share per mille, and RGB
-    "black": (300, (54, 52, 56)),
-    "multicolor": (220, None),
-    "blue": (200, (52, 84, 168)),
-    "white": (60, (236, 234, 228)),
-    "red": (50, (186, 40, 48)),
-    "gray": (45, (128, 128, 132)),
-    "green": (40, (60, 128, 76)),
-    "pink": (35, (226, 140, 168)),
-    "beige": (20, (206, 186, 152)),
-    "purple": (12, (112, 62, 140)),
-    "brown": (10, (112, 76, 50)),
-    "yellow": (8, (226, 200, 70)),
-}
-_PATTERNS = {  # share in percent
-    "plain": 44,
-    "striped": 16,
-    "checked": 12,
-    "polka-dot": 10,
-    "floral": 12,
-    "colorblock": 6,
-}
-_NOUNS = {  # the usual noun, its share, and synonyms
-    "dress": ("dress", 0.98, ("frock",)),
-    "jacket": ("jacket", 0.90, ("coat", "parka", "anorak")),
-    "pants": ("pants", 0.78, ("trousers", "slacks", "chinos")),
-    "skirt": ("skirt", 0.97, ("kilt",)),
-    "top": ("top", 0.91, ("tunic", "pullover", "camisole")),
-}
-_COMMON_WORDS = (
-    "classic soft essential textured modern vintage relaxed fitted light everyday "
-    "embroidered ruffled contrast signature fine linen silk cotton wool jersey satin "
-    "crepe knit lace chiffon velvet woven washed layered draped"
-)
-# Typical words of a category, two for each of its sub-categories.
-_TYPICAL_WORDS = {
-    "dress": (
-        "evening beaded tulle sweetheart strapless flirty smock tea wrap halter bodice "
-        "train"
-    ),
-    "jacket": (
-        "zip hooded biker studded lined belted windproof down-filled lapel breasted "
-        "trucker rugged shearling shaggy"
-    ),
-    "pants": (
-        "stretch sporty flared slouch ankle rolled low-rise fitted-leg crease tailored "
-        "high-rise pleat-front drawstring dropped utility ripstop"
-    ),
-    "skirt": "a-line pleated denim-look buttoned pencil tube tiered gathered",
-    "top": (
-        "ribbed turtleneck crew-neck boxy collared placket racerback scoop graphic "
-        "heather tie-neck peplum"
-    ),
-}
+_PATTERNS = ("plain", "striped", "checked", "polka-dot", "floral", "colorblock")
+_PATTERN_PERCENT = (44, 16, 12, 10, 12, 6)
+# Titles whose noun is the category and not a synonym.
+_USUAL_NOUN = {"dress": 0.98, "jacket": 0.90, "pants": 0.78, "skirt": 0.97, "top": 0.91}
+_CONTENT = CONTENT["fashion200k"]
+_COLORS = _CONTENT["colors"]
 # Ranges of length, half hem, sleeve and half waist, in units of half the shoulders. The
 # sub-categories of a category differ in their lengths.
 _MEASURES = {
@@ -103,7 +55,7 @@ _MEASURES = {
 }
 
 
-class Garment(NamedTuple):
+class _Garment(NamedTuple):
     """One product; its views differ in pose and light only."""
 
     category: str
@@ -111,7 +63,7 @@ class Garment(NamedTuple):
     hem: float
     sleeve: float
     waist: float
-    colours: np.ndarray  # float [2, 3] in [0, 1]: the cloth, and its pattern
+    colors: np.ndarray  # float [2, 3] in [0, 1]: the cloth, and its pattern
     pattern: str  # a key of _PATTERNS
     scale: float  # of the pattern
     ground: np.ndarray  # float [3] in [0, 1], the background
@@ -121,13 +73,13 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the layout of the official folder `fashion-200k/`."""
     (root / "labels").mkdir()
     done = product = 0
-    for name, size in zip(LABEL_FILES, _num_lines(rows), strict=True):
+    for name, size in zip(LABEL_FILES, _split_rows(rows), strict=True):
         category, end = LABEL_FILES[name][0], done + size
         with (root / "labels" / name).open("w", encoding="utf-8", newline="\n") as file:
             while done < end:
                 rng = np.random.default_rng([seed, product])
                 views = min(end - done, 1 + int(rng.choice(5, p=_NUM_VIEWS_SHARES)))
-                number = _product_id(product, seed)
+                number = _make_product_id(product, seed)
                 for line in _write_product(root, rng, category, number, views):
                     progress(STAGE, done, rows)
                     file.write(line)
@@ -135,7 +87,7 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
                 product += 1
 
 
-def _num_lines(rows: int) -> list[int]:
+def _split_rows(rows: int) -> list[int]:
     """Returns the lines of each label file: the official shares, at least one."""
     shares = np.array([share for both in _NUM_LINES.values() for share in both])
     exact = 1 + (rows - len(shares)) * shares / shares.sum()
@@ -144,8 +96,7 @@ def _num_lines(rows: int) -> list[int]:
     return sizes.tolist()
 
 
-def _product_id(product: int, seed: int) -> str:
-    """Returns a unique id of 8 digits."""
+def _make_product_id(product: int, seed: int) -> str:
     # The factor is coprime to the modulus, so ids do not repeat.
     return str(10_000_000 + (48_271_003 * (product + 1) + 7919 * seed) % 90_000_000)
 
@@ -157,18 +108,17 @@ def _write_product(
     number: str,
     num_views: int,
 ) -> Iterator[str]:
-    """Draws the images of a product; yields the label line of each."""
+    """Draws the images of a product and yields the label line of each."""
     sub_category = _draw_sub_category(rng, category)
     depicted = category, sub_category
     if rng.random() < _NOISE:
         other = choose(rng, [name for name in SUB_CATEGORIES if name != category])
         depicted = other, _draw_sub_category(rng, other)
-    colour, colours = _draw_colours(rng)
-    patterns = list(_PATTERNS)[colour == "multicolor" :]  # which is never plain
-    shares = np.array([_PATTERNS[pattern] for pattern in patterns])
-    pattern = patterns[rng.choice(len(patterns), p=shares / shares.sum())]
-    title = _invent_title(rng, category, sub_category, colour, pattern)
-    garment = draw_garment(rng, *depicted, colours, pattern)
+    color, colors = _draw_colors(rng)
+    start = 1 if color == "multicolor" else 0  # which is never plain
+    pattern = _PATTERNS[start + _draw_index(rng, _PATTERN_PERCENT[start:])]
+    title = _invent_title(rng, category, sub_category, color, pattern)
+    garment = _draw_garment(rng, *depicted, colors, pattern)
     plural = next(folder for folder, name in FOLDERS.items() if name == category)
     folder = f"women/{plural}/{sub_category}/{number}"
     (root / folder).mkdir(parents=True)
@@ -176,33 +126,37 @@ def _write_product(
     indices = np.sort(rng.permutation(num_views + int(rng.integers(3)))[:num_views])
     for index in indices.tolist():
         path = f"{folder}/{number}_{index}.jpeg"
-        (root / path).write_bytes(draw_view(rng, garment))
+        (root / path).write_bytes(_draw_view(rng, garment))
         yield f"{path}\t{-0.05 - rng.gamma(2, 0.8):.6f}\t{title}\n"
 
 
 def _draw_sub_category(rng: np.random.Generator, category: str) -> str:
-    shares = np.array(_SHARES[category])
-    return SUB_CATEGORIES[category][rng.choice(len(shares), p=shares / shares.sum())]
+    return SUB_CATEGORIES[category][_draw_index(rng, _SHARES[category])]
 
 
-def _draw_colours(rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Draws the name of a colour, and RGB float [2, 3]: it, and one for the pattern."""
-    shares = np.array([share for share, _ in _COLOURS.values()])
-    name = list(_COLOURS)[rng.choice(len(shares), p=shares / shares.sum())]
-    rgb, colours = _COLOURS[name][1], rng.uniform(20, 240, (2, 3))
+def _draw_index(rng: np.random.Generator, shares: Sequence[float]) -> int:
+    """Draws an index with a probability proportional to its share."""
+    return int(rng.choice(len(shares), p=np.array(shares) / np.sum(shares)))
+
+
+def _draw_colors(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """Draws the name of a color, and RGB float [2, 3]: it, and one for the pattern."""
+    name = list(_COLORS)[_draw_index(rng, [share for share, *_ in _COLORS.values()])]
+    _, *rgb = _COLORS[name]
+    colors = rng.uniform(20, 240, (2, 3))
     if rgb:
-        colours[0] = rgb + rng.normal(0, 10, 3)
+        colors[0] = rgb + rng.normal(0, 10, 3)
         if rng.random() < 0.5:  # a lighter or darker shade
-            sign = 1 if colours[0].mean() < 128 else -1
-            colours[1] = colours[0] + sign * rng.uniform(40, 90)
-    return name, colours.clip(0, 255) / 255
+            sign = 1 if colors[0].mean() < 128 else -1
+            colors[1] = colors[0] + sign * rng.uniform(40, 90)
+    return name, colors.clip(0, 255) / 255
 
 
 def _invent_title(
     rng: np.random.Generator,
     category: str,
     sub_category: str,
-    colour: str,
+    color: str,
     pattern: str,
 ) -> str:
     """Invents a title such as "blue striped linen wrap dress", up to 76 characters."""
@@ -212,61 +166,59 @@ def _invent_title(
     if rng.random() < 0.6 and pattern != "plain":
         words.append(pattern)
     for _ in range(int(rng.choice(7, p=(0.1, 0.37, 0.32, 0.13, 0.05, 0.02, 0.01)))):
-        words.append(_draw_style(rng, category, sub_category))
+        words.append(_draw_style_word(rng, category, sub_category))
     if rng.random() < 0.25:
         parts = sub_category.split("_")
         words.append(choose(rng, [w for w in parts[:-1] if w != "and"] or parts[:1]))
     if not words:
-        words.append(_draw_style(rng, category, sub_category))
-    usual, share, synonyms = _NOUNS[category]
-    noun = usual if rng.random() < share else choose(rng, synonyms)
-    words = list(dict.fromkeys([colour, *words, noun]))
+        words.append(_draw_style_word(rng, category, sub_category))
+    is_usual = rng.random() < _USUAL_NOUN[category]
+    noun = category if is_usual else choose(rng, _CONTENT["synonyms"][category])
+    words = list(dict.fromkeys([color, *words, noun]))
     while len(" ".join(words)) > 76:
         words.pop(1)
     return " ".join(words)
 
 
-def _draw_style(rng: np.random.Generator, category: str, sub_category: str) -> str:
+def _draw_style_word(rng: np.random.Generator, category: str, sub_category: str) -> str:
     """Draws a word that is typical of the category, or of none."""
     if rng.random() < 0.3:
-        return choose(rng, _COMMON_WORDS.split())
+        return choose(rng, _CONTENT["common_words"])
     if rng.random() > _OWN_WORDS:
-        category = choose(rng, list(_TYPICAL_WORDS))
+        category = choose(rng, list(_CONTENT["typical_words"]))
         sub_category = _draw_sub_category(rng, category)
-    words = _TYPICAL_WORDS[category].split()
+    words = _CONTENT["typical_words"][category]
     if rng.random() < 0.5:
         first = 2 * SUB_CATEGORIES[category].index(sub_category)
         words = words[first : first + 2]
     return choose(rng, words)
 
 
-def draw_garment(
+def _draw_garment(
     rng: np.random.Generator,
     category: str,
     sub_category: str,
-    colours: np.ndarray,
+    colors: np.ndarray,
     pattern: str,
-) -> Garment:
-    """Draws the measures of a garment; see `Garment` for the other arguments."""
+) -> _Garment:
     names = SUB_CATEGORIES[category]
     length, *ranges = _MEASURES[category]
     fraction = (names.index(sub_category) + rng.random()) / len(names)
     hem, sleeve, waist = (float(rng.uniform(*range_)) for range_ in ranges)
-    return Garment(
+    return _Garment(
         category,
         length[0] + (length[1] - length[0]) * fraction,
         hem,
         sleeve,
         waist,
-        colours,
+        colors,
         pattern,
         scale=float(rng.uniform(2.5, 8)),
         ground=rng.uniform(0.65, 1, 3),
     )
 
 
-def draw_view(rng: np.random.Generator, garment: Garment) -> bytes:
-    """Draws a view of a garment as a JPEG, 60 to 100 pixels a side."""
+def _draw_view(rng: np.random.Generator, garment: _Garment) -> bytes:
     extent = 2 * max(garment.hem, 1.0 + 0.6 * garment.sleeve)
     height = int(rng.integers(72, 101))
     ratio = extent / garment.length * np.exp(rng.uniform(-0.25, 0.25))
@@ -275,30 +227,27 @@ def draw_view(rng: np.random.Generator, garment: Garment) -> bytes:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x = (x - width / 2) * step + extent * rng.uniform(-0.08, 0.08)
     y = (y - height / 2) * step * np.exp(rng.uniform(-0.15, 0.15))
-    u, v = rotate(x, y, rng.uniform(-0.2, 0.2))
+    u, v = rotate_axes(x, y, rng.uniform(-0.2, 0.2))
     v = v + garment.length * rng.uniform(0.43, 0.57)
-    mask = soft_mask(_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step)
-    ground = garment.ground + _uneven_light(rng, width, height)
+    mask = make_mask(_compute_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step)
+    ground = garment.ground + _draw_light(rng, width, height)
     folds = np.sin(rng.uniform(2, 8) * u + np.sin(1.3 * v))
     shade = rng.uniform(0.8, 1.15) - rng.uniform(0.02, 0.1) * folds
     # The offset makes folds visible on dark cloth.
-    cloth = shade[..., None] * (_dye(garment, u, v) + 0.15) - 0.15
+    cloth = shade[..., None] * (_dye_cloth(garment, u, v) + 0.15) - 0.15
     cloth = cloth + 0.5 * (ground - garment.ground)
     image = ground + mask[..., None] * (cloth - ground)
     image = image + rng.normal(0, 0.02, (height, width, 1))
     return encode_jpeg(image, int(rng.integers(70, 90)))
 
 
-def _distance(
-    garment: Garment, u: np.ndarray, v: np.ndarray, spread: float
+def _compute_distance(
+    garment: _Garment, u: np.ndarray, v: np.ndarray, spread: float
 ) -> np.ndarray:
     """Returns the approximate distance from the outline, negative inside.
 
-    Args:
-        garment: the garment.
-        u: horizontal distance from the middle of the garment.
-        v: vertical distance from its top.
-        spread: how far sleeves or legs are spread, in [0, 1].
+    `u` and `v` are distances from its middle and top, `spread`, in [0, 1], says how far
+    sleeves or legs are spread.
     """
     length, side = garment.length, np.abs(u)
     outside = np.maximum(-v, v - length)
@@ -307,8 +256,8 @@ def _distance(
         return np.maximum(outside, side - np.interp(v, heights, widths))
     if garment.category == "pants":
         heights = (1.2, length)
-        centre = np.interp(v, heights, (0.45, garment.hem + 0.05 + 0.4 * spread))
-        leg = np.abs(side - centre) - np.interp(v, heights, (0.45, garment.hem))
+        center = np.interp(v, heights, (0.45, garment.hem + 0.05 + 0.4 * spread))
+        leg = np.abs(side - center) - np.interp(v, heights, (0.45, garment.hem))
         hips = side - np.interp(v, (0, 0.8), (garment.waist, 0.9))
         return np.maximum(outside, np.where(v < 1.2, hips, leg))
     heights = (0, 0.2, 0.95, min(1.7, 0.8 * length), length)
@@ -317,14 +266,13 @@ def _distance(
     body = np.maximum.reduce([outside, neckline, side - np.interp(v, heights, widths)])
     if garment.sleeve < 0.3:
         return body
-    along, across = rotate(side - 0.75, v - 0.25, np.pi / 2 - 0.2 - 0.9 * spread)
+    along, across = rotate_axes(side - 0.75, v - 0.25, np.pi / 2 - 0.2 - 0.9 * spread)
     end = np.abs(along - garment.sleeve / 2) - garment.sleeve / 2
     return np.minimum(body, np.maximum(end, np.abs(across) - 0.27))
 
 
-def _dye(garment: Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Returns the colours of the cloth float [H, W, 3]."""
-    k, (first, second) = garment.scale, garment.colours
+def _dye_cloth(garment: _Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    k, (first, second) = garment.scale, garment.colors
     match garment.pattern:
         case "striped":
             mix = np.sin(k * v) > 0
@@ -341,7 +289,7 @@ def _dye(garment: Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return first + mix[..., None] * (second - first)
 
 
-def _uneven_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+def _draw_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Samples a smooth brightness offset with a darker floor or wall, [H, W, 1]."""
     spots = rng.normal(-0.05, 0.12, (4, 3)).astype(np.float32)
     light = np.asarray(Image.fromarray(spots).resize((width, height)))

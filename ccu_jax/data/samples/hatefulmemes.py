@@ -16,12 +16,13 @@ from PIL import Image, ImageDraw
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
+    CONTENT,
     STAGE,
     choose,
-    hsv,
+    draw_oriented_grid,
+    hsv_to_color,
     load_cutout,
-    multiply,
-    oriented_grid,
+    multiply_image,
     scale_and_flip,
 )
 
@@ -41,72 +42,9 @@ _TEXT_SUFFICES = 0.2
 # another sentence, and that have its sentence and another image.
 _TEXT_CONFOUNDERS, _IMAGE_CONFOUNDERS = 0.4, 0.4
 _MIN_ID, _MIN_FIVE_DIGITS, _END_ID = 1235, 10_000, 98_765
-
-
-class _Kind(NamedTuple):
-    """Things that are alike; the sentences do not name them."""
-
-    images: str  # numbers of clip art
-    hues: tuple[float, float]  # of most backgrounds
-    sentences: str  # separated by commas
-
-
-_KINDS = (
-    _Kind(  # pets
-        "0017 0018 0024 0029 0034 0071 0101 0116 0119 0124 "
-        "0132 0146 0149 0154 0157 0159 0177 0186 0190 0191",
-        (0.25, 0.45),
-        "feed it twice a day, it sleeps on my feet, stroke it behind the ears, it ran "
-        "into the woods, it wants its belly scratched, it chased the postman, it "
-        "snores and twitches, it shed hair on the carpet",
-    ),
-    _Kind(  # food
-        "0267 0298 0299 0306 0311 0321 0323 0329 0342 0345 "
-        "0359 0362 0365 0376 0387 0398 0410 0416 0417 0449",
-        (0.08, 0.16),
-        "eat it while it is warm, it tastes of summer, cut it into eight slices, we "
-        "had two for breakfast, it melts on the tongue, the recipe needs more sugar, "
-        "it goes well with tea, swallow the last bite",
-    ),
-    _Kind(  # vehicles
-        "1251 1259 1295 1297 1302 1307 1308 1311 1312 1317 "
-        "1319 1323 1333 1382 1383 1384 1385 1395 1405 1406",
-        (0.55, 0.65),
-        "drive it to the coast, fill the tank before noon, the engine starts at last, "
-        "it needs new brakes, the horn woke the street, we ride it to work, overtake "
-        "on the left, it stalls at every crossing",
-    ),
-    _Kind(  # houses
-        "0202 0208 0222 0225 0227 0228 0231 0232 0233 0235 "
-        "0236 0237 0239 0240 0244 0245 0248 0252 0253 0254",
-        (0.8, 0.95),
-        "the roof leaks again, paint the front door blue, we moved in last spring, the "
-        "rent went up, nobody lives upstairs, close the shutters at dusk, the hall "
-        "smells of plaster, the cellar is full of boxes",
-    ),
-)
 _TINTED = 0.85  # backgrounds in the hues of their kind
-_OPENERS = (
-    ", when they say, my aunt insists, monday again and, note to self, everyone "
-    "agrees, me at six, they told us, breaking news, once more, you know what, "
-    "somebody wrote"
-)
-_ENDINGS = (
-    ", and that is that, so wish me luck, before the rain comes, and nobody asked why, "
-    "like every tuesday, because we can, for the third time this week, said the "
-    "neighbour, or so i heard, thanks for asking, what a day, and then we laughed "
-    "about it for an hour, but please do not tell anybody until friday"
-)
-# Parts of sentences that match no image.
-_NUMBERS = "three seven eleven forty zero"
-_NOUNS = "wednesday gravity silence october yesterday"
-_CLAIMS = (
-    "{0} is a louder colour than {1}",
-    "{1} weighs more than {0}",
-    "the square root of {1} is {0}",
-    "{0} times {1} makes a triangle",
-    "{1} has {0} corners and no middle",
-)
+_CONTENT = CONTENT["hatefulmemes"]
+_KINDS = list(_CONTENT["kinds"].values())
 
 
 class _Meme(NamedTuple):
@@ -200,37 +138,33 @@ def _invent_memes(rng: np.random.Generator, total: int, share: float) -> list[_M
 
 
 def _invent_sentence(rng: np.random.Generator, kind: int) -> str:
-    return _embellish(rng, choose(rng, _KINDS[kind].sentences.split(", ")))
+    return _embellish_sentence(rng, choose(rng, _KINDS[kind]["sentences"]))
 
 
 def _invent_nonsense(rng: np.random.Generator) -> str:
-    claim = choose(rng, _CLAIMS)
-    number, noun = choose(rng, _NUMBERS.split()), choose(rng, _NOUNS.split())
-    return _embellish(rng, claim.format(number, noun))
+    names = ("claims", "numbers", "nouns")
+    claim, number, noun = (choose(rng, _CONTENT[name]) for name in names)
+    return _embellish_sentence(rng, claim.format(number, noun))
 
 
-def _embellish(rng: np.random.Generator, sentence: str) -> str:
-    opener = choose(rng, _OPENERS.split(", "))
-    parts = (opener, sentence, choose(rng, _ENDINGS.split(", ")))
+def _embellish_sentence(rng: np.random.Generator, sentence: str) -> str:
+    opener, ending = (choose(rng, _CONTENT[name]) for name in ("openers", "endings"))
+    parts = (opener, sentence, ending)
     return " ".join(part for part in parts if part)
 
 
-def _draw_image(rng: np.random.Generator, kind: _Kind) -> bytes:
-    """Draws a thing of a kind on a background, as a PNG.
-
-    The sentence is not drawn: the reader gets it from the lists, and memes that share
-    an image have the same file.
-    """
-    name = choose(rng, kind.images.split())
+def _draw_image(rng: np.random.Generator, kind: dict[str, Any]) -> bytes:
+    """Draws a thing of a kind on a background as a PNG, without the sentence."""
+    name = choose(rng, kind["images"].split())
     width, height = rng.integers(100, 141, 2).tolist()
-    hues = kind.hues if rng.random() < _TINTED else rng.random(2)
+    hues = kind["hues"] if rng.random() < _TINTED else rng.random(2)
     canvas = _draw_background(rng, width, height, rng.permutation(hues))
     cutout = load_cutout(f"images/{name}.jpg")
     share = rng.uniform(0.65, 0.95)
     scale = share * min(width / cutout.width, height / cutout.height)
     image = scale_and_flip(rng, cutout, scale)
     left = int(rng.integers(0, width - image.width + 1))
-    multiply(canvas, image, left, int(rng.integers(0, height - image.height + 1)))
+    multiply_image(canvas, image, left, int(rng.integers(0, height - image.height + 1)))
     file = io.BytesIO()
     Image.fromarray(canvas).save(file, "png", compress_level=4)
     return file.getvalue()
@@ -239,19 +173,17 @@ def _draw_image(rng: np.random.Generator, kind: _Kind) -> bytes:
 def _draw_background(
     rng: np.random.Generator, width: int, height: int, hues: np.ndarray
 ) -> np.ndarray:
-    """Draws a wavy gradient of two colours and discs of a third one.
+    """Draws a wavy gradient of two colors and discs of a third one.
 
-    It is varied enough that no two backgrounds are near-duplicates, and has few colours
-    so that the files are small.
-
-    Returns:
-        uint8 [height, width, 3].
+    No two are near-duplicates, and few colors keep the files small.
     """
     first, second, third = (
-        hsv(hue + rng.normal(0, 0.03), rng.uniform(0.2, 0.75), rng.uniform(0.55, 1))
+        hsv_to_color(
+            hue + rng.normal(0, 0.03), rng.uniform(0.2, 0.75), rng.uniform(0.55, 1)
+        )
         for hue in (*hues.tolist(), rng.random())
     )
-    angle, along, across = oriented_grid(rng, width, height)
+    angle, along, across = draw_oriented_grid(rng, width, height)
     wave = rng.uniform(0.05, 0.2) * np.sin(rng.uniform(3, 15) * across + 6 * angle)
     along = along + wave
     mix = np.round(20 * (along - along.min()) / np.ptp(along)) / 20
@@ -261,7 +193,7 @@ def _draw_background(
     for _ in range(rng.integers(3, 7)):
         radius = rng.uniform(0.12, 0.35) * width
         left, top = rng.uniform(-radius, width), rng.uniform(-radius, height)
-        colour = (255 * (third * rng.uniform(0.6, 1))).astype(int).tolist()
+        color = (255 * (third * rng.uniform(0.6, 1))).astype(int).tolist()
         box = (left, top, left + 2 * radius, top + 2 * radius)
-        pen.ellipse(box, fill=tuple(colour))
+        pen.ellipse(box, fill=tuple(color))
     return np.array(image)

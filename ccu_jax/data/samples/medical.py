@@ -14,13 +14,14 @@ import numpy as np
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
+    CONTENT,
     choose,
+    draw_field,
     encode_jpeg,
-    limit_groups,
-    pixel_grid,
-    rotate,
-    smooth_field,
-    soft_mask,
+    make_grid,
+    make_mask,
+    rotate_axes,
+    truncate_groups,
     write_pairs,
 )
 
@@ -37,49 +38,19 @@ class _Shadow(NamedTuple):
 
 class _Finding(NamedTuple):
     prevalence: float  # among patients at their first study
-    names: str  # in reports, separated by commas; the first is the most frequent
     shadow: _Shadow | None = None  # None: drawn by changing the anatomy
     is_chronic: bool = False
 
 
 _FINDINGS = {
-    "cardiomegaly": _Finding(
-        0.24, "cardiac enlargement, enlarged heart, wide heart shadow", None, True
-    ),
-    "consolidation": _Finding(
-        0.22,
-        "consolidation, airspace opacity, patchy infiltrate",
-        _Shadow(0.45, 0.0, 0.3, 0.3, 0.5),
-    ),
-    "device": _Finding(
-        0.20,
-        "pacing device, generator pack with lead, implanted pacer",
-        _Shadow(0.5, -0.55, 0.18, 0.14, 0.8),
-        True,
-    ),
-    "effusion": _Finding(
-        0.22,
-        "pleural effusion, pleural fluid, blunted costophrenic angle",
-        _Shadow(0.5, 0.45, 0.35, 0.25, 0.5),
-    ),
-    "fracture": _Finding(
-        0.18,
-        "rib fracture, displaced rib, cortical break of a rib",
-        _Shadow(0.45, 0.2, 0.28, 0.08, -0.6),
-    ),
-    "nodule": _Finding(
-        0.22,
-        "pulmonary nodule, rounded density, coin lesion",
-        _Shadow(0.45, -0.2, 0.16, 0.16, 0.6),
-    ),
-    "pneumothorax": _Finding(
-        0.18,
-        "pneumothorax, apical air rim, collapsed lung margin",
-        _Shadow(0.55, -0.4, 0.2, 0.35, -0.5),
-    ),
-    "scoliosis": _Finding(
-        0.18, "scoliosis, curvature of the spine, tilted thoracic spine", None, True
-    ),
+    "cardiomegaly": _Finding(0.24, is_chronic=True),
+    "consolidation": _Finding(0.22, _Shadow(0.45, 0.0, 0.3, 0.3, 0.5)),
+    "device": _Finding(0.20, _Shadow(0.5, -0.55, 0.18, 0.14, 0.8), is_chronic=True),
+    "effusion": _Finding(0.22, _Shadow(0.5, 0.45, 0.35, 0.25, 0.5)),
+    "fracture": _Finding(0.18, _Shadow(0.45, 0.2, 0.28, 0.08, -0.6)),
+    "nodule": _Finding(0.22, _Shadow(0.45, -0.2, 0.16, 0.16, 0.6)),
+    "pneumothorax": _Finding(0.18, _Shadow(0.55, -0.4, 0.2, 0.35, -0.5)),
+    "scoliosis": _Finding(0.18, is_chronic=True),
 }
 _PERSISTS, _CHRONIC_PERSISTS = 0.6, 0.95  # probabilities until the next study
 _NEW = 0.4  # probability of a new finding at a later study, times its prevalence
@@ -87,37 +58,7 @@ _VISIBLE = 0.8  # findings that are visible in the image
 _LABEL_NOISE = 0.02  # wrong labels, per finding
 _NUM_STUDIES_SHARES = (0.45, 0.35, 0.20)  # patients with one, two, three studies
 
-_PRESENT = (
-    "There is a {size} {name}.",
-    "{Size} {name} {place}.",
-    "{Name} is seen {place}.",
-    "{Name}, {size}.",
-    "Findings include {name}.",
-)
-_HEDGED = (
-    "Possible {name}.",
-    "{Name} cannot be excluded.",
-    "Questionable {name} {place}.",
-    "{Name} is suspected; correlate with symptoms.",
-)
-_ABSENT = (
-    "No {name}.",
-    "No evidence of {name}.",
-    "{Name} is not seen.",
-    "Negative for {name}.",
-)
-_STANDARD = (
-    "Bones and soft tissues are unremarkable.",
-    "The mediastinal contours are within normal limits.",
-    "Lung volumes are adequate.",
-    "Technique is limited by rotation.",
-    "Trachea is midline.",
-    "Follow-up as clinically indicated.",
-    "The upper abdomen is not well seen.",
-)
-_REASONS = ("cough", "chest pain", "shortness of breath", "fever", "a fall", "check-up")
-_PLACES = ("on the right", "on the left", "at the base", "in the upper zone")
-_SIZES = ("small", "moderate", "large", "subtle", "mild")
+_CONTENT = CONTENT["medical"]
 _REPORTED, _REPORTED_HEDGED = 0.62, 0.18  # present findings; others are omitted
 _SUSPECTED, _DENIED = 0.02, 0.22  # absent findings; others are not mentioned
 
@@ -135,20 +76,21 @@ class _Body(NamedTuple):
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `pairs.jsonl` and `images/`."""
     rng = np.random.default_rng([seed, 0])
-    sizes = limit_groups(rng.choice([1, 2, 3], rows, p=_NUM_STUDIES_SHARES), rows)
+    sizes = truncate_groups(rng.choice([1, 2, 3], rows, p=_NUM_STUDIES_SHARES), rows)
     draw_group = functools.partial(_draw_patient, seed)
     write_pairs(root, sizes, seed, draw_group, "p", progress)
 
 
 def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
-    """Yields the rows of one patient."""
     rng = np.random.default_rng([seed, 2, patient])
     ranges = ((0.58, 0.76), (0.30, 0.38), (4.5, 7.0), (0.2, 0.9), (0.52, 0.70))
     body = _Body(*(float(rng.uniform(*range_)) for range_ in ranges))
     findings = [n for n, f in _FINDINGS.items() if rng.random() < f.prevalence]
     for study in range(num_studies):
         if study:
-            findings = [n for n in _FINDINGS if rng.random() < _recurs(n, findings)]
+            findings = [
+                n for n in _FINDINGS if rng.random() < _compute_recurrence(n, findings)
+            ]
         visible = [name for name in findings if rng.random() < _VISIBLE]
         labels = [
             name
@@ -162,8 +104,7 @@ def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
         }
 
 
-def _recurs(name: str, findings: list[str]) -> float:
-    """Returns the probability of a finding at the next study."""
+def _compute_recurrence(name: str, findings: list[str]) -> float:
     finding = _FINDINGS[name]
     if name not in findings:
         return _NEW * finding.prevalence
@@ -177,78 +118,83 @@ def _invent_report(
     for name in _FINDINGS:
         chance = rng.random()
         if name in findings:
-            forms = ((_REPORTED, _PRESENT), (_REPORTED + _REPORTED_HEDGED, _HEDGED))
+            forms = ((_REPORTED, "present"), (_REPORTED + _REPORTED_HEDGED, "hedged"))
         else:
-            forms = ((_SUSPECTED, _HEDGED), (_SUSPECTED + _DENIED, _ABSENT))
+            forms = ((_SUSPECTED, "hedged"), (_SUSPECTED + _DENIED, "absent"))
         form = next((form for limit, form in forms if chance < limit), None)
         if form:
             sentences.append(_invent_sentence(rng, name, form))
-    sentences += rng.choice(_STANDARD, rng.integers(0, 3), replace=False).tolist()
+    sentences += rng.choice(
+        _CONTENT["standard"], rng.integers(0, 3), replace=False
+    ).tolist()
     rng.shuffle(sentences)
-    reason = f"Indication: {rng.choice(_REASONS)}."
+    reason = f"Indication: {rng.choice(_CONTENT['reasons'])}."
     prior = "Compared with the previous study." if has_prior else "No prior study."
     if not findings and rng.random() < 0.4:
         sentences.append("Normal chest radiograph.")
     return " ".join([reason, prior, *sentences])
 
 
-def _invent_sentence(
-    rng: np.random.Generator, finding: str, forms: tuple[str, ...]
-) -> str:
-    names = _FINDINGS[finding].names.split(", ")
-    first_share = 0.7 if forms is _ABSENT else 0.4
+def _invent_sentence(rng: np.random.Generator, finding: str, form: str) -> str:
+    names = _CONTENT["names"][finding]
+    first_share = 0.7 if form == "absent" else 0.4
     name = names[0 if rng.random() < first_share else rng.integers(1, len(names))]
-    size = str(rng.choice(_SIZES))
-    return choose(rng, forms).format(
+    size = str(rng.choice(_CONTENT["sizes"]))
+    return choose(rng, _CONTENT[form]).format(
         name=name,
         Name=name.capitalize(),
         size=size,
         Size=size.capitalize(),
-        place=rng.choice(_PLACES),
+        place=rng.choice(_CONTENT["places"]),
     )
 
 
 def _draw_study(rng: np.random.Generator, body: _Body, visible: list[str]) -> bytes:
-    """Draws one study as a greyscale JPEG, 72 to 96 pixels a side."""
     size = int(rng.integers(72, 97))
     # Every study is posed differently.
-    x, y = rotate(*pixel_grid(size), rng.normal(0, 0.08))
+    x, y = rotate_axes(*make_grid(size), rng.normal(0, 0.08))
     zoom = rng.uniform(0.88, 1.12)
     x = (x - rng.normal(0, 0.09)) * zoom * rng.uniform(0.94, 1.06)
     y = (y - rng.normal(0, 0.09)) * zoom
     if "scoliosis" in visible:
         curve = rng.choice([-1, 1]) * rng.uniform(0.16, 0.26)
         x = x + curve * np.sin(2.6 * y + rng.uniform(-0.5, 0.5))
-    image = body.tissue * soft_mask(np.abs(x) - 0.98 + 0.25 * (y < -0.6), 0.1)
-    image += 0.09 * smooth_field(rng, size, 4) + 0.04 * smooth_field(rng, size, 9)
-    lung = _ellipse(np.abs(x) - 0.45, y, body.lung_width, body.lung_height)
-    image -= (0.36 + rng.normal(0, 0.04)) * soft_mask(lung, 0.12)
+    image = body.tissue * make_mask(np.abs(x) - 0.98 + 0.25 * (y < -0.6), 0.1)
+    image += 0.09 * draw_field(rng, size, 4) + 0.04 * draw_field(rng, size, 9)
+    lung = _compute_ellipse_distance(
+        np.abs(x) - 0.45, y, body.lung_width, body.lung_height
+    )
+    image -= (0.36 + rng.normal(0, 0.04)) * make_mask(lung, 0.12)
     arcs = body.num_ribs * np.pi * (y + body.rib_curvature * x * x)
-    image += 0.13 * np.maximum(np.sin(arcs), 0) * soft_mask(lung, 0.06)
-    image += 0.26 * soft_mask(np.abs(x) - 0.10, 0.08)  # spine
+    image += 0.13 * np.maximum(np.sin(arcs), 0) * make_mask(lung, 0.06)
+    image += 0.26 * make_mask(np.abs(x) - 0.10, 0.08)  # spine
     heart_width = rng.uniform(0.26, 0.36) + 0.22 * ("cardiomegaly" in visible)
-    image += 0.30 * soft_mask(_ellipse(x - 0.14, y - 0.32, heart_width, 0.34), 0.08)
+    image += 0.30 * make_mask(
+        _compute_ellipse_distance(x - 0.14, y - 0.32, heart_width, 0.34), 0.08
+    )
     diaphragm = body.lung_height - 0.1 - y + 0.25 * (np.abs(x) - 0.45) ** 2
-    image += 0.34 * soft_mask(diaphragm, 0.06)
+    image += 0.34 * make_mask(diaphragm, 0.06)
     for shadow in (_FINDINGS[name].shadow for name in visible):
         if shadow is not None:
             side, (dx, dy) = rng.choice([-1, 1]), rng.normal(0, 0.06, 2)
-            distance = _ellipse(
+            distance = _compute_ellipse_distance(
                 x * side - shadow.x - dx, y - shadow.y - dy, shadow.width, shadow.height
             )
-            image += shadow.brightness * soft_mask(distance, 0.06)
-    return _expose(rng, image, size)
+            image += shadow.brightness * make_mask(distance, 0.06)
+    return _expose_plate(rng, image, size)
 
 
-def _ellipse(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+def _compute_ellipse_distance(
+    x: np.ndarray, y: np.ndarray, width: float, height: float
+) -> np.ndarray:
     """Returns the approximate distance from an ellipse, negative inside."""
     distance = np.sqrt((x / width) ** 2 + (y / height) ** 2)
     return (distance - 1) * min(width, height)
 
 
-def _expose(rng: np.random.Generator, image: np.ndarray, size: int) -> bytes:
-    """Applies exposure, noise, the border of the plate and a side marker."""
-    x, y = pixel_grid(size)
+def _expose_plate(rng: np.random.Generator, image: np.ndarray, size: int) -> bytes:
+    """Applies exposure and noise; draws the border of the plate and a side marker."""
+    x, y = make_grid(size)
     fade = rng.normal(0, 0.05) * x + rng.normal(0, 0.05) * y
     image = (image + fade) * rng.uniform(0.85, 1.15) + rng.normal(0, 0.04)
     image = image + rng.normal(0, rng.uniform(0.01, 0.03), image.shape)

@@ -16,93 +16,32 @@ from PIL import Image, ImageFilter
 
 from ccu_jax.data.readers.base import CLIPART, Progress
 from ccu_jax.data.samples.drawing import (
+    CONTENT,
     STAGE,
     choose,
-    hsv,
+    draw_oriented_grid,
+    hsv_to_color,
     invent_word,
     load_cutout,
-    multiply,
-    oriented_grid,
+    multiply_image,
     scale_and_flip,
 )
 
 _SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
-# For each genre its folders of the clip art library, and its movies in MM-IMDb.
-_GENRES = {
-    "Drama": ("people", 13967),
-    "Comedy": ("people/stickmen recreation/party", 8592),
-    "Romance": ("plants/flowers recreation/holiday/valentines", 5364),
-    "Thriller": ("tools", 5192),
-    "Crime": ("office", 3838),
-    "Action": ("transportation", 3550),
-    "Adventure": ("transportation/boating animals/birds animals/fish", 2710),
-    "Horror": ("animals/bugs", 2703),
-    "Documentary": ("geography", 2082),
-    "Mystery": ("buildings", 2057),
-    "Sci-Fi": ("geography/astronomy office/telephone", 1991),
-    "Fantasy": ("animals animals/fantasy animals/dinosaurs", 1933),
-    "Family": ("animals/mammals", 1668),
-    "Biography": ("people/clothing", 1343),
-    "War": ("transportation/vehicles", 1335),
-    "History": ("food food/meats_and_eggs food/breads_and_carbs", 1143),
-    "Music": ("recreation/music", 1045),
-    "Animation": ("recreation recreation/toys recreation/games", 997),
-    "Musical": ("food/beverages", 841),
-    "Western": ("plants plants/trees", 705),
-    "Sport": ("recreation/sports", 634),
-    "Short": ("food/fruit food/vegetables food/desserts", 471),
-    "Film-Noir": ("transportation/roadsigns", 338),
-}
 _NUM_MOVIES = 25959
 _STOP_WORDS = {"and", "the", "with", "from", "for"}
 _EXCLUDED_WORDS = {"sex", "sexy", "nude", "gallows"}  # unsuitable for posters
-
 _GENRE_COUNT_SHARES = (0.25, 0.45, 0.30)  # movies with one, two, three genres
 _NOISE = 0.05  # movies whose content is of other genres than their labels
 _MENTIONED = 0.85  # genres of the movie that show in its plots
 _OWN_IMAGES = 0.9  # images on the poster that are of a genre of the movie
-_TINTED = 0.8  # background colours that lean to the hue of a genre
+_TINTED = 0.8  # background colors that lean to the hue of a genre
 _FILLER = 0.2  # sentences without a word of a genre
 _GENRE_WORDS, _OTHER_WORDS = 8, 6  # words in a plot, per genre and of any genre
-
-# {0}, {1} and {2} are words of genres, {name} is an invented name.
-_SENTENCES = (
-    "{name} finds a {0} behind the {1}.",
-    "Then a {0} turns up beside the {1}.",
-    "Nobody expects the {0}, least of all the {1}.",
-    "Between {0} and {1} there is little time for sleep.",
-    "All that remains is {0} and {1}.",
-    "{name} would give every {0} for one {1}.",
-    "The {0} belongs to the {1} or to nobody.",
-    "It begins with a {0} and ends with a {1}.",
-    "A letter mentions the {0}, the {1} and the {2}.",
-    "For {name} it is {0} or {1}, never {2}.",
-)
-_FILLERS = (
-    "{name} has not been home for years.",
-    "Nobody in the town wants to talk about it.",
-    "What looks like a favour soon becomes a debt.",
-    "The summer is long and the money is short.",
-    "{name} and {name} meet again after the funeral.",
-    "A promise made in haste has to be kept.",
-    "On the last evening everything is said at once.",
-    "There is one night left to put things right.",
-    "Everybody lies, and {name} knows why.",
-    "The family keeps a secret that was never theirs.",
-)
-_ADJECTIVES = (
-    "Paper Silent Second Hollow Golden Borrowed Distant Crooked Patient Winter Broken "
-    "Gentle Restless Hidden Sunken Last"
-)
-_NOUNS = (
-    "Lighthouse Promise Harbour Orchard Mirror Letter Staircase Parade Island Clock "
-    "Bridge Neighbour Garden Window Season Shadow"
-)
+_CONTENT = CONTENT["mmimdb"]
 
 
-class Genre(NamedTuple):
-    """The content of one genre."""
-
+class _Genre(NamedTuple):
     name: str
     share: float  # of the movies of MM-IMDb, in (0, 1)
     images: list[str]  # paths below the clip art folder
@@ -114,24 +53,23 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     (root / "dataset").mkdir()
     rng = np.random.default_rng([seed, 0])
     ids = [f"{number:07d}" for number in rng.choice(4_000_000, rows, False) + 5]
-    genres = load_genres()
+    genres = _load_genres()
     for number, name in enumerate(ids):
         progress(STAGE, number, rows)
         rng = np.random.default_rng([seed, 1, number])
-        write_movie(rng, genres, root / "dataset" / name)
+        _write_movie(rng, genres, root / "dataset" / name)
     ends = np.cumsum([round(share * rows) for share in _SPLITS.values()])
     parts = np.split(np.array(ids), ends[:-1])
     splits = {name: part.tolist() for name, part in zip(_SPLITS, parts, strict=True)}
     (root / "split.json").write_text(json.dumps(splits, indent=4), "ascii")
 
 
-def load_genres() -> list[Genre]:
+def _load_genres() -> list[_Genre]:
     """Loads the 23 genres in the official order."""
-    genres = {
-        name: Genre(name, count / _NUM_MOVIES, [], [])
-        for name, (_, count) in _GENRES.items()
-    }
-    genre_of = {f: n for n, (folders, _) in _GENRES.items() for f in folders.split()}
+    genres, genre_of = {}, {}
+    for name, content in _CONTENT["genres"].items():
+        genres[name] = _Genre(name, content["num_movies"] / _NUM_MOVIES, [], [])
+        genre_of |= dict.fromkeys(content["folders"].split(), name)
     index = (CLIPART / "pairs.jsonl").read_text("utf-8")
     for row in (json.loads(line) for line in index.split("\n") if line):
         words = set(re.findall(r"\b[a-z]{3,14}\b", row["text"])) - _STOP_WORDS
@@ -148,16 +86,10 @@ def load_genres() -> list[Genre]:
     return list(genres.values())
 
 
-def write_movie(
-    rng: np.random.Generator, genres: Sequence[Genre], path: pathlib.Path
+def _write_movie(
+    rng: np.random.Generator, genres: Sequence[_Genre], path: pathlib.Path
 ) -> None:
-    """Writes the .json and .jpeg file of a movie.
-
-    Args:
-        rng: the same state gives the same bytes.
-        genres: from `load_genres`.
-        path: path of the files without their suffix.
-    """
+    """Writes the .json and .jpeg file of a movie; `path` has no suffix."""
     labels, content = (_draw_genres(rng, genres) for _ in range(2))
     if rng.random() >= _NOISE:
         content = labels
@@ -170,7 +102,7 @@ def write_movie(
     path.with_suffix(".jpeg").write_bytes(_draw_poster(rng, images, hues))
 
 
-def _draw_genres(rng: np.random.Generator, genres: Sequence[Genre]) -> list[int]:
+def _draw_genres(rng: np.random.Generator, genres: Sequence[_Genre]) -> list[int]:
     shares = np.array([genre.share for genre in genres])
     count = rng.choice([1, 2, 3], p=_GENRE_COUNT_SHARES)
     chosen = rng.choice(len(genres), count, replace=False, p=shares / shares.sum())
@@ -178,7 +110,7 @@ def _draw_genres(rng: np.random.Generator, genres: Sequence[Genre]) -> list[int]
 
 
 def _draw_images(
-    rng: np.random.Generator, genres: Sequence[Genre], content: list[int]
+    rng: np.random.Generator, genres: Sequence[_Genre], content: list[int]
 ) -> list[str]:
     """Draws one to three images, mostly of the genres of the content."""
     count = int(rng.choice([1, 2, 3], p=[0.4, 0.5, 0.1]))
@@ -191,9 +123,8 @@ def _draw_images(
 
 
 def _draw_words(
-    rng: np.random.Generator, genres: Sequence[Genre], content: list[int]
+    rng: np.random.Generator, genres: Sequence[_Genre], content: list[int]
 ) -> list[str]:
-    """Draws the words of the plots: of the content's genres and of any genre."""
     mentioned = [genre for genre in content if rng.random() < _MENTIONED]
     words = [
         w for genre in mentioned for w in rng.choice(genres[genre].words, _GENRE_WORDS)
@@ -205,12 +136,12 @@ def _draw_words(
 
 def _invent_movie(
     rng: np.random.Generator,
-    genres: Sequence[Genre],
+    genres: Sequence[_Genre],
     labels: list[int],
     words: list[str],
 ) -> dict[str, Any]:
     """Invents the content of the .json file, in which most keys may be missing."""
-    title = f"The {rng.choice(_ADJECTIVES.split())} {rng.choice(_NOUNS.split())}"
+    title = f"The {rng.choice(_CONTENT['adjectives'])} {rng.choice(_CONTENT['nouns'])}"
     title += " II" if rng.random() < 0.1 else ""
     year = int(rng.integers(1930, 2013))
     sizes = [int(rng.integers(6, 10))]
@@ -244,7 +175,8 @@ def _invent_movie(
 def _invent_plot(rng: np.random.Generator, words: list[str], num_sentences: int) -> str:
     sentences = []
     for _ in range(num_sentences):
-        form = choose(rng, _FILLERS if rng.random() < _FILLER else _SENTENCES)
+        kind = "fillers" if rng.random() < _FILLER else "sentences"
+        form = choose(rng, _CONTENT[kind])
         sentence = form.format(*rng.choice(words, 3), name="{}")
         names = [invent_word(rng).capitalize() for _ in range(sentence.count("{}"))]
         sentences.append(sentence.format(*names))
@@ -266,7 +198,6 @@ def _invent_person(rng: np.random.Generator) -> dict[str, str]:
 def _draw_poster(
     rng: np.random.Generator, images: list[str], hues: np.ndarray
 ) -> bytes:
-    """Draws clip art in bands on a background, as a JPEG 90 to 120 pixels wide."""
     width = int(rng.integers(90, 121))
     height = int(width * rng.uniform(1.4, 1.6))
     canvas = _draw_background(rng, width, height, hues)
@@ -280,7 +211,7 @@ def _draw_poster(
             image = image.filter(ImageFilter.SMOOTH)
         left = int(rng.integers(0, max(1, width - image.width + 1)))
         slack = max(0.0, band - image.height)
-        multiply(canvas, image, left, int(index * band + rng.uniform(0, slack)))
+        multiply_image(canvas, image, left, int(index * band + rng.uniform(0, slack)))
     file = io.BytesIO()
     Image.fromarray(canvas).save(file, "jpeg", quality=int(rng.integers(80, 93)))
     return file.getvalue()
@@ -289,12 +220,14 @@ def _draw_poster(
 def _draw_background(
     rng: np.random.Generator, width: int, height: int, hues: np.ndarray
 ) -> np.ndarray:
-    """Draws a wavy gradient of two colours with grain, uint8 [height, width, 3]."""
+    """Draws a wavy gradient of two colors with grain, uint8 [height, width, 3]."""
     first, second = (
-        hsv(hue + rng.normal(0, 0.04), rng.uniform(0.25, 0.6), rng.uniform(0.65, 1))
+        hsv_to_color(
+            hue + rng.normal(0, 0.04), rng.uniform(0.25, 0.6), rng.uniform(0.65, 1)
+        )
         for hue in hues.tolist()
     )
-    _, along, across = oriented_grid(rng, width, height)
+    _, along, across = draw_oriented_grid(rng, width, height)
     wave = rng.uniform(0, 12)
     along = along + 0.08 * np.sin(wave * across * np.pi + rng.uniform(0, 6))
     mix = (along - along.min()) / np.ptp(along)

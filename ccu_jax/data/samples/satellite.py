@@ -7,101 +7,54 @@ by scene.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
+    CONTENT,
     choose,
+    draw_field,
     encode_jpeg,
-    limit_groups,
-    pixel_grid,
-    rotate,
-    smooth_field,
-    soft_mask,
+    make_grid,
+    make_mask,
+    rotate_axes,
+    truncate_groups,
     write_pairs,
 )
 
-_Colour = tuple[float, float, float]
-
-
-class _Land(NamedTuple):
-    """One class, and its typical metadata."""
-
-    share: float  # of all tiles
-    regions: tuple[str, ...]
-    elevation: float  # metres
-    winter: float  # share of the tiles taken in winter
-
-
-_LANDS = {
-    "desert": _Land(0.10, ("basin", "plateau", "dune field", "dry valley"), 700, 0.3),
-    "farmland": _Land(0.18, ("plain", "river plain", "lowland", "village"), 150, 0.2),
-    "forest": _Land(0.16, ("reserve", "hills", "upland", "timber district"), 500, 0.2),
-    "industrial": _Land(0.11, ("harbour", "junction", "ring road", "quarter"), 60, 0.3),
-    "residential": _Land(0.16, ("suburb", "quarter", "ring road", "village"), 90, 0.3),
-    "snow": _Land(0.09, ("glacier", "pass", "upland", "summit"), 2200, 0.7),
-    "water": _Land(0.11, ("bay", "lake", "harbour", "strait"), 10, 0.3),
-    "wetland": _Land(0.09, ("delta", "estuary", "lowland", "reserve"), 8, 0.3),
-}
-_MONTHS = {
-    "winter": ("December", "January", "February"),
-    "spring": ("March", "April", "May"),
-    "summer": ("June", "July", "August"),
-    "autumn": ("September", "October", "November"),
-}
-_SENSORS = ("Alba-2", "Corvus", "Meridian-1", "Terrascope")
-_DIRECTIONS = ("northern", "southern", "eastern", "western", "inner", "outer")
-_FORMS = (
-    "{sensor}, {month}. {Direction} {region}, {elevation} m. {sky}.",
-    "{season} pass of {sensor} over the {direction} {region}; {elevation} m; {sky}.",
-    "Scene {number}: {region}, {direction} part. {month}, {sensor}. {sky}.",
-    "{direction} {region}, {season}, elevation {elevation} m, {sensor}, {sky}.",
-)
-_SKIES = ("clear", "thin haze", "scattered cloud", "low sun", "good visibility")
+_Color = tuple[float, float, float]
+_CONTENT = CONTENT["satellite"]
 _OWN_METADATA = 0.7  # tiles whose metadata are typical of their class
 _SCENE_CLASS = 0.75  # tiles that have the main class of their scene
 _MIXED = 0.75  # tiles that show a second class
 _SWAPPED = 0.15  # tiles that show more of the second class than of their own
 _LABEL_NOISE = 0.05  # tiles with a wrong label
-_GREY = 0.35  # tiles of a sensor with almost no colour
-_ROOFS = (
-    (0.62, 0.34, 0.26),
-    (0.50, 0.42, 0.36),
-    (0.58, 0.56, 0.54),
-    (0.30, 0.38, 0.22),
-)
-_HALLS = (
-    (0.80, 0.80, 0.78),
-    (0.60, 0.63, 0.66),
-    (0.46, 0.46, 0.46),
-    (0.36, 0.42, 0.50),
-)
-_FIELDS = (
-    (0.30, 0.42, 0.16),
-    (0.55, 0.52, 0.26),
-    (0.46, 0.36, 0.24),
-    (0.40, 0.50, 0.24),
-)
+_GREY = 0.35  # tiles of a sensor with almost no color
+# Percent of red, green and blue.
+_ROOFS = np.array([(62, 34, 26), (50, 42, 36), (58, 56, 54), (30, 38, 22)]) / 100
+_HALLS = np.array([(80, 80, 78), (60, 63, 66), (46, 46, 46), (36, 42, 50)]) / 100
+_FIELDS = np.array([(30, 42, 16), (55, 52, 26), (46, 36, 24), (40, 50, 24)]) / 100
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `pairs.jsonl` and `images/`."""
     rng = np.random.default_rng([seed, 0])
-    sizes = limit_groups(rng.integers(2, 5, rows), rows)
+    sizes = truncate_groups(rng.integers(2, 5, rows), rows)
     draw_group = functools.partial(_draw_scene, seed)
     write_pairs(root, sizes, seed, draw_group, "s", progress)
 
 
 def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
-    """Yields the rows of one scene."""
     rng = np.random.default_rng([seed, 1, scene])
     names = list(_LANDS)
     shares = [land.share for land in _LANDS.values()]
     main = str(rng.choice(names, p=shares))
-    sensor, direction = str(rng.choice(_SENSORS)), str(rng.choice(_DIRECTIONS))
+    sensor, direction = (
+        str(rng.choice(_CONTENT[n])) for n in ("sensors", "directions")
+    )
     for _ in range(num_tiles):
         is_main = rng.random() < _SCENE_CLASS
         cover = main if is_main else str(rng.choice(names, p=shares))
@@ -109,7 +62,7 @@ def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
         share = float(rng.uniform(0.15, 0.49)) if rng.random() < _MIXED else 0.0
         winter = _LANDS[cover].winter
         rest = (1 - winter) / 3
-        season = str(rng.choice(list(_MONTHS), p=[winter, rest, rest, rest]))
+        season = str(rng.choice(list(_CONTENT["months"]), p=[winter, rest, rest, rest]))
         text = _invent_metadata(rng, cover, season, sensor, direction)
         classes = (second, cover) if rng.random() < _SWAPPED else (cover, second)
         image = _draw_tile(rng, *classes, share, season == "winter")
@@ -121,19 +74,19 @@ def _invent_metadata(
     rng: np.random.Generator, cover: str, season: str, sensor: str, direction: str
 ) -> str:
     is_own = rng.random() < _OWN_METADATA
-    land = _LANDS[cover if is_own else str(rng.choice(list(_LANDS)))]
-    elevation = land.elevation * rng.lognormal(0, 0.6)
+    described = cover if is_own else str(rng.choice(list(_LANDS)))
+    elevation = _LANDS[described].elevation * rng.lognormal(0, 0.6)
     step = 10 if elevation < 1000 else 100
-    text = choose(rng, _FORMS).format(
+    text = choose(rng, _CONTENT["forms"]).format(
         sensor=sensor,
-        month=rng.choice(_MONTHS[season]),
+        month=rng.choice(_CONTENT["months"][season]),
         season=season,
         direction=direction,
         Direction=direction.capitalize(),
-        region=rng.choice(land.regions),
+        region=rng.choice(_CONTENT["regions"][described]),
         elevation=int(elevation / step) * step,
         number=int(rng.integers(1000, 9999)),
-        sky=rng.choice(_SKIES),
+        sky=rng.choice(_CONTENT["skies"]),
     )
     return text[0].upper() + text[1:]
 
@@ -141,125 +94,120 @@ def _invent_metadata(
 def _draw_tile(
     rng: np.random.Generator, cover: str, second: str, share: float, is_winter: bool
 ) -> bytes:
-    """Draws one tile as a JPEG, 64 to 80 pixels a side.
-
-    Args:
-        rng: the same state gives the same bytes.
-        cover: the class that covers most of the tile.
-        second: the class of the rest.
-        share: approximate area of the second class, in [0, 0.5).
-        is_winter: whether colours are pale.
-    """
+    """Draws one tile as a JPEG; `share` is the area of the second class, below 0.5."""
     size = int(rng.integers(64, 81))
-    image = _COVERS[cover](rng, size)
+    image = _LANDS[cover].draw(rng, size)
     if share:
-        x, _ = rotate(*pixel_grid(size), rng.uniform(0, 2 * np.pi))
-        edge = x + 0.25 * smooth_field(rng, size, 5)
-        mask = soft_mask(np.quantile(edge, 1 - share) - edge, 0.05)[..., None]
-        image = image + mask * (_COVERS[second](rng, size) - image)
+        x, _ = rotate_axes(*make_grid(size), rng.uniform(0, 2 * np.pi))
+        edge = x + 0.25 * draw_field(rng, size, 5)
+        mask = make_mask(np.quantile(edge, 1 - share) - edge, 0.05)[..., None]
+        image = image + mask * (_LANDS[second].draw(rng, size) - image)
     grey = image.mean(axis=2, keepdims=True)
     if is_winter:
         image = 0.6 * image + 0.4 * (grey * np.array([1.05, 1.0, 0.92]))
     if rng.random() < _GREY:
         image = 0.15 * image + 0.85 * grey
     # Relief and uneven light keep tiles from being near-duplicates.
-    image = image * (1 + 0.14 * smooth_field(rng, size, 3)[..., None])
+    image = image * (1 + 0.14 * draw_field(rng, size, 3)[..., None])
     # Simulate sensor gain, haze, clouds and noise.
     image = image * rng.uniform(0.7, 1.25) * rng.normal(1, 0.12, 3)
     haze = rng.uniform(0, 0.5) if rng.random() < 0.6 else 0.0
     image = image + haze * (np.array([0.75, 0.8, 0.85]) - image)
     if rng.random() < 0.4:
-        cloud = soft_mask(0.9 - smooth_field(rng, size, 4), 0.8)[..., None]
+        cloud = make_mask(0.9 - draw_field(rng, size, 4), 0.8)[..., None]
         image = image + cloud * rng.uniform(0.5, 0.9) * (0.95 - image)
     image = image + rng.normal(0, rng.uniform(0.005, 0.04), image.shape)
     return encode_jpeg(image, int(rng.integers(75, 92)))
 
 
-def _blend(field: np.ndarray, low: _Colour, high: _Colour) -> np.ndarray:
-    """Maps a field in [0, 1] to the colours between two."""
+def _blend_colors(field: np.ndarray, low: _Color, high: _Color) -> np.ndarray:
     start, end = np.array(low), np.array(high)
     return start + field.clip(0, 1)[..., None] * (end - start)
 
 
-def _random_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    return rotate(*pixel_grid(size), rng.uniform(0, np.pi))
+def _draw_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return rotate_axes(*make_grid(size), rng.uniform(0, np.pi))
 
 
-def _water(rng: np.random.Generator, size: int) -> np.ndarray:
-    along, _ = _random_axes(rng, size)
-    waves = np.sin(rng.uniform(14, 30) * along + 1.5 * smooth_field(rng, size, 4))
-    depth = 0.45 + 0.2 * smooth_field(rng, size, 2) + 0.05 * waves
-    return _blend(depth, (0.03, 0.12, 0.24), (0.18, 0.42, 0.48))
+def _draw_water(rng: np.random.Generator, size: int) -> np.ndarray:
+    along, _ = _draw_axes(rng, size)
+    waves = np.sin(rng.uniform(14, 30) * along + 1.5 * draw_field(rng, size, 4))
+    depth = 0.45 + 0.2 * draw_field(rng, size, 2) + 0.05 * waves
+    return _blend_colors(depth, (0.03, 0.12, 0.24), (0.18, 0.42, 0.48))
 
 
-def _forest(rng: np.random.Generator, size: int) -> np.ndarray:
-    fine = smooth_field(rng, size, size // 4)
-    crowns = 0.5 + 0.22 * fine + 0.16 * smooth_field(rng, size, 6)
-    return _blend(crowns, (0.04, 0.14, 0.06), (0.24, 0.38, 0.16))
+def _draw_forest(rng: np.random.Generator, size: int) -> np.ndarray:
+    fine = draw_field(rng, size, size // 4)
+    crowns = 0.5 + 0.22 * fine + 0.16 * draw_field(rng, size, 6)
+    return _blend_colors(crowns, (0.04, 0.14, 0.06), (0.24, 0.38, 0.16))
 
 
-def _farmland(rng: np.random.Generator, size: int) -> np.ndarray:
-    x, y = _random_axes(rng, size)
+def _draw_farmland(rng: np.random.Generator, size: int) -> np.ndarray:
+    x, y = _draw_axes(rng, size)
     columns = np.digitize(x, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
     rows = np.digitize(y, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
     which = rng.integers(0, len(_FIELDS), 36)[columns * 6 + rows]
     furrows = np.sin(40 * np.where(which % 2, x, y)) * 0.04
-    texture = furrows + 0.03 * smooth_field(rng, size, 10)
-    return np.array(_FIELDS)[which] + texture[..., None]
+    texture = furrows + 0.03 * draw_field(rng, size, 10)
+    return _FIELDS[which] + texture[..., None]
 
 
-def _residential(rng: np.random.Generator, size: int) -> np.ndarray:
-    return _buildings(rng, size, rng.uniform(5, 8), 0.26, _ROOFS)
-
-
-def _industrial(rng: np.random.Generator, size: int) -> np.ndarray:
-    return _buildings(rng, size, rng.uniform(1.6, 3.2), 0.16, _HALLS)
-
-
-def _buildings(
+def _draw_buildings(
+    num_blocks_range: tuple[float, float],
+    street_width: float,
+    roofs: np.ndarray,
     rng: np.random.Generator,
     size: int,
-    num_blocks: float,
-    street_width: float,
-    roofs: Sequence[_Colour],
 ) -> np.ndarray:
-    x, y = _random_axes(rng, size)
+    num_blocks = rng.uniform(*num_blocks_range)
+    x, y = _draw_axes(rng, size)
     x, y = (x + 3) * num_blocks / 2, (y + 3) * num_blocks / 2
     which = rng.integers(0, len(roofs), (40, 40))[x.astype(int), y.astype(int)]
-    image = np.array(roofs)[which]
+    image = roofs[which]
     image[(x % 1 < street_width) | (y % 1 < street_width)] = (0.40, 0.40, 0.38)
-    return image + 0.05 * smooth_field(rng, size, size // 3)[..., None]
+    return image + 0.05 * draw_field(rng, size, size // 3)[..., None]
 
 
-def _desert(rng: np.random.Generator, size: int) -> np.ndarray:
-    along, _ = _random_axes(rng, size)
-    dunes = np.sin(rng.uniform(6, 16) * along + 2.2 * smooth_field(rng, size, 4))
-    sand = 0.55 + 0.2 * dunes + 0.12 * smooth_field(rng, size, 3)
-    return _blend(sand, (0.50, 0.36, 0.22), (0.86, 0.74, 0.54))
+def _draw_desert(rng: np.random.Generator, size: int) -> np.ndarray:
+    along, _ = _draw_axes(rng, size)
+    dunes = np.sin(rng.uniform(6, 16) * along + 2.2 * draw_field(rng, size, 4))
+    sand = 0.55 + 0.2 * dunes + 0.12 * draw_field(rng, size, 3)
+    return _blend_colors(sand, (0.50, 0.36, 0.22), (0.86, 0.74, 0.54))
 
 
-def _snow(rng: np.random.Generator, size: int) -> np.ndarray:
-    ridges = 1 - np.abs(smooth_field(rng, size, int(rng.integers(4, 9))))
-    rock = soft_mask(1.0 - smooth_field(rng, size, 5), 0.3)[..., None]
-    white = _blend(0.35 + 0.5 * ridges, (0.50, 0.58, 0.68), (0.96, 0.97, 0.99))
+def _draw_snow(rng: np.random.Generator, size: int) -> np.ndarray:
+    ridges = 1 - np.abs(draw_field(rng, size, int(rng.integers(4, 9))))
+    rock = make_mask(1.0 - draw_field(rng, size, 5), 0.3)[..., None]
+    white = _blend_colors(0.35 + 0.5 * ridges, (0.50, 0.58, 0.68), (0.96, 0.97, 0.99))
     return white + rock * (np.array([0.34, 0.32, 0.30]) - white)
 
 
-def _wetland(rng: np.random.Generator, size: int) -> np.ndarray:
-    reeds = 0.5 + 0.2 * smooth_field(rng, size, 12) + 0.15 * smooth_field(rng, size, 4)
-    land = _blend(reeds, (0.18, 0.22, 0.10), (0.44, 0.44, 0.26))
-    distance = np.abs(smooth_field(rng, size, int(rng.integers(4, 7)))) - 0.3
-    creeks = soft_mask(distance, 0.25)[..., None]
+def _draw_wetland(rng: np.random.Generator, size: int) -> np.ndarray:
+    reeds = 0.5 + 0.2 * draw_field(rng, size, 12) + 0.15 * draw_field(rng, size, 4)
+    land = _blend_colors(reeds, (0.18, 0.22, 0.10), (0.44, 0.44, 0.26))
+    distance = np.abs(draw_field(rng, size, int(rng.integers(4, 7)))) - 0.3
+    creeks = make_mask(distance, 0.25)[..., None]
     return land + creeks * (np.array([0.10, 0.18, 0.22]) - land)
 
 
-_COVERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "desert": _desert,
-    "farmland": _farmland,
-    "forest": _forest,
-    "industrial": _industrial,
-    "residential": _residential,
-    "snow": _snow,
-    "water": _water,
-    "wetland": _wetland,
+class _Land(NamedTuple):
+    """One class, and its typical metadata."""
+
+    share: float  # of all tiles
+    elevation: float  # metres
+    winter: float  # share of the tiles taken in winter
+    draw: Callable[[np.random.Generator, int], np.ndarray]
+
+
+_draw_houses = functools.partial(_draw_buildings, (5, 8), 0.26, _ROOFS)
+_draw_halls = functools.partial(_draw_buildings, (1.6, 3.2), 0.16, _HALLS)
+_LANDS = {
+    "desert": _Land(0.10, 700, 0.3, _draw_desert),
+    "farmland": _Land(0.18, 150, 0.2, _draw_farmland),
+    "forest": _Land(0.16, 500, 0.2, _draw_forest),
+    "industrial": _Land(0.11, 60, 0.3, _draw_halls),
+    "residential": _Land(0.16, 90, 0.3, _draw_houses),
+    "snow": _Land(0.09, 2200, 0.7, _draw_snow),
+    "water": _Land(0.11, 10, 0.3, _draw_water),
+    "wetland": _Land(0.09, 8, 0.3, _draw_wetland),
 }

@@ -32,7 +32,7 @@ def test_records_that_do_not_fit_into_memory_keep_their_order(tmp_path, monkeypa
     shuffle = pytest.importorskip("tensorflow_datasets.core.shuffle")
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 20_000)
     root = tmp_path / "mmimdb"
-    editions.ensure("mmimdb", root, 40, 3, ignore_progress)
+    editions.write_if_missing("mmimdb", root, 40, 3, ignore_progress)
     splits = json.loads((root / "split.json").read_text())
     for image_size in (16, 12):  # the second time, the records are read
         config = Data(

@@ -38,7 +38,9 @@ NUM_ROWS = {
 def edition(request, tmp_path_factory):
     """The folder of a sample edition, not to be changed."""
     root = tmp_path_factory.mktemp("samples") / request.param
-    editions.ensure(request.param, root, NUM_ROWS[request.param], 3, ignore_progress)
+    editions.write_if_missing(
+        request.param, root, NUM_ROWS[request.param], 3, ignore_progress
+    )
     return root
 
 

@@ -35,7 +35,7 @@ def test_same_seed_gives_same_bytes_in_every_process(name, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert f"wrote {rows} " in done.stdout
     for folder, seed in (("b", 3), ("c", 4)):
-        editions.ensure(name, tmp_path / folder, rows, seed, ignore_progress)
+        editions.write_if_missing(name, tmp_path / folder, rows, seed, ignore_progress)
     assert hash_files(tmp_path / "a") == hash_files(tmp_path / "b")
     assert hash_files(tmp_path / "a") != hash_files(tmp_path / "c")
 
@@ -53,10 +53,14 @@ def test_finished_edition_is_not_written_again(tmp_path):
     root = tmp_path / "mmimdb"
     (tmp_path / "mmimdb.new").mkdir()  # left by a killed run
     stages = []
-    editions.ensure("mmimdb", root, 30, 0, lambda *stage: stages.append(stage))
+    editions.write_if_missing(
+        "mmimdb", root, 30, 0, lambda *stage: stages.append(stage)
+    )
     assert stages
     stages.clear()
-    editions.ensure("mmimdb", root, 30, 0, lambda *stage: stages.append(stage))
+    editions.write_if_missing(
+        "mmimdb", root, 30, 0, lambda *stage: stages.append(stage)
+    )
     assert not stages
     assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
 
@@ -64,14 +68,14 @@ def test_finished_edition_is_not_written_again(tmp_path):
 def test_folder_with_other_files_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="folder is not empty"):
-        editions.ensure("mmimdb", tmp_path, 30, 0, ignore_progress)
+        editions.write_if_missing("mmimdb", tmp_path, 30, 0, ignore_progress)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("name", editions.WRITERS)
 def test_too_few_rows_are_an_error(name, tmp_path):
     with pytest.raises(UserError, match="are too few"):
-        editions.ensure(name, tmp_path / "w", 20, 0, ignore_progress)
+        editions.write_if_missing(name, tmp_path / "w", 20, 0, ignore_progress)
 
 
 @pytest.mark.parametrize("name", editions.WRITERS)

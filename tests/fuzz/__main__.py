@@ -22,8 +22,8 @@ from random import Random
 from ccu_jax.data.readers import archives, untrusted_files
 from tests.fuzz.archives import draw_archive
 from tests.fuzz.checks import decode_image, read_case, unpack_archive
+from tests.fuzz.contents import draw_hostile_image
 from tests.fuzz.data_sets import CASES
-from tests.fuzz.images import draw_hostile_image
 from tests.fuzz.sandbox import Failure, Hang, Sandbox, make_sandbox
 
 STORED_FRACTION = 0.01  # of the cases that are also prepared for training

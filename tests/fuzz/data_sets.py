@@ -11,8 +11,10 @@ from ccu_jax.data.readers.hatefulmemes import FILES, TRAIN
 from ccu_jax.data.readers.mmimdb import GENRES
 from tests.fuzz.archives import pack_tree
 from tests.fuzz.contents import (
+    SMALL,
     Tree,
     add_node,
+    draw_image,
     draw_link,
     draw_string,
     draw_value,
@@ -20,7 +22,6 @@ from tests.fuzz.contents import (
     maybe_mutate,
     mutate_value,
 )
-from tests.fuzz.images import SMALL, draw_image
 
 
 class Case(NamedTuple):

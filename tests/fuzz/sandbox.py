@@ -1,4 +1,4 @@
-"""A folder for hostile files, secret files beside it, and a watch on what is opened."""
+"""A folder for hostile files, secret files beside it, and a watch on opened files."""
 
 import contextlib
 import io
@@ -15,8 +15,7 @@ from collections.abc import Iterator
 
 from ccu_jax.data.readers.fashion200k import LABEL_FILES
 from ccu_jax.data.readers.untrusted_files import is_within
-from tests.fuzz.contents import SECRET, Folder, Link, Pipe, SparseFile, Tree
-from tests.fuzz.images import SMALL
+from tests.fuzz.contents import SECRET, SMALL, Link, Tree
 
 MAX_CPU_S, MAX_WALL_S = 5, 60
 MAX_BYTES = 500 << 20  # of memory that a case may take
@@ -38,8 +37,8 @@ class Sandbox:
         self.work = base / "work"
         for folder in (self.root, self.outside, self.work):
             folder.mkdir()
-        names = (sys.prefix, sys.base_prefix, os.path.dirname(__file__) + "/../..")
-        paths = (str(self.root), str(self.work), *names)
+        checkout = os.path.dirname(__file__) + "/../.."
+        paths = (self.root, self.work, sys.prefix, sys.base_prefix, checkout)
         self._allowed = tuple(os.path.realpath(path) for path in paths)
         self._write_secrets()
 
@@ -57,25 +56,20 @@ class Sandbox:
                     names = {"root": self.root, "outside": self.outside}
                     name = os.path.basename(path)
                     os.symlink(node.target.format(name=name, **names), path)
-                elif isinstance(node, Pipe):
-                    os.mkfifo(path)
-                elif isinstance(node, Folder):
-                    os.mkdir(path)
+                elif callable(node):
+                    node(path)
                 else:
                     with open(path, "xb") as file:
-                        if isinstance(node, SparseFile):
-                            file.truncate(node.size)
-                        else:
-                            file.write(node)
+                        write = file.truncate if isinstance(node, int) else file.write
+                        write(node)
 
     def clear(self) -> None:
         """Removes what a case has left."""
-        for folder in (self.root, self.work):
-            for path in list(folder.iterdir()):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        for path in (*self.root.iterdir(), *self.work.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def check_opened(self, opened: list[tuple]) -> None:
         """Raises a Failure if other files than those of the case were opened."""
@@ -93,11 +87,11 @@ class Sandbox:
         """Writes files that a reader would accept if they lay in its folder."""
         secret, png = SECRET.encode(), SMALL[0] + SECRET.encode()
         movie = b'{"plot": ["%b"], "genres": ["Drama"]}' % secret
-        rows = [b'{"id": "%b%b", "text": "%b", "label": "x"}\n']
+        row = b'{"id": "%b%b", "text": "%b", "label": "x"}\n'
         path = f"women/dresses/gowns/1/{SECRET}.jpeg"
         label = f"{path}\t0\t{SECRET}\n".encode()
         meme = b'{"img": "img/00001.png", "label": 0, "text": "%b"}\n' % secret
-        jsonl = b"".join(rows[0] % (secret, name, secret) for name in (b"a", b"b"))
+        jsonl = b"".join(row % (secret, name, secret) for name in (b"a", b"b"))
         images = ("secret.png", "a.png", "images/0.png", "images/1.png")
         images += ("mmimdb/dataset/0000001.jpeg", f"fashion/{path}")
         files = dict.fromkeys((*images, "memes/img/00001.png"), png) | {
@@ -111,8 +105,7 @@ class Sandbox:
             "mmimdb/dataset/0000001.json": movie,
         }
         files |= {f"fashion/labels/{name}": label for name in LABEL_FILES}
-        for name in ("train", "dev", "test"):
-            files[f"memes/{name}.jsonl"] = meme
+        files |= {f"memes/{name}.jsonl": meme for name in ("train", "dev", "test")}
         with tarfile.open(self.outside / "secret.tar.gz", "w:gz") as archive:
             for name, data in files.items():
                 (self.outside / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +119,7 @@ class Sandbox:
 def make_sandbox() -> Iterator[Sandbox]:
     """Yields a sandbox, in memory where the system has a folder for that.
 
-    While this lasts, a case that takes too long raises Hang.
+    In the block, a case that takes too long raises Hang.
     """
 
     def ring(number, frame):
@@ -142,26 +135,27 @@ def make_sandbox() -> Iterator[Sandbox]:
             signal.signal(name, handler)
 
 
-class _OpenHook:
-    """Records the files that this process opens; an audit hook cannot be removed."""
+_records: list[list[tuple]] = []  # files opened in a block of `watch`
 
-    is_added = False
-    opened: list[tuple] | None = None
 
-    @classmethod
-    def record(cls, event: str, args: tuple) -> None:
-        if cls.opened is not None and event == "open":
-            cls.opened.append(args)
+def _record_opened(event: str, args: tuple) -> None:
+    if _records and event == "open":
+        _records[-1].append(args)
+
+
+sys.addaudithook(_record_opened)  # cannot be removed
+
+
+def _peak_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager
 def watch(sandbox: Sandbox) -> Iterator[None]:
     """Checks time, memory and opened files of the block."""
-    if not _OpenHook.is_added:
-        sys.addaudithook(_OpenHook.record)
-        _OpenHook.is_added = True
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _OpenHook.opened = opened = []
+    before, opened = _peak_bytes(), []
+    _records.append(opened)
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     signal.setitimer(signal.ITIMER_REAL, MAX_WALL_S)
     try:
@@ -169,9 +163,7 @@ def watch(sandbox: Sandbox) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _OpenHook.opened = None
+        _records.clear()
     sandbox.check_opened(opened)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    grown <<= 0 if sys.platform == "darwin" else 10  # which counts in bytes
-    if grown > MAX_BYTES:
+    if (grown := _peak_bytes() - before) > MAX_BYTES:
         raise Failure(f"took {grown >> 20} MiB")

@@ -24,8 +24,8 @@ from tests.fuzz import sandbox as sandbox_module
 from tests.fuzz.__main__ import TARGETS, run_campaign
 from tests.fuzz.archives import draw_archive
 from tests.fuzz.checks import read_case
+from tests.fuzz.contents import IMAGES, SMALL, fix_png_checksums
 from tests.fuzz.data_sets import CASES, Case
-from tests.fuzz.images import IMAGES, SMALL, fix_png_checksums
 
 PNG = SMALL[0]
 

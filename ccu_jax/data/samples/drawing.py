@@ -16,9 +16,8 @@ from ccu_jax.data.readers.base import CLIPART, Progress
 
 STAGE = "writing the sample edition"
 # The texts and clip art of each sample edition.
-CONTENT: dict[str, Any] = tomllib.loads(
-    pathlib.Path(__file__).with_name("content.toml").read_text("utf-8")
-)
+_CONTENT_PATH = pathlib.Path(__file__).with_name("content.toml")
+CONTENT: dict[str, Any] = tomllib.loads(_CONTENT_PATH.read_text("utf-8"))
 _SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas zo"
 _SPLIT_FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
 

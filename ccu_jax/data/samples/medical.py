@@ -88,9 +88,7 @@ def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
     findings = [n for n, f in _FINDINGS.items() if rng.random() < f.prevalence]
     for study in range(num_studies):
         if study:
-            findings = [
-                n for n in _FINDINGS if rng.random() < _compute_recurrence(n, findings)
-            ]
+            findings = [n for n in _FINDINGS if _draw_recurrence(rng, n, findings)]
         visible = [name for name in findings if rng.random() < _VISIBLE]
         labels = [
             name
@@ -104,11 +102,12 @@ def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
         }
 
 
-def _compute_recurrence(name: str, findings: list[str]) -> float:
+def _draw_recurrence(rng: np.random.Generator, name: str, findings: list[str]) -> bool:
+    """Draws whether a finding is there at the next study."""
     finding = _FINDINGS[name]
     if name not in findings:
-        return _NEW * finding.prevalence
-    return _CHRONIC_PERSISTS if finding.is_chronic else _PERSISTS
+        return rng.random() < _NEW * finding.prevalence
+    return rng.random() < (_CHRONIC_PERSISTS if finding.is_chronic else _PERSISTS)
 
 
 def _invent_report(

@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccu_jax.evaluate.predictions import Predictions
-from ccu_jax.metrics import distances, ranking
+from ccu_jax.metrics import classification, distances
 from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
-from ccu_jax.metrics.membership import membership_signals, tpr_at_fpr, tpr_difference
+from ccu_jax.metrics.membership import membership_signals
 from ccu_jax.metrics.privacy import threshold_epsilon
-from ccu_jax.metrics.roc import Signals, auc_bootstrap, auc_difference, auc_interval
+from ccu_jax.metrics.roc import (
+    Signals,
+    auc_bootstrap,
+    auc_difference,
+    auc_interval,
+    tpr_at_fpr,
+    tpr_difference,
+)
 from ccu_jax.models import VIEWS
 
 # The attacks that a verdict is based on, by view.
@@ -22,14 +29,17 @@ CONFIDENCE = 1 - 0.05 / 6
 _FPRS = {"tpr_1": 0.01, "tpr_01": 0.001}
 _NUM_FOLDS = 10  # of the jackknife
 _RANKING_SCORES = {
-    "mean_average_precision": ranking.mean_average_precision,
-    "macro_auroc": ranking.macro_auroc,
+    "mean_average_precision": classification.mean_average_precision,
+    "macro_auroc": classification.macro_auroc,
 }
 # Each with its greatest possible value.
 _GAPS = {
-    "average_gap": (ranking.average_gap, 100),
-    "tug_of_war": (ranking.tug_of_war, 1),
-    "tug_of_war_attack": (partial(ranking.tug_of_war, names=ranking.TOW_ATTACK), 1),
+    "average_gap": (classification.average_gap, 100),
+    "tug_of_war": (classification.tug_of_war, 1),
+    "tug_of_war_attack": (
+        partial(classification.tug_of_war, names=classification.TOW_ATTACK),
+        1,
+    ),
 }
 # Keys of differences from the reference, and the models they are of.
 _DIFFERENCES = {"difference": "model", "original": "original", "control": "control"}
@@ -162,7 +172,7 @@ def ranking_scores(model: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
         }
         intervals["right"] = None
         if len(logits) and np.isfinite(logits).all():
-            values = ranking.row_scores(logits, labels, model.multi_label)
+            values = classification.row_scores(logits, labels, model.multi_label)
             intervals["right"] = mean_interval(values, **options)
         return {name: to_list(interval) for name, interval in intervals.items()}
 
@@ -176,7 +186,7 @@ def score_difference(
     rows = (model.split == "unlearn") & model.available(view)
     if reference is None:
         return None
-    difference = ranking.score_difference(
+    difference = classification.score_difference(
         model.logits[view][rows],
         reference.logits[view][rows],
         model.labels[rows],
@@ -194,7 +204,7 @@ def score_excess(
     rows = np.isin(model.split, ("unlearn", "unseen")) & model.available(view)
     if reference is None:
         return None
-    excess = ranking.score_excess(
+    excess = classification.score_excess(
         model.logits[view][rows],
         reference.logits[view][rows],
         model.labels[rows],
@@ -230,7 +240,7 @@ def gaps(model: Predictions, reference: Predictions | None) -> dict[str, Any]:
 def _row_values(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Returns the image view's score and loss signal by row; NaN without an image."""
     logits, has_image = model.logits["image"], model.available("image")
-    scores = ranking.row_scores(logits, model.labels, model.multi_label)
+    scores = classification.row_scores(logits, model.labels, model.multi_label)
     scores = np.where(np.isfinite(logits).all(axis=1), scores, np.inf)
     signal = membership_signals(logits, model.labels, model.multi_label)["loss"]
     return np.where(has_image, scores, np.nan), np.where(has_image, signal, np.nan)

@@ -25,10 +25,10 @@ from ccu_jax.evaluate.predictions import (
 )
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.metrics import forgetting, lira
+from ccu_jax.metrics.classification import row_scores
 from ccu_jax.metrics.intervals import Interval, to_list
 from ccu_jax.metrics.membership import membership_signals, true_probability
 from ccu_jax.metrics.privacy import one_run_audit
-from ccu_jax.metrics.ranking import row_scores
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint

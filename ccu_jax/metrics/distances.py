@@ -1,7 +1,8 @@
 """Distances between two models on the same rows: of predictions and of embeddings.
 
-Those of predictions have one value for each row, for `intervals.mean_interval`. Those
-of embeddings are of all rows together, for `intervals.jackknife_interval`.
+Those of predictions have one value for each row, for `intervals.mean_interval`. They
+are of the logits `[N, K]` of both models; with `multi_label` rows have several labels.
+Those of embeddings, `[N, D]` and `[N, E]`, are of all rows together.
 """
 
 import math
@@ -28,11 +29,6 @@ def js_divergence(
     """Returns the Jensen-Shannon divergence of the predictions, 0 to 1 bit, `[N]`.
 
     Of the softmax, or the mean over labels of that of each binary prediction.
-
-    Args:
-        logits: `[N, K]`.
-        reference: `[N, K]`, another model's logits of the same rows.
-        multi_label: whether rows have several labels.
     """
     log_p, log_q = (_log_distribution(x, multi_label) for x in (logits, reference))
     log_mean = np.logaddexp(log_p, log_q) - math.log(2)
@@ -46,7 +42,7 @@ def agreement(
 ) -> np.ndarray:
     """Returns whether two models predict the same, `[N]`; of labels, the fraction.
 
-    Its mean is known as completeness (Cao & Yang 2015). Args as `js_divergence`.
+    Its mean is known as completeness (Cao & Yang 2015).
     """
     if multi_label:
         same = (np.asarray(logits) > 0) == (np.asarray(reference) > 0)
@@ -59,10 +55,10 @@ def activation_distance(
 ) -> np.ndarray:
     """Returns the L2 distance of the probabilities, `[N]` (Golatkar et al. 2020).
 
-    At most sqrt(2), or sqrt(K) for several labels. Args as `js_divergence`.
+    At most sqrt(2), or sqrt(K) for several labels.
     """
     p, q = (np.exp(_log_distribution(x, multi_label)) for x in (logits, reference))
-    # Of each label the probability of "yes": that of "no" has the same difference.
+    # The probability of "no" has the same difference as that of "yes".
     return np.linalg.norm((p - q)[..., 1] if multi_label else p - q, axis=1)
 
 
@@ -74,13 +70,7 @@ def cka_interval(
     1 for equal embeddings up to rotation and scale (Kornblith et al. 2019). In the
     unbiased estimate of Song et al. 2012, which is 0 on average for unrelated
     embeddings and so may be negative: the usual one is near 1 for any two embeddings
-    with more dimensions than rows. HSIC is a function of sums over rows, so leaving out
-    a fold subtracts its sums.
-
-    Args:
-        x: `[N, D]` embeddings of one model.
-        y: `[N, E]` embeddings of another.
-        groups: `[N]` or None.
+    with more dimensions than rows.
 
     Returns:
         None if all rows of x or of y are equal, a value is not finite, or there are
@@ -94,19 +84,15 @@ def cka_interval(
     if not x.any() or not y.any() or fold.max() + 1 < _NUM_FOLDS:
         return None
     pairs = (x, y), (x, x), (y, y)
+    # HSIC is a function of sums over rows, so leaving out a fold subtracts its sums.
     sums = [
-        [_hsic_sums(a[fold == k], b[fold == k]) for k in range(_NUM_FOLDS)]
-        for a, b in pairs
-    ]
-    totals = [[sum(terms) for terms in zip(*of_pair, strict=True)] for of_pair in sums]
-    replicates = [
-        _cka(
-            [
-                [a - b for a, b in zip(total, of_pair[k], strict=True)]
-                for total, of_pair in zip(totals, sums, strict=True)
-            ]
-        )
+        [_hsic_sums(a[fold == k], b[fold == k]) for a, b in pairs]
         for k in range(_NUM_FOLDS)
+    ]
+    totals = [sum(of_pair) for of_pair in zip(*sums, strict=True)]
+    replicates = [
+        _cka([total - part for total, part in zip(totals, of_fold, strict=True)])
+        for of_fold in sums
     ]
     return interval_from_replicates(_cka(totals), replicates)
 
@@ -116,14 +102,7 @@ def scatter_ratio(z: np.ndarray, labels: np.ndarray) -> float | None:
 
     Within: squared distances of rows from their class mean. Between: squared distances
     of the class means, one for each row, from the mean of all. A row with several
-    labels counts in each of its classes.
-
-    Args:
-        z: `[N, D]`.
-        labels: `[N, K]`.
-
-    Returns:
-        None if all class means are equal.
+    labels `[N, K]` counts in each of its classes. None if all class means are equal.
     """
     z, labels = np.asarray(z, np.float64), np.asarray(labels, np.float64)
     num_labels = labels.sum(axis=1)
@@ -144,18 +123,11 @@ def intra_class_similarity(
 ) -> Interval | None:
     """Returns how similarly two models arrange the rows of a class, with an interval.
 
-    For each class the Pearson correlation, over pairs of its rows, of their distances
-    in x and in y; then the mean over classes with its t-interval. 1 if the structure of
-    the classes is the same up to rotation and scale. This is our reading of
-    "intra-class structural stability", for which no formula was published.
-
-    Args:
-        x: `[N, D]` embeddings of one model.
-        y: `[N, E]` embeddings of another.
-        labels: `[N, K]`.
-
-    Returns:
-        None if no class has three different rows.
+    For each class of the labels `[N, K]` the Pearson correlation, over pairs of its
+    rows, of their distances in x and in y; then the mean over classes with its
+    t-interval. 1 if the structure of the classes is the same up to rotation and scale.
+    This is our reading of "intra-class structural stability", for which no formula was
+    published. None if no class has three different rows.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if not np.isfinite(x).all() or not np.isfinite(y).all():
@@ -197,26 +169,27 @@ def _normalize(z):
     return z / np.linalg.norm(z / largest) / largest if largest > 0 else z
 
 
-def _hsic_sums(x, y):
-    """Returns the terms of `_hsic`, which are additive over rows."""
-    own_x, own_y = (x**2).sum(axis=1), (y**2).sum(axis=1)
-    sums = x.sum(axis=0), y.sum(axis=0), own_x.sum(), own_y.sum()
-    return len(x), *sums, x.T @ y, x.T @ own_y, y.T @ own_x, own_x @ own_y
+def _hsic_sums(x, y) -> np.ndarray:
+    """Returns the terms of `_hsic`, which are additive over rows, as objects."""
+    xx, yy = (x**2).sum(axis=1), (y**2).sum(axis=1)
+    sums = x.sum(axis=0), y.sum(axis=0), xx.sum(), yy.sum()
+    terms = len(x), *sums, x.T @ y, x.T @ yy, y.T @ xx, xx @ yy
+    return np.array(terms, dtype=object)
 
 
 def _hsic(sums):
     """Returns HSIC_1 of Song et al. 2012 for linear kernels, times N (N - 3)."""
-    count, x, y, own_x, own_y, xy, x_own, y_own, own = sums
-    trace = (xy**2).sum() - own
-    means = (x @ x - own_x) * (y @ y - own_y) / ((count - 1) * (count - 2))
-    by_row = x @ xy @ y - x @ x_own - y @ y_own + own
+    count, x, y, xx, yy, xy, x_yy, y_xx, xx_yy = sums
+    trace = (xy**2).sum() - xx_yy
+    means = (x @ x - xx) * (y @ y - yy) / ((count - 1) * (count - 2))
+    by_row = x @ xy @ y - x @ x_yy - y @ y_xx + xx_yy
     return trace + means - 2 / (count - 2) * by_row
 
 
 def _cka(sums) -> float | None:
     """Returns CKA from the sums of (x, y), (x, x) and (y, y)."""
-    both, first, second = map(_hsic, sums)
-    return float(both / math.sqrt(first * second)) if first * second > 0 else None
+    xy, xx, yy = map(_hsic, sums)
+    return float(xy / math.sqrt(xx * yy)) if xx * yy > 0 else None
 
 
 def _correlation(a, b) -> float | None:

@@ -3,19 +3,18 @@
 Both scores depend on the number of models and are not at their best value even for two
 sets of retrained models. So each comes with the score of such a control of the same
 size, and only the difference from the control is meaningful.
+
+Signals (`membership.margin`) are `[M, N]`: of M models on N rows. All sets of models
+have the same size.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from ccu_jax.metrics.intervals import (
-    Groups,
-    Interval,
-    mean_interval,
-    quantile_interval,
-)
+from ccu_jax.metrics.intervals import Groups, Interval, mean_interval, quantile_interval
 
 _MAX_EPSILON = 50.0
 _DELTA = 1e-5
@@ -25,22 +24,14 @@ _NUM_BINS, _MIN_PROBABILITY = 20, 1e-5
 
 
 class PoolScores(NamedTuple):
-    """A score of unlearned against retrained models.
-
-    Attributes:
-        score: of the unlearned models.
-        control: of other retrained models in their place.
-        models: number of models on each side.
-    """
+    """A score of unlearned against retrained models."""
 
     score: Interval | None
-    control: Interval | None
-    models: int
+    control: Interval | None  # of other retrained models in place of the unlearned ones
+    models: int  # on each side
 
 
-def epsilon_by_row(
-    unlearned: np.ndarray, retrained: np.ndarray, delta: float = _DELTA
-) -> np.ndarray:
+def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     """Returns how well a threshold separates unlearned from retrained models, `[N]`.
 
     The rule of the NeurIPS 2023 unlearning competition (Triantafillou et al. 2024),
@@ -48,19 +39,14 @@ def epsilon_by_row(
     ln((1 - delta - FNR) / FPR)) at the best one, where positives are the models with
     the higher median. Thresholds with exactly one rate of 0 do not count. It is 50 if
     both rates are 0, or if the range of one side is below 1 % of the other's.
-
-    Args:
-        unlearned: `[M, N]` signals (`membership.margin`) of M unlearned models.
-        retrained: `[M, N]` of as many retrained models.
-        delta: of (epsilon, delta).
     """
-    unlearned, retrained = _same_shape(unlearned, retrained)
+    unlearned, retrained = _check_shapes(unlearned, retrained)
     step = max(_MAX_VALUES // (2 * len(unlearned)), 1)
-    parts = [
-        _epsilons(unlearned[:, i : i + step], retrained[:, i : i + step], delta)
+    chunks = [
+        _epsilons(unlearned[:, i : i + step], retrained[:, i : i + step])
         for i in range(0, unlearned.shape[1], step)
     ]
-    return np.concatenate([np.zeros(0), *parts])
+    return np.concatenate([np.zeros(0), *chunks])
 
 
 def forgetting_points_by_row(epsilons: np.ndarray, models: int) -> np.ndarray:
@@ -68,7 +54,6 @@ def forgetting_points_by_row(epsilons: np.ndarray, models: int) -> np.ndarray:
 
     0 from ceil(ln(models - 1)) on, the most that so many models can show.
     """
-    epsilons = np.asarray(epsilons, np.float64)
     limit = math.ceil(math.log(models - 1))
     return np.where(epsilons < limit, 0.5 ** np.floor(2 * epsilons), 0.0)
 
@@ -82,11 +67,7 @@ def forgetting_score(
 ) -> PoolScores:
     """Returns the competition's forgetting quality F, the mean of H over rows.
 
-    Args:
-        unlearned: `[M, N]` signals of M unlearned models on the unlearn set.
-        retrained: `[M, N]` of as many retrained models.
-        control: `[M, N]` of as many other retrained models.
-        groups: `[N]` or None.
+    `control` are signals of other retrained models, `groups` `[N]` those of the rows.
 
     Raises:
         ValueError: the numbers of models differ or are below 3.
@@ -96,12 +77,10 @@ def forgetting_score(
         raise ValueError(f"at least 3 models on each side are needed, not {models}")
 
     def score(pool):
-        if not _are_finite(pool, retrained):
-            return None
         points = forgetting_points_by_row(epsilon_by_row(pool, retrained), models)
         return mean_interval(points, bounds=(0, 1), groups=groups)
 
-    return PoolScores(score(unlearned), score(control), models)
+    return _score_pools(score, unlearned, retrained, control)
 
 
 def final_score(
@@ -125,12 +104,8 @@ def klom_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     The KL divergence of the margins of unlearned models from those of retrained ones,
     clipped to +-100, in histograms over their joint range. Unlike in the public code,
     the highest margin is in the last bin.
-
-    Args:
-        unlearned: `[M, N]` signals (`membership.margin`) of M unlearned models.
-        retrained: `[M, N]` of as many retrained models.
     """
-    p, q = (np.clip(x, -100, 100) for x in _same_shape(unlearned, retrained))
+    p, q = (np.clip(x, -100, 100) for x in _check_shapes(unlearned, retrained))
     low, high = np.minimum(p.min(0), q.min(0)), np.maximum(p.max(0), q.max(0))
     width = np.where(high > low, high - low, 1.0)
     rows = np.arange(p.shape[1])
@@ -156,25 +131,31 @@ def klom(
 ) -> PoolScores:
     """Returns the mean of `klom_by_row`, or a quantile of it, over the rows of a split.
 
-    Args as `forgetting_score`.
+    Args as for `forgetting_score`.
     """
 
     def score(pool):
-        if not _are_finite(pool, retrained):
-            return None
         by_row = klom_by_row(pool, retrained)
         if quantile is None:
             return mean_interval(by_row, groups=groups)
         return quantile_interval(by_row, quantile, groups=groups)
 
-    return PoolScores(score(unlearned), score(control), len(retrained))
+    return _score_pools(score, unlearned, retrained, control)
+
+
+def _score_pools(score: Callable, unlearned, retrained, control) -> PoolScores:
+    scores = [
+        score(pool) if _are_finite(pool, retrained) else None
+        for pool in (unlearned, control)
+    ]
+    return PoolScores(scores[0], scores[1], len(retrained))
 
 
 def _are_finite(*values) -> bool:
     return all(np.isfinite(x).all() for x in values)
 
 
-def _same_shape(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
+def _check_shapes(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
     unlearned, retrained = (np.asarray(x, np.float64) for x in (unlearned, retrained))
     if unlearned.shape != retrained.shape:
         raise ValueError(
@@ -184,11 +165,11 @@ def _same_shape(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
     return unlearned, retrained
 
 
-def _epsilons(unlearned, retrained, delta: float) -> np.ndarray:
+def _epsilons(unlearned, retrained) -> np.ndarray:
     models = len(unlearned)
-    higher = np.median(retrained, axis=0) > np.median(unlearned, axis=0)
-    positive = np.where(higher, retrained, unlearned)
-    negative = np.where(higher, unlearned, retrained)
+    is_swapped = np.median(retrained, axis=0) > np.median(unlearned, axis=0)
+    positive = np.where(is_swapped, retrained, unlearned)
+    negative = np.where(is_swapped, unlearned, retrained)
     values = np.concatenate([positive, negative])
     order = np.argsort(values, axis=0, kind="stable")
     values = np.take_along_axis(values, order, axis=0)
@@ -198,11 +179,10 @@ def _epsilons(unlearned, retrained, delta: float) -> np.ndarray:
     fpr = (models - (np.arange(1, 2 * models)[:, None] - missed)) / models
     is_threshold = values[1:] > values[:-1]
     counts = is_threshold & (fnr > 0) & (fpr > 0)
-    fnr_, fpr_ = np.where(counts, fnr, 1), np.where(counts, fpr, 1)
-    ratios = [
-        np.maximum(1 - delta - a, 1e-300) / b for a, b in ((fpr_, fnr_), (fnr_, fpr_))
-    ]
-    epsilon = np.where(counts, np.log(np.maximum(*ratios)), 0).max(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.maximum((1 - _DELTA - fpr) / fnr, (1 - _DELTA - fnr) / fpr)
+        log_ratio = np.log(np.maximum(ratio, 1e-300))
+    epsilon = np.where(counts, log_ratio, 0).max(axis=0)
     is_separated = (is_threshold & (fnr == 0) & (fpr == 0)).any(axis=0)
     ranges = np.sort([np.ptp(positive, axis=0), np.ptp(negative, axis=0)], axis=0)
     is_peaked = ranges[0] < 0.01 * ranges[1]

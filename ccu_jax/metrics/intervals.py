@@ -34,23 +34,26 @@ def to_list(interval: Interval | None) -> list[float] | None:
     return None if interval is None else [float(x) for x in interval]
 
 
-def symmetric_interval(
-    value: float, half_width: float, bounds: Bounds = _UNBOUNDED
+def interval_from_variance(
+    value: float,
+    variance: float,
+    degrees: int | None = None,
+    *,
+    confidence: float = 0.95,
+    bounds: Bounds = _UNBOUNDED,
 ) -> Interval:
-    """Returns value +- half_width, clipped to the bounds."""
-    low, high = max(value - half_width, bounds[0]), min(value + half_width, bounds[1])
-    return Interval(float(value), float(low), float(high))
+    """Returns the normal interval of an estimate, clipped to the bounds.
 
-
-def student_t(confidence: float, degrees: int) -> float:
-    """Returns the two-sided critical value of Student's t; 1 degree at least."""
-    return float(scipy.stats.t.ppf((1 + confidence) / 2, max(degrees, 1)))
-
-
-def clip_interval(interval: Interval, bounds: Bounds) -> Interval:
-    """Clips the confidence limits to the bounds of the quantity."""
-    low, high = max(interval.low, bounds[0]), min(interval.high, bounds[1])
-    return Interval(interval.value, low, high)
+    With `degrees` of freedom Student's t-interval; below 1 they count as 1.
+    """
+    level = (1 + confidence) / 2
+    if degrees is None:
+        quantile = scipy.stats.norm.ppf(level)
+    else:
+        quantile = scipy.stats.t.ppf(level, max(degrees, 1))
+    half_width = float(quantile) * math.sqrt(variance)
+    interval = Interval(float(value), value - half_width, value + half_width)
+    return _clip(interval, bounds)
 
 
 def clopper_pearson(
@@ -58,7 +61,7 @@ def clopper_pearson(
 ) -> Interval | None:
     """Returns a proportion with its exact interval (Clopper & Pearson 1934).
 
-    None if there are no trials.
+    None if there are no trials. Unlike SciPy's, the counts may be fractional.
     """
     if trials < 1:
         return None
@@ -94,14 +97,10 @@ def effective_sample_size(groups: Values) -> float:
 def variance_of_mean(values: Values, span: float = 0.0, groups: Groups = None) -> float:
     """Returns the sampling variance of the mean of `[N]` values.
 
-    As if there were two more values, half a span above and below the mean: a handful of
-    equal values is no certainty (compare Agresti & Coull 1998). With `groups` the
-    cluster-robust variance (Liang & Zeger 1986).
-
-    Args:
-        values: `[N]`.
-        span: the largest possible difference of two values; 0 adds no values.
-        groups: `[N]` or None.
+    With two extra values, half a span above and below the mean, because a handful of
+    equal values is no certainty (compare Agresti & Coull 1998). `span` is the largest
+    possible difference of two values; 0 adds none. With `groups` the cluster-robust
+    variance (Liang & Zeger 1986).
     """
     values = np.asarray(values, np.float64)
     deviation = values - values.mean()
@@ -125,8 +124,7 @@ def bootstrap_counts(
 
     With `groups` whole groups are drawn.
     """
-    unit = np.arange(num_rows) if groups is None else group_indices(groups)
-    num_units = int(unit.max(initial=-1)) + 1
+    unit, num_units = _sampling_units(num_rows, groups)
     sample = rng.integers(num_units, size=(resamples, num_units))
     sample += np.arange(resamples)[:, None] * num_units
     counts = np.bincount(sample.ravel(), minlength=resamples * num_units)
@@ -142,24 +140,23 @@ def mean_interval(
 ) -> Interval | None:
     """Returns the mean of `[N]` independent values with its t-interval.
 
-    Args:
-        values: `[N]`.
-        bounds: of the values, if they have any; the interval is within them and is
-            widened by the two extra values of `variance_of_mean`.
-        confidence: of the interval.
-        groups: `[N]` or None.
-
-    Returns:
-        None if there is no value, or one without bounds, or one that is not finite.
+    With the `bounds` of the values the interval is within them and is widened by the
+    two extra values of `variance_of_mean`. None if there is no value, or a single one
+    without bounds, or one that is not finite.
     """
     values = np.asarray(values, np.float64)
     num_units = len(values) if groups is None else len(np.unique(groups))
     if num_units < (1 if bounds else 2) or not np.isfinite(values).all():
         return None
     span = bounds[1] - bounds[0] if bounds else 0.0
-    t = student_t(confidence, num_units - 1)
-    half_width = t * math.sqrt(variance_of_mean(values, span, groups))
-    return symmetric_interval(values.mean(), half_width, bounds or _UNBOUNDED)
+    variance = variance_of_mean(values, span, groups)
+    return interval_from_variance(
+        float(values.mean()),
+        variance,
+        num_units - 1,
+        confidence=confidence,
+        bounds=bounds or _UNBOUNDED,
+    )
 
 
 def quantile_interval(
@@ -168,11 +165,8 @@ def quantile_interval(
     """Returns a quantile of `[N]` independent values with its interval of 95 %.
 
     The limits are two of the values (Conover 1999). With `groups` they are chosen as
-    for `effective_sample_size` values.
-
-    Returns:
-        None if there are too few values (72 are needed for the .95 quantile) or one is
-        not finite.
+    for `effective_sample_size` values. None if there are too few values (72 are needed
+    for the .95 quantile) or one is not finite.
     """
     values = np.sort(np.asarray(values, np.float64))
     if not len(values) or not np.isfinite(values).all():
@@ -197,18 +191,9 @@ def jackknife_interval(
 ) -> Interval | None:
     """Returns a smooth score with its delete-a-group jackknife interval, of 95 %.
 
-    For scores without a variance formula (Shao & Wu 1989). Evaluates the score
-    `folds + 1` times.
-
-    Args:
-        score: a function of the arrays, or of the same subset of their rows.
-        *arrays: each `[N, ...]`.
-        folds: number of random parts of the rows that are left out in turn.
-        groups: `[N]` or None.
-        bounds: of the score.
-
-    Returns:
-        None if the score is None or not finite for all rows or without some part.
+    For scores without a variance formula (Shao & Wu 1989). `score` is a function of the
+    arrays `[N, ...]`. The rows are divided into random folds, which are left out in
+    turn. None if the score of all rows, or without a fold, is None or not finite.
     """
     fold = assign_folds(len(arrays[0]), folds, groups)
     folds = int(fold.max(initial=0)) + 1
@@ -217,13 +202,12 @@ def jackknife_interval(
         return None
     replicates = [score(*(x[fold != k] for x in arrays)) for k in range(folds)]
     interval = interval_from_replicates(value, replicates)
-    return None if interval is None else clip_interval(interval, bounds)
+    return None if interval is None else _clip(interval, bounds)
 
 
 def assign_folds(num_rows: int, folds: int, groups: Groups = None) -> np.ndarray:
     """Returns a random fold for each row, `[num_rows]`; a group is in one fold."""
-    unit = np.arange(num_rows) if groups is None else group_indices(groups)
-    num_units = int(unit.max(initial=-1)) + 1
+    unit, num_units = _sampling_units(num_rows, groups)
     return (np.random.default_rng(0).permutation(num_units) % folds)[unit]
 
 
@@ -236,8 +220,7 @@ def interval_from_replicates(
         return None
     # Jackknife variance: (n - 1) / n * sum((x - mean)^2) = (n - 1)^2 * var(mean).
     variance = variance_of_mean(finite) * (len(finite) - 1) ** 2
-    t = student_t(0.95, len(finite) - 1)
-    return symmetric_interval(value, t * math.sqrt(variance))
+    return interval_from_variance(value, variance, len(finite) - 1)
 
 
 def mean_over_seeds(
@@ -247,19 +230,11 @@ def mean_over_seeds(
     shared: bool = False,
     bounds: Bounds = _UNBOUNDED,
 ) -> Interval | None:
-    """Returns the mean of a value over seeds.
+    """Returns the mean of a value over seeds, from the interval of each.
 
     The interval covers both the sampling error of the rows and, from two seeds on, the
-    t-interval of the seeds' values.
-
-    Args:
-        intervals: of each seed.
-        confidence: of the intervals.
-        shared: whether seeds share rows, so that their errors do not average out.
-        bounds: of the value.
-
-    Returns:
-        None if there is no seed or the interval of one is None.
+    t-interval of the seeds' values. If the seeds have `shared` rows, the errors of the
+    rows do not average out. None if there is no seed or the interval of one is None.
     """
     measured = [x for x in intervals if x is not None]
     if not measured or len(measured) < len(intervals):
@@ -272,7 +247,7 @@ def mean_over_seeds(
         down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
     rows = Interval(float(mean), float(mean - down / count), float(mean + up / count))
     seeds = mean_interval(value, confidence=confidence)
-    return clip_interval(rows if seeds is None else hull(rows, seeds), bounds)
+    return _clip(rows if seeds is None else hull(rows, seeds), bounds)
 
 
 def difference_interval(first: Interval, second: Interval) -> Interval:
@@ -287,3 +262,14 @@ def hull(first: Interval, second: Interval) -> Interval:
     """Returns the first value with the smallest interval that contains both."""
     low, high = min(first.low, second.low), max(first.high, second.high)
     return Interval(first.value, low, high)
+
+
+def _clip(interval: Interval, bounds: Bounds) -> Interval:
+    low, high = max(interval.low, bounds[0]), min(interval.high, bounds[1])
+    return Interval(interval.value, float(low), float(high))
+
+
+def _sampling_units(num_rows: int, groups: Groups) -> tuple[np.ndarray, int]:
+    """Returns the sampling unit of each row, `[num_rows]`, and their number."""
+    unit = np.arange(num_rows) if groups is None else group_indices(groups)
+    return unit, int(unit.max(initial=-1)) + 1

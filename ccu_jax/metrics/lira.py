@@ -17,13 +17,17 @@ from ccu_jax.metrics.intervals import (
     Interval,
     group_indices,
     hull,
+    interval_from_variance,
     proportion_interval,
-    student_t,
-    symmetric_interval,
     variance_of_mean,
 )
-from ccu_jax.metrics.membership import threshold_at_fpr, tpr_at_fpr
-from ccu_jax.metrics.roc import Signals, auc_interval, placements
+from ccu_jax.metrics.roc import (
+    Signals,
+    auc_interval,
+    placements,
+    threshold_at_fpr,
+    tpr_at_fpr,
+)
 
 # With fewer shadow models on a side the variances of single rows are too uncertain, and
 # all rows share one (Carlini et al. 2022).
@@ -34,34 +38,20 @@ _RMIA_A = 0.3
 
 
 class AttackScores(NamedTuple):
-    """Membership scores, higher for members; NaN where unknown.
+    """Membership scores, higher for members; NaN where unknown."""
 
-    Attributes:
-        score: `[N]` of one target, or `[K, N]` of K targets.
-        num_shadows: number of shadow models of the row that has most.
-    """
-
-    score: np.ndarray
-    num_shadows: int
+    score: np.ndarray  # `[N]` of one target, or `[K, N]` of K targets
+    num_shadows: int  # of the row that has most
 
 
 class AttackResult(NamedTuple):
-    """Success of an attack with shadow models; AUC and accuracy are 0.5 by chance.
-
-    Attributes:
-        auc: area under the ROC curve.
-        accuracy: balanced accuracy at the threshold of the score, if it has one.
-        tpr_1: true positive rate at a false positive rate of 1 %; None if there are
-            fewer than 100 non-members.
-        tpr_01: at 0.1 %; None if there are fewer than 1,000.
-        shadows: number of shadow models.
-    """
+    """Success of an attack with shadow models; AUC and accuracy are 0.5 by chance."""
 
     auc: Interval | None
-    accuracy: Interval | None
-    tpr_1: Interval | None
-    tpr_01: Interval | None
-    shadows: int
+    accuracy: Interval | None  # balanced, at the threshold of the score, if it has one
+    tpr_1: Interval | None  # TPR at 1 % FPR; None below 100 non-members
+    tpr_01: Interval | None  # TPR at 0.1 % FPR; None below 1,000 non-members
+    shadows: int  # number of shadow models
 
 
 def lira(
@@ -79,8 +69,8 @@ def lira(
     Args:
         c_in: `[A, N]` signals (`membership.margin`) of shadow models that unlearned the
             row; NaN for other models.
-        c_out: `[B, N]` of shadow models that never saw the row; NaN likewise.
-        target: `[N]` signals of the audited model.
+        c_out: `[B, N]`, of those that never saw the row.
+        target: `[N]`, of the audited model.
         own_variance: whether each row has its own variances; by default if each side
             has `MIN_SHADOWS_FOR_OWN_VARIANCE` models.
     """
@@ -98,7 +88,6 @@ def lira_leave_one_out(
     unlearned: np.ndarray,
     unseen: np.ndarray,
     *,
-    own_variance: bool | None = None,
     sets: np.ndarray | None = None,
 ) -> AttackScores:
     """Returns U-LiRA `[K, N]` of each model, with all others as its shadow models.
@@ -107,7 +96,6 @@ def lira_leave_one_out(
         signals: `[K, N]`.
         unlearned: bool `[K, N]`, rows that a model was trained on and then unlearned.
         unseen: bool `[K, N]`, rows that it never saw; rows may be neither.
-        own_variance: as for `lira`.
         sets: `[K]`; models with the same number are not each other's shadows. If two
             models unlearned complementary rows, the model that is left out would have
             one shadow less on its own side than on the other, which biases the score;
@@ -115,14 +103,13 @@ def lira_leave_one_out(
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
-    if own_variance is None:
-        own_variance = _has_own_variance([_fit_normal(signals, r) for r in roles])
+    own_variance = _has_own_variance([_fit_normal(signals, r) for r in roles])
     sets = np.arange(len(signals)) if sets is None else np.asarray(sets)
     score, num_shadows = np.full(signals.shape, np.nan), 0
     for k, target in enumerate(signals):
         is_shadow = sets != sets[k]
-        sides = [np.where(role, signals, np.nan)[is_shadow] for role in roles]
-        attack = lira(sides[0], sides[1], target, own_variance=own_variance)
+        c_in, c_out = (np.where(role, signals, np.nan)[is_shadow] for role in roles)
+        attack = lira(c_in, c_out, target, own_variance=own_variance)
         has_role = roles[0][k] | roles[1][k]
         score[k, has_role] = attack.score[has_role]
         num_shadows = max(num_shadows, attack.num_shadows)
@@ -146,7 +133,6 @@ def rmia(
         population_target: `[Z]`, of rows that no model has seen.
         population_references: `[K, Z]`.
     """
-    references = np.asarray(references, np.float64)
     ratio = _likelihood_ratio(target, references)
     population = _likelihood_ratio(population_target, population_references)
     population = np.sort(population[np.isfinite(population)])
@@ -167,32 +153,19 @@ def evaluate_attack(
 ) -> AttackResult:
     """Measures an attack on one target.
 
-    Args:
-        scores: `[N]` of members and non-members.
-        members: bool `[N]`, True for unlearned rows, False for unseen ones.
-        threshold: above which a row is predicted to be a member; 0 for `lira`, None for
-            `rmia`, which then has no accuracy.
-        groups: `[N]` or None.
+    `members` `[N]` is True for unlearned rows, False for unseen ones. Rows with a score
+    above `threshold` are predicted to be members; `rmia` has none and no accuracy.
     """
     is_known = ~np.isnan(scores.score)
-    score, members = scores.score[is_known], np.asarray(members, bool)[is_known]
-    inside, outside = score[members], score[~members]
-    sides = None, None
-    if groups is not None:
-        groups = np.asarray(groups)[is_known]
-        sides = groups[members], groups[~members]
-    signals = Signals(inside, outside, sides)
-    accuracy = None
-    if threshold is not None:
-        rates = (
-            proportion_interval(inside > threshold, groups=sides[0]),
-            proportion_interval(outside <= threshold, groups=sides[1]),
-        )
-        if rates[0] is not None and rates[1] is not None:
-            accuracy = _mean_of_rates(rates[0], rates[1])
+    sides = is_known & members, is_known & ~members
+    inside, outside = (scores.score[side] for side in sides)
+    if groups is None:
+        signals = Signals(inside, outside)
+    else:
+        signals = Signals(inside, outside, (groups[sides[0]], groups[sides[1]]))
     return AttackResult(
         auc_interval(signals),
-        accuracy,
+        None if threshold is None else _balanced_accuracy(signals, threshold),
         tpr_at_fpr(signals, 0.01),
         tpr_at_fpr(signals, 0.001),
         scores.num_shadows,
@@ -207,12 +180,7 @@ def evaluate_pool(
     All models answer for the same rows and are each other's shadows, so the K * N
     answers are not independent: intervals are clustered by row (or group of rows) and
     by model (Cameron, Gelbach & Miller 2011). The thresholds of the true positive rates
-    are those of the unseen rows of all models together.
-
-    Args:
-        scores: `[K, N]`.
-        unlearned: bool `[K, N]`.
-        groups: `[N]` or None.
+    are those of the unseen rows of all models together. `unlearned` is bool `[K, N]`.
     """
     score = scores.score
     is_known, unlearned = ~np.isnan(score), np.asarray(unlearned, bool)
@@ -232,9 +200,9 @@ def evaluate_pool(
         if threshold is None:
             return None
         hits = score > threshold
-        clustered = _clustered_mean(hits, [inside], 1.0, cluster)
         independent = proportion_interval(hits[inside])
-        return clustered if independent is None else hull(clustered, independent)
+        assert independent is not None  # each model has both kinds of rows
+        return hull(_clustered_mean(hits, [inside], 1.0, cluster), independent)
 
     return AttackResult(
         _clustered_mean(placed, [inside, outside], 1.0, cluster),
@@ -248,12 +216,8 @@ def evaluate_pool(
 def _clustered_mean(values, sides, weight, cluster) -> Interval:
     """Returns the mean over models and sides, clustered by row and by model.
 
-    Args:
-        values: `[K, N]`, 0 to 1.
-        sides: bool arrays `[K, N]`; each model has values on each side.
-        weight: of a deviation from the mean of its side: 1 for placements, whose mean
-            is the AUC on both sides, 1/2 for the mean of two proportions.
-        cluster: `[N]`, numbers from 0.
+    `weight` is that of a deviation from the mean of its side: 1 for placements, whose
+    mean is the AUC on both sides, 1/2 for the mean of two proportions.
     """
     num_models = len(values)
     of_models, influence = np.zeros(num_models), np.zeros(values.shape)
@@ -269,8 +233,9 @@ def _clustered_mean(values, sides, weight, cluster) -> Interval:
     # At least that of two extra values, as in `variance_of_mean`.
     extra = 0.5 / sums.shape[1] ** 2
     variance = max(by_row + by_model - by_both, by_row, by_model) + extra
-    half_width = student_t(0.95, num_models - 1) * math.sqrt(variance)
-    return symmetric_interval(of_models.mean(), half_width, (0.0, 1.0))
+    return interval_from_variance(
+        of_models.mean(), variance, num_models - 1, bounds=(0.0, 1.0)
+    )
 
 
 def _fit_normal(signals, is_valid):
@@ -287,7 +252,7 @@ def _has_own_variance(fits) -> bool:
     return all(len(n) and (n >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for n in counts)
 
 
-def _log_ratio(target, fits, own_variance: bool):
+def _log_ratio(target, fits, own_variance: bool) -> np.ndarray:
     logs, is_known = [], np.isfinite(target)
     for count, mean, squares in fits:
         degrees = np.maximum(count - 1, 0)
@@ -299,7 +264,7 @@ def _log_ratio(target, fits, own_variance: bool):
     return np.where(is_known, logs[0] - logs[1], np.nan)
 
 
-def _likelihood_ratio(target, references):
+def _likelihood_ratio(target, references) -> np.ndarray:
     with warnings.catch_warnings():
         # The mean of no reference is NaN, with a warning.
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -308,9 +273,13 @@ def _likelihood_ratio(target, references):
     return np.asarray(target, np.float64) / prior
 
 
-def _mean_of_rates(first: Interval, second: Interval) -> Interval:
-    """Returns the mean of two independent proportions."""
-    value = (first.value + second.value) / 2
-    down = math.hypot(first.value - first.low, second.value - second.low) / 2
-    up = math.hypot(first.high - first.value, second.high - second.value) / 2
+def _balanced_accuracy(signals: Signals, threshold: float) -> Interval | None:
+    """Returns the mean of the true positive and the true negative rate."""
+    tpr = proportion_interval(signals.members > threshold, groups=signals.groups[0])
+    tnr = proportion_interval(signals.nonmembers <= threshold, groups=signals.groups[1])
+    if tpr is None or tnr is None:
+        return None
+    value = (tpr.value + tnr.value) / 2
+    down = math.hypot(tpr.value - tpr.low, tnr.value - tnr.low) / 2
+    up = math.hypot(tpr.high - tpr.value, tnr.high - tnr.value) / 2
     return Interval(value, value - down, value + up)

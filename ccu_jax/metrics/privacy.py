@@ -1,8 +1,8 @@
-"""Lower confidence bounds of how well a model's behaviour tells who was unlearned.
+"""Lower confidence bounds on epsilon, the privacy parameter of an unlearned model.
 
-(epsilon, delta) bounds any attack that tells rows that were trained on and unlearned
-from rows that were never seen. Audits bound epsilon from below: a small value does not
-show that nothing leaks, because a better attack may find more.
+(epsilon, delta) limits how well any attack separates rows that were trained on and then
+unlearned from rows that were never seen. Audits bound epsilon from below: a small value
+does not show that nothing leaks, because a better attack may find more.
 """
 
 import math
@@ -22,45 +22,16 @@ _MIN_GUESSES = 8
 
 
 class OneRunAudit(NamedTuple):
-    """A lower bound of epsilon from one model (`one_run_audit`).
-
-    Attributes:
-        epsilon: the bound.
-        correct: number of correct guesses behind it.
-        guesses: number of guesses.
-        canaries: number of rows that were included or not at random.
-        delta: of (epsilon, delta).
-        confidence: of the bound.
-        over_forgotten: whether rows with low scores were guessed to be included.
-        tried: number of guessing strategies among which the error is divided.
-    """
+    """A lower bound of epsilon from one model (`one_run_audit`)."""
 
     epsilon: float
-    correct: int
+    correct: int  # number of correct guesses
     guesses: int
-    canaries: int
+    canaries: int  # number of rows that were included or not at random
     delta: float
     confidence: float
-    over_forgotten: bool
-    tried: int
-
-
-def one_run_p_value(
-    correct: int, guesses: int, canaries: int, epsilon: float, delta: float
-) -> float:
-    """Returns the probability of at least `correct` guesses under (epsilon, delta).
-
-    Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846), with B ~ Bin(guesses, 1 / (1 +
-    e^-epsilon)): P[B >= correct] + 2 canaries delta max_i P[correct - i <= B < correct]
-    / i.
-    """
-    rate = 1 / (1 + math.exp(-epsilon))
-    tail = scipy.stats.binom.sf(correct - 1, guesses, rate)
-    i = np.arange(1, correct + 1)
-    # Summed term by term: differences of tails near 1 would be lost in rounding.
-    below = np.cumsum(scipy.stats.binom.pmf(correct - i, guesses, rate))
-    excess = (below / i).max(initial=0.0)
-    return float(min(tail + 2 * canaries * delta * excess, 1.0))
+    over_forgotten: bool  # whether rows with low scores were guessed to be included
+    tried: int  # number of guessing strategies among which the error is divided
 
 
 def one_run_epsilon(
@@ -72,14 +43,11 @@ def one_run_epsilon(
 ) -> float:
     """Returns a lower confidence bound on epsilon from one-run auditing, in [0, 50].
 
-    It is the largest epsilon that is rejected given the number of correct guesses.
-
-    Args:
-        correct: number of correct guesses.
-        guesses: number of rows that were guessed to be included or not.
-        canaries: number of rows that were included or not, each by a fair coin.
-        delta: of (epsilon, delta).
-        confidence: of the bound.
+    It is the largest epsilon that the number of correct guesses rejects, by the test of
+    Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846): with B ~ Bin(guesses, 1 / (1 +
+    e^-epsilon)), p = P[B >= correct] + 2 canaries delta max_i P[correct - i <= B <
+    correct] / i. Of the canaries, each included in training by a fair coin, `guesses`
+    are guessed to be included or not.
 
     Raises:
         ValueError: not 0 <= correct <= guesses <= canaries.
@@ -91,8 +59,13 @@ def one_run_epsilon(
         )
 
     def is_rejected(epsilon):
-        p_value = one_run_p_value(correct, guesses, canaries, epsilon, delta)
-        return p_value < 1 - confidence
+        rate = 1 / (1 + math.exp(-epsilon))
+        tail = scipy.stats.binom.sf(correct - 1, guesses, rate)
+        i = np.arange(1, correct + 1)
+        # Summed term by term: differences of tails near 1 would be lost in rounding.
+        below = np.cumsum(scipy.stats.binom.pmf(correct - i, guesses, rate))
+        excess = (below / i).max(initial=0.0)
+        return tail + 2 * canaries * delta * excess < 1 - confidence
 
     if not is_rejected(0.0):
         return 0.0
@@ -111,10 +84,11 @@ def one_run_audit(
 ) -> OneRunAudit:
     """Bounds epsilon from the scores of canaries in one model.
 
-    Half of the guesses are "included", for the highest scores, half are "not included",
-    for the lowest; and the other way round, because unlearned rows may be conspicuously
-    bad. Guesses are made for all canaries, half of them, a quarter, and so on; the best
-    bound counts, with the error divided among all strategies (Bonferroni).
+    The canaries with the highest scores are guessed to be included, as many with the
+    lowest scores not to be; or the reverse, because scores of unlearned rows may be
+    conspicuously low. Guesses are made for all canaries, half of them, a quarter, and
+    so on; the best bound counts, with the error divided among all these strategies
+    (Bonferroni).
 
     Args:
         scores: `[M]`, such as a signal minus a reference model's.
@@ -128,24 +102,21 @@ def one_run_audit(
     count = len(scores)
     if not count or not np.isfinite(scores).all():
         raise ValueError("scores of canaries: none, or one is not finite")
-    halvings = range(max(count // _MIN_GUESSES, 1).bit_length())
-    num_guesses = [max(count >> times, 1) for times in halvings]
     lowest, highest = _count_correct(scores, included)
-    tried = 2 * len(num_guesses)
-    level = 1 - (1 - confidence) / tried
-    best = OneRunAudit(0.0, 0, 0, count, _DELTA, confidence, False, tried)
-    for guesses in num_guesses:
+    strategies = []
+    for halvings in range(max(count // _MIN_GUESSES, 1).bit_length()):
+        guesses = max(count >> halvings, 1)
         hits = int(lowest[guesses // 2] + highest[guesses - guesses // 2])
-        for correct, is_over in ((hits, False), (guesses - hits, True)):
-            epsilon = one_run_epsilon(correct, guesses, count, _DELTA, level)
-            if epsilon > best.epsilon or not best.guesses:
-                best = best._replace(
-                    epsilon=epsilon,
-                    correct=correct,
-                    guesses=guesses,
-                    over_forgotten=is_over,
-                )
-    return best
+        strategies += [(hits, guesses, False), (guesses - hits, guesses, True)]
+    tried = len(strategies)
+    level = 1 - (1 - confidence) / tried
+
+    def audit(correct, guesses, is_over):
+        epsilon = one_run_epsilon(correct, guesses, count, _DELTA, level)
+        counts = correct, guesses, count
+        return OneRunAudit(epsilon, *counts, _DELTA, confidence, is_over, tried)
+
+    return max((audit(*x) for x in strategies), key=lambda audit: audit.epsilon)
 
 
 def _count_correct(scores, included) -> tuple[np.ndarray, np.ndarray]:

@@ -1,39 +1,33 @@
-"""AUC of a membership attack, and its difference between two models.
+"""AUC and true positive rates of a membership attack, and differences of two models.
 
-DeLong's interval is a formula; the bootstrap makes fewer assumptions. Both cover the
-sampling error of the rows, given the model.
+DeLong's interval of the AUC is a formula; the bootstrap makes fewer assumptions. Both
+cover the sampling error of the rows, given the model.
 """
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from ccu_jax.metrics.intervals import (
     Groups,
     Interval,
     bootstrap_counts,
-    symmetric_interval,
+    interval_from_variance,
+    proportion_interval,
     variance_of_mean,
 )
 
-MAX_VALUES = 1 << 22  # of a table of bootstrap samples: 32 MB
+_MAX_VALUES = 1 << 22  # of a table of bootstrap samples: 32 MB
 _NUM_RESAMPLES = 1000
 
 
 class Signals(NamedTuple):
-    """Signals of a membership attack on one model, higher for members.
+    """Signals of a membership attack on one model, higher for members."""
 
-    Attributes:
-        members: `[N]`, of rows that were unlearned.
-        nonmembers: `[M]`, of rows that no model has seen.
-        groups: `[N]` and `[M]` (see `intervals`), or None.
-    """
-
-    members: np.ndarray
-    nonmembers: np.ndarray
-    groups: tuple[Groups, Groups] = (None, None)
+    members: np.ndarray  # `[N]`, of rows that were unlearned
+    nonmembers: np.ndarray  # `[M]`, of rows that no model has seen
+    groups: tuple[Groups, Groups] = (None, None)  # `[N]` and `[M]` (see `intervals`)
 
     def is_measurable(self) -> bool:
         """Returns whether there are members and non-members and all are finite."""
@@ -62,8 +56,7 @@ def auc_interval(signals: Signals, confidence: float = 0.95) -> Interval | None:
     if not signals.is_measurable():
         return None
     placed = placements(signals.members, signals.nonmembers)
-    half_width = _half_width(placed, confidence, signals.groups)
-    return symmetric_interval(placed[0].mean(), half_width, (0.0, 1.0))
+    return _delong_interval(placed, signals.groups, confidence, (0.0, 1.0))
 
 
 def auc_difference(
@@ -83,9 +76,8 @@ def auc_difference(
     if not (model.is_measurable() and reference.is_measurable()):
         return None
     placed = zip(placements(*model[:2]), placements(*reference[:2]), strict=True)
-    difference = tuple(a - b for a, b in placed)
-    half_width = _half_width(difference, confidence, model.groups)
-    return symmetric_interval(difference[0].mean(), half_width, (-1.0, 1.0))
+    differences = tuple(a - b for a, b in placed)
+    return _delong_interval(differences, model.groups, confidence, (-1.0, 1.0))
 
 
 def auc_bootstrap(signals: Signals) -> Interval | None:
@@ -102,28 +94,115 @@ def auc_bootstrap(signals: Signals) -> Interval | None:
     return Interval(float(value), float(low), float(high))
 
 
+def tpr_at_fpr(
+    signals: Signals, fpr: float, confidence: float = 0.95
+) -> Interval | None:
+    """Returns the true positive rate at a false positive rate of at most `fpr`.
+
+    Unlike the AUC it shows models that remember few rows well (Carlini et al. 2022).
+    The Clopper-Pearson interval is that of the threshold in use; the sampling error of
+    the threshold itself is not included. None if there are fewer than 1 / fpr
+    non-members, or no members.
+    """
+    threshold = threshold_at_fpr(signals.nonmembers, fpr)
+    if threshold is None or not np.isfinite(signals.members).all():
+        return None
+    hits = signals.members > threshold
+    return proportion_interval(hits, confidence, signals.groups[0])
+
+
+def tpr_difference(
+    model: Signals,
+    reference: Signals,
+    fpr: float,
+    confidence: float = 0.95,
+    resamples: int = 400,
+) -> Interval | None:
+    """Returns a model's `tpr_at_fpr` minus a reference's on the same rows.
+
+    Each has its own threshold, which depends on a handful of non-members. The standard
+    error is that of a stratified paired bootstrap that recomputes both thresholds, with
+    the two extra values of `variance_of_mean`. None if a rate is None.
+    """
+    rates = [tpr_at_fpr(signals, fpr) for signals in (model, reference)]
+    if rates[0] is None or rates[1] is None:
+        return None
+
+    def difference(*counts):
+        return np.subtract(
+            *(_resampled_tpr(x, counts, fpr) for x in (model, reference))
+        )
+
+    differences = _bootstrap(model, resamples, difference)
+    extra = variance_of_mean(np.zeros(len(model.members)), 2.0, model.groups[0])
+    return interval_from_variance(
+        rates[0].value - rates[1].value,
+        float(differences.var(ddof=1)) + extra,
+        confidence=confidence,
+        bounds=(-1.0, 1.0),
+    )
+
+
+def threshold_at_fpr(nonmembers: np.ndarray, fpr: float) -> float | None:
+    """Returns the lowest threshold that at most a fraction `fpr` of `[M]` exceeds.
+
+    None if there are fewer than 1 / fpr values or one is not finite.
+    """
+    # 0.29 * 100 is below 29 in floating point.
+    allowed = int(np.floor(fpr * len(nonmembers) + 1e-9))
+    if allowed < 1 or not np.isfinite(nonmembers).all():
+        return None
+    if allowed >= len(nonmembers):
+        return -np.inf
+    rank = len(nonmembers) - allowed - 1
+    return float(np.partition(nonmembers, rank)[rank])
+
+
+def _bootstrap(signals: Signals, resamples: int, score: Callable) -> np.ndarray:
+    """Returns a score of each bootstrap sample, `[resamples]`.
+
+    `score` maps the counts of the rows in B samples, `[B, N]` and `[B, M]`, to `[B]`.
+    """
+    rng = np.random.default_rng(0)
+    num_rows = len(signals.members), len(signals.nonmembers)
+    step = max(_MAX_VALUES // sum(num_rows), 1)
+    scores = []
+    for start in range(0, resamples, step):
+        counts = (
+            bootstrap_counts(rng, min(step, resamples - start), n, groups)
+            for n, groups in zip(num_rows, signals.groups, strict=True)
+        )
+        scores.append(score(*counts))
+    return np.concatenate(scores)
+
+
 def _resample_auc(signals: Signals, resamples: int) -> np.ndarray:
     """Returns the AUC of each bootstrap sample, `[resamples]`, sorting only once."""
-    members, nonmembers, groups = signals
-    order = np.argsort(nonmembers, kind="stable")
-    rising = nonmembers[order]
-    left, right = (np.searchsorted(rising, members, s) for s in ("left", "right"))
-    num_rows = len(members), len(nonmembers)
-    rng = np.random.default_rng(0)
-    step = max(MAX_VALUES // sum(num_rows), 1)
-    pieces = []
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        member_counts, nonmember_counts = (
-            bootstrap_counts(rng, size, n, of)
-            for n, of in zip(num_rows, groups, strict=True)
-        )
-        below = np.zeros((size, num_rows[1] + 1), np.int64)
+    order = np.argsort(signals.nonmembers, kind="stable")
+    rising = signals.nonmembers[order]
+    left, right = (
+        np.searchsorted(rising, signals.members, side) for side in ("left", "right")
+    )
+
+    def auc(member_counts, nonmember_counts):
+        below = np.zeros((len(member_counts), len(order) + 1), np.int64)
         np.cumsum(nonmember_counts[:, order], axis=1, out=below[:, 1:])
         wins = ((below[:, left] + below[:, right]) * member_counts).sum(axis=1)
         pairs = member_counts.sum(axis=1) * nonmember_counts.sum(axis=1)
-        pieces.append(wins / (2 * pairs))
-    return np.concatenate(pieces)
+        return wins / (2 * pairs)
+
+    return _bootstrap(signals, resamples, auc)
+
+
+def _resampled_tpr(signals: Signals, counts, fpr: float) -> np.ndarray:
+    """Returns `tpr_at_fpr` of B bootstrap samples, from counts `[B, N]`, `[B, M]`."""
+    order = np.argsort(-signals.nonmembers, kind="stable")
+    num_above = np.cumsum(counts[1][:, order], axis=1)
+    allowed = np.floor(fpr * num_above[:, -1:] + 1e-9)
+    # In falling order, the first non-member that is one too many.
+    threshold = signals.nonmembers[order][np.argmax(num_above > allowed, axis=1)]
+    hits = (signals.members > threshold[:, None]) * counts[0]
+    return hits.sum(axis=1) / counts[0].sum(axis=1)
 
 
 def _fraction_below(values, among) -> np.ndarray:
@@ -132,9 +211,12 @@ def _fraction_below(values, among) -> np.ndarray:
     return (left + right) / (2 * len(among))
 
 
-def _half_width(placed, confidence: float, groups) -> float:
+def _delong_interval(placed, groups, confidence: float, bounds) -> Interval:
+    """Returns the interval of the mean of placement values, or of their differences."""
     variance = sum(
         variance_of_mean(side, span=1.0, groups=of)
         for side, of in zip(placed, groups, strict=True)
     )
-    return float(scipy.stats.norm.ppf((1 + confidence) / 2)) * math.sqrt(variance)
+    return interval_from_variance(
+        placed[0].mean(), variance, confidence=confidence, bounds=bounds
+    )

@@ -13,10 +13,9 @@ from ccu_jax.audits.verdict import (
     combine_views,
     judge_view,
 )
+from ccu_jax.metrics.classification import score_difference
 from ccu_jax.metrics.intervals import Interval
-from ccu_jax.metrics.membership import tpr_difference
-from ccu_jax.metrics.ranking import score_difference
-from ccu_jax.metrics.roc import Signals, auc_difference, auc_interval
+from ccu_jax.metrics.roc import Signals, auc_difference, auc_interval, tpr_difference
 
 
 def interval(low, high):

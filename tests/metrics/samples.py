@@ -15,27 +15,25 @@ def measured(value: T | None) -> T:
     return value
 
 
-def normal_signals(
-    seed: int = 0,
-    shift: float = 0.5,
-    members: int = 60,
-    nonmembers: int = 80,
-    ties: bool = False,
-) -> Signals:
+def coverage(sample, truth, seeds=300) -> float:
+    """Returns how often the interval `sample(rng)` contains the truth."""
+    intervals = [measured(sample(np.random.default_rng(seed))) for seed in range(seeds)]
+    return float(np.mean([x.low <= truth <= x.high for x in intervals]))
+
+
+def normal_signals(seed=0, shift=0.5, members=60, nonmembers=80, ties=False) -> Signals:
     """Returns unit normal signals whose means are `shift` apart."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=members) + shift, rng.normal(size=nonmembers)
     return Signals(np.round(2 * x), np.round(2 * y)) if ties else Signals(x, y)
 
 
-def random_logits(seed: int = 0, rows: int = 80, classes: int = 5) -> np.ndarray:
+def random_logits(seed=0, rows=80, classes=5) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return 2 * rng.normal(size=(rows, classes)).astype(np.float32)
 
 
-def random_labels(
-    multi_label: bool, seed: int = 100, rows: int = 80, classes: int = 5
-) -> np.ndarray:
+def random_labels(multi_label, seed=100, rows=80, classes=5) -> np.ndarray:
     """Returns labels `[N, K]`; no row has the last class."""
     rng = np.random.default_rng(seed)
     if not multi_label:

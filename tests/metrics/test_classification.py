@@ -1,4 +1,4 @@
-"""Accuracy, F1 and AUROC agree with scikit-learn."""
+"""Scores agree with scikit-learn; gaps have the values computed by hand."""
 
 import itertools
 import warnings
@@ -8,45 +8,52 @@ import pytest
 from sklearn import metrics
 
 from ccu_jax.metrics.classification import (
-    auc,
+    TOW_ATTACK,
+    average_gap,
     best_constant_score,
+    macro_auroc,
+    mean_average_precision,
     multi_label_scores,
+    row_scores,
+    score_difference,
+    score_excess,
     single_label_scores,
+    tug_of_war,
 )
-from tests.metrics.samples import normal_signals, random_labels, random_logits
+from tests.metrics.samples import measured, random_labels, random_logits
 
 EXACT = 1e-9
 SEEDS = pytest.mark.parametrize("seed", range(3))
 TIES = pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
+BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
 
 @SEEDS
-def test_single_label_scores_agree_with_scikit_learn(seed):
-    logits, labels = random_logits(seed), random_labels(False, seed + 9)
+@BOTH
+def test_scores_agree_with_scikit_learn(multi_label, seed):
+    logits, labels = random_logits(seed), random_labels(multi_label, seed + 9)
     logits[:, -1] = -9  # a class without true and predicted rows
-    truth, predicted = labels.argmax(1), logits.argmax(1)
-    expected = {
-        "accuracy": metrics.accuracy_score(truth, predicted),
-        "macro_f1": metrics.f1_score(
-            truth, predicted, labels=range(5), average="macro", zero_division=0
-        ),
-    }
-    scores = single_label_scores(logits, labels)
-    assert scores == pytest.approx(expected, abs=EXACT)
-
-
-@SEEDS
-def test_multi_label_scores_agree_with_scikit_learn(seed):
-    logits, labels = random_logits(seed), random_labels(True, seed + 9)
-    # Rows and a class without true labels, without predicted ones, and without both.
-    labels[:4], logits[:2], logits[6], logits[:, -1] = 0, -1, -1, -1
+    if multi_label:
+        # Rows without true labels, without predicted ones, and without both.
+        labels[:4], logits[:2], logits[6] = 0, -1, -1
+        truth, predicted = labels, logits > 0
+        averages, of_rows = ("micro", "macro", "weighted", "samples"), "samples_f1"
+    else:
+        truth, predicted = labels.argmax(1), logits.argmax(1)
+        averages, of_rows = ("macro",), "accuracy"
     expected = {
         f"{average}_f1": metrics.f1_score(
-            labels, logits > 0, average=average, zero_division=0
+            truth, predicted, labels=range(5), average=average, zero_division=0
         )
-        for average in ("micro", "macro", "weighted", "samples")
+        for average in averages
     }
-    assert multi_label_scores(logits, labels) == pytest.approx(expected, abs=EXACT)
+    if not multi_label:
+        expected["accuracy"] = metrics.accuracy_score(truth, predicted)
+    score = multi_label_scores if multi_label else single_label_scores
+    assert score(logits, labels) == pytest.approx(expected, abs=EXACT)
+    by_row = row_scores(logits, labels, multi_label)
+    assert by_row.shape == (80,)
+    assert by_row.mean() == pytest.approx(expected[of_rows], abs=EXACT)
 
 
 @SEEDS
@@ -57,13 +64,13 @@ def test_auroc_of_two_classes_agrees_with_scikit_learn(ties, seed):
     logits = np.round(logits) if ties else logits
     score = logits[:, 1].astype(np.float64) - logits[:, 0]
     expected = metrics.roc_auc_score(labels[:, 1], score)
-    auroc = single_label_scores(logits, labels)["auroc"]
-    assert auroc == pytest.approx(expected, abs=EXACT)
     # Exchanged classes change nothing; reversed logits turn the ranking around.
-    swapped = single_label_scores(logits[:, ::-1], labels[:, ::-1])
-    assert swapped["auroc"] == pytest.approx(expected, abs=EXACT)
-    reversed_ = single_label_scores(-logits, labels)
-    assert reversed_["auroc"] == pytest.approx(1 - expected, abs=EXACT)
+    for x, y, auroc in (
+        (logits, labels, expected),
+        (logits[:, ::-1], labels[:, ::-1], expected),
+        (-logits, labels, 1 - expected),
+    ):
+        assert single_label_scores(x, y)["auroc"] == pytest.approx(auroc, abs=EXACT)
 
 
 def test_auroc_is_not_rounded_and_needs_two_classes_with_rows():
@@ -71,31 +78,10 @@ def test_auroc_is_not_rounded_and_needs_two_classes_with_rows():
     # The difference 1 - 1e-9 is rounded to 1 in float32.
     logits = np.array([[1e-9, 1], [0, 1]], np.float32)
     assert single_label_scores(logits, labels)["auroc"] == 1
-    three = random_logits(), random_labels(False)
-    assert "auroc" not in single_label_scores(*three)
+    assert "auroc" not in single_label_scores(random_logits(), random_labels(False))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one_class = single_label_scores(logits, labels[[0, 0]])
-    assert "auroc" not in one_class
-
-
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_scores_of_right_and_wrong_predictions_are_one_and_zero(multi_label):
-    score = multi_label_scores if multi_label else single_label_scores
-    labels = random_labels(multi_label)[:, :4]
-    labels = labels[labels.any(axis=1)]
-    assert set(score(2 * labels - 1, labels).values()) == {1.0}
-    assert set(score(1 - 2 * labels, labels).values()) == {0.0}
-
-
-@SEEDS
-@TIES
-def test_auc_agrees_with_scikit_learn(ties, seed):
-    members, nonmembers, _ = normal_signals(seed, ties=ties)
-    truth = [1] * len(members) + [0] * len(nonmembers)
-    expected = metrics.roc_auc_score(truth, np.concatenate([members, nonmembers]))
-    assert auc(members, nonmembers) == pytest.approx(expected, abs=EXACT)
-    assert auc(nonmembers, members) == pytest.approx(1 - expected, abs=EXACT)
+        assert "auroc" not in single_label_scores(logits, labels[[0, 0]])
 
 
 def test_best_constant_score_is_the_best_of_all_constant_predictions():
@@ -104,3 +90,84 @@ def test_best_constant_score_is_the_best_of_all_constant_predictions():
     best = max(multi_label_scores(x, labels)["micro_f1"] for x in constants)
     assert best_constant_score(labels, True) == pytest.approx(best)
     assert best_constant_score(np.eye(3)[[0, 0, 1, 2]], False) == 0.5
+
+
+@TIES
+@SEEDS
+def test_ranking_scores_agree_with_scikit_learn(seed, ties):
+    logits, labels = random_logits(seed), random_labels(True, seed + 9)
+    logits = np.round(logits) if ties else logits
+    has_rows = labels.any(axis=0)
+    order = np.random.default_rng(1).permutation(len(logits))
+    for score, reference in (
+        (mean_average_precision, metrics.average_precision_score),
+        (macro_auroc, metrics.roc_auc_score),
+    ):
+        expected = reference(labels[:, has_rows], logits[:, has_rows], average="macro")
+        assert score(logits, labels) == pytest.approx(expected, abs=EXACT)
+        mixed = score(logits[order], labels[order])
+        assert mixed == pytest.approx(expected, abs=EXACT)
+
+
+def test_ranking_scores_need_rows_of_both_kinds():
+    logits, labels = random_logits(), random_labels(True)
+    for score in (mean_average_precision, macro_auroc):
+        assert score(logits, 0 * labels) is None
+        assert score(logits[:0], labels[:0]) is None
+        assert score(np.nan * logits, labels) is None
+    assert macro_auroc(logits, 0 * labels + 1) is None
+    assert mean_average_precision(logits, 0 * labels + 1) == 1
+    precision = labels[:, labels.any(axis=0)].mean()
+    assert mean_average_precision(0 * logits, labels) == pytest.approx(precision)
+
+
+@BOTH
+def test_score_difference_is_paired_and_has_a_sign(multi_label):
+    logits, labels = random_logits(), random_labels(multi_label)
+    right = 9 * (2 * labels - 1)
+    better = measured(score_difference(right, logits, labels, multi_label))
+    worse = measured(score_difference(logits, right, labels, multi_label))
+    assert better.low > 0 > worse.high
+    assert better.value == pytest.approx(-worse.value)
+    same = measured(score_difference(logits, logits, labels, multi_label))
+    assert same.low < same.value == 0 < same.high < 0.05
+    assert score_difference(logits * np.nan, logits, labels, multi_label) is None
+    empty = logits[:0]
+    assert score_difference(empty, empty, labels[:0], multi_label) is None
+
+
+@BOTH
+@pytest.mark.parametrize("groups", [None, np.arange(600) // 2])
+def test_score_excess_shows_what_is_better_on_the_unlearn_set_alone(
+    groups, multi_label
+):
+    logits, reference = random_logits(0, 600), random_logits(1, 600)
+    labels, is_unlearn = random_labels(multi_label, rows=600), np.arange(600) < 300
+    right = 9 * (2 * labels - 1)
+
+    def excess(logits):
+        arguments = logits, reference, labels, is_unlearn, multi_label
+        return score_excess(*arguments, groups=groups)
+
+    assert abs(measured(excess(right)).value) < 0.15  # better on all rows
+    remembers = np.where(is_unlearn[:, None], right, logits)
+    assert measured(excess(remembers)).low > 0.2
+    assert excess(logits * np.nan) is None
+
+
+def test_gap_and_tug_of_war_have_the_values_computed_by_hand():
+    reference = {"unlearn": 0.6, "retain": 0.9, "test": 0.7, "attack": 0.5}
+    model = {"unlearn": 0.8, "retain": 0.9, "test": 0.6, "attack": 0.6}
+    assert average_gap(model, reference) == pytest.approx(10)
+    assert tug_of_war(model, reference) == pytest.approx(0.8 * 1 * 0.9)
+    with_attack = tug_of_war(model, reference, TOW_ATTACK)
+    assert with_attack == pytest.approx(0.9 * 1 * 0.9)
+    assert average_gap(reference, reference) == 0
+    assert tug_of_war(reference, reference) == 1
+    # Above and below the reference count alike.
+    lower, higher = reference | {"unlearn": 0.4}, reference | {"unlearn": 0.8}
+    for score in (average_gap, tug_of_war):
+        assert score(lower, reference) == pytest.approx(score(higher, reference))
+        assert score(reference | {"test": None}, reference) is None
+    with pytest.raises(ValueError, match="same, non-empty score names"):
+        average_gap({"test": 1.0}, reference)

@@ -17,7 +17,7 @@ from ccu_jax.metrics.intervals import (
     proportion_interval,
     quantile_interval,
 )
-from tests.metrics.samples import measured
+from tests.metrics.samples import coverage, measured
 
 EXACT = 1e-9
 
@@ -61,16 +61,10 @@ def test_jackknife_of_a_mean_is_its_t_interval():
     assert jackknife_interval(mean, values[:1]) is None
 
 
-def test_quantile_interval_has_its_coverage():
-    covered = []
-    for seed in range(300):
-        values = np.random.default_rng(seed).normal(size=80)
-        interval = measured(quantile_interval(values, 0.9))
-        assert interval.value == np.quantile(values, 0.9)
-        covered.append(interval.low <= scipy.stats.norm.ppf(0.9) <= interval.high)
-    assert 0.92 <= np.mean(covered) <= 0.995
-    few = np.arange(73.0)
-    assert quantile_interval(few, 0.95) and not quantile_interval(few[:60], 0.95)
+def test_quantile_is_that_of_the_values_and_needs_enough_of_them():
+    values = np.arange(73.0)
+    assert measured(quantile_interval(values, 0.9)).value == np.quantile(values, 0.9)
+    assert quantile_interval(values, 0.95) and not quantile_interval(values[:60], 0.95)
     assert quantile_interval([], 0.5) is quantile_interval([np.nan], 0.5) is None
 
 
@@ -95,44 +89,49 @@ def test_difference_of_two_intervals_adds_their_squares():
     assert difference == pytest.approx((0.3, 0.3 - half_width, 0.3 + half_width))
 
 
-# --- groups ---------------------------------------------------------------------------
-
-
-def test_proportion_of_groups_of_unequal_size_has_its_coverage():
-    covered = []
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        groups = np.repeat(np.arange(60), rng.integers(1, 9, size=60))
-        hits = (rng.random(60) < 0.3)[groups]
-        interval = measured(proportion_interval(hits, groups=groups))
-        covered.append(interval.low <= 0.3 <= interval.high)
-    assert np.mean(covered) >= 0.93
-
-
 def test_effective_sample_size_is_the_number_of_equal_groups():
     assert effective_sample_size(np.arange(7)) == 7
     assert effective_sample_size([1, 1, 2, 2]) == 2
     assert effective_sample_size([1] * 9 + [2]) == pytest.approx(100 / 82)
 
 
-def test_mean_of_groups_of_any_size_and_name_has_its_coverage():
-    covered = []
-    for seed in range(400):
-        rng = np.random.default_rng(seed)
-        sizes = rng.integers(1, 8, size=50)
-        names = np.repeat([f"group {n}" for n in range(50)], sizes)
-        noise = 0.3 * rng.normal(size=len(names))
-        values = np.repeat(rng.normal(size=50), sizes) + noise
-        interval = measured(mean_interval(values, groups=names))
-        covered.append(interval.low <= 0 <= interval.high)
-    assert 0.91 <= np.mean(covered) <= 0.99
-
-
 def test_copies_of_rows_in_groups_do_not_narrow_an_interval():
     values, groups = np.random.default_rng(5).normal(size=60), np.arange(60)
     copies, of = np.repeat(values, 4), np.repeat(groups, 4)
-    one = mean_interval(values, bounds=(-9, 9))
-    grouped = mean_interval(copies, bounds=(-9, 9), groups=of)
-    assert grouped == pytest.approx(one, abs=EXACT)
-    one = jackknife_interval(mean, values)
-    assert jackknife_interval(mean, copies, groups=of) == pytest.approx(one, abs=EXACT)
+    for interval in (
+        lambda x, groups=None: mean_interval(x, bounds=(-9, 9), groups=groups),
+        lambda x, groups=None: jackknife_interval(mean, x, groups=groups),
+    ):
+        assert interval(copies, of) == pytest.approx(interval(values), abs=EXACT)
+
+
+# --- coverage -------------------------------------------------------------------------
+
+
+def sample_quantile(rng):
+    return quantile_interval(rng.normal(size=80), 0.9)
+
+
+def sample_proportion(rng):
+    groups = np.repeat(np.arange(60), rng.integers(1, 9, size=60))
+    return proportion_interval((rng.random(60) < 0.3)[groups], groups=groups)
+
+
+def sample_mean(rng):
+    sizes = rng.integers(1, 8, size=50)
+    names = np.repeat([f"group {n}" for n in range(50)], sizes)
+    values = np.repeat(rng.normal(size=50), sizes)
+    return mean_interval(values + 0.3 * rng.normal(size=len(names)), groups=names)
+
+
+@pytest.mark.parametrize(
+    "sample, truth, low, high",
+    [
+        (sample_quantile, scipy.stats.norm.ppf(0.9), 0.92, 0.995),
+        (sample_proportion, 0.3, 0.93, 1),
+        (sample_mean, 0, 0.91, 0.99),
+    ],
+    ids=["quantile", "proportion of unequal groups", "mean of unequal groups"],
+)
+def test_intervals_have_their_coverage(sample, truth, low, high):
+    assert low <= coverage(sample, truth) <= high

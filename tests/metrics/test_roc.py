@@ -1,4 +1,4 @@
-"""AUCs agree with other code, and their intervals have their nominal coverage."""
+"""AUCs and attack rates agree with other code; intervals have their coverage."""
 
 import math
 
@@ -7,10 +7,17 @@ import pytest
 import scipy.stats
 from sklearn import metrics
 
-from ccu_jax.metrics import membership, roc
-from ccu_jax.metrics.intervals import variance_of_mean
-from ccu_jax.metrics.roc import Signals, auc_bootstrap, auc_difference, auc_interval
-from tests.metrics.samples import measured, normal_signals
+from ccu_jax.metrics import classification, roc
+from ccu_jax.metrics.intervals import clopper_pearson, variance_of_mean
+from ccu_jax.metrics.roc import (
+    Signals,
+    auc_bootstrap,
+    auc_difference,
+    auc_interval,
+    tpr_at_fpr,
+    tpr_difference,
+)
+from tests.metrics.samples import coverage, measured, normal_signals
 
 EXACT = 1e-9
 TIES = pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
@@ -19,13 +26,15 @@ TIES = pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
 @TIES
 @pytest.mark.parametrize("seed", range(3))
 def test_every_auc_agrees_with_scikit_learn(seed, ties):
-    signals = normal_signals(seed, ties=ties)
-    truth = [1] * len(signals.members) + [0] * len(signals.nonmembers)
-    expected = metrics.roc_auc_score(truth, np.concatenate(signals[:2]))
+    signals = members, nonmembers, _ = normal_signals(seed, ties=ties)
+    truth = [1] * len(members) + [0] * len(nonmembers)
+    auc = metrics.roc_auc_score(truth, np.concatenate([members, nonmembers]))
+    expected = pytest.approx(auc, abs=EXACT)
     for interval in (auc_interval(signals), auc_bootstrap(signals)):
-        assert measured(interval).value == pytest.approx(expected, abs=EXACT)
-    for side in roc.placements(*signals[:2]):
-        assert side.mean() == pytest.approx(expected, abs=EXACT)
+        assert measured(interval).value == expected
+    assert [x.mean() for x in roc.placements(members, nonmembers)] == [expected] * 2
+    assert classification.auc(members, nonmembers) == expected
+    assert 1 - classification.auc(nonmembers, members) == expected
 
 
 @TIES
@@ -55,49 +64,66 @@ def test_bootstrap_is_the_auc_of_resampled_rows(ties):
     rng = np.random.default_rng(0)
     rows = [rng.integers(len(x), size=(50, len(x))) for x in signals[:2]]
     for value, m, n in zip(samples, *rows, strict=True):
-        placed = roc.placements(signals.members[m], signals.nonmembers[n])
-        assert value == pytest.approx(placed[0].mean(), abs=EXACT)
-
-
-def test_delong_and_bootstrap_agree():
-    model = normal_signals(members=300, nonmembers=400)
-    assert auc_interval(model) == pytest.approx(auc_bootstrap(model), abs=0.01)
-    noise = 0.3 * normal_signals(5, members=300).members
-    reference = Signals(model.members + noise, model.nonmembers)
-    samples = [roc._resample_auc(x, 1000) for x in (model, reference)]
-    limits = np.quantile(samples[0] - samples[1], [0.025, 0.975])
-    difference = measured(auc_difference(model, reference))
-    assert difference[1:] == pytest.approx(limits, abs=0.01)
+        auc = classification.auc(signals.members[m], signals.nonmembers[n])
+        assert value == pytest.approx(auc, abs=EXACT)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.7, 2.0])
 def test_intervals_have_their_coverage(shift, monkeypatch):
     monkeypatch.setattr(roc, "_NUM_RESAMPLES", 200)
     truth = scipy.stats.norm.cdf(shift / math.sqrt(2))
-    covered = {auc_interval: [], auc_bootstrap: []}
-    for seed in range(300):
-        signals = normal_signals(seed, shift, members=40, nonmembers=70)
-        for interval, of_seeds in covered.items():
-            _, low, high = measured(interval(signals))
-            of_seeds.append(low <= truth <= high)
-    assert 0.92 <= np.mean(covered[auc_interval]) <= 0.995
-    assert 0.90 <= np.mean(covered[auc_bootstrap]) <= 0.985
+
+    def sample(rng):
+        return Signals(rng.normal(shift, size=40), rng.normal(size=70))
+
+    assert 0.92 <= coverage(lambda rng: auc_interval(sample(rng)), truth) <= 0.995
+    assert 0.90 <= coverage(lambda rng: auc_bootstrap(sample(rng)), truth) <= 0.985
+
+
+def similar_models(rng, shift, noise, rows=(60, 90)):
+    """Returns signals of two equally good models that agree on most rows."""
+    sides = rng.normal(shift, size=rows[0]), rng.normal(size=rows[1])
+    return [
+        Signals(*(x + noise * rng.normal(size=len(x)) for x in sides)) for _ in "ab"
+    ]
 
 
 def test_paired_difference_has_its_coverage_and_is_narrower_than_either_auc():
-    covered, ratios = [], []
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        # Two equally good models that agree on most rows.
-        rows = [rng.normal(size=n) + shift for n, shift in ((60, 0.5), (90, 0))]
-        one, two = (
-            Signals(*(x + 0.4 * rng.normal(size=len(x)) for x in rows)) for _ in "ab"
-        )
-        paired, alone = measured(auc_difference(one, two)), measured(auc_interval(one))
-        covered.append(paired.low <= 0 <= paired.high)
+    ratios = []
+
+    def sample(rng):
+        model, reference = similar_models(rng, 0.5, 0.4)
+        paired = measured(auc_difference(model, reference))
+        alone = measured(auc_interval(model))
         ratios.append((paired.high - paired.low) / (alone.high - alone.low))
-    assert 0.92 <= np.mean(covered) <= 0.99
+        return paired
+
+    assert 0.92 <= coverage(sample, 0) <= 0.99
     assert np.mean(ratios) < 0.75
+
+
+@pytest.mark.parametrize("shift", [0, 0.8, 1.4])
+def test_tpr_difference_of_equally_good_models_is_rarely_significant(shift):
+    def sample(rng):
+        models = similar_models(rng, shift, 1, rows=(200, 200))
+        return tpr_difference(*models, 0.01, resamples=200)
+
+    assert coverage(sample, 0, seeds=200) >= 0.95
+
+
+@TIES
+@pytest.mark.parametrize("fpr", [0.01, 0.07, 0.29, 0.5])
+def test_tpr_at_fpr_agrees_with_the_roc_curve_of_scikit_learn(fpr, ties):
+    signals = normal_signals(nonmembers=100, ties=ties)
+    count = len(signals.members)
+    fprs, tprs, _ = metrics.roc_curve(
+        [1] * count + [0] * 100, np.concatenate(signals[:2]), drop_intermediate=False
+    )
+    best = tprs[fprs <= fpr + EXACT].max()
+    rate = measured(tpr_at_fpr(signals, fpr))
+    assert rate.value == pytest.approx(best, abs=EXACT)
+    assert rate == clopper_pearson(round(best * count), count)
+    assert measured(tpr_at_fpr(signals, 1.0)).value == 1
 
 
 def test_intervals_of_small_samples_have_a_width():
@@ -115,39 +141,45 @@ def test_intervals_of_small_samples_have_a_width():
     assert tied.value == 0.5 and tied.high - tied.low < 0.02
 
 
-def test_what_cannot_be_measured_is_none():
-    members, nonmembers, _ = normal_signals()
+def test_signals_without_rows_or_with_nan_have_no_auc_and_no_tpr():
+    members, nonmembers, _ = normal_signals(nonmembers=999)
     for signals in (
         Signals(members[:0], nonmembers),
         Signals(members, nonmembers[:0]),
         Signals(members, np.append(nonmembers, np.nan)),
+        Signals(np.append(members, np.nan), nonmembers),
     ):
         assert auc_interval(signals) is auc_bootstrap(signals) is None
         assert auc_difference(signals, signals) is None
+        assert tpr_at_fpr(signals, 0.01) is None
     with pytest.raises(ValueError, match="same rows"):
         auc_difference(Signals(members, nonmembers), Signals(members, nonmembers[1:]))
+    # A rate of 0.1 % needs 1,000 non-members.
+    assert tpr_at_fpr(Signals(members, nonmembers), 0.001) is None
+    one_more = Signals(members, np.append(nonmembers, 0.0))
+    assert tpr_at_fpr(one_more, 0.001) is not None
 
 
 @pytest.mark.parametrize(
-    "measure",
+    "measure, num_models",
     [
-        auc_interval,
-        auc_bootstrap,
-        auc_difference,
-        lambda *x: membership.tpr_at_fpr(*x, 0.05),
-        lambda *x: membership.tpr_difference(*x, 0.05),
+        (auc_interval, 1),
+        (auc_bootstrap, 1),
+        (auc_difference, 2),
+        (lambda *x: tpr_at_fpr(*x, 0.05), 1),
+        (lambda *x: tpr_difference(*x, 0.05), 2),
     ],
     ids=["auc", "bootstrap", "auc difference", "tpr", "tpr difference"],
 )
-def test_copies_of_rows_in_groups_do_not_narrow_an_interval(measure, request):
+def test_copies_of_rows_in_groups_do_not_narrow_an_interval(measure, num_models):
     rng = np.random.default_rng(5)
     model = normal_signals(members=60, nonmembers=200)
     reference = Signals(*(x + rng.normal(size=len(x)) for x in model[:2]))
-    models = (model, reference) if "diff" in request.node.name else (model,)
+    models = (model, reference)[:num_models]
     groups = np.repeat(np.arange(60), 4), np.repeat(np.arange(200), 4)
     copies = [[np.repeat(x, 4) for x in signals[:2]] for signals in models]
-    one = measure(*models)
+    expected = measure(*models)
     grouped = measure(*(Signals(*x, groups) for x in copies))
-    assert grouped == pytest.approx(one, abs=EXACT)
+    assert grouped == pytest.approx(expected, abs=EXACT)
     ungrouped = measure(*(Signals(*x) for x in copies))
-    assert ungrouped.high - ungrouped.low < 0.8 * (one.high - one.low)
+    assert ungrouped.high - ungrouped.low < 0.8 * (expected.high - expected.low)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from ccu_jax.metrics import (
+    classification,
     distances,
     forgetting,
     lira,
     membership,
     privacy,
-    ranking,
     roc,
 )
 from ccu_jax.metrics.intervals import jackknife_interval, mean_interval
@@ -24,7 +24,7 @@ def test_all_metrics_of_15552_rows_take_less_than_a_minute_and_1_gib():
     rows, classes, width, models = 15_552, 23, 256, 16
     rng = np.random.default_rng(0)
     labels = (rng.random((rows, classes)) < 0.11).astype(np.float32)
-    one, two = rng.normal(size=(2, rows, classes)).astype(np.float32)
+    logits = rng.normal(size=(2, rows, classes)).astype(np.float32)
     x, y = rng.normal(size=(2, rows, width)).astype(np.float32)
     pool = rng.normal(size=(3, models, rows))
     single = np.eye(classes, dtype=np.float32)[rng.integers(classes, size=rows)]
@@ -32,29 +32,26 @@ def test_all_metrics_of_15552_rows_take_less_than_a_minute_and_1_gib():
     memory_before = peak_memory()
     start = time.perf_counter()
     for multi_label, truth in ((True, labels), (False, single)):
-        signals = [
-            membership.membership_signals(z, truth, multi_label) for z in (one, two)
-        ]
+        signals = [membership.membership_signals(z, truth, multi_label) for z in logits]
         for name in signals[0]:
             pair = [roc.Signals(s[name][half], s[name][~half]) for s in signals]
             assert roc.auc_interval(pair[0]) and roc.auc_difference(*pair)
             assert roc.auc_bootstrap(pair[0])
-            assert membership.tpr_at_fpr(pair[0], 0.001)
-            assert membership.tpr_difference(pair[0], pair[1], 0.01)
+            assert roc.tpr_at_fpr(pair[0], 0.001) and roc.tpr_difference(*pair, 0.01)
             assert privacy.threshold_epsilon(pair[0]) is not None
-            assert privacy.one_run_audit(signals[0][name], half) is not None
+            assert privacy.one_run_audit(signals[0][name], half)
         for distance in ("js_divergence", "agreement", "activation_distance"):
-            values = getattr(distances, distance)(one, two, multi_label)
+            values = getattr(distances, distance)(*logits, multi_label)
             assert mean_interval(values, bounds=(0, 5))
-    assert jackknife_interval(ranking.mean_average_precision, one, labels)
-    assert jackknife_interval(ranking.macro_auroc, one, labels)
+    for score in (classification.mean_average_precision, classification.macro_auroc):
+        assert jackknife_interval(score, logits[0], labels)
     assert distances.cka_interval(x, y)
     assert jackknife_interval(distances.scatter_ratio, x, labels)
     assert distances.intra_class_similarity(x, y, labels)
     role = rng.integers(3, size=(models, rows))
     scores = lira.lira_leave_one_out(pool[0], role == 0, role == 1)
     assert lira.evaluate_pool(scores, role == 0).auc
-    probability = membership.true_probability(one, labels, True)
+    probability = membership.true_probability(logits[0], labels, True)
     references = rng.random((models, rows))
     scores = lira.rmia(probability, references, probability, references)
     assert lira.evaluate_attack(scores, half, threshold=None).auc

@@ -9,15 +9,16 @@ may give a row, a skipped row, or an error of one line. Repeat a case by its num
 
 import argparse
 import collections
-import contextlib
-import dataclasses
+import functools
 import pathlib
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
+from typing import NamedTuple
+from unittest import mock
 
 from ccu_jax.data.readers import archives, untrusted_files
 from tests.fuzz.archives import draw_archive
@@ -29,57 +30,46 @@ from tests.fuzz.sandbox import Failure, Hang, Sandbox, make_sandbox
 STORED_FRACTION = 0.01  # of the cases that are also prepared for training
 STRICT_FRACTION = 0.1  # of the cases in which an unusable row is an error
 
-Target = Callable[[Sandbox, Random], dict[str, int]]
+TARGETS = (*CASES, "archives", "images")
 
 
-def _fuzz_archive(sandbox: Sandbox, rng: Random) -> dict[str, int]:
-    return unpack_archive(sandbox, draw_archive(rng), rng.random() < STRICT_FRACTION)
+def run_case(target: str, sandbox: Sandbox, rng: Random) -> dict[str, int]:
+    """Draws and runs a case; returns counts, raises Failure or Hang."""
+    if target == "archives":
+        data = draw_archive(rng)
+        return unpack_archive(sandbox, data, rng.random() < STRICT_FRACTION)
+    if target == "images":
+        size, crop_margins = rng.choice((4, 8, 48)), rng.random() < 0.3
+        return decode_image(sandbox, draw_hostile_image(rng), size, crop_margins)
+    strict, store = rng.random() < STRICT_FRACTION, rng.random() < STORED_FRACTION
+    return read_case(sandbox, CASES[target](rng), strict=strict, store=store)
 
 
-def _fuzz_image(sandbox: Sandbox, rng: Random) -> dict[str, int]:
-    size, crop_margins = rng.choice((4, 8, 48)), rng.random() < 0.3
-    return decode_image(sandbox, draw_hostile_image(rng), size, crop_margins)
-
-
-def _data_set_target(name: str) -> Target:
-    def run(sandbox: Sandbox, rng: Random) -> dict[str, int]:
-        strict, store = rng.random() < STRICT_FRACTION, rng.random() < STORED_FRACTION
-        return read_case(sandbox, CASES[name](rng), strict=strict, store=store)
-
-    return run
-
-
-TARGETS: dict[str, Target] = {name: _data_set_target(name) for name in CASES}
-TARGETS |= {"archives": _fuzz_archive, "images": _fuzz_image}
-
-
-@dataclasses.dataclass
-class Campaign:
+class Campaign(NamedTuple):
     """The outcomes of a target's cases, and the numbers of cases that failed."""
 
-    outcomes: collections.Counter = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    failures: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    outcomes: collections.Counter[str]
+    failures: dict[str, list[int]]
 
 
 def run_campaign(
     target: str, numbers: range, seed: int, log: Callable[[str], None] = lambda _: None
 ) -> Campaign:
-    """Runs cases of a target.
+    """Runs cases of a target by their numbers.
 
-    Args:
-        target: a key of TARGETS.
-        numbers: of the cases.
-        seed: of all cases.
-        log: called with a line now and then, and with the traceback of a failure.
+    `log` is called with a line now and then, and with the traceback of a failure.
     """
-    campaign, start_s = Campaign(), time.monotonic()
-    with make_sandbox() as sandbox, _small_limits():
+    campaign, start_s = Campaign(collections.Counter(), {}), time.monotonic()
+    with (
+        make_sandbox() as sandbox,
+        # Low limits run the same code much faster.
+        mock.patch.object(archives, "MIN_LIMIT_BYTES", 1 << 20),
+        mock.patch.object(untrusted_files, "MAX_LINE_BYTES", 3000),
+    ):
         for number in numbers:
             try:
                 rng = Random(f"{seed}/{target}/{number}")
-                outcome = TARGETS[target](sandbox, rng)
+                outcome = run_case(target, sandbox, rng)
             except (Exception, Hang) as error:
                 kind = _describe(error)
                 if kind not in campaign.failures:
@@ -113,17 +103,6 @@ def _remove_details(outcome: str) -> str:
     return outcome
 
 
-@contextlib.contextmanager
-def _small_limits() -> Iterator[None]:
-    """Lowers the limits of archives and lines: the same code runs much faster."""
-    before = archives.MIN_LIMIT_BYTES, untrusted_files.MAX_LINE_BYTES
-    archives.MIN_LIMIT_BYTES, untrusted_files.MAX_LINE_BYTES = 1 << 20, 3000
-    try:
-        yield
-    finally:
-        archives.MIN_LIMIT_BYTES, untrusted_files.MAX_LINE_BYTES = before
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET")
@@ -131,14 +110,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="number of a case to repeat")
     args = parser.parse_args()
-    numbers = range(args.cases)
-    if args.only is not None:
-        numbers = range(args.only, args.only + 1)
-    num_failures = 0
+    first = args.only or 0
+    numbers = range(first, args.cases if args.only is None else first + 1)
+    log, num_failures = functools.partial(print, flush=True), 0
     for target in args.targets:
-        campaign = run_campaign(
-            target, numbers, args.seed, lambda line: print(line, flush=True)
-        )
+        campaign = run_campaign(target, numbers, args.seed, log)
         for name, count in campaign.outcomes.most_common():
             print(f"{count:9,}  {ascii(name)[1:-1]}")
         for kind, cases in campaign.failures.items():

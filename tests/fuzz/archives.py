@@ -19,11 +19,7 @@ _TYPES = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME),
     tarfile.SOLARIS_XHDTYPE,
 )
-_FORMATS: tuple[Any, ...] = (
-    tarfile.USTAR_FORMAT,
-    tarfile.GNU_FORMAT,
-    tarfile.PAX_FORMAT,
-)
+_FORMATS: Any = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 _METHODS = (*[zipfile.ZIP_DEFLATED] * 6, 0, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _NAMES = ("a", "a/b", "a/b/c", "a.png", "b/", "./a", "__MACOSX/a", ".DS_Store", "._a")
 _PAX = (
@@ -31,6 +27,8 @@ _PAX = (
     *("GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.minor"),
     *("GNU.sparse.name", "GNU.sparse.realsize", "GNU.sparse.numblocks", "comment"),
 )
+_DATA = (b"", b"text", bytes(1000), bytes(range(256)) * 3)
+_PAX_VALUES = ("0", "1", "-1", "9" * 30, "1,2,3", "0,512", "../x")
 # Contents of numeric fields of a tar.
 _FIELDS = (
     *(b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"           \0"),
@@ -43,8 +41,7 @@ def draw_archive(rng: Random) -> bytes:
     """Returns a zip or tar archive, sometimes damaged."""
     if rng.random() < 0.45:
         return _draw_zip(rng)
-    data = _draw_tar(rng)
-    roll = rng.random()
+    data, roll = _draw_tar(rng), rng.random()
     if roll < 0.5:
         return maybe_mutate(rng, data, 0.1)
     if roll < 0.85:
@@ -75,10 +72,6 @@ def _draw_name(rng: Random) -> str:
     return rng.choice(_NAMES) if rng.random() < 0.6 else draw_string(rng)
 
 
-def _draw_data(rng: Random) -> bytes:
-    return rng.choice((b"", b"text", bytes(1000), bytes(range(256)) * 3))
-
-
 def _draw_zip(rng: Random) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -92,7 +85,7 @@ def _draw_zip(rng: Random) -> bytes:
                 info.external_attr = (rng.choice(modes) | 0o777) << 16
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about repeated names
-                archive.writestr(info, _draw_data(rng))
+                archive.writestr(info, rng.choice(_DATA))
     data = bytearray(file.getvalue())
     while rng.random() < 0.5:
         at = data.rfind(rng.choice((b"PK\1\2", b"PK\3\4", b"PK\5\6")))
@@ -107,7 +100,7 @@ def _draw_tar(rng: Random) -> bytes:
     out = bytearray()
     format_ = rng.choice(_FORMATS)
     for _ in range(rng.randrange(4)):
-        info, data = tarfile.TarInfo(_draw_name(rng)), _draw_data(rng)
+        info, data = tarfile.TarInfo(_draw_name(rng)), rng.choice(_DATA)
         if rng.random() < 0.3:
             info.type, info.linkname = rng.choice(_TYPES), draw_string(rng)
         if rng.random() < 0.15:
@@ -115,16 +108,7 @@ def _draw_tar(rng: Random) -> bytes:
         info.size = len(data)
         if format_ == tarfile.PAX_FORMAT and rng.random() < 0.4:
             keys = rng.sample(_PAX, rng.randint(1, 4))
-            values = (
-                "0",
-                "1",
-                "-1",
-                "9" * 30,
-                "1,2,3",
-                "0,512",
-                "../x",
-                draw_string(rng),
-            )
+            values = (*_PAX_VALUES, draw_string(rng))
             info.pax_headers = {key: rng.choice(values) for key in keys}
         try:
             out += info.tobuf(format_)
@@ -149,14 +133,13 @@ def _draw_tar(rng: Random) -> bytes:
 
 def _draw_pax_records(rng: Random) -> bytes:
     """Returns records of an extended header, some of a wrong length."""
-    node = b""
+    records = b""
     for _ in range(rng.randint(1, 3)):
-        record = f" {rng.choice(_PAX)}={draw_string(rng)[:200]}\n".encode(
-            "utf-8", "replace"
-        )
+        text = f" {rng.choice(_PAX)}={draw_string(rng)[:200]}\n"
+        record = text.encode("utf-8", "replace")
         length = rng.choice((len(record) + 2, len(record) + 3, 0, 1, 3, 10**6, -5))
-        node += str(length).encode() + record
-    return node
+        records += str(length).encode() + record
+    return records
 
 
 def _fix_checksum(out: bytearray, at: int) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data import DATASETS, Dataset
-from ccu_jax.data.preparation import arrays, images, ingest, prepare
+from ccu_jax.data import load
+from ccu_jax.data.preparation import images
 from ccu_jax.data.readers import archives
 from ccu_jax.data.readers.base import (
     SPLITS,
@@ -22,6 +22,7 @@ from ccu_jax.data.readers.base import (
 )
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets import splits
+from tests.data.readers.layouts import ignore_progress, read_rows, signature
 from tests.fuzz.contents import SECRET
 from tests.fuzz.data_sets import Case
 from tests.fuzz.sandbox import Failure, Sandbox, watch
@@ -74,20 +75,10 @@ def check_example(example: Example, source: Source) -> None:
     check_counts(example.notes)
 
 
-def ignore_progress(stage: str, done: int, total: int) -> None:
-    pass
-
-
 def read_case(
     sandbox: Sandbox, case: Case, *, strict: bool = False, store: bool = False
 ) -> dict[str, int]:
-    """Writes and reads a data set.
-
-    Args:
-        sandbox: where it is written.
-        case: the data set.
-        strict: whether an unusable row is an error.
-        store: whether it is also prepared for training.
+    """Writes and reads a data set, and with `store` also prepares it for training.
 
     Returns:
         The counts, or the error message as a key.
@@ -109,57 +100,29 @@ def read_case(
     return counts
 
 
-def _open_source(sandbox: Sandbox, config: Data, counts: Counts) -> Source:
-    reader = DATASETS[config.dataset]
+def _read_rows(sandbox: Sandbox, config: Data) -> dict[str, int]:
+    archive_counts = Counts(str(sandbox.root), config.strict)
 
     def unpack(path: pathlib.Path) -> pathlib.Path:
         folder = sandbox.work / "unpacked" / digest(str(path))
-        return archives.unpack(path, folder, counts, ignore_progress)
+        return archives.unpack(path, folder, archive_counts, ignore_progress)
 
-    location = reader.locate(config, sandbox.work)
-    if reader.signature(config, location) != reader.signature(config, location):
+    if signature(config) != signature(config):
         raise Failure("two signatures of the same files")
-    return reader.open(config, location, counts, unpack)
-
-
-def _read_rows(sandbox: Sandbox, config: Data) -> dict[str, int]:
-    counts = Counts(str(sandbox.root), config.strict)
-    source = _open_source(sandbox, config, counts)
-    ids: set[str] = set()
-    for key in source.keys:
-        try:
-            example = source.read(key)
-        except SkipExample as reason:
-            counts.skip(str(reason), source.row_name(key))
-            continue
+    source, examples, counts = read_rows(config, sandbox.work, unpack)
+    for example in examples.values():
         check_example(example, source)
-        if example.id in ids:
-            raise Failure(f"repeated id: {example.id!r}")
-        ids.add(example.id)
-        for note in example.notes:
-            counts.add(note)
-    num_skipped = sum(
-        number
-        for name, number in counts.numbers.items()
-        if name.startswith("skipped: ") and "archive member" not in name
-    )
-    if counts.numbers.get("read", 0) != len(ids) + num_skipped:
-        raise Failure(f"{len(ids)} rows are used, {counts.numbers}")
-    return counts.numbers | {"used": len(ids)} if ids else counts.numbers
+    skipped = [n for name, n in counts.items() if name.startswith("skipped: ")]
+    if counts.get("read", 0) != len(examples) + sum(skipped):
+        raise Failure(f"{len(examples)} rows are used, {counts}")
+    counts |= archive_counts.numbers
+    return counts | {"used": len(examples)} if examples else counts
 
 
 def _store(sandbox: Sandbox, config: Data) -> dict[str, int]:
-    """Writes the columns that training reads, and the lists of ids made from them."""
-    folder, lists = prepare.data_paths(sandbox.work).new, sandbox.work / "lists"
-    folder.mkdir()
+    """Prepares the columns that training reads, and writes lists of ids from them."""
+    data, lists = load(config, sandbox.work, ignore_progress), sandbox.work / "lists"
     lists.mkdir()
-    counts = Counts(str(sandbox.root), config.strict)
-    source = _open_source(sandbox, config, counts)
-    ingest.ingest_rows(source, folder, config, counts, ignore_progress, None)
-    meta = arrays.write_columns(folder, source, config, counts, ignore_progress)
-    fields = {name: meta[name] for name in Dataset._fields if name in meta}
-    fields |= arrays.load_columns(folder)
-    data = Dataset(name=config.dataset, edition="own", **fields)
     if len(set(data.id.tolist())) != len(data.id):
         raise Failure("repeated id in the stored columns")
     train, test = (np.flatnonzero(data.split == name) for name in ("train", "test"))
@@ -170,7 +133,7 @@ def _store(sandbox: Sandbox, config: Data) -> dict[str, int]:
     ids = splits.load_all_ids(data, lists, "report")
     if ids != set(data.id[train].tolist()):
         raise Failure(f"a list of ids loses some: {ids} {data.id[train].tolist()}")
-    return counts.numbers
+    return data.counts
 
 
 def unpack_archive(

@@ -32,6 +32,13 @@ class Case(NamedTuple):
     settings: dict[str, Any]
 
 
+def _maybe_link(
+    rng: Random, tree: Tree, path: str, secret: str, probability: float
+) -> None:
+    if rng.random() < probability:
+        tree[path] = draw_link(rng, secret)
+
+
 def draw_mmimdb(rng: Random) -> Case:
     texts = posters = "dataset"
     if rng.random() < 0.1:
@@ -61,10 +68,8 @@ def draw_mmimdb(rng: Random) -> Case:
         add_node(rng, tree, f"{above}{posters}/{id_}.jpeg", poster, "secret.png")
     if rng.random() < 0.05:
         tree[f"{above}{texts}/{rng.choice(('0000077.json', 'x.json', 'a'))}"] = b"{}"
-    if rng.random() < 0.03:
-        tree[f"{above}{texts}"] = draw_link(rng, "mmimdb/dataset")
-    if rng.random() < 0.02:
-        tree["mmimdb"] = draw_link(rng, "mmimdb")
+    _maybe_link(rng, tree, f"{above}{texts}", "mmimdb/dataset", 0.03)
+    _maybe_link(rng, tree, "mmimdb", "mmimdb", 0.02)
     if rng.random() < 0.03:
         tree = {"mmimdb.tar.gz": draw_link(rng, "secret.tar.gz")}
     elif rng.random() < 0.05:
@@ -78,18 +83,14 @@ def _draw_label(rng: Random) -> tuple[bytes, str]:
     sub = rng.choice((*SUB_CATEGORIES["dress"], "a_b"))
     path = f"women/dresses/{sub}/{product}/{product}_{rng.randrange(3)}.jpeg"
     title = f"a {draw_string(rng)} dress {draw_string(rng)}"
-    columns = [
-        path,
-        rng.choice(("-1.780000", "0", draw_string(rng))),
-        rng.choice(("blue dress", draw_string(rng), title)),
-    ]
+    score = rng.choice(("-1.780000", "0", draw_string(rng)))
+    columns = [path, score, rng.choice(("blue dress", draw_string(rng), title))]
     if rng.random() < 0.15:
         columns[rng.randrange(3)] = draw_string(rng)
     if rng.random() < 0.1:
         columns[0] = columns[0].replace(*rng.choice((("women/", ""), ("/", "//"))), 1)
     if rng.random() < 0.1:
-        other = rng.choice(("skirts", "..", ""))
-        columns[0] = columns[0].replace("dresses", other)
+        columns[0] = columns[0].replace("dresses", rng.choice(("skirts", "..", "")))
     if rng.random() < 0.05:
         columns.insert(rng.randrange(4), draw_string(rng))
     line = "\t".join(columns).encode("utf-8", "surrogatepass")
@@ -98,15 +99,14 @@ def _draw_label(rng: Random) -> tuple[bytes, str]:
 
 def _pack_images(rng: Random, tree: Tree, above: str, folder: str, archive: str):
     """Sometimes puts the folder of images into an archive."""
-    inside = {path: tree[path] for path in tree if path.startswith(above + folder)}
-    if rng.random() < 0.03:
-        for path in inside:
-            del tree[path]
+    is_damaged = rng.random() < 0.03
+    if not is_damaged and rng.random() >= 0.05:
+        return
+    paths = [path for path in tree if path.startswith(above + folder)]
+    inside = {path.removeprefix(above): tree.pop(path) for path in paths}
+    if is_damaged:
         add_node(rng, tree, above + archive, b"PK\5\6", "secret.tar.gz", 0.6)
-    elif rng.random() < 0.05:
-        for path in inside:
-            del tree[path]
-        inside = {path.removeprefix(above): node for path, node in inside.items()}
+    else:
         tree[above + archive] = pack_tree(rng, inside)
 
 
@@ -125,17 +125,13 @@ def draw_fashion200k(rng: Random) -> Case:
         odd = rng.choice(("b\udcff", "d\n", "\x1b", "dresses/b\udcff", "dresses/x\ty"))
         tree[f"{above}women/{odd}/1.jpeg"] = b"a"
     for name in ("women", "women/dresses", "labels"):
-        if rng.random() < 0.02:
-            tree[above + name] = draw_link(rng, f"fashion/{name}")
+        _maybe_link(rng, tree, above + name, f"fashion/{name}", 0.02)
     _pack_images(rng, tree, above, "women/", "women.tar.gz")
     if rng.random() < 0.02:
         tree = {"fashion-200k": draw_link(rng, "fashion")}
-    settings = {
-        "task": rng.choice(("category", "sub_category")),
-        "mask_category_words": rng.random() < 0.5,
-        "tirg_dot_token": rng.random() < 0.3,
-    }
-    return Case("fashion200k", tree, settings)
+    settings: dict[str, Any] = {"task": rng.choice(("category", "sub_category"))}
+    settings |= {"mask_category_words": rng.random() < 0.5}
+    return Case("fashion200k", tree, settings | {"tirg_dot_token": rng.random() < 0.3})
 
 
 def draw_hatefulmemes(rng: Random) -> Case:
@@ -164,8 +160,7 @@ def draw_hatefulmemes(rng: Random) -> Case:
         tree[f"{above}img/{odd}"] = draw_image(rng)
         row = {"img": f"img/{odd}", "label": 1, "text": "a"}
         tree[f"{above}train.jsonl"] = dump_json(rng, row)
-    if rng.random() < 0.03:
-        tree[f"{above}img"] = draw_link(rng, "memes/img")
+    _maybe_link(rng, tree, f"{above}img", "memes/img", 0.03)
     _pack_images(rng, tree, above, "img/", rng.choice(("img.tar.gz", "img.zip")))
     if rng.random() < 0.02:
         other = rng.choice(("b\n/", "b/", "b/data/"))
@@ -202,8 +197,7 @@ def _draw_pairs_tree(rng: Random, name: str, data: bytes) -> Tree:
     for number in range(5):
         path = f"images/{number}.png"
         add_node(rng, tree, path, SMALL[number], "secret.png")
-    if rng.random() < 0.05:
-        tree["images"] = draw_link(rng, "images")
+    _maybe_link(rng, tree, "images", "images", 0.05)
     if rng.random() < 0.05:
         odd = rng.choice((b"\xff", b"caf\xe9")).decode("utf-8", "surrogateescape")
         tree[f"images{odd}/0.png"] = SMALL[0]
@@ -235,12 +229,10 @@ def draw_csv(rng: Random) -> Case:
     if rng.random() < 0.1:
         columns.append(rng.choice(("", "id", "more", draw_string(rng))))
     file = io.StringIO()
-    writer = csv.writer(
-        file,
-        delimiter=rng.choice(",;\t"),
-        quoting=rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)),
-        lineterminator=rng.choice(("\n", "\r\n")),
-    )
+    delimiter = rng.choice(",;\t")
+    quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    end = rng.choice(("\n", "\r\n"))
+    writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerow(columns)
     for row in rows:
         values = [row.get(name, "") for name in columns]
@@ -275,8 +267,7 @@ def draw_class_folders(rng: Random) -> Case:
                 add_node(rng, tree, path, data, "secret.txt", 0.15)
         if rng.random() < 0.05:
             tree[f"{name}/below/1.png"] = b"a"
-        if rng.random() < 0.03:
-            tree[name] = draw_link(rng, "images")
+        _maybe_link(rng, tree, name, "images", 0.03)
     return Case("pairs", tree, {})
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ccu_jax.data.preparation.images import decode
 from ccu_jax.data.readers.base import SkipExample
+from tests.fuzz.contents import IMAGES, fix_png_checksums
 
 RED = (255, 0, 0)
 
@@ -89,6 +91,8 @@ def test_unusual_properties_are_noted(data, notes):
     assert decoded.notes == tuple(f"noted: {note}" for note in notes)
 
 
+# A column of 100 million pixels.
+HIGH = IMAGES["png 1"][:16] + struct.pack(">II", 1, 100_000_000) + IMAGES["png 1"][24:]
 UNUSABLE = [
     (b"", "image empty"),
     (b"<html>not found</html>", "not an image"),
@@ -97,6 +101,7 @@ UNUSABLE = [
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     (flat(0, (11_000, 11_000), mode="1"), "image too large"),
     (flat(0, (20_000, 20_000), mode="1"), "image too large"),
+    (fix_png_checksums(HIGH), "image too large"),
 ]
 
 

@@ -66,8 +66,8 @@ def write_columns(
         "multi_label": source.multi_label,
         "metric": source.metric,
         "counts": counts.numbers,
-        "fingerprint": fingerprint(folder, source.classes, sync=True),
-        "files": _digests_of_extras(folder),
+        "fingerprint": hash_columns(folder, source.classes, sync=True),
+        "files": _hash_extra_files(folder),
     }
 
 
@@ -174,13 +174,13 @@ def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
     It reads all of them, at about one GB per second.
     """
     try:
-        same = fingerprint(folder, meta["classes"]) == meta["fingerprint"]
-        return same and meta["files"] == _digests_of_extras(folder)
+        same = hash_columns(folder, meta["classes"]) == meta["fingerprint"]
+        return same and meta["files"] == _hash_extra_files(folder)
     except OSError:
         return False
 
 
-def fingerprint(
+def hash_columns(
     folder: pathlib.Path, classes: Sequence[str], sync: bool = False
 ) -> str:
     """Hashes the classes and all columns; with `sync` also flushes them to the disk."""
@@ -194,7 +194,7 @@ def fingerprint(
     return state.hexdigest()
 
 
-def _digests_of_extras(folder: pathlib.Path) -> dict[str, str]:
+def _hash_extra_files(folder: pathlib.Path) -> dict[str, str]:
     """Hashes the files beside the columns."""
     digests = {}
     for name in _EXTRA_FILES:

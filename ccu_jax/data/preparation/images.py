@@ -45,14 +45,14 @@ def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
     Args:
         data: an encoded image, in any of FORMATS.
         size: S, side of the square in pixels.
-        crop_margins: whether a margin of one colour is cropped first.
+        crop_margins: whether a margin of one color is cropped first.
 
     Raises:
         SkipExample: "image empty", "not an image", "image too large" or "image
             damaged".
     """
-    with _open(data) as image:
-        notes = _notes(image)
+    with _open_image(data) as image:
+        notes = _find_notes(image)
         # Computed before decoding: the reduced size of a JPEG rounds the aspect ratio.
         width, height = fit_within(*image.size, size)
         min_size = (8 if crop_margins else 2) * size
@@ -63,14 +63,16 @@ def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
             try:
                 image.load()
                 rgb, box = (
-                    _reduce(image, min_size) if is_heavy else (_to_rgb(image), None)
+                    _reduce_image(image, min_size)
+                    if is_heavy
+                    else (_to_rgb(image), None)
                 )
             except MemoryError:
                 raise
             except Exception as error:  # Pillow raises exceptions of any type
                 raise SkipExample("image damaged") from error
             if crop_margins:
-                rgb, box = rgb.crop(_content_box(rgb)), None
+                rgb, box = rgb.crop(_find_content_box(rgb)), None
                 width, height = fit_within(*rgb.size, size)
             rgb = rgb.resize((width, height), Image.Resampling.BICUBIC, box)
     canvas = Image.new("RGB", (size, size), "white")
@@ -87,7 +89,7 @@ def fit_within(width: int, height: int, size: int) -> tuple[int, int]:
     )
 
 
-def _open(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -103,7 +105,7 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _notes(image: Image.Image) -> tuple[str, ...]:
+def _find_notes(image: Image.Image) -> tuple[str, ...]:
     """Returns the unusual properties of an image that is used nevertheless."""
     mode = image.mode
     is_animated = is_rotated = False
@@ -126,8 +128,8 @@ def _notes(image: Image.Image) -> tuple[str, ...]:
     return tuple(f"noted: {name}" for name, holds in properties.items() if holds)
 
 
-def _content_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """Returns the box of the pixels that differ clearly from the corner's colour."""
+def _find_content_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """Returns the box of the pixels that differ clearly from the corner's color."""
     corner = Image.new("RGB", image.size, image.getpixel((0, 0)))
     differs = (
         ImageChops.difference(image, corner)
@@ -137,7 +139,7 @@ def _content_box(image: Image.Image) -> tuple[int, int, int, int]:
     return differs.getbbox() or (0, 0, *image.size)
 
 
-def _reduce(
+def _reduce_image(
     image: Image.Image, min_size: int
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Converts to RGB at an integer fraction of the size, but not below `min_size`.

@@ -63,7 +63,7 @@ def ingest_rows(
         UserError: a row cannot be used and `data.strict` is on.
         RecordsDamaged: the source reads records and they are damaged.
     """
-    entry = _last_entry(scratch, config.image_size, records)
+    entry = _read_last_entry(scratch, config.image_size, records)
     if entry.counts is not None:
         counts.numbers = entry.counts
     shape, total = (config.image_size, config.image_size, 3), len(source.keys)
@@ -141,10 +141,15 @@ def _decode_ahead(
 
     def decode(key: Any) -> Decoded | SkipExample:
         try:
-            return decode_example(source.read(key), config)
+            example = source.read(key)
+            if example.image is None:
+                return Decoded(example, np.zeros((size, size, 3), np.uint8))
+            pixels, notes = images.decode(example.image, size, config.crop_margins)
         except SkipExample as reason:
             return reason
+        return Decoded(example._replace(notes=example.notes + notes), pixels)
 
+    size = config.image_size
     queue: collections.deque = collections.deque()
     max_queued = 4 * pool._max_workers  # few, because an image may be large
     for index in range(start, len(source.keys)):
@@ -155,19 +160,6 @@ def _decode_ahead(
             yield source.row_name(key), future.result()
     for key, future in queue:
         yield source.row_name(key), future.result()
-
-
-def decode_example(example: Example, config: Data) -> Decoded:
-    """Decodes the image of an example and adds the decoder's notes to it.
-
-    Raises:
-        SkipExample: the image cannot be decoded.
-    """
-    size = config.image_size
-    if example.image is None:
-        return Decoded(example, np.zeros((size, size, 3), np.uint8))
-    pixels, notes = images.decode(example.image, size, config.crop_margins)
-    return Decoded(example._replace(notes=example.notes + notes), pixels)
 
 
 def _take_shard(
@@ -183,7 +175,7 @@ def _take_shard(
             return
 
 
-def _last_entry(
+def _read_last_entry(
     scratch: pathlib.Path, image_size: int, records: RecordStore | None
 ) -> _JournalEntry:
     """Returns the last complete journal entry and truncates the journal after it.

@@ -94,7 +94,7 @@ class Preparation:
     def load_or_prepare(self, expected: str | None) -> dict[str, Any]:
         """Returns the fields of `Dataset` except its name; see `ccu_jax.data.load`."""
         stored = self._load_current()
-        if stored and not self._leftovers():
+        if stored and not self._find_leftovers():
             return stored
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ class Preparation:
                 # Another run may have prepared the data while this one waited.
                 if not self._load_current():
                     self._prepare(expected)
-                for path in self._leftovers():
+                for path in self._find_leftovers():
                     remove_tree(path) if path.is_dir() else path.unlink()
         except OSError as error:
             cause = user_error_for(error) or UserError(error)
@@ -144,26 +144,26 @@ class Preparation:
             return None
         meta, fields = stored
         try:
-            is_same = self._current_signature(meta) == meta["signature"]
+            is_same = self._compute_signature(meta) == meta["signature"]
         except (OSError, UserError):
             return None  # the preparation reports what is wrong with the source
         if fields["purged"]:  # its blanked images do not match their checksum
             return fields
         return fields if is_same and arrays.is_intact(data, meta) else None
 
-    def _current_signature(self, meta: dict[str, Any]) -> str:
+    def _compute_signature(self, meta: dict[str, Any]) -> str:
         """Returns the signature of the source; the stored one if the source is gone."""
         root = pathlib.Path(self.config.dir or meta["root"]).expanduser()
         if not root.exists():
             return meta["signature"]
         if root.is_file():
-            return _archive_signature(root)
+            return _compute_archive_signature(root)
         location = Location(root, meta["edition"])
         if self.config.dir is not None:
             location = self.reader.locate(self.config, self.workdir)
         return self.reader.signature(self.config, location)
 
-    def _leftovers(self) -> list[pathlib.Path]:
+    def _find_leftovers(self) -> list[pathlib.Path]:
         """Returns what is not needed once the data are in place."""
         paths = self.paths
         files = (paths.data / name for name in (*ingest.WORK_FILES, _PLAN))
@@ -209,7 +209,7 @@ class Preparation:
         config, signature = self.config, None
         path = pathlib.Path(config.dir).expanduser() if config.dir else None
         if path is not None and path.is_file():
-            signature = _archive_signature(path)
+            signature = _compute_archive_signature(path)
             config = dataclasses.replace(config, dir=str(self._unpack(path)))
         location = self.reader.locate(config, self.workdir)
         if config.dir is None and location.edition == "sample":
@@ -218,7 +218,7 @@ class Preparation:
         self._counts.origin = str(root)
         meta = {
             "format": FORMAT_VERSION,
-            "config": _as_json(self.config),
+            "config": _to_json(self.config),
             "root": str(root.absolute()),
             "edition": location.edition,
             "signature": signature or self.reader.signature(config, location),
@@ -232,7 +232,7 @@ class Preparation:
             raise UserError(
                 f"data.dir: {path} is neither a folder nor a zip or tar archive"
             )
-        name = digest(str(path.absolute()), _archive_signature(path))
+        name = digest(str(path.absolute()), _compute_archive_signature(path))
         folder = self.paths.unpacked / name
         return archives.unpack(path, folder, self._counts, self.progress)
 
@@ -265,7 +265,7 @@ class Preparation:
         self._start_or_resume(meta, "source")
         sizes = ingest.ingest_rows(source, *args, store)
         if sum(sizes):
-            store.finish(sizes, self._counts.numbers)
+            store.mark_complete(sizes, self._counts.numbers)
 
     def _start_or_resume(self, meta: dict[str, Any], origin: str) -> None:
         """Empties the new folder unless it was begun for the same preparation."""
@@ -283,7 +283,7 @@ def _read_stored(
     """Returns the metadata of a prepared folder and the fields of `Dataset`."""
     try:
         meta = read_record(folder / _META)
-        if meta.get("format") != FORMAT_VERSION or meta["config"] != _as_json(config):
+        if meta.get("format") != FORMAT_VERSION or meta["config"] != _to_json(config):
             return None
         fields: dict[str, Any] = dict(arrays.load_columns(folder))
         if any(len(column) != meta["counts"]["used"] for column in fields.values()):
@@ -299,10 +299,10 @@ def _read_stored(
         return None  # damaged
 
 
-def _archive_signature(path: pathlib.Path) -> str:
+def _compute_archive_signature(path: pathlib.Path) -> str:
     status = path.stat()
     return digest("archive", str(status.st_size), str(status.st_mtime_ns))
 
 
-def _as_json(config: Data) -> dict[str, Any]:
+def _to_json(config: Data) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))

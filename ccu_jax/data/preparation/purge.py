@@ -46,31 +46,21 @@ class Pattern(NamedTuple):
     hash: str
 
 
-class SearchResult(NamedTuple):
-    """Number of patterns, files and bytes searched, and the matches."""
-
-    num_patterns: int
-    num_files: int
-    num_bytes: int
-    hits: list[tuple[str, str]]  # (id of the row, path of the file)
-
-
 class PurgeResult(NamedTuple):
-    """Counts of removed images, and the result of the search for leftovers."""
+    """Counts of removed images, and the result of the search for remains."""
 
     num_images: int
     num_uniform: int  # images that are too uniform to have a pattern
     num_patterns: int
-    num_files: int
-    num_bytes: int
+    num_files: int  # searched
+    num_bytes: int  # searched
     hits: list[tuple[str, str]]  # (id of the row, path of the file)
 
 
 def make_pattern(id_: str, form: str, piece: bytes) -> Pattern:
     """Returns the pattern of a piece of PATTERN_BYTES bytes."""
-    return Pattern(
-        id_, form, int.from_bytes(piece[:_KEY_BYTES], "little"), _hash(piece)
-    )
+    key = int.from_bytes(piece[:_KEY_BYTES], "little")
+    return Pattern(id_, form, key, _hash(piece))
 
 
 def select_pieces(data: bytes, start: int = 0, count: int = 3) -> list[bytes]:
@@ -88,9 +78,8 @@ def select_pieces(data: bytes, start: int = 0, count: int = 3) -> list[bytes]:
     for place in range(1, count + 1):
         first = start + (len(data) - start) * place // (count + 1)
         last = min(first + 64 * PATTERN_BYTES, len(data) - PATTERN_BYTES)
-        windows = (
-            data[at : at + PATTERN_BYTES] for at in range(first, last, _KEY_BYTES)
-        )
+        starts = range(first, last, _KEY_BYTES)
+        windows = (data[at : at + PATTERN_BYTES] for at in starts)
         varied = [w for w in windows if len(set(w)) >= _MIN_DISTINCT_BYTES]
         # A varied key is preferred: a white one would occur in almost every image.
         varied_key = (w for w in varied if len(set(w[:_KEY_BYTES])) >= _KEY_BYTES // 2)
@@ -122,7 +111,7 @@ def purge_images(
             patterns[make_pattern(id_, "square", piece)] = None
     for example, image in _iterate_originals(preparation, ids):
         original_hashes.add(_hash(image))
-        # The first half may hold tables and colour profiles that many images share.
+        # The first half may hold tables and color profiles that many images share.
         for piece in select_pieces(image, len(image) // 2):
             patterns[make_pattern(example.id, "original", piece)] = None
     no_pattern = stored_ids - {pattern.id for pattern in patterns}
@@ -144,7 +133,7 @@ def purge_images(
     remaining = _drop_shared_patterns(list(patterns), data / "image.npy", progress)
     _store_patterns(patterns_path, remaining, uniform)
     result = search_files(remaining, [*folders, data, workdir / "sample"], progress)
-    return PurgeResult(len(rows), len(no_pattern), *result)
+    return PurgeResult(len(rows), len(no_pattern), len(remaining), *result)
 
 
 def _remove_stored_images(
@@ -164,18 +153,23 @@ def _remove_stored_images(
 
 def search_files(
     patterns: list[Pattern], folders: Iterable[pathlib.Path], progress: Progress
-) -> SearchResult:
+) -> tuple[int, int, list[tuple[str, str]]]:
     """Searches all files of some folders for patterns.
 
     Links are not followed, except if a folder itself is one.
+
+    Returns:
+        The numbers of files and bytes, and the hits as in `PurgeResult`.
     """
     paths = list(dict.fromkeys(_iterate_files(folders)))
-    num_bytes = sum(map(_file_size, paths))
-    hits = {(p.id, str(path)) for p, path in _occurrences(patterns, paths, progress)}
-    return SearchResult(len(patterns), len(paths), num_bytes, sorted(hits))
+    num_bytes = sum(map(_get_file_size, paths))
+    hits = {
+        (p.id, str(path)) for p, path in _find_occurrences(patterns, paths, progress)
+    }
+    return len(paths), num_bytes, sorted(hits)
 
 
-def _occurrences(
+def _find_occurrences(
     patterns: Iterable[Pattern], paths: list[pathlib.Path], progress: Progress
 ) -> Iterator[tuple[Pattern, pathlib.Path]]:
     by_key: dict[int, list[Pattern]] = {}
@@ -185,10 +179,10 @@ def _occurrences(
     # Indexed by the first two bytes: a fast filter before the keys are compared.
     is_prefix = np.zeros(1 << 16, bool)
     is_prefix[(keys & np.uint64(0xFFFF)).astype(np.int64)] = True
-    done, total = 0, sum(map(_file_size, paths))
+    done, total = 0, sum(map(_get_file_size, paths))
     for path in paths:
-        for chunk in _overlapping_chunks(path):
-            for place in _key_positions(chunk, is_prefix, keys):
+        for chunk in _read_overlapping_chunks(path):
+            for place in _find_keys(chunk, is_prefix, keys):
                 piece = chunk[place : place + PATTERN_BYTES]
                 piece_hash = _hash(piece)
                 for pattern in by_key[int.from_bytes(piece[:_KEY_BYTES], "little")]:
@@ -206,12 +200,12 @@ def _drop_shared_patterns(
     If all patterns of one form occur in retained images, one of these is a copy of the
     purged image: the patterns stay, and the search reports it.
     """
-    shared = {pattern for pattern, _ in _occurrences(patterns, [path], progress)}
+    shared = {pattern for pattern, _ in _find_occurrences(patterns, [path], progress)}
     distinctive = {(p.id, p.form) for p in patterns if p not in shared}
     return [p for p in patterns if p not in shared or (p.id, p.form) not in distinctive]
 
 
-def _key_positions(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _find_keys(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Returns the positions in a chunk at which a key begins."""
     if len(chunk) < PATTERN_BYTES or not len(keys):
         return np.empty(0, np.int64)
@@ -225,7 +219,7 @@ def _key_positions(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.
     return places[keys[index] == values]
 
 
-def _overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
+def _read_overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
     """Reads a file in chunks that overlap, so that no pattern is cut."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         overlap = b""
@@ -243,7 +237,7 @@ def _iterate_files(folders: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
                     yield path
 
 
-def _file_size(path: pathlib.Path) -> int:
+def _get_file_size(path: pathlib.Path) -> int:
     try:
         return path.lstat().st_size
     except FileNotFoundError:  # another run may have removed its file

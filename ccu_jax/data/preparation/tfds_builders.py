@@ -66,7 +66,7 @@ class RecordStore:
             builder = _make_builder_class(self._tfds)(
                 name=self._name,
                 version=VERSION,
-                features=_features(self._tfds, self._classes),
+                features=_make_features(self._tfds, self._classes),
                 split_datasets=records,
                 data_dir=folder,
                 file_format="tfrecord",
@@ -77,13 +77,10 @@ class RecordStore:
 
     def has_shards(self, sizes: Sequence[int]) -> bool:
         """Returns whether the first shards exist, given their numbers of rows."""
-        return all(
-            _builder_folder(self._folder, shard, self._name).is_dir()
-            for shard, size in enumerate(sizes)
-            if size
-        )
+        folders = _builder_folders(self._folder, self._name, sizes)
+        return all(folder.is_dir() for folder in folders)
 
-    def finish(self, sizes: list[int], counts: dict[str, int]) -> None:
+    def mark_complete(self, sizes: list[int], counts: dict[str, int]) -> None:
         """Marks the records as complete."""
         manifest = Manifest(sizes, counts, self._name)
         content = json.dumps(manifest._asdict()).encode()
@@ -103,14 +100,16 @@ class RecordStore:
 
     def _read_shard(self, shard: int) -> list[Example]:
         try:
-            builder = self._tfds.builder_from_directory(
-                _builder_folder(self._folder, shard, self._name)
+            folder = _shard_folder(self._folder, shard) / self._name / VERSION
+            builder = self._tfds.builder_from_directory(folder)
+            splits = builder.as_dataset(
+                shuffle_files=False,
+                decoders={"image": self._tfds.decode.SkipDecoding()},
+                read_config=self._tfds.ReadConfig(
+                    interleave_cycle_length=1, try_autocache=False
+                ),
             )
-            items = [
-                item
-                for split in builder.info.splits
-                for item in _encoded_dataset(self._tfds, builder, split)
-            ]
+            items = [item for x in splits.values() for item in x.as_numpy_iterator()]
             items.sort(key=lambda item: item["row"])
             return [_to_example(item, self._classes) for item in items]
         except MemoryError:
@@ -151,13 +150,8 @@ def load_builder(folder: pathlib.Path) -> Any:
             "--set data.records=True"
         )
     _, tfds = import_tensorflow()
-    return tfds.builder_from_directories(
-        [
-            str(_builder_folder(folder, shard, manifest.name))
-            for shard, size in enumerate(manifest.sizes)
-            if size
-        ]
-    )
+    folders = _builder_folders(folder, manifest.name, manifest.sizes)
+    return tfds.builder_from_directories([str(folder) for folder in folders])
 
 
 def import_tensorflow() -> tuple[Any, Any]:
@@ -187,8 +181,12 @@ def _shard_folder(folder: pathlib.Path, shard: int) -> pathlib.Path:
     return folder / f"part-{shard:05d}"
 
 
-def _builder_folder(folder: pathlib.Path, shard: int, name: str) -> pathlib.Path:
-    return _shard_folder(folder, shard) / name / VERSION
+def _builder_folders(
+    folder: pathlib.Path, name: str, sizes: Sequence[int]
+) -> list[pathlib.Path]:
+    """Returns the folder of each shard that has rows."""
+    shards = [shard for shard, size in enumerate(sizes) if size]
+    return [_shard_folder(folder, shard) / name / VERSION for shard in shards]
 
 
 def _make_builder_class(tfds: Any) -> Any:
@@ -201,7 +199,7 @@ def _make_builder_class(tfds: Any) -> Any:
     return Builder
 
 
-def _features(tfds: Any, classes: tuple[str, ...]) -> Any:
+def _make_features(tfds: Any, classes: tuple[str, ...]) -> Any:
     feature = tfds.features
     return feature.FeaturesDict(
         {
@@ -223,23 +221,22 @@ def _iterate_records(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the index in the shard and the record of each example of a split."""
     for row, example in enumerate(examples):
-        if example.split == split:
-            # A record needs an image; one black pixel stands for a missing one.
-            image = _black_pixel() if example.image is None else example.image
-            yield (
-                row,
-                {
-                    "row": row,
-                    "id": example.id,
-                    "group": example.group,
-                    "image": io.BytesIO(image),
-                    "has_image": example.image is not None,
-                    "text": example.text or "",
-                    "has_text": example.text is not None,
-                    "labels": list(example.labels),
-                    "split": example.split,
-                },
-            )
+        if example.split != split:
+            continue
+        # A record needs an image; one black pixel stands for a missing one.
+        image = _black_pixel() if example.image is None else example.image
+        record = {
+            "row": row,
+            "id": example.id,
+            "group": example.group,
+            "image": io.BytesIO(image),
+            "has_image": example.image is not None,
+            "text": example.text or "",
+            "has_text": example.text is not None,
+            "labels": list(example.labels),
+            "split": split,
+        }
+        yield row, record
 
 
 def _black_pixel() -> bytes:
@@ -257,17 +254,6 @@ def _to_example(item: dict[str, Any], classes: tuple[str, ...]) -> Example:
         labels=tuple(classes[label] for label in item["labels"]),
         split=item["split"].decode(),
     )
-
-
-def _encoded_dataset(tfds: Any, builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    """Iterates over the encoded records of a split, in the stored order."""
-    dataset = builder.as_dataset(
-        split=split,
-        shuffle_files=False,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    )
-    return dataset.as_numpy_iterator()
 
 
 @contextlib.contextmanager

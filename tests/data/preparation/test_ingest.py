@@ -13,6 +13,7 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import arrays, images, ingest
 from ccu_jax.data.readers.base import Counts, Example, SkipExample, Source
 from ccu_jax.errors import UserError
+from tests.data.readers.layouts import ignore_progress
 
 SIZE, ROWS = 8, 43
 CONFIG = Data(image_size=SIZE, text_length=5, vocabulary=100)
@@ -49,10 +50,6 @@ SOURCE = Source(("a", "b"), True, "micro_f1", range(ROWS), read)
 USABLE = [number for number in range(ROWS) if number % 10 not in (7, 8)]
 
 
-def ignore_progress(stage, done, total):
-    pass
-
-
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(ingest, "SHARD_ROWS", 5)
@@ -64,19 +61,6 @@ def run(folder, source=SOURCE, progress=ignore_progress):
     counts.add("read", ROWS)
     sizes = ingest.ingest_rows(source, folder, CONFIG, counts, progress, None)
     return sizes, counts.numbers
-
-
-def run_until_killed(folder, row):
-    def kill(stage, done, total):
-        if done > row:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(folder, progress=kill)
-
-
-def file_contents(folder):
-    return [(folder / name).read_bytes() for name in ("image.npy", "rows.jsonl")]
 
 
 def test_usable_rows_are_stored_in_order_and_others_are_counted(tmp_path):
@@ -100,10 +84,6 @@ def test_usable_rows_are_stored_in_order_and_others_are_counted(tmp_path):
         assert row["image"] == (example.image is not None)
         expected = images.decode(example.image, SIZE).pixels if example.image else 0
         np.testing.assert_array_equal(pixels, np.broadcast_to(expected, pixels.shape))
-
-
-def test_journal_has_an_entry_for_each_shard(tmp_path):
-    sizes, counts = run(tmp_path / "a")
     lines = (tmp_path / "a" / "journal.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert [entry["key"] for entry in entries] == [*range(5, ROWS, 5), ROWS]
@@ -120,41 +100,22 @@ def test_killed_pass_resumes_after_its_last_shard(row, tmp_path):
         num_reads[number] += 1
         return read(number)
 
-    run_until_killed(tmp_path / "killed", row)
+    def kill(stage, done, total):
+        if done > row:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", progress=kill)
     with (tmp_path / "killed" / "rows.jsonl").open("ab") as file:
         file.write(b'{"half a li')
+    with (tmp_path / "killed" / "journal.jsonl").open("ab") as file:
+        file.write((b"", b'{"key"', b"\x00\xff", b"[")[row % 4])
     assert run(tmp_path / "killed", SOURCE._replace(read=count_reads)) == expected
-    assert file_contents(tmp_path / "killed") == file_contents(tmp_path / "expected")
+    for name in ("image.npy", "rows.jsonl"):
+        stored = (tmp_path / "killed" / name).read_bytes()
+        assert stored == (tmp_path / "expected" / name).read_bytes()
     assert min(num_reads) == row // 5 * 5
     assert set(num_reads.values()) == {1}
-
-
-@pytest.mark.parametrize("garbage", [b"", b'{"key"', b"\x00\xff", b"["])
-def test_damaged_last_line_of_the_journal_is_ignored(garbage, tmp_path):
-    expected = run(tmp_path / "expected")
-    run_until_killed(tmp_path / "killed", 22)
-    with (tmp_path / "killed" / "journal.jsonl").open("ab") as file:
-        file.write(garbage)
-    assert run(tmp_path / "killed") == expected
-    assert file_contents(tmp_path / "killed") == file_contents(tmp_path / "expected")
-
-
-def test_each_image_is_decoded_once(tmp_path, monkeypatch):
-    num_decoded = collections.Counter()
-    decode = images.decode
-
-    def count_decoded(data, *args):
-        num_decoded[data] += 1
-        return decode(data, *args)
-
-    monkeypatch.setattr(images, "decode", count_decoded)
-    run(tmp_path / "a")
-    with_image = [number for number in USABLE if number % 10 != 3]
-    assert num_decoded.pop(b"<html>") == 4
-    assert num_decoded == {encode_image(number): 1 for number in with_image}
-    num_decoded.clear()
-    run(tmp_path / "a")
-    assert not num_decoded
 
 
 def test_shards_are_limited_in_bytes(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """TFDS records: their order, and that TensorFlow is needed to write them alone."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from ccu_jax.config.schema import Data
 from ccu_jax.data import load
 from ccu_jax.data.samples import editions
+from tests.data.readers.layouts import ignore_progress
 
 LOAD = """
 import sys, pathlib
@@ -20,10 +22,6 @@ config = Data(dataset="mmimdb", sample_rows=30, image_size=16, records=True)
 data = load(config, pathlib.Path(sys.argv[1]), lambda stage, done, total: None)
 print(data.fingerprint, "tensorflow" in sys.modules)
 """
-
-
-def ignore_progress(stage, done, total):
-    pass
 
 
 @pytest.mark.slow
@@ -46,9 +44,13 @@ def test_records_that_do_not_fit_into_memory_keep_their_order(tmp_path, monkeypa
 def test_tensorflow_is_needed_to_write_records_alone(tmp_path):
     pytest.importorskip("tensorflow_datasets")
 
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+
     def run(tensorflow):
-        command = [sys.executable, "-c", LOAD, str(tmp_path), tensorflow]
-        return subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, "-c", LOAD, str(tmp_path / "w"), tensorflow]
+        environment = os.environ | {"TMPDIR": str(temporary)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
 
     missing = run("without")
     assert "UserError" in missing.stderr
@@ -59,3 +61,4 @@ def test_tensorflow_is_needed_to_write_records_alone(tmp_path):
     assert first.stdout == f"{fingerprint} True\n"
     assert second.stdout == f"{fingerprint} False\n"
     assert third.stdout.startswith(fingerprint)
+    assert not list(temporary.glob("*tfds"))

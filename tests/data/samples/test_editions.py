@@ -11,12 +11,9 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data import load
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
+from tests.data.readers.layouts import ignore_progress
 
 COMMAND = [sys.executable, "-m", "ccu_jax.data.samples"]
-
-
-def ignore_progress(stage, done, total):
-    pass
 
 
 def hash_files(root):
@@ -30,6 +27,8 @@ def hash_files(root):
 @pytest.mark.parametrize("name", editions.WRITERS)
 def test_same_seed_gives_same_bytes_in_every_process(name, tmp_path):
     rows = editions.WRITERS[name].min_rows
+    with pytest.raises(UserError, match="are too few"):
+        editions.write_if_missing(name, tmp_path / "w", rows - 1, 0, ignore_progress)
     arguments = [name, tmp_path / "a", "--rows", str(rows), "--seed", "3"]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -52,16 +51,13 @@ def test_wrong_command_is_reported_in_one_line(tmp_path):
 def test_finished_edition_is_not_written_again(tmp_path):
     root = tmp_path / "mmimdb"
     (tmp_path / "mmimdb.new").mkdir()  # left by a killed run
-    stages = []
-    editions.write_if_missing(
-        "mmimdb", root, 30, 0, lambda *stage: stages.append(stage)
-    )
-    assert stages
-    stages.clear()
-    editions.write_if_missing(
-        "mmimdb", root, 30, 0, lambda *stage: stages.append(stage)
-    )
-    assert not stages
+
+    def write():
+        stages = []
+        editions.write_if_missing("mmimdb", root, 30, 0, lambda *s: stages.append(s))
+        return stages
+
+    assert write() and not write()
     assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
 
 
@@ -70,12 +66,6 @@ def test_folder_with_other_files_is_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="folder is not empty"):
         editions.write_if_missing("mmimdb", tmp_path, 30, 0, ignore_progress)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.parametrize("name", editions.WRITERS)
-def test_too_few_rows_are_an_error(name, tmp_path):
-    with pytest.raises(UserError, match="are too few"):
-        editions.write_if_missing(name, tmp_path / "w", 20, 0, ignore_progress)
 
 
 @pytest.mark.parametrize("name", editions.WRITERS)

@@ -66,7 +66,7 @@ def _reduce_images(
         contextlib.closing(ColumnReader(path)) as images,
         ColumnWriter(reduced_path, np.uint8, (_SIZE, _SIZE, 3)) as column,
     ):
-        for start in range(0, total := len(images), _CHUNK):
+        for start in range(0, total := images.shape[0], _CHUNK):
             progress("looking for near-duplicates", start, total)
             reduced = shrink(images.slice(start, min(start + _CHUNK, total)))
             std = reduced.reshape(len(reduced), -1).std(axis=1)

@@ -1,1 +1,1 @@
-"""storage."""
+"""Atomic writes, checksummed records, and columns of arrays on disk."""

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 
 class ColumnWriter:
-    """Appends rows to a file; their number need not be known before.
+    """Appends rows to a file whose final number of rows is not known in advance.
 
     A path that ends in `.npy` gets NumPy's header, any other holds the bytes alone.
     `sha256` hashes the rows that this writer appends.
@@ -26,10 +26,9 @@ class ColumnWriter:
         row_shape: tuple[int, ...] = (),
         num_rows: int = 0,
     ):
-        """Creates the file, or reopens it to continue after its first `num_rows` rows.
+        """Creates the file, or reopens it after its first `num_rows` rows.
 
-        Raises:
-            ValueError: The file has fewer rows than that.
+        Raises ValueError if the file has fewer rows.
         """
         self.dtype, self.row_shape = np.dtype(dtype), tuple(row_shape)
         self.num_rows, self._has_header = num_rows, path.suffix == ".npy"
@@ -61,7 +60,7 @@ class ColumnWriter:
         os.fsync(self._file.fileno())
 
     def _write_header(self) -> int:
-        """Writes the header, if any, and returns where the rows begin."""
+        """Writes the header, if any, and returns the offset of the first row."""
         self._file.seek(0)
         if self._has_header:
             # NumPy pads the header so that the first axis can grow in place.
@@ -93,10 +92,6 @@ class ColumnReader:
         self.shape, self._dtype, self._start = mapped.shape, mapped.dtype, mapped.offset
         self._row_bytes = mapped.dtype.itemsize * int(np.prod(mapped.shape[1:]))
         self._file = path.open("rb")
-
-    def __len__(self) -> int:
-        """Returns N, the number of rows."""
-        return self.shape[0]
 
     def slice(self, start: int, stop: int) -> np.ndarray:
         """Reads the rows `start` to `stop - 1`."""

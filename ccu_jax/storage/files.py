@@ -12,7 +12,7 @@ from typing import Any
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Replaces a file so that a kill or power loss leaves either the old or the new.
+    """Replaces a file so that a kill or power loss leaves the old or the new content.
 
     The content goes to a temporary file beside it, is synced and then renamed.
     """
@@ -35,11 +35,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 def try_lock(stack: contextlib.ExitStack, workdir: pathlib.Path) -> str:
     """Locks a working folder until `stack` closes; the system unlocks it at a kill.
 
-    Also removes the temporary files that a kill has left in `write_atomically`.
-
-    Args:
-        stack: Closes the lock file.
-        workdir: The folder; created if missing.
+    Creates the folder, and removes temporary files of killed `write_atomically` calls.
 
     Returns:
         The process that holds the lock, or "" if this process has it now.

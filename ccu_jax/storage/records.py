@@ -37,7 +37,7 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not JSON, or its checksum is missing or does not match.
+        ValueError: It is not JSON, or `verify_checksum` rejects it.
     """
     try:
         return verify_checksum(json.loads(path.read_text(encoding="utf-8")))

@@ -109,7 +109,7 @@ def _write_texts_and_labels(
     num_rows: int,
     progress: Progress,
 ) -> int:
-    """Writes the token ids and the labels; returns the vocabulary size."""
+    """Writes `text.npy` and `labels.npy` and returns the vocabulary size."""
     progress(_STAGE, 0, num_rows)
     training = (r["text"] for r in iterate_rows(folder) if r["split"] == "train")
     tokenizer = train_tokenizer(filter(None, training), config.vocabulary)
@@ -169,10 +169,7 @@ def _write_table(folder: pathlib.Path, classes: Sequence[str]) -> None:
 
 
 def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
-    """Returns whether all files of a prepared folder match their checksums.
-
-    It reads all of them, at about one GB per second.
-    """
+    """Returns whether all files of a prepared folder match their checksums."""
     try:
         same = hash_columns(folder, meta["classes"]) == meta["fingerprint"]
         return same and meta["files"] == _hash_extra_files(folder)
@@ -195,7 +192,6 @@ def hash_columns(
 
 
 def _hash_extra_files(folder: pathlib.Path) -> dict[str, str]:
-    """Hashes the files beside the columns."""
     digests = {}
     for name in _EXTRA_FILES:
         with (folder / name).open("rb") as file:

@@ -30,7 +30,7 @@ _heavy_lock = threading.Lock()  # bounds the memory of threads that decode
 
 
 class DecodedImage(NamedTuple):
-    """A decoded image."""
+    """An image scaled to S x S pixels."""
 
     pixels: np.ndarray  # uint8 [S, S, 3], RGB
     notes: tuple[str, ...]  # keys to count, as `Example.notes`
@@ -40,12 +40,7 @@ def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
     """Decodes an image, scales it to fit into a square and pads it with white.
 
     Transparent parts become white, the EXIF orientation is ignored, and of an animation
-    the first frame is used.
-
-    Args:
-        data: an encoded image, in any of FORMATS.
-        size: S, side of the square in pixels.
-        crop_margins: whether a margin of one color is cropped first.
+    the first frame is used. `crop_margins` first crops a margin of one color.
 
     Raises:
         SkipExample: "image empty", "not an image", "image too large" or "image
@@ -62,11 +57,8 @@ def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
         with _heavy_lock if is_heavy else contextlib.nullcontext():
             try:
                 image.load()
-                rgb, box = (
-                    _reduce_image(image, min_size)
-                    if is_heavy
-                    else (_to_rgb(image), None)
-                )
+                reduced = _reduce_image(image, min_size) if is_heavy else None
+                rgb, box = reduced or (_to_rgb(image), None)
             except MemoryError:
                 raise
             except Exception as error:  # Pillow raises exceptions of any type

@@ -51,14 +51,7 @@ def data_paths(workdir: pathlib.Path) -> Paths:
 
 
 def load_prepared(config: Data, workdir: pathlib.Path) -> dict[str, Any]:
-    """Maps what another process has prepared, without looking at the source.
-
-    Returns:
-        The fields of `Dataset` except its name.
-
-    Raises:
-        UserError: there are no prepared data with these settings.
-    """
+    """Maps what another process has prepared; see `ccu_jax.data.load_prepared`."""
     stored = _read_stored(config, data_paths(workdir).data)
     if not stored:
         raise UserError(
@@ -110,13 +103,12 @@ class Preparation:
             raise type(cause)(
                 f"preparing the data in {self.paths.data} failed: {cause}"
             ) from error
-        stored = self._load_current()
-        if not stored:
-            raise UserError(
-                f"data: the source changed while {self.paths.data} was prepared; "
-                "repeat the command"
-            )
-        return stored
+        if stored := self._load_current():
+            return stored
+        raise UserError(
+            f"data: the source changed while {self.paths.data} was prepared; repeat "
+            "the command"
+        )
 
     def reopen_source(self) -> Source | None:
         """Returns the source of the prepared data, or None if it is gone.
@@ -152,7 +144,7 @@ class Preparation:
         return fields if is_same and arrays.is_intact(data, meta) else None
 
     def _compute_signature(self, meta: dict[str, Any]) -> str:
-        """Returns the signature of the source; the stored one if the source is gone."""
+        """Returns the signature of the source, or the stored one if it is gone."""
         root = pathlib.Path(self.config.dir or meta["root"]).expanduser()
         if not root.exists():
             return meta["signature"]
@@ -205,7 +197,6 @@ class Preparation:
         paths.new.rename(paths.data)
 
     def _open_source(self) -> tuple[dict[str, Any], Source]:
-        """Returns the metadata of the source and the opened source."""
         config, signature = self.config, None
         path = pathlib.Path(config.dir).expanduser() if config.dir else None
         if path is not None and path.is_file():

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -64,15 +65,9 @@ def make_pattern(id_: str, form: str, piece: bytes) -> Pattern:
 
 
 def select_pieces(data: bytes, start: int = 0, count: int = 3) -> list[bytes]:
-    """Selects distinctive pieces of an image, spread over its bytes.
+    """Selects at most `count` distinctive pieces, spread over the bytes from `start`.
 
-    Args:
-        data: decoded pixels or an encoded image.
-        start: offset of the first byte that may be used.
-        count: number of pieces to look for.
-
-    Returns:
-        At most `count` pieces of PATTERN_BYTES bytes; none of a uniform image.
+    A piece has PATTERN_BYTES bytes. A uniform image has none.
     """
     pieces = []
     for place in range(1, count + 1):
@@ -146,7 +141,7 @@ def _remove_stored_images(
     stored.flush()
     for folder in (paths.records, paths.unpacked, paths.new, paths.old):
         remove_tree(folder)
-    for path in _iterate_files([workdir / "sample"]) if original_hashes else ():
+    for path in _find_files([workdir / "sample"]) if original_hashes else ():
         if _hash(path.read_bytes()) in original_hashes:
             path.unlink()
 
@@ -161,16 +156,14 @@ def search_files(
     Returns:
         The numbers of files and bytes, and the hits as in `PurgeResult`.
     """
-    paths = list(dict.fromkeys(_iterate_files(folders)))
-    num_bytes = sum(map(_get_file_size, paths))
-    hits = {
-        (p.id, str(path)) for p, path in _find_occurrences(patterns, paths, progress)
-    }
-    return len(paths), num_bytes, sorted(hits)
+    sizes = _find_files(folders)
+    occurrences = _find_occurrences(patterns, sizes, progress)
+    hits = {(pattern.id, str(path)) for pattern, path in occurrences}
+    return len(sizes), sum(sizes.values()), sorted(hits)
 
 
 def _find_occurrences(
-    patterns: Iterable[Pattern], paths: list[pathlib.Path], progress: Progress
+    patterns: Iterable[Pattern], sizes: dict[pathlib.Path, int], progress: Progress
 ) -> Iterator[tuple[Pattern, pathlib.Path]]:
     by_key: dict[int, list[Pattern]] = {}
     for pattern in patterns:
@@ -179,8 +172,8 @@ def _find_occurrences(
     # Indexed by the first two bytes: a fast filter before the keys are compared.
     is_prefix = np.zeros(1 << 16, bool)
     is_prefix[(keys & np.uint64(0xFFFF)).astype(np.int64)] = True
-    done, total = 0, sum(map(_get_file_size, paths))
-    for path in paths:
+    done, total = 0, sum(sizes.values())
+    for path in sizes:
         for chunk in _read_overlapping_chunks(path):
             for place in _find_keys(chunk, is_prefix, keys):
                 piece = chunk[place : place + PATTERN_BYTES]
@@ -200,7 +193,8 @@ def _drop_shared_patterns(
     If all patterns of one form occur in retained images, one of these is a copy of the
     purged image: the patterns stay, and the search reports it.
     """
-    shared = {pattern for pattern, _ in _find_occurrences(patterns, [path], progress)}
+    sizes = {path: path.stat().st_size}
+    shared = {pattern for pattern, _ in _find_occurrences(patterns, sizes, progress)}
     distinctive = {(p.id, p.form) for p in patterns if p not in shared}
     return [p for p in patterns if p not in shared or (p.id, p.form) not in distinctive]
 
@@ -228,20 +222,16 @@ def _read_overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
             overlap = (overlap + data)[-(PATTERN_BYTES - 1) :]
 
 
-def _iterate_files(folders: Iterable[pathlib.Path]) -> Iterator[pathlib.Path]:
+def _find_files(folders: Iterable[pathlib.Path]) -> dict[pathlib.Path, int]:
+    """Returns all files of some folders, without links, and their sizes."""
+    sizes = {}
     for folder in folders:
         for parent, _, names in os.walk(folder.resolve()):
-            for name in sorted(names):
-                path = pathlib.Path(parent, name)
-                if path.is_file() and not path.is_symlink():
-                    yield path
-
-
-def _get_file_size(path: pathlib.Path) -> int:
-    try:
-        return path.lstat().st_size
-    except FileNotFoundError:  # another run may have removed its file
-        return 0
+            for path in (pathlib.Path(parent, name) for name in sorted(names)):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    if stat.S_ISREG((status := path.lstat()).st_mode):
+                        sizes[path] = status.st_size
+    return sizes
 
 
 def _load_patterns(path: pathlib.Path) -> tuple[dict[Pattern, None], set[str]]:

@@ -137,8 +137,8 @@ def remove_other_records(parent: pathlib.Path, keep: pathlib.Path) -> None:
 def load_builder(folder: pathlib.Path) -> Any:
     """Returns the TFDS builder of all records, ready for `as_dataset(split=...)`.
 
-    The few images that Pillow can decode and TensorFlow cannot (TIFF, animated GIF) are
-    stored as they are: skip them with `tfds.decode.SkipDecoding`.
+    Images that TensorFlow cannot decode (TIFF, animated GIF) are stored as they are:
+    read them with `tfds.decode.SkipDecoding`.
 
     Raises:
         UserError: there are no complete records, or TensorFlow is not installed.
@@ -219,7 +219,6 @@ def _make_features(tfds: Any, classes: tuple[str, ...]) -> Any:
 def _iterate_records(
     examples: Sequence[Example], split: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the index in the shard and the record of each example of a split."""
     for row, example in enumerate(examples):
         if example.split != split:
             continue

@@ -21,7 +21,7 @@ from typing import NoReturn
 from ccu_jax import errors
 from ccu_jax.config import flags
 from ccu_jax.config.loading import available_configs, load_config
-from ccu_jax.config.schema import Config, check_values, replace_value
+from ccu_jax.config.schema import Config, replace_value
 from ccu_jax.config.validation import suggest
 from ccu_jax.distributed import preemption
 from ccu_jax.errors import UserError, printable, user_error_for
@@ -167,7 +167,6 @@ def _build_config(args: argparse.Namespace) -> Config:
     for method in config.methods:
         if method not in METHODS:
             raise UserError(f"methods: unknown {method!r}; {suggest(method, METHODS)}")
-    check_values(config)
     return config
 
 

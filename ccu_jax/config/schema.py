@@ -1,7 +1,7 @@
 """The configuration: one tree of frozen dataclasses.
 
-Every field has a type, a default and, in its annotation, a range or the choices, so
-that a misspelt key or a wrong value is an error.
+Every field has a default and a type, which includes the range or the choices, so a
+misspelled key or an invalid value is an error.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from ccu_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Data:
-    """Which data set, and how it is prepared; see `ccu_jax/data`."""
+    """The data set and its preparation; see `ccu_jax/data`."""
 
     dataset: str = "pairs"  # a key of ccu_jax.data.DATASETS
     dir: str | None = None  # folder or archive; None: the sample or the clip art
@@ -51,15 +51,15 @@ class Data:
     crop_margins: bool = False  # crop a uniform margin around an image
     text_length: Annotated[int, Range(2)] = 24  # tokens, after cutting and padding
     vocabulary: Annotated[int, Range(100)] = 2000  # maximum number of subwords
-    # Fractions of the rows, where the data set has no such split of its own.
+    # Fractions of the rows, for data sets that come without such a split.
     validation_fraction: FractionBelow1 = 0.15
     test_fraction: FractionBelow1 = 0.2
-    # Rows that are forgotten together: those of one group in the data, and also those
-    # with the same "text", or with near-duplicates of one "image".
+    # Rows that are unlearned together: those of one group in the data; with "text" also
+    # rows with the same text, with "image" also rows with near-duplicate images.
     group: Literal["own", "text", "image"] = "own"
     records: bool = False  # also store the original images, as TFDS records
     strict: bool = False  # raise an error for an unusable row instead of skipping it
-    sample: Literal["clipart", "medical", "satellite"] = "clipart"  # pairs without dir
+    sample: Literal["clipart", "medical", "satellite"] = "clipart"  # pairs, no dir
     sample_rows: Count = 3000  # rows of a generated sample edition
     sample_seed: NonNegativeInt = 0
     plot_policy: Literal["longest", "first"] = "longest"  # mmimdb: which plot is used
@@ -72,7 +72,7 @@ class Data:
 class Corruptions:
     """Fractions of the training rows to corrupt; see `ccu_jax/data/corruptions.py`.
 
-    They depend on `seed` alone and not on the seeds of the run.
+    They depend on `seed` alone, not on the seeds of the run.
     """
 
     missing_image: Fraction = 0.0  # rows without their image
@@ -148,7 +148,7 @@ class Run:
     executor: Literal["pmap", "shard_map", "vmap"] = "pmap"
     # "auto": on the devices if the images fit, otherwise on the host.
     image_placement: Literal["auto", "device", "host"] = "auto"
-    # Read from the store beside the original, or computed for each request.
+    # Features are read from the store of the original, or computed for each request.
     features: Literal["stored", "computed"] = "stored"
     steps_per_call: Count = 32  # optimizer steps in one compiled scan
     # Steps between checkpoints; methods on cached features take them in one call.
@@ -160,7 +160,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run; each method has the section of its name."""
+    """The configuration of a run, with a section for every unlearning method."""
 
     name: str = ""
     data: Data = Data()
@@ -245,11 +245,6 @@ def from_json(tree: Mapping[str, Any]) -> Config:
         UserError: An unknown key, a wrong type, or a value out of its range.
     """
     return validate(tree, Config, "")
-
-
-def check_values(config: Config) -> None:
-    """Raises UserError for a wrong type, choice or range in a configuration."""
-    from_json(to_json(config))
 
 
 def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> None:

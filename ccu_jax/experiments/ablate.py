@@ -76,14 +76,9 @@ def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
 
 
 def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
-    """Runs all ablations of the variants of CCU that `config.methods` names.
+    """Ablates the variants of CCU among `config.methods`, on all seeds.
 
-    Args:
-        config: the configuration; all its seeds are run.
-        workdir: the working folder of a run of this configuration.
-
-    Returns:
-        The content of `ablation.json`.
+    Returns the content of `ablation.json`, which is also printed as tables.
 
     Raises:
         UserError: the configuration or the folder cannot be used.
@@ -102,13 +97,22 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
             for name in names:
                 with ctx.reporter.stage(_stage_title(problem.seed, name)) as stage:
                     results += _ablate_method(ctx, problem, name, stage)
+        tables = {
+            f"{name}: ablations ({DASH}: not measured)": build_table(results, name)
+            for name in names
+        }
         if is_primary():
             write_json(workdir / "ablation.json", results)
-            text = _to_markdown(results, names)
+            edition = EDITION_WARNINGS.get(ctx.data.edition)
+            blocks = [f"**{edition}**"] if edition else []
+            blocks += [
+                f"## {title}\n\n{t.to_markdown()}" for title, t in tables.items()
+            ]
+            text = "\n\n".join(blocks) + "\n"
             write_atomically(workdir / "ablation.md", text.encode())
-        for name in names:
-            ctx.reporter.log(_table_title(name))
-            build_table(results, name).show(ctx.reporter)
+        for title, table in tables.items():
+            ctx.reporter.log(title)
+            table.show(ctx.reporter)
         ctx.reporter.log(f"ablation: {workdir / 'ablation.json'}, ablation.md")
     return results
 
@@ -149,16 +153,3 @@ def _cells(ablation: str, group: MethodResults) -> dict[str, str]:
     for view in ATTACKED_VIEWS:
         cells[f"attack AUC {view}"] = format_estimate(group.attack_auc(view), 3)
     return cells
-
-
-def _table_title(method: str) -> str:
-    return f"{method}: ablations ({DASH}: not measured)"
-
-
-def _to_markdown(results: list[Result], methods: list[str]) -> str:
-    editions = dict.fromkeys(result.get("edition") for result in results)
-    blocks = [f"**{EDITION_WARNINGS[e]}**" for e in editions if e in EDITION_WARNINGS]
-    for method in methods:
-        blocks.append(f"## {_table_title(method)}")
-        blocks.append(build_table(results, method).to_markdown())
-    return "\n\n".join(blocks) + "\n"

@@ -1,23 +1,23 @@
 """`--tune TRIALS`: a random search of the settings of every method, at equal effort.
 
-Every method gets the same number of trials, with ranges from `search_spaces.py`. All
-trials are scored by the same objective on the unlearn set, the retain set and the
-holdout, never on test rows. The first trial is the configuration itself. It and the
-best trials of the first seed are repeated on the other seeds; the best mean wins.
+Every method gets the same number of trials. All trials are scored by the same objective
+on the unlearn set, the retain set and the holdout, never on test rows. The first trial
+is the configuration itself. It and the best trials of the first seed are repeated on
+the other seeds; the best mean wins.
 """
 
 import dataclasses
 import hashlib
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import qmc
 
+from ccu_jax.config import method_defaults as sections
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.experiments.search_spaces import search_space
 from ccu_jax.experiments.variants import (
     ATTACKED_VIEWS,
     Settings,
@@ -36,6 +36,97 @@ from ccu_jax.runs.results import Result, load_result, result_path, source_commit
 from ccu_jax.storage.files import write_json
 
 NUM_FINALISTS = 3
+
+
+class Range(NamedTuple):
+    """A range that is searched evenly, in the value or in its logarithm."""
+
+    low: float
+    high: float
+    log: bool = True
+
+    def at(self, fraction: float) -> float:
+        """Returns the value at a fraction of the range, 0 to 1."""
+        if self.log:
+            return self.low * (self.high / self.low) ** fraction
+        return self.low + fraction * (self.high - self.low)
+
+
+# Ranges are centered on published values. Methods that share a section are searched in
+# the same ranges. Other settings stay as configured.
+_LEARNING_RATE = Range(1e-4, 2e-3)
+_TEMPERATURE = Range(0.07, 0.5)
+_TRAINING = {"epochs": Range(1.5, 8), "learning_rate": _LEARNING_RATE}
+
+SPACES: dict[type, dict[str, Range]] = {
+    sections.Finetune: _TRAINING,
+    sections.L1Sparse: _TRAINING | {"l1_weight": Range(1e-6, 3e-4)},
+    sections.GradientAscent: {
+        "epochs": Range(1, 12),
+        "learning_rate": Range(1e-5, 1e-3),
+        "loss_cap": Range(1, 3),
+    },
+    sections.NegGradPlus: _TRAINING | {"retain_weight": Range(0.5, 0.98, log=False)},
+    sections.RandomLabel: _TRAINING | {"unlearn_weight": Range(0.05, 2)},
+    sections.LastLayers: {"epochs": Range(3, 40), "learning_rate": Range(5e-4, 1e-2)},
+    sections.Scrub: {
+        "epochs": Range(2, 6),
+        "ascent_epochs": Range(1, 4),
+        "learning_rate": Range(2e-4, 3e-3),
+        "distill_weight": Range(0.1, 3),
+        "task_weight": Range(0.3, 3),
+    },
+    sections.BadTeacher: {
+        "epochs": Range(1, 5),
+        "learning_rate": _LEARNING_RATE,
+        "unlearn_weight": Range(0.05, 3),
+    },
+    sections.Delete: {"epochs": Range(1, 20), "learning_rate": Range(1e-5, 1e-3)},
+    sections.MultiDelete: {"epochs": Range(1, 6), "learning_rate": _LEARNING_RATE},
+    sections.Ssd: {"alpha": Range(1, 100), "lambda_": Range(0.1, 1)},
+    sections.SfrOn: {
+        "epochs": Range(1, 8),
+        "repair_steps": Range(2, 8),
+        "learning_rate": _LEARNING_RATE,
+        "fisher_threshold": Range(0.3, 10),
+        "slow_fraction": Range(0.3, 1),
+    },
+    sections.Contrastive: {
+        "epochs": Range(1, 8),
+        "repeats": Range(2, 6),
+        "learning_rate": _LEARNING_RATE,
+        "temperature": _TEMPERATURE,
+        "contrast_weight": Range(0.03, 1),
+    },
+    sections.CoUn: _TRAINING
+    | {"contrast_weight": Range(0.1, 1), "temperature": _TEMPERATURE},
+    sections.Ccu: {
+        "steps": Range(40, 200),
+        "learning_rate": Range(5e-4, 6e-3),
+        "inverse_contrast": Range(0.3, 3),
+        "pair_dissociation": Range(1, 20),
+        "retention": Range(0.3, 8),
+    },
+    sections.CcuPlus: {
+        "steps": Range(80, 200),
+        "learning_rate": Range(1e-3, 1e-2),
+        "shrink": Range(0.5, 1, log=False),
+        "retention": Range(1, 16),
+        "heldout_retention": Range(1, 16),
+        "pair_dissociation": Range(3, 30),
+    },
+}
+# Further settings of a single method.
+METHOD_SPACES: dict[str, dict[str, Range]] = {
+    "salun": {"saliency_fraction": Range(0.1, 0.9, log=False)},
+    "salun_stop": {"saliency_fraction": Range(0.1, 0.9, log=False)},
+    "ccu_gated": {"gated_push": Range(0.3, 6)},
+}
+
+
+def search_space(method: str, section: object) -> dict[str, Range]:
+    """Returns the range of each setting to search."""
+    return SPACES[type(section)] | METHOD_SPACES.get(method, {})
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,15 +149,10 @@ class Trial:
 
 
 def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
-    """Tunes all methods of a configuration but the references.
+    """Tunes all methods of a configuration but the references, on its seeds.
 
-    Args:
-        config: its `seeds` are those to tune on.
-        workdir: the working folder of a run of this configuration.
-        trials: number of trials of each method.
-
-    Returns:
-        The content of `tuning.json`, which is also printed as a table.
+    Every method has the same number of `trials`. Returns the content of `tuning.json`,
+    which is also printed as a table.
 
     Raises:
         UserError: the configuration or the folder cannot be used.
@@ -76,12 +162,16 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     expected = "a method with settings to tune"
     with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
         problems = [without_test_rows(problem) for problem in problems]
-        runs = dict.fromkeys(names, _max_runs(trials, len(problems)))
+        num_repeated = (len(problems) - 1) * min(NUM_FINALISTS + 1, trials)
+        runs = dict.fromkeys(names, trials + num_repeated)
         ctx.reporter.log(forecast.describe_runs(ctx, runs))
         tried = {}
         for name, title in zip(names, titles, strict=True):
             with ctx.reporter.stage(title) as stage:
-                tried[name] = _tune_method(ctx, problems, name, trials, stage)
+                candidates = draw_candidates(name, getattr(config, name), trials)
+                tried[name] = _tune_method(
+                    ctx, problems, name, candidates, runs[name], stage
+                )
         path = workdir / "tuning.json"
         record = _build_record(config, trials, tried)
         if is_primary():
@@ -136,22 +226,21 @@ def objective(result: Result, reference: Result) -> float:
     return float(total) if math.isfinite(total) else math.inf
 
 
-def _max_runs(trials: int, num_seeds: int) -> int:
-    """Returns the number of trials and of repetitions on the other seeds."""
-    return trials + (num_seeds - 1) * min(NUM_FINALISTS + 1, trials)
-
-
 def _tune_method(
-    ctx: RunContext, problems: list[Problem], name: str, trials: int, stage: Stage
+    ctx: RunContext,
+    problems: list[Problem],
+    name: str,
+    candidates: list[Settings],
+    max_runs: int,
+    stage: Stage,
 ) -> list[Trial]:
     """Returns all trials of a method, the best first."""
-    candidates = draw_candidates(name, getattr(ctx.config, name), trials)
     tried = [Trial(settings, [], []) for settings in candidates]
-    configured, total = tried[0], _max_runs(trials, len(problems))
+    configured = tried[0]
 
     def run(trial: Trial, problem: Problem) -> None:
         num_runs = sum(len(trial.results) for trial in tried)
-        stage.report_progress(f"trial {num_runs + 1}", num_runs, total)
+        stage.report_progress(f"trial {num_runs + 1}", num_runs, max_runs)
         result = run_variant(ctx, problem, name, trial.settings)
         path = result_path(ctx.workdir, problem.seed, REFERENCE)
         trial.objectives.append(objective(result, load_result(path)))
@@ -166,7 +255,7 @@ def _tune_method(
     for trial in finalists:
         for problem in problems[1:]:
             run(trial, problem)
-    stage.report_progress("trials", total, total)
+    stage.report_progress("trials", max_runs, max_runs)
     dropped = [trial for trial in tried if trial not in finalists]
     finalists.sort(key=lambda trial: float(np.mean(trial.objectives)))
     return [*finalists, *dropped]

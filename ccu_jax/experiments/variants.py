@@ -45,13 +45,13 @@ def open_variants(
     expected: str,
     titles: list[str],
 ) -> Iterator[tuple[RunContext, list[Problem]]]:
-    """Opens a run, with the original and the reference of every seed trained.
+    """Opens a run and trains the original and the reference of every seed.
 
     Args:
         config: the configuration; all its seeds are run.
         workdir: the working folder of a run of this configuration.
         methods: the methods whose variants will be run.
-        expected: what they must be, for the error if there is none.
+        expected: describes such methods, for the error message if there are none.
         titles: of the stages that follow.
 
     Yields:

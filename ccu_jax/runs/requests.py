@@ -197,9 +197,7 @@ def _build_record(
         "steps": outcome.steps,
         "seconds": unlearning_seconds(outcome),
         "attack_auc": {
-            name: predictions.attack_auc(
-                _select_unlearn_rows(predicted, ctx.data.id[rows])
-            )
+            name: _attack_auc(predicted, ctx.data.id[rows])
             for name, rows in attacked.items()
         },
         "scores": {"test": predictions.compute_scores(predicted)["test"]},
@@ -207,13 +205,8 @@ def _build_record(
     }
 
 
-def _select_unlearn_rows(predicted: Predictions, ids: np.ndarray) -> Predictions:
-    """Drops the rows of the unlearn set whose ids are not among these."""
-    rows = (predicted.split != "unlearn") | np.isin(predicted.id, ids)
-    columns = {
-        name: x[rows]
-        for name, x in predicted._asdict().items()
-        if isinstance(x, np.ndarray)
-    }
-    logits = {view: x[rows] for view, x in predicted.logits.items()}
-    return predicted._replace(logits=logits, **columns)
+def _attack_auc(predicted: Predictions, ids: np.ndarray) -> dict[str, float | None]:
+    """Returns the AUC of the attack on only those rows of the unlearn set."""
+    is_ignored = (predicted.split == "unlearn") & ~np.isin(predicted.id, ids)
+    split = np.where(is_ignored, "", predicted.split)
+    return predictions.attack_auc(predicted._replace(split=split))

@@ -42,14 +42,9 @@ def build_result(
     predicted: Predictions,
     original: Predictions | None,
 ) -> Result:
-    """Returns what every result has: settings, cost, scores and the attack's AUC.
+    """Returns the fields of every result: method, cost, scores and the attack's AUC.
 
-    Args:
-        ctx: the context of the run.
-        problem: the problem that the method solved, with the method's name.
-        outcome: of the training loop.
-        predicted: predictions of the new model.
-        original: predictions of the original, from which a collapse is recognized.
+    A collapse of the model is recognized from the predictions of the `original`.
     """
     collapse = None
     if original is not None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ccu_jax import data, models
-from ccu_jax.config.schema import Config, check_batches, check_values
+from ccu_jax.config.schema import Config, check_batches, from_json, to_json
 from ccu_jax.data import Dataset, corruptions
 from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import EXECUTORS, Executor, fits
@@ -45,24 +45,16 @@ from ccu_jax.unlearn_sets.splits import Sets
 def open_run(
     config: Config, workdir: pathlib.Path, titles: list[str]
 ) -> Iterator[tuple[RunContext, dict[int, Sets]]]:
-    """Opens a run in its working folder until the block ends.
+    """Opens a run in its working folder; yields its context and the sets of each seed.
 
     All input is checked before the first training step, and before anything but data
-    and logs is written.
-
-    Args:
-        config: the configuration.
-        workdir: its working folder, new or from an earlier run.
-        titles: of the stages that follow the methods.
-
-    Yields:
-        The context, and the sets of each seed.
+    and logs is written. `titles` are those of the stages that follow the methods.
 
     Raises:
         UserError: the configuration, the data or the folder cannot be used.
     """
     methods = list(dict.fromkeys(("original", *config.methods)))
-    check_values(config)
+    from_json(to_json(config))  # checks every value
     check_rule(config.unlearn.rule)
     check_batches(config, methods, jax.device_count())
     # Every process skips the finished stages that it finds in the folder.

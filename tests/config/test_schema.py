@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 
@@ -10,13 +9,7 @@ import pytest
 
 from ccu_jax.config import Config
 from ccu_jax.config.loading import available_configs, load_config
-from ccu_jax.config.schema import (
-    check_values,
-    differing_keys,
-    from_json,
-    replace_value,
-    to_json,
-)
+from ccu_jax.config.schema import differing_keys, from_json, to_json
 from ccu_jax.config.validation import annotations
 from ccu_jax.data import DATASETS
 from ccu_jax.errors import UserError
@@ -26,7 +19,6 @@ from ccu_jax.methods import METHODS
 @pytest.mark.parametrize("name", available_configs())
 def test_every_config_is_valid_and_survives_json(name):
     config = load_config(name)
-    check_values(config)
     assert config.name == name and config.seeds
     assert config.methods and set(config.methods) <= set(METHODS)
     assert config.data.dataset in DATASETS
@@ -56,10 +48,8 @@ def test_every_number_has_a_range():
 
 
 def test_an_unknown_key_or_invalid_value_in_json_is_rejected():
-    tree = to_json(Config())
-    tree["train"]["epocs"] = 3
     for broken, words in (
-        (tree, "did you mean 'epochs'"),
+        ({"train": {"epocs": 3}}, "train.epocs: unknown key .*did you mean 'epochs'"),
         ({"train": {"epochs": 3.5}}, "train.epochs: 3.5"),
         ({"train": {"epochs": 0}}, "train.epochs=0: must be at least 1"),
         ({"train": 3}, "train: 3 is not a section"),
@@ -67,13 +57,6 @@ def test_an_unknown_key_or_invalid_value_in_json_is_rejected():
     ):
         with pytest.raises(UserError, match=words):
             from_json(broken)
-
-
-def test_a_whole_number_in_a_float_field_becomes_a_float():
-    config = replace_value(Config(), "train.learning_rate", 1)
-    assert type(config.train.learning_rate) is float
-    with pytest.raises(UserError, match="train.learning_rate"):
-        replace_value(Config(), "train.learning_rate", math.nan)
 
 
 def test_differing_keys_are_dotted_and_cover_both_sides():

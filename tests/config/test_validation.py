@@ -11,7 +11,6 @@ from ccu_jax.config.validation import (
     Range,
     field_type,
     parse,
-    suggest,
     validate,
 )
 from ccu_jax.errors import UserError
@@ -103,6 +102,7 @@ def test_invalid_text_is_rejected_with_the_key(key, text, words):
         (1, bool),
         (1, str),
         ("1", int),
+        (float("nan"), float),
         ("ab", tuple[str, ...]),
         (1, _Section),
         ([], Literal["red"]),
@@ -111,6 +111,10 @@ def test_invalid_text_is_rejected_with_the_key(key, text, words):
 def test_a_value_of_a_related_type_is_rejected(value, type_):
     with pytest.raises(UserError, match="key"):
         validate(value, type_, "key")
+
+
+def test_a_whole_number_in_a_float_field_becomes_a_float():
+    assert type(validate(1, float, "key")) is float
 
 
 @pytest.mark.parametrize(
@@ -142,11 +146,3 @@ def test_a_key_that_leads_to_no_field_is_rejected(key, words):
     with pytest.raises(UserError) as caught:
         field_type(_Tree, key)
     assert words in str(caught.value)
-
-
-def test_suggestions_name_the_closest_name_first():
-    names = ["scrub", "ssd", "ccu"]
-    assert suggest("scrubb", names) == (
-        "did you mean 'scrub'? choose from: ccu, scrub, ssd"
-    )
-    assert suggest("x", []) == "choose from: none"

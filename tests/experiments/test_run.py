@@ -1,8 +1,9 @@
 """Runs with data-dependent rules and several requests, resumed and purged."""
 
 import dataclasses
-import importlib
+import itertools
 import json
+import pkgutil
 import shutil
 
 import numpy as np
@@ -34,11 +35,6 @@ def make_config(tmp_path_factory):
     return make_config
 
 
-def run_in(workdir, config, **kwargs):
-    workdir.mkdir(exist_ok=True)
-    return run(config, workdir, **kwargs)
-
-
 def outputs(workdir, method):
     return load_predictions(workdir / "outputs" / f"{method}-0.npz")
 
@@ -65,8 +61,8 @@ def config(make_config):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     """The folder of a run that unlearns what was memorized, in two requests."""
-    workdir = tmp_path_factory.mktemp("memorized") / "run"
-    run_in(workdir, config)
+    workdir = tmp_path_factory.mktemp("memorized")
+    run(config, workdir)
     return workdir
 
 
@@ -80,16 +76,13 @@ def test_memorized_rows_are_drawn_once_for_all_methods(make_config, finished, tm
         assert len(set(predicted.id.tolist())) == len(predicted.id)
         assert (predicted.split == "unseen").sum() >= 20
     # The original does not depend on the unlearn set.
-    run_in(tmp_path / "random", make_config("random:0.2", ("original",)))
-    assert sorted(listed_ids(tmp_path / "random")) != sorted(ids)
-    logits_by_id = [
-        dict(zip(p.id.tolist(), p.logits["fused"], strict=True))
-        for p in (outputs(w, "original") for w in (finished, tmp_path / "random"))
-    ]
-    common = logits_by_id[0].keys() & logits_by_id[1].keys()
+    run(make_config("random:0.2", ("original",)), tmp_path)
+    assert sorted(listed_ids(tmp_path)) != sorted(ids)
+    originals = [outputs(workdir, "original") for workdir in (finished, tmp_path)]
+    common, *rows = np.intersect1d(*(x.id for x in originals), return_indices=True)
     assert len(common) > 200
-    for id_ in common:
-        np.testing.assert_array_equal(*(logits[id_] for logits in logits_by_id))
+    logits = [x.logits["fused"][i] for x, i in zip(originals, rows, strict=True)]
+    np.testing.assert_array_equal(*logits)
 
 
 class Killed(Exception):
@@ -109,23 +102,21 @@ def test_run_killed_around_drawing_ends_with_the_same_bits(
         ("ccu_jax.evaluate.predictions.compute_scores", 0),
         (predict, 3),  # in the second request of finetune
     ):
-        module, _, function = name.rpartition(".")
-        original, calls = getattr(importlib.import_module(module), function), []
+        function, calls = pkgutil.resolve_name(name), itertools.count()
 
-        def kill(*args, limit=num_calls, call=original, calls=calls, **kwargs):
-            calls.append(args)
-            if len(calls) > limit:
+        def kill(*args, limit=num_calls, function=function, calls=calls, **kwargs):
+            if next(calls) == limit:
                 raise Killed
-            return call(*args, **kwargs)
+            return function(*args, **kwargs)
 
         with monkeypatch.context() as patch:
             patch.setattr(name, kill)
             with pytest.raises(Killed):
-                run_in(tmp_path, config)
+                run(config, tmp_path)
         is_drawn = (tmp_path / "unlearn_sets" / "0.txt").exists()
         assert is_drawn == (name != estimate)
     assert list(tmp_path.glob("checkpoints/finetune-0/steps*/request-1/params/*"))
-    results = run_in(tmp_path, config)
+    results = run(config, tmp_path)
     assert read_outcome(tmp_path) == read_outcome(finished)
     assert {len(result["requests"]) for result in results} == {0, 2}
     assert not list(tmp_path.glob("checkpoints/*/steps*"))

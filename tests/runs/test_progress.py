@@ -1,4 +1,4 @@
-"""Progress of a run: the screen, a log file, and events.jsonl."""
+"""Progress of a run on a terminal, in a log file and in events.jsonl."""
 
 import io
 import json
@@ -11,12 +11,10 @@ from rich.console import Console
 from ccu_jax.runs import progress
 
 
-def plain_reporter(tmp_path, **terminal):
-    """Returns a reporter that writes to a buffer, a terminal's if asked for."""
-    reporter = progress.Reporter(tmp_path, is_active=True)
-    buffer = io.StringIO()
-    if terminal:
-        buffer.isatty = lambda: True
+def make_reporter(tmp_path, **terminal):
+    """Returns a reporter and the buffer it writes to, a terminal if it has settings."""
+    reporter, buffer = progress.Reporter(tmp_path, is_active=True), io.StringIO()
+    buffer.isatty = lambda: bool(terminal)
     environ = {"TERM": "xterm"} if terminal else {}
     reporter.console = Console(
         file=buffer, force_terminal=bool(terminal), _environ=environ, **terminal
@@ -25,17 +23,13 @@ def plain_reporter(tmp_path, **terminal):
 
 
 def events(tmp_path):
-    """Returns the events, each line parsed as strict JSON."""
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
+    """Returns the events; NaN and infinity, which are not JSON, fail the test."""
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=refuse) for line in lines]
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def test_events_are_strict_json_after_a_crash(tmp_path):
-    reporter, _ = plain_reporter(tmp_path)
+    reporter, _ = make_reporter(tmp_path)
     reporter.event("loss", value=np.float32("nan"), many=np.array([1.0, np.inf]))
     reporter.event("odd", path=tmp_path, flag=np.bool_(True), nested={3: {np.int8(1)}})
 
@@ -49,21 +43,22 @@ def test_events_are_strict_json_after_a_crash(tmp_path):
     # The process dies without `close`, and cuts off its last line.
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"kind": "to')
-    again, _ = plain_reporter(tmp_path)
-    again.event("resumed")
-    again.close()
+    resumed, _ = make_reporter(tmp_path)
+    resumed.event("resumed")
+    for _ in range(2):
+        resumed.close()
+    resumed.event("late")  # a closed reporter writes nothing
     recorded = events(tmp_path)
     assert [e["kind"] for e in recorded[-3:]] == ["stage_start", "stage_end", "resumed"]
     assert recorded[0]["value"] is None and recorded[0]["many"] == [1.0, None]
     assert recorded[1]["nested"] == {"3": [1]} and recorded[1]["flag"] is True
-    assert recorded[-2]["failure"] == "KeyError" and recorded[-2]["metrics"] == {
-        "loss": 0.5
-    }
+    assert recorded[-2]["failure"] == "KeyError"
+    assert recorded[-2]["metrics"] == {"loss": 0.5}
     assert all(e["time"].endswith("+00:00") for e in recorded)
 
 
-def test_plain_progress_prints_start_and_end_with_the_position_in_the_plan(tmp_path):
-    reporter, screen = plain_reporter(tmp_path)
+def test_log_file_prints_start_and_end_with_the_position_in_the_plan(tmp_path):
+    reporter, screen = make_reporter(tmp_path)
     reporter.plan(["prepare", "train", "ccu [bold]"])
     with reporter.stage("train", 100) as stage:  # "prepare" was finished before
         for step in range(1, 101):
@@ -78,8 +73,8 @@ def test_plain_progress_prints_start_and_end_with_the_position_in_the_plan(tmp_p
     assert lines[3].startswith("a [red]line[/red]\ufffd[2J xxx") and len(lines) == 5
 
 
-def test_plain_progress_prints_a_line_every_ten_seconds(tmp_path, monkeypatch):
-    reporter, screen = plain_reporter(tmp_path)
+def test_log_file_prints_a_line_every_ten_seconds(tmp_path, monkeypatch):
+    reporter, screen = make_reporter(tmp_path)
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     with reporter.stage("train", 100) as stage:
@@ -95,7 +90,7 @@ def test_plain_progress_prints_a_line_every_ten_seconds(tmp_path, monkeypatch):
 @pytest.mark.parametrize("width", [8, 30, 100])
 @pytest.mark.parametrize("no_color", [True, False])
 def test_live_display_fits_the_terminal(tmp_path, width, no_color):
-    reporter, _ = plain_reporter(tmp_path, width=width, no_color=no_color)
+    reporter, _ = make_reporter(tmp_path, width=width, no_color=no_color)
     title, display = "train [/bold] " + "long " * 20, io.StringIO()
     reporter.plan([title])
     with reporter.stage(title, 10) as stage:
@@ -117,11 +112,3 @@ def test_inactive_reporter_is_silent(tmp_path, capsys):
     reporter.event("x")
     reporter.close()
     assert capsys.readouterr() == ("", "") and not (tmp_path / "none").exists()
-
-
-def test_closed_reporter_can_be_closed_again(tmp_path):
-    reporter, _ = plain_reporter(tmp_path)
-    reporter.close()
-    reporter.close()
-    reporter.event("late")
-    assert not events(tmp_path)

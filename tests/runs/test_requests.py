@@ -20,55 +20,6 @@ from ccu_jax.unlearn_sets import splits
 from tests import toy
 
 NUM_ROWS = 112
-ATTACKS = ("image", "text", "fused", "pair")
-
-
-class RecordingStage(toy.NullStage):
-    """A stage that records what is reported."""
-
-    def __init__(self):
-        self.reported = []
-
-    def report_progress(self, what, done, total):
-        self.reported.append(what)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return toy.make_dataset(NUM_ROWS)
-
-
-@pytest.fixture(scope="module")
-def problem(data, tmp_path_factory):
-    """A problem with the features of its original."""
-    # Few checkpoints, as the test of kills runs once for each.
-    config = toy.make_config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
-    problem = toy.make_problem(executors.vmap(2), data, config, rule="random:0.3")
-    assert problem.params is not None
-    store = feature_store.open_or_build(
-        tmp_path_factory.mktemp("store") / "features",
-        problem.forward,
-        problem.params,
-        problem.table,
-        problem.seed,
-        "toy",
-        lambda *progress: None,
-    )
-    return problem._replace(store=store)
-
-
-@pytest.fixture(scope="module")
-def loop(problem):
-    return toy.make_loop(problem)
-
-
-def run(problem, data, workdir, count, method, loop=None, stage: Any = None):
-    ctx = toy.make_context(problem, data, workdir, loop, num_requests=count)
-    used: Any = stage or toy.NullStage()
-    return requests.run_requests(ctx, problem, method, workdir / "steps", used)
-
-
-# --- splitting ------------------------------------------------------------------------
 
 
 def split(data, sets, count, seed=0):
@@ -91,11 +42,9 @@ def test_requests_split_the_unlearn_set_in_the_order_of_forgetting(count, per_gr
     assert max(num_images) - min(num_images) <= 2 * per_group
     # The file of the unlearn set lists the ids in the same order.
     text = splits.format_unlearn_set(data, sets, 3, "random:0.2")
-    ids = [line for line in text.splitlines() if not line.startswith("# ")]
-    start = 0
+    ids = iter(line for line in text.splitlines() if not line.startswith("# "))
     for rows in parts:
-        assert set(ids[start : start + len(rows)]) == set(data.id[rows])
-        start += len(rows)
+        assert set(itertools.islice(ids, len(rows))) == set(data.id[rows])
 
 
 def test_every_request_has_an_image():
@@ -116,72 +65,95 @@ def test_every_request_has_an_image():
 def test_large_group_leaves_rows_for_every_request():
     data = toy.make_dataset(700)
     is_large = np.arange(700) < 300
-    data = data._replace(group=np.where(is_large, "large", data.group))
-    data = data._replace(split=np.where(is_large, "train", data.split))
-    num_with_large = 0
-    for seed in range(10):
-        sets = splits.draw_sets(data, "random:0.99", seed, 0.1)
-        if "large" in data.group[sets.unlearn]:
-            num_with_large += 1
-            assert all(len(rows) for rows in split(data, sets, 9, seed))
-    assert num_with_large
+    data = data._replace(
+        group=np.where(is_large, "large", data.group),
+        split=np.where(is_large, "train", data.split),
+    )
+    drawn = [splits.draw_sets(data, "random:0.99", seed, 0.1) for seed in range(10)]
+    assert any("large" in data.group[sets.unlearn] for sets in drawn)
+    for seed, sets in enumerate(drawn):
+        assert all(len(rows) for rows in split(data, sets, 9, seed))
 
 
-# --- running --------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def data():
+    return toy.make_dataset(NUM_ROWS)
 
 
-class RecordingMethods(dict):
-    """The table of methods, recording the problem of every call."""
+@pytest.fixture(scope="module")
+def problem(data, tmp_path_factory):
+    """A problem with the features of its original."""
+    # Few checkpoints, as the test of kills runs once for each.
+    config = toy.make_config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
+    problem = toy.make_problem(executors.vmap(2), data, config, rule="random:0.3")
+    store = feature_store.open_or_build(
+        tmp_path_factory.mktemp("store") / "features",
+        problem.forward,
+        problem.original,
+        problem.table,
+        problem.seed,
+        "toy",
+        lambda *progress: None,
+    )
+    return problem._replace(store=store)
 
-    def __init__(self):
-        super().__init__(METHODS)
-        self.problems = []
 
-    def __getitem__(self, name):
-        method = super().__getitem__(name)
+@pytest.fixture(scope="module")
+def run(problem, data):
+    """A function that runs a method on some requests."""
+    loop = toy.make_loop(problem)
 
-        def record(problem):
-            self.problems.append(problem)
-            return method(problem)
+    def run(workdir, count, method, problem=problem, report_progress=None):
+        ctx = toy.make_context(problem, data, workdir, loop, num_requests=count)
+        stage: Any = toy.NullStage()
+        stage.report_progress = report_progress or stage.report_progress
+        return requests.run_requests(ctx, problem, method, workdir / "steps", stage)
 
-        return record
+    return run
 
 
 @pytest.fixture
-def methods(monkeypatch):
-    methods = RecordingMethods()
+def solved(monkeypatch):
+    """The problems that methods are called with, each twice: to compile and to run."""
+    problems = []
+
+    def record(name, problem):
+        problems.append(problem)
+        return METHODS[name](problem)
+
+    methods = {n: lambda problem, name=n: record(name, problem) for n in METHODS}
     monkeypatch.setattr(requests, "METHODS", methods)
-    return methods
+    return problems
 
 
 @pytest.mark.parametrize("method", ["ccu", "finetune"])
 def test_each_request_starts_from_the_previous_model(
-    problem, data, loop, tmp_path, methods, method
+    problem, data, tmp_path, run, solved, method
 ):
-    stage = RecordingStage()
-    outcome, records = run(problem, data, tmp_path, 3, method, loop, stage)
-    assert stage.reported == ["request 1/3", "request 2/3", "request 3/3"]
+    activities = []
+    outcome, records = run(
+        tmp_path, 3, method, report_progress=lambda text, *_: activities.append(text)
+    )
+    assert activities == ["request 1/3", "request 2/3", "request 3/3"]
     parts = split(data, problem.sets, 3)
-    problems = methods.problems[::2]  # a program is started twice
+    problems = solved[::2]
     assert len(problems) == len(records) == 3
-    for number, one in enumerate(problems):
-        np.testing.assert_array_equal(one.sets.unlearn, parts[number])
+    expected_params = problem.params
+    for number, request in enumerate(problems):
         later = np.concatenate([problem.sets.retain, *parts[number + 1 :]])
-        np.testing.assert_array_equal(one.sets.retain, np.sort(later))
-        for name in ("unseen", "validation", "test"):
-            expected = getattr(problem.sets, name)
-            np.testing.assert_array_equal(getattr(one.sets, name), expected)
+        sets = problem.sets._replace(retain=np.sort(later), unlearn=parts[number])
+        for rows, expected in zip(request.sets, sets, strict=True):
+            np.testing.assert_array_equal(rows, expected)
         # Stored features are valid as long as the trunk is the original's.
-        assert (one.store is None) == (method == "finetune" and number > 0)
-    assert len({p.seed for p in problems}) == 3 and problems[0].seed == problem.seed
-    assert toy.trees_equal(problems[0].params, problem.params)
-    for number, one in enumerate(problems[1:], 1):
-        folder = tmp_path / "steps" / f"request-{number}" / "params"
+        assert (request.store is None) == (method == "finetune" and number > 0)
+        assert toy.trees_equal(request.params, expected_params)
+        folder = tmp_path / "steps" / f"request-{number + 1}" / "params"
         saved = checkpoint.restore(folder, problem.params, toy.fail_on_warning)
-        assert saved is not None and toy.trees_equal(one.params, saved.tree)
-    heads = [jax.tree.leaves(one.params["image_head"])[:1] for one in problems]
-    for before, after in itertools.pairwise(heads):
-        assert not toy.trees_equal(before, after)
+        assert saved is not None
+        expected_params = saved.tree
+        heads = (x["image_head"] for x in (request.params, expected_params))
+        assert not toy.trees_equal(*heads)
+    assert len({p.seed for p in problems}) == 3 and problems[0].seed == problem.seed
     _assert_records_describe_the_model(data, problem, parts, outcome, records, method)
 
 
@@ -202,32 +174,26 @@ def _assert_records_describe_the_model(data, problem, parts, outcome, records, m
     params = {**problem.params, **outcome.params}
     attacked = {"all": problem.sets.unlearn, "first": parts[0], "this": parts[2]}
     for name, rows in attacked.items():
+        sets = problem.sets._replace(unlearn=rows)
         predicted = predictions.predict_all_splits(
-            problem.forward,
-            params,
-            problem.table,
-            data,
-            problem.sets._replace(unlearn=rows),
+            problem.forward, params, problem.table, data, sets
         )
         scores = predictions.compute_scores(predicted)["test"]
         for view, recorded in records[-1]["scores"]["test"].items():
             assert recorded == pytest.approx(scores[view])
         attacks = predictions.attack_auc(predicted)
-        for view in ATTACKS:
+        for view in ("image", "text", "fused", "pair"):
             recorded = records[-1]["attack_auc"][name][view]
             assert recorded == pytest.approx(attacks[view])
 
 
-def test_updated_store_has_the_logits_of_the_current_model(
-    problem, data, loop, tmp_path
-):
+def test_updated_store_has_the_logits_of_the_current_model(problem, tmp_path, run):
     rows = np.arange(0, NUM_ROWS, 3)
-    outcome = loop.run("ccu", METHODS["ccu"], problem, tmp_path, toy.NullStage())
+    outcome, _ = run(tmp_path, 1, "ccu")
     params = {**problem.params, **outcome.params}
-    compute = feature_store.make_compute_fn(
+    computed = feature_store.make_compute_fn(
         problem.forward, params, problem.table, problem.seed
-    )
-    computed = compute(rows)
+    )(rows)
     updated = requests.UpdatedStore(
         problem.store, problem.forward, params, problem.table
     ).take(rows)
@@ -246,9 +212,9 @@ class Killed(Exception):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ccu", "finetune"])
 def test_run_killed_at_any_checkpoint_ends_with_the_same_bits(
-    problem, data, loop, tmp_path, monkeypatch, method
+    tmp_path, run, monkeypatch, method
 ):
-    expected, records = run(problem, data, tmp_path / "whole", 3, method, loop)
+    expected, records = run(tmp_path / "whole", 3, method)
     save, saves_left = checkpoint.save, 0
 
     def save_or_kill(folder, *args, **kwargs):
@@ -261,59 +227,53 @@ def test_run_killed_at_any_checkpoint_ends_with_the_same_bits(
             raise Killed
 
     monkeypatch.setattr("ccu_jax.train.checkpoint.save", save_or_kill)
-    num_kills = 0
     for num_saves in range(1, 30):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        saves_left = num_saves
+        saves_left, is_killed = num_saves, False
         try:
-            run(problem, data, tmp_path / "run", 3, method, loop)
-            is_killed = False
+            run(tmp_path / "run", 3, method)
         except Killed:
             is_killed = True
         saves_left = 99
-        outcome, again = run(problem, data, tmp_path / "run", 3, method, loop)
+        outcome, again = run(tmp_path / "run", 3, method)
         assert toy.trees_equal(outcome.params, expected.params)
         assert outcome.steps == expected.steps
         for key in ("attack_auc", "scores"):
             assert [r[key] for r in again] == [r[key] for r in records]
         if not is_killed:
             break
-        num_kills += 1
-    assert num_kills >= 3
+    assert num_saves > 3 and not is_killed
 
 
 def test_finished_request_is_repeated_only_for_another_original(
-    problem, data, loop, tmp_path, methods
+    problem, tmp_path, run, solved
 ):
     def num_run(problem):
-        methods.problems.clear()
-        run(problem, data, tmp_path, 2, "ccu", loop)
-        return len(methods.problems) // 2
+        solved.clear()
+        run(tmp_path, 2, "ccu", problem)
+        return len(solved) // 2
 
     assert num_run(problem) == 2 and num_run(problem) == 0
-    other = problem.executor.replicate(problem.model.init(jax.random.key(8)))
-    assert num_run(problem._replace(params=other, store=None)) == 2
+    original = problem.executor.replicate(problem.model.init(jax.random.key(8)))
+    assert num_run(problem._replace(params=original, store=None)) == 2
 
 
-def test_diverging_request_is_the_last(problem, data, tmp_path):
+def test_diverging_request_is_the_last(problem, tmp_path, run):
     config = toy.make_config(finetune={"learning_rate": 1e30})
-    problem = problem._replace(config=config)
-    outcome, records = run(problem, data, tmp_path, 3, "finetune")
+    outcome, records = run(tmp_path, 3, "finetune", problem._replace(config=config))
     assert len(records) < 3 and records[-1]["diverged"]
-    assert outcome.diverged and outcome.diverged.startswith(f"request {len(records)}: ")
+    assert outcome.diverged.startswith(f"request {len(records)}: ")
 
 
-def test_single_request_and_references_run_the_method_itself(
-    problem, data, loop, tmp_path
-):
+def test_single_request_and_references_run_the_method_itself(problem, data, tmp_path):
     stage: Any = toy.NullStage()
-    ctx = toy.make_context(problem, data, tmp_path, loop, num_requests=1)
+    ctx = toy.make_context(problem, data, tmp_path, num_requests=1)
     outcome, records = stages._run_method(ctx, problem, "ccu", tmp_path / "a", stage)
-    direct = loop.run("ccu", METHODS["ccu"], problem, tmp_path / "b", stage)
+    direct = ctx.loop.run("ccu", METHODS["ccu"], problem, tmp_path / "b", stage)
     assert toy.trees_equal(outcome.params, direct.params)
     assert records == []
-    ctx = toy.make_context(problem, data, tmp_path, loop, num_requests=2)
-    bare = problem._replace(params=None, store=None)
+    ctx = toy.make_context(problem, data, tmp_path, ctx.loop, num_requests=2)
+    untrained = problem._replace(params=None, store=None)
     folder = tmp_path / "retrain"
-    assert stages._run_method(ctx, bare, "retrain", folder, stage)[1] == []
+    assert stages._run_method(ctx, untrained, "retrain", folder, stage)[1] == []
     assert not list(folder.glob("request*"))

@@ -52,10 +52,6 @@ class Hyperparameters:
                 return 0.0
         raise AttributeError(f"no real-valued hyperparameter {name!r}")
 
-    def __repr__(self) -> str:
-        """Returns values and zeros; `train.loop` identifies executables by it."""
-        return f"Hyperparameters({self._values!r}, {self._zeros!r})"
-
     def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[str, ...]]:
         """Returns children and structure, for JAX."""
         return (self._values,), self._zeros

@@ -30,11 +30,6 @@ from ccu_jax.errors import UserError, is_transient, missing_folder_message
 from ccu_jax.storage.records import add_checksum, verify_checksum
 
 _OVERHEAD_BYTES = 1 << 20  # of a checkpoint besides its arrays
-_EXCEPTION_HOOKS = (
-    (sys, "excepthook"),
-    (sys, "unraisablehook"),
-    (threading, "excepthook"),
-)
 
 
 class Saved(NamedTuple):
@@ -54,8 +49,8 @@ def save(
 ) -> None:
     """Writes a checkpoint and returns when it is complete; all processes call this.
 
-    The arrays of the tree are replicated on all devices, the metadata are JSON values.
-    Checkpoints of the same and of later steps are replaced.
+    The arrays are replicated on all devices, the metadata are JSON values. Checkpoints
+    of the same and of later steps are replaced.
 
     Raises:
         OSError: the disk is full.
@@ -66,7 +61,10 @@ def save(
         name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": _sha256(x)}
         for name, x in arrays.items()
     }
-    _check_free_space(directory, sum(x.nbytes for x in arrays.values()))
+    directory.mkdir(parents=True, exist_ok=True)
+    num_bytes = sum(x.nbytes for x in arrays.values()) + _OVERHEAD_BYTES
+    if shutil.disk_usage(directory).free < num_bytes:  # Orbax does not report it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     ocp, manager = _open_manager(directory, max_to_keep)
     with _removal_detected(directory), _silent_threads(), manager:
         # Damaged ones, or left by a run that was killed before the stage ended.
@@ -171,13 +169,6 @@ def _read(ocp, manager, step):
     return arrays, meta["facts"]
 
 
-def _check_free_space(directory, num_bytes):
-    # Orbax would not say that the disk is full.
-    directory.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(directory).free < num_bytes + _OVERHEAD_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
-
-
 @contextlib.contextmanager
 def _removal_detected(directory) -> Iterator[None]:
     """Raises UserError if the directory was removed, even if it was recreated."""
@@ -209,7 +200,10 @@ class _ThreadErrorFilter:
 @contextlib.contextmanager
 def _silent_threads() -> Iterator[None]:
     """Silences exceptions in Orbax's threads; the caller gets the error itself."""
-    for module, name in _EXCEPTION_HOOKS:
+    for module, name in (
+        *((sys, "excepthook"), (sys, "unraisablehook")),
+        (threading, "excepthook"),
+    ):
         hook = getattr(module, name)
         if not isinstance(hook, _ThreadErrorFilter):
             setattr(module, name, _ThreadErrorFilter(hook))

@@ -36,7 +36,7 @@ class _Problem(Protocol):
 
 
 class _Stage(Protocol):
-    """What the loop tells a stage of the progress display."""
+    """The part of the progress display that the loop updates."""
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None: ...
 
@@ -91,7 +91,7 @@ class Loop:
             problem = problem._replace(method=name)
             program, seconds = _start(method, problem)
             if program.loss is None:
-                diverged = describe_nonfinite(program.params)
+                diverged = _describe_nonfinite(program.params)
                 return Outcome(program.params, seconds, 0, diverged)
             execution = _Execution(self, program, seconds, folder, stage)
             # The training section is compiled into the steps; hyperparameters are data.
@@ -111,11 +111,11 @@ class Loop:
     def compile_init(self, kind: Any, program: Program, args: tuple) -> Callable:
         """Returns the function that makes the first state from `args`."""
         init = jax.jit(make_init(program.optimizer, program.group))
-        return self._compiled.setdefault((kind, "init", _shapes(args)), init)
+        return self._compiled.setdefault((kind, "init", _structure(args)), init)
 
     def compile_steps(self, kind: Any, program: Program, args: tuple) -> Callable:
         """Returns the compiled steps of a program for arguments of these shapes."""
-        cache_key = (kind, _shapes(args))
+        cache_key = (kind, "steps", _structure(args))
         if cache_key not in self._compiled:
             steps = self.executor.compile(make_steps(program), donate=True)
             lowered = steps.lower(*args)
@@ -139,23 +139,28 @@ class _Execution:
     def prepare(self, kind: Any, key: jax.Array) -> None:
         """Restores the last checkpoint and compiles the steps."""
         loop, program, seconds = self._loop, self._program, self._seconds
-        began = time.perf_counter()
+        start_s = time.perf_counter()
         args = program.params, program.aux, key
         state = loop.executor.replicate(loop.compile_init(kind, program, args)(*args))
         jax.block_until_ready(state)
-        seconds["compile"] += time.perf_counter() - began
-        saved = checkpoint.restore(self._folder, state, loop.on_warning)
-        if saved is not None:
-            state = loop.executor.replicate(saved.tree)
-            seconds |= saved.metadata["seconds"]
-        self._state, self._first = state, 0 if saved is None else saved.step
+        seconds["compile"] += time.perf_counter() - start_s
+        self._state, self._first, stored_seconds = self._restore(state)
+        seconds |= stored_seconds
         self._static = loop.executor.replicate(static_inputs(program))
         self._size = loop.steps_per_call(program)
         inputs = step_inputs(program, loop.executor, 0, self._size)
-        began = time.perf_counter()
-        args = state, self._static, inputs
+        start_s = time.perf_counter()
+        args = self._state, self._static, inputs
         self._compiled = loop.compile_steps(kind, program, args)
-        seconds["compile"] += time.perf_counter() - began
+        seconds["compile"] += time.perf_counter() - start_s
+
+    def _restore(self, initial: State) -> tuple[State, int, dict[str, float]]:
+        """Returns the last checkpoint, its step and clocks; else the initial state."""
+        saved = checkpoint.restore(self._folder, initial, self._loop.on_warning)
+        if saved is None:
+            return initial, 0, {}
+        state = self._loop.executor.replicate(saved.tree)
+        return state, saved.step, saved.metadata["seconds"]
 
     def run_steps(self) -> None:
         """Makes all steps that are left, with checkpoints in between."""
@@ -186,9 +191,26 @@ class _Execution:
         if pending is not None:
             self._read_metrics(*pending)
 
-    def _read_metrics(self, metrics, start) -> bool:
-        """Reads the metrics of a call; returns whether training failed or stopped."""
-        self._failure, self._end = check_metrics(metrics, start, self._stage)
+    def _read_metrics(self, metrics: dict[str, jax.Array], start: int) -> bool:
+        """Reads the metrics of a call from step `start` on and reports the last loss.
+
+        Returns whether a step failed or the program stopped itself.
+        """
+        loss, gradient, ran = jax.device_get(
+            [metrics[name] for name in ("loss", "gradient", "ran")]
+        )
+        failed = ran & ~(np.isfinite(loss) & np.isfinite(gradient))
+        if failed.any():
+            first = int(failed.argmax())
+            is_loss = not np.isfinite(loss[first])
+            reason = f"loss {loss[first]}" if is_loss else f"gradient {gradient[first]}"
+            self._end = start + first
+            self._failure = f"step {self._end}: {reason}"
+            return True
+        if ran.any():
+            last = int(np.flatnonzero(ran)[-1])
+            self._stage.update(start + last + 1, loss=float(loss[last]))
+        self._end = None if ran.all() else start + int(ran.sum())
         return self._end is not None
 
     def _save(self, metrics, start, done) -> None:
@@ -196,7 +218,7 @@ class _Execution:
         jax.block_until_ready(self._state)
         self._seconds["steps"] += time.perf_counter() - self._resumed_s
         self._read_metrics(metrics, start)
-        if not self._failure and (reason := describe_nonfinite(self._state.params)):
+        if not self._failure and (reason := _describe_nonfinite(self._state.params)):
             self._failure, self._end = f"step {done - 1}: {reason}", done
         if not self._failure:
             seconds = {clock: self._seconds[clock] for clock in ("start", "steps")}
@@ -207,7 +229,8 @@ class _Execution:
         """Returns the result, after a failure that of the last checkpoint."""
         program, state, failure = self._program, self._state, self._failure
         if failure:
-            state, step = self._last_good_state()
+            initial = state._replace(params=program.params, aux=program.aux)
+            state, step, _ = self._restore(initial)
             failure = f"{failure}; parameters of step {step} restored"
         params = state.params
         if program.result is not None:
@@ -219,38 +242,28 @@ class _Execution:
         if failure and self._end is not None:
             steps = self._end
         self._stage.update(steps)
-        diverged = failure or describe_nonfinite(params)
+        diverged = failure or _describe_nonfinite(params)
         return Outcome(params, self._seconds, steps, diverged)
-
-    def _last_good_state(self) -> tuple[State, int]:
-        """Returns the last checkpoint, or the initial state, and its step."""
-        saved = checkpoint.restore(self._folder, self._state, self._loop.on_warning)
-        if saved is not None:
-            return self._loop.executor.replicate(saved.tree), saved.step
-        program = self._program
-        return self._state._replace(params=program.params, aux=program.aux), 0
 
 
 def _start(method, problem) -> tuple[Program, dict[str, float]]:
     """Runs the method's preparation twice: the first compiles, the second is timed."""
-    began = time.perf_counter()
-    jax.block_until_ready(_arrays(method(problem)))
-    first_s = time.perf_counter() - began
-    began = time.perf_counter()
-    program = method(problem)
-    jax.block_until_ready(_arrays(program))
-    start_s = time.perf_counter() - began
+    first_s = _prepare_program(method, problem)[1]
+    program, start_s = _prepare_program(method, problem)
     seconds = {"start": start_s, "steps": 0.0, "compile": max(first_s - start_s, 0)}
     return program, seconds
 
 
-def _arrays(program):
+def _prepare_program(method, problem) -> tuple[Program, float]:
+    start_s = time.perf_counter()
+    program = method(problem)
     tables = device_columns(program.table), program.sharded_tables
     inputs = program.frozen, program.aux, program.optimizer_inputs
-    return program.params, tables, inputs
+    jax.block_until_ready((program.params, tables, inputs))
+    return program, time.perf_counter() - start_s
 
 
-def describe_nonfinite(params: Params) -> str | None:
+def _describe_nonfinite(params: Params) -> str | None:
     """Returns which module has parameters that are not finite, or None."""
     for module, tree in sorted(params.items()):
         if not all(np.isfinite(x).all() for x in jax.device_get(jax.tree.leaves(tree))):
@@ -258,29 +271,7 @@ def describe_nonfinite(params: Params) -> str | None:
     return None
 
 
-def check_metrics(
-    metrics: dict[str, jax.Array], start: int, stage: _Stage
-) -> tuple[str | None, int | None]:
-    """Reads the metrics of a call from step `start` on and reports the last loss.
-
-    Returns:
-        How a step failed, or None; and the number of steps made, if a step failed or
-        the program stopped itself, else None.
-    """
-    metrics = jax.device_get(metrics)
-    ran = metrics["ran"]
-    is_finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient"])
-    failed = ran & ~is_finite
-    if failed.any():
-        first = int(failed.argmax())
-        name = "gradient" if np.isfinite(metrics["loss"][first]) else "loss"
-        step = start + first
-        return f"step {step}: {name} {metrics[name][first]}", step
-    if ran.any():
-        last = int(np.flatnonzero(ran)[-1])
-        stage.update(start + last + 1, loss=float(metrics["loss"][last]))
-    return None, None if ran.all() else start + int(ran.sum())
-
-
-def _shapes(tree):
-    return repr(jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree))
+def _structure(tree: Any) -> tuple:
+    """Returns structure, shapes and types of a tree, to identify an executable."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((x.shape, str(x.dtype)) for x in leaves)

@@ -48,14 +48,12 @@ def flatten(
     group: Callable[[str], str], params: dict[str, Any]
 ) -> tuple[dict[str, jax.Array], Callable[[dict[str, jax.Array]], dict[str, Any]]]:
     """Returns the parameters as one vector per group, and the inverse function."""
-    modules = {}
-    for module in params:
-        modules.setdefault(group(module), []).append(module)
+    groups = {}
+    for module, tree in params.items():
+        groups.setdefault(group(module), {})[module] = tree
     vectors, inverses = {}, {}
-    for name, members in modules.items():
-        vectors[name], inverses[name] = jax.flatten_util.ravel_pytree(
-            {module: params[module] for module in members}
-        )
+    for name, modules in groups.items():
+        vectors[name], inverses[name] = jax.flatten_util.ravel_pytree(modules)
 
     def unflatten(vectors):
         trees = [inverse(vectors[name]) for name, inverse in inverses.items()]
@@ -70,12 +68,8 @@ def static_inputs(program: Program) -> tuple:
     # executable.
     counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
     optimizer_inputs = jax.tree.map(jnp.asarray, program.optimizer_inputs)
-    return (
-        program.frozen,
-        device_tables.device_columns(program.table),
-        counts,
-        optimizer_inputs,
-    )
+    columns = device_tables.device_columns(program.table)
+    return program.frozen, columns, counts, optimizer_inputs
 
 
 def step_inputs(
@@ -96,20 +90,14 @@ def step_inputs(
 def make_steps(program: Program) -> Callable:
     """Returns a per-device function that runs several updates.
 
-    Pass it to `Executor.compile`:
-
-    `fn(state, static_inputs, step_inputs) -> (state, metrics)`. Metrics have one entry
-    per step. Steps after the end of the program are not made (`ran` is False), so that
-    the last call has the size of all others.
+    Pass it to `Executor.compile`: `fn(state, static_inputs, step_inputs) -> (state,
+    metrics)`. Metrics have one entry per step. Steps after the end of the program are
+    not made (`ran` is False), so that the last call has the size of all others.
     """
-
-    loss = program.loss
-    if loss is None:
-        raise ValueError("a program without a loss has no steps")
 
     def fn(state, static, inputs):
         vectors, unflatten = flatten(program.group, state.params)
-        loop = _StepLoop(program, loss, unflatten, *static, **inputs)
+        loop = _StepLoop(program, unflatten, *static, **inputs)
         state, metrics = loop.run(state._replace(params=vectors))
         return state._replace(params=unflatten(state.params)), metrics
 
@@ -120,7 +108,6 @@ class _StepLoop(NamedTuple):
     """One call of `make_steps` while it is traced."""
 
     program: Program
-    loss: Callable
     unflatten: Callable
     frozen: Any
     columns: dict[str, jax.Array]
@@ -170,13 +157,14 @@ class _StepLoop(NamedTuple):
 
     def _update(self, state, index):
         program = self.program
+        loss_fn: Any = program.loss
         batch = {
             part: self._rows(part, i) | {"key": _row_keys(state, part, len(i["rows"]))}
             for part, i in index.items()
         }
 
         def objective(params, aux, batch, step):
-            loss, metrics = self.loss(params, self.frozen, aux, batch, step)
+            loss, metrics = loss_fn(params, self.frozen, aux, batch, step)
             # The mean inside the gradient and the mean of the gradients after it: right
             # under pmap, shard_map and vmap alike.
             return jax.lax.pmean(loss, AXIS), metrics
@@ -202,17 +190,13 @@ class _StepLoop(NamedTuple):
         refresh = self.program.refresh
         if refresh is None:
             return state
-        aux = jax.lax.cond(
-            state.step % self.counts[1] == 0,
-            lambda: refresh(
-                self.unflatten(state.params),
-                self.frozen,
-                state.aux,
-                self.sharded_tables,
-            ),
-            lambda: state.aux,
-        )
-        return state._replace(aux=aux)
+
+        def refreshed():
+            params = self.unflatten(state.params)
+            return refresh(params, self.frozen, state.aux, self.sharded_tables)
+
+        is_due = state.step % self.counts[1] == 0
+        return state._replace(aux=jax.lax.cond(is_due, refreshed, lambda: state.aux))
 
 
 def _row_keys(state, part, num_rows):

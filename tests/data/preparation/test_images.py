@@ -69,7 +69,6 @@ def test_exif_orientation_is_ignored():
 @pytest.mark.parametrize(
     "data, notes",
     [
-        (flat(), []),
         (flat(format_="JPEG"), []),
         (flat(9, mode="L"), ["greyscale image"]),
         (flat(0, mode="1"), ["greyscale image"]),

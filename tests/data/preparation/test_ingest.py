@@ -65,8 +65,7 @@ def run(folder, source=SOURCE, progress=ignore_progress):
 
 def test_usable_rows_are_stored_in_order_and_others_are_counted(tmp_path):
     sizes, counts = run(tmp_path / "a")
-    assert sum(sizes) == len(USABLE)
-    assert max(sizes) <= 5
+    assert sum(sizes) == len(USABLE) and max(sizes) <= 5
     assert counts == {
         "read": ROWS,
         "skipped: text file missing": 4,
@@ -78,8 +77,7 @@ def test_usable_rows_are_stored_in_order_and_others_are_counted(tmp_path):
     stored = np.load(tmp_path / "a" / "image.npy")
     for row, number, pixels in zip(rows, USABLE, stored, strict=True):
         example = read(number)
-        assert row["text"] == example.text
-        assert row["split"] == example.split
+        assert (row["text"], row["split"]) == (example.text, example.split)
         assert [SOURCE.classes[k] for k in row["labels"]] == list(example.labels)
         assert row["image"] == (example.image is not None)
         expected = images.decode(example.image, SIZE).pixels if example.image else 0
@@ -122,8 +120,7 @@ def test_shards_are_limited_in_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "SHARD_ROWS", 1000)
     monkeypatch.setattr(ingest, "SHARD_BYTES", 3 * len(encode_image(0)))
     sizes, _ = run(tmp_path / "a")
-    assert len(sizes) >= 8
-    assert max(sizes) <= 6
+    assert len(sizes) >= 8 and max(sizes) <= 6
 
 
 def test_strict_pass_stops_at_the_first_unusable_row(tmp_path):
@@ -149,15 +146,8 @@ def test_columns_hold_the_ingested_rows(tmp_path):
     assert columns["text"].max() < meta["vocabulary"]
 
 
-@pytest.mark.parametrize(
-    "rule, groups",
-    [
-        ("own", [f"g{n // 2}" for n in range(24)]),
-        ("image", [f"g{n // 2 % 6}" for n in range(24)]),
-        ("text", [f"g{n // 2 % 3}" for n in range(24)]),
-    ],
-)
-def test_groups_are_merged_by_text_or_image(rule, groups, tmp_path):
+@pytest.mark.parametrize("rule, num_groups", [("own", 12), ("image", 6), ("text", 3)])
+def test_groups_are_merged_by_text_or_image(rule, num_groups, tmp_path):
     def read_repeating(number):
         text = f"Text  {number % 6}".upper() if number % 2 else f"text {number % 6}"
         image = encode_image(number % 12)
@@ -169,5 +159,6 @@ def test_groups_are_merged_by_text_or_image(rule, groups, tmp_path):
     counts = Counts("here", strict=False)
     config = dataclasses.replace(CONFIG, group=rule)
     arrays.write_columns(tmp_path / "a", source, config, counts, ignore_progress)
+    groups = [f"g{n // 2 % num_groups}" for n in range(24)]
     assert arrays.load_columns(tmp_path / "a")["group"].tolist() == groups
     assert counts.numbers["noted: near-duplicate image"] == 12

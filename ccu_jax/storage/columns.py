@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 class ColumnWriter:
     """Appends rows to a file whose final number of rows is not known in advance.
 
-    A path that ends in `.npy` gets NumPy's header, any other holds the bytes alone.
+    A path that ends in `.npy` gets NumPy's header, any other file has none.
     `sha256` hashes the rows that this writer appends.
     """
 

@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import NamedTuple
 from unittest import mock
@@ -53,7 +53,10 @@ class Campaign(NamedTuple):
 
 
 def run_campaign(
-    target: str, numbers: range, seed: int, log: Callable[[str], None] = lambda _: None
+    target: str,
+    numbers: Iterable[int],
+    seed: int,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Campaign:
     """Runs cases of a target by their numbers.
 
@@ -110,8 +113,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="number of a case to repeat")
     args = parser.parse_args()
-    first = args.only or 0
-    numbers = range(first, args.cases if args.only is None else first + 1)
+    numbers = range(args.cases) if args.only is None else [args.only]
     log, num_failures = functools.partial(print, flush=True), 0
     for target in args.targets:
         campaign = run_campaign(target, numbers, args.seed, log)

@@ -40,7 +40,7 @@ def write_columns(
     counts: Counts,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Writes all columns but the images, which `ingest_rows` has written.
+    """Writes all columns except the images, which `ingest_rows` writes.
 
     Returns:
         The metadata to store: vocabulary size, classes, counts and checksums.
@@ -83,7 +83,7 @@ def _write_row_columns(folder: pathlib.Path) -> None:
 
 
 def _check_trainable(split: np.ndarray, source: Source, counts: Counts) -> None:
-    """Checks the number of rows and classes; `split` holds the split of each row."""
+    """Checks the numbers of rows and classes; `split` is the split of each row."""
     num_classes = len(source.classes)
     if not len(split):
         raise counts.no_rows_error()
@@ -155,7 +155,7 @@ def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.nd
 
 
 def _write_table(folder: pathlib.Path, classes: Sequence[str]) -> None:
-    """Writes `rows.tsv`, in which users look up the ids to forget."""
+    """Writes `rows.tsv`, where users find the ids of the images to unlearn."""
     labels = np.load(folder / "labels.npy", mmap_mode="r")
     columns = (np.load(folder / f"{name}.npy") for name in ("id", "split", "group"))
     has = (np.load(folder / f"has_{name}.npy") for name in ("image", "text"))

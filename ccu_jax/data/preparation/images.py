@@ -11,11 +11,11 @@ from PIL import Image, ImageChops
 
 from ccu_jax.data.readers.base import SkipExample
 
-# Pillow warns of large images, whose limit is checked here, and of damaged ones, which
-# are counted. Not `warnings.catch_warnings`: it is not thread-safe.
+# Pillow warns of large and of damaged images; this module checks the size and counts
+# the damaged ones. `warnings.catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Pillow's other formats are not tried: some of them run external programs.
+# Pillow's remaining formats are disabled: some of them run external programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_IMAGE_PIXELS = 120_000_000  # larger images are treated as decompression bombs
 _MAX_SIDE = 1_000_000  # pixels: Pillow needs more time for a row than for a pixel
@@ -117,7 +117,7 @@ def _find_notes(image: Image.Image) -> tuple[str, ...]:
         "image above 40 megapixels": image.width * image.height > _LARGE_PIXELS,
         "EXIF turn ignored": is_rotated,
     }
-    return tuple(f"noted: {name}" for name, holds in properties.items() if holds)
+    return tuple(f"noted: {name}" for name, applies in properties.items() if applies)
 
 
 def _find_content_box(image: Image.Image) -> tuple[int, int, int, int]:
@@ -136,7 +136,8 @@ def _reduce_image(
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Converts to RGB at an integer fraction of the size, but not below `min_size`.
 
-    It works tile by tile: converting the whole image would multiply its memory.
+    It converts one tile at a time: converting all pixels at once takes several times
+    the memory of the image.
 
     Returns:
         The reduced image, and the box that the image fills in it: the last row and

@@ -1,7 +1,7 @@
 """Reads, decodes and stores the rows of a data set, one shard at a time.
 
 After each shard a line is appended to a journal. A killed pass resumes after the last
-shard whose line is complete, so no finished work is repeated. Memory holds one shard.
+shard whose line is complete, so no shard is read twice. One shard is in memory.
 """
 
 import collections

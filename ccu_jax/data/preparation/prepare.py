@@ -18,7 +18,7 @@ from ccu_jax.storage.records import add_checksum, read_record
 
 FORMAT_VERSION = 3  # raised whenever the stored form changes
 PURGED = "purged.json"  # exists where images were removed from the stored form
-# Settings that do not change what a TFDS record holds.
+# Settings that do not change the TFDS records.
 _ARRAY_SETTINGS = [
     "image_size",
     "crop_margins",
@@ -28,9 +28,9 @@ _ARRAY_SETTINGS = [
     "records",
 ]
 _META = "meta.json"
-_PLAN = "plan.json"  # what a folder in preparation is made from
+_PLAN = "plan.json"  # the metadata of the preparation that a folder belongs to
 
-# Writes the sample edition that stands in for missing files.
+# Writes the sample edition for a user who has no files.
 WriteSample = Callable[[Data, pathlib.Path, Progress], None]
 
 
@@ -156,7 +156,7 @@ class Preparation:
         return self.reader.signature(self.config, location)
 
     def _find_leftovers(self) -> list[pathlib.Path]:
-        """Returns what is not needed once the data are in place."""
+        """Returns the files and folders that finished data do not need."""
         paths = self.paths
         files = (paths.data / name for name in (*ingest.WORK_FILES, _PLAN))
         candidates = (paths.new, paths.old, paths.unpacked, *files)
@@ -218,7 +218,7 @@ class Preparation:
         return meta, source
 
     def _unpack(self, path: pathlib.Path) -> pathlib.Path:
-        """Returns the content of an archive, which is unpacked once."""
+        """Unpacks an archive, unless it was before, and returns the folder."""
         if not archives.is_archive(path):
             raise UserError(
                 f"data.dir: {path} is neither a folder nor a zip or tar archive"

@@ -106,7 +106,7 @@ def purge_images(
             patterns[make_pattern(id_, "square", piece)] = None
     for example, image in _iterate_originals(preparation, ids):
         original_hashes.add(_hash(image))
-        # The first half may hold tables and color profiles that many images share.
+        # Many images share the tables and color profiles in the first half.
         for piece in select_pieces(image, len(image) // 2):
             patterns[make_pattern(example.id, "original", piece)] = None
     no_pattern = stored_ids - {pattern.id for pattern in patterns}
@@ -134,7 +134,7 @@ def purge_images(
 def _remove_stored_images(
     workdir: pathlib.Path, rows: np.ndarray, original_hashes: set[str]
 ) -> None:
-    """Blanks images of rows and removes the files that hold encoded ones."""
+    """Blanks the decoded images of rows and removes files with their encoded images."""
     paths = data_paths(workdir)
     stored = np.load(paths.data / "image.npy", mmap_mode="r+")
     stored[rows] = 0
@@ -200,7 +200,7 @@ def _drop_shared_patterns(
 
 
 def _find_keys(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Returns the positions in a chunk at which a key begins."""
+    """Returns the offsets in a chunk at which a key begins."""
     if len(chunk) < PATTERN_BYTES or not len(keys):
         return np.empty(0, np.int64)
     data = np.frombuffer(chunk, np.uint8)

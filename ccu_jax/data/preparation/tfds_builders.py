@@ -127,7 +127,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest | None:
 
 
 def remove_other_records(parent: pathlib.Path, keep: pathlib.Path) -> None:
-    """Removes the folders of records of other sources; other folders stay."""
+    """Removes the record folders below `parent` except `keep`."""
     for folder in parent.glob("*"):
         is_store = (folder / _MANIFEST).exists() or any(folder.glob("part-*"))
         if folder != keep and folder.is_dir() and is_store:
@@ -222,7 +222,7 @@ def _iterate_records(
     for row, example in enumerate(examples):
         if example.split != split:
             continue
-        # A record needs an image; one black pixel stands for a missing one.
+        # A record needs an image: a row without one gets a black pixel.
         image = _black_pixel() if example.image is None else example.image
         record = {
             "row": row,

@@ -1,7 +1,7 @@
 """The sample editions: small invented stand-ins for data sets a user does not have.
 
-Their content is invented or clip art. They show that a method runs and what it does; a
-score on one says nothing about the real data set.
+Their content is invented or clip art. They show that a method runs; a score on one does
+not predict the score on the real data set.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ class Writer(NamedTuple):
     """
 
     version: int  # raised whenever the written files change
-    unit: str  # what the rows are, as in "30 movies"
+    unit: str  # the plural noun for rows, as in "30 movies"
     min_rows: int
     write: Callable[[pathlib.Path, int, int, Progress], None]
 

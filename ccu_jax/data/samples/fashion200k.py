@@ -112,10 +112,10 @@ def _write_product(
     sub_category = _draw_sub_category(rng, category)
     depicted = category, sub_category
     if rng.random() < _NOISE:
-        other = choose(rng, [name for name in SUB_CATEGORIES if name != category])
-        depicted = other, _draw_sub_category(rng, other)
+        wrong = choose(rng, [name for name in SUB_CATEGORIES if name != category])
+        depicted = wrong, _draw_sub_category(rng, wrong)
     color, colors = _draw_colors(rng)
-    start = 1 if color == "multicolor" else 0  # which is never plain
+    start = 1 if color == "multicolor" else 0  # multicolor is never plain
     pattern = _PATTERNS[start + _draw_index(rng, _PATTERN_PERCENT[start:])]
     title = _invent_title(rng, category, sub_category, color, pattern)
     garment = _draw_garment(rng, *depicted, colors, pattern)
@@ -246,8 +246,8 @@ def _compute_distance(
 ) -> np.ndarray:
     """Returns the approximate distance from the outline, negative inside.
 
-    `u` and `v` are distances from its middle and top, `spread`, in [0, 1], says how far
-    sleeves or legs are spread.
+    `u` and `v` are distances from its middle and top; `spread`, in [0, 1], is the angle
+    of sleeves or legs.
     """
     length, side = garment.length, np.abs(u)
     outside = np.maximum(-v, v - length)

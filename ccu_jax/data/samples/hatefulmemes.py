@@ -1,8 +1,8 @@
 """The sample edition of Hateful Memes: harmless memes of clip art and a sentence.
 
 A sentence is about one of four kinds of things, and an image shows a thing of one kind.
-The label is 1 if they do not match: as in the official files, neither the image nor the
-sentence tells it alone. All sentences are invented.
+The label is 1 if they do not match: as in the official files, it cannot be predicted
+from the image or the sentence alone. All sentences are invented.
 """
 
 import io
@@ -86,8 +86,8 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
         joined = dev_both + entries[name]
         entries[name] = [joined[place] for place in rng.permutation(len(joined))]
     for name, rows_of_list in entries.items():
-        # As it is distributed: the train list of the contest's first phase, and the
-        # other lists of its second phase.
+        # The official release has the train list of the contest's first phase, and the
+        # dev and test lists of its second phase.
         format_row = format_phase_1 if name == "train" else json.dumps
         text = "".join(format_row(row) + "\n" for row in rows_of_list)
         (data / f"{name}.jsonl").write_text(text, "ascii", newline="\n")

@@ -1,8 +1,8 @@
 """A sample in the pairs format: drawn images that resemble chest X-rays, and reports.
 
-Everything is drawn and invented here; there is no patient, hospital or real image
-behind it, and nothing can be learned from it about medicine. It shows how such data may
-be stored: several findings per study, several studies per patient, a split by patient.
+All images and reports are synthetic: they come from no patient or hospital and contain
+no medical knowledge. The edition shows how such data may be stored: several findings
+per study, several studies per patient, a split by patient.
 """
 
 import functools
@@ -59,8 +59,8 @@ _LABEL_NOISE = 0.02  # wrong labels, per finding
 _NUM_STUDIES_SHARES = (0.45, 0.35, 0.20)  # patients with one, two, three studies
 
 _CONTENT = CONTENT["medical"]
-_REPORTED, _REPORTED_HEDGED = 0.62, 0.18  # present findings; others are omitted
-_SUSPECTED, _DENIED = 0.02, 0.22  # absent findings; others are not mentioned
+_REPORTED, _REPORTED_HEDGED = 0.62, 0.18  # present findings; the rest is omitted
+_SUSPECTED, _DENIED = 0.02, 0.22  # absent findings; the rest is not mentioned
 
 
 class _Body(NamedTuple):

@@ -32,7 +32,7 @@ _NUM_MOVIES = 25959
 _STOP_WORDS = {"and", "the", "with", "from", "for"}
 _EXCLUDED_WORDS = {"sex", "sexy", "nude", "gallows"}  # unsuitable for posters
 _GENRE_COUNT_SHARES = (0.25, 0.45, 0.30)  # movies with one, two, three genres
-_NOISE = 0.05  # movies whose content is of other genres than their labels
+_NOISE = 0.05  # movies whose content is not of the genres in their labels
 _MENTIONED = 0.85  # genres of the movie that show in its plots
 _OWN_IMAGES = 0.9  # images on the poster that are of a genre of the movie
 _TINTED = 0.8  # background colors that lean to the hue of a genre
@@ -118,7 +118,7 @@ def _draw_images(
     for genre in rng.permutation(np.resize(rng.permutation(content), count)).tolist():
         is_own = rng.random() < _OWN_IMAGES
         pools.append(genres[genre if is_own else int(rng.integers(len(genres)))].images)
-    # Some images are used more often than others.
+    # The first images of a genre are used more often.
     return [pool[int(len(pool) * rng.random() ** 1.5)] for pool in pools]
 
 
@@ -140,7 +140,7 @@ def _invent_movie(
     labels: list[int],
     words: list[str],
 ) -> dict[str, Any]:
-    """Invents the content of the .json file, in which most keys may be missing."""
+    """Invents the content of the .json file; most keys may be missing."""
     title = f"The {rng.choice(_CONTENT['adjectives'])} {rng.choice(_CONTENT['nouns'])}"
     title += " II" if rng.random() < 0.1 else ""
     year = int(rng.integers(1930, 2013))

@@ -1,8 +1,7 @@
 """A sample in the pairs format: drawn tiles of land seen from above, and metadata.
 
-Everything is drawn and invented here; there is no satellite or real place behind it. It
-shows how such data may be stored: one class per tile, several tiles per scene, a split
-by scene.
+All tiles and metadata are synthetic: they show no real place. The edition shows how
+such data may be stored: one class per tile, several tiles per scene, a split by scene.
 """
 
 import functools
@@ -146,10 +145,10 @@ def _draw_farmland(rng: np.random.Generator, size: int) -> np.ndarray:
     x, y = _draw_axes(rng, size)
     columns = np.digitize(x, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
     rows = np.digitize(y, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
-    which = rng.integers(0, len(_FIELDS), 36)[columns * 6 + rows]
-    furrows = np.sin(40 * np.where(which % 2, x, y)) * 0.04
+    index = rng.integers(0, len(_FIELDS), 36)[columns * 6 + rows]
+    furrows = np.sin(40 * np.where(index % 2, x, y)) * 0.04
     texture = furrows + 0.03 * draw_field(rng, size, 10)
-    return _FIELDS[which] + texture[..., None]
+    return _FIELDS[index] + texture[..., None]
 
 
 def _draw_buildings(
@@ -162,8 +161,8 @@ def _draw_buildings(
     num_blocks = rng.uniform(*num_blocks_range)
     x, y = _draw_axes(rng, size)
     x, y = (x + 3) * num_blocks / 2, (y + 3) * num_blocks / 2
-    which = rng.integers(0, len(roofs), (40, 40))[x.astype(int), y.astype(int)]
-    image = roofs[which]
+    index = rng.integers(0, len(roofs), (40, 40))[x.astype(int), y.astype(int)]
+    image = roofs[index]
     image[(x % 1 < street_width) | (y % 1 < street_width)] = (0.40, 0.40, 0.38)
     return image + 0.05 * draw_field(rng, size, size // 3)[..., None]
 

@@ -1,8 +1,8 @@
 """Features of the original for all rows, stored on disk.
 
 With them, unlearning starts without a pass over the images. A store belongs to one
-checkpoint and one version of the data and is ignored for any other. Columns are raw
-arrays that are mapped into memory, so that only the rows in use are read.
+checkpoint and one version of the data and is ignored for others. Columns are raw arrays
+that are mapped into memory, so that only the rows in use are read.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,14 +21,14 @@ from ccu_jax.distributed.device_tables import HostColumn, Table
 from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward, pool_tokens
-from ccu_jax.models import VIEWS, Model, Params
+from ccu_jax.models import VIEWS, Params
 from ccu_jax.storage.columns import ColumnWriter
 from ccu_jax.train import checkpoint
 
 _DESCRIPTION = "about.json"
 _VALID = "there.bin"
 _FORMAT = 2  # changes with the set of columns and the description
-CHUNK_ROWS = 4096  # rows that are computed, and held in memory, at a time
+CHUNK_ROWS = 4096  # rows that are computed at a time, to bound memory
 
 ComputeFn = Callable[[np.ndarray], dict[str, np.ndarray]]
 ProgressFn = Callable[[int, int], Any]
@@ -37,48 +37,34 @@ ProgressFn = Callable[[int, int], Any]
 class FeatureStore(NamedTuple):
     """The stored columns of N rows, mapped into memory.
 
-    Attributes:
-        columns: `features` of the trunk, `h_text`, `z_text`, the logits
-            `original_VIEW`, and `fresh`, the pooled features of an untrained trunk.
-        valid: bool `[N]`, False for rows that were removed.
+    Columns are `features` of the trunk, `h_text`, `z_text`, the logits `original_VIEW`,
+    and `fresh`, the pooled features of an untrained trunk.
     """
 
     columns: Mapping[str, np.ndarray]
-    valid: np.ndarray
+    valid: np.ndarray  # bool `[N]`, False for rows that were removed
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns some rows of all columns.
-
-        Raises:
-            ValueError: a row was removed.
-        """
-        self._check(rows)
+        """Returns some rows of all columns; ValueError if one of them was removed."""
+        self._check_valid(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
     def as_table(self, table: Table) -> dict[str, Any]:
-        """Returns a table for `Forward.outputs` that needs no images and no texts.
+        """Returns a table for `Forward.outputs` without images and texts.
 
-        Args:
-            table: all rows; its `labels`, `has_image` and `has_text` are used.
-
-        Raises:
-            ValueError: a row was removed.
+        `table` has the labels and masks of all rows. ValueError if a row was removed.
         """
-        self._check(slice(None))
-        encoded = {
-            name: HostColumn(self.columns[name], self.valid)
+        self._check_valid(slice(None))
+        features, h_text = (
+            HostColumn(self.columns[name], self.valid)
             for name in ("features", "h_text")
-        }
-        return {n: table[n] for n in ("labels", "has_image", "has_text")} | encoded
+        )
+        unchanged = {name: table[name] for name in ("labels", "has_image", "has_text")}
+        return {**unchanged, "features": features, "h_text": h_text}
 
-    def _check(self, rows):
+    def _check_valid(self, rows):
         if not self.valid[rows].all():
             raise ValueError("the features of some of these rows were removed")
-
-
-def init_untrained(model: Model, seed: int) -> Params:
-    """Returns random parameters that are independent of the original's."""
-    return model.init(jax.random.fold_in(jax.random.key(seed), 0x0FF))
 
 
 def make_compute_fn(
@@ -86,15 +72,12 @@ def make_compute_fn(
 ) -> ComputeFn:
     """Returns a function from row numbers to the columns of a `FeatureStore`.
 
-    It makes one pass of the original, and one of an untrained trunk, over the rows.
-
-    Args:
-        forward: passes of the model.
-        params: of the original.
-        table: all rows.
-        seed: of the untrained trunk.
+    It makes one pass of the original, whose parameters are `params`, and one of an
+    untrained trunk over these rows of the table.
     """
-    untrained = forward.executor.replicate(init_untrained(forward.model, seed))
+    # Independent of the original, whose parameters start from the same seed.
+    key = jax.random.fold_in(jax.random.key(seed), 0x0FF)
+    untrained = forward.executor.replicate(forward.model.init(key))
 
     def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
         columns = forward.encode(params, table, rows)
@@ -120,11 +103,8 @@ def open_or_build(
 ) -> FeatureStore:
     """Opens the store of an original; builds it if it is missing, stale or damaged.
 
-    Args:
-        folder: of the store.
-        forward, params, table, seed: as for `make_compute_fn`.
-        fingerprint: of the data.
-        progress: called with the number of finished rows and of all rows.
+    `fingerprint` is that of the data; `progress` is called with the number of finished
+    rows and of all rows. The other arguments are those of `make_compute_fn`.
 
     Raises:
         UserError: the store cannot be read back after it was written.
@@ -160,7 +140,7 @@ def write(
 ) -> None:
     """Builds a store in place of an earlier one, atomically.
 
-    All processes call this; the primary process writes. `identity` is that of
+    All processes compute; the primary process writes. `identity` is the result of
     `store_identity`; `progress` is called with the number of finished rows and of all.
     """
     new = folder.with_name(folder.name + ".new")
@@ -169,8 +149,7 @@ def write(
         new.mkdir(parents=True)
     files: dict[str, ColumnWriter] = {}
     with contextlib.ExitStack() as stack:
-        for start in range(0, num_rows, CHUNK_ROWS):
-            rows = np.arange(start, min(start + CHUNK_ROWS, num_rows))
+        for rows in iterate_chunks(np.arange(num_rows)):
             columns = compute(rows)
             for name, x in columns.items() if is_primary() else ():
                 if name not in files:
@@ -182,7 +161,7 @@ def write(
             column.sync()
     if is_primary():
         np.ones(num_rows, bool).tofile(new / _VALID)
-        described = {
+        descriptions = {
             name: {
                 "shape": (column.num_rows, *column.row_shape),
                 "dtype": column.dtype.name,
@@ -190,40 +169,34 @@ def write(
             }
             for name, column in files.items()
         }
-        _write_description(new, {**identity, "columns": described})
+        _write_description(new, {**identity, "columns": descriptions})
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     barrier("features")
 
 
 def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
-    """Opens a store, or returns None if it is missing, damaged or another's.
+    """Opens a store; returns None if it is missing, damaged or of another identity.
 
     Verifies the checksums of all columns, which is cheap beside a pass over images.
     """
     description = _read_description(folder)
-    if description is None:
-        return None
-    if any(description.get(key) != value for key, value in identity.items()):
+    if description is None or not identity.items() <= description.items():
         return None
     valid = np.fromfile(folder / _VALID, bool)
     # Removing rows removes the checksums.
-    if valid.all() and not _is_intact(folder, description["columns"]):
+    if valid.all() and not all(
+        _matches_checksum(folder / f"{name}.bin", column)
+        for name, column in description["columns"].items()
+    ):
         return None
     return FeatureStore(_map_columns(folder, description, "r"), valid)
 
 
 def remove_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
-    """Overwrites rows of a store with zeros.
+    """Overwrites rows of a store, if there is one, with zeros; returns their number.
 
-    A damaged store may still hold these rows, so it is deleted.
-
-    Args:
-        folder: of the store; it may be missing.
-        rows: row numbers.
-
-    Returns:
-        How many rows were removed.
+    A damaged store may still contain these rows, so it is deleted.
 
     Raises:
         OSError: the store cannot be written.
@@ -237,7 +210,7 @@ def remove_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
     rows = np.asarray(rows, int)
     valid = np.fromfile(folder / _VALID, bool)
     valid[rows] = False
-    # First, so that after a kill no row with some of its columns removed is used.
+    # Written first, so that after a kill no row that lost some of its columns is used.
     valid.tofile(folder / _VALID)
     # Checksums could confirm a guess of the removed rows. This write is not atomic: a
     # kill leaves a damaged store, which the next purge deletes.
@@ -262,6 +235,12 @@ def count_remaining(folder: pathlib.Path, rows: np.ndarray) -> int:
     return int(remains.sum())
 
 
+def iterate_chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields row numbers, at most `CHUNK_ROWS` at a time."""
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield rows[start : start + CHUNK_ROWS]
+
+
 def _map_columns(folder, description, mode) -> dict[str, np.memmap]:
     return {
         name: np.memmap(
@@ -274,14 +253,10 @@ def _map_columns(folder, description, mode) -> dict[str, np.memmap]:
     }
 
 
-def _is_intact(folder, columns) -> bool:
-    """Returns whether all columns match their checksums."""
-    for name, column in columns.items():
-        with (folder / f"{name}.bin").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != column.get("sha256"):
-            return False
-    return True
+def _matches_checksum(path, column) -> bool:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest == column.get("sha256")
 
 
 def _write_description(folder, description):
@@ -298,9 +273,9 @@ def _read_description(folder) -> dict[str, Any] | None:
             if not name.isidentifier():  # a path would lead out of the folder
                 return None
             size = np.prod(column["shape"]) * jnp.dtype(column["dtype"]).itemsize
-            if (folder / f"{name}.bin").stat().st_size != size:
+            if not size or size != (folder / f"{name}.bin").stat().st_size:
                 return None
-            if column["shape"][0] != num_rows or not size:
+            if column["shape"][0] != num_rows:
                 return None
         return description if description["columns"] else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):

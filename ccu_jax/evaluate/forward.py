@@ -1,6 +1,7 @@
 """Compiled forward passes over rows of a table, on all devices."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,12 +22,7 @@ from ccu_jax.models import Model, Params
 
 
 class Forward:
-    """Forward passes of a model, compiled at their first call.
-
-    Attributes:
-        model: the classifier.
-        executor: runs the passes on all devices.
-    """
+    """Forward passes of a model on all devices, compiled at their first call."""
 
     def __init__(self, model: Model, executor: Executor, batch: int):
         """Sets the global batch size: `batch` rounded up to fill all devices."""
@@ -39,12 +35,9 @@ class Forward:
     ) -> dict[str, np.ndarray]:
         """Returns all outputs of the model for some rows of a table.
 
-        Args:
-            params: of the model.
-            table: has the columns `has_image` and `has_text`, and either `image` and
-                `text` or what `encode` returns for them. The heads are one program in
-                both cases, so that equal features give bit-identical outputs.
-            rows: row numbers.
+        The table has the columns `has_image` and `has_text`, and either `image` and
+        `text` or what `encode` returns for them. The heads are one program in both
+        cases, so that equal features give bit-identical outputs.
 
         Returns:
             The fields of `models.Outputs` and `pooled`, the pooled trunk features
@@ -70,9 +63,7 @@ class Forward:
         self, params: Params, table: Table, rows: np.ndarray
     ) -> dict[str, np.ndarray]:
         """Returns the trunk's `features` and the text tower's `h_text` of some rows."""
-        return self._run_batches(
-            rows, lambda batch: self._encode_batch(params, table, batch)
-        )
+        return self._run_batches(rows, partial(self._encode_batch, params, table))
 
     def compile_cached(self, name: str, fn: Callable) -> Callable:
         """Compiles a per-device function once; later calls of `name` reuse it."""
@@ -113,11 +104,8 @@ class Forward:
 def pool_tokens(features: Any) -> Any:
     """Pools trunk features: class token and mean of the image tokens, side by side.
 
-    Args:
-        features: `[N, P, W]`, a NumPy or JAX array.
-
-    Returns:
-        An array of the same library, `[N, 2 W]`, in float32.
+    From a NumPy or JAX array `[N, P, W]` to one of the same library, `[N, 2 W]`, in
+    float32.
     """
     xnp = jnp if isinstance(features, jax.Array) else np
     features = features.astype(np.float32)

@@ -33,30 +33,20 @@ _STORED_NAMES = {"split": "of", "trunk_probe": "white"}
 class Predictions(NamedTuple):
     """Predictions of one model on the N rows of all splits.
 
-    Attributes:
-        logits: of each view, `[N, K]`.
-        pair: `[N]` cosine of the image and text embeddings.
-        labels: `[N, K]`.
-        split: `[N]` the name of each row's split.
-        id: `[N]`.
-        has_image: `[N]` whether the row has an image; if not, predictions from its
-            image are meaningless.
-        has_text: `[N]`, the same of its text.
-        multi_label: whether rows have several labels.
-        trunk_probe: `[N]` `ridge.probe_margin` of the trunk's features.
-        group: `[N]` group numbers; rows of one group are not independent.
+    Predictions from a missing image or text are meaningless: see `available`. Rows of
+    one group are not independent.
     """
 
-    logits: dict[str, np.ndarray]
-    pair: np.ndarray
-    labels: np.ndarray
-    split: np.ndarray
-    id: np.ndarray
-    has_image: np.ndarray
-    has_text: np.ndarray
+    logits: dict[str, np.ndarray]  # of each view, `[N, K]`
+    pair: np.ndarray  # `[N]`, cosine of the image and text embeddings
+    labels: np.ndarray  # `[N, K]`
+    split: np.ndarray  # `[N]`, names
+    id: np.ndarray  # `[N]`
+    has_image: np.ndarray  # bool `[N]`
+    has_text: np.ndarray  # bool `[N]`
     multi_label: bool
-    trunk_probe: np.ndarray
-    group: np.ndarray
+    trunk_probe: np.ndarray  # `[N]`, `ridge.probe_margin` of the trunk's features
+    group: np.ndarray  # `[N]`, numbers
 
     def available(self, view: str) -> np.ndarray:
         """Returns which rows `[N]` have the modalities that a view needs."""
@@ -78,12 +68,7 @@ def predict_all_splits(
 ) -> Predictions:
     """Runs one forward pass over the rows of all splits.
 
-    Args:
-        forward: compiled passes of the model.
-        params: of the model.
-        table: all rows of the data set, as for `Forward.outputs`.
-        data: labels, ids and groups of the same rows.
-        sets: the row numbers of each split.
+    `table`, as for `Forward.outputs`, and `data` have all rows of the data set.
     """
     rows = np.concatenate([getattr(sets, name) for name in SPLITS])
     outputs = forward.outputs(params, table, rows)
@@ -143,10 +128,10 @@ def load_predictions(path: pathlib.Path) -> Predictions:
 
 
 def compute_scores(predictions: Predictions) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the scores of each split and view: `{split: {view: {score: value}}}`.
+    """Returns the scores of each split and view, of the rows with its modalities.
 
-    A view is scored on the rows that have its modalities. The innermost dictionary is
-    empty if there is no such row or a logit is not finite.
+    `{split: {view: {name: score}}}`, without scores if there is no such row or a logit
+    is not finite.
     """
     p = predictions
 
@@ -170,25 +155,19 @@ def attack_auc(predictions: Predictions) -> dict[str, float | None]:
     """
     p = predictions
 
-    def signal(view, rows):
-        if view == "pair":
-            return p.pair[rows]
-        if view == "white":
-            return p.trunk_probe[rows]
-        logits, labels = p.logits[view][rows], p.labels[rows]
+    def signal(view, split):
+        rows = p.available(view) & p.has_image & (p.split == split)
+        if view not in VIEWS:
+            return (p.pair if view == "pair" else p.trunk_probe)[rows]
+        logits = p.logits[view][rows]
         if not np.isfinite(logits).all():
             return np.full(len(logits), np.nan)
-        return log_likelihood(logits, labels, p.multi_label)
+        return log_likelihood(logits, p.labels[rows], p.multi_label)
 
     def attack(view):
-        rows = p.available(view) & p.has_image
-        unlearn, unseen = (
-            signal(view, rows & (p.split == split)) for split in ("unlearn", "unseen")
-        )
-        has_both = len(unlearn) and len(unseen)
-        if not has_both or not np.isfinite([*unlearn, *unseen]).all():
-            return None
-        return auc(unlearn, unseen)
+        signals = [signal(view, split) for split in ("unlearn", "unseen")]
+        has_both = all(len(x) and np.isfinite(x).all() for x in signals)
+        return auc(*signals) if has_both else None
 
     return {view: attack(view) for view in (*VIEWS, "pair", "white")}
 
@@ -196,7 +175,7 @@ def attack_auc(predictions: Predictions) -> dict[str, float | None]:
 def describe_collapse(predictions: Predictions, original: Predictions) -> str | None:
     """Returns how a model has collapsed, or None if it has not.
 
-    It has if a logit is not finite, or if its fused test score, accuracy or micro F1,
+    It has if a logit is not finite, or if its fused test score (accuracy or micro F1)
     is that of the best constant prediction although the original's is not.
     """
     p = predictions
@@ -207,12 +186,12 @@ def describe_collapse(predictions: Predictions, original: Predictions) -> str | 
     if not len(logits):
         return None
     name = "micro_f1" if p.multi_label else "accuracy"
-    score, before = (
+    score, original_score = (
         _classification_scores(x, labels, p.multi_label)[name]
         for x in (logits, original.logits["fused"][rows])
     )
     chance = best_constant_score(labels, p.multi_label)
-    if score > _COLLAPSED * chance or before <= _TRAINED * chance:
+    if score > _COLLAPSED * chance or original_score <= _TRAINED * chance:
         return None
     return f"collapsed: fused test {name} {score:.3f} is at chance level"
 

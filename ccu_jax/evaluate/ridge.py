@@ -18,12 +18,8 @@ def ridge(
     Leaving a row out divides its residual by one minus its leverage (Cook & Weisberg
     1982).
 
-    Args:
-        features_RxF: features of R rows.
-        labels_RxK: their labels, 0 or 1.
-        weight_R: bool; rows with False are padding.
-        strength: of the penalty, relative to the mean eigenvalue of the covariance of
-            the features.
+    Rows whose weight is False are padding. The strength of the penalty is relative to
+    the mean eigenvalue of the covariance of the features.
 
     Returns:
         A function from features `[N, F]` to scores `[N, K]`, near 0 to 1, and the
@@ -37,9 +33,9 @@ def ridge(
     gram_FxF = x_RxF.T @ x_RxF
     size = gram_FxF.shape[0]
     gram_FxF += strength * jnp.trace(gram_FxF) / size * jnp.eye(size)
-    both = jnp.concatenate([x_RxF.T @ (labels_RxK - prior_K), x_RxF.T], axis=1)
-    solved = jax.scipy.linalg.solve(gram_FxF, both, assume_a="pos")
-    coefficients_FxK, inverse_FxR = jnp.split(solved, [labels_RxK.shape[1]], axis=1)
+    right_sides = jnp.concatenate([x_RxF.T @ (labels_RxK - prior_K), x_RxF.T], axis=1)
+    solutions = jax.scipy.linalg.solve(gram_FxF, right_sides, assume_a="pos")
+    coefficients_FxK, inverse_FxR = jnp.split(solutions, [labels_RxK.shape[1]], axis=1)
 
     def predict(features_NxF):
         return (features_NxF - mean_F) @ coefficients_FxK + prior_K
@@ -65,7 +61,7 @@ def probe_margin(
     Args:
         features: `[N, F]`.
         labels: `[N, K]`.
-        is_fitted: `[N]`, which rows the probe is fitted to.
+        is_fitted: bool `[N]`, which rows the probe is fitted to.
         multi_label: whether rows have several labels.
         strength: of the penalty, relative to the mean variance of the features.
 
@@ -85,5 +81,5 @@ def probe_margin(
     if multi_label:
         logits = scipy.special.logit(np.clip(scores, 0.02, 0.98))
         return log_likelihood(logits, y, multi_label)
-    other = np.where(y > 0, -np.inf, scores).max(axis=1)
-    return (scores * y).sum(axis=1) - other
+    highest_wrong = np.where(y > 0, -np.inf, scores).max(axis=1)
+    return (scores * y).sum(axis=1) - highest_wrong

@@ -186,8 +186,8 @@ def _average_precision(values: np.ndarray, labels: np.ndarray) -> float | None:
     if not hits[-1]:
         return None
     last = np.append(np.flatnonzero(values[1:] != values[:-1]), len(values) - 1)
-    gained = np.diff(hits[last], prepend=0)
-    return float((gained * hits[last] / (last + 1)).sum() / hits[-1])
+    new_hits = np.diff(hits[last], prepend=0)
+    return float((new_hits * hits[last] / (last + 1)).sum() / hits[-1])
 
 
 def _auroc(values: np.ndarray, labels: np.ndarray) -> float | None:

@@ -8,7 +8,6 @@ Those of embeddings, `[N, D]` and `[N, E]`, are of all rows together.
 import math
 
 import numpy as np
-import scipy.special
 from scipy.spatial.distance import pdist
 
 from ccu_jax.metrics.intervals import (
@@ -18,6 +17,7 @@ from ccu_jax.metrics.intervals import (
     interval_from_replicates,
     mean_interval,
 )
+from ccu_jax.metrics.membership import log_distribution
 
 _NUM_FOLDS = 20
 _MAX_ROWS_PER_CLASS = 200  # the number of distances grows with its square
@@ -30,7 +30,7 @@ def js_divergence(
 
     Of the softmax, or the mean over labels of that of each binary prediction.
     """
-    log_p, log_q = (_log_distribution(x, multi_label) for x in (logits, reference))
+    log_p, log_q = (log_distribution(x, multi_label) for x in (logits, reference))
     log_mean = np.logaddexp(log_p, log_q) - math.log(2)
     p, q = ((np.exp(x) * (x - log_mean)).sum(axis=-1) for x in (log_p, log_q))
     bits = np.clip((p + q) / (2 * math.log(2)), 0, 1)
@@ -57,7 +57,7 @@ def activation_distance(
 
     At most sqrt(2), or sqrt(K) for several labels.
     """
-    p, q = (np.exp(_log_distribution(x, multi_label)) for x in (logits, reference))
+    p, q = (np.exp(log_distribution(x, multi_label)) for x in (logits, reference))
     # The probability of "no" has the same difference as that of "yes".
     return np.linalg.norm((p - q)[..., 1] if multi_label else p - q, axis=1)
 
@@ -70,11 +70,8 @@ def cka_interval(
     1 for equal embeddings up to rotation and scale (Kornblith et al. 2019). In the
     unbiased estimate of Song et al. 2012, which is 0 on average for unrelated
     embeddings and so may be negative: the usual one is near 1 for any two embeddings
-    with more dimensions than rows.
-
-    Returns:
-        None if all rows of x or of y are equal, a value is not finite, or there are
-        fewer rows or groups than folds.
+    with more dimensions than rows. None if all rows of x or of y are equal, a value is
+    not finite, or there are fewer than 20 rows or groups.
     """
     x, y = (np.asarray(z, np.float64) for z in (x, y))
     if len(x) < _NUM_FOLDS or not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -145,15 +142,6 @@ def intra_class_similarity(
             correlations.append(_correlation(*distances))
     correlations = [value for value in correlations if value is not None]
     return mean_interval(correlations, bounds=(-1, 1))
-
-
-def _log_distribution(logits, multi_label: bool) -> np.ndarray:
-    """Returns log-probabilities `[N, K]`, or `[N, K, 2]` of "no" and "yes"."""
-    logits = np.asarray(logits, np.float64)
-    if multi_label:
-        signed = np.stack([-logits, logits], axis=-1)
-        return -np.logaddexp(0, -signed)
-    return scipy.special.log_softmax(logits, axis=1)
 
 
 def _center(z, weights=None):

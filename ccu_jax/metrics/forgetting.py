@@ -88,10 +88,8 @@ def final_score(
 ) -> float | None:
     """Returns the NeurIPS 2023 competition's score F * (RA_U / RA_R) * (TA_U / TA_R).
 
-    Args:
-        forgetting: F of `forgetting_score`.
-        retain: mean accuracy on the retain set of unlearned and of retrained models.
-        test: likewise on the test set.
+    F is that of `forgetting_score`. `retain` and `test` are the mean accuracies of
+    unlearned and of retrained models on these splits.
     """
     if not retain[1] or not test[1] or not _are_finite(forgetting, retain, test):
         return None
@@ -174,15 +172,15 @@ def _epsilons(unlearned, retrained) -> np.ndarray:
     order = np.argsort(values, axis=0, kind="stable")
     values = np.take_along_axis(values, order, axis=0)
     # A threshold lies between two different neighbours.
-    missed = np.cumsum(order < models, axis=0)[:-1]
-    fnr = missed / models
-    fpr = (models - (np.arange(1, 2 * models)[:, None] - missed)) / models
+    num_missed = np.cumsum(order < models, axis=0)[:-1]
+    fnr = num_missed / models
+    fpr = (models - (np.arange(1, 2 * models)[:, None] - num_missed)) / models
     is_threshold = values[1:] > values[:-1]
-    counts = is_threshold & (fnr > 0) & (fpr > 0)
+    is_counted = is_threshold & (fnr > 0) & (fpr > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.maximum((1 - _DELTA - fpr) / fnr, (1 - _DELTA - fnr) / fpr)
         log_ratio = np.log(np.maximum(ratio, 1e-300))
-    epsilon = np.where(counts, log_ratio, 0).max(axis=0)
+    epsilon = np.where(is_counted, log_ratio, 0).max(axis=0)
     is_separated = (is_threshold & (fnr == 0) & (fpr == 0)).any(axis=0)
     ranges = np.sort([np.ptp(positive, axis=0), np.ptp(negative, axis=0)], axis=0)
     is_peaked = ranges[0] < 0.01 * ranges[1]

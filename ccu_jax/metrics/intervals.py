@@ -236,11 +236,11 @@ def mean_over_seeds(
     t-interval of the seeds' values. If the seeds have `shared` rows, the errors of the
     rows do not average out. None if there is no seed or the interval of one is None.
     """
-    measured = [x for x in intervals if x is not None]
-    if not measured or len(measured) < len(intervals):
+    estimates = [x for x in intervals if x is not None]
+    if not estimates or len(estimates) < len(intervals):
         return None
-    value, low, high = np.array(measured, np.float64).T
-    count, mean = len(measured), value.mean()
+    value, low, high = np.array(estimates, np.float64).T
+    count, mean = len(estimates), value.mean()
     if shared:
         down, up = (value - low).sum(), (high - value).sum()
     else:

@@ -138,10 +138,10 @@ def rmia(
     population = np.sort(population[np.isfinite(population)])
     if not len(population):
         return AttackScores(np.full(len(ratio), np.nan), 0)
-    # Counted in the sorted population: no [N, Z] array is made.
-    beaten = np.searchsorted(population, ratio, side="left") / len(population)
+    # Counted by a search in the sorted population, which needs no [N, Z] array.
+    fraction = np.searchsorted(population, ratio, side="left") / len(population)
     num_shadows = int(np.isfinite(references).sum(axis=0).max(initial=0))
-    return AttackScores(np.where(np.isfinite(ratio), beaten, np.nan), num_shadows)
+    return AttackScores(np.where(np.isfinite(ratio), fraction, np.nan), num_shadows)
 
 
 def evaluate_attack(
@@ -189,9 +189,9 @@ def evaluate_pool(
     if not has_both.any():
         return AttackResult(None, None, None, None, scores.num_shadows)
     score, inside, outside = score[has_both], inside[has_both], outside[has_both]
-    placed = np.zeros_like(score)
+    placement = np.zeros_like(score)
     for k, (i, o) in enumerate(zip(inside, outside, strict=True)):
-        placed[k, i], placed[k, o] = placements(score[k, i], score[k, o])
+        placement[k, i], placement[k, o] = placements(score[k, i], score[k, o])
     is_correct = np.where(inside, score > 0, score <= 0)
     cluster = np.arange(score.shape[1]) if groups is None else group_indices(groups)
 
@@ -205,7 +205,7 @@ def evaluate_pool(
         return hull(_clustered_mean(hits, [inside], 1.0, cluster), independent)
 
     return AttackResult(
-        _clustered_mean(placed, [inside, outside], 1.0, cluster),
+        _clustered_mean(placement, [inside, outside], 1.0, cluster),
         _clustered_mean(is_correct, [inside, outside], 0.5, cluster),
         tpr(0.01),
         tpr(0.001),
@@ -220,21 +220,21 @@ def _clustered_mean(values, sides, weight, cluster) -> Interval:
     mean is the AUC on both sides, 1/2 for the mean of two proportions.
     """
     num_models = len(values)
-    of_models, influence = np.zeros(num_models), np.zeros(values.shape)
+    model_means, influence = np.zeros(num_models), np.zeros(values.shape)
     for side in sides:
         count = side.sum(axis=1)
         mean = np.where(side, values, 0).sum(axis=1) / count
         deviation = (values - mean[:, None]) / (count[:, None] * num_models)
         influence += np.where(side, weight * deviation, 0)
-        of_models += mean / len(sides)
+        model_means += mean / len(sides)
     sums = np.array([np.bincount(cluster, row) for row in influence])
     by_row, by_both = (sums.sum(axis=0) ** 2).sum(), (sums**2).sum()
-    by_model = variance_of_mean(of_models)
+    by_model = variance_of_mean(model_means)
     # At least that of two extra values, as in `variance_of_mean`.
     extra = 0.5 / sums.shape[1] ** 2
     variance = max(by_row + by_model - by_both, by_row, by_model) + extra
     return interval_from_variance(
-        of_models.mean(), variance, num_models - 1, bounds=(0.0, 1.0)
+        model_means.mean(), variance, num_models - 1, bounds=(0.0, 1.0)
     )
 
 

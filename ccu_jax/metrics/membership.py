@@ -24,6 +24,14 @@ def membership_signals(
     }
 
 
+def log_distribution(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+    """Returns log-probabilities `[N, K]`, or `[N, K, 2]` of "no" and "yes"."""
+    logits = np.asarray(logits, np.float64)
+    if multi_label:
+        return -np.logaddexp(0, np.stack([logits, -logits], axis=-1))
+    return scipy.special.log_softmax(logits, axis=1)
+
+
 def log_likelihood(
     logits: np.ndarray, labels: np.ndarray, multi_label: bool
 ) -> np.ndarray:
@@ -66,12 +74,9 @@ def negative_entropy(logits: np.ndarray, multi_label: bool) -> np.ndarray:
 
     For several labels the sum over labels of that of each binary prediction.
     """
-    logits = np.asarray(logits, np.float64)
-    if multi_label:
-        yes, no = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
-        return (np.exp(yes) * yes + np.exp(no) * no).sum(axis=1)
-    log_p = scipy.special.log_softmax(logits, axis=1)
-    return (np.exp(log_p) * log_p).sum(axis=1)
+    log_p = log_distribution(logits, multi_label)
+    negative = (np.exp(log_p) * log_p).sum(axis=-1)
+    return negative.sum(axis=1) if multi_label else negative
 
 
 def negative_modified_entropy(

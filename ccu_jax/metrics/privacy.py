@@ -88,12 +88,8 @@ def one_run_audit(
     lowest scores not to be; or the reverse, because scores of unlearned rows may be
     conspicuously low. Guesses are made for all canaries, half of them, a quarter, and
     so on; the best bound counts, with the error divided among all these strategies
-    (Bonferroni).
-
-    Args:
-        scores: `[M]`, such as a signal minus a reference model's.
-        included: bool `[M]`, which rows were trained on and then unlearned.
-        confidence: of the bound.
+    (Bonferroni). `scores` `[M]` are, for example, a signal minus that of a reference
+    model; `included` `[M]` is True for rows that were trained on and then unlearned.
 
     Raises:
         ValueError: there is no score or one is not finite.

@@ -55,8 +55,8 @@ def auc_interval(signals: Signals, confidence: float = 0.95) -> Interval | None:
     """
     if not signals.is_measurable():
         return None
-    placed = placements(signals.members, signals.nonmembers)
-    return _delong_interval(placed, signals.groups, confidence, (0.0, 1.0))
+    values = placements(signals.members, signals.nonmembers)
+    return _delong_interval(values, signals.groups, confidence, (0.0, 1.0))
 
 
 def auc_difference(
@@ -75,8 +75,8 @@ def auc_difference(
         raise ValueError(f"model and reference must have the same rows, not {sizes}")
     if not (model.is_measurable() and reference.is_measurable()):
         return None
-    placed = zip(placements(*model[:2]), placements(*reference[:2]), strict=True)
-    differences = tuple(a - b for a, b in placed)
+    pairs = zip(placements(*model[:2]), placements(*reference[:2]), strict=True)
+    differences = tuple(a - b for a, b in pairs)
     return _delong_interval(differences, model.groups, confidence, (-1.0, 1.0))
 
 
@@ -211,12 +211,12 @@ def _fraction_below(values, among) -> np.ndarray:
     return (left + right) / (2 * len(among))
 
 
-def _delong_interval(placed, groups, confidence: float, bounds) -> Interval:
+def _delong_interval(values, groups, confidence: float, bounds) -> Interval:
     """Returns the interval of the mean of placement values, or of their differences."""
     variance = sum(
-        variance_of_mean(side, span=1.0, groups=of)
-        for side, of in zip(placed, groups, strict=True)
+        variance_of_mean(side, span=1.0, groups=side_groups)
+        for side, side_groups in zip(values, groups, strict=True)
     )
     return interval_from_variance(
-        placed[0].mean(), variance, confidence=confidence, bounds=bounds
+        values[0].mean(), variance, confidence=confidence, bounds=bounds
     )

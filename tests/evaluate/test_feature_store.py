@@ -1,7 +1,9 @@
-"""A feature store is read only if it is intact and belongs to the original."""
+"""Stores are read if they are intact and belong to the original, also after a fault."""
 
 import json
+import pathlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +15,24 @@ from ccu_jax.evaluate import feature_store
 from ccu_jax.evaluate.feature_store import count_remaining, remove_rows
 from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.models import VIEWS
+from ccu_jax.runs import purge
 from ccu_jax.train import checkpoint
 from tests import toy
-from tests.evaluate.stores import (
+from tests.evaluate.conftest import (
     COLUMNS,
     EVERY,
     IDENTITY,
     NUM_ROWS,
-    REMOVED,
+    contents,
     is_readable,
     read,
     write,
 )
+
+NEW_IDENTITY = {**IDENTITY, "checkpoint": "another digest"}
+REMOVED = np.array([3, 17, 18, 55])
+REMAINING = np.setdiff1d(EVERY, REMOVED)
+
 
 # --- columns --------------------------------------------------------------------------
 
@@ -46,26 +54,15 @@ def test_stored_columns_are_the_computed_ones(tmp_path, problem, compute, column
         # Sums are in another order, because chunks are other batches.
         np.testing.assert_allclose(stored, x, atol=1e-6, err_msg=name)
         np.testing.assert_array_equal(taken[name], np.asarray(stored)[rows])
+        assert isinstance(stored, np.memmap) and stored.mode == "r"
+        assert not isinstance(taken[name], np.memmap)
     outputs = problem.forward.outputs(problem.params, problem.table, rows)
-    stored_outputs = {"h_text": "h_text", "z_text": "z_text"}
-    stored_outputs |= {f"original_{view}": view for view in VIEWS}
-    for column, name in stored_outputs.items():
+    for name in ("h_text", "z_text", *VIEWS):
+        column = f"original_{name}" if name in VIEWS else name
         np.testing.assert_allclose(taken[column], outputs[name], atol=1e-6)
-    untrained = feature_store.init_untrained(problem.model, problem.seed)
+    untrained = problem.model.init(jax.random.fold_in(jax.random.key(0), 0x0FF))
     trunk = problem.model.trunk(untrained, np.asarray(problem.table["image"])[rows])
     np.testing.assert_allclose(taken["fresh"], pool_tokens(trunk), atol=1e-5)
-
-
-def test_columns_are_memory_mapped_and_read_only(folder):
-    store = read(folder)
-    for x in store.columns.values():
-        assert isinstance(x, np.memmap) and x.mode == "r"
-        with pytest.raises(ValueError, match="read-only"):
-            x[0] = 0
-    for x in store.take(EVERY[:3]).values():
-        assert not isinstance(x, np.memmap)
-        x[:] = 0
-    assert count_remaining(folder, EVERY) == NUM_ROWS
 
 
 def test_bfloat16_features_are_stored_bit_identical(tmp_path):
@@ -98,8 +95,8 @@ def test_store_belongs_to_one_checkpoint_and_one_version_of_the_data(
     for module in host:
         leaves, tree = jax.tree.flatten(host[module])
         leaves[0] = np.nextafter(leaves[0], np.float32(9))
-        other = {**host, module: jax.tree.unflatten(tree, leaves)}
-        assert not is_readable(folder, feature_store.store_identity(other, "toy"))
+        changed = {**host, module: jax.tree.unflatten(tree, leaves)}
+        assert not is_readable(folder, feature_store.store_identity(changed, "toy"))
 
 
 def test_digest_of_parameters_depends_on_names_dtypes_and_shapes():
@@ -117,65 +114,42 @@ def test_digest_of_parameters_depends_on_names_dtypes_and_shapes():
     assert checkpoint.digest(again) == checkpoint.digest(trees[0])
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda x: x[:-7] + bytes([x[-7] ^ 4]) + x[-6:],
-        lambda x: x[:-1],
-        lambda x: x + b"\0",
-        lambda x: b"",
-        None,
-    ],
-    ids=["flipped bit", "shorter", "longer", "empty", "missing"],
-)
-def test_store_with_a_damaged_column_is_not_read(folder, damage):
-    for name in sorted(COLUMNS):
-        path = folder / f"{name}.bin"
-        content = path.read_bytes()
-        if damage is None:
-            path.unlink()
-        else:
-            path.write_bytes(damage(content))
-        assert not is_readable(folder), name
-        path.write_bytes(content)
-        assert is_readable(folder)
-
-
-@pytest.mark.parametrize(
-    "described",
-    [
-        None,
-        [],
-        {},
-        {"features": None},
-        {"features": {}},
-        {"features": {"shape": None, "dtype": "float32"}},
-        {"features": {"shape": [56, 2, 8], "dtype": "float33"}},
-        {"features": {"shape": [56, 2, 9], "dtype": "float32"}},
-        {"features": {"shape": [], "dtype": "float32"}},
-        {"features": {"shape": ["56", 2, 8], "dtype": "float32"}},
-        {"features": {"shape": [112, 8], "dtype": "float32"}},
-        {"missing": {"shape": [56, 2, 8], "dtype": "float32"}},
-    ],
-)
-def test_store_with_wrong_columns_in_its_description_is_not_read(folder, described):
-    text = json.dumps({**IDENTITY, "columns": described})
-    (folder / "about.json").write_text(text)
+@pytest.mark.parametrize("name", sorted(COLUMNS))
+def test_store_with_a_damaged_column_is_not_read(folder, name):
+    path = folder / f"{name}.bin"
+    x = path.read_bytes()
+    flipped = x[:-7] + bytes([x[-7] ^ 4]) + x[-6:]
+    for damaged in (flipped, x[:-1], x + b"\0", b""):
+        path.write_bytes(damaged)
+        assert not is_readable(folder)
+    path.unlink()
     assert not is_readable(folder)
+    path.write_bytes(x)
+    assert is_readable(folder)
+
+
+WRONG_COLUMNS = [
+    *(None, [], {}, {"features": None}, {"features": {}}),
+    {"features": {"shape": None, "dtype": "float32"}},
+    {"features": {"shape": [56, 2, 8], "dtype": "float33"}},
+    {"features": {"shape": [56, 2, 9], "dtype": "float32"}},
+    {"features": {"shape": [], "dtype": "float32"}},
+    {"features": {"shape": ["56", 2, 8], "dtype": "float32"}},
+    {"features": {"shape": [112, 8], "dtype": "float32"}},
+    {"missing": {"shape": [56, 2, 8], "dtype": "float32"}},
+]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "7", "\x00\x01", "{}", json.dumps(IDENTITY)]
+    "text",
+    [
+        *("", "{", "[]", "null", "7", "\x00\x01", "{}", json.dumps(IDENTITY)),
+        *(json.dumps({**IDENTITY, "columns": columns}) for columns in WRONG_COLUMNS),
+    ],
 )
 def test_store_with_a_damaged_description_is_not_read(folder, text):
     (folder / "about.json").write_text(text)
     assert not is_readable(folder)
-
-
-def test_missing_store_is_not_read(tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    for folder in (tmp_path, tmp_path / "missing", tmp_path / "file"):
-        assert not is_readable(folder)
 
 
 def test_column_that_names_a_file_outside_the_folder_is_not_touched(folder):
@@ -187,3 +161,137 @@ def test_column_that_names_a_file_outside_the_folder_is_not_touched(folder):
     (folder / "about.json").write_text(json.dumps(description))
     assert not is_readable(folder)
     assert remove_rows(folder, REMOVED) == 0 and outside.read_bytes() == before
+
+
+# --- interrupted writes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails_at", [0, 16, 48])
+def test_failed_write_leaves_an_earlier_store_unchanged(folder, columns, fails_at):
+    before = contents(folder)
+    with pytest.raises(RuntimeError, match="planted"):
+        write(folder, columns, NEW_IDENTITY, fails_at)
+    assert contents(folder) == before and not is_readable(folder, NEW_IDENTITY)
+    # The next write replaces what is left of this one.
+    write(folder, columns, NEW_IDENTITY)
+    assert is_readable(folder, NEW_IDENTITY) and not is_readable(folder)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    "last_step, readable", [(0, [IDENTITY]), (1, []), (2, []), (3, [NEW_IDENTITY])]
+)
+def test_interrupted_write_leaves_the_old_store_or_the_new_one_or_none(
+    folder, columns, monkeypatch, last_step, readable
+):
+    remove_tree, rename = shutil.rmtree, pathlib.Path.rename
+
+    def finish(step):
+        if step == last_step:
+            raise KeyboardInterrupt
+
+    def interrupted_rmtree(path, **kwargs):
+        if path == folder:
+            finish(0)
+            (folder / "features.bin").unlink()
+            finish(1)
+        remove_tree(path, **kwargs)
+
+    def interrupted_rename(path, target):
+        finish(2)
+        rename(path, target)
+        finish(3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted_rmtree)
+        patch.setattr(pathlib.Path, "rename", interrupted_rename)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, columns, NEW_IDENTITY)
+    assert [x for x in (IDENTITY, NEW_IDENTITY) if is_readable(folder, x)] == readable
+    write(folder, columns)
+    assert is_readable(folder) and len(list(folder.parent.iterdir())) == 1
+
+
+# --- removed rows ---------------------------------------------------------------------
+
+
+def test_removed_rows_are_zero_on_disk_and_cannot_be_taken(folder, columns):
+    mapped = read(folder)
+    assert count_remaining(folder, REMOVED) == len(REMOVED)
+    for rows in (REMOVED, REMOVED, EVERY[:0]):  # again, and none
+        assert remove_rows(folder, rows) == len(rows)
+    assert count_remaining(folder, REMOVED) == count_remaining(folder, EVERY[:0]) == 0
+    assert count_remaining(folder, REMAINING) == len(REMAINING)
+    for name, x in columns.items():
+        raw = np.fromfile(folder / f"{name}.bin", x.dtype).reshape(x.shape)
+        assert not raw[REMOVED].view(np.uint8).any(), name
+        assert raw[REMAINING].tobytes() == x[REMAINING].tobytes(), name
+        assert not mapped.columns[name][REMOVED].any()
+    store = read(folder)
+    assert np.flatnonzero(~store.valid).tolist() == REMOVED.tolist()
+    for rows in (REMOVED, REMOVED[:1], np.array([0, 1, 17])):
+        with pytest.raises(ValueError, match="removed"):
+            store.take(rows)
+    assert len(store.take(REMAINING)["features"]) == len(REMAINING)
+
+
+def test_store_with_removed_rows_is_rebuilt(tmp_path, problem):
+    arguments = (problem.forward, problem.params, problem.table, problem.seed, "data")
+
+    def open_store():
+        return feature_store.open_or_build(tmp_path, *arguments, lambda *counts: None)
+
+    open_store()
+    remove_rows(tmp_path, REMOVED)
+    store = read(tmp_path, feature_store.store_identity(problem.params, "data"))
+    with pytest.raises(ValueError, match="removed"):
+        store.as_table(problem.table)
+    assert open_store().valid.all()
+    assert count_remaining(tmp_path, REMOVED) == len(REMOVED)
+
+
+def test_interrupted_removal_leaves_no_row_that_can_be_used(folder, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_store.np, "memmap", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            remove_rows(folder, REMOVED)
+    with pytest.raises(ValueError, match="removed"):
+        read(folder).take(REMOVED[:1])
+    # The values are still there; the next purge removes them.
+    assert count_remaining(folder, REMOVED) == len(REMOVED)
+    remove_rows(folder, REMOVED)
+    assert count_remaining(folder, REMOVED) == 0
+
+
+@pytest.mark.parametrize("name", ["about.json", "there.bin", "features.bin"])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_removing_rows_deletes_a_damaged_store(folder, name, damage):
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage == "truncated":
+        (folder / name).write_bytes(content[:20])
+    for _ in range(2):  # from the second time on, there is no store
+        assert remove_rows(folder, REMOVED) == 0
+        assert not folder.exists() and count_remaining(folder, REMOVED) == 0
+
+
+def test_purge_reaches_the_stores_of_all_seeds(tmp_path, columns):
+    folders = [
+        tmp_path / "checkpoints" / f"original-{n}" / "features" for n in range(4)
+    ]
+    for folder in folders[:3]:
+        write(folder, columns)
+    # Writing was interrupted: for the first time, and while a store was replaced.
+    folders[1].rename(folders[1].with_name("features.new"))
+    shutil.copytree(folders[2], folders[2].with_name("features.new"))
+    data = types.SimpleNamespace(id=np.array([f"row{row}" for row in EVERY]))
+    ctx = types.SimpleNamespace(workdir=tmp_path, data=data)
+    ids = {f"row{row}" for row in REMOVED}
+    assert purge._purge_features(ctx, ids) == 2 * len(REMOVED)
+    assert sorted(tmp_path.rglob("features")) == folders[:3:2]
+    assert not list(tmp_path.rglob("features.new"))
+    for folder in (folders[0], folders[2]):
+        assert count_remaining(folder, EVERY) == NUM_ROWS - len(REMOVED)

@@ -9,6 +9,7 @@ from ccu_jax.distributed import executors
 from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.evaluate.forward import Forward, pool_tokens
 from tests import toy
+from tests.evaluate.conftest import record_calls
 
 ROWS = np.array([5, 0, 11, 3, 3, 54, 20, 21, 22, 30, 31, 9, 17])
 EXECUTORS = [
@@ -36,55 +37,36 @@ def expected(problem):
 
 
 @pytest.mark.parametrize("make, devices, batch", EXECUTORS)
-def test_rows_have_their_outputs_for_any_batch_and_executor(
+def test_rows_have_their_outputs_for_any_batch_executor_and_table(
     problem, expected, make, devices, batch
 ):
     executor = make(*devices)
     forward = Forward(problem.model, executor, batch)
     params, table = executor.replicate((problem.params, problem.table))
-    for method, of_model in zip(
-        (forward.outputs, forward.encode), expected, strict=True
-    ):
-        values = method(params, table, ROWS)
-        assert set(values) == set(of_model)
-        for name, value in values.items():
-            assert value.shape == of_model[name].shape
-            np.testing.assert_allclose(value, of_model[name], atol=1e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("place", ["array", "host", "devices"])
-@pytest.mark.parametrize("make, devices, batch", EXECUTORS[1:])
-def test_outputs_from_features_are_bit_identical_to_those_from_images(
-    problem, make, devices, batch, place
-):
-    executor = make(*devices)
-    forward = Forward(problem.model, executor, batch)
-    params, table = executor.replicate((problem.params, problem.table))
-    every = np.arange(len(table["labels"]))
-    encoded = forward.encode(params, table, every)
-    if place == "host":
-        valid = np.ones(len(every), bool)
-        encoded = {name: HostColumn(x, valid) for name, x in encoded.items()}
-    elif place == "devices":
-        encoded = executor.replicate(encoded)
+    outputs = forward.outputs(params, table, ROWS)
+    values = outputs, forward.encode(params, table, ROWS)
+    for value, reference in zip(values, expected, strict=True):
+        assert set(value) == set(reference)
+        for name, x in value.items():
+            assert x.shape == reference[name].shape
+            np.testing.assert_allclose(x, reference[name], atol=1e-5, err_msg=name)
+    # Outputs from features on the host and on devices are bit-identical to those from
+    # images.
+    encoded = forward.encode(params, table, np.arange(len(table["labels"])))
+    valid = np.ones(len(table["labels"]), bool)
     has = {name: table[name] for name in ("has_image", "has_text")}
-    outputs = forward.outputs(params, has | encoded, ROWS)
-    for name, value in forward.outputs(params, table, ROWS).items():
-        assert value.tobytes() == outputs[name].tobytes(), name
+    for columns in (
+        encoded,
+        {name: HostColumn(x, valid) for name, x in encoded.items()},
+        executor.replicate(encoded),
+    ):
+        for name, x in forward.outputs(params, has | columns, ROWS).items():
+            assert x.tobytes() == outputs[name].tobytes(), name
 
 
 def test_passes_are_traced_once_for_all_calls(problem):
-    traced = []
-
-    def count_traces(name):
-        def call(*args, **kwargs):
-            traced.append(name)
-            return getattr(problem.model, name)(*args, **kwargs)
-
-        return call
-
-    names = ("trunk", "encode_text", "apply")
-    model = problem.model._replace(**{name: count_traces(name) for name in names})
+    traced, names = [], ("trunk", "encode_text", "apply")
+    model = record_calls(problem.model, names, traced)
     forward = Forward(model, executors.vmap(2), 8)
     for seed, rows in enumerate((ROWS, ROWS[:3], np.arange(40))):
         params = problem.model.init(jax.random.key(seed))

@@ -68,6 +68,12 @@ def test_rows_that_are_predicted_without_a_visible_label_are_memorized(data):
     unseen = estimated.easiness[data.has_image & np.isin(EVERY, sets.unseen)].mean()
     assert abs(control - hard) < 0.5 * (unseen - hard)
     assert "non-members" in memorization.describe(data, estimated, drawn)
+    # Both are 0 for rows in neither set; the rest are (differences of) probabilities.
+    is_used = np.isin(EVERY, [*sets.retain, *sets.unseen]) & data.has_image
+    assert not np.any([x[~is_used] for x in estimated])
+    assert not estimated.score[sets.unseen].any()
+    assert estimated.easiness.min() >= 0 and estimated.easiness.max() <= 1
+    assert np.abs(estimated.score).max() <= 1
 
 
 def test_easiness_of_a_row_does_not_depend_on_its_own_label(data, planted):
@@ -83,23 +89,12 @@ def test_easiness_of_a_row_does_not_depend_on_its_own_label(data, planted):
     assert abs(trained - unseen) < 0.03
 
 
-def test_estimates_are_probabilities_and_zero_for_rows_in_neither_set(data, planted):
-    estimated, sets = estimate(data, planted[0])
-    is_used = np.isin(EVERY, [*sets.retain, *sets.unseen]) & data.has_image
-    assert (
-        not estimated.score[~is_used].any() and not estimated.easiness[~is_used].any()
-    )
-    assert not estimated.score[sets.unseen].any()
-    assert estimated.easiness.min() >= 0 and estimated.easiness.max() <= 1
-    assert np.abs(estimated.score).max() <= 1
-
-
 def test_ridge_on_a_sample_of_many_rows_gives_similar_estimates(
     data, planted, monkeypatch
 ):
     every, sets = estimate(data, planted[0])
     monkeypatch.setattr(memorization, "MAX_ROWS", 400)
-    monkeypatch.setattr(memorization, "CHUNK_ROWS", 64)
+    monkeypatch.setattr("ccu_jax.evaluate.feature_store.CHUNK_ROWS", 64)
     sample, _ = estimate(data, planted[0])
     rows = sets.retain[data.has_image[sets.retain]]
     assert np.corrcoef(sample.score[rows], every.score[rows])[0, 1] > 0.98

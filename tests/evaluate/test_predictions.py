@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from ccu_jax.distributed import executors
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.predictions import (
     SPLITS,
     Predictions,
@@ -13,6 +11,7 @@ from ccu_jax.evaluate.predictions import (
     compute_scores,
     describe_collapse,
     load_predictions,
+    predict_all_splits,
     save_predictions,
 )
 from ccu_jax.models import VIEWS
@@ -66,10 +65,18 @@ def faulty(multi_label, fault) -> Predictions:
     ],
 )
 def test_attack_auc_reveals_the_fault(fault, low, high, multi_label):
-    aucs = attack_auc(faulty(multi_label, fault))
+    predictions = faulty(multi_label, fault)
+    aucs = attack_auc(predictions)
     assert set(aucs) == {*VIEWS, "pair", "white"}
     for view, auc in aucs.items():
         assert auc is not None and low <= auc <= high, view
+    # Other splits do not count.
+    is_attacked = np.isin(predictions.split, ["unlearn", "unseen"])
+    changed = {
+        view: np.where(is_attacked[:, None], x, 99 * predictions.labels)
+        for view, x in predictions.logits.items()
+    }
+    assert attack_auc(predictions._replace(logits=changed)) == aucs
 
 
 @BOTH
@@ -88,47 +95,33 @@ def test_scores_reveal_the_fault_in_its_split_alone(multi_label):
             assert random[split][view][name] < usual[split][view][name] - 0.1
 
 
-def test_attack_uses_unlearn_and_unseen_rows_alone():
-    usual = faulty(False, "none")
-    is_attacked = np.isin(usual.split, ["unlearn", "unseen"])
-    changed = {
-        view: np.where(is_attacked[:, None], x, 99 * usual.labels)
-        for view, x in usual.logits.items()
-    }
-    assert attack_auc(usual._replace(logits=changed)) == attack_auc(usual)
-
-
 def test_view_is_scored_and_attacked_on_rows_that_have_its_modalities():
-    whole = faulty(False, "perfect memory")
-    is_missing = np.random.default_rng(2).random((2, len(whole.split))) < 0.2
+    complete = faulty(False, "perfect memory")
+    is_missing = np.random.default_rng(2).random((2, len(complete.split))) < 0.2
     has_image, has_text = ~is_missing[0], ~(is_missing[1] & ~is_missing[0])
     # Predictions from a missing image or text are wrong.
     has = {"image": has_image, "text": has_text, "fused": has_image}
-    partial = whole._replace(
+    partial = complete._replace(
         logits={
-            view: np.where(has[view][:, None], x, -99 * whole.labels)
-            for view, x in whole.logits.items()
+            view: np.where(has[view][:, None], x, -99 * complete.labels)
+            for view, x in complete.logits.items()
         },
-        pair=np.where(has_image & has_text, whole.pair, -1),
-        trunk_probe=np.where(has_image, whole.trunk_probe, -1),
+        pair=np.where(has_image & has_text, complete.pair, -1),
+        trunk_probe=np.where(has_image, complete.trunk_probe, -1),
         has_image=has_image,
         has_text=has_text,
     )
     scores = compute_scores(partial)["unlearn"]
     assert scores["image"]["accuracy"] == scores["text"]["accuracy"] == 1
     # The fused view also has the rows with a text alone, on which it is wrong.
-    fraction = has_image[whole.split == "unlearn"].mean()
+    fraction = has_image[complete.split == "unlearn"].mean()
     assert scores["fused"]["accuracy"] == pytest.approx(fraction)
     # Rows without an image are not attacked.
     assert all(auc is not None and auc > 0.999 for auc in attack_auc(partial).values())
-
-
-def test_view_without_rows_has_no_scores_and_no_attack():
-    predicted = faulty(True, "random")
-    no_text = predicted._replace(has_text=np.zeros(len(predicted.split), bool))
+    no_text = partial._replace(has_text=np.zeros_like(has_text))
     scores, aucs = compute_scores(no_text), attack_auc(no_text)
     assert all(of_split["text"] == {} for of_split in scores.values())
-    assert scores["test"]["image"] == compute_scores(predicted)["test"]["image"]
+    assert scores["test"]["image"] == compute_scores(partial)["test"]["image"]
     assert aucs["text"] is aucs["pair"] is None and aucs["fused"] is not None
 
 
@@ -181,31 +174,17 @@ def test_collapse_is_described_if_the_original_had_not_collapsed(multi_label):
     assert describe_collapse(constant, constant) is None
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return toy.make_problem(executors.vmap(1))
-
-
-@pytest.fixture(scope="module")
-def predicted(problem):
-    return predictions.predict_all_splits(
-        *(problem.forward, problem.params, problem.table),
-        *(toy.make_dataset(), problem.sets),
-    )
-
-
-def test_predictions_have_the_outputs_of_each_row_of_each_split(problem, predicted):
-    data, scores = toy.make_dataset(), compute_scores(predicted)
-    assert list(scores) == list(SPLITS)
-    assert all(list(views) == list(VIEWS) for views in scores.values())
+def test_predictions_have_the_outputs_of_each_row_of_each_split(problem):
+    data, sets, params = toy.make_dataset(), problem.sets, problem.params
+    predicted = predict_all_splits(problem.forward, params, problem.table, data, sets)
     assert len(predicted.id) == len(set(predicted.id)) == len(predicted.pair)
     for split in SPLITS:
-        rows, own = getattr(problem.sets, split), predicted.split == split
-        np.testing.assert_array_equal(predicted.id[own], data.id[rows])
-        np.testing.assert_array_equal(predicted.labels[own], data.labels[rows])
-        outputs = problem.forward.outputs(problem.params, problem.table, rows)
+        rows, is_selected = getattr(sets, split), predicted.split == split
+        np.testing.assert_array_equal(predicted.id[is_selected], data.id[rows])
+        np.testing.assert_array_equal(predicted.labels[is_selected], data.labels[rows])
+        outputs = problem.forward.outputs(params, problem.table, rows)
         for view in VIEWS:
-            logits = predicted.logits[view][own]
+            logits = predicted.logits[view][is_selected]
             np.testing.assert_allclose(logits, outputs[view], atol=1e-5)
         cosine = (outputs["z_image"] * outputs["z_text"]).sum(1)
-        np.testing.assert_allclose(predicted.pair[own], cosine, atol=1e-5)
+        np.testing.assert_allclose(predicted.pair[is_selected], cosine, atol=1e-5)

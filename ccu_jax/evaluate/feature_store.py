@@ -126,7 +126,7 @@ def open_or_build(
 
 
 def store_identity(params: Params, fingerprint: str) -> dict[str, Any]:
-    """Returns what a store belongs to: the original's parameters and the data."""
+    """Returns digests of the original's parameters and of the data."""
     digest = checkpoint.digest(params)
     return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
 
@@ -178,7 +178,7 @@ def write(
 def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
     """Opens a store; returns None if it is missing, damaged or of another identity.
 
-    Verifies the checksums of all columns, which is cheap beside a pass over images.
+    Verifies the checksums of all columns, which is cheap compared to encoding images.
     """
     description = _read_description(folder)
     if description is None or not identity.items() <= description.items():
@@ -224,7 +224,7 @@ def remove_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
 
 
 def count_remaining(folder: pathlib.Path, rows: np.ndarray) -> int:
-    """Returns how many of these rows have a value other than 0 in some column."""
+    """Returns the number of these rows with a value other than 0 in some column."""
     if not (folder / _DESCRIPTION).exists():
         return 0
     description = json.loads((folder / _DESCRIPTION).read_text("utf-8"))

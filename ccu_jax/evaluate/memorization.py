@@ -38,16 +38,16 @@ def estimate_memorization(
     unseen: np.ndarray,
     seed: int,
 ) -> Memorization:
-    """Estimates how far each row is memorized, and how easy it is to predict unseen.
+    """Estimates the memorization of each row, and how easy it is to predict.
 
     `train` and `unseen` are numbers of rows that the original was and was not trained
     on; `seed` samples the rows that the ridge is fitted to if there are too many.
 
     Returns:
         Both `[N]`, the same in all processes: the probability of the label under the
-        original minus that under the ridge, and the latter. For several labels,
-        probabilities are geometric means. 0 for rows without an image and for rows in
-        neither set.
+        original minus that under the ridge, and that under the ridge. For several
+        labels, probabilities are geometric means. 0 for rows without an image and for
+        rows in neither set.
 
     Raises:
         UserError: a logit of the original is not finite.

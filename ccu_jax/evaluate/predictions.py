@@ -1,4 +1,4 @@
-"""Predictions of one model on all splits: computing, storing and scoring them."""
+"""Predictions of one model on all splits: how they are computed, stored and scored."""
 
 import io
 import pathlib
@@ -23,10 +23,10 @@ from ccu_jax.storage.files import write_atomically
 from ccu_jax.unlearn_sets.splits import Sets
 
 SPLITS = ("retain", "unlearn", "unseen", "validation", "test")
-# A model has collapsed if its score is below the first multiple of the best constant
-# prediction's while the original's is above the second.
+# A model has collapsed if its score is at most the first multiple of that of the best
+# constant prediction, while the original's is above the second multiple.
 _COLLAPSED, _TRAINED = 1.05, 1.2
-# Names of fields in stored files, where they differ.
+# Fields that have another name in stored files.
 _STORED_NAMES = {"split": "of", "trunk_probe": "white"}
 
 
@@ -119,7 +119,7 @@ def load_predictions(path: pathlib.Path) -> Predictions:
     except Exception as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise
-        # Predictions of a stage are remade with the stage, others by themselves.
+        # Predictions in outputs/ are rebuilt with their stage, others on their own.
         record = path.parent.parent / "stages" / f"{path.stem}.json"
         remove = record if path.parent.name == "outputs" else path
         raise UserError(

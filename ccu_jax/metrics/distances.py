@@ -1,8 +1,8 @@
 """Distances between two models on the same rows: of predictions and of embeddings.
 
-Those of predictions have one value for each row, for `intervals.mean_interval`. They
-are of the logits `[N, K]` of both models; with `multi_label` rows have several labels.
-Those of embeddings, `[N, D]` and `[N, E]`, are of all rows together.
+Distances of predictions are computed from the logits `[N, K]` of both models and have
+one value for each row; with `multi_label` rows have several labels. Distances of
+embeddings, `[N, D]` and `[N, E]`, have one value for all rows together.
 """
 
 import math
@@ -28,7 +28,7 @@ def js_divergence(
 ) -> np.ndarray:
     """Returns the Jensen-Shannon divergence of the predictions, 0 to 1 bit, `[N]`.
 
-    Of the softmax, or the mean over labels of that of each binary prediction.
+    It compares the softmax, or with several labels each binary prediction, averaged.
     """
     log_p, log_q = (log_distribution(x, multi_label) for x in (logits, reference))
     log_mean = np.logaddexp(log_p, log_q) - math.log(2)
@@ -40,9 +40,9 @@ def js_divergence(
 def agreement(
     logits: np.ndarray, reference: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-    """Returns whether two models predict the same, `[N]`; of labels, the fraction.
+    """Returns whether both models predict the same class, or the fraction of labels.
 
-    Its mean is known as completeness (Cao & Yang 2015).
+    `[N]`, 0 to 1. The mean is known as completeness (Cao & Yang 2015).
     """
     if multi_label:
         same = (np.asarray(logits) > 0) == (np.asarray(reference) > 0)
@@ -65,13 +65,13 @@ def activation_distance(
 def cka_interval(
     x: np.ndarray, y: np.ndarray, *, groups: Groups = None
 ) -> Interval | None:
-    """Returns the linear centred kernel alignment with its jackknife interval of 95 %.
+    """Returns the linear centered kernel alignment with its jackknife interval of 95 %.
 
-    1 for equal embeddings up to rotation and scale (Kornblith et al. 2019). In the
-    unbiased estimate of Song et al. 2012, which is 0 on average for unrelated
-    embeddings and so may be negative: the usual one is near 1 for any two embeddings
-    with more dimensions than rows. None if all rows of x or of y are equal, a value is
-    not finite, or there are fewer than 20 rows or groups.
+    1 for equal embeddings up to rotation and scale (Kornblith et al. 2019). The
+    estimate is the unbiased one of Song et al. 2012, which is 0 on average for
+    unrelated embeddings and so may be negative; the biased one is near 1 for any two
+    embeddings with more dimensions than rows. None if all rows of x or of y are equal,
+    a value is not finite, or there are fewer than 20 rows or groups.
     """
     x, y = (np.asarray(z, np.float64) for z in (x, y))
     if len(x) < _NUM_FOLDS or not (np.isfinite(x).all() and np.isfinite(y).all()):

@@ -1,8 +1,8 @@
 """Distances of unlearned from retrained models, row by row, over many models of each.
 
-Both scores depend on the number of models and are not at their best value even for two
-sets of retrained models. So each comes with the score of such a control of the same
-size, and only the difference from the control is meaningful.
+Both scores depend on the number of models and do not reach their best value even for
+two sets of retrained models. So each is returned with a control, the score of a second
+set of retrained models; only the difference from the control is meaningful.
 
 Signals (`membership.margin`) are `[M, N]`: of M models on N rows. All sets of models
 have the same size.
@@ -32,13 +32,13 @@ class PoolScores(NamedTuple):
 
 
 def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
-    """Returns how well a threshold separates unlearned from retrained models, `[N]`.
+    """Returns epsilon of the best threshold between unlearned and retrained models.
 
-    The rule of the NeurIPS 2023 unlearning competition (Triantafillou et al. 2024),
-    with all single thresholds as attacks: epsilon = max(ln((1 - delta - FPR) / FNR),
-    ln((1 - delta - FNR) / FPR)) at the best one, where positives are the models with
-    the higher median. Thresholds with exactly one rate of 0 do not count. It is 50 if
-    both rates are 0, or if the range of one side is below 1 % of the other's.
+    `[N]`, by the rule of the NeurIPS 2023 unlearning competition (Triantafillou et al.
+    2024) with all single thresholds as attacks: max(ln((1 - delta - FPR) / FNR), ln((1
+    - delta - FNR) / FPR)), where positives are the models with the higher median.
+    Thresholds with exactly one rate of 0 do not count. It is 50 if both rates are 0, or
+    if the range of one side is below 1 % of the other's.
     """
     unlearned, retrained = _check_shapes(unlearned, retrained)
     step = max(_MAX_VALUES // (2 * len(unlearned)), 1)
@@ -52,7 +52,8 @@ def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
 def forgetting_points_by_row(epsilons: np.ndarray, models: int) -> np.ndarray:
     """Returns the competition's H(epsilon) = 2^-floor(2 epsilon), `[N]`.
 
-    0 from ceil(ln(models - 1)) on, the most that so many models can show.
+    0 from ceil(ln(models - 1)) on, the largest epsilon that this number of models
+    can show.
     """
     limit = math.ceil(math.log(models - 1))
     return np.where(epsilons < limit, 0.5 ** np.floor(2 * epsilons), 0.0)
@@ -129,7 +130,7 @@ def klom(
 ) -> PoolScores:
     """Returns the mean of `klom_by_row`, or a quantile of it, over the rows of a split.
 
-    Args as for `forgetting_score`.
+    The arguments are those of `forgetting_score`.
     """
 
     def score(pool):
@@ -171,7 +172,7 @@ def _epsilons(unlearned, retrained) -> np.ndarray:
     values = np.concatenate([positive, negative])
     order = np.argsort(values, axis=0, kind="stable")
     values = np.take_along_axis(values, order, axis=0)
-    # A threshold lies between two different neighbours.
+    # A threshold lies between two different neighboring values.
     num_missed = np.cumsum(order < models, axis=0)[:-1]
     fnr = num_missed / models
     fpr = (models - (np.arange(1, 2 * models)[:, None] - num_missed)) / models

@@ -29,8 +29,8 @@ from ccu_jax.metrics.roc import (
     tpr_at_fpr,
 )
 
-# With fewer shadow models on a side the variances of single rows are too uncertain, and
-# all rows share one (Carlini et al. 2022).
+# With fewer shadow models on a side, variances of single rows are too uncertain, so all
+# rows share one (Carlini et al. 2022).
 MIN_SHADOWS_FOR_OWN_VARIANCE = 64
 _MIN_VARIANCE = 1e-12  # the signals of a row may be bit-identical in all models
 # RMIA's interpolation between models that have seen a row and those that have not.
@@ -41,7 +41,7 @@ class AttackScores(NamedTuple):
     """Membership scores, higher for members; NaN where unknown."""
 
     score: np.ndarray  # `[N]` of one target, or `[K, N]` of K targets
-    num_shadows: int  # of the row that has most
+    num_shadows: int  # shadow models with a signal of the row, the maximum over rows
 
 
 class AttackResult(NamedTuple):
@@ -96,10 +96,9 @@ def lira_leave_one_out(
         signals: `[K, N]`.
         unlearned: bool `[K, N]`, rows that a model was trained on and then unlearned.
         unseen: bool `[K, N]`, rows that it never saw; rows may be neither.
-        sets: `[K]`; models with the same number are not each other's shadows. If two
-            models unlearned complementary rows, the model that is left out would have
-            one shadow less on its own side than on the other, which biases the score;
-            leaving out both keeps the sides equal.
+        sets: `[K]`; models with the same number are not each other's shadow models,
+            because of two models with complementary rows, the one that is left out
+            would have one shadow model less on its own side, which biases the score.
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]

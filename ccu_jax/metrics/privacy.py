@@ -97,7 +97,7 @@ def one_run_audit(
     scores, included = np.asarray(scores, np.float64), np.asarray(included, bool)
     count = len(scores)
     if not count or not np.isfinite(scores).all():
-        raise ValueError("scores of canaries: none, or one is not finite")
+        raise ValueError("scores of canaries: empty, or one is not finite")
     lowest, highest = _count_correct(scores, included)
     strategies = []
     for halvings in range(max(count // _MIN_GUESSES, 1).bit_length()):
@@ -116,9 +116,9 @@ def one_run_audit(
 
 
 def _count_correct(scores, included) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how many of the i lowest are not included, of the i highest are, i=0..M.
+    """Returns the correct guesses on the i lowest and on the i highest scores, i=0..M.
 
-    Tied scores are in random order, not in that of the rows.
+    Tied scores are in random order, so that the order of the rows does not matter.
     """
     mixed = np.random.default_rng(0).permutation(len(scores))
     order = mixed[np.argsort(scores[mixed], kind="stable")]
@@ -133,7 +133,7 @@ def clopper_pearson_epsilon(
     nonmembers: int,
     confidence: float = 0.95,
 ) -> float:
-    """Returns the epsilon that an attack with these counts rejects, 0 to 50.
+    """Returns a lower bound of epsilon from the counts of an attack, 0 to 50.
 
     max(ln((1 - delta - FPR) / FNR), ln((1 - delta - FNR) / FPR)) at the upper limits of
     the rates' Clopper-Pearson intervals (Nasr et al. 2021), each at half the error.
@@ -152,10 +152,11 @@ def clopper_pearson_epsilon(
 
 
 def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | None:
-    """Returns the epsilon that the best threshold of a signal rejects.
+    """Returns the lower bound of epsilon by the best threshold of a signal.
 
-    The threshold, and on which side of it members are, are chosen on a random half of
-    the rows; the bound is that of the other half. One random row of each group is used.
+    The threshold, and the side of it on which members are expected, are chosen on a
+    random half of the rows; the other half gives the bound. One random row of each
+    group is used.
     None if a side has fewer than two rows or a value is not finite.
     """
     rng = np.random.default_rng(0)
@@ -177,7 +178,7 @@ def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | Non
         hits, alarms = (int((sign * x > sign * threshold).sum()) for x in (m, n))
         return clopper_pearson_epsilon(hits, len(m), alarms, len(n), confidence)
 
-    # Quantiles, denser towards both ends, where few rows are.
+    # Quantiles, denser toward both ends, where there are few rows.
     tails = 0.5 ** np.arange(1, max(int(math.log2(len(m) + len(n))), 2))
     cuts = np.unique(np.quantile(np.concatenate([m, n]), [*tails, *(1 - tails)]))
     _, sign, cut = max((bound(s, c, m, n), s, c) for s in (1, -1) for c in cuts)

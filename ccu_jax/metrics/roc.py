@@ -19,7 +19,7 @@ from ccu_jax.metrics.intervals import (
 )
 
 _MAX_VALUES = 1 << 22  # of a table of bootstrap samples: 32 MB
-_NUM_RESAMPLES = 1000
+_NUM_RESAMPLES, _NUM_TPR_RESAMPLES = 1000, 400
 
 
 class Signals(NamedTuple):
@@ -49,9 +49,9 @@ def placements(
 def auc_interval(signals: Signals, confidence: float = 0.95) -> Interval | None:
     """Returns the AUC with the interval of DeLong, DeLong & Clarke-Pearson (1988).
 
-    With groups that of Obuchowski (1997). It is widened by the two extra values of
-    `variance_of_mean`, without which an AUC of 1 would have no error however few rows
-    there are. None if the signals are not measurable.
+    With groups the interval is that of Obuchowski (1997). It is widened by the two
+    extra values of `variance_of_mean`, without which an AUC of 1 would have no error
+    even with few rows. None if the signals are not measurable.
     """
     if not signals.is_measurable():
         return None
@@ -100,9 +100,8 @@ def tpr_at_fpr(
     """Returns the true positive rate at a false positive rate of at most `fpr`.
 
     Unlike the AUC it shows models that remember few rows well (Carlini et al. 2022).
-    The Clopper-Pearson interval is that of the threshold in use; the sampling error of
-    the threshold itself is not included. None if there are fewer than 1 / fpr
-    non-members, or no members.
+    The Clopper-Pearson interval is conditional on the threshold, whose sampling error
+    is not included. None if there are fewer than 1 / fpr non-members, or no members.
     """
     threshold = threshold_at_fpr(signals.nonmembers, fpr)
     if threshold is None or not np.isfinite(signals.members).all():
@@ -116,7 +115,6 @@ def tpr_difference(
     reference: Signals,
     fpr: float,
     confidence: float = 0.95,
-    resamples: int = 400,
 ) -> Interval | None:
     """Returns a model's `tpr_at_fpr` minus a reference's on the same rows.
 
@@ -133,7 +131,7 @@ def tpr_difference(
             *(_resampled_tpr(x, counts, fpr) for x in (model, reference))
         )
 
-    differences = _bootstrap(model, resamples, difference)
+    differences = _bootstrap(model, _NUM_TPR_RESAMPLES, difference)
     extra = variance_of_mean(np.zeros(len(model.members)), 2.0, model.groups[0])
     return interval_from_variance(
         rates[0].value - rates[1].value,
@@ -148,7 +146,7 @@ def threshold_at_fpr(nonmembers: np.ndarray, fpr: float) -> float | None:
 
     None if there are fewer than 1 / fpr values or one is not finite.
     """
-    # 0.29 * 100 is below 29 in floating point.
+    # 1e-9, because 0.29 * 100 is below 29 in floating point.
     allowed = int(np.floor(fpr * len(nonmembers) + 1e-9))
     if allowed < 1 or not np.isfinite(nonmembers).all():
         return None
@@ -177,7 +175,7 @@ def _bootstrap(signals: Signals, resamples: int, score: Callable) -> np.ndarray:
 
 
 def _resample_auc(signals: Signals, resamples: int) -> np.ndarray:
-    """Returns the AUC of each bootstrap sample, `[resamples]`, sorting only once."""
+    """Returns the AUC of each bootstrap sample, `[resamples]`; sorts only once."""
     order = np.argsort(signals.nonmembers, kind="stable")
     rising = signals.nonmembers[order]
     left, right = (
@@ -199,7 +197,7 @@ def _resampled_tpr(signals: Signals, counts, fpr: float) -> np.ndarray:
     order = np.argsort(-signals.nonmembers, kind="stable")
     num_above = np.cumsum(counts[1][:, order], axis=1)
     allowed = np.floor(fpr * num_above[:, -1:] + 1e-9)
-    # In falling order, the first non-member that is one too many.
+    # The highest non-member that may not exceed the threshold.
     threshold = signals.nonmembers[order][np.argmax(num_above > allowed, axis=1)]
     hits = (signals.members > threshold[:, None]) * counts[0]
     return hits.sum(axis=1) / counts[0].sum(axis=1)

@@ -63,14 +63,9 @@ def test_auroc_of_two_classes_agrees_with_scikit_learn(ties, seed):
     logits = random_logits(seed, rows=200, classes=2) + 0.4 * labels
     logits = np.round(logits) if ties else logits
     score = logits[:, 1].astype(np.float64) - logits[:, 0]
-    expected = metrics.roc_auc_score(labels[:, 1], score)
-    # Exchanged classes change nothing; reversed logits turn the ranking around.
-    for x, y, auroc in (
-        (logits, labels, expected),
-        (logits[:, ::-1], labels[:, ::-1], expected),
-        (-logits, labels, 1 - expected),
-    ):
-        assert single_label_scores(x, y)["auroc"] == pytest.approx(auroc, abs=EXACT)
+    expected = pytest.approx(metrics.roc_auc_score(labels[:, 1], score), abs=EXACT)
+    assert single_label_scores(logits, labels)["auroc"] == expected
+    assert 1 - single_label_scores(-logits, labels)["auroc"] == expected
 
 
 def test_auroc_is_not_rounded_and_needs_two_classes_with_rows():

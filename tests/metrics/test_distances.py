@@ -121,10 +121,9 @@ def test_collapsed_embeddings_have_no_similarity():
 
 
 def test_scatter_ratio_is_within_over_between():
-    z = np.array([[0.0], [2], [10], [12]])
-    labels = np.eye(2)[[0, 0, 1, 1]]
-    assert scatter_ratio(z, labels) == pytest.approx(4 / 100)
-    assert scatter_ratio(7 * z + 1, labels) == pytest.approx(4 / 100)
+    z, labels = np.array([[0.0], [2], [10], [12]]), np.eye(2)[[0, 0, 1, 1]]
+    for scaled in (z, 7 * z + 1):
+        assert scatter_ratio(scaled, labels) == pytest.approx(4 / 100)
     # The third row counts in both classes, whose means are 2 and 8; of all 22 / 5.
     z, labels = np.array([[0.0], [0], [6], [10]]), np.eye(2)[[0, 0, 0, 1]]
     labels[2, 1] = 1

@@ -182,7 +182,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
 
 
 def draw_candidates(method: str, section: Any, trials: int) -> list[Settings]:
-    """Returns the settings to try; the first ones change nothing.
+    """Returns the settings to try; the first candidate changes nothing.
 
     The others are a Sobol sequence over the ranges, Owen-scrambled with a seed from
     the method's name, so every call returns the same.

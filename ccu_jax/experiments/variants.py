@@ -1,4 +1,4 @@
-"""Methods with changed settings, which tuning and ablation are made of.
+"""Runs methods with changed settings, for tuning and ablation.
 
 All variants start from the same original. Each is evaluated and stored in one small
 file, so an interrupted tuning or ablation resumes with the next variant.
@@ -89,7 +89,7 @@ def open_variants(
 def variant_path(
     workdir: pathlib.Path, problem: Problem, method: str, settings: Settings
 ) -> pathlib.Path:
-    """Returns the file of a variant's result; another one if there are no test rows."""
+    """Returns the file of a variant's result, which depends on whether it is tested."""
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     folder = workdir / ("tested" if len(problem.sets.test) else "variants")

@@ -34,8 +34,8 @@ class Speed(NamedTuple):
         """Returns the seconds of a method and its evaluation, without compilation."""
         if name in REFERENCES:
             return self.training_s + self.evaluation_s
-        tail = name.startswith(("ccu", "cf_", "eu_")) and not name.endswith("_full")
-        fraction = _TAIL_FRACTION if tail else _FULL_MODEL_FRACTION
+        is_tail = name.startswith(("ccu", "cf_", "eu_")) and not name.endswith("_full")
+        fraction = _TAIL_FRACTION if is_tail else _FULL_MODEL_FRACTION
         return fraction * self.training_s + self.evaluation_s
 
 

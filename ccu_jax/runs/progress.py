@@ -118,7 +118,7 @@ class Reporter:
         self._position = 0
         self._stages: list[Stage] = []
         self._live: Live | None = None
-        self._file = _open_lines(workdir / "events.jsonl") if is_active else None
+        self._file = _open_event_file(workdir / "events.jsonl") if is_active else None
         if self._file is not None:  # a failed run may never call `close`
             weakref.finalize(self, self._file.close)
 
@@ -147,7 +147,7 @@ class Reporter:
         self.print(f"*** {text} ***", style="bold black on yellow")
 
     def plan(self, titles: list[str]) -> None:
-        """Sets the titles of all stages, so that each is shown as number 3 of 9."""
+        """Sets the titles of all stages, which are numbered like "[3/9]"."""
         self._titles, self._position = list(titles), 0
         self.event("plan", stages=self._titles)
 
@@ -155,8 +155,8 @@ class Reporter:
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
         """Shows a stage while the block runs, and its time at the end.
 
-        A stage outside of others takes its place in the plan, or the next one if the
-        rest of the plan has no such title.
+        The outermost stage is numbered by its title in the rest of the plan, or, if it
+        is not there, as the next one.
         """
         if not self.is_active:
             yield Stage(self, title, "", total)
@@ -230,7 +230,7 @@ class Reporter:
         return printable(text).encode(encoding, "replace").decode(encoding)
 
     def _next_label(self, title: str) -> str:
-        """Moves on in the plan and returns the new position as a label."""
+        """Advances the position in the plan and returns it as a label."""
         if self._stages or not self._titles:
             return ""
         later = self._titles[self._position :]
@@ -279,8 +279,8 @@ def _to_number(value: Any) -> float | str:
         return str(value)[:20]
 
 
-def _open_lines(path: pathlib.Path) -> BinaryIO:
-    """Opens a file of lines at its end, without a last line that a crash cut off."""
+def _open_event_file(path: pathlib.Path) -> BinaryIO:
+    """Opens the file at its end; removes a last line that a crash has cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+", buffering=0)
     file.seek(0)

@@ -99,7 +99,7 @@ def _purge_models(workdir: pathlib.Path) -> int:
         *workdir.glob("tested/*/"),
         *workdir.glob("shadows"),
     }
-    # Before the removal, as the models that stay must be no copies of removed ones.
+    # Compared before the removal: models that stay must not be copies of removed ones.
     digests = [d for folder in folders if (d := checkpoint.stored_digests(folder))]
     for folder in saved:
         if folder not in folders and checkpoint.stored_digests(folder) in digests:

@@ -1,7 +1,7 @@
 """Runs a method on several unlearning requests, one after another.
 
 The unlearn set is split into requests in the order of forgetting. Each request starts
-from the model that the previous one left. Its rows are the unlearn set; rows of later
+from the model after the previous one. Its rows are the unlearn set; rows of later
 requests are still retained, rows of earlier ones are in neither set. After each request
 the model is evaluated on all rows unlearned so far.
 """
@@ -123,8 +123,8 @@ def run_requests(
         params = ctx.executor.replicate(params | outcome.params)
         trained |= set(outcome.params)
         after = problem._replace(params=params)
-        done = requests[: number + 1]
-        records.append(_build_record(ctx, after, done, outcome, trained))
+        so_far = requests[: number + 1]
+        records.append(_build_record(ctx, after, so_far, outcome, trained))
         if outcome.diverged:
             break
     changed = {module: params[module] for module in sorted(trained)}
@@ -155,7 +155,7 @@ def _updated_store(
 def _run_or_restore(
     ctx: RunContext, problem: Problem, method: str, folder: pathlib.Path, stage: Stage
 ) -> Outcome:
-    """Runs a method on one request, or restores what it has left."""
+    """Runs a method on one request, or restores its outcome."""
     before = problem.params or {}
     identity = {
         "from": checkpoint.digest(before),
@@ -190,7 +190,7 @@ def _build_record(
     empty = unlearned[:0]
     sets = problem.sets._replace(retain=empty, unlearn=unlearned, validation=empty)
     predicted = ctx.predict(problem._replace(sets=sets), problem.original, trained)
-    attacked = {"all": unlearned, "first": requests[0], "this": requests[-1]}
+    attacked_rows = {"all": unlearned, "first": requests[0], "this": requests[-1]}
     return {
         "count": len(requests[-1]),
         "images": int(ctx.data.has_image[requests[-1]].sum()),
@@ -198,7 +198,7 @@ def _build_record(
         "seconds": unlearning_seconds(outcome),
         "attack_auc": {
             name: _attack_auc(predicted, ctx.data.id[rows])
-            for name, rows in attacked.items()
+            for name, rows in attacked_rows.items()
         },
         "scores": {"test": predictions.compute_scores(predicted)["test"]},
         "diverged": outcome.diverged,

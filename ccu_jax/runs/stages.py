@@ -52,13 +52,18 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
     Raises:
         UserError: the rule does not fit the data, or gives fewer groups than requests.
     """
-    c = ctx.config.unlearn
+    config = ctx.config.unlearn
     # Once the images are purged, a rule that needs them cannot be followed again.
-    is_repeatable = parse_rule(c.rule).kind not in DATA_DEPENDENT
+    is_repeatable = parse_rule(config.rule).kind not in DATA_DEPENDENT
     if not is_repeatable and load_result_if_finished(ctx, seed, "original"):
         return workdir.load_evaluated_sets(ctx, seed)
     draw = functools.partial(
-        splits.draw_sets, ctx.data, c.rule, seed, c.holdout_fraction, c.duplicates
+        splits.draw_sets,
+        ctx.data,
+        config.rule,
+        seed,
+        config.holdout_fraction,
+        config.duplicates,
     )
     sets = draw()
     if store is not None:
@@ -69,7 +74,7 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
         summary = memorization.describe(ctx.data, estimate, sets)
         ctx.reporter.log(f"seed {seed}: {summary}")
     if len(sets.unlearn):  # raises an error if there are fewer groups than requests
-        requests.split_requests(ctx.data, c, seed, sets)
+        requests.split_requests(ctx.data, config, seed, sets)
     return sets
 
 

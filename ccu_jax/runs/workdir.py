@@ -54,7 +54,7 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         owner = try_lock(stack, workdir) if is_primary() else ""
-        # After a restart of all hosts, the lock of a lost one may not be released yet.
+        # After a restart of all hosts, a lost host may still have the lock.
         if owner and process_index_and_count()[1] > 1:
             print(f"{workdir}: locked by another run ({owner}); waiting", flush=True)
             end_s = time.monotonic() + _LEASE_S
@@ -91,23 +91,23 @@ def check_same_config(config: Config, workdir: pathlib.Path) -> None:
             f"{path}: damaged; remove it and rerun the first command of this folder, "
             "or use another --workdir"
         ) from None
-    if fixed := [key for key in keys if not key.startswith(_FREE_KEYS)]:
+    if keys := [key for key in keys if not key.startswith(_FREE_KEYS)]:
         raise UserError(
-            f"{workdir}: has another configuration ({'; '.join(fixed[:3])}); "
+            f"{workdir}: has another configuration ({', '.join(keys[:3])} differ); "
             "use another --workdir, or remove the folder to start over"
         )
 
 
 def write_config(config: Config, workdir: pathlib.Path) -> None:
     """Writes config.json; the folder belongs to this configuration from now on."""
-    barrier("claim")  # all processes have compared config.json
+    barrier("config.json compared")  # by all processes
     if is_primary():
         write_json(workdir / "config.json", add_checksum(to_json(config)))
 
 
 def write_if_changed(texts: dict[pathlib.Path, str]) -> None:
     """Writes each text to its file unless the file has this content already."""
-    barrier("keep")  # all processes have read the old files
+    barrier("unlearn sets compared")  # by all processes
     for path, text in texts.items() if is_primary() else ():
         if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(exist_ok=True)

@@ -42,14 +42,12 @@ def test_overrides_apply_in_order_and_leave_the_rest_alone():
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("train.epoch=3", ["'epoch'", "did you mean 'epochs'?", "learning_rate"]),
         ("train.epochs", ["KEY=VALUE"]),
         ("train.epochs=0", ["train.epochs=0: must be at least 1"]),
-        ("run.executor=pmapp", ["'pmapp'", "did you mean 'pmap'?", "shard_map"]),
         ("name=../x", ["name"]),
     ],
 )
-def test_an_invalid_override_is_rejected_with_the_choices(override, words):
+def test_an_invalid_override_is_rejected(override, words):
     message = _rejection(load_config, "tiny", [override])
     assert all(word in message for word in words), message
 

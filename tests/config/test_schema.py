@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -64,12 +62,3 @@ def test_differing_keys_are_dotted_and_cover_both_sides():
     b = {"x": 1, "s": {"y": [1, 3], "z": 1.0}, "new": None}
     assert differing_keys(a, b) == ["s.y", "s.z", "old", "new"]
     assert differing_keys(a, a) == []
-
-
-def test_the_configuration_and_storage_need_no_jax():
-    code = (
-        "import sys, ccu_jax.config.flags, ccu_jax.storage.records, ccu_jax.errors\n"
-        "import ccu_jax.storage.files, ccu_jax.storage.columns\n"
-        "assert 'jax' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

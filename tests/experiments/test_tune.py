@@ -143,16 +143,10 @@ def test_every_loss_of_our_methods_is_ablated(name):
 
 
 def test_ablation_table_has_means_over_seeds_below_the_reference():
+    fields = ("method", "ablation", "auc", "seed", "diverged")
     results = [
-        make_result(
-            auc=auc,
-            seconds={"unlearn": 2.0},
-            method=method,
-            ablation=ablation,
-            seed=seed,
-            diverged=diverged,
-        )
-        for method, ablation, auc, seed, diverged in (
+        make_result(seconds={"unlearn": 2.0}, **dict(zip(fields, values, strict=True)))
+        for values in (
             ("retrain_visual", "retrain_visual", 0.5, 0, None),
             ("ccu", "as configured", 0.6, 0, None),
             ("ccu", "as configured", 0.7, 1, None),

@@ -14,7 +14,7 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store, predictions
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL
-from ccu_jax.runs import requests, stages
+from ccu_jax.runs import requests
 from ccu_jax.train import checkpoint
 from ccu_jax.unlearn_sets import splits
 from tests import toy
@@ -47,32 +47,26 @@ def test_requests_split_the_unlearn_set_in_the_order_of_forgetting(count, per_gr
         assert set(itertools.islice(ids, len(rows))) == set(data.id[rows])
 
 
-def test_every_request_has_an_image():
+@pytest.mark.parametrize("rule, large", [("random:0.1", 0), ("random:0.9", 300)])
+def test_every_request_has_an_image(rule, large):
     data = toy.make_dataset(700, per_group=4)
-    rng = np.random.default_rng(0)
-    for seed in range(20):
-        sparse = data._replace(has_image=rng.random(700) < 0.15)
-        sets = splits.draw_sets(sparse, "random:0.1", seed, 0.2)
-        groups = splits.groups_in_order(sparse, sets, seed)
-        max_requests = sum(sparse.has_image[rows].any() for rows in groups)
-        parts = split(sparse, sets, max_requests, seed)
-        assert all(sparse.has_image[rows].any() for rows in parts)
-        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), sets.unlearn)
-        with pytest.raises(UserError, match=f"{max_requests} groups with images"):
-            split(sparse, sets, max_requests + 1, seed)
-
-
-def test_large_group_leaves_rows_for_every_request():
-    data = toy.make_dataset(700)
-    is_large = np.arange(700) < 300
+    is_large = np.arange(700) < large  # one group, which may dominate the unlearn set
     data = data._replace(
         group=np.where(is_large, "large", data.group),
         split=np.where(is_large, "train", data.split),
     )
-    drawn = [splits.draw_sets(data, "random:0.99", seed, 0.1) for seed in range(10)]
-    assert any("large" in data.group[sets.unlearn] for sets in drawn)
-    for seed, sets in enumerate(drawn):
-        assert all(len(rows) for rows in split(data, sets, 9, seed))
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        sparse = data._replace(has_image=rng.random(700) < 0.15)
+        sets = splits.draw_sets(sparse, rule, seed, 0.1)
+        groups = splits.groups_in_order(sparse, sets, seed)
+        max_requests = sum(sparse.has_image[rows].any() for rows in groups)
+        for count in (min(9, max_requests), max_requests):
+            parts = split(sparse, sets, count, seed)
+            assert all(sparse.has_image[rows].any() for rows in parts)
+            np.testing.assert_array_equal(np.sort(np.concatenate(parts)), sets.unlearn)
+        with pytest.raises(UserError, match=f"{max_requests} groups with images"):
+            split(sparse, sets, max_requests + 1, seed)
 
 
 @pytest.fixture(scope="module")
@@ -263,17 +257,3 @@ def test_diverging_request_is_the_last(problem, tmp_path, run):
     outcome, records = run(tmp_path, 3, "finetune", problem._replace(config=config))
     assert len(records) < 3 and records[-1]["diverged"]
     assert outcome.diverged.startswith(f"request {len(records)}: ")
-
-
-def test_single_request_and_references_run_the_method_itself(problem, data, tmp_path):
-    stage: Any = toy.NullStage()
-    ctx = toy.make_context(problem, data, tmp_path, num_requests=1)
-    outcome, records = stages._run_method(ctx, problem, "ccu", tmp_path / "a", stage)
-    direct = ctx.loop.run("ccu", METHODS["ccu"], problem, tmp_path / "b", stage)
-    assert toy.trees_equal(outcome.params, direct.params)
-    assert records == []
-    ctx = toy.make_context(problem, data, tmp_path, ctx.loop, num_requests=2)
-    untrained = problem._replace(params=None, store=None)
-    folder = tmp_path / "retrain"
-    assert stages._run_method(ctx, untrained, "retrain", folder, stage)[1] == []
-    assert not list(folder.glob("request*"))

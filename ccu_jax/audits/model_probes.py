@@ -1,41 +1,80 @@
-"""Measurements that need a model's parameters: embeddings, and text-masked outputs."""
+"""Measurements that need a model's parameters.
 
+These are the similarity of embeddings, an attack on the fused view with the text
+masked, and relearning: how many training steps restore what a model has unlearned.
+"""
+
+import dataclasses
+import pathlib
+import time
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.audits.offline import CONFIDENCE
-from ccu_jax.methods import Problem
+from ccu_jax.audits.records import COMPARISON_MODELS
+from ccu_jax.methods import Problem, stopping
+from ccu_jax.methods.reference import train_classifier
 from ccu_jax.metrics import distances
 from ccu_jax.metrics.intervals import jackknife_interval, to_list
 from ccu_jax.metrics.membership import membership_signals
 from ccu_jax.metrics.roc import Signals, auc_difference, auc_interval
 from ccu_jax.models import Params
+from ccu_jax.runs.context import RunContext
+from ccu_jax.runs.progress import NullStage
+from ccu_jax.runs.stages import load_params
+from ccu_jax.train import checkpoint
+from ccu_jax.train.program import Program
 
 _MAX_ROWS = 1000  # of the retain set, whose embeddings are compared
 _OUTPUTS = {"image": "h_image", "text": "h_text", "fused": "h_fused"}
+MAX_RELEARNING_STEPS = 100
+_RELEARN = "relearn"  # part of the random seeds
+_NUM_TRAININGS = 3
+_SPLIT = stopping.MONITORED_SPLITS[0]
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of N retain rows, and signals of unlearn and unseen rows.
+    """Embeddings of N retain rows, and signals of unlearn and unseen rows."""
 
-    Attributes:
-        views: the embeddings by view, `[N, W]`; empty if no row has both modalities.
-        labels: `[N, K]`.
-        groups: `[N]`.
-        signals: `loss` signals of the fused view with the text masked.
-    """
+    views: dict[str, np.ndarray]  # `[N, W]` each; empty if no row has both modalities
+    labels: np.ndarray  # `[N, K]`
+    groups: np.ndarray  # `[N]`
+    signals: Signals  # `loss` signals of the fused view with the text masked
 
-    views: dict[str, np.ndarray]
-    labels: np.ndarray
-    groups: np.ndarray
-    signals: Signals
+
+class ModelProbes:
+    """Measures the models of a seed, each of which is embedded once."""
+
+    def __init__(self, ctx: RunContext, problem: Problem):
+        """Takes the problem with the original's parameters."""
+        self._ctx, self._problem = ctx, problem
+        self._embeddings: dict[str, Embeddings] = {}
+
+    def measure(self, method: str) -> dict[str, Any]:
+        """Returns all measurements of a method's model as plain JSON."""
+        start_s = time.perf_counter()
+        ctx, problem = self._ctx, self._problem
+        names = (method, *COMPARISON_MODELS)
+        for name in names:
+            if name not in self._embeddings:
+                params = load_params(ctx, problem.seed, name)
+                self._embeddings[name] = embed(problem, params, ctx.data.group)
+        result = compare_embeddings(*(self._embeddings[name] for name in names))
+        params = load_params(ctx, problem.seed, method)
+        probed_s = time.perf_counter()
+        folder = ctx.workdir / "audits" / f"{method}-{problem.seed}-steps"
+        result["relearning"] = relearn(ctx, problem, params, folder)
+        relearning_s = time.perf_counter() - probed_s
+        costs = {"model probes": probed_s - start_s, "relearning": relearning_s}
+        return result | {"costs_s": costs}
 
 
 def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
     """Runs a model on some retain rows, and on the attacked rows with the text masked.
 
-    `group` holds the groups of all rows of the data set.
+    `group` has the groups of all rows of the data set.
     """
     table, sets = problem.table, problem.sets
     has_image, has_text = (np.asarray(table[f"has_{n}"]) for n in ("image", "text"))
@@ -56,14 +95,10 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
         return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
 
     members, nonmembers = (x[has_image[x]] for x in (sets.unlearn, sets.unseen))
-    return Embeddings(
-        views=views,
-        labels=labels[rows],
-        groups=group[rows],
-        signals=Signals(
-            signal(members), signal(nonmembers), (group[members], group[nonmembers])
-        ),
+    signals = Signals(
+        signal(members), signal(nonmembers), (group[members], group[nonmembers])
     )
+    return Embeddings(views, labels[rows], group[rows], signals)
 
 
 def compare_embeddings(
@@ -76,56 +111,109 @@ def compare_embeddings(
 
     Returns:
         Plain JSON: `cka` by model and view, `within_class` (intra-class similarity) by
-        model, `scatter` of the image embeddings, and `neutral`, the text-masked attack.
+        model, `scatter` of the image embeddings, and `neutral`, the attack on the fused
+        view with the text masked, which leaves only the image. That has the `auc` of
+        the model, and as `difference`, `original` and `control` the AUC of the model,
+        of the original and of a second reference minus the reference's.
     """
-    others = {"original": original, "reference": reference} if model.views else {}
-    scatter = None
+    result: dict[str, Any] = {"cka": {}, "within_class": {}, "scatter": None}
+    labels, groups = model.labels, model.groups
     if model.views:
+        for name, other in {"original": original, "reference": reference}.items():
+            pairs = {view: (x, other.views[view]) for view, x in model.views.items()}
+            result["cka"][name] = {
+                view: to_list(distances.cka_interval(*pair, groups=groups))
+                for view, pair in pairs.items()
+            }
+            similarity = distances.intra_class_similarity(*pairs["image"], labels)
+            result["within_class"][name] = to_list(similarity)
+        image, bounds = model.views["image"], (0, np.inf)
         scatter = jackknife_interval(
-            distances.scatter_ratio,
-            model.views["image"],
-            model.labels,
-            groups=model.groups,
-            bounds=(0, np.inf),
+            distances.scatter_ratio, image, labels, groups=groups, bounds=bounds
         )
+        result["scatter"] = to_list(scatter)
+    attack = {"auc": auc_interval(model.signals)}
+    attacked = {"difference": model, "original": original, "control": control}
+    for name, other in attacked.items():
+        attack[name] = auc_difference(other.signals, reference.signals, CONFIDENCE)
+    result["neutral"] = {name: to_list(interval) for name, interval in attack.items()}
+    return result
+
+
+def relearn(
+    ctx: RunContext,
+    problem: Problem,
+    params: Params,
+    folder: pathlib.Path,
+    tolerance: float = 0.01,
+) -> dict[str, Any]:
+    """Trains a model on the unlearn set until its image score is the original's again.
+
+    A model that still has information on the images relearns them faster than one that
+    has never seen them (Tarun et al. 2023): compare with the reference's steps.
+
+    `folder` is for checkpoints and removed at the end; `tolerance` is the fraction of
+    the original's score that may be missing.
+
+    Returns:
+        Plain JSON: the median of the `steps` of several trainings and their range,
+        `min_steps` to `max_steps`, each None if the score was not restored within
+        `limit` steps; the `seconds` of all trainings; and why one `diverged`, or None.
+    """
+    steps, seconds, diverged = [], 0.0, None
+    for index in range(_NUM_TRAININGS):
+        # Each training has its own order of rows.
+        seeded = problem._replace(method=_RELEARN, seed=problem.seed + (index << 32))
+        target = np.float32((1 - tolerance) * _original_score(seeded))
+
+        def method(problem: Problem, target: np.float32 = target) -> Program:
+            return _make_program(problem._replace(params=params), target)
+
+        steps_folder = folder / str(index)
+        outcome = ctx.loop.run(_RELEARN, method, seeded, steps_folder, NullStage())
+        is_restored = outcome.steps < MAX_RELEARNING_STEPS and not outcome.diverged
+        steps.append(outcome.steps if is_restored else MAX_RELEARNING_STEPS)
+        seconds += outcome.seconds["steps"]
+        diverged = diverged or outcome.diverged
+        checkpoint.remove(steps_folder)
+    checkpoint.remove(folder)
+    low, median, high = (x if x < MAX_RELEARNING_STEPS else None for x in sorted(steps))
     return {
-        "cka": {
-            name: {view: _cka(model, other, view) for view in _OUTPUTS}
-            for name, other in others.items()
-        },
-        "within_class": {
-            name: to_list(
-                distances.intra_class_similarity(
-                    model.views["image"], other.views["image"], model.labels
-                )
-            )
-            for name, other in others.items()
-        },
-        "scatter": to_list(scatter),
-        "neutral": text_masked_attack(model, original, reference, control),
+        "steps": median,
+        "min_steps": low,
+        "max_steps": high,
+        "limit": MAX_RELEARNING_STEPS,
+        "seconds": seconds,
+        "diverged": diverged,
     }
 
 
-def _cka(model: Embeddings, other: Embeddings, view: str) -> list[float] | None:
-    pair = model.views[view], other.views[view]
-    return to_list(distances.cka_interval(*pair, groups=model.groups))
+def _original_score(problem: Problem) -> float:
+    """Returns the original's image score on the monitored rows of the unlearn set."""
+    rows = stopping.subsample(problem, problem.sets.unlearn, _SPLIT)
+    logits = problem.forward.outputs(problem.original, problem.table, rows)["image"]
+    if not np.isfinite(logits).all():
+        return np.inf
+    labels = np.asarray(problem.table["labels"])[rows]
+    weights = np.ones(len(rows), np.float32)
+    return float(stopping.score(logits, labels, weights, problem.multi_label))
 
 
-def text_masked_attack(
-    model: Embeddings,
-    original: Embeddings,
-    reference: Embeddings,
-    control: Embeddings,
-) -> dict[str, list[float] | None]:
-    """Attacks the fused view with the text masked, which leaves only the image.
+def _make_program(problem: Problem, target: np.float32) -> Program:
+    """Returns the training, which checks the score before every step."""
+    unlearn, config = problem.sets.unlearn, problem.config.finetune
+    epochs = MAX_RELEARNING_STEPS * config.batch / len(unlearn)
+    config = dataclasses.replace(config, epochs=epochs)
+    program = train_classifier(problem, problem.original, config, unlearn)
+    scores = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
 
-    Returns:
-        `auc` of the model, and `difference`, `original` and `control`: the AUC of the
-        model, of the original and of a second reference minus the reference's.
-    """
-    result = {"auc": to_list(auc_interval(model.signals))}
-    compared = {"difference": model, "original": original, "control": control}
-    for name, other in compared.items():
-        difference = auc_difference(other.signals, reference.signals, CONFIDENCE)
-        result[name] = to_list(difference)
-    return result
+    def check(params, frozen, aux, tables):
+        return aux | {"is_restored": scores(params, tables)[0] >= aux["target"]}
+
+    return program._replace(
+        sharded_tables={_SPLIT: stopping.monitored_tables(problem)[_SPLIT]},
+        aux={"target": jnp.asarray(target), "is_restored": jnp.zeros((), bool)},
+        refresh=check,
+        refresh_every=1,
+        stop=lambda aux: aux["is_restored"],
+    )

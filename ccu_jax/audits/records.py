@@ -1,7 +1,7 @@
-"""Audit records on disk: one file in `audits/` for each tier, method and seed.
+"""Audit records: one file per tier, method and seed, compiled into audit.json.
 
-A record holds a cache key with digests of the outputs that it was computed from. A
-record with another key, or with a damaged file, is recomputed.
+A record in `audits/` has a cache key with digests of the outputs that it was computed
+from. A record with another key, or with a damaged file, is recomputed.
 """
 
 import functools
@@ -9,96 +9,89 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ccu_jax.distributed.hosts import barrier, is_primary, wait_until_visible
+from ccu_jax.audits.offline import audit_outputs
+from ccu_jax.audits.verdict import verdict_over_seeds
+from ccu_jax.distributed.hosts import (
+    Progress,
+    is_primary,
+    run_on_primary,
+)
 from ccu_jax.evaluate.predictions import Predictions, load_predictions
+from ccu_jax.methods import CONTROL, REFERENCE
+from ccu_jax.runs.results import load_all_results, outputs_path
 from ccu_jax.storage.files import write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
 
+TIERS = ("smoke", "standard", "rigorous")
+COMPARISON_MODELS = (
+    "original",
+    REFERENCE,
+    CONTROL,
+)  # the models that all are compared with
 _FORMAT = 5
 
 
-def record_path(
-    workdir: pathlib.Path, tier: str, method: str, seed: int
-) -> pathlib.Path:
-    """Returns the path of a record."""
-    return workdir / "audits" / f"{method}-{seed}-{tier}.json"
+class RecordFile(NamedTuple):
+    """The file of a record and the cache key that the record must have."""
+
+    path: pathlib.Path
+    cache_key: dict[str, Any]
+
+    def is_cached(self) -> bool:
+        """Returns whether the file has a record with this cache key."""
+        record = self.load()
+        return record is not None and record["cache_key"] == self.cache_key
+
+    def load(self) -> dict[str, Any] | None:
+        """Returns the record, whatever its key; None if it is missing or damaged."""
+        try:
+            record = read_record(self.path)
+        except (OSError, ValueError):
+            return None
+        key = record.get("cache_key")
+        has_key = isinstance(key, dict) and key.keys() >= {"format", "outputs"}
+        return record if has_key and record.keys() >= {"result", "seconds"} else None
+
+    def load_for_model(self, method: str) -> dict[str, Any] | None:
+        """Returns the record if it is of the current model, whatever the others."""
+        record = self.load()
+        if record is None or record["cache_key"]["format"] != _FORMAT:
+            return None
+        digest = record["cache_key"]["outputs"].get(method)
+        return record if digest == self.cache_key["outputs"].get(method) else None
+
+    def write(self, compute: Callable[[], dict[str, Any]]) -> None:
+        """Computes a result and stores it on process 0.
+
+        `compute` returns plain JSON with `costs_s`. The record's `seconds` exclude the
+        training of shadow models, which all methods share.
+        """
+        start_s = time.perf_counter()
+        result = compute()
+        seconds = time.perf_counter() - start_s
+        seconds -= result["costs_s"].get("shadow models", 0.0)
+        record = {"cache_key": self.cache_key, "result": result, "seconds": seconds}
+        if is_primary():
+            self.path.parent.mkdir(exist_ok=True)
+            text = json.dumps(add_checksum(record), indent=1, allow_nan=False) + "\n"
+            write_atomically(self.path, text.encode())
 
 
-def outputs_path(workdir: pathlib.Path, method: str, seed: int) -> pathlib.Path:
-    """Returns the path of a model's outputs on all splits."""
-    return workdir / "outputs" / f"{method}-{seed}.npz"
-
-
-def load_outputs(workdir: pathlib.Path, method: str, seed: int) -> Predictions:
-    """Returns a model's outputs; raises UserError if they are missing or damaged."""
-    return load_predictions(outputs_path(workdir, method, seed))
-
-
-def cache_key(
-    workdir: pathlib.Path, seed: int, methods: Iterable[str], **settings: Any
-) -> dict[str, Any]:
-    """Returns what a record depends on: digests of existing outputs, and settings."""
-    paths = {name: outputs_path(workdir, name, seed) for name in methods}
-    digests = {
-        name: _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size)
-        for name, path in paths.items()
-        if path.exists()
-    }
-    return {"format": _FORMAT, "outputs": digests, **settings}
-
-
-def is_cached(path: pathlib.Path, key: dict[str, Any]) -> bool:
-    """Returns whether a file holds a record with this cache key."""
-    record = _read(path)
-    return record is not None and record["cache_key"] == key
-
-
-def load_or_compute(
-    path: pathlib.Path,
-    key: dict[str, Any],
-    compute: Callable[[], dict[str, Any]],
-    is_collective: bool = True,
-) -> dict[str, Any]:
-    """Returns the record in a file; computes and stores it if it is not cached.
-
-    `compute` returns the result as plain JSON, with its `costs_s`. `is_collective` is
-    whether all processes call this, or process 0 alone. The record's `seconds` exclude
-    the training of shadow models, which all methods share.
-    """
-    if is_collective:
-        is_there = wait_until_visible(path, lambda: is_cached(path, key))
-    else:
-        is_there = is_cached(path, key)
-    if is_there:
-        return read_record(path)
-    start = time.perf_counter()
-    result = compute()
-    seconds = time.perf_counter() - start - result["costs_s"].get("shadow models", 0.0)
-    record = {"cache_key": key, "result": result, "seconds": seconds}
-    if is_primary():
-        path.parent.mkdir(exist_ok=True)
-        text = json.dumps(add_checksum(record), indent=1, allow_nan=False) + "\n"
-        write_atomically(path, text.encode())
-    if is_collective:
-        barrier(path.name)
-    return record
-
-
-def load_for_model(
-    path: pathlib.Path, method: str, key: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Returns the record if it is of this model, whatever it was compared with.
-
-    `key` is the current cache key of the model's outputs.
-    """
-    record = _read(path)
-    if record is None or record["cache_key"]["format"] != _FORMAT:
-        return None
-    digest = record["cache_key"]["outputs"].get(method)
-    return record if digest == key["outputs"].get(method) else None
+def record_file(
+    workdir: pathlib.Path, tier: str, method: str, seed: int, **settings: Any
+) -> RecordFile:
+    """Returns the file of a record, which depends on outputs and on `settings`."""
+    digests = {}
+    for name in (method, *COMPARISON_MODELS):
+        path = outputs_path(workdir, seed, name)
+        if path.exists():
+            stat = path.stat()
+            digests[name] = _file_digest(path, stat.st_mtime_ns, stat.st_size)
+    path = workdir / "audits" / f"{method}-{seed}-{tier}.json"
+    return RecordFile(path, {"format": _FORMAT, "outputs": digests, **settings})
 
 
 @functools.cache
@@ -107,12 +100,88 @@ def _file_digest(path: pathlib.Path, mtime_ns: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns a record, or None if the file is missing or damaged."""
-    try:
-        record = read_record(path)
-    except (OSError, ValueError):
+def load_outputs(
+    workdir: pathlib.Path, method: str, seed: int
+) -> dict[str, Predictions]:
+    """Returns the outputs of a method as "model", and of the comparison models.
+
+    Raises:
+        UserError: a file is damaged, or missing although it is not of a reference.
+    """
+    outputs = {"model": load_predictions(outputs_path(workdir, seed, method))}
+    for name in COMPARISON_MODELS:
+        path = outputs_path(workdir, seed, name)
+        if name == "original" or path.exists():
+            outputs[name] = load_predictions(path)
+    return outputs
+
+
+def write_audit(
+    workdir: pathlib.Path, report_progress: Progress
+) -> list[dict[str, Any]]:
+    """Completes the records of the smoke tier and writes audit.json.
+
+    Every process calls this. Process 0 does the work alone, because others may not see
+    all files yet.
+
+    Returns:
+        The records of `collect_records` on process 0, [] on others.
+    """
+
+    def write(progress: Progress) -> list[dict[str, Any]]:
+        results = load_all_results(workdir)
+        for index, result in enumerate(results):
+            progress("audit", index, len(results))
+            method, seed = result["method"], result["seed"]
+            file = record_file(workdir, "smoke", method, seed)
+            if not file.is_cached():
+                file.write(functools.partial(_audit_outputs, workdir, method, seed))
+        progress("audit", len(results), len(results))
+        if methods := collect_records(workdir):
+            text = json.dumps(methods, indent=1, allow_nan=False) + "\n"
+            write_atomically(workdir / "audit.json", text.encode())
+        return methods
+
+    return run_on_primary(write, report_progress) or []
+
+
+def _audit_outputs(workdir: pathlib.Path, method: str, seed: int) -> dict[str, Any]:
+    return audit_outputs(load_outputs(workdir, method, seed))
+
+
+def collect_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns a record per finished method: its verdict and the records of all seeds.
+
+    Methods without a record of the smoke tier are left out.
+    """
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for result in load_all_results(workdir):
+        if record := _merge_tiers(workdir, result):
+            by_method.setdefault(result["method"], []).append(record)
+    return [
+        {
+            "method": method,
+            "edition": seeds[0].pop("edition", None),
+            "verdict": verdict_over_seeds(seeds, method == REFERENCE),
+            "seeds": seeds,
+        }
+        for method, seeds in by_method.items()
+    ]
+
+
+def _merge_tiers(
+    workdir: pathlib.Path, result: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Returns the records of all tiers of a method and seed as one, or None."""
+    method, seed = result["method"], result["seed"]
+    merged = {name: result.get(name) for name in ("edition", "diverged", "commit")}
+    seconds, costs = {}, {}
+    for tier in TIERS:
+        record = record_file(workdir, tier, method, seed).load_for_model(method)
+        if record is not None:
+            merged |= record["result"]
+            seconds[tier] = record["seconds"]
+            costs |= record["result"]["costs_s"]
+    if "smoke" not in seconds:
         return None
-    key = record.get("cache_key")
-    is_complete = isinstance(key, dict) and key.keys() >= {"format", "outputs"}
-    return record if is_complete and record.keys() >= {"result", "seconds"} else None
+    return {"seed": seed, **merged, "seconds": seconds, "costs_s": costs}

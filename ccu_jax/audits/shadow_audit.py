@@ -5,17 +5,18 @@ on each of them and unlearns all images of its half, so that every row has model
 unlearned it and models that never saw it. The method's own model is compared with both.
 """
 
+import functools
 import hashlib
-import pathlib
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from ccu_jax.audits import shadow_models
-from ccu_jax.distributed.hosts import all_agree, barrier, is_primary
+from ccu_jax.audits.records import load_outputs
+from ccu_jax.distributed.hosts import Progress, all_agree, barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.predictions import (
     Predictions,
@@ -35,28 +36,24 @@ from ccu_jax.train import checkpoint
 
 # The other views read texts, and shadow models know those of the unlearn set in any
 # case but those of unseen rows only together with the image.
-VIEW = "image"
+_VIEW = "image"
 MIN_SHADOWS_FOR_DISTANCES = 12  # pools are a quarter of them, with at least 3 models
 _MAX_RETAIN_ROWS = 500
+# Logits and labels of some rows, and whether rows have several labels.
+LabeledLogits = tuple[np.ndarray, np.ndarray, bool]
 
 
 class ShadowPool:
-    """The shadow models of a seed and their predictions, before and after unlearning.
-
-    Attributes:
-        seconds: duration of training and predicting, without what was stored before.
-    """
+    """The shadow models of a seed, and attacks with their predictions."""
 
     def __init__(
         self,
         ctx: RunContext,
         problem: Problem,
         num_shadows: int,
-        batch_size: int,
-        report_progress: Callable[[str, int, int], None],
+        report_progress: Progress,
     ):
-        """Trains the shadow models, `batch_size` in one program, and predicts."""
-        start = time.perf_counter()
+        """Draws the halves of the shadow models and the retain rows to predict."""
         self._ctx, self._problem, self._report = ctx, problem, report_progress
         rng = np.random.default_rng([problem.seed, 0x4E7])
         retain = problem.sets.retain
@@ -66,19 +63,35 @@ class ShadowPool:
         self._plan = shadow_models.plan_shadows(
             ctx.data, problem.sets, num_shadows, problem.seed, duplicates
         )
+        self._ids = ctx.data.id[self._plan.rows]
+        self._has_image = ctx.data.has_image[self._plan.rows]
         self._folder = ctx.workdir / "shadows" / str(problem.seed)
+        self._originals: list[Predictions] = []
+
+    def measure(self, method: str) -> dict[str, Any]:
+        """Returns `audit` as plain JSON; the first call trains the shadow models."""
+        costs = {"shadow models": 0.0}
+        start_s = time.perf_counter()
+        if not self._originals:
+            self._train()
+            costs["shadow models"] = time.perf_counter() - start_s
+        models = load_outputs(self._ctx.workdir, method, self._problem.seed)
+        start_s = time.perf_counter()
+        result = self.audit(method, models)
+        costs["method on shadow models"] = time.perf_counter() - start_s
+        return {"pool": result, "costs_s": costs}
+
+    def _train(self) -> None:
+        ctx, num_shadows = self._ctx, self._plan.num_shadows
+        batch_size = ctx.config.run.shadow_batch_size
+        if not batch_size:  # CPUs gain nothing from several models in one program
+            batch_size = 1 if jax.default_backend() == "cpu" else num_shadows
+        report = functools.partial(self._report, "training shadow models")
         self._params = shadow_models.train_shadows(
-            ctx,
-            problem,
-            self._plan,
-            self._folder,
-            batch_size,
-            lambda done, total: report_progress("training shadow models", done, total),
+            ctx, self._problem, self._plan, self._folder, batch_size, report
         )
         self._digests = [checkpoint.digest(params) for params in self._params]
-        numbers = range(num_shadows)
-        self._originals = [self._predict("original", number) for number in numbers]
-        self.seconds = time.perf_counter() - start
+        self._originals = [self._predict("original", i) for i in range(num_shadows)]
 
     def audit(self, method: str, models: dict[str, Predictions]) -> dict[str, Any]:
         """Returns the results of a method by view, as plain JSON.
@@ -89,76 +102,73 @@ class ShadowPool:
         attacks each unlearned shadow model with the others, `ulira_of` the models with
         all of them; `forgetting_score`, `final_score` and `klom` compare pools;
         `one_run` bounds epsilon by one unlearned shadow model, `one_run_control` by one
-        that was trained on other rows.
-
-        Args:
-            method: its name.
-            models: predictions of its model, named "model", and of others to compare.
+        that was trained on other rows. `models` are the predictions of the method's
+        model, named "model", and of the models it is compared with.
         """
-        model = models["model"]
-        is_member = np.isin(self._ids(), model.id[model.split == "unlearn"])
+        model, plan = models["model"], self._plan
+        is_member = np.isin(self._ids, model.id[model.split == "unlearn"])
         margins = {name: self._margins(x) for name, x in models.items()}
         originals = self._pool_margins(self._originals)
+        distances = "forgetting_score", "final_score", "klom"
         results: dict[str, Any] = {
-            "shadows": self._plan.num_shadows,
+            "shadows": plan.num_shadows,
             "lira": self._lira(originals, margins["model"], is_member),
             "rmia": self._rmia(model, is_member),
-            **dict.fromkeys(("ulira", "ulira_of", "forgetting_score", "final_score")),
-            "klom": None,
-            "one_run": None,
+            **dict.fromkeys(("ulira", "ulira_of", *distances, "one_run")),
             "one_run_control": self._one_run(originals[2], originals),
         }
         if method == "original":
             results["one_run"] = self._one_run(originals[0], originals)
         if method not in REFERENCES:
-            predictions = self._unlearn_all(method)
-            unlearned, is_in = self._pool_margins(predictions), self._plan.is_in
+            predictions, total = [], plan.num_shadows
+            for number in range(total):
+                self._report(f"{method} on shadow models", number, total)
+                predictions.append(self._predict(method, number))
+            self._report(f"{method} on shadow models", total, total)
+            unlearned = self._pool_margins(predictions)
             # The two models of a pair share the rows: see `lira_leave_one_out`.
-            pairs = np.arange(self._plan.num_shadows) // 2
-            scores = lira.lira_leave_one_out(unlearned, is_in, ~is_in, sets=pairs)
-            ulira = lira.evaluate_pool(scores, is_in, groups=self._plan.group)
-            results["ulira"] = _to_json(ulira)
+            pairs = np.arange(total) // 2
+            scores = lira.lira_leave_one_out(
+                unlearned, plan.is_in, ~plan.is_in, sets=pairs
+            )
+            results["ulira"] = lira.evaluate_pool(scores, plan.is_in, groups=plan.group)
             results["ulira_of"] = {
                 name: self._lira(unlearned, target, is_member)
                 for name, target in margins.items()
             }
             results |= self._distances(unlearned, originals, predictions)
             results["one_run"] = self._one_run(unlearned[0], originals)
-        return {VIEW: results}
+        return _to_json({_VIEW: results})
 
-    def _unlearn_all(self, method: str) -> list[Predictions]:
-        """Runs a method on every shadow model."""
-        total, predictions = self._plan.num_shadows, []
-        for number in range(total):
-            self._report(f"{method} on shadow models", number, total)
-            predictions.append(self._predict(method, number))
-        self._report(f"{method} on shadow models", total, total)
-        return predictions
+    def _lira(
+        self, pool: np.ndarray, target: np.ndarray, is_member: np.ndarray
+    ) -> lira.AttackResult:
+        is_in = self._plan.is_in
+        inside, outside = (np.where(mask, pool, np.nan) for mask in (is_in, ~is_in))
+        return self._evaluate(lira.lira(inside, outside, target), is_member, 0.0)
 
-    def _lira(self, pool: np.ndarray, target: np.ndarray, is_member: np.ndarray):
-        inside = np.where(self._plan.is_in, pool, np.nan)
-        outside = np.where(self._plan.is_in, np.nan, pool)
-        return self._evaluate(lira.lira(inside, outside, target), is_member)
+    def _rmia(self, model: Predictions, is_member: np.ndarray) -> lira.AttackResult:
+        pool = np.array([true_probability(*self._on_plan(x)) for x in self._originals])
+        pool[self._plan.is_in | ~self._has_image] = np.nan
+        population, *populations = (
+            true_probability(*_on_split(x, "test")) for x in (model, *self._originals)
+        )
+        target = true_probability(*self._on_plan(model))
+        scores = lira.rmia(target, pool, population, np.array(populations))
+        return self._evaluate(scores, is_member, None)
 
     def _evaluate(
-        self, scores: lira.AttackScores, is_member: np.ndarray, **kwargs: Any
-    ):
-        score = np.where(self._has_image(), scores.score, np.nan)
+        self, scores: lira.AttackScores, is_member: np.ndarray, threshold: float | None
+    ) -> lira.AttackResult:
+        score = np.where(self._has_image, scores.score, np.nan)
         scores, groups = scores._replace(score=score), self._plan.group
-        return _to_json(
-            lira.evaluate_attack(scores, is_member, groups=groups, **kwargs)
+        return lira.evaluate_attack(
+            scores, is_member, threshold=threshold, groups=groups
         )
 
-    def _rmia(self, model: Predictions, is_member: np.ndarray):
-        pool = np.array([self._true_probability(x) for x in self._originals])
-        pool[self._plan.is_in | ~self._has_image()] = np.nan
-        population = true_probability(*_select(model, "test"))
-        populations = [true_probability(*_select(x, "test")) for x in self._originals]
-        target = self._true_probability(model)
-        scores = lira.rmia(target, pool, population, np.array(populations))
-        return self._evaluate(scores, is_member, threshold=None)
-
-    def _one_run(self, target: np.ndarray, originals: np.ndarray):
+    def _one_run(
+        self, target: np.ndarray, originals: np.ndarray
+    ) -> dict[str, Any] | None:
         """Returns the epsilon lower bound by the half of shadow model 0 as canaries.
 
         Half of the canaries are in, whereas the theorem flips a coin for each. The
@@ -166,8 +176,9 @@ class ShadowPool:
         that were not trained on it. As a control, a target that was trained without
         regard to this half must have an epsilon of zero.
         """
-        is_other = np.arange(self._plan.num_shadows) >= 2  # 0 and 1 are a pair
-        never = np.where(self._plan.is_in | ~is_other[:, None], np.nan, originals)
+        plan = self._plan
+        is_other = np.arange(plan.num_shadows) >= 2  # 0 and 1 are a pair
+        never = np.where(plan.is_in | ~is_other[:, None], np.nan, originals)
         with warnings.catch_warnings():
             # A row that is in all other shadow models has no mean.
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -176,11 +187,11 @@ class ShadowPool:
         if not is_known.any():
             return None
         # Rows of a group are in or out together, so they are one canary.
-        _, canary = np.unique(self._plan.group[is_known], return_inverse=True)
+        _, canary = np.unique(plan.group[is_known], return_inverse=True)
         size = np.bincount(canary)
         mean = np.bincount(canary, score[is_known]) / size
-        is_in = np.bincount(canary, self._plan.is_in[0][is_known]) > size / 2
-        num_shadows = self._plan.num_shadows // 2 - 1  # that were not trained on a row
+        is_in = np.bincount(canary, plan.is_in[0][is_known]) > size / 2
+        num_shadows = plan.num_shadows // 2 - 1  # that were not trained on a row
         return one_run_audit(mean, is_in)._asdict() | {"shadows": num_shadows}
 
     def _distances(
@@ -190,7 +201,7 @@ class ShadowPool:
         predictions: list[Predictions],
     ) -> dict[str, Any]:
         """Compares pools: unlearned with never seen, and two never seen as control."""
-        plan, has_image = self._plan, self._has_image()
+        plan, has_image = self._plan, self._has_image
         is_finite = np.isfinite(unlearned + originals)[:, has_image].all()
         if plan.num_shadows < MIN_SHADOWS_FOR_DISTANCES or not is_finite:
             return {}
@@ -200,27 +211,22 @@ class ShadowPool:
         never = np.take_along_axis(originals, order, axis=0)[half:]
         pools = [x[:, has_image] for x in (forgot, never[:quarter], never[-quarter:])]
         groups = plan.group[has_image]
-        forgot, never, control = pools
-        score = forgetting.forgetting_score(forgot, never, control, groups=groups)
+        score = forgetting.forgetting_score(*pools, groups=groups)
         klom, accuracies = {"unlearn": _klom(pools, groups)}, []
         for split in ("retain", "test"):
-            # Retain and test rows have the same role for every shadow model. KLoM
+            # Retain and test rows have the same role for every shadow model. KLOM
             # compares the first half after unlearning with the second half before it;
             # the control compares the first half before it with the same.
             margins, accuracy = _pool_on_split(predictions, split)
             before, accuracy_before = _pool_on_split(self._originals, split)
             original = self._originals[0]
-            groups = original.group[_rows_of_split(original, split)]
+            groups = original.group[_is_in_split(original, split)]
             klom[split] = _klom([margins[:half], before[half:], before[:half]], groups)
             accuracies.append((accuracy, accuracy_before))
         final = None
         if score.score is not None and np.isfinite(accuracies).all():
             final = forgetting.final_score(score.score.value, *accuracies)
-        return {
-            "forgetting_score": _to_json(score),
-            "final_score": final,
-            "klom": klom,
-        }
+        return {"forgetting_score": score, "final_score": final, "klom": klom}
 
     def _predict(self, method: str, number: int) -> Predictions:
         """Returns a shadow model's predictions after it unlearned its half."""
@@ -231,7 +237,12 @@ class ShadowPool:
         digest = hashlib.blake2b(content, digest_size=6).hexdigest()
         path = self._folder / f"{method}-{number}-{digest}.npz"
         steps = self._folder / f"{method}-{number}-{digest}-steps"
-        stored = _load_if_intact(path, ctx.reporter.warn)
+        stored = None
+        if path.exists():
+            try:
+                stored = load_predictions(path)
+            except UserError as error:  # damaged
+                ctx.reporter.warn(str(error))
         if all_agree(stored is not None) and stored is not None:
             return stored
         sets = shadow_models.shadow_sets(self._problem, plan, number)
@@ -246,80 +257,60 @@ class ShadowPool:
         if is_primary():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_predictions(path, predictions)
-        if method != "original":
-            checkpoint.remove(steps)
+        checkpoint.remove(steps)
         barrier(path.name)
         return predictions
 
-    def _ids(self) -> np.ndarray:
-        return self._ctx.data.id[self._plan.rows]
-
-    def _has_image(self) -> np.ndarray:
-        return self._ctx.data.has_image[self._plan.rows]
-
-    def _plan_rows(self, predictions: Predictions):
-        """Returns logits, labels and label type of the rows of the plan."""
+    def _on_plan(self, predictions: Predictions) -> LabeledLogits:
         index = {name: i for i, name in enumerate(predictions.id.tolist())}
-        rows = np.array([index[name] for name in self._ids().tolist()])
-        logits, labels = predictions.logits[VIEW][rows], predictions.labels[rows]
-        return logits, labels, predictions.multi_label
+        rows = np.array([index[name] for name in self._ids.tolist()])
+        return _select(predictions, rows)
 
     def _margins(self, predictions: Predictions) -> np.ndarray:
-        return membership_signals(*self._plan_rows(predictions))["margin"]
+        return membership_signals(*self._on_plan(predictions))["margin"]
 
     def _pool_margins(self, pool: list[Predictions]) -> np.ndarray:
         """Returns margins `[S, N]`, NaN for rows without image: no model saw one."""
         margins = np.array([self._margins(predictions) for predictions in pool])
-        margins[:, ~self._has_image()] = np.nan
+        margins[:, ~self._has_image] = np.nan
         return margins
 
-    def _true_probability(self, predictions: Predictions) -> np.ndarray:
-        return true_probability(*self._plan_rows(predictions))
+
+def _select(predictions: Predictions, rows: np.ndarray) -> LabeledLogits:
+    logits, labels = predictions.logits[_VIEW][rows], predictions.labels[rows]
+    return logits, labels, predictions.multi_label
+
+
+def _is_in_split(predictions: Predictions, split: str) -> np.ndarray:
+    return (predictions.split == split) & predictions.available(_VIEW)
+
+
+def _on_split(predictions: Predictions, split: str) -> LabeledLogits:
+    return _select(predictions, _is_in_split(predictions, split))
 
 
 def _pool_on_split(pool: list[Predictions], split: str) -> tuple[np.ndarray, float]:
     """Returns the models' margins on a split `[S, N]` and their mean accuracy."""
-    selected = [_select(predictions, split) for predictions in pool]
+    selected = [_on_split(predictions, split) for predictions in pool]
     margins = np.array([membership_signals(*inputs)["margin"] for inputs in selected])
     scores = [row_scores(*inputs) for inputs in selected]
     return margins, float(np.mean(scores)) if np.size(scores) else np.nan
 
 
-def _rows_of_split(predictions: Predictions, split: str) -> np.ndarray:
-    return (predictions.split == split) & predictions.available(VIEW)
-
-
-def _select(
-    predictions: Predictions, split: str
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Returns logits, labels and label type of the rows of a split."""
-    rows = _rows_of_split(predictions, split)
-    logits, labels = predictions.logits[VIEW][rows], predictions.labels[rows]
-    return logits, labels, predictions.multi_label
-
-
-def _load_if_intact(
-    path: pathlib.Path, warn: Callable[[str], None]
-) -> Predictions | None:
-    """Returns stored predictions, None if they are missing or damaged."""
-    try:
-        return load_predictions(path) if path.exists() else None
-    except UserError as error:
-        warn(str(error))
-        return None
-
-
 def _klom(pools: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
     """Returns mean and 95 % quantile of KLOM, with controls."""
-    tail = forgetting.klom(*pools, quantile=0.95, groups=groups)
-    mean = forgetting.klom(*pools, groups=groups)
-    return {"mean": _to_json(mean), "quantile_95": _to_json(tail)}
+    quantiles = {"mean": None, "quantile_95": 0.95}
+    return {
+        name: forgetting.klom(*pools, quantile=quantile, groups=groups)
+        for name, quantile in quantiles.items()
+    }
 
 
 def _to_json(value: Any) -> Any:
-    """Returns a NamedTuple of intervals and numbers as plain JSON."""
+    """Returns nested dicts and NamedTuples of intervals and numbers as plain JSON."""
     if isinstance(value, Interval):
         return to_list(value)
-    if hasattr(value, "_asdict"):
-        return {name: _to_json(x) for name, x in value._asdict().items()}
+    value = value._asdict() if hasattr(value, "_asdict") else value
+    if isinstance(value, dict):
+        return {name: _to_json(x) for name, x in value.items()}
     return value

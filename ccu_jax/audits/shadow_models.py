@@ -1,16 +1,15 @@
-"""Shadow models: originals trained on a random half of the rows in question.
+"""Shadow models: originals trained on half of the unlearn set and of the unseen rows.
 
-The rows in question are the unlearn set and the unseen rows. Each shadow model is
-trained as `retrain_visual` is, plus the images of its half. So every row has as many
-shadow models that were trained on its image as models that were not, and the latter
-know of it what an unlearned model may know. The shadow models of a seed serve every
-method.
+Each is trained as `retrain_visual` is, plus the images of its half. So every row is
+"in" for half of the shadow models, which were trained on its image, and "out" for the
+others, which know its text at most, as an unlearned model may. All methods share the
+shadow models of a seed.
 """
 
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,8 @@ import numpy as np
 from ccu_jax import errors
 from ccu_jax.data.dataset import Dataset
 from ccu_jax.distributed import device_tables, executors, preemption
-from ccu_jax.methods import Problem, reference
+from ccu_jax.methods import Problem
+from ccu_jax.methods.reference import train_shadow
 from ccu_jax.models import Params
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
@@ -32,21 +32,15 @@ _CALL_STEPS = 32
 
 
 class ShadowPlan(NamedTuple):
-    """Which shadow models are trained on which images.
+    """Which shadow models are trained on which images."""
 
-    Attributes:
-        rows: `[N]` the rows in question, sorted.
-        is_in: bool `[S, N]`.
-        group: `[N]` numbers of groups, which are in or out as a whole.
-    """
-
-    rows: np.ndarray
-    is_in: np.ndarray
-    group: np.ndarray
+    rows: np.ndarray  # `[N]` unlearned and unseen rows, sorted
+    is_in: np.ndarray  # bool `[S, N]` whether a model is trained on a row's image
+    group: np.ndarray  # `[N]` group numbers; all rows of a group are in or out
 
     @property
     def num_shadows(self) -> int:
-        """Number of shadow models."""
+        """The number S of shadow models."""
         return len(self.is_in)
 
 
@@ -105,11 +99,11 @@ def train_shadows(
         if saved is not None and saved.metadata == _facts(ctx, plan, [number]):
             trained[number] = saved.tree
     report_progress(len(trained), plan.num_shadows)
-    joint = JointTraining(ctx, plan)
+    training = _Training(ctx, problem, plan)
     while missing := [n for n in range(plan.num_shadows) if n not in trained]:
         numbers = missing[:batch_size]
         steps = folder / f"{'-'.join(map(str, numbers))}-steps"
-        batch = _train_batch(ctx, problem, plan, numbers, steps, joint)
+        batch = training.train(numbers, steps)
         if batch is None:
             batch_size = len(numbers) // 2
             continue
@@ -122,27 +116,6 @@ def train_shadows(
     return [trained[number] for number in range(plan.num_shadows)]
 
 
-def _train_batch(
-    ctx: RunContext,
-    problem: Problem,
-    plan: ShadowPlan,
-    numbers: list[int],
-    steps: pathlib.Path,
-    joint: "JointTraining",
-) -> list[Params] | None:
-    """Returns parameters, or None if the devices lack the memory for so many models."""
-    methods = [
-        functools.partial(reference.train_shadow, members=plan.rows[plan.is_in[number]])
-        for number in numbers
-    ]
-    problems = [shadow_problem(problem, number) for number in numbers]
-    if len(numbers) == 1:
-        outcome = ctx.loop.run(NAME, methods[0], problems[0], steps, NullStage())
-        return [outcome.params]
-    programs = [method(one) for method, one in zip(methods, problems, strict=True)]
-    return joint.train(programs, problems, numbers, steps)
-
-
 def _facts(ctx: RunContext, plan: ShadowPlan, numbers: list[int]) -> dict[str, str]:
     """Returns what a checkpoint depends on: the data and the images of each half."""
     content = np.packbits(plan.is_in[numbers]).tobytes() + plan.rows.tobytes()
@@ -150,28 +123,42 @@ def _facts(ctx: RunContext, plan: ShadowPlan, numbers: list[int]) -> dict[str, s
     return {"images": digest, "fingerprint": ctx.data.fingerprint}
 
 
-class JointTraining:
-    """Trains several shadow models in one program, vectorized over the models.
+class _Training:
+    """Trains one shadow model, or several in one program, vectorized over the models.
 
     Their programs may differ in parameters, batches and the column `visual` alone.
     """
 
-    def __init__(self, ctx: RunContext, plan: ShadowPlan):
-        """Keeps compiled programs by number of models."""
-        self._ctx, self._plan = ctx, plan
-        self._compiled: dict[int, Any] = {}
+    def __init__(self, ctx: RunContext, problem: Problem, plan: ShadowPlan):
+        self._ctx, self._problem, self._plan = ctx, problem, plan
+        self._compiled: dict[int, Any] = {}  # by number of models
 
-    def train(
+    def train(self, numbers: list[int], folder: pathlib.Path) -> list[Params] | None:
+        """Returns the parameters of each model, or None if the devices lack the memory.
+
+        `folder` is for checkpoints.
+        """
+        plan = self._plan
+        problems = [shadow_problem(self._problem, number) for number in numbers]
+        methods = [
+            functools.partial(train_shadow, members=plan.rows[plan.is_in[number]])
+            for number in numbers
+        ]
+        if len(numbers) == 1:
+            loop = self._ctx.loop
+            outcome = loop.run(NAME, methods[0], problems[0], folder, NullStage())
+            return [outcome.params]
+        programs = [f(problem) for f, problem in zip(methods, problems, strict=True)]
+        state = self._ctx.executor.replicate(_init_state(programs, problems))
+        return self._train_jointly(programs, state, numbers, folder)
+
+    def _train_jointly(
         self,
-        programs: Sequence[Program],
-        problems: Sequence[Problem],
+        programs: list[Program],
+        state: State,
         numbers: list[int],
         folder: pathlib.Path,
     ) -> list[Params] | None:
-        """Returns the parameters of each model, or None if the devices lack the memory.
-
-        The sequences have an entry per model; `folder` is for checkpoints.
-        """
         executor, first = self._ctx.executor, programs[0]
         shared = {name: x for name, x in first.table.items() if name != "visual"}
         visual = np.stack([np.asarray(p.table["visual"]) for p in programs])
@@ -186,8 +173,7 @@ class JointTraining:
             index = {"rows": device_tables.send_rows(executor, shared, rows, 2)}
             return {"sharded_tables": {}, "index": index}
 
-        state = executor.replicate(_init_state(programs, problems))
-        run = self._compile(len(programs), first, state, static, step_inputs(0))
+        run = self._compile(first, len(programs), state, static, step_inputs(0))
         if run is None:
             return None
         facts = _facts(self._ctx, self._plan, numbers)
@@ -211,23 +197,20 @@ class JointTraining:
         params = jax.device_get(state.params)
         return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(programs))]
 
-    def _compile(
-        self, count: int, first: Program, state: State, static: Any, inputs: Any
-    ) -> Any:
+    def _compile(self, first: Program, count: int, *args: Any) -> Any:
         """Returns the compiled steps of `count` models, None if memory is too small."""
         if count not in self._compiled:
-            steps: Any = self._ctx.executor.compile(
-                _vectorize_steps(first), donate=True
-            )
-            compiled = steps.lower(state, static, inputs).compile()
+            vectorized = _vectorize_steps(first)
+            steps: Any = self._ctx.executor.compile(vectorized, donate=True)
+            compiled = steps.lower(*args).compile()
             memory = compiled.memory_analysis()
             num_bytes = 0 if memory is None else memory.temp_size_in_bytes
-            num_bytes += sum(x.nbytes for x in jax.tree.leaves(state))
+            num_bytes += sum(x.nbytes for x in jax.tree.leaves(args[0]))
             self._compiled[count] = compiled if executors.fits(num_bytes) else None
         return self._compiled[count]
 
 
-def _init_state(programs: Sequence[Program], problems: Sequence[Problem]) -> State:
+def _init_state(programs: list[Program], problems: list[Problem]) -> State:
     """Returns the state before the first step, each leaf stacked over the models."""
     optimizer, group = programs[0].optimizer, programs[0].group
     assert optimizer is not None

@@ -19,10 +19,10 @@ more than the tolerance. A model that scores higher on all images alike reveals 
 membership, so equal scores are not required for "forgotten".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ccu_jax.audits.offline import CONFIDENCE, VERDICT_SIGNALS
+from ccu_jax.audits.offline import CONFIDENCE, DIFFERENCES, VERDICT_SIGNALS
 from ccu_jax.methods import REFERENCE
 from ccu_jax.metrics.intervals import Interval, mean_over_seeds, to_list
 from ccu_jax.models import VIEWS
@@ -36,8 +36,6 @@ INCONCLUSIVE = "inconclusive"
 # in the training set, but not what it shows.
 _WORST_FIRST = (NOT_FORGOTTEN, OVER_FORGOTTEN, INCONCLUSIVE, FORGOTTEN)
 LOW_FPR = "low FPR"  # the view that is judged by the attack's TPR instead of its AUC
-_AUC_KEYS = ("difference", "auc", "original", "control")
-_TPR_KEYS = ("tpr_1_difference", "tpr_1", "tpr_1_original", "tpr_1_control")
 
 
 class Verdict(NamedTuple):
@@ -66,7 +64,6 @@ def classify(difference: Interval | None) -> str:
 def judge_view(
     difference: Interval | None,
     metric: str = "AUC",
-    /,
     *,
     attack: Interval | None = None,
     original: Interval | None = None,
@@ -87,6 +84,11 @@ def judge_view(
         score_excess: `score_difference` minus the same on unseen rows.
     """
     words = [classify(difference)]
+    numbers = format_interval(difference, missing="not measured")
+    if difference is not None:
+        numbers += f", tolerance ±{TOLERANCE}"
+        if words == [FORGOTTEN] and not difference.low <= 0 <= difference.high:
+            numbers += " (significant, but within the tolerance)"
     if score_difference is not None and score_difference.high < -TOLERANCE:
         words.append(OVER_FORGOTTEN)
     if score_excess is not None and score_excess.low > TOLERANCE:
@@ -94,21 +96,21 @@ def judge_view(
     word = min(words, key=_WORST_FIRST.index)
     has_power = None if original is None else original.low > 0 or original.high < 0
     if has_power is False and word == INCONCLUSIVE and classify(original) != FORGOTTEN:
-        has_power = None  # too few rows to tell for the original, too
+        has_power = None  # too few rows: the original is inconclusive as well
     measured = {
-        f"attack {metric}": _format(attack, ".3f"),
-        f"{metric} minus the reference's": _format_difference(difference),
-        "unlearn-set score minus the reference's": _format(score_difference),
-        "that minus the same on unseen rows": _format(score_excess),
-        f"the original's {metric} minus the reference's": _format(original),
-        f"a second reference's {metric} minus the reference's": _format(control),
+        f"attack {metric}": format_interval(attack, ".3f"),
+        f"{metric} minus the reference's": numbers,
+        "unlearn-set score minus the reference's": format_interval(score_difference),
+        "that minus the same on unseen rows": format_interval(score_excess),
+        f"the original's {metric} minus the reference's": format_interval(original),
+        f"a second reference's {metric} minus the reference's": format_interval(
+            control
+        ),
     }
     parts = [f"{name} {numbers}" for name, numbers in measured.items() if numbers]
     if has_power is False:
-        parts.append(
-            "no evidence, because the attack does not detect memorization in the "
-            "original either"
-        )
+        reason = "the attack does not detect memorization in the original either"
+        parts.append(f"no evidence, because {reason}")
     return Verdict(word, f"{word}: {'; '.join(parts)}", has_power)
 
 
@@ -127,12 +129,11 @@ def combine_views(views: Mapping[str, Verdict]) -> Verdict:
     if not counted:
         reason = "the attack detects no memorization in the original, in any view"
         return Verdict(INCONCLUSIVE, f"{INCONCLUSIVE}: {reason}", False)
-    name, worst = min(
-        counted.items(), key=lambda item: _WORST_FIRST.index(item[1].word)
-    )
-    equal = [other for other, view in counted.items() if view.word == worst.word]
-    also = f" (also {', '.join(equal[1:])})" if len(equal) > 1 else ""
-    return worst._replace(sentence=f"{name}{also}: {worst.sentence}")
+    word = min((view.word for view in counted.values()), key=_WORST_FIRST.index)
+    names = [name for name, view in counted.items() if view.word == word]
+    also = f" (also {', '.join(names[1:])})" if len(names) > 1 else ""
+    worst = counted[names[0]]
+    return worst._replace(sentence=f"{names[0]}{also}: {worst.sentence}")
 
 
 def verdict_over_seeds(
@@ -142,43 +143,58 @@ def verdict_over_seeds(
 
     It has the fields of `Verdict`, `views` with the same by view, and `differences`
     with the interval of the AUC difference by view. `records` are those of
-    `offline.audit_outputs`, one per seed, with `diverged` of its row.
+    `offline.audit_outputs`, one per seed, with `diverged` of its result.
     """
     reasons = [record["diverged"] for record in records if record.get("diverged")]
-    is_compared = all(record["compared"] for record in records)
-    if reasons or is_reference or not is_compared:
-        if reasons:
-            verdict = Verdict("diverged", f"diverged: {reasons[0]}")
-        elif is_reference:
-            verdict = Verdict("reference", "reference")
-        else:
-            remedy = f"no {REFERENCE} to compare with; add it to --methods"
-            verdict = Verdict(INCONCLUSIVE, f"{INCONCLUSIVE}: {remedy}")
-        differences = dict.fromkeys(VERDICT_SIGNALS)
-        return {"views": {}, "differences": differences, **verdict._asdict()}
-    is_shared = seeds_share_rows(records)
-    views, differences = {}, {}
-    for view, signal in VERDICT_SIGNALS.items():
-        auc = _pool_attack(records, view, signal, _AUC_KEYS)
-        scores = {
-            name: pool_seeds([record[name][view] for record in records], is_shared)
-            for name in ("score_difference", "score_excess")
-            if view in VIEWS
-        }
-        differences[view] = to_list(auc[0])
-        views[view] = judge_view(
-            auc[0], attack=auc[1], original=auc[2], control=auc[3], **scores
-        )
-    tpr = _pool_attack(records, "image", "loss", _TPR_KEYS)
-    if tpr[0] is not None:  # None: too few unseen rows
-        views[LOW_FPR] = judge_view(
-            tpr[0], "TPR @ 1 % FPR", attack=tpr[1], original=tpr[2], control=tpr[3]
-        )
+    views: dict[str, Verdict] = {}
+    differences: dict[str, Interval | None] = dict.fromkeys(VERDICT_SIGNALS)
+    if reasons:
+        verdict = Verdict("diverged", f"diverged: {reasons[0]}")
+    elif is_reference:
+        verdict = Verdict("reference", "reference")
+    elif not all(record["compared"] for record in records):
+        remedy = f"no {REFERENCE} to compare with; add it to --methods"
+        verdict = Verdict(INCONCLUSIVE, f"{INCONCLUSIVE}: {remedy}")
+    else:
+        views, differences = _judge_views(records)
+        verdict = combine_views(views)
     return {
         "views": {name: view._asdict() for name, view in views.items()},
-        "differences": differences,
-        **combine_views(views)._asdict(),
+        "differences": {view: to_list(x) for view, x in differences.items()},
+        **verdict._asdict(),
     }
+
+
+def _judge_views(
+    records: Sequence[dict[str, Any]],
+) -> tuple[dict[str, Verdict], dict[str, Interval | None]]:
+    """Returns the verdict and the difference of AUCs by view."""
+    is_shared = seeds_share_rows(records)
+
+    def pool(values: Iterable[list[float] | None]) -> Interval | None:
+        return mean_over_seeds(
+            [None if value is None else Interval(*value) for value in values],
+            confidence=CONFIDENCE,
+            shared=is_shared,
+            bounds=(-1, 1),
+        )
+
+    def pool_attack(view: str, metric: str, prefix: str) -> dict[str, Interval | None]:
+        attacks = [record["attacks"][view][VERDICT_SIGNALS[view]] for record in records]
+        keys = {"attack": metric, **{name: prefix + name for name in DIFFERENCES}}
+        return {name: pool(x[key] for x in attacks) for name, key in keys.items()}
+
+    views, differences = {}, {}
+    for view in VERDICT_SIGNALS:
+        pooled: dict[str, Any] = pool_attack(view, "auc", "")
+        differences[view] = pooled["difference"]
+        for name in ("score_difference", "score_excess") if view in VIEWS else ():
+            pooled[name] = pool(record[name][view] for record in records)
+        views[view] = judge_view(**pooled)
+    pooled = pool_attack("image", "tpr_1", "tpr_1_")
+    if pooled["difference"] is not None:  # None: too few unseen rows
+        views[LOW_FPR] = judge_view(metric="TPR @ 1 % FPR", **pooled)
+    return views, differences
 
 
 def seeds_share_rows(records: Sequence[dict[str, Any]]) -> bool:
@@ -186,39 +202,11 @@ def seeds_share_rows(records: Sequence[dict[str, Any]]) -> bool:
     return len({record["members"] for record in records}) < len(records)
 
 
-def pool_seeds(
-    intervals: Sequence[list[float] | None], is_shared: bool
-) -> Interval | None:
-    """Returns the mean over seeds with its interval; None if a seed has no interval."""
-    return mean_over_seeds(
-        [None if interval is None else Interval(*interval) for interval in intervals],
-        confidence=CONFIDENCE,
-        shared=is_shared,
-        bounds=(-1, 1),
-    )
-
-
-def _pool_attack(
-    records: Sequence[dict[str, Any]], view: str, signal: str, keys: Sequence[str]
-) -> list[Interval | None]:
-    """Returns the results of an attack over all seeds, in the order of the keys."""
-    attacks = [record["attacks"][view][signal] for record in records]
-    is_shared = seeds_share_rows(records)
-    return [pool_seeds([attack[key] for attack in attacks], is_shared) for key in keys]
-
-
-def _format_difference(difference: Interval | None) -> str:
-    if difference is None:
-        return "not measured"
-    text = f"{_format(difference)}, tolerance ±{TOLERANCE}"
-    is_significant = not difference.low <= 0 <= difference.high
-    if is_significant and classify(difference) == FORGOTTEN:
-        text += " (significant, but within the tolerance)"
-    return text
-
-
-def _format(interval: Interval | None, spec: str = "+.3f") -> str:
+def format_interval(
+    interval: Sequence[float] | None, spec: str = "+.3f", missing: str = ""
+) -> str:
+    """Formats an interval as "+0.010 (-0.020 to +0.040)", or as `missing` if None."""
     if interval is None:
-        return ""
+        return missing
     value, low, high = (format(x, spec) for x in interval)
     return f"{value} ({low} to {high})"

@@ -10,11 +10,10 @@ import pathlib
 from typing import Any
 
 from ccu_jax.audits import tiers
-from ccu_jax.audits.collection import collect_records, write_audit
+from ccu_jax.audits.records import collect_records, write_audit
 from ccu_jax.config.schema import Config, to_json
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.reports import audit_table, results_table
-from ccu_jax.reports.html import write_report
+from ccu_jax.reports import audit_table, report
 from ccu_jax.runs import stages
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.purge import purge_workdir
@@ -72,7 +71,7 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
     with reporter.stage("report") as stage:
         # First without the audit, so that a failing audit leaves a report.
         if is_primary():
-            write_report(workdir, results, to_json(config))
+            report.write_report(workdir, results, to_json(config))
         if audit == "none":  # an earlier run may have left records
             audits = collect_records(workdir)
         else:
@@ -80,8 +79,8 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
             if is_primary() and audits:
                 audit_table.write(workdir, audits)
         if is_primary() and audits:
-            write_report(workdir, results, to_json(config), audits)
-    results_table.show(results, reporter)
+            report.write_report(workdir, results, to_json(config), audits)
+    report.show(results, reporter)
     if audit != "none" and audits:
         audit_table.show(workdir, audits, reporter)
     reporter.log(f"report: {workdir / 'report.html'}")

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ccu_jax.audits.offline import VERDICT_SIGNALS
-from ccu_jax.audits.verdict import seeds_share_rows
+from ccu_jax.audits.verdict import format_interval, seeds_share_rows
 from ccu_jax.methods import CONTROL, REFERENCE
 from ccu_jax.metrics.intervals import Interval, mean_over_seeds
 from ccu_jax.reports.findings import EDITION_WARNINGS
-from ccu_jax.reports.summary import DASH
+from ccu_jax.reports.summary import DASH, get_value
 from ccu_jax.reports.tables import Table, escape_markdown
 from ccu_jax.runs.progress import Reporter
 from ccu_jax.storage.files import write_atomically
@@ -21,7 +21,7 @@ LEGEND = " ".join(_LEGEND.split()).format(reference=REFERENCE, control=CONTROL)
 
 
 def write(workdir: pathlib.Path, methods: Sequence[dict[str, Any]]) -> None:
-    """Writes audit.md; `methods` are the records of `collection.collect_records`."""
+    """Writes audit.md from the records of `collect_records`."""
     write_atomically(workdir / "audit.md", markdown(methods).encode())
 
 
@@ -73,24 +73,24 @@ def _cells(method: dict[str, Any]) -> dict[str, str]:
     is_shared = seeds_share_rows(seeds)
 
     def mean(*path: str, spec: str = ".3f", bounds: tuple = (0, 1)) -> str:
-        values = [_get(record, path) for record in seeds]
+        values = [get_value(record, *path) for record in seeds]
         return _format_mean(values, spec, shared=is_shared, bounds=bounds)
 
     def pool(*path: str, spec: str = ".3f") -> str:
         return mean("pool", "image", *path, spec=spec)
 
-    delta = f"Δ AUC vs {REFERENCE}"
-    num_shadows = {_get(record, ("pool", "image", "shadows")) for record in seeds}
+    differences = {
+        view: format_interval(verdict["differences"][view], missing=DASH)
+        for view in VERDICT_SIGNALS
+    }
+    differences["text masked"] = mean(
+        "neutral", "difference", spec="+.3f", bounds=(-1, 1)
+    )
+    num_shadows = {get_value(record, "pool", "image", "shadows") for record in seeds}
     return {
         "method": method["method"],
         "verdict": verdict["word"],
-        **{
-            f"{delta}, {view}": _format_interval(verdict["differences"][view], "+.3f")
-            for view in VERDICT_SIGNALS
-        },
-        f"{delta}, text masked": mean(
-            "neutral", "difference", spec="+.3f", bounds=(-1, 1)
-        ),
+        **{f"Δ AUC vs {REFERENCE}, {x}": text for x, text in differences.items()},
         "ε lower bound, image": mean("epsilon", "image", spec=".2f"),
         "ε lower bound, pair": mean("epsilon", "pair", spec=".2f"),
         "average gap": mean("gaps", "average_gap", spec=".1f", bounds=(0, 100)),
@@ -124,19 +124,12 @@ def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
         return DASH
     if all(isinstance(x, list) for x in measured):
         interval = mean_over_seeds([Interval(*x) for x in measured], **kwargs)
-        text = _format_interval(interval, spec)
+        text = format_interval(interval, spec, DASH)
     else:
         text = format(float(np.mean(measured)), spec)
     if len(measured) < len(values):
         text += f", {len(measured)} of {len(values)} seeds"
     return text
-
-
-def _format_interval(interval: Sequence[float] | None, spec: str) -> str:
-    if interval is None:
-        return DASH
-    value, low, high = (format(x, spec) for x in interval)
-    return f"{value} ({low} to {high})"
 
 
 def _relearning_steps(seeds: list[dict[str, Any]]) -> str:
@@ -174,10 +167,3 @@ def _costs(methods: Sequence[dict[str, Any]]) -> str:
     text = f"Wall time (s) over all methods and seeds: {costs}."
     commits = {str(record["commit"]) for record in records if record.get("commit")}
     return f"{text} Models of commit {', '.join(sorted(commits))}." if commits else text
-
-
-def _get(record: Any, path: Sequence[str]) -> Any:
-    """Returns the value at a path of keys, None where there is none."""
-    for key in path:
-        record = record.get(key) if isinstance(record, dict) else None
-    return record

@@ -1,16 +1,18 @@
 """The figure: attack AUC against test score, and unlearning time, by method."""
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ccu_jax.methods import CONTROL, REFERENCE
-from ccu_jax.reports.summary import MethodResults, Row, by_method
+from ccu_jax.reports.summary import Estimate, MethodResults, Row, by_method
 
 if TYPE_CHECKING:  # Matplotlib is slow to import, and only a report needs it.
     from matplotlib.axes import Axes
 
+Points = dict[str, tuple[Estimate, Estimate]]
 _OURS = ("ccu", "ccu_plus")  # drawn as stars, in bold
 # The palette of Okabe & Ito, distinguishable with color blindness.
 _COLORS = {
@@ -33,8 +35,8 @@ def draw(rows: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure
 
     groups = by_method(rows)
-    names = [name for name in groups if name not in _COLORS]
-    cycle = {n: _OTHER_COLORS[i % len(_OTHER_COLORS)] for i, n in enumerate(names)}
+    others = [name for name in groups if name not in _COLORS]
+    colors = _COLORS | dict(zip(others, itertools.cycle(_OTHER_COLORS), strict=False))
     figure = Figure(figsize=(13, 5.6), dpi=130, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
@@ -47,19 +49,20 @@ def draw(rows: Sequence[Row]) -> bytes:
         _displayable(str(first.get(key) or "unknown"))
         for key in ("config", "metric", "edition")
     )
-    _draw_attack(left, groups, _COLORS | cycle, metric)
-    _draw_time(right, groups, _COLORS | cycle)
+    points = _points(groups)
+    _draw_attack(left, points, colors)
+    left.set_ylabel(f"test fused {metric}, %", parse_math=False)
+    _draw_time(right, groups, colors)
+    title = f"{config}: {_EDITIONS.get(edition, f'{edition} data')}"
     figure.suptitle(
-        f"{config}: {_EDITIONS.get(edition, f'{edition} data')}"
-        if rows
-        else "No results",
+        title if rows else "No results",
         weight="bold",
         color="#B35900" if edition in _EDITIONS else "black",
         parse_math=False,
     )
     canvas.draw()  # applies the layout, which the labels' positions depend on
     figure.set_layout_engine("none")
-    _label_points(left, groups, _COLORS | cycle)
+    _label_points(left, points, colors)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -71,7 +74,7 @@ def _displayable(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in name)[:28]
 
 
-def _points(groups: dict[str, MethodResults]) -> dict[str, tuple]:
+def _points(groups: dict[str, MethodResults]) -> Points:
     """Returns the image attack AUC and the fused test score of each method."""
     points = {
         name: (group.attack_auc("image"), group.score("test", "fused"))
@@ -84,14 +87,12 @@ def _points(groups: dict[str, MethodResults]) -> dict[str, tuple]:
     }
 
 
-def _draw_attack(
-    axes: "Axes",
-    groups: dict[str, MethodResults],
-    colors: dict[str, str],
-    metric: str,
-) -> None:
+def _weight(name: str) -> str:
+    return "bold" if name in _OURS else "normal"
+
+
+def _draw_attack(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
     """Draws a point with error bars for each method, and the reference's AUC."""
-    points = _points(groups)
     for index, (name, (x, y)) in enumerate(points.items()):
         is_ours = name in _OURS
         axes.errorbar(
@@ -113,13 +114,10 @@ def _draw_attack(
         axes.axvline(x, color=colors[REFERENCE], linestyle="--", linewidth=1.2)
     axes.margins(0.14)
     axes.set_xlabel(f"image attack AUC (target: the dashed line, {REFERENCE})")
-    axes.set_ylabel(f"test fused {metric}, %", parse_math=False)
     axes.set_title("Attack AUC and test score", fontsize=11)
 
 
-def _label_points(
-    axes: "Axes", groups: dict[str, MethodResults], colors: dict[str, str]
-) -> None:
+def _label_points(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
     """Writes each method's name next to its point."""
     from adjustText import adjust_text
     from matplotlib.patheffects import withStroke
@@ -130,13 +128,13 @@ def _label_points(
             y.mean,
             _displayable(name),
             fontsize=9.5,
-            weight="bold" if name in _OURS else "normal",
+            weight=_weight(name),
             color=colors[name] if name in (*_OURS, REFERENCE) else "#222222",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
             parse_math=False,
             zorder=5,
         )
-        for name, (x, y) in _points(groups).items()
+        for name, (x, y) in points.items()
     ]
     # The default is a time limit, which would give another figure each time.
     arrow = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7}
@@ -154,8 +152,7 @@ def _draw_time(
         if name != "original"
     }
     times = {name: time for name, time in times.items() if time.mean > 0}
-    indices = range(len(times))
-    means = [time.mean for time in times.values()]
+    indices, means = range(len(times)), [time.mean for time in times.values()]
     axes.barh(indices, means, color=[colors[name] for name in times], height=0.62)
     for index, (name, time) in enumerate(times.items()):
         interval = f" ± {time.ci_half_width:.2g}" if time.count > 1 else ""
@@ -166,12 +163,12 @@ def _draw_time(
             textcoords="offset points",
             va="center",
             fontsize=9.5,
-            weight="bold" if name in _OURS else "normal",
+            weight=_weight(name),
         )
     axes.set_yticks(indices, [_displayable(name) for name in times])
     for label, name in zip(axes.get_yticklabels(), times, strict=True):
         label.set_parse_math(False)
-        label.set_fontweight("bold" if name in _OURS else "normal")
+        label.set_fontweight(_weight(name))
     axes.invert_yaxis()
     if means:
         axes.set_xscale("log")

@@ -4,9 +4,12 @@ Rows may come from older versions and lack any key: a target whose values are mi
 reported as "not measured" and counts as failed.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
@@ -21,6 +24,8 @@ from ccu_jax.reports.summary import (
     format_estimate,
     get_number,
     get_score,
+    get_value,
+    list_values,
 )
 
 Groups = dict[str, MethodResults]
@@ -58,8 +63,8 @@ def collect_findings(rows: Sequence[Row]) -> list[Finding]:
         *_comparisons(groups),
         *_targets(groups),
         *_setup(rows, groups),
-        *_sample_size(groups),
-        *_cautions(groups),
+        *_sample_size(rows),
+        *_cautions(rows, groups),
     ]
 
 
@@ -96,10 +101,9 @@ def _training(groups: Groups) -> Iterator[Finding]:
 
 def _comparisons(groups: Groups) -> Iterator[Finding]:
     for must_forget in (False, True):
+        among = f" among those whose attack AUCs match {REFERENCE}'s"
+        among = among if must_forget else ""
         best = best_baseline(groups, must_forget)
-        among = ""
-        if must_forget:
-            among = f" among those whose attack AUCs match {REFERENCE}'s"
         if best is None:
             kind = "info" if must_forget else "failed"
             yield Finding(kind, f"No baseline without divergence{among}.")
@@ -114,15 +118,18 @@ def _comparisons(groups: Groups) -> Iterator[Finding]:
             yield _info(f"{_compare(groups, name, REFERENCE)}.")
 
 
-def _compare(groups: Groups, name: str, other: str) -> str:
-    """Describes a method's score and time relative to another's."""
+def _compare(groups: Groups, name: str, baseline: str) -> str:
+    """Describes a method's score and time relative to a baseline's."""
     if name not in groups:
         return f"{name} is not in this run"
-    one, two = groups[name], groups[other]
-    difference = one.difference(two, lambda row: get_score(row, "test", "fused"))
-    score, time = _format_difference(difference), format_estimate(one.time_percent(two))
-    diverged = " (diverged)" if one.divergences() else ""
-    return f"{name} vs {other}: test fused score {score}, time {time} %{diverged}"
+    method = groups[name]
+    difference = method.difference(
+        groups[baseline], lambda row: get_score(row, "test", "fused")
+    )
+    score = _format_difference(difference)
+    time = format_estimate(method.time_percent(groups[baseline]))
+    diverged = " (diverged)" if method.divergences() else ""
+    return f"{name} vs {baseline}: test fused score {score}, time {time} %{diverged}"
 
 
 def _format_difference(value: Estimate) -> str:
@@ -140,165 +147,135 @@ def _targets(groups: Groups) -> Iterator[Finding]:
     memorization = original.attack_auc("image").mean
     yield _target(
         f"original memorizes the images: image attack AUC at least {MIN_MEMORIZATION}",
-        memorization >= MIN_MEMORIZATION,
+        memorization - MIN_MEMORIZATION,
         f"{memorization:.3f}",
-        memorization,
     )
     image, text, fused = (original.score("test", view).mean for view in VIEWS)
     yield _target(
         "original's test fused score is at least that of image or text alone",
-        fused >= max(image, text),
+        fused - float(np.maximum(image, text)),
         f"{fused:.1f} % and {image:.1f} %, {text:.1f} %",
-        fused - image - text,
     )
     if "ccu_plus" not in groups:
         return
     method = groups["ccu_plus"]
     unchanged = [row.get("text_unchanged") is True for row in method.rows.values()]
+    is_measured = method.text_logits_unchanged() != DASH
     yield _target(
         "ccu_plus leaves the text logits of the unlearn set unchanged to the bit",
-        all(unchanged),
+        sum(unchanged) - len(unchanged) if is_measured else math.nan,
         f"in {sum(unchanged)} of {len(unchanged)} seeds",
-        math.nan if method.text_logits_unchanged() == DASH else 0.0,
     )
-    if REFERENCE in groups:
-        yield from _reference_targets(method, groups[REFERENCE])
-
-
-def _reference_targets(
-    method: MethodResults, reference: MethodResults
-) -> Iterator[Finding]:
-    """Yields the targets of ccu_plus that compare it with the reference."""
-    tolerance = method.tolerance()
-    method, reference = method.with_seeds_of(reference), reference.with_seeds_of(method)
+    if REFERENCE not in groups:
+        return
+    reference, tolerance = groups[REFERENCE].with_seeds_of(method), method.tolerance()
+    method = method.with_seeds_of(reference)
     for view in (*VISUAL, "pair"):
-        auc, other = method.attack_auc(view).mean, reference.attack_auc(view).mean
-        gap = abs(auc - other)
+        auc, expected = method.attack_auc(view).mean, reference.attack_auc(view).mean
         yield _target(
             f"ccu_plus's {view} attack AUC is within {tolerance} of {REFERENCE}'s",
-            gap <= tolerance,
-            f"{auc:.3f} and {other:.3f}, difference {gap:.3f}",
-            gap,
+            tolerance - abs(auc - expected),
+            f"{auc:.3f} and {expected:.3f}, difference {abs(auc - expected):.3f}",
         )
-    score, other = (x.score("test", "fused").mean for x in (method, reference))
+    score, expected = (x.score("test", "fused").mean for x in (method, reference))
     yield _target(
         f"ccu_plus's test fused score is at least {REFERENCE}'s",
-        score >= other,
-        f"{score:.1f} % and {other:.1f} %",
-        score - other,
+        score - expected,
+        f"{score:.1f} % and {expected:.1f} %",
     )
     percent = method.time_percent(reference).mean
     yield _target(
         f"ccu_plus takes at most {MAX_TIME_PERCENT} % of {REFERENCE}'s time",
-        percent <= MAX_TIME_PERCENT,
+        MAX_TIME_PERCENT - percent,
         f"{percent:.1f} %",
-        percent,
     )
 
 
-def _target(claim: str, holds: bool, numbers: str, measured: float) -> Finding:
-    """Returns whether a target is met; `measured` is NaN if its values are missing."""
-    if not math.isfinite(measured):
+def _target(claim: str, margin: float, numbers: str) -> Finding:
+    """Returns whether a target is met: by a margin of 0 or more; NaN: not measured."""
+    if not math.isfinite(margin):
         return Finding("failed", f"{claim}: failed (not measured).")
-    kind = "passed" if holds else "failed"
+    kind = "passed" if margin >= 0 else "failed"
     return Finding(kind, f"{claim}: {kind} ({numbers}).")
 
 
 def _setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
     """Yields machine, versions, unlearn set and seeds."""
-
-    def values(*path: str) -> str:
-        texts = []
-        for row in rows:
-            value: Any = row
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
-            texts.append(DASH if value is None else str(value))
-        return ", ".join(dict.fromkeys(texts))
-
+    values = functools.partial(list_values, rows)
     seeds = list(dict.fromkeys(seed for g in groups.values() for seed in g.rows))
     fewer = [name for name, group in groups.items() if len(group.rows) < len(seeds)]
     yield _info(
         f"Machine: {values('device', 'count')} x {values('device', 'kind')}, "
         f"{values('device', 'processes')} process(es); "
-        f"jax {values('versions', 'jax')}; commit {values('commit')}.",
+        f"jax {values('versions', 'jax')}; commit {values('commit')}."
     )
     yield _info(
         f"Unlearn set: {values('unlearn_set', 'rule')} of {values('config')}, "
-        f"{values('unlearn_set', 'count')} rows, {values('unlearn_set', 'modality')}.",
+        f"{values('unlearn_set', 'count')} rows, {values('unlearn_set', 'modality')}."
     )
     yield _info(
         f"Seeds: {', '.join(seeds)}; ± is the half-width of the 95 % t-interval over "
-        "seeds" + (f"; with fewer seeds: {', '.join(fewer)}." if fewer else "."),
+        "seeds" + (f"; with fewer seeds: {', '.join(fewer)}." if fewer else ".")
     )
 
 
-def _sample_size(groups: Groups) -> Iterator[Finding]:
+def _sample_size(rows: Sequence[Row]) -> Iterator[Finding]:
     """Yields the standard error of an attack AUC that the number of rows implies."""
-    rows = [row for group in groups.values() for row in group.rows.values()]
     members = estimate([get_number(r, "unlearn_set", "images") for r in rows]).mean
-    others = estimate([get_number(row, "counts", "unseen") for row in rows]).mean
-    if not (members >= 1 and others >= 1):
+    nonmembers = estimate([get_number(row, "counts", "unseen") for row in rows]).mean
+    if not (members >= 1 and nonmembers >= 1):
         return
     # Of an attack without any power (Mann & Whitney 1947).
-    error = math.sqrt((members + others + 1) / (12 * members * others))
+    error = math.sqrt((members + nonmembers + 1) / (12 * members * nonmembers))
     is_small = error > MAX_STANDARD_ERROR
     too_few = " Too few to tell forgotten from remembered images." if is_small else ""
     yield Finding(
         "warning" if is_small else "info",
-        f"An attack AUC of {members:,.0f} unlearned images against {others:,.0f} "
+        f"An attack AUC of {members:,.0f} unlearned images against {nonmembers:,.0f} "
         f"unseen rows has a standard error of about {error:.3f} per seed.{too_few}",
     )
 
 
-def _cautions(groups: Groups) -> Iterator[Finding]:
+def _cautions(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
     """Yields what limits the interpretation of the numbers."""
-    rows = [row for group in groups.values() for row in group.rows.values()]
     validated = [n for n in groups if n in _VALIDATED or n.endswith("_stop")]
     if validated:
         yield _info(
             "Validation rows set targets or the stopping time of "
-            f"{', '.join(validated)}, so their scores on these rows are biased.",
+            f"{', '.join(validated)}, so their scores on these rows are biased."
         )
-    yield from _cached_features(groups)
-    unlearn_sets = [row.get("unlearn_set") for row in rows]
-    rules = [str(x.get("rule")) for x in unlearn_sets if isinstance(x, dict)]
+    cached = [name for name in groups if name.startswith(("ccu", "cf_", "eu_"))]
+    trained = [row for name in cached for row in groups[name].rows.values()]
+    if any(row.get("features") == "stored" for row in trained):
+        seconds = groups.get("original", MethodResults()).number("seconds", "features")
+        duration = f" in {format_estimate(seconds)} s" if seconds.count else ""
+        yield _info(
+            f"Methods that train on cached features ({', '.join(cached)}) start from "
+            f"the features that the original computed after its training{duration}; "
+            "their time excludes that. With run.features=computed it is included, for "
+            "every request."
+        )
+    rules = [str(get_value(row, "unlearn_set", "rule")) for row in rows]
     if any(rule.startswith(("ids:", "group:")) for rule in rules):
         yield _info(
             "The attack's non-members, unseen, were drawn at random. If the unlearn "
             "set was not, its AUCs also reflect how the two sets differ: compare with "
-            f"{REFERENCE}'s.",
+            f"{REFERENCE}'s."
         )
     if any(rule.startswith("memorized:") for rule in rules):
         yield _info(
             "The unlearn set was selected by the original's predictions, and the "
             "attack's non-members match it in difficulty only: compare the AUCs with "
-            f"{REFERENCE}'s.",
+            f"{REFERENCE}'s."
         )
     if any(group.requests() for group in groups.values()):
         yield _info(
             "Requests were unlearned one after another, each from the model that the "
             "previous one left. A method's row describes the model after the last "
             f"request, its time is that of all. {REFERENCE} was trained once, without "
-            "the images of all requests.",
+            "the images of all requests."
         )
     yield _info(
         "The losses of all variants of ccu are this project's reconstruction of CCU "
-        "(arXiv 2509.23895), because the paper's own are not public.",
+        "(arXiv 2509.23895), because the paper's own are not public."
     )
-
-
-def _cached_features(groups: Groups) -> Iterator[Finding]:
-    """Yields whether the methods' time includes computing the features."""
-    names = [name for name in groups if name.startswith(("ccu", "cf_", "eu_"))]
-    rows = [row for name in names for row in groups[name].rows.values()]
-    if any(row.get("features") == "stored" for row in rows):
-        original = groups.get("original", MethodResults())
-        seconds = original.number("seconds", "features")
-        duration = f" in {format_estimate(seconds)} s" if seconds.count else ""
-        yield _info(
-            f"Methods that train on cached features ({', '.join(names)}) start from "
-            f"the features that the original computed after its training{duration}; "
-            "their time excludes that. With run.features=computed it is included, for "
-            "every request.",
-        )

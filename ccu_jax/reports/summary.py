@@ -15,7 +15,7 @@ from ccu_jax.models import VISUAL
 
 DASH = "\N{EN DASH}"
 # The attack AUC of fewer than a hundred rows has a standard error of 0.03 or more.
-TOLERANCE, SMALL_SET_TOLERANCE, SMALL_SET = 0.03, 0.05, 100
+_TOLERANCE, _SMALL_SET_TOLERANCE, _SMALL_SET = 0.03, 0.05, 100
 Row = dict[str, Any]
 
 
@@ -37,14 +37,25 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(math.fsum(values) / len(values), half_width, len(values))
 
 
+def get_value(record: Any, *path: str) -> Any:
+    """Returns the value at a path of keys, None if there is none."""
+    for key in path:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
 def get_number(row: Row, *path: str) -> float:
     """Returns the number at a path of keys, NaN if there is none."""
-    value: Any = row
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
-    return float(value)
+    value = get_value(row, *path)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else math.nan
+
+
+def list_values(rows: Sequence[Row], *path: str) -> str:
+    """Returns the different values at a path of keys, separated by commas."""
+    values = [get_value(row, *path) for row in rows]
+    texts = [DASH if value is None else str(value) for value in values]
+    return ", ".join(dict.fromkeys(texts)) or DASH
 
 
 def get_score(row: Row, split: str, view: str) -> float:
@@ -81,15 +92,15 @@ class MethodResults:
         return self.mean(lambda row: get_number(row, *path))
 
     def score(self, split: str, view: str) -> Estimate:
-        """Returns the mean score over seeds, see `get_score`."""
+        """Returns the mean score in percent, see `get_score`."""
         return self.mean(lambda row: get_score(row, split, view))
 
     def attack_auc(self, view: str) -> Estimate:
-        """Returns the mean attack AUC over seeds, see `get_attack_auc`."""
-        return self.mean(lambda row: get_attack_auc(row, view))
+        """Returns the mean AUC of the membership attack, 0 to 1."""
+        return self.number("attack_auc", view)
 
     def time_s(self) -> Estimate:
-        """Returns the mean time over seeds, see `get_time_s`."""
+        """Returns the mean seconds of unlearning, or of training a reference."""
         return self.mean(get_time_s)
 
     def time_percent(self, other: "MethodResults") -> Estimate:
@@ -132,12 +143,12 @@ class MethodResults:
         requests: list[MethodResults] = []
         for seed, row in self.rows.items():
             records = row.get("requests")
-            for index, record in enumerate(
-                records if isinstance(records, list) else []
-            ):
+            if not isinstance(records, list):
+                continue
+            for index, record in enumerate(records):
                 if isinstance(record, dict):
-                    missing = index + 1 - len(requests)
-                    requests += [MethodResults() for _ in range(missing)]
+                    while len(requests) <= index:
+                        requests.append(MethodResults())
                     metric = row.get("metric", "accuracy")
                     requests[index].rows[seed] = {**record, "metric": metric}
         return requests
@@ -145,11 +156,11 @@ class MethodResults:
     def tolerance(self) -> float:
         """Returns how far an attack AUC may be from the reference's."""
         counts = [get_number(r, "unlearn_set", "count") for r in self.rows.values()]
-        is_small = any(count < SMALL_SET for count in counts)
-        return SMALL_SET_TOLERANCE if is_small else TOLERANCE
+        is_small = any(count < _SMALL_SET for count in counts)
+        return _SMALL_SET_TOLERANCE if is_small else _TOLERANCE
 
     def has_forgotten(self, reference: "MethodResults") -> bool:
-        """Whether the attack AUCs of all views with an image match the reference's."""
+        """Returns whether all attack AUCs that use images match the reference's."""
 
         def gap(view: str) -> float:
             return self.difference(reference, lambda x: get_attack_auc(x, view)).mean

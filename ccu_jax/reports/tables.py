@@ -1,11 +1,30 @@
-"""Tables of text cells, as Markdown and on a terminal. Cells may hold any text."""
+"""Tables of results, as Markdown and on a terminal. Cells may hold any text."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ccu_jax.errors import printable
+from ccu_jax.evaluate.predictions import SPLITS
+from ccu_jax.methods import REFERENCE
+from ccu_jax.models import VIEWS, VISUAL
+from ccu_jax.reports.summary import (
+    DASH,
+    MethodResults,
+    Row,
+    best_baseline,
+    by_method,
+    format_estimate,
+    get_value,
+)
 from ccu_jax.runs.progress import Reporter
+
+_PHASES = ("start", "steps", "unlearn", "compile", "evaluate", "total")
+# Views that are attacked, by column title.
+_ATTACKS = {view: view for view in ("image", "fused", "text", "pair")}
+_ATTACKS["white-box"] = "white"
+_SCORES = (*itertools.product(("test", "unlearn"), VIEWS), ("retain", "fused"))
 
 
 class Table(NamedTuple):
@@ -15,8 +34,9 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
     @classmethod
-    def from_cells(cls, cells: Sequence[dict[str, str]]) -> "Table":
+    def from_cells(cls, cells: Iterable[dict[str, str]]) -> "Table":
         """Builds a table from one dict per row, from column title to cell text."""
+        cells = list(cells)
         header = list(cells[0]) if cells else []
         return cls(header, [[row[title] for title in header] for row in cells])
 
@@ -30,11 +50,9 @@ class Table(NamedTuple):
         return "\n".join([header, rule, *rows])
 
     def show(self, reporter: Reporter, num_fixed: int = 1) -> None:
-        """Prints Markdown to a log file, and to a terminal as many tables as fit.
+        """Prints Markdown to a log file, and to a terminal several tables that fit.
 
-        Args:
-            reporter: prints the table.
-            num_fixed: how many leading columns to repeat in each of these tables.
+        Each of these repeats the first `num_fixed` columns.
         """
         if not reporter.is_live:
             return reporter.print(self.to_markdown())
@@ -46,20 +64,16 @@ class Table(NamedTuple):
 
     def _split_columns(self, width: int, num_fixed: int) -> list[list[int]]:
         """Returns the columns of each table that fits into `width` characters."""
-
-        def column_width(column: int) -> int:
-            words = [*self.header[column].split(), *(row[column] for row in self.rows)]
-            return max(map(len, words)) + 3
-
-        fixed = list(range(num_fixed))
-        fixed_width = sum(map(column_width, fixed))
-        parts, used = [[*fixed]], fixed_width
+        columns = zip(self.header, *self.rows, strict=True)
+        widths = [
+            max(map(len, (*title.split(), *cells))) + 3 for title, *cells in columns
+        ]
+        parts: list[list[int]] = [[*range(num_fixed)]]
         for column in range(num_fixed, len(self.header)):
-            if used + column_width(column) > width and len(parts[-1]) > num_fixed:
-                parts.append([*fixed])
-                used = fixed_width
+            used = sum(widths[x] for x in parts[-1])
+            if used + widths[column] > width and len(parts[-1]) > num_fixed:
+                parts.append([*range(num_fixed)])
             parts[-1].append(column)
-            used += column_width(column)
         return parts
 
 
@@ -67,3 +81,97 @@ def escape_markdown(text: str) -> str:
     """Escapes what Markdown or a terminal would interpret, on one line."""
     text = printable(" ".join(text.split()))
     return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", text)
+
+
+def method_table(rows: Sequence[Row]) -> Table:
+    """Returns the main table, one row per method."""
+    groups = by_method(rows)
+    baseline = best_baseline(groups)
+    compared = {f"time (% of {REFERENCE})": groups.get(REFERENCE, MethodResults())}
+    if baseline:
+        compared[f"time (% of {baseline}, best baseline)"] = groups[baseline]
+
+    def cells(name: str, group: MethodResults) -> dict[str, str]:
+        times = {"time (s)": group.time_s()}
+        times |= {title: group.time_percent(x) for title, x in compared.items()}
+        time_cells = {title: format_estimate(time) for title, time in times.items()}
+        if name == "original":  # its training time is a finding
+            time_cells = dict.fromkeys(times, DASH)
+        return {
+            "method": name + (" (diverged)" if group.divergences() else ""),
+            **time_cells,
+            **_score_cells(group, _SCORES),
+        }
+
+    return Table.from_cells(cells(*item) for item in groups.items())
+
+
+def seed_table(rows: Sequence[Row]) -> Table:
+    """Returns the detailed table, one row per method and seed."""
+
+    def cells(name: str, seed: str, row: Row) -> dict[str, str]:
+        group = MethodResults({seed: row})
+        times = {f"{x} (s)": group.number("seconds", x) for x in _PHASES}
+        texts = {
+            "diverged": get_value(row, "diverged"),
+            "unlearn rule": get_value(row, "unlearn_set", "rule"),
+            "unlearned rows": get_value(row, "unlearn_set", "count"),
+            "commit": get_value(row, "commit"),
+        }
+        return {
+            "method": name,
+            "seed": seed,
+            **{title: format_estimate(time) for title, time in times.items()},
+            **_score_cells(group, itertools.product(SPLITS, VIEWS)),
+            **{title: DASH if x is None else str(x) for title, x in texts.items()},
+        }
+
+    return Table.from_cells(
+        cells(name, seed, row)
+        for name, group in by_method(rows).items()
+        for seed, row in group.rows.items()
+    )
+
+
+def request_table(rows: Sequence[Row]) -> Table:
+    """Returns the table of unlearning requests, one row per method and request."""
+    groups = by_method(rows)
+    reference = groups.get(REFERENCE, MethodResults())
+    # On the images of all requests so far, and on those of the first request.
+    attacks = {
+        f"attack AUC {view}, {name}": ("attack_auc", key, view)
+        for key, name in (("all", "all requests"), ("first", "first request"))
+        for view in VISUAL
+    }
+
+    def cells(name: str, number: int, request: MethodResults) -> dict[str, str]:
+        percent = request.time_percent(reference)
+        aucs = {title: request.number(*path) for title, path in attacks.items()}
+        return {
+            "method": name,
+            "request": str(number),
+            "rows": format_estimate(request.number("count"), 0),
+            "time (s)": format_estimate(request.time_s()),
+            f"time (% of {REFERENCE})": format_estimate(percent),
+            **{title: format_estimate(auc, 3) for title, auc in aucs.items()},
+            "test fused": format_estimate(request.score("test", "fused"), 1),
+        }
+
+    return Table.from_cells(
+        cells(name, number, request)
+        for name, group in groups.items()
+        for number, request in enumerate(group.requests(), 1)
+    )
+
+
+def _score_cells(
+    group: MethodResults, scores: Iterable[tuple[str, str]]
+) -> dict[str, str]:
+    """Returns the cells of scores by split and view, attack AUCs and text logits."""
+    values = {f"{split} {view}": group.score(split, view) for split, view in scores}
+    aucs = {f"attack AUC {x}": group.attack_auc(view) for x, view in _ATTACKS.items()}
+    return {
+        **{title: format_estimate(value, 1) for title, value in values.items()},
+        **{title: format_estimate(auc, 3) for title, auc in aucs.items()},
+        "text logits unchanged": group.text_logits_unchanged(),
+    }

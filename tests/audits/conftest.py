@@ -1,8 +1,30 @@
-"""Contexts of runs on toy data."""
+"""Predictions of simulated models, and contexts of runs on toy data."""
 
+import numpy as np
 import pytest
 
+from ccu_jax.evaluate.predictions import Predictions
 from tests.toy import make_context
+
+
+def make_predictions(logits, labels, pair, sizes, *, multi_label=False, group=None):
+    """Returns the predictions of rows that all have image and text.
+
+    `sizes` is the number of rows by split.
+    """
+    num_rows = len(labels)
+    return Predictions(
+        logits=logits,
+        pair=pair,
+        labels=labels,
+        split=np.repeat(list(sizes), list(sizes.values())),
+        id=np.array([f"row{i}" for i in range(num_rows)]),
+        has_image=np.ones(num_rows, bool),
+        has_text=np.ones(num_rows, bool),
+        multi_label=multi_label,
+        trunk_probe=pair,
+        group=np.arange(num_rows) if group is None else group,
+    )
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """Attacks with simulated pools of shadow models, whose memorization is known."""
 
-import types
-
 import numpy as np
 import pytest
 
 from ccu_jax.audits.shadow_audit import ShadowPool
 from ccu_jax.audits.shadow_models import ShadowPlan
-from ccu_jax.evaluate.predictions import Predictions
+from tests.audits.conftest import make_predictions
 
 NUM_SHADOWS, NUM_ROWS, NUM_OTHERS = 16, 240, 120
 SPLITS = {"unlearn": 120, "unseen": 120, "retain": NUM_OTHERS, "test": NUM_OTHERS}
@@ -15,19 +13,9 @@ SPLITS = {"unlearn": 120, "unseen": 120, "retain": NUM_OTHERS, "test": NUM_OTHER
 
 def predictions(margins, groups):
     """Returns predictions of two classes, of which every row has the first."""
-    num_rows = len(margins)
-    return Predictions(
-        logits={"image": np.stack([margins, np.zeros_like(margins)], axis=1)},
-        pair=margins,
-        labels=np.tile([1.0, 0.0], (num_rows, 1)),
-        split=np.repeat(list(SPLITS), list(SPLITS.values())),
-        id=np.array([f"row{i}" for i in range(num_rows)]),
-        has_image=np.ones(num_rows, bool),
-        has_text=np.ones(num_rows, bool),
-        multi_label=False,
-        trunk_probe=margins,
-        group=groups,
-    )
+    logits = {"image": np.stack([margins, np.zeros_like(margins)], axis=1)}
+    labels = np.tile([1.0, 0.0], (len(margins), 1))
+    return make_predictions(logits, labels, margins, SPLITS, group=groups)
 
 
 def simulate_pool(remaining, *, group_size=1, num_shadows=NUM_SHADOWS):
@@ -57,11 +45,10 @@ def simulate_pool(remaining, *, group_size=1, num_shadows=NUM_SHADOWS):
         return [predictions(x, all_groups) for x in margins]
 
     pool = ShadowPool.__new__(ShadowPool)  # without training
-    has_image, ids = np.ones(total, bool), np.array([f"row{i}" for i in range(total)])
-    data = types.SimpleNamespace(id=ids, has_image=has_image)
     originals, unlearned = models(2.0), models(2.0 * remaining)
     vars(pool).update(
-        _ctx=types.SimpleNamespace(data=data),
+        _ids=np.array([f"row{i}" for i in range(NUM_ROWS)]),
+        _has_image=np.ones(NUM_ROWS, bool),
         _plan=plan,
         _originals=originals,
         _predict=lambda method, number: unlearned[number],
@@ -131,14 +118,11 @@ def test_rows_of_a_group_count_as_one():
         assert width > 1.5 * widths[1][name], name
 
 
-def test_references_have_no_results_of_unlearning():
+def test_references_and_small_pools_lack_results():
     result = audit(1.0, "retrain_visual")
     assert result["lira"]["auc"] and result["one_run"] is None
     missing = ("ulira", "ulira_of", "forgetting_score", "final_score", "klom")
     assert not any(result[name] for name in missing)
-
-
-def test_a_small_pool_has_no_forgetting_score():
     result = audit(1.0, num_shadows=8)
     assert result["ulira"]["auc"][1] > 0.6 and result["forgetting_score"] is None
 

@@ -13,9 +13,9 @@ from ccu_jax.audits.verdict import (
     combine_views,
     judge_view,
 )
-from ccu_jax.metrics.classification import score_difference
 from ccu_jax.metrics.intervals import Interval
-from ccu_jax.metrics.roc import Signals, auc_difference, auc_interval, tpr_difference
+from ccu_jax.metrics.classification import score_difference
+from ccu_jax.metrics.roc import Signals, auc_difference
 
 
 def interval(low, high):
@@ -43,12 +43,6 @@ def test_verdict_follows_from_the_interval(low, high, word):
     assert classify(interval(-high, -low)) == mirror
 
 
-def test_a_missing_interval_is_inconclusive():
-    assert classify(None) == INCONCLUSIVE
-    verdict = judge_view(None)
-    assert verdict.word == INCONCLUSIVE and "not measured" in verdict.sentence
-
-
 @pytest.mark.parametrize(
     "difference, score, excess, word",
     [
@@ -61,6 +55,7 @@ def test_a_missing_interval_is_inconclusive():
         ((-0.01, 0.01), None, (-0.2, -0.01), FORGOTTEN),
         ((0.1, 0.2), (-0.5, -0.4), None, NOT_FORGOTTEN),  # the worse of two verdicts
         (None, (-0.5, -0.4), None, OVER_FORGOTTEN),
+        (None, None, None, INCONCLUSIVE),
     ],
 )
 def test_scores_count_if_they_differ_by_more_than_the_tolerance(
@@ -70,6 +65,7 @@ def test_scores_count_if_they_differ_by_more_than_the_tolerance(
     verdict = judge_view(values[0], score_difference=values[1], score_excess=values[2])
     assert verdict.word == word
     assert all(x is None or f"{x.value:+.3f}" in verdict.sentence for x in values)
+    assert ("not measured" in verdict.sentence) == (difference is None)
 
 
 def test_the_sentence_has_all_numbers():
@@ -81,15 +77,8 @@ def test_the_sentence_has_all_numbers():
         control=interval(-0.02, 0.01),
     )
     assert verdict.word == FORGOTTEN and verdict.has_power
-    for text in (
-        "TPR 0.550",
-        "+0.025",
-        "+0.230",
-        "-0.005",
-        "±0.05",
-        "significant, but",
-    ):
-        assert text in verdict.sentence, text
+    numbers = ("TPR 0.550", "+0.025", "+0.230", "-0.005", "±0.05", "significant, but")
+    assert all(text in verdict.sentence for text in numbers)
 
 
 @pytest.mark.parametrize(
@@ -141,65 +130,27 @@ def test_views_without_power_do_not_count_unless_they_find_something(views, word
     assert combine_views(verdicts).word == word
 
 
-def judge_simulation(shift, num_rows=400, seed=0, noise=0.3):
-    """Judges a model whose unlearned rows have signals of the truth plus a shift.
-
-    The original's have a shift of 1.5, those of unseen rows none. A shift of None is a
-    model with random weights.
-    """
+def judge_retrained_model(num_rows, seed, noise=0.3):
+    """Judges a model that differs from the reference by noise alone."""
     rng = np.random.default_rng(seed)
     truth = [rng.normal(size=n) + 1 for n in (num_rows, 2 * num_rows)]
-
-    def signals(shift):
-        if shift is None:
-            members, nonmembers = (noise * rng.normal(size=len(x)) for x in truth)
-            return Signals(members, nonmembers)
-        members, nonmembers = (x + noise * rng.normal(size=len(x)) for x in truth)
-        return Signals(members + shift, nonmembers)
-
-    reference, control, original = signals(0.0), signals(0.0), signals(1.5)
-    model = signals(shift)
+    original, reference, model = (
+        Signals(*(x + noise * rng.normal(size=len(x)) for x in truth)) for _ in range(3)
+    )
     logits = [np.stack([x.members, 0 * x.members], axis=1) for x in (model, reference)]
     labels = np.eye(2)[np.zeros(num_rows, int)]
+    original = original._replace(members=original.members + 1.5)
     return judge_view(
         auc_difference(model, reference),
         score_difference=score_difference(logits[0], logits[1], labels, False),
-        attack=auc_interval(model),
         original=auc_difference(original, reference),
-        control=auc_difference(control, reference),
-    )
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    "shift, num_rows, word",
-    [
-        (1.5, 400, NOT_FORGOTTEN),
-        (0.5, 400, NOT_FORGOTTEN),
-        (-1.5, 400, OVER_FORGOTTEN),
-        (None, 400, OVER_FORGOTTEN),  # its AUC is the reference's, its score is not
-        (0.0, 3000, FORGOTTEN),
-        (0.0, 20, INCONCLUSIVE),
-    ],
-)
-def test_simulated_models_get_the_right_verdict(shift, num_rows, word, seed):
-    assert judge_simulation(shift, num_rows, seed).word == word
+    ).word
 
 
 def test_a_retrained_model_is_rarely_called_worse_than_forgotten():
-    words = [judge_simulation(0.0, 200, seed).word for seed in range(200)]
+    words = [judge_retrained_model(200, seed) for seed in range(200)]
     # At most 2.5 % on either side, plus the error of 200 samples.
     assert words.count(NOT_FORGOTTEN) <= 9 and words.count(OVER_FORGOTTEN) <= 9
     assert words.count(FORGOTTEN) > 150
-
-
-def test_memorization_of_few_rows_is_detected_by_the_tpr():
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=500), rng.normal(size=1000)
-    values = [x + 0.3 * rng.normal(size=len(x)) for _ in range(2) for x in truth]
-    reference, model = Signals(values[0], values[1]), Signals(values[2], values[3])
-    assert judge_view(tpr_difference(model, reference, 0.01), "TPR").word == FORGOTTEN
-    model.members[:100] += 6
-    difference = tpr_difference(model, reference, 0.01)
-    assert difference is not None and difference.value == pytest.approx(0.2, abs=0.03)
-    assert judge_view(difference, "TPR").word == NOT_FORGOTTEN
+    few_rows = {judge_retrained_model(20, seed) for seed in range(5)}
+    assert few_rows == {INCONCLUSIVE}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ccu_jax.reports import figure
-from ccu_jax.reports.html import write_report
+from ccu_jax.reports.report import write_report
 from ccu_jax.reports.summary import DASH
 
 

@@ -1,0 +1,114 @@
+"""The report of a run: results.json, table.md, figure.png and report.html."""
+
+import base64
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from ccu_jax.errors import printable
+from ccu_jax.reports import audit_table, figure, tables
+from ccu_jax.reports.findings import collect_findings, edition_findings
+from ccu_jax.reports.summary import Row, list_values
+from ccu_jax.reports.tables import escape_markdown
+from ccu_jax.runs.progress import Reporter
+from ccu_jax.storage.files import to_plain_json, write_atomically
+
+_TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
+_REQUESTS_TITLE = "Sequential requests"
+_STYLES = {"warning": "bold black on yellow", "passed": "green", "failed": "bold red"}
+
+
+def write_report(
+    workdir: pathlib.Path,
+    rows: list[Row],
+    config: dict[str, Any],
+    audits: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Writes the files of the report, each atomically.
+
+    `audits` are the records of `audits.records.collect_records`, for report.html.
+    """
+    rows, config = to_plain_json(rows), to_plain_json(config)
+    png = figure.draw(rows)
+    # Render everything before writing, so that an error leaves the old files in place.
+    files = {
+        "results.json": json.dumps(rows, indent=1, allow_nan=False).encode(),
+        "table.md": markdown(rows).encode("utf-8", "replace"),
+        "figure.png": png,
+        "report.html": _render_page(rows, config, png, audits).encode(),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(workdir / name, content)
+
+
+def show(rows: list[Row], reporter: Reporter) -> None:
+    """Prints tables and findings; as Markdown if the output is a log file."""
+    if not reporter.is_active:
+        return
+    rows = to_plain_json(rows)
+    if not reporter.is_live:
+        return reporter.print(markdown(rows))
+    reporter.print(_title(rows), style="bold")
+    tables.method_table(rows).show(reporter)
+    requests = tables.request_table(rows)
+    if requests.rows:
+        reporter.print(_REQUESTS_TITLE, style="bold")
+        requests.show(reporter, num_fixed=2)
+    for finding in collect_findings(rows):
+        reporter.print(finding.text, style=_STYLES.get(finding.kind, ""))
+
+
+def markdown(rows: list[Row]) -> str:
+    """Returns tables and findings as Markdown; `rows` are plain JSON."""
+    warnings = [x.text for x in edition_findings(rows) if x.kind == "warning"]
+    paragraphs = [f"# {escape_markdown(_title(rows))}"]
+    paragraphs += [f"**{escape_markdown(text)}**" for text in warnings]
+    if rows:
+        paragraphs.append(tables.method_table(rows).to_markdown())
+    requests = tables.request_table(rows)
+    if requests.rows:
+        paragraphs += [f"## {_REQUESTS_TITLE}", requests.to_markdown()]
+    items = []
+    for finding in collect_findings(rows):
+        text = escape_markdown(finding.text)
+        is_bold = finding.kind in ("warning", "failed")
+        items.append(f"- **{text}**" if is_bold else f"- {text}")
+    return "\n\n".join([*paragraphs, "\n".join(items)]) + "\n"
+
+
+def _title(rows: Sequence[Row]) -> str:
+    config, edition, metric = (
+        list_values(rows, key) for key in ("config", "edition", "metric")
+    )
+    return f"{config} ({edition}), {metric} in %"
+
+
+def _render_page(
+    rows: list[Row], config: Any, png: bytes, audits: Sequence[Any]
+) -> str:
+    """Returns the report as one HTML page without scripts or external resources."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        keep_trailing_newline=True,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
+        title=_title(rows),
+        findings=collect_findings(rows),
+        methods=tables.method_table(rows),
+        requests=tables.request_table(rows),
+        requests_title=_REQUESTS_TITLE,
+        audits=audits,
+        audit_table=audit_table.table(audits) if audits else None,
+        audit_legend=audit_table.LEGEND,
+        png=base64.b64encode(png).decode(),
+        seeds=tables.seed_table(rows),
+        config=json.dumps(config, indent=2, ensure_ascii=False),
+    )
+    return printable(page)

@@ -14,7 +14,14 @@ from ccu_jax.metrics import classification, distances
 from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
 from ccu_jax.metrics.membership import membership_signals
 from ccu_jax.metrics.privacy import threshold_epsilon
-from ccu_jax.metrics.roc import Signals, auc_bootstrap, auc_difference, auc_interval, tpr_at_fpr, tpr_difference
+from ccu_jax.metrics.roc import (
+    Signals,
+    auc_bootstrap,
+    auc_difference,
+    auc_interval,
+    tpr_at_fpr,
+    tpr_difference,
+)
 from ccu_jax.models import VIEWS
 
 # The attacks that a verdict is based on, by view.
@@ -31,7 +38,10 @@ _RANKING_SCORES = {
 _GAPS = {
     "average_gap": (classification.average_gap, 100),
     "tug_of_war": (classification.tug_of_war, 1),
-    "tug_of_war_attack": (partial(classification.tug_of_war, names=classification.TOW_ATTACK), 1),
+    "tug_of_war_attack": (
+        partial(classification.tug_of_war, names=classification.TOW_ATTACK),
+        1,
+    ),
 }
 # Keys of differences from the reference, and the models they are of.
 DIFFERENCES = {"difference": "model", "original": "original", "control": CONTROL}

@@ -13,8 +13,8 @@ from ccu_jax.audits.verdict import (
     combine_views,
     judge_view,
 )
-from ccu_jax.metrics.intervals import Interval
 from ccu_jax.metrics.classification import score_difference
+from ccu_jax.metrics.intervals import Interval
 from ccu_jax.metrics.roc import Signals, auc_difference
 
 

@@ -27,7 +27,7 @@ from ccu_jax.experiments.variants import (
 )
 from ccu_jax.methods import REFERENCE, REFERENCES, Problem
 from ccu_jax.models import VIEWS
-from ccu_jax.reports.summary import DASH, get_attack_auc, get_score
+from ccu_jax.reports.summary import DASH, get_number, get_score
 from ccu_jax.reports.tables import Table
 from ccu_jax.runs import forecast
 from ccu_jax.runs.context import RunContext
@@ -213,8 +213,8 @@ def objective(result: Result, reference: Result) -> float:
     if result.get("diverged"):
         return math.inf
     leaks = [
-        2 * abs(get_attack_auc(result, view) - get_attack_auc(reference, view))
-        for view in ATTACKED_VIEWS
+        2 * abs(get_number(result, *path) - get_number(reference, *path))
+        for path in (("attack_auc", view) for view in ATTACKED_VIEWS)
     ]
 
     def lost_score(split: str, view: str) -> float:

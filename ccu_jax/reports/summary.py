@@ -64,11 +64,6 @@ def get_score(row: Row, split: str, view: str) -> float:
     return 100 * get_number(row, "scores", split, view, metric)
 
 
-def get_attack_auc(row: Row, view: str) -> float:
-    """Returns the AUC of the membership attack, 0 to 1."""
-    return get_number(row, "attack_auc", view)
-
-
 def get_time_s(row: Row) -> float:
     """Returns the seconds of unlearning, or of training a reference."""
     unlearn = get_number(row, "seconds", "unlearn")
@@ -103,25 +98,33 @@ class MethodResults:
         """Returns the mean seconds of unlearning, or of training a reference."""
         return self.mean(get_time_s)
 
-    def time_percent(self, other: "MethodResults") -> Estimate:
-        """Returns the time in percent of the other's, on the same seed if it has it."""
-        mean_s = other.time_s().mean
+    def time_percent(self, reference: "MethodResults") -> Estimate:
+        """Returns the time in percent of a reference's.
+
+        Times are paired by seed; a seed that the reference lacks is compared with its
+        mean time.
+        """
+        times = {seed: get_time_s(row) for seed, row in reference.rows.items()}
+        mean_s = reference.time_s().mean
         ratios = []
         for seed, row in self.rows.items():
-            other_s = get_time_s(other.rows[seed]) if seed in other.rows else mean_s
-            ratios.append(100 * get_time_s(row) / other_s if other_s > 0 else math.nan)
+            reference_s = times.get(seed, mean_s)
+            is_valid = reference_s > 0
+            ratios.append(100 * get_time_s(row) / reference_s if is_valid else math.nan)
         return estimate(ratios)
 
     def difference(
-        self, other: "MethodResults", value: Callable[[Row], float]
+        self, reference: "MethodResults", value: Callable[[Row], float]
     ) -> Estimate:
-        """Returns the mean difference from the other over the seeds that both have."""
-        pairs = [(row, other.rows.get(seed)) for seed, row in self.rows.items()]
-        return estimate([value(a) - value(b) for a, b in pairs if b is not None])
+        """Returns the mean difference from a reference over the common seeds."""
+        common = self.with_seeds_of(reference).rows
+        return estimate(
+            [value(x) - value(reference.rows[s]) for s, x in common.items()]
+        )
 
-    def with_seeds_of(self, other: "MethodResults") -> "MethodResults":
-        """Returns the rows of the seeds that both have."""
-        return MethodResults({s: r for s, r in self.rows.items() if s in other.rows})
+    def with_seeds_of(self, results: "MethodResults") -> "MethodResults":
+        """Returns the rows of the common seeds."""
+        return MethodResults({s: r for s, r in self.rows.items() if s in results.rows})
 
     def divergences(self) -> dict[str, str]:
         """Returns why training diverged, by seed."""
@@ -163,9 +166,10 @@ class MethodResults:
         """Returns whether all attack AUCs that use images match the reference's."""
 
         def gap(view: str) -> float:
-            return self.difference(reference, lambda x: get_attack_auc(x, view)).mean
+            path = "attack_auc", view
+            return abs(self.difference(reference, lambda x: get_number(x, *path)).mean)
 
-        return all(abs(gap(view)) <= self.tolerance() for view in VISUAL)
+        return all(gap(view) <= self.tolerance() for view in VISUAL)
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, MethodResults]:

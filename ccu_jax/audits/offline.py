@@ -10,18 +10,11 @@ import numpy as np
 
 from ccu_jax.evaluate.predictions import SPLITS, Predictions
 from ccu_jax.methods import CONTROL, REFERENCE
-from ccu_jax.metrics import classification, distances
+from ccu_jax.metrics import classification, distances, roc
 from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
 from ccu_jax.metrics.membership import membership_signals
 from ccu_jax.metrics.privacy import threshold_epsilon
-from ccu_jax.metrics.roc import (
-    Signals,
-    auc_bootstrap,
-    auc_difference,
-    auc_interval,
-    tpr_at_fpr,
-    tpr_difference,
-)
+from ccu_jax.metrics.roc import Signals
 from ccu_jax.models import VIEWS
 
 # The attacks that a verdict is based on, by view.
@@ -34,20 +27,18 @@ _RANKING_SCORES = {
     "mean_average_precision": classification.mean_average_precision,
     "macro_auroc": classification.macro_auroc,
 }
+_tug_of_war_attack = partial(classification.tug_of_war, names=classification.TOW_ATTACK)
 # Each with its greatest possible value.
 _GAPS = {
     "average_gap": (classification.average_gap, 100),
     "tug_of_war": (classification.tug_of_war, 1),
-    "tug_of_war_attack": (
-        partial(classification.tug_of_war, names=classification.TOW_ATTACK),
-        1,
-    ),
+    "tug_of_war_attack": (_tug_of_war_attack, 1),
 }
 # Keys of differences from the reference, and the models they are of.
 DIFFERENCES = {"difference": "model", "original": "original", "control": CONTROL}
 
 # Outputs on the same rows: of a model as "model", and of the models that it is compared
-# with by name. Without a reference, all that compares with it is None.
+# with, by method. Without a reference, what is compared with it is None.
 Outputs = Mapping[str, Predictions]
 
 
@@ -99,17 +90,20 @@ def attack_results(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
         of_models = {model: by_view[view][name] for model, by_view in signals.items()}
         model = of_models["model"]
         result: dict[str, Any] = {
-            "auc": auc_interval(model, CONFIDENCE),
-            "bootstrap": auc_bootstrap(model),
-            **{key: tpr_at_fpr(model, fpr, CONFIDENCE) for key, fpr in _FPRS.items()},
+            "auc": roc.auc_interval(model, CONFIDENCE),
+            "bootstrap": roc.auc_bootstrap(model),
+            **{
+                key: roc.tpr_at_fpr(model, fpr, CONFIDENCE)
+                for key, fpr in _FPRS.items()
+            },
         }
         for key, compared in DIFFERENCES.items():
             result[key] = result[f"tpr_1_{key}"] = None
             if compared in of_models and REFERENCE in of_models:
                 pair = of_models[compared], of_models[REFERENCE]
-                result[key] = auc_difference(*pair, CONFIDENCE)
+                result[key] = roc.auc_difference(*pair, CONFIDENCE)
                 if name == VERDICT_SIGNALS.get(view):
-                    tpr = tpr_difference(*pair, _FPRS["tpr_1"], CONFIDENCE)
+                    tpr = roc.tpr_difference(*pair, _FPRS["tpr_1"], CONFIDENCE)
                     result[f"tpr_1_{key}"] = tpr
         return {key: to_list(interval) for key, interval in result.items()}
 
@@ -236,7 +230,7 @@ def _split_scores(
     for name in ("retain", "unlearn", "test"):
         mean = float(scores[rows[name]].mean()) if rows[name].any() else np.inf
         result[name] = mean if np.isfinite(mean) else None
-    auc = auc_interval(Signals(signal[rows["unlearn"]], signal[rows["unseen"]]))
+    auc = roc.auc_interval(Signals(signal[rows["unlearn"]], signal[rows["unseen"]]))
     return result | {"attack": None if auc is None else auc.value}
 
 

@@ -200,7 +200,16 @@ class _Training:
     def _compile(self, first: Program, count: int, *args: Any) -> Any:
         """Returns the compiled steps of `count` models, None if memory is too small."""
         if count not in self._compiled:
-            vectorized = _vectorize_steps(first)
+            # The models differ in the column `visual` and in all but the step count.
+            columns = dict.fromkeys(device_tables.device_columns(first.table))
+            state_axes = State._make((None, 0, 0, 0, 0))
+            static_axes = (None, {**columns, "visual": 0}, None, None)
+            input_axes = {"sharded_tables": None, "index": 0}
+            vectorized = jax.vmap(
+                step.make_steps(first),
+                in_axes=(state_axes, static_axes, input_axes),
+                out_axes=(state_axes, 0),
+            )
             steps: Any = self._ctx.executor.compile(vectorized, donate=True)
             compiled = steps.lower(*args).compile()
             memory = compiled.memory_analysis()
@@ -221,17 +230,3 @@ def _init_state(programs: list[Program], problems: list[Problem]) -> State:
     ]
     stacked = jax.tree.map(lambda *x: np.stack(jax.device_get(x)), *states)
     return stacked._replace(step=np.int32(0))
-
-
-def _vectorize_steps(program: Program) -> Callable:
-    """Returns `step.make_steps` over a leading axis of models."""
-    columns = dict.fromkeys(device_tables.device_columns(program.table))
-    columns["visual"] = 0
-    state_axes = State._make((None, 0, 0, 0, 0))  # the step count is shared
-    static_axes = (None, columns, None, None)
-    input_axes = {"sharded_tables": None, "index": 0}
-    return jax.vmap(
-        step.make_steps(program),
-        in_axes=(state_axes, static_axes, input_axes),
-        out_axes=(state_axes, 0),
-    )

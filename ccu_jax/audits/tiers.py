@@ -40,7 +40,7 @@ def required_methods(tier: str, methods: Sequence[str]) -> list[str]:
 
 def stage_titles(tier: str, seeds: Sequence[int]) -> list[str]:
     """Returns the titles of the stages that a tier adds to a run."""
-    return [_stage_title(seed) for seed in seeds] if tier in _MODEL_TIERS else []
+    return [f"seed {seed}: audit" for seed in seeds if tier in _MODEL_TIERS]
 
 
 def check_tier(config: Config, tier: str) -> None:
@@ -103,9 +103,9 @@ def describe_duration(
             method_s = speed.method_s(method) + speed.evaluation_s
             seconds += num_shadows * method_s + forecast.COMPILE_S
     text = f"audit, {tier}: {forecast.format_forecast(seconds)}"
-    needed = MIN_SHADOWS_FOR_DISTANCES
-    if tier == "rigorous" and num_shadows < needed:
-        text += f" (without forgetting score and KLOM, which need --shadows {needed})"
+    if tier == "rigorous" and num_shadows < MIN_SHADOWS_FOR_DISTANCES:
+        option = f"--shadows {MIN_SHADOWS_FOR_DISTANCES}"
+        text += f" (without forgetting score and KLOM, which need {option})"
     return text
 
 
@@ -137,7 +137,7 @@ def audit_models(
         file.write(functools.partial(measures[tier], method))
         barrier(file.path.name)
 
-    with ctx.reporter.stage(_stage_title(seed)) as stage:
+    with ctx.reporter.stage(stage_titles(tier, [seed])[0]) as stage:
         # A purged folder has no original, only the records of earlier audits.
         if not ctx.data.purged:
             problem = stages.problem_with_original(ctx, seed, sets, stage)
@@ -158,7 +158,3 @@ def _record_file(
 ) -> RecordFile:
     settings = {"shadows": num_shadows} if tier == "rigorous" else {}
     return record_file(ctx.workdir, tier, method, seed, **settings)
-
-
-def _stage_title(seed: int) -> str:
-    return f"seed {seed}: audit"

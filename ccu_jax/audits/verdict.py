@@ -12,11 +12,11 @@ counts as forgotten. If neither test succeeds, as with few rows, the verdict is
 inconclusive: the lack of a significant difference never suffices for "forgotten".
 
 A model that predicts at random treats unlearned and unseen rows alike, so its attack
-AUC equals the reference's. The scores therefore count as well. A model is over-
-forgotten if its score on the unlearn set is below the reference's by more than the
-tolerance. It has not forgotten if that difference exceeds the one on unseen rows by
-more than the tolerance. A model that scores higher on all images alike reveals no
-membership, so equal scores are not required for "forgotten".
+AUC equals the reference's. Therefore the scores count as well: a model is
+over-forgotten if its score on the unlearn set is below the reference's by more than the
+tolerance, and not forgotten if that difference exceeds the one on unseen rows by more
+than the tolerance. A model that scores higher on all images reveals no membership, so
+equal scores are not required for "forgotten".
 """
 
 from collections.abc import Iterable, Mapping, Sequence

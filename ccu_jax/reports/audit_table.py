@@ -48,17 +48,14 @@ def table(methods: Sequence[dict[str, Any]]) -> Table:
 def markdown(methods: Sequence[dict[str, Any]]) -> str:
     """Returns the table, its legend and the sentence of every verdict as Markdown."""
     editions = dict.fromkeys(method["edition"] for method in methods)
+    warnings = [EDITION_WARNINGS[x] for x in editions if x in EDITION_WARNINGS]
     sentences = [
         f"- **{method['method']}**: {escape_markdown(method['verdict']['sentence'])}"
         for method in methods
     ]
     paragraphs = [
         "# Audit",
-        *(
-            f"**{EDITION_WARNINGS[name]}**"
-            for name in editions
-            if name in EDITION_WARNINGS
-        ),
+        *(f"**{warning}**" for warning in warnings),
         table(methods).to_markdown(),
         LEGEND,
         _costs(methods),

@@ -80,11 +80,7 @@ def _points(groups: dict[str, MethodResults]) -> Points:
         name: (group.attack_auc("image"), group.score("test", "fused"))
         for name, group in groups.items()
     }
-    return {
-        name: (x, y)
-        for name, (x, y) in points.items()
-        if math.isfinite(x.mean) and math.isfinite(y.mean)
-    }
+    return {n: xy for n, xy in points.items() if all(math.isfinite(e.mean) for e in xy)}
 
 
 def _weight(name: str) -> str:

@@ -28,6 +28,7 @@ def test_divergence_is_reported(good_rows, make_row):
     rows = [*good_rows, make_row("scrub", 2, fused=0.99, diverged="step 40: loss nan")]
     (text,) = texts(rows, "failed")
     assert text.startswith("scrub diverged (seed 2): step 40: loss nan")
+    assert any("test fused score: finetune (60.0" in text for text in texts(rows))
     assert "| scrub (diverged) |" in method_table(rows).to_markdown()
 
 

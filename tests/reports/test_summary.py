@@ -52,11 +52,3 @@ def test_best_baseline_may_have_to_match_the_reference(good_rows, make_row):
     # Forms of CCU are no baselines; coun only shares their first letter.
     rows += [make_row("coun", fused=0.9), make_row("ccu_gated", fused=0.95)]
     assert best_baseline(by_method(rows)) == "coun"
-
-
-def test_a_diverged_method_is_not_the_best_baseline(good_rows, make_row):
-    rows = [row for row in good_rows if (row["method"], row["seed"]) != ("scrub", 1)]
-    rows.append(make_row("scrub", 1, fused=0.99, diverged="step 40: loss is NaN"))
-    groups = by_method(rows)
-    assert groups["scrub"].divergences() == {"1": "step 40: loss is NaN"}
-    assert best_baseline(groups) == "finetune"

@@ -219,10 +219,6 @@ class Preparation:
 
     def _unpack(self, path: pathlib.Path) -> pathlib.Path:
         """Unpacks an archive, unless it was before, and returns the folder."""
-        if not archives.is_archive(path):
-            raise UserError(
-                f"data.dir: {path} is neither a folder nor a zip or tar archive"
-            )
         name = digest(str(path.absolute()), _compute_archive_signature(path))
         folder = self.paths.unpacked / name
         return archives.unpack(path, folder, self._counts, self.progress)

@@ -1,6 +1,6 @@
-"""Unpacks the zip or tar archive of a data set: safely, and completely or not at all.
+"""Unpacks the zip or tar archive of a data set: completely or not at all.
 
-Names, sizes, links and permissions that an archive declares are not trusted.
+Names, sizes, links and permissions in an archive are not trusted.
 """
 
 import bz2
@@ -25,32 +25,25 @@ from ccu_jax.data.readers.untrusted_files import quote
 from ccu_jax.errors import UserError
 
 MAX_RATIO = 200  # of the unpacked bytes to those of the archive
-MIN_LIMIT_BYTES = 1 << 30  # which any archive may unpack to
-SPARE_BYTES = 256 << 20  # of the disk that are left free
+MIN_LIMIT_BYTES = 1 << 30  # an archive of any size may unpack to this many
+SPARE_BYTES = 256 << 20  # left free on the disk
 _PIECE_BYTES = 1 << 18  # read at a time
 _MAX_HEADER_BYTES = 1 << 20  # of a tar member; tarfile would read any length at once
-_ENTRY_BYTES = 512  # counted for each file and folder, which may be empty
+_ENTRY_BYTES = 512  # added for each file and folder, so that empty ones count
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _DECOMPRESSORS: dict[bytes, Callable] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _Open = Callable[[], IO[bytes]]
 
 
 class _Member(NamedTuple):
-    """A member of an archive; `open` is None unless it is a regular file."""
-
     name: str
     is_folder: bool
-    open: _Open | None
-
-
-def is_archive(path: pathlib.Path) -> bool:
-    """Returns whether `unpack` takes this file, judging by its first bytes."""
-    return path.is_file() and _archive_type(path) is not None
+    open: _Open | None  # None unless it is a regular file
 
 
 def unpack(
@@ -61,8 +54,8 @@ def unpack(
     Skips and counts links, devices, paths out of the folder and repeated names.
     Permissions and owners are those of new files.
 
-    The folder is renamed into place when all members are written, so one that exists
-    was unpacked before and is left as it is. `progress` counts the archive's bytes.
+    The folder is renamed into place when all members are written, so an existing folder
+    is complete and returned as it is. `progress` counts the archive's bytes.
 
     Raises:
         UserError: no archive, a damaged or encrypted one, or one that unpacks to more
@@ -74,7 +67,7 @@ def unpack(
     type_, size = _archive_type(archive), archive.stat().st_size
     if type_ is None:
         raise UserError(
-            f"{archive} is not a zip or tar archive; set data.dir to one or to a folder"
+            f"data.dir: {archive} is neither a folder nor a zip or tar archive"
         )
     scratch = folder.with_name(folder.name + ".new")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run
@@ -96,9 +89,10 @@ def unpack(
 
 
 def _user_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
+    """Returns the error for an unreadable archive, None for other causes."""
     # Python's own readers raise almost any exception for hostile bytes. An OSError of
     # the system has a number; those of gzip and bz2 have none, and a seek to a wrong
-    # place gives EINVAL.
+    # position gives EINVAL.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return None
     if not isinstance(error, Exception) or isinstance(error, UserError | MemoryError):
@@ -152,7 +146,7 @@ def _decompressor(head: bytes) -> Callable | None:
 
 def _zip_members(raw: IO[bytes]) -> Iterator[_Member]:
     with zipfile.ZipFile(raw) as opened:
-        # In the order of their bytes, so that the progress never goes back.
+        # In the order of their bytes, so that the progress never decreases.
         for info in sorted(opened.infolist(), key=lambda info: info.header_offset):
             mode, name = info.external_attr >> 16, info.orig_filename
             is_folder = name.endswith(("/", "\\")) or stat.S_ISDIR(mode)
@@ -168,12 +162,9 @@ def _tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
         stream = _LimitedStream(plain, limit)
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as opened:
             while (info := opened.next()) is not None:
-                reader = functools.partial(opened.extractfile, info)
-                is_file = info.isreg()
-                yield _Member(
-                    info.name, info.isdir(), cast(_Open, reader) if is_file else None
-                )
-                # tarfile would keep them all in memory.
+                reader = cast(_Open, functools.partial(opened.extractfile, info))
+                yield _Member(info.name, info.isdir(), reader if info.isreg() else None)
+                # tarfile would keep all of them in memory.
                 vars(opened)["members"].clear()
         # tarfile takes a torn or broken header for the end of the archive.
         if stream.last != bytes(tarfile.BLOCKSIZE):
@@ -183,7 +174,7 @@ def _tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
 
 
 class _LimitedStream:
-    """A file for tarfile that bounds what is read, at once and altogether."""
+    """A file for tarfile that bounds the bytes of each read and of all reads."""
 
     def __init__(self, stream: IO[bytes], limit: "_Limit"):
         self._stream, self._limit = stream, limit

@@ -14,17 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.readers.base import (
-    Counts,
-    Example,
-    Location,
-    Reader,
-    SkipExample,
-    Source,
-    Unpack,
-    count_ambiguous,
-    hash_fraction,
-)
+from ccu_jax.data.readers import base
+from ccu_jax.data.readers.base import Counts, Example, SkipExample
 from ccu_jax.data.readers.releases import Release
 from ccu_jax.data.readers.untrusted_files import Folder, decode_line, iter_lines
 from ccu_jax.errors import UserError
@@ -107,13 +98,13 @@ class Row(NamedTuple):
 
 
 def open_fashion200k(
-    config: Data, location: Location, counts: Counts, unpack: Unpack
-) -> Source:
+    config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
+) -> base.Source:
     """Reads the label files; raises UserError if none of the listed images exists."""
     root, is_sub_task = location.root, config.task == "sub_category"
     images = RELEASE.unpack_images(root, counts, unpack)
     rows, listed = _read_rows(root / "labels", counts, is_sub_task)
-    num_torn = count_ambiguous((row.product, row.split) for row in rows)
+    num_torn = base.count_ambiguous((row.product, row.split) for row in rows)
     counts.add("noted: product in two splits", num_torn)
     is_listed = collections.Counter(path in listed for path in _iter_images(images))
     if listed and not is_listed[True]:
@@ -131,7 +122,7 @@ def open_fashion200k(
     def read(row: Row) -> Example:
         image = folder.read(row.path.removeprefix("women/"), "image")
         title, notes = clean_title(row.title, masked_words, config.tirg_dot_token)
-        fraction = hash_fraction("validation", row.product)
+        fraction = base.hash_fraction("validation", row.product)
         is_validation = row.split == "train" and fraction < config.validation_fraction
         return Example(
             row.path.removesuffix(".jpeg"),
@@ -143,7 +134,7 @@ def open_fashion200k(
             notes,
         )
 
-    return Source(classes, False, "accuracy", rows, read, lambda row: row.where)
+    return base.Source(classes, False, "accuracy", rows, read, lambda row: row.where)
 
 
 def _iter_images(folder: pathlib.Path) -> Iterator[str]:
@@ -299,4 +290,4 @@ RELEASE = Release(
     inner_folders=("labels", "women", "detection"),
     watched_depth=2,  # without the folders of products, of which there are some 70,000
 )
-READER = Reader(RELEASE.locate, RELEASE.signature, open_fashion200k)
+READER = base.Reader(RELEASE.locate, RELEASE.signature, open_fashion200k)

@@ -18,17 +18,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.readers.base import (
-    Counts,
-    Example,
-    Location,
-    Reader,
-    SkipExample,
-    Source,
-    Unpack,
-    count_ambiguous,
-    hash_fraction,
-)
+from ccu_jax.data.readers import base
+from ccu_jax.data.readers.base import Counts, Example, SkipExample
 from ccu_jax.data.readers.releases import Release
 from ccu_jax.data.readers.untrusted_files import (
     Folder,
@@ -60,8 +51,8 @@ class Row(NamedTuple):
 
 
 def open_hatefulmemes(
-    config: Data, location: Location, counts: Counts, unpack: Unpack
-) -> Source:
+    config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
+) -> base.Source:
     """Reads the lists.
 
     The dev files are the validation split, and the test files with labels the test
@@ -79,7 +70,7 @@ def open_hatefulmemes(
         labels = (CLASSES[row.label],)
         return Example(row.id, row.id, image, row.text, labels, row.split, row.notes)
 
-    return Source(CLASSES, False, "auroc", rows, read, lambda row: row.id)
+    return base.Source(CLASSES, False, "auroc", rows, read, lambda row: row.id)
 
 
 def _read_rows(
@@ -94,7 +85,7 @@ def _read_rows(
     except OSError as error:
         raise UserError(f"{error.filename or root}: {error.strerror}") from None
     texts = ((row.text, row.label) for row in train if row.text is not None)
-    counts.add("noted: text with both labels", count_ambiguous(texts))
+    counts.add("noted: text with both labels", base.count_ambiguous(texts))
     if not train:
         raise counts.no_rows_error()
     if not test and not dev:
@@ -111,7 +102,7 @@ def _read_rows(
         ids = {
             row.id
             for row in train
-            if hash_fraction("validation", row.id) < validation_fraction
+            if base.hash_fraction("validation", row.id) < validation_fraction
         }
         dev = [row for row in train if row.id in ids]
         train = [row for row in train if row.id not in ids]
@@ -231,4 +222,4 @@ RELEASE = Release(
     inner_folders=("img",),
     any_subfolder=True,
 )
-READER = Reader(RELEASE.locate, RELEASE.signature, open_hatefulmemes)
+READER = base.Reader(RELEASE.locate, RELEASE.signature, open_hatefulmemes)

@@ -15,16 +15,8 @@ from collections.abc import Collection
 from typing import Any
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.readers.base import (
-    MARKER,
-    Counts,
-    Example,
-    Location,
-    Reader,
-    SkipExample,
-    Source,
-    Unpack,
-)
+from ccu_jax.data.readers import base
+from ccu_jax.data.readers.base import Counts, Example, SkipExample
 from ccu_jax.data.readers.releases import Release
 from ccu_jax.data.readers.untrusted_files import (
     MAX_TEXT_BYTES,
@@ -53,8 +45,8 @@ _AUTHOR = re.compile(r"::[^:\n]{0,80}$")  # IMDb appends it to a plot
 
 
 def open_mmimdb(
-    config: Data, location: Location, counts: Counts, unpack: Unpack
-) -> Source:
+    config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
+) -> base.Source:
     """Opens MM-IMDb; raises UserError if most files of `split.json` are missing."""
     root = RELEASE.find_root(location.root)
     if root is None:
@@ -66,7 +58,7 @@ def open_mmimdb(
                 f"{archive} holds no mmimdb/{INDEX} and mmimdb/dataset/: get it again "
                 f"from {PAGE}"
             )
-        if (root / MARKER).is_file():  # unknown when the location was named
+        if (root / base.MARKER).is_file():  # unknown when the location was named
             counts.add(f"noted: {ARCHIVE} holds a sample edition")
     folder, (texts, posters) = Folder(root), _folder_names(root)
     keys = _read_keys(folder, counts)
@@ -80,7 +72,9 @@ def open_mmimdb(
         poster = folder.read(f"{posters}/{id_}.jpeg", "image")
         return Example(id_, id_, poster, plot, labels, split, notes)
 
-    return Source(GENRES, True, "micro_f1", [*keys.items()], read, lambda key: key[0])
+    return base.Source(
+        GENRES, True, "micro_f1", [*keys.items()], read, lambda key: key[0]
+    )
 
 
 def _read_index(folder: Folder) -> dict[str, list[Any]]:
@@ -206,4 +200,4 @@ RELEASE = _MmimdbRelease(
     inner_folders=("dataset", "images", "labels"),
     archive=ARCHIVE,
 )
-READER = Reader(RELEASE.locate, RELEASE.signature, open_mmimdb)
+READER = base.Reader(RELEASE.locate, RELEASE.signature, open_mmimdb)

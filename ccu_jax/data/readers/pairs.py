@@ -17,22 +17,8 @@ import re
 from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.readers import pairs_index
-from ccu_jax.data.readers.base import (
-    CLIPART,
-    MARKER,
-    SPLITS,
-    Counts,
-    Example,
-    Location,
-    Reader,
-    SkipExample,
-    Source,
-    Unpack,
-    count_ambiguous,
-    digest,
-    digest_file,
-)
+from ccu_jax.data.readers import base, pairs_index
+from ccu_jax.data.readers.base import Counts, Example, SkipExample
 from ccu_jax.data.readers.pairs_index import SPLIT_NAMES, Entry
 from ccu_jax.data.readers.untrusted_files import Folder, clean_text
 from ccu_jax.errors import UserError
@@ -58,36 +44,37 @@ class Row(NamedTuple):
     notes: tuple[str, ...]
 
 
-def locate(config: Data, workdir: pathlib.Path) -> Location:
+def locate(config: Data, workdir: pathlib.Path) -> base.Location:
     """Returns the user's folder, the clip art, or a sample edition below `workdir`."""
     if config.dir is not None:
         user_folder = pathlib.Path(os.path.expanduser(config.dir))
         if not user_folder.is_dir():
             raise UserError(f"data.dir: no folder {user_folder}")
         root = pairs_index.find_root(user_folder)
-        return Location(root, "sample" if (root / MARKER).is_file() else "own")
+        edition = "sample" if (root / base.MARKER).is_file() else "own"
+        return base.Location(root, edition)
     if config.sample == "clipart":
-        return Location(CLIPART, "clipart")
-    return Location(workdir / "sample" / config.sample, "sample")
+        return base.Location(base.CLIPART, "clipart")
+    return base.Location(workdir / "sample" / config.sample, "sample")
 
 
-def signature(config: Data, location: Location) -> str:
+def signature(config: Data, location: base.Location) -> str:
     """Hashes the index and, of a user's folder, when the folders of images changed."""
     root = location.root
     index = pairs_index.find_index(root)
-    marks: list[str | bytes] = [digest_file(index)] if index else []
+    marks: list[str | bytes] = [base.digest_file(index)] if index else []
     if config.dir is not None:
         # Only folders with images: a working folder may lie below the root as well.
         folders = sorted(pairs_index.find_image_folders(root))
         marks += [_folder_mark(root, name) for name in folders]
     elif location.edition != "clipart":
-        marks.append((root / MARKER).read_bytes())
-    return digest(*marks)
+        marks.append((root / base.MARKER).read_bytes())
+    return base.digest(*marks)
 
 
 def open_pairs(
-    config: Data, location: Location, counts: Counts, unpack: Unpack
-) -> Source:
+    config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
+) -> base.Source:
     """Reads and checks all rows of the index, and assigns splits."""
     del unpack  # the folder itself may come as an archive, but holds none
     path = pairs_index.find_index(location.root)
@@ -101,7 +88,7 @@ def open_pairs(
             "row is its text"
         )
     rows = _fill_splits(rows, config, counts)
-    if num_torn := count_ambiguous((row.group, row.split) for row in rows):
+    if num_torn := base.count_ambiguous((row.group, row.split) for row in rows):
         if counts.strict:
             raise UserError(f"{path}: {num_torn} groups have rows in two splits")
         counts.add("noted: group with rows in two splits", num_torn)
@@ -114,11 +101,11 @@ def open_pairs(
             text, notes = clean_text(folder.read_text(row.text_file, "text"))
         return Example(row.id, row.group, image, text, row.labels, row.split, notes)
 
-    return Source(
+    return base.Source(
         classes,
         multi_label,
         "micro_f1" if multi_label else "accuracy",
-        [row for split in SPLITS for row in rows if row.split == split],
+        [row for split in base.SPLITS for row in rows if row.split == split],
         read,
         lambda row: _row_name(index, row.line, row.id),
     )
@@ -146,7 +133,7 @@ def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
         strata.setdefault(labels, []).append(group)
     num_owed = dict.fromkeys(fractions, 0.0)  # rows
     for labels in sorted(strata):
-        ordered = sorted(strata[labels], key=lambda group: digest("split", group))
+        ordered = sorted(strata[labels], key=lambda group: base.digest("split", group))
         total = sum(len(groups[group]) for group in ordered)
         for name, fraction in fractions.items():
             num_owed[name] += fraction * total
@@ -287,4 +274,4 @@ def _folder_mark(root: pathlib.Path, name: str) -> str:
         return ""
 
 
-READER = Reader(locate, signature, open_pairs)
+READER = base.Reader(locate, signature, open_pairs)

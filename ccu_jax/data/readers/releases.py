@@ -5,14 +5,7 @@ import os
 import pathlib
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data.readers.base import (
-    MARKER,
-    Counts,
-    Location,
-    Unpack,
-    digest,
-    digest_file,
-)
+from ccu_jax.data.readers import base
 from ccu_jax.data.readers.untrusted_files import reject_external_links
 from ccu_jax.errors import UserError
 
@@ -34,13 +27,13 @@ class Release:
     archive: str = ""  # of everything; used where no folder is complete
     any_subfolder: bool = False  # whether the root may lie in a folder of any name
 
-    def locate(self, config: Data, workdir: pathlib.Path) -> Location:
+    def locate(self, config: Data, workdir: pathlib.Path) -> base.Location:
         """Returns the user's folder, or the sample edition below the working folder.
 
         Raises UserError if files are missing in the user's folder, or lead out of it.
         """
         if config.dir is None:
-            return Location(workdir / "sample" / self.sample_root, "sample")
+            return base.Location(workdir / "sample" / self.sample_root, "sample")
         user_folder = pathlib.Path(os.path.expanduser(config.dir)).absolute()
         if not user_folder.is_dir():
             raise UserError(f"data.dir: no folder {user_folder}; {self.remedy}")
@@ -58,22 +51,22 @@ class Release:
             raise UserError(
                 f"data.dir: {user_folder} cannot be read: {error}"
             ) from None
-        return Location(root, "sample" if is_sample else "official")
+        return base.Location(root, "sample" if is_sample else "official")
 
-    def signature(self, config: Data, location: Location) -> str:
+    def signature(self, config: Data, location: base.Location) -> str:
         """Hashes the list files, and sizes and modification times of watched paths."""
         root, marks = location.root, []
         for name in self.lists + self.optional_lists:
             if (root / name).is_file():
-                marks += [name, digest_file(root / name)]
+                marks += [name, base.digest_file(root / name)]
         if location.edition == "sample" and config.dir is None:
-            return digest(*marks, self._marker(root).read_bytes())
+            return base.digest(*marks, self._marker(root).read_bytes())
         for path in self.watched_paths(root):
             status = path.stat() if path.exists() else path.lstat()
             size = "" if path.is_dir() else status.st_size
             # As ASCII: a name on disk need not be Unicode.
             marks.append(f"{path.name!a} {size} {status.st_mtime_ns}")
-        return digest(*marks)
+        return base.digest(*marks)
 
     def find_root(self, folder: pathlib.Path) -> pathlib.Path | None:
         """Returns the folder with all required files: this one, one below, or above."""
@@ -91,7 +84,7 @@ class Release:
         return next((path for path in archives if path.is_file()), folder)
 
     def unpack_images(
-        self, root: pathlib.Path, counts: Counts, unpack: Unpack
+        self, root: pathlib.Path, counts: base.Counts, unpack: base.Unpack
     ) -> pathlib.Path:
         """Returns the folder of the images; unpacks it first if it is an archive."""
         images = self.find_images(root)
@@ -169,7 +162,7 @@ class Release:
 
     def _marker(self, root: pathlib.Path) -> pathlib.Path:
         """Returns the file that marks a sample edition, in or above the root."""
-        inner = root / MARKER
+        inner = root / base.MARKER
         if root.name in self.subfolders and not inner.is_file():
-            return root.parent / MARKER
+            return root.parent / base.MARKER
         return inner

@@ -52,19 +52,17 @@ def refuse_to_unpack(path: pathlib.Path) -> pathlib.Path:
 
 
 def open_source(
-    config: Data,
-    workdir: pathlib.Path = pathlib.Path("no workdir"),
-    unpack: Callable[[pathlib.Path], pathlib.Path] = refuse_to_unpack,
+    config: Data, unpack: Callable[[pathlib.Path], pathlib.Path] = refuse_to_unpack
 ) -> tuple[Source, Counts]:
     reader = DATASETS[config.dataset]
     counts = Counts(str(config.dir), config.strict)
-    location = reader.locate(config, workdir)
+    location = reader.locate(config, pathlib.Path("no workdir"))
     return reader.open(config, location, counts, unpack), counts
 
 
-def read_rows(config: Data, *args, **more) -> Rows:
+def read_rows(config: Data, **options) -> Rows:
     """Reads a data set and counts its rows as preparation does."""
-    source, counts = open_source(config, *args, **more)
+    source, counts = open_source(config, **options)
     examples = {}
     for key in source.keys:
         try:
@@ -84,9 +82,9 @@ def signature(config: Data) -> str:
     return reader.signature(config, reader.locate(config, pathlib.Path("no workdir")))
 
 
-def encode_image(colour="red", size=(12, 8), format_="PNG", **options) -> bytes:
+def encode_image(color="red", size=(12, 8), format_="PNG", **options) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, format_, **options)
+    Image.new("RGB", size, color).save(file, format_, **options)
     return file.getvalue()
 
 
@@ -113,25 +111,28 @@ def _write(folder, dataset, name, list_file, lists, images) -> Layout:
     return Layout(dataset, root, root / list_file, paths)
 
 
-def write_jsonl(folder: pathlib.Path) -> Layout:
+def _write_pairs(folder: pathlib.Path, index: str) -> Layout:
     images = {f"images/{i}.png": f"images/{i}.png" for i in range(6)}
     rows = [
         {"image": image, "text": f"a thing {i}", "label": "xy"[i % 2], "split": split}
         for (i, split), image in zip(enumerate(SPLITS), images, strict=True)
     ]
-    lists = {"pairs.jsonl": dump_lines(rows)}
-    return _write(folder, "pairs", "pairs", "pairs.jsonl", lists, images)
+    content = dump_lines(rows)
+    if index == "pairs.csv":
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        content = file.getvalue()
+    return _write(folder, "pairs", "pairs", index, {index: content}, images)
+
+
+def write_jsonl(folder: pathlib.Path) -> Layout:
+    return _write_pairs(folder, "pairs.jsonl")
 
 
 def write_csv(folder: pathlib.Path) -> Layout:
-    images = {f"images/{i}.png": f"images/{i}.png" for i in range(6)}
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image", "text", "label", "split"])
-    for (i, split), image in zip(enumerate(SPLITS), images, strict=True):
-        writer.writerow([image, f"a thing {i}", "xy"[i % 2], split])
-    lists = {"pairs.csv": file.getvalue()}
-    return _write(folder, "pairs", "pairs", "pairs.csv", lists, images)
+    return _write_pairs(folder, "pairs.csv")
 
 
 def write_mmimdb(folder: pathlib.Path) -> Layout:

@@ -1,10 +1,18 @@
-"""Fashion200k: rows of the label files, tasks and splits."""
+"""Fashion200k: rows of the label files, tasks, splits and titles."""
+
+import re
+import time
 
 import numpy as np
 import pytest
 
 from ccu_jax.data.readers import fashion200k
-from ccu_jax.data.readers.fashion200k import CATEGORIES, SUB_CATEGORIES
+from ccu_jax.data.readers.fashion200k import (
+    CATEGORIES,
+    SUB_CATEGORIES,
+    clean_title,
+    compile_class_words,
+)
 from ccu_jax.errors import UserError
 from tests.data.readers.layouts import (
     encode_image,
@@ -57,33 +65,27 @@ def test_task_may_be_the_sub_category(layout):
 FORM = "path is not of the known form"
 COLUMNS = "row has the wrong number of columns"
 NEW = "women/dresses/gowns/60000001/60000001_0.jpeg"
+BAD_PATHS = [
+    *("../../etc/passwd", "/etc/passwd", "women/dresses/../../1/1.jpeg"),
+    *("women/dresses/gowns/1/../1.jpeg", "women\\dresses\\gowns\\1\\1_0.jpeg"),
+    *(f"{NEW}/", f"{NEW} ", "women/dresses/gowns/1/1_0.png"),
+    *("women/dresses/gowns/1/1\0_0.jpeg", "women/dresses/gowns/\u0661/1_0.jpeg"),
+    *(f"women/dresses/gowns/1/{'1' * 300}.jpeg", "women/shoes/gowns/1/1_0.jpeg"),
+]
+BAD_ROWS = [
+    (f"{NEW}\tred dress", COLUMNS),
+    (f"{NEW}\t-1.0\tred\tdress", COLUMNS),
+    ("red dress", COLUMNS),
+    ("women/dresses/gowns/0/0_0.jpeg\t-1.0\tanother", "path listed twice"),
+    *((f"{path}\t-1.0\tred dress", FORM) for path in BAD_PATHS),
+    (
+        "women/tops/shirts/1/1_0.jpeg\t-1.0\tred dress",
+        "path is of another category than the label file",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    "line, reason",
-    [
-        (f"{NEW}\tred dress", COLUMNS),
-        (f"{NEW}\t-1.0\tred\tdress", COLUMNS),
-        ("red dress", COLUMNS),
-        ("women/dresses/gowns/0/0_0.jpeg\t-1.0\tanother", "path listed twice"),
-        ("../../etc/passwd\t-1.0\tred dress", FORM),
-        ("/etc/passwd\t-1.0\tred dress", FORM),
-        ("women/dresses/../../1/1.jpeg\t-1.0\tred dress", FORM),
-        ("women/dresses/gowns/1/../1.jpeg\t-1.0\tred dress", FORM),
-        ("women\\dresses\\gowns\\1\\1_0.jpeg\t-1.0\tred dress", FORM),
-        (f"{NEW}/\t-1.0\tred dress", FORM),
-        (f"{NEW} \t-1.0\tred dress", FORM),
-        ("women/dresses/gowns/1/1_0.png\t-1.0\tred dress", FORM),
-        ("women/dresses/gowns/1/1\0_0.jpeg\t-1.0\tred dress", FORM),
-        ("women/dresses/gowns/\u0661/1_0.jpeg\t-1.0\tred dress", FORM),
-        (f"women/dresses/gowns/1/{'1' * 300}.jpeg\t-1.0\tred dress", FORM),
-        ("women/shoes/gowns/1/1_0.jpeg\t-1.0\tred dress", FORM),
-        (
-            "women/tops/shirts/1/1_0.jpeg\t-1.0\tred dress",
-            "path is of another category than the label file",
-        ),
-    ],
-)
+@pytest.mark.parametrize("line, reason", BAD_ROWS, ids=lambda value: ascii(value)[:40])
 def test_unusable_row_is_skipped(layout, line, reason):
     layout.list_file.write_text(layout.list_file.read_text() + line + "\n")
     _, examples, counts = read_rows(layout.config())
@@ -94,20 +96,13 @@ def test_unusable_row_is_skipped(layout, line, reason):
         read_rows(layout.config(strict=True))
 
 
-def test_images_that_are_not_listed_are_ignored(layout):
-    write_files(
-        layout.root,
-        {
-            f"{GOWN}_9.jpeg": encode_image(),
-            "women/pants/leggings/3/3_0.jpeg": encode_image(),
-            "women/readme.txt": "not an image",
-        },
-    )
+def test_unlisted_images_are_ignored_and_missing_ones_are_an_error(layout, tmp_path):
+    names = ("pants/leggings/3/3_0.jpeg", "readme.txt")
+    write_files(layout.root / "women", dict.fromkeys(names, encode_image()))
+    write_files(tmp_path / "elsewhere", {"0.jpeg": encode_image()})
+    (layout.root / "women" / "link.jpeg").symlink_to(tmp_path / "elsewhere")
     counts = read_rows(layout.config()).counts
     assert counts == {"read": 6, "ignored: image that no label file lists": 2}
-
-
-def test_release_without_any_listed_image_is_an_error(layout):
     for path in layout.images.values():
         path.unlink()
     message = f"none of the images that labels/ lists: .* see {fashion200k.PAGE}"
@@ -117,9 +112,8 @@ def test_release_without_any_listed_image_is_an_error(layout):
 
 def test_each_missing_label_file_is_reported(layout):
     (layout.root / "labels" / "top_test_detect_all.txt").unlink()
-    with pytest.raises(
-        UserError, match="has no labels/top_test_detect_all.txt: unpack"
-    ):
+    message = "has no labels/top_test_detect_all.txt: unpack"
+    with pytest.raises(UserError, match=message):
         read_rows(layout.config())
     (layout.root / "labels").rename(layout.root / "other")
     with pytest.raises(UserError, match="has no labels/.* and 7 more: unpack"):
@@ -171,3 +165,107 @@ def test_titles_are_cleaned_by_the_settings(layout):
     assert examples[f"{GOWN}_1"].text is None
     assert counts["noted: title with nothing but masked words"] == 1
     assert read_rows(layout.config()).examples[f"{GOWN}_0"].text == "st. ives dress"
+
+
+# --- titles ---------------------------------------------------------------------------
+
+CATEGORY_WORDS = compile_class_words(CATEGORIES)
+NOT_ASCII = "noted: non-ASCII title"
+
+
+@pytest.mark.parametrize(
+    "raw, fixed",
+    [
+        ("women\u00e2\u0080\u0099s dress", "women\u2019s dress"),
+        ("women\u00e2\u20ac\u2122s dress", "women\u2019s dress"),
+        ("boucl\u00c3\u00a9 dress", "boucl\u00e9 dress"),
+        ("boucl\u00e3\u00a9 dress", "boucl\u00e9 dress"),
+        ("brand\u00e2\u0084\u00a2 dress", "brand\u2122 dress"),
+        ("brand\u00e2\u00ae dress", "brand\u00ae dress"),
+        ("\u00e3\u0083\u00e2\u00a9t\u00e3\u00a9 dress", "\u00e9t\u00e9 dress"),
+        ("c\u00e5\u0093ur dress", "c\u0153ur dress"),
+    ],
+)
+def test_double_encoding_is_fixed_and_noted(raw, fixed):
+    assert clean_title(raw) == (fixed, ("noted: doubly encoded title", NOT_ASCII))
+
+
+def test_every_doubly_encoded_character_is_fixed():
+    characters = [chr(code) for code in range(0xA1, 0x100)]
+    for character in [*characters, *"\u2018\u2019\u201c\u2122"]:
+        for encoding in ("latin-1", "cp1252"):
+            try:
+                twice = f"a{character}b".encode().decode(encoding)
+            except UnicodeDecodeError:  # not defined in cp1252
+                continue
+            assert clean_title(twice)[0] == f"a{character}b"
+            if encoding == "latin-1":
+                fixed, _ = clean_title(twice.lower())
+                assert fixed.lower() == f"a{character.lower()}b"
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "caf\u00e9\u00ae dress",
+        "ch\u00e2teau cr\u00eape dress",
+        "\u00e3 \u00e2 \u00e9\u2122",
+        "\u00e5\u00ae",
+        "plain dress",
+    ],
+)
+def test_correct_titles_are_kept(title):
+    assert clean_title(title) == (title, () if title.isascii() else (NOT_ASCII,))
+
+
+@pytest.mark.parametrize("character", ["\u0085", "\u0099", "\0", "\x0b", "\x1c"])
+def test_control_characters_become_spaces(character):
+    notes = ("noted: control characters in a title",)
+    assert clean_title(f"red{character}linen dress") == ("red linen dress", notes)
+
+
+def test_punctuation_becomes_words_for_tirg():
+    title = "st. ives & co? wrap* dress "
+    assert clean_title(title) == (title.strip(), ())
+    expected = "stdotmark ives andmark coquestionmark wrapstarmark dress"
+    assert clean_title(title, tirg=True) == (expected, ())
+
+
+@pytest.mark.parametrize(
+    "title, masked",
+    [
+        ("black wrap dress", "black wrap"),
+        ("black dresses and skirts", "black and"),
+        ("Jacket: denim JACKETS", "denim"),
+        ("women's pant. pants", "women's"),
+        ("v-neck-top with the top's straps", "v-neck with the straps"),
+        ("red sundress or sweatpants", "red or"),
+        ("laptop stop topstitched", "laptop stop topstitched"),
+        ("long-sleeved blouse", "long-sleeved blouse"),
+    ],
+)
+def test_words_of_categories_are_masked(title, masked):
+    assert clean_title(title, CATEGORY_WORDS)[0] == masked
+
+
+def test_words_of_sub_categories_are_masked():
+    names = [name for names in SUB_CATEGORIES.values() for name in names]
+    words = {word for name in names for word in re.split("[_-]", name)} - {"and"}
+    title = " ".join(["blue", *sorted(words), "long-sleeved-top gown tshirt linen"])
+    pattern = compile_class_words([*CATEGORIES, *names])
+    assert clean_title(title, pattern)[0] == "blue linen"
+
+
+def test_title_without_other_words_is_no_text():
+    notes = ("noted: title with nothing but masked words",)
+    assert clean_title("dress", CATEGORY_WORDS, tirg=True) == (None, notes)
+    assert clean_title(" ", CATEGORY_WORDS) == (None, ("noted: empty title",))
+
+
+@pytest.mark.parametrize(
+    "title", ["a" + "!" * 10**6 + "a-dress", "dress" * 200_000 + "x", "\u00c3" * 10**6]
+)
+def test_time_does_not_grow_with_the_square_of_the_length(title):
+    start_s = time.process_time()
+    clean_title(title, CATEGORY_WORDS, tirg=True)
+    assert time.process_time() - start_s < 3

@@ -42,18 +42,20 @@ def drawings():
     return [Image.open(path).convert("RGB") for path in paths]
 
 
+def lower_contrast(image):
+    return ImageEnhance.Contrast(image).enhance(0.8)
+
+
+def halve(image):
+    return image.resize([max(8, side // 2) for side in image.size])
+
+
 COPIES = {
     "same file": (lambda i: (i, "jpeg", {"quality": 95}), 1.0),
     "PNG": (lambda i: (i, "png", {}), 1.0),
     "strong compression": (lambda i: (i, "jpeg", {"quality": 40}), 0.95),
-    "less contrast": (
-        lambda i: (ImageEnhance.Contrast(i).enhance(0.8), "jpeg", {}),
-        0.95,
-    ),
-    "half the size": (
-        lambda i: (i.resize([max(8, side // 2) for side in i.size]), "jpeg", {}),
-        0.8,
-    ),
+    "less contrast": (lambda i: (lower_contrast(i), "jpeg", {}), 0.95),
+    "half the size": (lambda i: (halve(i), "jpeg", {}), 0.8),
 }
 
 
@@ -77,13 +79,13 @@ def test_different_images_are_not_clustered(drawings, tmp_path):
         lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         lambda image: Image.merge("RGB", image.split()[::-1]),
     ],
-    ids=["mirrored", "recoloured"],
+    ids=["mirrored", "recolored"],
 )
 def test_changed_images_are_different_images(drawings, change, tmp_path):
     chosen = [image for image in drawings if np.asarray(image).std() > 60][:20]
     both = [(x, "png", {}) for image in chosen for x in (image, change(image))]
     cluster = cluster_images(tmp_path, decode_all(both))
-    # Some drawings are symmetric, or grey.
+    # Some drawings are symmetric, or gray.
     assert (cluster[1::2] == cluster[::2]).mean() < 0.5
 
 

@@ -9,34 +9,26 @@ import numpy as np
 from ccu_jax.data.readers.fashion200k import LABEL_FILES
 from tests.editions.images import damage_images
 
-_PATH = "skipped: path is not of the known form"
-_COLUMNS = "skipped: row has the wrong number of columns"
 _NEW = b"women/dresses/sample_kinds/31415926/31415926"
 _REST = b"\t-1.500000\tblue sample"
 # Further lines of a label file.
 _LINES = (
-    (_COLUMNS, _NEW + b"_1.jpeg\tblue wrap sample"),
-    (_COLUMNS, _NEW + b"_2.jpeg\t-1.500000\tblue\tsample"),
-    (_PATH, b"../../etc/passwd" + _REST),
-    (_PATH, b"women/dresses/../../../../etc/31415926/passwd.jpeg" + _REST),
-    (_PATH, b"/etc/passwd" + _REST),
-    (_PATH, _NEW + b"\0.jpeg" + _REST),
-    (_PATH, _NEW + b".exe" + _REST),
+    ("skipped: row has the wrong number of columns", _NEW + b"_1.jpeg\tblue sample"),
+    (
+        "skipped: path is not of the known form",
+        b"women/dresses/../../../../etc/31415926/passwd.jpeg" + _REST,
+    ),
     ("skipped: line too long", _NEW + b"_3.jpeg\t-1.500000\t" + b"blue " * 230_000),
     ("skipped: line is not UTF-8", _NEW + b"_4.jpeg\t-1.500000\tcaf\xe9 sample"),
     ("skipped: image missing", _NEW + b"_5.jpeg" + _REST),
 )
-_TWICE, _OTHER = "noted: doubly encoded title", "noted: non-ASCII title"
-_CONTROL = "noted: control characters in a title"
 # Titles of all rows of a product; {} is the noun of its category.
 _TITLES = (
-    ([_TWICE, _OTHER], "blue women\u00e2\u0080\u0099s {}"),
-    ([_TWICE, _OTHER], "black boucl\u00e3\u00a9 {}"),
-    ([_TWICE, _OTHER], "red girl\u00e2\u20ac\u2122s {}"),
-    ([_OTHER], "white cr\u00eape {}"),
-    ([_CONTROL], "gray striped\u0085linen {}"),
-    ([_CONTROL], "green\0 wrap {}"),
-    ([], "black st. ives & co. ? {}"),
+    (
+        ["noted: doubly encoded title", "noted: non-ASCII title"],
+        "black boucl\u00e3\u00a9 {}",
+    ),
+    (["noted: control characters in a title"], "gray striped\u0085linen {}"),
     (["noted: title with nothing but masked words"], "{}"),
     (["noted: empty title"], ""),
 )

@@ -1,7 +1,5 @@
 """Plants defects in the sample edition of Hateful Memes."""
 
-import gzip
-import io
 import json
 import pathlib
 import shutil
@@ -14,41 +12,24 @@ import numpy as np
 from ccu_jax.data.samples.hatefulmemes import format_phase_1
 from tests.editions.images import OUTSIDE, damage_images
 
-_PATH = "skipped: img is no path below img/"
-_LABEL = "skipped: label is neither 0 nor 1"
 _NEW = {"id": 99_001, "img": "img/99001.png", "label": 0, "text": "a"}
 _NEW_LINE = format_phase_1(_NEW).encode()
 # Changed fields of a row.
 _FIELDS: tuple[tuple[list[str], dict[str, Any]], ...] = (
-    ([_LABEL], {"label": 2}),
-    ([_LABEL], {"label": [1]}),
-    (["skipped: no label"], {"label": None}),
+    (["skipped: label is neither 0 nor 1"], {"label": [1]}),
     (["skipped: no label"], {"label": -1}),
-    (["noted: non-ASCII text"], {"text": "caf\u00e9 \u2615 at nine"}),
     (["noted: non-ASCII text"], {"text": "one\u0085line"}),
-    (["noted: NUL characters in a text"], {"text": "nothing \0 between"}),
-    (
-        ["noted: broken characters in a text", "noted: non-ASCII text"],
-        {"text": "half a \ud83d pair"},
-    ),
     (["noted: row without text"], {"text": "  "}),
-    (["noted: row without text"], {"text": None}),
     (["noted: id is not the image's"], {"id": 98_999}),
 )
 # Further lines of train.jsonl.
 _LINES = (
-    *(
-        (_PATH, format_phase_1(_NEW | {"img": image}).encode())
-        for image in ("img/" + OUTSIDE, "/outside.png", "img\\outside.png", 7, None)
-    ),
     (
-        "skipped: line too long",
-        format_phase_1(_NEW | {"text": "long " * (1 << 18)}).encode(),
+        "skipped: img is no path below img/",
+        format_phase_1(_NEW | {"img": "img/" + OUTSIDE}).encode(),
     ),
     ("skipped: line is not UTF-8", _NEW_LINE.replace(b'"a"', b'"\xff\xfe"')),
-    ("skipped: line is no valid JSON", _NEW_LINE[:-9]),
     ("skipped: line is no valid JSON", b"[" * 200_000),
-    ("skipped: line is no JSON object", b"null"),
 )
 
 
@@ -104,19 +85,9 @@ def _unrelated_rows(
 
 def _pack(data: pathlib.Path) -> Counter[str]:
     """Packs `img/` into an archive with a member that would be written elsewhere."""
-
-    def without_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
-        info.mtime = info.uid = info.gid = 0
-        info.uname = info.gname = ""
-        return info
-
-    with (
-        (data / "img.tar.gz").open("wb") as file,
-        gzip.GzipFile("", "wb", 1, file, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as archive,
-    ):
-        archive.add(data / "img", "img", filter=without_owner)
-        archive.addfile(without_owner(tarfile.TarInfo(OUTSIDE)), io.BytesIO())
+    with tarfile.open(data / "img.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(data / "img", "img")
+        archive.addfile(tarfile.TarInfo(OUTSIDE))
     shutil.rmtree(data / "img")
     return Counter(
         {

@@ -11,49 +11,34 @@ from ccu_jax.data.readers.untrusted_files import MAX_TEXT_BYTES
 from tests.editions.images import damage_images
 
 _PLOT = "A keeper of the lighthouse counts the ships of a long and foggy winter."
-_NO_GENRE = "skipped: none of the 23 genres"
-_NO_JSON = "skipped: text file is no valid JSON"
 # Changed fields of the .json file; None removes one.
 _FIELDS = (
     (["skipped: no plot"], {"plot": None}),
-    (["skipped: no plot"], {"plot": ["", "  ::somebody"]}),
-    (["skipped: no plot"], {"plot": 7}),
-    ([], {"plot": _PLOT}),
     ([], {"plot": [7, _PLOT]}),
     (["noted: plot ends in ::author"], {"plot": [f"{_PLOT}::Ann <ann@example.org>"]}),
-    (["noted: non-ASCII text"], {"plot": [f"Caf\u00e9: {_PLOT}"]}),
     (["noted: NUL characters in a text"], {"plot": [f"Winter.\0{_PLOT}"]}),
     (
         ["noted: broken characters in a text", "noted: non-ASCII text"],
         {"plot": [f"Winter. \ud83d {_PLOT}"]},
     ),
-    ([_NO_GENRE], {"genres": None}),
-    ([_NO_GENRE], {"genres": ["News"]}),
-    ([_NO_GENRE], {"genres": {"Drama": 1}}),
+    (["skipped: none of the 23 genres"], {"genres": ["News"]}),
     (["ignored: genre Talk-Show"], {"genres": ["Drama", "Talk-Show"]}),
     (["ignored: unknown genre"], {"genres": ["Drama", "Puppetry", "Puppetry", 7]}),
 )
 # The content of the .json file.
 _CONTENT = (
-    (_NO_JSON, b""),
-    (_NO_JSON, b'{"plot": ['),
-    (_NO_JSON, b"[" * 200_000),
-    ("skipped: text file is no JSON object", b'["Drama"]'),
+    ("skipped: text file is no valid JSON", b"[" * 200_000),
     ("skipped: text file is not UTF-8", b'{"genres": ["Drama"], "plot": ["Caf\xe9"]}'),
 )
-_WRONG_IDS = ("../../elsewhere", "tt0000002", 17, ["0000003"], None)
+_WRONG_IDS = ("../../elsewhere", 17)
 
 
 def plant(root: pathlib.Path, seed: int) -> Counter[str]:
     """Plants defects and returns by how much they change the counts."""
     splits = json.loads((root / "split.json").read_text("ascii"))
     ids = [id_ for split in splits.values() for id_ in split]
-    movies = iter(
-        [
-            root / "dataset" / id_
-            for id_ in np.random.default_rng([seed, 9]).permutation(ids)
-        ]
-    )
+    order = np.random.default_rng([seed, 9]).permutation(ids)
+    movies = iter([root / "dataset" / id_ for id_ in order])
     counts = damage_images(movie.with_suffix(".jpeg") for movie in movies)
     for keys, fields in _FIELDS:
         file = next(movies).with_suffix(".json")

@@ -10,30 +10,17 @@ import numpy as np
 
 from tests.editions.images import damage_images
 
-_OUTSIDE = "skipped: image outside of the folder"
 # Fields of further rows; `...` removes one.
 _ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
-    (_OUTSIDE, {"image": "../../etc/passwd"}),
-    (_OUTSIDE, {"image": "/etc/passwd"}),
-    (_OUTSIDE, {"image": "C:\\Windows\\win.ini"}),
-    (_OUTSIDE, {"image": "images/away/a.jpg"}),
-    ("skipped: image has an impossible character", {"image": "images/a\0.jpg"}),
-    ("skipped: id has an impossible character", {"id": "a\nb"}),
+    ("skipped: image outside of the folder", {"image": "images/away/a.jpg"}),
     ("skipped: group has an impossible character", {"group": "\ud800"}),
     ("skipped: id too long", {"id": "i" * 600}),
-    ("skipped: text is no string", {"text": ["a"]}),
-    ("skipped: id is no string", {"id": True}),
-    ("skipped: labels are no list of strings", {"labels": "a"}),
-    ("skipped: split unknown", {"split": "tset"}),
     ("skipped: no label", {"label": ..., "labels": ...}),
     ("skipped: neither image nor text", {"image": None, "text": " "}),
-    ("skipped: neither id nor image names the row", {"id": ..., "image": ...}),
     ("skipped: id already used", {}),
 )
 _LINES = (
     ("skipped: line is no valid JSON", b'{"id": "torn", "image": "images/'),
-    ("skipped: line is no valid JSON", b"[" * 100_000),
-    ("skipped: line is no JSON object", b'["images/1.jpg", "text", "label"]'),
     ("skipped: line too long", b"x" * (2 << 20)),
     ("skipped: line is not UTF-8", b'{"id": "a", "text": "caf\xe9"}'),
 )
@@ -42,7 +29,6 @@ _FIELDS: tuple[tuple[list[str], dict[str, Any]], ...] = (
     (["noted: NUL characters in a text"], {"text": "a\0."}),
     (["noted: broken characters in a text"], {"text": "\ud83d a"}),
     ([], {"text": "a\u0085b\u2028c"}),
-    ([], {"text": None}),
     ([], {"text": " \n"}),
     ([], {"group": 7}),
     ([], {"author": ["Ana Example"]}),

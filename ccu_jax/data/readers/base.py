@@ -1,6 +1,7 @@
 """The interface of readers: where a data set lies, its examples, and counts."""
 
 import collections
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -11,18 +12,18 @@ from ccu_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 MARKER = "SYNTHETIC.txt"  # a file of this name marks a folder as a sample edition
-CLIPART = pathlib.Path(__file__).parents[1] / "clipart"  # pairs in the package
+CLIPART = pathlib.Path(__file__).parents[1] / "clipart"  # in the format of pairs
 
-Progress = Callable[[str, int, int], None]
-Unpack = Callable[[pathlib.Path], pathlib.Path]
+Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
+Unpack = Callable[[pathlib.Path], pathlib.Path]  # returns the folder of an archive
 
 
 class SkipExample(Exception):
-    """A row or image cannot be used; the message is the reason to count."""
+    """Raised for a row or image that cannot be used; its message is counted."""
 
 
 class Example(NamedTuple):
-    """One row as it is stored on disk; the image is not decoded yet."""
+    """A row of a data set; its image is still encoded."""
 
     id: str  # unique in the data set, and the same in every edition of it
     group: str  # rows of a group are forgotten together
@@ -30,7 +31,7 @@ class Example(NamedTuple):
     text: str | None
     labels: tuple[str, ...]
     split: str  # one of SPLITS
-    notes: tuple[str, ...] = ()  # keys to count; the row is used nevertheless
+    notes: tuple[str, ...] = ()  # names of counts to increase, although it is used
 
 
 class Location(NamedTuple):
@@ -41,28 +42,23 @@ class Location(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An opened data set: its classes, and its rows, which can be read in any order."""
+    """An opened data set, whose rows can be read in any order."""
 
     classes: tuple[str, ...]
     multi_label: bool
-    metric: str  # the score that tables show first: a key of `evaluate.scores`
+    metric: str  # the headline score, a key of `metrics.classification`
     keys: Sequence[Any]  # one argument of `read` per row; small, in a fixed order
     read: Callable[[Any], Example]  # thread-safe; raises SkipExample
     row_name: Callable[[Any], str] = str  # the name of a key's row in messages
 
 
+@dataclasses.dataclass
 class Counts:
-    """Counts rows that were read, and rows that were skipped for each reason.
+    """Counts rows that were read, and rows that were skipped for each reason."""
 
-    Args:
-        origin: the folder or data set that messages name.
-        strict: whether a skipped row is an error.
-    """
-
-    def __init__(self, origin: str, strict: bool):  # noqa: D107
-        self.origin = origin
-        self.strict = strict
-        self.numbers: dict[str, int] = {}
+    origin: str  # the folder or data set that messages name
+    strict: bool  # whether a skipped row is an error
+    numbers: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, number: int = 1) -> None:
         """Adds to a count; adding 0 creates no entry."""
@@ -92,13 +88,13 @@ class Reader(NamedTuple):
     locate: Callable[[Data, pathlib.Path], Location]
     # Returns a fingerprint that changes when files change, without reading images.
     signature: Callable[[Data, Location], str]
-    # Reads lists of rows, no images. `Unpack` returns the folder that an archive in
-    # the location was unpacked to; skipped rows of the lists are added to `Counts`.
+    # Reads lists of rows, no images; adds skipped rows to the counts. Image archives
+    # are unpacked by the last argument.
     open: Callable[[Data, Location, Counts, Unpack], Source]
 
 
 def digest(*parts: str | bytes) -> str:
-    """Hashes texts and bytes; the boundaries between parts matter."""
+    """Hashes texts and bytes with their lengths, so ("a", "b") differs from ("ab",)."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -119,8 +115,8 @@ def count_ambiguous(pairs: Iterable[tuple[Hashable, Hashable]]) -> int:
 
 
 def hash_fraction(*parts: str) -> float:
-    """Returns a number in [0, 1) that depends on the texts alone.
+    """Returns a pseudo-random number in [0, 1) that depends on the texts alone.
 
-    Splits by it are the same for every order and every subset of the rows.
+    A split by this number does not change with the order or number of the rows.
     """
     return int(digest(*parts)[:12], 16) / 16**12

@@ -23,13 +23,8 @@ from ccu_jax.errors import UserError
 PAGE = "https://github.com/xthan/fashion-200k"
 ARCHIVE = "women.tar.gz"
 CATEGORIES = ("dress", "jacket", "pants", "skirt", "top")
-FOLDERS = {
-    "dresses": "dress",
-    "jackets": "jacket",
-    "pants": "pants",
-    "skirts": "skirt",
-    "tops": "top",
-}
+_PLURALS = ("dresses", "jackets", "pants", "skirts", "tops")
+FOLDERS = dict(zip(_PLURALS, CATEGORIES, strict=True))
 _SUB_CATEGORIES = {
     "dress": """
         cocktail_dresses prom_and_formal_dresses mini_and_short_dresses
@@ -82,7 +77,12 @@ _DOUBLE_ENCODED = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LETTER = re.compile(r"[^\W_]")
-_TIRG = ((".", "dotmark"), ("?", "questionmark"), ("&", "andmark"), ("*", "starmark"))
+_TIRG_WORDS = (
+    (".", "dotmark"),
+    ("?", "questionmark"),
+    ("&", "andmark"),
+    ("*", "starmark"),
+)
 
 
 class Row(NamedTuple):
@@ -216,7 +216,7 @@ def clean_title(
         if not words:
             notes.append("noted: title with nothing but masked words")
     title = " ".join(words)
-    for mark, word in _TIRG if tirg else ():
+    for mark, word in _TIRG_WORDS if tirg else ():
         title = title.replace(mark, word)
     return title or None, tuple(notes)
 
@@ -271,7 +271,7 @@ def _remove_masked(words: list[str], masked: re.Pattern[str]) -> list[str]:
     for word in words:
         rest = masked.sub("", word)
         if rest != word:  # "v-neck-top" becomes "v-neck" and "top." becomes ""
-            # A pattern with "$" would take hours for a long row of marks.
+            # A pattern with "$" would take hours for many punctuation marks in a row.
             letters = [match.start() for match in _LETTER.finditer(rest)]
             rest = rest[letters[0] : letters[-1] + 1] if letters else ""
         if rest:

@@ -17,11 +17,11 @@ from ccu_jax.data.readers.base import SPLITS, Counts, SkipExample
 from ccu_jax.errors import UserError
 
 INDEXES = ("pairs.jsonl", "pairs.csv")
-COLUMNS = ("id", "image", "text", "label", "labels", "split", "group")
+_COLUMNS = ("id", "image", "text", "label", "labels", "split", "group")
 SPLIT_NAMES = dict(zip(SPLITS, SPLITS, strict=True)) | dict.fromkeys(
     ("val", "valid", "dev"), "validation"
 )
-SEPARATOR = "|"  # between the labels of a row in a CSV file
+_SEPARATOR = "|"  # between the labels of a row in a CSV file
 _MAX_REREAD_RATIO = 4  # of the bytes that are read again to those of the CSV file
 _MIN_REREAD_BYTES = 1 << 23  # that may be read again in any CSV file
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -33,12 +33,6 @@ class Entry(NamedTuple):
     line: int  # from 1; 0 without an index
     fields: dict[str, Any] | SkipExample  # by column, or why there are none
     text_file: str | None = None  # path of the file with the text
-
-
-class _ClassFolder(NamedTuple):
-    path: str  # below the root
-    label: str
-    split: str | None
 
 
 def find_root(user_folder: pathlib.Path) -> pathlib.Path:
@@ -59,7 +53,7 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
     if indexed:
         return indexed[0]
     for root in (user_folder, *below[: len(below) == 1]):
-        if len({folder.label for folder in _find_class_folders(root)}) > 1:
+        if len({label for _, label, _ in _find_class_folders(root)}) > 1:
             return root
     raise UserError(
         f"data.dir: {user_folder} holds no {' or '.join(INDEXES)}, and no two folders "
@@ -115,20 +109,20 @@ def to_posix(path: str) -> str:
     return path.replace("\\", "/")
 
 
-def _find_class_folders(root: pathlib.Path) -> list[_ClassFolder]:
-    """Returns the folders of images below `root`, sorted: CLASS/ or SPLIT/CLASS/."""
+def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]:
+    """Returns path, label and split of the folders CLASS/ or SPLIT/CLASS/, sorted."""
     below = _subfolders(root)
     in_splits = []
     for name in below:
         split = SPLIT_NAMES.get(name.casefold())
         if split and not _holds_images(root / name):
             in_splits += [
-                _ClassFolder(f"{name}/{label}", label, split)
+                (f"{name}/{label}", label, split)
                 for label in _subfolders(root / name)
                 if _holds_images(root / name / label)
             ]
     return in_splits or [
-        _ClassFolder(name, name, None) for name in below if _holds_images(root / name)
+        (name, name, None) for name in below if _holds_images(root / name)
     ]
 
 
@@ -158,8 +152,8 @@ def is_image_name(name: str) -> bool:
 
 def _folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
     """Yields the images in folders named after classes, with the text beside each."""
-    for folder in _find_class_folders(root):
-        with os.scandir(root / folder.path) as entries:
+    for path, label, split in _find_class_folders(root):
+        with os.scandir(root / path) as entries:
             is_folder = {
                 entry.name: entry.is_dir(follow_symlinks=False)
                 for entry in entries
@@ -172,12 +166,8 @@ def _folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
         for name in images:
             text = os.path.splitext(name)[0] + ".txt"
             unused_texts.discard(text)
-            fields = {
-                "image": f"{folder.path}/{name}",
-                "label": folder.label,
-                "split": folder.split,
-            }
-            yield Entry(0, fields, f"{folder.path}/{text}" if text in texts else None)
+            fields = {"image": f"{path}/{name}", "label": label, "split": split}
+            yield Entry(0, fields, f"{path}/{text}" if text in texts else None)
         num_others = len(files) - len(images) - len(texts)
         counts.add("ignored: folder in a class's folder", sum(is_folder.values()))
         counts.add("ignored: text without image", len(unused_texts))
@@ -187,9 +177,10 @@ def _folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
 def _csv_entries(path: pathlib.Path) -> Iterator[Entry]:
     """Yields the rows of a CSV file.
 
-    A row that is broken by a quote that is never closed costs its first line; the other
-    lines are read again. Beyond a number of bytes, it costs all of its lines: otherwise
-    the time could grow with the square of the file's size.
+    A quote that is never closed takes many lines into one broken row. Only the first of
+    these lines is skipped; the rest is read again. Once too many bytes were read again,
+    all lines of a broken row are skipped: otherwise the time could grow with the square
+    of the file's size.
     """
     lines = untrusted_files.iter_lines(path, with_blank=True)
     names, dialect = _read_header(path, lines)
@@ -219,9 +210,9 @@ def _csv_entries(path: pathlib.Path) -> Iterator[Entry]:
         last_line = max(last_line, row[-1].number)
         if reason:
             reread_budget -= sum(line.size for line in row)
-            num_lost = 1 if reread_budget >= 0 else len(row)
-            returned.extendleft(reversed(row[num_lost:]))
-            yield from (Entry(line.number, reason) for line in row[:num_lost])
+            num_skipped = 1 if reread_budget >= 0 else len(row)
+            returned.extendleft(reversed(row[num_skipped:]))
+            yield from (Entry(line.number, reason) for line in row[:num_skipped])
 
 
 class _Line(NamedTuple):
@@ -269,7 +260,7 @@ def _read_header(
             continue
         names = [name.strip().casefold() for name in names]
         if {"label", "labels"} & set(names) and {"image", "id"} & set(names):
-            for name in COLUMNS:
+            for name in _COLUMNS:
                 if names.count(name) > 1:
                     raise UserError(f"{path}: two columns are named {name!r}")
             return names, dialect
@@ -287,5 +278,5 @@ def _csv_fields(names: list[str], values: list[str]) -> dict[str, Any]:
         name: value.strip() or None for name, value in zip(names, values, strict=True)
     }
     if "labels" in fields and (fields["labels"] or not fields.get("label")):
-        fields["labels"] = (fields["labels"] or "").split(SEPARATOR)
+        fields["labels"] = (fields["labels"] or "").split(_SEPARATOR)
     return fields

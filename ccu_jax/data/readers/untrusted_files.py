@@ -17,7 +17,7 @@ from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError
 
 MAX_IMAGE_BYTES = 256 << 20  # of an encoded image
-MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; parsed JSON may take 30x
+MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; parsed JSON takes up to 30x
 MAX_LINE_BYTES = 1 << 20  # of a line of an index; longer lines are skipped
 # JSON can hold single surrogates, which no text file can hold.
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -26,11 +26,7 @@ _MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL
 
 
 class Folder:
-    """Reads files below one folder; links that lead out of it are not followed.
-
-    Args:
-        root: the folder, which may itself be a link.
-    """
+    """Reads files below a folder; does not follow links that lead out of it."""
 
     def __init__(self, root: pathlib.Path):  # noqa: D107
         self.root = pathlib.Path(os.path.realpath(root))
@@ -44,12 +40,12 @@ class Folder:
 
         Args:
             name: its path below the folder, as the data set writes it.
-            what: its name in the reason, such as "image".
-            max_bytes: a larger file is not read.
+            what: its name in the reason, such as "image" in "image missing".
+            max_bytes: a larger file is skipped.
 
         Raises:
-            SkipExample: "`what` missing", "... outside of the folder", "... too large",
-                "... is no plain file" or "... cannot be read".
+            SkipExample: the file is missing, outside of the folder, too large, no plain
+                file or cannot be read.
         """
         path = self._resolve(name, what)
         try:
@@ -80,7 +76,7 @@ class Folder:
         outside = SkipExample(f"{what} outside of the folder")
         if not name or "\0" in name or len(name) > _MAX_PATH:
             raise SkipExample(f"{what} missing")
-        # A Windows path means the same on every system.
+        # Windows paths are recognized on every system.
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
         has_drive = re.match("[A-Za-z]:", name)
         if os.path.isabs(name) or name[:1] in "/\\" or ".." in parts or has_drive:
@@ -127,7 +123,10 @@ def decode_utf8(data: bytes, what: str) -> str:
 
 
 def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """Makes a text fit to be stored; returns it (None if blank) and notes to count."""
+    """Replaces characters that cannot be stored.
+
+    Returns the text, None if it is blank, and notes to count.
+    """
     notes: tuple[str, ...] = ()
     if text and "\0" in text:
         text, notes = text.replace("\0", " "), ("noted: NUL characters in a text",)

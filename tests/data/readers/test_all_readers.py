@@ -71,8 +71,8 @@ def test_threads_read_the_same_rows(layout):
 
 @for_all
 def test_folder_that_does_not_exist_or_is_empty_is_reported(layout, tmp_path):
+    (tmp_path / "empty").mkdir()
     for name, message in (("nowhere", "no folder"), ("empty", "missing|holds no")):
-        (tmp_path / "empty").mkdir(exist_ok=True)
         config = Data(dataset=layout.dataset, dir=str(tmp_path / name))
         with pytest.raises(UserError, match=f"data.dir: .*{name}") as error:
             open_source(config)
@@ -108,16 +108,10 @@ def test_location_names_the_edition(layout, tmp_path):
     assert locate(layout.config(), tmp_path) == Location(layout.root, edition)
     (layout.root / MARKER).write_text("")
     assert locate(layout.config(), tmp_path) == Location(layout.root, "sample")
-
-
-@pytest.mark.parametrize("name", [*RELEASES, "medical", "satellite"])
-def test_sample_edition_lies_below_the_workdir(name, tmp_path):
-    dataset = name if name in RELEASES else "pairs"
-    config = Data(dataset=dataset, sample=name)
-    location = DATASETS[dataset].locate(config, tmp_path)
-    assert location.edition == "sample"
-    inner = "data" if name == "hatefulmemes" else ""
-    assert location.root == tmp_path / "sample" / name / inner
+    inner = "data" if layout.dataset == "hatefulmemes" else ""
+    name = "medical" if layout.dataset == "pairs" else layout.dataset
+    location = locate(Data(dataset=layout.dataset, sample=name), tmp_path)
+    assert location == Location(tmp_path / "sample" / name / inner, "sample")
 
 
 # --- changes --------------------------------------------------------------------------
@@ -144,44 +138,25 @@ def test_signature_changes_with_lists_and_images(layout):
 # --- files of unknown origin ----------------------------------------------------------
 
 
-def remove(path, outside):
-    path.unlink()
-
-
-def make_folder(path, outside):
-    path.unlink()
-    path.mkdir()
-
-
-def make_pipe(path, outside):
-    path.unlink()
-    os.mkfifo(path)
-
-
-def make_link_outside(path, outside):
+def move_and_link(path, outside):
     path.rename(outside)
     path.symlink_to(outside)
 
 
-def make_loop(path, outside):
-    path.unlink()
-    path.symlink_to(path.name)
+DAMAGES = {
+    "missing": lambda path, outside: path.unlink(),
+    "is no plain file (folder)": lambda path, outside: (path.unlink(), path.mkdir()),
+    "is no plain file (pipe)": lambda path, outside: (path.unlink(), os.mkfifo(path)),
+    "outside of the folder": move_and_link,
+    "cannot be read": lambda path, outside: (path.unlink(), path.symlink_to(path.name)),
+}
 
 
 @for_all
-@pytest.mark.parametrize(
-    "damage, reason",
-    [
-        (remove, "image missing"),
-        (make_folder, "image is no plain file"),
-        (make_pipe, "image is no plain file"),
-        (make_link_outside, "image outside of the folder"),
-        (make_loop, "image cannot be read"),
-    ],
-)
-def test_unusable_image_is_skipped(layout, damage, reason, tmp_path):
-    id_ = list(layout.images)[1]
-    damage(layout.images[id_], tmp_path / "outside")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_unusable_image_is_skipped(layout, damage, tmp_path):
+    id_, reason = list(layout.images)[1], f"image {damage.partition(' (')[0]}"
+    DAMAGES[damage](layout.images[id_], tmp_path / "outside")
     _, examples, counts = read_rows(layout.config())
     assert examples.keys() == layout.images.keys() - {id_}
     assert counts[f"skipped: {reason}"] == count_skipped(counts) == 1
@@ -191,11 +166,10 @@ def test_unusable_image_is_skipped(layout, damage, reason, tmp_path):
 
 @for_all
 def test_link_to_another_file_of_the_folder_is_followed(layout):
-    one, other = list(layout.images.values())[:2]
-    one.unlink()
-    one.symlink_to(other)
-    _, examples, _ = read_rows(layout.config())
-    assert len(examples) == 6
+    first, second = list(layout.images.values())[:2]
+    first.unlink()
+    first.symlink_to(second)
+    assert len(read_rows(layout.config()).examples) == 6
 
 
 @for_all
@@ -205,18 +179,17 @@ def test_link_out_of_the_folder_is_not_followed(layout, part, tmp_path):
     outside.parent.mkdir()
     path.rename(outside)
     if part == "root":
-        (tmp_path / "given").mkdir()
-        path = tmp_path / "given" / path.name
-        layout = layout._replace(root=path.parent)
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        path, layout = folder / path.name, layout._replace(root=folder)
     path.symlink_to(outside)
-    if layout.dataset == "pairs" and part != "list_file":
-        if part == "image_folder":
-            assert count_skipped(read_rows(layout.config()).counts) == 6
-        else:
-            with pytest.raises(UserError, match="holds no pairs.jsonl"):
-                open_source(layout.config())
+    message = f"{path} is a link out of its folder"
+    if layout.dataset == "pairs" and part == "image_folder":
+        assert count_skipped(read_rows(layout.config()).counts) == 6
         return
-    with pytest.raises(UserError, match=f"{path} is a link out of its folder"):
+    if layout.dataset == "pairs" and part == "root":
+        message = "holds no pairs.jsonl"
+    with pytest.raises(UserError, match=message):
         open_source(layout.config())
 
 
@@ -280,14 +253,13 @@ def pack(path, folder, name):
     """Packs a folder under this name, "" for its content alone."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     names = [os.path.join(name, file.relative_to(folder)) for file in files]
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for file, inner in zip(files, names, strict=True):
-                archive.write(file, inner)
-    else:
-        with tarfile.open(path, "w:gz") as archive:
-            for file, inner in zip(files, names, strict=True):
-                archive.add(file, inner)
+    is_zip = path.suffix == ".zip"
+    with (
+        zipfile.ZipFile(path, "w") if is_zip else tarfile.open(path, "w:gz") as archive
+    ):
+        add = archive.write if is_zip else archive.add
+        for file, inner in zip(files, names, strict=True):
+            add(file, inner)
 
 
 @pytest.mark.parametrize(

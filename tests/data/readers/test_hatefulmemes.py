@@ -157,11 +157,13 @@ def test_lists_without_rows_to_train_or_test_on_are_an_error(layout):
         read_rows(layout.config())
 
 
-def test_repeated_ids_are_skipped(layout, append):
+def test_repeated_ids_are_skipped_and_a_missing_newline_is_noted(layout, append):
     append(meme(1))
     append(meme(2), meme(4), meme(5), name="test_seen")
+    layout.list_file.write_bytes(layout.list_file.read_bytes().rstrip())
     assert read_rows(layout.config()).counts == {
         "read": 10,
+        "noted: file without final newline": 1,
         "skipped: id listed twice": 2,
         "skipped: id is in the train split too": 1,
         "skipped: id is in the dev split too": 1,
@@ -177,12 +179,6 @@ def test_texts_with_both_labels_are_counted_in_train_alone(write_lists):
     )
     counts = read_rows(layout.config()).counts
     assert counts == {"read": 11, "noted: text with both labels": 1}
-
-
-def test_final_line_without_newline_is_read_and_noted(layout):
-    layout.list_file.write_bytes(layout.list_file.read_bytes().rstrip())
-    counts = read_rows(layout.config()).counts
-    assert counts == {"read": 6, "noted: file without final newline": 1}
 
 
 # --- fields ---------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class Preparation:
         location = Location(root, meta["edition"])
         if self.config.dir is not None:
             location = self.reader.locate(self.config, self.workdir)
-        return self.reader.signature(self.config, location)
+        return self.reader.compute_signature(self.config, location)
 
     def _find_leftovers(self) -> list[pathlib.Path]:
         """Returns the files and folders that finished data do not need."""
@@ -212,7 +212,7 @@ class Preparation:
             "config": _to_json(self.config),
             "root": str(root.absolute()),
             "edition": location.edition,
-            "signature": signature or self.reader.signature(config, location),
+            "signature": signature or self.reader.compute_signature(config, location),
         }
         source = self.reader.open(config, location, self._counts, self._unpack)
         return meta, source

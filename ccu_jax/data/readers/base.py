@@ -87,7 +87,7 @@ class Reader(NamedTuple):
     # returns the location of the sample edition, which may not be written yet.
     locate: Callable[[Data, pathlib.Path], Location]
     # Returns a fingerprint that changes when files change, without reading images.
-    signature: Callable[[Data, Location], str]
+    compute_signature: Callable[[Data, Location], str]
     # Reads lists of rows, no images; adds skipped rows to the counts. Image archives
     # are unpacked by the last argument.
     open: Callable[[Data, Location, Counts, Unpack], Source]

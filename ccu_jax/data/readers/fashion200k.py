@@ -290,4 +290,4 @@ RELEASE = Release(
     inner_folders=("labels", "women", "detection"),
     watched_depth=2,  # without the folders of products, of which there are some 70,000
 )
-READER = base.Reader(RELEASE.locate, RELEASE.signature, open_fashion200k)
+READER = base.Reader(RELEASE.locate, RELEASE.compute_signature, open_fashion200k)

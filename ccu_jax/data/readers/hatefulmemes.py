@@ -222,4 +222,4 @@ RELEASE = Release(
     inner_folders=("img",),
     any_subfolder=True,
 )
-READER = base.Reader(RELEASE.locate, RELEASE.signature, open_hatefulmemes)
+READER = base.Reader(RELEASE.locate, RELEASE.compute_signature, open_hatefulmemes)

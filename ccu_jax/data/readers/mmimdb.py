@@ -200,4 +200,4 @@ RELEASE = _MmimdbRelease(
     inner_folders=("dataset", "images", "labels"),
     archive=ARCHIVE,
 )
-READER = base.Reader(RELEASE.locate, RELEASE.signature, open_mmimdb)
+READER = base.Reader(RELEASE.locate, RELEASE.compute_signature, open_mmimdb)

@@ -58,7 +58,7 @@ def locate(config: Data, workdir: pathlib.Path) -> base.Location:
     return base.Location(workdir / "sample" / config.sample, "sample")
 
 
-def signature(config: Data, location: base.Location) -> str:
+def compute_signature(config: Data, location: base.Location) -> str:
     """Hashes the index and, of a user's folder, when the folders of images changed."""
     root = location.root
     index = pairs_index.find_index(root)
@@ -274,4 +274,4 @@ def _folder_mark(root: pathlib.Path, name: str) -> str:
         return ""
 
 
-READER = base.Reader(locate, signature, open_pairs)
+READER = base.Reader(locate, compute_signature, open_pairs)

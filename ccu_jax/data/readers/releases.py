@@ -53,7 +53,7 @@ class Release:
             ) from None
         return base.Location(root, "sample" if is_sample else "official")
 
-    def signature(self, config: Data, location: base.Location) -> str:
+    def compute_signature(self, config: Data, location: base.Location) -> str:
         """Hashes the list files, and sizes and modification times of watched paths."""
         root, marks = location.root, []
         for name in self.lists + self.optional_lists:

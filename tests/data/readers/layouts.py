@@ -77,9 +77,11 @@ def read_rows(config: Data, **options) -> Rows:
     return Rows(source, examples, counts.numbers)
 
 
-def signature(config: Data) -> str:
+def compute_signature(config: Data) -> str:
     reader = DATASETS[config.dataset]
-    return reader.signature(config, reader.locate(config, pathlib.Path("no workdir")))
+    return reader.compute_signature(
+        config, reader.locate(config, pathlib.Path("no workdir"))
+    )
 
 
 def encode_image(color="red", size=(12, 8), format_="PNG", **options) -> bytes:

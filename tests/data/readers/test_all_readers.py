@@ -16,12 +16,12 @@ from tests.data.readers.layouts import (
     LAYOUTS,
     LINE_LAYOUTS,
     RELEASES,
+    compute_signature,
     encode_image,
     ignore_progress,
     open_source,
     read_rows,
     row_image,
-    signature,
 )
 
 for_all = pytest.mark.parametrize("layout", LAYOUTS, indirect=True)
@@ -121,17 +121,17 @@ def test_location_names_the_edition(layout, tmp_path):
 def test_signature_changes_with_lists_and_images(layout):
     config = layout.config()
     os.utime(layout.image_folder, ns=(0, 0))  # file systems have coarse clocks
-    signatures = [signature(config)]
+    signatures = [compute_signature(config)]
     (layout.root / "README.md").write_text("")
-    assert signature(config) == signatures[0]
+    assert compute_signature(config) == signatures[0]
     image = next(iter(layout.images.values()))
     new = layout.root / "new"
     new.write_bytes(encode_image("blue"))
     os.replace(new, layout.image_folder / ("x" + image.suffix))
-    signatures.append(signature(config))
+    signatures.append(compute_signature(config))
     data = layout.list_file.read_bytes()
     layout.list_file.write_bytes(data.replace(b"0", b"9"))
-    signatures.append(signature(config))
+    signatures.append(compute_signature(config))
     assert len(set(signatures)) == 3
 
 
@@ -293,7 +293,7 @@ def test_images_may_be_in_their_archive(layout, archive, inner, tmp_path):
         assert packed.examples == examples
         assert packed.counts == counts | {f"noted: images in {archive}": 1}
         folder.mkdir(exist_ok=True)  # a stopped `tar` leaves an empty folder
-    signatures = [signature(config)]
+    signatures = [compute_signature(config)]
     (root / archive).write_bytes((root / archive).read_bytes() + b"\0")
     os.utime(root / archive, ns=(0, 0))
-    assert signature(config) not in signatures
+    assert compute_signature(config) not in signatures

@@ -110,12 +110,8 @@ def test_unlisted_images_are_ignored_and_missing_ones_are_an_error(layout, tmp_p
         read_rows(layout.config())
 
 
-def test_each_missing_label_file_is_reported(layout):
-    (layout.root / "labels" / "top_test_detect_all.txt").unlink()
-    message = "has no labels/top_test_detect_all.txt: unpack"
-    with pytest.raises(UserError, match=message):
-        read_rows(layout.config())
-    (layout.root / "labels").rename(layout.root / "other")
+def test_number_of_missing_label_files_is_reported(layout):
+    (layout.root / "labels").rename(layout.root / "lists")
     with pytest.raises(UserError, match="has no labels/.* and 7 more: unpack"):
         read_rows(layout.config())
 

@@ -11,11 +11,11 @@ from ccu_jax.config.schema import Data
 from ccu_jax.data.readers.untrusted_files import MAX_LINE_BYTES
 from ccu_jax.errors import UserError
 from tests.data.readers.layouts import (
+    compute_signature,
     dump_lines,
     encode_image,
     open_source,
     read_rows,
-    signature,
     write_files,
     write_jsonl,
 )
@@ -232,14 +232,14 @@ def test_working_folder_below_does_not_change_the_signature(tmp_path):
     layout = write_jsonl(tmp_path)
     classes = write_classes(tmp_path / "classes", ["cat/0.png", "dog/0.png"])
     for config in (layout.config(), classes):
-        first = signature(config)
+        first = compute_signature(config)
         names = ["run/data/a.npy", "run/figure.png", "run/events.jsonl"]
         write_files(pathlib.Path(config.dir or ""), dict.fromkeys(names, b""))
-        assert signature(config) == first
+        assert compute_signature(config) == first
     os.utime(tmp_path / "classes" / "cat", ns=(0, 0))
-    second = signature(classes)
+    second = compute_signature(classes)
     write_classes(tmp_path / "classes", ["fox/0.png"])
-    assert len({first, second, signature(classes)}) == 3
+    assert len({first, second, compute_signature(classes)}) == 3
 
 
 def test_all_folders_with_images_are_watched(root):
@@ -255,7 +255,7 @@ def test_all_folders_with_images_are_watched(root):
     (root / "pairs.jsonl").write_bytes(b"\n".join(lines))
     config, signatures = Data(dir=str(root)), set()
     for name in names:
-        signatures.add(signature(config))
+        signatures.add(compute_signature(config))
         (root / "new").write_bytes(encode_image("blue", (99, 99)))
         os.replace(root / "new", root / name)
-    assert len(signatures | {signature(config)}) == 3
+    assert len(signatures | {compute_signature(config)}) == 3

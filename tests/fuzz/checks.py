@@ -22,7 +22,7 @@ from ccu_jax.data.readers.base import (
 )
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets import splits
-from tests.data.readers.layouts import ignore_progress, read_rows, signature
+from tests.data.readers.layouts import compute_signature, ignore_progress, read_rows
 from tests.fuzz.contents import SECRET
 from tests.fuzz.data_sets import Case
 from tests.fuzz.sandbox import Failure, Sandbox, watch
@@ -107,9 +107,9 @@ def _read_rows(sandbox: Sandbox, config: Data) -> dict[str, int]:
         folder = sandbox.work / "unpacked" / digest(str(path))
         return archives.unpack(path, folder, archive_counts, ignore_progress)
 
-    if signature(config) != signature(config):
+    if compute_signature(config) != compute_signature(config):
         raise Failure("two signatures of the same files")
-    source, examples, counts = read_rows(config, sandbox.work, unpack)
+    source, examples, counts = read_rows(config, unpack=unpack)
     for example in examples.values():
         check_example(example, source)
     skipped = [n for name, n in counts.items() if name.startswith("skipped: ")]

@@ -150,16 +150,15 @@ def _decode_ahead(
         return Decoded(example._replace(notes=example.notes + notes), pixels)
 
     size = config.image_size
-    queue: collections.deque = collections.deque()
-    max_queued = 4 * pool._max_workers  # few, because an image may be large
-    for index in range(start, len(source.keys)):
-        key = source.keys[index]
-        queue.append((key, pool.submit(decode, key)))
-        if len(queue) >= max_queued:
-            key, future = queue.popleft()
-            yield source.row_name(key), future.result()
-    for key, future in queue:
+    keys = itertools.islice(source.keys, start, None)
+    # Few rows ahead, because an image may be large.
+    first = itertools.islice(keys, 4 * pool._max_workers)
+    queue = collections.deque((key, pool.submit(decode, key)) for key in first)
+    while queue:
+        key, future = queue.popleft()
         yield source.row_name(key), future.result()
+        for key in itertools.islice(keys, 1):
+            queue.append((key, pool.submit(decode, key)))
 
 
 def _take_shard(

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ccu_jax.config.schema import Data
-from ccu_jax.data import load
+from ccu_jax.data import DATASETS, load
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 from tests.data.readers.layouts import ignore_progress
@@ -48,7 +48,7 @@ def test_wrong_command_is_reported_in_one_line(tmp_path):
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_finished_edition_is_not_written_again(tmp_path):
+def test_finished_edition_and_other_files_are_not_overwritten(tmp_path):
     root = tmp_path / "mmimdb"
     (tmp_path / "mmimdb.new").mkdir()  # left by a killed run
 
@@ -59,21 +59,16 @@ def test_finished_edition_is_not_written_again(tmp_path):
 
     assert write() and not write()
     assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
-
-
-def test_folder_with_other_files_is_not_overwritten(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="folder is not empty"):
         editions.write_if_missing("mmimdb", tmp_path, 30, 0, ignore_progress)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
 
 
 @pytest.mark.parametrize("name", editions.WRITERS)
 def test_sample_is_written_below_workdir_if_no_folder_is_named(name, tmp_path):
     rows = editions.WRITERS[name].min_rows
-    config = Data(dataset=name, sample_rows=rows, image_size=8)
-    if name in ("medical", "satellite"):
-        config = dataclasses.replace(config, dataset="pairs", sample=name)
+    dataset = name if name in DATASETS else "pairs"
+    config = Data(dataset=dataset, sample=name, sample_rows=rows, image_size=8)
     data = load(config, tmp_path, ignore_progress)
     assert data.edition == "sample" and data.counts["read"] >= rows
     hashes = hash_files(tmp_path / "sample" / name)

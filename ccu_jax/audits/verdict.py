@@ -84,11 +84,6 @@ def judge_view(
         score_excess: `score_difference` minus the same on unseen rows.
     """
     words = [classify(difference)]
-    numbers = format_interval(difference, missing="not measured")
-    if difference is not None:
-        numbers += f", tolerance ±{TOLERANCE}"
-        if words == [FORGOTTEN] and not difference.low <= 0 <= difference.high:
-            numbers += " (significant, but within the tolerance)"
     if score_difference is not None and score_difference.high < -TOLERANCE:
         words.append(OVER_FORGOTTEN)
     if score_excess is not None and score_excess.low > TOLERANCE:
@@ -99,7 +94,7 @@ def judge_view(
         has_power = None  # too few rows: the original is inconclusive as well
     measured = {
         f"attack {metric}": format_interval(attack, ".3f"),
-        f"{metric} minus the reference's": numbers,
+        f"{metric} minus the reference's": _format_difference(difference),
         "unlearn-set score minus the reference's": format_interval(score_difference),
         "that minus the same on unseen rows": format_interval(score_excess),
         f"the original's {metric} minus the reference's": format_interval(original),
@@ -202,11 +197,19 @@ def seeds_share_rows(records: Sequence[dict[str, Any]]) -> bool:
     return len({record["members"] for record in records}) < len(records)
 
 
-def format_interval(
-    interval: Sequence[float] | None, spec: str = "+.3f", missing: str = ""
-) -> str:
-    """Formats an interval as "+0.010 (-0.020 to +0.040)", or as `missing` if None."""
+def format_interval(interval: Sequence[float] | None, spec: str = "+.3f") -> str:
+    """Formats an interval as "+0.010 (-0.020 to +0.040)"; "" if it is None."""
     if interval is None:
-        return missing
+        return ""
     value, low, high = (format(x, spec) for x in interval)
     return f"{value} ({low} to {high})"
+
+
+def _format_difference(difference: Interval | None) -> str:
+    if difference is None:
+        return "not measured"
+    text = f"{format_interval(difference)}, tolerance ±{TOLERANCE}"
+    is_significant = not difference.low <= 0 <= difference.high
+    if is_significant and classify(difference) == FORGOTTEN:
+        text += " (significant, but within the tolerance)"
+    return text

@@ -77,7 +77,7 @@ def _cells(method: dict[str, Any]) -> dict[str, str]:
         return mean("pool", "image", *path, spec=spec)
 
     differences = {
-        view: format_interval(verdict["differences"][view], missing=DASH)
+        view: format_interval(verdict["differences"][view]) or DASH
         for view in VERDICT_SIGNALS
     }
     differences["text masked"] = mean(
@@ -121,7 +121,7 @@ def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
         return DASH
     if all(isinstance(x, list) for x in measured):
         interval = mean_over_seeds([Interval(*x) for x in measured], **kwargs)
-        text = format_interval(interval, spec, DASH)
+        text = format_interval(interval, spec) or DASH
     else:
         text = format(float(np.mean(measured)), spec)
     if len(measured) < len(values):

@@ -52,8 +52,8 @@ def rows_of_ids(data: Dataset, file: str) -> list[int]:
     """
     path = pathlib.Path(file).expanduser()
     ids = read_ids(path)
-    row_by_id = {name: row for row, name in enumerate(data.id.tolist())}
-    is_train = data.split == "train"
+    row_by_id = {id_: row for row, id_ in enumerate(data.id.tolist())}
+    train_ids = set(data.id[data.split == "train"].tolist())
     wrong = {
         "more than once; list each once": [
             i for i, count in collections.Counter(ids).items() if count > 1
@@ -62,7 +62,7 @@ def rows_of_ids(data: Dataset, file: str) -> list[int]:
             i for i in ids if i not in row_by_id
         ],
         "which are validation or test rows; remove them": [
-            i for i in ids if i in row_by_id and not is_train[row_by_id[i]]
+            i for i in ids if i not in train_ids
         ],
     }
     for problem, examples in wrong.items():

@@ -55,20 +55,19 @@ class TrainingGroups(NamedTuple):
     trained: list[str]  # the original is trained on them
     holdout: list[str]  # no model is trained on them
 
-    def count_rows(self, groups: Sequence[str]) -> int:
-        """Returns the number of rows in some groups."""
-        return sum(len(self.rows_by_group[group]) for group in groups)
+    def rows(self, groups: Iterable[str]) -> np.ndarray:
+        """Returns the rows of some groups, group by group."""
+        rows = [row for group in groups for row in self.rows_by_group[group]]
+        return np.array(rows, np.int64)
 
     def means(
         self, groups: Sequence[str], value_N: np.ndarray, mask_N: np.ndarray
     ) -> np.ndarray:
         """Returns the mean value of each group over its masked rows, else -inf."""
         sizes = [len(self.rows_by_group[group]) for group in groups]
-        rows = np.array([r for g in groups for r in self.rows_by_group[g]], np.int64)
-        group_of_row = np.repeat(np.arange(len(sizes)), sizes)[mask_N[rows]]
-        rows = rows[mask_N[rows]]
-        values = np.asarray(value_N, float)[rows]
-        total = np.bincount(group_of_row, values, len(sizes))
+        rows, group_of_row = self.rows(groups), np.repeat(np.arange(len(sizes)), sizes)
+        rows, group_of_row = rows[mask_N[rows]], group_of_row[mask_N[rows]]
+        total = np.bincount(group_of_row, value_N[rows].astype(float), len(sizes))
         count = np.bincount(group_of_row, minlength=len(sizes))
         return np.where(count > 0, total / np.maximum(count, 1), -np.inf)
 
@@ -95,10 +94,8 @@ def parse_rule(text: str) -> Rule:
     """
     rule = Rule(*text.partition(":")[::2])
     if rule.kind not in KINDS or not rule.argument:
-        forms = [f"{kind}:{argument}" for kind, argument in KINDS.items()]
-        raise UserError(
-            f"unlearn rule {text!r}: use {', '.join(forms[:-1])} or {forms[-1]}"
-        )
+        *forms, last = (f"{kind}:{argument}" for kind, argument in KINDS.items())
+        raise UserError(f"unlearn rule {text!r}: use {', '.join(forms)} or {last}")
     if KINDS[rule.kind] == "FRACTION":
         try:
             fraction = rule.fraction
@@ -130,12 +127,8 @@ def groups_by_name(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
     Raises:
         UserError: a group or an id is unknown, or the file cannot be read.
     """
-    if rule.kind == "group":
-        rows = rows_of_group(data, rule.argument)
-    elif rule.kind == "ids":
-        rows = rows_of_ids(data, rule.argument)
-    else:
-        return set()
+    find_rows = {"group": rows_of_group, "ids": rows_of_ids}.get(rule.kind)
+    rows = [] if find_rows is None else find_rows(data, rule.argument)
     return {str(group) for group in group_N[rows]}
 
 
@@ -177,7 +170,7 @@ def _take_fraction(
     rule: Rule, groups: TrainingGroups, ordered: Iterable[str]
 ) -> set[str]:
     """Takes the first groups that have the rule's fraction of the trained rows."""
-    count = max(1, round(rule.fraction * groups.count_rows(groups.trained)))
+    count = max(1, round(rule.fraction * len(groups.rows(groups.trained))))
     return set(take_groups(ordered, groups.rows_by_group, count))
 
 
@@ -189,10 +182,8 @@ def _select_random(data, rule, groups, memorization) -> Selection:
 def _select_class(data, rule, groups, memorization) -> Selection:
     """Selects all groups that have a row of the class."""
     if rule.argument not in data.classes:
-        raise UserError(
-            f"unlearn rule {rule}: no such class; choose from: "
-            f"{', '.join(data.classes)}"
-        )
+        classes = ", ".join(data.classes)
+        raise UserError(f"unlearn rule {rule}: no such class; choose from: {classes}")
     has_class = data.labels[:, data.classes.index(rule.argument)] > 0
 
     def select(names):
@@ -207,25 +198,18 @@ def _select_cluster(data, rule, groups, memorization) -> Selection:
     Non-members are the most similar held-out groups. They are the same fraction of the
     held-out rows, so that both sides are equally similar, but at least MIN_NONMEMBERS.
     """
-    with_image = [
-        group
-        for group in groups.trained
-        if data.has_image[groups.rows_by_group[group]].any()
-    ]
-    center = groups.rows_by_group[(with_image or groups.trained)[0]]
-    names = [*groups.trained, *groups.holdout]
-    rows = np.sort(
-        np.array([r for name in names for r in groups.rows_by_group[name]], np.int64)
-    )
+    has_image = [data.has_image[groups.rows([name])].any() for name in groups.trained]
+    center = groups.rows([groups.trained[int(np.argmax(has_image))]])
+    rows = np.sort(groups.rows([*groups.trained, *groups.holdout]))
     similarity_N = np.zeros(len(data.id))
-    similarity_N[rows] = similarity(data, rows, np.array(center))
+    similarity_N[rows] = similarity(data, rows, center)
     similarity_N[center] = np.inf  # so that it is always selected
     all_rows = np.ones(len(similarity_N), bool)
 
     def most_similar(names):
         return _sort_descending(names, groups.means(names, similarity_N, all_rows))
 
-    num_holdout = groups.count_rows(groups.holdout)
+    num_holdout = len(groups.rows(groups.holdout))
     count = max(MIN_NONMEMBERS, round(rule.fraction * num_holdout))
     nonmembers = take_groups(most_similar(groups.holdout), groups.rows_by_group, count)
     unlearn = _take_fraction(rule, groups, most_similar(groups.trained))
@@ -244,25 +228,29 @@ def _select_memorized(data, rule, groups, memorization) -> Selection:
         raise ValueError("this rule needs estimates of memorization")
 
     def group_means(names, value_N):
+        """Returns the mean by group, of those that have an image."""
         means = groups.means(names, value_N, data.has_image)
-        return dict(zip(names, means, strict=True))
+        pairs = zip(names, means, strict=True)
+        return {name: mean for name, mean in pairs if np.isfinite(mean)}
 
     score = group_means(groups.trained, memorization.score)
-    with_image = [name for name in groups.trained if np.isfinite(score[name])]
-    scores = np.array([score[name] for name in with_image])
-    unlearn = _take_fraction(rule, groups, _sort_descending(with_image, scores))
-    easiness = group_means([*groups.trained, *groups.holdout], memorization.easiness)
-    available = [name for name in groups.holdout if np.isfinite(easiness[name])]
-    rows_per_group = max(1, groups.count_rows(available)) / max(1, len(available))
+    most_memorized = _sort_descending([*score], np.array([*score.values()]))
+    unlearn = _take_fraction(rule, groups, most_memorized)
+    target = group_means(
+        [name for name in groups.trained if name in unlearn], memorization.easiness
+    )
+    available = group_means(groups.holdout, memorization.easiness)
+    rows_per_group = max(1, len(groups.rows(available))) / max(1, len(available))
     count = math.ceil(
         max(MIN_NONMEMBERS / rows_per_group, rule.fraction * len(available))
     )
     matched = match_distribution(
-        np.array([easiness[name] for name in groups.trained if name in unlearn]),
-        np.array([easiness[name] for name in available]),
+        np.array([*target.values()]),
+        np.array([*available.values()]),
         min(len(available), count),
     )
-    return Selection(unlearn, {available[index] for index in matched})
+    names = [*available]
+    return Selection(unlearn, {names[index] for index in matched})
 
 
 _Selector = Callable[[Dataset, Rule, TrainingGroups, Memorization | None], Selection]

@@ -8,7 +8,6 @@ settings. Other rules are in `rules.py`.
 
 import hashlib
 import pathlib
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -96,9 +95,8 @@ def draw_sets(
     """Draws the sets of a seed.
 
     Args:
-        data: the data set.
         rule: see `rules.KINDS`, for example "random:0.1".
-        seed: of the order of forgetting.
+        seed: determines the order of forgetting.
         holdout_fraction: of the training rows.
         duplicates: "forget" to unlearn near-duplicates of unlearned images as well.
         memorization: of an original that was trained on `retain` and `unlearn`.
@@ -125,9 +123,9 @@ def draw_sets(
     else:
         selection = select_groups(data, parsed, groups, named, memorization)
     sets = Sets(
-        retain=_rows_of(groups, set(groups.trained) - selection.unlearn),
-        unlearn=_rows_of(groups, selection.unlearn),
-        unseen=_rows_of(groups, selection.nonmembers),
+        retain=np.sort(groups.rows(set(groups.trained) - selection.unlearn)),
+        unlearn=np.sort(groups.rows(selection.unlearn)),
+        unseen=np.sort(groups.rows(selection.nonmembers)),
         validation=np.flatnonzero(data.split == "validation"),
         test=np.flatnonzero(data.split == "test"),
     )
@@ -141,7 +139,7 @@ def _hold_out(
     """Holds out groups from the end of the order, but none that the rule names."""
     order, rows_by_group = forgetting_order(data, seed), _rows_by_group(data)
     count = round(fraction * sum(map(len, rows_by_group.values())))
-    candidates = [group for group in reversed(order) if group not in named]
+    candidates = (group for group in reversed(order) if group not in named)
     holdout = set(take_groups(candidates, rows_by_group, count))
     return TrainingGroups(
         rows_by_group,
@@ -155,11 +153,6 @@ def _rows_by_group(data: Dataset) -> dict[str, list[int]]:
     for row in np.flatnonzero(data.split == "train"):
         rows_by_group.setdefault(str(data.group[row]), []).append(int(row))
     return rows_by_group
-
-
-def _rows_of(groups: TrainingGroups, names: Iterable[str]) -> np.ndarray:
-    rows = [row for name in names for row in groups.rows_by_group[name]]
-    return np.sort(np.array(rows, np.int64))
 
 
 def _check_sets(data: Dataset, sets: Sets, rule: str) -> None:
@@ -225,15 +218,12 @@ def check_intact(path: pathlib.Path) -> None:
     Raises:
         UserError: the file does not match its checksum.
     """
-    try:
-        if lines_are_intact(path.read_bytes().decode()):
-            return
-    except UnicodeDecodeError:
-        pass
-    raise UserError(
-        f"{path}: damaged or edited; remove it and rerun the same command with seed "
-        f"{path.stem} among its seeds"
-    )
+    # A byte that is not UTF-8 fails the checksum as well.
+    if not lines_are_intact(path.read_bytes().decode(errors="replace")):
+        raise UserError(
+            f"{path}: damaged or edited; remove it and rerun the same command with "
+            f"seed {path.stem} among its seeds"
+        )
 
 
 def format_near_duplicates(
@@ -241,13 +231,13 @@ def format_near_duplicates(
 ) -> str:
     """Lists near-duplicates as lines of set, id and the id of an unlearned row."""
     unlearned = {int(data.cluster[r]): str(data.id[r]) for r in sets.unlearn[::-1]}
-    lines = ["set\tid\tforgotten"]
-    for name, rows in duplicates.items():
-        for row in rows:
-            id_, like = str(data.id[row]), unlearned[int(data.cluster[row])]
-            if id_ != like:
-                lines.append(f"{name}\t{id_}\t{like}")
-    return "\n".join(lines) + "\n"
+    triples = [
+        (name, str(data.id[row]), unlearned[int(data.cluster[row])])
+        for name, rows in duplicates.items()
+        for row in rows
+    ]
+    lines = ["\t".join(triple) for triple in triples if triple[1] != triple[2]]
+    return "\n".join(["set\tid\tforgotten", *lines]) + "\n"
 
 
 def load_all_ids(data: Dataset, folder: pathlib.Path, duplicates: str) -> set[str]:

@@ -16,14 +16,12 @@ from tests.unlearn_sets.conftest import draw, make_memorization, write_ids
         ("class:purple", "class:purple.*red, green, blue"),
         ("random:0", "random:0: must be a fraction"),
         ("random:1", "random:1: must be a fraction"),
-        ("random:-0.2", "random:-0.2: must be a fraction"),
         ("random:nan", "random:nan: must be a fraction"),
         ("random:few", "random:few: must be a fraction"),
         ("cluster:1.5", "cluster:1.5: must be a fraction"),
         ("memorized:0", "memorized:0: must be a fraction"),
         ("random:", "'random:'"),
         ("random", "'random'"),
-        ("", "''"),
         ("all:0.1", "all:0.1"),
         ("group:", "group:NAME, cluster:FRACTION, memorized:FRACTION or ids:FILE"),
         ("ids:/nowhere/ids.txt", "/nowhere/ids.txt"),
@@ -62,9 +60,8 @@ def test_group_is_unlearned_as_a_whole_and_never_held_out(data):
     ],
 )
 def test_unknown_group_is_rejected_with_similar_names(data, rule, message):
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError, match=f"^unlearn rule {rule}: .*{message}") as error:
         draw(data, rule)
-    assert rule in str(error.value)
     assert len(str(error.value)) < 250 and "\n" not in str(error.value)
 
 
@@ -84,12 +81,11 @@ def test_listed_ids_are_unlearned_with_their_groups_alone(data, tmp_path):
 
 
 def test_ids_that_cannot_be_unlearned_are_rejected(data, tmp_path):
-    train = data.id[data.split == "train"]
-    test = data.id[data.split == "test"][0]
+    train, test = (data.id[data.split == split] for split in ("train", "test"))
     for ids, message in (
         ([train[0], "nobody"], "'nobody'"),
         ([train[3], train[4], train[3]], f"'{train[3]}' more than once"),
-        ([train[0], test], f"'{test}'.*test"),
+        ([train[0], test[0]], f"'{test[0]}'.*test"),
         ([], "nothing to unlearn"),
         (train, "every training row"),
         ([f"wrong{i}" for i in range(20)], "and 17 more"),
@@ -105,61 +101,56 @@ def test_ids_that_cannot_be_unlearned_are_rejected(data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def two_looks():
-    """Rows of two looks and vocabularies, unrelated to labels; some lack a modality."""
+def two_styles():
+    """Rows of two image styles and vocabularies, unrelated to their labels."""
     data = toy.make_dataset(1400, per_group=2, seed=3)
     rng = np.random.default_rng(4)
-    look = rng.integers(2, size=700)[np.arange(1400) // 2]
-    pattern = rng.integers(0, 256, (2, 8, 8, 3))[look]
+    style = rng.integers(2, size=700)[np.arange(1400) // 2]
+    pattern = rng.integers(0, 256, (2, 8, 8, 3))[style]
     noise = rng.integers(0, 256, pattern.shape)
     image = (0.6 * pattern + 0.4 * noise).astype(np.uint8)
     image[~data.has_image] = 0
-    text = 2 + 5 * look[:, None] + rng.integers(5, size=(1400, 5))
+    text = 2 + 5 * style[:, None] + rng.integers(5, size=(1400, 5))
     text[~data.has_text] = [1, 0, 0, 0, 0]
-    return data._replace(image=image, text=text.astype(np.int32)), look
+    return data._replace(image=image, text=text.astype(np.int32)), style
 
 
-def test_cluster_and_its_nonmembers_look_like_its_center(two_looks):
-    data, look = two_looks
+def test_cluster_and_its_nonmembers_are_similar_to_its_center(two_styles):
+    data, style = two_styles
     for seed in range(3):
         sets = draw(data, "cluster:0.2", seed)
         center = splits.forgetting_order(data, seed)[0]
-        (center_look,) = set(look[data.group == center])
+        (center_style,) = set(style[data.group == center])
         assert np.isin(np.flatnonzero(data.group == center), sets.unlearn).all()
         num_trained = len(sets.unlearn) + len(sets.retain)
         assert 0 <= len(sets.unlearn) - round(0.2 * num_trained) < 2
         # Rows without an image or without a text included.
-        assert (look[sets.unlearn] == center_look).mean() > 0.98
-        assert (look[sets.unseen] == center_look).all()
+        assert (style[sets.unlearn] == center_style).mean() > 0.98
+        assert (style[sets.unseen] == center_style).all()
         holdout = draw(data, "random:0.2", seed).unseen
         assert set(sets.unseen) <= set(holdout)
         assert 0 <= len(sets.unseen) - round(0.2 * len(holdout)) < 2
 
 
-def test_cluster_is_found_by_images_alone_but_not_without_images(two_looks):
-    data, look = two_looks
+def test_cluster_is_found_by_images_alone_but_not_without_images(two_styles):
+    data, style = two_styles
     sets = draw(data, "cluster:0.2", 1)
-    absent = np.zeros(len(look), bool)
+    absent = np.zeros(len(style), bool)
     without_texts = draw(data._replace(has_text=absent), "cluster:0.2", 1)
-    assert (look[without_texts.unlearn] == look[sets.unlearn[0]]).mean() > 0.98
+    assert (style[without_texts.unlearn] == style[sets.unlearn[0]]).mean() > 0.98
     with pytest.raises(UserError, match="rows without an image only"):
         draw(data._replace(has_image=absent), "cluster:0.2", 1)
 
 
-def test_cluster_does_not_depend_on_labels_and_row_order(two_looks):
-    data, _ = two_looks
+def test_cluster_does_not_depend_on_labels(two_styles):
+    data, _ = two_styles
     sets = draw(data, "cluster:0.1")
     relabeled = draw(data._replace(labels=1 - data.labels), "cluster:0.1")
     np.testing.assert_array_equal(sets.unlearn, relabeled.unlearn)
-    names = ("id", "group", "split", "labels", "image", "text", "has_image", "has_text")
-    reversed_ = data._replace(**{name: getattr(data, name)[::-1] for name in names})
-    again = draw(reversed_, "cluster:0.1")
-    assert set(reversed_.id[again.unlearn]) == set(data.id[sets.unlearn])
-    assert set(reversed_.id[again.unseen]) == set(data.id[sets.unseen])
 
 
-def test_small_cluster_has_the_minimum_of_nonmembers(two_looks):
-    data, _ = two_looks
+def test_small_cluster_has_the_minimum_of_nonmembers(two_styles):
+    data, _ = two_styles
     small, large = draw(data, "cluster:0.01"), draw(data, "cluster:0.05")
     assert set(small.unlearn) < set(large.unlearn)
     assert MIN_NONMEMBERS <= len(small.unseen) < MIN_NONMEMBERS + 2
@@ -175,10 +166,8 @@ def test_most_memorized_groups_are_unlearned(data):
     def group_means(rows):
         rows = rows[data.has_image[rows]]
         groups = data.group[rows]
-        return [
-            memorization.score[rows[groups == group]].mean()
-            for group in np.unique(groups)
-        ]
+        scores = memorization.score[rows]
+        return [scores[groups == group].mean() for group in np.unique(groups)]
 
     assert min(group_means(sets.unlearn)) >= max(group_means(sets.retain))
     assert np.isin(data.group[sets.unlearn], data.group[data.has_image]).all()

@@ -5,7 +5,6 @@ import pytest
 
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets import splits
-from tests import toy
 from tests.unlearn_sets.conftest import draw, write_ids
 
 RULES = (
@@ -16,10 +15,6 @@ RULES = (
 TRAINING_SETS = ("retain", "unlearn", "unseen")
 
 
-def some_ids(data, count=7):
-    return data.id[data.split == "train"][10 : 10 + 5 * count : 5]
-
-
 def trained_count(sets):
     return len(sets.retain) + len(sets.unlearn)
 
@@ -27,7 +22,7 @@ def trained_count(sets):
 @pytest.mark.parametrize("rule", RULES)
 def test_sets_are_disjoint_and_no_group_is_split(data, rule, tmp_path):
     if rule == "ids":
-        rule = write_ids(tmp_path, some_ids(data))
+        rule = write_ids(tmp_path, data.id[data.split == "train"][10:45:5])
     sets = draw(data, rule)
     rows = np.concatenate(sets)
     assert len(np.unique(rows)) == len(rows)
@@ -76,10 +71,11 @@ def test_seed_determines_the_sets(data):
     assert set(first.unseen) != set(other.unseen)
 
 
-def test_order_of_rows_does_not_matter(data):
-    names = ("id", "group", "split", "labels")
+@pytest.mark.parametrize("rule", ["random:0.1", "cluster:0.1"])
+def test_order_of_rows_does_not_matter(data, rule):
+    names = ("id", "group", "split", "labels", "image", "text", "has_image", "has_text")
     reversed_ = data._replace(**{name: getattr(data, name)[::-1] for name in names})
-    before, after = draw(data, "random:0.1"), draw(reversed_, "random:0.1")
+    before, after = draw(data, rule), draw(reversed_, rule)
     for name in TRAINING_SETS:
         ids = set(data.id[getattr(before, name)])
         assert ids == set(reversed_.id[getattr(after, name)])
@@ -91,15 +87,18 @@ def test_holdout_fraction_out_of_range_is_rejected(data, holdout):
         draw(data, "random:0.1", holdout=holdout)
 
 
-def test_empty_unlearn_or_retain_set_is_rejected(data):
-    with pytest.raises(UserError, match="every training row"):
-        draw(data, "random:0.99999")
-    all_labels = data._replace(labels=np.ones_like(data.labels))
-    with pytest.raises(UserError, match="class:red.*every training row"):
-        draw(all_labels, "class:red")
-    never_red = data._replace(labels=data.labels * [0, 1, 1])
-    with pytest.raises(UserError, match="class:red.*nothing to unlearn"):
-        draw(never_red, "class:red")
+@pytest.mark.parametrize(
+    "rule, labels, message",
+    [
+        ("random:0.99999", 1, "every training row"),
+        ("class:red", 1, "every training row"),
+        ("class:red", [0, 1, 1], "nothing to unlearn"),
+    ],
+)
+def test_empty_unlearn_or_retain_set_is_rejected(data, rule, labels, message):
+    data = data._replace(labels=np.ones_like(data.labels) * labels)
+    with pytest.raises(UserError, match=f"{rule}: .*{message}"):
+        draw(data, rule)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +129,8 @@ def test_data_without_validation_or_test_rows_are_rejected(data, split):
 
 @pytest.mark.parametrize("rule", ["random:0.05", "class:green"])
 def test_file_of_an_unlearn_set_is_a_rule_for_the_same_set(data, rule, tmp_path):
+    # An id that starts with a hash is no comment.
+    data = data._replace(id=np.array([f"#{id_}" for id_ in data.id]))
     sets = draw(data, rule, seed=3)
     path = tmp_path / "ids.txt"
     path.write_text(splits.format_unlearn_set(data, sets, 3, rule))
@@ -138,16 +139,6 @@ def test_file_of_an_unlearn_set_is_a_rule_for_the_same_set(data, rule, tmp_path)
     if rule.startswith("random"):
         for a, b in zip(again, sets, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_id_that_starts_with_a_hash_is_no_comment(tmp_path):
-    data = toy.make_dataset()
-    data = data._replace(id=np.array([f"#{i}" for i in data.id]))
-    sets = splits.draw_sets(data, "random:0.2", 1, 0.2)
-    path = tmp_path / "ids.txt"
-    path.write_text(splits.format_unlearn_set(data, sets, 1, "random:0.2"))
-    again = splits.draw_sets(data, f"ids:{path}", 1, 0.2)
-    np.testing.assert_array_equal(again.unlearn, sets.unlearn)
 
 
 # --- near-duplicates ------------------------------------------------------------------

@@ -48,20 +48,22 @@ def test_gather_replicated_returns_all_rows_in_order_on_every_device(name):
 
 @EVERY_EXECUTOR
 @pytest.mark.parametrize(
-    "wanted", ["random rows", "one row", "rows of the last device"]
+    "rows",
+    [
+        np.random.default_rng(1).integers(24, size=40),
+        np.full(16, 5),
+        np.tile([23, 21, 22], 8),  # of the last device
+    ],
+    ids=["random rows", "one row", "rows of one device"],
 )
-def test_take_sharded_returns_the_requested_rows_of_any_device(name, wanted):
+def test_take_sharded_returns_the_requested_rows_of_any_device(name, rows):
     executor, table = EXECUTORS[name](), columns()
-    rows = {
-        "random rows": np.random.default_rng(1).integers(24, size=40),
-        "one row": np.full(16, 5),
-        "rows of the last device": np.tile([23, 21, 22], 8),
-    }[wanted].astype(np.int32)
 
     def fn(state, _, batch):
         return state, gather_replicated(take_sharded(batch["table"], batch["rows"]))
 
-    batch = {"table": executor.shard_tree(table), "rows": executor.shard(rows)}
+    shards = executor.shard(rows.astype(np.int32))
+    batch = {"table": executor.shard_tree(table), "rows": shards}
     _, found = executor.compile(fn)((), (), batch)
     assert_rows(found, table, rows)
 
@@ -81,15 +83,17 @@ def test_sharded_table_is_in_order_and_each_device_holds_its_shard_only(name, wh
             assert shapes == [(1, *x.shape[1:])] * executor.num_devices
 
 
-@pytest.mark.parametrize("place", ["numpy", "replicated", "host column"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda x: x,
+        lambda x: EXECUTORS["pmap"]().replicate(x),
+        lambda x: HostColumn(x, np.ones(len(x), bool)),
+    ],
+    ids=["numpy", "replicated", "host column"],
+)
 def test_rows_are_read_from_any_place(place):
-    x = columns()["int32"]
-    column = {
-        "numpy": lambda: x,
-        "replicated": lambda: EXECUTORS["pmap"]().replicate(x),
-        "host column": lambda: HostColumn(x, np.ones(len(x), bool)),
-    }[place]()
-    rows = np.array([3, 23, 3])
-    read = read_rows(column, rows)
+    x, rows = columns()["int32"], np.array([3, 23, 3])
+    read = read_rows(place(x), rows)
     assert isinstance(read, np.ndarray) and not isinstance(read, jax.Array)
     np.testing.assert_array_equal(read, x[rows])

@@ -48,20 +48,12 @@ print("not reached", flush=True)
 
 @pytest.mark.parametrize(
     "code, printed",
-    [
-        (CHECKPOINTING, "saved\n"),
-        (ELSEWHERE, "elsewhere\n"),
-        (BLOCKED, "blocked\n"),
-    ],
+    [(CHECKPOINTING, "saved"), (ELSEWHERE, "elsewhere"), (BLOCKED, "blocked")],
 )
 def test_signal_ends_the_process_at_once_or_after_the_checkpoint(code, printed):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (errors.RETRY_EXIT_CODE, printed)
+    command = [sys.executable, "-c", SCRIPT + code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (errors.RETRY_EXIT_CODE, f"{printed}\n")
     assert done.stderr.strip() == preemption.MESSAGE
 
 

@@ -70,82 +70,64 @@ def test_state_is_restored_to_the_bit(folder, warnings):
     assert not warnings
 
 
-def test_folder_without_checkpoints_gives_none(tmp_path, warnings):
-    assert restore(tmp_path / "none", warnings) is None
-    assert not (tmp_path / "none").exists()
-    (tmp_path / "empty").mkdir()
-    assert restore(tmp_path / "empty", warnings) is None
-    assert not warnings
+@pytest.mark.parametrize("exists", [False, True])
+def test_folder_without_checkpoints_gives_none(tmp_path, warnings, exists):
+    folder = tmp_path / "steps"
+    if exists:
+        folder.mkdir()
+    assert restore(folder, warnings) is None
+    assert folder.exists() == exists and not warnings
 
 
-def flip(path, place):
+def flip_bit(path, fraction):
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1
+    content[int(fraction * len(content))] ^= 1
     path.write_bytes(content)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+DAMAGES = {
+    **{
+        f"bit flipped at {fraction}": lambda path, x=fraction: flip_bit(path, x)
+        for fraction in (0.1, 0.5, 0.9)
+    },
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "missing": pathlib.Path.unlink,
+}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(lambda path, place=place: flip(path, place) for place in (0.1, 0.5, 0.9)),
-        truncate,
-        pathlib.Path.unlink,
-    ],
-    ids=["flipped 0.1", "flipped 0.5", "flipped 0.9", "truncated", "missing"],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_restore_falls_back_to_the_previous_checkpoint(folder, warnings, damage):
-    damage(largest_file(folder / "8"))
+    DAMAGES[damage](largest_file(folder / "8"))
     saved = restore(folder, warnings)
     assert saved.step == 4 and saved.metadata == {"seconds": 0.5}
     assert trees_equal(saved.tree, make_state(4))
     assert len(warnings) == 1 and str(folder / "8") in warnings[0]
 
 
-def test_every_damaged_checkpoint_is_named(folder, warnings):
-    for step in ("4", "8"):
-        largest_file(folder / step).write_bytes(b"")
-    assert restore(folder, warnings) is None
-    assert len(warnings) == 2
+@pytest.mark.parametrize(
+    "array, fields",
+    [
+        ("params.head.bias", {"params": {"head": {"kernel": jnp.zeros((40, 30))}}}),
+        ("params.tail", {"params": {**make_state().params, "tail": jnp.zeros(3)}}),
+        ("aux.targets", {"aux": {**make_state().aux, "targets": jnp.ones((5, 3))}}),
+    ],
+)
+def test_every_checkpoint_with_unexpected_arrays_is_named(
+    folder, warnings, array, fields
+):
+    assert restore(folder, warnings, make_state()._replace(**fields)) is None
+    assert len(warnings) == 2 and all(array in text for text in warnings)
     assert all(any(str(folder / s) in text for text in warnings) for s in "48")
 
 
-def without_bias(state):
-    return state._replace(params={"head": {"kernel": state.params["head"]["kernel"]}})
-
-
-def with_another_module(state):
-    return state._replace(params={**state.params, "tail": jnp.zeros(3)})
-
-
-def with_another_shape(state):
-    return state._replace(aux={**state.aux, "targets": jnp.ones((5, 3))})
-
-
-@pytest.mark.parametrize(
-    "change, name",
-    [
-        (without_bias, "params.head.bias"),
-        (with_another_module, "params.tail"),
-        (with_another_shape, "aux.targets"),
-    ],
-)
-def test_unexpected_arrays_are_rejected_by_name(folder, warnings, change, name):
-    assert restore(folder, warnings, change(make_state())) is None
-    assert len(warnings) == 2 and all(name in text for text in warnings)
-
-
-def test_the_newest_two_are_kept(folder, warnings):
+def test_only_the_newest_two_checkpoints_remain(folder, warnings):
     checkpoint.save(folder, 12, make_state(12), {})
     assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
     assert restore(folder, warnings).step == 12
 
 
 def test_step_that_is_saved_again_is_replaced(folder, warnings):
-    """A run that resumes from step 4, since 8 is damaged, comes by step 8 again."""
+    """A run that resumes from step 4, since 8 is damaged, saves step 8 again."""
     largest_file(folder / "8").write_bytes(b"")
     assert restore(folder, warnings).step == 4
     checkpoint.save(folder, 8, make_state(9), {"seconds": 2.0})
@@ -203,21 +185,15 @@ def test_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
     ],
 )
 def test_transient_read_error_is_not_taken_for_damage(
-    tmp_path, monkeypatch, warnings, error
+    folder, monkeypatch, warnings, error
 ):
-    tree = {"x": np.arange(3.0)}
-    for step in (1, 2):
-        checkpoint.save(tmp_path / "steps", step, tree, {})
-
     def fail(ocp, manager, step):
         raise error
 
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_read", fail)
-        with pytest.raises(type(error)) as caught:
-            restore(tmp_path / "steps", warnings, tree)
+    monkeypatch.setattr(checkpoint, "_read", fail)
+    with pytest.raises(type(error)) as caught:
+        restore(folder, warnings)
     assert user_error_for(caught.value) is not None and not warnings
-    assert restore(tmp_path / "steps", warnings, tree).step == 2
 
 
 def test_folder_that_is_removed_during_a_save_is_named(tmp_path):

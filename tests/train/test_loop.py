@@ -46,8 +46,8 @@ def walk(problem, steps=7, fail_at=None, stop_after=None, table=TABLE, batch=4):
     )
 
 
-def sharded_walk(problem, **kwargs):
-    program = walk(problem, **kwargs)
+def sharded_walk(problem):
+    program = walk(problem)
     rows = problem.executor.shard_tree(program.table)
     return program._replace(table={}, sharded_tables={"rows": rows})
 
@@ -65,19 +65,23 @@ def solve(tmp_path, problem):
     return solve
 
 
+class CallAfter(NullStage):
+    """A stage that calls a function as soon as so many steps are reported."""
+
+    def __init__(self, steps, function):
+        self.steps, self.function = steps, function
+
+    def update(self, done, *args, **kwargs):
+        if done >= self.steps:
+            self.function()
+
+
 class Killed(Exception):
     pass
 
 
-class KillAfter(NullStage):
-    """A stage that ends the run like a kill as soon as so many steps are reported."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def update(self, done, *args, **kwargs):
-        if done >= self.steps:
-            raise Killed
+def kill():
+    raise Killed
 
 
 # --- checkpoints ----------------------------------------------------------------------
@@ -97,8 +101,9 @@ def uninterrupted(request, tmp_path_factory, problem):
 @pytest.mark.parametrize("after", range(1, 8))
 def test_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted, solve, after):
     method, loop, expected = uninterrupted
+    stage = CallAfter(min(after, expected.steps), kill)
     with pytest.raises(Killed):
-        solve(method, "killed", KillAfter(min(after, expected.steps)), loop=loop)
+        solve(method, "killed", stage, loop=loop)
     outcome = solve(method, "killed", loop=loop)
     assert trees_equal(outcome.params, expected.params)
     assert outcome.steps == expected.steps
@@ -118,36 +123,31 @@ def test_sharded_table_gives_the_same_bits_with_one_call_per_checkpoint(solve):
         assert sorted(set(calls)) == [0, *range(every, 7, every), 7]
 
 
-class TerminateAfter(NullStage):
-    """A stage that gets a SIGTERM as soon as so many steps are reported."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def update(self, done, *args, **kwargs):
-        preemption._State.is_requested |= done >= self.steps
-
-
 @pytest.fixture
-def restored_state(monkeypatch):
-    monkeypatch.setattr(preemption._State, "is_requested", False)
+def set_requested(monkeypatch):
+    """Sets whether a SIGTERM was received."""
+    set_requested = functools.partial(
+        monkeypatch.setattr, preemption._State, "is_requested"
+    )
+    set_requested(False)
+    return set_requested
 
 
 def test_preempted_run_saves_and_resumes_with_the_same_bits(
-    solve, tmp_path, restored_state
+    solve, tmp_path, set_requested
 ):
     method = functools.partial(walk, steps=9)
     expected = solve(method, "uninterrupted")
     with pytest.raises(errors.Preempted):
-        solve(method, "preempted", TerminateAfter(2))
+        solve(method, "preempted", CallAfter(2, lambda: set_requested(True)))
     assert {p.name for p in (tmp_path / "preempted").iterdir()} == {"4"}
-    preemption._State.is_requested = False
+    set_requested(False)
     outcome = solve(method, "preempted")
     assert trees_equal(outcome.params, expected.params) and outcome.steps == 9
 
 
 def test_signal_during_the_last_call_saves_the_last_step(
-    solve, tmp_path, monkeypatch, restored_state, problem
+    solve, problem, tmp_path, monkeypatch, set_requested
 ):
     loop = make_loop(problem, Run(steps_per_call=100))
     method = functools.partial(walk, steps=9)
@@ -155,7 +155,7 @@ def test_signal_during_the_last_call_saves_the_last_step(
     wait = jax.block_until_ready
 
     def terminated(tree):
-        preemption._State.is_requested = preemption._State.is_checkpointing
+        set_requested(preemption._State.is_checkpointing)
         return wait(tree)
 
     with monkeypatch.context() as patched:
@@ -163,15 +163,16 @@ def test_signal_during_the_last_call_saves_the_last_step(
         with pytest.raises(errors.Preempted):
             solve(method, "preempted", loop=loop)
     assert {p.name for p in (tmp_path / "preempted").iterdir()} == {"9"}
-    preemption._State.is_requested = False
-    inputs = loop_module.step_inputs
+    set_requested(False)
+    inputs, starts = loop_module.step_inputs, []
 
-    def only_to_compile(program, executor, start, size):
-        assert start == 0, "no step is left"
+    def record_start(program, executor, start, size):
+        starts.append(start)
         return inputs(program, executor, start, size)
 
-    monkeypatch.setattr(loop_module, "step_inputs", only_to_compile)
+    monkeypatch.setattr(loop_module, "step_inputs", record_start)
     outcome = solve(method, "preempted", loop=loop)
+    assert starts == [0], "only to compile: no step is left"
     assert trees_equal(outcome.params, expected.params) and outcome.steps == 9
 
 
@@ -179,12 +180,10 @@ def test_signal_during_the_last_call_saves_the_last_step(
 
 
 def test_result_may_differ_from_the_last_state(solve):
-    def method(problem):
-        return walk(problem)._replace(
-            result=lambda params, aux: {"w": params["w"] + aux}
-        )
+    def add_aux(params, aux):
+        return {"w": params["w"] + aux}
 
-    plain, outcome = solve(walk), solve(method)
+    plain, outcome = solve(walk), solve(lambda p: walk(p)._replace(result=add_aux))
     # Refreshed before each of seven steps: from -1 to 6.
     assert outcome.params["w"] == plain.params["w"] + 6 and outcome.steps == 7
 
@@ -195,10 +194,8 @@ def test_diverged_run_restores_the_last_checkpoint(solve, fail_at, restored, eve
     restored = restored if every == 2 else 0
     method = functools.partial(walk, fail_at=fail_at)
     outcome = solve(method, "steps", checkpoint_steps=every)
-    assert outcome.diverged == (
-        f"step {fail_at}: loss nan; parameters of step {restored} restored"
-    )
-    assert outcome.steps == fail_at
+    failure = f"step {fail_at}: loss nan; parameters of step {restored} restored"
+    assert (outcome.diverged, outcome.steps) == (failure, fail_at)
     good = {"w": np.float32(3)}
     if restored:
         good = solve(functools.partial(walk, steps=restored)).params
@@ -206,12 +203,11 @@ def test_diverged_run_restores_the_last_checkpoint(solve, fail_at, restored, eve
 
 
 def test_nonfinite_parameters_are_not_saved(solve):
-    def method(problem):
-        # Loss and gradient of step 3 are finite, the updated parameters are not.
-        def rate(step):
-            return jnp.where(step == 3, jnp.inf, 0.1)
+    # Loss and gradient of step 3 are finite, the updated parameters are not.
+    optimizer = optax.sgd(lambda step: jnp.where(step == 3, jnp.inf, 0.1))
 
-        return walk(problem)._replace(optimizer=optax.sgd(rate))
+    def method(problem):
+        return walk(problem)._replace(optimizer=optimizer)
 
     outcome = solve(method, "steps", checkpoint_steps=2)
     assert outcome.diverged == (
@@ -221,15 +217,11 @@ def test_nonfinite_parameters_are_not_saved(solve):
 
 
 def test_nonfinite_results_are_reported(solve):
-    nonfinite = {"w": np.float32(np.inf)}
-
-    def trained(problem):
-        return walk(problem)._replace(result=lambda params, aux: nonfinite)
-
-    def closed_form(problem):
-        return Program(params=nonfinite, frozen=(), loss=None)
-
-    for method, steps in ((trained, 7), (closed_form, 0)):
+    params = {"w": np.float32(np.inf)}
+    for method, steps in (
+        (lambda problem: walk(problem)._replace(result=lambda *args: params), 7),
+        (lambda problem: Program(params=params, frozen=(), loss=None), 0),
+    ):
         outcome = solve(method)
         assert outcome.diverged == "parameters of w are not finite"
         assert outcome.steps == steps
@@ -276,19 +268,16 @@ def test_methods_with_the_same_program_share_an_executable(
     tmp_path, monkeypatch, problem, run_method
 ):
     loop = make_loop(problem)
-    compiled = []
-    compile_it = jax.stages.Lowered.compile
+    compiled, compile_ = [], jax.stages.Lowered.compile
 
-    def counting(lowered):
+    def count_and_compile(lowered):
         compiled.append(lowered)
-        return compile_it(lowered)
+        return compile_(lowered)
 
-    monkeypatch.setattr(jax.stages.Lowered, "compile", counting)
-    steps = {}
-    for name in ("original", "retrain", "retrain_visual", "finetune"):
-        outcome, _ = run_method(name, tmp_path, loop=loop)
-        steps[name] = outcome.steps
-    assert steps["retrain"] < steps["original"]  # another length, other rows
+    monkeypatch.setattr(jax.stages.Lowered, "compile", count_and_compile)
+    names = ("original", "retrain", "retrain_visual", "finetune")
+    steps = [run_method(name, tmp_path, loop=loop)[0].steps for name in names]
+    assert steps[1] < steps[0]  # another length, other rows
     assert len(compiled) == 1
 
 

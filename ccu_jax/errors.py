@@ -16,9 +16,9 @@ class UserError(Exception):
 
 
 class RetryableError(UserError):
-    """An error that may be over when the same command is rerun: exit code 75.
+    """A temporary error: exit code 75, after which cluster schedulers restart the job.
 
-    Cluster schedulers then restart the job.
+    Rerunning the same command may succeed.
     """
 
 
@@ -31,31 +31,29 @@ def exit_code(error: Exception) -> int:
     return RETRY_EXIT_CODE if isinstance(error, RetryableError) else 2
 
 
-# Control characters, surrogates (which cannot be encoded), and marks that change the
-# direction of text.
-_UNPRINTABLE_CATEGORIES = ("Cc", "Cs")
+# Marks that change the direction of text.
 _DIRECTION_MARKS = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
 
 
 def printable(text: str) -> str:
-    """Replaces control characters, so that text from data cannot steer a terminal."""
-    return "".join(
-        "\ufffd"
-        if c != "\n"
-        and (
-            unicodedata.category(c) in _UNPRINTABLE_CATEGORIES or c in _DIRECTION_MARKS
-        )
-        else c
-        for c in text
-    )
+    """Replaces control characters, so that text from data cannot steer a terminal.
+
+    Also surrogates, which cannot be encoded, and marks of the direction of text.
+    """
+
+    def is_printable(c):
+        is_control = unicodedata.category(c) in ("Cc", "Cs") or c in _DIRECTION_MARKS
+        return c == "\n" or not is_control
+
+    return "".join(c if is_printable(c) else "\ufffd" for c in text)
 
 
 _RESUME = "rerun the same command to resume"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
-# For example of a network mount that is away for a while.
+# For example of a network mount that cannot be reached for a while.
 _TRANSIENT = (
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EBUSY, errno.ETIMEDOUT),
     *(errno.EMFILE, errno.ENFILE),
@@ -70,8 +68,8 @@ def user_error_for(error: BaseException | None) -> UserError | None:
     """
     first = error
     while error is not None:
-        if (found := _user_error(error, is_first=error is first)) is not None:
-            return found
+        if user_error := _user_error(error, is_first=error is first):
+            return user_error
         is_hidden = error.__suppress_context__
         error = error.__cause__ or (None if is_hidden else error.__context__)
     return None
@@ -97,8 +95,8 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
         place = f" at {path}" if path else ""
         return UserError(f"no space left{place}; free some, then {_RESUME}")
     for codes, error_type, remedy in (
-        (_DENIED, UserError, f"allow it, then {_RESUME}"),
-        (_TRANSIENT, RetryableError, f"when that is over, {_RESUME}"),
+        (_DENIED, UserError, f"make it accessible, then {_RESUME}"),
+        (_TRANSIENT, RetryableError, f"may be temporary: {_RESUME}"),
     ):
         if (code := _find_code(error, codes)) is not None:
             place = path if isinstance(error, OSError) else first_line[:200]

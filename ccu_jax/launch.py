@@ -62,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment of ccu_jax, or run `pip install .`"
         )
     except Exception as error:
-        # First: a lost host may show up as an error of the disk.
-        message = _lost_host_error(error) or user_error_for(error)
+        # First: a lost host may show up as an error of the disk. If the module is not
+        # imported, there are no other hosts.
+        lost_hosts = sys.modules.get("ccu_jax.distributed.lost_hosts")
+        message = lost_hosts and lost_hosts.lost_host_error(error)
+        message = message or user_error_for(error)
         if message is None:
             raise
     # One write, since threads of libraries may write as well.
@@ -80,12 +83,6 @@ def _report_closed_pipe() -> int:
     return 130
 
 
-def _lost_host_error(error: Exception) -> UserError | None:
-    # Not imported: there are no other processes.
-    lost_hosts = sys.modules.get("ccu_jax.distributed.lost_hosts")
-    return lost_hosts.lost_host_error(error) if lost_hosts else None
-
-
 def _run_command(argv: Sequence[str] | None) -> int:
     args = flags.parse_flags(argv)
     _set_environment(args.devices)
@@ -94,7 +91,7 @@ def _run_command(argv: Sequence[str] | None) -> int:
         return 0
     addresses = flags.parse_hosts(args.multihost)
     config = _build_config(args)
-    workdir = _make_writable(args.workdir or pathlib.Path("runs") / config.name)
+    workdir = _create_workdir(args.workdir or pathlib.Path("runs") / config.name)
     if addresses is not None:
         from ccu_jax.distributed import hosts
 
@@ -124,8 +121,8 @@ def _set_environment(num_devices: int | None) -> None:
     if num_devices is None:
         return
     flag = "--xla_force_host_platform_device_count"
-    others = [f for f in os.environ.get("XLA_FLAGS", "").split() if flag not in f]
-    os.environ["XLA_FLAGS"] = " ".join([*others, f"{flag}={num_devices}"])
+    other_flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if flag not in f]
+    os.environ["XLA_FLAGS"] = " ".join([*other_flags, f"{flag}={num_devices}"])
     # Simulated devices wait for each other in XLA's thread pool. With no more threads
     # than cores they never all get one, and XLA aborts after a minute.
     os.environ["NPROC"] = str(max(_MIN_XLA_THREADS, 2 * num_devices))
@@ -170,8 +167,8 @@ def _build_config(args: argparse.Namespace) -> Config:
     return config
 
 
-def _make_writable(workdir: pathlib.Path) -> pathlib.Path:
-    """Creates the folder and writes to it, so that a run cannot fail there later."""
+def _create_workdir(workdir: pathlib.Path) -> pathlib.Path:
+    """Creates the folder and checks that files can be written to it."""
     try:
         workdir = workdir.resolve()
         # Only for the owner: its files name the images that were forgotten. An existing

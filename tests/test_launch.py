@@ -1,4 +1,4 @@
-"""The command line: flags, refusals of invalid input, exit codes, environment."""
+"""The command line: flags, rejections of invalid input, exit codes, environment."""
 
 import errno
 import os
@@ -47,6 +47,17 @@ def run(monkeypatch):
     run = _FakeRun()
     monkeypatch.setattr(run_module, "run", run)
     return run
+
+
+def _run_python(code, *argv, stdout=subprocess.PIPE, cwd=ROOT):
+    """Runs code in another process."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        cwd=cwd,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _rejection(capsys, *argv):
@@ -114,25 +125,19 @@ def test_flags_override_fields_of_the_config(run):
         ("--confg tiny", "'--confg' --config?"),
         ("--config tiny --method ccu", "'--method' --methods?"),
         ("--config tiny stray", "'stray'"),
-        ("--config tin", "'tin' 'tiny'? mmimdb"),
         ("--config no.py", "'no.py' no such file"),
         ("--config tiny --set train.epoch=3", "'epoch' 'epochs'?"),
-        ("--config tiny --methods cuc", "'cuc' 'ccu'? scrub"),
         ("--config tiny --methods ccu,scrub,ccu", "methods: ccu repeated"),
         ("--config tiny --methods ,", "methods: empty list --methods"),
-        ("--config tiny --set methods=", "methods: empty list"),
         ("--config tiny --seeds 1,0,1", "seeds: 1 repeated"),
         ("--config tiny --seeds ,", "seeds: empty list"),
         ("--config tiny --seeds a", "--seeds 'a' whole"),
         ("--config tiny --seeds=-1", "seeds=-1: at least 0"),
         ("--config tiny --devices 0", "--devices '0'"),
-        ("--config tiny --devices many", "--devices 'many'"),
         ("--config tiny --multihost a:1 2", "--multihost ADDRESS:PORT COUNT INDEX"),
-        ("--config tiny --multihost a:1 2 x", "--multihost ADDRESS:PORT COUNT INDEX"),
         ("--config tiny --multihost a 2 0", "--multihost 'a' ADDRESS:PORT"),
         ("--config tiny --multihost a:1 2 2", "--multihost INDEX 2 COUNT"),
         ("--config tiny --multihost a:99999 2 0", "--multihost port 99999 65535"),
-        ("--config tiny --multihost a:0 2 0", "--multihost port 0 65535"),
         ("--config tiny --workdir=", "--workdir empty"),
         ("--config tiny --workdir /proc/nothing", "/proc/nothing --workdir"),
         ("--config tiny --purge --ablate", "--purge --ablate at most one"),
@@ -143,10 +148,10 @@ def test_invalid_input_is_one_line_and_writes_nothing(capsys, argv, words):
     assert all(word in message for word in words.split()), message
 
 
-def test_a_workdir_below_a_file_is_rejected(capsys):
+@pytest.mark.parametrize("workdir", ["file", "file/below"])
+def test_a_workdir_below_a_file_is_rejected(capsys, workdir):
     pathlib.Path("file").write_text("")
-    for workdir in ("file", "file/below"):
-        assert workdir in _rejection(capsys, *TINY, "--workdir", workdir)
+    assert workdir in _rejection(capsys, *TINY, "--workdir", workdir)
 
 
 @pytest.mark.parametrize(
@@ -193,13 +198,7 @@ def test_a_closed_output_pipe_ends_the_process_with_one_line(argv):
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as closed:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *argv.split()],
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = _run_python(code, *argv.split(), stdout=closed, cwd=".")
     assert done.returncode == 130, done.stderr
     assert done.stderr.count("\n") == 1 and "output pipe closed" in done.stderr
 
@@ -219,13 +218,7 @@ def test_help_and_version_import_nothing_heavy():
         "finally: assert not {'jax', 'numpy'} & set(sys.modules)"
     )
     for flag, words in (("--help", "examples:"), ("--version", ccu_jax.__version__)):
-        done = subprocess.run(
-            [sys.executable, "-c", code, flag],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _run_python(code, flag)
         assert (done.returncode, done.stderr) == (0, "")
         assert words in done.stdout
 
@@ -246,11 +239,4 @@ def test_every_package_is_installed():
         "from distutils.core import run_setup\n"
         "print(*run_setup('setup.py', stop_after='init').packages)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert set(done.stdout.split()) == packages | {"ccu_jax.configs"}
+    assert set(_run_python(code).stdout.split()) == packages | {"ccu_jax.configs"}

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.s[hb]*"), ROOT / ".ci/run"])
 COMMAND = ["-m", "ccu_jax.launch"]
 PYTHON = str(pathlib.Path(sys.prefix, "bin/python"))
+RETRY = ROOT / "launch/retry.sh"
 
 
 def run_script(path, *argv, **env):
@@ -146,84 +147,38 @@ def test_a_tpu_slice_runs_the_command_on_every_host(flags):
     ]
 
 
-# The fields of the JobSet as Kubernetes spells them: their fields, or their type.
-_SIZES = {"google.com/tpu": int}
-_CONTAINER = {
-    "name": str,
-    "image": str,
-    "command": [str],
-    "env": [{"name": str, "value": str}],
-    "resources": {"requests": _SIZES, "limits": _SIZES},
-    "volumeMounts": [{"name": str, "mountPath": str}],
-}
-_POD = {
-    "restartPolicy": str,
-    "terminationGracePeriodSeconds": int,
-    "nodeSelector": {
-        "cloud.google.com/gke-tpu-accelerator": str,
-        "cloud.google.com/gke-tpu-topology": str,
-    },
-    "containers": [_CONTAINER],
-    "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
-}
-_EXIT_CODES = {"containerName": str, "operator": str, "values": [int]}
-_JOB = {
-    "parallelism": int,
-    "completions": int,
-    "completionMode": str,
-    "backoffLimit": int,
-    "podFailurePolicy": {"rules": [{"action": str, "onExitCodes": _EXIT_CODES}]},
-    "template": {"spec": _POD},
-}
-_RULE = {"name": str, "action": str, "onJobFailureReasons": [str]}
-_JOBSET = {
-    "apiVersion": str,
-    "kind": str,
-    "metadata": {
-        "name": str,
-        "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": str},
-    },
-    "spec": {
-        "failurePolicy": {"maxRestarts": int, "rules": [_RULE]},
-        "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": _JOB}}],
-    },
-}
-
-
-def _fields(tree):
-    """The field names and types of a tree, with one item for each list."""
-    if isinstance(tree, dict):
-        return {name: _fields(item) for name, item in tree.items()}
-    if isinstance(tree, list):
-        (fields,) = {str(x): x for x in map(_fields, tree)}.values()
-        return [fields]
-    return type(tree)
-
-
-def test_the_jobset_restarts_all_pods_together_and_stops_at_a_user_error():
+def test_a_jobset_restarts_all_pods_together_and_stops_at_a_user_error():
     jobset = yaml.safe_load((ROOT / "launch/gke_jobset.yaml").read_text("utf-8"))
-    assert _fields(jobset) == _JOBSET
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert jobset["kind"] == "JobSet" and jobset["metadata"]["name"]
-    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert job["completionMode"] == "Indexed"
-    assert job["parallelism"] == job["completions"]
-    pod = job["template"]["spec"]
+    (hosts,) = jobset["spec"]["replicatedJobs"]
+    job = hosts["template"]["spec"]
+    pod = job.pop("template")["spec"]
     (container,) = pod["containers"]
-    assert container["command"][:3] == ["python", *COMMAND]
-    assert container["command"][-1] == "--multihost"
-    # No pod may be restarted on its own.
-    assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+    command, resources = container["command"], container["resources"]
+    assert command[:3] == ["python", *COMMAND] and command[-1] == "--multihost"
     # Exit code 2 would come again, so it ends the JobSet.
-    (rule,) = job["podFailurePolicy"]["rules"]
     codes = {"containerName": container["name"], "operator": "In", "values": [2]}
-    assert rule == {"action": "FailJob", "onExitCodes": codes}
+    assert job == {
+        "parallelism": job["completions"],
+        "completions": job["completions"],
+        "completionMode": "Indexed",
+        "backoffLimit": 0,  # no pod may be restarted on its own
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": codes}]},
+    }
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"]
     policy = jobset["spec"]["failurePolicy"]
-    assert policy["maxRestarts"] > 0
+    assert f"max_retries={policy['maxRestarts']}\n" in RETRY.read_text("utf-8")
     assert policy["rules"][0]["action"] == "FailJobSet"
     assert policy["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
-    assert container["resources"]["requests"] == container["resources"]["limits"]
-    mounts = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounts == {volume["name"] for volume in pod["volumes"]}
-    workdir = container["command"][container["command"].index("--workdir") + 1]
-    assert any(workdir.startswith(m["mountPath"]) for m in container["volumeMounts"])
+    assert resources["requests"] == resources["limits"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+    workdir = command[command.index("--workdir") + 1]
+    assert any(workdir.startswith(path) for path in mounts.values())
+
+
+@pytest.mark.parametrize("code, is_retried", [(0, False), (2, False), (75, True)])
+def test_only_exit_codes_that_may_pass_are_retried(code, is_retried):
+    command = ["bash", "-c", f'. "{RETRY}"; should_retry {code}']
+    assert (subprocess.run(command, check=False).returncode == 0) == is_retried

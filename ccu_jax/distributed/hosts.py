@@ -1,7 +1,7 @@
-"""The processes of a run, one per host: how they start and end, what they agree on.
+"""The processes of a run, one per host: start, end and collectives.
 
-Functions that return the same on every process are collectives: all processes call them
-in the same order. Each is a sync point, at which a preempted run ends.
+All processes must call the collectives, in the same order. Each one is a sync point, at
+which a preempted run ends.
 """
 
 import contextlib
@@ -160,7 +160,7 @@ def wait_until_visible(
     """Returns whether process 0 sees a path; the others wait until they see it, too.
 
     A network file system may show a file later on one host than on another. `is_ready`
-    is what to wait for, by default that the path exists.
+    is the condition to wait for, by default that the path exists.
 
     Raises:
         RetryableError: this process does not see it in time.

@@ -4,10 +4,10 @@ All files are written atomically, so a process may end at any time. Only the ste
 the last checkpoint would be lost; within `checkpointing` the run therefore saves them
 before it ends.
 
-A single process ends at once elsewhere. Several processes end together: JAX's
-preemption service tells all of them of the signal that any of them got, and they agree
-on the next common sync point (`multihost_utils.reached_preemption_sync_point`). Sync
-points are the boundaries of training calls and all collectives that the host starts.
+Elsewhere a single process ends at once. Several processes end together: JAX's
+preemption service informs all of them of a signal to one, and they agree on the next
+common sync point (`multihost_utils.reached_preemption_sync_point`). Sync points are the
+boundaries of training calls and all collectives that the host starts.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ MESSAGE = "stopped by SIGTERM; rerun the same command to resume"
 
 
 class _State:
-    """Of this process; the last two are set where there are several processes."""
+    """State of this process; the last two are set if there are several processes."""
 
     is_requested = False  # all processes stop at this sync point or the next one
     is_checkpointing = False
@@ -59,7 +59,7 @@ def _listen(pipe: int) -> None:
 def use_sync_points(
     reached_sync_point: Callable[[int], bool], disconnect: Callable[[], None]
 ) -> None:
-    """Lets several processes stop at the same sync point, numbered from 1.
+    """Makes several processes stop at the same sync point; the first has number 1.
 
     `disconnect` waits until all processes call it, before they exit.
     """
@@ -78,14 +78,14 @@ def should_stop() -> bool:
 
 
 def sync_point() -> None:
-    """Ends the run here if it was told to stop; every collective calls this."""
+    """Ends the process here if all were asked to stop; every collective calls this."""
     if should_stop() and not _State.is_checkpointing:
         exit_now()
 
 
 @contextlib.contextmanager
 def checkpointing() -> Iterator[None]:
-    """Within the block the process does not end by itself but asks `should_stop`."""
+    """Within the block SIGTERM does not end the process; call `should_stop` there."""
     _State.is_checkpointing = True
     try:
         yield
@@ -96,20 +96,20 @@ def checkpointing() -> Iterator[None]:
 
 
 def disconnect() -> None:
-    """Waits for the other processes, which end as well; does nothing if there are none.
+    """Waits for the other processes, if there are any: all of them end.
 
-    Process 0 must not exit before the others: without it JAX aborts them.
+    Process 0 must exit last, because JAX aborts the others without it.
     """
     if _State.disconnect is not None:
         _State.disconnect()
 
 
 def exit_now() -> NoReturn:
-    """Ends the process, from whichever thread.
+    """Ends the process, from any thread.
 
-    Not by an exception: see `launch._exit_on_interrupt`.
+    Not by an exception, for the reasons of `launch._exit_on_interrupt`.
     """
-    _exiting.acquire()  # by one thread, once
+    _exiting.acquire()  # never released: only the first thread continues
     os.write(2, f"{MESSAGE}\n".encode())
     with contextlib.suppress(Exception):
         disconnect()

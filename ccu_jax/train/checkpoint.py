@@ -57,7 +57,7 @@ def save(
         UserError: the directory was removed meanwhile.
     """
     arrays = {name: np.asarray(x) for name, x in _named_leaves(tree)}
-    about = {
+    specs = {
         name: {"shape": list(x.shape), "dtype": str(x.dtype), "sha256": _sha256(x)}
         for name, x in arrays.items()
     }
@@ -67,10 +67,10 @@ def save(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     ocp, manager = _open_manager(directory, max_to_keep)
     with _removal_detected(directory), _silent_threads(), manager:
-        # Damaged ones, or left by a run that was killed before the stage ended.
-        for old in [s for s in manager.all_steps() if s >= step]:
-            manager.delete(old)
-        meta = add_checksum({"arrays": about, "facts": metadata, "step": step})
+        # Damaged checkpoints, or those of a run that was killed before the stage ended.
+        for later_step in [s for s in manager.all_steps() if s >= step]:
+            manager.delete(later_step)
+        meta = add_checksum({"arrays": specs, "facts": metadata, "step": step})
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -120,8 +120,8 @@ def stored_digests(directory: pathlib.Path) -> dict[str, str]:
     try:
         steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
         path = directory / str(max(steps)) / "meta" / "metadata"
-        about = json.loads(path.read_text(encoding="utf-8"))["arrays"]
-        return {name: array["sha256"] for name, array in about.items()}
+        specs = json.loads(path.read_text(encoding="utf-8"))["arrays"]
+        return {name: array["sha256"] for name, array in specs.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -155,15 +155,15 @@ def _steps_of_primary(manager) -> list[int]:
 def _read(ocp, manager, step):
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     meta = verify_checksum(meta["meta"])
-    about = meta["arrays"]
+    specs = meta["arrays"]
     if meta["step"] != step:
-        raise ValueError(f"it is of step {meta['step']}")
-    blank = {name: np.zeros(a["shape"], a["dtype"]) for name, a in about.items()}
+        raise ValueError(f"it was saved as step {meta['step']}")
+    targets = {name: np.zeros(a["shape"], a["dtype"]) for name, a in specs.items()}
     arrays = manager.restore(
-        step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(blank))
+        step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(targets))
     )["arrays"]
     arrays = {name: np.asarray(x) for name, x in arrays.items()}
-    for name, array in about.items():
+    for name, array in specs.items():
         if _sha256(arrays[name]) != array["sha256"]:
             raise ValueError(f"{name} does not match its checksum")
     return arrays, meta["facts"]
@@ -184,7 +184,7 @@ def _removal_detected(directory) -> Iterator[None]:
 
 
 class _ThreadErrorFilter:
-    """An exception hook that drops what Orbax's threads report, also after its use."""
+    """An exception hook that drops the errors of Orbax's threads, also late ones."""
 
     is_silent = False
 

@@ -1,7 +1,7 @@
 """Runs a `Program` to its end: steps, clocks, checkpoints.
 
-Only the method's own preparation and the steps are on the clock. Compilation has a
-clock of its own; checkpoints and logging have none.
+The method's preparation, its steps, and compilation are timed separately; checkpoints
+and logging are not timed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from ccu_jax.train.step import make_init, make_steps, static_inputs, step_inputs
 
 
 class _Problem(Protocol):
-    """What the loop reads of a `methods.Problem`, which lies in a layer above."""
+    """The part of `methods.Problem`, a type of a layer above, that the loop reads."""
 
     @property
     def config(self) -> Config: ...
@@ -101,7 +101,10 @@ class Loop:
                 return execution.finish()
 
     def steps_per_call(self, program: Program) -> int:
-        """Returns the steps of a call, a power of two: similar lengths share one."""
+        """Returns the number of steps of a call.
+
+        A power of two, so that programs of similar lengths share an executable.
+        """
         config = self.config
         # Steps on stored features are fast: one call may last until a checkpoint.
         is_fast = program.is_fully_sharded
@@ -128,13 +131,13 @@ class Loop:
 
 
 class _Execution:
-    """One program while its steps run, `size` of them in a call, from step `first`."""
+    """Runs the steps of one program, `size` in a call, from step `first` on."""
 
     def __init__(self, loop, program, seconds, folder, stage):
         self._loop, self._program, self._seconds = loop, program, seconds
         self._folder, self._stage = folder, stage
         self._failure: str | None = None  # how a step failed
-        self._end: int | None = None  # of a program that failed or stopped itself
+        self._end: int | None = None  # steps made, after a failure or a stop
 
     def prepare(self, kind: Any, key: jax.Array) -> None:
         """Restores the last checkpoint and compiles the steps."""

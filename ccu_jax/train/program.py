@@ -1,4 +1,4 @@
-"""What a method gives the training loop to run, and what changes from step to step."""
+"""The program of a method, which the training loop runs, and the training state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Program(NamedTuple):
 
     Attributes:
         params: the modules of the classifier that are trained, by name.
-        frozen: everything else that the loss reads and no step changes.
+        frozen: all other inputs of the loss, which no step changes.
         loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None if
             `params` are already the result. `batch` maps each part of `plan` to rows of
             its table, with a random key per row (`key`). Scalars are means over all
@@ -27,15 +27,15 @@ class Program(NamedTuple):
             rates and masks are data, so that other values need no other executable.
         group: maps the name of a module to the name of its group.
         table: columns for the parts of a batch that have no sharded table.
-        sharded_tables: tables by part of a batch, from `Executor.shard_tree`; no device
-            holds more than its share.
+        sharded_tables: tables by part of a batch, from `Executor.shard_tree`; each
+            device holds its shard only.
         plan: for each part of a batch the row numbers, int32 `[steps, batch]`.
         aux: state of the method besides parameters, such as targets.
         refresh: `refresh(params, frozen, aux, sharded_tables) -> aux`, per-device, runs
             before every `refresh_every`-th step, starting with the first.
         refresh_every: steps between two refreshes.
         stop: `stop(aux) -> bool`; after the first True no further step is made.
-        result: `result(params, aux) -> params`, if the result is not simply the
+        result: `result(params, aux) -> params`, or None if the result are the
             parameters after the last step.
     """
 

@@ -18,9 +18,10 @@ from ccu_jax.train.program import Program, State
 
 
 def init_state(program: Program, key: jax.Array) -> State:
-    """Returns the state before the first step, with copies of the program's arrays.
+    """Returns the state before the first step.
 
-    Each call donates its state, and the arrays of a program may be used elsewhere.
+    It has copies of the program's arrays: each call donates its state, while the arrays
+    of a program may be used elsewhere.
     """
     init = jax.jit(make_init(program.optimizer, program.group))
     return init(program.params, program.aux, key)
@@ -63,7 +64,7 @@ def flatten(
 
 
 def static_inputs(program: Program) -> tuple:
-    """Returns what the steps read and do not change: it stays on the devices."""
+    """Returns the inputs that no step changes; they stay on the devices."""
     # Step counts are traced, not static, so runs of different lengths share one
     # executable.
     counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
@@ -75,7 +76,7 @@ def static_inputs(program: Program) -> tuple:
 def step_inputs(
     program: Program, executor: Executor, start: int, size: int
 ) -> dict[str, Any]:
-    """Returns the rows of `size` steps on the devices; row 0 after the last step."""
+    """Sends the rows of `size` steps to the devices; row 0 after the last step."""
 
     def send(part, plan):
         rows = plan[start : start + size]
@@ -92,7 +93,7 @@ def make_steps(program: Program) -> Callable:
 
     Pass it to `Executor.compile`: `fn(state, static_inputs, step_inputs) -> (state,
     metrics)`. Metrics have one entry per step. Steps after the end of the program are
-    not made (`ran` is False), so that the last call has the size of all others.
+    not made (`ran` is False), so that all calls have the same size.
     """
 
     def fn(state, static, inputs):
@@ -123,26 +124,28 @@ class _StepLoop(NamedTuple):
         _, shapes = jax.eval_shape(update, state, index)
         metrics = {n: jnp.zeros((size, *x.shape), x.dtype) for n, x in shapes.items()}
 
-        def should_continue(place, state):
-            more = (place < size) & (state.step < total)
+        def should_continue(position, state):
+            is_left = (position < size) & (state.step < total)
             stop = self.program.stop
-            return more if stop is None else more & ~stop(state.aux)
+            return is_left if stop is None else is_left & ~stop(state.aux)
 
         def one_step(carry):
-            place, state, metrics = carry
-            state, new = update(state, jax.tree.map(lambda x: x[place], self.index))
-            metrics = {name: x.at[place].set(new[name]) for name, x in metrics.items()}
-            return place + 1, state, metrics
+            position, state, metrics = carry
+            state, new = update(state, jax.tree.map(lambda x: x[position], self.index))
+            metrics = {
+                name: x.at[position].set(new[name]) for name, x in metrics.items()
+            }
+            return position + 1, state, metrics
 
         def until_next_refresh(carry):
-            place, state, metrics = carry
+            position, state, metrics = carry
             state, end = self._refresh(state), size
             if self.program.refresh is not None:
-                end = place + every - state.step % every
+                end = position + every - state.step % every
             return jax.lax.while_loop(
                 lambda carry: (carry[0] < end) & should_continue(*carry[:2]),
                 one_step,
-                (place, state, metrics),
+                (position, state, metrics),
             )
 
         # While loops, not a scan that skips steps: a branch around each step would copy

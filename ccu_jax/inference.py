@@ -47,7 +47,7 @@ class Classifier(NamedTuple):
 
         Returns:
             Probabilities `[N, K]` by view; they sum to one per row unless the data set
-            is multi-label. A view of a modality that a row lacks means nothing.
+            is multi-label. Views of a modality that a row lacks are meaningless.
 
         Raises:
             UserError: An unreadable image, or different numbers of images and texts.

@@ -33,11 +33,8 @@ _STOPPED = "stopped; rerun the same command to resume"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code of the process.
 
-    Exit codes: 0, 2 (user error), 75 (preempted, or an error that may be over later:
-    rerun), 130 (interrupted).
-
-    Args:
-        argv: The flags; by default those of the process.
+    Exit codes: 0, 2 (user error), 75 (preempted, or a temporary error: rerun), 130
+    (interrupted). `argv` are the flags, by default those of the process.
     """
     try:
         return _run_command(argv)
@@ -171,7 +168,7 @@ def _create_workdir(workdir: pathlib.Path) -> pathlib.Path:
     """Creates the folder and checks that files can be written to it."""
     try:
         workdir = workdir.resolve()
-        # Only for the owner: its files name the images that were forgotten. An existing
+        # Only for the owner: its files name the images that were unlearned. An existing
         # folder keeps its mode.
         workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir) as file:

@@ -163,7 +163,7 @@ def inverse_contrast(
     gate_u: Scalar = 1.0,
     stop_retain_gradient: bool = True,
 ) -> Array:
-    """Pushes unlearn images off the retain images of their class.
+    """Pushes unlearn images away from the retain images of their class.
 
     For an unlearn row with feature h_u, and P(u) the retain rows that share labels with
     it (w_up: Jaccard similarity):
@@ -206,13 +206,13 @@ def pair_dissociation(
     offset: Scalar = 0.0,
     two_sided: bool = False,
 ) -> Array:
-    """Loosens unlearn images from their own texts, down to a natural similarity.
+    """Reduces the similarity of unlearn images and their own texts to a class mean.
 
         (z_u . sg(t_u) - s_u)^2,  s_u = sg(mean_{p in P(u)} z_u . t_p) + offset
 
     for image embeddings z and text embeddings t; P(u) are the retain rows that share
     labels with u, weighted by Jaccard similarity. Unless `two_sided`, only similarities
-    above s_u count. `offset` is what held-out images show, see `ccu_plus`.
+    above s_u count. `offset` is measured on held-out images, see `ccu_plus`.
 
     Args:
         z_image_u: unit embeddings `[B, D]` of unlearn images.
@@ -239,8 +239,8 @@ def match_confidence(value_B: Array, target_B: Array, weight_B: Array) -> Array:
 
         d^2 / 2 if |d| <= 1, else |d| - 1/2,  d = value - sg(target)
 
-    Unlike a cross-entropy near 0, it distinguishes confident rows from very confident
-    ones, as membership attacks do.
+    Unlike a cross-entropy near 0, it distinguishes confident from very confident rows,
+    as membership attacks do.
     """
     chex.assert_equal_shape([value_B, target_B])
     distance_B = jnp.abs(value_B - jax.lax.stop_gradient(target_B))

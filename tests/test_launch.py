@@ -126,7 +126,6 @@ def test_flags_override_fields_of_the_config(run):
         ("--config tiny --method ccu", "'--method' --methods?"),
         ("--config tiny stray", "'stray'"),
         ("--config no.py", "'no.py' no such file"),
-        ("--config tiny --set train.epoch=3", "'epoch' 'epochs'?"),
         ("--config tiny --methods ccu,scrub,ccu", "methods: ccu repeated"),
         ("--config tiny --methods ,", "methods: empty list --methods"),
         ("--config tiny --seeds 1,0,1", "seeds: 1 repeated"),

@@ -219,16 +219,6 @@ def test_value_equals_formula(name, multi_label):
     assert value == pytest.approx(expected_value(name, x, multi_label), rel=1e-4)
 
 
-def test_simple_values():
-    x = {"student": np.zeros((1, 2)), "labels_r": np.eye(2)[:1], "weight_r": np.ones(1)}
-    assert value_and_gradient("cross_entropy", x)[0] == pytest.approx(np.log(2))
-    multi, _ = value_and_gradient("cross_entropy", x, multi_label=True)
-    assert multi == pytest.approx(4 * np.log(2))
-    a, b = jnp.array([[1.0, 1, 0]]), jnp.array([[1.0, 0, 1], [1, 1, 0], [0, 0, 1]])
-    similarity = objectives.label_similarity(a, b)
-    np.testing.assert_allclose(similarity, [[1 / 3, 1, 0]], rtol=1e-6)
-
-
 @pytest.mark.parametrize("num_devices", [1, 2, 4])
 def test_mean_divides_by_the_weight_of_all_devices(num_devices):
     value = jnp.array([1.0, 2.0, 3.0, np.inf])

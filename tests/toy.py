@@ -22,13 +22,8 @@ from ccu_jax.unlearn_sets import splits
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY, CLASSES = 8, 5, 12, 3
 # Training without augmentation.
-NO_AUGMENTATION: dict[str, Any] = {
-    "shift": 0,
-    "zoom": 0.0,
-    "tint": 0.0,
-    "flip": False,
-    "word_dropout": 0.0,
-}
+NO_AUGMENTATION: dict[str, Any] = {"shift": 0, "zoom": 0.0, "tint": 0.0, "flip": False}
+NO_AUGMENTATION |= {"word_dropout": 0.0}
 TABLE_COLUMNS = ("image", "text", "labels", "has_image", "has_text")
 
 
@@ -112,45 +107,23 @@ def random_labels(rng, rows, multi_label):
 def make_config(**sections) -> Config:
     """Returns a small configuration; `ccu={"steps": 9}` changes fields of a section."""
     batches = {"batch": 16, "learning_rate": 1e-2}
+    widths = {"image_width": 8, "text_width": 8, "embed_dim": 6, "heads": 2}
     tiny = {
-        "model": Model(
-            patch=4,
-            image_width=8,
-            image_depth=2,
-            text_width=8,
-            text_depth=1,
-            heads=2,
-            embed_dim=6,
-        ),
+        "model": Model(patch=4, image_depth=2, text_depth=1, **widths),
         "train": Train(epochs=2, shift=1, **batches),
         "ccu": Ccu(steps=3, batch=16, unlearn_batch=8, check_every=1, stop=False),
         "run": Run(steps_per_call=2, evaluate_batch=32),
     }
-    small = {
-        "steps": 3,
-        "epochs": 4,
-        "ascent_epochs": 1,
-        "repair_steps": 2,
-        "repeats": 2,
-        "unlearn_batch": 8,
-        "heldout_batch": 8,
-        "refresh_every": 2,
-        "shrink": 0.4,
-        "alpha": 1.0,
-        "fisher_threshold": 1.0,
-        **batches,
-    }
-    default = Config()
-    for name in METHODS:
-        if name not in tiny and name not in REFERENCES:
-            section = getattr(default, name)
-            fields = {key: type(x) for key, x in vars(section).items()}
-            own = {key: fields[key](x) for key, x in small.items() if key in fields}
-            if (
-                "ascent_epochs" in own
-            ):  # so that larger requests have the same padded size
-                own["epochs"] = 2
-            tiny[name] = dataclasses.replace(section, **own)
+    small = {"steps": 3, "epochs": 4, "ascent_epochs": 1, "repair_steps": 2}
+    small |= {"repeats": 2, "unlearn_batch": 8, "heldout_batch": 8, "refresh_every": 2}
+    small |= {"shrink": 0.4, "alpha": 1.0, "fisher_threshold": 1.0, **batches}
+    for name in set(METHODS) - set(tiny) - set(REFERENCES):
+        section = getattr(Config(), name)
+        fields = {key: type(x) for key, x in vars(section).items()}
+        own = {key: fields[key](x) for key, x in small.items() if key in fields}
+        if "ascent_epochs" in own:  # larger requests then have the same padded size
+            own["epochs"] = 2
+        tiny[name] = dataclasses.replace(section, **own)
     for section, fields in sections.items():
         tiny[section] = dataclasses.replace(tiny[section], **fields)
     return Config(name="toy", **tiny)
@@ -264,15 +237,7 @@ def count_traces(name, traces):
 
 
 def run_method(
-    problem,
-    shared_loop,
-    name,
-    folder,
-    *,
-    changes=None,
-    loop=None,
-    traces=None,
-    **fields,
+    problem, shared_loop, name, folder, changes=None, loop=None, traces=None, **fields
 ):
     """Runs a method; returns the outcome and the problem with the changed fields."""
     problem = problem._replace(**fields)

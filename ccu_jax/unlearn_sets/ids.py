@@ -54,7 +54,7 @@ def rows_of_ids(data: Dataset, file: str) -> list[int]:
     ids = read_ids(path)
     row_by_id = {id_: row for row, id_ in enumerate(data.id.tolist())}
     train_ids = set(data.id[data.split == "train"].tolist())
-    wrong = {
+    examples_by_problem = {
         "more than once; list each once": [
             i for i, count in collections.Counter(ids).items() if count > 1
         ],
@@ -65,12 +65,12 @@ def rows_of_ids(data: Dataset, file: str) -> list[int]:
             i for i in ids if i not in train_ids
         ],
     }
-    for problem, examples in wrong.items():
+    for problem, examples in examples_by_problem.items():
         if examples:
-            some = ", ".join(map(repr, examples[:_MAX_EXAMPLES]))
-            num_more = len(examples) - _MAX_EXAMPLES
-            more = f" and {num_more} more" if num_more > 0 else ""
-            raise UserError(f"unlearn ids: {path} lists {some}{more} {problem}")
+            names = ", ".join(map(repr, examples[:_MAX_EXAMPLES]))
+            if len(examples) > _MAX_EXAMPLES:
+                names += f" and {len(examples) - _MAX_EXAMPLES} more"
+            raise UserError(f"unlearn ids: {path} lists {names} {problem}")
     return [row_by_id[i] for i in ids]
 
 

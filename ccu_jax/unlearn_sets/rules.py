@@ -1,7 +1,7 @@
 """Rules that select the unlearn set, such as `random:0.1` or `class:Comedy`.
 
 Attacks compare the unlearn set with non-members: rows of held-out groups, which no
-model is trained on. As a rule may select rows of a special kind, it also selects the
+model is trained on. If a rule selects rows of one kind, such as a class, it selects
 held-out groups of the same kind as non-members.
 """
 
@@ -49,7 +49,7 @@ class Rule(NamedTuple):
 
 
 class TrainingGroups(NamedTuple):
-    """The groups of the training rows, in the order of forgetting of a seed."""
+    """The groups of the training rows, in the order in which a seed unlearns them."""
 
     rows_by_group: dict[str, list[int]]
     trained: list[str]  # the original is trained on them

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Returns the flags, by default those of the process, as attributes.
+    """Parses flags, by default those of the process.
 
     Raises:
         UserError: An unknown flag, an invalid value, or flags that exclude each other.
@@ -117,8 +117,8 @@ def _count(text: str) -> int:
 
 
 def _shadow_count(text: str) -> int:
-    # Half of the shadows are trained on a row. Each shadow is the target once, and then
-    # two others of either kind are needed.
+    # Half of the shadows are trained on a row. Each shadow is attacked once by means of
+    # the others, of which at least two must have the row and two must lack it.
     if (count := _count(text)) < 6 or count % 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an even number of at least 6"

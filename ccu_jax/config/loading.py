@@ -68,7 +68,7 @@ def apply_tuned(config: Config, name: str) -> Config:
 
 
 def available_configs() -> dict[str, pathlib.Path]:
-    """Returns the configurations that come with the package: name -> file."""
+    """Returns the files of the configurations in `configs/` by name."""
     files = sorted(_config_folder().glob("*.py"))
     return {file.stem: file for file in files if not file.stem.startswith("_")}
 
@@ -127,7 +127,7 @@ def _failing_line(error: BaseException, path: str) -> int:
 
 
 def _explain(error: BaseException) -> str:
-    """Returns one line for an error of a config file, with the fields of a section."""
+    """Describes an error of a config file in a line; suggests fields of a section."""
     message = f"{type(error).__name__}: {error}"
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
     section = getattr(schema, match[1], None) if match else None

@@ -89,7 +89,7 @@ def _annotation(section: type, name: str, parent: str) -> Any:
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """Converts text to the type of an annotation if possible; check with `validate`."""
+    """Converts text to the type of an annotation; leaves invalid text to `validate`."""
     type_, _, is_optional = _split(annotation)
     if is_optional and text.lower() in ("none", "null"):
         return None

@@ -26,8 +26,8 @@ from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import Result, load_result, result_path
 from ccu_jax.storage.files import write_atomically, write_json
 
-# The ablations of each section of the configuration: a name, and the settings that
-# change. `steps` is a multiple of the configured number.
+# The changed settings of each ablation, by section of the configuration and name.
+# `steps` is a multiple of the configured number.
 ABLATIONS: dict[type, dict[str, Settings]] = {
     Ccu: {
         "no inverse contrast": {"inverse_contrast": 0.0},
@@ -62,7 +62,7 @@ _SCORES = ("unlearn image", "test image", "test text", "test fused", "retain fus
 
 
 def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
-    """Returns the changed settings of each ablation that would change something.
+    """Returns the changed settings of each ablation that differs from the section.
 
     The first one, "as configured", changes nothing.
     """

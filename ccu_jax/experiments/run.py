@@ -28,7 +28,7 @@ def run(
     audit: str = "smoke",
     shadows: int = 16,
 ) -> list[dict[str, Any]]:
-    """Runs everything that a configuration asks for and writes the report.
+    """Runs the methods of a configuration on its seeds, audits them and reports.
 
     Args:
         config: the data, the unlearn set, the methods and the seeds.
@@ -72,7 +72,7 @@ def _report(ctx: RunContext, config: Config, audit: str) -> list[dict[str, Any]]
         # First without the audit, so that a failing audit leaves a report.
         if is_primary():
             report.write_report(workdir, results, to_json(config))
-        if audit == "none":  # an earlier run may have left records
+        if audit == "none":  # only shows the records of earlier runs
             audits = collect_records(workdir)
         else:
             audits = write_audit(workdir, stage.report_progress)

@@ -89,7 +89,7 @@ def open_variants(
 def variant_path(
     workdir: pathlib.Path, problem: Problem, method: str, settings: Settings
 ) -> pathlib.Path:
-    """Returns the file of a variant's result, which depends on whether it is tested."""
+    """Returns the file of a variant's result; without test rows in another folder."""
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     folder = workdir / ("tested" if len(problem.sets.test) else "variants")

@@ -1,4 +1,4 @@
-"""The context that all stages of a run share."""
+"""The context of a run, which all its stages share."""
 
 import pathlib
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ from ccu_jax.train.loop import Loop
 
 
 class RunContext(NamedTuple):
-    """What all stages of a run share."""
+    """The configuration, the data, the model and the devices of a run."""
 
     config: Config
     workdir: pathlib.Path
     reporter: Reporter
     executor: Executor
     data: Dataset  # after corruption
-    corruptions: dict[str, Any]  # what each one changed, see `corruptions.apply`
+    corruptions: dict[str, Any]  # what each corruption changed, see `corruptions.apply`
     model: Model
     forward: Forward
     loop: Loop

@@ -1,4 +1,4 @@
-"""Removes the unlearned images from a working folder and searches for what is left.
+"""Removes the unlearned images from a working folder and searches for copies of them.
 
 Besides the images, `purge_workdir` removes the stored features of their rows and all
 models that were trained on them.

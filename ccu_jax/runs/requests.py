@@ -30,8 +30,7 @@ from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
 from ccu_jax.unlearn_sets.splits import Sets, groups_in_order
 
-# Each request draws with another seed; the first one with the seed of a single request.
-_SEED_STRIDE = 1_000_003
+_SEED_STRIDE = 1_000_003  # between requests; the first one has the seed of the run
 
 
 def split_requests(

@@ -72,7 +72,7 @@ def unlearning_seconds(outcome: Outcome) -> dict[str, float]:
 def describe_stage(
     ctx: RunContext, sets: Sets, predicted: Predictions, original: Predictions
 ) -> Result:
-    """Returns what the result of a stage has besides the fields of `build_result`."""
+    """Returns further fields for the result of a stage: data, sets and environment."""
     data = ctx.data
     duplicates = near_duplicates(data, sets)
     rows = predicted.split == "unlearn"
@@ -123,7 +123,7 @@ def load_result(path: pathlib.Path) -> Result:
 
 
 def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
-    """Returns a result if its file exists, the same in all processes.
+    """Reads a result if its file exists; all processes return the same.
 
     Raises:
         UserError: the result is damaged or was made from other data.

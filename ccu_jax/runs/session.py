@@ -1,4 +1,4 @@
-"""Opens a run: locks its folder, loads the data, draws the unlearn sets, checks all."""
+"""Opens a run: checks the input, locks the folder, loads the data, draws the sets."""
 
 import collections
 import contextlib
@@ -57,7 +57,7 @@ def open_run(
     from_json(to_json(config))  # checks every value
     check_rule(config.unlearn.rule)
     check_batches(config, methods, jax.device_count())
-    # Every process skips the finished stages that it finds in the folder.
+    # Otherwise processes would skip different stages, and then wait for each other.
     if not is_shared_folder(workdir):
         raise UserError(
             f"--workdir {workdir}: not shared by all processes; use a shared folder "

@@ -123,7 +123,7 @@ def run_seed(ctx: RunContext, seed: int, sets: Sets, methods: list[str]) -> None
 
 
 def load_params(ctx: RunContext, seed: int, method: str) -> Params:
-    """Restores a finished method's parameters, replicated; UserError if damaged."""
+    """Restores a finished method's model onto all devices; UserError if damaged."""
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     folder = _checkpoint_dir(ctx, seed, method) / "params"
     saved = checkpoint.restore(folder, shapes, ctx.reporter.warn)
@@ -156,7 +156,7 @@ def _open_feature_store(
 def _run_stage(
     ctx: RunContext, problem: Problem, method: str, stage: Stage, start_s: float
 ) -> Sets:
-    """Runs one method, evaluates it and writes everything, the result last.
+    """Runs one method, evaluates it and writes its model, predictions and result.
 
     Returns the sets, which the rule "memorized" draws when the original is trained.
     """

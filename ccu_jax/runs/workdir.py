@@ -122,7 +122,7 @@ def unlearn_set_path(workdir: pathlib.Path, seed: int) -> pathlib.Path:
 def unlearn_set_files(
     ctx: RunContext, seed: int, sets: Sets
 ) -> dict[pathlib.Path, str]:
-    """Returns the files that record a seed's unlearn set: its ids, near-duplicates.
+    """Returns texts by path that list a seed's unlearn set and its near-duplicates.
 
     Raises:
         UserError: another unlearn set is recorded already, or its file is damaged.

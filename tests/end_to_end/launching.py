@@ -1,9 +1,12 @@
-"""Starts the command line of `ccu_jax` in a process of its own."""
+"""Starts the command line of `ccu_jax` in new processes."""
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Smaller than `tiny`, with a checkpoint after every second step.
@@ -41,21 +44,52 @@ def run_environment(**variables: str) -> dict[str, str]:
     return env | variables
 
 
-def start_command(*argv: object, **variables: str) -> subprocess.Popen:
-    """Starts the command with these flags and environment variables."""
+def start_process(*argv: object, **variables: str) -> subprocess.Popen:
+    """Starts a process with these arguments and environment variables."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ccu_jax.launch", *map(str, argv)],
+        [*map(str, argv)],
         env=run_environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def start_command(*argv: object, **variables: str) -> subprocess.Popen:
+    """Starts the command with these flags and environment variables."""
+    return start_process(sys.executable, "-m", "ccu_jax.launch", *argv, **variables)
+
+
+def communicate(process: subprocess.Popen, timeout_s: float = 400) -> tuple[str, str]:
+    """Waits for the end of a process; returns what it printed to stdout and stderr."""
+    try:
+        return process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
+
+
+def wait_until(condition: Callable[[], object], *processes: subprocess.Popen) -> None:
+    """Waits until the condition holds while all processes run."""
+    end_s = time.monotonic() + 200
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def free_address() -> str:
+    """Returns an unused address for two processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def run_command(*argv: object, **variables: str) -> str:
     """Runs the command, which must succeed without a word on stderr; returns stdout."""
     process = start_command(*argv, **variables)
-    out, err = process.communicate(timeout=400)
+    out, err = communicate(process)
     assert (process.returncode, err) == (0, ""), err[-2000:]
     return out
 
@@ -63,6 +97,6 @@ def run_command(*argv: object, **variables: str) -> str:
 def fail_command(*argv: object, code: int = 2) -> str:
     """Runs the command, which must fail with one line on stderr; returns it."""
     process = start_command(*argv)
-    _, err = process.communicate(timeout=400)
+    _, err = communicate(process)
     assert process.returncode == code and err.count("\n") == 1, err
     return err

@@ -11,7 +11,7 @@ def load_audit(workdir):
 
 
 def pool_of(workdir, method="ccu_plus"):
-    """Returns what shadow models say of a method's images."""
+    """Returns the audit of a method's images by shadow models."""
     return load_audit(workdir)[method]["seeds"][0]["pool"]["image"]
 
 

@@ -2,18 +2,23 @@
 
 import json
 import signal
-import socket
-import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ccu_jax.distributed import preemption
-from ccu_jax.evaluate import feature_store, predictions
-from tests.end_to_end.launching import ROOT, run_command, run_environment
+from ccu_jax.evaluate import feature_store
+from tests.end_to_end.conftest import assert_close_logits
+from tests.end_to_end.launching import (
+    ROOT,
+    communicate,
+    free_address,
+    run_command,
+    start_process,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 # Few steps: on a busy machine two processes wait for each other at every array.
@@ -52,60 +57,28 @@ def single(config, tmp_path_factory):
     return workdir
 
 
-def start_local(processes, devices, *argv):
-    """Starts processes with `launch/local.sh`."""
-    return subprocess.Popen(
-        ["bash", ROOT / "launch/local.sh", str(processes), str(devices)]
-        + [str(arg) for arg in argv],
-        env=run_environment(VIRTUAL_ENV=sys.prefix),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run_local(processes, devices, *argv):
-    """Runs processes with `launch/local.sh`; returns what they print."""
-    process = start_local(processes, devices, *argv)
-    out, err = wait(process)
-    assert process.returncode == 0, err[-3000:]
+def run_local(processes, devices, *argv, code=0):
+    """Runs processes with `launch/local.sh`; returns their stdout and stderr."""
+    script = ROOT / "launch/local.sh"
+    argv = ("bash", script, processes, devices, *argv)
+    process = start_process(*argv, VIRTUAL_ENV=sys.prefix)
+    out, err = communicate(process)
+    assert process.returncode == code, err[-3000:]
     assert "Traceback" not in err and "Warning" not in err
-    return out
-
-
-def wait(process, timeout_s=400):
-    try:
-        return process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        raise
+    return out, err
 
 
 def start_pair(code, *argv):
     """Starts two processes that run Python code, without `launch/local.sh`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    argv = [*map(str, argv), "--devices", "1", "--multihost", address, "2"]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *argv, str(index)],
-            env=run_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
+    argv = (*argv, "--devices", "1", "--multihost", free_address(), "2")
+    return [start_process(sys.executable, "-c", code, *argv, i) for i in range(2)]
 
 
-def wait_for(path, processes):
-    end_s = time.monotonic() + 200
-    while not path.exists():
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
+def assert_both_are_preempted(pair):
+    for process in pair:
+        _, err = communicate(process, 60)
+        assert process.returncode == 75, err
+        assert err.strip() == preemption.MESSAGE
 
 
 def load_results(workdir):
@@ -117,15 +90,7 @@ def assert_same_results(single, workdir, num_devices, methods=METHODS):
     """Results of two processes equal those of one up to rounding."""
     name = "unlearn_sets/0.txt"
     assert (workdir / name).read_bytes() == (single / name).read_bytes()
-    for method in methods:
-        one, two = (
-            predictions.load_predictions(folder / "outputs" / f"{method}-0.npz")
-            for folder in (single, workdir)
-        )
-        assert one.id.tolist() == two.id.tolist()
-        assert one.split.tolist() == two.split.tolist()
-        for view, logits in one.logits.items():
-            np.testing.assert_allclose(two.logits[view], logits, rtol=0, atol=1e-4)
+    assert_close_logits(single, workdir, methods)
     stores: Any = (
         feature_store.read(folder / "checkpoints" / "original-0" / "features", {})
         for folder in (single, workdir)
@@ -151,7 +116,7 @@ def test_two_processes_with_two_devices_give_the_results_of_one(
     argv = ["--config", config, "--workdir", workdir]
     # Each process reads only the images that its devices need.
     argv += ["--set", "run.executor=shard_map", "--set", "run.image_placement=host"]
-    out = run_local(2, 2, *argv)
+    out, _ = run_local(2, 2, *argv)
     assert_same_results(single, workdir, 4)
     assert out.count("# hosts (clipart)") == 1, "process 0 alone prints the table"
     lines = (workdir / "events.jsonl").read_text().splitlines()
@@ -184,12 +149,9 @@ def test_preempted_processes_save_the_same_step_and_resume(config, single, tmp_p
     argv = ["--workdir", workdir, "--config", config]
     argv += ["--methods", ",".join(TWO_METHODS)]
     pair = start_pair(SLOW_STEPS, *argv)
-    wait_for(workdir / "steps", pair)
+    wait_until((workdir / "steps").exists, *pair)
     pair[1].send_signal(signal.SIGTERM)
-    for process in pair:
-        _, err = wait(process, 60)
-        assert process.returncode == 75, err
-        assert err.strip() == preemption.MESSAGE
+    assert_both_are_preempted(pair)
     (saved,) = workdir.glob("checkpoints/original-0/steps*/[0-9]*")
     assert int(saved.name) > 2
     run_local(2, 1, *argv)
@@ -219,12 +181,9 @@ def test_processes_are_preempted_while_process_0_prepares_the_data(
     config, tmp_path, terminated
 ):
     pair = start_pair(SLOW_PREPARATION, "--workdir", tmp_path, "--config", config)
-    wait_for(tmp_path / "loading", pair)
+    wait_until((tmp_path / "loading").exists, *pair)
     pair[terminated].send_signal(signal.SIGTERM)
-    for process in pair:
-        _, err = wait(process, 60)
-        assert process.returncode == 75, err
-        assert err.strip() == preemption.MESSAGE
+    assert_both_are_preempted(pair)
 
 
 @pytest.mark.parametrize(
@@ -236,24 +195,20 @@ def test_processes_are_preempted_while_process_0_prepares_the_data(
 )
 def test_user_error_ends_all_processes_with_one_line(config, tmp_path, flags, message):
     workdir = tmp_path / "run"
-    process = start_local(2, 1, "--config", config, "--workdir", workdir, *flags)
-    _, err = wait(process, 100)
-    assert process.returncode == 2, err
+    argv = ("--config", config, "--workdir", workdir, *flags)
+    _, err = run_local(2, 1, *argv, code=2)
     # The last lines of other processes follow.
     first = err.partition("last lines of process 1")[0]
     assert first.count("error: ") == 1 and message in first
-    assert "Traceback" not in err
     assert not (workdir / "config.json").exists()
 
 
 def test_processes_without_a_shared_folder_report_it(config, tmp_path):
     code = "from ccu_jax import launch; launch.run_process()"
-    with_folder = (
-        "import sys; sys.argv[2] += sys.argv[-1]; " + code
-    )  # --workdir of each process
-    pair = start_pair(with_folder, "--workdir", tmp_path / "run", "--config", config)
+    code = "import sys; sys.argv[2] += sys.argv[-1]; " + code  # --workdir
+    pair = start_pair(code, "--workdir", tmp_path / "run", "--config", config)
     for index, process in enumerate(pair):
-        _, err = wait(process, 100)
+        _, err = communicate(process, 100)
         assert process.returncode == 2, err
         assert f"{tmp_path / 'run'}{index}: not shared by all processes" in err
         assert "Traceback" not in err

@@ -10,6 +10,7 @@ case failed, whose folder stays.
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import pathlib
@@ -17,41 +18,41 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from tests import conftest  # noqa: F401  sets what JAX reads when it starts
-from tests.faults import devices, disks, files, hosts, kills
+from tests.faults import disks, files, signals
 from tests.faults.world import Case, World
 
 _MAX_FAILURES = 8  # of a kind, per command
 
 
 class Kind(NamedTuple):
-    """What makes a case of a kind of fault, and how many faults to make."""
+    """A kind of fault: the function that makes a case, and how many faults to make."""
 
     make: Callable[[Case], None]
     num_faults: int
 
 
 KINDS = {
-    "kills": Kind(kills.killed, 200),
-    "damaged files": Kind(files.damaged, 64),
-    "disk full": Kind(disks.full, 12),
-    "read-only folder": Kind(disks.read_only, 9),
-    "removed folder": Kind(disks.removed, 5),
-    "preemptions": Kind(kills.preempted, 14),
-    "preempted hosts": Kind(hosts.preempted, 24),
-    "lost peers": Kind(hosts.lost, 12),
-    "killed hosts": Kind(hosts.killed, 40),
-    "other devices": Kind(devices.changed, 9),
+    "kills": Kind(signals.kill_run, 200),
+    "damaged files": Kind(files.damage_file, 64),
+    "disk full": Kind(disks.fill_disk, 12),
+    "read-only folder": Kind(disks.make_read_only, 9),
+    "removed folder": Kind(disks.remove_folder, 5),
+    "preemptions": Kind(signals.preempt_run, 14),
+    "preempted hosts": Kind(signals.preempt_hosts, 24),
+    "lost peers": Kind(signals.lose_peer, 12),
+    "killed hosts": Kind(signals.kill_hosts, 40),
+    "other devices": Kind(signals.change_devices, 9),
 }
 
 
 def run_case(world: World, kind: str, number: int) -> dict[str, Any]:
     """Makes one case and returns its record."""
     case = Case(world, kind.replace(" ", "-"), number)
-    began, failure = time.monotonic(), None
+    start_s, failure = time.monotonic(), None
     try:
         KINDS[kind].make(case)
     except AssertionError as error:
@@ -65,12 +66,12 @@ def run_case(world: World, kind: str, number: int) -> dict[str, Any]:
         "number": number,
         "faults": case.faults,
         "starts": case.num_starts,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - start_s, 1),
         "failure": failure,
     }
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command; see the top of this file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,41 +93,41 @@ def main(argv=None) -> int:
     return _print_table(_read_log(world), counts)
 
 
-def _run_kind(world, kind, count):
+def _run_kind(world: World, kind: str, count: int) -> None:
     records = [record for record in _read_log(world) if record["kind"] == kind]
-    done, failures = sum(len(record["faults"]) for record in records), 0
-    number = len(records)
-    while done < count and failures < _MAX_FAILURES:
+    num_faults, num_failures = sum(len(record["faults"]) for record in records), 0
+    for number in itertools.count(len(records)):
+        if num_faults >= count or num_failures >= _MAX_FAILURES:
+            return
         record = run_case(world, kind, number)
-        number += 1
         with (world.folder / "cases.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-        done += len(record["faults"])
-        failures += record["failure"] is not None
-        print(f"{kind}: {done}/{count}, {record['seconds']} s", flush=True)
+        num_faults += len(record["faults"])
+        num_failures += record["failure"] is not None
+        print(f"{kind}: {num_faults}/{count}, {record['seconds']} s", flush=True)
         if record["failure"]:
             print(f"  FAILED: {record['failure'][-600:]}", flush=True)
 
 
-def _read_log(world) -> list[dict[str, Any]]:
+def _read_log(world: World) -> list[dict[str, Any]]:
     path = world.folder / "cases.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
-def _print_table(records, counts) -> int:
-    """Prints counts and what was hit how often; returns the exit code."""
-    print(f"\n{'kind':24}{'faults':>8}{'cases':>8}{'starts':>8}{'failed':>8}")
+def _print_table(records: list[dict[str, Any]], kinds: Iterable[str]) -> int:
+    """Prints the number of faults by kind and place; returns the exit code."""
     num_failed = 0
-    for kind in counts:
+    print(f"\n{'kind':24}{'faults':>8}{'cases':>8}{'starts':>8}{'failed':>8}")
+    for kind in kinds:
         cases = [record for record in records if record["kind"] == kind]
         faults = [fault for record in cases for fault in record["faults"]]
         starts = sum(record["starts"] for record in cases)
         failed = sum(record["failure"] is not None for record in cases)
-        num_failed += failed
         print(f"{kind:24}{len(faults):8}{len(cases):8}{starts:8}{failed:8}")
         for fault, number in collections.Counter(faults).most_common():
             print(f"    {fault:44}{number:6}")
+        num_failed += failed
     return 1 if num_failed else 0
 
 

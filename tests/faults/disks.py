@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import time
 
-from tests.faults.kills import wait_for_moment
-from tests.faults.runs import Start, current_stage
+from tests.faults.runs import current_stage
 from tests.faults.world import Case, assert_one_line
 
 _NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
@@ -20,102 +19,88 @@ _NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 
 @functools.cache
 def can_mount() -> bool:
-    """Whether this machine lets a user mount a disk in a namespace."""
+    """Returns whether this machine lets a user mount a disk in a namespace."""
     script = f"mount -t tmpfs -o size=1m none {shlex.quote(os.getcwd())}"
     try:
-        done = subprocess.run([*_NAMESPACE, "sh", "-c", script], capture_output=True)
+        process = subprocess.run([*_NAMESPACE, "sh", "-c", script], capture_output=True)
     except OSError:
         return False
-    return done.returncode == 0
+    return process.returncode == 0
 
 
-def full(case: Case) -> None:
-    """Another program fills the disk at some moment; then space is freed again."""
-    _disturb(case, "dd if=/dev/zero of=$0/.ballast bs=4k", "o space left")
+def fill_disk(case: Case) -> None:
+    """Fills the disk at some moment, as another program would; then frees space."""
+    _disturb_disk(case, "dd if=/dev/zero of=$0/.ballast bs=4k", "o space left")
 
 
-def _disturb(case: Case, script: str, words: str) -> None:
-    """Disturbs the disk at some moment, until the run ends.
-
-    `script`: of a shell, `$0` is the folder; `words`: of the error.
-    """
-    undisturbed = case.world.undisturbed(*case.world.purged)
-    case.workdir.mkdir()
-    run = case.start(*case.world.purged, how=Start(prefix=_on_tmpfs(case, script)))
-    # Folders of another namespace are seen by way of a process in it.
-    inside = pathlib.Path(f"/proc/{run.pid}/root{case.workdir}")
-    wait_for_moment(case, run, undisturbed, inside)
-    (case.folder / "fill").touch()
-    run.wait()
-    case.workdir.rmdir()
-    (case.folder / "kept").rename(case.workdir)
-    if run.code() == 0:  # it had written all
-        return case.assert_same(undisturbed)
-    case.faults.append(current_stage(case.workdir))
-    assert_one_line(run, 2, words)
-    case.assert_resumes(undisturbed, *case.world.purged)
-
-
-def read_only(case: Case) -> None:
-    """The folder cannot be written before the start, or a part of it in mid-run."""
+def make_read_only(case: Case) -> None:
+    """Makes the folder read-only before the start, or a part of it in mid-run."""
     if case.number % 3:
         part = "$0/checkpoints"
         script = f"mount --bind {part} {part} && mount -o remount,bind,ro {part}"
-        return _disturb(case, script, "ead-only file system")
-    undisturbed = case.world.undisturbed(*case.world.audited)
+        return _disturb_disk(case, script, "ead-only file system")
+    undisturbed = case.world.run_undisturbed(*case.world.audit_flags)
     case.copy_from(undisturbed.workdir)
     if case.rng.random() < 0.7:
         shutil.rmtree(case.workdir / "stages")
+    folder = shlex.quote(str(case.workdir))
     script = (
-        f"mount --bind -o ro {_quoted(case)} {_quoted(case)}"
-        f" && mount -o remount,bind,ro {_quoted(case)}"
+        f"mount --bind -o ro {folder} {folder} && mount -o remount,bind,ro {folder}"
+        ' && exec "$@"'
     )
-    run = case.start(*case.world.audited, how=Start(prefix=_within(script)))
+    prefix = (*_NAMESPACE, "sh", "-c", script, "sh")
+    run = case.start(*case.world.audit_flags, prefix=prefix)
     run.wait()
     case.faults.append("before the start")
     assert_one_line(run, 2, str(case.workdir))
-    case.assert_resumes(undisturbed, *case.world.audited)
+    case.assert_resumes(undisturbed, *case.world.audit_flags)
 
 
-def removed(case: Case) -> None:
-    """The folder is removed under a run."""
-    undisturbed = case.world.undisturbed(*case.world.purged)
-    run = case.start(*case.world.purged)
-    wait_for_moment(case, run, undisturbed)
-    if run.code() is not None:
-        return
-    at = current_stage(case.workdir)
-    end = time.monotonic() + 5
-    while case.workdir.exists() and time.monotonic() < end:
-        shutil.rmtree(case.workdir, ignore_errors=True)
-    run.wait()
-    if run.code() == 0:  # it had written all, and has shown it
-        return
-    case.faults.append(at)
-    assert_one_line(run, 2, str(case.workdir))
-    shutil.rmtree(case.workdir, ignore_errors=True)
-    case.assert_resumes(undisturbed, *case.world.purged)
+def _disturb_disk(case: Case, script: str, words: str) -> None:
+    """Runs on a small tmpfs, on which a script runs at some moment.
 
-
-def _quoted(case):
-    return shlex.quote(str(case.workdir))
-
-
-def _within(script):
-    """Returns a prefix that runs a script in a namespace before the command."""
-    return (*_NAMESPACE, "sh", "-c", f'{script} && exec "$@"', "sh")
-
-
-def _on_tmpfs(case, script):
-    """Returns a prefix that runs a command on a small disk of its own.
-
-    The script runs when a file `fill` appears; at the end the content is copied.
+    In the shell script, `$0` is the folder; `words` are of the expected error. At the
+    end the content of the tmpfs is copied.
     """
-    fill, kept = (shlex.quote(str(case.folder / name)) for name in ("fill", "kept"))
+    undisturbed = case.world.run_undisturbed(*case.world.purge_flags)
+    case.workdir.mkdir()
+    signal_file, copy = case.folder / "disturb", case.folder / "copy"
+    start = shlex.quote(str(signal_file))
     command = (
         f"mount -t tmpfs -o size=64m none $0 || exit 70; "
-        f"( while [ ! -e {fill} ]; do sleep 0.02; done; {script} ) 2>/dev/null & "
-        f'"$@"; code=$?; touch {fill}; wait; rm -f $0/.ballast; '
-        f"cp -a $0 {kept}; exit $code"
+        f"( while [ ! -e {start} ]; do sleep 0.02; done; {script} ) 2>/dev/null & "
+        f'"$@"; code=$?; touch {start}; wait; rm -f $0/.ballast; '
+        f"cp -a $0 {shlex.quote(str(copy))}; exit $code"
     )
-    return (*_NAMESPACE, "sh", "-c", command, str(case.workdir))
+    prefix = (*_NAMESPACE, "sh", "-c", command, str(case.workdir))
+    run = case.start(*case.world.purge_flags, prefix=prefix)
+    # Folders of another namespace are seen by way of a process in it.
+    inside = pathlib.Path(f"/proc/{run.pid}/root{case.workdir}")
+    case.wait_for_moment(run, undisturbed, inside)
+    signal_file.touch()
+    run.wait()
+    case.workdir.rmdir()
+    copy.rename(case.workdir)
+    if run.exit_code() == 0:  # it had written all
+        return case.assert_same(undisturbed)
+    case.faults.append(current_stage(case.workdir))
+    assert_one_line(run, 2, words)
+    case.assert_resumes(undisturbed, *case.world.purge_flags)
+
+
+def remove_folder(case: Case) -> None:
+    """Removes the folder under a run."""
+    undisturbed = case.world.run_undisturbed(*case.world.purge_flags)
+    run = case.start(*case.world.purge_flags)
+    case.wait_for_moment(run, undisturbed)
+    if run.exit_code() is not None:
+        return
+    stage, end_s = current_stage(case.workdir), time.monotonic() + 5
+    while case.workdir.exists() and time.monotonic() < end_s:
+        shutil.rmtree(case.workdir, ignore_errors=True)
+    if run.wait() == 0:  # it had written all, and has shown it
+        return
+    case.faults.append(stage)
+    assert_one_line(run, 2, str(case.workdir))
+    shutil.rmtree(case.workdir, ignore_errors=True)
+    case.assert_resumes(undisturbed, *case.world.purge_flags)

@@ -1,7 +1,6 @@
-"""Starts runs that are to be disturbed, as one process or several."""
+"""Starts runs that are to be disturbed, and reads the events that they log."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -9,39 +8,38 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 from tests.end_to_end.launching import ROOT, run_environment
 
 TIMEOUT_S = 300.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """How a run is started.
+class Run:
+    """One start of the command, which prints to `log`.
 
-    `hosts`: number of processes, by `launch/local.sh`. `prefix`: words of a shell in
-    front of the command, such as `unshare -rm sh -c ... --`.
+    `launch/local.sh` starts several `hosts`. `prefix` are the words before the command,
+    such as `unshare --mount sh -c SCRIPT`.
     """
 
-    hosts: int = 1
-    prefix: tuple[str, ...] = ()
-
-
-class Run:
-    """One start of the command, which writes to `log`."""
-
-    def __init__(self, argv, log: pathlib.Path, how: Start = Start()):
-        self.log, self._err = log, log.with_suffix(".err")
-        self.began = time.monotonic()
-        self.num_starts_before = 0  # of others in the same folder
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: pathlib.Path,
+        hosts: int = 1,
+        prefix: Sequence[str] = (),
+    ):
+        self._log, self._err = log, log.with_suffix(".err")
+        self.start_s = time.monotonic()
+        self.num_earlier_starts = 0  # in the same folder
         command = [sys.executable, "-m", "ccu_jax.launch"]
-        if how.hosts > 1:
-            command = ["bash", str(ROOT / "launch/local.sh"), str(how.hosts), "1"]
+        if hosts > 1:
+            command = ["bash", str(ROOT / "launch/local.sh"), str(hosts), "1"]
         # One thread for BLAS, so that all starts give the same bits.
         env = run_environment(OPENBLAS_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
         with log.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                [*how.prefix, *command, *map(str, argv)],
+                [*prefix, *command, *map(str, argv)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -50,11 +48,7 @@ class Run:
             )
         self.pid = self._process.pid
 
-    def signal(self, number: int) -> None:
-        """Sends a signal to the started process (to the shell of several)."""
-        os.kill(self.pid, number)
-
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         """Returns the exit code, negative for a signal; None while it runs."""
         return self._process.poll()
 
@@ -63,55 +57,58 @@ class Run:
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.destroy()
-            raise AssertionError(f"ran {timeout_s:.0f} s: {self.tail()}") from None
+            self.kill()
+            raise AssertionError(f"ran {timeout_s:.0f} s: {self.errors()}") from None
 
-    def destroy(self) -> None:
-        """Kills the run and the processes that it has started."""
-        for pid in [*self.peers(), self.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Waits until the condition holds or the run has ended."""
+        while self.exit_code() is None and not condition():
+            time.sleep(0.002)
+
+    def sleep(self, seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        self.wait_until(lambda: time.monotonic() >= end_s)
+
+    def kill(self) -> None:
+        for pid in {*self.host_pids(), self.pid}:
+            send_signal(pid, signal.SIGKILL)
         self._process.wait()
 
-    def peers(self) -> list[int]:
-        """Returns the process ids of a run of several processes, in order."""
-        found = {}
-        try:
+    def host_pids(self) -> list[int]:
+        """Returns the process ids of the hosts of `launch/local.sh`, in order."""
+        pids = {}
+        with contextlib.suppress(OSError):  # a process has ended
             children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
             for pid in map(int, children.read_text().split()):
                 words = pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
                 if "--multihost" in words:
-                    found[int(words[words.index("--multihost") + 3])] = pid
-        except OSError:  # it has ended
-            return []
-        return [found[index] for index in sorted(found)]
+                    pids[int(words[words.index("--multihost") + 3])] = pid
+        return [pids[index] for index in sorted(pids)]
 
-    def text(self) -> str:
-        """Returns what it has printed so far."""
-        return self.log.read_text("utf-8", "replace")
-
-    def tail(self) -> str:
-        """Returns the end of what it has printed."""
-        return self.text()[-1500:]
+    def output(self) -> str:
+        return self._log.read_text("utf-8", "replace")
 
     def errors(self) -> str:
-        """Returns what it has printed to stderr."""
         return self._err.read_text("utf-8", "replace")
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Sends a signal to a process, which may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def read_events(workdir: pathlib.Path) -> list[dict]:
     """Returns the events of all starts, without a line that a kill cut off."""
-    found = []
     try:
         lines = (workdir / "events.jsonl").read_text("utf-8", "replace").splitlines()
     except OSError:
         return []
+    events = []
     for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return events
 
 
 def count_starts(workdir: pathlib.Path) -> int:
@@ -121,18 +118,28 @@ def count_starts(workdir: pathlib.Path) -> int:
 
 def current_stage(workdir: pathlib.Path) -> str:
     """Returns the stage that runs, as exactly as the folder shows."""
-    last = "start"
+    stage = "start"
     for event in read_events(workdir):
         if event["kind"] == "plan":
-            last = "start"
+            stage = "start"
         elif event["kind"] == "stage_start":
-            last = event["title"].removeprefix("seed 0: ")
+            stage = event["title"].removeprefix("seed 0: ")
         elif event["kind"] == "stage_end" and not event["failure"]:
-            last = "between stages"
-    if last == "audit":
+            stage = "between stages"
+    if stage == "audit":
         return "audit: shadows" if (workdir / "shadows").exists() else "audit: models"
     if (workdir / "checkpoints" / "original-0" / "features.new").exists():
         return "feature store"
-    if list((workdir / "checkpoints" / f"{last}-0").glob("params/[0-9]*")):
-        return f"{last}: evaluation"
-    return last
+    if list((workdir / "checkpoints" / f"{stage}-0").glob("params/[0-9]*")):
+        return f"{stage}: evaluation"
+    return stage
+
+
+def is_in_last_stage(workdir: pathlib.Path) -> bool:
+    """Returns whether the last stage has begun: the run may end before a preemption."""
+    last_title, has_begun = None, False
+    for event in read_events(workdir):
+        if event["kind"] == "plan":
+            last_title, has_begun = event["stages"][-1], False
+        has_begun |= event["kind"] == "stage_start" and event["title"] == last_title
+    return has_begun

@@ -5,53 +5,54 @@ import functools
 import pathlib
 import random
 import shutil
+import signal
 import time
 
 from ccu_jax.runs.results import source_commit
 from tests.end_to_end.launching import SMALL_CONFIG
-from tests.faults import same
-from tests.faults.runs import Run, Start, count_starts, read_events
+from tests.faults import comparison
+from tests.faults.runs import Run, count_starts, current_stage, read_events, send_signal
 
-_CCU_PLUS = ("--methods", "ccu_plus")
+METHOD_FLAGS = ("--methods", "ccu_plus")
 # Few steps: two processes wait for each other at every array.
-SHORT = (*_CCU_PLUS, "--set", "train.batch=256")
+HOST_FLAGS = (*METHOD_FLAGS, "--set", "train.batch=256")
 
 
 @dataclasses.dataclass(frozen=True)
 class Undisturbed:
-    """A run without faults; `stages`: the seconds of each stage."""
+    """A run without faults; `stages_s` are the seconds of each stage."""
 
     workdir: pathlib.Path
     results: dict[str, object]
     seconds: float
-    stages: dict[str, float]
+    stages_s: dict[str, float]
 
 
 class World:
     """The folder of all cases, and the flags of their runs.
 
-    `audited`, `purged`, `streamed`: flags; `is_quick`: fewer stages and faults, for the
-    tests.
+    `audit_flags`, `purge_flags` and `stream_flags` are flags of runs; `is_quick` asks
+    for fewer stages and faults, for the tests.
     """
 
     def __init__(self, folder: pathlib.Path, is_quick: bool = False):
         self.is_quick = is_quick
-        pool = ("--audit", "rigorous", "--shadows", "6")
-        self.audited = _CCU_PLUS if is_quick else pool
-        self.purged = (*self.audited, "--purge")
-        audit = _CCU_PLUS if is_quick else ("--audit", "standard")
-        self.streamed = ("--set", "unlearn.num_requests=3", *audit)
+        rigorous, standard = "--audit rigorous --shadows 6", "--audit standard"
+        self.audit_flags = METHOD_FLAGS if is_quick else tuple(rigorous.split())
+        self.purge_flags = (*self.audit_flags, "--purge")
+        audit = METHOD_FLAGS if is_quick else tuple(standard.split())
+        self.stream_flags = ("--set", "unlearn.num_requests=3", *audit)
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = self.folder / "config.py"
         if not self.config.exists():
             self.config.write_text(SMALL_CONFIG)
 
-    def argv(self, workdir, *flags) -> list[str]:
+    def argv(self, workdir: pathlib.Path, *flags: str) -> list[str]:
         return ["--config", str(self.config), "--workdir", str(workdir), *flags]
 
     @functools.cache  # noqa: B019  there is one world
-    def undisturbed(self, *flags: str, hosts: int = 1) -> Undisturbed:
+    def run_undisturbed(self, *flags: str, hosts: int = 1) -> Undisturbed:
         """Returns a run with these flags, made once per commit."""
         name = f"{hosts}-" + "_".join(x.strip("-").replace("/", "") for x in flags)
         workdir = self.folder / "undisturbed" / str(source_commit()) / name
@@ -61,18 +62,37 @@ class World:
             for _ in range(1 if self.is_quick else 2):  # the second compiles nothing
                 shutil.rmtree(workdir, ignore_errors=True)
                 workdir.parent.mkdir(parents=True, exist_ok=True)
-                log = workdir.with_suffix(".log")
-                run = Run(self.argv(workdir, *flags), log, Start(hosts))
+                run = Run(
+                    self.argv(workdir, *flags), workdir.with_suffix(".log"), hosts
+                )
                 assert run.wait() == 0, run.errors()
-                seconds = time.monotonic() - run.began
+                seconds = time.monotonic() - run.start_s
             done.write_text(f"{seconds}\n")
-        stages = {
+        stages_s = {
             event["title"].removeprefix("seed 0: "): event["seconds"]
             for event in read_events(workdir)
             if event["kind"] == "stage_end"
         }
-        seconds = float(done.read_text())
-        return Undisturbed(workdir, same.load_results(workdir), seconds, stages)
+        results, seconds = comparison.load_results(workdir), float(done.read_text())
+        return Undisturbed(workdir, results, seconds, stages_s)
+
+    def kill_at_file(
+        self, flags: tuple[str, ...], pattern: str, name: str = "plain"
+    ) -> pathlib.Path:
+        """Returns the folder of a run that was killed when a file had appeared."""
+        parts = [*flags, name.replace(" ", "-")]
+        folder = self.folder / "killed" / "_".join(x.strip("-") for x in parts)
+        if folder.exists():
+            return folder
+        new = folder.with_name(folder.name + ".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        run = Run(self.argv(new, *flags), folder.with_suffix(".log"))
+        run.wait_until(lambda: list(new.glob(pattern)))
+        send_signal(run.pid, signal.SIGKILL)
+        assert run.wait(20) == -signal.SIGKILL, f"{pattern} missing: {run.errors()}"
+        new.rename(folder)
+        return folder
 
 
 class Case:
@@ -88,43 +108,81 @@ class Case:
         self.faults: list[str] = []
         self.num_starts = 0
 
-    def start(self, *flags, how: Start = Start()) -> Run:  # noqa: B008
-        """Starts the command in the case's folder."""
+    def start(self, *flags: str, hosts: int = 1, prefix: tuple[str, ...] = ()) -> Run:
         self.num_starts += 1
-        before = count_starts(self.workdir)
+        num_earlier_starts = count_starts(self.workdir)
         log = self.folder / f"start-{self.num_starts}.log"
-        run = Run(self.world.argv(self.workdir, *flags), log, how)
-        run.num_starts_before = before
+        run = Run(self.world.argv(self.workdir, *flags), log, hosts, prefix)
+        run.num_earlier_starts = num_earlier_starts
         return run
 
-    def num_faults(self, low: int, high: int) -> int:
-        """Returns how many faults to make in a run."""
-        return 1 if self.world.is_quick else self.rng.randint(low, high)
-
     def copy_from(self, folder: pathlib.Path) -> None:
-        """Starts from the content of a folder."""
         shutil.copytree(folder, self.workdir, symlinks=True)
 
-    def assert_resumes(self, undisturbed: Undisturbed, *flags, how: Start = Start()):  # noqa: B008
+    def has_planned(self, run: Run, workdir: pathlib.Path | None = None) -> bool:
+        """Returns whether this start has logged its plan."""
+        return count_starts(workdir or self.workdir) > run.num_earlier_starts
+
+    def wait_for_moment(
+        self, run: Run, undisturbed: Undisturbed, workdir: pathlib.Path | None = None
+    ) -> None:
+        """Waits for a moment of the run, or of a stage that is not finished.
+
+        `workdir` is its path as seen from here, if the run sees another one.
+        """
+        rng, workdir = self.rng, workdir or self.workdir
+        if rng.random() < 0.3:
+            return run.sleep(rng.uniform(0, 0.6 * undisturbed.seconds))
+        finished = {
+            event["title"].removeprefix("seed 0: ")
+            for event in read_events(workdir)
+            if event["kind"] == "stage_end" and event["title"] not in ("data", "report")
+        }
+        stages = [name for name in undisturbed.stages_s if name not in finished]
+        if count_starts(workdir):
+            stages.remove("data")  # takes no time once it is prepared
+        # Mostly one of the next stages, so that a run is hit often.
+        target = stages[min(int(rng.expovariate(1)), len(stages) - 1)]
+        if rng.random() < 0.2:
+            target = rng.choice(["feature store", "evaluation"])
+
+        def is_in_target() -> bool:
+            stage = current_stage(workdir)
+            is_target = stage.partition(":")[0] == target or stage.endswith(target)
+            return is_target and self.has_planned(run, workdir)
+
+        run.wait_until(is_in_target)
+        # Longer than undisturbed, since other jobs share the machine.
+        run.sleep(rng.uniform(0, 1.5 * undisturbed.stages_s.get(target, 0.1)))
+
+    def assert_not_redone(self, before: dict) -> dict[str, tuple[str, int]]:
+        """Fails if finished work was redone; returns the files of finished work."""
+        redone = comparison.redone_files(self.workdir, before)
+        assert not redone, f"redone: {', '.join(redone)}"
+        return comparison.finished_files(self.workdir)
+
+    def assert_resumes(
+        self, undisturbed: Undisturbed, *flags: str, hosts: int = 1
+    ) -> None:
         """Runs the same command again, which must end with the undisturbed bits."""
-        run = self.start(*flags, how=how)
-        assert run.wait() == 0, f"exit code {run.code()}: {run.errors()[-1500:]}"
-        if how.hosts == 1:
-            assert run.errors() == "", run.errors()[-1500:]
+        run = self.start(*flags, hosts=hosts)
+        assert run.wait() == 0, f"exit code {run.exit_code()}: {run.errors()}"
+        if hosts == 1:
+            assert run.errors() == "", run.errors()
         self.assert_same(undisturbed)
 
     def assert_same(self, undisturbed: Undisturbed) -> None:
-        """Fails if the results differ from the undisturbed ones."""
-        results = same.load_results(self.workdir)
-        different = same.differences(undisturbed.results, results)
+        results, expected = comparison.load_results(self.workdir), undisturbed.results
+        names = sorted({*results, *expected})
+        different = [name for name in names if results.get(name) != expected.get(name)]
         assert not different, f"results differ: {', '.join(different)}"
 
 
 def assert_one_line(run: Run, code: int, *words: str) -> None:
     """Fails unless the run ended with this code and a one-line error of these words."""
-    printed = run.errors()
-    assert run.code() == code, f"exit code {run.code()}: {printed[-1500:]}"
-    lines = [line for line in printed.splitlines() if line.strip()]
-    assert len(lines) == 1, f"{len(lines)} lines: {printed[-1500:]}"
+    errors = run.errors()
+    assert run.exit_code() == code, f"exit code {run.exit_code()}: {errors}"
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1, f"{len(lines)} lines: {errors}"
     missing = [word for word in words if word not in lines[0]]
     assert not missing, f"{missing} not in: {lines[0]}"

@@ -1,4 +1,4 @@
-"""Whether two working folders hold the same results, and which files were redone."""
+"""The results of a working folder without wall times, and files that were redone."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ import numpy as np
 
 from ccu_jax.train import checkpoint
 
-# What a purge removes or changes, possibly half of it when it is killed.
+# A purge removes or changes these; one that is killed does so in part.
 _PURGED = ("shadows/", "checkpoints/original-0/", "data/")
-# Wall times, and what belongs to the start and not to the result.
+# Wall times, and properties of the start that do not change the result.
 _IGNORED = {"seconds", "costs_s", "commit", "device", "versions", "sha256"}
 _RECORDS = ("stages/*.json", "audits/*.json", "audit.json", "results.json")
 _FILES = ("outputs/*.npz", "unlearn_sets/*", "config.json", "data/*.npy")
@@ -21,21 +21,20 @@ _FEATURES = "checkpoints/original-0/features/*"
 def load_results(workdir: pathlib.Path) -> dict[str, object]:
     """Returns all results of a run by file name, without wall times."""
 
-    def named(read, *patterns):
-        paths = [path for pattern in patterns for path in workdir.glob(pattern)]
-        return {str(path.relative_to(workdir)): read(path) for path in paths}
-
-    results = named(_sha256, *_FILES, _FEATURES) | named(_read_record, *_RECORDS)
-    results |= named(parameter_digests, "checkpoints/*/params")
+    readers = {
+        **dict.fromkeys((*_FILES, _FEATURES), _sha256),
+        **dict.fromkeys(_RECORDS, _read_record),
+        "checkpoints/*/params": parameter_digests,
+    }
+    results = {
+        str(path.relative_to(workdir)): read(path)
+        for pattern, read in readers.items()
+        for path in workdir.glob(pattern)
+    }
     for path in workdir.glob("purge.json"):
         report = json.loads(path.read_text("utf-8"))
         results[path.name] = {name: report[name] for name in ("num_images", "hits")}
     return results
-
-
-def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
-    """Returns the names of results that differ, or that only one of them has."""
-    return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
 
 
 def parameter_digests(folder: pathlib.Path) -> dict[str, str]:
@@ -55,24 +54,22 @@ def parameter_digests(folder: pathlib.Path) -> dict[str, str]:
 
 def finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
     """Returns all files of finished work, with digest and modification time."""
-    paths = []
-    for path in sorted((workdir / "stages").glob("*.json")):
-        folder = workdir / "checkpoints" / path.stem / "params"
-        paths += [path, workdir / "outputs" / f"{path.stem}.npz", *folder.rglob("*")]
     # Files that are complete as soon as they have this name.
-    for pattern in ("audits/*.json", "shadows/*/*.npz", "data/*", _FEATURES):
-        paths += workdir.glob(pattern)
-    for folder in workdir.glob("shadows/*/*/0"):
-        paths += folder.rglob("*")
+    patterns = ["audits/*.json", "shadows/*/*.npz", "shadows/*/*/0/**/*", "data/*"]
+    patterns.append(_FEATURES)
+    for stage in (path.stem for path in workdir.glob("stages/*.json")):
+        patterns += [f"stages/{stage}.json", f"outputs/{stage}.npz"]
+        patterns.append(f"checkpoints/{stage}/params/**/*")
     return {
         str(path.relative_to(workdir)): (_sha256(path), path.stat().st_mtime_ns)
-        for path in paths
+        for pattern in patterns
+        for path in workdir.glob(pattern)
         if path.is_file()
     }
 
 
 def redone_files(workdir: pathlib.Path, before: dict[str, tuple[str, int]]):
-    """Returns finished files that have changed, except those that a purge removes."""
+    """Returns finished files that have changed, but not those that a purge removes."""
     after = finished_files(workdir)
     purged = _PURGED if (workdir / "purged.json").exists() else ()
     return [
@@ -86,13 +83,9 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read_record(path: pathlib.Path):
-    return _without_ignored(json.loads(path.read_text("utf-8")))
+def _read_record(path: pathlib.Path) -> object:
+    return json.loads(path.read_text("utf-8"), object_hook=_without_ignored)
 
 
-def _without_ignored(value):
-    if isinstance(value, dict):
-        return {k: _without_ignored(v) for k, v in value.items() if k not in _IGNORED}
-    if isinstance(value, list):
-        return [_without_ignored(v) for v in value]
-    return value
+def _without_ignored(fields: dict[str, object]) -> dict[str, object]:
+    return {name: x for name, x in fields.items() if name not in _IGNORED}

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ccu_jax.benchmarks.harness import Command, user_path
+from ccu_jax.benchmarks.harness import Command, Flag, at_least, make_table, parse_path
 from ccu_jax.config.flags import Parser
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.files import to_plain_json, write_atomically
@@ -50,16 +50,17 @@ def run(argv: Sequence[str]) -> None:
     for key, value in machine.items():
         console.print(f"{key}: {value}", highlight=False, markup=False)
     measured = command.measure(flags)
-    for table in command.make_tables(measured):
-        console.print(table)
+    for measurements in measured:
+        console.print(make_table(measurements))
     if flags.json:
-        record = {"flags": vars(flags), "machine": machine, "measured": measured}
+        rows = {measurements.name: measurements.rows for measurements in measured}
+        record = {"flags": vars(flags), "machine": machine, "measured": rows}
         text = json.dumps(to_plain_json(record), indent=1) + "\n"
         write_atomically(flags.json, text.encode())
 
 
 def _import(module: str) -> Any:
-    # Child processes import this file as well, and one of them must not import JAX.
+    # Child processes import this file as well, and PyTorch's must not import JAX.
     return importlib.import_module(f"ccu_jax.benchmarks.{module}")
 
 
@@ -71,10 +72,23 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in commands.items():
-        subparser = subparsers.add_parser(name, help=command.help, allow_abbrev=False)
-        command.add_flags(subparser)
-        help_text = "also write all numbers to this file"
-        subparser.add_argument("--json", type=_output_file, help=help_text)
+        subparser = subparsers.add_parser(
+            name,
+            help=command.help,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        windows = Flag(
+            "--windows", at_least(1), command.windows, "measurements of each"
+        )
+        output = Flag(
+            "--json", _output_file, None, "write all numbers to this file too"
+        )
+        for name, parse, default, help_text in (*command.flags, windows, output):
+            options: dict[str, Any] = {"type": parse}
+            if parse is bool:
+                options = {"action": argparse.BooleanOptionalAction}
+            subparser.add_argument(name, default=default, help=help_text, **options)
     flags = parser.parse_args(argv)
     if flags.command is None:
         parser.error(f"no command; choose from {', '.join(commands)}")
@@ -82,8 +96,8 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
 
 
 def _output_file(text: str) -> pathlib.Path:
-    # Checked here, as measuring may take hours.
-    path = user_path(text)
+    # Checked before measuring, which may take hours.
+    path = parse_path(text)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(
             f"cannot write {text!r}; name a file in a writable folder"

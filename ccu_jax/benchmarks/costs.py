@@ -40,12 +40,8 @@ class Peaks(NamedTuple):
 
 def describe_machine() -> dict[str, Any]:
     """Returns what affects the numbers: machine, load, devices, commit, versions."""
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    installed = {x.name.lower(): x.version for x in importlib.metadata.distributions()}
+    versions = {name: installed[name] for name in _PACKAGES if name in installed}
     cpu = read_system_field("/proc/cpuinfo", "model name")
     return {
         "cpu": cpu or platform.machine(),
@@ -55,11 +51,8 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "commit": results.source_commit(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
     }
-
-
-# --- a step ---------------------------------------------------------------------------
 
 
 def make_step_args(
@@ -127,9 +120,6 @@ def _average_refresh(program: Program, count: Callable[[Program], float]) -> flo
         return count(program)
     plain = count(program._replace(refresh=None))
     return plain + (count(program) - plain) / program.refresh_every
-
-
-# --- the device -----------------------------------------------------------------------
 
 
 def make_large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:

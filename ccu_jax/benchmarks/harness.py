@@ -1,10 +1,10 @@
-"""Shared code of the commands: types of flags, timing, tables and a child process.
+"""Shared code of the commands: flags, timing, tables and a child process.
 
 Imports no JAX, so that the child process that runs PyTorch does not import it either.
 """
 
 import argparse
-import functools
+import contextlib
 import importlib
 import math
 import multiprocessing
@@ -15,10 +15,10 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rich.table import Table
 
@@ -28,27 +28,60 @@ _PROGRESS_EVERY_S = 2.0
 Name = TypeVar("Name", bound=Hashable)
 
 
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        header: its title.
+        key: of the value in a row; dots lead into nested dicts, as in "first.rows". The
+            value may be a summary: median, and lowest to highest window.
+        format: format specification of a number, such as ",.1f".
+        scale: factor by which numbers are multiplied.
+    """
+
+    header: str
+    key: str
+    format: str = ""
+    scale: float = 1
+
+
+class Measurements(NamedTuple):
+    """A table of measurements: `name` is its key in the JSON, `rows` are plain JSON."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    caption: str = ""
+
+
+class Flag(NamedTuple):
+    """A flag of a command; with `parse=bool` it is --name or --no-name."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+
+
 class Command(NamedTuple):
-    """A benchmark: `measure` returns plain JSON, and `make_tables` shows it."""
+    """A benchmark; every command also has the flags --windows and --json."""
 
     help: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
-    measure: Callable[[argparse.Namespace], dict[str, Any]]
-    make_tables: Callable[[dict[str, Any]], list[Table]]
-
-
-# --- types of flags -------------------------------------------------------------------
+    flags: Sequence[Flag]
+    windows: int  # default number of measurements
+    measure: Callable[[argparse.Namespace], list[Measurements]]
 
 
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
     """Returns the type of a flag that is one of the choices."""
 
     def parse(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(
-                f"unknown name {text!r}; choose from {', '.join(choices)}"
-            )
-        return text
+        if text in choices:
+            return text
+        raise argparse.ArgumentTypeError(
+            f"unknown name {text!r}; choose from {', '.join(choices)}"
+        )
 
     return parse
 
@@ -57,17 +90,17 @@ def at_least(minimum: int) -> Callable[[str], int]:
     """Returns the type of a flag that is a whole number of at least `minimum`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < minimum:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a whole number of at least {minimum}"
-            )
-        return int(text)
+        if re.fullmatch("[0-9]{1,9}", text) and int(text) >= minimum:
+            return int(text)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of at least {minimum}"
+        )
 
     return parse
 
 
 def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Returns the type of a flag that lists items separated by commas."""
+    """Returns the type of a flag that lists different items, separated by commas."""
 
     def parse(text: str) -> list[Any]:
         items = [parse_item(item) for item in text.split(",")]
@@ -78,36 +111,20 @@ def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return parse
 
 
-def user_path(text: str) -> pathlib.Path:
+def parse_path(text: str) -> pathlib.Path:
     """Parses a path, in which ~ is the home folder."""
     return pathlib.Path(text).expanduser()
 
 
-def add_flag(
-    parser: argparse.ArgumentParser,
-    name: str,
-    parse: Callable[[str], Any],
-    default: Any,
-    help_text: str = "",
-) -> None:
-    """Adds a flag whose help names the default."""
-    text = ",".join(map(str, default)) if isinstance(default, list) else default
-    help_text = f"{help_text} (default {text})".strip()
-    parser.add_argument(name, type=parse, default=default, help=help_text)
-
-
-# --- timing ---------------------------------------------------------------------------
-
-
 class Progress:
-    """Prints how far the stages of a benchmark are, to stderr."""
+    """Prints the progress of each stage to stderr, at most every two seconds."""
 
     def __init__(self, title: str):
         """Sets the start of every line."""
         self._title, self._stage, self._printed_s = title, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Prints at the start and end of a stage, and every two seconds between."""
+        """Reports progress; the start and the end of a stage are always printed."""
         now = time.monotonic()
         is_due = now - self._printed_s >= _PROGRESS_EVERY_S
         if is_due or stage != self._stage or done == total:
@@ -129,7 +146,7 @@ def measure_in_turn(
     results: dict[Name, list[Any]] = {name: [] for name in calls}
     total = (windows + 1) * len(calls)
     for window in range(windows + 1):
-        # Alternate the order: steadily growing load would favour the first.
+        # Alternate the order: steadily growing load would favor the first function.
         names = list(calls) if window % 2 else list(calls)[::-1]
         for position, name in enumerate(names):
             progress("measuring", window * len(calls) + position, total)
@@ -142,21 +159,13 @@ def measure_in_turn(
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
     """Returns `median`, `low` and `high` of the windows, and all `windows`."""
-    values = [float(value) for value in values]
-    return {
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "windows": values,
-    }
+    limits = {"low": min(values), "high": max(values)}
+    return {"median": statistics.median(values), **limits, "windows": [*values]}
 
 
 def median_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """Returns the median over windows of the ratio of two summaries."""
     return statistics.median(map(operator.truediv, a["windows"], b["windows"]))
-
-
-# --- the machine ----------------------------------------------------------------------
 
 
 def read_system_field(path: str, name: str) -> str | None:
@@ -165,8 +174,10 @@ def read_system_field(path: str, name: str) -> str | None:
         lines = pathlib.Path(path).read_text().splitlines()
     except OSError:
         return None
-    pairs = (line.split(":", 1) for line in lines if ":" in line)
-    return next((value.strip() for key, value in pairs if key.strip() == name), None)
+    fields = (line.partition(":") for line in lines)
+    return next(
+        (value.strip() for key, _, value in fields if key.strip() == name), None
+    )
 
 
 def memory_mib(field: str) -> float:
@@ -182,102 +193,61 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-# --- tables ---------------------------------------------------------------------------
-
-
-class Column(NamedTuple):
-    """A column of a table.
-
-    Attributes:
-        header: its title.
-        key: of the value in a row; dots lead into nested dicts, as in "seconds.low".
-        format: format specification of a number, such as ",.1f".
-        scale: numbers are multiplied by it.
-    """
-
-    header: str
-    key: str
-    format: str = ""
-    scale: float = 1
-
-
-def spread_columns(
-    header: str, key: str, format: str, scale: float = 1
-) -> list[Column]:
-    """Returns the columns of a summary: median, lowest and highest window."""
-    titles = {header: "median", "low": "low", "high": "high"}
-    return [
-        Column(title, f"{key}.{name}", format, scale) for title, name in titles.items()
-    ]
-
-
-def make_table(
-    title: str,
-    columns: Sequence[Column],
-    rows: Sequence[Mapping[str, Any]],
-    caption: str | None = None,
-) -> Table:
-    """Returns a table with one line per row; a value that is None is left empty."""
-    table = Table(title=title, caption=caption)
+def make_table(measurements: Measurements) -> Table:
+    """Returns a table with one line per row; missing and None values stay empty."""
+    columns = measurements.columns
+    table = Table(title=measurements.title, caption=measurements.caption or None)
     for column in columns:
         table.add_column(column.header, justify="right" if column.format else "left")
-    for row in rows:
+    for row in measurements.rows:
         table.add_row(*(_format_cell(row, column) for column in columns))
     return table
 
 
 def _format_cell(row: Mapping[str, Any], column: Column) -> str:
-    value: Any = functools.reduce(
-        lambda node, key: node and node.get(key), column.key.split("."), row
-    )
+    value: Any = row
+    for key in column.key.split("."):
+        value = value and value.get(key)
     if value is None or isinstance(value, str):
         return value or ""
-    return format(value * column.scale, column.format)
+    if not isinstance(value, dict):
+        return format(value * column.scale, column.format)
+    names = ("median", "low", "high")
+    numbers = (format(value[x] * column.scale, column.format) for x in names)
+    return "{} ({} to {})".format(*numbers)
 
 
-# --- a child process ------------------------------------------------------------------
+@contextlib.contextmanager
+def start_child(**environment: str) -> Generator[Callable[..., Any]]:
+    """Starts a Python process with its own threads and memory.
 
+    The environment variables are set before the process imports large libraries.
 
-class ChildProcess:
-    """A new Python process with its own threads and memory; a context manager."""
+    Yields:
+        `call("MODULE.FUNCTION", *args)`, which calls a function of a module of
+        `ccu_jax.benchmarks` in the process. It raises the `UserError` of the function
+        or of a killed process, and any other error as a RuntimeError.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _set_environment, (environment,)) as pool:
 
-    def __init__(self, **environment: str):
-        """Sets environment variables, before the process imports large libraries."""
-        self._pool = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_set_environment,
-            initargs=(environment,),
-        )
+        def call(name: str, *args: Any) -> Any:
+            try:
+                return pool.submit(_call, name, *args).result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{name}: the child process was killed; check that memory suffices"
+                ) from None
 
-    def __enter__(self) -> Self:
-        """Returns the process, which starts at its first call."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Ends the process."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def call(self, module: str, function: str, *args: Any) -> Any:
-        """Calls `ccu_jax.benchmarks.MODULE.FUNCTION` in the process.
-
-        Raises:
-            UserError: the function raised one, or the process was killed.
-            RuntimeError: the function raised any other error.
-        """
-        try:
-            return self._pool.submit(_call, module, function, *args).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"{module}: the child process was killed; check that memory suffices"
-            ) from None
+        yield call
 
 
 def _set_environment(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
-def _call(module: str, function: str, *args: Any) -> Any:
+def _call(name: str, *args: Any) -> Any:
+    module, _, function = name.partition(".")
     try:
         imported = importlib.import_module(f"ccu_jax.benchmarks.{module}")
         return getattr(imported, function)(*args)

@@ -1,14 +1,12 @@
 """`python -m ccu_jax.benchmarks data`: preparing data sets and feeding them.
 
 `prepare`: seconds of each stage and memory, at the sizes of the official editions.
-`feed`: images per second that reach a step in several ways, all from files in the page
+`feed`: images per second that reach a step, by variant, from files in the page
 cache.
 """
 
 import argparse
 import dataclasses
-import functools
-import io
 import os
 import pathlib
 import shutil
@@ -22,21 +20,19 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from rich.table import Table
 
 from ccu_jax import data
-from ccu_jax.benchmarks import harness
-from ccu_jax.benchmarks.harness import Column, Command, Progress
+from ccu_jax.benchmarks import costs, harness
+from ccu_jax.benchmarks.harness import Column, Flag, Measurements, Progress
 from ccu_jax.config import Data
 from ccu_jax.config.loading import load_config
 from ccu_jax.data.batches import iterate_batches, jpeg_dataset, plan_batches
 from ccu_jax.data.preparation import images
 from ccu_jax.data.samples import editions
 from ccu_jax.distributed import device_tables
-from ccu_jax.distributed.executors import EXECUTORS, Executor, fits
+from ccu_jax.distributed.executors import Executor, fits, pmap
 from ccu_jax.errors import UserError
 
-HELP = "preparing data sets, and images per second of the input pipeline"
 PARTS = ("prepare", "feed")
 NUM_ROWS = {"mmimdb": 25_959, "fashion200k": 201_838}  # of the official editions
 FEED_DATASET = "mmimdb"
@@ -47,48 +43,57 @@ _WINDOW_ROWS = 4096
 _POSTER_SIZE = (675, 1000)  # px, of a typical official poster
 _NOISE, _QUALITY = 14, 90  # make it a JPEG of about 0.3 MB
 _EARLY_FRACTION = 0.01  # memory should hardly grow after this fraction of the rows
+_PREPARE_COLUMNS = [
+    Column("data set", "name"),
+    Column("rows", "first.rows", ","),
+    Column("first s", "first.seconds", ",.1f"),
+    Column("rows/s", "first.rows_per_s", ",.0f"),
+    Column("stages", "stages"),
+    Column("disk MiB", "first.stored_mib", ",.0f"),
+    Column("MiB at 1 %", "first.early_mib", ",.0f"),
+    Column("peak MiB", "first.peak_mib", ",.0f"),
+    Column("second s", "second.seconds", ".2f"),
+]
+_FEED_COLUMNS = [
+    Column("px", "size", "d"),
+    Column("rows", "rows", ","),
+    Column("variant", "variant"),
+    Column("batch", "batch", "d"),
+    Column("images/s", "images_per_s", ",.0f"),
+    Column("ratio to decoding", "ratio", ".1f"),
+]
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of this command."""
-    add = functools.partial(harness.add_flag, parser)
-    for name, num_rows in NUM_ROWS.items():
-        help_text = f"rows of {name}; 0 leaves it out"
-        add(f"--rows-{name}", harness.at_least(0), num_rows, help_text)
-    add("--only", harness.list_of(harness.one_of(PARTS)), [*PARTS])
-    add("--posters", harness.at_least(1), 200, "JPEG files that are decoded")
-    add("--dir", harness.user_path, "runs/bench", "where data are written and kept")
-    add("--windows", harness.at_least(1), 7, "measurements of each way")
-    help_text = "prepare without TFDS records"
-    parser.add_argument("--no-records", action="store_true", help=help_text)
-
-
-def measure(flags: argparse.Namespace) -> dict[str, Any]:
-    """Measures both parts, or the one that --only names."""
+def measure(flags: argparse.Namespace) -> list[Measurements]:
+    """Measures the parts that --only names."""
     num_rows = {name: getattr(flags, f"rows_{name}") for name in NUM_ROWS}
-    measured: dict[str, Any] = {"prepare": [], "feed": []}
     # All samples come first, so that a wrong number of rows is reported at once.
     roots = {
         name: _write_sample(name, count, flags.dir)
         for name, count in num_rows.items()
         if count
     }
-    for name, root in roots.items() if "prepare" in flags.only else ():
-        measured["prepare"].append(
-            measure_preparation(name, root, flags.dir, not flags.no_records)
-        )
-    if "feed" not in flags.only or FEED_DATASET not in roots:
-        return measured
-    posters = flags.dir / f"posters-{flags.posters}"
-    write_posters(posters, roots[FEED_DATASET], flags.posters)
-    for size, max_rows in _FEED_ROWS.items():
-        count = min(num_rows[FEED_DATASET], max_rows or num_rows[FEED_DATASET])
-        root = _write_sample(FEED_DATASET, count, flags.dir)
-        settings = _settings(FEED_DATASET, root, image_size=size, records=False)
-        progress = Progress(f"{FEED_DATASET}, {size} px")
-        workdir = flags.dir / f"{FEED_DATASET}-{count}-{size}"
-        dataset = data.load(settings, workdir, progress)
-        measured["feed"].append(measure_feed(dataset, posters, flags.windows))
+    measured = []
+    if "prepare" in flags.only:
+        rows = [
+            measure_preparation(name, root, flags.dir, flags.records)
+            for name, root in roots.items()
+        ]
+        title = "preparing the sample editions"
+        measured.append(Measurements("prepare", title, _PREPARE_COLUMNS, rows))
+    if "feed" in flags.only and FEED_DATASET in roots:
+        posters = flags.dir / f"posters-{flags.posters}"
+        write_posters(posters, roots[FEED_DATASET], flags.posters)
+        rows = []
+        for size, max_rows in _FEED_ROWS.items():
+            count = min(num_rows[FEED_DATASET], max_rows or num_rows[FEED_DATASET])
+            root = _write_sample(FEED_DATASET, count, flags.dir)
+            settings = _settings(FEED_DATASET, root, image_size=size, records=False)
+            progress = Progress(f"{FEED_DATASET}, {size} px")
+            workdir = flags.dir / f"{FEED_DATASET}-{count}-{size}"
+            dataset = data.load(settings, workdir, progress)
+            rows += measure_feed(dataset, posters, flags.windows)
+        measured.append(Measurements("feed", "images per second", _FEED_COLUMNS, rows))
     return measured
 
 
@@ -102,75 +107,56 @@ def _settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
     return dataclasses.replace(load_config(name).data, dir=str(root), **fields)
 
 
-# --- preparing ------------------------------------------------------------------------
-
-
 def measure_preparation(
     name: str, root: pathlib.Path, folder: pathlib.Path, records: bool
 ) -> dict[str, Any]:
     """Prepares a sample edition, and opens it a second time.
 
-    Prepared data of an earlier run in the folder are removed. With `records`, TFDS
-    records are stored as well.
-
-    Returns:
-        `name`, and the results of `prepare` as `first` and `second`.
+    Prepared data of an earlier command in the folder are removed. With `records`, TFDS
+    records are stored as well. The results of `prepare` are `first` and `second`.
     """
     workdir = folder / f"prepared-{name}"
     shutil.rmtree(workdir, ignore_errors=True)
-    result: dict[str, Any] = {"name": name}
-    settings = _settings(name, root, records=records)
+    row: dict[str, Any] = {"name": name}
     for start in ("first", "second"):
-        title = f"{name}, {start} start"
         # A new process, whose memory is that of the preparation alone.
-        with harness.ChildProcess() as child:
-            args = (settings, workdir, title)
-            result[start] = child.call("input_pipeline", "prepare", *args)
-    return result
+        with harness.start_child() as call:
+            args = (_settings(name, root, records=records), workdir, f"{name}, {start}")
+            row[start] = call("input_pipeline.prepare", *args)
+    stages = row["first"]["stages_s"].items()
+    return {**row, "stages": "\n".join(f"{stage} {s:.1f}" for stage, s in stages)}
 
 
 def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]:
-    """Prepares a data set.
+    """Prepares a data set; measures seconds, and the resident memory in MiB.
 
-    Returns:
-        `seconds`, `stages_s`, `rows`, `stored_mib`, and the resident memory `early_mib`
-        after 1 % of the rows and `peak_mib`.
+    `early_mib` is the memory after 1 % of the rows.
     """
-    clock, start = _StageClock(title), time.monotonic()
-    dataset = data.load(settings, workdir, clock)
+    start = time.monotonic()
+    stages_s: dict[str, float] = defaultdict(float)
+    last, early_mib, report = ("open", start), None, Progress(title)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last, early_mib
+        now = time.monotonic()
+        stages_s[last[0]] += now - last[1]
+        last = (stage, now)
+        if early_mib is None and done >= _EARLY_FRACTION * total:
+            early_mib = harness.memory_mib("VmRSS")
+        report(stage, done, total)
+
+    num_rows = len(data.load(settings, workdir, progress).id)
+    seconds = time.monotonic() - start
     files = [file for file in (workdir / "data").iterdir() if file.is_file()]
     return {
-        "seconds": time.monotonic() - start,
-        "stages_s": dict(clock.seconds),
-        "rows": len(dataset.id),
+        "seconds": seconds,
+        "stages_s": dict(stages_s),
+        "rows": num_rows,
+        "rows_per_s": num_rows / seconds,
         "stored_mib": sum(file.stat().st_size for file in files) / 2**20,
-        "early_mib": clock.early_mib,
+        "early_mib": early_mib,
         "peak_mib": harness.memory_mib("VmHWM"),
     }
-
-
-class _StageClock:
-    """A progress callback that adds up the seconds of each stage."""
-
-    def __init__(self, title: str):
-        self._print, self._stage, self._last_s = (
-            Progress(title),
-            "open",
-            time.monotonic(),
-        )
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.early_mib: float | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        self.seconds[self._stage] += now - self._last_s
-        self._stage, self._last_s = stage, now
-        if self.early_mib is None and done >= _EARLY_FRACTION * total:
-            self.early_mib = harness.memory_mib("VmRSS")
-        self._print(stage, done, total)
-
-
-# --- feeding --------------------------------------------------------------------------
 
 
 def write_posters(folder: pathlib.Path, source: pathlib.Path, count: int) -> None:
@@ -187,61 +173,48 @@ def write_posters(folder: pathlib.Path, source: pathlib.Path, count: int) -> Non
             image = image.convert("RGB").resize(_POSTER_SIZE, Image.Resampling.BICUBIC)
         noise = rng.normal(0, _NOISE, (*image.size[::-1], 1)).astype(np.float32)
         pixels = (np.asarray(image) + noise).clip(0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "jpeg", quality=_QUALITY)
-        (folder / f"{number:05d}.jpg").write_bytes(file.getvalue())
+        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=_QUALITY)
 
 
 def measure_feed(
     dataset: data.Dataset, posters: pathlib.Path, windows: int
-) -> dict[str, Any]:
-    """Measures images per second in every way, in turn.
+) -> list[dict[str, Any]]:
+    """Measures images per second in every variant, in turn.
 
-    The JPEG files of `posters` are decoded to the size of the prepared images.
-
-    Returns:
-        `size` in pixels, `rows`, and `rates`: for each way and batch the images per
-        second, and their ratio to the faster way of decoding.
+    The JPEG files of `posters` are decoded to the size of the prepared images. `ratio`
+    is relative to the faster variant of decoding.
     """
     size, paths = dataset.image.shape[1], sorted(posters.glob("*.jpg"))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         calls: dict[tuple[str, int | None], Callable[[], float]] = {
-            (way, None): call for way, call in _decode_ways(paths, size, pool)
+            (variant, None): call
+            for variant, call in _decode_variants(paths, size, pool)
         }
         for batch in _BATCHES:
-            ways = _batch_ways(dataset, batch)
-            calls |= {(way, batch): call for way, call in ways.items()}
+            variants = _batch_variants(dataset, batch)
+            calls |= {(variant, batch): call for variant, call in variants.items()}
         results = harness.measure_in_turn(calls, windows, Progress(f"{size} px"))
     rates = {key: harness.summarize(values) for key, values in results.items()}
-    decode = max(
-        (rate for (_, batch), rate in rates.items() if batch is None),
-        key=lambda rate: rate["median"],
-    )
-    return {
-        "size": size,
-        "rows": len(dataset.id),
-        "rates": [
-            {
-                "way": way,
-                "batch": batch,
-                "images_per_s": rate,
-                "ratio": harness.median_ratio(rate, decode),
-            }
-            for (way, batch), rate in rates.items()
-        ],
-    }
+    decode_rates = [rate for (_, batch), rate in rates.items() if batch is None]
+    decode = max(decode_rates, key=lambda rate: rate["median"])
+    return [
+        {
+            "size": size,
+            "rows": len(dataset.id),
+            "variant": variant,
+            "batch": batch,
+            "images_per_s": rate,
+            "ratio": harness.median_ratio(rate, decode),
+        }
+        for (variant, batch), rate in rates.items()
+    ]
 
 
 def _make_rate(num_images: int, call: Callable[[], Any]) -> Callable[[], float]:
-    def measure_rate() -> float:
-        start = time.perf_counter()
-        call()
-        return num_images / (time.perf_counter() - start)
-
-    return measure_rate
+    return lambda: num_images / costs.measure_seconds(call)
 
 
-def _decode_ways(
+def _decode_variants(
     paths: list[pathlib.Path], size: int, pool: ThreadPoolExecutor
 ) -> Iterable[tuple[str, Callable[[], float]]]:
     def decode(path: pathlib.Path) -> Any:
@@ -257,24 +230,26 @@ def _decode_ways(
         yield "decode, tf.data", run
 
 
-def _batch_ways(dataset: data.Dataset, batch: int) -> dict[str, Callable[[], float]]:
+def _batch_variants(
+    dataset: data.Dataset, batch: int
+) -> dict[str, Callable[[], float]]:
     rows = np.arange(len(dataset.id))
     plan = plan_batches(rows, batch, max(1, _WINDOW_ROWS // batch), seed=0)
     names = ("text", "labels", "has_image", "has_text")
     columns = {name: getattr(dataset, name) for name in names}
     image = device_tables.HostColumn(dataset.image, dataset.has_image)
     host, pixels = {**columns, "image": image}, np.asarray(dataset.image)
-    ways: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         MEMORY_MAP: lambda: _drain(iterate_batches(host, plan)),
         "numpy take": lambda: _drain(pixels.take(rows, axis=0) for rows in plan),
     }
-    executor = EXECUTORS["pmap"]()
+    executor = pmap()
     if batch % executor.num_devices == 0:
-        ways["send from host"] = _make_gather(executor, host, plan)
+        variants["send from host"] = _make_gather(executor, host, plan)
         if fits(dataset.image.nbytes):
             table = {**columns, "image": pixels}
-            ways["gather on device"] = _make_gather(executor, table, plan)
-    return {way: _make_rate(plan.size, call) for way, call in ways.items()}
+            variants["gather on device"] = _make_gather(executor, table, plan)
+    return {variant: _make_rate(plan.size, call) for variant, call in variants.items()}
 
 
 def _drain(iterable: Iterable[Any]) -> None:
@@ -300,40 +275,15 @@ def _make_gather(
     return gather
 
 
-_PREPARE_COLUMNS = [
-    Column("data set", "name"),
-    Column("rows", "first.rows", ","),
-    Column("first s", "first.seconds", ",.1f"),
-    Column("rows/s", "rows_per_s", ",.0f"),
-    Column("stages", "stages"),
-    Column("disk MiB", "first.stored_mib", ",.0f"),
-    Column("early MiB", "first.early_mib", ",.0f"),
-    Column("peak MiB", "first.peak_mib", ",.0f"),
-    Column("second s", "second.seconds", ".2f"),
+_FLAGS = [
+    *(
+        Flag(f"--rows-{name}", harness.at_least(0), num_rows, "0 skips it")
+        for name, num_rows in NUM_ROWS.items()
+    ),
+    Flag("--only", harness.list_of(harness.one_of(PARTS)), ",".join(PARTS), "parts"),
+    Flag("--posters", harness.at_least(1), 200, "JPEG files that are decoded"),
+    Flag("--dir", harness.parse_path, "runs/bench", "where data are written and kept"),
+    Flag("--records", bool, True, "prepare with TFDS records"),
 ]
-_FEED_COLUMNS = [
-    Column("way", "way"),
-    Column("batch", "batch", "d"),
-    *harness.spread_columns("median", "images_per_s", ",.0f"),
-    Column("x decode", "ratio", ".1f"),
-]
-
-
-def make_tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns a table of preparation times and one of images/s per image size."""
-    rows, result = [], []
-    for row in measured["prepare"]:
-        first = row["first"]
-        stages = (f"{name} {s:.1f}" for name, s in first["stages_s"].items())
-        rate = first["rows"] / first["seconds"]
-        rows.append({**row, "rows_per_s": rate, "stages": "\n".join(stages)})
-    if rows:
-        title = "preparing the sample editions"
-        result.append(harness.make_table(title, _PREPARE_COLUMNS, rows))
-    for feed in measured["feed"]:
-        title = f"images per second, {feed['size']} px, {feed['rows']:,} rows"
-        result.append(harness.make_table(title, _FEED_COLUMNS, feed["rates"]))
-    return result
-
-
-COMMANDS = {"data": Command(HELP, add_flags, measure, make_tables)}
+_HELP = "preparing data sets, and images per second of the input pipeline"
+COMMANDS = {"data": harness.Command(_HELP, _FLAGS, 7, measure)}

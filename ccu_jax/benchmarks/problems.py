@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import models
+from ccu_jax.benchmarks.harness import Flag, one_of
 from ccu_jax.config import Config
 from ccu_jax.config.loading import load_config
 from ccu_jax.distributed.executors import Executor
@@ -58,19 +58,10 @@ def _make_vit_b16() -> ProblemSpec:
     """Returns a ViT-B/16 and as many training rows as MM-IMDb has, 15,552."""
     spec = ProblemSpec(load_config("mmimdb"), 29_178, 23, multi_label=True)
     data = {"image_size": 224, "text_length": 64, "vocabulary": 8000}
-    spec = replace_section(spec, "data", **data)
-    return replace_section(
-        spec,
-        "model",
-        patch=16,
-        image_width=768,
-        image_depth=12,
-        text_width=528,  # a multiple of 12 heads
-        text_depth=4,
-        heads=12,
-        embed_dim=512,
-        dtype="bfloat16",
-    )
+    model = {"patch": 16, "image_width": 768, "image_depth": 12, "heads": 12}
+    # The width of the text tower is a multiple of the number of heads.
+    model |= {"text_width": 528, "text_depth": 4, "embed_dim": 512, "dtype": "bfloat16"}
+    return replace_section(replace_section(spec, "data", **data), "model", **model)
 
 
 PRESETS = {
@@ -79,6 +70,7 @@ PRESETS = {
     "vit_b16": _make_vit_b16(),
     "tiny": ProblemSpec(load_config("tiny"), 280),
 }
+PRESET_FLAG = Flag("--preset", one_of(PRESETS), "clipart", "sizes of the problem")
 
 
 def make_problem(
@@ -94,13 +86,13 @@ def make_problem(
     Without images, methods need the features of a store. By default the sets are those
     of `split_as_configured`.
     """
-    model = build_model(spec)
+    model = _build_model(spec)
     return Problem(
         config=spec.config,
         model=model,
         forward=Forward(model, executor, spec.config.run.evaluate_batch),
         executor=executor,
-        table=executor.replicate(random_table(spec, has_images)),
+        table=executor.replicate(_random_table(spec, spec.num_rows, has_images)),
         sets=sets or split_as_configured(spec),
         multi_label=spec.multi_label,
         params=executor.replicate(model.init(jax.random.key(0))),
@@ -109,19 +101,7 @@ def make_problem(
     )
 
 
-def make_problem_with_batch(
-    spec: ProblemSpec, executor: Executor, batch: int | None
-) -> Problem:
-    """Makes a problem with stored features, and `batch` for all methods if given."""
-    for name in METHODS if batch else ():
-        section = name if hasattr(spec.config, name) else "train"
-        if hasattr(getattr(spec.config, section), "batch"):
-            spec = replace_section(spec, section, batch=batch)
-    return make_problem(spec, executor, store=random_store(spec))
-
-
-def build_model(spec: ProblemSpec) -> models.Model:
-    """Builds the classifier of a problem."""
+def _build_model(spec: ProblemSpec) -> models.Model:
     data = spec.config.data
     return models.build(
         spec.config.model,
@@ -132,20 +112,17 @@ def build_model(spec: ProblemSpec) -> models.Model:
     )
 
 
-def random_table(spec: ProblemSpec, has_images: bool) -> dict[str, np.ndarray]:
-    """Draws the columns of a table: token ids, labels and, if wanted, images."""
-    rng, data, num_rows = np.random.default_rng(0), spec.config.data, spec.num_rows
+def _random_table(
+    spec: ProblemSpec, num_rows: int, has_images: bool = True
+) -> dict[str, np.ndarray]:
+    rng, data = np.random.default_rng(0), spec.config.data
     labels = np.zeros((num_rows, spec.num_classes), np.float32)
     for _ in range(1 + spec.multi_label):
         labels[np.arange(num_rows), rng.integers(spec.num_classes, size=num_rows)] = 1
     # Token ids 0 and 1 are padding and unknown words.
     text = rng.integers(2, data.vocabulary, (num_rows, data.text_length), np.int32)
-    table = {
-        "text": text,
-        "labels": labels,
-        "has_image": np.ones(num_rows, bool),
-        "has_text": np.ones(num_rows, bool),
-    }
+    has = np.ones(num_rows, bool)
+    table = {"text": text, "labels": labels, "has_image": has, "has_text": has}
     if has_images:
         shape = (num_rows, data.image_size, data.image_size, 3)
         table["image"] = rng.integers(0, 256, shape, np.uint8)
@@ -156,8 +133,7 @@ def split_rows(num_rows: int, **sizes: int) -> Sets:
     """Splits rows at random into sets of these sizes; the rest is the retain set."""
     order = np.random.default_rng(0).permutation(num_rows)
     parts = np.split(order, np.cumsum([*sizes.values()]))
-    parts = [np.sort(part) for part in parts]
-    return Sets(**dict(zip([*sizes, "retain"], parts, strict=True)))
+    return Sets(**dict(zip([*sizes, "retain"], map(np.sort, parts), strict=True)))
 
 
 def split_as_configured(spec: ProblemSpec) -> Sets:
@@ -166,11 +142,10 @@ def split_as_configured(spec: ProblemSpec) -> Sets:
     test = round(config.data.test_fraction * num_rows)
     validation = round(config.data.validation_fraction * num_rows)
     num_train = num_rows - test - validation
-    holdout = round(config.unlearn.holdout_fraction * num_train)
-    unlearn = round(UNLEARN_FRACTION * (num_train - holdout))
-    return split_rows(
-        num_rows, test=test, validation=validation, unseen=holdout, unlearn=unlearn
-    )
+    unseen = round(config.unlearn.holdout_fraction * num_train)
+    unlearn = round(UNLEARN_FRACTION * (num_train - unseen))
+    sizes = {"test": test, "validation": validation, "unseen": unseen}
+    return split_rows(num_rows, **sizes, unlearn=unlearn)
 
 
 def random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
@@ -197,25 +172,20 @@ def random_store(spec: ProblemSpec) -> FeatureStore:
 
 def _feature_shapes(spec: ProblemSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shape and type of the columns of a store for one row."""
-    model, data = build_model(spec), spec.config.data
+    model = _build_model(spec)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, 3), jnp.uint8)
-    text = jax.ShapeDtypeStruct((1, data.text_length), jnp.int32)
 
-    def compute(
-        params: models.Params, image: jax.Array, text: jax.Array
-    ) -> dict[str, jax.Array]:
+    def compute(params: models.Params, table: dict) -> dict[str, jax.Array]:
         encoded = {
-            "features": model.trunk(params, image),
-            "h_text": model.encode_text(params, text),
+            "features": model.trunk(params, table["image"]),
+            "h_text": model.encode_text(params, table["text"]),
         }
-        has = jnp.ones(1, bool)
-        outputs = model.apply(params, {**encoded, "has_image": has, "has_text": has})
+        outputs = model.apply(params, table | encoded)
         logits = {f"original_{view}": getattr(outputs, view) for view in models.VIEWS}
         pooled = pool_tokens(encoded["features"])
         return {**encoded, **logits, "z_text": outputs.z_text, "fresh": pooled}
 
-    return jax.eval_shape(compute, params, image, text)
+    return jax.eval_shape(compute, params, _random_table(spec, 1))
 
 
 def build_program(name: str, problem: Problem) -> Program:
@@ -228,7 +198,7 @@ def build_program(name: str, problem: Problem) -> Program:
 
 def make_run(name: str, problem: Problem) -> Callable[..., Outcome]:
     """Returns `run(problem=problem)`, a whole run of a method; the first compiles."""
-    # A new Forward and Loop: nothing that other methods compiled is reused.
+    # A new Forward and Loop: no program that another method compiled is reused.
     config, executor = problem.config.run, problem.executor
     forward = Forward(problem.model, executor, config.evaluate_batch)
     problem = problem._replace(forward=forward)
@@ -236,7 +206,7 @@ def make_run(name: str, problem: Problem) -> Callable[..., Outcome]:
     method = functools.partial(build_program, name)
 
     def run(problem: Problem = problem) -> Outcome:
-        # A folder of its own, or the run would resume from a checkpoint.
+        # An empty folder, or the run would resume from a checkpoint.
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = pathlib.Path(folder) / "checkpoints"
             return loop.run(name, method, problem, checkpoints, NullStage())

@@ -38,24 +38,20 @@ def _attention(
     p: Params, name: str, x: Tensor, heads: int, mask=None, query=None
 ) -> Tensor:
     """Pre-norm attention over x with a residual; self-attention without a query."""
-    y = _layer_norm(p, f"{name}/ln_1", x)
-    q = y if query is None else _layer_norm(p, f"{name}/ln_1", query)
-    q = _dense(p, f"{name}/query", q)
-    k, v = _dense(p, f"{name}/key_value", y).chunk(2, dim=-1)
-    q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    mixed = _dense(p, f"{name}/out", mixed.transpose(1, 2).flatten(2))
-    return (x if query is None else query) + mixed
+    query = x if query is None else query
+    q = _dense(p, f"{name}/query", _layer_norm(p, f"{name}/ln_1", query))
+    y = _dense(p, f"{name}/key_value", _layer_norm(p, f"{name}/ln_1", x))
+    qkv = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, *y.chunk(2, -1)))
+    mixed = F.scaled_dot_product_attention(*qkv, attn_mask=mask)
+    return query + _dense(p, f"{name}/out", mixed.transpose(1, 2).flatten(2))
 
 
 def _feed_forward(p: Params, name: str, x: Tensor) -> Tensor:
     return x + _mlp(p, name, _layer_norm(p, f"{name}/ln_2", x), "proj")
 
 
-def _block(
-    p: Params, name: str, x: Tensor, heads: int, mask=None, query=None
-) -> Tensor:
-    x = _attention(p, f"{name}/attention", x, heads, mask, query)
+def _block(p: Params, name: str, x: Tensor, heads: int, mask=None) -> Tensor:
+    x = _attention(p, f"{name}/attention", x, heads, mask)
     return _feed_forward(p, f"{name}/feed_forward", x)
 
 
@@ -80,11 +76,6 @@ def _patches(x: Tensor, side: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, cells * cells, -1)
 
 
-def _pool(x: Tensor) -> Tensor:
-    """Returns the class token and the mean of the patches, `[B, 2, W]`."""
-    return torch.stack([x[:, 0], x[:, 1:].mean(1)], dim=1)
-
-
 def _autocast(config: Model, device: torch.device) -> contextlib.AbstractContextManager:
     # Heads compute in float32, as they do in Flax.
     if config.dtype != "bfloat16":
@@ -104,15 +95,12 @@ def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:
         token = p["image_trunk/class_token"].to(x.dtype).expand(len(x), -1, -1)
         x = torch.cat([token, x], dim=1) + p["image_trunk/position"]
         x = _layer_norm(p, "image_trunk/ln_pre", x)
-        tail, heads = config.tail_blocks, config.heads
-        for i in range(config.image_depth - max(tail, 1)):
-            x = _block(p, f"image_trunk/block_{i}", x, heads)
-        if not tail:
-            x = _attention(p, "image_trunk/attention", x, heads, query=_pool(x))
-            x = _feed_forward(p, "image_tail/feed_forward", x)
-        for i in range(tail):
-            query = _pool(x) if i == tail - 1 else None
-            x = _block(p, f"image_tail/block_{i}", x, heads, query=query)
+        for i in range(config.image_depth - 1):
+            x = _block(p, f"image_trunk/block_{i}", x, config.heads)
+        # The last block has two tokens: the class token and the mean of the patches.
+        pooled = torch.stack([x[:, 0], x[:, 1:].mean(1)], dim=1)
+        x = _attention(p, "image_trunk/attention", x, config.heads, query=pooled)
+        x = _feed_forward(p, "image_tail/feed_forward", x)
         return _layer_norm(p, "image_tail/ln_post", x).mean(1).float()
 
 
@@ -130,13 +118,12 @@ def encode_text(p: Params, text: Tensor, config: Model) -> Tensor:
         return (_layer_norm(p, "text/ln_final", x).float() * weight[..., None]).sum(1)
 
 
-def _fuse(
-    p: Params, h_image: Tensor, h_text: Tensor, has_image: Tensor, has_text: Tensor
-) -> Tensor:
+def _fuse(p: Params, h_image: Tensor, h_text: Tensor, rows: Rows) -> Tensor:
     parts = []
-    for name, h, has in (("image", h_image, has_image), ("text", h_text, has_text)):
+    for name, h in (("image", h_image), ("text", h_text)):
         h = _layer_norm(p, f"fused_head/ln_{name}", h)
-        parts.append(torch.where(has[:, None], h, p[f"fused_head/no_{name}"]))
+        has = rows[f"has_{name}"][:, None]
+        parts.append(torch.where(has, h, p[f"fused_head/no_{name}"]))
     both = torch.cat(parts, dim=-1)
     return _mlp(p, "fused_head", both, "deep") + _dense(p, "fused_head/wide", both)
 
@@ -152,17 +139,17 @@ def apply(p: Params, rows: Rows, config: Model, num_dropout: int = 0) -> Rows:
     """
 
     def drop(h: Tensor) -> Tensor:
-        if not (config.dropout and num_dropout):
-            return h
         dropped = F.dropout(h[:num_dropout], config.dropout)
         return torch.cat([dropped, h[num_dropout:]])
 
-    h_image = drop(encode_image(p, rows["image"], config))
-    h_text = drop(encode_text(p, rows["text"], config))
+    h_image = encode_image(p, rows["image"], config)
+    h_text = encode_text(p, rows["text"], config)
+    if config.dropout and num_dropout:
+        h_image, h_text = drop(h_image), drop(h_text)
     return {
         "image": _dense(p, "image_head", h_image),
         "text": _dense(p, "text_head", h_text),
-        "fused": _fuse(p, h_image, h_text, rows["has_image"], rows["has_text"]),
+        "fused": _fuse(p, h_image, h_text, rows),
         "z_image": _normalize(_dense(p, "image_projection", h_image)),
         "z_text": _normalize(_dense(p, "text_projection", h_text)),
     }

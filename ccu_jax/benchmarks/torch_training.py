@@ -1,18 +1,16 @@
 """The training step and the step of NegGrad+ in PyTorch, in a process without JAX.
 
 They compute what `models/augmentation.py`, `methods/reference.py` and
-`methods/finetuning.py` do. `steps.TorchProcess` calls them.
+`methods/finetuning.py` do. `steps.start_torch` calls them.
 
 Letters: B rows, T tokens, S side of an image, K classes.
 """
 
 import functools
-import json
 import math
-import pathlib
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,21 +19,19 @@ from torch import Tensor
 
 from ccu_jax.benchmarks.torch_model import Params, Rows, apply
 from ccu_jax.config import Config, Train
-from ccu_jax.config.schema import from_json
 
-MULTI_LABEL_SCALE = 4.0  # as in objectives.py
+_MULTI_LABEL_SCALE = 4.0  # as in objectives.py
 _UNKNOWN = 1  # token id of a dropped word
 _TEXT_MODULES = ("text", "text_projection", "text_head")
-_IMAGE_DRAWS, _HIDE_DRAWS = 8, 2  # random numbers of a row, beside one per token
 
 
 class Inputs(NamedTuple):
-    """What `steps.TorchProcess` has written, on the device.
+    """Parameters, rows and settings of the steps, on the device.
 
     Attributes:
-        config: of the run.
+        config: of the run; without `tail_blocks` and `label_smoothing`.
         multi_label: whether a row has several labels.
-        params: by path; the kernels of dense layers are transposed, as in PyTorch.
+        params: by path.
         table: columns by name; images uint8 `[N, 3, S, S]`.
         plans: row numbers `[steps, B]` by method and part of the batch.
         num_steps: of a whole run by method, for the learning rate.
@@ -49,67 +45,43 @@ class Inputs(NamedTuple):
     num_steps: dict[str, int]
 
 
-@functools.cache
-def load_inputs(path: pathlib.Path) -> Inputs:
-    """Loads a file of `steps.TorchProcess`."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    device = torch.device(str(arrays["device"]))
+_RECEIVED: list[Inputs] = []  # of this process
+
+
+def receive_inputs(arrays: dict[str, Any]) -> None:
+    """Sets the inputs of this process."""
+    _RECEIVED[:] = [load_inputs(arrays)]
+
+
+def load_inputs(arrays: dict[str, Any]) -> Inputs:
+    """Moves the result of `steps.torch_inputs` to the device."""
+    inputs = dict(arrays)
+    device = torch.device(inputs.pop("device"))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, JAX's default
 
-    def select(prefix: str) -> Rows:
-        return {
-            name.removeprefix(prefix): torch.from_numpy(x).to(device)
-            for name, x in arrays.items()
-            if name.startswith(prefix)
-        }
+    def to_device(arrays: dict[str, np.ndarray]) -> Rows:
+        return {name: torch.from_numpy(x).to(device) for name, x in arrays.items()}
 
-    params, table = select("params/"), select("table/")
+    params, table = to_device(inputs.pop("params")), to_device(inputs.pop("table"))
     for name, x in params.items():
         params[name] = x.T.contiguous() if name.endswith("/kernel") else x
     table["image"] = table["image"].permute(0, 3, 1, 2).contiguous()
-    num_steps = {name: int(x) for name, x in select("num_steps/").items()}
-    return Inputs(
-        config=from_json(json.loads(str(arrays["config"]))),
-        multi_label=bool(arrays["multi_label"]),
-        params=params,
-        table=table,
-        plans={
-            method: {part: x.long() for part, x in select(f"plan/{method}/").items()}
-            for method in num_steps
-        },
-        num_steps=num_steps,
-    )
+    plans = {name: to_device(plan) for name, plan in inputs.pop("plans").items()}
+    return Inputs(params=params, table=table, plans=plans, **inputs)
 
 
-@torch.no_grad()
-def compute_outputs(path: pathlib.Path, num_rows: int) -> dict[str, np.ndarray]:
-    """Returns the outputs of `apply` for the first rows of the table."""
-    inputs = load_inputs(path)
-    rows = {name: x[:num_rows] for name, x in inputs.table.items()}
-    rows["image"] = rows["image"] / 255.0
-    outputs = apply(inputs.params, rows, inputs.config.model)
-    return {name: x.float().cpu().numpy() for name, x in outputs.items()}
-
-
-# --- augmentation ---------------------------------------------------------------------
-
-
-def augment(rows: Rows, draw: Tensor, train: Train) -> Rows:
-    """Augments images and texts, and hides one of the two from the fused head.
-
-    `draw` are uniform random numbers in 0..1, `[B, 10 + T]`.
-    """
-    sizes = [_IMAGE_DRAWS, _HIDE_DRAWS, rows["text"].shape[1]]
-    image, hide, words = draw.split(sizes, dim=1)
+def augment(rows: Rows, train: Train) -> Rows:
+    """Augments images and texts, and hides one of the two from the fused head."""
     text, has_image, has_text = rows["text"], rows["has_image"], rows["has_text"]
+    words = torch.rand(text.shape, device=text.device)
+    draw = torch.rand(len(text), 10, device=text.device)
     is_dropped = (words < train.word_dropout) & (text > _UNKNOWN)
-    is_hidden = (hide[:, 0] < train.modality_dropout) & has_image & has_text
-    hides_image = hide[:, 1] < 0.5
+    is_hidden = (draw[:, 8] < train.modality_dropout) & has_image & has_text
+    hides_image = draw[:, 9] < 0.5
     return {
         **rows,
-        "image": augment_images(rows["image"] / 255.0, image, train),
+        "image": augment_images(rows["image"] / 255.0, draw, train),
         "text": text.masked_fill(is_dropped, _UNKNOWN),
         "has_image": has_image & ~(is_hidden & hides_image),
         "has_text": has_text & ~(is_hidden & ~hides_image),
@@ -119,7 +91,10 @@ def augment(rows: Rows, draw: Tensor, train: Train) -> Rows:
 
 
 def augment_images(image: Tensor, draw: Tensor, train: Train) -> Tensor:
-    """Shifts, stretches, flips and tints images `[B, 3, S, S]`."""
+    """Shifts, stretches, flips and tints images `[B, 3, S, S]`.
+
+    `draw` are uniform random numbers in 0..1, `[B, 8]` or more.
+    """
     signed = 2 * draw - 1
     # Source coordinates; -1 and 1 are the outermost pixels.
     side, half = image.shape[-1], (image.shape[-1] - 1) / 2
@@ -136,9 +111,6 @@ def augment_images(image: Tensor, draw: Tensor, train: Train) -> Tensor:
     return (1 + (image - 1) * tint).clamp(0, 1)
 
 
-# --- losses ---------------------------------------------------------------------------
-
-
 def _mean(value: Tensor, weight: Tensor) -> Tensor:
     return (value * weight).sum() / weight.sum().clamp(min=1e-9)
 
@@ -147,7 +119,7 @@ def cross_entropy(logits: Tensor, target: Tensor, multi_label: bool) -> Tensor:
     """Returns the cross-entropy `[B]` against target probabilities `[B, K]`."""
     if multi_label:
         each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return MULTI_LABEL_SCALE * each.mean(-1)
+        return _MULTI_LABEL_SCALE * each.mean(-1)
     return F.cross_entropy(logits, target, reduction="none")
 
 
@@ -165,40 +137,37 @@ def task_loss(out: Rows, rows: Rows, train: Train, multi_label: bool) -> Tensor:
     """Returns the training loss of outputs on augmented rows."""
     image, text = rows["image_weight"], rows["text_weight"]
     weights = {"image": image, "text": text, "fused": torch.maximum(image, text)}
-    target = rows["labels"]
-    if train.label_smoothing:
-        even = 0.5 if multi_label else 1 / target.shape[1]
-        target = target + train.label_smoothing * (even - target)
-    loss = train.contrastive_weight * contrastive_loss(
-        out, image * text, train.temperature
-    )
+    contrastive = contrastive_loss(out, image * text, train.temperature)
+    loss = train.contrastive_weight * contrastive
     for view, weight in weights.items():
-        loss = loss + _mean(cross_entropy(out[view], target, multi_label), weight)
+        loss = loss + _mean(
+            cross_entropy(out[view], rows["labels"], multi_label), weight
+        )
     return loss
 
 
 def training_loss(
-    p: Params, batch: dict[str, Rows], draw: Tensor, config: Config, multi_label: bool
+    p: Params, batch: dict[str, Rows], config: Config, multi_label: bool
 ) -> Tensor:
     """Returns the loss that trains the original."""
-    rows = augment(batch["rows"], draw, config.train)
-    out = apply(p, rows, config.model, num_dropout=len(draw))
+    rows = augment(batch["rows"], config.train)
+    out = apply(p, rows, config.model, num_dropout=len(rows["text"]))
     return task_loss(out, rows, config.train, multi_label)
 
 
 def neggrad_loss(
-    p: Params, batch: dict[str, Rows], draw: Tensor, config: Config, multi_label: bool
+    p: Params, batch: dict[str, Rows], config: Config, multi_label: bool
 ) -> Tensor:
     """Returns the loss of NegGrad+ (Kurmanji et al. 2023), both sets in one pass."""
-    section, size = config.neggrad_plus, len(draw)
-    retain = augment(batch["retain"], draw, config.train)
+    section, retain = config.neggrad_plus, augment(batch["retain"], config.train)
+    size = len(retain["text"])
     unlearn = {**batch["unlearn"], "image": batch["unlearn"]["image"] / 255.0}
     names = ("image", "text", "has_image", "has_text")
     both = {name: torch.cat([retain[name], unlearn[name]]) for name in names}
     out = apply(p, both, config.model, num_dropout=size)
     num_classes = out["image"].shape[1]
-    chance = MULTI_LABEL_SCALE * math.log(2) if multi_label else math.log(num_classes)
-    forget = torch.zeros((), device=draw.device)
+    chance = _MULTI_LABEL_SCALE * math.log(2) if multi_label else math.log(num_classes)
+    forget = torch.zeros((), device=out["image"].device)
     for view in ("image", "fused"):
         loss = cross_entropy(out[view][size:], unlearn["labels"], multi_label)
         loss = loss.clamp(max=section.loss_cap * chance)
@@ -206,9 +175,6 @@ def neggrad_loss(
     out = {name: x[:size] for name, x in out.items()}
     keep = task_loss(out, retain, config.train, multi_label)
     return section.retain_weight * keep - (1 - section.retain_weight) * forget
-
-
-# --- steps ----------------------------------------------------------------------------
 
 
 class Training:
@@ -221,25 +187,21 @@ class Training:
     def __init__(self, inputs: Inputs, name: str, is_compiled: bool):
         """Makes the optimizer of `name`: "original" or "neggrad_plus"."""
         train, self._inputs = inputs.config.train, inputs
-        self._plan, self._augmented = inputs.plans[name], "retain"
+        self._plan = inputs.plans[name]
         loss, section, warmup = neggrad_loss, inputs.config.neggrad_plus, 0
         total = inputs.num_steps[name]
         if name == "original":
-            loss, section, self._augmented = training_loss, train, "rows"
+            loss, section = training_loss, train
             warmup = min(round(train.warmup_fraction * total), total - 1)
         self._loss: Callable[..., Tensor] = torch.compile(loss) if is_compiled else loss
-        self.params = {
-            key: x.clone().requires_grad_() for key, x in inputs.params.items()
-        }
+        self.params, groups = {}, {False: [], True: []}
+        for key, x in inputs.params.items():
+            self.params[key] = x.clone().requires_grad_()
+            groups[key.split("/")[0] in _TEXT_MODULES].append(self.params[key])
         rate = section.learning_rate
-        groups = {False: [], True: []}
-        for key, x in self.params.items():
-            groups[key.split("/")[0] in _TEXT_MODULES].append(x)
+        text_group = {"params": groups[True], "lr": rate * train.text_lr_scale}
         self._optimizer = torch.optim.AdamW(
-            [
-                {"params": groups[False]},
-                {"params": groups[True], "lr": rate * train.text_lr_scale},
-            ],
+            [{"params": groups[False]}, text_group],
             lr=rate,
             betas=(0.9, 0.98),
             weight_decay=train.weight_decay,
@@ -252,17 +214,14 @@ class Training:
     def run(self, num_steps: int) -> None:
         """Makes steps; the plan repeats."""
         inputs, table = self._inputs, self._inputs.table
-        num_draws = _IMAGE_DRAWS + _HIDE_DRAWS + table["text"].shape[1]
         for step in range(num_steps):
             batch = {
                 part: {key: x[rows[step % len(rows)]] for key, x in table.items()}
                 for part, rows in self._plan.items()
             }
-            text = batch[self._augmented]["text"]
-            draw = torch.rand(len(text), num_draws, device=text.device)
             self._optimizer.zero_grad()
-            settings = (inputs.config, inputs.multi_label)
-            self._loss(self.params, batch, draw, *settings).backward()
+            loss = self._loss(self.params, batch, inputs.config, inputs.multi_label)
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.params.values(), 1.0)
             self._optimizer.step()
             self._schedule.step()
@@ -275,29 +234,25 @@ def _cosine(step: int, warmup: int, total: int) -> float:
 
 
 @functools.cache
-def _make_training(
-    path: pathlib.Path, name: str, is_compiled: bool, num_threads: int
-) -> Training:
+def _make_training(name: str, is_compiled: bool, num_threads: int) -> Training:
     # One for each number of threads, as the compiler generates other code for each.
-    return Training(load_inputs(path), name, is_compiled)
+    return Training(_RECEIVED[0], name, is_compiled)
 
 
-def measure_steps(
-    path: pathlib.Path, name: str, mode: str, num_steps: int, max_threads: int
-) -> float:
-    """Returns the seconds of some steps, in the mode "eager" or "compile".
+def measure_step(name: str, mode: str, num_steps: int, max_threads: int) -> float:
+    """Returns the mean seconds of some steps, in the mode "eager" or "compile".
 
     On a CPU the faster of one and all threads: small products gain nothing from
     threads, and lose where the machine is busy.
     """
-    is_cuda = next(iter(load_inputs(path).params.values())).is_cuda
+    is_cuda = next(iter(_RECEIVED[0].params.values())).is_cuda
     seconds = []
     for num_threads in (1,) if is_cuda else (1, max_threads):
         torch.set_num_threads(num_threads)
-        training = _make_training(path, name, mode == "compile", num_threads)
+        training = _make_training(name, mode == "compile", num_threads)
         start = time.perf_counter()
         training.run(num_steps)
         if is_cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds) / num_steps

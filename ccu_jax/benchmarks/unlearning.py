@@ -6,7 +6,6 @@ step, with an empty and with a filled compilation cache.
 """
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -20,61 +19,74 @@ import time
 from typing import Any
 
 import jax
-from rich.table import Table
 
 from ccu_jax.benchmarks import costs, harness, problems
-from ccu_jax.benchmarks.harness import Column, Command, Progress
+from ccu_jax.benchmarks.harness import Column, Command, Flag, Measurements, Progress
 from ccu_jax.config.loading import available_configs
-from ccu_jax.distributed.executors import EXECUTORS
+from ccu_jax.distributed.executors import pmap
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 
-# Run once, as their runs are long.
-_LONG = ("original", "retrain", "retrain_visual")
+_LONG = ("original", "retrain", "retrain_visual")  # run once
 COMPILED_METHOD = "ccu_plus"
 # Compilation depends neither on the number of rows nor on that of epochs.
 _SETTINGS = ("train.epochs=1", "data.records=False", "data.sample_rows=600")
 
-# --- unlearn --------------------------------------------------------------------------
+_NAMES = [Column("method", "method"), Column("features", "features")]
+_RUN_COLUMNS = [
+    *_NAMES,
+    Column("steps", "steps", ","),
+    Column("start s", "start_s", ",.3g"),
+    Column("steps s", "steps_s", ",.3g"),
+    Column("total s", "seconds", ",.3g"),
+    Column("% of original", "of_original", ".3g", 100),
+    Column("compile s", "compile_s", ",.3g"),
+]
+_STEP_COLUMNS = [
+    *_NAMES,
+    Column("rows", "rows", ","),
+    Column("parameters", "trained", ","),
+    Column("ms", "step_s", ",.3g", 1e3),
+    Column("GFLOP", "flops", ",.3g", 1e-9),
+    Column("MB accessed", "bytes", ",.3g", 1e-6),
+    Column("peak MiB", "memory", ",.3g", 2**-20),
+    Column("MFU %", "mfu", ".3g", 100),
+    Column("roofline %", "roofline", ".3g", 100),
+]
+_PEAK_COLUMNS = [
+    Column("peak GFLOP/s", "flops", ",.0f", 1e-9),
+    Column("peak GB/s", "bytes", ",.0f", 1e-9),
+    Column("data sheet, GFLOP/s", "datasheet", ",.0f", 1e-9),
+]
 
 
-def add_unlearn_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `unlearn`."""
-    add = functools.partial(harness.add_flag, parser)
-    add("--preset", harness.one_of(problems.PRESETS), "clipart")
-    add("--methods", harness.list_of(harness.one_of(METHODS)), [*METHODS])
-    add("--executor", harness.one_of(EXECUTORS), "pmap")
-    add("--windows", harness.at_least(1), 5, "runs of each method")
-    help_text = "training epochs, not as configured"
-    parser.add_argument("--epochs", type=_positive, help=help_text)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def measure_unlearn(flags: argparse.Namespace) -> dict[str, Any]:
+def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
     """Runs every method; those on features with stored and with computed features."""
     spec = problems.PRESETS[flags.preset]
     if flags.epochs:
         spec = problems.replace_section(spec, "train", epochs=flags.epochs)
-    executor, store = EXECUTORS[flags.executor](), problems.random_store(spec)
-    problem = problems.make_problem(spec, executor, store=store)
+    problem = problems.make_problem(spec, pmap(), store=problems.random_store(spec))
     peaks = costs.measure_peaks(problem.config.model.dtype)
     runs = []
     for name in flags.methods:
         uses_features = problems.build_program(name, problem).is_fully_sharded
         for features in ("computed", "stored") if uses_features else (None,):
             runs.append(measure_method(problem, name, features, flags.windows, peaks))
-    return {
-        "preset": flags.preset,
-        "sets": {name: len(rows) for name, rows in problem.sets._asdict().items()},
-        "peaks": peaks._asdict(),
-        "runs": runs,
-    }
+    totals = {run["method"]: run["seconds"]["median"] for run in runs}
+    for run in runs if "original" in totals else ():
+        run["of_original"] = run["seconds"]["median"] / totals["original"]
+    sizes = (f"{name} {len(rows):,}" for name, rows in problem.sets._asdict().items())
+    title = f"{flags.preset}: {', '.join(sizes)}"
+    note = "stop rules are evaluated and ignored; stored features are in memory"
+    step_note = (
+        "MFU relative to the peak of the data sheet, or the measured one without it; "
+        "rows and GFLOP of the global batch; bytes of one device"
+    )
+    return [
+        Measurements("runs", title, _RUN_COLUMNS, runs, note),
+        Measurements("runs", "one step", _STEP_COLUMNS, runs, step_note),
+        Measurements("peaks", "one device", _PEAK_COLUMNS, [peaks._asdict()]),
+    ]
 
 
 def measure_method(
@@ -111,60 +123,24 @@ def measure_method(
     return {**result, "step_s": step_s, "flops": flops, **compiled, **usage}
 
 
-_NAMES = [Column("method", "method"), Column("features", "features")]
-_RUN_COLUMNS = [
-    *_NAMES,
-    Column("steps", "steps", ","),
-    Column("start s", "start_s", ",.3g"),
-    Column("steps s", "steps_s", ",.3g"),
-    *harness.spread_columns("total s", "seconds", ",.3g"),
-    Column("% of original", "of_original", ".3g", 100),
-    Column("compile s", "compile_s", ",.3g"),
-]
-_STEP_COLUMNS = [
-    *_NAMES,
-    Column("rows", "rows", ","),
-    Column("parameters", "trained", ","),
-    Column("ms", "step_s", ",.3g", 1e3),
-    Column("GFLOP", "flops", ",.3g", 1e-9),
-    Column("MB", "bytes", ",.3g", 1e-6),
-    Column("MiB", "memory", ",.3g", 2**-20),
-    Column("MFU %", "mfu", ".3g", 100),
-    Column("roofline %", "roofline", ".3g", 100),
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+_START_COLUMNS = [
+    Column("config", "config"),
+    Column("cache", "cache"),
+    Column("first step s", "first_step_s", ".2f"),
+    Column("total s", "total_s", ".2f"),
+    Column("compile s", "compile_s", ".2f"),
+    Column("start s", "start_s", ".2f"),
 ]
 
 
-def make_unlearn_tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns the tables of whole runs and of one step."""
-    runs, peaks = measured["runs"], measured["peaks"]
-    totals = {run["method"]: run["seconds"]["median"] for run in runs}
-    if original := totals.get("original"):
-        runs = [{**r, "of_original": r["seconds"]["median"] / original} for r in runs]
-    sizes = ", ".join(f"{name} {size:,}" for name, size in measured["sets"].items())
-    note = "stop rules are evaluated and ignored; stored features are in memory"
-    basis = "of the data sheet" if peaks["datasheet"] else "that was measured"
-    step_note = (
-        f"measured peaks {peaks['flops'] / 1e9:,.0f} GFLOP/s, "
-        f"{peaks['bytes'] / 1e9:,.0f} GB/s; MFU relative to the peak {basis}; rows and "
-        "GFLOP of the global batch; MB accessed and peak MiB of one device"
-    )
-    return [
-        harness.make_table(f"{measured['preset']}: {sizes}", _RUN_COLUMNS, runs, note),
-        harness.make_table("one step", _STEP_COLUMNS, runs, step_note),
-    ]
-
-
-# --- compile --------------------------------------------------------------------------
-
-
-def add_compile_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `compile`."""
-    names = [*available_configs()]
-    harness.add_flag(parser, "--configs", harness.list_of(harness.one_of(names)), names)
-    harness.add_flag(parser, "--windows", harness.at_least(1), 3, "warm starts")
-
-
-def measure_compile(flags: argparse.Namespace) -> dict[str, Any]:
+def measure_compile(flags: argparse.Namespace) -> list[Measurements]:
     """Starts every configuration with an empty cache, then with a filled one."""
     rows, total = [], 1 + flags.windows
     for config in flags.configs:
@@ -183,7 +159,8 @@ def measure_compile(flags: argparse.Namespace) -> dict[str, Any]:
             {"config": config, "cache": "empty", **empty},
             {"config": config, "cache": "filled", **median, "windows": filled},
         ]
-    return {"starts": rows}
+    title = f"{COMPILED_METHOD}: seconds from the start of the command"
+    return [Measurements("starts", title, _START_COLUMNS, rows)]
 
 
 def measure_start(config: str, workdir: pathlib.Path) -> dict[str, float]:
@@ -214,8 +191,7 @@ def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
     """
     command = [sys.executable, "-m", "ccu_jax.launch", "--config", config]
     command += ["--workdir", str(workdir), "--methods", methods]
-    for setting in _SETTINGS:
-        command += ["--set", setting]
+    command += [word for setting in _SETTINGS for word in ("--set", setting)]
     # Uses the cache beside the working folder, not one that the environment names.
     environment = dict(os.environ)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
@@ -227,29 +203,23 @@ def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
         raise UserError(f"{config}: the run failed: {reason}")
 
 
-def make_compile_tables(measured: dict[str, Any]) -> list[Table]:
-    """Returns the table of starts."""
-    columns = [
-        Column("config", "config"),
-        Column("cache", "cache"),
-        Column("first step", "first_step_s", ".2f"),
-        Column("end", "total_s", ".2f"),
-        Column("compilation", "compile_s", ".2f"),
-        Column("method start", "start_s", ".2f"),
-    ]
-    title = f"{COMPILED_METHOD}: seconds from the start of the command"
-    return [harness.make_table(title, columns, measured["starts"])]
-
-
-_UNLEARN_HELP = "whole runs of every method: seconds, FLOPs, bytes, memory, utilization"
-_COMPILE_HELP = (
-    "seconds to the first unlearning step, with and without compiled programs"
-)
+_METHODS = harness.list_of(harness.one_of(METHODS))
+_CONFIGS = harness.list_of(harness.one_of(available_configs()))
 COMMANDS = {
     "unlearn": Command(
-        _UNLEARN_HELP, add_unlearn_flags, measure_unlearn, make_unlearn_tables
+        "whole runs of every method: seconds, FLOPs, bytes, memory, utilization",
+        [
+            problems.PRESET_FLAG,
+            Flag("--methods", _METHODS, ",".join(METHODS), "methods to run"),
+            Flag("--epochs", _positive, None, "training epochs, not as configured"),
+        ],
+        5,
+        measure_unlearn,
     ),
     "compile": Command(
-        _COMPILE_HELP, add_compile_flags, measure_compile, make_compile_tables
+        "seconds to the first unlearning step, with and without compiled programs",
+        [Flag("--configs", _CONFIGS, ",".join(available_configs()), "what to start")],
+        3,
+        measure_compile,
     ),
 }

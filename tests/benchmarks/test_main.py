@@ -1,7 +1,8 @@
-"""Every benchmark runs at the smallest size and refuses wrong flags in one line."""
+"""Every benchmark runs at the smallest size and rejects wrong flags in one line."""
 
 import dataclasses
 import json
+import math
 import types
 
 import pytest
@@ -22,7 +23,7 @@ from ccu_jax.errors import UserError
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Returns `run(line)`: runs a command; returns what it measured and printed."""
+    """Returns `run(line)`, which returns measurements and output of a command."""
     peaks = costs.Peaks(1e12, 1e11, None)
     monkeypatch.setattr(costs, "measure_peaks", lambda dtype: peaks)
     monkeypatch.setattr(costs, "make_large_product", lambda dtype: (lambda: 0.0, 1))
@@ -47,9 +48,11 @@ def test_step_measures_scan_calls_and_executors(run, monkeypatch):
     monkeypatch.setitem(executors.EXECUTORS, "vmap", lambda: executors.vmap(1))
     line = "step --preset tiny --methods original,ccu_plus --windows 2 --no-torch"
     measured, printed = run(f"{line} --executors vmap,pmap")
-    rows = [(row["method"], row["way"]) for row in measured["steps"]]
-    ways = (steps.SCAN, steps.CALLS, "pmap")
-    assert rows == [(m, way) for m in ("original", "ccu_plus") for way in ways]
+    rows = [(row["method"], row["variant"]) for row in measured["steps"]]
+    variants = (steps.SCAN, steps.CALLS, "pmap")
+    assert rows == [
+        (m, variant) for m in ("original", "ccu_plus") for variant in variants
+    ]
     for row in measured["steps"]:
         _check_summary(row["seconds"], 2)
         assert row["flops"] > 0 and row["of_peak"] > 0
@@ -63,12 +66,8 @@ def test_unlearn_measures_stored_and_computed_features(run):
         "unlearn --preset tiny --methods original,ccu_plus,ssd --windows 1 --epochs 1"
     )
     features = [(r["method"], r["features"]) for r in measured["runs"]]
-    assert features == [
-        ("original", None),
-        ("ccu_plus", "computed"),
-        ("ccu_plus", "stored"),
-        ("ssd", None),
-    ]
+    on_features = [("ccu_plus", "computed"), ("ccu_plus", "stored")]
+    assert features == [("original", None), *on_features, ("ssd", None)]
     for result in measured["runs"]:
         _check_summary(result["seconds"], 1)
         assert ("flops" in result) == (result["steps"] > 0)
@@ -90,12 +89,8 @@ def test_scale_measures_every_sweep_and_store(run, tmp_path, monkeypatch):
     )
     sweeps = {row["sweep"] for row in measured["sizes"]}
     assert sweeps == {
-        "unlearn set, same steps",
-        "unlearn set, same epochs",
-        "retain set",
-        "classes",
-        "image size",
-        "depth",
+        *("unlearn set, same steps", "unlearn set, same epochs", "retain set"),
+        *("classes", "image size", "depth"),
     }
     small, large = measured["store"]
     assert (small["rows"], large["rows"]) == (1000, 3000)
@@ -124,12 +119,12 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
     (prepared,) = measured["prepare"]
     assert prepared["first"]["rows"] == prepared["second"]["rows"] == 40
     assert prepared["second"]["seconds"] < prepared["first"]["seconds"]
-    assert [feed["size"] for feed in measured["feed"]] == [48, 224]
-    for feed in measured["feed"]:
-        ways = {(rate["way"], rate["batch"]) for rate in feed["rates"]}
-        assert {(input_pipeline.PILLOW, None), (input_pipeline.MEMORY_MAP, 64)} <= ways
-        for rate in feed["rates"]:
-            _check_summary(rate["images_per_s"], 2)
+    variants = {(row["size"], row["variant"], row["batch"]) for row in measured["feed"]}
+    for size in (48, 224):
+        assert (size, input_pipeline.PILLOW, None) in variants
+        assert (size, input_pipeline.MEMORY_MAP, 64) in variants
+    for row in measured["feed"]:
+        _check_summary(row["images_per_s"], 2)
     assert "preparing the sample editions" in printed
 
 
@@ -147,20 +142,12 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
         ("step --preset large", "large"),
         ("step --methods original,ccu_minus", "'ccu_minus'; choose from original"),
         ("step --executors pmap,pmap", "repeats"),
-        ("step --windows 0", "--windows"),
-        ("step --batch 0", "--batch"),
-        ("unlearn --methods ccu_minus", "'ccu_minus'"),
         ("unlearn --epochs -1", "--epochs"),
-        ("unlearn --windows 0", "--windows"),
-        ("scale --only devices", "'devices'"),
         ("scale --stored 10,20", "--stored"),
-        ("scale --stored a", "'a'"),
         ("scale --dir file/folder", "file"),
-        ("compile --configs none", "'none'"),
-        ("compile --windows 0", "--windows"),
     ],
 )
-def test_wrong_flags_are_refused_in_one_line(
+def test_wrong_flags_are_rejected_in_one_line(
     line, words, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -200,21 +187,18 @@ def test_windows_are_measured_in_turn_without_the_first():
     results = harness.measure_in_turn(calls, 2, harness.Progress("test"))
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert results == {"a": [3, 6], "b": [4, 5]}
+    a, b = harness.summarize([1, 2, 9]), harness.summarize([1, 1, 3])
+    assert a["median"] == 2 and (a["low"], a["high"]) == (1, 9)
+    assert harness.median_ratio(a, b) == 2
 
 
 def test_child_process_returns_results_and_raises_errors(tmp_path):
     settings = load_config("mmimdb").data
     settings = dataclasses.replace(settings, dir=str(tmp_path / "none"))
-    with harness.ChildProcess() as child:
-        status = child.call("harness", "memory_mib", "VmRSS")
-        assert status is None or status > 0
+    with harness.start_child() as call:
+        memory_mib = call("harness.memory_mib", "VmRSS")
+        assert math.isnan(memory_mib) or memory_mib > 0
         with pytest.raises(UserError, match="none"):
-            child.call("input_pipeline", "prepare", settings, tmp_path, "title")
+            call("input_pipeline.prepare", settings, tmp_path, "title")
         with pytest.raises(RuntimeError, match="AttributeError"):
-            child.call("harness", "missing")
-
-
-def test_ratios_are_medians_over_windows():
-    a, b = harness.summarize([1, 2, 9]), harness.summarize([1, 1, 3])
-    assert a["median"] == 2 and (a["low"], a["high"]) == (1, 9)
-    assert harness.median_ratio(a, b) == 2
+            call("harness.missing")

@@ -74,7 +74,7 @@ def run_campaign(
                 rng = Random(f"{seed}/{target}/{number}")
                 outcome = run_case(target, sandbox, rng)
             except (Exception, Hang) as error:
-                kind = _describe(error)
+                kind = _describe_error(error)
                 if kind not in campaign.failures:
                     log(f"FAILURE in case {number}\n{traceback.format_exc()[-3000:]}")
                 campaign.failures.setdefault(kind, []).append(number)
@@ -86,7 +86,7 @@ def run_campaign(
     return campaign
 
 
-def _describe(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Returns the type of an error, and the last line of the project in its trace."""
     cause = "" if isinstance(error, Hang) else f": {str(error)[:24]!a}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -13,16 +13,16 @@ from typing import Any
 
 from tests.fuzz.contents import Link, Tree, draw_string, maybe_mutate, mutate
 
-_TYPES = (
+_MEMBER_TYPES = (
     *(tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, b"V", b"z"),
     *(tarfile.DIRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, tarfile.AREGTYPE),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME),
     tarfile.SOLARIS_XHDTYPE,
 )
 _FORMATS: Any = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-_METHODS = (*[zipfile.ZIP_DEFLATED] * 6, 0, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_COMPRESSIONS = (*[zipfile.ZIP_DEFLATED] * 6, 0, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _NAMES = ("a", "a/b", "a/b/c", "a.png", "b/", "./a", "__MACOSX/a", ".DS_Store", "._a")
-_PAX = (
+_PAX_KEYS = (
     *("path", "linkpath", "size", "mtime", "uid", "uname", "charset", "hdrcharset"),
     *("GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "GNU.sparse.minor"),
     *("GNU.sparse.name", "GNU.sparse.realsize", "GNU.sparse.numblocks", "comment"),
@@ -30,7 +30,7 @@ _PAX = (
 _DATA = (b"", b"text", bytes(1000), bytes(range(256)) * 3)
 _PAX_VALUES = ("0", "1", "-1", "9" * 30, "1,2,3", "0,512", "../x")
 # Contents of numeric fields of a tar.
-_FIELDS = (
+_NUMERIC_FIELDS = (
     *(b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"           \0"),
     *(b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" * 10 + b"\xfe\0", b"00000001000\0"),
     *(b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff", b"garbage\0\0\0\0\0", b"\0" * 12),
@@ -79,7 +79,7 @@ def _draw_zip(rng: Random) -> bytes:
             name = _draw_name(rng).encode("utf-8", "replace").decode()
             info = zipfile.ZipInfo("a")
             info.filename = info.orig_filename = name  # including NUL
-            info.compress_type = rng.choice(_METHODS)
+            info.compress_type = rng.choice(_COMPRESSIONS)
             if rng.random() < 0.2:
                 modes = (stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFREG, 0xF000)
                 info.external_attr = (rng.choice(modes) | 0o777) << 16
@@ -102,12 +102,12 @@ def _draw_tar(rng: Random) -> bytes:
     for _ in range(rng.randrange(4)):
         info, data = tarfile.TarInfo(_draw_name(rng)), rng.choice(_DATA)
         if rng.random() < 0.3:
-            info.type, info.linkname = rng.choice(_TYPES), draw_string(rng)
+            info.type, info.linkname = rng.choice(_MEMBER_TYPES), draw_string(rng)
         if rng.random() < 0.15:
             data = _draw_pax_records(rng)
         info.size = len(data)
         if format_ == tarfile.PAX_FORMAT and rng.random() < 0.4:
-            keys = rng.sample(_PAX, rng.randint(1, 4))
+            keys = rng.sample(_PAX_KEYS, rng.randint(1, 4))
             values = (*_PAX_VALUES, draw_string(rng))
             info.pax_headers = {key: rng.choice(values) for key in keys}
         try:
@@ -122,7 +122,7 @@ def _draw_tar(rng: Random) -> bytes:
         at = rng.choice(headers)
         if rng.random() < 0.6:
             place, width = rng.choice(((124, 12), (136, 12), (483, 12), (386, 12)))
-            out[at + place : at + place + width] = rng.choice(_FIELDS)
+            out[at + place : at + place + width] = rng.choice(_NUMERIC_FIELDS)
         else:
             end = at + tarfile.BLOCKSIZE
             out[at:end] = mutate(rng, bytes(out[at:end]))[:512].ljust(512, b"\0")
@@ -135,7 +135,7 @@ def _draw_pax_records(rng: Random) -> bytes:
     """Returns records of an extended header, some of a wrong length."""
     records = b""
     for _ in range(rng.randint(1, 3)):
-        text = f" {rng.choice(_PAX)}={draw_string(rng)[:200]}\n"
+        text = f" {rng.choice(_PAX_KEYS)}={draw_string(rng)[:200]}\n"
         record = text.encode("utf-8", "replace")
         length = rng.choice((len(record) + 2, len(record) + 3, 0, 1, 3, 10**6, -5))
         records += str(length).encode() + record

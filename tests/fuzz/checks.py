@@ -1,4 +1,4 @@
-"""Properties that must hold of data sets, archives and images of any content."""
+"""Properties that must hold for data sets, archives and images of any content."""
 
 import os
 import pathlib
@@ -155,9 +155,9 @@ def unpack_archive(
     if sorted(os.listdir(folder.parent)) != ["new", "new.json"]:
         raise Failure(f"wrote {os.listdir(folder.parent)}")
     num_files = 0
-    for above, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
-            mode = os.lstat(os.path.join(above, name)).st_mode
+            mode = os.lstat(os.path.join(parent, name)).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & 0o7022:
                 raise Failure(f"unpacked {name!r} with mode {mode:o}")
         num_files += len(names)

@@ -1,7 +1,6 @@
 """Hostile content: strings, JSON values, files and images.
 
-Most of a case is well formed: a file that is broken at its first byte reaches little
-code.
+Most of a case is valid: a file that is invalid at its first byte reaches little code.
 """
 
 import io
@@ -148,22 +147,22 @@ def draw_link(rng: Random, secret: str) -> Link:
 
 
 def add_node(
-    rng: Random, tree: Tree, path: str, good: bytes, secret: str, probability=0.1
+    rng: Random, tree: Tree, path: str, content: bytes, secret: str, probability=0.1
 ) -> None:
-    """Adds a file to a tree, or with this probability something else, or nothing."""
+    """Adds a file, or with `probability` a damaged one, another node or nothing."""
     roll = rng.randrange(9) if rng.random() < probability else -1
     if roll == 5:
         return
-    others = (b"", os.mkfifo, os.mkdir, 1 << 29 if probability >= 0.1 else 9)
+    replacements = (b"", os.mkfifo, os.mkdir, 1 << 29 if probability >= 0.1 else 9)
     if roll < 0:
-        tree[path] = good
+        tree[path] = content
     elif roll < 3:
-        tree[path] = mutate(rng, good)
+        tree[path] = mutate(rng, content)
     else:
-        tree[path] = draw_link(rng, secret) if roll < 5 else rng.choice(others)
+        tree[path] = draw_link(rng, secret) if roll < 5 else rng.choice(replacements)
 
 
-def _encode_all() -> dict[str, bytes]:
+def _encode_all_formats() -> dict[str, bytes]:
     """Returns small images in all formats, and in all modes of each."""
     encoded: dict[str, bytes] = {}
 
@@ -221,7 +220,7 @@ def _encode_all() -> dict[str, bytes]:
     return encoded
 
 
-IMAGES = _encode_all()
+IMAGES = _encode_all_formats()
 SMALL = [IMAGES[name] for name in ("png RGB", "jpeg", "png P", "gif", "webp")]
 
 
@@ -233,8 +232,8 @@ def draw_image(rng: Random) -> bytes:
 def draw_hostile_image(rng: Random) -> bytes:
     roll = rng.random()
     if roll < 0.03:
-        heads = (b"", b"<html>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM", b"P6")
-        return rng.choice(heads)
+        headers = (b"", b"<html>", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"BM", b"P6")
+        return rng.choice(headers)
     data = rng.choice(list(IMAGES.values()))
     start = 0 if rng.random() < 0.05 else rng.choice((4, 8, 12, 16, 24))
     end = start + rng.randrange(1, 90) if rng.random() < 0.6 else len(data)

@@ -43,7 +43,7 @@ def draw_mmimdb(rng: Random) -> Case:
     texts = posters = "dataset"
     if rng.random() < 0.1:
         texts, posters = "labels", "images"
-    above = rng.choice(("mmimdb/", *[""] * 5))
+    prefix = rng.choice(("mmimdb/", *[""] * 5))
     ids = [f"{rng.randrange(9):07d}" for _ in range(rng.randint(1, 3))]
     splits: Any = {"train": ids[:], "dev": [], "test": []}
     for name in splits:
@@ -54,7 +54,7 @@ def draw_mmimdb(rng: Random) -> Case:
         splits = mutate_value(rng, splits)
     index = maybe_mutate(rng, dump_json(rng, splits), 0.05)
     tree: Tree = {}
-    add_node(rng, tree, f"{above}split.json", index, "mmimdb/split.json", 0.03)
+    add_node(rng, tree, f"{prefix}split.json", index, "mmimdb/split.json", 0.03)
     for id_ in ids:
         author = f"{draw_string(rng)}::{draw_string(rng)}"
         movie = {
@@ -63,12 +63,12 @@ def draw_mmimdb(rng: Random) -> Case:
             "title": draw_string(rng),
         }
         text = maybe_mutate(rng, dump_json(rng, mutate_value(rng, movie, 0.06)), 0.1)
-        add_node(rng, tree, f"{above}{texts}/{id_}.json", text, "secret.json")
+        add_node(rng, tree, f"{prefix}{texts}/{id_}.json", text, "secret.json")
         poster = draw_image(rng)
-        add_node(rng, tree, f"{above}{posters}/{id_}.jpeg", poster, "secret.png")
+        add_node(rng, tree, f"{prefix}{posters}/{id_}.jpeg", poster, "secret.png")
     if rng.random() < 0.05:
-        tree[f"{above}{texts}/{rng.choice(('0000077.json', 'x.json', 'a'))}"] = b"{}"
-    _maybe_link(rng, tree, f"{above}{texts}", "mmimdb/dataset", 0.03)
+        tree[f"{prefix}{texts}/{rng.choice(('0000077.json', 'x.json', 'a'))}"] = b"{}"
+    _maybe_link(rng, tree, f"{prefix}{texts}", "mmimdb/dataset", 0.03)
     _maybe_link(rng, tree, "mmimdb", "mmimdb", 0.02)
     if rng.random() < 0.03:
         tree = {"mmimdb.tar.gz": draw_link(rng, "secret.tar.gz")}
@@ -97,36 +97,36 @@ def _draw_label(rng: Random) -> tuple[bytes, str]:
     return maybe_mutate(rng, line, 0.08), path
 
 
-def _pack_images(rng: Random, tree: Tree, above: str, folder: str, archive: str):
+def _pack_images(rng: Random, tree: Tree, prefix: str, folder: str, archive: str):
     """Sometimes puts the folder of images into an archive."""
     is_damaged = rng.random() < 0.03
     if not is_damaged and rng.random() >= 0.05:
         return
-    paths = [path for path in tree if path.startswith(above + folder)]
-    inside = {path.removeprefix(above): tree.pop(path) for path in paths}
+    paths = [path for path in tree if path.startswith(prefix + folder)]
+    inside = {path.removeprefix(prefix): tree.pop(path) for path in paths}
     if is_damaged:
-        add_node(rng, tree, above + archive, b"PK\5\6", "secret.tar.gz", 0.6)
+        add_node(rng, tree, prefix + archive, b"PK\5\6", "secret.tar.gz", 0.6)
     else:
-        tree[above + archive] = pack_tree(rng, inside)
+        tree[prefix + archive] = pack_tree(rng, inside)
 
 
 def draw_fashion200k(rng: Random) -> Case:
-    above = rng.choice(("fashion-200k/", "fashion200k/", *[""] * 8))
-    tree: Tree = {f"{above}labels/{name}": b"" for name in LABEL_FILES}
+    prefix = rng.choice(("fashion-200k/", "fashion200k/", *[""] * 8))
+    tree: Tree = {f"{prefix}labels/{name}": b"" for name in LABEL_FILES}
     for split in ("train", "test"):
         lines = [_draw_label(rng) for _ in range(rng.randint(1, 3))]
         data = rng.choice((b"\n", b"\n", b"\r\n", b"\n\n")).join(t for t, _ in lines)
-        name = f"{above}labels/dress_{split}_detect_all.txt"
+        name = f"{prefix}labels/dress_{split}_detect_all.txt"
         del tree[name]
         add_node(rng, tree, name, data + b"\n", "labels.txt", 0.03)
         for _, path in lines:
-            add_node(rng, tree, above + path, draw_image(rng), "secret.png")
+            add_node(rng, tree, prefix + path, draw_image(rng), "secret.png")
     if rng.random() < 0.1:
         odd = rng.choice(("b\udcff", "d\n", "\x1b", "dresses/b\udcff", "dresses/x\ty"))
-        tree[f"{above}women/{odd}/1.jpeg"] = b"a"
+        tree[f"{prefix}women/{odd}/1.jpeg"] = b"a"
     for name in ("women", "women/dresses", "labels"):
-        _maybe_link(rng, tree, above + name, f"fashion/{name}", 0.02)
-    _pack_images(rng, tree, above, "women/", "women.tar.gz")
+        _maybe_link(rng, tree, prefix + name, f"fashion/{name}", 0.02)
+    _pack_images(rng, tree, prefix, "women/", "women.tar.gz")
     if rng.random() < 0.02:
         tree = {"fashion-200k": draw_link(rng, "fashion")}
     settings: dict[str, Any] = {"task": rng.choice(("category", "sub_category"))}
@@ -135,7 +135,7 @@ def draw_fashion200k(rng: Random) -> Case:
 
 
 def draw_hatefulmemes(rng: Random) -> Case:
-    above = rng.choice(("data/", "data/", "a/", "a/data/", *[""] * 8))
+    prefix = rng.choice(("data/", "data/", "a/", "a/data/", *[""] * 8))
     tree: Tree = {}
     for name in (TRAIN, *rng.sample(FILES, 2)):
         lines = []
@@ -151,20 +151,20 @@ def draw_hatefulmemes(rng: Random) -> Case:
                 row["img"] = rng.choice(("img/", "")) + draw_string(rng)
             line = dump_json(rng, mutate_value(rng, row))
             lines.append(maybe_mutate(rng, line, 0.08))
-            path = f"{above}img/{number:05d}.png"
+            path = f"{prefix}img/{number:05d}.png"
             add_node(rng, tree, path, draw_image(rng), "a.png")
         data = b"\n".join(lines) + rng.choice((b"", b"\n", b"\r\n", b"\n\n"))
-        add_node(rng, tree, above + name, data, "memes/train.jsonl", 0.04)
+        add_node(rng, tree, prefix + name, data, "memes/train.jsonl", 0.04)
     if rng.random() < 0.05:
         odd = rng.choice(("\u00e9.png", "# a.png", " a.png", "#.png", "a b.png", "a.b"))
-        tree[f"{above}img/{odd}"] = draw_image(rng)
+        tree[f"{prefix}img/{odd}"] = draw_image(rng)
         row = {"img": f"img/{odd}", "label": 1, "text": "a"}
-        tree[f"{above}train.jsonl"] = dump_json(rng, row)
-    _maybe_link(rng, tree, f"{above}img", "memes/img", 0.03)
-    _pack_images(rng, tree, above, "img/", rng.choice(("img.tar.gz", "img.zip")))
+        tree[f"{prefix}train.jsonl"] = dump_json(rng, row)
+    _maybe_link(rng, tree, f"{prefix}img", "memes/img", 0.03)
+    _pack_images(rng, tree, prefix, "img/", rng.choice(("img.tar.gz", "img.zip")))
     if rng.random() < 0.02:
         other = rng.choice(("b\n/", "b/", "b/data/"))
-        tree |= {other + k.removeprefix(above): v for k, v in tree.items()}
+        tree |= {other + k.removeprefix(prefix): v for k, v in tree.items()}
     if rng.random() < 0.02:
         tree = {"data": draw_link(rng, "memes")}
     return Case("hatefulmemes", tree, {})
@@ -205,7 +205,7 @@ def _draw_pairs_tree(rng: Random, name: str, data: bytes) -> Tree:
 
 
 def draw_jsonl(rng: Random) -> Case:
-    above = rng.choice(("a/", "b\n/", *[""] * 9))
+    prefix = rng.choice(("a/", "b\n/", *[""] * 9))
     rows = [mutate_value(rng, _draw_pair(rng), 0.05) for _ in range(rng.randint(2, 6))]
     lines = [maybe_mutate(rng, dump_json(rng, row), 0.06) for row in rows]
     data = b"\n".join(lines) + rng.choice((b"", b"\n"))
@@ -217,7 +217,7 @@ def draw_jsonl(rng: Random) -> Case:
     if rng.random() < 0.02:
         other = rng.choice(("c\x1b/", "c/", "d/"))
         tree |= {other + path: node for path, node in tree.items()}
-    tree = {above + path: node for path, node in tree.items()}
+    tree = {prefix + path: node for path, node in tree.items()}
     if rng.random() < 0.01:
         tree = {"a": draw_link(rng, "pairs")}
     return Case("pairs", tree, {"group": rng.choice(("own", "text", "image"))})

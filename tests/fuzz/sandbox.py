@@ -22,11 +22,11 @@ MAX_BYTES = 500 << 20  # of memory that a case may take
 
 
 class Failure(Exception):
-    """Something happened that must not happen, whatever the files hold."""
+    """A property that must hold for all files does not."""
 
 
 class Hang(BaseException):
-    """A case takes too long. No Exception, so that no reader takes it for damage."""
+    """A case takes too long. A BaseException, so that no reader catches it."""
 
 
 class Sandbox:
@@ -43,14 +43,14 @@ class Sandbox:
         self._write_secrets()
 
     def write(self, tree: Tree) -> None:
-        """Writes a case; what cannot be written is left out."""
+        """Writes a case, without the files that cannot be written."""
         # Links first, for some take the place of folders.
         links = {p: node for p, node in tree.items() if isinstance(node, Link)}
         for path, node in (links | tree).items():
             path = os.path.join(self.root, path)
             with contextlib.suppress(OSError, ValueError):
                 if links and not is_within(os.path.dirname(path), self.root):
-                    continue  # nothing is written where a link leads to
+                    continue  # never write through a link
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 if isinstance(node, Link):
                     names = {"root": self.root, "outside": self.outside}
@@ -64,7 +64,7 @@ class Sandbox:
                         write(node)
 
     def clear(self) -> None:
-        """Removes what a case has left."""
+        """Removes the files of a case."""
         for path in (*self.root.iterdir(), *self.work.iterdir()):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -84,7 +84,7 @@ class Sandbox:
                         raise Failure(f"opened a pipe: {path!r}")
 
     def _write_secrets(self) -> None:
-        """Writes files that a reader would accept if they lay in its folder."""
+        """Writes files that a reader would accept in its folder."""
         secret, png = SECRET.encode(), SMALL[0] + SECRET.encode()
         movie = b'{"plot": ["%b"], "genres": ["Drama"]}' % secret
         row = b'{"id": "%b%b", "text": "%b", "label": "x"}\n'
@@ -117,16 +117,16 @@ class Sandbox:
 
 @contextlib.contextmanager
 def make_sandbox() -> Iterator[Sandbox]:
-    """Yields a sandbox, in memory where the system has a folder for that.
+    """Yields a sandbox, in memory if possible; a case that runs too long raises Hang."""
 
-    In the block, a case that takes too long raises Hang.
-    """
-
-    def ring(number, frame):
+    def raise_hang(number, frame):
         raise Hang(f"over {MAX_CPU_S} s of work or {MAX_WALL_S} s of waiting")
 
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    old = {name: signal.signal(name, ring) for name in (signal.SIGPROF, signal.SIGALRM)}
+    old = {
+        name: signal.signal(name, raise_hang)
+        for name in (signal.SIGPROF, signal.SIGALRM)
+    }
     try:
         with tempfile.TemporaryDirectory(prefix="fuzz", dir=memory) as base:
             yield Sandbox(pathlib.Path(base))
@@ -146,7 +146,7 @@ def _record_opened(event: str, args: tuple) -> None:
 sys.addaudithook(_record_opened)  # cannot be removed
 
 
-def _peak_bytes() -> int:
+def _get_peak_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -154,7 +154,7 @@ def _peak_bytes() -> int:
 @contextlib.contextmanager
 def watch(sandbox: Sandbox) -> Iterator[None]:
     """Checks time, memory and opened files of the block."""
-    before, opened = _peak_bytes(), []
+    before, opened = _get_peak_bytes(), []
     _records.append(opened)
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     signal.setitimer(signal.ITIMER_REAL, MAX_WALL_S)
@@ -165,5 +165,5 @@ def watch(sandbox: Sandbox) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _records.clear()
     sandbox.check_opened(opened)
-    if (grown := _peak_bytes() - before) > MAX_BYTES:
+    if (grown := _get_peak_bytes() - before) > MAX_BYTES:
         raise Failure(f"took {grown >> 20} MiB")

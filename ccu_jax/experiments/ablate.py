@@ -61,7 +61,7 @@ AS_CONFIGURED = "as configured"
 _SCORES = ("unlearn image", "test image", "test text", "test fused", "retain fused")
 
 
-def ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
+def select_ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
     """Returns the changed settings of each ablation that differs from the section.
 
     The first one, "as configured", changes nothing.
@@ -89,7 +89,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
     results: list[Result] = []
     with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
         num_seeds = len(problems)
-        runs = {n: num_seeds * len(ablations(getattr(config, n))) for n in names}
+        runs = {n: num_seeds * len(select_ablations(getattr(config, n))) for n in names}
         ctx.reporter.log(forecast.describe_runs(ctx, runs, recompile=True))
         for problem in problems:
             reference = load_result(result_path(workdir, problem.seed, REFERENCE))
@@ -103,11 +103,10 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
         }
         if is_primary():
             write_json(workdir / "ablation.json", results)
-            edition = EDITION_WARNINGS.get(ctx.data.edition)
-            blocks = [f"**{edition}**"] if edition else []
-            blocks += [
-                f"## {title}\n\n{t.to_markdown()}" for title, t in tables.items()
-            ]
+            warning = EDITION_WARNINGS.get(ctx.data.edition)
+            blocks = [f"**{warning}**"] if warning else []
+            for title, table in tables.items():
+                blocks += [f"## {title}", table.to_markdown()]
             text = "\n\n".join(blocks) + "\n"
             write_atomically(workdir / "ablation.md", text.encode())
         for title, table in tables.items():
@@ -124,7 +123,7 @@ def _stage_title(seed: int, method: str) -> str:
 def _ablate_method(
     ctx: RunContext, problem: Problem, method: str, stage: Stage
 ) -> Iterator[Result]:
-    settings_by_name = ablations(getattr(problem.config, method))
+    settings_by_name = select_ablations(getattr(problem.config, method))
     total = len(settings_by_name)
     for number, (name, settings) in enumerate(settings_by_name.items()):
         stage.report_progress(name, number, total)

@@ -1,4 +1,4 @@
-"""Tuning: the search space, the objective and the variants that are tried."""
+"""Tuning and ablation: candidates, the objective, variants and the table."""
 
 import dataclasses
 import json
@@ -130,7 +130,7 @@ def test_tuning_evaluates_no_test_row(ctx_and_problem, monkeypatch):
 @pytest.mark.parametrize("name", OURS)
 def test_every_loss_of_our_methods_is_ablated(name):
     section = getattr(Config(), name)
-    ablations = ablate.ablations(section)
+    ablations = ablate.select_ablations(section)
     assert ablations.pop(ablate.AS_CONFIGURED) == {}
     for ablation, settings in ablations.items():
         assert dataclasses.replace(section, **settings) != section, ablation
@@ -213,4 +213,4 @@ def test_tuning_and_ablation_resume_and_end_with_the_same_winners(tmp_path):
     run_command(*flags, "--methods", "ccu_no_stop", "--seeds", "5", "--ablate")
     results = json.loads((workdir / "ablation.json").read_text())
     ablated = {r["ablation"] for r in results if r["method"] == "ccu_no_stop"}
-    assert ablated == set(ablate.ablations(load_config("tiny").ccu_no_stop))
+    assert ablated == set(ablate.select_ablations(load_config("tiny").ccu_no_stop))

@@ -26,16 +26,13 @@ from ccu_jax.storage.files import write_atomically
 from ccu_jax.storage.records import add_checksum, read_record
 
 TIERS = ("smoke", "standard", "rigorous")
-COMPARISON_MODELS = (
-    "original",
-    REFERENCE,
-    CONTROL,
-)  # the models that all are compared with
+# All models are compared with these.
+COMPARISON_MODELS = ("original", REFERENCE, CONTROL)
 _FORMAT = 5
 
 
 class RecordFile(NamedTuple):
-    """The file of a record and the cache key that the record must have."""
+    """The file of a record, and the cache key of an up-to-date record."""
 
     path: pathlib.Path
     cache_key: dict[str, Any]
@@ -56,15 +53,18 @@ class RecordFile(NamedTuple):
         return record if has_key and record.keys() >= {"result", "seconds"} else None
 
     def load_for_model(self, method: str) -> dict[str, Any] | None:
-        """Returns the record if it is of the current model, whatever the others."""
+        """Returns the record if it was computed from the method's current outputs.
+
+        Those of the models it was compared with may have changed.
+        """
         record = self.load()
         if record is None or record["cache_key"]["format"] != _FORMAT:
             return None
         digest = record["cache_key"]["outputs"].get(method)
         return record if digest == self.cache_key["outputs"].get(method) else None
 
-    def write(self, compute: Callable[[], dict[str, Any]]) -> None:
-        """Computes a result and stores it on process 0.
+    def compute_and_store(self, compute: Callable[[], dict[str, Any]]) -> None:
+        """Computes the record and stores it on process 0.
 
         `compute` returns plain JSON with `costs_s`. The record's `seconds` exclude the
         training of shadow models, which all methods share.
@@ -103,10 +103,10 @@ def _file_digest(path: pathlib.Path, mtime_ns: int, size: int) -> str:
 def load_outputs(
     workdir: pathlib.Path, method: str, seed: int
 ) -> dict[str, Predictions]:
-    """Returns the outputs of a method as "model", and of the comparison models.
+    """Returns the outputs of a method as "model", and of existing comparison models.
 
     Raises:
-        UserError: a file is damaged, or missing although it is not of a reference.
+        UserError: a file is damaged, or the method or the original has none.
     """
     outputs = {"model": load_predictions(outputs_path(workdir, seed, method))}
     for name in COMPARISON_MODELS:
@@ -135,7 +135,8 @@ def write_audit(
             method, seed = result["method"], result["seed"]
             file = record_file(workdir, "smoke", method, seed)
             if not file.is_cached():
-                file.write(functools.partial(_audit_outputs, workdir, method, seed))
+                compute = functools.partial(_audit_outputs, workdir, method, seed)
+                file.compute_and_store(compute)
         progress("audit", len(results), len(results))
         if methods := collect_records(workdir):
             text = json.dumps(methods, indent=1, allow_nan=False) + "\n"

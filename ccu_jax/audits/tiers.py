@@ -134,7 +134,7 @@ def audit_models(
                 f"{ctx.workdir}: the unlearned images were purged, so nothing can be "
                 "measured any more; use --audit smoke to show earlier results"
             )
-        file.write(functools.partial(measures[tier], method))
+        file.compute_and_store(functools.partial(measures[tier], method))
         barrier(file.path.name)
 
     with ctx.reporter.stage(stage_titles(tier, [seed])[0]) as stage:

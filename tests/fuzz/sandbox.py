@@ -117,7 +117,7 @@ class Sandbox:
 
 @contextlib.contextmanager
 def make_sandbox() -> Iterator[Sandbox]:
-    """Yields a sandbox, in memory if possible; a case that runs too long raises Hang."""
+    """Yields a sandbox, in memory if possible. A case that takes long raises Hang."""
 
     def raise_hang(number, frame):
         raise Hang(f"over {MAX_CPU_S} s of work or {MAX_WALL_S} s of waiting")

@@ -35,15 +35,9 @@ class Classifier(NamedTuple):
     config: Config
 
     def predict_probabilities(
-        self,
-        images: Sequence[Image | None],
-        texts: Sequence[str | None],
+        self, images: Sequence[Image | None], texts: Sequence[str | None]
     ) -> dict[str, np.ndarray]:
-        """Predicts the class probabilities of N rows.
-
-        Args:
-            images: N images; None for a row without image.
-            texts: N texts; None for a row without text.
+        """Predicts the class probabilities of N rows; None is a missing image or text.
 
         Returns:
             Probabilities `[N, K]` by view; they sum to one per row unless the data set
@@ -84,10 +78,7 @@ def load_classifier(
 ) -> Classifier:
     """Loads a model from the working folder of a run.
 
-    Args:
-        workdir: The working folder.
-        method: The method; `original` is the model before unlearning.
-        seed: A seed of the run.
+    The method `original` is the model before unlearning.
 
     Raises:
         UserError: No such model, it has diverged, or its files are damaged.
@@ -142,9 +133,8 @@ def _restore_params(
         return restored.tree
     if is_purged and method == "original":
         raise UserError(f"{folder}: the checkpoint was purged with the images")
-    message = f"{folder}: missing or damaged checkpoint"
-    if warnings:
-        message += f" ({warnings[0]})"
+    detail = f" ({warnings[0]})" if warnings else ""
+    message = f"{folder}: missing or damaged checkpoint{detail}"
     if not is_purged:
         stage = results.result_path(workdir, seed, method)
         message += f"; remove {stage} and rerun the command of the run to retrain"
@@ -157,9 +147,8 @@ def _decode(image: Image | None, config: Data) -> np.ndarray | None:
         return None
     try:
         data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
-        return image_decoding.decode(
-            data, config.image_size, config.crop_margins
-        ).pixels
+        image_size, crop_margins = config.image_size, config.crop_margins
+        return image_decoding.decode(data, image_size, crop_margins).pixels
     except (OSError, SkipExample) as error:
         name = "image" if isinstance(image, bytes) else str(image)
         raise UserError(

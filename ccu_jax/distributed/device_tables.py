@@ -52,13 +52,10 @@ def device_columns(table: Table) -> dict[str, Any]:
 def send_rows(
     executor: Executor, table: Table, rows: np.ndarray, axis: int = 0
 ) -> dict[str, Any]:
-    """Shards row numbers over the devices, with those rows of columns on the host.
+    """Shards row numbers over the devices, with those rows of the table's host columns.
 
-    Args:
-        executor: whose devices get them.
-        table: all columns; empty for a sharded table.
-        rows: row numbers of whole batches.
-        axis: the batch axis of `rows`.
+    `rows` are the row numbers of whole batches, whose axis is `axis`. The table is
+    empty if the rows are those of a sharded table.
     """
     local = executor.local_shard(rows, axis)
     sent = {k: x.take(local) for k, x in table.items() if isinstance(x, HostColumn)}
@@ -91,11 +88,9 @@ def gather_replicated(tree: Any) -> Any:
 
 
 def take_sharded(columns: Any, rows: jax.Array) -> Any:
-    """Gathers rows of a sharded table from the devices that hold them, per-device.
+    """Gathers rows `[B]` of a sharded table from the devices with them, per-device.
 
-    Args:
-        columns: tree of arrays `[L, ...]`: device d holds the rows `d * L` and so on.
-        rows: `[B]`, the row numbers that this device needs.
+    The columns are arrays `[L, ...]`: device d holds the rows from `d * L` on.
     """
     if jax.lax.axis_size(AXIS) == 1:
         return jax.tree.map(lambda x: x[rows], columns)

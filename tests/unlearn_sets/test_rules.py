@@ -199,9 +199,6 @@ def test_unlearn_set_is_empty_until_memorization_is_estimated(data):
     np.testing.assert_array_equal(before.retain, trained)
     assert set(after.unseen) <= set(before.unseen)
     np.testing.assert_array_equal(before.unseen, draw(data, "random:0.1").unseen)
-    has_image = data.has_image & (data.split != "validation")
-    with pytest.raises(UserError, match="no row of the validation set has an image"):
-        splits.draw_sets(data._replace(has_image=has_image), "memorized:0.1", 0, 0.2)
 
 
 def test_match_distribution_takes_the_nearest_value_once():

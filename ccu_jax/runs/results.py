@@ -150,7 +150,9 @@ def load_all_results(workdir: pathlib.Path) -> list[Result]:
     for path in (workdir / "stages").glob("*.json"):
         result = load_result(path)
         if path != result_path(workdir, result["seed"], result["method"]):
-            raise UserError(f"{path}: holds the result of another stage; remove it")
+            raise UserError(
+                f"{path}: has the result of another stage; remove it and rerun"
+            )
         results.append(result)
     order = [*METHODS, *(result["method"] for result in results)]  # unknown ones last
     return sorted(results, key=lambda r: (r["seed"], order.index(r["method"])))

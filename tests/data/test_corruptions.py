@@ -49,8 +49,8 @@ def test_corruption_changes_its_fraction_of_the_training_rows(data, name):
     assert min_fraction * expected <= is_changed.sum() <= expected
     again, _ = corruptions.apply(data, config)
     assert not changed_rows(corrupted, again).any()
-    other, _ = corruptions.apply(data, dataclasses.replace(config, seed=1))
-    assert changed_rows(corrupted, other).any()
+    reseeded, _ = corruptions.apply(data, dataclasses.replace(config, seed=1))
+    assert changed_rows(corrupted, reseeded).any()
 
 
 def test_no_row_loses_its_only_modality(data):

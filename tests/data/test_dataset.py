@@ -137,9 +137,9 @@ def test_other_processes_map_what_process_0_has_prepared(config, source, workdir
     first = prepare(config, workdir)
     # The source may look different from another host.
     (source / "images" / "new.png").write_bytes(encode_image())
-    other = load_prepared(config, workdir)
-    assert other.fingerprint == first.fingerprint
-    np.testing.assert_array_equal(other.image, first.image)
+    second = load_prepared(config, workdir)
+    assert second.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(second.image, first.image)
 
 
 # --- errors ---------------------------------------------------------------------------

@@ -58,8 +58,8 @@ def unpack(
     is complete and returned as it is. `progress` counts the archive's bytes.
 
     Raises:
-        UserError: no archive, a damaged or encrypted one, or one that unpacks to more
-            than MAX_RATIO times its size or than the disk holds.
+        UserError: the file is no archive, is damaged or encrypted, or unpacks to more
+            than MAX_RATIO times its size or more than the disk has room for.
         OSError: the disk is full or fails.
     """
     if folder.is_dir():
@@ -130,7 +130,7 @@ def _archive_type(path: pathlib.Path) -> str | None:
             with decompress(path) as file:
                 head = file.read(512)
         except Exception:
-            return "tar"  # a damaged one, as unpacking will report
+            return "tar"  # damaged, as unpacking will report
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError):

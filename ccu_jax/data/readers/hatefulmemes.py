@@ -1,7 +1,7 @@
 r"""Hateful Memes (Kiela et al., 2020) in its official layouts: memes, hateful or not.
 
     data/img/<5 digits>.png        the images, or img.tar.gz (img.zip) of them
-    data/train.jsonl               one row a line
+    data/train.jsonl               a JSON object per row
     data/dev.jsonl  test.jsonl     first phase of the contest:
         {"id":1235,"img":"img\/01235.png","label":0,"text":"..."}
     data/dev_seen.jsonl  dev_unseen.jsonl  test_seen.jsonl  test_unseen.jsonl   second:
@@ -60,7 +60,7 @@ def open_hatefulmemes(
     test split, and a fraction of the training rows becomes the validation split.
 
     Raises:
-        UserError: no row to train on, or none to test on; a list cannot be read.
+        UserError: there is no row to train on or to test on; a list cannot be read.
     """
     rows = _read_rows(location.root, config.validation_fraction, counts)
     folder = Folder(RELEASE.unpack_images(location.root, counts, unpack))

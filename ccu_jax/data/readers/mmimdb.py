@@ -166,7 +166,7 @@ def _clean_plot(plot: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Returns a list as it is, a text as a list of one, and [] for anything else."""
+    """Returns a list unchanged, a text in a list, and [] for other values."""
     value = [value] if isinstance(value, str) else value
     return value if isinstance(value, list) else []
 

@@ -1,6 +1,6 @@
 """Pairs of an image and a text in a user's own folder.
 
-The rows are in `pairs.jsonl`, one JSON object a line: `image` (path below the folder,
+The rows are in `pairs.jsonl`, a JSON object per line: `image` (path below the folder,
 may be absent or null), `text` (likewise), `label` (a string) or `labels` (a list of
 strings), and optionally `id`, `group` (rows to be forgotten together) and `split`.
 Or they are in `pairs.csv` with these columns, "|" between the labels of a row. Or there
@@ -31,7 +31,7 @@ _FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Row(NamedTuple):
-    """A checked row; `split` is "" if the index has none for it."""
+    """A checked row; `split` is "" if the index does not set it."""
 
     line: int
     id: str
@@ -59,7 +59,7 @@ def locate(config: Data, workdir: pathlib.Path) -> base.Location:
 
 
 def compute_signature(config: Data, location: base.Location) -> str:
-    """Hashes the index and, of a user's folder, when the folders of images changed."""
+    """Hashes the index, and the modification times of a user's image folders."""
     root = location.root
     index = pairs_index.find_index(root)
     marks: list[str | bytes] = [base.digest_file(index)] if index else []
@@ -76,7 +76,7 @@ def open_pairs(
     config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
 ) -> base.Source:
     """Reads and checks all rows of the index, and assigns splits."""
-    del unpack  # the folder itself may come as an archive, but holds none
+    del unpack  # images of pairs are never in an archive inside of the folder
     path = pairs_index.find_index(location.root)
     index = path.name if path else ""
     rows, multi_label = _read_rows(location.root, index, counts)
@@ -112,7 +112,7 @@ def open_pairs(
 
 
 def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
-    """Assigns a split to each row without one: the same for all rows of a group.
+    """Assigns splits to the rows that have none, the same to all rows of a group.
 
     Stratified by labels. In each stratum the groups are ordered by a hash; the first
     ones go to test, the next to validation, the rest to train. Rounding errors are
@@ -149,7 +149,7 @@ def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
 
 
 def _fill_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
-    """Gives every row a split; one that the index does not name is taken from train."""
+    """Assigns missing splits; takes a split that no row has from the training rows."""
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     if not all(row.split for row in rows):
         return _assign_splits(rows, fractions)

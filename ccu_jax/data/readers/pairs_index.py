@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     """A line of an index, or an image in a folder named after a class."""
 
     line: int  # from 1; 0 without an index
-    fields: dict[str, Any] | SkipExample  # by column, or why there are none
+    fields: dict[str, Any] | SkipExample  # by column, or why they cannot be read
     text_file: str | None = None  # path of the file with the text
 
 

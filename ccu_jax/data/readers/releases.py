@@ -20,7 +20,7 @@ class Release:
     lists: tuple[str, ...]  # files that list the rows
     image_folders: tuple[str, ...]
     subfolders: tuple[str, ...]  # where the root may lie below the user's folder
-    inner_folders: tuple[str, ...]  # the user may also name one of these
+    inner_folders: tuple[str, ...]  # if the user names one, its parent may be the root
     optional_lists: tuple[str, ...] = ()
     image_archives: tuple[str, ...] = ()  # used instead of a missing or empty folder
     watched_depth: int = 0  # levels of folders whose modification times are hashed
@@ -69,7 +69,7 @@ class Release:
         return base.digest(*marks)
 
     def find_root(self, folder: pathlib.Path) -> pathlib.Path | None:
-        """Returns the folder with all required files: this one, one below, or above."""
+        """Returns the folder with all required files: `folder`, one below, or above."""
         return self._first_complete(self._candidates(folder))
 
     def find_images(self, root: pathlib.Path) -> pathlib.Path:

@@ -144,8 +144,8 @@ def test_product_in_two_splits_is_noted_and_stays_one_group(layout):
     add_row(layout, "women/dresses/gowns/0/0_8", name="dress_test")
     _, examples, counts = read_rows(layout.config(validation_fraction=0))
     assert counts == {"read": 7, "noted: product in two splits": 1}
-    other = examples["women/dresses/gowns/0/0_8"]
-    assert (other.split, other.group) == ("test", "0")
+    example = examples["women/dresses/gowns/0/0_8"]
+    assert (example.split, example.group) == ("test", "0")
 
 
 def test_titles_are_cleaned_by_the_settings(layout):

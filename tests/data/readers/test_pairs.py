@@ -74,14 +74,12 @@ def test_split_is_stratified_keeps_groups_and_does_not_depend_on_the_order(write
 
 
 def test_splits_of_the_index_are_kept(write):
-    rows = make_rows(12)
-    for n, row in enumerate(rows):
-        row["split"] = ("train", "dev", "Test", "valid")[n % 4]
+    splits = {"train": "train", "dev": "validation", "Test": "test"}
+    splits["valid"] = "validation"
+    rows = [row | {"split": [*splits][n % 4]} for n, row in enumerate(make_rows(12))]
     _, examples, counts = read_rows(write(rows))
-    expected = {"dev": "validation", "valid": "validation", "Test": "test"}
     for row in rows:
-        split = expected.get(row["split"], row["split"])
-        assert examples[row["image"]].split == split
+        assert examples[row["image"]].split == splits[row["split"]]
     assert counts == {"read": 12}
 
 
@@ -94,13 +92,13 @@ def test_split_that_the_index_does_not_name_is_taken_from_train(write):
     for n in range(100):
         assert (examples[f"images/{n}.png"].split == "test") == (n < 20)
     assert examples["images/20.png"].split == "train"
-    moved = [e for e in examples.values() if e.split == "validation"]
-    assert abs(len(moved) - 20) <= 2
-    others = {e.group for e in examples.values() if e.split != "validation"}
-    assert not {e.group for e in moved} & others
-    assert counts["noted: train row taken for validation"] == len(moved)
-    none = read_rows(write(rows, validation_fraction=0)).examples.values()
-    assert not [e for e in none if e.split == "validation"]
+    validation = [e.group for e in examples.values() if e.split == "validation"]
+    assert abs(len(validation) - 20) <= 2
+    elsewhere = {e.group for e in examples.values() if e.split != "validation"}
+    assert elsewhere.isdisjoint(validation)
+    assert counts["noted: train row taken for validation"] == len(validation)
+    examples = read_rows(write(rows, validation_fraction=0)).examples.values()
+    assert {example.split for example in examples} == {"train", "test"}
 
 
 def test_group_in_two_splits_is_noted_or_an_error(write):

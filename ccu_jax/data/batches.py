@@ -99,13 +99,15 @@ def iterate_batches(
     Yields:
         "row", int [batch], and the same rows of each column.
     """
-    readers = {name: _row_reader(column) for name, column in columns.items()}
+    readers = {name: _make_row_reader(column) for name, column in columns.items()}
     for rows in plan:
         indices = rows.astype(np.intp)  # once, or each column would convert them
         yield {"row": rows} | {name: read(indices) for name, read in readers.items()}
 
 
-def _row_reader(column: np.ndarray | HostColumn) -> Callable[[np.ndarray], np.ndarray]:
+def _make_row_reader(
+    column: np.ndarray | HostColumn,
+) -> Callable[[np.ndarray], np.ndarray]:
     if isinstance(column, HostColumn):
         if not column.valid.all():
             return column.take

@@ -138,7 +138,7 @@ def candidate_pairs(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
     order = np.argsort(band_bits, kind="stable")
     starts = np.flatnonzero(np.diff(band_bits[order], prepend=~band_bits[order[:1]]))
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        for pairs in _close_pairs(unique, order[start:stop]):
+        for pairs in _iter_close_pairs(unique, order[start:stop]):
             difference = unique[pairs[:, 0]] ^ unique[pairs[:, 1]]
             is_new = np.ones(len(pairs), bool)
             for earlier in range(band):
@@ -151,7 +151,7 @@ def _band_mask(band: int) -> np.uint64:
     return np.uint64((1 << high) - (1 << low))
 
 
-def _close_pairs(unique: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:
+def _iter_close_pairs(unique: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the pairs within a bucket that differ in at most MAX_BITS bits."""
     block = max(1, 4_000_000 // max(len(bucket), 1))  # bounds the memory of a step
     for start in range(0, len(bucket), block):

@@ -64,7 +64,7 @@ def unpack(
     """
     if folder.is_dir():
         return _add_counts(folder, counts)
-    type_, size = _archive_type(archive), archive.stat().st_size
+    type_, size = _detect_type(archive), archive.stat().st_size
     if type_ is None:
         raise UserError(
             f"data.dir: {archive} is neither a folder nor a zip or tar archive"
@@ -76,19 +76,23 @@ def unpack(
     skipped, stage = Counts(counts.origin, counts.strict), f"unpacking {archive.name}"
     try:
         with archive.open("rb") as raw:
-            members = _zip_members(raw) if type_ == "zip" else _tar_members(raw, limit)
+            members = (
+                _iter_zip_members(raw)
+                if type_ == "zip"
+                else _iter_tar_members(raw, limit)
+            )
             for _ in _write_members(members, scratch, limit, skipped):
                 progress(stage, min(raw.tell(), size), size)
-        _counts_path(folder).write_text(json.dumps(skipped.numbers), "utf-8")
+        _get_counts_path(folder).write_text(json.dumps(skipped.numbers), "utf-8")
         scratch.rename(folder)
     except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise _user_error(archive, error) or error from error
+        raise _to_user_error(archive, error) or error from error
     progress(stage, size, size)
     return _add_counts(folder, counts)
 
 
-def _user_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
+def _to_user_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
     """Returns the error for an unreadable archive, None for other causes."""
     # Python's own readers raise almost any exception for hostile bytes. An OSError of
     # the system has a number; those of gzip and bz2 have none, and a seek to a wrong
@@ -106,12 +110,12 @@ def _user_error(archive: pathlib.Path, error: BaseException) -> UserError | None
     return UserError(f"{archive} is damaged ({cause}): fetch or copy it again")
 
 
-def _counts_path(folder: pathlib.Path) -> pathlib.Path:
+def _get_counts_path(folder: pathlib.Path) -> pathlib.Path:
     return folder.with_name(folder.name + ".json")
 
 
 def _add_counts(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
-    stored = json.loads(_counts_path(folder).read_text("utf-8"))
+    stored = json.loads(_get_counts_path(folder).read_text("utf-8"))
     for name, number in stored.items():
         if counts.strict and name.startswith("skipped: "):
             counts.skip(name.removeprefix("skipped: "), str(folder))
@@ -119,13 +123,13 @@ def _add_counts(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
     return folder
 
 
-def _archive_type(path: pathlib.Path) -> str | None:
+def _detect_type(path: pathlib.Path) -> str | None:
     """Returns "zip", "tar" or None; compressed data without a tar are no archive."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(_ZIP_MAGIC):
         return "zip"
-    if decompress := _decompressor(head):
+    if decompress := _find_decompressor(head):
         try:
             with decompress(path) as file:
                 head = file.read(512)
@@ -138,13 +142,13 @@ def _archive_type(path: pathlib.Path) -> str | None:
     return "tar"
 
 
-def _decompressor(head: bytes) -> Callable | None:
+def _find_decompressor(head: bytes) -> Callable | None:
     return next(
         (f for magic, f in _DECOMPRESSORS.items() if head.startswith(magic)), None
     )
 
 
-def _zip_members(raw: IO[bytes]) -> Iterator[_Member]:
+def _iter_zip_members(raw: IO[bytes]) -> Iterator[_Member]:
     with zipfile.ZipFile(raw) as opened:
         # In the order of their bytes, so that the progress never decreases.
         for info in sorted(opened.infolist(), key=lambda info: info.header_offset):
@@ -155,8 +159,8 @@ def _zip_members(raw: IO[bytes]) -> Iterator[_Member]:
             yield _Member(name, is_folder, reader if is_file else None)
 
 
-def _tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
-    decompress = _decompressor(raw.read(8))
+def _iter_tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
+    decompress = _find_decompressor(raw.read(8))
     raw.seek(0)
     with decompress(raw) if decompress else contextlib.nullcontext(raw) as plain:
         stream = _LimitedStream(plain, limit)

@@ -60,7 +60,7 @@ def open_mmimdb(
             )
         if (root / base.MARKER).is_file():  # unknown when the location was named
             counts.add(f"noted: {ARCHIVE} holds a sample edition")
-    folder, (texts, posters) = Folder(root), _folder_names(root)
+    folder, (texts, posters) = Folder(root), _find_folder_names(root)
     keys = _read_keys(folder, counts)
     _check_files(folder.root / texts, ".json", keys, counts)
     _check_files(folder.root / posters, ".jpeg", keys, counts)
@@ -171,7 +171,7 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _folder_names(root: pathlib.Path) -> tuple[str, str]:
+def _find_folder_names(root: pathlib.Path) -> tuple[str, str]:
     """Returns the folders of the .json and .jpeg files; some copies separate them."""
     if (root / "labels").is_dir() and (root / "images").is_dir():
         return "labels", "images"
@@ -182,11 +182,11 @@ class _MmimdbRelease(Release):
     """MM-IMDb, whose images lie among the texts or in a folder beside them."""
 
     def has_images(self, root: pathlib.Path) -> bool:
-        return all((root / name).is_dir() for name in _folder_names(root))
+        return all((root / name).is_dir() for name in _find_folder_names(root))
 
-    def watched_paths(self, root: pathlib.Path) -> list[pathlib.Path]:
+    def list_watched_paths(self, root: pathlib.Path) -> list[pathlib.Path]:
         is_packed = self.find_root(root) is None
-        names = (ARCHIVE,) if is_packed else _folder_names(root)
+        names = (ARCHIVE,) if is_packed else _find_folder_names(root)
         return [root / name for name in names]
 
 

@@ -66,7 +66,7 @@ def compute_signature(config: Data, location: base.Location) -> str:
     if config.dir is not None:
         # Only folders with images: a working folder may lie below the root as well.
         folders = sorted(pairs_index.find_image_folders(root))
-        marks += [_folder_mark(root, name) for name in folders]
+        marks += [_mark_folder(root, name) for name in folders]
     elif location.edition != "clipart":
         marks.append((root / base.MARKER).read_bytes())
     return base.digest(*marks)
@@ -107,7 +107,7 @@ def open_pairs(
         "micro_f1" if multi_label else "accuracy",
         [row for split in base.SPLITS for row in rows if row.split == split],
         read,
-        lambda row: _row_name(index, row.line, row.id),
+        lambda row: _format_row_name(index, row.line, row.id),
     )
 
 
@@ -177,7 +177,10 @@ def _read_rows(
             if row.id in ids:
                 raise SkipExample("id already used")
         except SkipExample as reason:
-            counts.skip(str(reason), _row_name(index, entry.line, _raw_name(entry)))
+            counts.skip(
+                str(reason),
+                _format_row_name(index, entry.line, _format_raw_name(entry)),
+            )
             continue
         ids.add(row.id)
         multi_label |= has_labels
@@ -243,20 +246,20 @@ def _parse_word(value: Any, name: str) -> str:
     return word
 
 
-def _raw_name(entry: Entry) -> str:
+def _format_raw_name(entry: Entry) -> str:
     """Returns the unchecked id or image of an unusable row, fit for a message."""
     fields = {} if isinstance(entry.fields, SkipExample) else entry.fields
     name = fields.get("id") or fields.get("image")
     return ascii(name)[1:-1][:80] if isinstance(name, str) else ""
 
 
-def _row_name(index: str, line: int, name: str) -> str:
+def _format_row_name(index: str, line: int, name: str) -> str:
     if not line:
         return name
     return f"{index} line {line} ({name})" if name else f"{index} line {line}"
 
 
-def _folder_mark(root: pathlib.Path, name: str) -> str:
+def _mark_folder(root: pathlib.Path, name: str) -> str:
     """Returns a text that changes when files of this folder are added or replaced."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:

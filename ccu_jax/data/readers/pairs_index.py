@@ -41,7 +41,9 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
         return user_folder
     # A name that is not printable would garble messages.
     below = [
-        user_folder / name for name in _subfolders(user_folder) if name.isprintable()
+        user_folder / name
+        for name in _list_subfolders(user_folder)
+        if name.isprintable()
     ]
     indexed = [folder for folder in below if find_index(folder)]
     if len(indexed) > 1:
@@ -80,9 +82,9 @@ def iter_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
     """
     path = find_index(root)
     if path is None:
-        yield from _folder_entries(root, counts)
+        yield from _iter_folder_entries(root, counts)
     elif path.suffix == ".csv":
-        yield from _csv_entries(path)
+        yield from _iter_csv_entries(path)
     else:
         for number, line in untrusted_files.iter_lines(path):
             try:
@@ -111,14 +113,14 @@ def to_posix(path: str) -> str:
 
 def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]:
     """Returns path, label and split of the folders CLASS/ or SPLIT/CLASS/, sorted."""
-    below = _subfolders(root)
+    below = _list_subfolders(root)
     in_splits = []
     for name in below:
         split = SPLIT_NAMES.get(name.casefold())
         if split and not _holds_images(root / name):
             in_splits += [
                 (f"{name}/{label}", label, split)
-                for label in _subfolders(root / name)
+                for label in _list_subfolders(root / name)
                 if _holds_images(root / name / label)
             ]
     return in_splits or [
@@ -126,7 +128,7 @@ def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]
     ]
 
 
-def _subfolders(folder: pathlib.Path) -> list[str]:
+def _list_subfolders(folder: pathlib.Path) -> list[str]:
     """Returns sorted names, without links, which may lead anywhere."""
     with os.scandir(folder) as entries:
         return sorted(
@@ -150,7 +152,7 @@ def is_image_name(name: str) -> bool:
     return name.casefold().endswith(_SUFFIXES) and not name.startswith(".")
 
 
-def _folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
+def _iter_folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
     """Yields the images in folders named after classes, with the text beside each."""
     for path, label, split in _find_class_folders(root):
         with os.scandir(root / path) as entries:
@@ -174,7 +176,7 @@ def _folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
         counts.add("ignored: file that is neither image nor text", num_others)
 
 
-def _csv_entries(path: pathlib.Path) -> Iterator[Entry]:
+def _iter_csv_entries(path: pathlib.Path) -> Iterator[Entry]:
     """Yields the rows of a CSV file.
 
     A quote that is never closed takes many lines into one broken row. Only the first of
@@ -188,14 +190,14 @@ def _csv_entries(path: pathlib.Path) -> Iterator[Entry]:
     last_line, reread_budget = 0, _MIN_REREAD_BYTES
     while True:
         row: list[_Line] = []
-        texts = _csv_texts(itertools.chain(_pop_all(returned), lines), row)
+        texts = _iter_csv_texts(itertools.chain(_pop_all(returned), lines), row)
         reason = None
         try:
             values = next(csv.reader(texts, **dialect))
             if any(value.strip() for value in values):
                 if len(values) != len(names):
                     raise SkipExample("other number of fields than the header")
-                yield Entry(row[0].number, _csv_fields(names, values))
+                yield Entry(row[0].number, _build_fields(names, values))
         except StopIteration:
             return
         except (csv.Error, SkipExample) as error:
@@ -229,7 +231,7 @@ def _pop_all(items: collections.deque) -> Iterator:
         yield items.popleft()
 
 
-def _csv_texts(
+def _iter_csv_texts(
     lines: Iterator[tuple[int, bytes | None]], row: list[_Line]
 ) -> Iterator[str]:
     """Yields decoded lines for `csv.reader`, and adds them to `row`."""
@@ -273,7 +275,7 @@ def _read_header(
     )
 
 
-def _csv_fields(names: list[str], values: list[str]) -> dict[str, Any]:
+def _build_fields(names: list[str], values: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         name: value.strip() or None for name, value in zip(names, values, strict=True)
     }

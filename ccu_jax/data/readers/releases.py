@@ -61,7 +61,7 @@ class Release:
                 marks += [name, base.digest_file(root / name)]
         if location.edition == "sample" and config.dir is None:
             return base.digest(*marks, self._marker(root).read_bytes())
-        for path in self.watched_paths(root):
+        for path in self.list_watched_paths(root):
             status = path.stat() if path.exists() else path.lstat()
             size = "" if path.is_dir() else status.st_size
             # As ASCII: a name on disk need not be Unicode.
@@ -70,7 +70,7 @@ class Release:
 
     def find_root(self, folder: pathlib.Path) -> pathlib.Path | None:
         """Returns the folder with all required files: `folder`, one below, or above."""
-        return self._first_complete(self._candidates(folder))
+        return self._find_complete(self._list_candidates(folder))
 
     def find_images(self, root: pathlib.Path) -> pathlib.Path:
         """Returns the folder or else the archive of the images, which may not exist.
@@ -99,54 +99,54 @@ class Release:
         """Returns whether the folder or archive of the images exists below `root`."""
         return self.find_images(root).exists()
 
-    def watched_paths(self, root: pathlib.Path) -> list[pathlib.Path]:
+    def list_watched_paths(self, root: pathlib.Path) -> list[pathlib.Path]:
         """Returns paths whose modification times change with the images."""
         images = self.find_images(root)
         patterns = ("/".join("*" * level) for level in range(1, self.watched_depth + 1))
         below = [path for pattern in patterns for path in sorted(images.glob(pattern))]
         return [images, *below]
 
-    def _existing_files(self, root: pathlib.Path) -> dict[str, bool]:
+    def _check_required(self, root: pathlib.Path) -> dict[str, bool]:
         """Returns for each required file or folder whether it exists below `root`."""
         files = {name: (root / name).is_file() for name in self.lists}
         images = " or ".join((f"{self.image_folders[0]}/", *self.image_archives))
         return files | {images: self.has_images(root)}
 
-    def _candidates(self, folder: pathlib.Path) -> list[pathlib.Path]:
+    def _list_candidates(self, folder: pathlib.Path) -> list[pathlib.Path]:
         above = [folder.parent] if folder.name in self.inner_folders else []
         return [folder, *(folder / name for name in self.subfolders), *above]
 
-    def _first_complete(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
-        return next((f for f in folders if all(self._existing_files(f).values())), None)
+    def _find_complete(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
+        return next((f for f in folders if all(self._check_required(f).values())), None)
 
     def _find_below(self, user_folder: pathlib.Path) -> pathlib.Path:
-        candidates = self._candidates(user_folder)
-        root = self._first_complete(candidates)
-        is_empty = not any(any(self._existing_files(f).values()) for f in candidates)
+        candidates = self._list_candidates(user_folder)
+        root = self._find_complete(candidates)
+        is_empty = not any(any(self._check_required(f).values()) for f in candidates)
         if root is None and self.any_subfolder and is_empty:
             # A name that is not printable would garble messages.
             below = sorted(p for p in user_folder.iterdir() if p.name.isprintable())
-            deeper = [root for path in below for root in self._candidates(path)]
-            root = self._first_complete(deeper)
-            second = self._first_complete([path for path in deeper if path != root])
+            deeper = [root for path in below for root in self._list_candidates(path)]
+            root = self._find_complete(deeper)
+            second = self._find_complete([path for path in deeper if path != root])
             if root and second:
                 raise UserError(
                     f"data.dir: {user_folder} holds several copies of {self.title}; "
                     f"set data.dir to one of them, such as {root} or {second}"
                 )
             candidates += deeper
-        if root is None and self.archive and (user_folder / self.archive).is_file():
+        if root is not None:
+            return root
+        if self.archive and (user_folder / self.archive).is_file():
             return user_folder
-        if root is None:
-            raise self._missing_error(candidates)
-        return root
+        raise self._make_missing_error(candidates)
 
-    def _missing_error(self, folders: list[pathlib.Path]) -> UserError:
+    def _make_missing_error(self, folders: list[pathlib.Path]) -> UserError:
         """Returns the error that names what is missing in the most complete folder."""
         root = max(
-            folders, key=lambda folder: sum(self._existing_files(folder).values())
+            folders, key=lambda folder: sum(self._check_required(folder).values())
         )
-        files = self._existing_files(root)
+        files = self._check_required(root)
         missing = [name for name, exists in files.items() if not exists]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         names = ", ".join(missing[:3]) + more

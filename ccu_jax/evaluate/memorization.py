@@ -32,11 +32,7 @@ _MIN_PROBABILITY = 0.01  # scores of a ridge may lie outside of [0, 1]
 
 
 def estimate_memorization(
-    data: Dataset,
-    store: FeatureStore,
-    train: np.ndarray,
-    unseen: np.ndarray,
-    seed: int,
+    data: Dataset, store: FeatureStore, train: np.ndarray, unseen: np.ndarray, seed: int
 ) -> Memorization:
     """Estimates the memorization of each row, and how easy it is to predict.
 

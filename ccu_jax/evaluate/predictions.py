@@ -60,11 +60,7 @@ class Predictions(NamedTuple):
 
 
 def predict_all_splits(
-    forward: Forward,
-    params: Params,
-    table: Table,
-    data: Dataset,
-    sets: Sets,
+    forward: Forward, params: Params, table: Table, data: Dataset, sets: Sets
 ) -> Predictions:
     """Runs one forward pass over the rows of all splits.
 

@@ -56,14 +56,9 @@ def probe_margin(
 
     The probe is a ridge regression on rows of the retain set. A trunk that was trained
     on an image moves it towards its labels, so the margin of a member is higher even if
-    the heads have unlearned it. In double precision, unlike `ridge`.
-
-    Args:
-        features: `[N, F]`.
-        labels: `[N, K]`.
-        is_fitted: bool `[N]`, which rows the probe is fitted to.
-        multi_label: whether rows have several labels.
-        strength: of the penalty, relative to the mean variance of the features.
+    the heads have unlearned it. In double precision, unlike `ridge`. The strength of
+    the penalty is relative to the mean variance of the features `[N, F]`; `is_fitted`
+    `[N]` selects the rows that the probe is fitted to.
 
     Returns:
         `[N]`. Single-label: the score of the true class minus the highest other score.

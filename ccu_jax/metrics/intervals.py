@@ -38,7 +38,6 @@ def interval_from_variance(
     value: float,
     variance: float,
     degrees: int | None = None,
-    *,
     confidence: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Interval:
@@ -148,15 +147,10 @@ def mean_interval(
     num_units = len(values) if groups is None else len(np.unique(groups))
     if num_units < (1 if bounds else 2) or not np.isfinite(values).all():
         return None
-    span = bounds[1] - bounds[0] if bounds else 0.0
+    mean, span = float(values.mean()), bounds[1] - bounds[0] if bounds else 0.0
     variance = variance_of_mean(values, span, groups)
-    return interval_from_variance(
-        float(values.mean()),
-        variance,
-        num_units - 1,
-        confidence=confidence,
-        bounds=bounds or _UNBOUNDED,
-    )
+    limits = bounds or _UNBOUNDED
+    return interval_from_variance(mean, variance, num_units - 1, confidence, limits)
 
 
 def quantile_interval(

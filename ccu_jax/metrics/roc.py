@@ -111,10 +111,7 @@ def tpr_at_fpr(
 
 
 def tpr_difference(
-    model: Signals,
-    reference: Signals,
-    fpr: float,
-    confidence: float = 0.95,
+    model: Signals, reference: Signals, fpr: float, confidence: float = 0.95
 ) -> Interval | None:
     """Returns a model's `tpr_at_fpr` minus a reference's on the same rows.
 
@@ -133,12 +130,9 @@ def tpr_difference(
 
     differences = _bootstrap(model, _NUM_TPR_RESAMPLES, difference)
     extra = variance_of_mean(np.zeros(len(model.members)), 2.0, model.groups[0])
-    return interval_from_variance(
-        rates[0].value - rates[1].value,
-        float(differences.var(ddof=1)) + extra,
-        confidence=confidence,
-        bounds=(-1.0, 1.0),
-    )
+    variance = float(differences.var(ddof=1)) + extra
+    mean = rates[0].value - rates[1].value
+    return interval_from_variance(mean, variance, None, confidence, (-1.0, 1.0))
 
 
 def threshold_at_fpr(nonmembers: np.ndarray, fpr: float) -> float | None:
@@ -215,6 +209,5 @@ def _delong_interval(values, groups, confidence: float, bounds) -> Interval:
         variance_of_mean(side, span=1.0, groups=side_groups)
         for side, side_groups in zip(values, groups, strict=True)
     )
-    return interval_from_variance(
-        values[0].mean(), variance, confidence=confidence, bounds=bounds
-    )
+    mean = float(values[0].mean())
+    return interval_from_variance(mean, variance, None, confidence, bounds)

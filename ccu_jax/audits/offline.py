@@ -11,7 +11,13 @@ import numpy as np
 from ccu_jax.evaluate.predictions import SPLITS, Predictions
 from ccu_jax.methods import CONTROL, REFERENCE
 from ccu_jax.metrics import classification, distances, roc
-from ccu_jax.metrics.intervals import jackknife_interval, mean_interval, to_list
+from ccu_jax.metrics.intervals import (
+    Interval,
+    difference_interval,
+    jackknife_interval,
+    mean_interval,
+    to_list,
+)
 from ccu_jax.metrics.membership import membership_signals
 from ccu_jax.metrics.privacy import threshold_epsilon
 from ccu_jax.metrics.roc import Signals
@@ -162,27 +168,28 @@ def score_differences(
 ) -> dict[str, list[float] | None]:
     """Returns the unlearn-set score minus the reference's by view, paired by row.
 
-    With `is_excess` minus the same on unseen rows.
+    With `is_excess` minus the same on unseen rows: 0 for a model that is better than
+    the reference on all images alike, positive for one that remembers the unlearn set.
     """
     model, reference = outputs["model"], outputs.get(REFERENCE)
+    if reference is None:
+        return dict.fromkeys(VIEWS)
+
+    def difference(view: str, split: str) -> Interval | None:
+        rows = (model.split == split) & model.available(view)
+        return classification.score_difference(
+            *(model.logits[view][rows], reference.logits[view][rows]),
+            *(model.labels[rows], model.multi_label),
+            confidence=CONFIDENCE,
+            groups=model.group[rows],
+        )
 
     def measure(view: str) -> list[float] | None:
-        if reference is None:
-            return None
-        splits = ("unlearn", "unseen") if is_excess else ("unlearn",)
-        rows = np.isin(model.split, splits) & model.available(view)
-        options: dict[str, Any] = {
-            "logits": model.logits[view][rows],
-            "reference": reference.logits[view][rows],
-            "labels": model.labels[rows],
-            "multi_label": model.multi_label,
-            "confidence": CONFIDENCE,
-            "groups": model.group[rows],
-        }
-        if not is_excess:
-            return to_list(classification.score_difference(**options))
-        is_unlearn = model.split[rows] == "unlearn"
-        return to_list(classification.score_excess(is_unlearn=is_unlearn, **options))
+        unlearn = difference(view, "unlearn")
+        if not is_excess or unlearn is None:
+            return to_list(unlearn)
+        unseen = difference(view, "unseen")
+        return None if unseen is None else to_list(difference_interval(unlearn, unseen))
 
     return {view: measure(view) for view in VIEWS}
 

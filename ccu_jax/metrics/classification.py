@@ -9,12 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import scipy.stats
 
-from ccu_jax.metrics.intervals import (
-    Groups,
-    Interval,
-    difference_interval,
-    mean_interval,
-)
+from ccu_jax.metrics.intervals import Groups, Interval, mean_interval
 
 # The scores of Tug-of-War, and of its variant with the success of an attack.
 TOW_SPLITS = ("unlearn", "retain", "test")
@@ -125,35 +120,6 @@ def score_difference(
     return mean_interval(
         np.subtract(*scores), bounds=(-1, 1), confidence=confidence, groups=groups
     )
-
-
-def score_excess(
-    logits: np.ndarray,
-    reference: np.ndarray,
-    labels: np.ndarray,
-    is_unlearn: np.ndarray,
-    multi_label: bool,
-    *,
-    confidence: float = 0.95,
-    groups: Groups = None,
-) -> Interval | None:
-    """Returns `score_difference` on the unlearn set minus that on unseen rows.
-
-    A model that is better than the reference on all images alike has an excess of 0;
-    one that remembers the unlearn set has a positive one. `is_unlearn` `[N]` is False
-    for unseen rows.
-    """
-    unlearn, unseen = (
-        score_difference(
-            *(logits[rows], reference[rows], labels[rows], multi_label),
-            confidence=confidence,
-            groups=None if groups is None else groups[rows],
-        )
-        for rows in (is_unlearn, ~is_unlearn)
-    )
-    if unlearn is None or unseen is None:
-        return None
-    return difference_interval(unlearn, unseen)
 
 
 def average_gap(model: SplitScores, reference: SplitScores) -> float | None:

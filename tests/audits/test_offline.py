@@ -202,6 +202,19 @@ def test_scores_and_gaps_use_the_rows_of_their_split():
     assert growth == pytest.approx(25 * loss, abs=0.6)
 
 
+def test_score_excess_compares_the_unlearn_set_with_unseen_rows():
+    outputs = make_outputs(simulate(1, memorization=0.5))
+    exchange = {"unlearn": "unseen", "unseen": "unlearn"}
+    exchanged = {
+        name: x._replace(split=np.array([exchange.get(s, s) for s in x.split.tolist()]))
+        for name, x in outputs.items()
+    }
+    value, low, high = offline.score_differences(outputs, is_excess=True)["image"]
+    assert low > 0
+    reverse = offline.score_differences(exchanged, is_excess=True)["image"]
+    assert reverse == pytest.approx([-value, -high, -low])
+
+
 def test_groups_change_every_interval():
     outputs = make_outputs(simulate(1, memorization=0.5))
     groups = np.arange(len(outputs["model"].id)) // 10

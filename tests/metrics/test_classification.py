@@ -16,7 +16,6 @@ from ccu_jax.metrics.classification import (
     multi_label_scores,
     row_scores,
     score_difference,
-    score_excess,
     single_label_scores,
     tug_of_war,
 )
@@ -129,25 +128,6 @@ def test_score_difference_is_paired_and_has_a_sign(multi_label):
     assert score_difference(logits * np.nan, logits, labels, multi_label) is None
     empty = logits[:0]
     assert score_difference(empty, empty, labels[:0], multi_label) is None
-
-
-@BOTH
-@pytest.mark.parametrize("groups", [None, np.arange(600) // 2])
-def test_score_excess_shows_what_is_better_on_the_unlearn_set_alone(
-    groups, multi_label
-):
-    logits, reference = random_logits(0, 600), random_logits(1, 600)
-    labels, is_unlearn = random_labels(multi_label, rows=600), np.arange(600) < 300
-    right = 9 * (2 * labels - 1)
-
-    def excess(logits):
-        arguments = logits, reference, labels, is_unlearn, multi_label
-        return score_excess(*arguments, groups=groups)
-
-    assert abs(measured(excess(right)).value) < 0.15  # better on all rows
-    remembers = np.where(is_unlearn[:, None], right, logits)
-    assert measured(excess(remembers)).low > 0.2
-    assert excess(logits * np.nan) is None
 
 
 def test_gap_and_tug_of_war_have_the_values_computed_by_hand():

@@ -56,8 +56,7 @@ def ingest_rows(
 ) -> list[int]:
     """Writes `image.npy`, `rows.jsonl` and the records, resuming a killed pass.
 
-    Returns:
-        The number of usable rows in each shard.
+    Returns the number of usable rows in each shard.
 
     Raises:
         UserError: a row cannot be used and `data.strict` is on.
@@ -91,9 +90,8 @@ def ingest_rows(
             column.sync()
             lines.sync()
             sizes = (*entry.sizes, column.num_rows - rows_before)
-            entry = _JournalEntry(
-                entry.key, column.num_rows, lines.num_rows, sizes, counts.numbers
-            )
+            positions = (entry.key, column.num_rows, lines.num_rows)
+            entry = _JournalEntry(*positions, sizes, counts.numbers)
             journal.write(json.dumps(entry._asdict()).encode() + b"\n")
             journal.flush()
             os.fsync(journal.fileno())

@@ -211,7 +211,7 @@ def _make_program(problem: Problem, target: np.float32) -> Program:
         return aux | {"is_restored": scores(params, tables)[0] >= aux["target"]}
 
     return program._replace(
-        sharded_tables={_SPLIT: stopping.monitored_tables(problem)[_SPLIT]},
+        sharded_tables={_SPLIT: stopping.make_monitored_tables(problem)[_SPLIT]},
         aux={"target": jnp.asarray(target), "is_restored": jnp.zeros((), bool)},
         refresh=check,
         refresh_every=1,

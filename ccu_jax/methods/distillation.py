@@ -7,35 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.methods import all_modules
+from ccu_jax.methods import programs
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.methods.stopping import with_rewind
 from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
-
-
-def _kl_by_view(
-    teacher: Outputs, student: Outputs, weights: dict[str, jax.Array], **options: Any
-) -> dict[str, jax.Array]:
-    """Returns KL(teacher || student) for each view of `weights`."""
-    return {
-        view: objectives.kl_divergence(
-            jax.lax.stop_gradient(getattr(teacher, view)),
-            getattr(student, view),
-            weight,
-            **options,
-        )
-        for view, weight in weights.items()
-    }
-
-
-def _weights_by_view(rows: all_modules.Rows) -> dict[str, jax.Array]:
-    """Returns the weights of augmented rows: a row counts where it has the modality."""
-    has_image, has_text = rows["image_weight"], rows["text_weight"]
-    fused = jnp.maximum(has_image, has_text)
-    return {"image": has_image, "text": has_text, "fused": fused}
 
 
 def scrub(problem: Problem) -> Program:
@@ -51,14 +29,13 @@ def scrub(problem: Problem) -> Program:
 
     With `rewind` it is SCRUB+R, see `stopping.with_rewind`.
     """
-    config, train = problem.method_config, problem.train_config
-    model = problem.model
+    config, model = problem.method_config, problem.model
     task_loss = make_task_loss(problem)
     rows, is_ascent = _plan_scrub(problem)
 
     def loss(params, frozen, aux, batch, step):
         hp, is_ascent = frozen["hp"], frozen["is_ascent"][step]
-        rows = augment(batch["rows"], batch["rows"]["key"], train)
+        rows = augment(batch["rows"], batch["rows"]["key"], problem.train_config)
         # Without the student's dropout both models would agree at first, and the ascent
         # would follow rounding errors.
         student = model.apply(params, rows, keys=rows["key"])
@@ -77,7 +54,7 @@ def scrub(problem: Problem) -> Program:
         descent_loss = distillation + hp.task_weight * task_loss(student, rows)
         return jnp.where(is_ascent, -(kl["image"] + kl["fused"]), descent_loss), {}
 
-    program = all_modules.train_all_modules(
+    program = programs.make_program(
         problem,
         loss,
         {"rows": rows},
@@ -95,7 +72,7 @@ def _plan_scrub(problem):
         for name, rows in (phases | {"pull": sets.retain}).items():
             plan.append(problem.plan_epochs(rows, config.batch, 1, f"{name} {epoch}"))
             is_ascent += [name == "push"] * len(plan[-1])
-    return np.concatenate(plan), all_modules.pad_flags(np.array(is_ascent))
+    return np.concatenate(plan), programs.pad_flags(np.array(is_ascent))
 
 
 def bad_teacher(problem: Problem) -> Program:
@@ -110,7 +87,7 @@ def bad_teacher(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
         options = {"multi_label": problem.multi_label, "temperature": hp.temperature}
-        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = programs.forward_both(problem, params, batch)
         teacher_r = model.apply(frozen["teacher"], retain)
         teacher_u = model.apply(frozen["untrained"], unlearn)
         retain_kl = _kl_by_view(teacher_r, out_r, _weights_by_view(retain), **options)
@@ -120,10 +97,10 @@ def bad_teacher(problem: Problem) -> Program:
         total = sum(retain_kl.values()) + hp.unlearn_weight * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    return all_modules.train_all_modules(
+    return programs.make_program(
         problem,
         loss,
-        all_modules.paired_batches(problem),
+        programs.plan_paired_batches(problem),
         frozen={"teacher": problem.original, "untrained": untrained},
     )
 
@@ -142,13 +119,11 @@ def delete(problem: Problem) -> Program:
     frequency = np.clip(labels.mean(0), 0.01, 0.99).astype(np.float32)
 
     def loss(params, frozen, aux, batch, step):
-        rows = all_modules.unaugmented(batch["unlearn"])
+        rows = programs.scale_images(batch["unlearn"])
         student = model.apply(params, rows)
         teacher = model.apply(frozen["teacher"], rows)
-        if multi_label:
-            true_logit = jax.scipy.special.logit(frozen["frequency"])
-        else:
-            true_logit = -1e4
+        frequency_logit = jax.scipy.special.logit(frozen["frequency"])
+        true_logit = frequency_logit if multi_label else -1e4
         logits = {
             view: jnp.where(rows["labels"] > 0, true_logit, getattr(teacher, view))
             for view in VISUAL
@@ -162,7 +137,7 @@ def delete(problem: Problem) -> Program:
     unlearn = problem.plan_epochs(
         sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
     )
-    return all_modules.train_all_modules(
+    return programs.make_program(
         problem,
         loss,
         {"unlearn": unlearn},
@@ -180,11 +155,11 @@ def multidelete(problem: Problem) -> Program:
 
     on unlearn rows, except for the second term; t' is the text of another row.
     """
-    model, squared_distance = problem.model, objectives.squared_distance
+    model, distance = problem.model, objectives.squared_distance
 
     def loss(params, frozen, aux, batch, step):
-        retain = all_modules.unaugmented(batch["retain"])
-        unlearn = all_modules.unaugmented(batch["unlearn"])
+        retain = programs.scale_images(batch["retain"])
+        unlearn = programs.scale_images(batch["unlearn"])
 
         def original(rows):
             return jax.lax.stop_gradient(model.apply(frozen["teacher"], rows))
@@ -193,26 +168,42 @@ def multidelete(problem: Problem) -> Program:
         out_u, original_u = model.apply(params, unlearn), original(unlearn)
         out_r, original_r = model.apply(params, retain), original(retain)
         has_image, has_text = unlearn["has_image"], unlearn["has_text"]
+        has_any = retain["has_image"] | retain["has_text"]
+        has_both = has_image & has_text
         terms = {
-            "decouple": squared_distance(
-                out_u.h_fused, decoupled.h_fused, has_image & has_text
-            ),
-            "multimodal": squared_distance(
-                out_r.h_fused,
-                original_r.h_fused,
-                retain["has_image"] | retain["has_text"],
-            ),
-            "unimodal": squared_distance(out_u.h_image, original_u.h_image, has_image)
-            + squared_distance(out_u.h_text, original_u.h_text, has_text),
+            "decouple": distance(out_u.h_fused, decoupled.h_fused, has_both),
+            "multimodal": distance(out_r.h_fused, original_r.h_fused, has_any),
+            "unimodal": distance(out_u.h_image, original_u.h_image, has_image)
+            + distance(out_u.h_text, original_u.h_text, has_text),
         }
         return sum(terms.values()), terms
 
-    return all_modules.train_all_modules(
+    return programs.make_program(
         problem,
         loss,
-        all_modules.paired_batches(problem),
+        programs.plan_paired_batches(problem),
         frozen={"teacher": problem.original},
     )
+
+
+def _kl_by_view(
+    teacher: Outputs, student: Outputs, weights: dict[str, jax.Array], **options: Any
+) -> dict[str, jax.Array]:
+    """Returns KL(teacher || student) for each view of `weights`."""
+    teacher = jax.lax.stop_gradient(teacher)
+    return {
+        view: objectives.kl_divergence(
+            getattr(teacher, view), getattr(student, view), weight, **options
+        )
+        for view, weight in weights.items()
+    }
+
+
+def _weights_by_view(rows: programs.Rows) -> dict[str, jax.Array]:
+    """Returns the weights of augmented rows: a row counts where it has the modality."""
+    has_image, has_text = rows["image_weight"], rows["text_weight"]
+    fused = jnp.maximum(has_image, has_text)
+    return {"image": has_image, "text": has_text, "fused": fused}
 
 
 def _texts_of_next_rows(rows):

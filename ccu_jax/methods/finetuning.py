@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import all_modules, cached_features, optimizers, reference
+from ccu_jax.methods import programs, reference
+from ccu_jax.methods.cached_features import build_feature_tables
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import TAIL, Outputs, unit
 from ccu_jax.models.augmentation import augment, drop_modalities
@@ -49,7 +49,7 @@ def l1_sparse(problem: Problem) -> Program:
             total += hp.l1_weight * decay * l1_norm
         return total, {}
 
-    return all_modules.train_all_modules(
+    return programs.make_program(
         problem, loss, {"rows": rows}, frozen={"steps": np.float32(len(rows))}
     )
 
@@ -70,10 +70,12 @@ def coun(problem: Problem) -> Program:
         second_keys = jax.vmap(jax.random.fold_in, (0, None))(rows["key"], 7)
         first = augment(rows, rows["key"], train)
         second = {**augment(rows, second_keys, train), "key": second_keys}
-        inputs, split_parts = cached_features.concat_parts(
-            {"first": first, "second": second}
+        outputs = programs.forward_parts(
+            problem.model,
+            params,
+            {"first": first, "second": second},
+            dropout_parts=("first", "second"),
         )
-        outputs = split_parts(problem.model.apply(params, inputs, keys=inputs["key"]))
         contrast = objectives.info_nce(
             unit(outputs["first"].h_image),
             unit(outputs["second"].h_image),
@@ -86,7 +88,7 @@ def coun(problem: Problem) -> Program:
     retain = problem.plan_epochs(
         problem.sets.retain, config.batch, config.epochs, "retain"
     )
-    return all_modules.train_all_modules(problem, loss, {"retain": retain})
+    return programs.make_program(problem, loss, {"retain": retain})
 
 
 def train_last_layers(problem: Problem) -> Program:
@@ -97,13 +99,7 @@ def train_last_layers(problem: Problem) -> Program:
     cached features. They are the baseline for CCU, which trains the same layers.
     """
     config, train = problem.method_config, problem.train_config
-    cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
-    params, frozen_modules = cached_features.split_modules(
-        problem, LAYERS[config.layers]
-    )
-    if config.reinitialize:
-        fresh = problem.init_params("fresh")
-        params = {name: fresh[name] for name in params}
+    cached = build_feature_tables(problem, config.max_retain_rows)
     task_loss = reference.make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
@@ -117,19 +113,19 @@ def train_last_layers(problem: Problem) -> Program:
     plan = problem.plan_batches(
         np.arange(len(retain)), config.batch, steps, "retain", dataset_rows=retain
     )
-    return Program(
-        params=params,
-        frozen={"modules": frozen_modules},
-        loss=loss,
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0), optimizers.adamw(train.weight_decay)
-        ),
-        optimizer_inputs={
-            "rate": {"all": optimizers.cosine_schedule(config.learning_rate, steps)}
-        },
+    program = programs.make_program(
+        problem,
+        loss,
+        {"retain": plan},
+        modules=LAYERS[config.layers],
         sharded_tables={"retain": cached.tables["retain"]},
-        plan={"retain": plan},
     )
+    if config.reinitialize:
+        fresh = problem.init_params("fresh")
+        program = program._replace(
+            params={name: fresh[name] for name in program.params}
+        )
+    return program
 
 
 def gradient_ascent(problem: Problem) -> Program:
@@ -140,14 +136,14 @@ def gradient_ascent(problem: Problem) -> Program:
     config = problem.method_config
 
     def loss(params, frozen, aux, batch, step):
-        rows = all_modules.unaugmented(batch["unlearn"])
+        rows = programs.scale_images(batch["unlearn"])
         outputs = problem.model.apply(params, rows)
         return -capped_loss(problem, outputs, rows, frozen["hp"].loss_cap), {}
 
     unlearn = problem.plan_epochs(
         problem.sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
     )
-    return all_modules.train_all_modules(problem, loss, {"unlearn": unlearn})
+    return programs.make_program(problem, loss, {"unlearn": unlearn})
 
 
 def capped_loss(
@@ -157,8 +153,8 @@ def capped_loss(
 
     The bound is `cap` times the chance loss.
     """
-    max_loss, total = cap * all_modules.chance_loss(problem), jnp.zeros(())
-    losses = all_modules.visual_losses(outputs, rows["labels"], problem.multi_label)
+    max_loss, total = cap * programs.chance_loss(problem), jnp.zeros(())
+    losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
     for loss_B in losses:
         total += objectives.mean(jnp.minimum(loss_B, max_loss), rows["has_image"])
     return total
@@ -175,14 +171,14 @@ def neggrad_plus(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
-        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = programs.forward_both(problem, params, batch)
         retain_loss = task_loss(out_r, retain)
         unlearn_loss = capped_loss(problem, out_u, unlearn, hp.loss_cap)
         total = hp.retain_weight * retain_loss - (1 - hp.retain_weight) * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    plan = all_modules.paired_batches(problem)
-    return all_modules.train_all_modules(problem, loss, plan)
+    plan = programs.plan_paired_batches(problem)
+    return programs.make_program(problem, loss, plan)
 
 
 def contrastive_unlearning(problem: Problem) -> Program:
@@ -205,7 +201,7 @@ def contrastive_unlearning(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
-        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = programs.forward_both(problem, params, batch)
         h_u, h_r = unit(out_u.h_image), unit(out_r.h_image)
         push = objectives.inverse_contrast(
             LabeledFeatures(h_u, unlearn["labels"], unlearn["has_image"]),
@@ -218,4 +214,4 @@ def contrastive_unlearning(problem: Problem) -> Program:
         return total, {"push": push}
 
     plan = {"retain": retain, "unlearn": unlearn}
-    return all_modules.train_all_modules(problem, loss, plan)
+    return programs.make_program(problem, loss, plan)

@@ -20,10 +20,7 @@ GROUPS = ("rest", "text")
 class CosineSchedule(NamedTuple):
     """A learning rate with linear warmup and cosine decay (Loshchilov & Hutter 2017).
 
-    Attributes:
-        peak: the learning rate at the end of the warmup.
-        warmup_steps: steps of the warmup.
-        steps: the step from which the learning rate is 0.
+    It is `peak` after `warmup_steps`, and 0 from step `steps` on.
     """
 
     peak: jax.Array | np.float32
@@ -40,63 +37,52 @@ class CosineSchedule(NamedTuple):
         )
 
 
-def cosine_schedule(
-    peak: float, steps: int, warmup_fraction: float = 0.0
-) -> CosineSchedule:
-    """Returns a cosine schedule over `steps` updates, with linear warmup."""
-    warmup_steps = min(round(warmup_fraction * steps), steps - 1)
-    return CosineSchedule(*(np.float32(x) for x in (peak, warmup_steps, steps)))
-
-
 def parameter_group(module: str) -> str:
     """Returns the parameter group of a module: the text branch has its own."""
     return "text" if module in TEXT else "rest"
 
 
-def optimizer_inputs(
+def make_optimizer_inputs(
     learning_rate: float, steps: int, config: Train, warmup_fraction: float = 0.0
 ) -> dict[str, dict[str, CosineSchedule]]:
     """Returns the inputs of `make_optimizer`: a schedule for each parameter group."""
+    warmup_steps = min(round(warmup_fraction * steps), steps - 1)
     peaks = {"rest": learning_rate, "text": learning_rate * config.text_lr_scale}
     return {
         "rate": {
-            group: cosine_schedule(peaks[group], steps, warmup_fraction)
-            for group in GROUPS
+            group: CosineSchedule(*map(np.float32, (peak, warmup_steps, steps)))
+            for group, peak in peaks.items()
         }
     }
 
 
 def make_optimizer(config: Train) -> optax.GradientTransformationExtraArgs:
     """Returns AdamW with clipped gradients and a schedule for each parameter group."""
+
+    def adamw(group):
+        return optax.chain(
+            optax.scale_by_adam(b2=0.98),
+            optax.add_decayed_weights(config.weight_decay),
+            scale_by_learning_rate(group),
+        )
+
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.partition(
-            {group: adamw(config.weight_decay, group) for group in GROUPS},
-            {group: group for group in GROUPS},
+            {group: adamw(group) for group in GROUPS},
+            lambda params: {group: group for group in params},
         ),
     )
 
 
-def adamw(weight_decay: float, group: str = "all") -> optax.GradientTransformation:
-    """Returns AdamW (Loshchilov & Hutter 2019) with the learning rate of a group."""
-    return optax.chain(
-        optax.scale_by_adam(b2=0.98),
-        optax.add_decayed_weights(weight_decay),
-        scale_by_learning_rate(group),
-    )
-
-
-def scale_by_learning_rate(
-    group: str = "all",
-) -> optax.GradientTransformationExtraArgs:
+def scale_by_learning_rate(group: str) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by minus the learning rate of `inputs["rate"][group]`."""
 
     def update(updates, state, params=None, **extra_args):
-        inputs = extra_args["inputs"]
-        rate = inputs["rate"][group].rate_at(state)
+        rate = extra_args["inputs"]["rate"][group].rate_at(state)
         return jax.tree.map(lambda x: -rate * x, updates), state + 1
 
-    return optax.GradientTransformationExtraArgs(_zero_count, update)
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
 
 
 def mask_updates() -> optax.GradientTransformationExtraArgs:
@@ -112,7 +98,7 @@ def mask_updates() -> optax.GradientTransformationExtraArgs:
             mask = jax.tree.map(lambda x: jnp.where(is_ascent, x, 1.0), mask)
         return jax.tree.map(jnp.multiply, updates, mask), state + 1
 
-    return optax.GradientTransformationExtraArgs(_zero_count, update)
+    return optax.GradientTransformationExtraArgs(lambda params: jnp.int32(0), update)
 
 
 def lookahead() -> optax.GradientTransformationExtraArgs:
@@ -142,7 +128,3 @@ def lookahead() -> optax.GradientTransformationExtraArgs:
         return jnp.int32(0), jax.tree.map(jnp.copy, params)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _zero_count(params: Any) -> jax.Array:
-    return jnp.int32(0)

@@ -17,7 +17,7 @@ from ccu_jax.models import Model, Params
 from ccu_jax.unlearn_sets.splits import Sets
 
 
-@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True, eq=False)
 class Hyperparameters:
     """The real-valued fields of a method's configuration as a pytree.
 
@@ -26,9 +26,8 @@ class Hyperparameters:
     term whose weight is 0. Values are read as attributes.
     """
 
-    def __init__(self, values: dict[str, Any], zeros: tuple[str, ...]):
-        """Stores nonzero values by name, and the names of the fields that are zero."""
-        self._values, self._zeros = values, zeros
+    _values: dict[str, Any]
+    _zeros: tuple[str, ...]
 
     @classmethod
     def from_config(cls, config: Any) -> "Hyperparameters":
@@ -52,14 +51,12 @@ class Hyperparameters:
                 return 0.0
         raise AttributeError(f"no real-valued hyperparameter {name!r}")
 
-    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], tuple[str, ...]]:
-        """Returns children and structure, for JAX."""
-        return (self._values,), self._zeros
 
-    @classmethod
-    def tree_unflatten(cls, zeros: tuple[str, ...], children: Any) -> "Hyperparameters":
-        """Inverts `tree_flatten`, for JAX."""
-        return cls(children[0], zeros)
+jax.tree_util.register_pytree_node(
+    Hyperparameters,
+    lambda hp: ((hp._values,), hp._zeros),
+    lambda zeros, children: Hyperparameters(children[0], zeros),
+)
 
 
 class Problem(NamedTuple):
@@ -162,7 +159,7 @@ class Problem(NamedTuple):
         return self.plan_batches(rows, batch, steps, purpose)
 
     def count_steps(self, epochs: float, batch: int, rows: Any) -> int:
-        """Returns the number of updates in so many epochs over `rows`, at least 1."""
+        """Returns the number of steps of a number of epochs over `rows`, at least 1."""
         return max(1, round(epochs * len(rows) / batch))
 
     def sample_rows(self, rows: np.ndarray, max_rows: int, purpose: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax import objectives
-from ccu_jax.methods.optimizers import make_optimizer, optimizer_inputs, parameter_group
+from ccu_jax.methods import optimizers
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import Outputs, Params
 from ccu_jax.models.augmentation import augment
@@ -26,8 +26,8 @@ def make_task_loss(
 
         sum_{view} CE(logits_view, labels) + contrastive_weight * InfoNCE(image, text)
 
-    The views are image, text and fused. A row counts in the views of its modalities:
-    one without an image in the text view and the fused view, for example.
+    The views are image, text and fused. A row counts in the views of its modalities: a
+    row without an image counts in the text view and the fused view.
 
     Returns:
         `loss(outputs, rows) -> scalar` for rows that `augment` returned. If rows have a
@@ -102,11 +102,11 @@ def train_classifier(
         params=params,
         frozen=(),
         loss=loss,
-        optimizer=make_optimizer(problem.train_config),
-        optimizer_inputs=optimizer_inputs(
+        optimizer=optimizers.make_optimizer(problem.train_config),
+        optimizer_inputs=optimizers.make_optimizer_inputs(
             config.learning_rate, steps, problem.train_config, warmup_fraction
         ),
-        group=parameter_group,
+        group=optimizers.parameter_group,
         table={**problem.table, "visual": problem.executor.replicate(visual)},
         plan={"rows": problem.plan_batches(rows, config.batch, steps, "rows")},
     )
@@ -120,11 +120,13 @@ def _train_from_scratch(problem: Problem, rows, **options) -> Program:
     )
 
 
+def _retain_and_unlearn(problem):
+    return np.sort(np.concatenate([problem.sets.retain, problem.sets.unlearn]))
+
+
 def original(problem: Problem) -> Program:
     """Trains on the retain set and the unlearn set: the model that has to unlearn."""
-    sets = problem.sets
-    rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    return _train_from_scratch(problem, rows)
+    return _train_from_scratch(problem, _retain_and_unlearn(problem))
 
 
 def retrain(problem: Problem) -> Program:
@@ -138,9 +140,8 @@ def retrain_visual(problem: Problem) -> Program:
     Image view, fused view and contrastive loss see only the retain set. Unlearned
     models are compared with this one, because only images have to be unlearned.
     """
-    sets = problem.sets
-    rows = np.sort(np.concatenate([sets.retain, sets.unlearn]))
-    return _train_from_scratch(problem, rows, text_only=sets.unlearn)
+    rows, unlearn = _retain_and_unlearn(problem), problem.sets.unlearn
+    return _train_from_scratch(problem, rows, text_only=unlearn)
 
 
 def train_shadow(problem: Problem, members: np.ndarray) -> Program:
@@ -151,11 +152,11 @@ def train_shadow(problem: Problem, members: np.ndarray) -> Program:
     members, because groups stay together.
     """
     sets, train = problem.sets, problem.train_config
-    rows = np.union1d(np.concatenate([sets.retain, sets.unlearn]), members)
-    num_rows = len(sets.retain) + len(sets.unlearn) + len(sets.unseen) // 2
+    rows = _retain_and_unlearn(problem)
+    num_rows = len(rows) + len(sets.unseen) // 2
     return _train_from_scratch(
         problem,
-        rows,
+        np.union1d(rows, members),
         text_only=np.setdiff1d(sets.unlearn, members),
         steps=problem.count_steps(train.epochs, train.batch, range(num_rows)),
     )

@@ -1,7 +1,7 @@
 """Unlearning methods that select parameters by their gradients on the unlearn set.
 
-Gradients are those of the cross-entropy in the views that see the image (`VISUAL`). The
-module also has random labels, of which SalUn is the form with selected parameters.
+Gradients are those of the cross-entropy in the views that see the image (`VISUAL`).
+Random labels are here because SalUn is random labels with selected parameters.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from ccu_jax import objectives
 from ccu_jax.data.batches import plan_single_pass
 from ccu_jax.distributed.device_tables import device_columns, gather_rows, send_rows
 from ccu_jax.distributed.executors import AXIS
-from ccu_jax.methods import all_modules, optimizers
+from ccu_jax.methods import optimizers, programs
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.models import Params
@@ -62,7 +62,7 @@ def _make_accumulate_fn(model, multi_label, squared):
     def row_loss(params, row):
         rows = jax.tree.map(lambda x: x[None], row)
         outputs = model.apply(params, rows)
-        loss = sum(all_modules.visual_losses(outputs, rows["labels"], multi_label))
+        loss = sum(programs.visual_losses(outputs, rows["labels"], multi_label))
         return (loss * rows["weight"] * rows["has_image"])[0]
 
     def chunk_loss(params, rows):
@@ -104,18 +104,18 @@ def random_label(problem: Problem) -> Program:
         optimizer = optax.chain(optimizer, optimizers.mask_updates())
 
     def loss(params, frozen, aux, batch, step):
-        out_r, retain, out_u, unlearn = all_modules.forward_both(problem, params, batch)
+        out_r, retain, out_u, unlearn = programs.forward_both(problem, params, batch)
         total = task_loss(out_r, retain)
-        losses = all_modules.visual_losses(out_u, unlearn["wrong"], problem.multi_label)
+        losses = programs.visual_losses(out_u, unlearn["wrong"], problem.multi_label)
         for loss_B in losses:
             unlearn_loss = objectives.mean(loss_B, unlearn["has_image"])
             total += frozen["hp"].unlearn_weight * unlearn_loss
         return total, {}
 
-    program = all_modules.train_all_modules(
+    program = programs.make_program(
         problem,
         loss,
-        all_modules.paired_batches(problem),
+        programs.plan_paired_batches(problem),
         optimizer=optimizer,
         more_inputs=more_inputs,
     )
@@ -210,7 +210,7 @@ def sfron(problem: Problem) -> Program:
             frozen["is_ascent"][step], -decay * unlearn_loss, task_loss(outputs, rows)
         ), {}
 
-    return all_modules.train_all_modules(
+    return programs.make_program(
         problem,
         loss,
         {"rows": rows},
@@ -245,7 +245,7 @@ def _plan_sfron(problem):
     rows[~is_ascent] = problem.plan_batches(
         sets.retain, config.batch, num_cycles * config.repair_steps, "retain"
     )
-    return rows, all_modules.pad_flags(is_ascent)
+    return rows, programs.pad_flags(is_ascent)
 
 
 def _mask_salient(problem) -> Any:
@@ -270,8 +270,8 @@ def _at_least(fisher_u, fisher_r, threshold):
 
 def _focal_loss(problem, hp, outputs, rows):
     """Returns SFR-on's loss of the unlearn set, as in `sfron`."""
-    total, max_loss = jnp.zeros(()), 2 * all_modules.chance_loss(problem)
-    losses = all_modules.visual_losses(outputs, rows["labels"], problem.multi_label)
+    total, max_loss = jnp.zeros(()), 2 * programs.chance_loss(problem)
+    losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
     for loss_B in losses:
         fixed_B = jax.lax.stop_gradient(jnp.maximum(loss_B, 1e-2))
         weight_B = fixed_B**-hp.focal_exponent

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.distributed.device_tables import gather_replicated, read_rows
-from ccu_jax.methods.cached_features import pad_rows, padded_size
+from ccu_jax.methods.cached_features import shard_padded
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import Params
 from ccu_jax.train.program import Program
@@ -51,10 +51,8 @@ def make_score_fn(
 
     def score_rows(params, rows):
         logits = problem.model.apply(params, rows).image
-        logits, labels, weight = gather_replicated(
-            (logits, rows["labels"], rows["has_image"])
-        )
-        return score(logits, labels, weight, problem.multi_label)
+        inputs = gather_replicated((logits, rows["labels"], rows["has_image"]))
+        return score(*inputs, multi_label=problem.multi_label)
 
     def scores(params, sharded_tables):
         unlearn, heldout = (sharded_tables[name] for name in names)
@@ -66,25 +64,24 @@ def make_score_fn(
     return scores
 
 
-def with_stop_rule(
-    problem: Problem, program: Program, names: tuple[str, str] = MONITORED_SPLITS
-) -> Program:
+def with_stop_rule(problem: Problem, program: Program) -> Program:
     """Adds the stop rule to a program.
 
     Every `check_every` steps it compares the image view's score on the unlearn set with
-    the score on held-out (validation) rows, and stops as soon as it is not higher.
-    `names` are the program's sharded tables with these rows, which it gets if it has no
-    sharded tables; `frozen["modules"]`, if any, are modules that it does not train.
+    the score on held-out (validation) rows, and stops as soon as it is not higher. The
+    rows are those of the program's feature tables; if it has none, those of
+    `make_monitored_tables`. `frozen["modules"]` are the modules that it does not train.
     """
+    names = ("unlearn", "held") if program.sharded_tables else MONITORED_SPLITS
     scores = make_score_fn(problem, names)
 
     def check(params, frozen, aux, sharded_tables):
-        params = {**frozen.get("modules", {}), **params}
+        params = {**frozen["modules"], **params}
         unlearn, heldout = scores(params, sharded_tables)
         return {"stopped": unlearn <= heldout}
 
     return program._replace(
-        sharded_tables=program.sharded_tables or monitored_tables(problem),
+        sharded_tables=program.sharded_tables or make_monitored_tables(problem),
         aux={"stopped": jnp.zeros((), bool)},
         refresh=check,
         refresh_every=problem.method_config.check_every,
@@ -95,25 +92,16 @@ def with_stop_rule(
 def subsample(problem: Problem, rows: np.ndarray, purpose: str) -> np.ndarray:
     """Draws at most `MAX_ROWS` of the rows with an image; `purpose` seeds the draw."""
     rows = rows[np.asarray(problem.table["has_image"])[rows]]
-    if len(rows) > MAX_ROWS:
-        return problem.sample_rows(rows, MAX_ROWS, purpose)
-    return rows
+    return problem.sample_rows(rows, MAX_ROWS, purpose)
 
 
-def monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
+def make_monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
     """Returns sharded tables of unlearn and held-out rows, by `MONITORED_SPLITS`."""
-    sets, tables = problem.sets, {}
-    for name, split in zip(
-        MONITORED_SPLITS, (sets.unlearn, sets.validation), strict=True
-    ):
+    tables, splits = {}, (problem.sets.unlearn, problem.sets.validation)
+    for name, split in zip(MONITORED_SPLITS, splits, strict=True):
         rows = subsample(problem, split, name)
-        size = padded_size(len(rows), problem.executor.num_devices)
-        tables[name] = problem.executor.shard_tree(
-            {
-                column: pad_rows(read_rows(x, rows), size)
-                for column, x in problem.table.items()
-            }
-        )
+        table = {column: read_rows(x, rows) for column, x in problem.table.items()}
+        tables[name] = shard_padded(problem.executor, table)
     return tables
 
 
@@ -128,31 +116,33 @@ def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Pro
     # Refreshes run before a step, so the last one needs further steps. Their learning
     # rate is 0.
     extra_steps = every * num_checkpoints + 1 - program.steps
-    assert program.plan is not None
     plan = {
         name: np.pad(rows, ((0, extra_steps), (0, 0)), mode="edge")
         for name, rows in program.plan.items()
     }
     slots = num_checkpoints + 1
-    empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape)), program.params)
 
     def save_checkpoint(params, frozen, aux, sharded_tables):
         unlearn, heldout = scores(params, sharded_tables)
         slot = aux["count"]
+
+        def save(array, value):
+            return array.at[slot].set(value)
+
         return {
-            "checkpoints": jax.tree.map(
-                lambda x, y: x.at[slot].set(y), aux["checkpoints"], params
-            ),
-            "unlearn": aux["unlearn"].at[slot].set(unlearn),
+            "checkpoints": jax.tree.map(save, aux["checkpoints"], params),
+            "unlearn": save(aux["unlearn"], unlearn),
             "heldout": heldout,
             "count": slot + 1,
         }
 
     return program._replace(
         plan=plan,
-        sharded_tables=monitored_tables(problem),
+        sharded_tables=make_monitored_tables(problem),
         aux={
-            "checkpoints": empty,
+            "checkpoints": jax.tree.map(
+                lambda x: jnp.zeros((slots, *x.shape)), program.params
+            ),
             "unlearn": jnp.zeros(slots),
             "heldout": jnp.zeros(()),
             "count": jnp.int32(0),

@@ -1,7 +1,7 @@
 """Random augmentation of training rows.
 
-Each row has a random key of its own, so that a run draws the same numbers on one device
-and on many.
+Each row has its own random key, so that the numbers drawn do not depend on the number
+of devices.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jax import Array
 from ccu_jax.config.schema import Train
 
 UNKNOWN = 1  # token id of dropped words
-# Random numbers that the augmentation of an image and modality dropout consume.
+# Random numbers per row for the augmentation of its image and for modality dropout.
 _IMAGE_DRAWS, _MODALITY_DRAWS = 8, 2
 
 

@@ -16,7 +16,6 @@ from ccu_jax.errors import UserError
 from ccu_jax.models import towers
 
 Params = dict[str, Any]
-Example = dict[str, jax.Array]
 
 # The modules that process the image behind the trunk, that is, the cached features.
 TAIL = ("image_tail", "image_projection", "image_head", "fused_head")
@@ -82,14 +81,10 @@ class FusedHead(nn.Module):
     @nn.compact
     def __call__(self, h_image, h_text, has_image, has_text):
         """Computes logits and features."""
-        inputs = []
-        for name, h, has in (
-            ("image", h_image, has_image),
-            ("text", h_text, has_text),
-        ):
-            absent = self.param(
-                f"no_{name}", nn.initializers.normal(0.02), (h.shape[-1],)
-            )
+        inputs, small = [], nn.initializers.normal(0.02)
+        modalities = (("image", h_image, has_image), ("text", h_text, has_text))
+        for name, h, has in modalities:
+            absent = self.param(f"no_{name}", small, (h.shape[-1],))
             h = nn.LayerNorm(name=f"ln_{name}")(h)
             inputs.append(jnp.where(has[:, None], h, absent))
         both = jnp.concatenate(inputs, axis=-1)
@@ -118,7 +113,7 @@ def build(
         UserError: the sizes do not fit together.
     """
     _check_sizes(config, image_size)
-    modules = _make_modules(config, num_classes, vocab_size)
+    modules, rate = _make_modules(config, num_classes, vocab_size), config.dropout
 
     def run(params, name, *args) -> Any:
         return modules[name].apply({"params": params[name]}, *args)
@@ -138,30 +133,21 @@ def build(
         if h_text is None:
             h_text = encode_text(params, example["text"])
         h_image = run(params, "image_tail", features)
-        if keys is not None and config.dropout:
-            h_image, h_text = _apply_dropout(
-                h_image, h_text, keys, use_dropout, config.dropout
-            )
+        if keys is not None and rate:
+            h_image, h_text = _apply_dropout(h_image, h_text, keys, use_dropout, rate)
         return _apply_heads(run, params, h_image, h_text, example)
 
     init = _make_init(modules, config, image_size, text_length)
     return Model(init, trunk, encode_text, apply)
 
 
-def _make_init(
-    modules: dict[str, nn.Module],
-    config: schema.Model,
-    image_size: int,
-    text_length: int,
-) -> Callable[[jax.Array], Params]:
+def _make_init(modules, config, image_size, text_length):
     def init(key):
-        inputs = _module_inputs(config, image_size, text_length)
-        return {
-            name: modules[name].init(jax.random.fold_in(key, i), *inputs[name])[
-                "params"
-            ]
-            for i, name in enumerate(sorted(modules))
-        }
+        inputs, params = _module_inputs(config, image_size, text_length), {}
+        for i, name in enumerate(sorted(modules)):
+            key_of_module = jax.random.fold_in(key, i)
+            params[name] = modules[name].init(key_of_module, *inputs[name])["params"]
+        return params
 
     # It runs once, so on CPUs optimizing it would take longer than it saves.
     is_on_cpu = jax.default_backend() == "cpu"
@@ -170,9 +156,8 @@ def _make_init(
 
 
 def _apply_heads(run, params, h_image, h_text, example) -> Outputs:
-    fused, h_fused = run(
-        params, "fused_head", h_image, h_text, example["has_image"], example["has_text"]
-    )
+    has = example["has_image"], example["has_text"]
+    fused, h_fused = run(params, "fused_head", h_image, h_text, *has)
     return Outputs(
         z_image=unit(run(params, "image_projection", h_image)),
         z_text=unit(run(params, "text_projection", h_text)),
@@ -186,11 +171,8 @@ def _apply_heads(run, params, h_image, h_text, example) -> Outputs:
 
 
 def _make_modules(config, num_classes, vocab_size) -> dict[str, nn.Module]:
-    options = {
-        "heads": config.heads,
-        "dtype": jnp.dtype(config.dtype),
-        "remat": config.remat,
-    }
+    dtype = jnp.dtype(config.dtype)
+    options = {"heads": config.heads, "dtype": dtype, "remat": config.remat}
     return {
         "image_trunk": towers.ImageTrunk(
             config.patch,
@@ -239,23 +221,21 @@ def _apply_dropout(h_image, h_text, keys, use_dropout, rate):
 
 
 def _check_sizes(config, image_size):
-    if image_size % config.patch:
-        raise UserError(
-            f"data.image_size={image_size}: not a multiple of model.patch="
-            f"{config.patch}; change one of them"
-        )
+    for key, size, divisor in (
+        ("data.image_size", image_size, "patch"),
+        ("model.image_width", config.image_width, "heads"),
+        ("model.text_width", config.text_width, "heads"),
+    ):
+        if size % getattr(config, divisor):
+            raise UserError(
+                f"{key}={size}: not a multiple of model.{divisor}="
+                f"{getattr(config, divisor)}; change one of them"
+            )
     if config.patch > 3 and config.patch % 2:
         raise UserError(
             f"model.patch={config.patch}: odd, but edge histograms split patches in "
             "half; use an even number"
         )
-    for tower in ("image", "text"):
-        width = getattr(config, f"{tower}_width")
-        if width % config.heads:
-            raise UserError(
-                f"model.{tower}_width={width}: not a multiple of model.heads="
-                f"{config.heads}; change one of them"
-            )
     if not 0 <= config.tail_blocks <= config.image_depth:
         raise UserError(
             f"model.tail_blocks={config.tail_blocks}: not in 0 to model.image_depth="

@@ -16,7 +16,7 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.3
 class Attention(nn.Module):
     """The first half of a pre-norm transformer block: multi-head attention.
 
-    Args of the call: tokens `x_BxTxW`; `mask_BxT`, false for padding; and optionally
+    Called with tokens `x_BxTxW`; `mask_BxT`, false for padding; and optionally
     `query_BxQxW`, tokens that attend to x and replace x in the output.
     """
 
@@ -132,15 +132,9 @@ def edge_histograms(x: jax.Array, cell: int, bins: int = 8) -> jax.Array:
     """Returns histograms of edge orientations, similar to HOG (Dalal & Triggs 2005).
 
     A fixed, differentiable description of shape: with a thousand training images, a
-    transformer does not learn to detect edges.
-
-    Args:
-        x: images `[B, S, S, 3]`.
-        cell: side of a cell in pixels, a divisor of S.
-        bins: number of orientations.
-
-    Returns:
-        `[B, S / cell, S / cell, bins]`, square roots of the summed gradient magnitudes.
+    transformer does not learn to detect edges. From images `[B, S, S, 3]`, with `bins`
+    orientations and square cells of `cell` pixels per side, a divisor of S, it computes
+    square roots of the summed gradient magnitudes, `[B, S / cell, S / cell, bins]`.
     """
     gray = jnp.pad(x.sum(-1), ((0, 0), (1, 1), (1, 1)), mode="edge")
     dx = (gray[:, 1:-1, 2:] - gray[:, 1:-1, :-2])[:, None]
@@ -241,16 +235,15 @@ class TextTower(nn.Module):
     def __call__(self, text_BxT):
         """Returns text features: the mean of the tokens that are not padding."""
         mask_BxT = text_BxT > 0
+        small, tiny = nn.initializers.normal(0.02), nn.initializers.normal(0.01)
         x = nn.Embed(
             self.vocab_size,
             self.width,
-            embedding_init=nn.initializers.normal(0.02),
+            embedding_init=small,
             dtype=self.dtype,
             name="tokens",
         )(text_BxT)
-        position = self.param(
-            "position", nn.initializers.normal(0.01), (x.shape[1], self.width)
-        )
+        position = self.param("position", tiny, (x.shape[1], self.width))
         x = x + position.astype(self.dtype)
         for i in range(self.depth):
             block = _block_type(self.remat)(self.heads, self.dtype, name=f"block_{i}")

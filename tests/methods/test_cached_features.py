@@ -1,7 +1,6 @@
-"""Padding of feature tables, and batches of several parts."""
+"""Padding of feature tables."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,18 +65,3 @@ def test_padding_does_not_change_a_run(name, multi_label, padding, monkeypatch):
     np.testing.assert_array_equal(found["ran"], expected["ran"])
     for key, x in expected.items():
         np.testing.assert_allclose(found[key], x, rtol=2e-4, atol=2e-5, err_msg=key)
-
-
-def test_parts_are_concatenated_and_split_again():
-    batch = {
-        "b": {"labels": jnp.ones((3, 2)), "x": jnp.arange(3), "own": jnp.zeros(3)},
-        "a": {"labels": jnp.zeros((2, 2)), "x": jnp.arange(7, 9)},
-    }
-    rows, split_parts = cached_features.concat_parts(batch, dropout_part="a")
-    assert set(rows) == {"labels", "x", "use_dropout"}
-    parts = split_parts(rows)
-    for part, columns in batch.items():
-        for column in ("labels", "x"):
-            np.testing.assert_array_equal(parts[part][column], columns[column])
-        assert (parts[part]["use_dropout"] == (part == "a")).all()
-    assert not cached_features.concat_parts(batch)[0]["use_dropout"].any()

@@ -1,7 +1,4 @@
-"""Losses and labels of the methods from the literature, and what they unlearn."""
-
-import functools
-from typing import Any
+"""Losses of the methods from the literature, and what they unlearn."""
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +9,23 @@ import scipy.special
 from ccu_jax import objectives
 from ccu_jax.distributed import executors
 from ccu_jax.distributed.device_tables import gather_replicated, gather_rows
-from ccu_jax.methods import METHODS, distillation, reference
-from ccu_jax.methods.finetuning import LAYERS
-from ccu_jax.models import VISUAL, Outputs
+from ccu_jax.methods import METHODS, distillation, programs, reference
+from ccu_jax.models import VISUAL
 from tests import toy
 from tests.distributed.test_executors import EXECUTORS
 
 
-@functools.cache
 def make_problem(multi_label):
     data = toy.make_dataset(multi_label=multi_label)
     return toy.make_problem(executors.vmap(1), data)
 
 
-def first_batch(problem, program):
+def first_batch(program):
     batch = {}
-    for number, (part, plan) in enumerate(sorted(program.plan.items())):
-        keys = jax.random.split(jax.random.key(number), plan.shape[1])
+    for part, plan in program.plan.items():
+        keys = jax.random.split(jax.random.key(len(batch)), plan.shape[1])
         batch[part] = gather_rows(program.table, {"rows": plan[0]}) | {"key": keys}
     return batch
-
-
-# --- losses ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -46,15 +38,12 @@ def test_one_pass_of_neggrad_plus_equals_two_passes(multi_label):
     assert program.loss is not None
     task_loss = reference.make_augmented_task_loss(problem)
     chance_loss = 4 * np.log(2) if multi_label else np.log(toy.CLASSES)
-    batch = first_batch(problem, program)
+    batch = first_batch(program)
 
     def loss_of_two_passes(params):
         rows, unlearn_loss = batch["unlearn"], 0.0
         outputs = problem.model.apply(params, rows)
-        for view in VISUAL:
-            loss_B = objectives.cross_entropy_rows(
-                getattr(outputs, view), rows["labels"], multi_label=multi_label
-            )
+        for loss_B in programs.visual_losses(outputs, rows["labels"], multi_label):
             loss_B = jnp.minimum(loss_B, config.loss_cap * chance_loss)
             unlearn_loss += objectives.mean(loss_B, rows["has_image"])
         retain_loss = task_loss(params, batch["retain"])
@@ -66,69 +55,51 @@ def test_one_pass_of_neggrad_plus_equals_two_passes(multi_label):
 
     # With doubled parameters the loss of some rows is capped.
     params = jax.tree.map(lambda x: 2 * x, problem.params)
-    (value, gradient), (expected, expected_gradient) = (
+    found, expected = (
         jax.jit(jax.value_and_grad(toy.on_one_device(loss)))(params)
         for loss in (loss_of_one_pass, loss_of_two_passes)
     )
-    assert float(value) == pytest.approx(float(expected), rel=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
             a, b, rtol=1e-4, atol=1e-5 * max(np.abs(b).max(), 1)
         ),
-        gradient,
-        expected_gradient,
+        found,
+        expected,
     )
-
-
-class LogitTable:
-    """A model whose parameters are the logits of each row."""
-
-    def __init__(self, problem):
-        rng = np.random.default_rng(0)
-        size = problem.table["labels"].shape
-        self.params = {"image_head": {v: rng.normal(size=size) for v in VISUAL}}
-
-    def apply(self, params, rows, **_):
-        logits = {v: x[rows["row"]] for v, x in params["image_head"].items()}
-        empty = Outputs(*[jnp.zeros(0)] * len(Outputs._fields))
-        return empty._replace(**logits)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_delete_distills_the_original_without_the_true_class(multi_label):
     problem = make_problem(multi_label)
-    labels = np.asarray(problem.table["labels"])
-    model: Any = LogitTable(problem)
-    row = jnp.arange(len(labels))
-    problem = problem._replace(
-        model=model, params=model.params, table={**problem.table, "row": row}
-    )
     program = METHODS["delete"](problem)
-    assert program.loss is not None
-    batch = first_batch(problem, program)
-
-    def loss(params):
-        return program.loss(params, program.frozen, (), batch, 0)[0]
-
-    # The gradient of a cross-entropy at logits 0 is the uniform prediction - target.
-    zeros = jax.tree.map(jnp.zeros_like, model.params)
-    gradients = jax.grad(toy.on_one_device(loss))(zeros)["image_head"]
-    rows = np.asarray(batch["unlearn"]["row"])
-    rows = rows[np.asarray(problem.table["has_image"])[rows]]
-    unique, counts = np.unique(rows, return_counts=True)
-    frequency = labels[problem.sets.retain].mean(0)
-    is_true = labels[unique] > 0
+    batch, rows = first_batch(program), program.plan["unlearn"][0]
+    params = jax.tree.map(lambda x: 1.5 * x, problem.params)
+    found = toy.on_one_device(
+        lambda params: program.loss(params, program.frozen, (), batch, 0)[0]
+    )(params)
+    labels, has_image = (
+        np.asarray(problem.table[name])[rows] for name in ("labels", "has_image")
+    )
+    frequency = np.asarray(problem.table["labels"])[problem.sets.retain].mean(0)
+    teacher, student = (
+        problem.forward.outputs(x, problem.table, rows)
+        for x in (problem.params, params)
+    )
+    expected = 0.0
     for view in VISUAL:
-        gradient = len(rows) / counts[:, None] * np.asarray(gradients[view])[unique]
-        original = model.params["image_head"][view][unique]
         if multi_label:
-            target = 1 / 2 - toy.CLASSES / 4 * gradient
-            expected = np.where(is_true, frequency, scipy.special.expit(original))
+            p = np.where(labels > 0, frequency, scipy.special.expit(teacher[view]))
+            q = scipy.special.expit(student[view])
+            divergence = scipy.special.rel_entr(p, q)
+            divergence += scipy.special.rel_entr(1 - p, 1 - q)
+            divergence = objectives.MULTI_LABEL_SCALE * divergence.mean(1)
         else:
-            target = 1 / toy.CLASSES - gradient
-            without_true = np.where(is_true, -np.inf, original)
-            expected = scipy.special.softmax(without_true, axis=1)
-        np.testing.assert_allclose(target, expected, atol=1e-5)
+            without_true = np.where(labels > 0, -np.inf, teacher[view])
+            p = scipy.special.softmax(without_true, axis=1)
+            q = scipy.special.softmax(student[view], axis=1)
+            divergence = scipy.special.rel_entr(p, q).sum(1)
+        expected += divergence[has_image].mean()
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -143,22 +114,6 @@ def test_multidelete_takes_texts_of_next_rows_across_devices(name):
     _, found = executor.compile(fn)((), (), jax.tree.map(executor.shard, rows))
     for column, x in rows.items():
         np.testing.assert_array_equal(found[column], np.roll(x, -1, axis=0))
-
-
-@pytest.mark.parametrize("name", ["cf_head", "cf_tail", "eu_head", "eu_tail"])
-def test_last_layers_start_from_original_or_random_parameters(name, problem):
-    program = METHODS[name](problem)
-    trained = LAYERS[name[3:]]
-    frozen = program.frozen["modules"]
-    assert tuple(program.params) == trained
-    assert set(frozen) == set(problem.params) - set(trained)
-    for module, tree in (program.params | frozen).items():
-        is_original = module in frozen or name.startswith("cf_")
-        same = toy.trees_equal(tree, problem.params[module])
-        assert same == is_original, module
-    if name.startswith("eu_"):
-        other = METHODS[name](problem._replace(seed=1)).params
-        assert not any(toy.trees_equal(x, program.params[m]) for m, x in other.items())
 
 
 # --- unlearning -----------------------------------------------------------------------

@@ -13,7 +13,6 @@ import pytest
 
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed import executors
-from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES
 from ccu_jax.methods.ccu import closed_loop
@@ -101,41 +100,19 @@ def test_results_depend_on_the_seed_only(name, tmp_path, run_method):
         assert trees_equal(first.params[module], other.params[module]) == is_same
 
 
-@each_method()
-def test_program_is_traced_once_for_all_calls_and_seeds(
-    name, tmp_path, problem, run_method
-):
-    if name not in CLOSED:
-        program, config = METHODS[name](problem), problem.config.run
-        if program.is_fully_sharded:
-            assert program.steps < config.checkpoint_steps, "one call"
-        else:
-            assert program.steps > config.steps_per_call, "several calls"
-    traces = collections.Counter()
-    for seed in (0, 1, 2):
-        run_method(name, tmp_path, seed=seed, traces=traces)
-    # None if another test of this process has compiled the same program.
-    assert traces[name] <= (name not in CLOSED)
-    if name in CLOSED:
-        assert num_compiled_gradients(problem.forward) == 1
-
-
 @each_method(fast=("ccu", "scrub_rewind"), slow=(), names=UNLEARNING)
 def test_other_hyperparameters_share_an_executable(name, tmp_path, problem):
-    traces = collections.Counter()
-    loop = make_loop(problem)
+    traces, loop = collections.Counter(), make_loop(problem)
     numbers = toy.scaled_hyperparameters(getattr(problem.config, name))
     changed = problem._replace(config=toy.make_config(**{name: numbers}))
     first, second = (
-        loop.run(name, toy.count_traces(name, traces), x, tmp_path, toy.NullStage())
+        toy.run_method(x, loop, name, tmp_path, traces=traces)[0]
         for x in (problem, changed)
     )
     assert traces[name] == (name not in CLOSED)
     for module in set(first.params) - set(UNUSED.get(name, ())):
         assert not trees_equal(first.params[module], second.params[module]), module
-    expected = make_loop(problem).run(
-        name, METHODS[name], changed, tmp_path, toy.NullStage()
-    )
+    expected, _ = toy.run_method(changed, make_loop(problem), name, tmp_path)
     assert trees_equal(second.params, expected.params)
 
 
@@ -193,7 +170,7 @@ def test_requests_of_other_sizes_share_an_executable(
 ):
     loop = make_loop(problem)
     forward = Forward(problem.model, problem.executor, 32)
-    traces, plans = collections.Counter(), []
+    traces, plans, outcomes = collections.Counter(), [], []
     fit_prior = closed_loop.fit_prior
 
     def count_fits(*args, **kwargs):
@@ -205,17 +182,13 @@ def test_requests_of_other_sizes_share_an_executable(
         problem._replace(forward=forward, method=name, **request)
         for request in make_requests(problem)
     ]
-    method, outcomes = toy.count_traces(name, traces), []
     for changed in problems:
-        folder = tmp_path / f"{changed.seed}"
-        outcomes.append(loop.run(name, method, changed, folder, toy.NullStage()))
-        assert outcomes[-1].diverged is None
-        plan = method(changed).plan or {"none": np.array(changed.seed)}
+        outcome, _ = toy.run_method(changed, loop, name, tmp_path, traces=traces)
+        outcomes.append(outcome)
+        plan = METHODS[name](changed).plan or {"none": np.array(changed.seed)}
         plans.append({len(set(rows.ravel())) for rows in plan.values()})
-    # The shared executable computes what one of its own would.
-    expected = make_loop(problem).run(
-        name, METHODS[name], problems[-1], tmp_path, toy.NullStage()
-    )
+    # The shared executable computes what an executable of this request would.
+    expected, _ = toy.run_method(problems[-1], make_loop(problem), name, tmp_path)
     assert trees_equal(outcomes[-1].params, expected.params)
     if name in CLOSED:
         assert num_compiled_gradients(forward) == 1
@@ -244,8 +217,16 @@ def test_methods_on_images_use_only_rows_they_may_learn_from(problem):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_feature_tables_hold_rows_with_image_and_padding(name, problem):
+def test_programs_on_cached_features_have_their_modules_and_rows(name, problem):
     sets, program = problem.sets, METHODS[name](problem)
+    assert tuple(program.params) == TRAINED[name]
+    frozen = program.frozen["modules"]
+    assert set(frozen) == set(problem.params) - set(TRAINED[name])
+    for module, tree in (program.params | frozen).items():
+        is_original = module in frozen or not name.startswith(("eu_", "ccu_"))
+        if is_original or name.startswith("eu_"):
+            same = trees_equal(tree, problem.params[module])
+            assert same == is_original, module
     has_image = np.asarray(problem.table["has_image"])
     splits = {"unlearn": sets.unlearn, "held": sets.validation, "retain": sets.retain}
     rows = {part: split[has_image[split]] for part, split in splits.items()}
@@ -260,14 +241,13 @@ def test_feature_tables_hold_rows_with_image_and_padding(name, problem):
     assert expected <= set(program.sharded_tables) <= set(rows)
     for part, shards in program.sharded_tables.items():
         table, num_rows = toy.merge_shards(shards), len(rows[part])
-        size = len(table["row"])
-        np.testing.assert_array_equal(table["row"], np.arange(size))
-        assert table["has_image"].tolist() == [i < num_rows for i in range(size)]
+        assert table["has_image"][:num_rows].all()
+        np.testing.assert_array_equal(table["row"][:num_rows], np.arange(num_rows))
         for column in {"labels", "image"} & set(table):
             original = np.asarray(problem.table[column])[rows[part]]
             np.testing.assert_array_equal(table[column][:num_rows], original)
         for column, x in table.items():
-            assert column == "row" or not x[num_rows:].any(), column
+            assert not x[num_rows:].any(), column
 
 
 @each_method(fast=(), slow=("neggrad_plus", "scrub", "ccu", "ccu_plus"))
@@ -276,17 +256,9 @@ def test_multiple_labels(name, tmp_path):
     config = toy.make_config(ccu={"stop": True})
     problem = toy.make_problem(executors.vmap(1), data, config)
     problem = toy.with_fitted_labels(problem)
-    outcome = make_loop(problem).run(
-        name, METHODS[name], problem, tmp_path, toy.NullStage()
-    )
-    assert outcome.diverged is None
+    outcome, _ = toy.run_method(problem, make_loop(problem), name, tmp_path)
     assert outcome.steps > 0 or name in CLOSED
     assert_trained(name, problem, outcome)
-    params = {**problem.params, **outcome.params}
-    found = predictions.predict_all_splits(
-        problem.forward, params, problem.table, data, problem.sets
-    )
-    assert "micro_f1" in predictions.compute_scores(found)["test"]["fused"]
 
 
 @each_method(fast=(), slow=("original", "ccu", "ccu_plus"))
@@ -297,10 +269,7 @@ def test_bfloat16(name, tmp_path):
     if name in TRAINED and name != "ccu_plus_full":
         for table in METHODS[name](problem).sharded_tables.values():
             assert table["features"].dtype == jnp.bfloat16
-    outcome = make_loop(problem).run(
-        name, METHODS[name], problem, tmp_path, toy.NullStage()
-    )
-    assert outcome.diverged is None
+    outcome, _ = toy.run_method(problem, make_loop(problem), name, tmp_path)
     assert_trained(name, problem, outcome)
     for x in jax.tree.leaves(outcome.params):
         assert x.dtype == jnp.float32 and np.isfinite(x).all()

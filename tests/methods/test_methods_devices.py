@@ -1,6 +1,10 @@
-"""Methods give the same results on any number of devices, under every executor."""
+"""Methods are the same on any number of devices, under every executor and process."""
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -72,14 +76,50 @@ def test_shard_map_accepts_all_outputs_as_replicated(name):
     assert logits_after_steps(name, executors.shard_map(), lower_only=True)
 
 
-@pytest.mark.parametrize("num_devices", [2, pytest.param(4, marks=pytest.mark.table)])
-@each_method(fast=(), slow=("ccu_plus",), names=("original", "ccu", "ccu_plus"))
-def test_fewer_devices(name, num_devices, monkeypatch):
-    devices = jax.devices()[:num_devices]
-    for function in ("device_count", "local_device_count"):
-        monkeypatch.setattr(jax, function, lambda: num_devices)
-    for function in ("devices", "local_devices"):
-        monkeypatch.setattr(jax, function, lambda *_: devices)
-    executor = executors.pmap()
-    assert executor.num_devices == num_devices
-    assert_same_as_on_one_device(name, executor)
+# --- processes ------------------------------------------------------------------------
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = """
+import hashlib
+import sys
+from ccu_jax.distributed import executors
+from tests.methods.test_methods_devices import logits_after_steps
+
+for name in sys.argv[1:]:
+    lowered = logits_after_steps(name, executors.pmap(), lower_only=True)
+    print(name, hashlib.sha256(lowered.as_text().encode()).hexdigest())
+"""
+FEW = ("original", "salun", "scrub_rewind", "ccu_plus")
+OTHERS = tuple(name for name in METHODS if name not in (*FEW, *CLOSED))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(FEW, marks=pytest.mark.slow, id="few"),
+        pytest.param(OTHERS, marks=pytest.mark.table, id="others"),
+    ],
+)
+def test_programs_do_not_depend_on_hash_seeds(names):
+    def start(hash_seed):
+        flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+        flags.append("--xla_force_host_platform_device_count=2")
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *names],
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": hash_seed,
+                "PYTHONPATH": str(ROOT),
+                "XLA_FLAGS": " ".join(flags),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    outputs = []
+    for process in [start("1"), start("2")]:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err[-2000:]
+        outputs.append(out.splitlines())
+    assert len(outputs[0]) == len(names) and outputs[0] == outputs[1]

@@ -44,26 +44,6 @@ def test_other_names_are_errors():
         hp.is_active("pairs")
 
 
-def test_values_are_traced_and_zeros_are_static():
-    traces = []
-
-    @jax.jit
-    def weighted(hp, x):
-        traces.append(hp.is_active("gated_push"))
-        total = hp.pair_dissociation * x
-        return total + hp.gated_push * x if hp.is_active("gated_push") else total
-
-    x = jnp.float32(3)
-    assert float(weighted(hyperparameters(pair_dissociation=2.0), x)) == 6
-    assert float(weighted(hyperparameters(pair_dissociation=5.0), x)) == 15
-    gated = hyperparameters(pair_dissociation=2.0, gated_push=1.0)
-    assert traces == [False]
-    assert float(weighted(gated, x)) == 9 and traces == [False, True]
-    doubled = jax.tree.map(lambda x: 2 * x, gated)
-    assert float(doubled.pair_dissociation) == 4
-    assert toy.trees_equal(jax.device_get(jax.device_put(gated)), gated)
-
-
 @pytest.mark.parametrize("name", UNLEARNING)
 def test_programs_of_other_hyperparameters_have_the_same_structure(name, problem):
     numbers = toy.scaled_hyperparameters(getattr(problem.config, name))

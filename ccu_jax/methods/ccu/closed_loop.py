@@ -14,8 +14,7 @@ import numpy as np
 from ccu_jax import objectives
 from ccu_jax.distributed.device_tables import gather_replicated
 from ccu_jax.evaluate.forward import pool_tokens
-from ccu_jax.methods import cached_features
-from ccu_jax.methods.all_modules import visual_losses
+from ccu_jax.methods import cached_features, programs
 from ccu_jax.methods.ccu import paper
 from ccu_jax.methods.ccu.statistics import confidence
 from ccu_jax.methods.ccu.targets import Prior, Targets, fit_prior, update_targets
@@ -43,36 +42,33 @@ def ccu_plus(problem: Problem) -> Program:
     config = problem.method_config
     cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
     prior = _fit_prior(problem, cached)
-    names = (*TAIL, "image_trunk") if config.train_trunk else TAIL
-    trained, frozen_modules = cached_features.split_modules(problem, names)
-    if config.shrink < 1:
-        fresh = problem.init_params("fresh")
-        trained |= {n: _interpolate(trained[n], fresh[n], config.shrink) for n in TAIL}
     if config.train_trunk:
         cached = cached_features.with_images(problem, cached)
     heldout_batch = config.heldout_batch if config.heldout_retention else 0
-    program = paper.make_program(
+    program = programs.make_program(
         problem,
-        trained,
-        {"modules": frozen_modules, "prior": prior},
         _make_loss(problem),
-        cached,
         cached_features.plan_feature_batches(problem, cached, heldout_batch),
+        modules=(*TAIL, "image_trunk") if config.train_trunk else TAIL,
+        frozen={"prior": prior},
+        sharded_tables=cached.tables,
+        optimizer=paper.make_adam(),
     )
-    return program._replace(
-        aux={"targets": _empty_targets(prior), "offset": jnp.zeros(())},
-        refresh=_make_refresh(problem),
-        refresh_every=config.refresh_every,
-    )
-
-
-def _empty_targets(prior: Prior) -> Targets:
-    """Returns placeholders; the first refresh runs before the first step."""
-    zeros_UxK = jnp.zeros(prior.base.shape)
-    return Targets(
+    params, zeros_UxK = program.params, jnp.zeros(prior.base.shape)
+    if config.shrink < 1:
+        fresh = problem.init_params("fresh")
+        params |= {n: _interpolate(params[n], fresh[n], config.shrink) for n in TAIL}
+    # Placeholders, because the first refresh runs before the first step.
+    targets = Targets(
         probability=dict.fromkeys(VISUAL, zeros_UxK),
         confidence=dict.fromkeys(VISUAL, zeros_UxK[:, 0]),
         bias=dict.fromkeys(VISUAL, jnp.zeros(())),
+    )
+    return program._replace(
+        params=params,
+        aux={"targets": targets, "offset": jnp.zeros(())},
+        refresh=_make_refresh(problem),
+        refresh_every=config.refresh_every,
     )
 
 
@@ -88,15 +84,11 @@ def _make_loss(problem: Problem) -> Callable:
     def loss(params, frozen, aux, batch, step):
         hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
         dropped = drop_modalities(r, dropout_rate)
-        inputs = {**batch, "retain": dropped}
-        rows, split_parts = cached_features.concat_parts(inputs, dropout_part="retain")
-        outputs = split_parts(
-            model.apply(
-                {**frozen["modules"], **params},
-                rows,
-                keys=rows["key"],
-                use_dropout=rows["use_dropout"],
-            )
+        outputs = programs.forward_parts(
+            model,
+            {**frozen["modules"], **params},
+            {**batch, "retain": dropped},
+            dropout_parts=("retain",),
         )
         out_u, out_r = outputs["unlearn"], outputs["retain"]
         terms = paper.contrastive_terms(
@@ -106,7 +98,7 @@ def _make_loss(problem: Problem) -> Callable:
             hp, u, r, out_u, out_r, aux["targets"], frozen["prior"], multi_label
         )
         if hp.is_active("task_loss"):
-            losses = visual_losses(out_r, r["labels"], multi_label)
+            losses = programs.visual_losses(out_r, r["labels"], multi_label)
             task_loss = sum(objectives.mean(x, r["has_image"]) for x in losses)
             terms["task_loss"] = hp.task_loss * task_loss
         if hp.is_active("retention"):
@@ -139,7 +131,7 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
     terms, target_g, g = {}, {}, {}
     for view in VISUAL:
         target_g[view] = targets.confidence[view][u["row"]]
-        g[view] = confidence(getattr(out_u, view), u["labels"], multi_label=multi_label)
+        g[view] = confidence(getattr(out_u, view), u["labels"], multi_label)
     if hp.is_active("target_match"):
         terms["target_match"] = sum(
             hp.target_match

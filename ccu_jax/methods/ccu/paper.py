@@ -8,20 +8,17 @@ shares the optimizer and the weighted objectives.
 outputs on them, and `hp` the hyperparameters.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ccu_jax import objectives
-from ccu_jax.methods import cached_features
-from ccu_jax.methods.optimizers import cosine_schedule, scale_by_learning_rate
+from ccu_jax.methods import cached_features, programs
+from ccu_jax.methods.optimizers import scale_by_learning_rate
 from ccu_jax.methods.problem import Hyperparameters, Problem
-from ccu_jax.methods.stopping import with_stop_rule
-from ccu_jax.models import TAIL, VISUAL, Outputs, Params, unit
+from ccu_jax.models import TAIL, VISUAL, Outputs, unit
 from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
 
@@ -39,14 +36,13 @@ def ccu(problem: Problem) -> Program:
     than held-out ones. Trunk and text branch stay unchanged to the bit, so CCU changes
     predictions, but not what the trunk's weights have memorized.
     """
-    config, model = problem.method_config, problem.model
+    config = problem.method_config
     cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
-    trained, frozen_modules = cached_features.split_modules(problem, TAIL)
 
     def loss(params, frozen, aux, batch, step):
         hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
-        rows, split_parts = cached_features.concat_parts(batch)
-        outputs = split_parts(model.apply({**frozen["modules"], **params}, rows))
+        params = {**frozen["modules"], **params}
+        outputs = programs.forward_parts(problem.model, params, batch)
         out_u, out_r = outputs["unlearn"], outputs["retain"]
         terms = contrastive_terms(hp, u, r, out_u, out_r)
         if hp.is_active("inverse_contrast"):
@@ -63,45 +59,24 @@ def ccu(problem: Problem) -> Program:
             )
         return sum(terms.values(), jnp.zeros(())), terms
 
-    plan = cached_features.plan_feature_batches(problem, cached)
-    program = make_program(
-        problem, trained, {"modules": frozen_modules}, loss, cached, plan
-    )
-    if not config.stop:
-        return program
-    return with_stop_rule(problem, program, names=("unlearn", "held"))
-
-
-def make_program(
-    problem: Problem,
-    trained: Params,
-    frozen: dict[str, Any],
-    loss: Callable,
-    cached: cached_features.FeatureTables,
-    plan: dict[str, np.ndarray],
-) -> Program:
-    """Returns a program that trains modules on cached features with Adam.
-
-    Hyperparameters `hp` are added to `frozen`.
-    """
-    config = problem.method_config
-    return Program(
-        params=trained,
-        frozen={**frozen, "hp": problem.hyperparameters},
-        loss=loss,
-        # Retention has no gradient at the original. With Adam's default epsilon,
-        # rounding errors, which depend on the number of devices, would become full
-        # steps there.
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optax.scale_by_adam(eps=1e-5),
-            scale_by_learning_rate(),
-        ),
-        optimizer_inputs={
-            "rate": {"all": cosine_schedule(config.learning_rate, config.steps)}
-        },
+    return programs.make_program(
+        problem,
+        loss,
+        cached_features.plan_feature_batches(problem, cached),
+        modules=TAIL,
         sharded_tables=cached.tables,
-        plan=plan,
+        optimizer=make_adam(),
+    )
+
+
+def make_adam() -> optax.GradientTransformationExtraArgs:
+    """Returns Adam with clipped gradients."""
+    # Retention has no gradient at the original. With Adam's default epsilon, rounding
+    # errors, which depend on the number of devices, would become full steps there.
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(eps=1e-5),
+        scale_by_learning_rate("rest"),
     )
 
 

@@ -25,20 +25,20 @@ _TINY = 1e-30
 # --- confidence -----------------------------------------------------------------------
 
 
-def log_likelihood(logits_NxK: Array, labels_NxK: Array, *, multi_label: bool) -> Array:
+def log_likelihood(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
     """Returns sum_k log p_k, `[N]`."""
     if multi_label:
         signed = jnp.where(labels_NxK > 0, -logits_NxK, logits_NxK)
         return -jax.nn.softplus(signed).sum(axis=1)
     # log softmax would round to 0 for confident rows.
     true_N = jnp.sum(labels_NxK * logits_NxK, axis=1)
-    others = jnp.where(labels_NxK > 0, -jnp.inf, logits_NxK)
-    return -jax.nn.softplus(jax.nn.logsumexp(others, axis=1) - true_N)
+    false_NxK = jnp.where(labels_NxK > 0, -jnp.inf, logits_NxK)
+    return -jax.nn.softplus(jax.nn.logsumexp(false_NxK, axis=1) - true_N)
 
 
-def confidence(logits_NxK: Array, labels_NxK: Array, *, multi_label: bool) -> Array:
+def confidence(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
     """Returns the confidence g = -log(-sum_k log p_k) of each row, `[N]`."""
-    total_N = log_likelihood(logits_NxK, labels_NxK, multi_label=multi_label)
+    total_N = log_likelihood(logits_NxK, labels_NxK, multi_label)
     return -jnp.log(jnp.maximum(-total_N, _TINY))
 
 
@@ -47,7 +47,7 @@ def scores_to_logits(scores: Array) -> Array:
     return jax.scipy.special.logit(jnp.clip(scores, 0.02, 0.98))
 
 
-def margin(scores_NxK: Array, labels_NxK: Array, *, multi_label: bool) -> Array:
+def margin(scores_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
     """Returns how well ridge scores fit the labels, `[N]`.
 
     Single-label: the score of the true class minus the highest other score.
@@ -57,8 +57,8 @@ def margin(scores_NxK: Array, labels_NxK: Array, *, multi_label: bool) -> Array:
     if multi_label:
         logits = scores_to_logits(scores_NxK)
         return confidence(logits, labels_NxK, multi_label=True)
-    other_N = jnp.where(labels_NxK > 0, -jnp.inf, scores_NxK).max(axis=1)
-    return (scores_NxK * labels_NxK).sum(axis=1) - other_N
+    max_false_N = jnp.where(labels_NxK > 0, -jnp.inf, scores_NxK).max(axis=1)
+    return (scores_NxK * labels_NxK).sum(axis=1) - max_false_N
 
 
 def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
@@ -70,7 +70,7 @@ def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
 
 
 def with_confidence(
-    base_NxK: Array, labels_NxK: Array, g_N: Array, *, multi_label: bool
+    base_NxK: Array, labels_NxK: Array, g_N: Array, multi_label: bool
 ) -> Array:
     """Returns probabilities `[N, K]` of confidence g, otherwise like the base logits.
 
@@ -82,8 +82,8 @@ def with_confidence(
     total_N = -jnp.exp(-g_N)
     if not multi_label:
         p_true = jnp.exp(total_N)[:, None]
-        others = jax.nn.softmax(jnp.where(labels_NxK > 0, -1e9, base_NxK))
-        return p_true * labels_NxK + (1 - p_true) * others
+        p_false = jax.nn.softmax(jnp.where(labels_NxK > 0, -1e9, base_NxK))
+        return p_true * labels_NxK + (1 - p_true) * p_false
 
     direction = 2 * labels_NxK - 1
 
@@ -125,7 +125,7 @@ def std(x_N: Array, valid_N: Array) -> Array:
 
 
 def sort_valid(x_N: Array, valid_N: Array) -> Array:
-    """Sorts the values in ascending order, followed by infinity for padding rows."""
+    """Returns the values in ascending order, then infinity for padding rows."""
     return jnp.sort(jnp.where(valid_N, x_N, jnp.inf))
 
 
@@ -157,20 +157,16 @@ def rank(x_N: Array, valid_N: Array) -> Array:
     return jnp.where(valid_N, place, 0.5)
 
 
-def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Array:
-    """Fits least squares with an intercept; returns coefficients `[F + 1]`."""
+def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Callable[[Array], Array]:
+    """Fits least squares with an intercept; returns the prediction `x_NxF -> y_N`."""
     mask = valid_N[:, None].astype(x_NxF.dtype)
     x = jnp.concatenate([x_NxF, jnp.ones((len(x_NxF), 1))], axis=1) * mask
     gram = x.T @ x + 1e-3 * jnp.eye(x.shape[1])
-    return jnp.linalg.solve(gram, x.T @ jnp.where(valid_N, y_N, 0.0))
-
-
-def predict_line(coefficients: Array, x_NxF: Array) -> Array:
-    """Evaluates the line of `fit_line`: `[N]`."""
-    return x_NxF @ coefficients[:-1] + coefficients[-1]
+    line = jnp.linalg.solve(gram, x.T @ jnp.where(valid_N, y_N, 0.0))
+    return lambda x_NxF: x_NxF @ line[:-1] + line[-1]
 
 
 def uniform_per_row(key: Array, num_rows: int) -> Array:
-    """Draws a uniform number in [0, 1) for each row, regardless of later rows."""
+    """Draws a number in [0, 1) for each row that does not depend on `num_rows`."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
     return jax.vmap(jax.random.uniform)(keys)

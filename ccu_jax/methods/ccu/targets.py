@@ -32,7 +32,17 @@ from jax import Array
 
 from ccu_jax.evaluate.ridge import ridge
 from ccu_jax.methods.ccu import statistics as stats
-from ccu_jax.methods.ccu.statistics import confidence, ecdf, mean, sort_valid, std
+from ccu_jax.methods.ccu.statistics import (
+    confidence,
+    ecdf,
+    mean,
+    rank,
+    recall_at_k,
+    sort_valid,
+    std,
+    uniform_per_row,
+)
+from ccu_jax.models import VIEWS
 
 # Features of an untrained trunk are less informative and need less regularization.
 UNTRAINED_RIDGE = 0.3
@@ -64,17 +74,11 @@ class Prior(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The targets of both views, `image` and `fused`.
+    """The targets of both views, `image` and `fused`."""
 
-    Attributes:
-        probability: `[U, K]` by view.
-        confidence: `[U]` by view.
-        bias: scalars by view.
-    """
-
-    probability: dict[str, Array]
-    confidence: dict[str, Array]
-    bias: dict[str, Array]
+    probability: dict[str, Array]  # [U, K] by view
+    confidence: dict[str, Array]  # [U] by view
+    bias: dict[str, Array]  # scalars by view
 
 
 def fit_prior(
@@ -87,7 +91,7 @@ def fit_prior(
             those of an untrained trunk `fresh`, `labels`, the original's logits
             `image`, `text` and `fused`, and `valid`.
         key: random key, for the part of the ranks that features do not explain.
-        strength: of the ridge.
+        strength: ridge strength, relative to the mean eigenvalue.
         multi_label: whether rows have several labels.
     """
     predict, scores_r = ridge(r["pooled"], r["labels"], r["valid"], strength)
@@ -107,12 +111,10 @@ def fit_prior(
         text=text,
         is_retained=counts_K > 0,
         image_rank=_rank_images(u, v, r, scores_u, scores_v, keys[0], multi_label),
-        fused_rank=stats.rank(
-            stats.uniform_per_row(keys[1], len(scores_u)), u["valid"]
-        ),
+        fused_rank=rank(uniform_per_row(keys[1], len(scores_u)), u["valid"]),
         is_shifted=_is_shifted(
-            stats.recall_at_k(scores_u, u["labels"]),
-            stats.recall_at_k(scores_r, r["labels"]),
+            recall_at_k(scores_u, u["labels"]),
+            recall_at_k(scores_r, r["labels"]),
             u["valid"],
             r["valid"],
         ),
@@ -136,18 +138,17 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
     unlearn row gets which of them is decided by the better features of the original.
     """
 
-    def margin_of(scores, rows):
-        return stats.margin(scores, rows["labels"], multi_label=multi_label)
+    def margin(scores, rows):
+        return stats.margin(scores, rows["labels"], multi_label)
 
     predict, _ = ridge(r["fresh"], r["labels"], r["valid"], UNTRAINED_RIDGE)
-    ranks = ecdf(
-        margin_of(predict(u["fresh"]), u), margin_of(predict(v["fresh"]), v), v["valid"]
-    )
+    margin_u, margin_v = margin(predict(u["fresh"]), u), margin(predict(v["fresh"]), v)
+    ranks = ecdf(margin_u, margin_v, v["valid"])
     predicted = _predict_with_residual(
-        margin_of(scores_v, v)[:, None],
-        confidence(v["image"], v["labels"], multi_label=multi_label),
+        margin(scores_v, v)[:, None],
+        confidence(v["image"], v["labels"], multi_label),
         v["valid"],
-        margin_of(scores_u, u)[:, None],
+        margin(scores_u, u)[:, None],
         key,
     )
     order = jnp.argsort(jnp.argsort(jnp.where(u["valid"], predicted, jnp.inf)))
@@ -156,10 +157,10 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
 
 def _predict_with_residual(x_v, y_v, valid_v, x_u, key):
     """Predicts y from x by a line fitted on v, plus residuals of random rows of v."""
-    line = stats.fit_line(x_v, y_v, valid_v)
-    residuals = sort_valid(y_v - stats.predict_line(line, x_v), valid_v)
-    drawn = stats.uniform_per_row(key, len(x_u)) * valid_v.sum()
-    return stats.predict_line(line, x_u) + residuals[drawn.astype(jnp.int32)]
+    predict = stats.fit_line(x_v, y_v, valid_v)
+    residuals = sort_valid(y_v - predict(x_v), valid_v)
+    index_U = uniform_per_row(key, len(x_u)) * valid_v.sum()
+    return predict(x_u) + residuals[index_U.astype(jnp.int32)]
 
 
 def _is_shifted(recall_U, recall_R, valid_U, valid_R):
@@ -192,13 +193,10 @@ def update_targets(
             logits `image` and `fused`, and `valid`.
         bias: of the last targets; zeros at first.
         gain: step size of the bias.
-        multi_label: see `fit_prior`.
+        multi_label: whether rows have several labels.
     """
     g_u, g_v = (
-        {
-            view: confidence(rows[view], rows["labels"], multi_label=multi_label)
-            for view in ("image", "text", "fused")
-        }
+        {view: confidence(rows[view], rows["labels"], multi_label) for view in VIEWS}
         for rows in (u, v)
     )
     image_u = stats.quantile(prior.image_rank, g_v["image"], v["valid"])
@@ -228,13 +226,9 @@ def _expected_fused(prior, image_u, g_u, g_v, valid_v):
     """
     x_u = jnp.stack([image_u, g_u["text"]], axis=1)
     x_v = jnp.stack([g_v["image"], g_v["text"]], axis=1)
-    line = stats.fit_line(x_v, g_v["fused"], valid_v)
+    predict = stats.fit_line(x_v, g_v["fused"], valid_v)
     return nearest_value(
-        stats.predict_line(line, x_u),
-        stats.predict_line(line, x_v),
-        g_v["fused"],
-        valid_v,
-        prior.fused_rank,
+        predict(x_u), predict(x_v), g_v["fused"], valid_v, prior.fused_rank
     )
 
 
@@ -266,9 +260,7 @@ def _probabilities(prior, labels_UxK, target, multi_label):
         view: jnp.where(
             prior.is_shifted,
             normalize(unlabeled),
-            stats.with_confidence(
-                logits, labels_UxK, target[view], multi_label=multi_label
-            ),
+            stats.with_confidence(logits, labels_UxK, target[view], multi_label),
         )
         for view, unlabeled, logits in (("image", low, base), ("fused", fused, fused))
     }

@@ -36,11 +36,9 @@ def test_confidence_equals_formula(multi_label):
     p = scipy.special.expit(logits)
     if not multi_label:
         p = scipy.special.softmax(logits, axis=1)
-    np.testing.assert_allclose(
-        confidence(jnp.array(logits), jnp.array(labels), multi_label=multi_label),
-        expected_confidence(p, labels, multi_label),
-        rtol=1e-5,
-    )
+    found = confidence(jnp.array(logits), jnp.array(labels), multi_label)
+    expected = expected_confidence(p, labels, multi_label)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @each_label_kind
@@ -49,17 +47,17 @@ def test_with_confidence_hits_the_confidence(multi_label):
     base = 2 * rng.normal(size=(9, CLASSES))
     labels = random_labels(rng, 9, multi_label)
     g = np.linspace(-2.5, 3.5, 9)
-    run = jax.jit(with_confidence, static_argnames="multi_label")
-    p = np.asarray(run(base, labels, g, multi_label=multi_label))
-    np.testing.assert_allclose(
-        expected_confidence(p, labels, multi_label), g, atol=1e-3
+    p = np.asarray(
+        jax.jit(with_confidence, static_argnums=3)(base, labels, g, multi_label)
     )
+    found = expected_confidence(p, labels, multi_label)
+    np.testing.assert_allclose(found, g, atol=1e-3)
     assert (p >= 0).all() and (p <= 1).all()
     if not multi_label:
         np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
         # The other classes share the rest as the base logits say.
-        others = scipy.special.softmax(np.where(labels > 0, -np.inf, base), axis=1)
-        rest = (1 - (p * labels).sum(1, keepdims=True)) * others
+        shares = scipy.special.softmax(np.where(labels > 0, -np.inf, base), axis=1)
+        rest = (1 - (p * labels).sum(1, keepdims=True)) * shares
         np.testing.assert_allclose(p * (1 - labels), rest, atol=1e-6)
 
 
@@ -68,14 +66,11 @@ def test_recall_and_margin():
     multi, single = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]]), jnp.eye(3)
     np.testing.assert_allclose(recall_at_k(scores, multi), [0.5, 1, 0])
     np.testing.assert_allclose(recall_at_k(scores, single), [1, 0, 0])
-    np.testing.assert_allclose(
-        margin(scores, single, multi_label=False), [0.4, -0.6, -0.2], atol=1e-6
-    )
-    np.testing.assert_allclose(
-        margin(scores, multi, multi_label=True),
-        expected_confidence(scores, np.asarray(multi), multi_label=True),
-        rtol=1e-5,
-    )
+    found = margin(scores, single, multi_label=False)
+    np.testing.assert_allclose(found, [0.4, -0.6, -0.2], atol=1e-6)
+    found = margin(scores, multi, multi_label=True)
+    expected = expected_confidence(scores, np.asarray(multi), multi_label=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     # Scores are clipped to probabilities in [0.02, 0.98].
     clipped = margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
     np.testing.assert_allclose(clipped, -np.log(-2 * np.log(0.98)), rtol=1e-4)
@@ -111,34 +106,13 @@ def test_quantiles_equal_those_of_numpy(num_rows):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_invalid_rows_are_ignored():
-    rng = np.random.default_rng(8)
-    values, valid = values_and_mask(rng, 60)
-    remaining = values[valid]
-    every = jnp.ones(len(remaining), bool)
-    np.testing.assert_allclose(stats.mean(values, valid), remaining.mean(), rtol=1e-5)
-    np.testing.assert_allclose(stats.std(values, valid), remaining.std(), rtol=1e-5)
-    in_order = stats.sort_valid(values, valid)
-    np.testing.assert_array_equal(in_order[: len(remaining)], jnp.sort(remaining))
-    assert jnp.isinf(in_order[len(remaining) :]).all()
-    ranks = stats.rank(values, valid)
-    np.testing.assert_allclose(ranks[valid], stats.rank(remaining, every), rtol=1e-6)
-    x = jnp.concatenate([jnp.array(rng.normal(size=9)), remaining[:3]])
-    np.testing.assert_array_equal(
-        stats.ecdf(x, values, valid), stats.ecdf(x, remaining, every)
-    )
-    no_rows = jnp.zeros(60, bool)
-    assert stats.mean(values, no_rows) == stats.std(values, no_rows) == 0
-
-
 def test_line_is_fitted_to_the_valid_rows():
     rng = np.random.default_rng(3)
     x = jnp.array(rng.normal(size=(50, 2)))
     y = x @ jnp.array([2.0, -1.0]) + 0.5
     valid = jnp.arange(50) < 40
-    line = stats.fit_line(x, jnp.where(valid, y, 7.0), valid)
-    np.testing.assert_allclose(line, [2, -1, 0.5], atol=1e-3)
-    np.testing.assert_allclose(stats.predict_line(line, x), y, atol=1e-3)
+    predict = stats.fit_line(x, jnp.where(valid, y, 7.0), valid)
+    np.testing.assert_allclose(predict(x), y, atol=2e-3)
 
 
 def test_random_numbers_of_rows_do_not_depend_on_later_rows():

@@ -31,14 +31,14 @@ def make_rows(rng, num_rows, multi_label, only=None):
         labels = np.eye(CLASSES)[np.full(num_rows, only)]
     features = np.concatenate([labels, np.zeros((num_rows, 3))], axis=1)
     features += 0.5 * rng.normal(size=features.shape)
-    x = {
+    rows = {
         view: 3 * labels - 1.5 + rng.normal(size=labels.shape)
         for view in ("image", "text", "fused")
     }
     fresh = features + rng.normal(size=features.shape)
-    x |= {"pooled": features, "fresh": fresh, "labels": labels}
-    x = {key: jnp.asarray(value, jnp.float32) for key, value in x.items()}
-    return x | {"valid": jnp.ones(num_rows, bool)}
+    rows |= {"pooled": features, "fresh": fresh, "labels": labels}
+    rows = {key: jnp.asarray(value, jnp.float32) for key, value in rows.items()}
+    return rows | {"valid": jnp.ones(num_rows, bool)}
 
 
 def without_class(rows, label):
@@ -51,15 +51,11 @@ def pad(rows, size, fill):
     rng = np.random.default_rng(11)
 
     def append(a):
-        extra = np.zeros((size - len(a), *a.shape[1:]), np.float32)
-        if fill == "anything":
-            extra += 40 * rng.normal(size=extra.shape).astype(np.float32)
-        return jnp.concatenate([a, extra])
+        extra = rng.normal(size=(size - len(a), *a.shape[1:])).astype(np.float32)
+        return jnp.concatenate([a, (0 if fill == "zeros" else 40) * extra])
 
     valid = jnp.arange(size) < len(rows["valid"])
-    return {key: append(a) for key, a in rows.items() if key != "valid"} | {
-        "valid": valid
-    }
+    return {key: append(a) for key, a in rows.items()} | {"valid": valid}
 
 
 def test_memorized_features_do_not_raise_the_ranks():
@@ -82,7 +78,7 @@ def test_bias_grows_until_the_targets_are_met(multi_label):
         logits = {}
         for view in VIEWS:
             g = found.confidence[view] + offset
-            p = with_confidence(u[view], u["labels"], g, multi_label=multi_label)
+            p = with_confidence(u[view], u["labels"], g, multi_label)
             logits[view] = jax.scipy.special.logit(p) if multi_label else jnp.log(p)
         return {**u, **logits}
 
@@ -131,9 +127,7 @@ def test_targets_are_distributed_like_heldout_confidences(multi_label):
         prior, u, current, NO_BIAS, gain=0.0, multi_label=multi_label
     )
     for view in VIEWS:
-        heldout = np.asarray(
-            confidence(current[view], v["labels"], multi_label=multi_label)
-        )
+        heldout = np.asarray(confidence(current[view], v["labels"], multi_label))
         labels = np.asarray(u["labels"])
         g = expected_confidence(found.probability[view], labels, multi_label)
         if view == "image":

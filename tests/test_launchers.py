@@ -179,6 +179,6 @@ def test_a_jobset_restarts_all_pods_together_and_stops_at_a_user_error():
 
 
 @pytest.mark.parametrize("code, is_retried", [(0, False), (2, False), (75, True)])
-def test_only_exit_codes_that_may_pass_are_retried(code, is_retried):
+def test_only_temporary_errors_are_retried(code, is_retried):
     command = ["bash", "-c", f'. "{RETRY}"; should_retry {code}']
     assert (subprocess.run(command, check=False).returncode == 0) == is_retried

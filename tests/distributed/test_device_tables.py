@@ -15,7 +15,7 @@ from tests.distributed.test_executors import EVERY_EXECUTOR, EXECUTORS
 
 
 def columns(rows=24):
-    """Columns of every type, with values that a sum could change."""
+    """Returns columns of every type, with values that a sum could change."""
     rng = np.random.default_rng(0)
     x = {
         "float32": rng.normal(size=(rows, 3)).astype(np.float32),

@@ -22,7 +22,7 @@ from tests.toy import trees_equal
 
 
 def make_state(step=0):
-    """A training state, with bits that are easily lost."""
+    """Returns a training state with NaN, infinity, -0 and a denormal number."""
     rng = np.random.default_rng(step)
     weights = rng.normal(size=(40, 30)).astype(np.float32)
     weights[0, :5] = [np.nan, -0.0, np.inf, 1e-45, 1 + 2**-23]
@@ -144,7 +144,7 @@ def test_folder_may_be_relative(tmp_path, monkeypatch, warnings):
 
 @pytest.mark.slow
 def test_checkpoint_without_orbax_metadata_is_restored_silently(tmp_path):
-    """As a kill leaves it between the data and the metadata of the manager."""
+    """A kill between data and metadata of the manager leaves such a checkpoint."""
     checkpoint.save(tmp_path, 3, {"x": np.arange(4.0)}, {"seed": 1})
     paths = list(tmp_path.rglob("_CHECKPOINT_METADATA"))
     assert paths

@@ -23,7 +23,7 @@ TABLE = {"x": np.linspace(0, 1, 20, dtype=np.float32)}
 
 
 def walk(problem, steps=7, fail_at=None, stop_after=None, table=TABLE, batch=4):
-    """A method whose steps cost nothing: gradient descent of one parameter."""
+    """Returns a program with cheap steps: gradient descent of one parameter."""
 
     def loss(params, frozen, aux, batch, step):
         target = jax.vmap(jax.random.uniform)(batch["rows"]["key"])

@@ -22,7 +22,7 @@ SOME_EXECUTORS = pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"]
 
 
 def regression(**changes) -> Any:
-    """Weighted least squares: small enough to be computed by hand."""
+    """Returns weighted least squares, which `solve_by_hand` computes in NumPy."""
     rng = np.random.default_rng(0)
     table = {
         "x": rng.normal(size=(20, 3)).astype(np.float32),
@@ -157,7 +157,7 @@ def test_refresh_reads_the_shard_of_this_device_and_can_gather_all(name):
 
 
 def clipped_adamw(labels):
-    """AdamW with gradient clipping, and a learning rate for each label."""
+    """Returns AdamW with gradient clipping and a learning rate for each label."""
 
     def adamw(rate):
         return optax.chain(

@@ -172,6 +172,5 @@ def _correlate(reduced: ColumnReader, pairs: np.ndarray) -> np.ndarray:
         a, b = (x.reshape(len(x), -1) for x in (a, b))
         a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
         scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
-        chunk_result = (a * b).sum(1) >= MIN_CORRELATION * scale
-        is_duplicate[start : start + len(chunk)] = chunk_result
+        is_duplicate[start : start + _CHUNK] = (a * b).sum(1) >= MIN_CORRELATION * scale
     return is_duplicate

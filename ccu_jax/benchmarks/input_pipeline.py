@@ -1,8 +1,7 @@
 """`python -m ccu_jax.benchmarks data`: preparing data sets and feeding them.
 
 `prepare`: seconds of each stage and memory, at the sizes of the official editions.
-`feed`: images per second that reach a step, by variant, from files in the page
-cache.
+`feed`: images per second of several input pipelines, from files in the page cache.
 """
 
 import argparse

@@ -144,9 +144,9 @@ def measure_method(
     """Measures the steps of a method in every variant.
 
     Returns:
-        By variant `seconds` of a step, their `ratio` to those of the scan, `flops` of
-        the global batch, and `of_peak`, FLOP/s as a fraction of those of a large
-        product in the same windows. Or `failure`, why PyTorch cannot run the step.
+        Rows by `variant`: `seconds` of a step, their `ratio` to those of the scan,
+        `flops` of the global batch, and `of_peak`, FLOP/s as a fraction of those of a
+        large product in the same windows; or `failure`, the error of PyTorch.
     """
     progress = Progress(name)
     progress("compiling", 0, 1)

@@ -71,8 +71,8 @@ def _unrelated_rows(
     images = {row["img"]: (data / row["img"]).read_bytes() for row in train}
     num_images = Counter(images.values())
     num_texts = Counter(row["text"] for row in train)
-    others = (data / "img").glob("*.png")
-    num_images.update(p.read_bytes() for p in others if f"img/{p.name}" not in images)
+    unused = {f"img/{path.name}" for path in (data / "img").glob("*.png")} - {*images}
+    num_images.update((data / name).read_bytes() for name in unused)
     rows = [
         row
         for row in train

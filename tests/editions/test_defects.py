@@ -10,11 +10,8 @@ from ccu_jax.config.loading import load_config
 from ccu_jax.data import load
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
+from tests.data.readers.layouts import ignore_progress
 from tests.editions import PLANT, write_with_defects
-
-
-def ignore_progress(stage, done, total):
-    pass
 
 
 def load_edition(name, root, workdir, **settings):

@@ -139,8 +139,8 @@ def intra_class_similarity(
             rows = rng.choice(rows, size=_MAX_ROWS_PER_CLASS, replace=False)
         if len(rows) >= 3:
             distances = (pdist(_center(z[rows])) for z in (x, y))
-            correlations.append(_correlation(*distances))
-    correlations = [value for value in correlations if value is not None]
+            if (correlation := _correlation(*distances)) is not None:
+                correlations.append(correlation)
     return mean_interval(correlations, bounds=(-1, 1))
 
 

@@ -128,10 +128,7 @@ def klom(
     quantile: float | None = None,
     groups: Groups = None,
 ) -> PoolScores:
-    """Returns the mean of `klom_by_row`, or a quantile of it, over the rows of a split.
-
-    The arguments are those of `forgetting_score`.
-    """
+    """Returns the mean, or a quantile, of `klom_by_row`; see `forgetting_score`."""
 
     def score(pool):
         by_row = klom_by_row(pool, retrained)

@@ -1,9 +1,8 @@
 """Membership inference with shadow models: U-LiRA and RMIA.
 
 For each row, some shadow models were trained with it and then unlearned it, and some
-never saw it. If a target behaves more like the former, it remembers the row. All
-results state the number of shadow models, because with few of them an attack has little
-power.
+never saw it. If a target behaves more like the former, it remembers the row. With few
+shadow models an attack has little power, so all results state their number.
 """
 
 import math
@@ -158,10 +157,9 @@ def evaluate_attack(
     is_known = ~np.isnan(scores.score)
     sides = is_known & members, is_known & ~members
     inside, outside = (scores.score[side] for side in sides)
-    if groups is None:
-        signals = Signals(inside, outside)
-    else:
-        signals = Signals(inside, outside, (groups[sides[0]], groups[sides[1]]))
+    signals = Signals(inside, outside)
+    if groups is not None:
+        signals = signals._replace(groups=(groups[sides[0]], groups[sides[1]]))
     return AttackResult(
         auc_interval(signals),
         None if threshold is None else _balanced_accuracy(signals, threshold),
@@ -232,9 +230,8 @@ def _clustered_mean(values, sides, weight, cluster) -> Interval:
     # At least that of two extra values, as in `variance_of_mean`.
     extra = 0.5 / sums.shape[1] ** 2
     variance = max(by_row + by_model - by_both, by_row, by_model) + extra
-    return interval_from_variance(
-        model_means.mean(), variance, num_models - 1, bounds=(0.0, 1.0)
-    )
+    mean = float(model_means.mean())
+    return interval_from_variance(mean, variance, num_models - 1, bounds=(0.0, 1.0))
 
 
 def _fit_normal(signals, is_valid):

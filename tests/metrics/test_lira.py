@@ -54,14 +54,6 @@ def test_lira_is_the_log_ratio_of_two_normal_densities(own):
     assert attack.num_shadows == 14
 
 
-def test_rows_have_their_own_variance_from_64_models_on_each_side():
-    c_in, c_out = np.random.default_rng(0).normal(size=(2, 64, 10))
-    for sides, own in (((c_in, c_out), True), ((c_in[1:], c_out), False)):
-        default = lira(*sides, np.zeros(10))
-        expected = lira(*sides, np.zeros(10), own_variance=own)
-        assert (default.score == expected.score).all()
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_leave_one_out_uses_all_other_models_as_shadows(own, monkeypatch):
     monkeypatch.setattr(

@@ -40,7 +40,7 @@ _VIEW = "image"
 MIN_SHADOWS_FOR_DISTANCES = 12  # pools are a quarter of them, with at least 3 models
 _MAX_RETAIN_ROWS = 500
 # Logits and labels of some rows, and whether rows have several labels.
-LabeledLogits = tuple[np.ndarray, np.ndarray, bool]
+_LabeledLogits = tuple[np.ndarray, np.ndarray, bool]
 
 
 class ShadowPool:
@@ -177,12 +177,12 @@ class ShadowPool:
         regard to this half must have an epsilon of zero.
         """
         plan = self._plan
-        is_other = np.arange(plan.num_shadows) >= 2  # 0 and 1 are a pair
-        never = np.where(plan.is_in | ~is_other[:, None], np.nan, originals)
+        is_pair = np.arange(plan.num_shadows) < 2  # shadow model 0 and its pair
+        unseen = np.where(plan.is_in | is_pair[:, None], np.nan, originals)
         with warnings.catch_warnings():
             # A row that is in all other shadow models has no mean.
             warnings.simplefilter("ignore", RuntimeWarning)
-            score = target - np.nanmean(never, axis=0)
+            score = target - np.nanmean(unseen, axis=0)
         is_known = np.isfinite(score)
         if not is_known.any():
             return None
@@ -200,16 +200,20 @@ class ShadowPool:
         originals: np.ndarray,
         predictions: list[Predictions],
     ) -> dict[str, Any]:
-        """Compares pools: unlearned with never seen, and two never seen as control."""
+        """Compares models that unlearned a row with models that never saw it.
+
+        The control compares two pools of models that never saw it.
+        """
         plan, has_image = self._plan, self._has_image
         is_finite = np.isfinite(unlearned + originals)[:, has_image].all()
         if plan.num_shadows < MIN_SHADOWS_FOR_DISTANCES or not is_finite:
             return {}
         quarter, half = plan.num_shadows // 4, plan.num_shadows // 2
         order = np.argsort(~plan.is_in, axis=0, kind="stable")  # those in come first
-        forgot = np.take_along_axis(unlearned, order, axis=0)[:quarter]
-        never = np.take_along_axis(originals, order, axis=0)[half:]
-        pools = [x[:, has_image] for x in (forgot, never[:quarter], never[-quarter:])]
+        members = np.take_along_axis(unlearned, order, axis=0)[:quarter]
+        unseen = np.take_along_axis(originals, order, axis=0)[half:]
+        pools = [members, unseen[:quarter], unseen[-quarter:]]
+        pools = [margins[:, has_image] for margins in pools]
         groups = plan.group[has_image]
         score = forgetting.forgetting_score(*pools, groups=groups)
         klom, accuracies = {"unlearn": _klom(pools, groups)}, []
@@ -229,7 +233,7 @@ class ShadowPool:
         return {"forgetting_score": score, "final_score": final, "klom": klom}
 
     def _predict(self, method: str, number: int) -> Predictions:
-        """Returns a shadow model's predictions after it unlearned its half."""
+        """Returns a shadow model's predictions after a method unlearned its half."""
         ctx, plan = self._ctx, self._plan
         # The file name depends on the model, its half and the predicted rows.
         content = self._digests[number].encode() + self._retain_rows.tobytes()
@@ -261,7 +265,7 @@ class ShadowPool:
         barrier(path.name)
         return predictions
 
-    def _on_plan(self, predictions: Predictions) -> LabeledLogits:
+    def _on_plan(self, predictions: Predictions) -> _LabeledLogits:
         index = {name: i for i, name in enumerate(predictions.id.tolist())}
         rows = np.array([index[name] for name in self._ids.tolist()])
         return _select(predictions, rows)
@@ -276,7 +280,7 @@ class ShadowPool:
         return margins
 
 
-def _select(predictions: Predictions, rows: np.ndarray) -> LabeledLogits:
+def _select(predictions: Predictions, rows: np.ndarray) -> _LabeledLogits:
     logits, labels = predictions.logits[_VIEW][rows], predictions.labels[rows]
     return logits, labels, predictions.multi_label
 
@@ -285,7 +289,7 @@ def _is_in_split(predictions: Predictions, split: str) -> np.ndarray:
     return (predictions.split == split) & predictions.available(_VIEW)
 
 
-def _on_split(predictions: Predictions, split: str) -> LabeledLogits:
+def _on_split(predictions: Predictions, split: str) -> _LabeledLogits:
     return _select(predictions, _is_in_split(predictions, split))
 
 

@@ -90,13 +90,15 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
     no_text = problem.executor.replicate(np.zeros_like(has_text))
     masked = {**table, "has_text": no_text}
 
-    def signal(rows: np.ndarray) -> np.ndarray:
+    def compute_signal(rows: np.ndarray) -> np.ndarray:
         logits = problem.forward.outputs(params, masked, rows)["fused"]
         return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
 
     members, nonmembers = (x[has_image[x]] for x in (sets.unlearn, sets.unseen))
     signals = Signals(
-        signal(members), signal(nonmembers), (group[members], group[nonmembers])
+        compute_signal(members),
+        compute_signal(nonmembers),
+        (group[members], group[nonmembers]),
     )
     return Embeddings(views, labels[rows], group[rows], signals)
 
@@ -164,7 +166,7 @@ def relearn(
     for index in range(_NUM_TRAININGS):
         # Each training has its own order of rows.
         seeded = problem._replace(method=_RELEARN, seed=problem.seed + (index << 32))
-        target = np.float32((1 - tolerance) * _original_score(seeded))
+        target = np.float32((1 - tolerance) * _score_original(seeded))
 
         def method(problem: Problem, target: np.float32 = target) -> Program:
             return _make_program(problem._replace(params=params), target)
@@ -188,7 +190,7 @@ def relearn(
     }
 
 
-def _original_score(problem: Problem) -> float:
+def _score_original(problem: Problem) -> float:
     """Returns the original's image score on the monitored rows of the unlearn set."""
     rows = stopping.subsample(problem, problem.sets.unlearn, _SPLIT)
     logits = problem.forward.outputs(problem.original, problem.table, rows)["image"]
@@ -205,10 +207,10 @@ def _make_program(problem: Problem, target: np.float32) -> Program:
     epochs = MAX_RELEARNING_STEPS * config.batch / len(unlearn)
     config = dataclasses.replace(config, epochs=epochs)
     program = train_classifier(problem, problem.original, config, unlearn)
-    scores = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
+    score = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
 
     def check(params, frozen, aux, tables):
-        return aux | {"is_restored": scores(params, tables)[0] >= aux["target"]}
+        return aux | {"is_restored": score(params, tables)[0] >= aux["target"]}
 
     return program._replace(
         sharded_tables={_SPLIT: stopping.make_monitored_tables(problem)[_SPLIT]},

@@ -67,13 +67,13 @@ def audit_outputs(outputs: Outputs) -> dict[str, Any]:
         "costs_s": {},
     }
     measurements = {
-        "attacks": attack_results,
-        "scores": ranking_scores,
-        "score_difference": score_differences,
-        "score_excess": partial(score_differences, is_excess=True),
-        "gaps": gaps,
-        "distances": prediction_distances,
-        "epsilon": epsilon_lower_bounds,
+        "attacks": measure_attacks,
+        "scores": measure_scores,
+        "score_difference": measure_score_differences,
+        "score_excess": partial(measure_score_differences, is_excess=True),
+        "gaps": measure_gaps,
+        "distances": measure_distances,
+        "epsilon": bound_epsilon,
     }
     for name, measure in measurements.items():
         start_s = time.perf_counter()
@@ -82,7 +82,7 @@ def audit_outputs(outputs: Outputs) -> dict[str, Any]:
     return record
 
 
-def attack_results(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
+def measure_attacks(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns the results of each attack by view and signal.
 
     `auc`, `tpr_1` and `tpr_01` (at 1 % and 0.1 % FPR) are the model's; `bootstrap` is
@@ -90,7 +90,7 @@ def attack_results(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     minus the reference's, `original` and `control` the same of these models. The
     attacks that a verdict is based on also have `tpr_1_difference` and so on.
     """
-    signals = {name: attack_signals(model) for name, model in outputs.items()}
+    signals = {name: compute_signals(model) for name, model in outputs.items()}
 
     def attack(view: str, name: str) -> dict[str, Any]:
         of_models = {model: by_view[view][name] for model, by_view in signals.items()}
@@ -119,7 +119,7 @@ def attack_results(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     }
 
 
-def attack_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
+def compute_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
     """Returns the membership signals by view and name, of rows that have an image."""
 
     def select(view: str, values: np.ndarray) -> Signals:
@@ -139,7 +139,7 @@ def attack_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
     return signals
 
 
-def ranking_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
+def measure_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns the model's scores by split and view.
 
     `right` is the accuracy, or with several labels the F1 score averaged over rows.
@@ -163,7 +163,7 @@ def ranking_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     return {s: {v: measure(s, v) for v in VIEWS} for s in ("unlearn", "unseen", "test")}
 
 
-def score_differences(
+def measure_score_differences(
     outputs: Outputs, is_excess: bool = False
 ) -> dict[str, list[float] | None]:
     """Returns the unlearn-set score minus the reference's by view, paired by row.
@@ -194,7 +194,7 @@ def score_differences(
     return {view: measure(view) for view in VIEWS}
 
 
-def gaps(outputs: Outputs) -> dict[str, Any]:
+def measure_gaps(outputs: Outputs) -> dict[str, Any]:
     """Returns average gap (percentage points) and Tug-of-War of the image view.
 
     A gap has no sign: even that of two equal models is above zero by chance, with an
@@ -203,12 +203,12 @@ def gaps(outputs: Outputs) -> dict[str, Any]:
     model, reference = outputs["model"], outputs.get(REFERENCE)
     if reference is None:
         return dict.fromkeys(_GAPS)
-    arrays = [x for model_ in (model, reference) for x in _row_values(model_)]
+    arrays = [x for model_ in (model, reference) for x in _score_rows(model_)]
 
     def measure(gap: Callable, maximum: float) -> list[float] | None:
         def score(split: np.ndarray, *values: np.ndarray) -> float | None:
             pairs = values[:2], values[2:]
-            return gap(*(_split_scores(split, *pair) for pair in pairs))
+            return gap(*(_average_splits(split, *pair) for pair in pairs))
 
         options: dict[str, Any] = {"groups": model.group, "bounds": (0, maximum)}
         interval = jackknife_interval(
@@ -219,7 +219,7 @@ def gaps(outputs: Outputs) -> dict[str, Any]:
     return {name: measure(*gap) for name, gap in _GAPS.items()}
 
 
-def _row_values(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def _score_rows(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Returns the image view's score and loss signal by row; NaN without an image."""
     logits, has_image = model.logits["image"], model.available("image")
     scores = classification.row_scores(logits, model.labels, model.multi_label)
@@ -228,7 +228,7 @@ def _row_values(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return np.where(has_image, scores, np.nan), np.where(has_image, signal, np.nan)
 
 
-def _split_scores(
+def _average_splits(
     split: np.ndarray, scores: np.ndarray, signal: np.ndarray
 ) -> dict[str, float | None]:
     """Returns the mean score of each split, and the attack's AUC."""
@@ -241,7 +241,7 @@ def _split_scores(
     return result | {"attack": None if auc is None else auc.value}
 
 
-def prediction_distances(outputs: Outputs) -> dict[str, Any]:
+def measure_distances(outputs: Outputs) -> dict[str, Any]:
     """Returns the distances of predictions from the reference's, by split and view."""
     model, reference = outputs["model"], outputs.get(REFERENCE)
     if reference is None:
@@ -270,13 +270,13 @@ def prediction_distances(outputs: Outputs) -> dict[str, Any]:
     return {s: {v: measure(s, v) for v in VIEWS} for s in ("unlearn", "test")}
 
 
-def epsilon_lower_bounds(outputs: Outputs) -> dict[str, float | None]:
+def bound_epsilon(outputs: Outputs) -> dict[str, float | None]:
     """Returns lower bounds of epsilon by view, which hold together with 95 %.
 
     Each is from the best threshold on the view's signal.
     """
     signals, confidence = (
-        attack_signals(outputs["model"]),
+        compute_signals(outputs["model"]),
         1 - 0.05 / len(VERDICT_SIGNALS),
     )
     return {

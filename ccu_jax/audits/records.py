@@ -80,7 +80,7 @@ class RecordFile(NamedTuple):
             write_atomically(self.path, text.encode())
 
 
-def record_file(
+def locate_record(
     workdir: pathlib.Path, tier: str, method: str, seed: int, **settings: Any
 ) -> RecordFile:
     """Returns the file of a record, which depends on outputs and on `settings`."""
@@ -133,7 +133,7 @@ def write_audit(
         for index, result in enumerate(results):
             progress("audit", index, len(results))
             method, seed = result["method"], result["seed"]
-            file = record_file(workdir, "smoke", method, seed)
+            file = locate_record(workdir, "smoke", method, seed)
             if not file.is_cached():
                 compute = functools.partial(_audit_outputs, workdir, method, seed)
                 file.compute_and_store(compute)
@@ -178,7 +178,7 @@ def _merge_tiers(
     merged = {name: result.get(name) for name in ("edition", "diverged", "commit")}
     seconds, costs = {}, {}
     for tier in TIERS:
-        record = record_file(workdir, tier, method, seed).load_for_model(method)
+        record = locate_record(workdir, tier, method, seed).load_for_model(method)
         if record is not None:
             merged |= record["result"]
             seconds[tier] = record["seconds"]

@@ -107,25 +107,25 @@ class ShadowPool:
         """
         model, plan = models["model"], self._plan
         is_member = np.isin(self._ids, model.id[model.split == "unlearn"])
-        margins = {name: self._margins(x) for name, x in models.items()}
-        originals = self._pool_margins(self._originals)
+        margins = {name: self._compute_margins(x) for name, x in models.items()}
+        originals = self._compute_pool_margins(self._originals)
         distances = "forgetting_score", "final_score", "klom"
         results: dict[str, Any] = {
             "shadows": plan.num_shadows,
-            "lira": self._lira(originals, margins["model"], is_member),
-            "rmia": self._rmia(model, is_member),
+            "lira": self._run_lira(originals, margins["model"], is_member),
+            "rmia": self._run_rmia(model, is_member),
             **dict.fromkeys(("ulira", "ulira_of", *distances, "one_run")),
-            "one_run_control": self._one_run(originals[2], originals),
+            "one_run_control": self._bound_epsilon(originals[2], originals),
         }
         if method == "original":
-            results["one_run"] = self._one_run(originals[0], originals)
+            results["one_run"] = self._bound_epsilon(originals[0], originals)
         if method not in REFERENCES:
             predictions, total = [], plan.num_shadows
             for number in range(total):
                 self._report(f"{method} on shadow models", number, total)
                 predictions.append(self._predict(method, number))
             self._report(f"{method} on shadow models", total, total)
-            unlearned = self._pool_margins(predictions)
+            unlearned = self._compute_pool_margins(predictions)
             # The two models of a pair share the rows: see `lira_leave_one_out`.
             pairs = np.arange(total) // 2
             scores = lira.lira_leave_one_out(
@@ -133,27 +133,30 @@ class ShadowPool:
             )
             results["ulira"] = lira.evaluate_pool(scores, plan.is_in, groups=plan.group)
             results["ulira_of"] = {
-                name: self._lira(unlearned, target, is_member)
+                name: self._run_lira(unlearned, target, is_member)
                 for name, target in margins.items()
             }
-            results |= self._distances(unlearned, originals, predictions)
-            results["one_run"] = self._one_run(unlearned[0], originals)
+            results |= self._compare_pools(unlearned, originals, predictions)
+            results["one_run"] = self._bound_epsilon(unlearned[0], originals)
         return _to_json({_VIEW: results})
 
-    def _lira(
+    def _run_lira(
         self, pool: np.ndarray, target: np.ndarray, is_member: np.ndarray
     ) -> lira.AttackResult:
         is_in = self._plan.is_in
         inside, outside = (np.where(mask, pool, np.nan) for mask in (is_in, ~is_in))
         return self._evaluate(lira.lira(inside, outside, target), is_member, 0.0)
 
-    def _rmia(self, model: Predictions, is_member: np.ndarray) -> lira.AttackResult:
-        pool = np.array([true_probability(*self._on_plan(x)) for x in self._originals])
+    def _run_rmia(self, model: Predictions, is_member: np.ndarray) -> lira.AttackResult:
+        pool = np.array(
+            [true_probability(*self._select_plan_rows(x)) for x in self._originals]
+        )
         pool[self._plan.is_in | ~self._has_image] = np.nan
         population, *populations = (
-            true_probability(*_on_split(x, "test")) for x in (model, *self._originals)
+            true_probability(*_select_split(x, "test"))
+            for x in (model, *self._originals)
         )
-        target = true_probability(*self._on_plan(model))
+        target = true_probability(*self._select_plan_rows(model))
         scores = lira.rmia(target, pool, population, np.array(populations))
         return self._evaluate(scores, is_member, None)
 
@@ -166,7 +169,7 @@ class ShadowPool:
             scores, is_member, threshold=threshold, groups=groups
         )
 
-    def _one_run(
+    def _bound_epsilon(
         self, target: np.ndarray, originals: np.ndarray
     ) -> dict[str, Any] | None:
         """Returns the epsilon lower bound by the half of shadow model 0 as canaries.
@@ -194,7 +197,7 @@ class ShadowPool:
         num_shadows = plan.num_shadows // 2 - 1  # that were not trained on a row
         return one_run_audit(mean, is_in)._asdict() | {"shadows": num_shadows}
 
-    def _distances(
+    def _compare_pools(
         self,
         unlearned: np.ndarray,
         originals: np.ndarray,
@@ -216,16 +219,18 @@ class ShadowPool:
         pools = [margins[:, has_image] for margins in pools]
         groups = plan.group[has_image]
         score = forgetting.forgetting_score(*pools, groups=groups)
-        klom, accuracies = {"unlearn": _klom(pools, groups)}, []
+        klom, accuracies = {"unlearn": _compute_klom(pools, groups)}, []
         for split in ("retain", "test"):
             # Retain and test rows have the same role for every shadow model. KLOM
             # compares the first half after unlearning with the second half before it;
             # the control compares the first half before it with the same.
-            margins, accuracy = _pool_on_split(predictions, split)
-            before, accuracy_before = _pool_on_split(self._originals, split)
+            margins, accuracy = _evaluate_pool(predictions, split)
+            before, accuracy_before = _evaluate_pool(self._originals, split)
             original = self._originals[0]
             groups = original.group[_is_in_split(original, split)]
-            klom[split] = _klom([margins[:half], before[half:], before[:half]], groups)
+            klom[split] = _compute_klom(
+                [margins[:half], before[half:], before[:half]], groups
+            )
             accuracies.append((accuracy, accuracy_before))
         final = None
         if score.score is not None and np.isfinite(accuracies).all():
@@ -249,10 +254,10 @@ class ShadowPool:
                 ctx.reporter.warn(str(error))
         if all_agree(stored is not None) and stored is not None:
             return stored
-        sets = shadow_models.shadow_sets(self._problem, plan, number)
+        sets = shadow_models.make_shadow_sets(self._problem, plan, number)
         params = ctx.executor.replicate(self._params[number])
         if method != "original":
-            problem = shadow_models.shadow_problem(self._problem, number)
+            problem = shadow_models.make_shadow_problem(self._problem, number)
             problem = problem._replace(params=params, sets=sets)
             outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
             params = {**params, **ctx.executor.replicate(outcome.params)}
@@ -265,17 +270,17 @@ class ShadowPool:
         barrier(path.name)
         return predictions
 
-    def _on_plan(self, predictions: Predictions) -> _LabeledLogits:
+    def _select_plan_rows(self, predictions: Predictions) -> _LabeledLogits:
         index = {name: i for i, name in enumerate(predictions.id.tolist())}
         rows = np.array([index[name] for name in self._ids.tolist()])
         return _select(predictions, rows)
 
-    def _margins(self, predictions: Predictions) -> np.ndarray:
-        return membership_signals(*self._on_plan(predictions))["margin"]
+    def _compute_margins(self, predictions: Predictions) -> np.ndarray:
+        return membership_signals(*self._select_plan_rows(predictions))["margin"]
 
-    def _pool_margins(self, pool: list[Predictions]) -> np.ndarray:
+    def _compute_pool_margins(self, pool: list[Predictions]) -> np.ndarray:
         """Returns margins `[S, N]`, NaN for rows without image: no model saw one."""
-        margins = np.array([self._margins(predictions) for predictions in pool])
+        margins = np.array([self._compute_margins(predictions) for predictions in pool])
         margins[:, ~self._has_image] = np.nan
         return margins
 
@@ -289,19 +294,19 @@ def _is_in_split(predictions: Predictions, split: str) -> np.ndarray:
     return (predictions.split == split) & predictions.available(_VIEW)
 
 
-def _on_split(predictions: Predictions, split: str) -> _LabeledLogits:
+def _select_split(predictions: Predictions, split: str) -> _LabeledLogits:
     return _select(predictions, _is_in_split(predictions, split))
 
 
-def _pool_on_split(pool: list[Predictions], split: str) -> tuple[np.ndarray, float]:
+def _evaluate_pool(pool: list[Predictions], split: str) -> tuple[np.ndarray, float]:
     """Returns the models' margins on a split `[S, N]` and their mean accuracy."""
-    selected = [_on_split(predictions, split) for predictions in pool]
+    selected = [_select_split(predictions, split) for predictions in pool]
     margins = np.array([membership_signals(*inputs)["margin"] for inputs in selected])
     scores = [row_scores(*inputs) for inputs in selected]
     return margins, float(np.mean(scores)) if np.size(scores) else np.nan
 
 
-def _klom(pools: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
+def _compute_klom(pools: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
     """Returns mean and 95 % quantile of KLOM, with controls."""
     quantiles = {"mean": None, "quantile_95": 0.95}
     return {

@@ -66,14 +66,14 @@ def plan_shadows(
     return ShadowPlan(rows, np.array(is_in).reshape(-1, len(rows)), group)
 
 
-def shadow_problem(problem: Problem, number: int) -> Problem:
+def make_shadow_problem(problem: Problem, number: int) -> Problem:
     """Returns the problem of a shadow model, with its own seed and no original."""
     text = f"{problem.seed}/{NAME}/{number}".encode()
     seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 34
     return problem._replace(seed=seed, method=NAME, params=None, store=None)
 
 
-def shadow_sets(problem: Problem, plan: ShadowPlan, number: int) -> Sets:
+def make_shadow_sets(problem: Problem, plan: ShadowPlan, number: int) -> Sets:
     """Returns the sets of a shadow model that unlearns all images of its half."""
     is_in = plan.is_in[number]
     return problem.sets._replace(unlearn=plan.rows[is_in], unseen=plan.rows[~is_in])
@@ -96,7 +96,7 @@ def train_shadows(
     trained: dict[int, Params] = {}
     for number in range(plan.num_shadows):
         saved = checkpoint.restore(folder / str(number), shapes, ctx.reporter.warn)
-        if saved is not None and saved.metadata == _facts(ctx, plan, [number]):
+        if saved is not None and saved.metadata == _make_metadata(ctx, plan, [number]):
             trained[number] = saved.tree
     report_progress(len(trained), plan.num_shadows)
     training = _Training(ctx, problem, plan)
@@ -108,7 +108,7 @@ def train_shadows(
             batch_size = len(numbers) // 2
             continue
         for number, params in zip(numbers, batch, strict=True):
-            facts = _facts(ctx, plan, [number])
+            facts = _make_metadata(ctx, plan, [number])
             checkpoint.save(folder / str(number), 0, params, facts, max_to_keep=1)
             trained[number] = jax.device_get(params)
         checkpoint.remove(steps)
@@ -116,7 +116,9 @@ def train_shadows(
     return [trained[number] for number in range(plan.num_shadows)]
 
 
-def _facts(ctx: RunContext, plan: ShadowPlan, numbers: list[int]) -> dict[str, str]:
+def _make_metadata(
+    ctx: RunContext, plan: ShadowPlan, numbers: list[int]
+) -> dict[str, str]:
     """Returns what a checkpoint depends on: the data and the images of each half."""
     content = np.packbits(plan.is_in[numbers]).tobytes() + plan.rows.tobytes()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -139,7 +141,7 @@ class _Training:
         `folder` is for checkpoints.
         """
         plan = self._plan
-        problems = [shadow_problem(self._problem, number) for number in numbers]
+        problems = [make_shadow_problem(self._problem, number) for number in numbers]
         methods = [
             functools.partial(train_shadow, members=plan.rows[plan.is_in[number]])
             for number in numbers
@@ -167,16 +169,16 @@ class _Training:
         static = executor.replicate((frozen, table, counts, optimizer_inputs))
         plans = np.stack([p.plan["rows"] for p in programs if p.plan is not None])
 
-        def step_inputs(start: int) -> dict[str, Any]:
+        def make_step_inputs(start: int) -> dict[str, Any]:
             rows = plans[:, start : start + _CALL_STEPS]
             rows = np.pad(rows, ((0, 0), (0, _CALL_STEPS - rows.shape[1]), (0, 0)))
             index = {"rows": device_tables.send_rows(executor, shared, rows, 2)}
             return {"sharded_tables": {}, "index": index}
 
-        run = self._compile(first, len(programs), state, static, step_inputs(0))
+        run = self._compile(first, len(programs), state, static, make_step_inputs(0))
         if run is None:
             return None
-        facts = _facts(self._ctx, self._plan, numbers)
+        facts = _make_metadata(self._ctx, self._plan, numbers)
         start = 0
         saved = checkpoint.restore(folder, state, self._ctx.reporter.warn)
         if saved is not None and saved.metadata == facts:
@@ -184,7 +186,7 @@ class _Training:
         every = self._ctx.config.run.checkpoint_steps
         with preemption.checkpointing():
             for begin in range(start, first.steps, _CALL_STEPS):
-                state, _ = run(state, static, step_inputs(begin))
+                state, _ = run(state, static, make_step_inputs(begin))
                 end = min(begin + _CALL_STEPS, first.steps)
                 if is_last := end == first.steps:
                     # A signal that arrives while the devices work is still honored.

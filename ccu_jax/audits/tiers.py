@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from ccu_jax.audits.model_probes import ModelProbes
-from ccu_jax.audits.records import TIERS, RecordFile, record_file
+from ccu_jax.audits.records import TIERS, RecordFile, locate_record
 from ccu_jax.audits.shadow_audit import MIN_SHADOWS_FOR_DISTANCES, ShadowPool
 from ccu_jax.config.schema import Config, check_batches
 from ccu_jax.distributed.hosts import all_agree, barrier, wait_until_visible
@@ -32,13 +32,13 @@ _MODEL_TIERS = TIERS[1:]  # the tiers that need the models themselves
 _SMOKE_S, _SMOKE_ROW_S = 0.1, 3e-4  # duration per model and per row of it
 
 
-def required_methods(tier: str, methods: Sequence[str]) -> list[str]:
+def list_required_methods(tier: str, methods: Sequence[str]) -> list[str]:
     """Returns the methods of a run and those that a tier compares them with."""
     added = (REFERENCE, CONTROL) if tier in _MODEL_TIERS else ()
     return list(dict.fromkeys((*methods, *added)))
 
 
-def stage_titles(tier: str, seeds: Sequence[int]) -> list[str]:
+def list_stage_titles(tier: str, seeds: Sequence[int]) -> list[str]:
     """Returns the titles of the stages that a tier adds to a run."""
     return [f"seed {seed}: audit" for seed in seeds if tier in _MODEL_TIERS]
 
@@ -81,7 +81,7 @@ def describe_duration(
             (seed, method)
             for seed in ctx.config.seeds
             for method in methods
-            if not _record_file(ctx, name, method, seed, num_shadows).is_cached()
+            if not _locate_record(ctx, name, method, seed, num_shadows).is_cached()
         ]
         for name in TIERS[: TIERS.index(tier) + 1]
     }
@@ -126,7 +126,7 @@ def audit_models(
     measures: dict[str, Callable[[str], dict[str, Any]]] = {}
 
     def complete_record(tier: str, method: str) -> None:
-        file = _record_file(ctx, tier, method, seed, num_shadows)
+        file = _locate_record(ctx, tier, method, seed, num_shadows)
         if wait_until_visible(file.path, file.is_cached):
             return
         if ctx.data.purged:
@@ -137,7 +137,7 @@ def audit_models(
         file.compute_and_store(functools.partial(measures[tier], method))
         barrier(file.path.name)
 
-    with ctx.reporter.stage(stage_titles(tier, [seed])[0]) as stage:
+    with ctx.reporter.stage(list_stage_titles(tier, [seed])[0]) as stage:
         # A purged folder has no original, only the records of earlier audits.
         if not ctx.data.purged:
             problem = stages.problem_with_original(ctx, seed, sets, stage)
@@ -153,8 +153,8 @@ def audit_models(
             complete_record("rigorous", method)
 
 
-def _record_file(
+def _locate_record(
     ctx: RunContext, tier: str, method: str, seed: int, num_shadows: int
 ) -> RecordFile:
     settings = {"shadows": num_shadows} if tier == "rigorous" else {}
-    return record_file(ctx.workdir, tier, method, seed, **settings)
+    return locate_record(ctx.workdir, tier, method, seed, **settings)

@@ -145,10 +145,10 @@ def build_table(results: list[Result], method: str) -> Table:
 def _cells(ablation: str, group: MethodResults) -> dict[str, str]:
     num_diverged = len(group.divergences())
     name = f"{ablation} (diverged: {num_diverged})" if num_diverged else ablation
-    cells = {"ablation": name, "seconds": format_estimate(group.time_s())}
+    cells = {"ablation": name, "seconds": format_estimate(group.mean_time_s())}
     for title in _SCORES:
         split, view = title.split()
-        cells[title] = format_estimate(group.score(split, view), 1)
+        cells[title] = format_estimate(group.mean_score(split, view), 1)
     for view in ATTACKED_VIEWS:
-        cells[f"attack AUC {view}"] = format_estimate(group.attack_auc(view), 3)
+        cells[f"attack AUC {view}"] = format_estimate(group.mean_attack_auc(view), 3)
     return cells

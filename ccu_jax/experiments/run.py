@@ -44,8 +44,8 @@ def run(
     Raises:
         UserError: the input is wrong, or the folder is damaged.
     """
-    methods = tiers.required_methods(audit, ["original", *config.methods])
-    titles = [*tiers.stage_titles(audit, config.seeds), "report"]
+    methods = tiers.list_required_methods(audit, ["original", *config.methods])
+    titles = [*tiers.list_stage_titles(audit, config.seeds), "report"]
     titles += ["purge"] if purge else []
     tiers.check_tier(config, audit)
     extended = dataclasses.replace(config, methods=tuple(methods))

@@ -22,7 +22,7 @@ LEGEND = " ".join(_LEGEND.split()).format(reference=REFERENCE, control=CONTROL)
 
 def write(workdir: pathlib.Path, methods: Sequence[dict[str, Any]]) -> None:
     """Writes audit.md from the records of `collect_records`."""
-    write_atomically(workdir / "audit.md", markdown(methods).encode())
+    write_atomically(workdir / "audit.md", to_markdown(methods).encode())
 
 
 def show(
@@ -30,13 +30,13 @@ def show(
 ) -> None:
     """Prints the table and the paths of the files."""
     reporter.log("audit: verdicts and measurements, with confidence intervals")
-    table(methods).show(reporter, num_fixed=2)
+    make_table(methods).show(reporter, num_fixed=2)
     reporter.log(f"audit: {workdir / 'audit.md'}, audit.json")
 
 
-def table(methods: Sequence[dict[str, Any]]) -> Table:
+def make_table(methods: Sequence[dict[str, Any]]) -> Table:
     """Returns the table without the columns in which no method has a value."""
-    rows = [_cells(method) for method in methods]
+    rows = [_format_row(method) for method in methods]
     titles = [
         title
         for title in rows[0]
@@ -45,7 +45,7 @@ def table(methods: Sequence[dict[str, Any]]) -> Table:
     return Table.from_cells([{title: row[title] for title in titles} for row in rows])
 
 
-def markdown(methods: Sequence[dict[str, Any]]) -> str:
+def to_markdown(methods: Sequence[dict[str, Any]]) -> str:
     """Returns the table, its legend and the sentence of every verdict as Markdown."""
     editions = dict.fromkeys(method["edition"] for method in methods)
     warnings = [EDITION_WARNINGS[x] for x in editions if x in EDITION_WARNINGS]
@@ -56,15 +56,15 @@ def markdown(methods: Sequence[dict[str, Any]]) -> str:
     paragraphs = [
         "# Audit",
         *(f"**{warning}**" for warning in warnings),
-        table(methods).to_markdown(),
+        make_table(methods).to_markdown(),
         LEGEND,
-        _costs(methods),
+        _describe_costs(methods),
         "\n".join(sentences),
     ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _cells(method: dict[str, Any]) -> dict[str, str]:
+def _format_row(method: dict[str, Any]) -> dict[str, str]:
     """Returns a method's cells by column title."""
     seeds, verdict = method["seeds"], method["verdict"]
     is_shared = seeds_share_rows(seeds)
@@ -96,7 +96,7 @@ def _cells(method: dict[str, Any]) -> dict[str, str]:
         "CKA": mean("cka", "reference", "image", bounds=(-1, 1)),
         "intra-class similarity": mean("within_class", "original", bounds=(-1, 1)),
         "scatter ratio": mean("scatter", spec=".2f", bounds=(0, np.inf)),
-        "relearning steps": _relearning_steps(seeds),
+        "relearning steps": _format_relearning_steps(seeds),
         "LiRA AUC": pool("lira", "auc"),
         "RMIA AUC": pool("rmia", "auc"),
         "U-LiRA AUC": pool("ulira", "auc"),
@@ -110,7 +110,7 @@ def _cells(method: dict[str, Any]) -> dict[str, str]:
         "one-run ε": pool("one_run", "epsilon", spec=".2f"),
         "one-run ε, control": pool("one_run_control", "epsilon", spec=".2f"),
         "shadow models": ", ".join(map(str, sorted(num_shadows - {None}))) or DASH,
-        "wall time (s)": _wall_time(seeds),
+        "wall time (s)": _format_wall_time(seeds),
     }
 
 
@@ -129,7 +129,7 @@ def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
     return text
 
 
-def _relearning_steps(seeds: list[dict[str, Any]]) -> str:
+def _format_relearning_steps(seeds: list[dict[str, Any]]) -> str:
     """Formats the steps as "30 (20 to > 100)", a mean over seeds."""
     records = [record["relearning"] for record in seeds if record.get("relearning")]
     if not records:
@@ -146,14 +146,14 @@ def _relearning_steps(seeds: list[dict[str, Any]]) -> str:
     return mean("steps") + ("" if low == high else f" ({low} to {high})")
 
 
-def _wall_time(seeds: list[dict[str, Any]]) -> str:
+def _format_wall_time(seeds: list[dict[str, Any]]) -> str:
     """Formats the seconds of all seeds, those of training shadow models apart."""
     seconds = sum(sum(record["seconds"].values()) for record in seeds)
     shadows = sum(record["costs_s"].get("shadow models", 0.0) for record in seeds)
     return f"{seconds:.1f}" + (f" + {shadows:.0f} for shadow models" if shadows else "")
 
 
-def _costs(methods: Sequence[dict[str, Any]]) -> str:
+def _describe_costs(methods: Sequence[dict[str, Any]]) -> str:
     """Returns the seconds of each measurement and the commits of the models."""
     records = [record for method in methods for record in method["seeds"]]
     total: dict[str, float] = {}

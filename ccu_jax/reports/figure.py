@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ccu_jax.methods import CONTROL, REFERENCE
-from ccu_jax.reports.summary import Estimate, MethodResults, Row, by_method
+from ccu_jax.reports.summary import Estimate, MethodResults, Row, group_by_method
 
 if TYPE_CHECKING:  # Matplotlib is slow to import, and only a report needs it.
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def draw(rows: Sequence[Row]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = by_method(rows)
+    groups = group_by_method(rows)
     others = [name for name in groups if name not in _COLORS]
     colors = _COLORS | dict(zip(others, itertools.cycle(_OTHER_COLORS), strict=False))
     figure = Figure(figsize=(13, 5.6), dpi=130, layout="constrained")
@@ -46,10 +46,10 @@ def draw(rows: Sequence[Row]) -> bytes:
         axes.set_axisbelow(True)
     first = rows[0] if rows else {}
     config, metric, edition = (
-        _displayable(str(first.get(key) or "unknown"))
+        _to_displayable(str(first.get(key) or "unknown"))
         for key in ("config", "metric", "edition")
     )
-    points = _points(groups)
+    points = _compute_points(groups)
     _draw_attack(left, points, colors)
     left.set_ylabel(f"test fused {metric}, %", parse_math=False)
     _draw_time(right, groups, colors)
@@ -68,22 +68,22 @@ def draw(rows: Sequence[Row]) -> bytes:
     return buffer.getvalue()
 
 
-def _displayable(name: str) -> str:
+def _to_displayable(name: str) -> str:
     """Returns a short name in characters that the font has."""
     name = name.encode("ascii", "replace").decode()
     return "".join(c if c.isprintable() else "?" for c in name)[:28]
 
 
-def _points(groups: dict[str, MethodResults]) -> Points:
+def _compute_points(groups: dict[str, MethodResults]) -> Points:
     """Returns the image attack AUC and the fused test score of each method."""
     points = {
-        name: (group.attack_auc("image"), group.score("test", "fused"))
+        name: (group.mean_attack_auc("image"), group.mean_score("test", "fused"))
         for name, group in groups.items()
     }
     return {n: xy for n, xy in points.items() if all(math.isfinite(e.mean) for e in xy)}
 
 
-def _weight(name: str) -> str:
+def _choose_weight(name: str) -> str:
     return "bold" if name in _OURS else "normal"
 
 
@@ -122,9 +122,9 @@ def _label_points(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
         axes.text(
             x.mean,
             y.mean,
-            _displayable(name),
+            _to_displayable(name),
             fontsize=9.5,
-            weight=_weight(name),
+            weight=_choose_weight(name),
             color=colors[name] if name in (*_OURS, REFERENCE) else "#222222",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
             parse_math=False,
@@ -143,7 +143,7 @@ def _draw_time(
     """Draws a bar of each method's time."""
     reference = groups.get(REFERENCE, MethodResults())
     times = {
-        name: group.time_percent(reference)
+        name: group.mean_time_percent(reference)
         for name, group in groups.items()
         if name != "original"
     }
@@ -159,12 +159,12 @@ def _draw_time(
             textcoords="offset points",
             va="center",
             fontsize=9.5,
-            weight=_weight(name),
+            weight=_choose_weight(name),
         )
-    axes.set_yticks(indices, [_displayable(name) for name in times])
+    axes.set_yticks(indices, [_to_displayable(name) for name in times])
     for label, name in zip(axes.get_yticklabels(), times, strict=True):
         label.set_parse_math(False)
-        label.set_fontweight(_weight(name))
+        label.set_fontweight(_choose_weight(name))
     axes.invert_yaxis()
     if means:
         axes.set_xscale("log")

@@ -18,13 +18,13 @@ from ccu_jax.reports.summary import (
     Estimate,
     MethodResults,
     Row,
-    best_baseline,
-    by_method,
     estimate,
+    find_best_baseline,
     format_estimate,
     get_number,
     get_score,
     get_value,
+    group_by_method,
     list_values,
 )
 
@@ -48,47 +48,49 @@ class Finding(NamedTuple):
     text: str
 
 
-def _info(text: str) -> Finding:
+def _make_info(text: str) -> Finding:
     return Finding("info", text)
 
 
 def collect_findings(rows: Sequence[Row]) -> list[Finding]:
     """Returns all findings: data, reference, comparisons, targets, cautions."""
-    groups = by_method(rows)
+    groups = group_by_method(rows)
     if not groups:
         return [Finding("failed", "No results.")]
     return [
-        *edition_findings(rows),
-        *_training(groups),
-        *_comparisons(groups),
-        *_targets(groups),
-        *_setup(rows, groups),
-        *_sample_size(rows),
-        *_cautions(rows, groups),
+        *describe_editions(rows),
+        *_describe_training(groups),
+        *_compare_methods(groups),
+        *_check_targets(groups),
+        *_describe_setup(rows, groups),
+        *_describe_sample_size(rows),
+        *_describe_limits(rows, groups),
     ]
 
 
-def edition_findings(rows: Sequence[Row]) -> list[Finding]:
+def describe_editions(rows: Sequence[Row]) -> list[Finding]:
     """Returns a finding per edition of the data, a warning if it is synthetic."""
     editions = dict.fromkeys(str(row.get("edition") or "unknown") for row in rows)
     return [
         Finding("warning", EDITION_WARNINGS[edition])
         if edition in EDITION_WARNINGS
-        else _info(f"Edition: {edition}.")
+        else _make_info(f"Edition: {edition}.")
         for edition in editions
     ]
 
 
-def _training(groups: Groups) -> Iterator[Finding]:
+def _describe_training(groups: Groups) -> Iterator[Finding]:
     if "original" in groups:
-        seconds = format_estimate(groups["original"].time_s())
-        yield _info(f"original: trained in {seconds} s; it unlearns nothing.")
+        seconds = format_estimate(groups["original"].mean_time_s())
+        yield _make_info(f"original: trained in {seconds} s; it unlearns nothing.")
     if REFERENCE not in groups:
         yield Finding("failed", f"The reference, {REFERENCE}, is not in this run.")
     else:
         reference, views = groups[REFERENCE], (*VIEWS, "pair")
-        aucs = [f"{v} {format_estimate(reference.attack_auc(v), 3)}" for v in views]
-        yield _info(
+        aucs = [
+            f"{v} {format_estimate(reference.mean_attack_auc(v), 3)}" for v in views
+        ]
+        yield _make_info(
             f"Reference: {REFERENCE}, trained from scratch with the texts but without "
             f"the images to forget. Its attack AUCs: {', '.join(aucs)}. A method's "
             "attack AUC should equal the reference's; a lower one is not better.",
@@ -99,23 +101,23 @@ def _training(groups: Groups) -> Iterator[Finding]:
             yield Finding("failed", f"{text}; excluded from the best baseline.")
 
 
-def _comparisons(groups: Groups) -> Iterator[Finding]:
+def _compare_methods(groups: Groups) -> Iterator[Finding]:
     for must_forget in (False, True):
         among = f" among those whose attack AUCs match {REFERENCE}'s"
         among = among if must_forget else ""
-        best = best_baseline(groups, must_forget)
+        best = find_best_baseline(groups, must_forget)
         if best is None:
             kind = "info" if must_forget else "failed"
             yield Finding(kind, f"No baseline without divergence{among}.")
             continue
-        score = format_estimate(groups[best].score("test", "fused"), 1)
+        score = format_estimate(groups[best].mean_score("test", "fused"), 1)
         text = f"Best baseline by test fused score{among}: {best} ({score} %)"
-        yield _info(f"{text}; {_compare(groups, 'ccu_plus', best)}.")
+        yield _make_info(f"{text}; {_compare(groups, 'ccu_plus', best)}.")
         if "ccu" in groups:
-            yield _info(f"{_compare(groups, 'ccu', best)}.")
+            yield _make_info(f"{_compare(groups, 'ccu', best)}.")
     for name in ("ccu_plus", "ccu"):
         if name in groups and REFERENCE in groups:
-            yield _info(f"{_compare(groups, name, REFERENCE)}.")
+            yield _make_info(f"{_compare(groups, name, REFERENCE)}.")
 
 
 def _compare(groups: Groups, name: str, baseline: str) -> str:
@@ -123,11 +125,11 @@ def _compare(groups: Groups, name: str, baseline: str) -> str:
     if name not in groups:
         return f"{name} is not in this run"
     method = groups[name]
-    difference = method.difference(
+    difference = method.mean_difference(
         groups[baseline], lambda row: get_score(row, "test", "fused")
     )
     score = _format_difference(difference)
-    time = format_estimate(method.time_percent(groups[baseline]))
+    time = format_estimate(method.mean_time_percent(groups[baseline]))
     diverged = " (diverged)" if method.divergences() else ""
     return f"{name} vs {baseline}: test fused score {score}, time {time} %{diverged}"
 
@@ -142,16 +144,16 @@ def _format_difference(value: Estimate) -> str:
     return f"{value.mean:+.1f} points ({interval})"
 
 
-def _targets(groups: Groups) -> Iterator[Finding]:
+def _check_targets(groups: Groups) -> Iterator[Finding]:
     original = groups.get("original", MethodResults())
-    memorization = original.attack_auc("image").mean
-    yield _target(
+    memorization = original.mean_attack_auc("image").mean
+    yield _check_target(
         f"original memorizes the images: image attack AUC at least {MIN_MEMORIZATION}",
         memorization - MIN_MEMORIZATION,
         f"{memorization:.3f}",
     )
-    image, text, fused = (original.score("test", view).mean for view in VIEWS)
-    yield _target(
+    image, text, fused = (original.mean_score("test", view).mean for view in VIEWS)
+    yield _check_target(
         "original's test fused score is at least that of image or text alone",
         fused - float(np.maximum(image, text)),
         f"{fused:.1f} % and {image:.1f} %, {text:.1f} %",
@@ -161,7 +163,7 @@ def _targets(groups: Groups) -> Iterator[Finding]:
     method = groups["ccu_plus"]
     unchanged = [row.get("text_unchanged") is True for row in method.rows.values()]
     is_measured = method.text_logits_unchanged() != DASH
-    yield _target(
+    yield _check_target(
         "ccu_plus leaves the text logits of the unlearn set unchanged to the bit",
         sum(unchanged) - len(unchanged) if is_measured else math.nan,
         f"in {sum(unchanged)} of {len(unchanged)} seeds",
@@ -171,27 +173,30 @@ def _targets(groups: Groups) -> Iterator[Finding]:
     reference, tolerance = groups[REFERENCE].with_seeds_of(method), method.tolerance()
     method = method.with_seeds_of(reference)
     for view in (*VISUAL, "pair"):
-        auc, expected = method.attack_auc(view).mean, reference.attack_auc(view).mean
-        yield _target(
+        auc, expected = (
+            method.mean_attack_auc(view).mean,
+            reference.mean_attack_auc(view).mean,
+        )
+        yield _check_target(
             f"ccu_plus's {view} attack AUC is within {tolerance} of {REFERENCE}'s",
             tolerance - abs(auc - expected),
             f"{auc:.3f} and {expected:.3f}, difference {abs(auc - expected):.3f}",
         )
-    score, expected = (x.score("test", "fused").mean for x in (method, reference))
-    yield _target(
+    score, expected = (x.mean_score("test", "fused").mean for x in (method, reference))
+    yield _check_target(
         f"ccu_plus's test fused score is at least {REFERENCE}'s",
         score - expected,
         f"{score:.1f} % and {expected:.1f} %",
     )
-    percent = method.time_percent(reference).mean
-    yield _target(
+    percent = method.mean_time_percent(reference).mean
+    yield _check_target(
         f"ccu_plus takes at most {MAX_TIME_PERCENT} % of {REFERENCE}'s time",
         MAX_TIME_PERCENT - percent,
         f"{percent:.1f} %",
     )
 
 
-def _target(claim: str, margin: float, numbers: str) -> Finding:
+def _check_target(claim: str, margin: float, numbers: str) -> Finding:
     """Returns whether a target is met: by a margin of 0 or more; NaN: not measured."""
     if not math.isfinite(margin):
         return Finding("failed", f"{claim}: failed (not measured).")
@@ -199,27 +204,27 @@ def _target(claim: str, margin: float, numbers: str) -> Finding:
     return Finding(kind, f"{claim}: {kind} ({numbers}).")
 
 
-def _setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
+def _describe_setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
     """Yields machine, versions, unlearn set and seeds."""
     values = functools.partial(list_values, rows)
     seeds = list(dict.fromkeys(seed for g in groups.values() for seed in g.rows))
     fewer = [name for name, group in groups.items() if len(group.rows) < len(seeds)]
-    yield _info(
+    yield _make_info(
         f"Machine: {values('device', 'count')} x {values('device', 'kind')}, "
         f"{values('device', 'processes')} process(es); "
         f"jax {values('versions', 'jax')}; commit {values('commit')}."
     )
-    yield _info(
+    yield _make_info(
         f"Unlearn set: {values('unlearn_set', 'rule')} of {values('config')}, "
         f"{values('unlearn_set', 'count')} rows, {values('unlearn_set', 'modality')}."
     )
-    yield _info(
+    yield _make_info(
         f"Seeds: {', '.join(seeds)}; ± is the half-width of the 95 % t-interval over "
         "seeds" + (f"; with fewer seeds: {', '.join(fewer)}." if fewer else ".")
     )
 
 
-def _sample_size(rows: Sequence[Row]) -> Iterator[Finding]:
+def _describe_sample_size(rows: Sequence[Row]) -> Iterator[Finding]:
     """Yields the standard error of an attack AUC that the number of rows implies."""
     members = estimate([get_number(r, "unlearn_set", "images") for r in rows]).mean
     nonmembers = estimate([get_number(row, "counts", "unseen") for row in rows]).mean
@@ -236,20 +241,22 @@ def _sample_size(rows: Sequence[Row]) -> Iterator[Finding]:
     )
 
 
-def _cautions(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
+def _describe_limits(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
     """Yields what limits the interpretation of the numbers."""
     validated = [n for n in groups if n in _VALIDATED or n.endswith("_stop")]
     if validated:
-        yield _info(
+        yield _make_info(
             "Validation rows set targets or the stopping time of "
             f"{', '.join(validated)}, so their scores on these rows are biased."
         )
     cached = [name for name in groups if name.startswith(("ccu", "cf_", "eu_"))]
     trained = [row for name in cached for row in groups[name].rows.values()]
     if any(row.get("features") == "stored" for row in trained):
-        seconds = groups.get("original", MethodResults()).number("seconds", "features")
+        seconds = groups.get("original", MethodResults()).mean_number(
+            "seconds", "features"
+        )
         duration = f" in {format_estimate(seconds)} s" if seconds.count else ""
-        yield _info(
+        yield _make_info(
             f"Methods that train on cached features ({', '.join(cached)}) start from "
             f"the features that the original computed after its training{duration}; "
             "their time excludes that. With run.features=computed it is included, for "
@@ -257,25 +264,25 @@ def _cautions(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
         )
     rules = [str(get_value(row, "unlearn_set", "rule")) for row in rows]
     if any(rule.startswith(("ids:", "group:")) for rule in rules):
-        yield _info(
+        yield _make_info(
             "The attack's non-members, unseen, were drawn at random. If the unlearn "
             "set was not, its AUCs also reflect how the two sets differ: compare with "
             f"{REFERENCE}'s."
         )
     if any(rule.startswith("memorized:") for rule in rules):
-        yield _info(
+        yield _make_info(
             "The unlearn set was selected by the original's predictions, and the "
             "attack's non-members match it in difficulty only: compare the AUCs with "
             f"{REFERENCE}'s."
         )
-    if any(group.requests() for group in groups.values()):
-        yield _info(
+    if any(group.split_requests() for group in groups.values()):
+        yield _make_info(
             "Requests were unlearned one after another, each from the model that the "
             "previous one left. A method's row describes the model after the last "
             f"request, its time is that of all. {REFERENCE} was trained once, without "
             "the images of all requests."
         )
-    yield _info(
+    yield _make_info(
         "The losses of all variants of ccu are this project's reconstruction of CCU "
         "(arXiv 2509.23895), because the paper's own are not public."
     )

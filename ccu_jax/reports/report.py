@@ -10,7 +10,7 @@ import jinja2
 
 from ccu_jax.errors import printable
 from ccu_jax.reports import audit_table, figure, tables
-from ccu_jax.reports.findings import collect_findings, edition_findings
+from ccu_jax.reports.findings import collect_findings, describe_editions
 from ccu_jax.reports.summary import Row, list_values
 from ccu_jax.reports.tables import escape_markdown
 from ccu_jax.runs.progress import Reporter
@@ -36,7 +36,7 @@ def write_report(
     # Render everything before writing, so that an error leaves the old files in place.
     files = {
         "results.json": json.dumps(rows, indent=1, allow_nan=False).encode(),
-        "table.md": markdown(rows).encode("utf-8", "replace"),
+        "table.md": to_markdown(rows).encode("utf-8", "replace"),
         "figure.png": png,
         "report.html": _render_page(rows, config, png, audits).encode(),
     }
@@ -51,10 +51,10 @@ def show(rows: list[Row], reporter: Reporter) -> None:
         return
     rows = to_plain_json(rows)
     if not reporter.is_live:
-        return reporter.print(markdown(rows))
-    reporter.print(_title(rows), style="bold")
-    tables.method_table(rows).show(reporter)
-    requests = tables.request_table(rows)
+        return reporter.print(to_markdown(rows))
+    reporter.print(_make_title(rows), style="bold")
+    tables.make_method_table(rows).show(reporter)
+    requests = tables.make_request_table(rows)
     if requests.rows:
         reporter.print(_REQUESTS_TITLE, style="bold")
         requests.show(reporter, num_fixed=2)
@@ -62,14 +62,14 @@ def show(rows: list[Row], reporter: Reporter) -> None:
         reporter.print(finding.text, style=_STYLES.get(finding.kind, ""))
 
 
-def markdown(rows: list[Row]) -> str:
+def to_markdown(rows: list[Row]) -> str:
     """Returns tables and findings as Markdown; `rows` are plain JSON."""
-    warnings = [x.text for x in edition_findings(rows) if x.kind == "warning"]
-    paragraphs = [f"# {escape_markdown(_title(rows))}"]
+    warnings = [x.text for x in describe_editions(rows) if x.kind == "warning"]
+    paragraphs = [f"# {escape_markdown(_make_title(rows))}"]
     paragraphs += [f"**{escape_markdown(text)}**" for text in warnings]
     if rows:
-        paragraphs.append(tables.method_table(rows).to_markdown())
-    requests = tables.request_table(rows)
+        paragraphs.append(tables.make_method_table(rows).to_markdown())
+    requests = tables.make_request_table(rows)
     if requests.rows:
         paragraphs += [f"## {_REQUESTS_TITLE}", requests.to_markdown()]
     items = []
@@ -80,7 +80,7 @@ def markdown(rows: list[Row]) -> str:
     return "\n\n".join([*paragraphs, "\n".join(items)]) + "\n"
 
 
-def _title(rows: Sequence[Row]) -> str:
+def _make_title(rows: Sequence[Row]) -> str:
     config, edition, metric = (
         list_values(rows, key) for key in ("config", "edition", "metric")
     )
@@ -99,16 +99,16 @@ def _render_page(
         undefined=jinja2.StrictUndefined,
     )
     page = environment.from_string(_TEMPLATE.read_text("utf-8")).render(
-        title=_title(rows),
+        title=_make_title(rows),
         findings=collect_findings(rows),
-        methods=tables.method_table(rows),
-        requests=tables.request_table(rows),
+        methods=tables.make_method_table(rows),
+        requests=tables.make_request_table(rows),
         requests_title=_REQUESTS_TITLE,
         audits=audits,
-        audit_table=audit_table.table(audits) if audits else None,
+        audit_table=audit_table.make_table(audits) if audits else None,
         audit_legend=audit_table.LEGEND,
         png=base64.b64encode(png).decode(),
-        seeds=tables.seed_table(rows),
+        seeds=tables.make_seed_table(rows),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
     return printable(page)

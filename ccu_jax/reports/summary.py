@@ -82,30 +82,30 @@ class MethodResults:
         """Returns the mean of `value(row)` over the seeds."""
         return estimate([value(row) for row in self.rows.values()])
 
-    def number(self, *path: str) -> Estimate:
+    def mean_number(self, *path: str) -> Estimate:
         """Returns the mean of the numbers at a path of keys."""
         return self.mean(lambda row: get_number(row, *path))
 
-    def score(self, split: str, view: str) -> Estimate:
+    def mean_score(self, split: str, view: str) -> Estimate:
         """Returns the mean score in percent, see `get_score`."""
         return self.mean(lambda row: get_score(row, split, view))
 
-    def attack_auc(self, view: str) -> Estimate:
+    def mean_attack_auc(self, view: str) -> Estimate:
         """Returns the mean AUC of the membership attack, 0 to 1."""
-        return self.number("attack_auc", view)
+        return self.mean_number("attack_auc", view)
 
-    def time_s(self) -> Estimate:
+    def mean_time_s(self) -> Estimate:
         """Returns the mean seconds of unlearning, or of training a reference."""
         return self.mean(get_time_s)
 
-    def time_percent(self, reference: "MethodResults") -> Estimate:
+    def mean_time_percent(self, reference: "MethodResults") -> Estimate:
         """Returns the time in percent of a reference's.
 
         Times are paired by seed; a seed that the reference lacks is compared with its
         mean time.
         """
         times = {seed: get_time_s(row) for seed, row in reference.rows.items()}
-        mean_s = reference.time_s().mean
+        mean_s = reference.mean_time_s().mean
         ratios = []
         for seed, row in self.rows.items():
             reference_s = times.get(seed, mean_s)
@@ -113,7 +113,7 @@ class MethodResults:
             ratios.append(100 * get_time_s(row) / reference_s if is_valid else math.nan)
         return estimate(ratios)
 
-    def difference(
+    def mean_difference(
         self, reference: "MethodResults", value: Callable[[Row], float]
     ) -> Estimate:
         """Returns the mean difference from a reference over the common seeds."""
@@ -141,7 +141,7 @@ class MethodResults:
             return "yes"
         return f"no ({sum(values)} of {len(values)})" if any(values) else "no"
 
-    def requests(self) -> list["MethodResults"]:
+    def split_requests(self) -> list["MethodResults"]:
         """Returns the results after the first unlearning request, the second, ..."""
         requests: list[MethodResults] = []
         for seed, row in self.rows.items():
@@ -167,12 +167,14 @@ class MethodResults:
 
         def gap(view: str) -> float:
             path = "attack_auc", view
-            return abs(self.difference(reference, lambda x: get_number(x, *path)).mean)
+            return abs(
+                self.mean_difference(reference, lambda x: get_number(x, *path)).mean
+            )
 
         return all(gap(view) <= self.tolerance() for view in VISUAL)
 
 
-def by_method(rows: Sequence[Row]) -> dict[str, MethodResults]:
+def group_by_method(rows: Sequence[Row]) -> dict[str, MethodResults]:
     """Groups rows by method, in the order of `METHODS`."""
     groups: dict[str, MethodResults] = {}
     for row in rows:
@@ -182,7 +184,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, MethodResults]:
     return dict(sorted(groups.items(), key=lambda g: order.get(g[0], len(order))))
 
 
-def best_baseline(
+def find_best_baseline(
     groups: dict[str, MethodResults], must_forget: bool = False
 ) -> str | None:
     """Returns the baseline with the highest fused test score that never diverged.
@@ -196,7 +198,7 @@ def best_baseline(
             continue
         if must_forget and not group.has_forgotten(reference):
             continue
-        score = group.score("test", "fused").mean
+        score = group.mean_score("test", "fused").mean
         if score > best_score:  # False for NaN
             best, best_score = name, score
     return best

@@ -13,10 +13,10 @@ from ccu_jax.reports.summary import (
     DASH,
     MethodResults,
     Row,
-    best_baseline,
-    by_method,
+    find_best_baseline,
     format_estimate,
     get_value,
+    group_by_method,
 )
 from ccu_jax.runs.progress import Reporter
 
@@ -83,35 +83,35 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", text)
 
 
-def method_table(rows: Sequence[Row]) -> Table:
+def make_method_table(rows: Sequence[Row]) -> Table:
     """Returns the main table, one row per method."""
-    groups = by_method(rows)
-    baseline = best_baseline(groups)
+    groups = group_by_method(rows)
+    baseline = find_best_baseline(groups)
     compared = {f"time (% of {REFERENCE})": groups.get(REFERENCE, MethodResults())}
     if baseline:
         compared[f"time (% of {baseline}, best baseline)"] = groups[baseline]
 
-    def cells(name: str, group: MethodResults) -> dict[str, str]:
-        times = {"time (s)": group.time_s()}
-        times |= {title: group.time_percent(x) for title, x in compared.items()}
+    def format_row(name: str, group: MethodResults) -> dict[str, str]:
+        times = {"time (s)": group.mean_time_s()}
+        times |= {title: group.mean_time_percent(x) for title, x in compared.items()}
         time_cells = {title: format_estimate(time) for title, time in times.items()}
         if name == "original":  # its training time is a finding
             time_cells = dict.fromkeys(times, DASH)
         return {
             "method": name + (" (diverged)" if group.divergences() else ""),
             **time_cells,
-            **_score_cells(group, _SCORES),
+            **_format_scores(group, _SCORES),
         }
 
-    return Table.from_cells(cells(*item) for item in groups.items())
+    return Table.from_cells(format_row(*item) for item in groups.items())
 
 
-def seed_table(rows: Sequence[Row]) -> Table:
+def make_seed_table(rows: Sequence[Row]) -> Table:
     """Returns the detailed table, one row per method and seed."""
 
-    def cells(name: str, seed: str, row: Row) -> dict[str, str]:
+    def format_row(name: str, seed: str, row: Row) -> dict[str, str]:
         group = MethodResults({seed: row})
-        times = {f"{x} (s)": group.number("seconds", x) for x in _PHASES}
+        times = {f"{x} (s)": group.mean_number("seconds", x) for x in _PHASES}
         texts = {
             "diverged": get_value(row, "diverged"),
             "unlearn rule": get_value(row, "unlearn_set", "rule"),
@@ -122,20 +122,20 @@ def seed_table(rows: Sequence[Row]) -> Table:
             "method": name,
             "seed": seed,
             **{title: format_estimate(time) for title, time in times.items()},
-            **_score_cells(group, itertools.product(SPLITS, VIEWS)),
+            **_format_scores(group, itertools.product(SPLITS, VIEWS)),
             **{title: DASH if x is None else str(x) for title, x in texts.items()},
         }
 
     return Table.from_cells(
-        cells(name, seed, row)
-        for name, group in by_method(rows).items()
+        format_row(name, seed, row)
+        for name, group in group_by_method(rows).items()
         for seed, row in group.rows.items()
     )
 
 
-def request_table(rows: Sequence[Row]) -> Table:
+def make_request_table(rows: Sequence[Row]) -> Table:
     """Returns the table of unlearning requests, one row per method and request."""
-    groups = by_method(rows)
+    groups = group_by_method(rows)
     reference = groups.get(REFERENCE, MethodResults())
     # On the images of all requests so far, and on those of the first request.
     attacks = {
@@ -144,32 +144,36 @@ def request_table(rows: Sequence[Row]) -> Table:
         for view in VISUAL
     }
 
-    def cells(name: str, number: int, request: MethodResults) -> dict[str, str]:
-        percent = request.time_percent(reference)
-        aucs = {title: request.number(*path) for title, path in attacks.items()}
+    def format_row(name: str, number: int, request: MethodResults) -> dict[str, str]:
+        percent = request.mean_time_percent(reference)
+        aucs = {title: request.mean_number(*path) for title, path in attacks.items()}
         return {
             "method": name,
             "request": str(number),
-            "rows": format_estimate(request.number("count"), 0),
-            "time (s)": format_estimate(request.time_s()),
+            "rows": format_estimate(request.mean_number("count"), 0),
+            "time (s)": format_estimate(request.mean_time_s()),
             f"time (% of {REFERENCE})": format_estimate(percent),
             **{title: format_estimate(auc, 3) for title, auc in aucs.items()},
-            "test fused": format_estimate(request.score("test", "fused"), 1),
+            "test fused": format_estimate(request.mean_score("test", "fused"), 1),
         }
 
     return Table.from_cells(
-        cells(name, number, request)
+        format_row(name, number, request)
         for name, group in groups.items()
-        for number, request in enumerate(group.requests(), 1)
+        for number, request in enumerate(group.split_requests(), 1)
     )
 
 
-def _score_cells(
+def _format_scores(
     group: MethodResults, scores: Iterable[tuple[str, str]]
 ) -> dict[str, str]:
     """Returns the cells of scores by split and view, attack AUCs and text logits."""
-    values = {f"{split} {view}": group.score(split, view) for split, view in scores}
-    aucs = {f"attack AUC {x}": group.attack_auc(view) for x, view in _ATTACKS.items()}
+    values = {
+        f"{split} {view}": group.mean_score(split, view) for split, view in scores
+    }
+    aucs = {
+        f"attack AUC {x}": group.mean_attack_auc(view) for x, view in _ATTACKS.items()
+    }
     return {
         **{title: format_estimate(value, 1) for title, value in values.items()},
         **{title: format_estimate(auc, 3) for title, auc in aucs.items()},

@@ -150,7 +150,7 @@ def test_differences_are_those_of_the_named_models():
     outputs = make_outputs(simulate(1, memorization=0.5))
     record = offline.audit_outputs(outputs)
     signals = {
-        name: offline.attack_signals(model)["image"]["loss"]
+        name: offline.compute_signals(model)["image"]["loss"]
         for name, model in outputs.items()
     }
     assert set(record["attacks"]) == {"image", "text", "fused", "pair", "white"}

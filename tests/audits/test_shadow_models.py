@@ -9,9 +9,9 @@ import pytest
 from ccu_jax import errors
 from ccu_jax.audits import shadow_models
 from ccu_jax.audits.shadow_models import (
+    make_shadow_problem,
+    make_shadow_sets,
     plan_shadows,
-    shadow_problem,
-    shadow_sets,
     train_shadows,
 )
 from ccu_jax.distributed import executors, preemption
@@ -77,14 +77,14 @@ def test_a_shadow_model_is_trained_on_its_half_and_on_all_texts(make_setup):
     problem, plan = setup.problem, setup.plan
     sets, seeds = problem.sets, set()
     for number, is_in in enumerate(plan.is_in):
-        shadow = shadow_problem(problem, number)
+        shadow = make_shadow_problem(problem, number)
         seeds.add(shadow.seed)
         program = train_shadow(shadow, plan.rows[is_in])
         rows, visual = set(program.plan["rows"].ravel()), program.table["visual"]
         assert rows == {*sets.retain, *sets.unlearn, *plan.rows[is_in]}
         images = {row for row in rows if visual[row]}
         assert images == {*sets.retain, *plan.rows[is_in]}
-        unlearned = shadow_sets(problem, plan, number)
+        unlearned = make_shadow_sets(problem, plan, number)
         assert set(unlearned.unlearn) == set(plan.rows[is_in])
         assert not set(unlearned.unseen) & images
     assert len(seeds) == plan.num_shadows
@@ -152,6 +152,6 @@ def test_only_damaged_or_foreign_checkpoints_are_trained_again(
         setup.ctx.loop, "run", lambda *args: seeds.append(args[2].seed) or run(*args)
     )
     assert are_equal(setup.train(tmp_path, 1), first)
-    assert seeds == [shadow_problem(setup.problem, 2).seed] and setup.warnings
+    assert seeds == [make_shadow_problem(setup.problem, 2).seed] and setup.warnings
     setup.train(tmp_path, 1, setup.plan._replace(is_in=~setup.plan.is_in))
     assert len(seeds) == 5

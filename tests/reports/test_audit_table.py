@@ -27,7 +27,7 @@ def method():
 
 
 def cells_of(method):
-    table = audit_table.table([method])
+    table = audit_table.make_table([method])
     return dict(zip(table.header, table.rows[0], strict=True))
 
 
@@ -39,7 +39,7 @@ def test_columns_without_values_are_left_out(method):
         "average gap": "2.0 (1.0 to 3.0)",
         "wall time (s)": "3.0",
     }
-    text = audit_table.markdown([method])
+    text = audit_table.to_markdown([method])
     assert "**Sample edition" in text and "Wall time (s) over all" in text
     assert "gaps 1.5." in text and "- **retrain_visual_2**: image: forgotten" in text
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ccu_jax.reports.findings import collect_findings
-from ccu_jax.reports.tables import method_table
+from ccu_jax.reports.tables import make_method_table
 
 
 def texts(rows, *kinds):
@@ -29,7 +29,7 @@ def test_divergence_is_reported(good_rows, make_row):
     (text,) = texts(rows, "failed")
     assert text.startswith("scrub diverged (seed 2): step 40: loss nan")
     assert any("test fused score: finetune (60.0" in text for text in texts(rows))
-    assert "| scrub (diverged) |" in method_table(rows).to_markdown()
+    assert "| scrub (diverged) |" in make_method_table(rows).to_markdown()
 
 
 def test_targets_that_are_met_pass(good_rows):

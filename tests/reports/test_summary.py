@@ -6,10 +6,10 @@ import pytest
 
 from ccu_jax.reports.summary import (
     MethodResults,
-    best_baseline,
-    by_method,
     estimate,
+    find_best_baseline,
     get_score,
+    group_by_method,
 )
 
 
@@ -29,14 +29,14 @@ def test_time_is_paired_by_seed_or_compared_with_the_mean(make_row):
         "0": make_row("r", unlearn_s=50.0),
         "1": make_row("r", unlearn_s=100.0),
     }
-    percent = MethodResults(rows).time_percent(MethodResults(reference))
+    percent = MethodResults(rows).mean_time_percent(MethodResults(reference))
     assert percent.mean == pytest.approx((10.0 + 8.0) / 2)  # 5/50 and 6/75
 
 
 def test_differences_use_common_seeds_only(make_row):
     one = MethodResults({"0": make_row("a", fused=0.7), "1": make_row("a", fused=0.1)})
     other = MethodResults({"0": make_row("b", fused=0.5), "2": make_row("b")})
-    difference = one.difference(other, lambda row: get_score(row, "test", "fused"))
+    difference = one.mean_difference(other, lambda row: get_score(row, "test", "fused"))
     assert difference.mean == pytest.approx(20.0) and difference.count == 1
     assert list(one.with_seeds_of(other).rows) == ["0"]
 
@@ -44,11 +44,13 @@ def test_differences_use_common_seeds_only(make_row):
 def test_best_baseline_may_have_to_match_the_reference(good_rows, make_row):
     weak = [make_row("salun", s, fused=0.5, auc=0.51, unlearn_s=4.0) for s in (0, 1)]
     rows = [*good_rows, *weak]
-    assert best_baseline(by_method(rows)) == "scrub"  # whose attack AUC is 0.04 off
-    assert best_baseline(by_method(rows), must_forget=True) == "salun"
+    assert (
+        find_best_baseline(group_by_method(rows)) == "scrub"
+    )  # whose attack AUC is 0.04 off
+    assert find_best_baseline(group_by_method(rows), must_forget=True) == "salun"
     for row in weak:  # the AUC of one view alone does not suffice
         row["attack_auc"] = {**row["attack_auc"], "fused": 0.4}
-    assert best_baseline(by_method(rows), must_forget=True) is None
+    assert find_best_baseline(group_by_method(rows), must_forget=True) is None
     # Forms of CCU are no baselines; coun only shares their first letter.
     rows += [make_row("coun", fused=0.9), make_row("ccu_gated", fused=0.95)]
-    assert best_baseline(by_method(rows)) == "coun"
+    assert find_best_baseline(group_by_method(rows)) == "coun"

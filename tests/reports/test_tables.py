@@ -16,7 +16,7 @@ def cells_of(table):
 
 def test_methods_have_a_fixed_order_and_times(good_rows, make_row):
     rows = [*good_rows, make_row("zzz"), make_row("ccu")]
-    cells = {row["method"]: row for row in cells_of(tables.method_table(rows))}
+    cells = {row["method"]: row for row in cells_of(tables.make_method_table(rows))}
     order = "original retrain_visual finetune scrub ccu ccu_plus zzz"
     assert list(cells) == order.split()
     method = cells["ccu_plus"]
@@ -30,20 +30,20 @@ def test_methods_have_a_fixed_order_and_times(good_rows, make_row):
 
 def test_markdown_emphasizes_warnings_and_missed_targets(good_rows):
     good_rows[1]["text_unchanged"] = False
-    text = report.markdown(good_rows)
+    text = report.to_markdown(good_rows)
     assert text.count("**Clip art: 1,408") == 2  # at the top and among the findings
     assert "- **ccu\\_plus" not in text and "- **ccu_plus leaves the text" in text
     assert "- ccu_plus takes at most 10 %" in text
 
 
 def test_requests_have_their_own_table(rows_with_requests, make_reporter):
-    first, second = cells_of(tables.request_table(rows_with_requests))
+    first, second = cells_of(tables.make_request_table(rows_with_requests))
     assert (first["method"], first["request"], first["rows"]) == ("ccu", "1", "40 ± 0")
     assert first["time (% of retrain_visual)"] == "4.00 ± 0.00"
     assert first["attack AUC image, all requests"] == "0.510 ± 0.127"
     assert second["attack AUC fused, first request"] == "0.600"
     assert second["time (s)"] == "6.00" and second["test fused"] == "50.0"
-    assert "\n## Sequential requests\n" in report.markdown(rows_with_requests)
+    assert "\n## Sequential requests\n" in report.to_markdown(rows_with_requests)
     reporter, screen = make_reporter(width=70)
     report.show(rows_with_requests, reporter)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
@@ -56,7 +56,7 @@ def test_requests_have_their_own_table(rows_with_requests, make_reporter):
     "requests", [None, [], "x", {}, [None], [{}, 3, {"seconds": 3, "attack_auc": []}]]
 )
 def test_malformed_requests_are_shown_with_dashes(make_row, requests):
-    table = tables.request_table([make_row("ccu", requests=requests)])
+    table = tables.make_request_table([make_row("ccu", requests=requests)])
     assert bool(table.rows) == (isinstance(requests, list) and {} in requests)
 
 

@@ -161,8 +161,7 @@ def _hsic_sums(x, y) -> np.ndarray:
     """Returns the terms of `_hsic`, which are additive over rows, as objects."""
     xx, yy = (x**2).sum(axis=1), (y**2).sum(axis=1)
     sums = x.sum(axis=0), y.sum(axis=0), xx.sum(), yy.sum()
-    terms = len(x), *sums, x.T @ y, x.T @ yy, y.T @ xx, xx @ yy
-    return np.array(terms, dtype=object)
+    return np.array([len(x), *sums, x.T @ y, x.T @ yy, y.T @ xx, xx @ yy], object)
 
 
 def _hsic(sums):

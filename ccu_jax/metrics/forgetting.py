@@ -52,8 +52,7 @@ def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
 def forgetting_points_by_row(epsilons: np.ndarray, models: int) -> np.ndarray:
     """Returns the competition's H(epsilon) = 2^-floor(2 epsilon), `[N]`.
 
-    0 from ceil(ln(models - 1)) on, the largest epsilon that this number of models
-    can show.
+    0 from ceil(ln(models - 1)) on, because so few models show no larger epsilon.
     """
     limit = math.ceil(math.log(models - 1))
     return np.where(epsilons < limit, 0.5 ** np.floor(2 * epsilons), 0.0)

@@ -156,8 +156,7 @@ def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | Non
 
     The threshold, and the side of it on which members are expected, are chosen on a
     random half of the rows; the other half gives the bound. One random row of each
-    group is used.
-    None if a side has fewer than two rows or a value is not finite.
+    group is used. None if a side has fewer than two rows or a value is not finite.
     """
     rng = np.random.default_rng(0)
     sides = [np.asarray(x, np.float64) for x in signals[:2]]

@@ -20,7 +20,7 @@ from ccu_jax.metrics.intervals import jackknife_interval, mean_interval
 
 
 @pytest.mark.slow
-def test_all_metrics_of_15552_rows_take_less_than_a_minute_and_1_gib():
+def test_all_metrics_of_15552_rows_take_less_than_a_cpu_minute_and_1_gib():
     rows, classes, width, models = 15_552, 23, 256, 16
     rng = np.random.default_rng(0)
     labels = (rng.random((rows, classes)) < 0.11).astype(np.float32)
@@ -30,7 +30,7 @@ def test_all_metrics_of_15552_rows_take_less_than_a_minute_and_1_gib():
     single = np.eye(classes, dtype=np.float32)[rng.integers(classes, size=rows)]
     half = rng.random(rows) < 0.5
     memory_before = peak_memory()
-    start = time.perf_counter()
+    start = time.process_time()  # does not count other programs
     for multi_label, truth in ((True, labels), (False, single)):
         signals = [membership.membership_signals(z, truth, multi_label) for z in logits]
         for name in signals[0]:
@@ -57,7 +57,7 @@ def test_all_metrics_of_15552_rows_take_less_than_a_minute_and_1_gib():
     assert lira.evaluate_attack(scores, half, threshold=None).auc
     assert forgetting.forgetting_score(*pool).models == models
     assert forgetting.klom(*pool).models == models
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
     assert peak_memory() - memory_before < 2**30
 
 

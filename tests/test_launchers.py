@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.s[hb]*"), ROOT / ".ci/run"])
 COMMAND = ["-m", "ccu_jax.launch"]
 PYTHON = str(pathlib.Path(sys.prefix, "bin/python"))
-RETRY = ROOT / "launch/retry.sh"
+RETRY = ROOT / "launch/retry_policy.sh"
 
 
 def run_script(path, *argv, **env):

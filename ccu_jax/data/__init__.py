@@ -6,20 +6,12 @@ from collections.abc import Callable, Iterable
 from ccu_jax.config.schema import Data
 from ccu_jax.data.dataset import Dataset
 from ccu_jax.data.preparation import prepare, purge
-from ccu_jax.data.readers import fashion200k, hatefulmemes, mmimdb, pairs
 from ccu_jax.data.readers.base import Progress
+from ccu_jax.data.readers.registry import DATASETS
 from ccu_jax.data.samples import editions
 from ccu_jax.errors import UserError
 
 __all__ = ["DATASETS", "Dataset", "load", "load_prepared", "purge_images"]
-
-# To add a data set: a module with a READER, an entry here, and a file in configs/.
-DATASETS = {
-    "pairs": pairs.READER,
-    "mmimdb": mmimdb.READER,
-    "fashion200k": fashion200k.READER,
-    "hatefulmemes": hatefulmemes.READER,
-}
 
 
 def load(

@@ -1,7 +1,7 @@
 """Lost hosts: how long a process waits for the others, and the error that ends it.
 
-The error is a `RetryableError`, so the process exits with code 75. `launch/retry.sh`
-decides after which exit codes all processes are started again.
+The error is a `RetryableError`, so the process exits with code 75.
+`launch/retry_policy.sh` decides after which exit codes all processes are started again.
 """
 
 import time

@@ -224,7 +224,7 @@ def run_process() -> NoReturn:
     # SIGINT may be ignored (nohup) or handled by another program: leave that as it is.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit_on_interrupt)
-    preemption.install()
+    preemption.install_handler()
     try:
         code = main()
         sys.stdout.flush()
@@ -249,7 +249,7 @@ def run_process() -> NoReturn:
     elif hosts is not None:
         from ccu_jax.distributed import lost_hosts
 
-        lost_hosts.let_others_exit()
+        lost_hosts.delay_coordinator_exit()
     os._exit(code)
 
 

@@ -184,7 +184,7 @@ class _Training:
         if saved is not None and saved.metadata == facts:
             state, start = executor.replicate(saved.tree), saved.step
         every = self._ctx.config.run.checkpoint_steps
-        with preemption.checkpointing():
+        with preemption.defer_exit():
             for begin in range(start, first.steps, _CALL_STEPS):
                 state, _ = run(state, static, make_step_inputs(begin))
                 end = min(begin + _CALL_STEPS, first.steps)
@@ -217,7 +217,9 @@ class _Training:
             memory = compiled.memory_analysis()
             num_bytes = 0 if memory is None else memory.temp_size_in_bytes
             num_bytes += sum(x.nbytes for x in jax.tree.leaves(args[0]))
-            self._compiled[count] = compiled if executors.fits(num_bytes) else None
+            self._compiled[count] = (
+                compiled if executors.fits_on_devices(num_bytes) else None
+            )
         return self._compiled[count]
 
 

@@ -29,7 +29,7 @@ from ccu_jax.data.batches import iterate_batches, jpeg_dataset, plan_batches
 from ccu_jax.data.preparation import images
 from ccu_jax.data.samples import editions
 from ccu_jax.distributed import device_tables
-from ccu_jax.distributed.executors import Executor, fits, pmap
+from ccu_jax.distributed.executors import Executor, fits_on_devices, pmap
 from ccu_jax.errors import UserError
 
 PARTS = ("prepare", "feed")
@@ -245,7 +245,7 @@ def _batch_variants(
     executor = pmap()
     if batch % executor.num_devices == 0:
         variants["send from host"] = _make_gather(executor, host, plan)
-        if fits(dataset.image.nbytes):
+        if fits_on_devices(dataset.image.nbytes):
             table = {**columns, "image": pixels}
             variants["gather on device"] = _make_gather(executor, table, plan)
     return {variant: _make_rate(plan.size, call) for variant, call in variants.items()}

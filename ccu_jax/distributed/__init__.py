@@ -1,1 +1,1 @@
-"""distributed."""
+"""Execution on several devices and hosts."""

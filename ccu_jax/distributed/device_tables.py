@@ -1,9 +1,9 @@
-"""Tables of rows: columns that every device holds, that are sharded, or on the host.
+"""Tables whose columns are replicated on the devices, sharded, or on the host.
 
 A `Table` maps names to columns with one leading row axis. Its arrays are replicated on
 the devices; a `HostColumn` stays in host memory or on disk, and only the rows of the
-next steps are sent. A sharded table (`Executor.shard_tree`) has arrays `[D, L, ...]`:
-each of D devices holds L rows. Functions marked "per-device" run inside an executor.
+next steps are sent. A sharded table (`Executor.shard_tree`) has arrays `[D, L, ...]`,
+L rows on each of D devices. Functions marked "per-device" run inside an executor.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from ccu_jax.distributed.executors import AXIS, Executor
 
 
 class HostColumn(NamedTuple):
-    """A column `[N, ...]` on the host; rows that are not `valid` read as zeros."""
+    """A column `[N, ...]` on the host; `take` returns zeros for rows not `valid`."""
 
     array: np.ndarray
     valid: np.ndarray
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Reads rows by number: `[*rows.shape, ...]`."""
+        """Returns the rows with the given numbers, `[*rows.shape, ...]`."""
         flat = np.asarray(rows).ravel()
         taken = np.asarray(self.array).take(flat, axis=0)
         if not (valid := self.valid.take(flat)).all():
@@ -36,7 +36,7 @@ Table = Mapping[str, Column]
 
 
 def read_rows(column: Column, rows: np.ndarray) -> np.ndarray:
-    """Reads rows of a column into host memory, wherever the column is."""
+    """Reads rows of a column on the devices or the host into host memory."""
     if isinstance(column, HostColumn):
         return column.take(rows)
     if isinstance(column, jax.Array):  # only these rows leave the device
@@ -52,10 +52,10 @@ def device_columns(table: Table) -> dict[str, Any]:
 def send_rows(
     executor: Executor, table: Table, rows: np.ndarray, axis: int = 0
 ) -> dict[str, Any]:
-    """Shards row numbers over the devices, with those rows of the table's host columns.
+    """Shards row numbers, and these rows of the table's host columns, over the devices.
 
-    `rows` are the row numbers of whole batches, whose axis is `axis`. The table is
-    empty if the rows are those of a sharded table.
+    `rows` are the row numbers of global batches along `axis`. Pass an empty table if
+    they number rows of a sharded table.
     """
     local = executor.local_shard(rows, axis)
     sent = {k: x.take(local) for k, x in table.items() if isinstance(x, HostColumn)}
@@ -63,13 +63,13 @@ def send_rows(
 
 
 def gather_rows(columns: dict[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Gathers rows of `device_columns` and a shard of `send_rows`, per-device."""
+    """Gathers the `sent` rows of the device columns; adds host columns; per-device."""
     from_host = {name: x for name, x in sent.items() if name != "rows"}
     return jax.tree.map(lambda x: x[sent["rows"]], columns) | from_host
 
 
 def gather_replicated(tree: Any) -> Any:
-    """Gathers the rows of all devices onto every device, per-device.
+    """Gathers the rows of all devices onto every device; per-device.
 
     Implemented as a psum of zero-padded blocks: unlike an all_gather, a psum is known
     to be replicated, so shard_map accepts the result as an output. It is exact.
@@ -87,10 +87,10 @@ def gather_replicated(tree: Any) -> Any:
     return jax.tree.map(gather, tree)
 
 
-def take_sharded(columns: Any, rows: jax.Array) -> Any:
-    """Gathers rows `[B]` of a sharded table from the devices with them, per-device.
+def gather_sharded(columns: Any, rows: jax.Array) -> Any:
+    """Gathers rows `[B]` of a sharded table from the devices with them; per-device.
 
-    The columns are arrays `[L, ...]`: device d holds the rows from `d * L` on.
+    The columns are arrays `[L, ...]`; device d has the rows `d * L` to `d * L + L - 1`.
     """
     if jax.lax.axis_size(AXIS) == 1:
         return jax.tree.map(lambda x: x[rows], columns)
@@ -101,7 +101,7 @@ def take_sharded(columns: Any, rows: jax.Array) -> Any:
         is_local = (offset >= 0) & (offset < len(x))
         taken = x[jnp.clip(offset, 0, len(x) - 1)]
         taken = jnp.where(is_local.reshape(-1, *[1] * (x.ndim - 1)), taken, 0)
-        # One device holds the row and all others add zeros, so the sum is exact.
+        # One device adds the row and all others add zeros, so the sum is exact.
         if x.dtype == bool:
             taken = taken.astype(jnp.int8)
         summed = jax.lax.psum_scatter(taken, AXIS, scatter_dimension=0, tiled=True)

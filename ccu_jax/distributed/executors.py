@@ -1,10 +1,10 @@
-"""Executors: how one per-device function runs on all devices of all processes.
+"""Executors, which run a per-device function on all devices of all processes.
 
 A per-device function is `fn(state, static_inputs, batch) -> (state, out)`. `state` and
-`static_inputs` are replicated, `batch` is the device's shard, and everything returned
-must have been reduced over `AXIS`. Each executor runs the same function:
+`static_inputs` are replicated, `batch` is the device's shard, and all returned arrays
+must be reduced over `AXIS`. Each executor runs the same function:
 
-* `pmap`, the default. It does not notice an output that was not reduced, and returns
+* `pmap`, the default. It does not detect an output that was not reduced, and returns
   device 0's value.
 * `shard_map`, which rejects such an output.
 * `vmap`, which rejects it as well and simulates any number of devices on one: the
@@ -27,16 +27,16 @@ AXIS = "devices"
 
 
 class Executor(NamedTuple):
-    """How work is laid out over devices.
+    """Runs per-device functions and transfers arrays to the devices.
 
     Attributes:
         name: its key in `EXECUTORS`.
         num_devices: number of shards of a global batch.
-        compile: `compile(fn, donate=False)` returns the per-device function for all
-            devices, with the methods of a jitted one.
-        replicate: puts a tree on every device.
+        compile: `compile(fn, donate=False)` returns a per-device function as a jitted
+            function on all devices; `donate` donates the state's buffers.
+        replicate: copies a pytree to every device.
         local_shard: `local_shard(array, axis=0)` returns the shards of this process's
-            devices, `[local devices, ...]`, of a global batch that every process has.
+            devices, `[local devices, ...]`, of a global batch in host memory.
         to_global: turns the local shards of all processes into one array on devices.
     """
 
@@ -48,16 +48,16 @@ class Executor(NamedTuple):
     to_global: Callable[[np.ndarray], jax.Array]
 
     def shard(self, array: Any, axis: int = 0) -> jax.Array:
-        """Shards an array that every process has along one axis: `[devices, ...]`."""
+        """Shards one axis of a global array in host memory: `[devices, ...]`."""
         return self.to_global(self.local_shard(array, axis))
 
     def shard_tree(self, tree: Any) -> Any:
-        """Shards the rows of a tree in order: `[devices, rows / devices, ...]`."""
+        """Shards the rows of a pytree in order: `[devices, rows / devices, ...]`."""
         return jax.tree.map(self.shard, tree)
 
 
 def pmap() -> Executor:
-    """Returns the executor of `jax.pmap`: one program per device."""
+    """Returns the executor that uses `jax.pmap`: one program per device."""
     replicate, *sharding = _make_transfers(_make_mesh())
 
     def compile(fn, donate=False):
@@ -75,7 +75,7 @@ def pmap() -> Executor:
 
 
 def shard_map() -> Executor:
-    """Returns the executor of `jax.shard_map`, with its replication checks on."""
+    """Returns the executor that uses `jax.shard_map` with its replication checks."""
     mesh = _make_mesh()
 
     def compile(fn, donate=False):
@@ -95,7 +95,7 @@ def shard_map() -> Executor:
 
 
 def vmap(num_devices: int | None = None) -> Executor:
-    """Returns the executor that simulates devices on the first real one."""
+    """Returns the executor that simulates devices with `jax.vmap` on one device."""
     count = num_devices or jax.device_count()
 
     def compile(fn, donate=False):
@@ -103,7 +103,7 @@ def vmap(num_devices: int | None = None) -> Executor:
         return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
     def local_shard(array, axis=0):
-        return _split(array, axis, count)
+        return _split_into_shards(array, axis, count)
 
     return Executor("vmap", count, compile, jax.device_put, local_shard, jax.device_put)
 
@@ -112,8 +112,8 @@ EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
 
 
 def _make_mesh() -> Mesh:
-    # Process by process and with Auto axes, like pmap, so that arrays of both can be
-    # combined. On a TPU pod `jax.devices()` is in another order.
+    # Ordered by process and with Auto axes, like pmap, so that arrays of both can be
+    # combined. On a TPU pod `jax.devices()` has another order.
     devices = [
         device
         for process in range(jax.process_count())
@@ -153,7 +153,9 @@ def _make_transfers(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
     first = jax.process_index() * num_local
 
     def local_shard(array, axis=0):
-        return _split(array, axis, jax.device_count())[first : first + num_local]
+        return _split_into_shards(array, axis, jax.device_count())[
+            first : first + num_local
+        ]
 
     sharded = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -164,11 +166,12 @@ def _make_transfers(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
     return replicate, local_shard, to_global
 
 
-def _split(array: Any, axis: int, count: int) -> np.ndarray:
+def _split_into_shards(array: Any, axis: int, count: int) -> np.ndarray:
+    """Splits an axis into `count` equal shards and puts the shard axis first."""
     rows = array.shape[axis]
     if rows % count:
         raise UserError(
-            f"a batch of {rows} rows cannot be divided among {count} devices: choose "
+            f"a batch of {rows} rows cannot be divided among {count} devices; choose "
             f"batch sizes that are multiples of {count}"
         )
     shape = (*array.shape[:axis], count, rows // count, *array.shape[axis + 1 :])
@@ -176,7 +179,7 @@ def _split(array: Any, axis: int, count: int) -> np.ndarray:
 
 
 class _GlobalPmap:
-    """A pmap that returns global arrays when called, as its compiled form does."""
+    """A pmap that returns global arrays when called, as its AOT-compiled form does."""
 
     def __init__(self, mapped, replicate):
         self._mapped, self._replicate = mapped, replicate
@@ -186,18 +189,19 @@ class _GlobalPmap:
         return self._replicate(self._mapped(*args))
 
 
-def fits(num_bytes: int) -> bool:
-    """Returns whether `num_bytes` fit on every device beside the training state."""
+def fits_on_devices(num_bytes: int) -> bool:
+    """Returns whether `num_bytes` fit on every device next to the training state."""
     return all_agree(num_bytes <= _free_bytes())
 
 
 def _free_bytes() -> float:
+    """Estimates the memory of one device that the training state leaves free."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):
         return 0.4 * limit
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system
+    except (AttributeError, ValueError, OSError):  # unknown on some systems
         memory = 8 << 30
     # Simulated devices share the machine's memory, and so may their processes.
     return 0.2 * memory / jax.device_count()

@@ -1,7 +1,7 @@
-"""The processes of a run, one per host: start, end and collectives.
+"""Startup, shutdown and collectives of the processes of a run, one per host.
 
-All processes must call the collectives, in the same order. Each one is a sync point, at
-which a preempted run ends.
+All processes must call the collectives in the same order. Each collective is a sync
+point, at which a preempted run exits.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from ccu_jax.errors import (
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
 
-_VISIBLE_TIMEOUT_S = 60.0  # for what another host wrote to the shared folder
-_SHARED_TIMEOUT_S = 15.0  # the same, to find out whether the folder is shared
+_VISIBLE_TIMEOUT_S = 60.0  # for files that another host wrote to the shared folder
+_SHARED_TIMEOUT_S = 15.0  # for the file that tests whether a folder is shared
 _SYNC_EVERY_S = 5.0
-_DONE, _WORKING = 0, 1  # status of process 0 in `run_on_primary`; else an exit code
+_DONE, _WORKING = 0, 1  # status of `run_on_primary`; all others are exit codes
 
 
 def process_index_and_count() -> tuple[int, int]:
@@ -38,17 +38,18 @@ def process_index_and_count() -> tuple[int, int]:
 
 
 def is_primary() -> bool:
-    """Returns whether this is process 0, which writes logs and reports."""
+    """Returns whether this process is process 0, which writes logs and reports."""
     return jax.process_index() == 0
 
 
 def join_hosts(addresses: dict[str, Any]) -> None:
-    """Connects to the other processes of this run.
+    """Connects this process to the other processes of the run.
 
-    `addresses` are arguments of `jax.distributed.initialize`, or empty: JAX finds them.
+    `addresses` are keyword arguments of `jax.distributed.initialize`; JAX detects
+    those that are missing.
 
     Raises:
-        UserError: they are neither given nor detected.
+        UserError: the addresses are neither passed nor detected.
         RetryableError: the other processes cannot be reached.
     """
     start_s = time.monotonic()
@@ -64,12 +65,12 @@ def join_hosts(addresses: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def stopping_together() -> Iterator[None]:
-    """Within the block, a SIGTERM to one process ends all of them; waits for all."""
+def synchronize_preemption() -> Iterator[None]:
+    """Ends all processes on a SIGTERM to one; at the end of the block waits for all."""
     if not jax.distributed.is_initialized():
         yield
         return
-    preemption.use_sync_points(
+    preemption.enable_sync_points(
         multihost_utils.reached_preemption_sync_point, jax.distributed.shutdown
     )
     yield
@@ -78,7 +79,7 @@ def stopping_together() -> Iterator[None]:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Blocks until all processes have reached the barrier `name`."""
     preemption.sync_point()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -93,7 +94,7 @@ def all_agree(condition: bool) -> bool:
 
 
 def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
-    """Returns process 0's value of an array of 32-bit numbers."""
+    """Returns process 0's array; all processes pass the same shape and 32-bit dtype."""
     preemption.sync_point()
     if jax.process_count() == 1:
         return array
@@ -103,10 +104,10 @@ def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
 def run_on_primary(
     work: Callable[[Progress], Result], progress: Progress
 ) -> Result | None:
-    """Runs long work on process 0 while the others wait; they return None.
+    """Runs `work` on process 0 and returns its result; other processes wait for None.
 
-    `work` is passed a function to report progress, which is a sync point every few
-    seconds: a SIGTERM ends the run during the work. If it fails, all processes fail.
+    `work` receives a function that reports progress and is a sync point every few
+    seconds, so that a SIGTERM ends the run. If `work` fails, all processes fail.
     """
     if jax.process_count() == 1:
         return work(progress)
@@ -116,7 +117,7 @@ def run_on_primary(
         if status == _DONE:
             return None
         error = RetryableError if status == RETRY_EXIT_CODE else UserError
-        raise error("process 0 has failed; see the error that it printed")
+        raise error("process 0 failed; see its error message")
     synced_s = time.monotonic()
 
     def synced_progress(doing, done, total):
@@ -136,11 +137,12 @@ def run_on_primary(
 
 
 def _broadcast_status(status: int) -> int:
+    """Returns process 0's status on all processes."""
     return int(broadcast_from_primary(np.array(status, np.int32)))
 
 
-def is_shared_folder(folder: pathlib.Path) -> bool:
-    """Returns whether all processes see the same folder."""
+def probe_shared_folder(folder: pathlib.Path) -> bool:
+    """Writes a temporary file to `folder`; returns whether all processes see it."""
     if jax.process_count() == 1:
         return True
     token = broadcast_from_primary(np.array(time.time_ns() % 2**31))
@@ -157,27 +159,28 @@ def is_shared_folder(folder: pathlib.Path) -> bool:
 def wait_until_visible(
     path: pathlib.Path, is_ready: Callable[[], bool] | None = None
 ) -> bool:
-    """Returns whether process 0 sees a path; the others wait until they see it, too.
+    """Waits until all processes see a path; returns False if process 0 does not see it.
 
     A network file system may show a file later on one host than on another. `is_ready`
-    is the condition to wait for, by default that the path exists.
+    is the condition to wait for; by default, the path must exist.
 
     Raises:
-        RetryableError: this process does not see it in time.
+        RetryableError: this process does not see the path before the timeout.
     """
     is_ready = is_ready or path.exists
     if not _broadcast_status(is_ready()):
         return False
     if not _wait_until(is_ready, _VISIBLE_TIMEOUT_S):
         raise RetryableError(
-            f"{path}: seen by process 0, not by process {jax.process_index()} within "
-            f"{_VISIBLE_TIMEOUT_S:.0f} s; put --workdir on a file system that all "
-            "processes share and start them again"
+            f"{path}: visible to process 0, but not to process {jax.process_index()} "
+            f"after {_VISIBLE_TIMEOUT_S:.0f} s; put --workdir on a file system that "
+            "all processes share and start all processes again"
         )
     return True
 
 
 def _wait_until(is_ready: Callable[[], bool], timeout_s: float) -> bool:
+    """Polls `is_ready` until it is true or the timeout; returns its last value."""
     end_s = time.monotonic() + timeout_s
     while not (ready := is_ready()) and time.monotonic() <= end_s:
         time.sleep(0.2)

@@ -1,6 +1,6 @@
-"""Lost hosts: how long a process waits for the others, and the error that ends it.
+"""Lost hosts: timeouts, and the errors shown if another process cannot be reached.
 
-The error is a `RetryableError`, so the process exits with code 75.
+Most errors are a `RetryableError`, so the process exits with code 75.
 `launch/retry_policy.sh` decides after which exit codes all processes are started again.
 """
 
@@ -12,17 +12,17 @@ import jax
 from ccu_jax.errors import RetryableError, UserError
 
 START_TIMEOUT_S = 300
-# After it, JAX aborts the processes that are left (exit code 134).
+# When one process is silent for so long, JAX aborts all others (exit code 134).
 HEARTBEAT_TIMEOUT_S = 60
 _EXIT_DELAY_S = 3.0
-# Words of a collective that failed because another process is gone.
-_ERROR_WORDS = ("Gloo", "NCCL", "by peer", "coordination service")
+# Substrings of the messages of collectives that fail because a process is lost.
+_ERROR_PARTS = ("Gloo", "NCCL", "by peer", "coordination service")
 
 
 def failed_start_error(
     error: Exception, addresses: dict[str, Any], waited_s: float
 ) -> UserError:
-    """Returns the error to show if `jax.distributed.initialize` failed."""
+    """Converts an exception of `jax.distributed.initialize` to the error to show."""
     reason = f"cannot join the other hosts: {str(error).partition(chr(10))[0]}"
     if waited_s >= START_TIMEOUT_S:  # JAX's own message does not say this
         count = addresses.get("num_processes", "other")
@@ -30,26 +30,26 @@ def failed_start_error(
     elif isinstance(error, ValueError):
         hint = "" if addresses else "; pass --multihost ADDRESS:PORT COUNT INDEX"
         return UserError(reason + hint)
-    # An address that does not resolve yet, or a port that is still in use.
+    # Such as an address that does not resolve yet, or a port that is still in use.
     return RetryableError(f"{reason}; start all processes again")
 
 
 def lost_host_error(error: BaseException | None) -> RetryableError | None:
-    """Returns the error to show if a collective failed because a process is gone."""
+    """Returns the error to show if a process is lost; None for other exceptions."""
     while error is not None and jax.distributed.is_initialized():
-        if any(words in str(error) for words in _ERROR_WORDS):
+        if any(part in str(error) for part in _ERROR_PARTS):
             return RetryableError(
-                "another process of this run has failed or cannot be reached; start "
+                "another process of this run failed or cannot be reached; start "
                 "all processes again to resume"
             )
         error = error.__cause__ or error.__context__
     return None
 
 
-def let_others_exit() -> None:
-    """Delays the exit of process 0 after an error that other processes may share.
+def delay_coordinator_exit() -> None:
+    """Delays the exit of process 0 after an error, so that others can report theirs.
 
-    It runs JAX's coordinator: as soon as it exits, JAX aborts all others.
+    Process 0 runs JAX's coordinator: when it exits, JAX aborts all other processes.
     """
     if (
         jax.distributed.is_initialized()

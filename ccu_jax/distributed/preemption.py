@@ -1,10 +1,10 @@
-"""Preemption: SIGTERM ends a run with exit code 75, after steps of training are saved.
+"""Preemption: SIGTERM ends a run with exit code 75, after saving a checkpoint.
 
-All files are written atomically, so a process may end at any time. Only the steps since
-the last checkpoint would be lost; within `checkpointing` the run therefore saves them
-before it ends.
+All files are written atomically, so a process may exit at any time. Only the training
+steps since the last checkpoint would be lost; within `defer_exit` the run therefore
+saves a checkpoint before it exits.
 
-Elsewhere a single process ends at once. Several processes end together: JAX's
+Elsewhere a single process exits at once. Several processes exit together: JAX's
 preemption service informs all of them of a signal to one, and they agree on the next
 common sync point (`multihost_utils.reached_preemption_sync_point`). Sync points are the
 boundaries of training calls and all collectives that the host starts.
@@ -23,11 +23,12 @@ MESSAGE = "stopped by SIGTERM; rerun the same command to resume"
 
 
 class _State:
-    """State of this process; the last two are set if there are several processes."""
+    """The preemption state of this process."""
 
-    is_requested = False  # all processes stop at this sync point or the next one
-    is_checkpointing = False
+    is_requested = False  # whether the process exits at the next sync point
+    is_exit_deferred = False
     num_sync_points = 0
+    # See `enable_sync_points`; None in a run of a single process.
     reached_sync_point: Callable[[int], bool] | None = None
     disconnect: Callable[[], None] | None = None
 
@@ -35,12 +36,12 @@ class _State:
 _exiting = threading.Lock()
 
 
-def install() -> None:
-    """Handles SIGTERM in this process, unless its parent ignores or handles it."""
+def install_handler() -> None:
+    """Installs the SIGTERM handler, unless SIGTERM is ignored or handled already."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
-    # A Python handler runs in the main thread, which may be compiling or waiting for
-    # another process in C++. A thread that reads the wakeup pipe reacts at once.
+    # A Python handler runs in the main thread, which may be blocked in C++ by a
+    # compilation or a collective. A thread that reads the wakeup pipe reacts at once.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -49,27 +50,32 @@ def install() -> None:
 
 
 def _listen(pipe: int) -> None:
+    """Requests a stop, or exits, for each SIGTERM that arrives in the wakeup pipe."""
     while number := os.read(pipe, 1):
         if number[0] == signal.SIGTERM:
             _State.is_requested = True
-            if not _State.is_checkpointing:
+            if not _State.is_exit_deferred:
                 exit_now()
 
 
-def use_sync_points(
+def enable_sync_points(
     reached_sync_point: Callable[[int], bool], disconnect: Callable[[], None]
 ) -> None:
-    """Makes several processes stop at the same sync point; the first has number 1.
+    """Makes all processes of a run stop at the same sync point.
 
-    `disconnect` waits until all processes call it, before they exit.
+    Args:
+        reached_sync_point: `multihost_utils.reached_preemption_sync_point`, or another
+            function that returns whether to stop at the sync point of a number. Each
+            process numbers its sync points from 1.
+        disconnect: called before the exit; blocks until all processes call it.
     """
     _State.reached_sync_point, _State.disconnect = reached_sync_point, disconnect
 
 
 def should_stop() -> bool:
-    """Returns whether to save a checkpoint and stop.
+    """Counts a sync point and returns whether to save a checkpoint and stop.
 
-    Of several processes, all must call this at the same steps, and get the same answer.
+    All processes must call this at the same steps, and all get the same answer.
     """
     if _State.reached_sync_point is not None and not _State.is_requested:
         _State.num_sync_points += 1
@@ -78,36 +84,36 @@ def should_stop() -> bool:
 
 
 def sync_point() -> None:
-    """Ends the process here if all were asked to stop; every collective calls this."""
-    if should_stop() and not _State.is_checkpointing:
+    """Exits if the run has to stop here; every collective starts with a sync point."""
+    if should_stop() and not _State.is_exit_deferred:
         exit_now()
 
 
 @contextlib.contextmanager
-def checkpointing() -> Iterator[None]:
-    """Within the block SIGTERM does not end the process; call `should_stop` there."""
-    _State.is_checkpointing = True
+def defer_exit() -> Iterator[None]:
+    """Defers the exit on SIGTERM to the end of the block; poll `should_stop` in it."""
+    _State.is_exit_deferred = True
     try:
         yield
     finally:
-        _State.is_checkpointing = False
+        _State.is_exit_deferred = False
     if _State.is_requested:
         exit_now()
 
 
 def disconnect() -> None:
-    """Waits for the other processes, if there are any: all of them end.
+    """Blocks until the other processes, if any, are about to exit as well.
 
-    Process 0 must exit last, because JAX aborts the others without it.
+    Process 0 must not exit first, because JAX would abort the others.
     """
     if _State.disconnect is not None:
         _State.disconnect()
 
 
 def exit_now() -> NoReturn:
-    """Ends the process, from any thread.
+    """Exits with code 75 from any thread.
 
-    Not by an exception, for the reasons of `launch._exit_on_interrupt`.
+    No exception is raised, for the reasons given in `launch._exit_on_interrupt`.
     """
     _exiting.acquire()  # never released: only the first thread continues
     os.write(2, f"{MESSAGE}\n".encode())

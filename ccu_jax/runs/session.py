@@ -14,12 +14,12 @@ from ccu_jax import data, models
 from ccu_jax.config.schema import Config, check_batches, from_json, to_json
 from ccu_jax.data import Dataset, corruptions
 from ccu_jax.distributed.device_tables import HostColumn
-from ccu_jax.distributed.executors import EXECUTORS, Executor, fits
+from ccu_jax.distributed.executors import EXECUTORS, Executor, fits_on_devices
 from ccu_jax.distributed.hosts import (
     is_primary,
-    is_shared_folder,
+    probe_shared_folder,
     run_on_primary,
-    stopping_together,
+    synchronize_preemption,
 )
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
@@ -58,14 +58,14 @@ def open_run(
     check_rule(config.unlearn.rule)
     check_batches(config, methods, jax.device_count())
     # Otherwise processes would skip different stages, and then wait for each other.
-    if not is_shared_folder(workdir):
+    if not probe_shared_folder(workdir):
         raise UserError(
             f"--workdir {workdir}: not shared by all processes; use a shared folder "
             "(NFS, Filestore, a mounted bucket)"
         )
     source_commit()  # cached, as the checkout may change during the run
     reject_external_links(workdir, config.run.allow_external_links)
-    with stopping_together(), lock_workdir(workdir):
+    with synchronize_preemption(), lock_workdir(workdir):
         check_same_config(config, workdir)
         with contextlib.closing(Reporter(workdir, is_primary())) as reporter:
             stages = [stage_title(s, m) for s in config.seeds for m in methods]
@@ -166,7 +166,7 @@ def _build_table(
     table = {name: np.asarray(getattr(dataset, name)) for name in names}
     image = HostColumn(dataset.image, dataset.has_image)
     placement = config.run.image_placement
-    has_space = placement == "auto" and fits(dataset.image.nbytes)
+    has_space = placement == "auto" and fits_on_devices(dataset.image.nbytes)
     if placement == "device" or has_space:
         rows = np.arange(len(dataset.id))
         return executor.replicate(table | {"image": image.take(rows)})

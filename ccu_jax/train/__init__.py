@@ -1,1 +1,1 @@
-"""train."""
+"""Programs of methods, the training loop and checkpoints."""

@@ -96,7 +96,7 @@ class Loop:
             execution = _Execution(self, program, seconds, folder, stage)
             # The training section is compiled into the steps; hyperparameters are data.
             execution.prepare((name, problem.config.train), problem.make_key("steps"))
-            with preemption.checkpointing():
+            with preemption.defer_exit():
                 execution.run_steps()
                 return execution.finish()
 

@@ -186,7 +186,9 @@ class _StepLoop(NamedTuple):
 
     def _rows(self, part, index):
         if part in self.sharded_tables:
-            return device_tables.take_sharded(self.sharded_tables[part], index["rows"])
+            return device_tables.gather_sharded(
+                self.sharded_tables[part], index["rows"]
+            )
         return device_tables.gather_rows(self.columns, index)
 
     def _refresh(self, state):

@@ -1,1 +1,1 @@
-"""Which rows are retained, unlearned and held out."""
+"""Selection of the rows to retain, to unlearn and to hold out."""

@@ -114,7 +114,7 @@ def test_joint_training_resumes_after_preemption(make_setup, tmp_path, monkeypat
     calls = []
 
     def should_stop():
-        calls.append(preemption._State.is_checkpointing)
+        calls.append(preemption._State.is_exit_deferred)
         return sum(calls) == 2  # after the second call of the compiled program
 
     monkeypatch.setattr(preemption, "should_stop", should_stop)
@@ -133,7 +133,7 @@ def test_the_batch_is_halved_until_it_fits_in_memory(make_setup, tmp_path, monke
         sizes.append(size)
         return len(sizes) > 1  # not four models, but two
 
-    monkeypatch.setattr(executors, "fits", fits)
+    monkeypatch.setattr(executors, "fits_on_devices", fits)
     assert len(setup.train(tmp_path, 4)) == 4
     assert [done for done, _ in setup.progress] == [0, 2, 4]
     assert 1.5 < sizes[0] / sizes[1] < 2.5

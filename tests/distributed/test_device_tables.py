@@ -8,8 +8,8 @@ import pytest
 from ccu_jax.distributed.device_tables import (
     HostColumn,
     gather_replicated,
+    gather_sharded,
     read_rows,
-    take_sharded,
 )
 from tests.distributed.test_executors import EVERY_EXECUTOR, EXECUTORS
 
@@ -60,7 +60,7 @@ def test_take_sharded_returns_the_requested_rows_of_any_device(name, rows):
     executor, table = EXECUTORS[name](), columns()
 
     def fn(state, _, batch):
-        return state, gather_replicated(take_sharded(batch["table"], batch["rows"]))
+        return state, gather_replicated(gather_sharded(batch["table"], batch["rows"]))
 
     shards = executor.shard(rows.astype(np.int32))
     batch = {"table": executor.shard_tree(table), "rows": shards}

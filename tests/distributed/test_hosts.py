@@ -25,7 +25,9 @@ def test_path_that_process_0_sees_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "broadcast_from_primary", np.ones_like)
     assert hosts.wait_until_visible(path, is_ready)
     monkeypatch.setattr(hosts, "_VISIBLE_TIMEOUT_S", 0.3)
-    with pytest.raises(RetryableError, match="absent: seen by process 0, not by"):
+    with pytest.raises(
+        RetryableError, match="absent: visible to process 0, but not to"
+    ):
         hosts.wait_until_visible(tmp_path / "absent")
 
 
@@ -125,6 +127,6 @@ def test_error_of_process_0_ends_the_others_with_its_exit_code(
         hosts.run_on_primary(work, print)
     assert sent == [code]
     two_processes(1, received=[code])
-    with pytest.raises(type(error), match="process 0 has failed") as caught:
+    with pytest.raises(type(error), match="process 0 failed") as caught:
         hosts.run_on_primary(work, print)
     assert type(caught.value) is type(error)

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run at a sync point, and within `checkpointing` after a checkpoint."""
+"""SIGTERM ends a run at a sync point, and within `defer_exit` after a checkpoint."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from ccu_jax.distributed import preemption
 SCRIPT = """
 import os, signal, time
 from ccu_jax.distributed import preemption
-preemption.install()
+preemption.install_handler()
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -19,7 +19,7 @@ def terminate():
 
 """
 CHECKPOINTING = """
-with preemption.checkpointing():
+with preemption.defer_exit():
     assert not preemption.should_stop()
     terminate()
     terminate()
@@ -28,7 +28,7 @@ with preemption.checkpointing():
 print("not reached", flush=True)
 """
 ELSEWHERE = """
-with preemption.checkpointing():
+with preemption.defer_exit():
     assert not preemption.should_stop()
 print("elsewhere", flush=True)
 terminate()
@@ -63,7 +63,7 @@ class Exited(Exception):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Lets processes agree to stop at the sync point of a number."""
+    """Lets processes agree to stop at the sync point with the given number."""
 
     def exit_now():
         raise Exited
@@ -72,7 +72,7 @@ def stop_at(monkeypatch):
     for name, value in vars(preemption._State).items():
         if not name.startswith("__"):
             monkeypatch.setattr(preemption._State, name, value)
-    return lambda number: preemption.use_sync_points(number.__eq__, lambda: None)
+    return lambda number: preemption.enable_sync_points(number.__eq__, lambda: None)
 
 
 def test_processes_exit_at_the_agreed_sync_point(stop_at):
@@ -85,7 +85,7 @@ def test_processes_exit_at_the_agreed_sync_point(stop_at):
 
 def test_sync_point_within_checkpointing_is_left_to_the_next_checkpoint(stop_at):
     stop_at(2)
-    block = preemption.checkpointing()
+    block = preemption.defer_exit()
     block.__enter__()
     preemption.sync_point()
     preemption.sync_point()  # as of a collective between two steps

@@ -155,7 +155,7 @@ def test_signal_during_the_last_call_saves_the_last_step(
     wait = jax.block_until_ready
 
     def terminated(tree):
-        set_requested(preemption._State.is_checkpointing)
+        set_requested(preemption._State.is_exit_deferred)
         return wait(tree)
 
     with monkeypatch.context() as patched:

@@ -17,7 +17,7 @@ from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage, Reporter
 from ccu_jax.train.loop import Loop
-from ccu_jax.train.step import step_inputs
+from ccu_jax.train.step import send_batches
 from ccu_jax.unlearn_sets import splits
 
 IMAGE_SIZE, TEXT_LENGTH, VOCABULARY, CLASSES = 8, 5, 12, 3
@@ -183,7 +183,7 @@ def make_context(problem, data, workdir, loop=None, **unlearn) -> RunContext:
 def step_inputs_of(executor, program, steps=slice(None)):
     """Returns the inputs of some steps of a program, by default of all."""
     start, stop, _ = steps.indices(program.steps)
-    return step_inputs(program, executor, start, stop - start)
+    return send_batches(program, executor, start, stop - start)
 
 
 def fail_on_warning(text):

@@ -90,7 +90,7 @@ class ShadowPool:
         self._params = shadow_models.train_shadows(
             ctx, self._problem, self._plan, self._folder, batch_size, report
         )
-        self._digests = [checkpoint.digest(params) for params in self._params]
+        self._digests = [checkpoint.hash_tree(params) for params in self._params]
         self._originals = [self._predict("original", i) for i in range(num_shadows)]
 
     def audit(self, method: str, models: dict[str, Predictions]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class _Training:
             static_axes = (None, {**columns, "visual": 0}, None, None)
             input_axes = {"sharded_tables": None, "index": 0}
             vectorized = jax.vmap(
-                step.make_steps(first),
+                step.make_steps_fn(first),
                 in_axes=(state_axes, static_axes, input_axes),
                 out_axes=(state_axes, 0),
             )
@@ -227,7 +227,7 @@ def _init_state(programs: list[Program], problems: list[Problem]) -> State:
     """Returns the state before the first step, each leaf stacked over the models."""
     optimizer, group = programs[0].optimizer, programs[0].group
     assert optimizer is not None
-    init = jax.jit(step.make_init(optimizer, group))
+    init = jax.jit(step.make_init_fn(optimizer, group))
     states = [
         init(program.params, program.aux, problem.make_key("steps"))
         for program, problem in zip(programs, problems, strict=True)

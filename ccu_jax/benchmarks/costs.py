@@ -58,10 +58,10 @@ def describe_machine() -> dict[str, Any]:
 def make_step_args(
     program: Program, executor: Executor, key: jax.Array, num_steps: int
 ) -> tuple[State, Any, Any]:
-    """Returns the arguments of `make_steps`: state, static and step inputs."""
+    """Returns the arguments of `make_steps_fn`: state, static and step inputs."""
     state = executor.replicate(step.init_state(program, key))
     static = executor.replicate(step.static_inputs(program))
-    return state, static, step.step_inputs(program, executor, 0, num_steps)
+    return state, static, step.send_batches(program, executor, 0, num_steps)
 
 
 def count_flops(program: Program, executor: Executor) -> float:
@@ -77,7 +77,7 @@ def count_flops(program: Program, executor: Executor) -> float:
         args = make_step_args(program, global_executor, jax.random.key(0), 1)
         # Lower from shapes: the arrays may be sharded over several devices.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-        steps: Any = global_executor.compile(step.make_steps(program))
+        steps: Any = global_executor.compile(step.make_steps_fn(program))
         return _analyze_cost(steps.lower(*shapes))["flops"]
 
     return _average_refresh(program, count)
@@ -92,7 +92,7 @@ def measure_compiled(program: Program, executor: Executor) -> dict[str, float | 
 
     def compile_step(program: Program) -> Any:
         args = make_step_args(program, executor, jax.random.key(0), 1)
-        steps: Any = executor.compile(step.make_steps(program))
+        steps: Any = executor.compile(step.make_steps_fn(program))
         return steps.lower(*args).compile()
 
     def count_bytes(program: Program) -> float:

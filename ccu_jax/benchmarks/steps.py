@@ -106,7 +106,9 @@ class Steps:
         return costs.make_step_args(self.program, self.executor, key, num_steps)
 
     def _compile(self, args: tuple) -> Any:
-        steps: Any = self.executor.compile(step.make_steps(self.program), donate=True)
+        steps: Any = self.executor.compile(
+            step.make_steps_fn(self.program), donate=True
+        )
         return steps.lower(*args).compile()
 
     def run_scan(self) -> tuple[float, State]:
@@ -115,7 +117,7 @@ class Steps:
 
     def run_calls(self) -> tuple[float, State]:
         """Runs one call per step; its row numbers are sent before the clock starts."""
-        make_inputs = functools.partial(step.step_inputs, self.program, self.executor)
+        make_inputs = functools.partial(step.send_batches, self.program, self.executor)
         return self._run(
             self.single, [make_inputs(i, 1) for i in range(self.num_steps)]
         )

@@ -127,7 +127,7 @@ def open_or_build(
 
 def store_identity(params: Params, fingerprint: str) -> dict[str, Any]:
     """Returns digests of the original's parameters and of the data."""
-    digest = checkpoint.digest(params)
+    digest = checkpoint.hash_tree(params)
     return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
 
 

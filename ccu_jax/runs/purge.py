@@ -100,9 +100,9 @@ def _purge_models(workdir: pathlib.Path) -> int:
         *workdir.glob("shadows"),
     }
     # Compared before the removal: models that stay must not be copies of removed ones.
-    digests = [d for folder in folders if (d := checkpoint.stored_digests(folder))]
+    digests = [d for folder in folders if (d := checkpoint.read_digests(folder))]
     for folder in saved:
-        if folder not in folders and checkpoint.stored_digests(folder) in digests:
+        if folder not in folders and checkpoint.read_digests(folder) in digests:
             raise UserError(
                 f"purge: {folder} holds a copy of a model that was trained on the "
                 "images; remove this folder and rerun"

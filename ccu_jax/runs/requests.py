@@ -157,7 +157,7 @@ def _run_or_restore(
     """Runs a method on one request, or restores its outcome."""
     before = problem.params or {}
     identity = {
-        "from": checkpoint.digest(before),
+        "from": checkpoint.hash_tree(before),
         "fingerprint": ctx.data.fingerprint,
     }
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))

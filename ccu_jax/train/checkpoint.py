@@ -1,8 +1,8 @@
-"""Checkpoints: the only module that imports Orbax.
+"""Saves and restores checkpoints; the only module that imports Orbax.
 
 Orbax writes a checkpoint atomically but restores damaged data silently. The SHA-256 of
-every array is therefore stored and compared; a damaged checkpoint is reported and the
-previous one is used.
+every array is therefore stored and verified; a damaged checkpoint is reported, and the
+previous one is restored.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ from ccu_jax.storage.records import add_checksum, verify_checksum
 _OVERHEAD_BYTES = 1 << 20  # of a checkpoint besides its arrays
 
 
-class Saved(NamedTuple):
-    """A restored checkpoint; the tree has NumPy arrays."""
+class Checkpoint(NamedTuple):
+    """A restored checkpoint; the leaves of `tree` are NumPy arrays."""
 
     step: int
     tree: Any
@@ -47,14 +47,14 @@ def save(
     metadata: dict[str, Any],
     max_to_keep: int = 2,
 ) -> None:
-    """Writes a checkpoint and returns when it is complete; all processes call this.
+    """Writes a checkpoint and blocks until it is complete; all processes call this.
 
-    The arrays are replicated on all devices, the metadata are JSON values. Checkpoints
-    of the same and of later steps are replaced.
+    The leaves of `tree` are replicated on all devices; `metadata` has JSON values.
+    Checkpoints of the same step and of later steps are deleted.
 
     Raises:
         OSError: the disk is full.
-        UserError: the directory was removed meanwhile.
+        UserError: the directory was removed during the call.
     """
     arrays = {name: np.asarray(x) for name, x in _named_leaves(tree)}
     specs = {
@@ -63,10 +63,10 @@ def save(
     }
     directory.mkdir(parents=True, exist_ok=True)
     num_bytes = sum(x.nbytes for x in arrays.values()) + _OVERHEAD_BYTES
-    if shutil.disk_usage(directory).free < num_bytes:  # Orbax does not report it
+    if shutil.disk_usage(directory).free < num_bytes:  # Orbax does not raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     ocp, manager = _open_manager(directory, max_to_keep)
-    with _removal_detected(directory), _silent_threads(), manager:
+    with _raise_if_removed(directory), _silence_threads(), manager:
         # Damaged checkpoints, or those of a run that was killed before the stage ended.
         for later_step in [s for s in manager.all_steps() if s >= step]:
             manager.delete(later_step)
@@ -83,22 +83,23 @@ def save(
 
 def restore(
     directory: pathlib.Path, like: Any, on_warning: Callable[[str], None]
-) -> Saved | None:
-    """Returns the newest intact checkpoint, or None; the same one on all processes.
+) -> Checkpoint | None:
+    """Returns the newest intact checkpoint, or None; all processes get the same one.
 
-    `like` is a tree of the same structure and shapes. `on_warning` is called with a
-    message for every checkpoint that is unusable.
+    `like` is a pytree of the same structure and shapes. `on_warning` is called with a
+    message for every checkpoint that cannot be restored.
     """
     if not wait_until_visible(directory):
         return None
     ocp, manager = _open_manager(directory, None)
-    with _silent_threads(), manager:
+    with _silence_threads(), manager:
         for step in _steps_of_primary(manager):
             wait_until_visible(directory / str(step))
             saved, reason = None, "another process cannot read it"
             try:
                 arrays, metadata = _read(ocp, manager, step)
-                saved = Saved(step, _unflatten_like(like, arrays), metadata)
+                tree = _unflatten_like(like, arrays)
+                saved = Checkpoint(step, tree, metadata)
             except Exception as error:  # Orbax raises many types
                 if is_transient(error):  # not a fault of the checkpoint
                     raise
@@ -110,13 +111,13 @@ def restore(
 
 
 def remove(directory: pathlib.Path) -> None:
-    """Removes the checkpoints of a finished stage; any process may call this."""
+    """Deletes the checkpoints of a finished stage on process 0, else does nothing."""
     if is_primary():
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def stored_digests(directory: pathlib.Path) -> dict[str, str]:
-    """Returns the stored SHA-256 of each array of the newest checkpoint, {} if none."""
+def read_digests(directory: pathlib.Path) -> dict[str, str]:
+    """Reads the SHA-256 of each array in the newest checkpoint; {} if unreadable."""
     try:
         steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
         path = directory / str(max(steps)) / "meta" / "metadata"
@@ -126,8 +127,8 @@ def stored_digests(directory: pathlib.Path) -> dict[str, str]:
         return {}
 
 
-def digest(tree: Any) -> str:
-    """Returns one SHA-256 of all arrays of a tree and their names."""
+def hash_tree(tree: Any) -> str:
+    """Returns a single SHA-256 over the names and values of all leaves of a pytree."""
     total = hashlib.sha256()
     for name, x in sorted(_named_leaves(tree)):
         total.update(f"{name} {_sha256(np.asarray(x))}\n".encode())
@@ -135,7 +136,8 @@ def digest(tree: Any) -> str:
 
 
 def _open_manager(directory, max_to_keep):
-    # The import takes seconds, and not every command needs it.
+    """Imports Orbax; returns the module and a checkpoint manager."""
+    # Lazy import: it takes seconds, and some commands never need it.
     import orbax.checkpoint as ocp
     from absl import logging
 
@@ -147,17 +149,19 @@ def _open_manager(directory, max_to_keep):
 
 
 def _steps_of_primary(manager) -> list[int]:
+    """Returns the steps of the checkpoints that process 0 sees, newest first."""
     steps = np.array(sorted(manager.all_steps(), reverse=True), np.int32)
     count = int(broadcast_from_primary(np.array(len(steps), np.int32)))
     return broadcast_from_primary(np.resize(steps, count)).tolist() if count else []
 
 
 def _read(ocp, manager, step):
+    """Reads the arrays and metadata of a checkpoint and verifies their checksums."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     meta = verify_checksum(meta["meta"])
     specs = meta["arrays"]
     if meta["step"] != step:
-        raise ValueError(f"it was saved as step {meta['step']}")
+        raise ValueError(f"its metadata are those of step {meta['step']}")
     targets = {name: np.zeros(a["shape"], a["dtype"]) for name, a in specs.items()}
     arrays = manager.restore(
         step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(targets))
@@ -165,13 +169,13 @@ def _read(ocp, manager, step):
     arrays = {name: np.asarray(x) for name, x in arrays.items()}
     for name, array in specs.items():
         if _sha256(arrays[name]) != array["sha256"]:
-            raise ValueError(f"{name} does not match its checksum")
+            raise ValueError(f"array {name} does not match its checksum")
     return arrays, meta["facts"]
 
 
 @contextlib.contextmanager
-def _removal_detected(directory) -> Iterator[None]:
-    """Raises UserError if the directory was removed, even if it was recreated."""
+def _raise_if_removed(directory) -> Iterator[None]:
+    """Raises UserError if the directory is removed in the block, even if recreated."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         yield
@@ -184,7 +188,7 @@ def _removal_detected(directory) -> Iterator[None]:
 
 
 class _ThreadErrorFilter:
-    """An exception hook that drops the errors of Orbax's threads, also late ones."""
+    """Wraps an exception hook to drop errors that are raised in Orbax's threads."""
 
     is_silent = False
 
@@ -198,8 +202,8 @@ class _ThreadErrorFilter:
 
 
 @contextlib.contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Silences exceptions in Orbax's threads; the caller gets the error itself."""
+def _silence_threads() -> Iterator[None]:
+    """Suppresses the tracebacks of Orbax's threads; Orbax also raises the errors."""
     for module, name in (
         *((sys, "excepthook"), (sys, "unraisablehook")),
         (threading, "excepthook"),
@@ -215,20 +219,26 @@ def _silent_threads() -> Iterator[None]:
 
 
 def _sha256(array):
+    """Returns the SHA-256 of an array's dtype, shape and values."""
     header = f"{array.dtype}{array.shape}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _named_leaves(tree):
+    """Yields the dotted path and the value of each leaf of a pytree."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield jax.tree_util.keystr(path, simple=True, separator=".") or "value", leaf
 
 
 def _unflatten_like(like, arrays):
+    """Returns a pytree like `like` of arrays named by the paths of their leaves."""
     expected = dict(_named_leaves(like))
-    if unexpected := expected.keys() ^ arrays.keys():
-        raise ValueError(f"its arrays differ from the expected ones: {min(unexpected)}")
+    if names := expected.keys() ^ arrays.keys():
+        problem = "is missing" if min(names) in expected else "is unexpected"
+        raise ValueError(f"array {min(names)} {problem}")
     for name, x in expected.items():
         if arrays[name].shape != x.shape:
-            raise ValueError(f"{name} has shape {arrays[name].shape}, not {x.shape}")
+            raise ValueError(
+                f"array {name} has shape {arrays[name].shape}, not {x.shape}"
+            )
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in expected])

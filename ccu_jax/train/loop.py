@@ -1,7 +1,7 @@
-"""Runs a `Program` to its end: steps, clocks, checkpoints.
+"""The training loop: runs the steps of a `Program` and saves checkpoints.
 
-The method's preparation, its steps, and compilation are timed separately; checkpoints
-and logging are not timed.
+The preparation of the program, its steps, and compilation are timed separately;
+checkpoints and logging are not timed.
 """
 
 import hashlib
@@ -22,11 +22,16 @@ from ccu_jax.errors import Preempted
 from ccu_jax.models import Params
 from ccu_jax.train import checkpoint
 from ccu_jax.train.program import Program, State
-from ccu_jax.train.step import make_init, make_steps, static_inputs, step_inputs
+from ccu_jax.train.step import (
+    make_init_fn,
+    make_steps_fn,
+    send_batches,
+    static_inputs,
+)
 
 
 class _Problem(Protocol):
-    """The part of `methods.Problem`, a type of a layer above, that the loop reads."""
+    """The attributes of `methods.Problem`, a type of a higher layer, that Loop uses."""
 
     @property
     def config(self) -> Config: ...
@@ -36,7 +41,7 @@ class _Problem(Protocol):
 
 
 class _Stage(Protocol):
-    """The part of the progress display that the loop updates."""
+    """The method of the progress display that Loop calls."""
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None: ...
 
@@ -46,10 +51,10 @@ class Outcome(NamedTuple):
 
     Attributes:
         params: the trained modules.
-        seconds: wall time by clock: `start`, `steps` and `compile`.
-        steps: number of updates made.
-        diverged: None, or at which step and how training failed. `params` are then
-            those of the last checkpoint, or the initial ones if there is none.
+        seconds: wall times `start` (preparation), `steps` and `compile`.
+        steps: number of completed training steps.
+        diverged: the step and the reason if training failed, else None. After a
+            failure, `params` are those of the last checkpoint, or the initial ones.
     """
 
     params: Params
@@ -59,9 +64,9 @@ class Outcome(NamedTuple):
 
 
 class Loop:
-    """Runs programs and caches compiled steps for programs of the same shapes.
+    """Runs programs; programs of the same shapes share compiled steps.
 
-    `on_warning` is called with a message for every checkpoint that is unusable.
+    `on_warning` is called with a message for each checkpoint that cannot be restored.
     """
 
     def __init__(  # noqa: D107  see the class
@@ -78,51 +83,51 @@ class Loop:
         folder: pathlib.Path,
         stage: _Stage,
     ) -> Outcome:
-        """Runs a method to its end, from its last checkpoint if `folder` has one.
+        """Runs a method to its end, from the last checkpoint if `folder` has one.
 
-        Name of the method, training section and shapes identify the compiled steps.
+        Compiled steps are cached by method name, training configuration and shapes.
 
         Raises:
-            Preempted: after a checkpoint was saved for a SIGTERM.
+            Preempted: after a SIGTERM, when a checkpoint has been saved.
         """
-        # XLA's linear solvers call BLAS on CPUs, and the threads of both would wait for
-        # each other: a solution of milliseconds then sometimes takes half a second.
+        # XLA's linear solvers call BLAS on CPUs, and their threads contend: a solve
+        # that needs milliseconds sometimes takes half a second.
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
             problem = problem._replace(method=name)
-            program, seconds = _start(method, problem)
+            program, seconds = _prepare_timed(method, problem)
             if program.loss is None:
                 diverged = _describe_nonfinite(program.params)
                 return Outcome(program.params, seconds, 0, diverged)
             execution = _Execution(self, program, seconds, folder, stage)
-            # The training section is compiled into the steps; hyperparameters are data.
+            # The training configuration is static; hyperparameters are traced.
             execution.prepare((name, problem.config.train), problem.make_key("steps"))
             with preemption.defer_exit():
                 execution.run_steps()
                 return execution.finish()
 
     def steps_per_call(self, program: Program) -> int:
-        """Returns the number of steps of a call.
+        """Returns the number of steps that one call of the executable runs.
 
-        A power of two, so that programs of similar lengths share an executable.
+        Short programs round up to a power of two, so that they share executables.
         """
         config = self.config
-        # Steps on stored features are fast: one call may last until a checkpoint.
+        # Steps on cached features are fast, so one call may last until a checkpoint.
         is_fast = program.is_fully_sharded
         max_steps = config.checkpoint_steps if is_fast else config.steps_per_call
         return min(max_steps, 2 ** (program.steps - 1).bit_length())
 
     def compile_init(self, kind: Any, program: Program, args: tuple) -> Callable:
-        """Returns the function that makes the first state from `args`."""
-        init = jax.jit(make_init(program.optimizer, program.group))
-        return self._compiled.setdefault((kind, "init", _structure(args)), init)
+        """Returns the jitted function that builds the initial state from `args`."""
+        init = jax.jit(make_init_fn(program.optimizer, program.group))
+        return self._compiled.setdefault((kind, "init", _shape_key(args)), init)
 
     def compile_steps(self, kind: Any, program: Program, args: tuple) -> Callable:
-        """Returns the compiled steps of a program for arguments of these shapes."""
-        cache_key = (kind, "steps", _structure(args))
+        """Returns the executable of a program's steps, compiled unless it is cached."""
+        cache_key = (kind, "steps", _shape_key(args))
         if cache_key not in self._compiled:
-            steps = self.executor.compile(make_steps(program), donate=True)
+            steps = self.executor.compile(make_steps_fn(program), donate=True)
             lowered = steps.lower(*args)
-            # Methods with the same HLO, like all that train anew, share an executable.
+            # Methods with the same HLO, such as all references, share an executable.
             digest = hashlib.sha256(lowered.as_text().encode()).digest()
             if digest not in self._compiled:
                 self._compiled[digest] = lowered.compile()
@@ -131,16 +136,16 @@ class Loop:
 
 
 class _Execution:
-    """Runs the steps of one program, `size` in a call, from step `first` on."""
+    """One run of a program, from the last checkpoint to the outcome."""
 
     def __init__(self, loop, program, seconds, folder, stage):
         self._loop, self._program, self._seconds = loop, program, seconds
         self._folder, self._stage = folder, stage
-        self._failure: str | None = None  # how a step failed
-        self._end: int | None = None  # steps made, after a failure or a stop
+        self._failure: str | None = None  # the failed step and the reason
+        self._end: int | None = None  # completed steps, if training ended early
 
     def prepare(self, kind: Any, key: jax.Array) -> None:
-        """Restores the last checkpoint and compiles the steps."""
+        """Restores the last checkpoint, if any, and compiles the steps."""
         loop, program, seconds = self._loop, self._program, self._seconds
         start_s = time.perf_counter()
         args = program.params, program.aux, key
@@ -151,14 +156,14 @@ class _Execution:
         seconds |= stored_seconds
         self._static = loop.executor.replicate(static_inputs(program))
         self._size = loop.steps_per_call(program)
-        inputs = step_inputs(program, loop.executor, 0, self._size)
+        inputs = send_batches(program, loop.executor, 0, self._size)
         start_s = time.perf_counter()
         args = self._state, self._static, inputs
         self._compiled = loop.compile_steps(kind, program, args)
         seconds["compile"] += time.perf_counter() - start_s
 
     def _restore(self, initial: State) -> tuple[State, int, dict[str, float]]:
-        """Returns the last checkpoint, its step and clocks; else the initial state."""
+        """Returns state, step and wall times of the last checkpoint, else `initial`."""
         saved = checkpoint.restore(self._folder, initial, self._loop.on_warning)
         if saved is None:
             return initial, 0, {}
@@ -166,22 +171,22 @@ class _Execution:
         return state, saved.step, saved.metadata["seconds"]
 
     def run_steps(self) -> None:
-        """Makes all steps that are left, with checkpoints in between."""
+        """Runs the remaining steps and saves checkpoints in between."""
         total, every = self._program.steps, self._loop.config.checkpoint_steps
         self._stage.update(self._first, total)
         self._resumed_s = time.perf_counter()
-        pending = None  # metrics of the last call, read while the next one computes
+        pending = None  # metrics of the last call, fetched while the next call runs
         for start in range(self._first, total, self._size):
-            inputs = step_inputs(self._program, self._loop.executor, start, self._size)
-            # Row numbers are sent and metrics fetched explicitly; any other copy
-            # between host and devices is a mistake.
+            inputs = send_batches(self._program, self._loop.executor, start, self._size)
+            # Row numbers are sent and metrics fetched explicitly; the guard rejects
+            # any other transfer between host and devices.
             with jax.transfer_guard("disallow"):
                 self._state, metrics = self._compiled(self._state, self._static, inputs)
-            if pending is not None and self._read_metrics(*pending):
+            if pending is not None and self._process_metrics(*pending):
                 return
             pending = metrics, start
             done = min(start + self._size, total)
-            if done == total:  # a SIGTERM during the last call is noticed as well
+            if done == total:  # so that a SIGTERM during the last call is noticed
                 jax.block_until_ready(self._state)
             should_stop = preemption.should_stop()
             if should_stop or (done < total and done // every > start // every):
@@ -192,12 +197,12 @@ class _Execution:
                     return
                 pending = None
         if pending is not None:
-            self._read_metrics(*pending)
+            self._process_metrics(*pending)
 
-    def _read_metrics(self, metrics: dict[str, jax.Array], start: int) -> bool:
-        """Reads the metrics of a call from step `start` on and reports the last loss.
+    def _process_metrics(self, metrics: dict[str, jax.Array], start: int) -> bool:
+        """Fetches the metrics of the call that began with step `start`; shows its loss.
 
-        Returns whether a step failed or the program stopped itself.
+        Records and returns whether training ended, by a failure or the stop rule.
         """
         loss, gradient, ran = jax.device_get(
             [metrics[name] for name in ("loss", "gradient", "ran")]
@@ -217,10 +222,10 @@ class _Execution:
         return self._end is not None
 
     def _save(self, metrics, start, done) -> None:
-        """Saves a checkpoint, unless one of the steps has failed."""
+        """Saves a checkpoint after step `done`, unless a step has failed."""
         jax.block_until_ready(self._state)
         self._seconds["steps"] += time.perf_counter() - self._resumed_s
-        self._read_metrics(metrics, start)
+        self._process_metrics(metrics, start)
         if not self._failure and (reason := _describe_nonfinite(self._state.params)):
             self._failure, self._end = f"step {done - 1}: {reason}", done
         if not self._failure:
@@ -229,7 +234,7 @@ class _Execution:
         self._resumed_s = time.perf_counter()
 
     def finish(self) -> Outcome:
-        """Returns the result, after a failure that of the last checkpoint."""
+        """Returns the outcome; after a failure, that of the last checkpoint."""
         program, state, failure = self._program, self._state, self._failure
         if failure:
             initial = state._replace(params=program.params, aux=program.aux)
@@ -240,7 +245,7 @@ class _Execution:
             params = program.result(params, state.aux)
         jax.block_until_ready((state, params))
         self._seconds["steps"] += time.perf_counter() - self._resumed_s
-        # With early stopping the last call runs fewer steps: the state counts them.
+        # After early stopping, only the state has the number of completed steps.
         steps = int(state.step)
         if failure and self._end is not None:
             steps = self._end
@@ -249,8 +254,8 @@ class _Execution:
         return Outcome(params, self._seconds, steps, diverged)
 
 
-def _start(method, problem) -> tuple[Program, dict[str, float]]:
-    """Runs the method's preparation twice: the first compiles, the second is timed."""
+def _prepare_timed(method, problem) -> tuple[Program, dict[str, float]]:
+    """Prepares the program twice: the first call compiles, the second is timed."""
     first_s = _prepare_program(method, problem)[1]
     program, start_s = _prepare_program(method, problem)
     seconds = {"start": start_s, "steps": 0.0, "compile": max(first_s - start_s, 0)}
@@ -258,6 +263,7 @@ def _start(method, problem) -> tuple[Program, dict[str, float]]:
 
 
 def _prepare_program(method, problem) -> tuple[Program, float]:
+    """Returns the method's program and the wall time of its preparation in seconds."""
     start_s = time.perf_counter()
     program = method(problem)
     tables = device_columns(program.table), program.sharded_tables
@@ -267,14 +273,14 @@ def _prepare_program(method, problem) -> tuple[Program, float]:
 
 
 def _describe_nonfinite(params: Params) -> str | None:
-    """Returns which module has parameters that are not finite, or None."""
+    """Returns a message that names a module with non-finite parameters, or None."""
     for module, tree in sorted(params.items()):
         if not all(np.isfinite(x).all() for x in jax.device_get(jax.tree.leaves(tree))):
             return f"parameters of {module} are not finite"
     return None
 
 
-def _structure(tree: Any) -> tuple:
-    """Returns structure, shapes and types of a tree, to identify an executable."""
+def _shape_key(tree: Any) -> tuple:
+    """Returns the treedef, shapes and dtypes of a pytree, the key of its executable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((x.shape, str(x.dtype)) for x in leaves)

@@ -12,31 +12,31 @@ from ccu_jax.models import Params
 
 
 class Program(NamedTuple):
-    """A method as data: parameters, loss, optimizer, and the rows of every step.
+    """A method as data: parameters, loss, optimizer, and the batches of all steps.
 
     Attributes:
         params: the modules of the classifier that are trained, by name.
-        frozen: all other inputs of the loss, which no step changes.
+        frozen: a pytree of constant inputs of the loss.
         loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None if
             `params` are already the result. `batch` maps each part of `plan` to rows of
             its table, with a random key per row (`key`). Scalars are means over all
             devices.
-        optimizer: an Optax transformation. It sees one flat vector per `group` instead
-            of a tree of arrays, which is faster to compile and to run.
-        optimizer_inputs: arrays passed to each `optimizer.update` as `inputs`: learning
-            rates and masks are data, so that other values need no other executable.
-        group: maps the name of a module to the name of its group.
-        table: columns for the parts of a batch that have no sharded table.
-        sharded_tables: tables by part of a batch, from `Executor.shard_tree`; each
-            device holds its shard only.
-        plan: for each part of a batch the row numbers, int32 `[steps, batch]`.
-        aux: state of the method besides parameters, such as targets.
-        refresh: `refresh(params, frozen, aux, sharded_tables) -> aux`, per-device, runs
-            before every `refresh_every`-th step, starting with the first.
+        optimizer: an Optax transformation. It updates one flat vector per `group`
+            instead of a pytree of arrays, which is faster to compile and to run.
+        optimizer_inputs: arrays passed to each `optimizer.update` as `inputs`, such as
+            learning rates and masks; other values do not recompile the steps.
+        group: maps the name of a module to the name of its parameter group.
+        table: the columns of the parts of a batch that have no sharded table.
+        sharded_tables: tables from `Executor.shard_tree`, by part of a batch; each
+            device stores its shard only.
+        plan: row numbers of each part of a batch, int32 `[steps, batch]`.
+        aux: state of the method other than parameters, such as targets.
+        refresh: `refresh(params, frozen, aux, sharded_tables) -> aux`, per-device; runs
+            before every `refresh_every`-th step, starting with step 0.
         refresh_every: steps between two refreshes.
-        stop: `stop(aux) -> bool`; after the first True no further step is made.
-        result: `result(params, aux) -> params`, or None if the result are the
-            parameters after the last step.
+        stop: `stop(aux) -> bool`; no further step runs once it returns True.
+        result: `result(params, aux) -> params`, or None to return the parameters
+            after the last step.
     """
 
     params: Params
@@ -45,7 +45,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation = optax.identity()
     optimizer_inputs: Any = ()
     group: Callable[[str], str] = lambda module: "all"
-    table: Table = {}  # noqa: RUF012  never changed, like those below
+    table: Table = {}  # noqa: RUF012  never mutated, like those below
     sharded_tables: dict[str, Any] = {}  # noqa: RUF012
     plan: dict[str, np.ndarray] = {}  # noqa: RUF012
     aux: Any = ()
@@ -56,7 +56,7 @@ class Program(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Number of updates."""
+        """Number of training steps."""
         return len(next(iter(self.plan.values()))) if self.plan else 0
 
     @property

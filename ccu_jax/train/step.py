@@ -1,4 +1,4 @@
-"""The update that every method shares: several steps in one compiled loop.
+"""The training steps of all methods: several updates in one compiled loop.
 
 The host is not involved between the steps of a call.
 """
@@ -20,17 +20,17 @@ from ccu_jax.train.program import Program, State
 def init_state(program: Program, key: jax.Array) -> State:
     """Returns the state before the first step.
 
-    It has copies of the program's arrays: each call donates its state, while the arrays
-    of a program may be used elsewhere.
+    Its arrays are copies, because each call donates its state, while the arrays of a
+    program may be used elsewhere.
     """
-    init = jax.jit(make_init(program.optimizer, program.group))
+    init = jax.jit(make_init_fn(program.optimizer, program.group))
     return init(program.params, program.aux, key)
 
 
-def make_init(
+def make_init_fn(
     optimizer: optax.GradientTransformation, group: Callable[[str], str]
 ) -> Callable[..., State]:
-    """Returns `init(params, aux, key) -> State`, to be jitted as a whole."""
+    """Returns `init(params, aux, key) -> State`, a function to jit."""
 
     def init(params, aux, key):
         params, aux = jax.tree.map(jnp.copy, (params, aux))
@@ -48,7 +48,7 @@ def make_init(
 def flatten(
     group: Callable[[str], str], params: dict[str, Any]
 ) -> tuple[dict[str, jax.Array], Callable[[dict[str, jax.Array]], dict[str, Any]]]:
-    """Returns the parameters as one vector per group, and the inverse function."""
+    """Flattens parameters to one vector per group; returns vectors and inverse."""
     groups = {}
     for module, tree in params.items():
         groups.setdefault(group(module), {})[module] = tree
@@ -64,7 +64,7 @@ def flatten(
 
 
 def static_inputs(program: Program) -> tuple:
-    """Returns the inputs that no step changes; they stay on the devices."""
+    """Returns the inputs that are the same in all steps and stay on the devices."""
     # Step counts are traced, not static, so runs of different lengths share one
     # executable.
     counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
@@ -73,10 +73,10 @@ def static_inputs(program: Program) -> tuple:
     return program.frozen, columns, counts, optimizer_inputs
 
 
-def step_inputs(
+def send_batches(
     program: Program, executor: Executor, start: int, size: int
 ) -> dict[str, Any]:
-    """Sends the rows of `size` steps to the devices; row 0 after the last step."""
+    """Sends the batches of steps `start` to `start + size` to the devices, padded."""
 
     def send(part, plan):
         rows = plan[start : start + size]
@@ -88,12 +88,12 @@ def step_inputs(
     return {"sharded_tables": program.sharded_tables, "index": index}
 
 
-def make_steps(program: Program) -> Callable:
-    """Returns a per-device function that runs several updates.
+def make_steps_fn(program: Program) -> Callable:
+    """Returns a per-device function that runs several training steps.
 
     Pass it to `Executor.compile`: `fn(state, static_inputs, step_inputs) -> (state,
-    metrics)`. Metrics have one entry per step. Steps after the end of the program are
-    not made (`ran` is False), so that all calls have the same size.
+    metrics)`. Metrics have one entry per step. Steps after the end of the program
+    do not run (their `ran` is False), so that all calls have the same size.
     """
 
     def fn(state, static, inputs):
@@ -106,7 +106,7 @@ def make_steps(program: Program) -> Callable:
 
 
 class _StepLoop(NamedTuple):
-    """One call of `make_steps` while it is traced."""
+    """The inputs of one call of the compiled steps, as traced arrays."""
 
     program: Program
     unflatten: Callable
@@ -118,6 +118,7 @@ class _StepLoop(NamedTuple):
     index: dict[str, Any]
 
     def run(self, state: State) -> tuple[State, dict[str, jax.Array]]:
+        """Runs the steps; returns the state and the metrics by step."""
         size, (total, every) = len(next(iter(self.index.values()))["rows"]), self.counts
         update = jax.jit(self._update)  # traced once
         index = jax.tree.map(lambda x: x[0], self.index)
@@ -148,8 +149,8 @@ class _StepLoop(NamedTuple):
                 (position, state, metrics),
             )
 
-        # While loops, not a scan that skips steps: a branch around each step would copy
-        # the state and compile twice.
+        # While loops instead of a scan with skipped steps: a branch around each step
+        # would copy the state and compile twice.
         count, state, metrics = jax.lax.while_loop(
             lambda carry: should_continue(*carry[:2]),
             until_next_refresh,
@@ -159,17 +160,19 @@ class _StepLoop(NamedTuple):
         return state, metrics
 
     def _update(self, state, index):
+        """Runs one training step; returns the state and its metrics."""
         program = self.program
         loss_fn: Any = program.loss
         batch = {
-            part: self._rows(part, i) | {"key": _row_keys(state, part, len(i["rows"]))}
+            part: self._gather_batch(part, i)
+            | {"key": _row_keys(state, part, len(i["rows"]))}
             for part, i in index.items()
         }
 
         def objective(params, aux, batch, step):
             loss, metrics = loss_fn(params, self.frozen, aux, batch, step)
-            # The mean inside the gradient and the mean of the gradients after it: right
-            # under pmap, shard_map and vmap alike.
+            # With both pmeans, this one and that of the gradients, the result is
+            # correct under pmap, shard_map and vmap.
             return jax.lax.pmean(loss, AXIS), metrics
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
@@ -184,7 +187,7 @@ class _StepLoop(NamedTuple):
         metrics = metrics | {"loss": loss, "gradient": optax.tree.norm(grads)}
         return State(state.step + 1, params, opt, state.aux, state.key), metrics
 
-    def _rows(self, part, index):
+    def _gather_batch(self, part, index):
         if part in self.sharded_tables:
             return device_tables.gather_sharded(
                 self.sharded_tables[part], index["rows"]
@@ -192,6 +195,7 @@ class _StepLoop(NamedTuple):
         return device_tables.gather_rows(self.columns, index)
 
     def _refresh(self, state):
+        """Runs the program's refresh if it is due at this step."""
         refresh = self.program.refresh
         if refresh is None:
             return state
@@ -205,7 +209,7 @@ class _StepLoop(NamedTuple):
 
 
 def _row_keys(state, part, num_rows):
-    """Returns one random key per row: of the step, the part and the row's position."""
+    """Returns a random key per row, from the step, the part and the row's position."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     # Python's own hash of a string differs between processes.
     key = jax.random.fold_in(key, sum(part.encode()))

@@ -129,7 +129,7 @@ import pathlib, sys, time
 from ccu_jax import launch
 from ccu_jax.train import loop
 
-inputs = loop.step_inputs
+inputs = loop.send_batches
 
 def slow(program, executor, start, size):
     if program.steps > 2 and start == 2:
@@ -138,7 +138,7 @@ def slow(program, executor, start, size):
     time.sleep(0.5)
     return inputs(program, executor, start, size)
 
-loop.step_inputs = slow
+loop.send_batches = slow
 sys.argv[1:] += ["--set", "run.checkpoint_steps=1000"]
 launch.run_process()
 """

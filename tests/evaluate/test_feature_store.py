@@ -109,9 +109,9 @@ def test_digest_of_parameters_depends_on_names_dtypes_and_shapes():
         {"a": x.astype(np.float64), "b": x + 1},
         {"a": x},
     )
-    assert len({checkpoint.digest(tree) for tree in trees}) == len(trees)
+    assert len({checkpoint.hash_tree(tree) for tree in trees}) == len(trees)
     again = {"b": jnp.asarray(x + 1), "a": jnp.asarray(x)}
-    assert checkpoint.digest(again) == checkpoint.digest(trees[0])
+    assert checkpoint.hash_tree(again) == checkpoint.hash_tree(trees[0])
 
 
 @pytest.mark.parametrize("name", sorted(COLUMNS))

@@ -6,7 +6,7 @@ import pytest
 
 from ccu_jax.distributed import executors
 from ccu_jax.methods import METHODS, cached_features
-from ccu_jax.train.step import init_state, make_steps, static_inputs
+from ccu_jax.train.step import init_state, make_steps_fn, static_inputs
 from tests import toy
 
 
@@ -38,7 +38,7 @@ def run_with_padding(name, monkeypatch, padding, multi_label):
     monkeypatch.undo()
     sizes = {part: x["row"].size for part, x in program.sharded_tables.items()}
     state = init_state(program, jax.random.key(3))
-    steps = problem.executor.compile(make_steps(program))
+    steps = problem.executor.compile(make_steps_fn(program))
     inputs = toy.step_inputs_of(problem.executor, program)
     state, metrics = jax.device_get(steps(state, static_inputs(program), inputs))
     params, rows = {**problem.original, **state.params}, np.arange(70)

@@ -12,7 +12,7 @@ import pytest
 
 from ccu_jax.distributed import executors
 from ccu_jax.models import VIEWS
-from ccu_jax.train.step import init_state, make_steps, static_inputs
+from ccu_jax.train.step import init_state, make_steps_fn, static_inputs
 from tests import toy
 from tests.methods.test_methods import CLOSED, METHODS, SLOW, each_method
 
@@ -35,7 +35,7 @@ def logits_after_steps(name, executor, lower_only=False):
         inputs = toy.step_inputs_of(executor, program)
         for x in jax.tree.leaves(program.sharded_tables):
             assert len(x) == executor.num_devices
-        steps = executor.compile(make_steps(program), donate=True)
+        steps = executor.compile(make_steps_fn(program), donate=True)
         if lower_only:
             return steps.lower(state, static, inputs)
         state, metrics = jax.device_get(steps(state, static, inputs))

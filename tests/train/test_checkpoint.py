@@ -200,7 +200,7 @@ def test_folder_that_is_removed_during_a_save_is_named(tmp_path):
     folder = tmp_path / "steps"
     folder.mkdir()
 
-    @checkpoint._removal_detected(folder)
+    @checkpoint._raise_if_removed(folder)
     def save():
         shutil.rmtree(folder)
         folder.mkdir()

@@ -164,13 +164,13 @@ def test_signal_during_the_last_call_saves_the_last_step(
             solve(method, "preempted", loop=loop)
     assert {p.name for p in (tmp_path / "preempted").iterdir()} == {"9"}
     set_requested(False)
-    inputs, starts = loop_module.step_inputs, []
+    inputs, starts = loop_module.send_batches, []
 
     def record_start(program, executor, start, size):
         starts.append(start)
         return inputs(program, executor, start, size)
 
-    monkeypatch.setattr(loop_module, "step_inputs", record_start)
+    monkeypatch.setattr(loop_module, "send_batches", record_start)
     outcome = solve(method, "preempted", loop=loop)
     assert starts == [0], "only to compile: no step is left"
     assert trees_equal(outcome.params, expected.params) and outcome.steps == 9

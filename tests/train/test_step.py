@@ -13,7 +13,7 @@ from ccu_jax import objectives
 from ccu_jax.distributed import executors
 from ccu_jax.distributed.device_tables import HostColumn, gather_replicated
 from ccu_jax.train.program import Program
-from ccu_jax.train.step import init_state, make_steps, static_inputs
+from ccu_jax.train.step import init_state, make_steps_fn, static_inputs
 from tests import toy
 from tests.distributed.test_executors import EVERY_EXECUTOR, EXECUTORS
 
@@ -64,7 +64,7 @@ def prepare(executor, program):
     state = executor.replicate(init_state(program, jax.random.key(1)))
     static = executor.replicate(static_inputs(program))
     inputs = toy.step_inputs_of(executor, program)
-    steps = executor.compile(make_steps(program), donate=True)
+    steps = executor.compile(make_steps_fn(program), donate=True)
     return steps, state, static, inputs
 
 

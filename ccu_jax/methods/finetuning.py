@@ -16,7 +16,7 @@ from ccu_jax import objectives
 from ccu_jax.methods import programs, reference
 from ccu_jax.methods.cached_features import build_feature_tables
 from ccu_jax.methods.problem import Problem
-from ccu_jax.models import TAIL, Outputs, unit
+from ccu_jax.models import TAIL, Outputs, l2_normalize
 from ccu_jax.models.augmentation import augment, drop_modalities
 from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
@@ -77,8 +77,8 @@ def coun(problem: Problem) -> Program:
             dropout_parts=("first", "second"),
         )
         contrast = objectives.info_nce(
-            unit(outputs["first"].h_image),
-            unit(outputs["second"].h_image),
+            l2_normalize(outputs["first"].h_image),
+            l2_normalize(outputs["second"].h_image),
             first["image_weight"],
             temperature=hp.temperature,
         )
@@ -202,7 +202,7 @@ def contrastive_unlearning(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
         out_r, retain, out_u, unlearn = programs.forward_both(problem, params, batch)
-        h_u, h_r = unit(out_u.h_image), unit(out_r.h_image)
+        h_u, h_r = l2_normalize(out_u.h_image), l2_normalize(out_r.h_image)
         push = objectives.inverse_contrast(
             LabeledFeatures(h_u, unlearn["labels"], unlearn["has_image"]),
             LabeledFeatures(h_r, retain["labels"], retain["image_weight"]),

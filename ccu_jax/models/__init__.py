@@ -9,7 +9,7 @@ from ccu_jax.models.classifier import (
     Outputs,
     Params,
     build,
-    unit,
+    l2_normalize,
 )
 
 __all__ = [
@@ -21,5 +21,5 @@ __all__ = [
     "Outputs",
     "Params",
     "build",
-    "unit",
+    "l2_normalize",
 ]

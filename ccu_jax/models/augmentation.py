@@ -1,6 +1,6 @@
 """Random augmentation of training rows.
 
-Each row has its own random key, so that the numbers drawn do not depend on the number
+Each row has its own random key, so that the augmentation does not depend on the number
 of devices.
 """
 
@@ -11,7 +11,7 @@ from jax import Array
 from ccu_jax.config.schema import Train
 
 UNKNOWN = 1  # token id of dropped words
-# Random numbers per row for the augmentation of its image and for modality dropout.
+# Number of uniform draws per row for image augmentation and for modality dropout.
 _IMAGE_DRAWS, _MODALITY_DRAWS = 8, 2
 
 
@@ -25,8 +25,8 @@ def augment(rows: dict[str, Array], keys: Array, config: Train) -> dict[str, Arr
 
     Returns:
         The rows with float images in [0, 1] and dropped words. `has_image` and
-        `has_text` now say what the fused view sees, which is at least one modality of
-        those present; `image_weight` and `text_weight` `[B]` say which are present.
+        `has_text` are now true for the modalities that the fused view sees, at least
+        one; `image_weight` and `text_weight` `[B]` are 1.0 for those that exist.
     """
     text, starts = rows["text"], (_IMAGE_DRAWS, _IMAGE_DRAWS + _MODALITY_DRAWS)
     # A single draw, because each call of the generator is slow to compile.
@@ -43,13 +43,15 @@ def augment(rows: dict[str, Array], keys: Array, config: Train) -> dict[str, Arr
 
 
 def _draw_per_row(keys, count):
+    """Draws `count` uniform numbers in [0, 1) for each key, `[B, count]`."""
     return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys)
 
 
 def drop_modalities(rows: dict[str, Array], rate: float) -> dict[str, Array]:
-    """Hides one of two modalities from the fused view, in a fraction of the rows.
+    """Hides image or text from the fused view in a fraction `rate` of rows with both.
 
-    Rows have a random `key`; returns the columns that `augment` changes for it.
+    Each row has a random `key`. Sets `has_image`, `has_text` and the weights as
+    `augment` does.
     """
     return _drop_modalities(rows, _draw_per_row(rows["key"], _MODALITY_DRAWS), rate)
 
@@ -70,7 +72,7 @@ def _drop_modalities(rows, draw, rate):
 def augment_image(image: Array, draw: Array, config: Train) -> Array:
     """Shifts, stretches, flips and tints an image `[S, S, 3]` in [0, 1].
 
-    `draw` are 8 uniform random numbers.
+    `draw` is 8 uniform random numbers in [0, 1).
     """
     size = image.shape[0]
     signed = 2 * draw - 1  # in [-1, 1]

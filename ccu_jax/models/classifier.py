@@ -1,7 +1,7 @@
-"""The image-text classifier as pure functions of a parameter tree.
+"""The image-text classifier as pure functions of its parameters.
 
 Parameters are a dict with an entry per module, so that a method can name the modules
-that it trains (such as `TAIL`) and leave all others unchanged to the bit.
+that it trains (such as `TAIL`) and leave all others bitwise unchanged.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ccu_jax.models import towers
 
 Params = dict[str, Any]
 
-# The modules that process the image behind the trunk, that is, the cached features.
+# The modules that process the trunk's output, which is cached as features.
 TAIL = ("image_tail", "image_projection", "image_head", "fused_head")
 TEXT = ("text", "text_projection", "text_head")
 VIEWS = ("image", "text", "fused")
@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
     Attributes:
         z_image, z_text: unit embeddings `[B, D]` in the shared space.
         h_image, h_text: features of each tower `[B, W]`.
-        h_fused: the input features of the fused head's output layers `[B, F]`.
+        h_fused: features that the fused head's output layers read `[B, F]`.
         image, text, fused: logits `[B, K]` of each view.
     """
 
@@ -45,7 +45,7 @@ class Outputs(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A classifier.
+    """The functions of a classifier.
 
     Attributes:
         init: `init(key) -> params`.
@@ -63,16 +63,15 @@ class Model(NamedTuple):
     apply: Callable[..., Outputs]
 
 
-def unit(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array) -> jax.Array:
     """Scales rows to unit length; zeros stay zero, with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
 class FusedHead(nn.Module):
-    """Logits `[B, K]` from the features of both towers, with a residual MLP.
+    """Computes logits from the features of both towers with a residual MLP.
 
-    Learned vectors replace missing modalities. Also returns the features `[B, F]` that
-    the two output layers read.
+    Learned vectors replace missing modalities.
     """
 
     num_classes: int
@@ -80,7 +79,7 @@ class FusedHead(nn.Module):
 
     @nn.compact
     def __call__(self, h_image, h_text, has_image, has_text):
-        """Computes logits and features."""
+        """Returns logits `[B, K]` and the features `[B, F]` of the output layers."""
         inputs, small = [], nn.initializers.normal(0.02)
         modalities = (("image", h_image, has_image), ("text", h_text, has_text))
         for name, h, has in modalities:
@@ -104,13 +103,13 @@ def build(
 ) -> Model:
     """Builds the classifier.
 
-    The returned `apply(params, example, keys, use_dropout)` takes as `example` the
+    In the returned `apply(params, example, keys, use_dropout)`, `example` has the
     columns `image` or the trunk's `features`, `text` or `h_text`, and `has_image` and
-    `has_text` `[B]`: what the fused view sees. Features have dropout if there are
-    `keys`, a random key per row; `use_dropout`, bool `[B]`, limits it to some rows.
+    `has_text` `[B]`, the modalities that the fused view sees. With `keys`, a random key
+    per row, features have dropout; `use_dropout`, bool `[B]`, limits it to some rows.
 
     Raises:
-        UserError: the sizes do not fit together.
+        UserError: the sizes in the configuration are incompatible.
     """
     _check_sizes(config, image_size)
     modules, rate = _make_modules(config, num_classes, vocab_size), config.dropout
@@ -142,25 +141,28 @@ def build(
 
 
 def _make_init(modules, config, image_size, text_length):
+    """Returns the jitted function `init(key) -> params`."""
+
     def init(key):
         inputs, params = _module_inputs(config, image_size, text_length), {}
         for i, name in enumerate(sorted(modules)):
-            key_of_module = jax.random.fold_in(key, i)
-            params[name] = modules[name].init(key_of_module, *inputs[name])["params"]
+            module_key = jax.random.fold_in(key, i)
+            params[name] = modules[name].init(module_key, *inputs[name])["params"]
         return params
 
-    # It runs once, so on CPUs optimizing it would take longer than it saves.
+    # It runs once, so optimizing it for CPUs takes longer than it saves.
     is_on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_on_cpu else None
     return jax.jit(init, compiler_options=options)
 
 
 def _apply_heads(run, params, h_image, h_text, example) -> Outputs:
+    """Computes embeddings and logits from the features of both towers."""
     has = example["has_image"], example["has_text"]
     fused, h_fused = run(params, "fused_head", h_image, h_text, *has)
     return Outputs(
-        z_image=unit(run(params, "image_projection", h_image)),
-        z_text=unit(run(params, "text_projection", h_text)),
+        z_image=l2_normalize(run(params, "image_projection", h_image)),
+        z_text=l2_normalize(run(params, "text_projection", h_text)),
         h_image=h_image,
         h_text=h_text,
         h_fused=h_fused,
@@ -194,7 +196,7 @@ def _make_modules(config, num_classes, vocab_size) -> dict[str, nn.Module]:
 
 
 def _module_inputs(config, image_size, text_length) -> dict[str, tuple]:
-    """Returns inputs of one row for each module, whose shapes `init` needs."""
+    """Returns inputs of one row for each module, to infer shapes in `init`."""
     h_image = jnp.zeros((1, config.image_width))
     h_text = jnp.zeros((1, config.text_width))
     has = jnp.ones((1,), bool)
@@ -211,9 +213,10 @@ def _module_inputs(config, image_size, text_length) -> dict[str, tuple]:
 
 
 def _apply_dropout(h_image, h_text, keys, use_dropout, rate):
+    """Returns the features of both towers after dropout."""
     both = jnp.concatenate([h_image, h_text], axis=1)
     shape = both.shape[1:]
-    # Folded in, because the augmentation has used the keys themselves.
+    # The augmentation uses the keys themselves, so dropout folds in a number.
     draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), shape))
     rate = jnp.where(jnp.broadcast_to(use_dropout, len(both)), rate, 0.0)[:, None]
     both = jnp.where(draw(keys) < rate, 0.0, both / (1 - rate))
@@ -221,6 +224,7 @@ def _apply_dropout(h_image, h_text, keys, use_dropout, rate):
 
 
 def _check_sizes(config, image_size):
+    """Raises UserError if sizes in the configuration are incompatible."""
     for key, size, divisor in (
         ("data.image_size", image_size, "patch"),
         ("model.image_width", config.image_width, "heads"),

@@ -9,15 +9,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Typical statistics of pixels in [0, 1]; images are normalized by them.
+# Typical mean and standard deviation of pixels in [0, 1], to normalize images.
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.3
 
 
 class Attention(nn.Module):
     """The first half of a pre-norm transformer block: multi-head attention.
 
-    Called with tokens `x_BxTxW`; `mask_BxT`, false for padding; and optionally
-    `query_BxQxW`, tokens that attend to x and replace x in the output.
+    The inputs are tokens `x_BxTxW`; `mask_BxT`, false for padding; and optionally
+    `query_BxQxW`, tokens that attend to x and are returned instead of x.
     """
 
     heads: int
@@ -29,8 +29,8 @@ class Attention(nn.Module):
         batch, _, width = x_BxTxW.shape
         if query_BxQxW is None:
             query_BxQxW = x_BxTxW
-        # All but attention is per token: on CPUs, XLA multiplies matrices in two thirds
-        # of the time that it needs for arrays of three axes.
+        # Only attention mixes tokens. On CPUs, XLA multiplies arrays of two axes in two
+        # thirds of the time that it needs for three axes.
         x_NxW = einops.rearrange(x_BxTxW, "b t w -> (b t) w")
         query_NxW = einops.rearrange(query_BxQxW, "b q w -> (b q) w")
         norm = nn.LayerNorm(dtype=self.dtype, name="ln_1")
@@ -96,7 +96,7 @@ class FeedForward(nn.Module):
 
 
 def _residual_dense(width, dtype, name):
-    # Small weights make blocks start near the identity, which helps on small data sets.
+    # With small weights, blocks start near the identity, which helps on small data.
     kernel_init = nn.initializers.normal(0.02)
     return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=name)
 
@@ -116,13 +116,14 @@ class Block(nn.Module):
 
 
 def _block_type(remat):
+    """Returns `Block`, rematerialized in the backward pass if `remat`."""
     return nn.remat(Block) if remat else Block
 
 
 def pool_class_and_mean(x_BxPxW: jax.Array) -> jax.Array:
     """Returns the class token and the mean of the image tokens, `[B, 2, W]`.
 
-    Small models that are trained from scratch need the mean.
+    Small models trained from scratch need the mean.
     """
     mean = x_BxPxW[:, 1:].mean(axis=1, keepdims=True)
     return jnp.concatenate([x_BxPxW[:, :1], mean], axis=1)
@@ -131,7 +132,7 @@ def pool_class_and_mean(x_BxPxW: jax.Array) -> jax.Array:
 def edge_histograms(x: jax.Array, cell: int, bins: int = 8) -> jax.Array:
     """Returns histograms of edge orientations, similar to HOG (Dalal & Triggs 2005).
 
-    A fixed, differentiable description of shape: with a thousand training images, a
+    They are fixed, differentiable shape features: with a thousand training images, a
     transformer does not learn to detect edges. From images `[B, S, S, 3]`, with `bins`
     orientations and square cells of `cell` pixels per side, a divisor of S, it computes
     square roots of the summed gradient magnitudes, `[B, S / cell, S / cell, bins]`.
@@ -152,13 +153,13 @@ def edge_histograms(x: jax.Array, cell: int, bins: int = 8) -> jax.Array:
 
 
 class ImageTrunk(nn.Module):
-    """Images `[B, S, S, 3]` (floats in [0, 1]) to tokens `[B, P, W]`.
+    """Encodes images `[B, S, S, 3]` (floats in [0, 1]) as tokens `[B, P, W]`.
 
-    With `returns_pooled` the last block's feed-forward layer is left to the tail, and
-    only its two input tokens `[B, 2, W]` are returned, which saves storage per image.
+    With `returns_pooled` the tail computes the last block's feed-forward layer, and the
+    trunk returns only its two input tokens `[B, 2, W]`, which saves storage per image.
 
-    Patches are cut by a reshape and embedded by one matrix product: on CPUs this is
-    faster than a strided convolution, and ten times faster inside a scan.
+    Patches are extracted by a reshape and embedded by one matrix product: on CPUs this
+    is faster than a strided convolution, and ten times faster inside a scan.
     """
 
     patch: int
@@ -197,10 +198,10 @@ class ImageTrunk(nn.Module):
 
 
 class ImageTail(nn.Module):
-    """Tokens of the trunk to the image feature `[B, W]`: last blocks, norm, pooling.
+    """Maps the trunk's tokens to the image feature `[B, W]`: blocks, norm, and mean.
 
     The last block computes only the two pooled tokens, in a fifth of a full block's
-    time. With `depth` 0 it is the feed-forward layer that a pooled trunk leaves out.
+    time. With `depth` 0, the tail is the feed-forward layer that a pooled trunk omits.
     """
 
     depth: int
@@ -222,7 +223,7 @@ class ImageTail(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids `[B, T]` (0 = padding) to the text feature `[B, W]`."""
+    """Encodes token ids `[B, T]` (0 = padding) as the text feature `[B, W]`."""
 
     vocab_size: int
     width: int

@@ -28,7 +28,7 @@ from ccu_jax.runs.progress import Stage
 from ccu_jax.runs.results import unlearning_seconds
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
-from ccu_jax.unlearn_sets.splits import Sets, groups_in_order
+from ccu_jax.unlearn_sets.splits import Sets, list_unlearned_groups
 
 _SEED_STRIDE = 1_000_003  # between requests; the first one has the seed of the run
 
@@ -43,7 +43,7 @@ def split_requests(
     Raises:
         UserError: there are fewer groups with images than requests.
     """
-    groups = groups_in_order(data, sets, seed, config.duplicates)
+    groups = list_unlearned_groups(data, sets, seed, config.duplicates)
     num_images = np.array([data.has_image[rows].sum() for rows in groups])
     # A group without an image goes with the group before it.
     with_image = np.flatnonzero(num_images)

@@ -20,7 +20,7 @@ from ccu_jax.runs.context import RunContext
 from ccu_jax.storage.files import write_json
 from ccu_jax.storage.records import add_checksum, read_record
 from ccu_jax.train.loop import Outcome
-from ccu_jax.unlearn_sets.splits import Sets, near_duplicates
+from ccu_jax.unlearn_sets.splits import Sets, find_near_duplicates
 
 Result = dict[str, Any]
 
@@ -74,7 +74,7 @@ def describe_stage(
 ) -> Result:
     """Returns further fields for the result of a stage: data, sets and environment."""
     data = ctx.data
-    duplicates = near_duplicates(data, sets)
+    duplicates = find_near_duplicates(data, sets)
     rows = predicted.split == "unlearn"
     text_logits = original.logits["text"][rows], predicted.logits["text"][rows]
     return {

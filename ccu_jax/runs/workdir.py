@@ -141,7 +141,7 @@ def unlearn_set_files(
             f"another --workdir, or remove {ctx.workdir} to start over"
         )
     texts = {path: text}
-    duplicates = splits.near_duplicates(ctx.data, sets)
+    duplicates = splits.find_near_duplicates(ctx.data, sets)
     if any(map(len, duplicates.values())):
         path = path.with_name(f"{seed}-near-duplicates.tsv")
         texts[path] = splits.format_near_duplicates(ctx.data, sets, duplicates)

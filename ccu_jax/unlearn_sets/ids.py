@@ -1,4 +1,4 @@
-"""Rows that a rule lists: those of a named group, or of a file of ids."""
+"""Finds the rows of a named group, or of the ids in a file."""
 
 import collections
 import difflib
@@ -10,15 +10,15 @@ from ccu_jax.config.validation import suggest
 from ccu_jax.data import Dataset
 from ccu_jax.errors import UserError
 
-_MAX_EXAMPLES = 3  # in a message
+_MAX_EXAMPLES = 3  # ids or groups in a message
 _MAX_LISTED_GROUPS = 20
 
 
-def rows_of_group(data: Dataset, name: str) -> np.ndarray:
+def find_group_rows(data: Dataset, name: str) -> np.ndarray:
     """Returns the training rows of a group.
 
     Raises:
-        UserError: there are none.
+        UserError: the group is unknown or has no training rows.
     """
     rows = np.flatnonzero(data.group == name)
     is_train = data.split == "train"
@@ -26,15 +26,15 @@ def rows_of_group(data: Dataset, name: str) -> np.ndarray:
         return rows[is_train[rows]]
     if len(rows):
         raise UserError(
-            f"unlearn rule group:{name}: this group has validation or test rows only, "
-            "so there is nothing to unlearn"
+            f"unlearn rule group:{name}: this group has validation or test rows only; "
+            "choose a group with training rows"
         )
     hint = _suggest_groups(name, data.group[is_train])
     raise UserError(f"unlearn rule group:{name}: no such group; {hint}")
 
 
 def _suggest_groups(wrong: str, groups: np.ndarray) -> str:
-    """Returns the groups with the most similar names, or all if there are few."""
+    """Returns a hint with similar group names, or with all if there are few."""
     names = np.unique(groups).tolist()
     if len(names) <= _MAX_LISTED_GROUPS:
         return suggest(wrong, names)
@@ -43,12 +43,12 @@ def _suggest_groups(wrong: str, groups: np.ndarray) -> str:
     return f"{hint}there are {len(names):,} groups, such as {names[0]!r}"
 
 
-def rows_of_ids(data: Dataset, file: str) -> list[int]:
-    """Returns the training rows whose ids a file lists.
+def find_id_rows(data: Dataset, file: str) -> list[int]:
+    """Returns the training rows with the ids in a file, in the order of the file.
 
     Raises:
-        UserError: the file cannot be read, or an id is repeated, unknown or not one of
-            a training row.
+        UserError: the file cannot be read, or an id is repeated, unknown or that of a
+            validation or test row.
     """
     path = pathlib.Path(file).expanduser()
     ids = read_ids(path)
@@ -75,7 +75,7 @@ def rows_of_ids(data: Dataset, file: str) -> list[int]:
 
 
 def read_ids(path: pathlib.Path) -> list[str]:
-    """Reads a file with one id per line; a comment starts with a hash and a space.
+    """Reads a file with one id per line; comment lines start with a hash and a space.
 
     Raises:
         UserError: the file cannot be read.
@@ -85,5 +85,5 @@ def read_ids(path: pathlib.Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
     ids = [line.strip() for line in lines]
-    # The space tells a comment from an id that starts with a hash.
+    # The space distinguishes a comment from an id that starts with a hash.
     return [i for i in ids if i and not f"{i} ".startswith("# ")]

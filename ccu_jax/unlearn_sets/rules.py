@@ -15,7 +15,7 @@ import numpy as np
 
 from ccu_jax.data import Dataset
 from ccu_jax.errors import UserError
-from ccu_jax.unlearn_sets.ids import read_ids, rows_of_group, rows_of_ids
+from ccu_jax.unlearn_sets.ids import find_group_rows, find_id_rows, read_ids
 from ccu_jax.unlearn_sets.similarity import similarity
 
 KINDS = {
@@ -28,12 +28,12 @@ KINDS = {
 }
 # Rules that need images or features, which a purge removes.
 DATA_DEPENDENT = ("cluster", "memorized")
-# With fewer non-members the standard error of an attack AUC exceeds 0.06.
+# With fewer non-member rows, the standard error of an attack AUC exceeds 0.06.
 MIN_NONMEMBERS = 40
 
 
 class Rule(NamedTuple):
-    """A rule: its kind, and the argument after the colon."""
+    """A rule: the kind before the colon, and the argument after it."""
 
     kind: str
     argument: str
@@ -44,26 +44,26 @@ class Rule(NamedTuple):
 
     @property
     def fraction(self) -> float:
-        """The fraction of the trained rows to unlearn."""
+        """The fraction of the original's training rows to unlearn."""
         return float(self.argument)
 
 
 class TrainingGroups(NamedTuple):
-    """The groups of the training rows, in the order in which a seed unlearns them."""
+    """The groups of the training rows, in the order of forgetting of a seed."""
 
-    rows_by_group: dict[str, list[int]]
+    rows_by_group: dict[str, list[int]]  # row numbers of each group
     trained: list[str]  # the original is trained on them
     holdout: list[str]  # no model is trained on them
 
     def rows(self, groups: Iterable[str]) -> np.ndarray:
-        """Returns the rows of some groups, group by group."""
+        """Returns the row numbers of `groups`, group by group."""
         rows = [row for group in groups for row in self.rows_by_group[group]]
         return np.array(rows, np.int64)
 
     def means(
         self, groups: Sequence[str], value_N: np.ndarray, mask_N: np.ndarray
     ) -> np.ndarray:
-        """Returns the mean value of each group over its masked rows, else -inf."""
+        """Returns each group's mean of `value_N` over rows in `mask_N`; -inf if none."""
         sizes = [len(self.rows_by_group[group]) for group in groups]
         rows, group_of_row = self.rows(groups), np.repeat(np.arange(len(sizes)), sizes)
         rows, group_of_row = rows[mask_N[rows]], group_of_row[mask_N[rows]]
@@ -73,14 +73,14 @@ class TrainingGroups(NamedTuple):
 
 
 class Memorization(NamedTuple):
-    """Estimates for each row, see `evaluate/memorization.py`."""
+    """Memorization estimates of each row, see `evaluate/memorization.py`."""
 
-    score: np.ndarray  # [N], how far the original has memorized the row
-    easiness: np.ndarray  # [N], how well a model predicts it without training on it
+    score: np.ndarray  # [N], how strongly the original has memorized the row
+    easiness: np.ndarray  # [N], how well a model not trained on the row predicts it
 
 
 class Selection(NamedTuple):
-    """The groups to unlearn, and the held-out groups that are their non-members."""
+    """The groups to unlearn, and the held-out groups that serve as non-members."""
 
     unlearn: set[str]
     nonmembers: set[str]
@@ -109,7 +109,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def check_rule(text: str) -> None:
-    """Rejects a rule that is invalid for any data set.
+    """Rejects a rule that is invalid for every data set.
 
     Raises:
         UserError: the rule is malformed, or its file cannot be read.
@@ -119,15 +119,15 @@ def check_rule(text: str) -> None:
         read_ids(pathlib.Path(rule.argument).expanduser())
 
 
-def groups_by_name(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
-    """Returns the groups that a rule names, which must not be held out.
+def find_named_groups(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
+    """Returns the groups that a rule names explicitly, which must not be held out.
 
-    Only the kinds `group` and `ids` name groups.
+    Only rules of the kinds `group` and `ids` name groups.
 
     Raises:
         UserError: a group or an id is unknown, or the file cannot be read.
     """
-    find_rows = {"group": rows_of_group, "ids": rows_of_ids}.get(rule.kind)
+    find_rows = {"group": find_group_rows, "ids": find_id_rows}.get(rule.kind)
     rows = [] if find_rows is None else find_rows(data, rule.argument)
     return {str(group) for group in group_N[rows]}
 
@@ -141,8 +141,8 @@ def select_groups(
 ) -> Selection:
     """Selects the groups to unlearn and their non-members.
 
-    `named` is the result of `groups_by_name`. Only the kind `memorized` needs
-    `memorization`.
+    `named` is the result of `find_named_groups`. Only rules of the kind `memorized`
+    need `memorization`.
 
     Raises:
         UserError: the class is unknown.
@@ -157,7 +157,7 @@ def select_groups(
 def take_groups(
     groups: Iterable[str], rows_by_group: dict[str, list[int]], count: int
 ) -> Iterator[str]:
-    """Yields the first groups that have at least `count` rows in total."""
+    """Yields the shortest prefix of `groups` with at least `count` rows in total."""
     num_rows = 0
     for group in groups:
         if num_rows >= count:
@@ -169,7 +169,7 @@ def take_groups(
 def _take_fraction(
     rule: Rule, groups: TrainingGroups, ordered: Iterable[str]
 ) -> set[str]:
-    """Takes the first groups that have the rule's fraction of the trained rows."""
+    """Returns a prefix of `ordered` with the rule's fraction of the trained rows."""
     count = max(1, round(rule.fraction * len(groups.rows(groups.trained))))
     return set(take_groups(ordered, groups.rows_by_group, count))
 
@@ -180,7 +180,7 @@ def _select_random(data, rule, groups, memorization) -> Selection:
 
 
 def _select_class(data, rule, groups, memorization) -> Selection:
-    """Selects all groups that have a row of the class."""
+    """Selects all groups that contain a row of the class."""
     if rule.argument not in data.classes:
         classes = ", ".join(data.classes)
         raise UserError(f"unlearn rule {rule}: no such class; choose from: {classes}")
@@ -193,10 +193,10 @@ def _select_class(data, rule, groups, memorization) -> Selection:
 
 
 def _select_cluster(data, rule, groups, memorization) -> Selection:
-    """Selects the groups most similar to the first one that has an image.
+    """Selects the groups most similar to the first group that has an image.
 
-    Non-members are the most similar held-out groups. They are the same fraction of the
-    held-out rows, so that both sides are equally similar, but at least MIN_NONMEMBERS.
+    Non-members are the most similar held-out groups: the same fraction of the held-out
+    rows, so that both are equally similar, but at least MIN_NONMEMBERS rows.
     """
     has_image = [data.has_image[groups.rows([name])].any() for name in groups.trained]
     center = groups.rows([groups.trained[int(np.argmax(has_image))]])
@@ -219,16 +219,16 @@ def _select_cluster(data, rule, groups, memorization) -> Selection:
 def _select_memorized(data, rule, groups, memorization) -> Selection:
     """Selects the groups whose images the original has memorized most.
 
-    These are hard to predict without training on them. So the non-members are held-out
-    groups whose easiness is distributed alike, the same fraction of them, but at least
-    MIN_NONMEMBERS rows. No held-out row can match the memorization itself: an attack
-    must be compared with the attack on the reference.
+    These are hard to predict without training on them. The non-members are therefore
+    held-out groups with a similar distribution of easiness: the same fraction of the
+    groups, but at least MIN_NONMEMBERS rows. No held-out row is memorized, so an attack
+    must be compared with the same attack on the reference.
     """
     if memorization is None:
-        raise ValueError("this rule needs estimates of memorization")
+        raise ValueError("the rule `memorized` requires `memorization`")
 
     def group_means(names, value_N):
-        """Returns the mean by group, of those that have an image."""
+        """Returns the mean over rows with an image, for each group that has one."""
         means = groups.means(names, value_N, data.has_image)
         pairs = zip(names, means, strict=True)
         return {name: mean for name, mean in pairs if np.isfinite(mean)}
@@ -265,11 +265,11 @@ _SELECTORS: dict[str, _Selector] = {
 def match_distribution(
     target: np.ndarray, available: np.ndarray, count: int
 ) -> list[int]:
-    """Chooses values that are distributed like the target.
+    """Returns the indices of `count` available values distributed like the target.
 
-    For each of `count` evenly spaced quantiles of the target, in rising order, it takes
-    the nearest available value that is left. Returns the indices of these values; none
-    if the target is empty.
+    For each of `count` evenly spaced quantiles of the target, in ascending order, it
+    selects the nearest value that is not selected yet. Selects none if the target is
+    empty.
     """
     if not len(target):
         return []
@@ -287,5 +287,5 @@ def match_distribution(
 
 
 def _sort_descending(names: Sequence[str], values: np.ndarray) -> list[str]:
-    """Sorts by value; equal ones keep their order."""
+    """Sorts names by descending value; the sort is stable."""
     return [names[index] for index in np.argsort(-values, kind="stable")]

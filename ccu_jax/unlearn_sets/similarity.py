@@ -1,8 +1,8 @@
-"""Similarity of rows by their images and texts alone, without a model or labels.
+"""Similarity of rows by their images and texts, without a model or labels.
 
-An image is represented by its thumbnail of 8 x 8 pixels in color minus the mean
-thumbnail, a text by its set of tokens with inverse document frequencies as weights
-(Spärck Jones 1972). Both are compared by their cosine, in chunks of bounded size.
+An image is represented by its 8 x 8 color thumbnail minus the mean thumbnail, a text by
+its set of tokens weighted by inverse document frequency (Spärck Jones 1972). Both are
+compared by cosine similarity, in chunks of bounded size.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ import scipy.sparse
 from ccu_jax.data import Dataset
 from ccu_jax.data.near_duplicates import shrink
 
-_CHUNK_BYTES = 32 << 20  # of images
+_CHUNK_BYTES = 32 << 20  # of images in a chunk
 _CHUNK_TEXTS = 8192
-_MAX_MEAN_ROWS = 4096  # rows whose mean thumbnail is subtracted
+_MAX_MEAN_ROWS = 4096  # rows averaged for the mean thumbnail
 _MIN_SIDE = 32  # larger images are subsampled to about this size first
 _EPSILON = 1e-6
 
 
 def similarity(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Returns how similar each row `[R]` is to the mean of the center's rows.
+    """Returns the similarity `[R]` of each row to the mean of the rows `center`.
 
-    This is the sum of the cosines of image and text, each standardized over the rows. A
+    It is the sum of the cosines of image and text, each standardized over the rows. A
     missing image or text counts as the mean, 0.
     """
     total = np.zeros(len(rows))
@@ -41,6 +41,7 @@ def similarity(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarra
 
 
 def _image_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Returns the cosine of each row's thumbnail and the mean of the center's."""
     sample = rows[:: -(-len(rows) // _MAX_MEAN_ROWS)]
     mean = np.concatenate(list(_thumbnails(data, sample))).mean(axis=0)
     units = np.concatenate([_normalize(x - mean) for x in _thumbnails(data, center)])
@@ -50,7 +51,7 @@ def _image_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.nd
 
 
 def _thumbnails(data: Dataset, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields thumbnails `[n, 192]`, chunk by chunk."""
+    """Yields 8 x 8 x 3 thumbnails `[n, 192]` of the rows, chunk by chunk."""
     chunk = max(1, _CHUNK_BYTES // data.image[:1].nbytes)
     stride = max(1, data.image.shape[1] // _MIN_SIDE)
     for start in range(0, len(rows), chunk):
@@ -64,6 +65,7 @@ def _normalize(x: np.ndarray) -> np.ndarray:
 
 
 def _text_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Returns the cosine of each row's token set and the mean of the center's."""
     vocabulary = int(data.vocabulary)
     num_texts = sum(
         np.bincount(bags.indices, minlength=vocabulary)
@@ -82,12 +84,12 @@ def _text_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.nda
 
 
 def _token_sets(data: Dataset, rows: np.ndarray) -> Iterator[scipy.sparse.csr_array]:
-    """Yields which tokens texts contain, `[n, vocabulary]` of ones, chunk by chunk."""
+    """Yields binary text-token matrices `[n, vocabulary]`, chunk by chunk."""
     for start in range(0, len(rows), _CHUNK_TEXTS):
         text = np.asarray(data.text[rows[start : start + _CHUNK_TEXTS]])
-        row, place = np.nonzero(text)
+        row, position = np.nonzero(text)
         # A token that a text repeats is counted once.
-        pairs = np.unique(row * np.int64(data.vocabulary) + text[row, place])
+        pairs = np.unique(row * np.int64(data.vocabulary) + text[row, position])
         row, token = np.divmod(pairs, data.vocabulary)
         yield scipy.sparse.csr_array(
             (np.ones(len(pairs)), (row, token)), (len(text), int(data.vocabulary))

@@ -1,9 +1,9 @@
 """Splits the rows of a data set into retain, unlearn, holdout, validation and test.
 
-Each data set and seed has one order of all training groups, the order of forgetting.
-The holdout (`unseen`) is taken from its end, and a random unlearn set from its
-beginning. So the rule random:0.01 selects a prefix of random:0.05, whatever the other
-settings. Other rules are in `rules.py`.
+The data set and the seed determine an order of all training groups, the order of
+forgetting. The holdout (`unseen`) is taken from its end, and a random unlearn set from
+its beginning, so the rule random:0.01 selects a prefix of random:0.05, whatever the
+other settings. Other rules are in `rules.py`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from ccu_jax.unlearn_sets.rules import (
     Memorization,
     Selection,
     TrainingGroups,
-    groups_by_name,
+    find_named_groups,
     parse_rule,
     select_groups,
     take_groups,
@@ -29,17 +29,17 @@ from ccu_jax.unlearn_sets.rules import (
 
 
 class Sets(NamedTuple):
-    """Disjoint, sorted row numbers; the original is trained on retain and unlearn."""
+    """Disjoint, sorted row numbers; the original trains on `retain` and `unlearn`."""
 
     retain: np.ndarray
     unlearn: np.ndarray
-    unseen: np.ndarray  # training rows held out from all models, the non-members
+    unseen: np.ndarray  # the holdout: training rows that no model trains on
     validation: np.ndarray
     test: np.ndarray
 
 
 def merge_near_duplicates(data: Dataset, duplicates: str) -> np.ndarray:
-    """Returns the group `[N]` of each row, the unit of forgetting.
+    """Returns the group `[N]` of each row; groups are unlearned as a whole.
 
     With `duplicates="forget"`, groups with near-duplicate images are merged and named
     after the group of their first row.
@@ -54,11 +54,11 @@ def merge_near_duplicates(data: Dataset, duplicates: str) -> np.ndarray:
     return data.group[connected_components(len(rows), pairs)]
 
 
-def near_duplicates(data: Dataset, sets: Sets) -> dict[str, np.ndarray]:
-    """Returns by set the rows whose image is a near-duplicate of an unlearned one.
+def find_near_duplicates(data: Dataset, sets: Sets) -> dict[str, np.ndarray]:
+    """Returns, for each set, the rows with a near-duplicate of an unlearned image.
 
-    Only near-duplicates in another group count. Retained ones keep teaching the model
-    the image; those in the unlearn set are unlearned as well.
+    Only near-duplicates in other groups count. Those in the retain set still teach the
+    model the image; those in the unlearn set are unlearned as well.
     """
     with_image = sets.unlearn[data.has_image[sets.unlearn]]
     clusters = data.cluster[with_image]
@@ -74,7 +74,7 @@ def near_duplicates(data: Dataset, sets: Sets) -> dict[str, np.ndarray]:
 
 
 def forgetting_order(data: Dataset, seed: int) -> list[str]:
-    """Returns all training groups in the order of forgetting of a seed."""
+    """Returns all training groups in the seed's order of forgetting."""
     groups = np.unique(data.group[data.split == "train"])
 
     def sort_key(group: str) -> bytes:
@@ -92,21 +92,22 @@ def draw_sets(
     duplicates: str = "forget",
     memorization: Memorization | None = None,
 ) -> Sets:
-    """Draws the sets of a seed.
+    """Assigns all rows to the sets of a seed.
 
     Args:
         rule: see `rules.KINDS`, for example "random:0.1".
         seed: determines the order of forgetting.
-        holdout_fraction: of the training rows.
-        duplicates: "forget" to unlearn near-duplicates of unlearned images as well.
-        memorization: of an original that was trained on `retain` and `unlearn`.
+        holdout_fraction: fraction of the training rows to hold out.
+        duplicates: "forget" to unlearn near-duplicates of unlearned images as well, or
+            "report".
+        memorization: estimates for an original trained on `retain` and `unlearn`.
 
     Returns:
         The sets. The rule `memorized` needs `memorization`; without it `unlearn` is
-        empty and `retain` holds all rows that the original is trained on.
+        empty and `retain` contains all rows that the original trains on.
 
     Raises:
-        UserError: the rule does not fit the data, or a set would be empty.
+        UserError: the rule is invalid for the data, or a set would be empty.
     """
     parsed = parse_rule(rule)
     if not 0 < holdout_fraction < 1:
@@ -114,7 +115,7 @@ def draw_sets(
             f"unlearn.holdout_fraction={holdout_fraction}: must be between 0 and 1"
         )
     group_N = merge_near_duplicates(data, duplicates)
-    named = groups_by_name(data, parsed, group_N)
+    named = find_named_groups(data, parsed, group_N)
     data = data._replace(group=group_N)
     groups = _hold_out(data, seed, holdout_fraction, named)
     is_deferred = parsed.kind == "memorized" and memorization is None
@@ -136,7 +137,7 @@ def draw_sets(
 def _hold_out(
     data: Dataset, seed: int, fraction: float, named: set[str]
 ) -> TrainingGroups:
-    """Holds out groups from the end of the order, but none that the rule names."""
+    """Holds out groups from the end of the order, except those that the rule names."""
     order, rows_by_group = forgetting_order(data, seed), _rows_by_group(data)
     count = round(fraction * sum(map(len, rows_by_group.values())))
     candidates = (group for group in reversed(order) if group not in named)
@@ -156,14 +157,16 @@ def _rows_by_group(data: Dataset) -> dict[str, list[int]]:
 
 
 def _check_sets(data: Dataset, sets: Sets, rule: str) -> None:
+    """Raises UserError if a set is empty, or has no image where one is needed."""
+
     def require(condition: bool | np.bool, problem: str) -> None:
         if not condition:
             raise UserError(f"unlearn rule {rule}: {problem}")
 
-    require(len(sets.unlearn) > 0, "selects no training row: nothing to unlearn")
+    require(len(sets.unlearn) > 0, "selects no training row; select others")
     require(
         data.has_image[sets.unlearn].any(),
-        "selects rows without an image only: nothing to unlearn; select others",
+        "selects only rows without an image; select rows with images",
     )
     require(
         len(sets.retain) > 0,
@@ -184,7 +187,7 @@ def _check_sets(data: Dataset, sets: Sets, rule: str) -> None:
         )
 
 
-def groups_in_order(
+def list_unlearned_groups(
     data: Dataset, sets: Sets, seed: int, duplicates: str = "forget"
 ) -> list[np.ndarray]:
     """Returns the rows of each unlearned group, in the order of forgetting."""
@@ -192,18 +195,18 @@ def groups_in_order(
     rows_by_group = _rows_by_group(data)
     unlearn = set(sets.unlearn.tolist())
     groups = (rows_by_group[group] for group in forgetting_order(data, seed))
-    # A group is unlearned as a whole, so its first row decides.
+    # A group is unlearned as a whole, so its first row is sufficient.
     return [np.array(rows) for rows in groups if rows[0] in unlearn]
 
 
 def format_unlearn_set(
     data: Dataset, sets: Sets, seed: int, rule: str, duplicates: str = "forget"
 ) -> str:
-    """Lists the ids of the unlearn set, one per line, in the order of forgetting.
+    """Returns the ids of the unlearn set as lines, in the order of forgetting.
 
-    The text has a checksum, and can be used as the file of a rule `ids:FILE`.
+    The last line is a checksum. The text can be the file of a rule `ids:FILE`.
     """
-    groups = groups_in_order(data, sets, seed, duplicates)
+    groups = list_unlearned_groups(data, sets, seed, duplicates)
     lines = [
         f"# {data.name}, seed {seed}, rule {rule}: the images of these rows are",
         "# unlearned; rows of one group follow each other",
@@ -213,7 +216,7 @@ def format_unlearn_set(
 
 
 def check_intact(path: pathlib.Path) -> None:
-    """Rejects a damaged file of `format_unlearn_set`.
+    """Rejects a damaged file that `format_unlearn_set` formatted.
 
     Raises:
         UserError: the file does not match its checksum.
@@ -229,7 +232,7 @@ def check_intact(path: pathlib.Path) -> None:
 def format_near_duplicates(
     data: Dataset, sets: Sets, duplicates: dict[str, np.ndarray]
 ) -> str:
-    """Lists near-duplicates as lines of set, id and the id of an unlearned row."""
+    """Returns lines with the set and id of a near-duplicate and the unlearned id."""
     unlearned = {int(data.cluster[r]): str(data.id[r]) for r in sets.unlearn[::-1]}
     triples = [
         (name, str(data.id[row]), unlearned[int(data.cluster[row])])
@@ -241,9 +244,9 @@ def format_near_duplicates(
 
 
 def load_all_ids(data: Dataset, folder: pathlib.Path, duplicates: str) -> set[str]:
-    """Reads the ids of all unlearn sets in a folder.
+    """Returns the ids in all unlearn set files of a folder.
 
-    With `duplicates="forget"`, ids of near-duplicates of their images are added.
+    With `duplicates="forget"`, adds the ids of near-duplicates of their images.
 
     Raises:
         UserError: a file is damaged.

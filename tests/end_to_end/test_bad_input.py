@@ -157,7 +157,7 @@ def test_setting_out_of_range_is_rejected_with_its_bound():
         ("--set model.tail_blocks=2", "model.tail_blocks=2 model.image_depth=1"),
         ("--set model.text_width=9", "model.text_width=9 model.heads=2"),
         ("--unlearn class:nobody", "class:nobody no such class cat, dog, emu"),
-        ("--unlearn class:emu", "class:emu nothing to unlearn"),
+        ("--unlearn class:emu", "class:emu selects no training row"),
         ("--data-dir nowhere", "data.dir nowhere"),
         ("--data-dir empty", 'data.dir empty pairs.jsonl "label"'),
     ],

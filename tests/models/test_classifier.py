@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccu_jax.errors import UserError
-from ccu_jax.models import TAIL, TEXT, VIEWS, unit
+from ccu_jax.models import TAIL, TEXT, VIEWS, l2_normalize
 from tests import toy
 from tests.models.conftest import NUM_ROWS
 
@@ -138,7 +138,7 @@ def test_embeddings_have_unit_length_and_empty_rows_are_finite(apply, params, ex
         np.testing.assert_allclose(jnp.linalg.norm(z, axis=1), 1, rtol=1e-5)
     empty = {key: np.zeros_like(value) for key, value in example.items()}
     assert all(np.isfinite(value).all() for value in apply(params, empty))
-    gradient = jax.grad(lambda x: unit(x).sum())(jnp.zeros((1, 3)))
+    gradient = jax.grad(lambda x: l2_normalize(x).sum())(jnp.zeros((1, 3)))
     assert np.isfinite(gradient).all()
 
 

@@ -59,7 +59,7 @@ def test_every_request_has_an_image(rule, large):
     for seed in range(20):
         sparse = data._replace(has_image=rng.random(700) < 0.15)
         sets = splits.draw_sets(sparse, rule, seed, 0.1)
-        groups = splits.groups_in_order(sparse, sets, seed)
+        groups = splits.list_unlearned_groups(sparse, sets, seed)
         max_requests = sum(sparse.has_image[rows].any() for rows in groups)
         for count in (min(9, max_requests), max_requests):
             parts = split(sparse, sets, count, seed)

@@ -86,7 +86,7 @@ def test_ids_that_cannot_be_unlearned_are_rejected(data, tmp_path):
         ([train[0], "nobody"], "'nobody'"),
         ([train[3], train[4], train[3]], f"'{train[3]}' more than once"),
         ([train[0], test[0]], f"'{test[0]}'.*test"),
-        ([], "nothing to unlearn"),
+        ([], "selects no training row"),
         (train, "every training row"),
         ([f"wrong{i}" for i in range(20)], "and 17 more"),
     ):
@@ -138,7 +138,7 @@ def test_cluster_is_found_by_images_alone_but_not_without_images(two_styles):
     absent = np.zeros(len(style), bool)
     without_texts = draw(data._replace(has_text=absent), "cluster:0.2", 1)
     assert (style[without_texts.unlearn] == style[sets.unlearn[0]]).mean() > 0.98
-    with pytest.raises(UserError, match="rows without an image only"):
+    with pytest.raises(UserError, match="only rows without an image"):
         draw(data._replace(has_image=absent), "cluster:0.2", 1)
 
 

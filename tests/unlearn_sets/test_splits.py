@@ -90,7 +90,7 @@ def test_holdout_fraction_out_of_range_is_rejected(data, holdout):
     [
         ("random:0.99999", 1, "every training row"),
         ("class:red", 1, "every training row"),
-        ("class:red", [0, 1, 1], "nothing to unlearn"),
+        ("class:red", [0, 1, 1], "selects no training row"),
     ],
 )
 def test_empty_unlearn_or_retain_set_is_rejected(data, rule, labels, message):
@@ -102,7 +102,7 @@ def test_empty_unlearn_or_retain_set_is_rejected(data, rule, labels, message):
 @pytest.mark.parametrize(
     "rule, split, message",
     [
-        ("random:0.1", "train", "rows without an image only"),
+        ("random:0.1", "train", "only rows without an image"),
         ("random:0.1", "validation", "no row of the validation set has an image"),
         ("memorized:0.1", "validation", "no row of the validation set has an image"),
     ],
@@ -164,7 +164,7 @@ def test_near_duplicates_are_unlearned_together(duplicates, rule, tmp_path):
         sets = draw(data, rule, seed)
         for name in TRAINING_SETS:
             assert np.isin(three, getattr(sets, name)).sum() in (0, 3)
-        near = splits.near_duplicates(data, sets)
+        near = splits.find_near_duplicates(data, sets)
         assert not len(near["retain"]) and not len(near["unseen"])
         unlearned = three if np.isin(three, sets.unlearn).all() else []
         assert set(near["unlearn"]) == set(unlearned)
@@ -179,7 +179,7 @@ def test_near_duplicates_are_only_reported_on_request(duplicates, tmp_path):
     sets = splits.draw_sets(data, rule, 0, 0.2, "report")
     in_groups = np.isin(data.group, data.group[listed])
     np.testing.assert_array_equal(sets.unlearn, np.flatnonzero(in_groups))
-    near = splits.near_duplicates(data, sets)
+    near = splits.find_near_duplicates(data, sets)
     not_unlearned = np.concatenate([near["retain"], near["unseen"]])
     assert three[2] in not_unlearned
     assert not np.isin(not_unlearned, sets.unlearn).any()

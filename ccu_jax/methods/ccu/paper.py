@@ -18,7 +18,7 @@ from ccu_jax import objectives
 from ccu_jax.methods import cached_features, programs
 from ccu_jax.methods.optimizers import scale_by_learning_rate
 from ccu_jax.methods.problem import Hyperparameters, Problem
-from ccu_jax.models import TAIL, VISUAL, Outputs, unit
+from ccu_jax.models import TAIL, VISUAL, Outputs, l2_normalize
 from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
 
@@ -82,7 +82,9 @@ def make_adam() -> optax.GradientTransformationExtraArgs:
 
 def image_features(rows: Rows, outputs: Outputs) -> LabeledFeatures:
     """Returns the unit image features of rows; rows without an image have no weight."""
-    return LabeledFeatures(unit(outputs.h_image), rows["labels"], rows["has_image"])
+    return LabeledFeatures(
+        l2_normalize(outputs.h_image), rows["labels"], rows["has_image"]
+    )
 
 
 def contrastive_terms(

@@ -42,18 +42,17 @@ def run(argv: Sequence[str]) -> None:
     for module in MODULES:
         commands |= _import(module).COMMANDS
     flags = _parse(argv, commands)
-    command = commands[flags.command]
     machine = _import("costs").describe_machine()
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, _MIN_WIDTH)
     for key, value in machine.items():
         console.print(f"{key}: {value}", highlight=False, markup=False)
-    measured = command.measure(flags)
-    for measurements in measured:
-        console.print(make_table(measurements))
+    measured = commands[flags.command].measure(flags)
+    for table in measured:
+        console.print(make_table(table))
     if flags.json:
-        rows = {measurements.name: measurements.rows for measurements in measured}
+        rows = {table.name: table.rows for table in measured}
         record = {"flags": vars(flags), "machine": machine, "measured": rows}
         text = json.dumps(to_plain_json(record), indent=1) + "\n"
         write_atomically(flags.json, text.encode())
@@ -78,13 +77,9 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        windows = Flag(
-            "--windows", at_least(1), command.windows, "measurements of each"
-        )
-        output = Flag(
-            "--json", _output_file, None, "write all numbers to this file too"
-        )
-        for name, parse, default, help_text in (*command.flags, windows, output):
+        repeat = Flag("--windows", at_least(1), command.windows, "measurements of each")
+        file = Flag("--json", _parse_output, None, "write all numbers to this file too")
+        for name, parse, default, help_text in (*command.flags, repeat, file):
             options: dict[str, Any] = {"type": parse}
             if parse is bool:
                 options = {"action": argparse.BooleanOptionalAction}
@@ -95,7 +90,7 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
     return flags
 
 
-def _output_file(text: str) -> pathlib.Path:
+def _parse_output(text: str) -> pathlib.Path:
     # Checked before measuring, which may take hours.
     path = parse_path(text)
     if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ccu_jax.benchmarks.harness import num_cores, read_system_field
+from ccu_jax.benchmarks.harness import count_cores, read_system_field
 from ccu_jax.distributed.executors import Executor, vmap
 from ccu_jax.runs import results
 from ccu_jax.train import step
@@ -25,17 +25,11 @@ _PACKAGES += ("tensorflow", "tensorflow-cpu", "torch")
 
 
 class Peaks(NamedTuple):
-    """The highest rates of one device.
+    """The highest rates of one device."""
 
-    Attributes:
-        flops: FLOP/s of a large matrix product.
-        bytes: bytes/s of a large copy.
-        datasheet: bfloat16 FLOP/s of the data sheet; None for unlisted devices.
-    """
-
-    flops: float
-    bytes: float
-    datasheet: float | None
+    flops: float  # FLOP/s of a large matrix product
+    bytes: float  # bytes/s of a large copy
+    datasheet: float | None  # bfloat16 FLOP/s of the data sheet, if it is listed
 
 
 def describe_machine() -> dict[str, Any]:
@@ -45,7 +39,7 @@ def describe_machine() -> dict[str, Any]:
     cpu = read_system_field("/proc/cpuinfo", "model name")
     return {
         "cpu": cpu or platform.machine(),
-        "cores": num_cores(),
+        "cores": count_cores(),
         "memory": read_system_field("/proc/meminfo", "MemTotal"),
         "load": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()}",
@@ -65,7 +59,7 @@ def make_step_args(
 
 
 def count_flops(program: Program, executor: Executor) -> float:
-    """Counts the FLOPs of one step over the global batch, with its share of refreshes.
+    """Counts the FLOPs of one step over the global batch, refreshes averaged in.
 
     XLA counts the unoptimized program, since calls of libraries count as 0 FLOPs. It
     counts the body of a loop once, so the program has a single step.
@@ -78,7 +72,7 @@ def count_flops(program: Program, executor: Executor) -> float:
         # Lower from shapes: the arrays may be sharded over several devices.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         steps: Any = global_executor.compile(step.make_steps_fn(program))
-        return _analyze_cost(steps.lower(*shapes))["flops"]
+        return steps.lower(*shapes).cost_analysis()["flops"]
 
     return _average_refresh(program, count)
 
@@ -96,26 +90,19 @@ def measure_compiled(program: Program, executor: Executor) -> dict[str, float | 
         return steps.lower(*args).compile()
 
     def count_bytes(program: Program) -> float:
-        return _analyze_cost(compile_step(program)).get("bytes accessed", 0.0)
+        cost = compile_step(program).cost_analysis() or {}
+        return cost.get("bytes accessed", 0.0)
 
     accessed = _average_refresh(program, count_bytes)
-    memory = compile_step(program).memory_analysis()
-    kinds = ("argument", "output", "temp")
-    return {
-        "bytes": accessed or None,
-        "memory": memory
-        and sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds)
-        - memory.alias_size_in_bytes,
-    }
-
-
-def _analyze_cost(stage: Any) -> dict[str, float]:
-    cost = stage.cost_analysis() or {}
-    return cost[0] if isinstance(cost, list) else cost
+    if (memory := compile_step(program).memory_analysis()) is not None:
+        kinds = ("argument", "output", "temp")
+        size = sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds)
+        memory = size - memory.alias_size_in_bytes
+    return {"bytes": accessed or None, "memory": memory}
 
 
 def _average_refresh(program: Program, count: Callable[[Program], float]) -> float:
-    """Counts a step and its fraction of a refresh."""
+    """Returns the count of a step with its share of a refresh."""
     if program.refresh is None:
         return count(program)
     plain = count(program._replace(refresh=None))
@@ -138,17 +125,12 @@ def measure_peaks(dtype: str) -> Peaks:
     size = 1 << (25 if device.platform == "cpu" else 28)
     x, copy = jnp.zeros(size, jnp.float32), jax.jit(lambda x: x + 1)
     datasheet = (x for name, x in DATASHEET_FLOPS.items() if name in device.device_kind)
-    return Peaks(
-        flops=flops / _median_s(product),
-        bytes=2 * x.nbytes / _median_s(lambda: copy(x)),
-        datasheet=next(datasheet, None),
+    # The first call compiles.
+    product_s, copy_s = (
+        statistics.median([measure_seconds(call) for _ in range(6)][1:])
+        for call in (product, lambda: copy(x))
     )
-
-
-def _median_s(call: Callable[[], jax.Array]) -> float:
-    """Returns the median seconds of five calls, after one that compiles."""
-    seconds = [measure_seconds(call) for _ in range(6)]
-    return statistics.median(seconds[1:])
+    return Peaks(flops / product_s, 2 * x.nbytes / copy_s, next(datasheet, None))
 
 
 def measure_seconds(call: Callable[[], Any]) -> float:
@@ -158,7 +140,7 @@ def measure_seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def utilization(
+def compute_utilization(
     flops: float, accessed: float | None, seconds: float, peaks: Peaks
 ) -> dict[str, float | None]:
     """Returns which fractions of one device's peaks a step reaches.

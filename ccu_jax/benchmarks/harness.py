@@ -29,20 +29,12 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Column(NamedTuple):
-    """A column of a table.
-
-    Attributes:
-        header: its title.
-        key: of the value in a row; dots lead into nested dicts, as in "first.rows". The
-            value may be a summary: median, and lowest to highest window.
-        format: format specification of a number, such as ",.1f".
-        scale: factor by which numbers are multiplied.
-    """
+    """A column of a table, whose values are strings, numbers or summaries."""
 
     header: str
-    key: str
-    format: str = ""
-    scale: float = 1
+    key: str  # of the value in a row; "first.rows" leads into nested dicts
+    format: str = ""  # format specification of numbers
+    scale: float = 1  # factor of numbers
 
 
 class Measurements(NamedTuple):
@@ -79,9 +71,8 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text in choices:
             return text
-        raise argparse.ArgumentTypeError(
-            f"unknown name {text!r}; choose from {', '.join(choices)}"
-        )
+        names = ", ".join(choices)
+        raise argparse.ArgumentTypeError(f"unknown name {text!r}; choose from {names}")
 
     return parse
 
@@ -120,7 +111,7 @@ class Progress:
     """Prints the progress of each stage to stderr, at most every two seconds."""
 
     def __init__(self, title: str):
-        """Sets the start of every line."""
+        """Sets the title, which starts every line."""
         self._title, self._stage, self._printed_s = title, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -138,10 +129,7 @@ def measure_in_turn(
 ) -> dict[Name, list[Any]]:
     """Calls all functions once per window, so that all are measured under equal load.
 
-    One more window comes first, to warm up, and is dropped.
-
-    Returns:
-        The results of every function, window by window.
+    Returns the results of every function, without a first window that warms up.
     """
     results: dict[Name, list[Any]] = {name: [] for name in calls}
     total = (windows + 1) * len(calls)
@@ -171,22 +159,20 @@ def median_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 def read_system_field(path: str, name: str) -> str | None:
     """Returns the value of a line "name: value" of a file in /proc; None off Linux."""
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        text = pathlib.Path(path).read_text()
     except OSError:
         return None
-    fields = (line.partition(":") for line in lines)
-    return next(
-        (value.strip() for key, _, value in fields if key.strip() == name), None
-    )
+    match = re.search(rf"^{name}[ \t]*:(.*)", text, re.MULTILINE)
+    return match and match[1].strip()
 
 
-def memory_mib(field: str) -> float:
+def read_memory_mib(field: str) -> float:
     """Returns a field of /proc/self/status in MiB, such as VmRSS; NaN off Linux."""
     value = read_system_field("/proc/self/status", field)
     return int(value.split()[0]) / 1024 if value else math.nan
 
 
-def num_cores() -> int:
+def count_cores() -> int:
     """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

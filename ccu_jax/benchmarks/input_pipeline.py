@@ -42,6 +42,7 @@ _WINDOW_ROWS = 4096
 _POSTER_SIZE = (675, 1000)  # px, of a typical official poster
 _NOISE, _QUALITY = 14, 90  # make it a JPEG of about 0.3 MB
 _EARLY_FRACTION = 0.01  # memory should hardly grow after this fraction of the rows
+RateFn = Callable[[], float]  # returns images per second
 _PREPARE_COLUMNS = [
     Column("data set", "name"),
     Column("rows", "first.rows", ","),
@@ -65,19 +66,14 @@ _FEED_COLUMNS = [
 
 def measure(flags: argparse.Namespace) -> list[Measurements]:
     """Measures the parts that --only names."""
-    num_rows = {name: getattr(flags, f"rows_{name}") for name in NUM_ROWS}
+    counts = {name: getattr(flags, f"rows_{name}") for name in NUM_ROWS}
+    counts = {name: count for name, count in counts.items() if count}
     # All samples come first, so that a wrong number of rows is reported at once.
-    roots = {
-        name: _write_sample(name, count, flags.dir)
-        for name, count in num_rows.items()
-        if count
-    }
+    roots = {name: _write_sample(name, n, flags.dir) for name, n in counts.items()}
     measured = []
     if "prepare" in flags.only:
-        rows = [
-            measure_preparation(name, root, flags.dir, flags.records)
-            for name, root in roots.items()
-        ]
+        args = (flags.dir, flags.records)
+        rows = [measure_preparation(name, root, *args) for name, root in roots.items()]
         title = "preparing the sample editions"
         measured.append(Measurements("prepare", title, _PREPARE_COLUMNS, rows))
     if "feed" in flags.only and FEED_DATASET in roots:
@@ -85,12 +81,11 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
         write_posters(posters, roots[FEED_DATASET], flags.posters)
         rows = []
         for size, max_rows in _FEED_ROWS.items():
-            count = min(num_rows[FEED_DATASET], max_rows or num_rows[FEED_DATASET])
+            count = min(counts[FEED_DATASET], max_rows or counts[FEED_DATASET])
             root = _write_sample(FEED_DATASET, count, flags.dir)
-            settings = _settings(FEED_DATASET, root, image_size=size, records=False)
-            progress = Progress(f"{FEED_DATASET}, {size} px")
-            workdir = flags.dir / f"{FEED_DATASET}-{count}-{size}"
-            dataset = data.load(settings, workdir, progress)
+            config = _load_settings(FEED_DATASET, root, image_size=size, records=False)
+            title, name = f"{FEED_DATASET}, {size} px", f"{FEED_DATASET}-{count}-{size}"
+            dataset = data.load(config, flags.dir / name, Progress(title))
             rows += measure_feed(dataset, posters, flags.windows)
         measured.append(Measurements("feed", "images per second", _FEED_COLUMNS, rows))
     return measured
@@ -102,17 +97,16 @@ def _write_sample(name: str, num_rows: int, folder: pathlib.Path) -> pathlib.Pat
     return root
 
 
-def _settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
+def _load_settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
     return dataclasses.replace(load_config(name).data, dir=str(root), **fields)
 
 
 def measure_preparation(
     name: str, root: pathlib.Path, folder: pathlib.Path, records: bool
 ) -> dict[str, Any]:
-    """Prepares a sample edition, and opens it a second time.
+    """Prepares a sample edition anew, with or without TFDS records, and opens it again.
 
-    Prepared data of an earlier command in the folder are removed. With `records`, TFDS
-    records are stored as well. The results of `prepare` are `first` and `second`.
+    The results of `prepare` are `first` and `second`.
     """
     workdir = folder / f"prepared-{name}"
     shutil.rmtree(workdir, ignore_errors=True)
@@ -120,14 +114,18 @@ def measure_preparation(
     for start in ("first", "second"):
         # A new process, whose memory is that of the preparation alone.
         with harness.start_child() as call:
-            args = (_settings(name, root, records=records), workdir, f"{name}, {start}")
+            args = (
+                _load_settings(name, root, records=records),
+                workdir,
+                f"{name}, {start}",
+            )
             row[start] = call("input_pipeline.prepare", *args)
     stages = row["first"]["stages_s"].items()
     return {**row, "stages": "\n".join(f"{stage} {s:.1f}" for stage, s in stages)}
 
 
 def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]:
-    """Prepares a data set; measures seconds, and the resident memory in MiB.
+    """Prepares a data set; measures seconds, and resident memory in MiB.
 
     `early_mib` is the memory after 1 % of the rows.
     """
@@ -141,20 +139,20 @@ def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]
         stages_s[last[0]] += now - last[1]
         last = (stage, now)
         if early_mib is None and done >= _EARLY_FRACTION * total:
-            early_mib = harness.memory_mib("VmRSS")
+            early_mib = harness.read_memory_mib("VmRSS")
         report(stage, done, total)
 
     num_rows = len(data.load(settings, workdir, progress).id)
     seconds = time.monotonic() - start
-    files = [file for file in (workdir / "data").iterdir() if file.is_file()]
+    sizes = [x.stat().st_size for x in (workdir / "data").iterdir() if x.is_file()]
     return {
         "seconds": seconds,
         "stages_s": dict(stages_s),
         "rows": num_rows,
         "rows_per_s": num_rows / seconds,
-        "stored_mib": sum(file.stat().st_size for file in files) / 2**20,
+        "stored_mib": sum(sizes) / 2**20,
         "early_mib": early_mib,
-        "peak_mib": harness.memory_mib("VmHWM"),
+        "peak_mib": harness.read_memory_mib("VmHWM"),
     }
 
 
@@ -185,16 +183,12 @@ def measure_feed(
     """
     size, paths = dataset.image.shape[1], sorted(posters.glob("*.jpg"))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        calls: dict[tuple[str, int | None], Callable[[], float]] = {
-            (variant, None): call
-            for variant, call in _decode_variants(paths, size, pool)
-        }
-        for batch in _BATCHES:
-            variants = _batch_variants(dataset, batch)
-            calls |= {(variant, batch): call for variant, call in variants.items()}
+        variants = {None: _make_decode_variants(paths, size, pool)}
+        variants |= {batch: _make_batch_variants(dataset, batch) for batch in _BATCHES}
+        calls = {(name, n): variants[n][name] for n in variants for name in variants[n]}
         results = harness.measure_in_turn(calls, windows, Progress(f"{size} px"))
     rates = {key: harness.summarize(values) for key, values in results.items()}
-    decode_rates = [rate for (_, batch), rate in rates.items() if batch is None]
+    decode_rates = [rates[name, None] for name in variants[None]]
     decode = max(decode_rates, key=lambda rate: rate["median"])
     return [
         {
@@ -209,29 +203,26 @@ def measure_feed(
     ]
 
 
-def _make_rate(num_images: int, call: Callable[[], Any]) -> Callable[[], float]:
+def _make_rate(num_images: int, call: Callable[[], Any]) -> RateFn:
     return lambda: num_images / costs.measure_seconds(call)
 
 
-def _decode_variants(
+def _make_decode_variants(
     paths: list[pathlib.Path], size: int, pool: ThreadPoolExecutor
-) -> Iterable[tuple[str, Callable[[], float]]]:
+) -> dict[str, RateFn]:
     def decode(path: pathlib.Path) -> Any:
         return images.decode(path.read_bytes(), size)
 
-    yield PILLOW, _make_rate(len(paths), lambda: _drain(pool.map(decode, paths)))
+    variants = {PILLOW: lambda: _drain(pool.map(decode, paths))}
     try:
         decoded = jpeg_dataset(paths, size)
+        variants["decode, tf.data"] = lambda: _drain(decoded.as_numpy_iterator())
     except UserError as error:  # TensorFlow is not installed
         print(f"decode, tf.data: {error}", file=sys.stderr)
-    else:
-        run = _make_rate(len(paths), lambda: _drain(decoded.as_numpy_iterator()))
-        yield "decode, tf.data", run
+    return {name: _make_rate(len(paths), call) for name, call in variants.items()}
 
 
-def _batch_variants(
-    dataset: data.Dataset, batch: int
-) -> dict[str, Callable[[], float]]:
+def _make_batch_variants(dataset: data.Dataset, batch: int) -> dict[str, RateFn]:
     rows = np.arange(len(dataset.id))
     plan = plan_batches(rows, batch, max(1, _WINDOW_ROWS // batch), seed=0)
     names = ("text", "labels", "has_image", "has_text")

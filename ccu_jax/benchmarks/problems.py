@@ -30,16 +30,9 @@ UNLEARN_FRACTION = 0.1  # of the training rows
 
 
 class ProblemSpec(NamedTuple):
-    """A synthetic problem: a configuration, and the properties of its data set.
+    """A synthetic problem: a configuration, and the properties of its data set."""
 
-    Attributes:
-        config: the configuration; its maximum vocabulary is used.
-        num_rows: number of rows of the data set.
-        num_classes: number of labels.
-        multi_label: whether a row has several labels.
-    """
-
-    config: Config
+    config: Config  # its maximum vocabulary is used
     num_rows: int
     num_classes: int = 10
     multi_label: bool = False
@@ -92,7 +85,7 @@ def make_problem(
         model=model,
         forward=Forward(model, executor, spec.config.run.evaluate_batch),
         executor=executor,
-        table=executor.replicate(_random_table(spec, spec.num_rows, has_images)),
+        table=executor.replicate(_make_random_table(spec, spec.num_rows, has_images)),
         sets=sets or split_as_configured(spec),
         multi_label=spec.multi_label,
         params=executor.replicate(model.init(jax.random.key(0))),
@@ -112,7 +105,7 @@ def _build_model(spec: ProblemSpec) -> models.Model:
     )
 
 
-def _random_table(
+def _make_random_table(
     spec: ProblemSpec, num_rows: int, has_images: bool = True
 ) -> dict[str, np.ndarray]:
     rng, data = np.random.default_rng(0), spec.config.data
@@ -138,19 +131,32 @@ def split_rows(num_rows: int, **sizes: int) -> Sets:
 
 def split_as_configured(spec: ProblemSpec) -> Sets:
     """Splits the rows at random by the fractions of the configuration."""
-    config, num_rows = spec.config, spec.num_rows
-    test = round(config.data.test_fraction * num_rows)
-    validation = round(config.data.validation_fraction * num_rows)
-    num_train = num_rows - test - validation
+    config = spec.config
+    test = round(config.data.test_fraction * spec.num_rows)
+    validation = round(config.data.validation_fraction * spec.num_rows)
+    num_train = spec.num_rows - test - validation
     unseen = round(config.unlearn.holdout_fraction * num_train)
     unlearn = round(UNLEARN_FRACTION * (num_train - unseen))
     sizes = {"test": test, "validation": validation, "unseen": unseen}
-    return split_rows(num_rows, **sizes, unlearn=unlearn)
+    return split_rows(spec.num_rows, **sizes, unlearn=unlearn)
 
 
-def random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
+def make_random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
     """Returns a function from row numbers to random columns of a `FeatureStore`."""
-    shapes, rng = _feature_shapes(spec), np.random.default_rng(seed)
+    model, rng = _build_model(spec), np.random.default_rng(seed)
+
+    def encode(params: models.Params, table: dict) -> dict[str, jax.Array]:
+        encoded = {
+            "features": model.trunk(params, table["image"]),
+            "h_text": model.encode_text(params, table["text"]),
+        }
+        outputs = model.apply(params, table | encoded)
+        logits = {f"original_{view}": getattr(outputs, view) for view in models.VIEWS}
+        fresh = pool_tokens(encoded["features"])
+        return {**encoded, **logits, "z_text": outputs.z_text, "fresh": fresh}
+
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(encode, params, _make_random_table(spec, 1))
 
     def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
         columns = {}
@@ -164,28 +170,10 @@ def random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
     return compute
 
 
-def random_store(spec: ProblemSpec) -> FeatureStore:
+def make_random_store(spec: ProblemSpec) -> FeatureStore:
     """Returns a store of random features in memory."""
-    columns = random_features(spec, 0)(np.arange(spec.num_rows))
+    columns = make_random_features(spec, 0)(np.arange(spec.num_rows))
     return FeatureStore(columns, np.ones(spec.num_rows, bool))
-
-
-def _feature_shapes(spec: ProblemSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shape and type of the columns of a store for one row."""
-    model = _build_model(spec)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-
-    def compute(params: models.Params, table: dict) -> dict[str, jax.Array]:
-        encoded = {
-            "features": model.trunk(params, table["image"]),
-            "h_text": model.encode_text(params, table["text"]),
-        }
-        outputs = model.apply(params, table | encoded)
-        logits = {f"original_{view}": getattr(outputs, view) for view in models.VIEWS}
-        pooled = pool_tokens(encoded["features"])
-        return {**encoded, **logits, "z_text": outputs.z_text, "fresh": pooled}
-
-    return jax.eval_shape(compute, params, _random_table(spec, 1))
 
 
 def build_program(name: str, problem: Problem) -> Program:

@@ -14,13 +14,7 @@ from typing import Any
 
 from ccu_jax.benchmarks import harness, problems
 from ccu_jax.benchmarks.harness import Column, Flag, Measurements, Progress
-from ccu_jax.benchmarks.problems import (
-    ProblemSpec,
-    make_problem,
-    make_run,
-    random_store,
-    replace_section,
-)
+from ccu_jax.benchmarks.problems import make_problem, make_run, replace_section
 from ccu_jax.distributed.executors import pmap
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
@@ -77,12 +71,13 @@ def _run_s(outcome: Outcome) -> float:
     return outcome.seconds["start"] + outcome.seconds["steps"]
 
 
-def sweep_sets(spec: ProblemSpec) -> Iterator[Point]:
+def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
     """Grows the unlearn set, at equal steps or equal epochs, and the retain set."""
     sizes = {"unlearn": round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS), "validation": 1000}
     sizes |= {"unseen": 100, "test": 100}
     spec = spec._replace(num_rows=TRAIN_ROWS + 1200)
-    sets, store = problems.split_rows(spec.num_rows, **sizes), random_store(spec)
+    sets = problems.split_rows(spec.num_rows, **sizes)
+    store = problems.make_random_store(spec)
     problem = make_problem(spec, pmap(), sets=sets, store=store, has_images=False)
     configured = problem.config.ccu_plus.steps
     for fraction in UNLEARN_FRACTIONS:
@@ -100,15 +95,15 @@ def sweep_sets(spec: ProblemSpec) -> Iterator[Point]:
         yield "retain set", size, problem._replace(sets=smaller)
 
 
-def sweep_classes(spec: ProblemSpec) -> Iterator[Point]:
+def sweep_classes(spec: problems.ProblemSpec) -> Iterator[Point]:
     """Grows the number of classes."""
     for size in NUM_CLASSES:
         spec = spec._replace(num_classes=size)
-        store = random_store(spec)
+        store = problems.make_random_store(spec)
         yield "classes", size, make_problem(spec, pmap(), store=store, has_images=False)
 
 
-def sweep_images(spec: ProblemSpec) -> Iterator[Point]:
+def sweep_images(spec: problems.ProblemSpec) -> Iterator[Point]:
     """Grows image size and depth, with features stored and computed."""
     patch, image_size = spec.config.model.patch, spec.config.data.image_size
     sizes = [round(scale * image_size / patch) * patch for scale in IMAGE_SCALES]
@@ -116,7 +111,7 @@ def sweep_images(spec: ProblemSpec) -> Iterator[Point]:
     fields += [("depth", depth, "model", "image_depth") for depth in DEPTHS]
     for sweep, size, section, field in fields:
         sized = replace_section(spec, section, **{field: size})
-        problem = make_problem(sized, pmap(), store=random_store(sized))
+        problem = make_problem(sized, pmap(), store=problems.make_random_store(sized))
         for features in ("stored", "computed"):
             yield sweep, size, replace_section(problem, "run", features=features)
 
@@ -129,7 +124,7 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
     with tempfile.TemporaryDirectory(dir=flags.dir) as folder:
         for num_rows in flags.stored:
             path, start = pathlib.Path(folder) / str(num_rows), time.perf_counter()
-            compute = problems.random_features(spec, num_rows)
+            compute = problems.make_random_features(spec, num_rows)
             write_progress = functools.partial(progress, f"writing {num_rows:,} rows")
             feature_store.write(path, _IDENTITY, num_rows, compute, write_progress)
             rows[num_rows] = {
@@ -166,17 +161,15 @@ def _run_with_store(
     run: Callable[[Problem], Outcome], problem: Problem, path: pathlib.Path
 ) -> dict[str, float]:
     """Opens a store and runs; returns the seconds and the growth of memory."""
-    before_mib, start = harness.memory_mib("RssAnon"), time.perf_counter()
+    before_mib, start = harness.read_memory_mib("RssAnon"), time.perf_counter()
     store = feature_store.read(path, _IDENTITY)
     if store is None:
-        raise UserError(
-            f"{path}: feature store unreadable after writing; check the disk"
-        )
+        raise UserError(f"{path}: unreadable feature store; check the disk and rerun")
     open_s = time.perf_counter() - start
     outcome = run(problem._replace(store=store))
     return {
         "seconds": open_s + _run_s(outcome),
-        "memory_mib": harness.memory_mib("RssAnon") - before_mib,
+        "memory_mib": harness.read_memory_mib("RssAnon") - before_mib,
     }
 
 

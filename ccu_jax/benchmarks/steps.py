@@ -48,13 +48,13 @@ CallTorch = Callable[..., Any]  # see `start_torch`
 def measure(flags: argparse.Namespace) -> list[Measurements]:
     """Measures every method; see `measure_method`."""
     spec = problems.PRESETS[flags.preset]
-    store = problems.random_store(spec)
+    store = problems.make_random_store(spec)
     others = {
         name: problems.make_problem(spec, EXECUTORS[name](), store=store)
         for name in flags.executors
     }
     problem = others.pop(flags.executors[0])
-    reason = _why_no_torch() if flags.torch else "--no-torch"
+    reason = _find_reason_against_torch() if flags.torch else "--no-torch"
     names = [name for name in flags.methods if name in TORCH_METHODS]
     note, call_torch = f"PyTorch: {reason or 'measured'}", None
     with contextlib.ExitStack() as stack:
@@ -68,25 +68,18 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
 
 
 class Steps:
-    """The steps of a method, compiled as one scan and as single steps.
-
-    Args:
-        problem: its executor compiles the steps.
-        name: the method.
-        num_steps: of one scan; by default as many as a run makes in one call.
-    """
+    """The steps of a method, compiled as one scan and as single steps."""
 
     def __init__(self, problem: Problem, name: str, num_steps: int | None = None):
-        """Compiles the scan."""
+        """Compiles a scan of `num_steps`, by default those of one call of a run."""
         self.problem = problem._replace(method=name)
         self.executor = problem.executor
         program = problems.build_program(name, problem)
         if program.loss is None:
             raise UserError(f"--methods: {name} takes no optimizer steps; leave it out")
         per_call = problem.config.run.steps_per_call
-        if program.is_fully_sharded:
-            per_call = program.steps
-        self.num_steps = num_steps or per_call
+        default = program.steps if program.is_fully_sharded else per_call
+        self.num_steps = num_steps or default
         plan = {
             part: np.resize(rows, (self.num_steps, rows.shape[1]))
             for part, rows in (program.plan or {}).items()
@@ -118,9 +111,8 @@ class Steps:
     def run_calls(self) -> tuple[float, State]:
         """Runs one call per step; its row numbers are sent before the clock starts."""
         make_inputs = functools.partial(step.send_batches, self.program, self.executor)
-        return self._run(
-            self.single, [make_inputs(i, 1) for i in range(self.num_steps)]
-        )
+        inputs = [make_inputs(i, 1) for i in range(self.num_steps)]
+        return self._run(self.single, inputs)
 
     def _run(self, compiled: Any, inputs: list[Any]) -> tuple[float, State]:
         # Steps donate their state.
@@ -162,13 +154,11 @@ def measure_method(
     for executor, other in others.items() if name in ("original", "ccu_plus") else ():
         scan = Steps(other, name, steps.num_steps).run_scan
         calls[executor] = lambda scan=scan: scan()[0]
-    torch_calls, failures = _torch_calls(name, steps.num_steps, call_torch)
+    torch_calls, failures = _make_torch_calls(name, steps.num_steps, call_torch)
     calls |= torch_calls
     progress("compiling", 1, 1)
     results = harness.measure_in_turn(calls, windows, progress)
-    seconds = {
-        variant: harness.summarize(values) for variant, values in results.items()
-    }
+    seconds = {name: harness.summarize(values) for name, values in results.items()}
     flops = costs.count_flops(steps.program, steps.executor)
     peak = seconds.pop(PEAK)["high"]
     if jax.devices()[0].platform != "cpu":  # devices of a CPU share its cores
@@ -187,7 +177,7 @@ def measure_method(
     return rows + failures
 
 
-def _torch_calls(
+def _make_torch_calls(
     name: str, num_steps: int, call_torch: CallTorch | None
 ) -> tuple[dict[str, Callable[[], float]], list[dict[str, Any]]]:
     """Returns by variant a function that measures a window, and rows of failures."""
@@ -195,7 +185,7 @@ def _torch_calls(
     if call_torch is None or name not in TORCH_METHODS:
         return calls, failures
     for mode in TORCH_MODES:
-        args = ("measure_step", name, mode, num_steps, harness.num_cores())
+        args = ("measure_step", name, mode, num_steps, harness.count_cores())
         call, variant = functools.partial(call_torch, *args), f"torch {mode}"
         try:
             call()
@@ -206,7 +196,7 @@ def _torch_calls(
     return calls, failures
 
 
-def _why_no_torch() -> str | None:
+def _find_reason_against_torch() -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "not installed"
     if jax.devices()[0].platform not in ("cpu", "gpu"):
@@ -223,15 +213,15 @@ def start_torch(problem: Problem, names: list[str]) -> Generator[CallTorch]:
         inputs of the problem and these methods, out of TORCH_METHODS.
     """
     environment = {
-        "OMP_NUM_THREADS": str(harness.num_cores()),
+        "OMP_NUM_THREADS": str(harness.count_cores()),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # idle workers would cost time
     }
     with harness.start_child(**environment) as call:
-        call("torch_training.receive_inputs", torch_inputs(problem, names))
+        call("torch_training.receive_inputs", make_torch_inputs(problem, names))
         yield lambda name, *args: call(f"torch_training.{name}", *args)
 
 
-def torch_inputs(problem: Problem, names: list[str]) -> dict[str, Any]:
+def make_torch_inputs(problem: Problem, names: list[str]) -> dict[str, Any]:
     """Returns the argument of `torch_training.load_inputs`."""
     programs = {name: problems.build_program(name, problem) for name in names}
     return {

@@ -6,7 +6,6 @@ the kernels of dense layers are transposed, as in PyTorch.
 Letters: B rows, T tokens, W width, S side of an image, K classes, D embedding size.
 """
 
-import contextlib
 import math
 
 import torch
@@ -76,11 +75,10 @@ def _patches(x: Tensor, side: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, cells * cells, -1)
 
 
-def _autocast(config: Model, device: torch.device) -> contextlib.AbstractContextManager:
+def _autocast(config: Model, device: torch.device) -> torch.autocast:
     # Heads compute in float32, as they do in Flax.
-    if config.dtype != "bfloat16":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    is_enabled = config.dtype == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, is_enabled)
 
 
 def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:
@@ -138,14 +136,13 @@ def apply(p: Params, rows: Rows, config: Model, num_dropout: int = 0) -> Rows:
     Dropout is applied to the features of the first `num_dropout` rows.
     """
 
-    def drop(h: Tensor) -> Tensor:
-        dropped = F.dropout(h[:num_dropout], config.dropout)
-        return torch.cat([dropped, h[num_dropout:]])
-
     h_image = encode_image(p, rows["image"], config)
     h_text = encode_text(p, rows["text"], config)
     if config.dropout and num_dropout:
-        h_image, h_text = drop(h_image), drop(h_text)
+        h_image, h_text = (
+            torch.cat([F.dropout(h[:num_dropout], config.dropout), h[num_dropout:]])
+            for h in (h_image, h_text)
+        )
     return {
         "image": _dense(p, "image_head", h_image),
         "text": _dense(p, "text_head", h_text),

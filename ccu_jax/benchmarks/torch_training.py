@@ -20,29 +20,21 @@ from torch import Tensor
 from ccu_jax.benchmarks.torch_model import Params, Rows, apply
 from ccu_jax.config import Config, Train
 
+Batch = dict[str, Rows]  # by part of the batch
 _MULTI_LABEL_SCALE = 4.0  # as in objectives.py
 _UNKNOWN = 1  # token id of a dropped word
 _TEXT_MODULES = ("text", "text_projection", "text_head")
 
 
 class Inputs(NamedTuple):
-    """Parameters, rows and settings of the steps, on the device.
+    """Parameters, rows and settings of the steps, on the device."""
 
-    Attributes:
-        config: of the run; without `tail_blocks` and `label_smoothing`.
-        multi_label: whether a row has several labels.
-        params: by path.
-        table: columns by name; images uint8 `[N, 3, S, S]`.
-        plans: row numbers `[steps, B]` by method and part of the batch.
-        num_steps: of a whole run by method, for the learning rate.
-    """
-
-    config: Config
+    config: Config  # without `tail_blocks` and `label_smoothing`
     multi_label: bool
-    params: Params
-    table: Rows
-    plans: dict[str, Rows]
-    num_steps: dict[str, int]
+    params: Params  # by path
+    table: Rows  # columns by name; images uint8 `[N, 3, S, S]`
+    plans: dict[str, Rows]  # row numbers `[steps, B]` by method and part of the batch
+    num_steps: dict[str, int]  # of a whole run by method, for the learning rate
 
 
 _RECEIVED: list[Inputs] = []  # of this process
@@ -54,7 +46,7 @@ def receive_inputs(arrays: dict[str, Any]) -> None:
 
 
 def load_inputs(arrays: dict[str, Any]) -> Inputs:
-    """Moves the result of `steps.torch_inputs` to the device."""
+    """Moves the result of `steps.make_torch_inputs` to the device."""
     inputs = dict(arrays)
     device = torch.device(inputs.pop("device"))
     if device.type == "cuda":
@@ -140,24 +132,19 @@ def task_loss(out: Rows, rows: Rows, train: Train, multi_label: bool) -> Tensor:
     contrastive = contrastive_loss(out, image * text, train.temperature)
     loss = train.contrastive_weight * contrastive
     for view, weight in weights.items():
-        loss = loss + _mean(
-            cross_entropy(out[view], rows["labels"], multi_label), weight
-        )
+        each = cross_entropy(out[view], rows["labels"], multi_label)
+        loss = loss + _mean(each, weight)
     return loss
 
 
-def training_loss(
-    p: Params, batch: dict[str, Rows], config: Config, multi_label: bool
-) -> Tensor:
+def training_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> Tensor:
     """Returns the loss that trains the original."""
     rows = augment(batch["rows"], config.train)
     out = apply(p, rows, config.model, num_dropout=len(rows["text"]))
     return task_loss(out, rows, config.train, multi_label)
 
 
-def neggrad_loss(
-    p: Params, batch: dict[str, Rows], config: Config, multi_label: bool
-) -> Tensor:
+def neggrad_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> Tensor:
     """Returns the loss of NegGrad+ (Kurmanji et al. 2023), both sets in one pass."""
     section, retain = config.neggrad_plus, augment(batch["retain"], config.train)
     size = len(retain["text"])
@@ -178,11 +165,7 @@ def neggrad_loss(
 
 
 class Training:
-    """Steps of training or of NegGrad+, from the parameters of the inputs.
-
-    Attributes:
-        params: current parameters.
-    """
+    """Steps of training or of NegGrad+; `params` are the current parameters."""
 
     def __init__(self, inputs: Inputs, name: str, is_compiled: bool):
         """Makes the optimizer of `name`: "original" or "neggrad_plus"."""

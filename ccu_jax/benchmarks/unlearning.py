@@ -6,6 +6,7 @@ step, with an empty and with a filled compilation cache.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from ccu_jax.methods import METHODS, Problem
 _LONG = ("original", "retrain", "retrain_visual")  # run once
 COMPILED_METHOD = "ccu_plus"
 # Compilation depends neither on the number of rows nor on that of epochs.
-_SETTINGS = ("train.epochs=1", "data.records=False", "data.sample_rows=600")
+_SETTINGS = "--set train.epochs=1 --set data.records=False --set data.sample_rows=600"
 
 _NAMES = [Column("method", "method"), Column("features", "features")]
 _RUN_COLUMNS = [
@@ -65,7 +66,8 @@ def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
     spec = problems.PRESETS[flags.preset]
     if flags.epochs:
         spec = problems.replace_section(spec, "train", epochs=flags.epochs)
-    problem = problems.make_problem(spec, pmap(), store=problems.random_store(spec))
+    store = problems.make_random_store(spec)
+    problem = problems.make_problem(spec, pmap(), store=store)
     peaks = costs.measure_peaks(problem.config.model.dtype)
     runs = []
     for name in flags.methods:
@@ -119,15 +121,15 @@ def measure_method(
     compiled = costs.measure_compiled(program, problem.executor)
     flops, step_s = costs.count_flops(program, problem.executor), steps_s / first.steps
     device_flops = flops / problem.executor.num_devices
-    usage = costs.utilization(device_flops, compiled["bytes"], step_s, peaks)
+    usage = costs.compute_utilization(device_flops, compiled["bytes"], step_s, peaks)
     return {**result, "step_s": step_s, "flops": flops, **compiled, **usage}
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+def _parse_epochs(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
 
 
 _START_COLUMNS = [
@@ -184,23 +186,14 @@ def measure_start(config: str, workdir: pathlib.Path) -> dict[str, float]:
 
 
 def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
-    """Runs the command line.
-
-    Raises:
-        UserError: the run failed; quotes the end of its stderr.
-    """
-    command = [sys.executable, "-m", "ccu_jax.launch", "--config", config]
-    command += ["--workdir", str(workdir), "--methods", methods]
-    command += [word for setting in _SETTINGS for word in ("--set", setting)]
+    """Runs the command line; a failure is a `UserError` that quotes its stderr."""
+    argv = [sys.executable, "-m", "ccu_jax.launch", "--config", config]
+    argv += ["--workdir", str(workdir), "--methods", methods, *_SETTINGS.split()]
     # Uses the cache beside the working folder, not one that the environment names.
-    environment = dict(os.environ)
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    process = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False
-    )
+    env = {k: x for k, x in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    process = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if process.returncode:
-        reason = process.stderr.strip()[-300:]
-        raise UserError(f"{config}: the run failed: {reason}")
+        raise UserError(f"{config}: the run failed: {process.stderr.strip()[-300:]}")
 
 
 _METHODS = harness.list_of(harness.one_of(METHODS))
@@ -211,7 +204,7 @@ COMMANDS = {
         [
             problems.PRESET_FLAG,
             Flag("--methods", _METHODS, ",".join(METHODS), "methods to run"),
-            Flag("--epochs", _positive, None, "training epochs, not as configured"),
+            Flag("--epochs", _parse_epochs, None, "training epochs, not as configured"),
         ],
         5,
         measure_unlearn,

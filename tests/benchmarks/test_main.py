@@ -1,14 +1,15 @@
 """Every benchmark runs at the smallest size and rejects wrong flags in one line."""
 
 import dataclasses
+import itertools
 import json
 import math
 import types
 
 import pytest
 
+from ccu_jax.benchmarks import __main__ as benchmarks
 from ccu_jax.benchmarks import (
-    __main__,
     costs,
     harness,
     input_pipeline,
@@ -30,7 +31,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def run(line: str):
         path = tmp_path / "measured.json"
-        assert __main__.main([*line.split(), "--json", str(path)]) == 0
+        assert benchmarks.main([*line.split(), "--json", str(path)]) == 0
         record = json.loads(path.read_text())
         assert {"cpu", "cores", "commit", "versions"} <= set(record["machine"])
         return record["measured"], capsys.readouterr().out
@@ -38,7 +39,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-def _check_summary(summary, windows):
+def _assert_valid_summary(summary, windows):
     assert len(summary["windows"]) == windows
     assert 0 < summary["low"] <= summary["median"] <= summary["high"]
 
@@ -50,11 +51,9 @@ def test_step_measures_scan_calls_and_executors(run, monkeypatch):
     measured, printed = run(f"{line} --executors vmap,pmap")
     rows = [(row["method"], row["variant"]) for row in measured["steps"]]
     variants = (steps.SCAN, steps.CALLS, "pmap")
-    assert rows == [
-        (m, variant) for m in ("original", "ccu_plus") for variant in variants
-    ]
+    assert rows == [*itertools.product(("original", "ccu_plus"), variants)]
     for row in measured["steps"]:
-        _check_summary(row["seconds"], 2)
+        _assert_valid_summary(row["seconds"], 2)
         assert row["flops"] > 0 and row["of_peak"] > 0
         assert row["method"] in printed
     assert "PyTorch: --no-torch" in printed
@@ -62,36 +61,27 @@ def test_step_measures_scan_calls_and_executors(run, monkeypatch):
 
 @pytest.mark.slow
 def test_unlearn_measures_stored_and_computed_features(run):
-    measured, printed = run(
-        "unlearn --preset tiny --methods original,ccu_plus,ssd --windows 1 --epochs 1"
-    )
+    line = "unlearn --preset tiny --methods original,ccu_plus,ssd --windows 1"
+    measured, printed = run(f"{line} --epochs 1")
     features = [(r["method"], r["features"]) for r in measured["runs"]]
     on_features = [("ccu_plus", "computed"), ("ccu_plus", "stored")]
     assert features == [("original", None), *on_features, ("ssd", None)]
     for result in measured["runs"]:
-        _check_summary(result["seconds"], 1)
+        _assert_valid_summary(result["seconds"], 1)
         assert ("flops" in result) == (result["steps"] > 0)
     assert "ccu_plus" in printed and "roofline" in printed
 
 
 @pytest.mark.slow
 def test_scale_measures_every_sweep_and_store(run, tmp_path, monkeypatch):
-    for name, values in (
-        ("UNLEARN_FRACTIONS", (0.01, 0.3)),
-        ("RETAIN_SIZES", (1000,)),
-        ("NUM_CLASSES", (2,)),
-        ("IMAGE_SCALES", (1.0,)),
-        ("DEPTHS", (2,)),
-    ):
-        monkeypatch.setattr(scaling, name, values)
-    measured, printed = run(
-        f"scale --preset tiny --stored 1000,3000 --windows 1 --dir {tmp_path}"
-    )
+    monkeypatch.setattr(scaling, "UNLEARN_FRACTIONS", (0.01, 0.3))
+    for name in ("RETAIN_SIZES", "NUM_CLASSES", "IMAGE_SCALES", "DEPTHS"):
+        monkeypatch.setattr(scaling, name, getattr(scaling, name)[:1])
+    line = "scale --preset tiny --stored 1000,3000 --windows 1 --dir"
+    measured, printed = run(f"{line} {tmp_path}")
     sweeps = {row["sweep"] for row in measured["sizes"]}
-    assert sweeps == {
-        *("unlearn set, same steps", "unlearn set, same epochs", "retain set"),
-        *("classes", "image size", "depth"),
-    }
+    unlearn_sets = {"unlearn set, same steps", "unlearn set, same epochs"}
+    assert sweeps == unlearn_sets | {"retain set", "classes", "image size", "depth"}
     small, large = measured["store"]
     assert (small["rows"], large["rows"]) == (1000, 3000)
     assert large["disk_mib"] > 2 * small["disk_mib"]
@@ -112,10 +102,8 @@ def test_compile_separates_cold_and_warm_starts(run):
 @pytest.mark.slow
 def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
     monkeypatch.setattr(input_pipeline, "_WINDOW_ROWS", 64)
-    measured, printed = run(
-        "data --rows-mmimdb 40 --rows-fashion200k 0 --windows 2 --posters 3 "
-        f"--no-records --dir {tmp_path}"
-    )
+    line = "data --rows-mmimdb 40 --rows-fashion200k 0 --windows 2 --posters 3"
+    measured, printed = run(f"{line} --no-records --dir {tmp_path}")
     (prepared,) = measured["prepare"]
     assert prepared["first"]["rows"] == prepared["second"]["rows"] == 40
     assert prepared["second"]["seconds"] < prepared["first"]["seconds"]
@@ -124,7 +112,7 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
         assert (size, input_pipeline.PILLOW, None) in variants
         assert (size, input_pipeline.MEMORY_MAP, 64) in variants
     for row in measured["feed"]:
-        _check_summary(row["images_per_s"], 2)
+        _assert_valid_summary(row["images_per_s"], 2)
     assert "preparing the sample editions" in printed
 
 
@@ -143,16 +131,15 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
         ("step --methods original,ccu_minus", "'ccu_minus'; choose from original"),
         ("step --executors pmap,pmap", "repeats"),
         ("unlearn --epochs -1", "--epochs"),
+        ("unlearn --epochs one", "'one' is not a positive number"),
         ("scale --stored 10,20", "--stored"),
         ("scale --dir file/folder", "file"),
     ],
 )
-def test_wrong_flags_are_rejected_in_one_line(
-    line, words, capsys, tmp_path, monkeypatch
-):
+def test_wrong_flags_are_rejected(line, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert __main__.main(line.split()) == 2
+    assert benchmarks.main(line.split()) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1
     assert words in message
@@ -165,7 +152,7 @@ def test_an_interrupt_ends_with_code_130(monkeypatch, capsys):
 
     command = unlearning.COMMANDS["compile"]._replace(measure=interrupt)
     monkeypatch.setitem(unlearning.COMMANDS, "compile", command)
-    assert __main__.main(["compile"]) == 130
+    assert benchmarks.main(["compile"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
@@ -193,10 +180,9 @@ def test_windows_are_measured_in_turn_without_the_first():
 
 
 def test_child_process_returns_results_and_raises_errors(tmp_path):
-    settings = load_config("mmimdb").data
-    settings = dataclasses.replace(settings, dir=str(tmp_path / "none"))
+    settings = dataclasses.replace(load_config("mmimdb").data, dir="none")
     with harness.start_child() as call:
-        memory_mib = call("harness.memory_mib", "VmRSS")
+        memory_mib = call("harness.read_memory_mib", "VmRSS")
         assert math.isnan(memory_mib) or memory_mib > 0
         with pytest.raises(UserError, match="none"):
             call("input_pipeline.prepare", settings, tmp_path, "title")

@@ -6,13 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from ccu_jax.benchmarks import costs, problems
-from ccu_jax.benchmarks.steps import (
-    Steps,
-    flatten_params,
-    start_torch,
-    torch_inputs,
-)
+from ccu_jax.benchmarks import costs, problems, steps
+from ccu_jax.benchmarks.steps import Steps, flatten_params, make_torch_inputs
 from ccu_jax.distributed import executors
 from ccu_jax.errors import UserError
 from ccu_jax.models import augmentation
@@ -28,19 +23,16 @@ TINY = problems.PRESETS["tiny"]
 @pytest.fixture
 def problem():
     """A problem with stored features on one simulated device."""
-    store = problems.random_store(TINY)
+    store = problems.make_random_store(TINY)
     return problems.make_problem(TINY, executors.vmap(1), store=store)
 
 
 @pytest.mark.parametrize("name", ["original", "ccu", "ccu_plus"])
 def test_single_calls_and_scan_end_with_the_same_parameters(problem, name):
-    steps = Steps(problem, name, 9)
-    _, scanned = steps.run_scan()
-    _, called = steps.run_calls()
-    assert scanned.step == called.step == 9
-    start, scan, calls = (
-        flatten_params(state.params) for state in (steps.state, scanned, called)
-    )
+    compiled = Steps(problem, name, 9)
+    states = (compiled.state, compiled.run_scan()[1], compiled.run_calls()[1])
+    assert [state.step for state in states] == [0, 9, 9]
+    start, scan, calls = (flatten_params(state.params) for state in states)
     assert max(np.abs(scan[key] - x).max() for key, x in start.items()) > 1e-4
     for key, x in scan.items():
         np.testing.assert_allclose(calls[key], x, atol=2e-4)
@@ -49,17 +41,16 @@ def test_single_calls_and_scan_end_with_the_same_parameters(problem, name):
 def test_a_refresh_counts_by_its_frequency(problem):
     program = problems.build_program("ccu_plus", problem)
     with_refresh = costs.count_flops(program, problem.executor)
-    plain = program._replace(refresh=None)
-    without = costs.count_flops(plain, problem.executor)
-    every = program._replace(refresh_every=2 * program.refresh_every)
-    half = costs.count_flops(every, problem.executor)
+    without = costs.count_flops(program._replace(refresh=None), problem.executor)
+    rarer = program._replace(refresh_every=2 * program.refresh_every)
+    half = costs.count_flops(rarer, problem.executor)
     assert half - without == pytest.approx((with_refresh - without) / 2)
 
 
 def test_utilization_is_bounded_by_arithmetic_intensity():
     peaks = costs.Peaks(flops=100.0, bytes=10.0, datasheet=None)
-    assert costs.utilization(50, 10, 1, peaks) == {"mfu": 0.5, "roofline": 1.0}
-    on_gpu = costs.utilization(50, None, 1, peaks._replace(datasheet=200.0))
+    assert costs.compute_utilization(50, 10, 1, peaks) == {"mfu": 0.5, "roofline": 1.0}
+    on_gpu = costs.compute_utilization(50, None, 1, peaks._replace(datasheet=200.0))
     assert on_gpu == {"mfu": 0.25, "roofline": None}
 
 
@@ -88,10 +79,10 @@ def _make_unaugmented_problem(name, multi_label=False, **model):
     spec = problems.replace_section(spec, "model", dropout=0.0, **model)
     spec = problems.replace_section(spec, "train", **UNAUGMENTED)
     problem = problems.make_problem(spec, executors.vmap(1))
-    if name == "original":  # its program starts from new parameters
-        params = problems.build_program(name, problem).params
-        problem = problem._replace(params=params)
-    return problem
+    if name != "original":
+        return problem
+    # Its program starts from new parameters.
+    return problem._replace(params=problems.build_program(name, problem).params)
 
 
 def test_pytorch_computes_the_same_logits(torch_training):
@@ -100,7 +91,7 @@ def test_pytorch_computes_the_same_logits(torch_training):
     table["text"][3] = 0  # padding only
     table["has_image"][5] = False
     problem = problem._replace(table=problem.executor.replicate(table))
-    inputs = torch_training.load_inputs(torch_inputs(problem, ["original"]))
+    inputs = torch_training.load_inputs(make_torch_inputs(problem, ["original"]))
     rows = {name: x[:64] for name, x in inputs.table.items()}
     rows["image"] = rows["image"] / 255.0
     outputs = torch_training.apply(inputs.params, rows, inputs.config.model)
@@ -126,7 +117,7 @@ def test_pytorch_augments_images_the_same_way(torch_training):
 @pytest.mark.parametrize("name", ["original", "neggrad_plus"])
 def test_pytorch_trains_to_the_same_parameters(torch_training, name, multi_label):
     problem = _make_unaugmented_problem(name, multi_label)
-    inputs = torch_training.load_inputs(torch_inputs(problem, [name]))
+    inputs = torch_training.load_inputs(make_torch_inputs(problem, [name]))
     plan = next(iter(inputs.plans[name].values()))
     num_steps = min(inputs.num_steps[name], len(plan))
     _, state = Steps(problem, name, num_steps).run_scan()
@@ -145,7 +136,7 @@ def test_pytorch_trains_to_the_same_parameters(torch_training, name, multi_label
 @pytest.mark.slow
 def test_torch_process_measures_and_reports_failures(torch_training):
     problem = _make_unaugmented_problem("original")
-    with start_torch(problem, ["original"]) as call:
+    with steps.start_torch(problem, ["original"]) as call:
         assert call("measure_step", "original", "eager", 4, 1) > 0
         with pytest.raises(RuntimeError, match="KeyError"):
             call("measure_step", "neggrad_plus", "eager", 4, 1)

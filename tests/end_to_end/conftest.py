@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from ccu_jax.evaluate.predictions import load_predictions
-from ccu_jax.inference import load_classifier
 from tests.end_to_end.launching import SMALL_CONFIG, run_command
 
 METHODS = ("original", "retrain_visual", "ccu_plus")
@@ -42,7 +41,11 @@ def load_json(path):
     return json.loads(path.read_text("utf-8"))
 
 
-def events(workdir, kind):
+def load_by_method(path):
+    return {record["method"]: record for record in load_json(path)}
+
+
+def read_events(workdir, kind):
     lines = (workdir / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
@@ -57,13 +60,9 @@ def read_files(workdir, *folders):
     }
 
 
-def listed_ids(workdir):
+def read_unlearn_ids(workdir):
     lines = (workdir / "unlearn_sets" / "0.txt").read_text("utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
-
-
-def load_params(workdir, method):
-    return load_classifier(workdir, method).params
 
 
 def assert_close_logits(one, two, methods):
@@ -73,6 +72,5 @@ def assert_close_logits(one, two, methods):
         assert predicted.id.tolist() == expected.id.tolist()
         assert predicted.split.tolist() == expected.split.tolist()
         for view, logits in expected.logits.items():
-            np.testing.assert_allclose(
-                predicted.logits[view], logits, rtol=0, atol=1e-4
-            )
+            both = (predicted.logits[view], logits)
+            np.testing.assert_allclose(*both, rtol=0, atol=1e-4)

@@ -36,16 +36,11 @@ def run_environment(**variables: str) -> dict[str, str]:
         env.pop(name, None)
     flags = env["XLA_FLAGS"].split()
     env["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
-    env |= {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "error",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return env | variables
+    env |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    return env | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | variables
 
 
 def start_process(*argv: object, **variables: str) -> subprocess.Popen:
-    """Starts a process with these arguments and environment variables."""
     return subprocess.Popen(
         [*map(str, argv)],
         env=run_environment(**variables),
@@ -57,7 +52,6 @@ def start_process(*argv: object, **variables: str) -> subprocess.Popen:
 
 
 def start_command(*argv: object, **variables: str) -> subprocess.Popen:
-    """Starts the command with these flags and environment variables."""
     return start_process(sys.executable, "-m", "ccu_jax.launch", *argv, **variables)
 
 
@@ -79,7 +73,7 @@ def wait_until(condition: Callable[[], object], *processes: subprocess.Popen) ->
         time.sleep(0.02)
 
 
-def free_address() -> str:
+def find_free_address() -> str:
     """Returns an unused address for two processes on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -2,17 +2,17 @@
 
 import pytest
 
-from tests.end_to_end.conftest import METHODS, load_json, read_files
+from tests.end_to_end.conftest import METHODS, load_by_method, read_files
 from tests.end_to_end.launching import fail_command, run_command
 
 
 def load_audit(workdir):
-    return {record["method"]: record for record in load_json(workdir / "audit.json")}
+    return load_by_method(workdir / "audit.json")
 
 
-def pool_of(workdir, method="ccu_plus"):
-    """Returns the audit of a method's images by shadow models."""
-    return load_audit(workdir)[method]["seeds"][0]["pool"]["image"]
+def load_pool(workdir):
+    """Returns the audit of the images of ccu_plus by shadow models."""
+    return load_audit(workdir)["ccu_plus"]["seeds"][0]["pool"]["image"]
 
 
 @pytest.mark.smoke
@@ -20,9 +20,9 @@ def pool_of(workdir, method="ccu_plus"):
 def test_tiers_build_on_each_other_and_repair_what_is_damaged(small, copy):
     argv = ("--config", small, "--workdir", copy, "--audit")
     rigorous = (*argv, "rigorous", "--shadows", "6")
-    first = load_json(copy / "audit.json")[0]
-    assert list(load_audit(copy)) == list(METHODS)
-    assert set(first["seeds"][0]["seconds"]) == {"smoke"}
+    first = load_audit(copy)
+    assert list(first) == list(METHODS)
+    assert set(first["original"]["seeds"][0]["seconds"]) == {"smoke"}
 
     run_command(*argv, "standard")
     _assert_standard(load_audit(copy))
@@ -34,16 +34,16 @@ def test_tiers_build_on_each_other_and_repair_what_is_damaged(small, copy):
 
     _assert_shown_from_records(copy, argv)
     # Only damaged records and outputs are made again.
-    pool = pool_of(copy)
+    pool = load_pool(copy)
     (copy / "audits" / "ccu_plus-0-rigorous.json").write_text("{}")
     damaged = min(copy.glob("shadows/0/ccu_plus-1-*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:1000])
     shadows = read_files(copy, "shadows/0/0", "shadows/0/5")
     assert f"{damaged}: missing or damaged" in run_command(*rigorous)
-    assert pool_of(copy) == pool
+    assert load_pool(copy) == pool
     run_command(*argv, "rigorous", "--shadows", "8")
     assert shadows == read_files(copy, "shadows/0/0", "shadows/0/5")
-    assert pool_of(copy)["shadows"] == 8
+    assert load_pool(copy)["shadows"] == 8
 
     (copy / "outputs" / "ccu_plus-0.npz").write_bytes(b"PK")
     err = fail_command("--config", small, "--workdir", copy)

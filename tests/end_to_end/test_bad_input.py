@@ -20,7 +20,6 @@ from tests.end_to_end.launching import SMALL_CONFIG
 CONFIG = SMALL_CONFIG.replace("batch=64", "batch=16").replace(
     "vocabulary=120", 'vocabulary=120, dir="images"'
 )
-NUM_DEVICES = 8  # see conftest.py
 
 
 def write_rows(rows):
@@ -65,32 +64,28 @@ def rows(workdir):
     return rows
 
 
-def _results(workdir):
+def _read_results(workdir):
     """Reads all files but those that may change before training: data, log, lock."""
-    return {
-        path.relative_to(workdir): path.read_bytes()
-        for path in workdir.rglob("*")
-        if path.is_file()
-        and path.relative_to(workdir).parts[0].partition(".")[0]
-        not in ("data", "events", "records", "run", "sample")
-    }
+    ignored = ("data", "events", "records", "run", "sample")
+    paths = [path for path in workdir.rglob("*") if path.is_file()]
+    files = {path.relative_to(workdir): path.read_bytes() for path in paths}
+    return {x: files[x] for x in files if x.parts[0].partition(".")[0] not in ignored}
 
 
 @pytest.fixture
-def reject(capsys):
+def reject(workdir, capsys):
     """Runs a command that must fail with one line and change no result."""
 
-    def reject(*argv, words, workdir="out"):
+    def reject(*argv, words):
         """Returns what was printed before the error, which must have all words."""
-        before = _results(pathlib.Path(workdir))
-        code = launch.main(["--config", "own.py", "--workdir", workdir, *argv])
+        before = _read_results(workdir)
+        code = launch.main(["--config", "own.py", "--workdir", "out", *argv])
         out, err = capsys.readouterr()
         assert code == 2, out
         assert err.startswith("error: ") and err.count("\n") == 1 and err[-1] == "\n"
         assert "Traceback" not in out + err
-        assert _results(pathlib.Path(workdir)) == before
-        words = words.split() if isinstance(words, str) else words
-        assert all(word in err for word in words), err
+        assert _read_results(workdir) == before
+        assert all(word in err for word in words.split()), err
         return out
 
     return reject
@@ -113,6 +108,11 @@ def reject(capsys):
         ("--set corruptions.order=stord", "order 'stord' 'stored'?"),
         ("--set unlearn.duplicates=keep", "'keep' forget report"),
         ("--set cf_head.layers=all", "cf_head.layers 'all' head tail"),
+        ("--audit standard --set finetune.batch=12", "finetune.batch=12 8 devices"),
+        (
+            "--audit rigorous --set unlearn.num_requests=2",
+            "--audit rigorous unlearn.num_requests=2",
+        ),
     ],
 )
 def test_invalid_flag_or_setting_is_rejected_before_data_are_read(
@@ -184,9 +184,8 @@ def test_problem_of_a_later_seed_is_found_before_training(rows, reject):
     for row in [row for row in rows if row["split"] == "train"][:3]:
         row["label"] = "yak"
     write_rows(rows)
-    loaded = data.load(
-        load_config("own.py").data, pathlib.Path("look"), lambda *progress: None
-    )
+    settings = load_config("own.py").data
+    loaded = data.load(settings, pathlib.Path("look"), lambda *progress: None)
 
     def is_valid(seed):
         try:
@@ -201,41 +200,35 @@ def test_problem_of_a_later_seed_is_found_before_training(rows, reject):
     assert "original" not in out, "it was trained before"
 
 
-def _batches(section, prefix):
+def _find_batch_keys(section, prefix):
     for key, value in vars(section).items():
         if hasattr(value, "__dataclass_fields__"):
-            yield from _batches(value, f"{prefix}{key}.")
+            yield from _find_batch_keys(value, f"{prefix}{key}.")
         elif key.endswith("batch"):
             yield prefix + key
 
 
-def _method_batches():
+def _list_method_batches():
     config = Config()
     for method in METHODS:
         name = method if hasattr(config, method) else "train"
-        for key in _batches(getattr(config, name), f"{name}."):
+        for key in _find_batch_keys(getattr(config, name), f"{name}."):
             yield method, key
 
 
-@pytest.mark.parametrize("method, key", list(_method_batches()))
+@pytest.mark.parametrize("method, key", list(_list_method_batches()))
 def test_batch_that_devices_cannot_divide_is_rejected(reject, method, key):
-    words = f"{key}=12 {NUM_DEVICES} devices --set {key}=16"
+    words = f"{key}=12 8 devices --set {key}=16"
     assert reject("--methods", method, "--set", f"{key}=12", words=words) == ""
 
 
 def test_every_batch_belongs_to_a_method_that_checks_it():
     # SSD's closed form processes rows in chunks of its own.
-    assert {method for method, _ in _method_batches()} == set(METHODS) - {"ssd"}
-    unchecked = set(_batches(Config(), "")) - {key for _, key in _method_batches()}
+    assert {method for method, _ in _list_method_batches()} == set(METHODS) - {"ssd"}
+    unchecked = set(_find_batch_keys(Config(), "")) - {
+        key for _, key in _list_method_batches()
+    }
     assert unchecked == {"run.evaluate_batch"}, "it is rounded up by itself"
-
-
-def test_audit_that_cannot_be_run_is_rejected(reject):
-    argv = ("--audit", "standard", "--set", "finetune.batch=12")
-    words = f"finetune.batch=12 {NUM_DEVICES} devices"
-    assert reject(*argv, words=words) == ""
-    argv = ("--audit", "rigorous", "--set", "unlearn.num_requests=2")
-    assert reject(*argv, words="--audit rigorous unlearn.num_requests=2") == ""
 
 
 def test_workdir_of_another_configuration_is_rejected(reject, workdir):

@@ -16,24 +16,17 @@ from ccu_jax.errors import UserError
 from ccu_jax.evaluate.predictions import SPLITS
 from ccu_jax.inference import load_classifier
 from tests import toy
+from tests.end_to_end import launching
 from tests.end_to_end.conftest import (
     METHODS,
-    events,
-    listed_ids,
+    load_by_method,
     load_json,
     load_outputs,
-    load_params,
+    read_events,
     read_files,
+    read_unlearn_ids,
 )
-from tests.end_to_end.launching import (
-    ROOT,
-    communicate,
-    fail_command,
-    run_command,
-    start_command,
-    start_process,
-    wait_until,
-)
+from tests.end_to_end.launching import ROOT, communicate, fail_command, run_command
 
 FOLDERS = ("checkpoints", "outputs", "stages", "data", "unlearn_sets")
 
@@ -44,7 +37,7 @@ def test_run_leaves_the_files_of_its_report(finished):
     workdir, out = finished
     config = load_json(workdir / "config.json")
     assert config["name"] == "small" and config["ccu_plus"]["steps"] == 8
-    ends = events(workdir, "stage_end")
+    ends = read_events(workdir, "stage_end")
     titles = {"data", "report", *(f"seed 0: {method}" for method in METHODS)}
     assert {event["title"] for event in ends} == titles
     assert all(event["failure"] is None for event in ends)
@@ -68,18 +61,14 @@ def test_results_have_all_documented_keys(finished):
     workdir, _ = finished
     results = load_json(workdir / "results.json")
     assert [result["method"] for result in results] == list(METHODS)
-    ids = listed_ids(workdir)
+    ids = read_unlearn_ids(workdir)
     for result in results:
         assert (result["config"], result["seed"]) == ("small", 0)
         assert (result["metric"], result["edition"]) == ("accuracy", "clipart")
         near = result["unlearn_set"].pop("near_duplicates")
         assert set(near) == set(SPLITS) and near["retain"] == near["unseen"] == 0
-        assert result["unlearn_set"] == {
-            "rule": "random:0.1",
-            "modality": "image",
-            "count": len(ids),
-            "images": len(ids),
-        }
+        rule = {"rule": "random:0.1", "modality": "image"}
+        assert result["unlearn_set"] == {**rule, "count": len(ids), "images": len(ids)}
         assert result["counts"]["unlearn"] == len(ids)
         assert result["corruptions"] == {} and result["data"]["used"] == 1408
         seconds = result["seconds"]
@@ -110,18 +99,19 @@ def test_results_have_all_documented_keys(finished):
 @pytest.mark.slow
 def test_ccu_plus_leaves_texts_unchanged_to_the_bit(finished):
     workdir, _ = finished
-    before, retrained, after = (
-        load_outputs(workdir, method).logits for method in METHODS
-    )
+    before, retrained, after = (load_outputs(workdir, m).logits for m in METHODS)
     assert before["text"].tobytes() == after["text"].tobytes()
     assert before["image"].tobytes() != after["image"].tobytes()
     assert before["text"].tobytes() != retrained["text"].tobytes()
-    results = load_json(workdir / "results.json")
-    unchanged = {result["method"]: result["text_unchanged"] for result in results}
-    assert unchanged == {"original": True, "retrain_visual": False, "ccu_plus": True}
-    old, new = load_params(workdir, "original"), load_params(workdir, "ccu_plus")
+    results = load_by_method(workdir / "results.json")
+    assert [results[m]["text_unchanged"] for m in METHODS] == [True, False, True]
+    old, new = (load_classifier(workdir, name).params for name in METHODS[::2])
     for module in ("text", "text_projection", "text_head", "image_trunk"):
         assert toy.trees_equal(old[module], new[module])
+
+
+def _read_starts(workdir):
+    return [event["title"] for event in read_events(workdir, "stage_start")]
 
 
 @pytest.mark.slow
@@ -129,31 +119,29 @@ def test_finished_run_is_shown_again_without_training_or_tensorflow(
     small, finished, copy
 ):
     shutil.rmtree(copy / "checkpoints" / "original-0")  # no longer needed
-    before, num_old = read_files(copy, *FOLDERS), len(events(copy, "stage_start"))
+    before, num_old = read_files(copy, *FOLDERS), len(_read_starts(copy))
     code = (
         "import sys; from ccu_jax import launch\n"
         "code = launch.main(sys.argv[1:])\n"
         "assert 'tensorflow' not in sys.modules; sys.exit(code)"
     )
     argv = (sys.executable, "-c", code, "--config", small, "--workdir", copy)
-    process = start_process(*argv)
+    process = launching.start_process(*argv)
     out, err = communicate(process)
     assert (process.returncode, err) == (0, "")
     assert (copy / "table.md").read_text("utf-8") in out
     results = [load_json(x / "results.json") for x in (copy, finished[0])]
     assert results[0] == results[1] and before == read_files(copy, *FOLDERS)
-    starts = [event["title"] for event in events(copy, "stage_start")]
-    assert starts[num_old:] == ["data", "report"]
+    assert _read_starts(copy)[num_old:] == ["data", "report"]
 
 
 @pytest.mark.slow
 def test_only_new_methods_and_seeds_are_run(small, copy):
-    before, num_old = read_files(copy, *FOLDERS), len(events(copy, "stage_start"))
+    before, num_old = read_files(copy, *FOLDERS), len(_read_starts(copy))
     flags = ("--methods", "retrain", "--seeds", "0,1")
     run_command("--config", small, "--workdir", copy, *flags)
-    starts = [event["title"] for event in events(copy, "stage_start")][num_old:]
     new = ["seed 0: retrain", "seed 1: original", "seed 1: retrain"]
-    assert starts == ["data", *new, "report"]
+    assert _read_starts(copy)[num_old:] == ["data", *new, "report"]
     assert before.items() <= read_files(copy, *FOLDERS).items()
     results = load_json(copy / "results.json")
     assert [(result["seed"], result["method"]) for result in results] == [
@@ -166,9 +154,9 @@ def test_only_new_methods_and_seeds_are_run(small, copy):
 def test_interrupt_prints_one_line_and_exits_with_code_130(small, copy):
     for folder in ("stages", "checkpoints", "outputs"):
         shutil.rmtree(copy / folder)
-    num_old = len(events(copy, "stage_start"))
-    process = start_command("--config", small, "--workdir", copy)
-    wait_until(lambda: len(events(copy, "stage_start")) > num_old + 1, process)
+    num_old = len(_read_starts(copy))
+    process = launching.start_command("--config", small, "--workdir", copy)
+    launching.wait_until(lambda: len(_read_starts(copy)) > num_old + 1, process)
     process.send_signal(signal.SIGINT)
     out, err = communicate(process, 60)
     assert process.returncode == 130 and err.count("\n") == 1, err
@@ -184,18 +172,20 @@ def test_changed_data_are_rejected_and_change_no_result(small, tmp_path):
     run_command(*argv)
     before = read_files(workdir, *FOLDERS)
     path = folder / "pairs.jsonl"
-    first, *others = path.read_text("utf-8").splitlines()
-    row = json.loads(first)
-    first = json.dumps({**row, "text": "another " + row["text"]})
-    path.write_text("\n".join([first, *others]) + "\n", "utf-8")
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"text": "', '"text": "another ', 1), "utf-8")
     err = fail_command(*argv)
     assert "changed" in err and str(folder) in err and "--workdir" in err
     assert before == read_files(workdir, *FOLDERS)
 
 
-CORRUPTIONS = {
-    *("missing_image", "missing_text", "incomplete", "noisy_labels", "noisy_text"),
-}
+CORRUPTIONS = [
+    "missing_image",
+    "missing_text",
+    "incomplete",
+    "noisy_labels",
+    "noisy_text",
+]
 SAMPLE_CONFIG = """
 import dataclasses
 from ccu_jax.config import CcuPlus, Corruptions, Finetune, Model, Run, Train
@@ -221,7 +211,7 @@ def run_sample(tmp_path, name, *flags):
     config.write_text(SAMPLE_CONFIG.replace("NAME", name))
     out = run_command("--config", config, "--workdir", workdir, *flags)
     assert "Sample edition" in out
-    results = {r["method"]: r for r in load_json(workdir / "results.json")}
+    results = load_by_method(workdir / "results.json")
     assert {result["edition"] for result in results.values()} == {"sample"}
     return workdir, out, results
 
@@ -252,11 +242,7 @@ def test_class_is_unlearned_although_another_method_diverges(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, metric",
-    [
-        ("fashion200k", "accuracy"),
-        ("hatefulmemes", "auroc"),
-        ("medical", "micro_f1"),
-    ],
+    [("fashion200k", "accuracy"), ("hatefulmemes", "auroc"), ("medical", "micro_f1")],
 )
 def test_sample_edition_is_corrupted_unlearned_and_purged(tmp_path, name, metric):
     flags = ("--methods", "ccu_plus", "--purge")
@@ -274,11 +260,14 @@ def test_sample_edition_is_corrupted_unlearned_and_purged(tmp_path, name, metric
 
 @pytest.mark.slow
 def test_purged_run_is_shown_but_runs_nothing_new(small, copy):
-    argv = ["--config", small, "--workdir", copy]
+    argv = ("--config", small, "--workdir", copy)
     before = read_files(copy, *FOLDERS[:3])
     out = run_command(*argv, "--purge")
     report = load_json(copy / "purge.json")
-    assert report["num_images"] >= len(listed_ids(copy)) > 50 and report["hits"] == []
+    assert (
+        report["num_images"] >= len(read_unlearn_ids(copy)) > 50
+        and report["hits"] == []
+    )
     assert f"purged {report['num_images']} images" in out
     after = read_files(copy, *FOLDERS[:3])
     removed = {p.as_posix().partition("/params/")[0] for p in before.keys() - after}
@@ -289,7 +278,7 @@ def test_purged_run_is_shown_but_runs_nothing_new(small, copy):
     assert {path.parent.as_posix() for path in changed} == {features}
     ids = np.load(copy / "data" / "id.npy").tolist()
     is_removed = ~np.fromfile(copy / features / "there.bin", bool)
-    assert is_removed[[ids.index(id_) for id_ in listed_ids(copy)]].all()
+    assert is_removed[[ids.index(id_) for id_ in read_unlearn_ids(copy)]].all()
     assert is_removed.sum() == report["features"] < len(ids)
     with pytest.raises(UserError, match="purged"):
         load_classifier(copy, "original")

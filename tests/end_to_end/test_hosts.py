@@ -1,24 +1,16 @@
 """Several processes give the results of one, and end together."""
 
-import json
 import signal
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
 from ccu_jax.distributed import preemption
 from ccu_jax.evaluate import feature_store
-from tests.end_to_end.conftest import assert_close_logits
-from tests.end_to_end.launching import (
-    ROOT,
-    communicate,
-    free_address,
-    run_command,
-    start_process,
-    wait_until,
-)
+from tests.end_to_end import launching
+from tests.end_to_end.conftest import assert_close_logits, load_by_method, read_events
+from tests.end_to_end.launching import communicate, run_command
 
 pytestmark = pytest.mark.slow
 # Few steps: on a busy machine two processes wait for each other at every array.
@@ -59,9 +51,8 @@ def single(config, tmp_path_factory):
 
 def run_local(processes, devices, *argv, code=0):
     """Runs processes with `launch/local.sh`; returns their stdout and stderr."""
-    script = ROOT / "launch/local.sh"
-    argv = ("bash", script, processes, devices, *argv)
-    process = start_process(*argv, VIRTUAL_ENV=sys.prefix)
+    argv = ("bash", launching.ROOT / "launch/local.sh", processes, devices, *argv)
+    process = launching.start_process(*argv, VIRTUAL_ENV=sys.prefix)
     out, err = communicate(process)
     assert process.returncode == code, err[-3000:]
     assert "Traceback" not in err and "Warning" not in err
@@ -70,8 +61,9 @@ def run_local(processes, devices, *argv, code=0):
 
 def start_pair(code, *argv):
     """Starts two processes that run Python code, without `launch/local.sh`."""
-    argv = (*argv, "--devices", "1", "--multihost", free_address(), "2")
-    return [start_process(sys.executable, "-c", code, *argv, i) for i in range(2)]
+    argv = (*argv, "--devices", "1", "--multihost", launching.find_free_address(), "2")
+    argv = (sys.executable, "-c", code, *argv)
+    return [launching.start_process(*argv, index) for index in range(2)]
 
 
 def assert_both_are_preempted(pair):
@@ -81,25 +73,17 @@ def assert_both_are_preempted(pair):
         assert err.strip() == preemption.MESSAGE
 
 
-def load_results(workdir):
-    results = json.loads((workdir / "results.json").read_text())
-    return {result["method"]: result for result in results}
-
-
 def assert_same_results(single, workdir, num_devices, methods=METHODS):
-    """Results of two processes equal those of one up to rounding."""
+    """Compares results of two processes with those of one up to rounding."""
     name = "unlearn_sets/0.txt"
     assert (workdir / name).read_bytes() == (single / name).read_bytes()
     assert_close_logits(single, workdir, methods)
-    stores: Any = (
-        feature_store.read(folder / "checkpoints" / "original-0" / "features", {})
-        for folder in (single, workdir)
-    )
-    one, two = stores
+    features = "checkpoints/original-0/features"
+    one, two = (feature_store.read(x / features, {}) for x in (single, workdir))
     assert one.columns.keys() == two.columns.keys() and two.valid.all()
     for name, column in one.columns.items():
         np.testing.assert_allclose(two.columns[name], column, rtol=0, atol=1e-4)
-    expected, results = load_results(single), load_results(workdir)
+    expected, results = (load_by_method(x / "results.json") for x in (single, workdir))
     assert set(results) == set(methods)
     for method, result in results.items():
         for key in ("unlearn_set", "text_unchanged"):
@@ -109,9 +93,7 @@ def assert_same_results(single, workdir, num_devices, methods=METHODS):
 
 
 @pytest.mark.smoke
-def test_two_processes_with_two_devices_give_the_results_of_one(
-    config, single, tmp_path
-):
+def test_two_processes_give_the_results_of_one(config, single, tmp_path):
     workdir = tmp_path / "run"
     argv = ["--config", config, "--workdir", workdir]
     # Each process reads only the images that its devices need.
@@ -119,9 +101,7 @@ def test_two_processes_with_two_devices_give_the_results_of_one(
     out, _ = run_local(2, 2, *argv)
     assert_same_results(single, workdir, 4)
     assert out.count("# hosts (clipart)") == 1, "process 0 alone prints the table"
-    lines = (workdir / "events.jsonl").read_text().splitlines()
-    kinds = [json.loads(line)["kind"] for line in lines]
-    assert kinds.count("plan") == 1, "process 0 alone writes events"
+    assert len(read_events(workdir, "plan")) == 1, "process 0 alone writes events"
 
 
 SLOW_STEPS = """
@@ -146,10 +126,16 @@ launch.run_process()
 
 def test_preempted_processes_save_the_same_step_and_resume(config, single, tmp_path):
     workdir = tmp_path / "run"
-    argv = ["--workdir", workdir, "--config", config]
-    argv += ["--methods", ",".join(TWO_METHODS)]
+    argv = [
+        "--workdir",
+        workdir,
+        "--config",
+        config,
+        "--methods",
+        ",".join(TWO_METHODS),
+    ]
     pair = start_pair(SLOW_STEPS, *argv)
-    wait_until((workdir / "steps").exists, *pair)
+    launching.wait_until((workdir / "steps").exists, *pair)
     pair[1].send_signal(signal.SIGTERM)
     assert_both_are_preempted(pair)
     (saved,) = workdir.glob("checkpoints/original-0/steps*/[0-9]*")
@@ -181,7 +167,7 @@ def test_processes_are_preempted_while_process_0_prepares_the_data(
     config, tmp_path, terminated
 ):
     pair = start_pair(SLOW_PREPARATION, "--workdir", tmp_path, "--config", config)
-    wait_until((tmp_path / "loading").exists, *pair)
+    launching.wait_until((tmp_path / "loading").exists, *pair)
     pair[terminated].send_signal(signal.SIGTERM)
     assert_both_are_preempted(pair)
 
@@ -222,9 +208,9 @@ def test_two_processes_measure_the_audit_of_one(config, tmp_path):
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
         run_local(processes, 1, *argv, "--workdir", workdir)
-        audits.append(json.loads((workdir / "audit.json").read_text()))
-    for one, two in zip(*audits, strict=True):
-        assert one["method"] == two["method"]
+        audits.append(load_by_method(workdir / "audit.json"))
+    assert list(audits[0]) == list(audits[1])
+    for one, two in zip(*(audit.values() for audit in audits), strict=True):
         assert one["verdict"]["word"] == two["verdict"]["word"]
         (one,), (two,) = one["seeds"], two["seeds"]
         assert set(one) == set(two)

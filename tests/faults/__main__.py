@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from tests import conftest  # noqa: F401  sets what JAX reads when it starts
 from tests.faults import disks, files, signals
@@ -28,33 +28,27 @@ from tests.faults.world import Case, World
 _MAX_FAILURES = 8  # of a kind, per command
 
 
-class Kind(NamedTuple):
-    """A kind of fault: the function that makes a case, and how many faults to make."""
-
-    make: Callable[[Case], None]
-    num_faults: int
-
-
-KINDS = {
-    "kills": Kind(signals.kill_run, 200),
-    "damaged files": Kind(files.damage_file, 64),
-    "disk full": Kind(disks.fill_disk, 12),
-    "read-only folder": Kind(disks.make_read_only, 9),
-    "removed folder": Kind(disks.remove_folder, 5),
-    "preemptions": Kind(signals.preempt_run, 14),
-    "preempted hosts": Kind(signals.preempt_hosts, 24),
-    "lost peers": Kind(signals.lose_peer, 12),
-    "killed hosts": Kind(signals.kill_hosts, 40),
-    "other devices": Kind(signals.change_devices, 9),
+# By kind of fault: the function that makes a case, and how many faults to make.
+KINDS: dict[str, tuple[Callable[[Case], None], int]] = {
+    "kills": (signals.kill_run, 200),
+    "damaged files": (files.damage_file, 64),
+    "disk full": (disks.fill_disk, 12),
+    "read-only folder": (disks.make_read_only, 9),
+    "removed folder": (disks.remove_folder, 5),
+    "preemptions": (signals.preempt_run, 14),
+    "preempted hosts": (signals.preempt_hosts, 24),
+    "lost peers": (signals.lose_peer, 12),
+    "killed hosts": (signals.kill_hosts, 40),
+    "other devices": (signals.change_devices, 9),
 }
 
 
 def run_case(world: World, kind: str, number: int) -> dict[str, Any]:
     """Makes one case and returns its record."""
     case = Case(world, kind.replace(" ", "-"), number)
-    start_s, failure = time.monotonic(), None
+    start_s, failure, make_case = time.monotonic(), None, KINDS[kind][0]
     try:
-        KINDS[kind].make(case)
+        make_case(case)
     except AssertionError as error:
         failure = str(error)
     except Exception:  # a failing case must not end the others
@@ -80,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--counts", nargs="+", default=[], metavar="KIND=N")
     args = parser.parse_args(argv)
-    counts = {name: KINDS[name].num_faults for name in args.only}
+    counts = {name: KINDS[name][1] for name in args.only}
     for text in args.counts:
         name, _, number = text.partition("=")
         if name not in counts:
@@ -128,7 +122,7 @@ def _print_table(records: list[dict[str, Any]], kinds: Iterable[str]) -> int:
         for fault, number in collections.Counter(faults).most_common():
             print(f"    {fault:44}{number:6}")
         num_failed += failed
-    return 1 if num_failed else 0
+    return int(num_failed > 0)
 
 
 if __name__ == "__main__":

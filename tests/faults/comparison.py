@@ -20,11 +20,10 @@ _FEATURES = "checkpoints/original-0/features/*"
 
 def load_results(workdir: pathlib.Path) -> dict[str, object]:
     """Returns all results of a run by file name, without wall times."""
-
     readers = {
         **dict.fromkeys((*_FILES, _FEATURES), _sha256),
         **dict.fromkeys(_RECORDS, _read_record),
-        "checkpoints/*/params": parameter_digests,
+        "checkpoints/*/params": _read_parameter_digests,
     }
     results = {
         str(path.relative_to(workdir)): read(path)
@@ -37,7 +36,7 @@ def load_results(workdir: pathlib.Path) -> dict[str, object]:
     return results
 
 
-def parameter_digests(folder: pathlib.Path) -> dict[str, str]:
+def _read_parameter_digests(folder: pathlib.Path) -> dict[str, str]:
     """Returns the SHA-256 of each array of the newest checkpoint, as it is restored."""
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     meta = (folder / str(max(steps)) / "meta" / "metadata").read_text("utf-8")
@@ -52,7 +51,7 @@ def parameter_digests(folder: pathlib.Path) -> dict[str, str]:
     return {name: hashlib.sha256(x.tobytes()).hexdigest() for name, x in arrays.items()}
 
 
-def finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
+def read_finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
     """Returns all files of finished work, with digest and modification time."""
     # Files that are complete as soon as they have this name.
     patterns = ["audits/*.json", "shadows/*/*.npz", "shadows/*/*/0/**/*", "data/*"]
@@ -68,9 +67,9 @@ def finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def redone_files(workdir: pathlib.Path, before: dict[str, tuple[str, int]]):
+def find_redone_files(workdir: pathlib.Path, before: dict[str, tuple[str, int]]):
     """Returns finished files that have changed, but not those that a purge removes."""
-    after = finished_files(workdir)
+    after = read_finished_files(workdir)
     purged = _PURGED if (workdir / "purged.json").exists() else ()
     return [
         name
@@ -84,8 +83,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _read_record(path: pathlib.Path) -> object:
-    return json.loads(path.read_text("utf-8"), object_hook=_without_ignored)
+    def select(fields: dict[str, object]) -> dict[str, object]:
+        return {name: x for name, x in fields.items() if name not in _IGNORED}
 
-
-def _without_ignored(fields: dict[str, object]) -> dict[str, object]:
-    return {name: x for name, x in fields.items() if name not in _IGNORED}
+    return json.loads(path.read_text("utf-8"), object_hook=select)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 
-from tests.faults.runs import current_stage
+from tests.faults.runs import find_stage
 from tests.faults.world import Case, assert_one_line
 
 _NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
@@ -44,10 +44,8 @@ def make_read_only(case: Case) -> None:
     if case.rng.random() < 0.7:
         shutil.rmtree(case.workdir / "stages")
     folder = shlex.quote(str(case.workdir))
-    script = (
-        f"mount --bind -o ro {folder} {folder} && mount -o remount,bind,ro {folder}"
-        ' && exec "$@"'
-    )
+    script = f"mount --bind -o ro {folder} {folder} && "
+    script += f'mount -o remount,bind,ro {folder} && exec "$@"'
     prefix = (*_NAMESPACE, "sh", "-c", script, "sh")
     run = case.start(*case.world.audit_flags, prefix=prefix)
     run.wait()
@@ -83,7 +81,7 @@ def _disturb_disk(case: Case, script: str, words: str) -> None:
     copy.rename(case.workdir)
     if run.exit_code() == 0:  # it had written all
         return case.assert_same(undisturbed)
-    case.faults.append(current_stage(case.workdir))
+    case.faults.append(find_stage(case.workdir))
     assert_one_line(run, 2, words)
     case.assert_resumes(undisturbed, *case.world.purge_flags)
 
@@ -95,7 +93,7 @@ def remove_folder(case: Case) -> None:
     case.wait_for_moment(run, undisturbed)
     if run.exit_code() is not None:
         return
-    stage, end_s = current_stage(case.workdir), time.monotonic() + 5
+    stage, end_s = find_stage(case.workdir), time.monotonic() + 5
     while case.workdir.exists() and time.monotonic() < end_s:
         shutil.rmtree(case.workdir, ignore_errors=True)
     if run.wait() == 0:  # it had written all, and has shown it

@@ -37,8 +37,8 @@ def damage_file(case: Case) -> None:
     name, damage = choose_damage(case.number)
     pattern, state = TARGETS[name]
     undisturbed, flags = _copy_run(case, state)
-    files = [path for path in sorted(case.workdir.glob(pattern)) if path.is_file()]
-    files = [path for path in files if path.stat().st_size]
+    paths = sorted(path for path in case.workdir.glob(pattern) if path.is_file())
+    files = [path for path in paths if path.stat().st_size]
     assert files, f"no {pattern} in a run {state}"
     path = case.rng.choice(files)
     _damage(path, damage, case.rng)
@@ -117,42 +117,28 @@ def _apply_remedy(errors: str, workdir: pathlib.Path, path: pathlib.Path) -> Non
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
-def _copy_finished(case: Case) -> tuple[Undisturbed, tuple[str, ...]]:
-    undisturbed = case.world.run_undisturbed(*case.world.audit_flags)
+def _copy_run(case: Case, state: str) -> tuple[Undisturbed, tuple[str, ...]]:
+    """Copies a run in this state; returns the undisturbed run and its flags."""
+    audit_flags, steps = case.world.audit_flags, "checkpoints/ccu_plus-0/steps*"
+    request = f"{steps}/request-2/params/*/meta/metadata"
+    flags, pattern = {
+        "finished": (audit_flags, ""),
+        "unfinished": (audit_flags, ""),
+        "in a method": (METHOD_FLAGS, f"{steps}/[0-9]*/meta/metadata"),
+        "in a request": (case.world.stream_flags, request),
+        "in the shadows": (audit_flags, "shadows/0/original-1-*.npz"),
+    }[state]
+    if pattern:
+        case.copy_from(case.world.kill_at_file(flags, pattern))
+        return case.world.run_undisturbed(*flags), flags
+    undisturbed = case.world.run_undisturbed(*flags)
     case.copy_from(undisturbed.workdir)
     # A folder can be moved: no file contains its path.
     for path in case.workdir.glob("stages/*.json"):
         assert str(undisturbed.workdir) not in path.read_text("utf-8"), path
-    return undisturbed, case.world.audit_flags
-
-
-def _copy_unfinished(case: Case) -> tuple[Undisturbed, tuple[str, ...]]:
-    undisturbed, flags = _copy_finished(case)
-    shutil.rmtree(case.workdir / "checkpoints" / "ccu_plus-0")
-    for folder in ("stages", "outputs", "audits"):
-        for path in (case.workdir / folder).glob("ccu_plus-*"):
-            path.unlink()
-    return undisturbed, flags
-
-
-def _copy_killed(case: Case, state: str) -> tuple[Undisturbed, tuple[str, ...]]:
-    steps = "checkpoints/ccu_plus-0/steps*"
-    flags, pattern = {
-        "in a method": (METHOD_FLAGS, f"{steps}/[0-9]*/meta/metadata"),
-        "in a request": (
-            case.world.stream_flags,
-            f"{steps}/request-2/params/*/meta/metadata",
-        ),
-        "in the shadows": (case.world.audit_flags, "shadows/0/original-1-*.npz"),
-    }[state]
-    case.copy_from(case.world.kill_at_file(flags, pattern))
-    return case.world.run_undisturbed(*flags), flags
-
-
-def _copy_run(case: Case, state: str) -> tuple[Undisturbed, tuple[str, ...]]:
-    """Copies a run in this state; returns the undisturbed run and its flags."""
-    if state == "finished":
-        return _copy_finished(case)
     if state == "unfinished":
-        return _copy_unfinished(case)
-    return _copy_killed(case, state)
+        shutil.rmtree(case.workdir / "checkpoints" / "ccu_plus-0")
+        for folder in ("stages", "outputs", "audits"):
+            for path in (case.workdir / folder).glob("ccu_plus-*"):
+                path.unlink()
+    return undisturbed, flags

@@ -22,13 +22,7 @@ class Run:
     such as `unshare --mount sh -c SCRIPT`.
     """
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        log: pathlib.Path,
-        hosts: int = 1,
-        prefix: Sequence[str] = (),
-    ):
+    def __init__(self, argv: Sequence[str], log: pathlib.Path, hosts=1, prefix=()):
         self._log, self._err = log, log.with_suffix(".err")
         self.start_s = time.monotonic()
         self.num_earlier_starts = 0  # in the same folder
@@ -38,13 +32,10 @@ class Run:
         # One thread for BLAS, so that all starts give the same bits.
         env = run_environment(OPENBLAS_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
         with log.open("wb") as out, self._err.open("wb") as err:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            command = [*prefix, *command, *map(str, argv)]
             self._process = subprocess.Popen(
-                [*prefix, *command, *map(str, argv)],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
+                command, env=env, start_new_session=True, **streams
             )
         self.pid = self._process.pid
 
@@ -116,7 +107,7 @@ def count_starts(workdir: pathlib.Path) -> int:
     return sum(event["kind"] == "plan" for event in read_events(workdir))
 
 
-def current_stage(workdir: pathlib.Path) -> str:
+def find_stage(workdir: pathlib.Path) -> str:
     """Returns the stage that runs, as exactly as the folder shows."""
     stage = "start"
     for event in read_events(workdir):

@@ -3,17 +3,13 @@
 import pathlib
 import signal
 import time
+from functools import partial
 
 from ccu_jax.distributed import preemption
 from tests.end_to_end.conftest import assert_close_logits
-from tests.end_to_end.launching import free_address
-from tests.faults.runs import (
-    Run,
-    count_starts,
-    current_stage,
-    is_in_last_stage,
-    send_signal,
-)
+from tests.end_to_end.launching import find_free_address
+from tests.faults import runs
+from tests.faults.runs import Run, find_stage, send_signal
 from tests.faults.world import HOST_FLAGS, METHOD_FLAGS, Case, assert_one_line
 
 _VICTIMS = {(0,): "process 0", (1,): "process 1", (0, 1): "both"}
@@ -31,30 +27,10 @@ _CHECKPOINTS = {
 _NUM_DEVICES = (1, 2, 8)
 
 
-def kill_run(case: Case) -> None:
-    """Sends SIGKILL, several times, at any moment of any stage."""
-    _signal_repeatedly(case, signal.SIGKILL, (5, 10))
-
-
-def preempt_run(case: Case) -> None:
-    """Sends SIGTERM, several times, at any moment."""
-    _signal_repeatedly(case, signal.SIGTERM, (3, 3))
-
-
-def kill_hosts(case: Case) -> None:
-    """Kills one or both of two processes; `launch/local.sh` ends the other one."""
-    _signal_repeatedly(case, signal.SIGKILL, (3, 5), hosts=2)
-
-
-def preempt_hosts(case: Case) -> None:
-    """Sends SIGTERM to one or both of two processes: both end with exit code 75."""
-    _signal_repeatedly(case, signal.SIGTERM, (1, 1), hosts=2)
-
-
 def _signal_repeatedly(
     case: Case, number: int, limits: tuple[int, int], hosts: int = 1
 ) -> None:
-    """Signals several starts of a run, which must resume without redoing work."""
+    """Signals several starts at any moment; they must resume without redoing work."""
     flags = case.world.stream_flags if case.number % 4 == 3 else case.world.purge_flags
     flags = flags if hosts == 1 else HOST_FLAGS
     undisturbed = case.world.run_undisturbed(*flags, hosts=hosts)
@@ -69,7 +45,7 @@ def _signal_repeatedly(
             assert run.wait() == 0, run.errors()
             break
         victims = (0,) if hosts == 1 else case.rng.choice(list(_VICTIMS))
-        stage, is_last = current_stage(case.workdir), is_in_last_stage(case.workdir)
+        stage, is_last = find_stage(case.workdir), runs.is_in_last_stage(case.workdir)
         for victim in victims:
             send_signal(pids[victim], number)
         if run.wait(_MAX_EXIT_S) == 0:  # it had just ended
@@ -80,6 +56,15 @@ def _signal_repeatedly(
         finished = case.assert_not_redone(finished)
     case.assert_resumes(undisturbed, *flags, hosts=hosts)
     case.assert_not_redone(finished)
+
+
+kill_run = partial(_signal_repeatedly, number=signal.SIGKILL, limits=(5, 10))
+preempt_run = partial(_signal_repeatedly, number=signal.SIGTERM, limits=(3, 3))
+# `launch/local.sh` ends the other process, with exit code 75 after SIGTERM.
+kill_hosts = partial(_signal_repeatedly, number=signal.SIGKILL, limits=(3, 5), hosts=2)
+preempt_hosts = partial(
+    _signal_repeatedly, number=signal.SIGTERM, limits=(1, 1), hosts=2
+)
 
 
 def _assert_ended_by(number: int, run: Run, pids: list[int]) -> None:
@@ -108,9 +93,9 @@ def lose_peer(case: Case) -> None:
     """Kills or suspends one process; nothing but JAX ends the other one."""
     undisturbed = case.world.run_undisturbed(*HOST_FLAGS, hosts=2)
     # Without `launch/local.sh`, as on two machines.
-    flags = (*HOST_FLAGS, "--devices", "1", "--multihost", free_address(), "2")
+    flags = (*HOST_FLAGS, "--devices", "1", "--multihost", find_free_address(), "2")
     pair = [case.start(*flags, str(index)) for index in range(2)]
-    pair[0].wait_until(lambda: count_starts(case.workdir))
+    pair[0].wait_until(lambda: runs.count_starts(case.workdir))
     case.wait_for_moment(pair[0], undisturbed)
     victim = case.rng.randrange(2)
     survivor, is_suspended = pair[1 - victim], case.number % 3 == 2
@@ -128,7 +113,7 @@ def lose_peer(case: Case) -> None:
         return
     what = f"process {victim} {'suspended' if is_suspended else 'killed'}"
     seconds = time.monotonic() - lost_s
-    case.faults.append(f"{what}: {current_stage(case.workdir)}, {seconds:.0f} s")
+    case.faults.append(f"{what}: {find_stage(case.workdir)}, {seconds:.0f} s")
     assert code in (75, _ABORTED), f"exit code {code}: {survivor.errors()}"
     assert "Traceback" not in survivor.errors(), survivor.errors()
     case.assert_resumes(undisturbed, *HOST_FLAGS, hosts=2)

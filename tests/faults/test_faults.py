@@ -9,13 +9,8 @@ from tests.faults.world import World
 # Tested with others: files below, and `test_hosts.py` preempts two processes.
 _KINDS = [k for k in faults.KINDS if k not in ("damaged files", "preempted hosts")]
 # One of each state that a run can be in, except those with shadow models.
-_DAMAGED = (
-    "outputs of the original",
-    "original's parameters",
-    "feature store",
-    "receipts of requests",
-    "prepared data",
-)
+_DAMAGED = ("outputs of the original", "original's parameters", "feature store")
+_DAMAGED += ("receipts of requests", "prepared data")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 from ccu_jax.runs.results import source_commit
 from tests.end_to_end.launching import SMALL_CONFIG
 from tests.faults import comparison
-from tests.faults.runs import Run, count_starts, current_stage, read_events, send_signal
+from tests.faults.runs import Run, count_starts, find_stage, read_events, send_signal
 
 METHOD_FLAGS = ("--methods", "ccu_plus")
 # Few steps: two processes wait for each other at every array.
@@ -62,9 +62,8 @@ class World:
             for _ in range(1 if self.is_quick else 2):  # the second compiles nothing
                 shutil.rmtree(workdir, ignore_errors=True)
                 workdir.parent.mkdir(parents=True, exist_ok=True)
-                run = Run(
-                    self.argv(workdir, *flags), workdir.with_suffix(".log"), hosts
-                )
+                argv, log = self.argv(workdir, *flags), workdir.with_suffix(".log")
+                run = Run(argv, log, hosts)
                 assert run.wait() == 0, run.errors()
                 seconds = time.monotonic() - run.start_s
             done.write_text(f"{seconds}\n")
@@ -147,7 +146,7 @@ class Case:
             target = rng.choice(["feature store", "evaluation"])
 
         def is_in_target() -> bool:
-            stage = current_stage(workdir)
+            stage = find_stage(workdir)
             is_target = stage.partition(":")[0] == target or stage.endswith(target)
             return is_target and self.has_planned(run, workdir)
 
@@ -157,13 +156,11 @@ class Case:
 
     def assert_not_redone(self, before: dict) -> dict[str, tuple[str, int]]:
         """Fails if finished work was redone; returns the files of finished work."""
-        redone = comparison.redone_files(self.workdir, before)
+        redone = comparison.find_redone_files(self.workdir, before)
         assert not redone, f"redone: {', '.join(redone)}"
-        return comparison.finished_files(self.workdir)
+        return comparison.read_finished_files(self.workdir)
 
-    def assert_resumes(
-        self, undisturbed: Undisturbed, *flags: str, hosts: int = 1
-    ) -> None:
+    def assert_resumes(self, undisturbed: Undisturbed, *flags: str, hosts=1) -> None:
         """Runs the same command again, which must end with the undisturbed bits."""
         run = self.start(*flags, hosts=hosts)
         assert run.wait() == 0, f"exit code {run.exit_code()}: {run.errors()}"

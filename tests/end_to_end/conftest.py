@@ -60,7 +60,7 @@ def read_files(workdir, *folders):
     }
 
 
-def read_unlearn_ids(workdir):
+def read_ids(workdir):
     lines = (workdir / "unlearn_sets" / "0.txt").read_text("utf-8").splitlines()
     return [line for line in lines if not line.startswith("#")]
 

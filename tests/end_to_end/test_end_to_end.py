@@ -24,7 +24,7 @@ from tests.end_to_end.conftest import (
     load_outputs,
     read_events,
     read_files,
-    read_unlearn_ids,
+    read_ids,
 )
 from tests.end_to_end.launching import ROOT, communicate, fail_command, run_command
 
@@ -61,7 +61,7 @@ def test_results_have_all_documented_keys(finished):
     workdir, _ = finished
     results = load_json(workdir / "results.json")
     assert [result["method"] for result in results] == list(METHODS)
-    ids = read_unlearn_ids(workdir)
+    ids = read_ids(workdir)
     for result in results:
         assert (result["config"], result["seed"]) == ("small", 0)
         assert (result["metric"], result["edition"]) == ("accuracy", "clipart")
@@ -115,9 +115,7 @@ def _read_starts(workdir):
 
 
 @pytest.mark.slow
-def test_finished_run_is_shown_again_without_training_or_tensorflow(
-    small, finished, copy
-):
+def test_finished_run_is_shown_without_training_or_tensorflow(small, finished, copy):
     shutil.rmtree(copy / "checkpoints" / "original-0")  # no longer needed
     before, num_old = read_files(copy, *FOLDERS), len(_read_starts(copy))
     code = (
@@ -179,13 +177,8 @@ def test_changed_data_are_rejected_and_change_no_result(small, tmp_path):
     assert before == read_files(workdir, *FOLDERS)
 
 
-CORRUPTIONS = [
-    "missing_image",
-    "missing_text",
-    "incomplete",
-    "noisy_labels",
-    "noisy_text",
-]
+CORRUPTIONS = ("missing_image", "missing_text", "incomplete")
+CORRUPTIONS += ("noisy_labels", "noisy_text")
 SAMPLE_CONFIG = """
 import dataclasses
 from ccu_jax.config import CcuPlus, Corruptions, Finetune, Model, Run, Train
@@ -218,10 +211,13 @@ def run_sample(tmp_path, name, *flags):
 
 @pytest.mark.slow
 def test_class_is_unlearned_although_another_method_diverges(tmp_path):
-    methods = ("--methods", "retrain_visual,finetune,ccu_plus")
-    workdir, out, results = run_sample(
-        tmp_path, "mmimdb", "--unlearn", "class:Comedy", *methods
+    flags = (
+        "--unlearn",
+        "class:Comedy",
+        "--methods",
+        "retrain_visual,finetune,ccu_plus",
     )
+    workdir, out, results = run_sample(tmp_path, "mmimdb", *flags)
     assert "Sample edition" in (workdir / "table.md").read_text("utf-8")
     assert results["original"]["unlearn_set"]["rule"] == "class:Comedy"
     assert all(results[name]["diverged"] is None for name in METHODS)
@@ -264,10 +260,7 @@ def test_purged_run_is_shown_but_runs_nothing_new(small, copy):
     before = read_files(copy, *FOLDERS[:3])
     out = run_command(*argv, "--purge")
     report = load_json(copy / "purge.json")
-    assert (
-        report["num_images"] >= len(read_unlearn_ids(copy)) > 50
-        and report["hits"] == []
-    )
+    assert report["num_images"] >= len(read_ids(copy)) > 50 and report["hits"] == []
     assert f"purged {report['num_images']} images" in out
     after = read_files(copy, *FOLDERS[:3])
     removed = {p.as_posix().partition("/params/")[0] for p in before.keys() - after}
@@ -278,7 +271,7 @@ def test_purged_run_is_shown_but_runs_nothing_new(small, copy):
     assert {path.parent.as_posix() for path in changed} == {features}
     ids = np.load(copy / "data" / "id.npy").tolist()
     is_removed = ~np.fromfile(copy / features / "there.bin", bool)
-    assert is_removed[[ids.index(id_) for id_ in read_unlearn_ids(copy)]].all()
+    assert is_removed[[ids.index(id_) for id_ in read_ids(copy)]].all()
     assert is_removed.sum() == report["features"] < len(ids)
     with pytest.raises(UserError, match="purged"):
         load_classifier(copy, "original")

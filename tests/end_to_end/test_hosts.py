@@ -126,14 +126,8 @@ launch.run_process()
 
 def test_preempted_processes_save_the_same_step_and_resume(config, single, tmp_path):
     workdir = tmp_path / "run"
-    argv = [
-        "--workdir",
-        workdir,
-        "--config",
-        config,
-        "--methods",
-        ",".join(TWO_METHODS),
-    ]
+    methods = ("--methods", ",".join(TWO_METHODS))
+    argv = ("--workdir", workdir, "--config", config, *methods)
     pair = start_pair(SLOW_STEPS, *argv)
     launching.wait_until((workdir / "steps").exists, *pair)
     pair[1].send_signal(signal.SIGTERM)
@@ -163,9 +157,7 @@ launch.run_process()
 
 
 @pytest.mark.parametrize("terminated", [0, 1])
-def test_processes_are_preempted_while_process_0_prepares_the_data(
-    config, tmp_path, terminated
-):
+def test_processes_are_preempted_while_data_are_prepared(config, tmp_path, terminated):
     pair = start_pair(SLOW_PREPARATION, "--workdir", tmp_path, "--config", config)
     launching.wait_until((tmp_path / "loading").exists, *pair)
     pair[terminated].send_signal(signal.SIGTERM)

@@ -32,11 +32,10 @@ class Run:
         # One thread for BLAS, so that all starts give the same bits.
         env = run_environment(OPENBLAS_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
         with log.open("wb") as out, self._err.open("wb") as err:
-            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            options = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
+            options |= {"env": env, "start_new_session": True}
             command = [*prefix, *command, *map(str, argv)]
-            self._process = subprocess.Popen(
-                command, env=env, start_new_session=True, **streams
-            )
+            self._process = subprocess.Popen(command, **options)
         self.pid = self._process.pid
 
     def exit_code(self) -> int | None:

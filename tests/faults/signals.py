@@ -27,9 +27,7 @@ _CHECKPOINTS = {
 _NUM_DEVICES = (1, 2, 8)
 
 
-def _signal_repeatedly(
-    case: Case, number: int, limits: tuple[int, int], hosts: int = 1
-) -> None:
+def _send_signals(case: Case, number: int, limits: tuple[int, int], hosts=1) -> None:
     """Signals several starts at any moment; they must resume without redoing work."""
     flags = case.world.stream_flags if case.number % 4 == 3 else case.world.purge_flags
     flags = flags if hosts == 1 else HOST_FLAGS
@@ -58,13 +56,11 @@ def _signal_repeatedly(
     case.assert_not_redone(finished)
 
 
-kill_run = partial(_signal_repeatedly, number=signal.SIGKILL, limits=(5, 10))
-preempt_run = partial(_signal_repeatedly, number=signal.SIGTERM, limits=(3, 3))
+kill_run = partial(_send_signals, number=signal.SIGKILL, limits=(5, 10))
+preempt_run = partial(_send_signals, number=signal.SIGTERM, limits=(3, 3))
 # `launch/local.sh` ends the other process, with exit code 75 after SIGTERM.
-kill_hosts = partial(_signal_repeatedly, number=signal.SIGKILL, limits=(3, 5), hosts=2)
-preempt_hosts = partial(
-    _signal_repeatedly, number=signal.SIGTERM, limits=(1, 1), hosts=2
-)
+kill_hosts = partial(_send_signals, number=signal.SIGKILL, limits=(3, 5), hosts=2)
+preempt_hosts = partial(_send_signals, number=signal.SIGTERM, limits=(1, 1), hosts=2)
 
 
 def _assert_ended_by(number: int, run: Run, pids: list[int]) -> None:

@@ -1,12 +1,12 @@
 """What the cases of all faults share: folders, random choices, undisturbed runs."""
 
-import dataclasses
 import functools
 import pathlib
 import random
 import shutil
 import signal
 import time
+from typing import NamedTuple
 
 from ccu_jax.runs.results import source_commit
 from tests.end_to_end.launching import SMALL_CONFIG
@@ -18,8 +18,7 @@ METHOD_FLAGS = ("--methods", "ccu_plus")
 HOST_FLAGS = (*METHOD_FLAGS, "--set", "train.batch=256")
 
 
-@dataclasses.dataclass(frozen=True)
-class Undisturbed:
+class Undisturbed(NamedTuple):
     """A run without faults; `stages_s` are the seconds of each stage."""
 
     workdir: pathlib.Path

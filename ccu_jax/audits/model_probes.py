@@ -15,7 +15,7 @@ import numpy as np
 from ccu_jax.audits.offline import CONFIDENCE
 from ccu_jax.audits.records import COMPARISON_MODELS
 from ccu_jax.methods import Problem, stopping
-from ccu_jax.methods.reference import train_classifier
+from ccu_jax.methods.reference import make_training_program
 from ccu_jax.metrics import distances
 from ccu_jax.metrics.intervals import jackknife_interval, to_list
 from ccu_jax.metrics.membership import membership_signals
@@ -198,7 +198,7 @@ def _score_original(problem: Problem) -> float:
         return np.inf
     labels = np.asarray(problem.table["labels"])[rows]
     weights = np.ones(len(rows), np.float32)
-    return float(stopping.score(logits, labels, weights, problem.multi_label))
+    return float(stopping.compute_score(logits, labels, weights, problem.multi_label))
 
 
 def _make_program(problem: Problem, target: np.float32) -> Program:
@@ -206,7 +206,7 @@ def _make_program(problem: Problem, target: np.float32) -> Program:
     unlearn, config = problem.sets.unlearn, problem.config.finetune
     epochs = MAX_RELEARNING_STEPS * config.batch / len(unlearn)
     config = dataclasses.replace(config, epochs=epochs)
-    program = train_classifier(problem, problem.original, config, unlearn)
+    program = make_training_program(problem, problem.original, config, unlearn)
     score = stopping.make_score_fn(problem, (_SPLIT, _SPLIT))
 
     def check(params, frozen, aux, tables):

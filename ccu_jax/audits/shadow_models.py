@@ -19,7 +19,7 @@ from ccu_jax import errors
 from ccu_jax.data.dataset import Dataset
 from ccu_jax.distributed import device_tables, executors, preemption
 from ccu_jax.methods import Problem
-from ccu_jax.methods.reference import train_shadow
+from ccu_jax.methods.reference import make_shadow_program
 from ccu_jax.models import Params
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
@@ -143,7 +143,9 @@ class _Training:
         plan = self._plan
         problems = [make_shadow_problem(self._problem, number) for number in numbers]
         methods = [
-            functools.partial(train_shadow, members=plan.rows[plan.is_in[number]])
+            functools.partial(
+                make_shadow_program, members=plan.rows[plan.is_in[number]]
+            )
             for number in numbers
         ]
         if len(numbers) == 1:

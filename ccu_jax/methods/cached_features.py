@@ -1,6 +1,6 @@
-"""Cached features: the inputs of methods that train only modules behind the trunk.
+"""Cached features, for methods that train only the modules after the trunk.
 
-Trunk and text branch are frozen, so their outputs are computed once per row.
+The trunk and the text branch are frozen, so their outputs are computed once per row.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from ccu_jax.methods.problem import Problem
 class FeatureTables(NamedTuple):
     """Cached features of unlearn, validation ("held") and retain rows with an image.
 
-    Tables are padded to one of few sizes, so that requests of similar size share an
-    executable. Padding rows are zeros: `has_image` is false and gives them no weight.
+    Tables are padded to one of a few lengths, so that unlearning requests of similar
+    size share an executable. Padding rows are zeros, so `has_image` is false.
 
     Attributes:
-        tables: sharded, by part; their columns are those of the feature store, labels,
+        tables: sharded tables by part, with the columns of the feature store, `labels`,
             `has_image`, `has_text` and `row`, the row's number in its table.
-        rows: row numbers in the data set, by part; without padding.
+        rows: row numbers in the data set by part, without padding.
     """
 
     tables: dict[str, dict[str, jax.Array]]
@@ -32,9 +32,9 @@ class FeatureTables(NamedTuple):
 
 
 def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTables:
-    """Builds the tables from the feature store, or computes the features.
+    """Builds the tables from the feature store, or computes the features if unused.
 
-    Retain sets larger than `max_retain_rows` are subsampled, unless it is 0.
+    Retain sets larger than `max_retain_rows` are subsampled; 0 means no limit.
     """
     sets = problem.sets
     has_image = np.asarray(problem.table["has_image"])
@@ -57,28 +57,28 @@ def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTable
         end = start + len(part_rows)
         table = {column: x[start:end] for column, x in columns.items()}
         table["row"] = np.arange(len(part_rows), dtype=np.int32)
-        tables[name] = shard_padded(problem.executor, table)
+        tables[name] = pad_and_shard(problem.executor, table)
         start = end
     return FeatureTables(tables, rows)
 
 
-def padded_size(count: int, num_devices: int) -> int:
-    """Rounds a row count up to a multiple of `num_devices`.
+def compute_padded_size(count: int, num_devices: int) -> int:
+    """Rounds a row count up to one of a few multiples of `num_devices`.
 
-    Few distinct sizes mean few compilations. From 32 rows on a count grows by at most a
-    quarter, unless there are many devices.
+    Few distinct lengths mean few compilations. Padding adds at most a quarter to 32 or
+    more rows, unless there are many devices.
     """
     step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
     step = int(np.lcm(step, num_devices))
     return max(-(-count // step), 1) * step
 
 
-def shard_padded(
+def pad_and_shard(
     executor: Executor, table: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array]:
-    """Shards a table over devices, after appending rows of zeros (`padded_size`)."""
+    """Pads a table with zeros to `compute_padded_size` rows and shards it."""
     num_rows = len(next(iter(table.values())))
-    padding = padded_size(num_rows, executor.num_devices) - num_rows
+    padding = compute_padded_size(num_rows, executor.num_devices) - num_rows
     return executor.shard_tree(
         {
             column: np.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))
@@ -87,14 +87,16 @@ def shard_padded(
     )
 
 
-def with_images(problem: Problem, cached: FeatureTables) -> FeatureTables:
+def replace_features_by_images(
+    problem: Problem, cached: FeatureTables
+) -> FeatureTables:
     """Replaces the trunk's features by images, for methods that train the trunk."""
     tables = {}
     for name, table in cached.tables.items():
         images = {"image": read_rows(problem.table["image"], cached.rows[name])}
         tables[name] = {
             **{column: x for column, x in table.items() if column != "features"},
-            **shard_padded(problem.executor, images),
+            **pad_and_shard(problem.executor, images),
         }
     return cached._replace(tables=tables)
 
@@ -102,9 +104,9 @@ def with_images(problem: Problem, cached: FeatureTables) -> FeatureTables:
 def plan_feature_batches(
     problem: Problem, cached: FeatureTables, heldout_batch: int = 0
 ) -> dict[str, np.ndarray]:
-    """Plans batches of table rows, `[steps, batch]` by part, for the steps of CCU.
+    """Plans the batches of CCU: row numbers in each table, `[steps, batch]`, by part.
 
-    `heldout_batch` is the number of validation rows of a batch; 0 leaves them out.
+    `heldout_batch` is the number of validation rows per batch; with 0 there are none.
     """
     config = problem.method_config
     sizes = {"retain": config.batch, "unlearn": config.unlearn_batch}

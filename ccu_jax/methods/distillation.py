@@ -10,24 +10,24 @@ from ccu_jax import objectives
 from ccu_jax.methods import programs
 from ccu_jax.methods.problem import Problem
 from ccu_jax.methods.reference import make_task_loss
-from ccu_jax.methods.stopping import with_rewind
+from ccu_jax.methods.stopping import add_rewind
 from ccu_jax.models import VISUAL, Outputs
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 
 
 def scrub(problem: Problem) -> Program:
-    """SCRUB (Kurmanji et al. 2023), with the original as teacher.
+    """SCRUB (Kurmanji et al. 2023), with the original as the teacher.
 
-    The first `ascent_epochs` epochs start with steps on the unlearn set, which maximize
+    The first `ascent_epochs` epochs begin with steps on the unlearn set that maximize
 
         sum_{view in VISUAL} KL(teacher || student)
 
-    All epochs have steps on the retain set, which minimize
+    All epochs have steps on the retain set that minimize
 
         distill_weight * sum_{view} KL(teacher || student) + task_weight * CE
 
-    With `rewind` it is SCRUB+R, see `stopping.with_rewind`.
+    With `rewind`, it is SCRUB+R, see `stopping.add_rewind`.
     """
     config, model = problem.method_config, problem.model
     task_loss = make_task_loss(problem)
@@ -36,12 +36,12 @@ def scrub(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         hp, is_ascent = frozen["hp"], frozen["is_ascent"][step]
         rows = augment(batch["rows"], batch["rows"]["key"], problem.train_config)
-        # Without the student's dropout both models would agree at first, and the ascent
+        # Without the student's dropout, both models would agree at first, and ascent
         # would follow rounding errors.
         student = model.apply(params, rows, keys=rows["key"])
         teacher = model.apply(frozen["teacher"], rows)
         weights = _weights_by_view(rows)
-        # Ascent steps ignore rows whose fused view sees no image.
+        # In ascent steps, rows whose fused view sees no image have no weight.
         weights["fused"] = jnp.where(is_ascent, rows["has_image"], weights["fused"])
         kl = _kl_by_view(
             teacher,
@@ -60,11 +60,11 @@ def scrub(problem: Problem) -> Program:
         {"rows": rows},
         frozen={"teacher": problem.original, "is_ascent": is_ascent},
     )
-    return with_rewind(problem, program, config.epochs) if config.rewind else program
+    return add_rewind(problem, program, config.epochs) if config.rewind else program
 
 
 def _plan_scrub(problem):
-    """Returns the rows of each step, and padded flags of the ascent steps."""
+    """Returns rows `[steps, batch]`, and padded flags that mark ascent steps."""
     config, sets = problem.method_config, problem.sets
     plan, is_ascent = [], []
     for epoch in range(config.epochs):
@@ -76,7 +76,7 @@ def _plan_scrub(problem):
 
 
 def bad_teacher(problem: Problem) -> Program:
-    """Bad teacher (Chundawat et al. 2023).
+    """Bad Teacher (Chundawat et al. 2023): unlearn rows imitate an untrained model.
 
     sum_{view} KL(original || student) on retain rows
     + unlearn_weight * sum_{view in VISUAL} KL(untrained || student) on unlearn rows
@@ -106,7 +106,7 @@ def bad_teacher(problem: Problem) -> Program:
 
 
 def delete(problem: Problem) -> Program:
-    """DELETE (Zhou et al. 2025): distills without the true class, on unlearn rows only.
+    """DELETE (Zhou et al. 2025): distills on unlearn rows without the true class.
 
         sum_{view in VISUAL} KL(original without the true class || student)
 
@@ -146,10 +146,10 @@ def delete(problem: Problem) -> Program:
 
 
 def multidelete(problem: Problem) -> Program:
-    """MultiDelete (Cheng & Amiri 2024): decouples image and text of unlearn rows.
+    """MultiDelete (Cheng & Amiri 2024): decouples images and texts of unlearn rows.
 
     With d the mean squared distance of features, f the fused and h_v, h_t the image and
-    text features, and f*, h* those of the original, it minimizes
+    text features, and f*, h* the original's features, it minimizes
 
         d(f(v, t), f*(v, t')) + d(f, f*)[retain] + d(h_v, h_v*) + d(h_t, h_t*)
 
@@ -200,14 +200,14 @@ def _kl_by_view(
 
 
 def _weights_by_view(rows: programs.Rows) -> dict[str, jax.Array]:
-    """Returns the weights of augmented rows: a row counts where it has the modality."""
+    """Returns the row weights by view: 1 where the view has a modality, else 0."""
     has_image, has_text = rows["image_weight"], rows["text_weight"]
     fused = jnp.maximum(has_image, has_text)
     return {"image": has_image, "text": has_text, "fused": fused}
 
 
 def _texts_of_next_rows(rows):
-    """Returns the text of each row's successor in the global batch, per-device."""
+    """Returns the text columns of each row's successor in the global batch."""
     next_B = objectives.global_rows(len(rows["text"])) + 1
 
     def shift(x):

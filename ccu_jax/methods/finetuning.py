@@ -1,9 +1,8 @@
 """Unlearning methods from the literature that fine-tune the original.
 
 They train with the task loss on the retain set, with terms that undo learning on the
-unlearn set, or both. Only images have to be unlearned: terms that undo learning act in
-the views that see the image (`VISUAL`), and the retain set's loss preserves the text
-view.
+unlearn set, or both. Only images have to be unlearned: terms that undo learning apply
+to the views that see the image (`VISUAL`), and the retain loss preserves the text view.
 """
 
 from typing import Any
@@ -26,9 +25,9 @@ LAYERS = {"head": ("image_projection", "image_head", "fused_head"), "tail": TAIL
 
 
 def finetune(problem: Problem) -> Program:
-    """Fine-tunes on the retain set."""
+    """Fine-tunes the original on the retain set."""
     config, retain = problem.method_config, problem.sets.retain
-    return reference.train_classifier(problem, problem.original, config, retain)
+    return reference.make_training_program(problem, problem.original, config, retain)
 
 
 def l1_sparse(problem: Problem) -> Program:
@@ -55,12 +54,12 @@ def l1_sparse(problem: Problem) -> Program:
 
 
 def coun(problem: Problem) -> Program:
-    """CoUn (Khalil et al. 2025).
+    """CoUn (Khalil et al. 2025): adds a contrastive loss on the retain set.
 
         CE(retain) + contrast_weight * InfoNCE
 
-    between two augmentations of the same retain image. The unlearn set is not used: its
-    predictions change with those of similar retain rows.
+    between two augmentations of the same retain image. The unlearn set is not used;
+    its predictions change with those of similar retain rows.
     """
     config, train = problem.method_config, problem.train_config
     task_loss = reference.make_task_loss(problem)
@@ -95,8 +94,8 @@ def train_last_layers(problem: Problem) -> Program:
     """CF-k and EU-k (Goel et al. 2022): trains the last image layers on the retain set.
 
     CF-k fine-tunes them (catastrophic forgetting); EU-k, with `reinitialize`, trains
-    them from random parameters (exact unlearning). Earlier layers stay, so both run on
-    cached features. They are the baseline for CCU, which trains the same layers.
+    them from random parameters (exact unlearning). Earlier layers are frozen, so both
+    use cached features. They are the baselines of CCU, which trains the same layers.
     """
     config, train = problem.method_config, problem.train_config
     cached = build_feature_tables(problem, config.max_retain_rows)
@@ -149,9 +148,9 @@ def gradient_ascent(problem: Problem) -> Program:
 def capped_loss(
     problem: Problem, outputs: Outputs, rows: dict[str, jax.Array], cap: Any
 ) -> jax.Array:
-    """Returns the visual views' cross-entropy, each row's bounded for an ascent.
+    """Returns the cross-entropy of the visual views, clipped per row for an ascent.
 
-    The bound is `cap` times the chance loss.
+    The maximum is `cap` times the loss of a uniform prediction.
     """
     max_loss, total = cap * programs.chance_loss(problem), jnp.zeros(())
     losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
@@ -182,12 +181,12 @@ def neggrad_plus(problem: Problem) -> Program:
 
 
 def contrastive_unlearning(problem: Problem) -> Program:
-    """Contrastive Unlearning (Lee et al. 2024).
+    """Contrastive Unlearning (Lee et al. 2024): contrasts unlearn and retain images.
 
         contrast_weight * inverse_contrast(pull=1) + task_weight * CE(retain)
 
-    on the features before the head: unlearn images are pushed off the retain images of
-    their class and pulled towards other classes. Each unlearn batch is used with
+    on the features before the head: unlearn images are pushed away from retain images
+    of their class and pulled towards other classes. Each unlearn batch is used with
     `repeats` retain batches. Gradients also reach the retain features, as in the
     authors' code.
     """

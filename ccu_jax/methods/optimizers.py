@@ -1,7 +1,7 @@
 """Optax transformations whose learning rates, masks and periods are traced.
 
-They read these numbers from `inputs` (`Program.optimizer_inputs`) at each update, so
-that one executable serves every learning rate, mask and number of steps.
+They read these values from `inputs` (`Program.optimizer_inputs`) at each update, so
+that all learning rates, masks and step counts share one executable.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ GROUPS = ("rest", "text")
 class CosineSchedule(NamedTuple):
     """A learning rate with linear warmup and cosine decay (Loshchilov & Hutter 2017).
 
-    It is `peak` after `warmup_steps`, and 0 from step `steps` on.
+    The rate is `peak` after `warmup_steps` and 0 from step `steps` on.
     """
 
     peak: jax.Array | np.float32
@@ -28,7 +28,7 @@ class CosineSchedule(NamedTuple):
     steps: jax.Array | np.float32
 
     def rate_at(self, step: jax.Array | int) -> jax.Array:
-        """Returns the learning rate of a step."""
+        """Returns the learning rate at a step."""
         progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         return self.peak * jnp.where(
             step < self.warmup_steps,
@@ -38,14 +38,14 @@ class CosineSchedule(NamedTuple):
 
 
 def parameter_group(module: str) -> str:
-    """Returns the parameter group of a module: the text branch has its own."""
+    """Returns the parameter group of a module: "text" or "rest"."""
     return "text" if module in TEXT else "rest"
 
 
 def make_optimizer_inputs(
     learning_rate: float, steps: int, config: Train, warmup_fraction: float = 0.0
 ) -> dict[str, dict[str, CosineSchedule]]:
-    """Returns the inputs of `make_optimizer`: a schedule for each parameter group."""
+    """Returns the inputs of `make_optimizer`: a schedule per parameter group."""
     warmup_steps = min(round(warmup_fraction * steps), steps - 1)
     peaks = {"rest": learning_rate, "text": learning_rate * config.text_lr_scale}
     return {
@@ -57,7 +57,7 @@ def make_optimizer_inputs(
 
 
 def make_optimizer(config: Train) -> optax.GradientTransformationExtraArgs:
-    """Returns AdamW with clipped gradients and a schedule for each parameter group."""
+    """Returns AdamW with gradient clipping and a schedule per parameter group."""
 
     def adamw(group):
         return optax.chain(
@@ -76,7 +76,7 @@ def make_optimizer(config: Train) -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by_learning_rate(group: str) -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by minus the learning rate of `inputs["rate"][group]`."""
+    """Multiplies updates by the negative learning rate of `inputs["rate"][group]`."""
 
     def update(updates, state, params=None, **extra_args):
         rate = extra_args["inputs"]["rate"][group].rate_at(state)
@@ -86,9 +86,9 @@ def scale_by_learning_rate(group: str) -> optax.GradientTransformationExtraArgs:
 
 
 def mask_updates() -> optax.GradientTransformationExtraArgs:
-    """Multiplies updates by `inputs["mask"]`, a tree of zeros and ones.
+    """Multiplies updates by `inputs["mask"]`, a pytree of zeros and ones.
 
-    If there are flags `inputs["is_ascent"]`, only in steps where they are true.
+    With flags `inputs["is_ascent"]`, it masks only the steps where they are true.
     """
 
     def update(updates, state, params=None, **extra_args):

@@ -21,9 +21,9 @@ from ccu_jax.unlearn_sets.splits import Sets
 class Hyperparameters:
     """The real-valued fields of a method's configuration as a pytree.
 
-    Nonzero values are leaves, so that an executable compiled for one value serves all
-    others. Zeros belong to the structure of the tree: the program does not compute a
-    term whose weight is 0. Values are read as attributes.
+    Nonzero values are leaves, so that other values do not recompile a program. Zeros
+    are part of the treedef, so that a program omits terms whose weight is 0. Values are
+    read as attributes.
     """
 
     _values: dict[str, Any]
@@ -38,12 +38,12 @@ class Hyperparameters:
         return cls(values, tuple(sorted(set(real) - set(values))))
 
     def is_active(self, name: str) -> bool:
-        """Returns whether a weight is nonzero; a Python bool, also while tracing."""
+        """Returns whether a weight is nonzero, as a Python bool even under tracing."""
         # The attribute raises AttributeError for an unknown name.
         return name in self._values or bool(getattr(self, name))
 
     def __getattr__(self, name: str) -> Any:
-        """Returns a value by its name."""
+        """Returns the value of a hyperparameter."""
         if not name.startswith("_"):
             if name in self._values:
                 return self._values[name]
@@ -71,11 +71,11 @@ class Problem(NamedTuple):
         sets: row numbers of the retain set, the unlearn set and the holdouts.
         multi_label: whether rows have several labels.
         params: the original's parameters, replicated; None until it is trained.
-        seed: of all random choices.
-        method: the method that runs; its random choices depend on this name.
-        store: the original's stored features; None computes them when needed.
-        stream_positions: `[N]`, position of each row in the order of training, if rows
-            arrive as a stream; None shuffles freely.
+        seed: the seed of all random choices.
+        method: name of the current method; its random choices depend on this name.
+        store: the original's stored features; if None, they are computed when needed.
+        stream_positions: `[N]`, position of each row in the training stream; if None,
+            rows are shuffled freely.
     """
 
     config: Config
@@ -93,12 +93,12 @@ class Problem(NamedTuple):
 
     @property
     def train_config(self) -> Train:
-        """The settings of training from scratch."""
+        """The configuration section of training from scratch."""
         return self.config.train
 
     @property
     def method_config(self) -> Any:
-        """The method's own section of the configuration."""
+        """The configuration section of the method."""
         return getattr(self.config, self.method)
 
     @property
@@ -108,24 +108,24 @@ class Problem(NamedTuple):
 
     @property
     def original(self) -> Params:
-        """The original's parameters; only for methods that start from it."""
+        """The original's parameters, which must be trained already."""
         assert self.params is not None
         return self.params
 
     def init_params(self, purpose: str) -> Params:
-        """Returns random parameters, replicated."""
+        """Returns replicated random parameters for one purpose of this method."""
         return self.executor.replicate(self.model.init(self.make_key(purpose)))
 
     def make_key(self, purpose: str) -> jax.Array:
         """Returns a JAX random key for one purpose of this method."""
-        return jax.random.key(self._seed(purpose))
+        return jax.random.key(self._derive_seed(purpose))
 
     def make_rng(self, purpose: str) -> np.random.Generator:
         """Returns a NumPy generator for one purpose of this method."""
-        return np.random.default_rng(self._seed(purpose))
+        return np.random.default_rng(self._derive_seed(purpose))
 
-    def _seed(self, purpose):
-        # Python's own hash differs between processes.
+    def _derive_seed(self, purpose) -> int:
+        # Python's `hash` of a string differs between processes.
         text = f"{self.seed}/{self.method}/{purpose}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % 2**63
@@ -138,32 +138,32 @@ class Problem(NamedTuple):
         purpose: str,
         dataset_rows: Any = None,
     ) -> np.ndarray:
-        """Plans batches that pass over `rows` in shuffled epochs, `[steps, batch]`.
+        """Plans batches `[steps, batch]` in shuffled epochs over `rows`.
 
-        If `rows` are row numbers of another table, `dataset_rows` are the rows of the
-        data set that they stand for. Each purpose is shuffled differently.
+        If `rows` are row numbers of another table, `dataset_rows` are the corresponding
+        row numbers of the data set. Each purpose has its own shuffling.
         """
         rows, window = np.asarray(rows), None
         if self.stream_positions is not None:
             dataset_rows = rows if dataset_rows is None else dataset_rows
             order = np.argsort(self.stream_positions[dataset_rows], kind="stable")
             rows, window = rows[order], self.config.corruptions.window
-        seed = self._seed(purpose)
+        seed = self._derive_seed(purpose)
         return batches.plan_batches(rows, batch, steps, seed, window=window)
 
     def plan_epochs(
         self, rows: Any, batch: int, epochs: float, purpose: str
     ) -> np.ndarray:
-        """Plans the batches of a number of epochs over `rows`, see `plan_batches`."""
+        """Plans the batches of `epochs` epochs over `rows`, see `plan_batches`."""
         steps = self.count_steps(epochs, batch, rows)
         return self.plan_batches(rows, batch, steps, purpose)
 
     def count_steps(self, epochs: float, batch: int, rows: Any) -> int:
-        """Returns the number of steps of a number of epochs over `rows`, at least 1."""
+        """Returns the number of steps in `epochs` epochs over `rows`, at least 1."""
         return max(1, round(epochs * len(rows) / batch))
 
     def sample_rows(self, rows: np.ndarray, max_rows: int, purpose: str) -> np.ndarray:
-        """Draws at most `max_rows` of the rows, without replacement; 0: all rows."""
+        """Draws at most `max_rows` rows without replacement; 0 returns all rows."""
         if not max_rows or len(rows) <= max_rows:
             return rows
         return self.make_rng(purpose).choice(rows, max_rows, replace=False)

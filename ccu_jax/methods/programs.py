@@ -1,4 +1,4 @@
-"""Building blocks of methods: programs, plans of batches, forward passes and losses."""
+"""Building blocks of methods: programs, batch plans, forward passes and losses."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +10,9 @@ import optax
 
 from ccu_jax import objectives
 from ccu_jax.methods import optimizers
-from ccu_jax.methods.cached_features import padded_size
+from ccu_jax.methods.cached_features import compute_padded_size
 from ccu_jax.methods.problem import Problem
-from ccu_jax.methods.stopping import with_stop_rule
+from ccu_jax.methods.stopping import add_stop_rule
 from ccu_jax.models import VISUAL, Model, Outputs, Params
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
@@ -33,16 +33,16 @@ def make_program(
 ) -> Program:
     """Returns a program that starts from the original.
 
-    It has the stop rule if the method's configuration has `stop`.
+    It has the stop rule if the method's configuration sets `stop`.
 
     Args:
-        problem: of the method.
+        problem: the problem of the method.
         loss, plan: see `Program`.
-        modules: the trained modules, by default all.
+        modules: names of the trained modules, by default all.
         frozen: added to the program's `frozen`, which has the hyperparameters `hp` and
-            the parameters of the other modules, `modules`.
+            the parameters `modules` of the modules that are not trained.
         sharded_tables: see `Program`; without them, batches are rows of the data set.
-        optimizer: by default the one of training.
+        optimizer: by default the optimizer of training from scratch.
         more_inputs: added to the learning rates in `optimizer_inputs`.
     """
     config, train = problem.method_config, problem.train_config
@@ -66,11 +66,11 @@ def make_program(
         plan=plan,
     )
     has_stop_rule = getattr(config, "stop", False)
-    return with_stop_rule(problem, program) if has_stop_rule else program
+    return add_stop_rule(problem, program) if has_stop_rule else program
 
 
 def plan_paired_batches(problem: Problem) -> dict[str, np.ndarray]:
-    """Plans a retain and an unlearn batch per step, for epochs over the retain set."""
+    """Plans a retain and an unlearn batch per step, in epochs over the retain set."""
     config, sets = problem.method_config, problem.sets
     retain = problem.plan_epochs(sets.retain, config.batch, config.epochs, "retain")
     unlearn = problem.plan_batches(
@@ -80,11 +80,11 @@ def plan_paired_batches(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def pad_flags(flags: np.ndarray) -> jax.Array:
-    """Pads flags of steps to one of few sizes, so that requests share an executable.
+    """Pads per-step flags to one of a few lengths, so that runs share an executable.
 
-    The padding covers the steps that `stopping.with_rewind` appends.
+    The padding covers the steps that `stopping.add_rewind` appends.
     """
-    padding = padded_size(len(flags) + 32, 1) - len(flags)
+    padding = compute_padded_size(len(flags) + 32, 1) - len(flags)
     return jnp.asarray(np.pad(flags, (0, padding)))
 
 
@@ -96,12 +96,12 @@ def forward_parts(
 ) -> dict[str, Outputs]:
     """Runs the model on all parts of a batch in one pass; returns outputs by part.
 
-    One pass is faster to compile and to run than a pass for each part. Columns that
-    some part lacks are left out. Only the features of `dropout_parts` have dropout.
+    One pass is faster to compile and to run than a pass per part. Columns that are not
+    in all parts are ignored. Only the features of `dropout_parts` have dropout.
     """
     shared = set.intersection(*(set(rows) for rows in parts.values()))
     columns = {
-        # Sorted, because the program must be the same in every process.
+        # Sorted, because all processes must compile the same program.
         name: jnp.concatenate([rows[name] for rows in parts.values()])
         for name in sorted(shared)
     }
@@ -134,14 +134,14 @@ def forward_both(
 
 
 def scale_images(rows: Rows) -> Rows:
-    """Scales images to floats in [0, 1] like `augment`, and changes nothing else."""
+    """Scales images to floats in [0, 1], as `augment` does, without augmentation."""
     return {**rows, "image": rows["image"] / 255.0}
 
 
 def visual_losses(
     outputs: Outputs, labels: jax.Array, multi_label: bool
 ) -> list[jax.Array]:
-    """Returns the cross-entropy `[B]` of rows in each of the views `VISUAL`."""
+    """Returns the per-row cross-entropy `[B]` in each of the views `VISUAL`."""
     return [
         objectives.cross_entropy_rows(
             getattr(outputs, view), labels, multi_label=multi_label

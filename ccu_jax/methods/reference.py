@@ -1,7 +1,7 @@
 """Training with the task loss: the original, and the references for unlearning.
 
-References are models retrained without the unlearn set. They show what exact unlearning
-would give, at the cost of training from scratch.
+References are models retrained without the unlearn set: they show the result of exact
+unlearning, at the cost of training from scratch.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ from ccu_jax.train.program import Program
 def make_task_loss(
     problem: Problem,
 ) -> Callable[[Outputs, dict[str, jax.Array]], jax.Array]:
-    """Returns the loss that classifiers are trained with.
+    """Returns the training loss of classifiers.
 
         sum_{view} CE(logits_view, labels) + contrastive_weight * InfoNCE(image, text)
 
-    The views are image, text and fused. A row counts in the views of its modalities: a
-    row without an image counts in the text view and the fused view.
+    The views are image, text and fused. A row without an image has weight in the text
+    view and the fused view only, and conversely.
 
     Returns:
-        `loss(outputs, rows) -> scalar` for rows that `augment` returned. If rows have a
-        column `visual`, those with `visual` 0 count in the text view only.
+        `loss(outputs, rows) -> scalar` for rows that `augment` returned. If there is a
+        column `visual`, rows with `visual` 0 have weight in the text view only.
     """
     train, multi_label = problem.train_config, problem.multi_label
 
@@ -65,7 +65,7 @@ def make_task_loss(
 def make_augmented_task_loss(
     problem: Problem,
 ) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
-    """Returns `loss(params, rows)`: the task loss on augmented rows, with dropout."""
+    """Returns `loss(params, rows)`, the task loss with augmentation and dropout."""
     task_loss = make_task_loss(problem)
 
     def loss(params, rows):
@@ -75,7 +75,7 @@ def make_augmented_task_loss(
     return loss
 
 
-def train_classifier(
+def make_training_program(
     problem: Problem,
     params: Params,
     config: Any,
@@ -87,7 +87,7 @@ def train_classifier(
 ) -> Program:
     """Returns a program that trains all modules with the task loss.
 
-    `config` has `epochs`, `batch` and `learning_rate`; `steps` replaces its epochs.
+    `config` has `epochs`, `batch` and `learning_rate`; `steps` overrides its epochs.
     The rows `text_only` are trained in the text view only.
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
@@ -112,49 +112,51 @@ def train_classifier(
     )
 
 
-def _train_from_scratch(problem: Problem, rows, **options) -> Program:
+def _make_scratch_program(problem: Problem, rows, **options) -> Program:
+    """Returns a program that trains a new model on `rows`."""
     train = problem.train_config
     params = problem.model.init(problem.make_key("init"))
-    return train_classifier(
+    return make_training_program(
         problem, params, train, rows, warmup_fraction=train.warmup_fraction, **options
     )
 
 
-def _retain_and_unlearn(problem):
+def _training_rows(problem):
+    """Returns the sorted rows of the retain set and the unlearn set."""
     return np.sort(np.concatenate([problem.sets.retain, problem.sets.unlearn]))
 
 
 def original(problem: Problem) -> Program:
-    """Trains on the retain set and the unlearn set: the model that has to unlearn."""
-    return _train_from_scratch(problem, _retain_and_unlearn(problem))
+    """Trains the original, the model that unlearns later, on retain and unlearn set."""
+    return _make_scratch_program(problem, _training_rows(problem))
 
 
 def retrain(problem: Problem) -> Program:
-    """Trains on the retain set alone, without images *and* texts of the unlearn set."""
-    return _train_from_scratch(problem, problem.sets.retain)
+    """Trains on the retain set only, without images *and* texts of the unlearn set."""
+    return _make_scratch_program(problem, problem.sets.retain)
 
 
 def retrain_visual(problem: Problem) -> Program:
-    """Trains on all texts, but without the images of the unlearn set: the reference.
+    """Trains the reference, on all texts but without the images of the unlearn set.
 
-    Image view, fused view and contrastive loss see only the retain set. Unlearned
-    models are compared with this one, because only images have to be unlearned.
+    The image view, the fused view and the contrastive loss use only the retain set.
+    Unlearned models are compared with it, because only images have to be unlearned.
     """
-    rows, unlearn = _retain_and_unlearn(problem), problem.sets.unlearn
-    return _train_from_scratch(problem, rows, text_only=unlearn)
+    rows, unlearn = _training_rows(problem), problem.sets.unlearn
+    return _make_scratch_program(problem, rows, text_only=unlearn)
 
 
-def train_shadow(problem: Problem, members: np.ndarray) -> Program:
-    """Trains a shadow model: the reference plus some rows as members.
+def make_shadow_program(problem: Problem, members: np.ndarray) -> Program:
+    """Returns the program of a shadow model: the reference trained on added members.
 
-    `members` are rows of the unlearn set and unseen rows, trained on in all views. All
-    shadow models take the same number of steps, though they may have more or fewer
-    members, because groups stay together.
+    `members` are rows of the unlearn set and unseen rows, trained in all views. All
+    shadow models run the same number of steps, although their numbers of members
+    differ, because each group is either in or out.
     """
     sets, train = problem.sets, problem.train_config
-    rows = _retain_and_unlearn(problem)
+    rows = _training_rows(problem)
     num_rows = len(rows) + len(sets.unseen) // 2
-    return _train_from_scratch(
+    return _make_scratch_program(
         problem,
         np.union1d(rows, members),
         text_only=np.setdiff1d(sets.unlearn, members),

@@ -1,9 +1,9 @@
-"""The table of all methods: the original, the retrained references, and unlearning.
+"""The registry of methods: the original, the retrained references, and unlearning.
 
-A method is a function `Problem -> Program`. All of them run in the same loop, so that
-differences in time are differences between methods. Each reads the section of the
-configuration with its own name; several names may share a function. To add a method,
-add its function here and its section to `config/schema.py`.
+A method is a function `Problem -> Program`. All programs run in the same loop, so that
+their run times are comparable. Each method reads the configuration section with its
+name; several names may share a function. To add a method, add its function here and its
+section to `config/schema.py`.
 """
 
 import functools
@@ -54,20 +54,21 @@ _FUNCTIONS: dict[str, Method] = {
 }
 
 
-def _run_as(name: str, function: Method, problem: Problem) -> Program:
+def _make_program_as(name: str, function: Method, problem: Problem) -> Program:
+    """Makes the program of a method with the configuration section `name`."""
     return function(problem._replace(method=name))
 
 
 METHODS: dict[str, Method] = {
-    name: functools.partial(_run_as, name, function)
+    name: functools.partial(_make_program_as, name, function)
     for name, function in _FUNCTIONS.items()
 }
 
-# Trained from scratch instead of from the original.
+# Methods that train from scratch, not from the original.
 REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
 # The model that unlearning should be indistinguishable from.
 REFERENCE = "retrain_visual"
-# The reference with another seed: the distance of two models that never saw the images.
+# The reference with another seed, to measure how far two references differ.
 CONTROL = "retrain_visual_2"
 # The variants of CCU; every other unlearning method is a baseline.
 OURS = tuple(name for name in METHODS if name.startswith("ccu"))

@@ -1,7 +1,7 @@
 """Unlearning methods that select parameters by their gradients on the unlearn set.
 
 Gradients are those of the cross-entropy in the views that see the image (`VISUAL`).
-Random labels are here because SalUn is random labels with selected parameters.
+Random labels are in this module because SalUn trains selected parameters with them.
 """
 
 from typing import Any
@@ -23,21 +23,22 @@ from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import flatten
 
-# Rows whose gradients are in memory at once, over all devices.
+# Number of rows whose gradients are in memory at once, over all devices.
 CHUNK_ROWS = 32
 
 
 def mean_gradient(problem: Problem, rows: np.ndarray) -> Params:
-    """Returns the gradient of the mean loss of the original on some rows."""
+    """Returns the gradient of the original's mean loss on `rows`."""
     return _average_over_rows(problem, rows, squared=False)
 
 
 def fisher_diagonal(problem: Problem, rows: np.ndarray) -> Params:
-    """Returns the diagonal of the empirical Fisher: the mean of squared gradients."""
+    """Returns the diagonal of the empirical Fisher, the mean squared gradient."""
     return _average_over_rows(problem, rows, squared=True)
 
 
 def _average_over_rows(problem, rows, squared):
+    """Returns the mean over `rows` of the original's gradients, or of their squares."""
     executor, table, params = problem.executor, problem.table, problem.original
     compiled = problem.forward.compile_cached(
         f"gradients squared={squared}",
@@ -56,7 +57,7 @@ def _average_over_rows(problem, rows, squared):
 def _make_accumulate_fn(model, multi_label, squared):
     """Returns a per-device function that adds the gradients of a chunk to a sum.
 
-    It must not refer to the problem, which its executable outlives.
+    It must not capture the problem, because its executable outlives the problem.
     """
 
     def row_loss(params, row):
@@ -91,8 +92,8 @@ def random_label(problem: Problem) -> Program:
 
         CE(retain) + unlearn_weight * sum_{view in VISUAL} CE(unlearn, random labels)
 
-    SalUn is the case of `saliency_fraction` below 1: it trains only that fraction of
-    the parameters, those with the largest gradient of the unlearn set's loss.
+    SalUn has a `saliency_fraction` below 1: it trains only that fraction of the
+    parameters, those with the largest gradients of the unlearn set's loss.
     """
     config, train = problem.method_config, problem.train_config
     task_loss = make_task_loss(problem)
@@ -124,21 +125,21 @@ def random_label(problem: Problem) -> Program:
 
 
 def top_fraction_mask(tree: Any, fraction: float) -> Any:
-    """Returns 1.0 for the fraction of all entries with the largest size, else 0.0.
+    """Returns a pytree with 1.0 for the `fraction` of entries of largest magnitude.
 
-    Zeros are never selected, even if the fraction is not reached without them.
+    All other entries are 0.0. Zeros are never selected, even if fewer entries remain.
     """
-    sizes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
-    threshold = np.quantile(np.concatenate(sizes), 1 - fraction)
+    magnitudes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
+    threshold = np.quantile(np.concatenate(magnitudes), 1 - fraction)
     threshold = max(threshold, np.finfo(np.float32).tiny)
     return jax.tree.map(lambda x: (jnp.abs(x) >= threshold).astype(jnp.float32), tree)
 
 
 def draw_wrong_labels(problem: Problem) -> np.ndarray:
-    """Returns labels `[N, K]` in which those of the unlearn set are wrong, at random.
+    """Returns labels `[N, K]` with random wrong labels for the unlearn set.
 
-    A single label becomes another class. Multiple labels become those of a random
-    retain row, so that label sets stay realistic.
+    A single label is replaced by another class, multiple labels by those of a random
+    retain row, so that label sets are realistic.
     """
     labels = np.array(problem.table["labels"])
     rng, rows = problem.make_rng("labels"), problem.sets.unlearn
@@ -183,7 +184,7 @@ def _dampen(params, fisher_u, fisher_all, alpha, lambda_):
 
 
 def sfron(problem: Problem) -> Program:
-    """SFR-on (Huang et al. 2024).
+    """SFR-on (Huang et al. 2024): alternates masked ascent and repair steps.
 
     A cycle is one ascent step on the unlearn set and `repair_steps` steps on the retain
     set; after it the slow weights move the fraction `slow_fraction` of the way (see
@@ -193,8 +194,8 @@ def sfron(problem: Problem) -> Program:
 
         -(1 - step / steps) * sum_{view in VISUAL} mean(weight * min(CE, 2 chance loss))
 
-    Rows that are still known count more: `weight` is CE^-focal_exponent, divided by its
-    mean.
+    Rows that are still recognized have more weight: `weight` is CE^-focal_exponent,
+    divided by its mean.
     """
     config, train = problem.method_config, problem.train_config
     rows, is_ascent = _plan_sfron(problem)
@@ -215,8 +216,8 @@ def sfron(problem: Problem) -> Program:
         loss,
         {"rows": rows},
         optimizer=optax.chain(
-            # Masked twice, or the momentum of repair steps would move masked parameters
-            # in ascent steps.
+            # Masked twice, because the momentum of repair steps would otherwise move
+            # masked parameters in ascent steps.
             optimizers.mask_updates(),
             optimizers.make_optimizer(train),
             optimizers.mask_updates(),
@@ -224,7 +225,7 @@ def sfron(problem: Problem) -> Program:
         ),
         frozen={"is_ascent": is_ascent, "steps": np.float32(len(rows))},
         more_inputs={
-            "mask": flatten(optimizers.parameter_group, _mask_salient(problem))[0],
+            "mask": flatten(optimizers.parameter_group, _salient_mask(problem))[0],
             "is_ascent": is_ascent,
             "slow_fraction": np.float32(config.slow_fraction),
             "period": np.int32(1 + config.repair_steps),
@@ -233,7 +234,7 @@ def sfron(problem: Problem) -> Program:
 
 
 def _plan_sfron(problem):
-    """Returns the rows of each step, and padded flags of the ascent steps."""
+    """Returns rows `[steps, batch]`, and padded flags that mark ascent steps."""
     config, sets = problem.method_config, problem.sets
     num_cycles = problem.count_steps(config.epochs, config.batch, sets.unlearn)
     period = 1 + config.repair_steps
@@ -248,11 +249,11 @@ def _plan_sfron(problem):
     return rows, programs.pad_flags(is_ascent)
 
 
-def _mask_salient(problem) -> Any:
-    """Returns 1.0 for parameters whose Fisher is large on the unlearn set, else 0.0."""
+def _salient_mask(problem) -> Any:
+    """Returns SFR-on's mask: 1.0 where F_u >= fisher_threshold * F_r, else 0.0."""
     config, sets = problem.method_config, problem.sets
     retain = problem.sample_rows(sets.retain, config.max_rows, "fisher")
-    return _at_least(
+    return _threshold_ratio(
         fisher_diagonal(problem, sets.unlearn),
         fisher_diagonal(problem, retain),
         np.float32(config.fisher_threshold),
@@ -260,7 +261,7 @@ def _mask_salient(problem) -> Any:
 
 
 @jax.jit
-def _at_least(fisher_u, fisher_r, threshold):
+def _threshold_ratio(fisher_u, fisher_r, threshold):
     return jax.tree.map(
         lambda f_u, f_r: (f_u >= threshold * f_r).astype(jnp.float32),
         fisher_u,
@@ -269,7 +270,7 @@ def _at_least(fisher_u, fisher_r, threshold):
 
 
 def _focal_loss(problem, hp, outputs, rows):
-    """Returns SFR-on's loss of the unlearn set, as in `sfron`."""
+    """Returns the unlearn loss of `sfron` before its sign and decay."""
     total, max_loss = jnp.zeros(()), 2 * programs.chance_loss(problem)
     losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
     for loss_B in losses:

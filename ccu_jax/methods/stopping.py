@@ -1,8 +1,8 @@
-"""Early stopping: end when unlearn images are recognized no better than held-out ones.
+"""Early stopping, when unlearn images are recognized no better than held-out ones.
 
-Methods that undo what was learned can stop too early or too late. The stop rule of
-Contrastive Unlearning (Lee et al. 2024) checks after every few steps; the rewinding of
-SCRUB (Kurmanji et al. 2023) picks the best checkpoint at the end.
+Methods that undo learning can stop too early or too late. The stop rule of Contrastive
+Unlearning (Lee et al. 2024) checks every few steps; the rewinding of SCRUB (Kurmanji et
+al. 2023) selects the best checkpoint at the end.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ccu_jax.distributed.device_tables import gather_replicated, read_rows
-from ccu_jax.methods.cached_features import shard_padded
+from ccu_jax.methods.cached_features import pad_and_shard
 from ccu_jax.methods.problem import Problem
 from ccu_jax.models import Params
 from ccu_jax.train.program import Program
 
-# The score of more rows would hardly be more precise.
+# Rows scored per split; more would hardly make the score more precise.
 MAX_ROWS = 400
 MONITORED_SPLITS = ("seen_unlearn", "seen_held")
 
@@ -26,8 +26,10 @@ Array = jax.Array | np.ndarray
 ScoreFn = Callable[[Params, Any], tuple[jax.Array, jax.Array]]
 
 
-def score(logits: Array, labels: Array, weight: Array, multi_label: bool) -> jax.Array:
-    """Returns the accuracy, or the micro F1, of the rows with nonzero weight."""
+def compute_score(
+    logits: Array, labels: Array, weight: Array, multi_label: bool
+) -> jax.Array:
+    """Returns the weighted accuracy, or the micro F1 if rows have several labels."""
     weight = weight[:, None]
     if not multi_label:
         predicted = jax.nn.one_hot(logits.argmax(1), labels.shape[1])
@@ -40,19 +42,18 @@ def score(logits: Array, labels: Array, weight: Array, multi_label: bool) -> jax
 def make_score_fn(
     problem: Problem, names: tuple[str, str] = MONITORED_SPLITS
 ) -> ScoreFn:
-    """Returns a function that scores the image view on unlearn and held-out rows.
+    """Returns a per-device function: image scores of the unlearn and held-out rows.
 
     If a whole class is unlearned (Lee et al. 2024), held-out rows of other classes are
-    no measure for it. The chance accuracy then replaces their score, unless rows have
-    several labels. `names` are the sharded tables with unlearn and held-out rows. The
-    function is per-device and returns both scores, in that order.
+    not comparable. The chance accuracy then replaces their score, unless rows have
+    several labels. `names` are the sharded tables of unlearn and of held-out rows.
     """
     is_class_rule = problem.config.unlearn.rule.startswith("class:")
 
     def score_rows(params, rows):
         logits = problem.model.apply(params, rows).image
         inputs = gather_replicated((logits, rows["labels"], rows["has_image"]))
-        return score(*inputs, multi_label=problem.multi_label)
+        return compute_score(*inputs, multi_label=problem.multi_label)
 
     def scores(params, sharded_tables):
         unlearn, heldout = (sharded_tables[name] for name in names)
@@ -64,13 +65,13 @@ def make_score_fn(
     return scores
 
 
-def with_stop_rule(problem: Problem, program: Program) -> Program:
+def add_stop_rule(problem: Problem, program: Program) -> Program:
     """Adds the stop rule to a program.
 
-    Every `check_every` steps it compares the image view's score on the unlearn set with
-    the score on held-out (validation) rows, and stops as soon as it is not higher. The
-    rows are those of the program's feature tables; if it has none, those of
-    `make_monitored_tables`. `frozen["modules"]` are the modules that it does not train.
+    Every `check_every` steps it compares the image score on the unlearn set with that
+    on held-out (validation) rows, and stops once it is not higher. The rows are in the
+    program's feature tables, or else in `make_monitored_tables`. `frozen["modules"]`
+    are the parameters of the modules that the program does not train.
     """
     names = ("unlearn", "held") if program.sharded_tables else MONITORED_SPLITS
     scores = make_score_fn(problem, names)
@@ -96,24 +97,24 @@ def subsample(problem: Problem, rows: np.ndarray, purpose: str) -> np.ndarray:
 
 
 def make_monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
-    """Returns sharded tables of unlearn and held-out rows, by `MONITORED_SPLITS`."""
+    """Returns sharded tables of unlearn and held-out rows, named `MONITORED_SPLITS`."""
     tables, splits = {}, (problem.sets.unlearn, problem.sets.validation)
     for name, split in zip(MONITORED_SPLITS, splits, strict=True):
         rows = subsample(problem, split, name)
         table = {column: read_rows(x, rows) for column, x in problem.table.items()}
-        tables[name] = shard_padded(problem.executor, table)
+        tables[name] = pad_and_shard(problem.executor, table)
     return tables
 
 
-def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Program:
-    """Makes a program return the checkpoint that looks most like a retrained model.
+def add_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Program:
+    """Adds the rewinding of SCRUB+R: the program returns its best checkpoint.
 
-    Checkpoints are kept in memory at equal distances. The result is the one whose image
-    score on the unlearn set is nearest to the final score on held-out rows.
+    Checkpoints are stored in device memory at regular intervals. The best one has the
+    image score on the unlearn set closest to the final score on held-out rows.
     """
     scores = make_score_fn(problem)
     every = -(-program.steps // num_checkpoints)
-    # Refreshes run before a step, so the last one needs further steps. Their learning
+    # Refreshes run before a step, so the last one needs extra steps. Their learning
     # rate is 0.
     extra_steps = every * num_checkpoints + 1 - program.steps
     plan = {
@@ -154,6 +155,7 @@ def with_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Pro
 
 
 def _select_checkpoint(params: Params, aux: dict[str, Any]) -> Params:
+    """Returns the parameters of the best checkpoint, see `add_rewind`."""
     gap = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["heldout"]))
     # Slot 0 is the original. A run that was stopped early fills fewer slots.
     count = int(aux["count"])

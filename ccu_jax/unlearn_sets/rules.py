@@ -63,7 +63,7 @@ class TrainingGroups(NamedTuple):
     def means(
         self, groups: Sequence[str], value_N: np.ndarray, mask_N: np.ndarray
     ) -> np.ndarray:
-        """Returns each group's mean of `value_N` over rows in `mask_N`; -inf if none."""
+        """Returns each group's mean of `value_N` over `mask_N`; -inf if none."""
         sizes = [len(self.rows_by_group[group]) for group in groups]
         rows, group_of_row = self.rows(groups), np.repeat(np.arange(len(sizes)), sizes)
         rows, group_of_row = rows[mask_N[rows]], group_of_row[mask_N[rows]]
@@ -76,7 +76,7 @@ class Memorization(NamedTuple):
     """Memorization estimates of each row, see `evaluate/memorization.py`."""
 
     score: np.ndarray  # [N], how strongly the original has memorized the row
-    easiness: np.ndarray  # [N], how well a model not trained on the row predicts it
+    easiness: np.ndarray  # [N], how well a model that never saw the row predicts it
 
 
 class Selection(NamedTuple):

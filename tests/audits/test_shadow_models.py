@@ -16,7 +16,7 @@ from ccu_jax.audits.shadow_models import (
 )
 from ccu_jax.distributed import executors, preemption
 from ccu_jax.distributed.executors import EXECUTORS
-from ccu_jax.methods.reference import train_shadow
+from ccu_jax.methods.reference import make_shadow_program
 from tests import toy
 
 
@@ -79,7 +79,7 @@ def test_a_shadow_model_is_trained_on_its_half_and_on_all_texts(make_setup):
     for number, is_in in enumerate(plan.is_in):
         shadow = make_shadow_problem(problem, number)
         seeds.add(shadow.seed)
-        program = train_shadow(shadow, plan.rows[is_in])
+        program = make_shadow_program(shadow, plan.rows[is_in])
         rows, visual = set(program.plan["rows"].ravel()), program.table["visual"]
         assert rows == {*sets.retain, *sets.unlearn, *plan.rows[is_in]}
         images = {row for row in rows if visual[row]}

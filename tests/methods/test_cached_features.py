@@ -14,7 +14,10 @@ from tests import toy
 def test_padded_sizes_are_few_and_divisible(num_devices):
     counts = np.arange(1, 5000)
     sizes = np.array(
-        [cached_features.padded_size(int(count), num_devices) for count in counts]
+        [
+            cached_features.compute_padded_size(int(count), num_devices)
+            for count in counts
+        ]
     )
     assert (sizes >= counts).all() and not (sizes % num_devices).any()
     assert (np.diff(sizes) >= 0).all() and len(set(sizes)) < 64
@@ -32,7 +35,7 @@ def run_with_padding(name, monkeypatch, padding, multi_label):
     problem = toy.make_problem(executors.vmap(1), data, config)
     if padding is not None:
         monkeypatch.setattr(
-            cached_features, "padded_size", lambda count, _: count + padding
+            cached_features, "compute_padded_size", lambda count, _: count + padding
         )
     program = METHODS[name](problem)
     monkeypatch.undo()

@@ -28,7 +28,7 @@ def test_learning_rate_has_warmup_and_cosine_decay(warmup_steps):
     expected: Any = optax.warmup_cosine_decay_schedule(
         0.0 if warmup_steps else 0.1, 0.1, warmup_steps, 12
     )
-    # Steps from 12 on are those that `with_rewind` appends.
+    # Steps from 12 on are those that `add_rewind` appends.
     for step in range(14):
         rate = float(expected(step))
         assert float(rates["rest"].rate_at(step)) == pytest.approx(rate, abs=1e-6)

@@ -27,7 +27,7 @@ def test_score_is_accuracy_or_micro_f1(multi_label):
     if multi_label:
         score_fn, name = classification.multi_label_scores, "micro_f1"
     expected = score_fn(logits[rows], data.labels[rows])[name]
-    found = stopping.score(logits, data.labels, rows, multi_label)
+    found = stopping.compute_score(logits, data.labels, rows, multi_label)
     assert float(found) == pytest.approx(expected)
 
 
@@ -116,7 +116,7 @@ def make_climb(problem, steps, num_checkpoints, heldout):
         table={"x": jnp.zeros(20)},
         plan={"rows": problem.plan_batches(np.arange(20), 4, steps, "rows")},
     )
-    return stopping.with_rewind(problem, program, num_checkpoints)
+    return stopping.add_rewind(problem, program, num_checkpoints)
 
 
 def test_rewinding_selects_the_checkpoint_nearest_to_the_heldout_score(

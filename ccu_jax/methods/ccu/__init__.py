@@ -1,1 +1,1 @@
-"""CCU in the form of the paper, CCU+ (its closed-loop form), and their targets."""
+"""CCU as in the paper, CCU+ (its closed-loop form), and the targets of CCU+."""

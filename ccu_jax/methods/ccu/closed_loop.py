@@ -1,7 +1,7 @@
 """CCU+, the closed-loop form of cross-modal contrastive unlearning.
 
-Instead of pushing unlearn images as far as a stop rule allows, it moves the model's
-predictions on them to targets: the predictions of a model that never saw them
+Instead of pushing unlearn images away until a stop rule applies, it moves the model's
+predictions on them to targets: estimated predictions of a model that never saw them
 (`targets.py`).
 """
 
@@ -31,19 +31,19 @@ def ccu_plus(problem: Problem) -> Program:
         (b) + task loss + retention on retain rows + retention on held-out rows
         (c) + separation
 
-    each with a weight. The targets are updated every `refresh_every` steps. Held-out
-    (validation) rows are retained because the original has not seen them either; their
-    labels are used for the targets only. With `shrink` below 1 the trained modules
-    start between the original and random parameters (Ash & Adams 2020).
+    each with a weight. The targets are updated every `refresh_every` steps. Predictions
+    on held-out (validation) rows are retained, because the original never saw them;
+    their labels are used for the targets only. With `shrink` below 1, training starts
+    between the original and random parameters (Ash & Adams 2020).
 
-    It trains the image modules behind the trunk. `ccu_plus_full` also trains the trunk,
+    It trains the image modules after the trunk. `ccu_plus_full` also trains the trunk,
     on images. `ccu_gated` replaces both matches by the gated push.
     """
     config = problem.method_config
     cached = cached_features.build_feature_tables(problem, config.max_retain_rows)
     prior = _fit_prior(problem, cached)
     if config.train_trunk:
-        cached = cached_features.with_images(problem, cached)
+        cached = cached_features.replace_features_by_images(problem, cached)
     heldout_batch = config.heldout_batch if config.heldout_retention else 0
     program = programs.make_program(
         problem,
@@ -126,7 +126,7 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
     """Returns the weighted objectives that move unlearn rows to their targets.
 
     The gated push is the inverse contrast of rows above their target confidence. Each
-    row is weighted by how far it is above, at most 1, in the view where it is farther.
+    row is weighted by its larger excess of both views, at most 1.
     """
     terms, target_g, g = {}, {}, {}
     for view in VISUAL:
@@ -163,7 +163,7 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
 
 
 def _make_refresh(problem: Problem) -> Callable:
-    """Returns the refresh that updates targets and offset under the current model."""
+    """Returns the refresh that updates targets and offset for the current model."""
 
     def refresh(params, frozen, aux, sharded_tables):
         def predict(rows):
@@ -196,8 +196,8 @@ def _make_refresh(problem: Problem) -> Callable:
 def _estimate_offset(out_v, labels, has_text):
     """Returns the offset of the pair dissociation, estimated on held-out rows.
 
-    It is how much more similar their images are to their own texts than to the texts of
-    other rows with shared labels, on average.
+    It is the mean excess of an image's cosine with its own text over the mean cosine
+    with the texts of other rows that share labels.
     """
     num_rows = len(labels)
     share = objectives.label_similarity(labels, labels) * (1 - jnp.eye(num_rows))
@@ -211,7 +211,7 @@ def _estimate_offset(out_v, labels, has_text):
 
 def _fit_prior(problem: Problem, cached: cached_features.FeatureTables) -> Prior:
     """Runs `targets.fit_prior` on all devices."""
-    # The executable outlives the problem, so it must not refer to it.
+    # The executable outlives the problem, so it must not capture it.
     multi_label = problem.multi_label
 
     def fit(state, static_inputs, tables):

@@ -1,7 +1,7 @@
 """CCU, cross-modal contrastive unlearning, in the form of the paper.
 
 Xu et al. (2025), arXiv 2509.23895. The authors' losses are not public; this is a
-reconstruction, see `objectives.py` for the objectives (a), (b) and (c). `ccu_plus`
+reconstruction. The objectives (a), (b) and (c) are in `objectives.py`. `ccu_plus`
 shares the optimizer and the weighted objectives.
 
 `u` and `r` are the unlearn and retain rows of a batch, `out_u` and `out_r` the model's
@@ -26,14 +26,14 @@ Rows = dict[str, jax.Array]
 
 
 def ccu(problem: Problem) -> Program:
-    """CCU (Xu et al. 2025): trains the image modules behind the trunk.
+    """CCU (Xu et al. 2025): trains the image modules after the trunk.
 
         (a) inverse contrast + pair dissociation  on unlearn rows
         (b) + retention                           on retain rows
         (c) + separation                          on both
 
-    each with a weight. With `stop` it ends when unlearn images are recognized no better
-    than held-out ones. Trunk and text branch stay unchanged to the bit, so CCU changes
+    each with a weight. With `stop` it ends once unlearn images are recognized no better
+    than held-out images. The trunk and the text branch are frozen, so CCU changes
     predictions, but not what the trunk's weights have memorized.
     """
     config = problem.method_config
@@ -70,7 +70,7 @@ def ccu(problem: Problem) -> Program:
 
 
 def make_adam() -> optax.GradientTransformationExtraArgs:
-    """Returns Adam with clipped gradients."""
+    """Returns Adam with gradient clipping."""
     # Retention has no gradient at the original. With Adam's default epsilon, rounding
     # errors, which depend on the number of devices, would become full steps there.
     return optax.chain(
@@ -81,7 +81,7 @@ def make_adam() -> optax.GradientTransformationExtraArgs:
 
 
 def image_features(rows: Rows, outputs: Outputs) -> LabeledFeatures:
-    """Returns the unit image features of rows; rows without an image have no weight."""
+    """Returns normalized image features; rows without an image have no weight."""
     return LabeledFeatures(
         l2_normalize(outputs.h_image), rows["labels"], rows["has_image"]
     )
@@ -99,7 +99,7 @@ def contrastive_terms(
 ) -> dict[str, jax.Array]:
     """Returns the weighted pair dissociation (a) and separation (c), if active.
 
-    `offset` and `two_sided` are those of `objectives.pair_dissociation`.
+    For `offset` and `two_sided`, see `objectives.pair_dissociation`.
     """
     terms = {}
     if hp.is_active("pair_dissociation"):
@@ -130,8 +130,8 @@ def retention_term(
 ) -> jax.Array:
     """Returns the weighted retention (b).
 
-    In the fused view it leaves out rows without `has_all_modalities`, whose image or
-    text was dropped for this step.
+    The fused view excludes rows without `has_all_modalities`, whose image or text was
+    dropped in this step.
     """
     has_image = rows["has_image"]
     return weight * objectives.retention(

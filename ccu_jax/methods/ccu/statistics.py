@@ -1,4 +1,4 @@
-"""Statistics that the targets of `ccu_plus` are made of.
+"""Statistics for the targets of `ccu_plus`.
 
 The confidence in the true labels, on an unbounded scale, is
 
@@ -7,8 +7,8 @@ The confidence in the true labels, on an unbounded scale, is
 where p_k is the probability of the true value of label k; for single labels the sum has
 one term, the true class.
 
-The other statistics are those of the valid rows of padded tables: `valid` is true for
-the rows that count; padding rows may hold any finite values.
+The other statistics are over the valid rows of padded tables: `valid` is false for
+padding rows, which may contain any finite values.
 
 Letters: N, M rows, K classes, F predictors.
 """
@@ -26,7 +26,7 @@ _TINY = 1e-30
 
 
 def log_likelihood(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
-    """Returns sum_k log p_k, `[N]`."""
+    """Returns the log-likelihood sum_k log p_k of each row, `[N]`."""
     if multi_label:
         signed = jnp.where(labels_NxK > 0, -logits_NxK, logits_NxK)
         return -jax.nn.softplus(signed).sum(axis=1)
@@ -43,7 +43,7 @@ def confidence(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array
 
 
 def scores_to_logits(scores: Array) -> Array:
-    """Converts multi-label ridge scores, near 0 to 1, to logits."""
+    """Converts multi-label ridge scores, roughly in [0, 1], to logits."""
     return jax.scipy.special.logit(jnp.clip(scores, 0.02, 0.98))
 
 
@@ -72,7 +72,7 @@ def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
 def with_confidence(
     base_NxK: Array, labels_NxK: Array, g_N: Array, multi_label: bool
 ) -> Array:
-    """Returns probabilities `[N, K]` of confidence g, otherwise like the base logits.
+    """Returns probabilities `[N, K]` with confidence g that follow the base logits.
 
     Single-label: the true class gets probability exp(-exp(-g)); the other classes share
     the rest in the proportions of the base logits.
@@ -125,12 +125,12 @@ def std(x_N: Array, valid_N: Array) -> Array:
 
 
 def sort_valid(x_N: Array, valid_N: Array) -> Array:
-    """Returns the values in ascending order, then infinity for padding rows."""
+    """Sorts the valid values in ascending order; padding rows become trailing inf."""
     return jnp.sort(jnp.where(valid_N, x_N, jnp.inf))
 
 
 def quantile(q: Array, x_N: Array, valid_N: Array) -> Array:
-    """Returns quantiles with linear interpolation, as `numpy.quantile` does."""
+    """Returns quantiles q of the valid values, interpolated as by `numpy.quantile`."""
     sorted_N = sort_valid(x_N, valid_N)
     last = jnp.maximum(valid_N.sum() - 1, 0)
     position = q * last
@@ -140,7 +140,7 @@ def quantile(q: Array, x_N: Array, valid_N: Array) -> Array:
 
 
 def ecdf(x_M: Array, sample_N: Array, valid_N: Array) -> Array:
-    """Returns the fraction of a sample that is below each x, strictly in (0, 1).
+    """Returns the fraction of the sample below each x, strictly in (0, 1).
 
     Ties count half. With n valid rows, the fraction is (count + 1/2) / (n + 1).
     """
@@ -151,14 +151,14 @@ def ecdf(x_M: Array, sample_N: Array, valid_N: Array) -> Array:
 
 
 def rank(x_N: Array, valid_N: Array) -> Array:
-    """Returns ranks among the valid rows, evenly spaced in (0, 1)."""
+    """Returns ranks among the valid rows, evenly spaced in (0, 1); 0.5 for padding."""
     place = jnp.argsort(jnp.argsort(jnp.where(valid_N, x_N, jnp.inf)))
     place = (place + 0.5) / jnp.maximum(valid_N.sum(), 1)
     return jnp.where(valid_N, place, 0.5)
 
 
 def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Callable[[Array], Array]:
-    """Fits least squares with an intercept; returns the prediction `x_NxF -> y_N`."""
+    """Fits least squares with an intercept; returns the predictor `x_NxF -> y_N`."""
     mask = valid_N[:, None].astype(x_NxF.dtype)
     x = jnp.concatenate([x_NxF, jnp.ones((len(x_NxF), 1))], axis=1) * mask
     gram = x.T @ x + 1e-3 * jnp.eye(x.shape[1])
@@ -167,6 +167,6 @@ def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Callable[[Array], Arra
 
 
 def uniform_per_row(key: Array, num_rows: int) -> Array:
-    """Draws a number in [0, 1) for each row that does not depend on `num_rows`."""
+    """Draws a number in [0, 1) per row, which does not depend on the row count."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
     return jax.vmap(jax.random.uniform)(keys)

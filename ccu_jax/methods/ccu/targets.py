@@ -1,14 +1,14 @@
-"""Targets of `ccu_plus`: what a model that never saw the unlearn images would predict.
+"""Targets of `ccu_plus`: predictions expected of a model that never saw the images.
 
-Such a model judges an unlearn image by its similarity to retained images. For each
+Such a model classifies an unlearn image by its similarity to retain images. For each
 unlearn row u, `fit_prior` estimates once, from features and the original's logits:
 
-* base logits b_u: a ridge regression from trunk features to labels, fitted to retain
-  rows, says which labels look likely;
+* base logits b_u, predicted by a ridge regression from trunk features to labels that is
+  fitted to retain rows;
 * a rank rho_u in (0, 1): how well the true labels fit the image, compared with held-out
-  images, whose images the original has not seen either.
+  images, which the original never saw either.
 
-`update_targets` runs again and again under the current model. With Q_V the quantiles
+`update_targets` runs at each refresh with the current model. With Q_V the quantiles
 and F_V the empirical CDF of the held-out rows' confidences g (`statistics.py`), the
 target confidence in the image view is
 
@@ -21,7 +21,7 @@ row. Target probabilities are those of b_u with the true labels' logits moved un
 confidence is t_u (`with_confidence`).
 
 Letters: U unlearn rows, V held-out rows, R retain rows, K classes. Tables are padded:
-rows count if `valid` is true and may otherwise hold any finite values.
+`valid` is false for padding rows, which may contain any finite values.
 """
 
 from typing import Any, NamedTuple
@@ -46,23 +46,23 @@ from ccu_jax.models import VIEWS
 
 # Features of an untrained trunk are less informative and need less regularization.
 UNTRAINED_RIDGE = 0.3
-# Bound of the bias in standard deviations of the held-out confidences.
+# Maximum bias, in standard deviations of the held-out confidences.
 MAX_BIAS = 3.0
 
 Rows = dict[str, Array]
 
 
 class Prior(NamedTuple):
-    """What `fit_prior` estimates before the first step.
+    """Estimates for the unlearn rows that are made before the first step.
 
     Attributes:
         base: logits b_u `[U, K]`.
-        text: what the texts add to them in the fused view `[U, K]`.
-        is_retained: whether the retain set has the class `[K]`.
+        text: logits that the texts add in the fused view `[U, K]`.
+        is_retained: whether the retain set contains the class `[K]`.
         image_rank: rho_u `[U]`.
         fused_rank: random ranks, evenly spaced in (0, 1) `[U]`.
-        is_shifted: whether unlearn rows differ from held-out rows in distribution, such
-            as a whole class; then targets ignore true labels and confidences.
+        is_shifted: whether unlearn and held-out rows differ in distribution, as for a
+            whole class; targets then ignore true labels and confidences.
     """
 
     base: Array
@@ -74,7 +74,7 @@ class Prior(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The targets of both views, `image` and `fused`."""
+    """The targets of the views `image` and `fused`."""
 
     probability: dict[str, Array]  # [U, K] by view
     confidence: dict[str, Array]  # [U] by view
@@ -90,7 +90,7 @@ def fit_prior(
         u, v, r: unlearn, held-out and retain rows with pooled trunk features `pooled`,
             those of an untrained trunk `fresh`, `labels`, the original's logits
             `image`, `text` and `fused`, and `valid`.
-        key: random key, for the part of the ranks that features do not explain.
+        key: random key for residuals and for the fused ranks.
         strength: ridge strength, relative to the mean eigenvalue.
         multi_label: whether rows have several labels.
     """
@@ -122,7 +122,7 @@ def fit_prior(
 
 
 def _fit_temperature(scores, valid, max_p):
-    """Returns the factor at which softmax(factor * scores) has mean maximum max_p."""
+    """Returns the factor for which softmax(factor * scores) has mean maximum max_p."""
 
     def is_too_low(factor):
         return mean(jax.nn.softmax(factor * scores).max(1), valid) < max_p
@@ -134,8 +134,8 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
     """Returns rho_u, the rank of each unlearn image among held-out images.
 
     The original's trunk has memorized the unlearn images, so its features would rank
-    all of them high. The set of ranks therefore comes from an untrained trunk. Which
-    unlearn row gets which of them is decided by the better features of the original.
+    all of them high. The set of ranks is therefore computed with an untrained trunk, and
+    the original's features, which are better, determine the order of the rows.
     """
 
     def margin(scores, rows):
@@ -166,7 +166,7 @@ def _predict_with_residual(x_v, y_v, valid_v, x_u, key):
 def _is_shifted(recall_U, recall_R, valid_U, valid_R):
     """Returns whether retain rows predict unlearn labels much worse than their own.
 
-    That is by more than 4 standard errors, and by more than 0.1.
+    The recall must be lower by more than 4 standard errors, and by more than 0.1.
     """
     samples = ((recall_U, valid_U), (recall_R, valid_R))
     error = jnp.sqrt(
@@ -185,13 +185,13 @@ def update_targets(
     gain: Any,
     multi_label: bool,
 ) -> Targets:
-    """Computes the targets under the current model.
+    """Computes the targets from the predictions of the current model.
 
     Args:
         prior: from `fit_prior`.
         u, v: rows with `labels`, the original's logits `text`, the current model's
             logits `image` and `fused`, and `valid`.
-        bias: of the last targets; zeros at first.
+        bias: bias of the previous targets; initially zeros.
         gain: step size of the bias.
         multi_label: whether rows have several labels.
     """
@@ -207,50 +207,50 @@ def update_targets(
         rank_error = ecdf(g_u[view], *heldout) - ecdf(expected_U, *heldout)
         excess = mean(rank_error, u["valid"])
         max_bias = MAX_BIAS * std(*heldout)
-        # Bounded, because the model may be unable to follow.
+        # Clipped, because the model may be unable to reach the targets.
         new_bias[view] = jnp.clip(
             bias[view] + gain * std(*heldout) * excess, -max_bias, max_bias
         )
         target[view] = expected_U - new_bias[view]
-    probability = _probabilities(prior, u["labels"], target, multi_label)
+    probability = _target_probabilities(prior, u["labels"], target, multi_label)
     return Targets(probability, target, new_bias)
 
 
 def _expected_fused(prior, image_u, g_u, g_v, valid_v):
-    """Returns the confidence `[U]` in the fused view of rows that are not memorized.
+    """Returns the confidence `[U]` in the fused view expected without memorization.
 
     A line fitted on held-out rows predicts it from the confidences in the image view
-    and the text view. The image counts with its target. The text counts with its own
-    confidence, because it does not have to be unlearned. Each row then takes the value
-    of a held-out row with a similar prediction.
+    and the text view. For unlearn rows, these are the target in the image view and the
+    current confidence in the text view, which does not have to be unlearned. Each row
+    then gets the confidence of a held-out row with a similar prediction.
     """
     x_u = jnp.stack([image_u, g_u["text"]], axis=1)
     x_v = jnp.stack([g_v["image"], g_v["text"]], axis=1)
     predict = stats.fit_line(x_v, g_v["fused"], valid_v)
-    return nearest_value(
+    return sample_nearest_value(
         predict(x_u), predict(x_v), g_v["fused"], valid_v, prior.fused_rank
     )
 
 
-def nearest_value(
+def sample_nearest_value(
     x_u: Array, x_v: Array, y_v: Array, valid_v: Array, choice_U: Array
 ) -> Array:
-    """Returns, for each u, the y of a v with a similar x.
+    """Returns, for each row of u, the y of a row of v with a similar x.
 
-    `choice_U` in (0, 1) selects from the tenth of the valid rows of v that is nearest
+    `choice_U` in (0, 1) selects one of the tenth of the valid rows of v that is nearest
     in the order of x. Spread and skew of y may vary with x; nothing is extrapolated.
     """
     x_v = jnp.where(valid_v, x_v, jnp.inf)
     order, count = jnp.argsort(x_v), valid_v.sum()
     offset = (choice_U - 0.5) * jnp.maximum(count // 10, 1)
-    place = jnp.searchsorted(x_v[order], x_u) + jnp.round(offset).astype(jnp.int32)
-    return y_v[order][jnp.clip(place, 0, jnp.maximum(count - 1, 0))]
+    position = jnp.searchsorted(x_v[order], x_u) + jnp.round(offset).astype(jnp.int32)
+    return y_v[order][jnp.clip(position, 0, jnp.maximum(count - 1, 0))]
 
 
-def _probabilities(prior, labels_UxK, target, multi_label):
-    """Returns target probabilities `[U, K]` by view, of the target confidences."""
+def _target_probabilities(prior, labels_UxK, target, multi_label):
+    """Converts each view's target confidences to probabilities, `{view: [U, K]}`."""
     base, is_retained = prior.base, prior.is_retained
-    # The image cannot tell a class that is not retained; the text still may.
+    # An image does not reveal a class outside the retain set; its text may.
     low = jnp.where(is_retained, base, -10.0 if multi_label else -1e9)
     num_retained = jnp.maximum(is_retained.sum(), 1)
     mean_logit = jnp.sum(base * is_retained, axis=1, keepdims=True) / num_retained

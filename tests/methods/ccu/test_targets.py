@@ -101,10 +101,10 @@ def test_nearest_value_takes_one_of_the_nearest_rows():
     x_v = jnp.array([3.0, 0.0, 1.0, 2.0, *range(4, 24)])
     rows_v = x_v, 10 * x_v, jnp.ones(24, bool)
     x_u = jnp.array([1.9, -5.0, 99.0])
-    found = targets.nearest_value(x_u, *rows_v, jnp.full(3, 0.5))
+    found = targets.sample_nearest_value(x_u, *rows_v, jnp.full(3, 0.5))
     np.testing.assert_allclose(found, [20, 0, 230])
     low, high = (
-        targets.nearest_value(jnp.array([9.5]), *rows_v, jnp.array([choice]))[0]
+        targets.sample_nearest_value(jnp.array([9.5]), *rows_v, jnp.array([choice]))[0]
         for choice in (0.01, 0.99)
     )
     assert 80 <= low < high <= 110

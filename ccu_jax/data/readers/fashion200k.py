@@ -77,12 +77,7 @@ _DOUBLE_ENCODED = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LETTER = re.compile(r"[^\W_]")
-_TIRG_WORDS = (
-    (".", "dotmark"),
-    ("?", "questionmark"),
-    ("&", "andmark"),
-    ("*", "starmark"),
-)
+_TIRG_WORDS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}
 
 
 class Row(NamedTuple):
@@ -124,15 +119,10 @@ def open_fashion200k(
         title, notes = clean_title(row.title, masked_words, config.tirg_dot_token)
         fraction = base.hash_fraction("validation", row.product)
         is_validation = row.split == "train" and fraction < config.validation_fraction
-        return Example(
-            row.path.removesuffix(".jpeg"),
-            row.product,
-            image,
-            title,
-            (row.sub_category if is_sub_task else row.category,),
-            "validation" if is_validation else row.split,
-            notes,
-        )
+        split = "validation" if is_validation else row.split
+        id_ = row.path.removesuffix(".jpeg")
+        labels = (row.sub_category if is_sub_task else row.category,)
+        return Example(id_, row.product, image, title, labels, split, notes)
 
     return base.Source(classes, False, "accuracy", rows, read, lambda row: row.where)
 
@@ -183,16 +173,13 @@ def _parse_row(where: str, raw: bytes | None, category: str, split: str) -> Row:
     return Row(where, path, category, match[2], match[3], title, split)
 
 
-# --- titles ---------------------------------------------------------------------------
-
-
 def clean_title(
     raw: str, masked_words: re.Pattern[str] | None = None, tirg: bool = False
 ) -> tuple[str | None, tuple[str, ...]]:
     """Repairs the encoding of a title; removes control characters and masked words.
 
     Args:
-        raw: the title as the label file has it.
+        raw: the title in the label file.
         masked_words: words to remove, from `compile_class_words`.
         tirg: whether punctuation becomes words, as in TIRG (Vo et al., 2019).
 
@@ -216,8 +203,8 @@ def clean_title(
         if not words:
             notes.append("noted: title with nothing but masked words")
     title = " ".join(words)
-    for mark, word in _TIRG_WORDS if tirg else ():
-        title = title.replace(mark, word)
+    if tirg:
+        title = title.translate(str.maketrans(_TIRG_WORDS))
     return title or None, tuple(notes)
 
 

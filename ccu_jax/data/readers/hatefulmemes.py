@@ -7,7 +7,7 @@ r"""Hateful Memes (Kiela et al., 2020) in its official layouts: memes, hateful o
     data/dev_seen.jsonl  dev_unseen.jsonl  test_seen.jsonl  test_unseen.jsonl   second:
         {"id": "01235", "img": "img/01235.png", "label": 0, "text": "..."}
 
-Get it from https://hatefulmemeschallenge.com/ , where its licence is accepted; this
+Get it from https://hatefulmemeschallenge.com/ , where its license is accepted; this
 module downloads nothing. The official files are offensive: no row of them belongs in
 messages, documents or tests.
 """
@@ -53,10 +53,10 @@ class Row(NamedTuple):
 def open_hatefulmemes(
     config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
 ) -> base.Source:
-    """Reads the lists.
+    """Reads the lists of memes and assigns splits.
 
     The dev files are the validation split, and the test files with labels the test
-    split. Without labelled test files, as during the contest, the dev files are the
+    split. Without labeled test files, as during the contest, the dev files are the
     test split, and a fraction of the training rows becomes the validation split.
 
     Raises:
@@ -99,18 +99,11 @@ def _read_rows(
     elif not dev:
         counts.add("noted: no labelled dev file: validation is a part of train")
     if not dev:
-        ids = {
-            row.id
-            for row in train
-            if base.hash_fraction("validation", row.id) < validation_fraction
-        }
-        dev = [row for row in train if row.id in ids]
-        train = [row for row in train if row.id not in ids]
-    return [
-        row._replace(split=split)
-        for split, rows in (("train", train), ("validation", dev), ("test", test))
-        for row in rows
-    ]
+        fractions = {row.id: base.hash_fraction("validation", row.id) for row in train}
+        dev = [row for row in train if fractions[row.id] < validation_fraction]
+        train = [row for row in train if fractions[row.id] >= validation_fraction]
+    splits = {"train": train, "validation": dev, "test": test}
+    return [row._replace(split=name) for name, rows in splits.items() for row in rows]
 
 
 class _FirstRow(NamedTuple):

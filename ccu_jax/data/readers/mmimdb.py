@@ -72,9 +72,8 @@ def open_mmimdb(
         poster = folder.read(f"{posters}/{id_}.jpeg", "image")
         return Example(id_, id_, poster, plot, labels, split, notes)
 
-    return base.Source(
-        GENRES, True, "micro_f1", [*keys.items()], read, lambda key: key[0]
-    )
+    rows = [*keys.items()]
+    return base.Source(GENRES, True, "micro_f1", rows, read, lambda row: row[0])
 
 
 def _read_index(folder: Folder) -> dict[str, list[Any]]:
@@ -146,9 +145,8 @@ def _parse_movie(
     if not labels:
         raise SkipExample(f"none of the {len(GENRES)} genres")
     # Reports show the names of counts, so no unknown genre becomes part of one.
-    notes += tuple(
-        f"ignored: genre {genre}" for genre in _RARE_GENRES if genre in genres
-    )
+    rare_genres = (genre for genre in _RARE_GENRES if genre in genres)
+    notes += tuple(f"ignored: genre {genre}" for genre in rare_genres)
     if any(genre not in (*GENRES, *_RARE_GENRES) for genre in genres):
         notes += ("ignored: unknown genre",)
     return plot, labels, notes

@@ -88,6 +88,8 @@ def open_pairs(
             "row is its text"
         )
     rows = _fill_splits(rows, config, counts)
+    keys = [row for split in base.SPLITS for row in rows if row.split == split]
+    metric = "micro_f1" if multi_label else "accuracy"
     if num_torn := base.count_ambiguous((row.group, row.split) for row in rows):
         if counts.strict:
             raise UserError(f"{path}: {num_torn} groups have rows in two splits")
@@ -101,14 +103,10 @@ def open_pairs(
             text, notes = clean_text(folder.read_text(row.text_file, "text"))
         return Example(row.id, row.group, image, text, row.labels, row.split, notes)
 
-    return base.Source(
-        classes,
-        multi_label,
-        "micro_f1" if multi_label else "accuracy",
-        [row for split in base.SPLITS for row in rows if row.split == split],
-        read,
-        lambda row: _format_row_name(index, row.line, row.id),
-    )
+    def format_name(row: Row) -> str:
+        return _format_row_name(index, row.line, row.id)
+
+    return base.Source(classes, multi_label, metric, keys, read, format_name)
 
 
 def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
@@ -177,10 +175,8 @@ def _read_rows(
             if row.id in ids:
                 raise SkipExample("id already used")
         except SkipExample as reason:
-            counts.skip(
-                str(reason),
-                _format_row_name(index, entry.line, _format_raw_name(entry)),
-            )
+            name = _format_row_name(index, entry.line, _format_raw_name(entry))
+            counts.skip(str(reason), name)
             continue
         ids.add(row.id)
         multi_label |= has_labels

@@ -40,11 +40,8 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
     if find_index(user_folder):
         return user_folder
     # A name that is not printable would garble messages.
-    below = [
-        user_folder / name
-        for name in _list_subfolders(user_folder)
-        if name.isprintable()
-    ]
+    names = filter(str.isprintable, _list_subfolders(user_folder))
+    below = [user_folder / name for name in names]
     indexed = [folder for folder in below if find_index(folder)]
     if len(indexed) > 1:
         raise UserError(

@@ -42,9 +42,8 @@ class Release:
             root = self._find_below(user_folder)
             names = (*lists, *images, *self.image_archives, self.archive)
             folders = {root / name: root for name in names}
-            folders[root] = (
-                user_folder.parent if root == user_folder.parent else user_folder
-            )
+            above = user_folder.parent
+            folders[root] = above if root == above else user_folder
             reject_external_links(folders)
             is_sample = self._marker(root).is_file()
         except OSError as error:
@@ -143,9 +142,7 @@ class Release:
 
     def _make_missing_error(self, folders: list[pathlib.Path]) -> UserError:
         """Returns the error that names what is missing in the most complete folder."""
-        root = max(
-            folders, key=lambda folder: sum(self._check_required(folder).values())
-        )
+        root = max(folders, key=lambda path: sum(self._check_required(path).values()))
         files = self._check_required(root)
         missing = [name for name, exists in files.items() if not exists]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

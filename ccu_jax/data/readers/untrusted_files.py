@@ -31,9 +31,8 @@ class Folder:
     def __init__(self, root: pathlib.Path):  # noqa: D107
         self.root = pathlib.Path(os.path.realpath(root))
         # Consecutive rows share a folder, so it is resolved once.
-        self._is_inside = functools.lru_cache(1024)(
-            lambda path: is_within(path, self.root)
-        )
+        is_inside = functools.partial(is_within, folder=self.root)
+        self._is_inside = functools.lru_cache(1024)(is_inside)
 
     def read(self, name: str, what: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         """Returns the content of a file.
@@ -41,7 +40,7 @@ class Folder:
         Args:
             name: its path below the folder, as the data set writes it.
             what: its name in the reason, such as "image" in "image missing".
-            max_bytes: a larger file is skipped.
+            max_bytes: size limit.
 
         Raises:
             SkipExample: the file is missing, outside of the folder, too large, no plain

@@ -1,6 +1,5 @@
 """Small data sets in the layout of each reader, and a way to read them."""
 
-import csv
 import io
 import json
 import pathlib
@@ -113,19 +112,22 @@ def _write(folder, dataset, name, list_file, lists, images) -> Layout:
     return Layout(dataset, root, root / list_file, paths)
 
 
-def _write_pairs(folder: pathlib.Path, index: str) -> Layout:
-    images = {f"images/{i}.png": f"images/{i}.png" for i in range(6)}
-    rows = [
-        {"image": image, "text": f"a thing {i}", "label": "xy"[i % 2], "split": split}
-        for (i, split), image in zip(enumerate(SPLITS), images, strict=True)
+def make_pairs(num_rows: int) -> list[dict]:
+    """Returns rows of two classes, alternating, whose ids are the images' paths."""
+    return [
+        {"image": f"images/{i}.png", "text": f"a thing {i}", "label": "xy"[i % 2]}
+        for i in range(num_rows)
     ]
+
+
+def _write_pairs(folder: pathlib.Path, index: str) -> Layout:
+    images = {row["image"]: row["image"] for row in make_pairs(6)}
+    pairs = zip(make_pairs(6), SPLITS, strict=True)
+    rows = [row | {"split": split} for row, split in pairs]
     content = dump_lines(rows)
     if index == "pairs.csv":
-        file = io.StringIO(newline="")
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        content = file.getvalue()
+        lines = (",".join(values) for values in (rows[0], *(r.values() for r in rows)))
+        content = "".join(f"{line}\n" for line in lines)
     return _write(folder, "pairs", "pairs", index, {index: content}, images)
 
 

@@ -2,8 +2,7 @@
 
 import concurrent.futures
 import os
-import tarfile
-import zipfile
+import shutil
 
 import pytest
 
@@ -66,9 +65,6 @@ def test_threads_read_the_same_rows(layout):
     assert [*open_source(layout.config())[0].keys] == [*source.keys]
 
 
-# --- where the files lie --------------------------------------------------------------
-
-
 @for_all
 def test_folder_that_does_not_exist_or_is_empty_is_reported(layout, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -114,9 +110,6 @@ def test_location_names_the_edition(layout, tmp_path):
     assert location == Location(tmp_path / "sample" / name / inner, "sample")
 
 
-# --- changes --------------------------------------------------------------------------
-
-
 @for_all
 def test_signature_changes_with_lists_and_images(layout):
     config = layout.config()
@@ -133,9 +126,6 @@ def test_signature_changes_with_lists_and_images(layout):
     layout.list_file.write_bytes(data.replace(b"0", b"9"))
     signatures.append(compute_signature(config))
     assert len(set(signatures)) == 3
-
-
-# --- files of unknown origin ----------------------------------------------------------
 
 
 def move_and_link(path, outside):
@@ -246,22 +236,6 @@ def test_encoding_marks_and_line_ends_do_not_matter(layout):
         assert (examples, counts) == (expected.examples, expected.counts)
 
 
-# --- archives -------------------------------------------------------------------------
-
-
-def pack(path, folder, name):
-    """Packs a folder under this name, "" for its content alone."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    names = [os.path.join(name, file.relative_to(folder)) for file in files]
-    is_zip = path.suffix == ".zip"
-    with (
-        zipfile.ZipFile(path, "w") if is_zip else tarfile.open(path, "w:gz") as archive
-    ):
-        add = archive.write if is_zip else archive.add
-        for file, inner in zip(files, names, strict=True):
-            add(file, inner)
-
-
 @pytest.mark.parametrize(
     "layout, archive, inner",
     [
@@ -278,7 +252,10 @@ def test_images_may_be_in_their_archive(layout, archive, inner, tmp_path):
     _, examples, counts = read_rows(layout.config())
     folder = layout.image_folder if layout.dataset != "mmimdb" else layout.root
     root = folder.parent
-    pack(root / archive, folder, inner)
+    name, _, ending = archive.partition(".")
+    kind = {"tar.gz": "gztar", "zip": "zip"}[ending]
+    packed_root = root if inner else folder
+    shutil.make_archive(str(root / name), kind, packed_root, inner or None)
     unused = read_rows(layout.config())  # the unpacked files come first
     assert (unused.examples, unused.counts) == (examples, counts)
     folder.rename(tmp_path / "elsewhere")

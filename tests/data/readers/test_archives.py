@@ -27,16 +27,7 @@ MEMBERS = tuple(FILES.items())
 TYPES = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
 
 
-def write_zip(path, members):
-    """Writes a zip; a member is a name or a ZipInfo, and its bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members:
-            archive.writestr(name, data)
-    return path
-
-
 def write_tar(path, members, mode: Any = "w", **options: Any):
-    """Writes a tar; a member is a name or a TarInfo, and its bytes."""
     with tarfile.open(path, mode, **options) as archive:
         for name, data in members:
             info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
@@ -46,9 +37,13 @@ def write_tar(path, members, mode: Any = "w", **options: Any):
 
 
 def write_archive(path, type_, members=MEMBERS):
-    if type_ == "zip":
-        return write_zip(path, members)
-    return write_tar(path, members, "w:" + type_.partition("tar.")[2])
+    """Writes members; each is a name, TarInfo or ZipInfo, and the bytes."""
+    if type_ != "zip":
+        return write_tar(path, members, "w:" + type_.partition("tar.")[2])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
 
 
 def tar_info(name, type_=tarfile.REGTYPE, target="", **fields):
@@ -66,15 +61,6 @@ def zip_info(name, mode):
     return info
 
 
-def read_files(folder):
-    """Returns every file below a folder with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if not path.is_dir()
-    }
-
-
 @pytest.fixture
 def unpack(tmp_path):
     """Unpacks an archive; returns the files of its folder, and the counts."""
@@ -83,7 +69,9 @@ def unpack(tmp_path):
         counts = Counts("data.zip", strict)
         folder = tmp_path / "out" / "data"
         assert archives.unpack(path, folder, counts, progress) == folder
-        return read_files(folder), counts.numbers
+        files = [file for file in folder.rglob("*") if not file.is_dir()]
+        contents = {f.relative_to(folder).as_posix(): f.read_bytes() for f in files}
+        return contents, counts.numbers
 
     return run
 
@@ -100,9 +88,6 @@ def assert_error(tmp_path, unpack):
         assert list((tmp_path / "out").iterdir()) == []
 
     return check
-
-
-# --- what is unpacked -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -156,7 +141,7 @@ def test_permissions_and_owners_are_those_of_new_files(tmp_path, unpack):
 def test_unpacked_folder_is_kept_and_its_counts_are_repeated(tmp_path, unpack):
     (tmp_path / "out" / "data.new").mkdir(parents=True)  # left by a killed run
     (tmp_path / "out" / "data.new" / "half").write_bytes(b"x")
-    path = write_zip(tmp_path / "x", [("../a", b"1"), ("b", b"2")])
+    path = write_archive(tmp_path / "x", "zip", [("../a", b"1"), ("b", b"2")])
     with pytest.raises(UserError, match=r"'\.\./a': archive member outside of the fol"):
         unpack(path, strict=True)
     assert list((tmp_path / "out").iterdir()) == []
@@ -169,59 +154,45 @@ def test_unpacked_folder_is_kept_and_its_counts_are_repeated(tmp_path, unpack):
         unpack(path, strict=True)
 
 
-# --- what is skipped ------------------------------------------------------------------
-
-SECRET = "../../secret"
 OUTSIDE = ["../a", "b/../../a", "/etc/a", "C:\\a", "c:a", "..\\a", "\\a", "b/.."]
-IMPOSSIBLE = ["x" * 300, "d/" * 200 + "a", "/".join(["y" * 250] * 9)]
-NULL = tar_info("x", pax_headers={"path": "a\0b"})
+LONG_NAMES = ["x" * 300, "d/" * 200 + "a", "/".join(["y" * 250] * 9)]
+BAD_NAMES = [tar_info("x", pax_headers={"path": "a\0b"}), tar_info("\udcff"), "./"]
+LINKS = {"link": "../../secret", "here": "in", "dir": ".."}
+SPECIAL_TYPES = (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, b"Z")
 SPECIAL_FILES = {
     "zip": [zip_info("link", stat.S_IFLNK), zip_info("pipe", stat.S_IFIFO)],
     "tar": [
-        tar_info("link", tarfile.SYMTYPE, SECRET),
-        tar_info("here", tarfile.SYMTYPE, "in"),
-        tar_info("dir", tarfile.SYMTYPE, ".."),
-        tar_info("hard", tarfile.LNKTYPE, SECRET),
-        tar_info("same", tarfile.LNKTYPE, "in"),
-        tar_info("pipe", tarfile.FIFOTYPE),
-        tar_info("null", tarfile.CHRTYPE),
-        tar_info("disk", tarfile.BLKTYPE),
-        tar_info("odd", b"Z"),
+        *(tar_info(name, tarfile.SYMTYPE, target) for name, target in LINKS.items()),
+        *(tar_info("hard" + name, tarfile.LNKTYPE, LINKS[name]) for name in LINKS),
+        *(tar_info(f"special {type_}", type_) for type_ in SPECIAL_TYPES),
     ],
 }
-MACOS = ["__MACOSX/", "__MACOSX/data/._a", "data/._a", "data/.DS_Store"]
+HOSTILE_MEMBERS = [
+    ("outside of the folder", dict.fromkeys(("zip", "tar"), OUTSIDE)),
+    ("has an impossible name", {"zip": LONG_NAMES, "tar": LONG_NAMES + BAD_NAMES}),
+    ("is no plain file", SPECIAL_FILES),
+]
 
 
-@pytest.mark.parametrize(
-    "type_, members, count, number",
-    [
-        ("zip", OUTSIDE, "skipped: archive member outside of the folder", None),
-        ("tar", OUTSIDE, "skipped: archive member outside of the folder", None),
-        ("zip", IMPOSSIBLE, "skipped: archive member has an impossible name", None),
-        ("tar", IMPOSSIBLE, "skipped: archive member has an impossible name", None),
-        (
-            *("tar", [NULL, tar_info("\udcff"), "./"]),
-            *("skipped: archive member has an impossible name", None),
-        ),
-        ("zip", SPECIAL_FILES["zip"], "skipped: archive member is no plain file", None),
-        ("tar", SPECIAL_FILES["tar"], "skipped: archive member is no plain file", None),
-        ("zip", MACOS, "ignored: __MACOSX member", 3),  # without the folder
-    ],
-)
-def test_hostile_member_is_skipped(tmp_path, unpack, type_, members, count, number):
+@pytest.mark.parametrize("type_", ["zip", "tar"])
+@pytest.mark.parametrize("reason, members", HOSTILE_MEMBERS)
+def test_hostile_member_is_skipped(tmp_path, unpack, type_, reason, members):
+    members = members[type_]
     (tmp_path / "secret").write_bytes(b"secret")
     new = [("in", b"1"), *((name, b"") for name in members), ("dir/new", b"2")]
     files, counts = unpack(write_archive(tmp_path / "x", type_, new))
     assert files == {"in": b"1", "dir/new": b"2"}
-    assert counts == {count: number or len(members)}
+    assert counts == {f"skipped: archive member {reason}": len(members)}
     assert {path.name for path in tmp_path.iterdir()} == {"x", "out", "secret"}
     assert not pathlib.Path("/etc/a").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 @pytest.mark.parametrize("type_", ["zip", "tar"])
-def test_first_of_two_members_with_one_name_is_kept(tmp_path, unpack, type_):
-    folder = "d/" if type_ == "zip" else tar_info("d", tarfile.DIRTYPE)
+def test_repeated_and_macos_members_are_left_out(tmp_path, unpack, type_):
+    folder, macos = "d/", "__MACOSX/"
+    if type_ == "tar":
+        folder, macos = (tar_info(n, tarfile.DIRTYPE) for n in ("d", "__MACOSX"))
     members = [
         ("a", b"1"),
         ("a", b"22"),
@@ -232,13 +203,13 @@ def test_first_of_two_members_with_one_name_is_kept(tmp_path, unpack, type_):
         ("d", b"a file with the name of a folder"),
         ("a/b", b"below a file"),
         ("images\\c.png", b"5"),  # some programs on Windows write backslashes
+        (macos, b""),
+        *((name, b"6") for name in ("__MACOSX/d/._a", "d/._a", "d/.DS_Store")),
     ]
     files, counts = unpack(write_archive(tmp_path / "x", type_, members))
     assert files == {"a": b"1", "d/e": b"4", "images/c.png": b"5"}
-    assert counts == {"skipped: archive member repeated": 4}
-
-
-# --- what is an error -----------------------------------------------------------------
+    repeated, ignored = "skipped: archive member repeated", "ignored: __MACOSX member"
+    assert counts == {repeated: 4, ignored: 3}
 
 
 @pytest.mark.parametrize("type_", TYPES)

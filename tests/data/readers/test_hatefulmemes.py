@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ccu_jax.data.readers import hatefulmemes
 from ccu_jax.data.readers.base import MARKER
+from ccu_jax.data.readers.hatefulmemes import READER
 from ccu_jax.errors import UserError
 from tests.data.readers.layouts import (
     Layout,
@@ -65,9 +65,6 @@ def ids_by_split(config):
         split: sorted(e.id for e in examples if e.split == split)
         for split in ("train", "validation", "test")
     }
-
-
-# --- lists and splits -----------------------------------------------------------------
 
 
 def test_both_phases_give_the_same_rows(write_lists):
@@ -181,37 +178,49 @@ def test_texts_with_both_labels_are_counted_in_train_alone(write_lists):
     assert counts == {"read": 11, "noted: text with both labels": 1}
 
 
-# --- fields ---------------------------------------------------------------------------
+NO_TEXT, NOT_ASCII = "noted: row without text", "noted: non-ASCII text"
+NUL, BROKEN = "noted: NUL characters in a text", "noted: broken characters in a text"
+NO_ZEROS, OTHER_ID = (
+    "noted: id without its leading zeros",
+    "noted: id is not the image's",
+)
+GOOD_FIELDS = [
+    *(({"label": label}, {"labels": ("hateful",)}) for label in (1, True, "1")),
+    *(({"label": label}, {"labels": ("not-hateful",)}) for label in (0, False, "0")),
+    *(({"text": t}, {"text": None, "notes": (NO_TEXT,)}) for t in (None, "", " \n", 7)),
+    ({"text": "caf\u00e9"}, {"text": "caf\u00e9", "notes": (NOT_ASCII,)}),
+    ({"text": "a\0b"}, {"text": "a b", "notes": (NUL,)}),
+    ({"text": "\0"}, {"text": None, "notes": (NUL, NO_TEXT)}),
+    ({"text": "\ud800"}, {"text": "\ufffd", "notes": (BROKEN, NOT_ASCII)}),
+    ({"text": "x\u0085y"}, {"text": "x\u0085y", "notes": (NOT_ASCII,)}),
+    ({"id": "00007"}, {"notes": ()}),
+    *(({"id": id_}, {"notes": (NO_ZEROS,)}) for id_ in (7, "7")),
+    *(({"id": id_}, {"notes": (OTHER_ID,)}) for id_ in (None, 8, True, [1], 7.0)),
+]
 
-LABELS = [(value, "hateful") for value in (1, True, "1")]
-LABELS += [(value, "not-hateful") for value in (0, False, "0")]
+
+@pytest.mark.parametrize("fields, expected", GOOD_FIELDS, ids=lambda v: ascii(v)[:40])
+def test_fields_are_converted_and_noted(layout, append, fields, expected):
+    append(meme(7, **fields))
+    example = read_rows(layout.config()).examples["00007"]
+    assert {name: getattr(example, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("value, label", LABELS)
-def test_label_may_be_a_number_or_a_string(layout, append, value, label):
-    append(meme(7, label=value))
-    assert read_rows(layout.config()).examples["00007"].labels == (label,)
-
-
-NO_LABEL, WRONG_LABEL = "no label", "label is neither 0 nor 1"
-OUTSIDE = "img is no path below img/"
 BAD_IMAGES = [
     *("img/../secret.png", "../secret.png", "/secret.png", "img//secret.png"),
     *("img/sub/secret.png", "img\\..\\secret.png", "img/..\\secret.png"),
     *("img/..", "img/.", "img/", "img/a\nb.png", "img/a\0.png", "img/\ud800.png"),
     *("secret.png", "", 7, ["img/1.png"], None, "img/# a.png", "img/ a.png"),
 ]
-BAD_FIELDS = [({"label": value}, NO_LABEL) for value in (None, -1, "-1", ...)]
-BAD_FIELDS += [
-    ({"label": value}, WRONG_LABEL)
-    for value in (2, "x", "", [1], {}, 0.5, float("nan"))
+MISSING_IMAGES = [f"img/{name}.png" for name in ("a" * 5000, "..secret", "%2e%2e")]
+WRONG_LABELS = (2, "x", "", [1], {}, 0.5, float("nan"))
+BAD_FIELDS = [
+    *(({"label": label}, "no label") for label in (None, -1, "-1", ...)),
+    *(({"label": label}, "label is neither 0 nor 1") for label in WRONG_LABELS),
+    *(({"img": image}, "img is no path below img/") for image in BAD_IMAGES),
+    *(({"img": image}, "image missing") for image in MISSING_IMAGES),
+    ({"img": "img/C:secret.png"}, "image outside of the folder"),
 ]
-BAD_FIELDS += [({"img": image}, OUTSIDE) for image in BAD_IMAGES]
-BAD_FIELDS += [
-    ({"img": f"img/{name}.png"}, "image missing")
-    for name in ("a" * 5000, "..secret", "%2e%2e")
-]
-BAD_FIELDS += [({"img": "img/C:secret.png"}, "image outside of the folder")]
 
 
 @pytest.mark.parametrize("fields, reason", BAD_FIELDS, ids=lambda v: ascii(v)[:40])
@@ -226,40 +235,6 @@ def test_unusable_row_is_skipped(layout, append, fields, reason):
     assert examples.keys() == layout.images.keys()
 
 
-NO_TEXT, NOT_ASCII = "noted: row without text", "noted: non-ASCII text"
-NUL, BROKEN = "noted: NUL characters in a text", "noted: broken characters in a text"
-
-
-@pytest.mark.parametrize(
-    "text, expected, notes",
-    [
-        *((text, None, [NO_TEXT]) for text in (None, "", " \n", 7)),
-        ("caf\u00e9", "caf\u00e9", [NOT_ASCII]),
-        ("a\0b", "a b", [NUL]),
-        ("\ud800", "\ufffd", [BROKEN, NOT_ASCII]),
-        ("x\u0085y", "x\u0085y", [NOT_ASCII]),
-    ],
-)
-def test_texts_are_cleaned_and_noted(layout, append, text, expected, notes):
-    append(meme(7, text=text))
-    example = read_rows(layout.config()).examples["00007"]
-    assert (example.text, list(example.notes)) == (expected, notes)
-
-
-IDS = [("00007", ())]
-IDS += [(id_, ("noted: id without its leading zeros",)) for id_ in (7, "7")]
-IDS += [(id_, ("noted: id is not the image's",)) for id_ in (None, 8, True, [1], 7.0)]
-
-
-@pytest.mark.parametrize("id_, notes", IDS)
-def test_id_that_is_not_the_image_name_is_noted(layout, append, id_, notes):
-    append(meme(7, id=id_))
-    assert read_rows(layout.config()).examples["00007"].notes == notes
-
-
-# --- where the files lie --------------------------------------------------------------
-
-
 def test_release_is_found_in_a_subfolder_of_any_name(layout, tmp_path):
     (tmp_path / "downloads").mkdir()
     layout.root.rename(tmp_path / "downloads" / "memes")
@@ -271,6 +246,5 @@ def test_release_is_found_in_a_subfolder_of_any_name(layout, tmp_path):
 
 
 def test_marker_of_the_sample_edition_lies_above_the_lists(layout, tmp_path):
-    locate = hatefulmemes.READER.locate
     (layout.root.parent / MARKER).write_text("")
-    assert locate(layout.config(), tmp_path).edition == "sample"
+    assert READER.locate(layout.config(), tmp_path).edition == "sample"

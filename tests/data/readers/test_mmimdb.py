@@ -1,7 +1,6 @@
 """MM-IMDb: plots, genres, and unusable files."""
 
 import json
-import os
 import re
 
 import pytest
@@ -57,15 +56,6 @@ def test_unusable_text_file_is_skipped(layout, write_text, content, reason):
     _, examples, counts = read_rows(layout.config())
     assert counts == {"read": 6, f"skipped: {reason}": 1}
     assert len(examples) == 5
-
-
-def test_missing_text_file_or_pipe_is_skipped(layout):
-    (layout.root / "dataset" / "0000000.json").unlink()
-    (layout.root / "dataset" / "0000001.json").unlink()
-    os.mkfifo(layout.root / "dataset" / "0000001.json")
-    counts = read_rows(layout.config()).counts
-    assert counts["skipped: text file missing"] == 1
-    assert counts["skipped: text file is no plain file"] == 1
 
 
 AUTHOR, NOT_ASCII = "noted: plot ends in ::author", "noted: non-ASCII text"

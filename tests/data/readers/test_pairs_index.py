@@ -27,9 +27,6 @@ def root(tmp_path):
     return tmp_path / "pairs"
 
 
-# --- CSV ------------------------------------------------------------------------------
-
-
 def write_table(root, rows, columns, delimiter=",", encoding="utf-8"):
     """Writes pairs.csv as a spreadsheet program does."""
     with (root / "pairs.csv").open("w", encoding=encoding, newline="") as file:
@@ -146,9 +143,6 @@ def test_csv_file_without_the_needed_columns_is_an_error(root, header, message):
     assert "\n" not in str(error.value)
 
 
-# --- folders named after classes ------------------------------------------------------
-
-
 def write_classes(root, names):
     """Writes an image, or a text, at each of these paths."""
     files = {n: f"text of {n}" if n[-4:] == ".txt" else encode_image() for n in names}
@@ -200,9 +194,6 @@ def test_other_files_in_folders_of_classes_are_counted(root, tmp_path):
         "skipped: text outside of the folder": 1,
         "skipped: text is not UTF-8": 1,
     }
-
-
-# --- which folder ---------------------------------------------------------------------
 
 
 def test_rows_may_be_one_folder_below(tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ccu_jax import models
-from ccu_jax.config.schema import Ccu, Config, Model, Run, Train
+from ccu_jax.config.schema import Ccu, Config, Data, Model, Run, Train
 from ccu_jax.data import Dataset
 from ccu_jax.distributed import executors
+from ccu_jax.evaluate import feature_store
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.runs.context import RunContext
@@ -161,6 +162,21 @@ def make_problem(
     )
 
 
+def make_compute_fn(problem):
+    """Returns a function from rows to the columns of the problem's feature store."""
+    return feature_store.make_compute_fn(
+        problem.forward, problem.params, problem.table, problem.seed
+    )
+
+
+def with_stored_features(problem):
+    """Returns the problem with the features of its original in memory."""
+    rows = np.arange(len(problem.table["labels"]))
+    columns = make_compute_fn(problem)(rows)
+    store = feature_store.FeatureStore(columns, np.ones(len(rows), bool))
+    return problem._replace(store=store)
+
+
 def make_context(problem, data, workdir, loop=None, **unlearn) -> RunContext:
     """Returns the context of a run; `unlearn` changes `config.unlearn`."""
     reporter = Reporter(workdir, is_active=False)
@@ -282,7 +298,7 @@ def on_one_device(fn):
 
 
 def write_pairs(folder, rows=80):
-    """Writes a data set of image-text pairs in two classes.
+    """Writes a data set of image-text pairs in two classes; returns its configuration.
 
     A tenth of the rows has no image, another tenth no text.
     """
@@ -299,3 +315,4 @@ def write_pairs(folder, rows=80):
         splits = ["train", "train", "train", "validation", "test"]
         lines.append(json.dumps({**entry, "split": splits[row // 2 % 5]}) + "\n")
     (folder / "pairs.jsonl").write_text("".join(lines))
+    return Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)

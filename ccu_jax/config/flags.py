@@ -48,15 +48,12 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         names = [s for s in parser._option_string_actions if s.startswith("--")]
         near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        parser.error(f"unknown argument {unknown[0]!r}{meant}")
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"unknown argument {unknown[0]!r}{hint}")
     if args.purge + bool(args.tune) + args.ablate > 1:
         raise UserError("--purge, --tune, --ablate: pass at most one of them")
     if (args.audit or args.shadows) and (args.tune or args.ablate):
-        raise UserError(
-            "--audit, --shadows: --tune and --ablate audit nothing; pass one or the "
-            "other"
-        )
+        raise UserError("--audit, --shadows: --tune, --ablate audit nothing; drop one")
     if args.shadows and args.audit != "rigorous":
         raise UserError("--shadows: needs --audit rigorous; pass both")
     args.audit = args.audit or "smoke"
@@ -80,10 +77,10 @@ def _make_parser() -> Parser:
     add = parser.add_argument
     add("--config", metavar="NAME|FILE", help="a name shown by --list, or a .py file")
     help_ = "folder of the results, shared by all hosts; default runs/<config>"
-    add("--workdir", metavar="DIR", type=_path, help=help_)
-    add("--data-dir", metavar="DIR", type=_path, help="files of the data set")
-    add("--methods", metavar="A,B|all", type=_names, help="overrides the config")
-    add("--seeds", metavar="0,1", type=_integers, help="overrides the config")
+    add("--workdir", metavar="DIR", type=_parse_path, help=help_)
+    add("--data-dir", metavar="DIR", type=_parse_path, help="files of the data set")
+    add("--methods", metavar="A,B|all", type=_parse_names, help="overrides the config")
+    add("--seeds", metavar="0,1", type=_parse_integers, help="overrides the config")
     help_ = "random:, cluster: or memorized:FRACTION, class: or group:NAME, ids:FILE"
     add("--unlearn", metavar="RULE", help=help_)
     help_ = "sets a field of the config (train.epochs=3); may be repeated"
@@ -95,44 +92,44 @@ def _make_parser() -> Parser:
     help_ = f"{', '.join(_AUDIT_TIERS)}; default smoke"
     add("--audit", metavar="TIER", choices=_AUDIT_TIERS, help=help_)
     help_ = f"shadow models of --audit rigorous; default {_DEFAULT_SHADOWS}"
-    add("--shadows", metavar="N", type=_shadow_count, help=help_)
-    add("--tune", metavar="TRIALS", type=_count, help="tune hyperparameters instead")
+    add("--shadows", metavar="N", type=_parse_shadow_count, help=help_)
+    add("--tune", metavar="TRIALS", type=_parse_count, help="tune methods instead")
     add("--ablate", action="store_true", help="ablate CCU instead")
-    add("--devices", metavar="N", type=_count, help="simulate N devices on the CPU")
+    add("--devices", metavar="N", type=_parse_count, help="simulate N CPU devices")
     add("--list", action="store_true", help="list configs, methods and data sets")
     add("--version", action="version", version=f"ccu_jax {ccu_jax.__version__}")
     return parser
 
 
-def _path(text: str) -> pathlib.Path:
+def _parse_path(text: str) -> pathlib.Path:
     if not text:
         raise argparse.ArgumentTypeError("empty path")
     return pathlib.Path(text).expanduser()
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,2}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 999")
     return int(text)
 
 
-def _shadow_count(text: str) -> int:
+def _parse_shadow_count(text: str) -> int:
     # Half of the shadows are trained on a row. Each shadow is attacked once by means of
     # the others, of which at least two must have the row and two must lack it.
-    if (count := _count(text)) < 6 or count % 2:
+    if (count := _parse_count(text)) < 6 or count % 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an even number of at least 6"
         )
     return count
 
 
-def _names(text: str) -> list[str]:
+def _parse_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _integers(text: str) -> list[int]:
+def _parse_integers(text: str) -> list[int]:
     try:
-        return [int(number) for number in _names(text)]
+        return [int(number) for number in _parse_names(text)]
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a list of whole numbers such as 0,1,2"
@@ -163,8 +160,4 @@ def parse_hosts(values: Sequence[str] | None) -> dict[str, str | int] | None:
         )
     if index >= count:
         raise UserError(f"--multihost: INDEX {index} must be below COUNT {count}")
-    return {
-        "coordinator_address": address,
-        "num_processes": count,
-        "process_id": index,
-    }
+    return {"coordinator_address": address, "num_processes": count, "process_id": index}

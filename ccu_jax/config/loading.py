@@ -25,7 +25,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
         UserError: An unknown name or key, an invalid value, or an error in the file,
             with its line.
     """
-    config = _run_file(_find(name_or_path))
+    config = _run_file(_find_config(name_or_path))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -80,7 +80,7 @@ def _config_folder() -> pathlib.Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def _find(name_or_path: str) -> pathlib.Path:
+def _find_config(name_or_path: str) -> pathlib.Path:
     if name_or_path.endswith(".py"):
         path = pathlib.Path(name_or_path).expanduser()
         if not path.is_file():
@@ -101,7 +101,7 @@ def _run_file(path: pathlib.Path) -> Config:
         config = runpy.run_path(str(path), run_name="ccu_jax_config").get("config")
     except (Exception, SystemExit) as error:
         place = f"{path}:{_failing_line(error, str(path))}"
-        reason = error if isinstance(error, UserError) else _explain(error)
+        reason = error if isinstance(error, UserError) else _describe_error(error)
         raise UserError(f"{place}: {reason}") from error
     if not isinstance(config, Config):
         value = "no `config`" if config is None else f"a {type(config).__name__}"
@@ -126,7 +126,7 @@ def _failing_line(error: BaseException, path: str) -> int:
     return next(lines, 1) or 1
 
 
-def _explain(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Describes an error of a config file in a line; suggests fields of a section."""
     message = f"{type(error).__name__}: {error}"
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))

@@ -25,9 +25,8 @@ class Range(NamedTuple):
     exclude_low: bool = False
     exclude_high: bool = False
 
-    def __contains__(self, value: object) -> bool:
+    def __contains__(self, value: Any) -> bool:
         """Returns whether a number lies in the range."""
-        assert isinstance(value, int | float)
         above = value > self.low if self.exclude_low else value >= self.low
         below = value < self.high if self.exclude_high else value <= self.high
         return above and below
@@ -52,8 +51,8 @@ def suggest(wrong: str, names: Iterable[str]) -> str:
     """Returns "did you mean X?" for the closest valid name, if any, and all names."""
     names = sorted(names)
     near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.6)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    return f"{meant}choose from: {', '.join(names) or 'none'}"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}choose from: {', '.join(names) or 'none'}"
 
 
 def field_type(tree: type, key: str) -> Any:
@@ -90,7 +89,7 @@ def _annotation(section: type, name: str, parent: str) -> Any:
 
 def parse(text: str, annotation: Any) -> Any:
     """Converts text to the type of an annotation; leaves invalid text to `validate`."""
-    type_, _, is_optional = _split(annotation)
+    type_, _, is_optional = _split_annotation(annotation)
     if is_optional and text.lower() in ("none", "null"):
         return None
     if typing.get_origin(type_) is tuple:
@@ -117,7 +116,7 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
     Raises:
         UserError: An unknown key, a wrong type, or a value out of its range.
     """
-    type_, range_, is_optional = _split(annotation)
+    type_, range_, is_optional = _split_annotation(annotation)
     if is_optional and value is None:
         return None
     if dataclasses.is_dataclass(type_) and isinstance(value, Mapping):
@@ -138,7 +137,7 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
     if type_ is float and type(value) in (int, float) and math.isfinite(value):
         value = float(value)
     elif type(value) is not type_ or type_ not in (int, bool, str):
-        expected = _describe(type_) + (" or none" if is_optional else "")
+        expected = _describe_type(type_) + (" or none" if is_optional else "")
         raise UserError(f"{key}: {value!r} is not {expected}")
     if range_ is not None and value not in range_:
         number = f"{value:g}" if type_ is float else value
@@ -146,7 +145,7 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
     return value
 
 
-def _split(annotation: Any) -> tuple[Any, Range | None, bool]:
+def _split_annotation(annotation: Any) -> tuple[Any, Range | None, bool]:
     """Splits an annotation into its type, its range, and whether None is allowed."""
     is_optional = isinstance(annotation, types.UnionType)
     if is_optional:
@@ -157,10 +156,10 @@ def _split(annotation: Any) -> tuple[Any, Range | None, bool]:
     return annotation, None, is_optional
 
 
-def _describe(type_: Any) -> str:
+def _describe_type(type_: Any) -> str:
     if dataclasses.is_dataclass(type_):
         return "a section"
+    if typing.get_origin(type_) is tuple:
+        return "a list"
     names = {int: "a whole number", float: "a number", bool: "true or false"}
-    return (names | {tuple: "a list"}).get(
-        typing.get_origin(type_) or type_, "a string"
-    )
+    return names.get(type_, "a string")

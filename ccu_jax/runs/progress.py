@@ -97,11 +97,10 @@ class Stage:
 class NullStage:
     """Replaces a `Stage` where no progress is to be shown."""
 
-    def report_progress(self, activity: str, done: int, total: int) -> None:
-        """Does nothing."""
-
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing."""
+
+    report_progress = update
 
 
 class Reporter:

@@ -90,11 +90,7 @@ class UpdatedStore(NamedTuple):
 
 
 def run_requests(
-    ctx: RunContext,
-    problem: Problem,
-    method: str,
-    folder: pathlib.Path,
-    stage: Stage,
+    ctx: RunContext, problem: Problem, method: str, folder: pathlib.Path, stage: Stage
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """Runs a method on all requests; finished ones are restored, not repeated.
 
@@ -110,11 +106,17 @@ def run_requests(
     for number, rows in enumerate(requests):
         stage.report_progress(f"request {number + 1}/{len(requests)}", 0, 0)
         later = np.concatenate([problem.sets.retain, *requests[number + 1 :]])
+        store = problem.store
+        if store is not None and number > 0:
+            updated = UpdatedStore(store, problem.forward, params, problem.table)
+            is_valid = trained <= set(TAIL)  # the trunk is still the original's
+            # Methods only call `take`.
+            store = cast(FeatureStore, updated) if is_valid else None
         request = problem._replace(
             sets=problem.sets._replace(retain=np.sort(later), unlearn=rows),
             params=params,
             seed=problem.seed + _SEED_STRIDE * number,
-            store=_updated_store(problem, params, trained) if number else problem.store,
+            store=store,
         )
         request_folder = folder / f"request-{number + 1}"
         outcome = _run_or_restore(ctx, request, method, request_folder, stage)
@@ -141,25 +143,13 @@ def _merge_outcomes(outcomes: list[Outcome], params: Params) -> Outcome:
     )
 
 
-def _updated_store(
-    problem: Problem, params: Params, trained: set[str]
-) -> FeatureStore | None:
-    """Returns the features for the current model; None if its trunk was trained."""
-    if problem.store is None or not trained <= set(TAIL):
-        return None
-    updated = UpdatedStore(problem.store, problem.forward, params, problem.table)
-    return cast(FeatureStore, updated)  # methods only call `take`
-
-
 def _run_or_restore(
     ctx: RunContext, problem: Problem, method: str, folder: pathlib.Path, stage: Stage
 ) -> Outcome:
     """Runs a method on one request, or restores its outcome."""
     before = problem.params or {}
-    identity = {
-        "from": checkpoint.hash_tree(before),
-        "fingerprint": ctx.data.fingerprint,
-    }
+    identity = {"from": checkpoint.hash_tree(before)}
+    identity["fingerprint"] = ctx.data.fingerprint
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     saved = checkpoint.restore(folder / "params", shapes, ctx.reporter.warn)
     if saved is not None and identity.items() <= saved.metadata.items():

@@ -116,8 +116,7 @@ def load_result(path: pathlib.Path) -> Result:
     """Reads a result; raises UserError if the file is damaged."""
     with contextlib.suppress(ValueError, KeyError):
         result = read_record(path)
-        is_result = {"method", "fingerprint"} <= result.keys()
-        if is_result and type(result["seed"]) is int:
+        if {"method", "fingerprint"} <= result.keys() and type(result["seed"]) is int:
             return result
     raise UserError(f"{path}: damaged; remove it and rerun the same command")
 

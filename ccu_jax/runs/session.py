@@ -84,9 +84,15 @@ def _prepare(
         ctx = _build_context(config, workdir, reporter, stage)
         for seed in config.seeds:
             for method in methods:
-                if load_result_if_finished(ctx, seed, method) is None:
-                    _check_not_purged(ctx, seed, method)
-                    runs[method] += 1
+                if load_result_if_finished(ctx, seed, method) is not None:
+                    continue
+                if ctx.data.purged:
+                    raise UserError(
+                        f"{workdir}: the unlearned images were purged, so finished "
+                        f"results can be shown, but {method} of seed {seed} cannot be "
+                        "run; use another --workdir"
+                    )
+                runs[method] += 1
             sets_by_seed[seed] = draw_sets(ctx, seed)
             texts |= unlearn_set_files(ctx, seed, sets_by_seed[seed])
     write_config(config, workdir)
@@ -94,15 +100,6 @@ def _prepare(
     if runs:
         reporter.log(forecast.describe_runs(ctx, runs))
     return ctx, sets_by_seed
-
-
-def _check_not_purged(ctx: RunContext, seed: int, method: str) -> None:
-    if ctx.data.purged:
-        raise UserError(
-            f"{ctx.workdir}: the unlearned images were purged, so finished results "
-            f"can be shown, but {method} of seed {seed} cannot be run; use another "
-            "--workdir"
-        )
 
 
 def _build_context(

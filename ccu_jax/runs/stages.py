@@ -57,20 +57,13 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
     is_repeatable = parse_rule(config.rule).kind not in DATA_DEPENDENT
     if not is_repeatable and load_result_if_finished(ctx, seed, "original"):
         return workdir.load_evaluated_sets(ctx, seed)
-    draw = functools.partial(
-        splits.draw_sets,
-        ctx.data,
-        config.rule,
-        seed,
-        config.holdout_fraction,
-        config.duplicates,
-    )
-    sets = draw()
+    args = ctx.data, config.rule, seed, config.holdout_fraction, config.duplicates
+    sets = splits.draw_sets(*args)
     if store is not None:
         estimate = memorization.estimate_memorization(
             ctx.data, store, sets.retain, sets.unseen, seed
         )
-        sets = draw(estimate)
+        sets = splits.draw_sets(*args, estimate)
         summary = memorization.describe(ctx.data, estimate, sets)
         ctx.reporter.log(f"seed {seed}: {summary}")
     if len(sets.unlearn):  # raises an error if there are fewer groups than requests

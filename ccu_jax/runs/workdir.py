@@ -36,7 +36,13 @@ _LEASE_S = 120.0
 
 def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
     """Raises UserError if the folder has a link that leads out of it."""
-    link = _find_external_link(workdir) if is_primary() and not allow_links else ""
+    paths = (
+        os.path.join(parent, name)
+        for parent, folders, files in os.walk(workdir)
+        for name in (*folders, *files)
+    )
+    links = (p for p in paths if os.path.islink(p) and not is_within(p, workdir))
+    link = next(links, "") if is_primary() and not allow_links else ""
     if not all_agree(link == ""):
         raise UserError(
             f"{link or workdir}: symbolic link out of the working folder, through "
@@ -67,16 +73,6 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
                 "its end, or use another --workdir"
             )
         yield
-
-
-def _find_external_link(workdir: pathlib.Path) -> str:
-    """Returns a link that leads out of the folder, or ""."""
-    for parent, folders, files in os.walk(workdir):
-        for name in (*folders, *files):
-            path = os.path.join(parent, name)
-            if os.path.islink(path) and not is_within(path, workdir):
-                return path
-    return ""
 
 
 def check_same_config(config: Config, workdir: pathlib.Path) -> None:

@@ -1,18 +1,13 @@
 """Values are checked against the types, ranges and choices of dataclass fields."""
 
 import dataclasses
+import re
 from typing import Literal
 
 import pytest
 
-from ccu_jax.config.validation import (
-    Count,
-    Fraction,
-    Range,
-    field_type,
-    parse,
-    validate,
-)
+from ccu_jax.config import validation
+from ccu_jax.config.validation import Count, Fraction, Range, field_type, validate
 from ccu_jax.errors import UserError
 
 
@@ -39,7 +34,7 @@ class _Tree:
 
 def _set(key, text):
     annotation = field_type(_Tree, key)
-    return validate(parse(text, annotation), annotation, key)
+    return validate(validation.parse(text, annotation), annotation, key)
 
 
 @pytest.mark.parametrize(
@@ -68,31 +63,24 @@ def test_text_becomes_a_value_of_the_type_of_the_field(key, text, value):
     assert result == value
     assert type(result) is type(value)
     if isinstance(value, tuple):
-        assert [type(item) for item in result] == [type(item) for item in value]
+        assert [*map(type, result)] == [*map(type, value)]
 
 
 @pytest.mark.parametrize(
     "key, text, words",
     [
-        ("integer", "3.5", "whole number"),
-        ("integer", "true", "whole number"),
-        ("integer", "", "whole number"),
-        ("section.rate", "fast", "a number"),
-        ("section.rate", "nan", "a number"),
-        ("section.rate", "inf", "a number"),
+        *(("integer", text, "whole number") for text in ("3.5", "true", "")),
+        *(("section.rate", text, "a number") for text in ("fast", "nan", "inf")),
         ("section.fraction", "1.5", "=1.5: must be at least 0 and at most 1 (--set "),
-        ("flag", "1", "true or false"),
-        ("flag", "yes", "true or false"),
+        *(("flag", text, "true or false") for text in ("1", "yes")),
         ("choice", "bleu", "='bleu': did you mean 'blue'? choose from: blue, red"),
-        ("numbers", "1,,2", "whole number"),
-        ("numbers", "1,b", "whole number"),
+        *(("numbers", text, "whole number") for text in ("1,,2", "1,b")),
         ("numbers", "1,0", "=0: must be at least 1"),
     ],
 )
 def test_invalid_text_is_rejected_with_the_key(key, text, words):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"^{key}.*{re.escape(words)}"):
         _set(key, text)
-    assert str(caught.value).startswith(key) and words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +131,5 @@ def test_a_range_includes_its_ends_unless_excluded(range_, inside, outside, word
     ],
 )
 def test_a_key_that_leads_to_no_field_is_rejected(key, words):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=re.escape(words)):
         field_type(_Tree, key)
-    assert words in str(caught.value)

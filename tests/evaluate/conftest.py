@@ -58,9 +58,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def compute(problem):
-    return feature_store.make_compute_fn(
-        problem.forward, problem.params, problem.table, problem.seed
-    )
+    return toy.make_compute_fn(problem)
 
 
 @pytest.fixture(scope="module")

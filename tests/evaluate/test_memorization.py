@@ -20,16 +20,13 @@ def data(request):
 
 @pytest.fixture
 def planted(data):
-    return plant(data, np.ones(ROWS, bool))
+    return plant(data, np.ones(ROWS, bool))[0]
 
 
 def plant(data, is_memorized):
-    """Returns a store in whose features most labels can be seen.
+    """Returns a store, and which rows have an image without a visible label.
 
-    The original also predicts the labels of the other rows that are memorized.
-
-    Returns:
-        The store, and which rows have an image from which the label cannot be seen.
+    The original also predicts the labels of those of them that are memorized.
     """
     rng = np.random.default_rng(0)
     is_odd = rng.random(ROWS) < 0.3
@@ -79,8 +76,7 @@ def test_rows_that_are_predicted_without_a_visible_label_are_memorized(data):
 def test_easiness_of_a_row_does_not_depend_on_its_own_label(data, planted):
     # With nearly as many features as rows, a ridge fits the labels of its own rows.
     wide = np.random.default_rng(1).normal(size=(ROWS, 900)).astype(np.float32)
-    store = planted[0]
-    store = store._replace(columns={**store.columns, "fresh": wide})
+    store = planted._replace(columns={**planted.columns, "fresh": wide})
     estimated, sets = estimate(data, store)
     trained, unseen = (
         estimated.easiness[rows[data.has_image[rows]]].mean()
@@ -92,17 +88,17 @@ def test_easiness_of_a_row_does_not_depend_on_its_own_label(data, planted):
 def test_ridge_on_a_sample_of_many_rows_gives_similar_estimates(
     data, planted, monkeypatch
 ):
-    every, sets = estimate(data, planted[0])
+    every, sets = estimate(data, planted)
     monkeypatch.setattr(memorization, "MAX_ROWS", 400)
     monkeypatch.setattr("ccu_jax.evaluate.feature_store.CHUNK_ROWS", 64)
-    sample, _ = estimate(data, planted[0])
+    sample, _ = estimate(data, planted)
     rows = sets.retain[data.has_image[sets.retain]]
     assert np.corrcoef(sample.score[rows], every.score[rows])[0, 1] > 0.98
-    again, _ = estimate(data, planted[0])
+    again, _ = estimate(data, planted)
     np.testing.assert_array_equal(again.score, sample.score)
 
 
 def test_original_with_nan_logits_is_reported(data, planted):
-    planted[0].columns["original_image"][:] = np.nan
+    planted.columns["original_image"][:] = np.nan
     with pytest.raises(UserError, match="original: logits are not finite"):
-        estimate(data, planted[0])
+        estimate(data, planted)

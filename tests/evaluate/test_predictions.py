@@ -6,7 +6,6 @@ import pytest
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.predictions import (
     SPLITS,
-    Predictions,
     attack_auc,
     compute_scores,
     describe_collapse,
@@ -16,42 +15,25 @@ from ccu_jax.evaluate.predictions import (
 )
 from ccu_jax.models import VIEWS
 from tests import toy
+from tests.audits.conftest import make_predictions
 
 BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
 
-def make_predictions(labels, split, logits, signal, multi_label) -> Predictions:
-    """Returns predictions of rows that have an image and a text."""
-    every = np.ones(len(split), bool)
-    return Predictions(
-        logits=logits,
-        pair=signal,
-        labels=labels,
-        split=split,
-        id=np.array([f"row{i}" for i in range(len(split))]),
-        has_image=every,
-        has_text=every,
-        multi_label=multi_label,
-        trunk_probe=signal,
-        group=np.arange(len(split)),
-    )
-
-
-def faulty(multi_label, fault) -> Predictions:
+def faulty(multi_label, fault):
     """Returns predictions with a fault on the unlearn set (`random`: on all rows)."""
-    rng = np.random.default_rng(1)
-    split = np.repeat(SPLITS, 300)
-    labels = toy.random_labels(rng, len(split), multi_label)
+    rng, sizes = np.random.default_rng(1), dict.fromkeys(SPLITS, 300)
+    labels = toy.random_labels(rng, 300 * len(SPLITS), multi_label)
     usual = 2 * labels + rng.normal(size=labels.shape) - 1
     sign = {"perfect memory": 1, "over-forgetting": -1}.get(fault, 0)
-    is_unlearn = split == "unlearn"
+    is_unlearn = np.repeat(SPLITS, 300) == "unlearn"
     extreme = 20 * sign * (2 * labels - 1) if sign else usual
     views = {v: np.where(is_unlearn[:, None], extreme, usual) for v in VIEWS}
     if fault == "random":
         views = {view: rng.normal(size=labels.shape) for view in VIEWS}
-    signal = rng.uniform(-1, 1, len(split))
+    signal = rng.uniform(-1, 1, len(labels))
     signal = np.where(is_unlearn & (sign != 0), 2 * sign, signal)
-    return make_predictions(labels, split, views, signal, multi_label)
+    return make_predictions(views, labels, signal, sizes, multi_label=multi_label)
 
 
 @BOTH
@@ -160,18 +142,18 @@ def test_collapse_is_described_if_the_original_had_not_collapsed(multi_label):
     labels = toy.random_labels(rng, 300, multi_label)
 
     def predict(logits):
-        split, views = np.repeat("test", 300), dict.fromkeys(VIEWS, logits)
-        return make_predictions(labels, split, views, logits[:, 0], multi_label)
+        views, size = dict.fromkeys(VIEWS, logits), {"test": 300}
+        signal = logits[:, 0]
+        return make_predictions(views, labels, signal, size, multi_label=multi_label)
 
     trained = predict(4 * labels - 2 + rng.normal(size=labels.shape))
     weaker = predict(3 * labels - 1.5 + rng.normal(size=labels.shape))
     constant = predict(np.ones_like(labels) * [3.0, 2.0, 1.0])
     nan = predict(np.where(labels > 0, np.nan, 1.0))
-    assert describe_collapse(trained, trained) is None
-    assert describe_collapse(weaker, trained) is None
+    for harmless in ((trained, trained), (weaker, trained), (constant, constant)):
+        assert describe_collapse(*harmless) is None
     assert "collapsed" in (describe_collapse(constant, trained) or "")
     assert "not finite" in (describe_collapse(nan, trained) or "")
-    assert describe_collapse(constant, constant) is None
 
 
 def test_predictions_have_the_outputs_of_each_row_of_each_split(problem):

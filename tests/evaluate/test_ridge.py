@@ -10,38 +10,24 @@ from ccu_jax.metrics.classification import auc
 from tests import toy
 
 
-@pytest.fixture
-def data():
+@pytest.mark.parametrize("padding", [0, 0.5])
+def test_ridge_and_its_leave_one_out_scores_agree_with_scikit_learn(padding):
     rng = np.random.default_rng(6)
-    return rng.normal(size=(30, 4)), rng.random((30, 3))
-
-
-def test_ridge_and_its_leave_one_out_scores_agree_with_scikit_learn(data):
-    x, y = data
-    penalty = 0.5 * x.var(axis=0).sum() * len(x) / 4
+    x, y, weight = rng.normal(size=(30, 4)), rng.random((30, 3)), rng.random(30)
+    is_row = weight >= padding
+    penalty = 0.5 * x[is_row].var(axis=0).sum() * is_row.sum() / 4
 
     def predict_by_reference(rows, inputs):
         return linear_model.Ridge(penalty).fit(x[rows], y[rows]).predict(inputs)
 
-    predict, left_out = ridge(jnp.asarray(x), jnp.asarray(y), np.ones(30, bool), 0.5)
-    rows = np.arange(30)
-    expected = predict_by_reference(rows, np.eye(4))
+    padded = np.where(is_row[:, None], x, 30 * x), np.where(is_row[:, None], y, -7)
+    predict, left_out = ridge(*map(jnp.asarray, padded), is_row, 0.5)
+    expected = predict_by_reference(is_row, np.eye(4))
     np.testing.assert_allclose(predict(jnp.eye(4)), expected, atol=1e-5)
-    for row in rows:
-        expected = predict_by_reference(rows != row, x[row : row + 1])[0]
+    for row in np.flatnonzero(is_row):
+        others = is_row & (np.arange(30) != row)
+        expected = predict_by_reference(others, x[row : row + 1])[0]
         np.testing.assert_allclose(left_out[row], expected, atol=1e-5)
-
-
-def test_ridge_ignores_padding(data):
-    x, y = data
-    weight = np.random.default_rng(9).random(len(x)) < 0.5
-    padded = np.where(weight[:, None], x, 30 * x), np.where(weight[:, None], y, -7)
-    results = []
-    for arrays, mask in (((x[weight], y[weight]), weight[weight]), (padded, weight)):
-        predict, left_out = ridge(*map(jnp.asarray, arrays), mask, 0.5)
-        results.append([predict(jnp.eye(4)), left_out[mask]])
-    for values, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 def test_probe_margin_is_that_of_a_ridge_on_the_fitted_rows():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from ccu_jax import models
-from ccu_jax.config.schema import Data
 from ccu_jax.evaluate import feature_store
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.evaluate.predictions import load_predictions, predict_all_splits
@@ -81,19 +80,12 @@ def test_predictions_from_stored_features_are_those_from_images(problem, stored)
     assert logits["image"].tobytes() != predicted.logits["image"].tobytes()
 
 
-# --- whole runs -----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Of a run on a folder of small images."""
-    folder = tmp_path_factory.mktemp("own") / "pairs"
-    toy.write_pairs(folder)
-    tiny = toy.make_config(
-        train={"epochs": 1}, ccu_plus={"steps": 4, "shrink": 1.0}, ccu={"steps": 4}
-    )
-    own = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
-    return dataclasses.replace(tiny, data=own, methods=("original", "ccu_plus"))
+    """The configuration of a run on a folder of small images."""
+    data = toy.write_pairs(tmp_path_factory.mktemp("own") / "pairs")
+    tiny = toy.make_config(train={"epochs": 1}, ccu_plus={"steps": 4, "shrink": 1.0})
+    return dataclasses.replace(tiny, data=data, methods=("original", "ccu_plus"))
 
 
 def watch_encoders(monkeypatch):

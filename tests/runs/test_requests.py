@@ -11,7 +11,7 @@ import pytest
 from ccu_jax.config.schema import Unlearn
 from ccu_jax.distributed import executors
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate import feature_store, predictions
+from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL
 from ccu_jax.runs import requests
@@ -75,21 +75,11 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def problem(data, tmp_path_factory):
-    """A problem with the features of its original."""
+def problem(data):
     # Few checkpoints, as the test of kills runs once for each.
     config = toy.make_config(run={"checkpoint_steps": 2}, finetune={"epochs": 1.0})
     problem = toy.make_problem(executors.vmap(2), data, config, rule="random:0.3")
-    store = feature_store.open_or_build(
-        tmp_path_factory.mktemp("store") / "features",
-        problem.forward,
-        problem.original,
-        problem.table,
-        problem.seed,
-        "toy",
-        lambda *progress: None,
-    )
-    return problem._replace(store=store)
+    return toy.with_stored_features(problem)
 
 
 @pytest.fixture(scope="module")
@@ -185,18 +175,16 @@ def test_updated_store_has_the_logits_of_the_current_model(problem, tmp_path, ru
     rows = np.arange(0, NUM_ROWS, 3)
     outcome, _ = run(tmp_path, 1, "ccu")
     params = {**problem.params, **outcome.params}
-    computed = feature_store.make_compute_fn(
-        problem.forward, params, problem.table, problem.seed
-    )(rows)
-    updated = requests.UpdatedStore(
-        problem.store, problem.forward, params, problem.table
-    ).take(rows)
-    assert updated.keys() == computed.keys()
-    for name, column in updated.items():
+    computed = toy.make_compute_fn(problem._replace(params=params))(rows)
+    store = problem.store
+    updated = requests.UpdatedStore(store, problem.forward, params, problem.table)
+    columns = updated.take(rows)
+    assert columns.keys() == computed.keys()
+    for name, column in columns.items():
         np.testing.assert_allclose(column, computed[name], atol=1e-5, err_msg=name)
-    before = problem.store.take(rows)
-    assert np.abs(before["original_image"] - updated["original_image"]).max() > 0.01
-    assert before["original_text"].tobytes() == updated["original_text"].tobytes()
+    before = store.take(rows)
+    assert np.abs(before["original_image"] - columns["original_image"]).max() > 0.01
+    assert before["original_text"].tobytes() == columns["original_text"].tobytes()
 
 
 class Killed(Exception):

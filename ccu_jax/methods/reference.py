@@ -27,7 +27,7 @@ def make_task_loss(
         sum_{view} CE(logits_view, labels) + contrastive_weight * InfoNCE(image, text)
 
     The views are image, text and fused. A row without an image has weight in the text
-    view and the fused view only, and conversely.
+    and fused views; a row without a text, in the image and fused views.
 
     Returns:
         `loss(outputs, rows) -> scalar` for rows that `augment` returned. If there is a

@@ -134,8 +134,8 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
     """Returns rho_u, the rank of each unlearn image among held-out images.
 
     The original's trunk has memorized the unlearn images, so its features would rank
-    all of them high. The set of ranks is therefore computed with an untrained trunk, and
-    the original's features, which are better, determine the order of the rows.
+    all of them high. The set of ranks therefore comes from an untrained trunk, and the
+    original's features, which are better, determine the order of the rows.
     """
 
     def margin(scores, rows):

@@ -17,7 +17,7 @@ from ccu_jax.distributed.executors import AXIS, Executor
 
 
 class HostColumn(NamedTuple):
-    """A column `[N, ...]` on the host; `take` returns zeros for rows not `valid`."""
+    """A column `[N, ...]` in host memory or on disk; invalid rows are read as zeros."""
 
     array: np.ndarray
     valid: np.ndarray
@@ -63,7 +63,7 @@ def send_rows(
 
 
 def gather_rows(columns: dict[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Gathers the `sent` rows of the device columns; adds host columns; per-device."""
+    """Gathers a batch from device columns and from `send_rows`; per-device."""
     from_host = {name: x for name, x in sent.items() if name != "rows"}
     return jax.tree.map(lambda x: x[sent["rows"]], columns) | from_host
 
@@ -88,7 +88,7 @@ def gather_replicated(tree: Any) -> Any:
 
 
 def gather_sharded(columns: Any, rows: jax.Array) -> Any:
-    """Gathers rows `[B]` of a sharded table from the devices with them; per-device.
+    """Gathers rows `[B]` of a sharded table from the devices that own them; per-device.
 
     The columns are arrays `[L, ...]`; device d has the rows `d * L` to `d * L + L - 1`.
     """

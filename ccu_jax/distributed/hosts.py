@@ -66,7 +66,7 @@ def join_hosts(addresses: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def synchronize_preemption() -> Iterator[None]:
-    """Ends all processes on a SIGTERM to one; at the end of the block waits for all."""
+    """Makes a SIGTERM to one process stop all; the block ends with a barrier."""
     if not jax.distributed.is_initialized():
         yield
         return
@@ -104,7 +104,7 @@ def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
 def run_on_primary(
     work: Callable[[Progress], Result], progress: Progress
 ) -> Result | None:
-    """Runs `work` on process 0 and returns its result; other processes wait for None.
+    """Runs `work` on process 0 while the others wait; returns its result there only.
 
     `work` receives a function that reports progress and is a sync point every few
     seconds, so that a SIGTERM ends the run. If `work` fails, all processes fail.

@@ -32,7 +32,7 @@ class FeatureTables(NamedTuple):
 
 
 def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTables:
-    """Builds the tables from the feature store, or computes the features if unused.
+    """Builds the tables from the feature store, or computes the features without one.
 
     Retain sets larger than `max_retain_rows` are subsampled; 0 means no limit.
     """

@@ -148,7 +148,7 @@ def gradient_ascent(problem: Problem) -> Program:
 def capped_loss(
     problem: Problem, outputs: Outputs, rows: dict[str, jax.Array], cap: Any
 ) -> jax.Array:
-    """Returns the cross-entropy of the visual views, clipped per row for an ascent.
+    """Returns the visual cross-entropy, clipped per row for gradient ascent.
 
     The maximum is `cap` times the loss of a uniform prediction.
     """

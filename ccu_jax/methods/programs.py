@@ -31,7 +31,7 @@ def make_program(
     optimizer: optax.GradientTransformation | None = None,
     more_inputs: Mapping[str, Any] = {},
 ) -> Program:
-    """Returns a program that starts from the original.
+    """Returns a program that trains modules of the original.
 
     It has the stop rule if the method's configuration sets `stop`.
 

@@ -42,7 +42,7 @@ def compute_score(
 def make_score_fn(
     problem: Problem, names: tuple[str, str] = MONITORED_SPLITS
 ) -> ScoreFn:
-    """Returns a per-device function: image scores of the unlearn and held-out rows.
+    """Returns a per-device function that scores images of unlearn and held-out rows.
 
     If a whole class is unlearned (Lee et al. 2024), held-out rows of other classes are
     not comparable. The chance accuracy then replaces their score, unless rows have

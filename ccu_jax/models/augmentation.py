@@ -57,6 +57,7 @@ def drop_modalities(rows: dict[str, Array], rate: float) -> dict[str, Array]:
 
 
 def _drop_modalities(rows, draw, rate):
+    """Implements `drop_modalities` for uniform draws `[B, 2]`."""
     has_image, has_text = rows["has_image"], rows["has_text"]
     drops = (draw[:, 0] < rate) & has_image & has_text
     drops_image = draw[:, 1] < 0.5

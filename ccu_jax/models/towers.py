@@ -172,7 +172,7 @@ class ImageTrunk(nn.Module):
 
     @nn.compact
     def __call__(self, image_BxSxSx3):
-        """Returns tokens."""
+        """Returns tokens, two per image if `returns_pooled`."""
         x = (image_BxSxSx3.astype(self.dtype) - PIXEL_MEAN) / PIXEL_STD
         to_patches = "b (h p) (w q) c -> b (h w) (p q c)"
         patches = einops.rearrange(x, to_patches, p=self.patch, q=self.patch)
@@ -211,7 +211,7 @@ class ImageTail(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxPxW):
-        """Returns image features."""
+        """Returns image features `[B, W]`."""
         for i in range(self.depth):
             query = pool_class_and_mean(x_BxPxW) if i == self.depth - 1 else None
             block = _block_type(self.remat)(self.heads, self.dtype, name=f"block_{i}")

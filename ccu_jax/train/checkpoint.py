@@ -111,7 +111,7 @@ def restore(
 
 
 def remove(directory: pathlib.Path) -> None:
-    """Deletes the checkpoints of a finished stage on process 0, else does nothing."""
+    """Deletes the checkpoints of a finished stage; only process 0 deletes them."""
     if is_primary():
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -156,7 +156,7 @@ def _steps_of_primary(manager) -> list[int]:
 
 
 def _read(ocp, manager, step):
-    """Reads the arrays and metadata of a checkpoint and verifies their checksums."""
+    """Returns the arrays and metadata of a checkpoint after verifying checksums."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     meta = verify_checksum(meta["meta"])
     specs = meta["arrays"]
@@ -203,7 +203,7 @@ class _ThreadErrorFilter:
 
 @contextlib.contextmanager
 def _silence_threads() -> Iterator[None]:
-    """Suppresses the tracebacks of Orbax's threads; Orbax also raises the errors."""
+    """Suppresses tracebacks of Orbax's threads, whose errors the caller receives."""
     for module, name in (
         *((sys, "excepthook"), (sys, "unraisablehook")),
         (threading, "excepthook"),
@@ -231,7 +231,7 @@ def _named_leaves(tree):
 
 
 def _unflatten_like(like, arrays):
-    """Returns a pytree like `like` of arrays named by the paths of their leaves."""
+    """Arranges arrays, named by leaf path, in a pytree with the structure of `like`."""
     expected = dict(_named_leaves(like))
     if names := expected.keys() ^ arrays.keys():
         problem = "is missing" if min(names) in expected else "is unexpected"

@@ -44,7 +44,7 @@ def _suggest_groups(wrong: str, groups: np.ndarray) -> str:
 
 
 def find_id_rows(data: Dataset, file: str) -> list[int]:
-    """Returns the training rows with the ids in a file, in the order of the file.
+    """Returns the training rows with the ids in a file, in file order.
 
     Raises:
         UserError: the file cannot be read, or an id is repeated, unknown or that of a

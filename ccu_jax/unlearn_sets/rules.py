@@ -16,7 +16,7 @@ import numpy as np
 from ccu_jax.data import Dataset
 from ccu_jax.errors import UserError
 from ccu_jax.unlearn_sets.ids import find_group_rows, find_id_rows, read_ids
-from ccu_jax.unlearn_sets.similarity import similarity
+from ccu_jax.unlearn_sets.similarity import compute_similarity
 
 KINDS = {
     "random": "FRACTION",
@@ -63,7 +63,7 @@ class TrainingGroups(NamedTuple):
     def means(
         self, groups: Sequence[str], value_N: np.ndarray, mask_N: np.ndarray
     ) -> np.ndarray:
-        """Returns each group's mean of `value_N` over `mask_N`; -inf if none."""
+        """Returns the mean of `value_N` over each group's rows in `mask_N`, or -inf."""
         sizes = [len(self.rows_by_group[group]) for group in groups]
         rows, group_of_row = self.rows(groups), np.repeat(np.arange(len(sizes)), sizes)
         rows, group_of_row = rows[mask_N[rows]], group_of_row[mask_N[rows]]
@@ -202,17 +202,19 @@ def _select_cluster(data, rule, groups, memorization) -> Selection:
     center = groups.rows([groups.trained[int(np.argmax(has_image))]])
     rows = np.sort(groups.rows([*groups.trained, *groups.holdout]))
     similarity_N = np.zeros(len(data.id))
-    similarity_N[rows] = similarity(data, rows, center)
+    similarity_N[rows] = compute_similarity(data, rows, center)
     similarity_N[center] = np.inf  # so that it is always selected
     all_rows = np.ones(len(similarity_N), bool)
 
-    def most_similar(names):
+    def sort_by_similarity(names):
         return _sort_descending(names, groups.means(names, similarity_N, all_rows))
 
     num_holdout = len(groups.rows(groups.holdout))
     count = max(MIN_NONMEMBERS, round(rule.fraction * num_holdout))
-    nonmembers = take_groups(most_similar(groups.holdout), groups.rows_by_group, count)
-    unlearn = _take_fraction(rule, groups, most_similar(groups.trained))
+    nonmembers = take_groups(
+        sort_by_similarity(groups.holdout), groups.rows_by_group, count
+    )
+    unlearn = _take_fraction(rule, groups, sort_by_similarity(groups.trained))
     return Selection(unlearn, set(nonmembers))
 
 

@@ -21,7 +21,9 @@ _MIN_SIDE = 32  # larger images are subsampled to about this size first
 _EPSILON = 1e-6
 
 
-def similarity(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.ndarray:
+def compute_similarity(
+    data: Dataset, rows: np.ndarray, center: np.ndarray
+) -> np.ndarray:
     """Returns the similarity `[R]` of each row to the mean of the rows `center`.
 
     It is the sum of the cosines of image and text, each standardized over the rows. A
@@ -73,14 +75,18 @@ def _text_cosines(data: Dataset, rows: np.ndarray, center: np.ndarray) -> np.nda
     )
     idf = np.log((1 + len(rows)) / (1 + num_texts))
 
-    def weighted(rows):
+    def yield_weighted_sets(rows):
         for bags in _token_sets(data, rows):
             bags.data = idf[bags.indices]
             yield bags, np.sqrt(np.maximum((bags * bags).sum(axis=1), 1e-12))
 
-    direction = sum((bags.T @ (1 / norms)) for bags, norms in weighted(center))
+    direction = sum(
+        (bags.T @ (1 / norms)) for bags, norms in yield_weighted_sets(center)
+    )
     direction /= max(np.linalg.norm(direction), _EPSILON)
-    return np.concatenate([bags @ direction / norms for bags, norms in weighted(rows)])
+    return np.concatenate(
+        [bags @ direction / norms for bags, norms in yield_weighted_sets(rows)]
+    )
 
 
 def _token_sets(data: Dataset, rows: np.ndarray) -> Iterator[scipy.sparse.csr_array]:

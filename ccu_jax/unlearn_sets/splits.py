@@ -92,7 +92,7 @@ def draw_sets(
     duplicates: str = "forget",
     memorization: Memorization | None = None,
 ) -> Sets:
-    """Assigns all rows to the sets of a seed.
+    """Splits the rows of a data set for a rule and a seed.
 
     Args:
         rule: see `rules.KINDS`, for example "random:0.1".
@@ -216,7 +216,7 @@ def format_unlearn_set(
 
 
 def check_intact(path: pathlib.Path) -> None:
-    """Rejects a damaged file that `format_unlearn_set` formatted.
+    """Rejects an unlearn set file that is damaged or was edited.
 
     Raises:
         UserError: the file does not match its checksum.
@@ -232,7 +232,7 @@ def check_intact(path: pathlib.Path) -> None:
 def format_near_duplicates(
     data: Dataset, sets: Sets, duplicates: dict[str, np.ndarray]
 ) -> str:
-    """Returns lines with the set and id of a near-duplicate and the unlearned id."""
+    """Returns a tab-separated table of near-duplicates and their unlearned rows."""
     unlearned = {int(data.cluster[r]): str(data.id[r]) for r in sets.unlearn[::-1]}
     triples = [
         (name, str(data.id[row]), unlearned[int(data.cluster[row])])

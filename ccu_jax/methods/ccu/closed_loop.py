@@ -25,7 +25,7 @@ from ccu_jax.train.program import Program
 
 
 def ccu_plus(problem: Problem) -> Program:
-    """Closed-loop CCU: fits predictions on unlearn rows to retain-only targets.
+    """Closed-loop CCU: fits predictions on unlearn rows to targets (`targets.py`).
 
         (a) target match + confidence match + gated push + pair dissociation
         (b) + task loss + retention on retain rows + retention on held-out rows

@@ -97,7 +97,7 @@ def contrastive_terms(
     offset: jax.Array | float = 0.0,
     two_sided: bool = False,
 ) -> dict[str, jax.Array]:
-    """Returns the weighted pair dissociation (a) and separation (c), if active.
+    """Returns the weighted losses pair dissociation (a) and separation (c), if active.
 
     For `offset` and `two_sided`, see `objectives.pair_dissociation`.
     """
@@ -128,7 +128,7 @@ def retention_term(
     multi_label: bool,
     has_all_modalities: jax.Array | bool = True,
 ) -> jax.Array:
-    """Returns the weighted retention (b).
+    """Returns the weighted retention loss (b).
 
     The fused view excludes rows without `has_all_modalities`, whose image or text was
     dropped in this step.

@@ -48,7 +48,7 @@ def scores_to_logits(scores: Array) -> Array:
 
 
 def margin(scores_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
-    """Returns how well ridge scores fit the labels, `[N]`.
+    """Returns the margin of the ridge scores of the true labels, `[N]`.
 
     Single-label: the score of the true class minus the highest other score.
     Multi-label: the confidence, which mostly depends on the number of labels and on how
@@ -69,10 +69,10 @@ def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
     return num_hits_N / jnp.maximum(num_labels[:, 0], 1)
 
 
-def with_confidence(
+def probabilities_at_confidence(
     base_NxK: Array, labels_NxK: Array, g_N: Array, multi_label: bool
 ) -> Array:
-    """Returns probabilities `[N, K]` with confidence g that follow the base logits.
+    """Returns probabilities `[N, K]` of confidence g, otherwise as of the base logits.
 
     Single-label: the true class gets probability exp(-exp(-g)); the other classes share
     the rest in the proportions of the base logits.
@@ -167,6 +167,6 @@ def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Callable[[Array], Arra
 
 
 def uniform_per_row(key: Array, num_rows: int) -> Array:
-    """Draws a number in [0, 1) per row, which does not depend on the row count."""
+    """Draws a uniform number per row; each is the same for every `num_rows`."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
     return jax.vmap(jax.random.uniform)(keys)

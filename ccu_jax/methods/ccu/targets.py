@@ -18,7 +18,7 @@ target confidence in the image view is
 The bias closes the loop: a model that is fitted to targets ends up slightly above them.
 For the fused view, the quantile is replaced by the confidence of a similar held-out
 row. Target probabilities are those of b_u with the true labels' logits moved until the
-confidence is t_u (`with_confidence`).
+confidence is t_u (`probabilities_at_confidence`).
 
 Letters: U unlearn rows, V held-out rows, R retain rows, K classes. Tables are padded:
 `valid` is false for padding rows, which may contain any finite values.
@@ -53,7 +53,7 @@ Rows = dict[str, Array]
 
 
 class Prior(NamedTuple):
-    """Estimates for the unlearn rows that are made before the first step.
+    """Estimates for the unlearn rows, computed once before the first step.
 
     Attributes:
         base: logits b_u `[U, K]`.
@@ -260,7 +260,9 @@ def _target_probabilities(prior, labels_UxK, target, multi_label):
         view: jnp.where(
             prior.is_shifted,
             normalize(unlabeled),
-            stats.with_confidence(logits, labels_UxK, target[view], multi_label),
+            stats.probabilities_at_confidence(
+                logits, labels_UxK, target[view], multi_label
+            ),
         )
         for view, unlabeled, logits in (("image", low, base), ("fused", fused, fused))
     }

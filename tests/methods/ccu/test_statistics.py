@@ -10,8 +10,8 @@ from ccu_jax.methods.ccu import statistics as stats
 from ccu_jax.methods.ccu.statistics import (
     confidence,
     margin,
+    probabilities_at_confidence,
     recall_at_k,
-    with_confidence,
 )
 from tests.toy import CLASSES, random_labels
 
@@ -48,7 +48,9 @@ def test_with_confidence_hits_the_confidence(multi_label):
     labels = random_labels(rng, 9, multi_label)
     g = np.linspace(-2.5, 3.5, 9)
     p = np.asarray(
-        jax.jit(with_confidence, static_argnums=3)(base, labels, g, multi_label)
+        jax.jit(probabilities_at_confidence, static_argnums=3)(
+            base, labels, g, multi_label
+        )
     )
     found = expected_confidence(p, labels, multi_label)
     np.testing.assert_allclose(found, g, atol=1e-3)

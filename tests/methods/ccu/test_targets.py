@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccu_jax.methods.ccu import targets
-from ccu_jax.methods.ccu.statistics import confidence, with_confidence
+from ccu_jax.methods.ccu.statistics import confidence, probabilities_at_confidence
 from tests.methods.ccu.test_statistics import each_label_kind, expected_confidence
 from tests.toy import CLASSES, random_labels
 
@@ -78,7 +78,7 @@ def test_bias_grows_until_the_targets_are_met(multi_label):
         logits = {}
         for view in VIEWS:
             g = found.confidence[view] + offset
-            p = with_confidence(u[view], u["labels"], g, multi_label)
+            p = probabilities_at_confidence(u[view], u["labels"], g, multi_label)
             logits[view] = jax.scipy.special.logit(p) if multi_label else jnp.log(p)
         return {**u, **logits}
 

@@ -1,13 +1,12 @@
-"""The objectives: arrays in, one scalar out, the same scalar on every device.
+"""Objectives of CCU and of the baselines; each returns the same scalar on every device.
 
-The mathematics of CCU and of the baselines on one page. The losses of CCU (Xu et al.
-2025, arXiv 2509.23895) are not public: the sections marked CCU are this project's
-reconstruction from the paper's text and the works that are cited here.
+The losses of CCU (Xu et al. 2025, arXiv 2509.23895) are not public: the sections marked
+CCU are a reconstruction from the text of the paper and the works cited below.
 
 Letters: B rows on this device, G rows on all devices, K classes, D features; the suffix
 u or r stands for rows of the unlearn set or the retain set. Rows have a weight `[B]`;
-those of weight 0 are ignored. Scalars are means over the rows of *all* devices, so that
-gradients are right under every executor. Functions are per-device.
+rows of weight 0 are ignored. Scalars are means over the rows of *all* devices, so that
+gradients are correct under every executor. Functions are per-device.
 """
 
 from collections.abc import Mapping
@@ -42,12 +41,12 @@ def all_gather(x: Array) -> Array:
 
 
 def global_rows(num_rows: int) -> Array:
-    """Returns the positions `[B]` of this device's rows in an `all_gather`."""
+    """Returns the indices `[B]` of this device's rows in the output of `all_gather`."""
     return jax.lax.axis_index(AXIS) * num_rows + jnp.arange(num_rows)
 
 
 def mean(value_B: Array, weight_B: Array) -> Array:
-    """Returns the weighted mean over rows of all devices; 0 if none has weight."""
+    """Returns the weighted mean over the rows of all devices; 0 without weight."""
     chex.assert_rank([value_B, weight_B], 1)
     chex.assert_equal_shape([value_B, weight_B])
     weight_B = weight_B.astype(value_B.dtype)
@@ -69,7 +68,7 @@ def label_similarity(labels_AxK: Array, labels_BxK: Array) -> Array:
 
 
 def safe_log(weight: Array) -> Array:
-    """Returns the logarithm of weights, which may be 0."""
+    """Returns the logarithm of nonnegative weights; `LOG_ZERO` for weight 0."""
     return jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1e-9)), LOG_ZERO)
 
 
@@ -97,7 +96,7 @@ def cross_entropy(
     *,
     multi_label: bool,
 ) -> Array:
-    """Returns the mean of `cross_entropy_rows`."""
+    """Returns the weighted mean of `cross_entropy_rows`."""
     loss_B = cross_entropy_rows(logits_BxK, target_BxK, multi_label=multi_label)
     return mean(loss_B, weight_B)
 
@@ -132,7 +131,7 @@ def info_nce(
 
         -log exp(a_i . b_i / temperature) / sum_j exp(a_i . b_j / temperature)
 
-    averaged with the same for a and b exchanged.
+    averaged with the same term after exchanging a and b.
     """
     chex.assert_equal_shape([z_a_BxD, z_b_BxD])
     own_B = global_rows(z_a_BxD.shape[0])
@@ -163,7 +162,7 @@ def inverse_contrast(
     gate_u: Scalar = 1.0,
     stop_retain_gradient: bool = True,
 ) -> Array:
-    """Pushes unlearn images away from the retain images of their class.
+    """Returns a loss that pushes unlearn images away from retain images of their class.
 
     For an unlearn row with feature h_u, and P(u) the retain rows that share labels with
     it (w_up: Jaccard similarity):
@@ -172,8 +171,8 @@ def inverse_contrast(
         - pull * mean_{a not in P(u)} h_u . sg(h_a) / temperature
 
     SupCon (Khosla et al. 2020) with positives and negatives exchanged, as in
-    Contrastive Unlearning (Lee et al. 2024). The stop-gradient sg keeps retained
-    classes in place. A row without P(u) in the batch has the second term only.
+    Contrastive Unlearning (Lee et al. 2024). The stop-gradient sg blocks
+    gradients of the retain features. If P(u) is empty, a row has the second term only.
 
     Args:
         u, r: unlearn and retain rows.
@@ -206,13 +205,13 @@ def pair_dissociation(
     offset: Scalar = 0.0,
     two_sided: bool = False,
 ) -> Array:
-    """Reduces the similarity of unlearn images and their own texts to a class mean.
+    """Returns a loss that reduces the cosine of unlearn images and their own texts.
 
         (z_u . sg(t_u) - s_u)^2,  s_u = sg(mean_{p in P(u)} z_u . t_p) + offset
 
     for image embeddings z and text embeddings t; P(u) are the retain rows that share
     labels with u, weighted by Jaccard similarity. Unless `two_sided`, only similarities
-    above s_u count. `offset` is measured on held-out images, see `ccu_plus`.
+    above s_u have a loss. `offset` is estimated on held-out images, see `ccu_plus`.
 
     Args:
         z_image_u: unit embeddings `[B, D]` of unlearn images.
@@ -234,7 +233,7 @@ def pair_dissociation(
     return mean(excess_B**2, text_u.weight * (count_B > 0))
 
 
-def match_confidence(value_B: Array, target_B: Array, weight_B: Array) -> Array:
+def confidence_loss(value_B: Array, target_B: Array, weight_B: Array) -> Array:
     """Returns the mean Huber loss of confidences (Huber 1964).
 
         d^2 / 2 if |d| <= 1, else |d| - 1/2,  d = value - sg(target)
@@ -278,7 +277,7 @@ def retention(
 
 
 def separation(r: LabeledFeatures, u: LabeledFeatures, *, temperature: Scalar) -> Array:
-    """Preserves the classes of the retain set, with unlearn rows as negatives.
+    """Returns a loss that separates retain classes, with unlearn rows as negatives.
 
     For a retain row with feature h_r, R the other retain rows (w_rp: Jaccard similarity
     of labels) and U the unlearn rows:
@@ -286,8 +285,8 @@ def separation(r: LabeledFeatures, u: LabeledFeatures, *, temperature: Scalar) -
         -sum_{p in R} w_rp log(e_rp / (sum_{q in R} e_rq + sum_{u in U} e_ru))
         / sum_{p in R} w_rp,  e_rp = exp(h_r . h_p / temperature)
 
-    SupCon (Khosla et al. 2020) with weighted positives. A stop-gradient on h_u shields
-    retained classes from changes of the unlearn rows.
+    SupCon (Khosla et al. 2020) with weighted positives. A stop-gradient on h_u blocks
+    gradients of the unlearn features.
     """
     chex.assert_rank([r.h, u.h, r.labels], 2)
     r_G = jax.tree.map(all_gather, r)

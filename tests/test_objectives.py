@@ -345,10 +345,10 @@ def test_rows_without_weight_are_ignored(name):
         np.testing.assert_array_equal(changed_gradient[key], g, key)
 
 
-def test_match_confidence_is_a_huber_loss():
+def test_confidence_loss_is_a_huber_loss():
     value, target = jnp.array([1.0, 0.0, 5.0, 9.0]), jnp.array([1.5, 0.0, 2.0, 0.0])
     weight = jnp.array([1.0, 1.0, 1.0, 0.0])
-    run = on_one_device(objectives.match_confidence)
+    run = on_one_device(objectives.confidence_loss)
     assert float(run(value, target, weight)) == pytest.approx((0.125 + 0 + 2.5) / 3)
     gradient = jax.grad(lambda v: run(v, target, weight))(value)
     np.testing.assert_allclose(gradient, [-0.5 / 3, 0, 1 / 3, 0], atol=1e-6)

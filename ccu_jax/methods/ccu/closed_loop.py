@@ -147,7 +147,7 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
         weight = u["has_image"] & ~prior.is_shifted
         terms["match_confidence"] = sum(
             hp.match_confidence
-            * objectives.match_confidence(g[view], target_g[view], weight)
+            * objectives.confidence_loss(g[view], target_g[view], weight)
             for view in VISUAL
         )
     if hp.is_active("gated_push"):

@@ -139,7 +139,7 @@ def _make_transfers(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
             is_array
             and x.sharding.device_set == local_devices
             and x.is_fully_replicated
-        ):  # as pmap returns them: no copy is needed
+        ):  # outputs of pmap need no copy
             copies = [shard.data for shard in x.addressable_shards]
             return jax.make_array_from_single_device_arrays(x.shape, replicated, copies)
         x = np.asarray(x)

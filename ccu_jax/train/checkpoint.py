@@ -29,7 +29,7 @@ from ccu_jax.distributed.hosts import (
 from ccu_jax.errors import UserError, is_transient, missing_folder_message
 from ccu_jax.storage.records import add_checksum, verify_checksum
 
-_OVERHEAD_BYTES = 1 << 20  # of a checkpoint besides its arrays
+_OVERHEAD_BYTES = 1 << 20  # size of a checkpoint without its arrays
 
 
 class Checkpoint(NamedTuple):

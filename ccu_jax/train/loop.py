@@ -116,7 +116,7 @@ class Loop:
         max_steps = config.checkpoint_steps if is_fast else config.steps_per_call
         return min(max_steps, 2 ** (program.steps - 1).bit_length())
 
-    def compile_init(self, kind: Any, program: Program, args: tuple) -> Callable:
+    def jit_init(self, kind: Any, program: Program, args: tuple) -> Callable:
         """Returns the jitted function that builds the initial state from `args`."""
         init = jax.jit(make_init_fn(program.optimizer, program.group))
         return self._compiled.setdefault((kind, "init", _shape_key(args)), init)
@@ -149,7 +149,7 @@ class _Execution:
         loop, program, seconds = self._loop, self._program, self._seconds
         start_s = time.perf_counter()
         args = program.params, program.aux, key
-        state = loop.executor.replicate(loop.compile_init(kind, program, args)(*args))
+        state = loop.executor.replicate(loop.jit_init(kind, program, args)(*args))
         jax.block_until_ready(state)
         seconds["compile"] += time.perf_counter() - start_s
         self._state, self._first, stored_seconds = self._restore(state)

@@ -1,8 +1,8 @@
 """Rules that select the unlearn set, such as `random:0.1` or `class:Comedy`.
 
-Attacks compare the unlearn set with non-members: rows of held-out groups, which no
-model is trained on. If a rule selects rows of one kind, such as a class, it selects
-held-out groups of the same kind as non-members.
+Attacks compare the unlearn set with non-members: rows of held-out groups, on which only
+shadow models are trained. If a rule selects rows of one kind, such as a class, it
+selects held-out groups of the same kind as non-members.
 """
 
 import bisect
@@ -52,8 +52,8 @@ class TrainingGroups(NamedTuple):
     """The groups of the training rows, in the order of forgetting of a seed."""
 
     rows_by_group: dict[str, list[int]]  # row numbers of each group
-    trained: list[str]  # the original is trained on them
-    holdout: list[str]  # no model is trained on them
+    trained: list[str]  # groups that the original is trained on
+    holdout: list[str]  # held-out groups, the candidates for non-members
 
     def rows(self, groups: Iterable[str]) -> np.ndarray:
         """Returns the row numbers of `groups`, group by group."""

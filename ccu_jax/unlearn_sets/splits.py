@@ -33,7 +33,7 @@ class Sets(NamedTuple):
 
     retain: np.ndarray
     unlearn: np.ndarray
-    unseen: np.ndarray  # the holdout: training rows that no model trains on
+    unseen: np.ndarray  # the non-members: held-out training rows
     validation: np.ndarray
     test: np.ndarray
 

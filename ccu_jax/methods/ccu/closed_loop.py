@@ -211,7 +211,7 @@ def _estimate_offset(out_v, labels, has_text):
 
 def _fit_prior(problem: Problem, cached: cached_features.FeatureTables) -> Prior:
     """Runs `targets.fit_prior` on all devices."""
-    # The executable outlives the problem, so it must not capture it.
+    # The executable outlives the problem, so it must not capture the problem.
     multi_label = problem.multi_label
 
     def fit(state, static_inputs, tables):

@@ -183,12 +183,9 @@ class Training:
             groups[key.split("/")[0] in _TEXT_MODULES].append(self.params[key])
         rate = section.learning_rate
         text_group = {"params": groups[True], "lr": rate * train.text_lr_scale}
+        options = {"betas": (0.9, 0.98), "weight_decay": train.weight_decay}
         self._optimizer = torch.optim.AdamW(
-            [{"params": groups[False]}, text_group],
-            lr=rate,
-            betas=(0.9, 0.98),
-            weight_decay=train.weight_decay,
-            fused=True,
+            [{"params": groups[False]}, text_group], rate, fused=True, **options
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _cosine(step, warmup, total)

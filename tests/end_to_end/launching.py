@@ -51,8 +51,8 @@ def start_process(*argv: object, **variables: str) -> subprocess.Popen:
     )
 
 
-def start_command(*argv: object, **variables: str) -> subprocess.Popen:
-    return start_process(sys.executable, "-m", "ccu_jax.launch", *argv, **variables)
+def start_command(*argv: object) -> subprocess.Popen:
+    return start_process(sys.executable, "-m", "ccu_jax.launch", *argv)
 
 
 def communicate(process: subprocess.Popen, timeout_s: float = 400) -> tuple[str, str]:
@@ -80,17 +80,17 @@ def find_free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def run_command(*argv: object, **variables: str) -> str:
-    """Runs the command, which must succeed without a word on stderr; returns stdout."""
-    process = start_command(*argv, **variables)
+def run_command(*argv: object) -> str:
+    """Runs the command, which must succeed with an empty stderr; returns stdout."""
+    process = start_command(*argv)
     out, err = communicate(process)
     assert (process.returncode, err) == (0, ""), err[-2000:]
     return out
 
 
-def fail_command(*argv: object, code: int = 2) -> str:
+def fail_command(*argv: object) -> str:
     """Runs the command, which must fail with one line on stderr; returns it."""
     process = start_command(*argv)
     _, err = communicate(process)
-    assert process.returncode == code and err.count("\n") == 1, err
+    assert process.returncode == 2 and err.count("\n") == 1, err
     return err

@@ -170,7 +170,7 @@ def _judge_views(
         return mean_over_seeds(
             [None if value is None else Interval(*value) for value in values],
             confidence=CONFIDENCE,
-            shared=is_shared,
+            has_shared_rows=is_shared,
             bounds=(-1, 1),
         )
 

@@ -1,7 +1,6 @@
 """Scores of classifiers, and their differences from those of a reference model.
 
-Logits and labels are `[N, K]`. Labels are 0 or 1: one-hot, or with `multi_label`
-several for each row.
+Logits and labels are `[N, K]`. Labels are one-hot, or multi-hot with `multi_label`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ import scipy.stats
 
 from ccu_jax.metrics.intervals import Groups, Interval, mean_interval
 
-# The scores of Tug-of-War, and of its variant with the success of an attack.
+# The scores that enter Tug-of-War, and those of its variant with attack success.
 TOW_SPLITS = ("unlearn", "retain", "test")
 TOW_ATTACK = ("attack", "retain", "test")
 
@@ -19,7 +18,7 @@ SplitScores = Mapping[str, float | None]
 
 
 def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns accuracy and macro F1, and "auroc" if there are two classes with rows."""
+    """Returns accuracy, macro F1 and, for two classes that both have rows, AUROC."""
     predicted = np.eye(labels.shape[1])[logits.argmax(axis=1)]
     scores = {
         "accuracy": float((predicted * labels).sum(axis=1).mean()),
@@ -36,7 +35,7 @@ def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
 def multi_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns micro, macro, weighted and samples F1 at probability 0.5.
 
-    A class or row without true and predicted labels counts 0, as in scikit-learn.
+    A class or row with neither true nor predicted labels scores 0, as in scikit-learn.
     """
     predicted = (logits > 0).astype(np.float64)
     per_class = f1(predicted, labels, axis=0)
@@ -50,14 +49,14 @@ def multi_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 def f1(predicted: np.ndarray, labels: np.ndarray, axis: int) -> np.ndarray:
-    """Returns F1 along an axis of two arrays of 0 and 1; 0 if both are all zeros."""
+    """Returns F1 along an axis of binary arrays; 0 where both are all zeros."""
     true_positives = (predicted * labels).sum(axis=axis)
     total = predicted.sum(axis=axis) + labels.sum(axis=axis)
     return 2 * true_positives / np.maximum(total, 1)
 
 
 def auc(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """Returns the probability that a positive exceeds a negative; ties count half.
+    """Returns the probability that a positive scores above a negative; ties count 1/2.
 
     This is the area under the ROC curve (Mann & Whitney 1947).
     """
@@ -110,9 +109,10 @@ def score_difference(
     confidence: float = 0.95,
     groups: Groups = None,
 ) -> Interval | None:
-    """Returns the mean of `row_scores` minus that of a reference on the same rows.
+    """Returns the mean difference of `row_scores` from a reference on the same rows.
 
-    `reference` are its logits. None if there is no row or a logit is not finite.
+    `reference` are the reference's logits. None if there is no row or a logit is not
+    finite.
     """
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         return None
@@ -140,7 +140,8 @@ def tug_of_war(
 ) -> float | None:
     """Returns ToW (Zhao et al. 2024): the product of 1 - |difference|, at best 1.
 
-    Of scores as for `average_gap`; those of `names`, `TOW_SPLITS` or `TOW_ATTACK`.
+    The scores are those of `average_gap`, restricted to `names` (`TOW_SPLITS` or
+    `TOW_ATTACK`).
     """
     gaps = _absolute_gaps(*({k: x[k] for k in names} for x in (model, reference)))
     return None if gaps is None else float(np.prod([1 - gap for gap in gaps]))
@@ -157,7 +158,7 @@ def _average_precision(values: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _auroc(values: np.ndarray, labels: np.ndarray) -> float | None:
-    """Returns None if there is no positive or no negative row."""
+    """Returns the AUROC of one class, or None without both kinds of rows."""
     positive = labels > 0
     if not positive.any() or positive.all():
         return None
@@ -174,6 +175,7 @@ def _mean_over_classes(score: Callable, logits, labels) -> float | None:
 
 
 def _absolute_gaps(model, reference) -> list[float] | None:
+    """Returns |model - reference| of each score, or None if a score is None."""
     if set(model) != set(reference) or not model:
         raise ValueError(
             "model and reference must have the same, non-empty score names; got "

@@ -28,7 +28,7 @@ def js_divergence(
 ) -> np.ndarray:
     """Returns the Jensen-Shannon divergence of the predictions, 0 to 1 bit, `[N]`.
 
-    It compares the softmax, or with several labels each binary prediction, averaged.
+    Single-label: of the softmax. Multi-label: averaged over the binary predictions.
     """
     log_p, log_q = (log_distribution(x, multi_label) for x in (logits, reference))
     log_mean = np.logaddexp(log_p, log_q) - math.log(2)
@@ -40,9 +40,9 @@ def js_divergence(
 def agreement(
     logits: np.ndarray, reference: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-    """Returns whether both models predict the same class, or the fraction of labels.
+    """Returns whether the predicted classes, or the fraction of labels that, agree.
 
-    `[N]`, 0 to 1. The mean is known as completeness (Cao & Yang 2015).
+    `[N]`, 0 to 1. Its mean is known as completeness (Cao & Yang 2015).
     """
     if multi_label:
         same = (np.asarray(logits) > 0) == (np.asarray(reference) > 0)
@@ -65,7 +65,7 @@ def activation_distance(
 def cka_interval(
     x: np.ndarray, y: np.ndarray, *, groups: Groups = None
 ) -> Interval | None:
-    """Returns the linear centered kernel alignment with its jackknife interval of 95 %.
+    """Returns linear centered kernel alignment (CKA) with its 95 % jackknife interval.
 
     1 for equal embeddings up to rotation and scale (Kornblith et al. 2019). The
     estimate is the unbiased one of Song et al. 2012, which is 0 on average for
@@ -95,11 +95,12 @@ def cka_interval(
 
 
 def scatter_ratio(z: np.ndarray, labels: np.ndarray) -> float | None:
-    """Returns within-class over between-class scatter of embeddings; lower is tighter.
+    """Returns the ratio of within-class to between-class scatter of embeddings.
 
-    Within: squared distances of rows from their class mean. Between: squared distances
-    of the class means, one for each row, from the mean of all. A row with several
-    labels `[N, K]` counts in each of its classes. None if all class means are equal.
+    Within: the squared distances of rows from their class mean. Between: the squared
+    distances of class means from the overall mean, weighted by the number of rows. A
+    row with several labels `[N, K]` counts in each class. None if all class means are
+    equal.
     """
     z, labels = np.asarray(z, np.float64), np.asarray(labels, np.float64)
     num_labels = labels.sum(axis=1)
@@ -118,11 +119,11 @@ def scatter_ratio(z: np.ndarray, labels: np.ndarray) -> float | None:
 def intra_class_similarity(
     x: np.ndarray, y: np.ndarray, labels: np.ndarray
 ) -> Interval | None:
-    """Returns how similarly two models arrange the rows of a class, with an interval.
+    """Returns the correlation of within-class distances between two embeddings.
 
-    For each class of the labels `[N, K]` the Pearson correlation, over pairs of its
-    rows, of their distances in x and in y; then the mean over classes with its
-    t-interval. 1 if the structure of the classes is the same up to rotation and scale.
+    For each class of the labels `[N, K]`, the Pearson correlation over pairs of its
+    rows of their distances in x and in y; then the mean over classes with its
+    t-interval. 1 if the classes have the same structure up to rotation and scale.
     This is our reading of "intra-class structural stability", for which no formula was
     published. None if no class has three different rows.
     """
@@ -145,20 +146,20 @@ def intra_class_similarity(
 
 
 def _center(z, weights=None):
-    """Subtracts the mean; returns zeros if rows differ by float32 rounding only."""
+    """Subtracts the weighted mean; returns zeros if rows differ only by rounding."""
     centered = z - np.average(z, axis=0, weights=weights)
     is_constant = np.abs(centered).max(initial=0) <= 1e-6 * np.abs(z).max(initial=0)
     return np.zeros_like(z) if is_constant else centered
 
 
 def _normalize(z):
-    """Scales to norm 1 without overflow; leaves zeros."""
+    """Scales an array to unit norm without overflow; an array of zeros is unchanged."""
     largest = np.abs(z).max(initial=0)
     return z / np.linalg.norm(z / largest) / largest if largest > 0 else z
 
 
 def _hsic_sums(x, y) -> np.ndarray:
-    """Returns the terms of `_hsic`, which are additive over rows, as objects."""
+    """Returns the sums over rows that `_hsic` needs, as an object array."""
     xx, yy = (x**2).sum(axis=1), (y**2).sum(axis=1)
     sums = x.sum(axis=0), y.sum(axis=0), xx.sum(), yy.sum()
     return np.array([len(x), *sums, x.T @ y, x.T @ yy, y.T @ xx, xx @ yy], object)
@@ -180,7 +181,7 @@ def _cka(sums) -> float | None:
 
 
 def _correlation(a, b) -> float | None:
-    """Returns Pearson's correlation: 0 if one side is constant, None if both are."""
+    """Returns the Pearson correlation: 0 if one input is constant, None if both are."""
     a, b = (_normalize(_center(x)) for x in (a, b))
     if not a.any() and not b.any():
         return None

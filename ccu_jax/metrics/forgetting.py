@@ -1,4 +1,4 @@
-"""Distances of unlearned from retrained models, row by row, over many models of each.
+"""Per-row distances between the output distributions of unlearned and retrained models.
 
 Both scores depend on the number of models and do not reach their best value even for
 two sets of retrained models. So each is returned with a control, the score of a second
@@ -18,32 +18,32 @@ from ccu_jax.metrics.intervals import Groups, Interval, mean_interval, quantile_
 
 _MAX_EPSILON = 50.0
 _DELTA = 1e-5
-_MAX_VALUES = 1 << 22  # of a table: 32 MB
+_MAX_VALUES = 1 << 22  # values of a chunk of rows: 32 MB
 # Of KLOM's histograms; bins of the retrained models have at least this probability.
 _NUM_BINS, _MIN_PROBABILITY = 20, 1e-5
 
 
 class PoolScores(NamedTuple):
-    """A score of unlearned against retrained models."""
+    """A score that compares unlearned with retrained models, and its control."""
 
     score: Interval | None
-    control: Interval | None  # of other retrained models in place of the unlearned ones
-    models: int  # on each side
+    control: Interval | None  # score of other retrained models instead of unlearned
+    models: int  # number of models in each set
 
 
 def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
-    """Returns epsilon of the best threshold between unlearned and retrained models.
+    """Returns the largest epsilon of any threshold attack on each row, `[N]`.
 
-    `[N]`, by the rule of the NeurIPS 2023 unlearning competition (Triantafillou et al.
+    By the rule of the NeurIPS 2023 unlearning competition (Triantafillou et al.
     2024) with all single thresholds as attacks: max(ln((1 - delta - FPR) / FNR), ln((1
     - delta - FNR) / FPR)), where positives are the models with the higher median.
     Thresholds with exactly one rate of 0 do not count. It is 50 if both rates are 0, or
     if the range of one side is below 1 % of the other's.
     """
-    unlearned, retrained = _check_shapes(unlearned, retrained)
+    unlearned, retrained = _to_equal_shape_arrays(unlearned, retrained)
     step = max(_MAX_VALUES // (2 * len(unlearned)), 1)
     chunks = [
-        _epsilons(unlearned[:, i : i + step], retrained[:, i : i + step])
+        _attack_epsilons(unlearned[:, i : i + step], retrained[:, i : i + step])
         for i in range(0, unlearned.shape[1], step)
     ]
     return np.concatenate([np.zeros(0), *chunks])
@@ -52,7 +52,7 @@ def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
 def forgetting_points_by_row(epsilons: np.ndarray, models: int) -> np.ndarray:
     """Returns the competition's H(epsilon) = 2^-floor(2 epsilon), `[N]`.
 
-    0 from ceil(ln(models - 1)) on, because so few models show no larger epsilon.
+    0 where epsilon >= ceil(ln(models - 1)), the limit of what `models` models can show.
     """
     limit = math.ceil(math.log(models - 1))
     return np.where(epsilons < limit, 0.5 ** np.floor(2 * epsilons), 0.0)
@@ -67,14 +67,15 @@ def forgetting_score(
 ) -> PoolScores:
     """Returns the competition's forgetting quality F, the mean of H over rows.
 
-    `control` are signals of other retrained models, `groups` `[N]` those of the rows.
+    `control` are the signals of a second set of retrained models, `groups` `[N]` the
+    groups of the rows (see `intervals`).
 
     Raises:
-        ValueError: the numbers of models differ or are below 3.
+        ValueError: the shapes differ or there are fewer than 3 models in a set.
     """
     models = len(unlearned)
     if models < 3:
-        raise ValueError(f"at least 3 models on each side are needed, not {models}")
+        raise ValueError(f"need at least 3 models in each set, got {models}")
 
     def score(pool):
         points = forgetting_points_by_row(epsilon_by_row(pool, retrained), models)
@@ -89,7 +90,8 @@ def final_score(
     """Returns the NeurIPS 2023 competition's score F * (RA_U / RA_R) * (TA_U / TA_R).
 
     F is that of `forgetting_score`. `retain` and `test` are the mean accuracies of
-    unlearned and of retrained models on these splits.
+    unlearned and of retrained models on these splits. None if a score of the retrained
+    models is 0 or one is not finite.
     """
     if not retain[1] or not test[1] or not _are_finite(forgetting, retain, test):
         return None
@@ -103,7 +105,7 @@ def klom_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     clipped to +-100, in histograms over their joint range. Unlike in the public code,
     the highest margin is in the last bin.
     """
-    p, q = (np.clip(x, -100, 100) for x in _check_shapes(unlearned, retrained))
+    p, q = (np.clip(x, -100, 100) for x in _to_equal_shape_arrays(unlearned, retrained))
     low, high = np.minimum(p.min(0), q.min(0)), np.maximum(p.max(0), q.max(0))
     width = np.where(high > low, high - low, 1.0)
     rows = np.arange(p.shape[1])
@@ -127,7 +129,7 @@ def klom(
     quantile: float | None = None,
     groups: Groups = None,
 ) -> PoolScores:
-    """Returns the mean, or a quantile, of `klom_by_row`; see `forgetting_score`."""
+    """Returns the mean or a quantile of `klom_by_row`; see `forgetting_score`."""
 
     def score(pool):
         by_row = klom_by_row(pool, retrained)
@@ -150,17 +152,18 @@ def _are_finite(*values) -> bool:
     return all(np.isfinite(x).all() for x in values)
 
 
-def _check_shapes(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
+def _to_equal_shape_arrays(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
     unlearned, retrained = (np.asarray(x, np.float64) for x in (unlearned, retrained))
     if unlearned.shape != retrained.shape:
         raise ValueError(
-            "unlearned and retrained models must be as many and have the same rows, "
-            f"not {unlearned.shape} and {retrained.shape}"
+            "unlearned and retrained signals must have the same shape [M, N], not "
+            f"{unlearned.shape} and {retrained.shape}"
         )
     return unlearned, retrained
 
 
-def _epsilons(unlearned, retrained) -> np.ndarray:
+def _attack_epsilons(unlearned, retrained) -> np.ndarray:
+    """Returns `epsilon_by_row` of one chunk of rows."""
     models = len(unlearned)
     is_swapped = np.median(retrained, axis=0) > np.median(unlearned, axis=0)
     positive = np.where(is_swapped, retrained, unlearned)

@@ -4,7 +4,8 @@ They cover the sampling error of the rows, given the trained models. The variati
 between training runs is covered by `mean_over_seeds` alone.
 
 Rows of one group (images of one product, near-duplicates) are not independent. With
-`groups` `[N]`, numbers or names, groups are the sampling units instead of rows.
+`groups` `[N]`, the numbers or names of the rows' groups, groups instead of rows are the
+sampling units.
 """
 
 import math
@@ -30,7 +31,7 @@ _UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 
 def to_list(interval: Interval | None) -> list[float] | None:
-    """Returns an interval as plain JSON."""
+    """Converts an interval to `[value, low, high]`, and None to None."""
     return None if interval is None else [float(x) for x in interval]
 
 
@@ -41,9 +42,10 @@ def interval_from_variance(
     confidence: float = 0.95,
     bounds: Bounds = _UNBOUNDED,
 ) -> Interval:
-    """Returns the normal interval of an estimate, clipped to the bounds.
+    """Returns the confidence interval of an estimate, clipped to the bounds.
 
-    With `degrees` of freedom Student's t-interval; below 1 they count as 1.
+    It is Student's t-interval with `degrees` of freedom (at least 1), or the normal
+    interval if `degrees` is None.
     """
     level = (1 + confidence) / 2
     if degrees is None:
@@ -75,7 +77,7 @@ def clopper_pearson(
 def proportion_interval(
     successes: Values, confidence: float = 0.95, groups: Groups = None
 ) -> Interval | None:
-    """Returns the proportion of True among `[N]` with its `clopper_pearson` interval.
+    """Returns the fraction of True in `[N]` with its `clopper_pearson` interval.
 
     With `groups` the number of trials is the `effective_sample_size`, which is
     conservative unless all rows of a group have the same outcome.
@@ -96,10 +98,10 @@ def effective_sample_size(groups: Values) -> float:
 def variance_of_mean(values: Values, span: float = 0.0, groups: Groups = None) -> float:
     """Returns the sampling variance of the mean of `[N]` values.
 
-    With two extra values, half a span above and below the mean, because a handful of
-    equal values is no certainty (compare Agresti & Coull 1998). `span` is the largest
-    possible difference of two values; 0 adds none. With `groups` the cluster-robust
-    variance (Liang & Zeger 1986).
+    Two pseudo-values are added, half of `span` above and below the mean, because a few
+    equal values do not prove zero variance (compare Agresti & Coull 1998). `span` is
+    the largest possible difference of two values; 0 adds none. With `groups`, the
+    variance is cluster-robust (Liang & Zeger 1986).
     """
     values = np.asarray(values, np.float64)
     deviation = values - values.mean()
@@ -112,7 +114,7 @@ def variance_of_mean(values: Values, span: float = 0.0, groups: Groups = None) -
 
 
 def group_indices(groups: Values) -> np.ndarray:
-    """Returns the group of each row as an integer from 0, `[N]`."""
+    """Numbers the groups from 0; returns the number of each row's group, `[N]`."""
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
@@ -121,7 +123,7 @@ def bootstrap_counts(
 ) -> np.ndarray:
     """Returns how often each row is in each bootstrap sample, `[resamples, num_rows]`.
 
-    With `groups` whole groups are drawn.
+    With `groups`, whole groups are resampled.
     """
     unit, num_units = _sampling_units(num_rows, groups)
     sample = rng.integers(num_units, size=(resamples, num_units))
@@ -139,9 +141,9 @@ def mean_interval(
 ) -> Interval | None:
     """Returns the mean of `[N]` independent values with its t-interval.
 
-    With the `bounds` of the values the interval is within them and is widened by the
-    two extra values of `variance_of_mean`. None if there is no value, or a single one
-    without bounds, or one that is not finite.
+    With `bounds`, the range of the values, the interval is clipped to them and widened
+    by the pseudo-values of `variance_of_mean`. None if there is no value, only one and
+    no bounds, or a value is not finite.
     """
     values = np.asarray(values, np.float64)
     num_units = len(values) if groups is None else len(np.unique(groups))
@@ -156,10 +158,10 @@ def mean_interval(
 def quantile_interval(
     values: Values, quantile: float, *, groups: Groups = None
 ) -> Interval | None:
-    """Returns a quantile of `[N]` independent values with its interval of 95 %.
+    """Returns a quantile of `[N]` independent values with its 95 % interval.
 
-    The limits are two of the values (Conover 1999). With `groups` they are chosen as
-    for `effective_sample_size` values. None if there are too few values (72 are needed
+    The limits are order statistics (Conover 1999). With `groups`, they are those of
+    `effective_sample_size` values. None if there are too few values (72 are needed
     for the .95 quantile) or one is not finite.
     """
     values = np.sort(np.asarray(values, np.float64))
@@ -183,7 +185,7 @@ def jackknife_interval(
     groups: Groups = None,
     bounds: Bounds = _UNBOUNDED,
 ) -> Interval | None:
-    """Returns a smooth score with its delete-a-group jackknife interval, of 95 %.
+    """Returns a smooth score with its 95 % delete-a-group jackknife interval.
 
     For scores without a variance formula (Shao & Wu 1989). `score` is a function of the
     arrays `[N, ...]`. The rows are divided into random folds, which are left out in
@@ -200,7 +202,7 @@ def jackknife_interval(
 
 
 def assign_folds(num_rows: int, folds: int, groups: Groups = None) -> np.ndarray:
-    """Returns a random fold for each row, `[num_rows]`; a group is in one fold."""
+    """Returns a random fold for each row, `[num_rows]`; folds do not split groups."""
     unit, num_units = _sampling_units(num_rows, groups)
     return (np.random.default_rng(0).permutation(num_units) % folds)[unit]
 
@@ -208,7 +210,7 @@ def assign_folds(num_rows: int, folds: int, groups: Groups = None) -> np.ndarray
 def interval_from_replicates(
     value: float | None, replicates: Sequence[float | None]
 ) -> Interval | None:
-    """Returns a jackknife interval of 95 % from the values without each fold."""
+    """Returns the 95 % jackknife interval of a value from leave-one-fold-out values."""
     finite = [x for x in replicates if x is not None and math.isfinite(x)]
     if value is None or len(finite) < len(replicates):
         return None
@@ -221,21 +223,21 @@ def mean_over_seeds(
     intervals: Sequence[Interval | None],
     *,
     confidence: float = 0.95,
-    shared: bool = False,
+    has_shared_rows: bool = False,
     bounds: Bounds = _UNBOUNDED,
 ) -> Interval | None:
-    """Returns the mean of a value over seeds, from the interval of each.
+    """Returns the mean of an estimate over seeds, given the interval of each seed.
 
     The interval covers both the sampling error of the rows and, from two seeds on, the
-    t-interval of the seeds' values. If the seeds have `shared` rows, the errors of the
-    rows do not average out. None if there is no seed or the interval of one is None.
+    t-interval of the seeds' values. With `has_shared_rows`, the sampling errors do not
+    average out over seeds. None if there is no seed or the interval of one is None.
     """
     estimates = [x for x in intervals if x is not None]
     if not estimates or len(estimates) < len(intervals):
         return None
     value, low, high = np.array(estimates, np.float64).T
     count, mean = len(estimates), value.mean()
-    if shared:
+    if has_shared_rows:
         down, up = (value - low).sum(), (high - value).sum()
     else:
         down, up = np.sqrt([((value - low) ** 2).sum(), ((high - value) ** 2).sum()])
@@ -245,7 +247,7 @@ def mean_over_seeds(
 
 
 def difference_interval(first: Interval, second: Interval) -> Interval:
-    """Returns the difference of two independent estimates (Zou & Donner 2008)."""
+    """Returns `first - second` for independent estimates (Zou & Donner 2008)."""
     value = first.value - second.value
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)
@@ -253,7 +255,7 @@ def difference_interval(first: Interval, second: Interval) -> Interval:
 
 
 def hull(first: Interval, second: Interval) -> Interval:
-    """Returns the first value with the smallest interval that contains both."""
+    """Returns the first estimate with the smallest interval that contains both."""
     low, high = min(first.low, second.low), max(first.high, second.high)
     return Interval(first.value, low, high)
 

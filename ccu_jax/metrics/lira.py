@@ -1,8 +1,8 @@
 """Membership inference with shadow models: U-LiRA and RMIA.
 
 For each row, some shadow models were trained with it and then unlearned it, and some
-never saw it. If a target behaves more like the former, it remembers the row. With few
-shadow models an attack has little power, so all results state their number.
+never saw it. If a target model behaves more like the former, it remembers the row. An
+attack with few shadow models has little power, so all results state their number.
 """
 
 import math
@@ -37,17 +37,17 @@ _RMIA_A = 0.3
 
 
 class AttackScores(NamedTuple):
-    """Membership scores, higher for members; NaN where unknown."""
+    """Membership scores of rows, higher for members; NaN where undefined."""
 
     score: np.ndarray  # `[N]` of one target, or `[K, N]` of K targets
-    num_shadows: int  # shadow models with a signal of the row, the maximum over rows
+    num_shadows: int  # maximum over rows of the shadow models with a signal of the row
 
 
 class AttackResult(NamedTuple):
-    """Success of an attack with shadow models; AUC and accuracy are 0.5 by chance."""
+    """Success of an attack with shadow models; chance level is 0.5 (AUC, accuracy)."""
 
     auc: Interval | None
-    accuracy: Interval | None  # balanced, at the threshold of the score, if it has one
+    accuracy: Interval | None  # balanced accuracy; None if the score has no threshold
     tpr_1: Interval | None  # TPR at 1 % FPR; None below 100 non-members
     tpr_01: Interval | None  # TPR at 0.1 % FPR; None below 1,000 non-members
     shadows: int  # number of shadow models
@@ -95,9 +95,9 @@ def lira_leave_one_out(
         signals: `[K, N]`.
         unlearned: bool `[K, N]`, rows that a model was trained on and then unlearned.
         unseen: bool `[K, N]`, rows that it never saw; rows may be neither.
-        sets: `[K]`; models with the same number are not each other's shadow models,
-            because of two models with complementary rows, the one that is left out
-            would have one shadow model less on its own side, which biases the score.
+        sets: `[K]`; models with the same number are not each other's shadow models.
+            Needed for models with complementary rows: leaving out only one of them
+            would unbalance its own in and out models, which biases the score.
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
@@ -149,10 +149,10 @@ def evaluate_attack(
     threshold: float | None = 0.0,
     groups: Groups = None,
 ) -> AttackResult:
-    """Measures an attack on one target.
+    """Measures the success of an attack on one target.
 
     `members` `[N]` is True for unlearned rows, False for unseen ones. Rows with a score
-    above `threshold` are predicted to be members; `rmia` has none and no accuracy.
+    above `threshold` are predicted to be members; None (for `rmia`): no accuracy.
     """
     is_known = ~np.isnan(scores.score)
     sides = is_known & members, is_known & ~members
@@ -172,12 +172,12 @@ def evaluate_attack(
 def evaluate_pool(
     scores: AttackScores, unlearned: np.ndarray, *, groups: Groups = None
 ) -> AttackResult:
-    """Measures an attack on all models of a pool (`lira_leave_one_out`), on average.
+    """Measures the mean success of `lira_leave_one_out` over all models of a pool.
 
-    All models answer for the same rows and are each other's shadows, so the K * N
-    answers are not independent: intervals are clustered by row (or group of rows) and
-    by model (Cameron, Gelbach & Miller 2011). The thresholds of the true positive rates
-    are those of the unseen rows of all models together. `unlearned` is bool `[K, N]`.
+    All models are scored on the same rows and are each other's shadows, so the K * N
+    scores are not independent: standard errors are clustered by row (or group of rows)
+    and by model (Cameron, Gelbach & Miller 2011). Thresholds of the true positive rates
+    are computed on the unseen rows of all models. `unlearned` is bool `[K, N]`.
     """
     score = scores.score
     is_known, unlearned = ~np.isnan(score), np.asarray(unlearned, bool)
@@ -199,21 +199,21 @@ def evaluate_pool(
         hits = score > threshold
         independent = proportion_interval(hits[inside])
         assert independent is not None  # each model has both kinds of rows
-        return hull(_clustered_mean(hits, [inside], 1.0, cluster), independent)
+        return hull(_clustered_interval(hits, [inside], 1.0, cluster), independent)
 
     return AttackResult(
-        _clustered_mean(placement, [inside, outside], 1.0, cluster),
-        _clustered_mean(is_correct, [inside, outside], 0.5, cluster),
+        _clustered_interval(placement, [inside, outside], 1.0, cluster),
+        _clustered_interval(is_correct, [inside, outside], 0.5, cluster),
         tpr(0.01),
         tpr(0.001),
         scores.num_shadows,
     )
 
 
-def _clustered_mean(values, sides, weight, cluster) -> Interval:
-    """Returns the mean over models and sides, clustered by row and by model.
+def _clustered_interval(values, sides, weight, cluster) -> Interval:
+    """Returns the mean's interval, its standard error clustered by row and by model.
 
-    `weight` is that of a deviation from the mean of its side: 1 for placements, whose
+    `weight` scales each deviation from the mean of its side: 1 for placements, whose
     mean is the AUC on both sides, 1/2 for the mean of two proportions.
     """
     num_models = len(values)
@@ -227,7 +227,7 @@ def _clustered_mean(values, sides, weight, cluster) -> Interval:
     sums = np.array([np.bincount(cluster, row) for row in influence])
     by_row, by_both = (sums.sum(axis=0) ** 2).sum(), (sums**2).sum()
     by_model = variance_of_mean(model_means)
-    # At least that of two extra values, as in `variance_of_mean`.
+    # The variance of two pseudo-values, as in `variance_of_mean`.
     extra = 0.5 / sums.shape[1] ** 2
     variance = max(by_row + by_model - by_both, by_row, by_model) + extra
     mean = float(model_means.mean())
@@ -235,7 +235,7 @@ def _clustered_mean(values, sides, weight, cluster) -> Interval:
 
 
 def _fit_normal(signals, is_valid):
-    """Returns count, mean and sum of squared deviations of each row, each `[N]`."""
+    """Returns the count, mean and sum of squared deviations of each row, each `[N]`."""
     count = is_valid.sum(axis=0)
     mean = np.where(is_valid, signals, 0).sum(axis=0) / np.maximum(count, 1)
     squares = (np.where(is_valid, signals - mean, 0) ** 2).sum(axis=0)
@@ -243,6 +243,7 @@ def _fit_normal(signals, is_valid):
 
 
 def _has_own_variance(fits) -> bool:
+    """Returns whether all rows have enough shadow models for variances of their own."""
     # Rows without an image have no signals.
     counts = [count[count > 0] for count, *_ in fits]
     return all(len(n) and (n >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for n in counts)
@@ -270,7 +271,7 @@ def _likelihood_ratio(target, references) -> np.ndarray:
 
 
 def _balanced_accuracy(signals: Signals, threshold: float) -> Interval | None:
-    """Returns the mean of the true positive and the true negative rate."""
+    """Returns the mean of the true positive rate and the true negative rate."""
     tpr = proportion_interval(signals.members > threshold, groups=signals.groups[0])
     tnr = proportion_interval(signals.nonmembers <= threshold, groups=signals.groups[1])
     if tpr is None or tnr is None:

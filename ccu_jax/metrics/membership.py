@@ -35,9 +35,9 @@ def log_distribution(logits: np.ndarray, multi_label: bool) -> np.ndarray:
 def log_likelihood(
     logits: np.ndarray, labels: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-    """Returns the log-probability of the labels, minus the loss, `[N]`.
+    """Returns the log-probability of the labels, which is the negative loss, `[N]`.
 
-    For several labels the sum over labels.
+    Multi-label: the sum over labels.
     """
     logits = np.asarray(logits, np.float64)
     if multi_label:
@@ -50,7 +50,7 @@ def true_probability(
 ) -> np.ndarray:
     """Returns the probability of the labels, `[N]`.
 
-    For several labels their geometric mean: the product of many would vanish.
+    Multi-label: the geometric mean over labels, because a product would vanish.
     """
     total = log_likelihood(logits, labels, multi_label)
     return np.exp(total / labels.shape[1] if multi_label else total)
@@ -72,7 +72,7 @@ def margin(logits: np.ndarray, labels: np.ndarray, multi_label: bool) -> np.ndar
 def negative_entropy(logits: np.ndarray, multi_label: bool) -> np.ndarray:
     """Returns sum_j p_j log p_j, `[N]` (Shokri et al. 2017).
 
-    For several labels the sum over labels of that of each binary prediction.
+    Multi-label: the sum over labels of the negative entropy of each binary prediction.
     """
     log_p = log_distribution(logits, multi_label)
     negative = (np.exp(log_p) * log_p).sum(axis=-1)
@@ -84,8 +84,8 @@ def negative_modified_entropy(
 ) -> np.ndarray:
     """Returns the negative modified entropy, `[N]` (Song & Mittal 2021).
 
-    (1 - p_y) log p_y + sum_{j != y} p_j log(1 - p_j). For a binary label, with q the
-    probability of the true value, that is 2 (1 - q) log q; summed over labels. Some
+    Single-label: (1 - p_y) log p_y + sum_{j != y} p_j log(1 - p_j). Multi-label: the
+    sum over labels of 2 (1 - q) log q, with q the probability of the true value. Some
     public code has log p_j in place of log(1 - p_j).
     """
     logits = np.asarray(logits, np.float64)
@@ -99,7 +99,7 @@ def negative_modified_entropy(
 
 
 def _log_probabilities(logits) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log p and log(1 - p), `[N, K]`, the latter precise also for p near 1."""
+    """Returns log p and log(1 - p), `[N, K]`, the latter precise even for p near 1."""
     log_p = scipy.special.log_softmax(logits, axis=1)
     rows, top = np.arange(len(log_p)), log_p.argmax(axis=1)
     rest = log_p.copy()

@@ -26,8 +26,8 @@ class OneRunAudit(NamedTuple):
 
     epsilon: float
     correct: int  # number of correct guesses
-    guesses: int
-    canaries: int  # number of rows that were included or not at random
+    guesses: int  # number of guesses
+    canaries: int  # number of rows, each included with probability 1/2
     delta: float
     confidence: float
     over_forgotten: bool  # whether rows with low scores were guessed to be included
@@ -82,22 +82,22 @@ def one_run_epsilon(
 def one_run_audit(
     scores: Values, included: Values, confidence: float = 0.95
 ) -> OneRunAudit:
-    """Bounds epsilon from the scores of canaries in one model.
+    """Returns the best lower bound on epsilon from the canary scores of one model.
 
-    The canaries with the highest scores are guessed to be included, as many with the
-    lowest scores not to be; or the reverse, because scores of unlearned rows may be
-    conspicuously low. Guesses are made for all canaries, half of them, a quarter, and
-    so on; the best bound counts, with the error divided among all these strategies
-    (Bonferroni). `scores` `[M]` are, for example, a signal minus that of a reference
-    model; `included` `[M]` is True for rows that were trained on and then unlearned.
+    The highest scores are guessed to be of included canaries and equally many of the
+    lowest to be of others, or the reverse, because unlearned rows may have unusually
+    low scores. Guesses cover all canaries, half, a quarter, and so on; the best bound is returned, with the error probability divided among all
+    these strategies (Bonferroni). `scores` `[M]` are, for example, a signal minus that
+    of a reference model; `included` `[M]` is True for rows that were trained on and
+    then unlearned.
 
     Raises:
-        ValueError: there is no score or one is not finite.
+        ValueError: there is no score or a score is not finite.
     """
     scores, included = np.asarray(scores, np.float64), np.asarray(included, bool)
     count = len(scores)
     if not count or not np.isfinite(scores).all():
-        raise ValueError("scores of canaries: empty, or one is not finite")
+        raise ValueError("scores: must be non-empty and finite")
     lowest, highest = _count_correct(scores, included)
     strategies = []
     for halvings in range(max(count // _MIN_GUESSES, 1).bit_length()):
@@ -116,7 +116,7 @@ def one_run_audit(
 
 
 def _count_correct(scores, included) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the correct guesses on the i lowest and on the i highest scores, i=0..M.
+    """Counts the correct guesses on the i lowest and the i highest scores, i = 0..M.
 
     Tied scores are in random order, so that the order of the rows does not matter.
     """
@@ -133,7 +133,7 @@ def clopper_pearson_epsilon(
     nonmembers: int,
     confidence: float = 0.95,
 ) -> float:
-    """Returns a lower bound of epsilon from the counts of an attack, 0 to 50.
+    """Returns a lower bound on epsilon, 0 to 50, from the counts of an attack.
 
     max(ln((1 - delta - FPR) / FNR), ln((1 - delta - FNR) / FPR)) at the upper limits of
     the rates' Clopper-Pearson intervals (Nasr et al. 2021), each at half the error.
@@ -142,7 +142,7 @@ def clopper_pearson_epsilon(
         ValueError: there are no members or no non-members.
     """
     if members < 1 or nonmembers < 1:
-        raise ValueError(f"needs members and non-members, not {members}, {nonmembers}")
+        raise ValueError(f"counts must be positive, got {members=}, {nonmembers=}")
     misses = clopper_pearson(members - true_positives, members, confidence)
     alarms = clopper_pearson(false_positives, nonmembers, confidence)
     assert misses is not None and alarms is not None
@@ -152,7 +152,7 @@ def clopper_pearson_epsilon(
 
 
 def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | None:
-    """Returns the lower bound of epsilon by the best threshold of a signal.
+    """Returns a lower bound on epsilon from the best threshold on a signal.
 
     The threshold, and the side of it on which members are expected, are chosen on a
     random half of the rows; the other half gives the bound. One random row of each
@@ -161,7 +161,7 @@ def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | Non
     rng = np.random.default_rng(0)
     sides = [np.asarray(x, np.float64) for x in signals[:2]]
     sides = [
-        np.sort(x if of is None else _one_of_each_group(x, of, rng))
+        np.sort(x if of is None else _sample_one_per_group(x, of, rng))
         for x, of in zip(sides, signals.groups, strict=True)
     ]
     if any(len(x) < 2 or not np.isfinite(x).all() for x in sides):
@@ -184,7 +184,7 @@ def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | Non
     return bound(sign, cut, m_held_out, n_held_out)
 
 
-def _one_of_each_group(values, groups, rng) -> np.ndarray:
+def _sample_one_per_group(values, groups, rng) -> np.ndarray:
     # Sorted by value, so that the choice does not depend on the order of the rows.
     order = np.lexsort((values, groups))
     mixed = order[rng.permutation(len(order))]

@@ -18,7 +18,7 @@ from ccu_jax.metrics.intervals import (
     variance_of_mean,
 )
 
-_MAX_VALUES = 1 << 22  # of a table of bootstrap samples: 32 MB
+_MAX_VALUES = 1 << 22  # counts in one chunk of bootstrap samples: 32 MB
 _NUM_RESAMPLES, _NUM_TPR_RESAMPLES = 1000, 400
 
 
@@ -30,7 +30,7 @@ class Signals(NamedTuple):
     groups: tuple[Groups, Groups] = (None, None)  # `[N]` and `[M]` (see `intervals`)
 
     def is_measurable(self) -> bool:
-        """Returns whether there are members and non-members and all are finite."""
+        """Returns whether both sides have signals and all of them are finite."""
         return all(len(x) and np.isfinite(x).all() for x in self[:2])
 
 
@@ -39,8 +39,8 @@ def placements(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns DeLong's placement values, `[N]` and `[M]`, whose means are the AUC.
 
-    Those of a member are the fraction of non-members below it, those of a non-member
-    the fraction of members above it; ties count half.
+    A member's is the fraction of non-members below it, a non-member's the fraction of
+    members above it; ties count 1/2.
     """
     above = 1 - _fraction_below(nonmembers, members)
     return _fraction_below(members, nonmembers), above
@@ -49,9 +49,9 @@ def placements(
 def auc_interval(signals: Signals, confidence: float = 0.95) -> Interval | None:
     """Returns the AUC with the interval of DeLong, DeLong & Clarke-Pearson (1988).
 
-    With groups the interval is that of Obuchowski (1997). It is widened by the two
-    extra values of `variance_of_mean`, without which an AUC of 1 would have no error
-    even with few rows. None if the signals are not measurable.
+    With groups, the interval is that of Obuchowski (1997). It is widened by the
+    pseudo-values of `variance_of_mean`, without which an AUC of 1 would have a standard
+    error of 0 even with few rows. None if the signals are not measurable.
     """
     if not signals.is_measurable():
         return None
@@ -65,14 +65,14 @@ def auc_difference(
     """Returns a model's AUC minus a reference's on the same rows (DeLong et al. 1988).
 
     The difference is paired: its interval is narrower than those of the two AUCs, which
-    must not be compared with each other. None if the signals of one are not measurable.
+    must not be compared with each other. None if either model is not measurable.
 
     Raises:
         ValueError: model and reference have different numbers of rows.
     """
     sizes = [[len(x) for x in signals[:2]] for signals in (model, reference)]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"model and reference must have the same rows, not {sizes}")
+        raise ValueError(f"model and reference have different numbers of rows: {sizes}")
     if not (model.is_measurable() and reference.is_measurable()):
         return None
     pairs = zip(placements(*model[:2]), placements(*reference[:2]), strict=True)
@@ -81,7 +81,7 @@ def auc_difference(
 
 
 def auc_bootstrap(signals: Signals) -> Interval | None:
-    """Returns the AUC with a percentile bootstrap interval of 95 % (Efron 1979).
+    """Returns the AUC with its 95 % percentile bootstrap interval (Efron 1979).
 
     Members and non-members are resampled separately. The interval of an AUC of 0 or 1
     has no width, unlike that of `auc_interval`. None if the signals are not measurable.
@@ -99,7 +99,7 @@ def tpr_at_fpr(
 ) -> Interval | None:
     """Returns the true positive rate at a false positive rate of at most `fpr`.
 
-    Unlike the AUC it shows models that remember few rows well (Carlini et al. 2022).
+    Unlike the AUC, it reveals memorization of only a few rows (Carlini et al. 2022).
     The Clopper-Pearson interval is conditional on the threshold, whose sampling error
     is not included. None if there are fewer than 1 / fpr non-members, or no members.
     """
@@ -115,9 +115,9 @@ def tpr_difference(
 ) -> Interval | None:
     """Returns a model's `tpr_at_fpr` minus a reference's on the same rows.
 
-    Each has its own threshold, which depends on a handful of non-members. The standard
+    Each model has its own threshold, which depends on a few non-members. The standard
     error is that of a stratified paired bootstrap that recomputes both thresholds, with
-    the two extra values of `variance_of_mean`. None if a rate is None.
+    the pseudo-values of `variance_of_mean`. None if a rate is None.
     """
     rates = [tpr_at_fpr(signals, fpr) for signals in (model, reference)]
     if rates[0] is None or rates[1] is None:
@@ -125,7 +125,7 @@ def tpr_difference(
 
     def difference(*counts):
         return np.subtract(
-            *(_resampled_tpr(x, counts, fpr) for x in (model, reference))
+            *(_tpr_of_samples(x, counts, fpr) for x in (model, reference))
         )
 
     differences = _bootstrap(model, _NUM_TPR_RESAMPLES, difference)
@@ -136,9 +136,9 @@ def tpr_difference(
 
 
 def threshold_at_fpr(nonmembers: np.ndarray, fpr: float) -> float | None:
-    """Returns the lowest threshold that at most a fraction `fpr` of `[M]` exceeds.
+    """Returns the lowest threshold whose false positive rate is at most `fpr`.
 
-    None if there are fewer than 1 / fpr values or one is not finite.
+    None if there are fewer than 1 / fpr non-members `[M]` or one is not finite.
     """
     # 1e-9, because 0.29 * 100 is below 29 in floating point.
     allowed = int(np.floor(fpr * len(nonmembers) + 1e-9))
@@ -151,7 +151,7 @@ def threshold_at_fpr(nonmembers: np.ndarray, fpr: float) -> float | None:
 
 
 def _bootstrap(signals: Signals, resamples: int, score: Callable) -> np.ndarray:
-    """Returns a score of each bootstrap sample, `[resamples]`.
+    """Returns the score of each bootstrap sample, `[resamples]`.
 
     `score` maps the counts of the rows in B samples, `[B, N]` and `[B, M]`, to `[B]`.
     """
@@ -186,7 +186,7 @@ def _resample_auc(signals: Signals, resamples: int) -> np.ndarray:
     return _bootstrap(signals, resamples, auc)
 
 
-def _resampled_tpr(signals: Signals, counts, fpr: float) -> np.ndarray:
+def _tpr_of_samples(signals: Signals, counts, fpr: float) -> np.ndarray:
     """Returns `tpr_at_fpr` of B bootstrap samples, from counts `[B, N]`, `[B, M]`."""
     order = np.argsort(-signals.nonmembers, kind="stable")
     num_above = np.cumsum(counts[1][:, order], axis=1)
@@ -198,6 +198,7 @@ def _resampled_tpr(signals: Signals, counts, fpr: float) -> np.ndarray:
 
 
 def _fraction_below(values, among) -> np.ndarray:
+    """Returns the fraction of `among` below each value; ties count 1/2."""
     among = np.sort(among)
     left, right = (np.searchsorted(among, values, side) for side in ("left", "right"))
     return (left + right) / (2 * len(among))

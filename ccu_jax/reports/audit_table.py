@@ -71,7 +71,7 @@ def _format_row(method: dict[str, Any]) -> dict[str, str]:
 
     def mean(*path: str, spec: str = ".3f", bounds: tuple = (0, 1)) -> str:
         values = [get_value(record, *path) for record in seeds]
-        return _format_mean(values, spec, shared=is_shared, bounds=bounds)
+        return _format_mean(values, spec, has_shared_rows=is_shared, bounds=bounds)
 
     def pool(*path: str, spec: str = ".3f") -> str:
         return mean("pool", "image", *path, spec=spec)

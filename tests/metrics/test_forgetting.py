@@ -87,7 +87,7 @@ def test_klom_of_a_split_is_the_mean_or_a_quantile_over_rows():
 @pytest.mark.parametrize("score", [forgetting_score, klom])
 def test_scores_need_equal_numbers_of_models_and_finite_signals(score):
     pools = np.random.default_rng(0).normal(size=(3, 4, 10))
-    with pytest.raises(ValueError, match="must be as many"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         score(pools[0], pools[1][:3], pools[2])
     for extreme in (1e6 * pools, 0 * pools):
         scores = score(*extreme)

@@ -73,7 +73,7 @@ def test_mean_over_seeds_covers_rows_and_seeds():
     assert mean_over_seeds([one]) == pytest.approx(one)
     # Equal seeds narrow the interval, unless they share their rows.
     assert mean_over_seeds([one] * 4) == pytest.approx((0.6, 0.55, 0.65))
-    assert mean_over_seeds([one] * 4, shared=True) == pytest.approx(one)
+    assert mean_over_seeds([one] * 4, has_shared_rows=True) == pytest.approx(one)
     # Different seeds widen it, within the bounds.
     seeds = [Interval(x, x - 0.01, x + 0.01) for x in (0.5, 0.6, 0.7)]
     exact = scipy.stats.ttest_1samp([0.5, 0.6, 0.7], 0).confidence_interval()

@@ -78,7 +78,7 @@ def test_impossible_counts_are_rejected():
             one_run_audit(scores, [True] * len(scores))
     with pytest.raises(ValueError, match="correct"):
         one_run_epsilon(5, 4, 10)
-    with pytest.raises(ValueError, match="members and non-members"):
+    with pytest.raises(ValueError, match="counts must be positive"):
         clopper_pearson_epsilon(0, 0, 0, 10)
 
 

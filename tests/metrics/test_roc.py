@@ -146,7 +146,7 @@ def test_signals_without_rows_or_with_nan_have_no_auc_and_no_tpr():
         assert auc_interval(signals) is auc_bootstrap(signals) is None
         assert auc_difference(signals, signals) is None
         assert tpr_at_fpr(signals, 0.01) is None
-    with pytest.raises(ValueError, match="same rows"):
+    with pytest.raises(ValueError, match="different numbers of rows"):
         auc_difference(Signals(members, nonmembers), Signals(members, nonmembers[1:]))
     # A rate of 0.1 % needs 1,000 non-members.
     assert tpr_at_fpr(Signals(members, nonmembers), 0.001) is None

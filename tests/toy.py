@@ -214,7 +214,9 @@ def with_fitted_labels(problem):
     rows = np.arange(len(problem.table["labels"]))
 
     def image_logits():
-        return problem.forward.outputs(problem.params, problem.table, rows)["image"]
+        return problem.forward.compute_outputs(problem.params, problem.table, rows)[
+            "image"
+        ]
 
     # Balances the predicted classes.
     head = problem.params["image_head"]

@@ -85,13 +85,13 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
     rows = np.sort(rng.choice(complete, num_rows, replace=False))
     views = {}
     if len(rows):
-        outputs = problem.forward.outputs(params, table, rows)
+        outputs = problem.forward.compute_outputs(params, table, rows)
         views = {view: outputs[name] for view, name in _OUTPUTS.items()}
     no_text = problem.executor.replicate(np.zeros_like(has_text))
     masked = {**table, "has_text": no_text}
 
     def compute_signal(rows: np.ndarray) -> np.ndarray:
-        logits = problem.forward.outputs(params, masked, rows)["fused"]
+        logits = problem.forward.compute_outputs(params, masked, rows)["fused"]
         return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
 
     members, nonmembers = (x[has_image[x]] for x in (sets.unlearn, sets.unseen))
@@ -193,7 +193,9 @@ def relearn(
 def _score_original(problem: Problem) -> float:
     """Returns the original's image score on the monitored rows of the unlearn set."""
     rows = stopping.subsample(problem, problem.sets.unlearn, _SPLIT)
-    logits = problem.forward.outputs(problem.original, problem.table, rows)["image"]
+    logits = problem.forward.compute_outputs(problem.original, problem.table, rows)[
+        "image"
+    ]
     if not np.isfinite(logits).all():
         return np.inf
     labels = np.asarray(problem.table["labels"])[rows]

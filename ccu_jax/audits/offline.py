@@ -123,7 +123,7 @@ def compute_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
     """Returns the membership signals by view and name, of rows that have an image."""
 
     def select(view: str, values: np.ndarray) -> Signals:
-        rows = model.available(view) & model.has_image
+        rows = model.has_modalities(view) & model.has_image
         members, nonmembers = (rows & (model.split == s) for s in ("unlearn", "unseen"))
         groups = model.group[members], model.group[nonmembers]
         return Signals(values[members], values[nonmembers], groups)
@@ -147,7 +147,7 @@ def measure_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     model = outputs["model"]
 
     def measure(split: str, view: str) -> dict[str, Any]:
-        rows = (model.split == split) & model.available(view)
+        rows = (model.split == split) & model.has_modalities(view)
         logits, labels = model.logits[view][rows], model.labels[rows]
         options: dict[str, Any] = {"groups": model.group[rows], "bounds": (0, 1)}
         intervals = {
@@ -176,7 +176,7 @@ def measure_score_differences(
         return dict.fromkeys(VIEWS)
 
     def difference(view: str, split: str) -> Interval | None:
-        rows = (model.split == split) & model.available(view)
+        rows = (model.split == split) & model.has_modalities(view)
         return classification.score_difference(
             *(model.logits[view][rows], reference.logits[view][rows]),
             *(model.labels[rows], model.multi_label),
@@ -221,7 +221,7 @@ def measure_gaps(outputs: Outputs) -> dict[str, Any]:
 
 def _score_rows(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Returns the image view's score and loss signal by row; NaN without an image."""
-    logits, has_image = model.logits["image"], model.available("image")
+    logits, has_image = model.logits["image"], model.has_modalities("image")
     scores = classification.row_scores(logits, model.labels, model.multi_label)
     scores = np.where(np.isfinite(logits).all(axis=1), scores, np.inf)
     signal = membership_signals(logits, model.labels, model.multi_label)["loss"]
@@ -256,7 +256,7 @@ def measure_distances(outputs: Outputs) -> dict[str, Any]:
     }
 
     def measure(split: str, view: str) -> dict[str, Any]:
-        rows = (model.split == split) & model.available(view)
+        rows = (model.split == split) & model.has_modalities(view)
         pair = model.logits[view][rows], reference.logits[view][rows]
         if not all(np.isfinite(x).all() for x in pair):
             return {}

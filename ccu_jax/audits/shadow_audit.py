@@ -291,7 +291,7 @@ def _select(predictions: Predictions, rows: np.ndarray) -> _LabeledLogits:
 
 
 def _is_in_split(predictions: Predictions, split: str) -> np.ndarray:
-    return (predictions.split == split) & predictions.available(_VIEW)
+    return (predictions.split == split) & predictions.has_modalities(_VIEW)
 
 
 def _select_split(predictions: Predictions, split: str) -> _LabeledLogits:

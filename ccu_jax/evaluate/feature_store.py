@@ -1,8 +1,8 @@
-"""Features of the original for all rows, stored on disk.
+"""Features of the original model for all rows, stored on disk.
 
 With them, unlearning starts without a pass over the images. A store belongs to one
-checkpoint and one version of the data and is ignored for others. Columns are raw arrays
-that are mapped into memory, so that only the rows in use are read.
+checkpoint and one version of the data and is ignored for others. Columns are raw,
+memory-mapped arrays, so only the rows in use are read.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ ProgressFn = Callable[[int, int], Any]
 
 
 class FeatureStore(NamedTuple):
-    """The stored columns of N rows, mapped into memory.
+    """The memory-mapped columns of N rows.
 
-    Columns are `features` of the trunk, `h_text`, `z_text`, the logits `original_VIEW`,
+    Columns are the trunk's `features`, `h_text`, `z_text`, the logits `original_VIEW`,
     and `fresh`, the pooled features of an untrained trunk.
     """
 
@@ -45,14 +45,15 @@ class FeatureStore(NamedTuple):
     valid: np.ndarray  # bool `[N]`, False for rows that were removed
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns some rows of all columns; ValueError if one of them was removed."""
+        """Returns rows of all columns. Raises ValueError if one of them was removed."""
         self._check_valid(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
     def as_table(self, table: Table) -> dict[str, Any]:
-        """Returns a table for `Forward.outputs` without images and texts.
+        """Returns a table for `Forward.compute_outputs` with features, not images.
 
-        `table` has the labels and masks of all rows. ValueError if a row was removed.
+        `table` has the labels and masks of all rows. Raises ValueError if a row was
+        removed.
         """
         self._check_valid(slice(None))
         features, h_text = (
@@ -64,16 +65,16 @@ class FeatureStore(NamedTuple):
 
     def _check_valid(self, rows):
         if not self.valid[rows].all():
-            raise ValueError("the features of some of these rows were removed")
+            raise ValueError("rows: the features of some rows were removed")
 
 
 def make_compute_fn(
     forward: Forward, params: Params, table: Table, seed: int
 ) -> ComputeFn:
-    """Returns a function from row numbers to the columns of a `FeatureStore`.
+    """Returns a function that computes the columns of a `FeatureStore` for given rows.
 
-    It makes one pass of the original, whose parameters are `params`, and one of an
-    untrained trunk over these rows of the table.
+    It runs a forward pass of the original with `params` and one of an untrained trunk
+    on these rows of the table.
     """
     # Independent of the original, whose parameters start from the same seed.
     key = jax.random.fold_in(jax.random.key(seed), 0x0FF)
@@ -82,7 +83,7 @@ def make_compute_fn(
     def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
         columns = forward.encode(params, table, rows)
         has = {n: np.asarray(table[n])[rows] for n in ("has_image", "has_text")}
-        outputs = forward.outputs(params, columns | has, np.arange(len(rows)))
+        outputs = forward.compute_outputs(params, columns | has, np.arange(len(rows)))
         columns["z_text"] = outputs["z_text"]
         columns |= {f"original_{view}": outputs[view] for view in VIEWS}
         features = forward.encode(untrained, table, rows)["features"]
@@ -101,10 +102,10 @@ def open_or_build(
     fingerprint: str,
     progress: ProgressFn,
 ) -> FeatureStore:
-    """Opens the store of an original; builds it if it is missing, stale or damaged.
+    """Opens the original's store, or builds it if it is missing, stale or damaged.
 
-    `fingerprint` is that of the data; `progress` is called with the number of finished
-    rows and of all rows. The other arguments are those of `make_compute_fn`.
+    `fingerprint` identifies the data; `progress` is called with (rows done, rows). The
+    other arguments are those of `make_compute_fn`.
 
     Raises:
         UserError: the store cannot be read back after it was written.
@@ -126,7 +127,7 @@ def open_or_build(
 
 
 def store_identity(params: Params, fingerprint: str) -> dict[str, Any]:
-    """Returns digests of the original's parameters and of the data."""
+    """Returns the store's key: digests of the original's parameters and of the data."""
     digest = checkpoint.hash_tree(params)
     return {"format": _FORMAT, "checkpoint": digest, "fingerprint": fingerprint}
 
@@ -138,10 +139,10 @@ def write(
     compute: ComputeFn,
     progress: ProgressFn,
 ) -> None:
-    """Builds a store in place of an earlier one, atomically.
+    """Computes and writes a store, atomically replacing an earlier one.
 
     All processes compute; the primary process writes. `identity` is the result of
-    `store_identity`; `progress` is called with the number of finished rows and of all.
+    `store_identity`; `progress` is called with (rows done, rows).
     """
     new = folder.with_name(folder.name + ".new")
     if is_primary():
@@ -176,7 +177,7 @@ def write(
 
 
 def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
-    """Opens a store; returns None if it is missing, damaged or of another identity.
+    """Opens a store, or returns None if it is missing, damaged or stale.
 
     Verifies the checksums of all columns, which is cheap compared to encoding images.
     """
@@ -193,8 +194,8 @@ def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
     return FeatureStore(_map_columns(folder, description, "r"), valid)
 
 
-def remove_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
-    """Overwrites rows of a store, if there is one, with zeros; returns their number.
+def erase_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
+    """Overwrites rows of a store with zeros; returns their number, 0 without a store.
 
     A damaged store may still contain these rows, so it is deleted.
 
@@ -223,8 +224,8 @@ def remove_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
     return len(rows)
 
 
-def count_remaining(folder: pathlib.Path, rows: np.ndarray) -> int:
-    """Returns the number of these rows with a value other than 0 in some column."""
+def count_nonzero_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
+    """Counts the given rows that still have a nonzero value in some column."""
     if not (folder / _DESCRIPTION).exists():
         return 0
     description = json.loads((folder / _DESCRIPTION).read_text("utf-8"))

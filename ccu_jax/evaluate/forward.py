@@ -22,22 +22,22 @@ from ccu_jax.models import Model, Params
 
 
 class Forward:
-    """Forward passes of a model on all devices, compiled at their first call."""
+    """Runs forward passes of a model on all devices, compiled at their first call."""
 
     def __init__(self, model: Model, executor: Executor, batch: int):
-        """Sets the global batch size: `batch` rounded up to fill all devices."""
+        """Rounds the global batch size up to a multiple of the number of devices."""
         self.model, self.executor = model, executor
         self._batch = -(-batch // executor.num_devices) * executor.num_devices
         self._compiled: dict[str, Callable] = {}
 
-    def outputs(
+    def compute_outputs(
         self, params: Params, table: Table, rows: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns all outputs of the model for some rows of a table.
+        """Computes all outputs of the model for some rows of a table.
 
         The table has the columns `has_image` and `has_text`, and either `image` and
-        `text` or what `encode` returns for them. The heads are one program in both
-        cases, so that equal features give bit-identical outputs.
+        `text` or the results of `encode`. Both cases share the executable of the heads,
+        so that equal features give bit-identical outputs.
 
         Returns:
             The fields of `models.Outputs` and `pooled`, the pooled trunk features
@@ -47,7 +47,7 @@ class Forward:
         names = ["has_image", "has_text"]
         names += ["features", "h_text"] if is_encoded else []
         heads = self.compile_cached("heads", self._heads)
-        # The columns hold the rows of this batch only, in order.
+        # The columns contain only the rows of this batch, in order.
         positions = self.executor.shard(np.arange(self._batch, dtype=np.int32))
 
         def run_batch(batch):
@@ -62,11 +62,11 @@ class Forward:
     def encode(
         self, params: Params, table: Table, rows: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Returns the trunk's `features` and the text tower's `h_text` of some rows."""
+        """Computes the trunk's `features` and the text tower's `h_text` of the rows."""
         return self._run_batches(rows, partial(self._encode_batch, params, table))
 
     def compile_cached(self, name: str, fn: Callable) -> Callable:
-        """Compiles a per-device function once; later calls of `name` reuse it."""
+        """Compiles a per-device function, or returns the one compiled as `name`."""
         if name not in self._compiled:
             self._compiled[name] = self.executor.compile(fn)
         return self._compiled[name]
@@ -102,10 +102,10 @@ class Forward:
 
 
 def pool_tokens(features: Any) -> Any:
-    """Pools trunk features: class token and mean of the image tokens, side by side.
+    """Concatenates the class token and the mean image token of trunk features.
 
-    From a NumPy or JAX array `[N, P, W]` to one of the same library, `[N, 2 W]`, in
-    float32.
+    Converts a NumPy or JAX array `[N, P, W]` to a float32 array `[N, 2 W]` of the same
+    library.
     """
     xnp = jnp if isinstance(features, jax.Array) else np
     features = features.astype(np.float32)

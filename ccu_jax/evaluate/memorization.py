@@ -20,7 +20,7 @@ from ccu_jax.data.dataset import Dataset
 from ccu_jax.distributed.hosts import broadcast_from_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.feature_store import FeatureStore, iterate_chunks
-from ccu_jax.evaluate.ridge import ridge
+from ccu_jax.evaluate.ridge import fit_ridge
 from ccu_jax.metrics.membership import true_probability
 from ccu_jax.unlearn_sets.rules import Memorization
 from ccu_jax.unlearn_sets.splits import Sets
@@ -34,16 +34,16 @@ _MIN_PROBABILITY = 0.01  # scores of a ridge may lie outside of [0, 1]
 def estimate_memorization(
     data: Dataset, store: FeatureStore, train: np.ndarray, unseen: np.ndarray, seed: int
 ) -> Memorization:
-    """Estimates the memorization of each row, and how easy it is to predict.
+    """Estimates how strongly each row is memorized and how easy it is to predict.
 
-    `train` and `unseen` are numbers of rows that the original was and was not trained
+    `train` and `unseen` are the row numbers that the original was and was not trained
     on; `seed` samples the rows that the ridge is fitted to if there are too many.
 
     Returns:
-        Both `[N]`, the same in all processes: the probability of the label under the
-        original minus that under the ridge, and that under the ridge. For several
-        labels, probabilities are geometric means. 0 for rows without an image and for
-        rows in neither set.
+        Two arrays `[N]`, identical in all processes: the label's probability under the
+        original minus that under the ridge, and that under the ridge. Multi-label
+        probabilities are geometric means over labels. 0 for rows without an image and
+        for rows in neither set.
 
     Raises:
         UserError: a logit of the original is not finite.
@@ -68,7 +68,7 @@ def estimate_memorization(
 
 
 def describe(data: Dataset, memorization: Memorization, sets: Sets) -> str:
-    """Compares the memorization of the unlearn set with all rows and non-members."""
+    """Describes the mean memorization of unlearn set, all rows and non-members."""
 
     def mean(value_N, rows):
         return f"{value_N[rows[data.has_image[rows]]].mean():.2f}"
@@ -96,7 +96,9 @@ def _leave_one_out_scores(
     # Some devices multiply in a lower precision by default.
     with jax.default_matmul_precision("highest"):
         x, y = jnp.asarray(features[sample]), jnp.asarray(data.labels[sample])
-        predict, left_out_scores = ridge(x, y, jnp.ones(len(x), bool), _RIDGE_STRENGTH)
+        predict, left_out_scores = fit_ridge(
+            x, y, jnp.ones(len(x), bool), _RIDGE_STRENGTH
+        )
         yield sample, np.asarray(left_out_scores)
         rest = np.setdiff1d(np.concatenate([train, unseen]), sample)
         for rows in iterate_chunks(rest):

@@ -33,23 +33,23 @@ _STORED_NAMES = {"split": "of", "trunk_probe": "white"}
 class Predictions(NamedTuple):
     """Predictions of one model on the N rows of all splits.
 
-    Predictions from a missing image or text are meaningless: see `available`. Rows of
-    one group are not independent.
+    Predictions from a missing image or text are meaningless (see `has_modalities`).
+    Rows of one group are not independent.
     """
 
     logits: dict[str, np.ndarray]  # of each view, `[N, K]`
     pair: np.ndarray  # `[N]`, cosine of the image and text embeddings
     labels: np.ndarray  # `[N, K]`
-    split: np.ndarray  # `[N]`, names
-    id: np.ndarray  # `[N]`
+    split: np.ndarray  # `[N]`, split names
+    id: np.ndarray  # `[N]`, row ids
     has_image: np.ndarray  # bool `[N]`
     has_text: np.ndarray  # bool `[N]`
     multi_label: bool
     trunk_probe: np.ndarray  # `[N]`, `ridge.probe_margin` of the trunk's features
-    group: np.ndarray  # `[N]`, numbers
+    group: np.ndarray  # `[N]`, group numbers
 
-    def available(self, view: str) -> np.ndarray:
-        """Returns which rows `[N]` have the modalities that a view needs."""
+    def has_modalities(self, view: str) -> np.ndarray:
+        """Returns a mask `[N]` of the rows that have the modalities a view needs."""
         return {
             "image": self.has_image,
             "text": self.has_text,
@@ -62,12 +62,12 @@ class Predictions(NamedTuple):
 def predict_all_splits(
     forward: Forward, params: Params, table: Table, data: Dataset, sets: Sets
 ) -> Predictions:
-    """Runs one forward pass over the rows of all splits.
+    """Predicts the rows of all splits in one forward pass.
 
-    `table`, as for `Forward.outputs`, and `data` have all rows of the data set.
+    `table` (see `Forward.compute_outputs`) and `data` contain all rows of the data set.
     """
     rows = np.concatenate([getattr(sets, name) for name in SPLITS])
-    outputs = forward.outputs(params, table, rows)
+    outputs = forward.compute_outputs(params, table, rows)
     split = np.repeat(SPLITS, [len(getattr(sets, name)) for name in SPLITS])
     labels, has_image = data.labels[rows], data.has_image[rows]
     is_fitted = (split == "retain") & has_image
@@ -88,7 +88,7 @@ def predict_all_splits(
 
 
 def save_predictions(path: pathlib.Path, predictions: Predictions) -> None:
-    """Writes an `.npz` file, atomically."""
+    """Writes predictions to an `.npz` file, atomically."""
     file = io.BytesIO()
     arrays: dict[str, Any] = predictions._asdict()
     logits = arrays.pop("logits")
@@ -99,7 +99,7 @@ def save_predictions(path: pathlib.Path, predictions: Predictions) -> None:
 
 
 def load_predictions(path: pathlib.Path) -> Predictions:
-    """Reads a file of `save_predictions`.
+    """Reads predictions that `save_predictions` has written.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -124,15 +124,15 @@ def load_predictions(path: pathlib.Path) -> Predictions:
 
 
 def compute_scores(predictions: Predictions) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the scores of each split and view, of the rows with its modalities.
+    """Scores each split and view on the rows that have the view's modalities.
 
-    `{split: {view: {name: score}}}`, without scores if there is no such row or a logit
-    is not finite.
+    Returns `{split: {view: {name: score}}}`, with no scores if there is no such row or
+    a logit is not finite.
     """
     p = predictions
 
     def score(split, view):
-        rows = (p.split == split) & p.available(view)
+        rows = (p.split == split) & p.has_modalities(view)
         logits = p.logits[view][rows]
         if not len(logits) or not np.isfinite(logits).all():
             return {}
@@ -145,14 +145,14 @@ def attack_auc(predictions: Predictions) -> dict[str, float | None]:
     """Returns the AUC of the loss-threshold attack (Yeom et al. 2018) by view.
 
     Members are the rows of the unlearn set that have an image, non-members those of the
-    `unseen` split. The view `pair` attacks the cosine of image and text, `white` the
-    linear probe of the trunk: it needs the weights, the others need only predictions.
+    `unseen` split. `pair` attacks the cosine of image and text, `white` (white-box) the
+    linear probe of the trunk, which needs the weights; the others need predictions.
     None if either side is empty or a value is not finite.
     """
     p = predictions
 
     def signal(view, split):
-        rows = p.available(view) & p.has_image & (p.split == split)
+        rows = p.has_modalities(view) & p.has_image & (p.split == split)
         if view not in VIEWS:
             return (p.pair if view == "pair" else p.trunk_probe)[rows]
         logits = p.logits[view][rows]
@@ -169,13 +169,13 @@ def attack_auc(predictions: Predictions) -> dict[str, float | None]:
 
 
 def describe_collapse(predictions: Predictions, original: Predictions) -> str | None:
-    """Returns how a model has collapsed, or None if it has not.
+    """Describes how a model has collapsed, or returns None if it has not.
 
-    It has if a logit is not finite, or if its fused test score (accuracy or micro F1)
-    is that of the best constant prediction although the original's is not.
+    A model has collapsed if a logit is not finite, or if its fused test score (accuracy
+    or micro F1) is that of the best constant prediction and the original's is higher.
     """
     p = predictions
-    rows = (p.split == "test") & p.available("fused")
+    rows = (p.split == "test") & p.has_modalities("fused")
     logits, labels = p.logits["fused"][rows], p.labels[rows]
     if not all(np.isfinite(x).all() for x in p.logits.values()):
         return "logits are not finite"

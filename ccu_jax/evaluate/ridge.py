@@ -10,20 +10,20 @@ import scipy.special
 from ccu_jax.metrics.membership import log_likelihood
 
 
-def ridge(
+def fit_ridge(
     features_RxF: jax.Array, labels_RxK: jax.Array, weight_R: jax.Array, strength: float
 ) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
     """Fits a ridge regression and computes its leave-one-out predictions.
 
-    Leaving a row out divides its residual by one minus its leverage (Cook & Weisberg
-    1982).
+    The leave-one-out residual of a row is its residual divided by one minus its
+    leverage (Cook & Weisberg 1982).
 
-    Rows whose weight is False are padding. The strength of the penalty is relative to
-    the mean eigenvalue of the covariance of the features.
+    Rows whose weight is False are padding. The penalty `strength` is relative to the
+    mean eigenvalue of the feature covariance.
 
     Returns:
-        A function from features `[N, F]` to scores `[N, K]`, near 0 to 1, and the
-        scores `[R, K]` of each fitted row under the ridge that is fitted to the others.
+        A function that maps features `[N, F]` to scores `[N, K]`, roughly in [0, 1],
+        and the leave-one-out scores `[R, K]` of the fitted rows.
     """
     counts = weight_R[:, None].astype(features_RxF.dtype)
     count = jnp.maximum(counts.sum(), 1)
@@ -52,13 +52,13 @@ def probe_margin(
     multi_label: bool,
     strength: float = 1.0,
 ) -> np.ndarray:
-    """Returns how well a linear probe predicts each row's labels from its features.
+    """Returns each row's margin under a linear probe of the trunk's features.
 
-    The probe is a ridge regression on rows of the retain set. A trunk that was trained
-    on an image moves it towards its labels, so the margin of a member is higher even if
-    the heads have unlearned it. In double precision, unlike `ridge`. The strength of
-    the penalty is relative to the mean variance of the features `[N, F]`; `is_fitted`
-    `[N]` selects the rows that the probe is fitted to.
+    The probe is a ridge regression on rows of the retain set. Training the trunk on an
+    image moves its features towards its labels, so a member has a higher margin even if
+    the heads have unlearned it. Unlike `fit_ridge`, this uses double precision. The
+    penalty `strength` is relative to the mean variance of the features `[N, F]`;
+    `is_fitted` `[N]` selects the rows that the probe is fitted to.
 
     Returns:
         `[N]`. Single-label: the score of the true class minus the highest other score.

@@ -86,10 +86,10 @@ def one_run_audit(
 
     The highest scores are guessed to be of included canaries and equally many of the
     lowest to be of others, or the reverse, because unlearned rows may have unusually
-    low scores. Guesses cover all canaries, half, a quarter, and so on; the best bound is returned, with the error probability divided among all
-    these strategies (Bonferroni). `scores` `[M]` are, for example, a signal minus that
-    of a reference model; `included` `[M]` is True for rows that were trained on and
-    then unlearned.
+    low scores. Guesses cover all canaries, half, a quarter, and so on; the best bound
+    is returned, with the error probability divided among all these strategies
+    (Bonferroni). `scores` `[M]` are, for example, a signal minus that of a reference
+    model; `included` `[M]` is True for rows that were trained on and then unlearned.
 
     Raises:
         ValueError: there is no score or a score is not finite.

@@ -121,8 +121,8 @@ def _purge_features(ctx: RunContext, ids: set[str]) -> int:
     # An interrupted seed may have begun a store as well.
     for original in sorted(ctx.workdir.glob("checkpoints/original-*")):
         folder = original / "features"
-        num_removed += feature_store.remove_rows(folder, rows)
-        if feature_store.count_remaining(folder, rows):
+        num_removed += feature_store.erase_rows(folder, rows)
+        if feature_store.count_nonzero_rows(folder, rows):
             raise UserError(
                 f"purge: {folder} still holds features of the unlearned images; remove "
                 "this folder and rerun"

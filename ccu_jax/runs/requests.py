@@ -85,7 +85,7 @@ class UpdatedStore(NamedTuple):
         columns = self.store.take(rows)
         table = {name: columns[name] for name in ("features", "h_text")}
         table |= {n: np.asarray(self.table[n])[rows] for n in ("has_image", "has_text")}
-        outputs = self.forward.outputs(self.params, table, np.arange(len(rows)))
+        outputs = self.forward.compute_outputs(self.params, table, np.arange(len(rows)))
         return columns | {f"original_{view}": outputs[view] for view in VIEWS}
 
 

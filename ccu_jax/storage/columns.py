@@ -1,7 +1,7 @@
 """Columns on disk: arrays `[N, *row_shape]` written row by row, `.npy` or raw bytes.
 
-Plain files instead of memory maps: on a full disk a memory map kills the process where
-a file raises OSError, and pages it has touched count as the process's memory.
+Plain files instead of memory maps: on a full disk a write to a memory map kills the
+process instead of raising OSError, and its dirty pages count as the process's memory.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from numpy.typing import DTypeLike
 class ColumnWriter:
     """Appends rows to a file whose final number of rows is not known in advance.
 
-    A path that ends in `.npy` gets NumPy's header, any other file has none.
-    `sha256` hashes the rows that this writer appends.
+    A file whose name ends in `.npy` has NumPy's header, any other file has none.
+    `sha256` hashes the rows that this writer has appended.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ColumnWriter:
         end = self._write_header() + num_rows * row_bytes
         if self._file.seek(0, os.SEEK_END) < end:
             self._file.close()
-            raise ValueError(f"{path} has fewer than {num_rows} rows")
+            raise ValueError(f"{path}: fewer than {num_rows} rows")
         self._file.seek(end)
         self._file.truncate()
 
@@ -87,7 +87,7 @@ class ColumnReader:
     """Reads rows of an `.npy` file by their indices, without mapping the file."""
 
     def __init__(self, path: pathlib.Path):
-        """Opens the file."""
+        """Opens the file and reads its header."""
         mapped = np.load(path, mmap_mode="r")
         self.shape, self._dtype, self._start = mapped.shape, mapped.dtype, mapped.offset
         self._row_bytes = mapped.dtype.itemsize * int(np.prod(mapped.shape[1:]))
@@ -100,7 +100,7 @@ class ColumnReader:
         return np.frombuffer(data, self._dtype).reshape(-1, *self.shape[1:])
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Reads the rows of these indices, in their order."""
+        """Reads the rows at `indices`, in that order."""
         rows = np.empty((len(indices), *self.shape[1:]), self._dtype)
         for position, index in enumerate(indices):
             rows[position] = self.slice(int(index), int(index) + 1)[0]

@@ -33,12 +33,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def try_lock(stack: contextlib.ExitStack, workdir: pathlib.Path) -> str:
-    """Locks a working folder until `stack` closes; the system unlocks it at a kill.
+    """Tries to lock a working folder until `stack` closes or the process is killed.
 
-    Creates the folder, and removes temporary files of killed `write_atomically` calls.
+    Creates the folder and removes temporary files of killed `write_atomically` calls.
 
     Returns:
-        The process that holds the lock, or "" if this process has it now.
+        A description of the process that holds the lock, or "" if this process does.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     file = stack.enter_context((workdir / "run.lock").open("a+b"))
@@ -63,7 +63,7 @@ def try_lock(stack: contextlib.ExitStack, workdir: pathlib.Path) -> str:
 
 
 def to_plain_json(value: Any) -> Any:
-    """Converts arrays to lists, NaN and infinity to None, and other objects to text."""
+    """Converts arrays to lists, NaN and infinity to None, other objects to strings."""
     if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
         value = value.tolist()
     if value is None or isinstance(value, bool | int | str):

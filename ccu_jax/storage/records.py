@@ -1,6 +1,6 @@
 """JSON records and text files with a SHA-256 checksum of their own content.
 
-A flipped bit in a number leaves valid JSON with another number; the checksum finds it.
+A flipped bit in a number leaves valid JSON with another number: a checksum detects it.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ _LINE_PREFIX = "# sha256 of all above: "
 
 
 def add_checksum(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record as JSON would restore it, with its checksum added."""
+    """Returns the record after a JSON round trip, with its checksum added."""
     plain = json.loads(json.dumps(record))
     return plain | {_KEY: _checksum(plain)}
 
 
 def verify_checksum(record: Any) -> dict[str, Any]:
-    """Returns the record without its checksum.
+    """Verifies the checksum of a record and returns the record without it.
 
     Raises:
         ValueError: The checksum is missing or does not match.
@@ -42,16 +42,16 @@ def read_record(path: pathlib.Path) -> dict[str, Any]:
     try:
         return verify_checksum(json.loads(path.read_text(encoding="utf-8")))
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("JSON is nested too deeply") from None
 
 
 def add_line_checksum(text: str) -> str:
-    """Returns a text that ends with a newline, with a line of its checksum added."""
+    """Appends a line with the checksum of `text`, which must end with a newline."""
     return f"{text}{_LINE_PREFIX}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
-def lines_are_intact(text: str) -> bool:
-    """Returns whether a text still matches its last line, the checksum."""
+def has_valid_checksum(text: str) -> bool:
+    """Returns whether the checksum in the last line matches the lines before it."""
     content, prefix, _ = text.rpartition(_LINE_PREFIX)
     return prefix != "" and text == add_line_checksum(content)
 

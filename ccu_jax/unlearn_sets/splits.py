@@ -15,7 +15,7 @@ import numpy as np
 from ccu_jax.data import Dataset
 from ccu_jax.data.near_duplicates import connected_components
 from ccu_jax.errors import UserError
-from ccu_jax.storage.records import add_line_checksum, lines_are_intact
+from ccu_jax.storage.records import add_line_checksum, has_valid_checksum
 from ccu_jax.unlearn_sets.ids import read_ids
 from ccu_jax.unlearn_sets.rules import (
     Memorization,
@@ -222,7 +222,7 @@ def check_intact(path: pathlib.Path) -> None:
         UserError: the file does not match its checksum.
     """
     # A byte that is not UTF-8 fails the checksum as well.
-    if not lines_are_intact(path.read_bytes().decode(errors="replace")):
+    if not has_valid_checksum(path.read_bytes().decode(errors="replace")):
         raise UserError(
             f"{path}: damaged or edited; remove it and rerun the same command with "
             f"seed {path.stem} among its seeds"

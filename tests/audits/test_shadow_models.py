@@ -98,7 +98,7 @@ def test_joint_training_equals_single_training(data, make_setup, tmp_path, execu
     def outputs(size):
         # Some parameters have no effect on the outputs, and noise for a gradient.
         models = setup.train(tmp_path / str(size), size)
-        return [forward.outputs(params, table, rows) for params in models]
+        return [forward.compute_outputs(params, table, rows) for params in models]
 
     single, joint = outputs(1), outputs(2)
     progress = setup.progress

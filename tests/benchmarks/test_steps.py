@@ -95,7 +95,9 @@ def test_pytorch_computes_the_same_logits(torch_training):
     rows = {name: x[:64] for name, x in inputs.table.items()}
     rows["image"] = rows["image"] / 255.0
     outputs = torch_training.apply(inputs.params, rows, inputs.config.model)
-    ours = problem.forward.outputs(problem.original, dict(problem.table), np.arange(64))
+    ours = problem.forward.compute_outputs(
+        problem.original, dict(problem.table), np.arange(64)
+    )
     for name, x in outputs.items():
         np.testing.assert_allclose(x, ours[name], atol=1e-5, err_msg=name)
 

@@ -13,7 +13,7 @@ import pytest
 
 from ccu_jax.distributed import executors
 from ccu_jax.evaluate import feature_store
-from ccu_jax.evaluate.feature_store import count_remaining, remove_rows
+from ccu_jax.evaluate.feature_store import count_nonzero_rows, erase_rows
 from ccu_jax.evaluate.forward import pool_tokens
 from ccu_jax.models import VIEWS
 from ccu_jax.runs import purge
@@ -54,7 +54,7 @@ def test_stored_columns_are_the_computed_ones(tmp_path, problem, compute, column
         np.testing.assert_array_equal(taken[name], np.asarray(stored)[rows])
         assert isinstance(stored, np.memmap) and stored.mode == "r"
         assert not isinstance(taken[name], np.memmap)
-    outputs = problem.forward.outputs(problem.params, problem.table, rows)
+    outputs = problem.forward.compute_outputs(problem.params, problem.table, rows)
     for name in ("h_text", "z_text", *VIEWS):
         column = f"original_{name}" if name in VIEWS else name
         np.testing.assert_allclose(taken[column], outputs[name], atol=1e-6)
@@ -72,8 +72,8 @@ def test_bfloat16_features_are_stored_bit_identical(tmp_path):
     for name, x in read(tmp_path).columns.items():
         assert x.dtype == columns[name].dtype
         assert x.tobytes() == columns[name].tobytes(), name
-    assert remove_rows(tmp_path, REMOVED) == len(REMOVED)
-    assert count_remaining(tmp_path, REMOVED) == 0
+    assert erase_rows(tmp_path, REMOVED) == len(REMOVED)
+    assert count_nonzero_rows(tmp_path, REMOVED) == 0
 
 
 def test_store_belongs_to_one_checkpoint_and_one_version_of_the_data(
@@ -147,7 +147,7 @@ def test_column_that_names_a_file_outside_the_folder_is_not_touched(folder):
     description["columns"]["../outside"] = description["columns"]["fresh"]
     (folder / "about.json").write_text(json.dumps(description))
     assert not is_readable(folder)
-    assert remove_rows(folder, REMOVED) == 0 and outside.read_bytes() == before
+    assert erase_rows(folder, REMOVED) == 0 and outside.read_bytes() == before
 
 
 @pytest.mark.parametrize("fails_at", [0, 16, 48])
@@ -198,11 +198,11 @@ def test_interrupted_write_leaves_the_old_store_or_the_new_one_or_none(
 
 def test_removed_rows_are_zero_on_disk_and_cannot_be_taken(folder, columns):
     mapped = read(folder)
-    assert count_remaining(folder, REMOVED) == len(REMOVED)
+    assert count_nonzero_rows(folder, REMOVED) == len(REMOVED)
     for rows in (REMOVED, REMOVED, EVERY[:0]):  # again, and none
-        assert remove_rows(folder, rows) == len(rows)
-    assert count_remaining(folder, REMOVED) == count_remaining(folder, EVERY[:0]) == 0
-    assert count_remaining(folder, REMAINING) == len(REMAINING)
+        assert erase_rows(folder, rows) == len(rows)
+    assert count_nonzero_rows(folder, REMOVED) == count_nonzero_rows(folder, EVERY[:0]) == 0
+    assert count_nonzero_rows(folder, REMAINING) == len(REMAINING)
     for name, x in columns.items():
         raw = np.fromfile(folder / f"{name}.bin", x.dtype).reshape(x.shape)
         assert not raw[REMOVED].view(np.uint8).any(), name
@@ -223,24 +223,24 @@ def test_store_with_removed_rows_is_rebuilt(tmp_path, problem):
         return feature_store.open_or_build(tmp_path, *arguments, lambda *counts: None)
 
     open_store()
-    remove_rows(tmp_path, REMOVED)
+    erase_rows(tmp_path, REMOVED)
     store = read(tmp_path, feature_store.store_identity(problem.params, "data"))
     with pytest.raises(ValueError, match="removed"):
         store.as_table(problem.table)
     assert open_store().valid.all()
-    assert count_remaining(tmp_path, REMOVED) == len(REMOVED)
+    assert count_nonzero_rows(tmp_path, REMOVED) == len(REMOVED)
 
 
 def test_interrupted_removal_leaves_no_row_that_can_be_used(folder):
     fault = mock.patch.object(np, "memmap", side_effect=KeyboardInterrupt)
     with fault, pytest.raises(KeyboardInterrupt):
-        remove_rows(folder, REMOVED)
+        erase_rows(folder, REMOVED)
     with pytest.raises(ValueError, match="removed"):
         read(folder).take(REMOVED[:1])
     # The values are still there; the next purge removes them.
-    assert count_remaining(folder, REMOVED) == len(REMOVED)
-    remove_rows(folder, REMOVED)
-    assert count_remaining(folder, REMOVED) == 0
+    assert count_nonzero_rows(folder, REMOVED) == len(REMOVED)
+    erase_rows(folder, REMOVED)
+    assert count_nonzero_rows(folder, REMOVED) == 0
 
 
 @pytest.mark.parametrize("name", ["about.json", "there.bin", "features.bin"])
@@ -251,8 +251,8 @@ def test_removing_rows_deletes_a_damaged_store(folder, name, damage):
     if damage == "truncated":
         (folder / name).write_bytes(content[:20])
     for _ in range(2):  # from the second time on, there is no store
-        assert remove_rows(folder, REMOVED) == 0
-        assert not folder.exists() and count_remaining(folder, REMOVED) == 0
+        assert erase_rows(folder, REMOVED) == 0
+        assert not folder.exists() and count_nonzero_rows(folder, REMOVED) == 0
 
 
 def test_purge_reaches_the_stores_of_all_seeds(tmp_path, columns):
@@ -269,4 +269,4 @@ def test_purge_reaches_the_stores_of_all_seeds(tmp_path, columns):
     assert sorted(tmp_path.rglob("features")) == folders[:3:2]
     assert not list(tmp_path.rglob("features.new"))
     for folder in folders[:3:2]:
-        assert count_remaining(folder, EVERY) == NUM_ROWS - len(REMOVED)
+        assert count_nonzero_rows(folder, EVERY) == NUM_ROWS - len(REMOVED)

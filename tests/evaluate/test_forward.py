@@ -43,7 +43,7 @@ def test_rows_have_their_outputs_for_any_batch_executor_and_table(
     executor = make(*devices)
     forward = Forward(problem.model, executor, batch)
     params, table = executor.replicate((problem.params, problem.table))
-    outputs = forward.outputs(params, table, ROWS)
+    outputs = forward.compute_outputs(params, table, ROWS)
     values = outputs, forward.encode(params, table, ROWS)
     for value, reference in zip(values, expected, strict=True):
         assert set(value) == set(reference)
@@ -60,7 +60,7 @@ def test_rows_have_their_outputs_for_any_batch_executor_and_table(
         {name: HostColumn(x, valid) for name, x in encoded.items()},
         executor.replicate(encoded),
     ):
-        for name, x in forward.outputs(params, has | columns, ROWS).items():
+        for name, x in forward.compute_outputs(params, has | columns, ROWS).items():
             assert x.tobytes() == outputs[name].tobytes(), name
 
 
@@ -70,10 +70,10 @@ def test_passes_are_traced_once_for_all_calls(problem):
     forward = Forward(model, executors.vmap(2), 8)
     for seed, rows in enumerate((ROWS, ROWS[:3], np.arange(40))):
         params = problem.model.init(jax.random.key(seed))
-        forward.outputs(params, problem.table, rows)
+        forward.compute_outputs(params, problem.table, rows)
         encoded = forward.encode(params, problem.table, rows)
         has = {name: problem.table[name][rows] for name in ("has_image", "has_text")}
-        forward.outputs(params, has | encoded, np.arange(len(rows)))
+        forward.compute_outputs(params, has | encoded, np.arange(len(rows)))
     assert sorted(traced) == sorted(names)
 
 

@@ -164,7 +164,7 @@ def test_predictions_have_the_outputs_of_each_row_of_each_split(problem):
         rows, is_selected = getattr(sets, split), predicted.split == split
         np.testing.assert_array_equal(predicted.id[is_selected], data.id[rows])
         np.testing.assert_array_equal(predicted.labels[is_selected], data.labels[rows])
-        outputs = problem.forward.outputs(params, problem.table, rows)
+        outputs = problem.forward.compute_outputs(params, problem.table, rows)
         for view in VIEWS:
             logits = predicted.logits[view][is_selected]
             np.testing.assert_allclose(logits, outputs[view], atol=1e-5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
-from ccu_jax.evaluate.ridge import probe_margin, ridge
+from ccu_jax.evaluate.ridge import probe_margin, fit_ridge
 from ccu_jax.metrics.classification import auc
 from tests import toy
 
@@ -21,7 +21,7 @@ def test_ridge_and_its_leave_one_out_scores_agree_with_scikit_learn(padding):
         return linear_model.Ridge(penalty).fit(x[rows], y[rows]).predict(inputs)
 
     padded = np.where(is_row[:, None], x, 30 * x), np.where(is_row[:, None], y, -7)
-    predict, left_out = ridge(*map(jnp.asarray, padded), is_row, 0.5)
+    predict, left_out = fit_ridge(*map(jnp.asarray, padded), is_row, 0.5)
     expected = predict_by_reference(is_row, np.eye(4))
     np.testing.assert_allclose(predict(jnp.eye(4)), expected, atol=1e-5)
     for row in np.flatnonzero(is_row):

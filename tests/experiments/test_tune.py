@@ -108,13 +108,13 @@ def test_variant_is_run_once_with_its_settings(ctx_and_problem, monkeypatch):
 
 def test_tuning_evaluates_no_test_row(ctx_and_problem, monkeypatch):
     ctx, problem = ctx_and_problem
-    rows_seen, outputs = [], Forward.outputs
+    rows_seen, outputs = [], Forward.compute_outputs
 
     def record(self, params, table, rows):
         rows_seen.append(np.asarray(rows))
         return outputs(self, params, table, rows)
 
-    monkeypatch.setattr(Forward, "outputs", record)
+    monkeypatch.setattr(Forward, "compute_outputs", record)
     untested = variants.without_test_rows(problem)
     result = run_variant(ctx, untested, "ccu", {})
     assert rows_seen and not set(np.concatenate(rows_seen)) & set(problem.sets.test)

@@ -45,7 +45,7 @@ def run_with_padding(name, monkeypatch, padding, multi_label):
     inputs = toy.step_inputs_of(problem.executor, program)
     state, metrics = jax.device_get(steps(state, static_inputs(program), inputs))
     params, rows = {**problem.original, **state.params}, np.arange(70)
-    outputs = problem.forward.outputs(params, problem.table, rows)
+    outputs = problem.forward.compute_outputs(params, problem.table, rows)
     outputs = {name: outputs[name] for name in ("image", "text", "fused", "z_image")}
     return sizes, {**metrics, **outputs}
 

@@ -82,7 +82,7 @@ def test_delete_distills_the_original_without_the_true_class(multi_label):
     )
     frequency = np.asarray(problem.table["labels"])[problem.sets.retain].mean(0)
     teacher, student = (
-        problem.forward.outputs(x, problem.table, rows)
+        problem.forward.compute_outputs(x, problem.table, rows)
         for x in (problem.params, params)
     )
     expected = 0.0
@@ -154,7 +154,7 @@ def true_class_probability(problem, params, split):
     """Returns its mean over a split, in the image view."""
     rows = getattr(problem.sets, split)
     params = {**problem.params, **params}
-    logits = problem.forward.outputs(params, problem.table, rows)["image"]
+    logits = problem.forward.compute_outputs(params, problem.table, rows)["image"]
     is_true = np.asarray(problem.table["labels"])[rows] > 0
     return scipy.special.softmax(logits, axis=1)[is_true].mean()
 

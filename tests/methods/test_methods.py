@@ -78,7 +78,9 @@ def test_run_changes_only_trained_modules(name, tmp_path, problem, run_method):
     if trained.isdisjoint(TEXT):
         rows = problem.sets.unlearn
         before, after = (
-            problem.forward.outputs({**problem.params, **params}, problem.table, rows)
+            problem.forward.compute_outputs(
+                {**problem.params, **params}, problem.table, rows
+            )
             for params in ({}, outcome.params)
         )
         for output in ("text", "z_text", "h_text"):

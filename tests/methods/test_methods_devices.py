@@ -43,7 +43,9 @@ def logits_after_steps(name, executor, lower_only=False):
         result = program.result or (lambda params, aux: params)
         params = result(state.params, state.aux)
     rows = np.arange(len(problem.table["labels"]))
-    outputs = problem.forward.outputs({**problem.params, **params}, problem.table, rows)
+    outputs = problem.forward.compute_outputs(
+        {**problem.params, **params}, problem.table, rows
+    )
     return {view: np.asarray(outputs[view]) for view in VIEWS}
 
 

@@ -37,7 +37,7 @@ def test_score_is_accuracy_or_micro_f1(multi_label):
 def make_table(problem, wrong):
     """Returns a table whose labels the original predicts, except on some rows."""
     rows = np.arange(len(problem.table["labels"]))
-    outputs = problem.forward.outputs(problem.params, problem.table, rows)
+    outputs = problem.forward.compute_outputs(problem.params, problem.table, rows)
     labels = np.asarray(outputs["image"]).argmax(1)
     labels[wrong] = (labels[wrong] + 1) % toy.CLASSES
     table = {
@@ -50,7 +50,7 @@ def make_table(problem, wrong):
 
 def image_accuracy(problem, params, rows):
     params = {**problem.params, **params}
-    logits = problem.forward.outputs(params, problem.table, rows)["image"]
+    logits = problem.forward.compute_outputs(params, problem.table, rows)["image"]
     labels = np.asarray(problem.table["labels"])[rows]
     return (np.asarray(logits).argmax(1) == labels.argmax(1)).mean()
 

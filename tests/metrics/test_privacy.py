@@ -74,7 +74,7 @@ def test_one_run_audit_finds_memory_and_over_forgetting():
 
 def test_impossible_counts_are_rejected():
     for scores in ([np.nan], []):
-        with pytest.raises(ValueError, match="canaries"):
+        with pytest.raises(ValueError, match="non-empty and finite"):
             one_run_audit(scores, [True] * len(scores))
     with pytest.raises(ValueError, match="correct"):
         one_run_epsilon(5, 4, 10)

@@ -53,6 +53,6 @@ def test_a_record_is_read_back_and_every_change_is_found(tmp_path):
 
 def test_lines_are_intact_only_as_they_were_written():
     text = records.add_line_checksum("row1\nrow2\n")
-    assert records.lines_are_intact(text)
+    assert records.has_valid_checksum(text)
     for broken in ("row1\nrow2\n", text.replace("1", "3", 1), text + "row3\n", ""):
-        assert not records.lines_are_intact(broken)
+        assert not records.has_valid_checksum(broken)

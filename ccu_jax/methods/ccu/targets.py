@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ccu_jax.evaluate.ridge import ridge
+from ccu_jax.evaluate.ridge import fit_ridge
 from ccu_jax.methods.ccu import statistics as stats
 from ccu_jax.methods.ccu.statistics import (
     confidence,
@@ -94,7 +94,7 @@ def fit_prior(
         strength: ridge strength, relative to the mean eigenvalue.
         multi_label: whether rows have several labels.
     """
-    predict, scores_r = ridge(r["pooled"], r["labels"], r["valid"], strength)
+    predict, scores_r = fit_ridge(r["pooled"], r["labels"], r["valid"], strength)
     scores_u, scores_v = predict(u["pooled"]), predict(v["pooled"])
     keys = jax.random.split(key)
     counts_K = (r["labels"] * r["valid"][:, None]).sum(0)
@@ -141,7 +141,7 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
     def margin(scores, rows):
         return stats.margin(scores, rows["labels"], multi_label)
 
-    predict, _ = ridge(r["fresh"], r["labels"], r["valid"], UNTRAINED_RIDGE)
+    predict, _ = fit_ridge(r["fresh"], r["labels"], r["valid"], UNTRAINED_RIDGE)
     margin_u, margin_v = margin(predict(u["fresh"]), u), margin(predict(v["fresh"]), v)
     ranks = ecdf(margin_u, margin_v, v["valid"])
     predicted = _predict_with_residual(

@@ -9,7 +9,7 @@ RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command later
 
 
 class UserError(Exception):
-    """An error that the user can fix: one line with what is wrong, where, the remedy.
+    """An error that the user can fix. Its one line names problem, place and remedy.
 
     `launch.py` prints it without a traceback and exits with code 2.
     """
@@ -23,24 +23,24 @@ class RetryableError(UserError):
 
 
 class Preempted(Exception):
-    """All processes of the run exit now, after SIGTERM."""
+    """Raised in all processes of a run after SIGTERM, so that they exit together."""
 
 
 def exit_code(error: Exception) -> int:
-    """Returns the exit code of a process that ends with this error."""
+    """Returns the exit code of a process that is ended by this error."""
     return RETRY_EXIT_CODE if isinstance(error, RetryableError) else 2
 
 
-# Marks that change the direction of text.
+# Characters that change the direction of text.
 _DIRECTION_MARKS = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
 
 
-def printable(text: str) -> str:
-    """Replaces control characters, so that text from data cannot steer a terminal.
+def replace_unprintable(text: str) -> str:
+    """Replaces control characters, so that text from data cannot control a terminal.
 
-    Also surrogates, which cannot be encoded, and marks of the direction of text.
+    Surrogates, which cannot be encoded, and direction marks are replaced as well.
     """
 
     def is_printable(c):
@@ -62,9 +62,9 @@ _WRONG_FILE_TYPE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def user_error_for(error: BaseException | None) -> UserError | None:
-    """Returns the `UserError` for an error of the disk or of memory, or None.
+    """Returns the `UserError` for a disk or memory error, or None for other errors.
 
-    Looks at the error first and then at the errors that caused it.
+    Checks the error first and then the errors that caused it.
     """
     first = error
     while error is not None:
@@ -76,7 +76,7 @@ def user_error_for(error: BaseException | None) -> UserError | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether a file could not be read for a reason other than its content."""
+    """Returns whether a read failed for a reason other than the file's content."""
     codes = (*_TRANSIENT, errno.EACCES, errno.EPERM, errno.ENOMEM)
     return _find_code(error, codes) is not None or isinstance(error, MemoryError)
 
@@ -90,6 +90,7 @@ def missing_folder_message(folder: str | os.PathLike) -> str:
 
 
 def _user_error(error: BaseException, is_first: bool) -> UserError | None:
+    """Returns `user_error_for(error)`, without the errors that caused it."""
     path, first_line = getattr(error, "filename", None), str(error).partition("\n")[0]
     if _find_code(error, _DISK_FULL) is not None:
         place = f" at {path}" if path else ""
@@ -105,7 +106,7 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
     # The causes of an error may have been handled on the way, so only the first counts.
     code = getattr(error, "errno", None)
     if is_first and path and code in _WRONG_FILE_TYPE:
-        return UserError(f"{path}: in the way ({os.strerror(code)}); remove it")
+        return UserError(f"{path}: wrong file type ({os.strerror(code)}); remove it")
     if isinstance(error, FileNotFoundError) and isinstance(path, str | os.PathLike):
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.exists(folder):
@@ -120,7 +121,7 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
 
 
 def _find_code(error: BaseException, codes: Sequence[int]) -> int | None:
-    """Returns the code of an OSError, or the one that a C++ library quotes in words."""
+    """Returns which of `codes` an OSError has or another error's message describes."""
     if isinstance(error, OSError):
         return error.errno if error.errno in codes else None
     return next((code for code in codes if os.strerror(code) in str(error)), None)

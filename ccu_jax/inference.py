@@ -25,7 +25,7 @@ _BATCH = 64  # rows of one forward pass; a fixed shape, so that it compiles once
 
 
 class Classifier(NamedTuple):
-    """A model of a run, with what it needs to encode images and texts."""
+    """A trained model of a run with its tokenizer and configuration."""
 
     classes: tuple[str, ...]  # K names
     multi_label: bool
@@ -37,14 +37,14 @@ class Classifier(NamedTuple):
     def predict_probabilities(
         self, images: Sequence[Image | None], texts: Sequence[str | None]
     ) -> dict[str, np.ndarray]:
-        """Predicts the class probabilities of N rows; None is a missing image or text.
+        """Predicts the class probabilities of N rows; a missing image or text is None.
 
         Returns:
             Probabilities `[N, K]` by view; they sum to one per row unless the data set
-            is multi-label. Views of a modality that a row lacks are meaningless.
+            is multi-label. They are meaningless for rows without the view's modality.
 
         Raises:
-            UserError: An unreadable image, or different numbers of images and texts.
+            UserError: an unreadable image, or different numbers of images and texts.
         """
         if len(images) != len(texts):
             raise UserError(
@@ -69,7 +69,7 @@ class Classifier(NamedTuple):
             outputs = apply(self.params, {name: x[rows] for name, x in columns.items()})
             for view in VIEWS:
                 logits = np.asarray(getattr(outputs, view), np.float64)[rows > 0]
-                batches[view].append(_probabilities(logits, self.multi_label))
+                batches[view].append(_to_probabilities(logits, self.multi_label))
         return {view: np.concatenate(parts) for view, parts in batches.items()}
 
 
@@ -81,7 +81,7 @@ def load_classifier(
     The method `original` is the model before unlearning.
 
     Raises:
-        UserError: No such model, it has diverged, or its files are damaged.
+        UserError: the model does not exist or has diverged, or its files are damaged.
     """
     workdir = pathlib.Path(workdir).expanduser()
     result_path = results.result_path(workdir, seed, method)
@@ -98,7 +98,9 @@ def load_classifier(
     try:
         config = from_json(read_record(workdir / "config.json"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{workdir / 'config.json'}: unreadable: {error}") from None
+        raise UserError(
+            f"{workdir / 'config.json'}: unreadable ({error}); pass the folder of a run"
+        ) from None
     stored = data.load_prepared(config.data, workdir)
     model = models.build(
         config.model,
@@ -128,11 +130,13 @@ def _restore_params(
     except Exception as error:
         if (reason := user_error_for(error)) is None:
             raise
-        raise UserError(f"{folder}: unreadable checkpoint: {reason}") from error
+        raise UserError(f"{folder}: unreadable checkpoint ({reason})") from error
     if restored is not None:
         return restored.tree
     if is_purged and method == "original":
-        raise UserError(f"{folder}: the checkpoint was purged with the images")
+        raise UserError(
+            f"{folder}: the checkpoint was purged with the images; choose another model"
+        )
     detail = f" ({warnings[0]})" if warnings else ""
     message = f"{folder}: missing or damaged checkpoint{detail}"
     if not is_purged:
@@ -142,7 +146,7 @@ def _restore_params(
 
 
 def _decode(image: Image | None, config: Data) -> np.ndarray | None:
-    """Returns an image `[S, S, 3]` prepared as in training."""
+    """Decodes an image to pixels `[S, S, 3]` as in training; None stays None."""
     if image is None:
         return None
     try:
@@ -156,7 +160,7 @@ def _decode(image: Image | None, config: Data) -> np.ndarray | None:
         ) from None
 
 
-def _probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
+def _to_probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
     if multi_label:
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -24,17 +24,17 @@ from ccu_jax.config.loading import available_configs, load_config
 from ccu_jax.config.schema import Config, replace_value
 from ccu_jax.config.validation import suggest
 from ccu_jax.distributed import preemption
-from ccu_jax.errors import UserError, printable, user_error_for
+from ccu_jax.errors import UserError, replace_unprintable, user_error_for
 
 _MIN_XLA_THREADS = 32
 _STOPPED = "stopped; rerun the same command to resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code of the process.
+    """Runs the command selected by `argv` and returns the exit code of the process.
 
     Exit codes: 0, 2 (user error), 75 (preempted, or a temporary error: rerun), 130
-    (interrupted). `argv` are the flags, by default those of the process.
+    (interrupted). By default `argv` are the command-line arguments of the process.
     """
     try:
         return _run_command(argv)
@@ -67,12 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
     # One write, since threads of libraries may write as well.
-    line = printable(" ".join(str(message).splitlines()))
+    line = replace_unprintable(" ".join(str(message).splitlines()))
     print(f"error: {line}\n", end="", file=sys.stderr)
     return errors.exit_code(message)
 
 
 def _report_closed_pipe() -> int:
+    """Reports on stderr that stdout is closed, and returns the exit code."""
     with contextlib.suppress(OSError):
         # Flushing stdout at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,10 +82,11 @@ def _report_closed_pipe() -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
+    """Parses the flags, runs the experiment and returns exit code 0."""
     args = flags.parse_flags(argv)
     _set_environment(args.devices)
     if args.list:
-        _print_list()
+        _print_choices()
         return 0
     addresses = flags.parse_hosts(args.multihost)
     config = _build_config(args)
@@ -127,7 +129,7 @@ def _set_environment(num_devices: int | None) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _print_list() -> None:
+def _print_choices() -> None:
     from ccu_jax.data import DATASETS
     from ccu_jax.methods import METHODS
 
@@ -165,7 +167,7 @@ def _build_config(args: argparse.Namespace) -> Config:
 
 
 def _create_workdir(workdir: pathlib.Path) -> pathlib.Path:
-    """Creates the folder and checks that files can be written to it."""
+    """Creates the working folder, checks that it is writable and returns its path."""
     try:
         workdir = workdir.resolve()
         # Only for the owner: its files name the images that were unlearned. An existing
@@ -182,10 +184,10 @@ def _create_workdir(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _set_compilation_cache() -> None:
-    """Caches compiled programs for later runs, unless the user has set a folder.
+    """Enables JAX's persistent compilation cache, unless the user has configured one.
 
-    The cache is in the user's home and not in the working folder: its content is
-    executed, and a working folder may come from somebody else.
+    The cache is in the user's home and not in the working folder, because its content
+    is executed and a working folder may come from somebody else.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -207,10 +209,10 @@ def _set_compilation_cache() -> None:
 
 
 def _exit_on_interrupt(*_) -> NoReturn:
-    """Ends the process at Ctrl-C at once.
+    """Ends the process immediately on Ctrl-C.
 
-    Not by an exception: a library may swallow it or turn it into an ImportError, or its
-    threads may crash. Files are written atomically, so any moment is safe.
+    An exception would not do: a library may swallow it or turn it into an ImportError,
+    or its threads may crash. Files are written atomically, so exiting is always safe.
     """
     with contextlib.suppress(Exception):  # stdout may be in the middle of a write
         sys.stdout.flush()
@@ -220,7 +222,7 @@ def _exit_on_interrupt(*_) -> NoReturn:
 
 
 def run_process() -> NoReturn:
-    """Installs the signal handlers, runs `main` and ends the process."""
+    """Installs the signal handlers, runs `main` and exits with its exit code."""
     # SIGINT may be ignored (nohup) or handled by another program: leave that as it is.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit_on_interrupt)

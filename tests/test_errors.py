@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from ccu_jax.errors import exit_code, printable, user_error_for
+from ccu_jax.errors import exit_code, replace_unprintable, user_error_for
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,11 @@ from ccu_jax.errors import exit_code, printable, user_error_for
         (RuntimeError("write: No space left on device [x]"), "no space left; free", 2),
         (PermissionError(errno.EACCES, "", "x.npz"), "Permission denied: x.npz", 2),
         (ValueError("a [b]: Read-only file system [x]\nc"), "Read-only file system", 2),
-        (FileExistsError(errno.EEXIST, "", "/w/audits"), "/w/audits: in the way", 2),
+        (
+            FileExistsError(errno.EEXIST, "", "/w/audits"),
+            "/w/audits: wrong file type",
+            2,
+        ),
         (FileNotFoundError(errno.ENOENT, "", "/no/x"), "/no: missing; was it", 2),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 bytes"), "use smaller batches", 2),
         (OSError(errno.ENOMEM, ""), "use smaller batches", 2),
@@ -29,7 +33,7 @@ def test_errors_of_the_system_name_the_file_and_the_remedy(error, words, code):
     for outer in (error, ValueError("could not save")):
         outer.__cause__ = error if outer is not error else None
         found = user_error_for(outer)
-        if outer is error or "in the way" not in words:
+        if outer is error or "wrong file type" not in words:
             assert found is not None and words in str(found)
             assert exit_code(found) == code
 
@@ -55,6 +59,6 @@ def test_an_error_handled_before_another_is_not_reported(is_hidden):
 def test_only_control_characters_are_replaced():
     spaces, joined = "\u00a0\u202f\u2009\u3000", "\u0645\u200c\u062e \U0001f468\u200d"
     harmless = f"caf\u00e9{spaces}\n{joined}"
-    assert printable(harmless) == harmless
+    assert replace_unprintable(harmless) == harmless
     for control in "\x00\x1b\r\t\x7f\x9b\u202e\u2066\u200f\ud800":
-        assert printable(f"a{control}b") == "a\ufffdb"
+        assert replace_unprintable(f"a{control}b") == "a\ufffdb"

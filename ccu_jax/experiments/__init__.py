@@ -1,1 +1,1 @@
-"""What a command does: run a configuration, tune it, or ablate its methods."""
+"""Experiments of the command line: run a configuration, tune or ablate its methods."""

@@ -1,7 +1,7 @@
-"""`--ablate`: the contribution of each term of the methods of this project.
+"""`--ablate`: measures the contribution of each term of this project's methods.
 
 Every variant of CCU runs as configured, and again with each of its losses or other
-terms switched off or changed, always from the same originals.
+terms switched off or changed, always from the same original models.
 """
 
 import pathlib
@@ -62,9 +62,9 @@ _SCORES = ("unlearn image", "test image", "test text", "test fused", "retain fus
 
 
 def select_ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
-    """Returns the changed settings of each ablation that differs from the section.
+    """Returns the settings that each ablation changes, by the ablation's name.
 
-    The first one, "as configured", changes nothing.
+    Ablations that equal `section` are omitted; the first, "as configured", is empty.
     """
     settings_by_name: dict[str, Settings] = {AS_CONFIGURED: {}}
     for name, settings in ABLATIONS[type(section)].items():
@@ -76,7 +76,7 @@ def select_ablations(section: Ccu | CcuPlus) -> dict[str, Settings]:
 
 
 def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
-    """Ablates the variants of CCU among `config.methods`, on all seeds.
+    """Ablates the variants of CCU among `config.methods` on all seeds.
 
     Returns the content of `ablation.json`, which is also printed as tables.
 
@@ -84,7 +84,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
         UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name in OURS]
-    expected = f"a variant of CCU ({', '.join(OURS)})"
+    expected = f"variant of CCU ({', '.join(OURS)})"
     titles = [_stage_title(seed, name) for seed in config.seeds for name in names]
     results: list[Result] = []
     with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
@@ -123,6 +123,7 @@ def _stage_title(seed: int, method: str) -> str:
 def _ablate_method(
     ctx: RunContext, problem: Problem, method: str, stage: Stage
 ) -> Iterator[Result]:
+    """Runs all ablations of a method and yields their results."""
     settings_by_name = select_ablations(getattr(problem.config, method))
     total = len(settings_by_name)
     for number, (name, settings) in enumerate(settings_by_name.items()):
@@ -133,16 +134,16 @@ def _ablate_method(
 
 
 def build_table(results: list[Result], method: str) -> Table:
-    """Returns the table of a method: means over seeds, the reference first."""
+    """Builds a method's table: one row per ablation, means over seeds."""
     groups: dict[str, MethodResults] = {}
     for result in results:
         if result["method"] in (REFERENCE, method):
             group = groups.setdefault(result["ablation"], MethodResults())
             group.rows[str(result["seed"])] = result
-    return Table.from_cells([_cells(*item) for item in groups.items()])
+    return Table.from_cells([_format_row(*item) for item in groups.items()])
 
 
-def _cells(ablation: str, group: MethodResults) -> dict[str, str]:
+def _format_row(ablation: str, group: MethodResults) -> dict[str, str]:
     num_diverged = len(group.divergences())
     name = f"{ablation} (diverged: {num_diverged})" if num_diverged else ablation
     cells = {"ablation": name, "seconds": format_estimate(group.mean_time_s())}

@@ -2,7 +2,7 @@
 
 Training the original, retraining the references and running an unlearning method are
 stages of the same kind. A finished stage is skipped. An interrupted stage resumes from
-its last checkpoint and ends with the same bits.
+its last checkpoint, and its result is bit-identical to that of an uninterrupted one.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ def run(
     audit: str = "smoke",
     shadows: int = 16,
 ) -> list[dict[str, Any]]:
-    """Runs the methods of a configuration on its seeds, audits them and reports.
+    """Runs and audits all methods of a configuration on all seeds; writes the report.
 
     Args:
         config: the data, the unlearn set, the methods and the seeds.
-        workdir: a folder of this configuration, new or from an earlier run.
+        workdir: the working folder, new or from an earlier run of `config`.
         purge: whether to remove the unlearned images from the folder at the end.
         audit: the tier of the audit, see `audits/tiers.py`.
-        shadows: number of shadow models of the tier "rigorous".
+        shadows: number of shadow models for the tier "rigorous".
 
     Returns:
         The content of `results.json`: one record per method and seed, including those
-        of earlier runs on this folder.
+        of earlier runs in this folder.
 
     Raises:
         UserError: the input is wrong, or the folder is damaged.

@@ -1,9 +1,9 @@
-"""`--tune TRIALS`: a random search of the settings of every method, at equal effort.
+"""`--tune TRIALS`: tunes the settings of every method with the same number of trials.
 
-Every method gets the same number of trials. All trials are scored by the same objective
-on the unlearn set, the retain set and the holdout, never on test rows. The first trial
-is the configuration itself. It and the best trials of the first seed are repeated on
-the other seeds; the best mean wins.
+All trials of this random search are scored by the same objective on the unlearn set,
+the retain set and the holdout, never on test rows. The first trial is the configuration
+itself. It and the best trials of the first seed are repeated on the other seeds; the
+trial with the best mean wins.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ NUM_FINALISTS = 3
 
 
 class Range(NamedTuple):
-    """A range that is searched evenly, in the value or in its logarithm."""
+    """A search range, sampled uniformly in the value or in its logarithm."""
 
     low: float
     high: float
@@ -125,13 +125,13 @@ METHOD_SPACES: dict[str, dict[str, Range]] = {
 
 
 def search_space(method: str, section: object) -> dict[str, Range]:
-    """Returns the range of each setting to search."""
+    """Returns the search range of each setting of a method that is tuned."""
     return SPACES[type(section)] | METHOD_SPACES.get(method, {})
 
 
 @dataclasses.dataclass(eq=False)
 class Trial:
-    """Settings that were tried, and for each seed the objective and the result."""
+    """The settings of one trial, with the objective and the result of each seed."""
 
     settings: Settings
     objectives: list[float]
@@ -149,31 +149,31 @@ class Trial:
 
 
 def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
-    """Tunes all methods of a configuration but the references, on its seeds.
+    """Tunes all methods of a configuration except the references, on all seeds.
 
-    Every method has the same number of `trials`. Returns the content of `tuning.json`,
-    which is also printed as a table.
+    Each method gets `trials` trials. Returns the content of `tuning.json`, which is
+    also printed as a table.
 
     Raises:
         UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name not in REFERENCES]
     titles = [f"tune {name}" for name in names]
-    expected = "a method with settings to tune"
+    expected = "method with settings to tune"
     with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
         problems = [without_test_rows(problem) for problem in problems]
         num_repeated = (len(problems) - 1) * min(NUM_FINALISTS + 1, trials)
         runs = dict.fromkeys(names, trials + num_repeated)
         ctx.reporter.log(forecast.describe_runs(ctx, runs))
-        tried = {}
+        trials_by_method = {}
         for name, title in zip(names, titles, strict=True):
             with ctx.reporter.stage(title) as stage:
                 candidates = draw_candidates(name, getattr(config, name), trials)
-                tried[name] = _tune_method(
+                trials_by_method[name] = _tune_method(
                     ctx, problems, name, candidates, runs[name], stage
                 )
         path = workdir / "tuning.json"
-        record = _build_record(config, trials, tried)
+        record = _build_record(config, trials, trials_by_method)
         if is_primary():
             write_json(path, record)
         _build_table(record).show(ctx.reporter)
@@ -184,8 +184,8 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
 def draw_candidates(method: str, section: Any, trials: int) -> list[Settings]:
     """Returns the settings to try; the first candidate changes nothing.
 
-    The others are a Sobol sequence over the ranges, Owen-scrambled with a seed from
-    the method's name, so every call returns the same.
+    The others are a Sobol sequence over the ranges, Owen-scrambled with a seed derived
+    from the method's name, so every call returns the same candidates.
     """
     space = search_space(method, section)
     seed = int.from_bytes(hashlib.blake2b(method.encode(), digest_size=4).digest())
@@ -234,54 +234,58 @@ def _tune_method(
     max_runs: int,
     stage: Stage,
 ) -> list[Trial]:
-    """Returns all trials of a method, the best first."""
-    tried = [Trial(settings, [], []) for settings in candidates]
-    configured = tried[0]
+    """Runs all trials of a method and returns them, the best first."""
+    trials = [Trial(settings, [], []) for settings in candidates]
+    configured = trials[0]
 
     def run(trial: Trial, problem: Problem) -> None:
-        num_runs = sum(len(trial.results) for trial in tried)
+        num_runs = sum(len(trial.results) for trial in trials)
         stage.report_progress(f"trial {num_runs + 1}", num_runs, max_runs)
         result = run_variant(ctx, problem, name, trial.settings)
         path = result_path(ctx.workdir, problem.seed, REFERENCE)
         trial.objectives.append(objective(result, load_result(path)))
         trial.results.append(result)
 
-    for trial in tried:
+    for trial in trials:
         run(trial, problems[0])
-    tried.sort(key=lambda trial: trial.objectives[0])
-    finalists = tried[:NUM_FINALISTS]
+    trials.sort(key=lambda trial: trial.objectives[0])
+    finalists = trials[:NUM_FINALISTS]
     if configured not in finalists:
         finalists.append(configured)
     for trial in finalists:
         for problem in problems[1:]:
             run(trial, problem)
     stage.report_progress("trials", max_runs, max_runs)
-    dropped = [trial for trial in tried if trial not in finalists]
+    dropped = [trial for trial in trials if trial not in finalists]
     finalists.sort(key=lambda trial: float(np.mean(trial.objectives)))
     return [*finalists, *dropped]
 
 
 def _build_record(
-    config: Config, num_trials: int, tried: dict[str, list[Trial]]
+    config: Config, num_trials: int, trials_by_method: dict[str, list[Trial]]
 ) -> dict[str, Any]:
-    """Returns the content of `tuning.json`; `tried` has the best trial first."""
+    """Returns the content of `tuning.json`; each method's best trial is first."""
     return {
         "config": config.name,
         "seeds": list(config.seeds),
         "trials": num_trials,
         "commit": source_commit(),
         "objective": " ".join((objective.__doc__ or "").split()),
-        "spaces": {name: search_space(name, getattr(config, name)) for name in tried},
-        "winners": {name: trials[0].settings for name, trials in tried.items()},
+        "spaces": {
+            name: search_space(name, getattr(config, name)) for name in trials_by_method
+        },
+        "winners": {
+            name: trials[0].settings for name, trials in trials_by_method.items()
+        },
         "methods": {
             name: [trial.to_json() for trial in trials]
-            for name, trials in tried.items()
+            for name, trials in trials_by_method.items()
         },
     }
 
 
 def _build_table(record: dict[str, Any]) -> Table:
-    """Returns the best trial of each method beside the configured one."""
+    """Builds the table of each method's best trial beside the configured settings."""
     cells = []
     for name, trials in record["methods"].items():
         best = trials[0]

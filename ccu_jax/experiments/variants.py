@@ -45,14 +45,14 @@ def open_variants(
     expected: str,
     titles: list[str],
 ) -> Iterator[tuple[RunContext, list[Problem]]]:
-    """Opens a run and trains the original and the reference of every seed.
+    """Opens a run and trains the original and the retrained reference of each seed.
 
     Args:
         config: the configuration; all its seeds are run.
         workdir: the working folder of a run of this configuration.
         methods: the methods whose variants will be run.
-        expected: describes such methods, for the error message if there are none.
-        titles: of the stages that follow.
+        expected: describes such a method in the error message for an empty list.
+        titles: titles of the caller's stages.
 
     Yields:
         The context, and the problem of each seed with its original and features.
@@ -61,7 +61,10 @@ def open_variants(
         UserError: the configuration or the folder cannot be used.
     """
     if not methods:
-        raise UserError(f"methods: none is {expected}; pass others with --methods")
+        raise UserError(
+            f"methods={','.join(config.methods)}: no {expected}; add one, for example "
+            "--methods ccu_plus"
+        )
     if config.unlearn.num_requests > 1:
         raise UserError(
             f"unlearn.num_requests={config.unlearn.num_requests}: tuning and ablation "
@@ -89,7 +92,7 @@ def open_variants(
 def variant_path(
     workdir: pathlib.Path, problem: Problem, method: str, settings: Settings
 ) -> pathlib.Path:
-    """Returns the file of a variant's result; without test rows in another folder."""
+    """Returns the path of a variant's result, in `tested/` if there are test rows."""
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     folder = workdir / ("tested" if len(problem.sets.test) else "variants")
@@ -99,9 +102,9 @@ def variant_path(
 def run_variant(
     ctx: RunContext, problem: Problem, method: str, settings: Settings
 ) -> Result:
-    """Runs and evaluates a method with changed settings, or reads its stored result.
+    """Runs and evaluates a method with changed settings, or loads its stored result.
 
-    The problem has the original and its features. Empty sets are not evaluated.
+    `problem` includes the original and its features. Empty splits are not evaluated.
 
     Raises:
         UserError: the stored result is damaged or was made from other data.
@@ -129,6 +132,6 @@ def run_variant(
 
 
 def without_test_rows(problem: Problem) -> Problem:
-    """Returns the problem for choosing settings, which must not see test rows."""
+    """Returns the problem without its test rows, for choosing settings."""
     empty = np.zeros(0, np.int64)
     return problem._replace(sets=problem.sets._replace(test=empty))

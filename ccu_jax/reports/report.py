@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from ccu_jax.errors import printable
+from ccu_jax.errors import replace_unprintable
 from ccu_jax.reports import audit_table, figure, tables
 from ccu_jax.reports.findings import collect_findings, describe_editions
 from ccu_jax.reports.summary import Row, list_values
@@ -111,4 +111,4 @@ def _render_page(
         seeds=tables.make_seed_table(rows),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
-    return printable(page)
+    return replace_unprintable(page)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ccu_jax.errors import printable
+from ccu_jax.errors import replace_unprintable
 from ccu_jax.evaluate.predictions import SPLITS
 from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
@@ -79,7 +79,7 @@ class Table(NamedTuple):
 
 def escape_markdown(text: str) -> str:
     """Escapes what Markdown or a terminal would interpret, on one line."""
-    text = printable(" ".join(text.split()))
+    text = replace_unprintable(" ".join(text.split()))
     return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", text)
 
 

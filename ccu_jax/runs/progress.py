@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ccu_jax.errors import printable
+from ccu_jax.errors import replace_unprintable
 from ccu_jax.storage.files import to_plain_json
 
 LINE_EVERY_S = 10.0  # between two progress lines of a stage
@@ -226,7 +226,7 @@ class Reporter:
     def _printable(self, text: str) -> str:
         """Replaces control characters, and those the terminal cannot encode."""
         encoding = self.console.encoding
-        return printable(text).encode(encoding, "replace").decode(encoding)
+        return replace_unprintable(text).encode(encoding, "replace").decode(encoding)
 
     def _next_label(self, title: str) -> str:
         """Advances the position in the plan and returns it as a label."""

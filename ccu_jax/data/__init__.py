@@ -20,28 +20,28 @@ def load(
     progress: Progress,
     expected: str | None = None,
 ) -> Dataset:
-    """Loads a data set, and prepares it below the working folder first if necessary.
+    """Loads a data set, after preparing it in the working folder if necessary.
 
     Prepared files that match the configuration and the source are memory-mapped, which
     takes no time and does not import TensorFlow; otherwise they are prepared again. A
     killed preparation is resumed and leaves no partial data set.
 
     Args:
-        config: which data set, from where, and the sizes to store.
+        config: the data set, its source, and the sizes to store.
         workdir: the run's folder; the data are written to `workdir/data`.
         progress: called with (stage, done, total).
-        expected: the fingerprint that stored results depend on, if there are any.
+        expected: the fingerprint of the data of stored results, if there are any.
 
     Raises:
-        UserError: invalid settings, missing or malformed files, no usable row, or other
-            data than expected. Stored data are left unchanged.
+        UserError: invalid settings, missing or malformed files, no usable row, or a
+            fingerprint other than expected. Stored data are left unchanged.
     """
-    fields = _preparation(config, workdir, progress).load_or_prepare(expected)
+    fields = _build_preparation(config, workdir, progress).load_or_prepare(expected)
     return Dataset(name=config.dataset, **fields)
 
 
 def load_prepared(config: Data, workdir: pathlib.Path) -> Dataset:
-    """Maps the data that process 0 has prepared; the source need not be readable here.
+    """Memory-maps the data that process 0 has prepared; needs no source files.
 
     Raises UserError if there are no prepared data with these settings.
     """
@@ -56,7 +56,7 @@ def purge_images(
     progress: Progress,
     remove_derived: Callable[[], None] = lambda: None,
 ) -> purge.PurgeResult:
-    """Removes images from everything a run stores, and searches for remains of them.
+    """Removes images from everything a run stores and searches for remaining copies.
 
     Args:
         config: settings of the prepared data set.
@@ -68,22 +68,22 @@ def purge_images(
             after the data are marked as purged, so a killed purge is recognized.
 
     Raises:
-        UserError: the removal of images that were purged earlier cannot be verified.
+        UserError: an earlier removal of images cannot be verified.
     """
-    preparation = _preparation(config, workdir, progress)
+    preparation = _build_preparation(config, workdir, progress)
     return purge.purge_images(preparation, ids, folders, remove_derived)
 
 
-def _preparation(
+def _build_preparation(
     config: Data, workdir: pathlib.Path, progress: Progress
 ) -> prepare.Preparation:
-    _check(config)
+    _check_config(config)
     reader = DATASETS[config.dataset]
     return prepare.Preparation(config, reader, workdir, progress, _write_sample)
 
 
 def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> None:
-    """Writes the sample edition that stands in for files the user does not have."""
+    """Writes the sample edition that replaces files the user does not have."""
     name = config.sample if config.dataset == "pairs" else config.dataset
     root = workdir / "sample" / name
     editions.write_if_missing(
@@ -91,7 +91,7 @@ def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> No
     )
 
 
-def _check(config: Data) -> None:
+def _check_config(config: Data) -> None:
     if config.dataset not in DATASETS:
         raise UserError(
             f"data.dataset: unknown data set {config.dataset!r}; choose one of "

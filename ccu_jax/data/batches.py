@@ -1,4 +1,4 @@
-"""Batch plans, which list the rows of every training step, and reading their rows.
+"""Batch plans, which list the rows of every training step, and readers of these rows.
 
 A plan is a pure function of the rows, the seed and the global batch size, so neither
 the number of hosts nor a resume changes what is trained on.
@@ -35,20 +35,19 @@ def plan_batches(
         batch: global batch size, over all devices and hosts.
         steps: number of steps to plan.
         seed: a non-negative integer.
-        start: first step of the plan; a plan from step s equals the tail of a plan
-            from step 0.
-        window: None shuffles freely. Otherwise rows keep the order of `rows`, except
-            that each may move by fewer than `window` places.
+        start: first step; a plan from step s equals the tail of a plan from step 0.
+        window: None shuffles all rows. Otherwise rows are in the order of `rows`,
+            except that each may move by fewer than `window` positions.
 
     Returns:
-        int32 [steps, batch], row numbers of the steps `start` to `start + steps - 1`.
+        int32 [steps, batch], the row numbers of steps `start` to `start + steps - 1`.
 
     Raises:
         ValueError: `rows` is empty or not a vector.
     """
     rows = np.asarray(rows, np.int32)
     if rows.ndim != 1 or not len(rows):
-        raise ValueError(f"rows must be a non-empty vector, not {rows.shape}")
+        raise ValueError(f"rows must be a non-empty vector, got shape {rows.shape}")
     first, last = start * batch, (start + steps) * batch
     epochs = range(first // len(rows), -(-last // len(rows)))
     permutations = [
@@ -62,6 +61,7 @@ def plan_batches(
 def _permute(
     rows: np.ndarray, rng: np.random.Generator, window: int | None
 ) -> np.ndarray:
+    """Returns one epoch's order of the rows; see `plan_batches`."""
     if window is None:
         return rng.permutation(rows)
     # Sorting by place + uniform[0, window) never swaps rows `window` or more apart.
@@ -70,15 +70,15 @@ def _permute(
 
 
 def plan_single_pass(rows: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Plans batches that contain every row once, in order, for evaluation.
+    """Plans evaluation batches that contain every row once, in order.
 
     Args:
         rows: int [M].
         batch: global batch size.
 
     Returns:
-        int32 [steps, batch], the plan, where the last batch is padded with row 0; and
-        bool [steps, batch], False at the padding.
+        The plan, int32 [steps, batch], its last batch padded with row 0, and a mask,
+        bool [steps, batch], that is False at the padding.
     """
     rows = np.asarray(rows, np.int32)
     steps = -(-len(rows) // batch)
@@ -90,14 +90,14 @@ def plan_single_pass(rows: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarr
 def iterate_batches(
     columns: Mapping[str, np.ndarray | HostColumn], plan: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Reads the batches of a plan into memory.
+    """Reads the batches of a plan into memory, one at a time.
 
     Args:
         columns: arrays [N, ...] by name, memory-mapped or not.
         plan: int [steps, batch], from `plan_batches` or `plan_single_pass`.
 
     Yields:
-        "row", int [batch], and the same rows of each column.
+        A batch: "row", the row numbers int [batch], and these rows of each column.
     """
     readers = {name: _make_row_reader(column) for name, column in columns.items()}
     for rows in plan:
@@ -119,7 +119,7 @@ def _make_row_reader(
 def jpeg_dataset(paths: Sequence[pathlib.Path], size: int) -> Any:
     """Returns a tf.data pipeline that decodes JPEG files in every epoch.
 
-    It is the baseline without preparation in the benchmarks.
+    The benchmarks use it as the baseline without preparation.
 
     Args:
         paths: the JPEG files.

@@ -23,9 +23,9 @@ def apply(data: Dataset, config: Corruptions) -> tuple[Dataset, dict[str, Any]]:
         config: fractions of the training rows, in [0, 1], and the order of training.
 
     Returns:
-        The corrupted data set, and for each corruption {"share": the requested
-        fraction, "rows": the number of rows}, with `order`, `window` and `seed` where
-        they apply. The dict is empty if nothing was requested.
+        The corrupted data set and a record: for each corruption {"share": the requested
+        fraction, "rows": the number of corrupted rows}, and `order`, `window` and
+        `seed` where they apply. It is empty if nothing was requested.
     """
     record: dict[str, Any] = {}
     train = np.flatnonzero(data.split == "train")
@@ -46,8 +46,8 @@ def apply(data: Dataset, config: Corruptions) -> tuple[Dataset, dict[str, Any]]:
 def stream_positions(data: Dataset, order: str) -> np.ndarray | None:
     """Returns the position of each row in the training stream.
 
-    Returns int [N] for the orders "stored" and "by_class" (by the first label), None
-    for "shuffled".
+    The result is int [N] for the orders "stored" and "by_class" (by the first label),
+    and None for "shuffled".
     """
     if order == "stored":
         return np.arange(len(data.id))
@@ -59,15 +59,15 @@ def stream_positions(data: Dataset, order: str) -> np.ndarray | None:
     return None
 
 
-def _choose(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+def _sample_rows(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
     return np.sort(rng.permutation(rows)[:count])
 
 
 def _add_label_noise(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Replaces labels by different labels of random training rows."""
-    chosen, labels = _choose(rng, train, count), data.labels.copy()
+    """Replaces the labels of random rows by different labels of other training rows."""
+    chosen, labels = _sample_rows(rng, train, count), data.labels.copy()
     unchanged = chosen
     for _ in range(100):  # enough unless all rows have the same labels
         donors = rng.choice(train, len(unchanged))
@@ -80,8 +80,8 @@ def _add_label_noise(
 def _add_text_noise(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Permutes texts among the chosen rows, so that each gets another row's text."""
-    chosen = rng.permutation(_choose(rng, train[data.has_text[train]], count))
+    """Permutes the texts of random rows, so that each gets the text of another row."""
+    chosen = rng.permutation(_sample_rows(rng, train[data.has_text[train]], count))
     if len(chosen) < 2:
         return data, 0
     text = np.array(data.text)
@@ -96,16 +96,19 @@ def _drop_modality(
     count: int,
     rng: np.random.Generator,
 ) -> tuple[Dataset, int]:
-    """Drops the image or text, by the name of its `has_` column."""
-    chosen = _choose(rng, train[_has_both(data, train)], count)
+    """Drops one modality, given by its `has_` column, of random rows with both."""
+    chosen = _sample_rows(rng, train[_has_both(data, train)], count)
     return _clear(data, field, chosen), len(chosen)
 
 
 def _drop_any(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Drops image, text or label of each row; the label of a row with one modality."""
-    chosen = _choose(rng, train, count)
+    """Drops the image, text or label of random rows; rows keep at least one modality.
+
+    A row without its label leaves the training set.
+    """
+    chosen = _sample_rows(rng, train, count)
     loss = rng.integers(3, size=len(chosen))  # 0: image, 1: text, 2: label
     has_both = _has_both(data, chosen)
     data = _clear(data, "has_image", chosen[(loss == 0) & has_both])

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Dataset(NamedTuple):
-    """A prepared data set: N rows, K classes, images of S x S pixels, T tokens a text.
+    """A prepared data set: N rows, K classes, S x S pixel images, T tokens per text.
 
     `image` and `text` are memory-mapped, everything else is in memory.
     """
@@ -26,6 +26,6 @@ class Dataset(NamedTuple):
     split: np.ndarray  # str [N]: "train", "validation" or "test"
     cluster: np.ndarray  # int [N]: first row whose image is a near-duplicate
     vocabulary: int  # number of token ids
-    counts: dict[str, int]  # rows read, used, and skipped by reason
+    counts: dict[str, int]  # numbers of rows read, used, and skipped for each reason
     fingerprint: str  # hash of the classes and all columns
     purged: bool = False  # whether images were blanked by `ccu_jax.data.purge_images`

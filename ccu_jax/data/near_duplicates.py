@@ -1,6 +1,6 @@
 """Near-duplicate images: candidates by a perceptual hash, confirmed by correlation.
 
-An image is reduced to 16 x 16. Its 63-bit hash holds the signs of the low DCT
+An image is reduced to 16 x 16. Its 63-bit hash consists of the signs of the low DCT
 frequencies relative to their median, as in pHash (Zauner 2010). Image pairs whose
 hashes differ in at most MAX_BITS bits are candidates. They are near-duplicates if the
 reduced color images correlate by at least MIN_CORRELATION.
@@ -29,11 +29,11 @@ _MIN_STD = 2.0  # of pixel values in 0..255; flatter images have no content to c
 def find_clusters(
     path: pathlib.Path, has_image: np.ndarray, progress: Progress
 ) -> np.ndarray:
-    """Clusters rows whose images are near-duplicates, directly or transitively.
+    """Clusters rows whose images are near-duplicates, including transitively.
 
     Args:
         path: .npy file of images, uint8 [N, S, S, 3].
-        has_image: bool [N]; each row without an image is a cluster by itself.
+        has_image: bool [N]; each row without an image is a cluster of its own.
         progress: called with (stage, done, total).
 
     Returns:
@@ -49,7 +49,7 @@ def find_clusters(
             for band in range(_NUM_BANDS):
                 progress(stage, band, _NUM_BANDS)
                 for pairs in candidate_pairs(hashes[rows], band):
-                    is_duplicate = _correlate(reduced, rows[pairs])
+                    is_duplicate = _are_correlated(reduced, rows[pairs])
                     duplicates.append(rows[pairs][is_duplicate])
     finally:
         reduced_path.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def find_clusters(
 def _reduce_images(
     path: pathlib.Path, reduced_path: pathlib.Path, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Writes reduced images; returns their hashes and whether each has texture."""
+    """Writes the reduced images; returns their hashes and whether each has texture."""
     hashes, is_textured = [np.empty(0, np.uint64)], [np.empty(0, bool)]
     with (
         contextlib.closing(ColumnReader(path)) as images,
@@ -77,7 +77,7 @@ def _reduce_images(
 
 
 def connected_components(total: int, pairs: np.ndarray) -> np.ndarray:
-    """Returns int [N]: the smallest row number of each row's connected component.
+    """Returns the smallest row number of each row's connected component, int [N].
 
     Args:
         total: number of rows N.
@@ -104,7 +104,7 @@ def shrink(images: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(reduced: np.ndarray) -> np.ndarray:
-    """Returns the 63-bit hashes uint64 [N] of reduced images [N, 16, 16, 3]."""
+    """Computes 63-bit hashes, uint64 [N], of reduced images [N, 16, 16, 3]."""
     gray = reduced @ np.array([0.299, 0.587, 0.114], np.float32)
     frequencies = scipy.fft.dctn(gray, axes=(1, 2), norm="ortho")
     low = frequencies[:, :_NUM_FREQUENCIES, :_NUM_FREQUENCIES]
@@ -163,8 +163,8 @@ def _iter_close_pairs(unique: np.ndarray, bucket: np.ndarray) -> Iterator[np.nda
             yield pairs
 
 
-def _correlate(reduced: ColumnReader, pairs: np.ndarray) -> np.ndarray:
-    """Returns bool [n]: which pairs of images correlate by MIN_CORRELATION or more."""
+def _are_correlated(reduced: ColumnReader, pairs: np.ndarray) -> np.ndarray:
+    """Returns bool [n]: whether each pair correlates by at least MIN_CORRELATION."""
     is_duplicate = np.empty(len(pairs), bool)
     for start in range(0, len(pairs), _CHUNK):
         chunk = pairs[start : start + _CHUNK]

@@ -1,6 +1,6 @@
 """The subword tokenizer, trained on the training texts and stored with the data.
 
-Token ids: 0 pads, 1 is an unknown character, 2 ends every text.
+Token ids: 0 is padding, 1 an unknown character, 2 the end of a text.
 """
 
 import collections
@@ -30,7 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
     Args:
         texts: training texts; the result does not depend on their order.
-        vocabulary: maximum number of token ids; at most a quarter are characters.
+        vocabulary: maximum number of token ids, of which at most 1/4 are characters.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL_TOKENS[UNKNOWN]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -77,7 +77,7 @@ def load_tokenizer(path: pathlib.Path) -> Tokenizer:
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str | None], length: int
 ) -> np.ndarray:
-    """Encodes texts as token ids, truncated to fit and closed by the end token.
+    """Encodes texts as token ids, truncated to `length` including the end token.
 
     Args:
         tokenizer: from `train_tokenizer` or `load_tokenizer`.

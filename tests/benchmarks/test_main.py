@@ -122,7 +122,7 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
         ("", "no command"),
         ("date", "date"),
         ("data --row 3", "--row"),
-        ("data --rows-mmimdb 5", "5 movies are too few"),
+        ("data --rows-mmimdb 5", "data.sample_rows=5: too few movies"),
         ("data --rows-mmimdb many", "'many'"),
         ("data --windows 0", "--windows"),
         ("data --json nowhere/file", "nowhere"),

@@ -51,7 +51,7 @@ def test_a_record_is_read_back_and_every_change_is_found(tmp_path):
         records.read_record(path)
 
 
-def test_lines_are_intact_only_as_they_were_written():
+def test_checksum_is_valid_only_for_unchanged_lines():
     text = records.add_line_checksum("row1\nrow2\n")
     assert records.has_valid_checksum(text)
     for broken in ("row1\nrow2\n", text.replace("1", "3", 1), text + "row3\n", ""):

@@ -14,9 +14,9 @@ _REPORT_EVERY = 500  # rows
 
 
 def main(argv: list[str]) -> int:
-    """Writes the sample edition of a command line and returns the exit code."""
+    """Writes the sample edition selected by `argv` and returns the exit code."""
     try:
-        _write(argv)
+        _write_sample(argv)
         return 0
     except UserError as error:
         message = error
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     return 2
 
 
-def _write(argv: list[str]) -> None:
+def _write_sample(argv: list[str]) -> None:
     parser = Parser(
         prog="python -m ccu_jax.data.samples", description=__doc__.splitlines()[0]
     )

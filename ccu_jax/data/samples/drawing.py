@@ -1,4 +1,4 @@
-"""Shared by the sample editions: drawing, invented words, and the pairs format."""
+"""Helpers of the sample editions: drawing, invented words, and the pairs format."""
 
 import colorsys
 import functools
@@ -22,15 +22,15 @@ _SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas
 _SPLIT_FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
 
 
-def draw_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Draws a smooth random field float32 [size, size], about `cells` bumps across."""
+def sample_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Samples a smooth random field, float32 [size, size], `cells` bumps across."""
     coarse = rng.standard_normal((cells + 1, cells + 1), np.float32)
     field = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(field)
 
 
 def make_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x and y of the pixels [size, size], from -1 to 1."""
+    """Returns the x and y coordinates of pixels, each [size, size] from -1 to 1."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     return x * (2 / (size - 1)) - 1, y * (2 / (size - 1)) - 1
 
@@ -38,7 +38,7 @@ def make_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 def rotate_axes(
     x: np.ndarray, y: np.ndarray, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the coordinates in a frame that is rotated by `angle` radians."""
+    """Returns coordinates x and y in a frame that is rotated by `angle` radians."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
@@ -49,22 +49,22 @@ def make_mask(distance: np.ndarray, width: float) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Encodes values in [0, 1], [H, W] (greyscale) or [H, W, 3], as a JPEG."""
+    """Encodes an image with values in [0, 1], [H, W] or [H, W, 3], as a JPEG."""
     file = io.BytesIO()
     pixels = (255 * image.clip(0, 1) + 0.5).astype(np.uint8)
     Image.fromarray(pixels).save(file, "jpeg", quality=quality)
     return file.getvalue()
 
 
-def hsv_to_color(hue: float, saturation: float, value: float) -> np.ndarray:
+def hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     """Returns a color float [3] in [0, 1]; the hue is taken modulo 1."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 
-def draw_oriented_grid(
+def sample_oriented_grid(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Draws an angle; returns it and the pixel coordinates along and across it."""
+    """Samples an angle; returns it and the pixel coordinates along and across it."""
     y, x = np.mgrid[0:height, 0:width] / height
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -73,7 +73,7 @@ def draw_oriented_grid(
 
 @functools.cache
 def load_cutout(name: str) -> Image.Image:
-    """Loads a clip art image without the white margin around it."""
+    """Loads a clip art image and crops its white margin."""
     image = Image.open(CLIPART / name).convert("RGB")
     is_ink = np.asarray(image).min(axis=2) < 235
     if not is_ink.any():
@@ -85,7 +85,7 @@ def load_cutout(name: str) -> Image.Image:
 def scale_and_flip(
     rng: np.random.Generator, image: Image.Image, scale: float
 ) -> Image.Image:
-    """Scales an image, and mirrors it with probability 1/2."""
+    """Scales an image and mirrors it with probability 1/2."""
     size = (max(4, int(scale * image.width)), max(4, int(scale * image.height)))
     image = image.resize(size, Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
@@ -94,14 +94,14 @@ def scale_and_flip(
 
 
 def multiply_image(canvas: np.ndarray, image: Image.Image, left: int, top: int) -> None:
-    """Draws an image on the canvas; its white is transparent."""
+    """Multiplies an image into the canvas in place; white pixels leave it unchanged."""
     area = canvas[top : top + image.height, left : left + image.width]
     ink = np.asarray(image, np.uint16)[: area.shape[0], : area.shape[1]]
     area[:] = area * ink // 255
 
 
 def choose(rng: np.random.Generator, pool: Sequence[str]) -> str:
-    """Draws an element uniformly."""
+    """Samples an element of `pool` uniformly."""
     return pool[int(rng.integers(len(pool)))]
 
 
@@ -115,25 +115,25 @@ def write_pairs(
     sizes: list[int],
     seed: int,
     draw_group: Callable[[int, int], Iterator[dict]],
-    letter: str,
+    prefix: str,
     progress: Progress,
 ) -> None:
-    """Writes `pairs.jsonl` and the folder `images`, with a split by group.
+    """Writes `pairs.jsonl` and the folder `images`, split by group.
 
     Args:
         root: the new folder.
         sizes: number of rows of each group.
-        seed: of the split.
-        draw_group: yields the rows of a group, given its index and size: "image"
-            (encoded), "text", and "label" or "labels".
-        letter: first letter of the group names.
+        seed: seed of the split.
+        draw_group: yields the rows of a group, given its index and size, as dicts of
+            "image" (encoded), "text", and "label" or "labels".
+        prefix: first letter of the group names.
         progress: called with (stage, done, total).
     """
     (root / "images").mkdir()
     done = 0
     with (root / "pairs.jsonl").open("w", encoding="utf-8", newline="\n") as index:
         for group, split in enumerate(_assign_splits(sizes, seed)):
-            name = f"{letter}{group:05d}"
+            name = f"{prefix}{group:05d}"
             for number, row in enumerate(draw_group(group, sizes[group]), start=1):
                 progress(STAGE, done, sum(sizes))
                 path = f"images/{name}-{number}.jpg"
@@ -144,14 +144,14 @@ def write_pairs(
 
 
 def truncate_groups(sizes: np.ndarray, rows: int) -> list[int]:
-    """Returns the first of the sizes, the last one cut so that their sum is `rows`."""
+    """Returns the leading sizes, the last one reduced, so that their sum is `rows`."""
     ends = np.cumsum(sizes)
     last = int(np.searchsorted(ends, rows))
     return [*sizes[:last].tolist(), rows - int(ends[last] - sizes[last])]
 
 
 def _assign_splits(sizes: list[int], seed: int) -> list[str]:
-    """Returns a split for each group, so that the rows have _SPLIT_FRACTIONS."""
+    """Assigns groups to splits in random order, in the proportions _SPLIT_FRACTIONS."""
     order = np.random.default_rng([seed, 1]).permutation(len(sizes))
     ends = np.cumsum(np.array(sizes)[order])
     limits = np.cumsum(list(_SPLIT_FRACTIONS.values())) * ends[-1]

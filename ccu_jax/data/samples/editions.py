@@ -1,4 +1,4 @@
-"""The sample editions: small invented stand-ins for data sets a user does not have.
+"""The sample editions: small synthetic substitutes for data sets a user lacks.
 
 Their content is invented or clip art. They show that a method runs; a score on one does
 not predict the score on the real data set.
@@ -15,13 +15,13 @@ from ccu_jax.errors import UserError
 
 
 class Writer(NamedTuple):
-    """Writes the sample edition of one data set.
+    """The writer of one data set's sample edition.
 
     `write(root, rows, seed, progress)` fills the new folder `root`. The same arguments
     give the same bytes.
     """
 
-    version: int  # raised whenever the written files change
+    version: int  # incremented whenever the written files change
     unit: str  # the plural noun for rows, as in "30 movies"
     min_rows: int
     write: Callable[[pathlib.Path, int, int, Progress], None]
@@ -43,18 +43,19 @@ def write_if_missing(
 
     Args:
         name: a key of WRITERS.
-        root: the folder that the official archive would unpack to.
+        root: the folder that the official archive would be unpacked to.
+        rows: number of rows to write.
         seed: a non-negative integer; the same seed gives the same bytes.
         progress: called with (stage, rows done, rows).
 
     Raises:
-        UserError: too few rows, or `root` holds other files.
+        UserError: too few rows, or `root` contains other files.
     """
     writer = WRITERS[name]
     if rows < writer.min_rows:
         raise UserError(
-            f"data.sample_rows: {rows} {writer.unit} are too few; take "
-            f"{writer.min_rows} or more (--rows)"
+            f"data.sample_rows={rows}: too few {writer.unit}; use at least "
+            f"{writer.min_rows} (--rows)"
         )
     marker = (
         f"A synthetic sample in the format of {name}: invented texts and images.\n"
@@ -65,7 +66,7 @@ def write_if_missing(
         return
     if root.exists() and any(root.iterdir()) and not has_marker:
         raise UserError(
-            f"{root}: folder is not empty and holds no sample; name another folder"
+            f"{root}: not empty and not a sample edition; choose another folder"
         )
     # Written to a scratch folder and renamed, so a kill leaves no partial edition.
     scratch = root.with_name(root.name + ".new")

@@ -56,7 +56,7 @@ _MEASURES = {
 
 
 class _Garment(NamedTuple):
-    """One product; its views differ in pose and light only."""
+    """A product; its views differ only in pose and light."""
 
     category: str
     length: float
@@ -66,11 +66,11 @@ class _Garment(NamedTuple):
     colors: np.ndarray  # float [2, 3] in [0, 1]: the cloth, and its pattern
     pattern: str  # a key of _PATTERNS
     scale: float  # of the pattern
-    ground: np.ndarray  # float [3] in [0, 1], the background
+    background: np.ndarray  # float [3] in [0, 1], the background
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes the layout of the official folder `fashion-200k/`."""
+    """Writes the edition in the layout of the official folder `fashion-200k/`."""
     (root / "labels").mkdir()
     done = product = 0
     for name, size in zip(LABEL_FILES, _split_rows(rows), strict=True):
@@ -88,7 +88,7 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
 
 
 def _split_rows(rows: int) -> list[int]:
-    """Returns the lines of each label file: the official shares, at least one."""
+    """Splits rows among label files in the official proportions, at least 1 each."""
     shares = np.array([share for both in _NUM_LINES.values() for share in both])
     exact = 1 + (rows - len(shares)) * shares / shares.sum()
     sizes = exact.astype(int)
@@ -97,7 +97,7 @@ def _split_rows(rows: int) -> list[int]:
 
 
 def _make_product_id(product: int, seed: int) -> str:
-    # The factor is coprime to the modulus, so ids do not repeat.
+    # The factor is coprime to the modulus, so ids are unique.
     return str(10_000_000 + (48_271_003 * (product + 1) + 7919 * seed) % 90_000_000)
 
 
@@ -108,17 +108,17 @@ def _write_product(
     number: str,
     num_views: int,
 ) -> Iterator[str]:
-    """Draws the images of a product and yields the label line of each."""
-    sub_category = _draw_sub_category(rng, category)
+    """Writes the images of a product and yields each one's line of the label file."""
+    sub_category = _sample_sub_category(rng, category)
     depicted = category, sub_category
     if rng.random() < _NOISE:
         wrong = choose(rng, [name for name in SUB_CATEGORIES if name != category])
-        depicted = wrong, _draw_sub_category(rng, wrong)
-    color, colors = _draw_colors(rng)
+        depicted = wrong, _sample_sub_category(rng, wrong)
+    color, colors = _sample_colors(rng)
     start = 1 if color == "multicolor" else 0  # multicolor is never plain
-    pattern = _PATTERNS[start + _draw_index(rng, _PATTERN_PERCENT[start:])]
+    pattern = _PATTERNS[start + _sample_index(rng, _PATTERN_PERCENT[start:])]
     title = _invent_title(rng, category, sub_category, color, pattern)
-    garment = _draw_garment(rng, *depicted, colors, pattern)
+    garment = _sample_garment(rng, *depicted, colors, pattern)
     plural = next(folder for folder, name in FOLDERS.items() if name == category)
     folder = f"women/{plural}/{sub_category}/{number}"
     (root / folder).mkdir(parents=True)
@@ -130,18 +130,18 @@ def _write_product(
         yield f"{path}\t{-0.05 - rng.gamma(2, 0.8):.6f}\t{title}\n"
 
 
-def _draw_sub_category(rng: np.random.Generator, category: str) -> str:
-    return SUB_CATEGORIES[category][_draw_index(rng, _SHARES[category])]
+def _sample_sub_category(rng: np.random.Generator, category: str) -> str:
+    return SUB_CATEGORIES[category][_sample_index(rng, _SHARES[category])]
 
 
-def _draw_index(rng: np.random.Generator, shares: Sequence[float]) -> int:
-    """Draws an index with a probability proportional to its share."""
+def _sample_index(rng: np.random.Generator, shares: Sequence[float]) -> int:
+    """Samples an index with probability proportional to its share."""
     return int(rng.choice(len(shares), p=np.array(shares) / np.sum(shares)))
 
 
-def _draw_colors(rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Draws the name of a color, and RGB float [2, 3]: it, and one for the pattern."""
-    name = list(_COLORS)[_draw_index(rng, [share for share, *_ in _COLORS.values()])]
+def _sample_colors(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """Samples a color name and the RGB colors of cloth and pattern, float [2, 3]."""
+    name = list(_COLORS)[_sample_index(rng, [share for share, *_ in _COLORS.values()])]
     _, *rgb = _COLORS[name]
     colors = rng.uniform(20, 240, (2, 3))
     if rgb:
@@ -166,12 +166,12 @@ def _invent_title(
     if rng.random() < 0.6 and pattern != "plain":
         words.append(pattern)
     for _ in range(int(rng.choice(7, p=(0.1, 0.37, 0.32, 0.13, 0.05, 0.02, 0.01)))):
-        words.append(_draw_style_word(rng, category, sub_category))
+        words.append(_sample_style_word(rng, category, sub_category))
     if rng.random() < 0.25:
         parts = sub_category.split("_")
         words.append(choose(rng, [w for w in parts[:-1] if w != "and"] or parts[:1]))
     if not words:
-        words.append(_draw_style_word(rng, category, sub_category))
+        words.append(_sample_style_word(rng, category, sub_category))
     is_usual = rng.random() < _USUAL_NOUN[category]
     noun = category if is_usual else choose(rng, _CONTENT["synonyms"][category])
     words = list(dict.fromkeys([color, *words, noun]))
@@ -180,13 +180,15 @@ def _invent_title(
     return " ".join(words)
 
 
-def _draw_style_word(rng: np.random.Generator, category: str, sub_category: str) -> str:
-    """Draws a word that is typical of the category, or of none."""
+def _sample_style_word(
+    rng: np.random.Generator, category: str, sub_category: str
+) -> str:
+    """Samples a style word, typical of the category, of another one or of none."""
     if rng.random() < 0.3:
         return choose(rng, _CONTENT["common_words"])
     if rng.random() > _OWN_WORDS:
         category = choose(rng, list(_CONTENT["typical_words"]))
-        sub_category = _draw_sub_category(rng, category)
+        sub_category = _sample_sub_category(rng, category)
     words = _CONTENT["typical_words"][category]
     if rng.random() < 0.5:
         first = 2 * SUB_CATEGORIES[category].index(sub_category)
@@ -194,7 +196,7 @@ def _draw_style_word(rng: np.random.Generator, category: str, sub_category: str)
     return choose(rng, words)
 
 
-def _draw_garment(
+def _sample_garment(
     rng: np.random.Generator,
     category: str,
     sub_category: str,
@@ -214,7 +216,7 @@ def _draw_garment(
         colors,
         pattern,
         scale=float(rng.uniform(2.5, 8)),
-        ground=rng.uniform(0.65, 1, 3),
+        background=rng.uniform(0.65, 1, 3),
     )
 
 
@@ -229,25 +231,27 @@ def _draw_view(rng: np.random.Generator, garment: _Garment) -> bytes:
     y = (y - height / 2) * step * np.exp(rng.uniform(-0.15, 0.15))
     u, v = rotate_axes(x, y, rng.uniform(-0.2, 0.2))
     v = v + garment.length * rng.uniform(0.43, 0.57)
-    mask = make_mask(_compute_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step)
-    ground = garment.ground + _draw_light(rng, width, height)
+    mask = make_mask(
+        _compute_outline_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step
+    )
+    ground = garment.background + _draw_light(rng, width, height)
     folds = np.sin(rng.uniform(2, 8) * u + np.sin(1.3 * v))
     shade = rng.uniform(0.8, 1.15) - rng.uniform(0.02, 0.1) * folds
     # The offset makes folds visible on dark cloth.
-    cloth = shade[..., None] * (_dye_cloth(garment, u, v) + 0.15) - 0.15
-    cloth = cloth + 0.5 * (ground - garment.ground)
+    cloth = shade[..., None] * (_color_cloth(garment, u, v) + 0.15) - 0.15
+    cloth = cloth + 0.5 * (ground - garment.background)
     image = ground + mask[..., None] * (cloth - ground)
     image = image + rng.normal(0, 0.02, (height, width, 1))
     return encode_jpeg(image, int(rng.integers(70, 90)))
 
 
-def _compute_distance(
+def _compute_outline_distance(
     garment: _Garment, u: np.ndarray, v: np.ndarray, spread: float
 ) -> np.ndarray:
-    """Returns the approximate distance from the outline, negative inside.
+    """Returns the approximate distance from the garment's outline, negative inside.
 
-    `u` and `v` are distances from its middle and top; `spread`, in [0, 1], is the angle
-    of sleeves or legs.
+    `u` and `v` are pixel coordinates from the garment's middle and top; `spread`, in
+    [0, 1], sets the angle of sleeves or legs.
     """
     length, side = garment.length, np.abs(u)
     outside = np.maximum(-v, v - length)
@@ -271,7 +275,8 @@ def _compute_distance(
     return np.minimum(body, np.maximum(end, np.abs(across) - 0.27))
 
 
-def _dye_cloth(garment: _Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _color_cloth(garment: _Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Returns the color of the cloth at each pixel, [H, W, 3]."""
     k, (first, second) = garment.scale, garment.colors
     match garment.pattern:
         case "striped":

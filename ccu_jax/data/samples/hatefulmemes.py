@@ -1,8 +1,8 @@
 """The sample edition of Hateful Memes: harmless memes of clip art and a sentence.
 
-A sentence is about one of four kinds of things, and an image shows a thing of one kind.
-The label is 1 if they do not match: as in the official files, it cannot be predicted
-from the image or the sentence alone. All sentences are invented.
+A sentence is about one of four kinds of objects, and an image shows an object of one
+kind. The label is 1 if the kinds differ, so as in the official files it cannot be
+predicted from the image or the sentence alone. All sentences are invented.
 """
 
 import io
@@ -19,16 +19,16 @@ from ccu_jax.data.samples.drawing import (
     CONTENT,
     STAGE,
     choose,
-    draw_oriented_grid,
-    hsv_to_color,
+    hsv_to_rgb,
     load_cutout,
     multiply_image,
+    sample_oriented_grid,
     scale_and_flip,
 )
 
 # Official numbers of distinct memes, and approximate shares with label 1. "dev_both"
 # is in both dev files.
-_PARTS = {
+_SPLITS = {
     "train": (8500, 0.36),
     "dev_both": (400, 0.40),
     "dev_seen": (100, 0.90),
@@ -48,7 +48,7 @@ _KINDS = list(_CONTENT["kinds"].values())
 
 
 class _Meme(NamedTuple):
-    image: int  # index among the images of its part
+    image: int  # index among the images of its split
     image_kind: int
     text_kind: int  # -1: the sentence matches no kind
     text: str
@@ -56,14 +56,14 @@ class _Meme(NamedTuple):
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes the layout of the official archive: `data/img/` and five lists."""
+    """Writes `data/img/` and five annotation files, as in the official archive."""
     data = root / "data"
     (data / "img").mkdir(parents=True)
-    ids = _draw_ids(np.random.default_rng([seed, 0]), rows)
-    totals = [total for total, _ in _PARTS.values()]
+    ids = _sample_ids(np.random.default_rng([seed, 0]), rows)
+    totals = [total for total, _ in _SPLITS.values()]
     ends = (np.cumsum(totals) * rows // sum(totals)).tolist()
     entries: dict[str, list[dict[str, Any]]] = {}
-    for part, (name, (_, share)) in enumerate(_PARTS.items()):
+    for part, (name, (_, share)) in enumerate(_SPLITS.items()):
         rng = np.random.default_rng([seed, 1, part])
         start = ends[part - 1] if part else 0
         memes = _invent_memes(rng, ends[part] - start, share)
@@ -94,14 +94,14 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
 
 
 def format_phase_1(row: dict[str, Any]) -> str:
-    """Formats a row as in phase 1: the id is a number and loses its leading zeros."""
+    """Formats a row as in phase 1, where ids are numbers without leading zeros."""
     if isinstance(row.get("id"), str):
         row = row | {"id": int(row["id"])}
     return json.dumps(row, separators=(",", ":")).replace("/", "\\/")
 
 
-def _draw_ids(rng: np.random.Generator, rows: int) -> list[str]:
-    """Draws distinct ids of five digits; every eleventh begins with a zero."""
+def _sample_ids(rng: np.random.Generator, rows: int) -> list[str]:
+    """Samples unique five-digit ids, of which every eleventh has a leading zero."""
     ids = _MIN_FIVE_DIGITS + rng.choice(_END_ID - _MIN_FIVE_DIGITS, rows, replace=False)
     count, range_ = len(ids[::11]), _MIN_FIVE_DIGITS - _MIN_ID
     ids[::11] = _MIN_ID + rng.choice(range_, count, replace=False)
@@ -109,7 +109,7 @@ def _draw_ids(rng: np.random.Generator, rows: int) -> list[str]:
 
 
 def _invent_memes(rng: np.random.Generator, total: int, share: float) -> list[_Meme]:
-    """Invents the memes of a part, in random order; `share` of them have label 1."""
+    """Invents a split's memes in random order; a fraction `share` has label 1."""
     num_ones = round(total * share)
     num_suffice = round(_TEXT_SUFFICES * num_ones)
     num_bases, num_zeros = num_ones - num_suffice, total - num_ones
@@ -154,7 +154,7 @@ def _embellish_sentence(rng: np.random.Generator, sentence: str) -> str:
 
 
 def _draw_image(rng: np.random.Generator, kind: dict[str, Any]) -> bytes:
-    """Draws a thing of a kind on a background as a PNG, without the sentence."""
+    """Draws an object of a kind on a background as a PNG, without the sentence."""
     name = choose(rng, kind["images"].split())
     width, height = rng.integers(100, 141, 2).tolist()
     hues = kind["hues"] if rng.random() < _TINTED else rng.random(2)
@@ -173,17 +173,17 @@ def _draw_image(rng: np.random.Generator, kind: dict[str, Any]) -> bytes:
 def _draw_background(
     rng: np.random.Generator, width: int, height: int, hues: np.ndarray
 ) -> np.ndarray:
-    """Draws a wavy gradient of two colors and discs of a third one.
+    """Draws a wavy gradient of two colors with discs of a third color.
 
-    No two are near-duplicates, and few colors keep the files small.
+    No two backgrounds are near-duplicates, and few colors keep the files small.
     """
     first, second, third = (
-        hsv_to_color(
+        hsv_to_rgb(
             hue + rng.normal(0, 0.03), rng.uniform(0.2, 0.75), rng.uniform(0.55, 1)
         )
         for hue in (*hues.tolist(), rng.random())
     )
-    angle, along, across = draw_oriented_grid(rng, width, height)
+    angle, along, across = sample_oriented_grid(rng, width, height)
     wave = rng.uniform(0.05, 0.2) * np.sin(rng.uniform(3, 15) * across + 6 * angle)
     along = along + wave
     mix = np.round(20 * (along - along.min()) / np.ptp(along)) / 20

@@ -1,7 +1,7 @@
-"""A sample in the pairs format: drawn images that resemble chest X-rays, and reports.
+"""A sample in the pairs format: drawings that resemble chest X-rays, and reports.
 
 All images and reports are synthetic: they come from no patient or hospital and contain
-no medical knowledge. The edition shows how such data may be stored: several findings
+no medical knowledge. The edition shows how such data can be stored: several findings
 per study, several studies per patient, a split by patient.
 """
 
@@ -16,11 +16,11 @@ from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
     CONTENT,
     choose,
-    draw_field,
     encode_jpeg,
     make_grid,
     make_mask,
     rotate_axes,
+    sample_field,
     truncate_groups,
     write_pairs,
 )
@@ -37,6 +37,8 @@ class _Shadow(NamedTuple):
 
 
 class _Finding(NamedTuple):
+    """A finding and how it is drawn."""
+
     prevalence: float  # among patients at their first study
     shadow: _Shadow | None = None  # None: drawn by changing the anatomy
     is_chronic: bool = False
@@ -64,7 +66,7 @@ _SUSPECTED, _DENIED = 0.02, 0.22  # absent findings; the rest is not mentioned
 
 
 class _Body(NamedTuple):
-    """The build of one patient, in units of half an image."""
+    """The anatomy of one patient, lengths in units of half an image."""
 
     lung_height: float
     lung_width: float
@@ -74,7 +76,7 @@ class _Body(NamedTuple):
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes `pairs.jsonl` and `images/`."""
+    """Writes the edition's `pairs.jsonl` and `images/`."""
     rng = np.random.default_rng([seed, 0])
     sizes = truncate_groups(rng.choice([1, 2, 3], rows, p=_NUM_STUDIES_SHARES), rows)
     draw_group = functools.partial(_draw_patient, seed)
@@ -82,13 +84,14 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
 
 
 def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
+    """Yields the rows of one patient's studies; see `write_pairs`."""
     rng = np.random.default_rng([seed, 2, patient])
     ranges = ((0.58, 0.76), (0.30, 0.38), (4.5, 7.0), (0.2, 0.9), (0.52, 0.70))
     body = _Body(*(float(rng.uniform(*range_)) for range_ in ranges))
     findings = [n for n, f in _FINDINGS.items() if rng.random() < f.prevalence]
     for study in range(num_studies):
         if study:
-            findings = [n for n in _FINDINGS if _draw_recurrence(rng, n, findings)]
+            findings = [n for n in _FINDINGS if _sample_recurrence(rng, n, findings)]
         visible = [name for name in findings if rng.random() < _VISIBLE]
         labels = [
             name
@@ -102,8 +105,10 @@ def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
         }
 
 
-def _draw_recurrence(rng: np.random.Generator, name: str, findings: list[str]) -> bool:
-    """Draws whether a finding is there at the next study."""
+def _sample_recurrence(
+    rng: np.random.Generator, name: str, findings: list[str]
+) -> bool:
+    """Samples whether a finding is present in the next study."""
     finding = _FINDINGS[name]
     if name not in findings:
         return rng.random() < _NEW * finding.prevalence
@@ -149,6 +154,7 @@ def _invent_sentence(rng: np.random.Generator, finding: str, form: str) -> str:
 
 
 def _draw_study(rng: np.random.Generator, body: _Body, visible: list[str]) -> bytes:
+    """Draws the image of a study with its visible findings as a JPEG."""
     size = int(rng.integers(72, 97))
     # Every study is posed differently.
     x, y = rotate_axes(*make_grid(size), rng.normal(0, 0.08))
@@ -159,7 +165,7 @@ def _draw_study(rng: np.random.Generator, body: _Body, visible: list[str]) -> by
         curve = rng.choice([-1, 1]) * rng.uniform(0.16, 0.26)
         x = x + curve * np.sin(2.6 * y + rng.uniform(-0.5, 0.5))
     image = body.tissue * make_mask(np.abs(x) - 0.98 + 0.25 * (y < -0.6), 0.1)
-    image += 0.09 * draw_field(rng, size, 4) + 0.04 * draw_field(rng, size, 9)
+    image += 0.09 * sample_field(rng, size, 4) + 0.04 * sample_field(rng, size, 9)
     lung = _compute_ellipse_distance(
         np.abs(x) - 0.45, y, body.lung_width, body.lung_height
     )
@@ -186,13 +192,13 @@ def _draw_study(rng: np.random.Generator, body: _Body, visible: list[str]) -> by
 def _compute_ellipse_distance(
     x: np.ndarray, y: np.ndarray, width: float, height: float
 ) -> np.ndarray:
-    """Returns the approximate distance from an ellipse, negative inside."""
+    """Returns the approximate distance from a centered ellipse, negative inside."""
     distance = np.sqrt((x / width) ** 2 + (y / height) ** 2)
     return (distance - 1) * min(width, height)
 
 
 def _expose_plate(rng: np.random.Generator, image: np.ndarray, size: int) -> bytes:
-    """Applies exposure and noise; draws the border of the plate and a side marker."""
+    """Adds exposure, noise, plate borders and a side marker; returns a JPEG."""
     x, y = make_grid(size)
     fade = rng.normal(0, 0.05) * x + rng.normal(0, 0.05) * y
     image = (image + fade) * rng.uniform(0.85, 1.15) + rng.normal(0, 0.04)

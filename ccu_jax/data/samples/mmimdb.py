@@ -1,7 +1,7 @@
 """The sample edition of MM-IMDb: invented movies in the official layout.
 
-Each genre is assigned a part of the clip art library, arbitrary but fixed: posters show
-its images, and plots use its words. All sentences, titles and names are invented.
+Each genre has a fixed, arbitrary part of the clip art library: its posters show these
+images, and its plots use their words. All sentences, titles and names are invented.
 """
 
 import io
@@ -19,11 +19,11 @@ from ccu_jax.data.samples.drawing import (
     CONTENT,
     STAGE,
     choose,
-    draw_oriented_grid,
-    hsv_to_color,
+    hsv_to_rgb,
     invent_word,
     load_cutout,
     multiply_image,
+    sample_oriented_grid,
     scale_and_flip,
 )
 
@@ -42,6 +42,8 @@ _CONTENT = CONTENT["mmimdb"]
 
 
 class _Genre(NamedTuple):
+    """A genre with its part of the clip art library."""
+
     name: str
     share: float  # of the movies of MM-IMDb, in (0, 1)
     images: list[str]  # paths below the clip art folder
@@ -49,7 +51,7 @@ class _Genre(NamedTuple):
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes the layout of the official archive's folder `mmimdb/`."""
+    """Writes the edition in the layout of the official archive's folder `mmimdb/`."""
     (root / "dataset").mkdir()
     rng = np.random.default_rng([seed, 0])
     ids = [f"{number:07d}" for number in rng.choice(4_000_000, rows, False) + 5]
@@ -89,12 +91,12 @@ def _load_genres() -> list[_Genre]:
 def _write_movie(
     rng: np.random.Generator, genres: Sequence[_Genre], path: pathlib.Path
 ) -> None:
-    """Writes the .json and .jpeg file of a movie; `path` has no suffix."""
-    labels, content = (_draw_genres(rng, genres) for _ in range(2))
+    """Writes a movie's .json and .jpeg files; `path` has no suffix."""
+    labels, content = (_sample_genres(rng, genres) for _ in range(2))
     if rng.random() >= _NOISE:
         content = labels
-    images = _draw_images(rng, genres, content)
-    movie = _invent_movie(rng, genres, labels, _draw_words(rng, genres, content))
+    images = _sample_images(rng, genres, content)
+    movie = _invent_movie(rng, genres, labels, _sample_words(rng, genres, content))
     path.with_suffix(".json").write_text(json.dumps(movie, indent=4), "ascii")
     # With the golden ratio the hues of frequent genres lie far apart.
     hues = np.resize(rng.permutation(content), 2) * 0.618034 % 1
@@ -102,17 +104,18 @@ def _write_movie(
     path.with_suffix(".jpeg").write_bytes(_draw_poster(rng, images, hues))
 
 
-def _draw_genres(rng: np.random.Generator, genres: Sequence[_Genre]) -> list[int]:
+def _sample_genres(rng: np.random.Generator, genres: Sequence[_Genre]) -> list[int]:
+    """Samples the indices of one to three genres in proportion to their shares."""
     shares = np.array([genre.share for genre in genres])
     count = rng.choice([1, 2, 3], p=_GENRE_COUNT_SHARES)
     chosen = rng.choice(len(genres), count, replace=False, p=shares / shares.sum())
     return sorted(chosen.tolist())
 
 
-def _draw_images(
+def _sample_images(
     rng: np.random.Generator, genres: Sequence[_Genre], content: list[int]
 ) -> list[str]:
-    """Draws one to three images, mostly of the genres of the content."""
+    """Samples the paths of one to three images, mostly of the movie's genres."""
     count = int(rng.choice([1, 2, 3], p=[0.4, 0.5, 0.1]))
     pools = []
     for genre in rng.permutation(np.resize(rng.permutation(content), count)).tolist():
@@ -122,7 +125,7 @@ def _draw_images(
     return [pool[int(len(pool) * rng.random() ** 1.5)] for pool in pools]
 
 
-def _draw_words(
+def _sample_words(
     rng: np.random.Generator, genres: Sequence[_Genre], content: list[int]
 ) -> list[str]:
     mentioned = [genre for genre in content if rng.random() < _MENTIONED]
@@ -140,7 +143,7 @@ def _invent_movie(
     labels: list[int],
     words: list[str],
 ) -> dict[str, Any]:
-    """Invents the content of the .json file; most keys may be missing."""
+    """Invents the content of a movie's .json file, without some optional keys."""
     title = f"The {rng.choice(_CONTENT['adjectives'])} {rng.choice(_CONTENT['nouns'])}"
     title += " II" if rng.random() < 0.1 else ""
     year = int(rng.integers(1930, 2013))
@@ -222,12 +225,12 @@ def _draw_background(
 ) -> np.ndarray:
     """Draws a wavy gradient of two colors with grain, uint8 [height, width, 3]."""
     first, second = (
-        hsv_to_color(
+        hsv_to_rgb(
             hue + rng.normal(0, 0.04), rng.uniform(0.25, 0.6), rng.uniform(0.65, 1)
         )
         for hue in hues.tolist()
     )
-    _, along, across = draw_oriented_grid(rng, width, height)
+    _, along, across = sample_oriented_grid(rng, width, height)
     wave = rng.uniform(0, 12)
     along = along + 0.08 * np.sin(wave * across * np.pi + rng.uniform(0, 6))
     mix = (along - along.min()) / np.ptp(along)

@@ -1,7 +1,7 @@
 """A sample in the pairs format: drawn tiles of land seen from above, and metadata.
 
 All tiles and metadata are synthetic: they show no real place. The edition shows how
-such data may be stored: one class per tile, several tiles per scene, a split by scene.
+such data can be stored: one class per tile, several tiles per scene, a split by scene.
 """
 
 import functools
@@ -15,11 +15,11 @@ from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
     CONTENT,
     choose,
-    draw_field,
     encode_jpeg,
     make_grid,
     make_mask,
     rotate_axes,
+    sample_field,
     truncate_groups,
     write_pairs,
 )
@@ -39,7 +39,7 @@ _FIELDS = np.array([(30, 42, 16), (55, 52, 26), (46, 36, 24), (40, 50, 24)]) / 1
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes `pairs.jsonl` and `images/`."""
+    """Writes the edition's `pairs.jsonl` and `images/`."""
     rng = np.random.default_rng([seed, 0])
     sizes = truncate_groups(rng.integers(2, 5, rows), rows)
     draw_group = functools.partial(_draw_scene, seed)
@@ -47,6 +47,7 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
 
 
 def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
+    """Yields the rows of one scene's tiles; see `write_pairs`."""
     rng = np.random.default_rng([seed, 1, scene])
     names = list(_LANDS)
     shares = [land.share for land in _LANDS.values()]
@@ -59,7 +60,7 @@ def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
         cover = main if is_main else str(rng.choice(names, p=shares))
         second = str(rng.choice(names))
         share = float(rng.uniform(0.15, 0.49)) if rng.random() < _MIXED else 0.0
-        winter = _LANDS[cover].winter
+        winter = _LANDS[cover].winter_fraction
         rest = (1 - winter) / 3
         season = str(rng.choice(list(_CONTENT["months"]), p=[winter, rest, rest, rest]))
         text = _invent_metadata(rng, cover, season, sensor, direction)
@@ -93,12 +94,12 @@ def _invent_metadata(
 def _draw_tile(
     rng: np.random.Generator, cover: str, second: str, share: float, is_winter: bool
 ) -> bytes:
-    """Draws one tile as a JPEG; `share` is the area of the second class, below 0.5."""
+    """Draws a tile as a JPEG; `share` < 0.5 is the second class's area fraction."""
     size = int(rng.integers(64, 81))
     image = _LANDS[cover].draw(rng, size)
     if share:
         x, _ = rotate_axes(*make_grid(size), rng.uniform(0, 2 * np.pi))
-        edge = x + 0.25 * draw_field(rng, size, 5)
+        edge = x + 0.25 * sample_field(rng, size, 5)
         mask = make_mask(np.quantile(edge, 1 - share) - edge, 0.05)[..., None]
         image = image + mask * (_LANDS[second].draw(rng, size) - image)
     grey = image.mean(axis=2, keepdims=True)
@@ -107,13 +108,13 @@ def _draw_tile(
     if rng.random() < _GREY:
         image = 0.15 * image + 0.85 * grey
     # Relief and uneven light keep tiles from being near-duplicates.
-    image = image * (1 + 0.14 * draw_field(rng, size, 3)[..., None])
+    image = image * (1 + 0.14 * sample_field(rng, size, 3)[..., None])
     # Simulate sensor gain, haze, clouds and noise.
     image = image * rng.uniform(0.7, 1.25) * rng.normal(1, 0.12, 3)
     haze = rng.uniform(0, 0.5) if rng.random() < 0.6 else 0.0
     image = image + haze * (np.array([0.75, 0.8, 0.85]) - image)
     if rng.random() < 0.4:
-        cloud = make_mask(0.9 - draw_field(rng, size, 4), 0.8)[..., None]
+        cloud = make_mask(0.9 - sample_field(rng, size, 4), 0.8)[..., None]
         image = image + cloud * rng.uniform(0.5, 0.9) * (0.95 - image)
     image = image + rng.normal(0, rng.uniform(0.005, 0.04), image.shape)
     return encode_jpeg(image, int(rng.integers(75, 92)))
@@ -124,30 +125,30 @@ def _blend_colors(field: np.ndarray, low: _Color, high: _Color) -> np.ndarray:
     return start + field.clip(0, 1)[..., None] * (end - start)
 
 
-def _draw_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     return rotate_axes(*make_grid(size), rng.uniform(0, np.pi))
 
 
 def _draw_water(rng: np.random.Generator, size: int) -> np.ndarray:
-    along, _ = _draw_axes(rng, size)
-    waves = np.sin(rng.uniform(14, 30) * along + 1.5 * draw_field(rng, size, 4))
-    depth = 0.45 + 0.2 * draw_field(rng, size, 2) + 0.05 * waves
+    along, _ = _sample_axes(rng, size)
+    waves = np.sin(rng.uniform(14, 30) * along + 1.5 * sample_field(rng, size, 4))
+    depth = 0.45 + 0.2 * sample_field(rng, size, 2) + 0.05 * waves
     return _blend_colors(depth, (0.03, 0.12, 0.24), (0.18, 0.42, 0.48))
 
 
 def _draw_forest(rng: np.random.Generator, size: int) -> np.ndarray:
-    fine = draw_field(rng, size, size // 4)
-    crowns = 0.5 + 0.22 * fine + 0.16 * draw_field(rng, size, 6)
+    fine = sample_field(rng, size, size // 4)
+    crowns = 0.5 + 0.22 * fine + 0.16 * sample_field(rng, size, 6)
     return _blend_colors(crowns, (0.04, 0.14, 0.06), (0.24, 0.38, 0.16))
 
 
 def _draw_farmland(rng: np.random.Generator, size: int) -> np.ndarray:
-    x, y = _draw_axes(rng, size)
+    x, y = _sample_axes(rng, size)
     columns = np.digitize(x, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
     rows = np.digitize(y, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
     index = rng.integers(0, len(_FIELDS), 36)[columns * 6 + rows]
     furrows = np.sin(40 * np.where(index % 2, x, y)) * 0.04
-    texture = furrows + 0.03 * draw_field(rng, size, 10)
+    texture = furrows + 0.03 * sample_field(rng, size, 10)
     return _FIELDS[index] + texture[..., None]
 
 
@@ -159,42 +160,42 @@ def _draw_buildings(
     size: int,
 ) -> np.ndarray:
     num_blocks = rng.uniform(*num_blocks_range)
-    x, y = _draw_axes(rng, size)
+    x, y = _sample_axes(rng, size)
     x, y = (x + 3) * num_blocks / 2, (y + 3) * num_blocks / 2
     index = rng.integers(0, len(roofs), (40, 40))[x.astype(int), y.astype(int)]
     image = roofs[index]
     image[(x % 1 < street_width) | (y % 1 < street_width)] = (0.40, 0.40, 0.38)
-    return image + 0.05 * draw_field(rng, size, size // 3)[..., None]
+    return image + 0.05 * sample_field(rng, size, size // 3)[..., None]
 
 
 def _draw_desert(rng: np.random.Generator, size: int) -> np.ndarray:
-    along, _ = _draw_axes(rng, size)
-    dunes = np.sin(rng.uniform(6, 16) * along + 2.2 * draw_field(rng, size, 4))
-    sand = 0.55 + 0.2 * dunes + 0.12 * draw_field(rng, size, 3)
+    along, _ = _sample_axes(rng, size)
+    dunes = np.sin(rng.uniform(6, 16) * along + 2.2 * sample_field(rng, size, 4))
+    sand = 0.55 + 0.2 * dunes + 0.12 * sample_field(rng, size, 3)
     return _blend_colors(sand, (0.50, 0.36, 0.22), (0.86, 0.74, 0.54))
 
 
 def _draw_snow(rng: np.random.Generator, size: int) -> np.ndarray:
-    ridges = 1 - np.abs(draw_field(rng, size, int(rng.integers(4, 9))))
-    rock = make_mask(1.0 - draw_field(rng, size, 5), 0.3)[..., None]
+    ridges = 1 - np.abs(sample_field(rng, size, int(rng.integers(4, 9))))
+    rock = make_mask(1.0 - sample_field(rng, size, 5), 0.3)[..., None]
     white = _blend_colors(0.35 + 0.5 * ridges, (0.50, 0.58, 0.68), (0.96, 0.97, 0.99))
     return white + rock * (np.array([0.34, 0.32, 0.30]) - white)
 
 
 def _draw_wetland(rng: np.random.Generator, size: int) -> np.ndarray:
-    reeds = 0.5 + 0.2 * draw_field(rng, size, 12) + 0.15 * draw_field(rng, size, 4)
+    reeds = 0.5 + 0.2 * sample_field(rng, size, 12) + 0.15 * sample_field(rng, size, 4)
     land = _blend_colors(reeds, (0.18, 0.22, 0.10), (0.44, 0.44, 0.26))
-    distance = np.abs(draw_field(rng, size, int(rng.integers(4, 7)))) - 0.3
+    distance = np.abs(sample_field(rng, size, int(rng.integers(4, 7)))) - 0.3
     creeks = make_mask(distance, 0.25)[..., None]
     return land + creeks * (np.array([0.10, 0.18, 0.22]) - land)
 
 
 class _Land(NamedTuple):
-    """One class, and its typical metadata."""
+    """A land cover class with its typical metadata."""
 
     share: float  # of all tiles
     elevation: float  # metres
-    winter: float  # share of the tiles taken in winter
+    winter_fraction: float  # share of the tiles taken in winter
     draw: Callable[[np.random.Generator, int], np.ndarray]
 
 

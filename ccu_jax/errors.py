@@ -9,7 +9,7 @@ RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command later
 
 
 class UserError(Exception):
-    """An error that the user can fix. Its one line names problem, place and remedy.
+    """An error that the user can fix; its one line names problem, place and remedy.
 
     `launch.py` prints it without a traceback and exits with code 2.
     """

@@ -46,7 +46,7 @@ class Forward:
         is_encoded = "features" in table
         names = ["has_image", "has_text"]
         names += ["features", "h_text"] if is_encoded else []
-        heads = self.compile_cached("heads", self._heads)
+        heads = self.compile_cached("heads", self._apply_heads)
         # The columns contain only the rows of this batch, in order.
         positions = self.executor.shard(np.arange(self._batch, dtype=np.int32))
 
@@ -85,6 +85,7 @@ class Forward:
         return encode((), (params, device_columns(table)), index)[1]
 
     def _encode(self, state, static_inputs, index):
+        """Encodes one device's rows of a batch and gathers the results."""
         params, table = static_inputs
         rows = gather_rows(table, index)
         features = {
@@ -93,7 +94,8 @@ class Forward:
         }
         return state, gather_replicated(features)
 
-    def _heads(self, state, static_inputs, index):
+    def _apply_heads(self, state, static_inputs, index):
+        """Applies the heads to one device's rows of a batch and gathers the results."""
         params, columns = static_inputs
         rows = gather_rows(columns, index)
         outputs = self.model.apply(params, rows)._asdict()

@@ -40,7 +40,7 @@ def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     Thresholds with exactly one rate of 0 do not count. It is 50 if both rates are 0, or
     if the range of one side is below 1 % of the other's.
     """
-    unlearned, retrained = _to_equal_shape_arrays(unlearned, retrained)
+    unlearned, retrained = _validate_signals(unlearned, retrained)
     step = max(_MAX_VALUES // (2 * len(unlearned)), 1)
     chunks = [
         _attack_epsilons(unlearned[:, i : i + step], retrained[:, i : i + step])
@@ -105,7 +105,7 @@ def klom_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     clipped to +-100, in histograms over their joint range. Unlike in the public code,
     the highest margin is in the last bin.
     """
-    p, q = (np.clip(x, -100, 100) for x in _to_equal_shape_arrays(unlearned, retrained))
+    p, q = (np.clip(x, -100, 100) for x in _validate_signals(unlearned, retrained))
     low, high = np.minimum(p.min(0), q.min(0)), np.maximum(p.max(0), q.max(0))
     width = np.where(high > low, high - low, 1.0)
     rows = np.arange(p.shape[1])
@@ -152,7 +152,8 @@ def _are_finite(*values) -> bool:
     return all(np.isfinite(x).all() for x in values)
 
 
-def _to_equal_shape_arrays(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
+def _validate_signals(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
+    """Converts both to float64; raises ValueError if their shapes differ."""
     unlearned, retrained = (np.asarray(x, np.float64) for x in (unlearned, retrained))
     if unlearned.shape != retrained.shape:
         raise ValueError(

@@ -77,7 +77,7 @@ def lira(
     fits = [_fit_normal(side, np.isfinite(side)) for side in sides]
     if own_variance is None:
         own_variance = _has_own_variance(fits)
-    score = _log_ratio(np.asarray(target, np.float64), fits, own_variance)
+    score = _log_likelihood_ratio(np.asarray(target, np.float64), fits, own_variance)
     num_shadows = (fits[0][0] + fits[1][0]).max(initial=0)
     return AttackScores(score, int(num_shadows))
 
@@ -92,12 +92,12 @@ def lira_leave_one_out(
     """Returns U-LiRA `[K, N]` of each model, with all others as its shadow models.
 
     Args:
-        signals: `[K, N]`.
+        signals: `[K, N]`, `membership.margin` of each model.
         unlearned: bool `[K, N]`, rows that a model was trained on and then unlearned.
         unseen: bool `[K, N]`, rows that it never saw; rows may be neither.
         sets: `[K]`; models with the same number are not each other's shadow models.
-            Needed for models with complementary rows: leaving out only one of them
-            would unbalance its own in and out models, which biases the score.
+            For pairs that unlearn complementary rows: leaving out only the target would
+            take a shadow model from the target's own side, which biases the score.
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
@@ -152,7 +152,7 @@ def evaluate_attack(
     """Measures the success of an attack on one target.
 
     `members` `[N]` is True for unlearned rows, False for unseen ones. Rows with a score
-    above `threshold` are predicted to be members; None (for `rmia`): no accuracy.
+    above `threshold` are predicted to be members; without one, accuracy is None.
     """
     is_known = ~np.isnan(scores.score)
     sides = is_known & members, is_known & ~members
@@ -249,7 +249,7 @@ def _has_own_variance(fits) -> bool:
     return all(len(n) and (n >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for n in counts)
 
 
-def _log_ratio(target, fits, own_variance: bool) -> np.ndarray:
+def _log_likelihood_ratio(target, fits, own_variance: bool) -> np.ndarray:
     logs, is_known = [], np.isfinite(target)
     for count, mean, squares in fits:
         degrees = np.maximum(count - 1, 0)
@@ -262,8 +262,9 @@ def _log_ratio(target, fits, own_variance: bool) -> np.ndarray:
 
 
 def _likelihood_ratio(target, references) -> np.ndarray:
+    """Returns p(x) / P(x) of each row, as defined in `rmia`."""
     with warnings.catch_warnings():
-        # The mean of no reference is NaN, with a warning.
+        # NumPy warns if a row has no reference; its mean is then NaN.
         warnings.simplefilter("ignore", RuntimeWarning)
         mean = np.nanmean(np.asarray(references, np.float64), axis=0)
     prior = (1 + _RMIA_A) / 2 * mean + (1 - _RMIA_A) / 2

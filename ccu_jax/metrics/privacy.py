@@ -22,7 +22,7 @@ _MIN_GUESSES = 8
 
 
 class OneRunAudit(NamedTuple):
-    """A lower bound of epsilon from one model (`one_run_audit`)."""
+    """The result of `one_run_audit`: a lower bound on epsilon and its evidence."""
 
     epsilon: float
     correct: int  # number of correct guesses

@@ -234,13 +234,13 @@ def _draw_view(rng: np.random.Generator, garment: _Garment) -> bytes:
     mask = make_mask(
         _compute_outline_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step
     )
-    ground = garment.background + _draw_light(rng, width, height)
+    background = garment.background + _draw_light(rng, width, height)
     folds = np.sin(rng.uniform(2, 8) * u + np.sin(1.3 * v))
     shade = rng.uniform(0.8, 1.15) - rng.uniform(0.02, 0.1) * folds
     # The offset makes folds visible on dark cloth.
     cloth = shade[..., None] * (_color_cloth(garment, u, v) + 0.15) - 0.15
-    cloth = cloth + 0.5 * (ground - garment.background)
-    image = ground + mask[..., None] * (cloth - ground)
+    cloth = cloth + 0.5 * (background - garment.background)
+    image = background + mask[..., None] * (cloth - background)
     image = image + rng.normal(0, 0.02, (height, width, 1))
     return encode_jpeg(image, int(rng.integers(70, 90)))
 

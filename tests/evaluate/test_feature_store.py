@@ -201,7 +201,11 @@ def test_removed_rows_are_zero_on_disk_and_cannot_be_taken(folder, columns):
     assert count_nonzero_rows(folder, REMOVED) == len(REMOVED)
     for rows in (REMOVED, REMOVED, EVERY[:0]):  # again, and none
         assert erase_rows(folder, rows) == len(rows)
-    assert count_nonzero_rows(folder, REMOVED) == count_nonzero_rows(folder, EVERY[:0]) == 0
+    assert (
+        count_nonzero_rows(folder, REMOVED)
+        == count_nonzero_rows(folder, EVERY[:0])
+        == 0
+    )
     assert count_nonzero_rows(folder, REMAINING) == len(REMAINING)
     for name, x in columns.items():
         raw = np.fromfile(folder / f"{name}.bin", x.dtype).reshape(x.shape)

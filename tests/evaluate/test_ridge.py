@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
-from ccu_jax.evaluate.ridge import probe_margin, fit_ridge
+from ccu_jax.evaluate.ridge import fit_ridge, probe_margin
 from ccu_jax.metrics.classification import auc
 from tests import toy
 

@@ -28,7 +28,7 @@ Scalar = Array | float
 
 
 class LabeledFeatures(NamedTuple):
-    """Unit features `[B, D]` of rows, with labels `[B, K]` and weights `[B]`."""
+    """Unit-norm features `[B, D]` with labels `[B, K]` and row weights `[B]`."""
 
     h: Array
     labels: Array
@@ -80,7 +80,8 @@ def cross_entropy_rows(
 ) -> Array:
     """Returns each row's cross-entropy `[B]` with hard or soft target probabilities.
 
-    Softmax for single labels; for multiple labels the scaled mean over K sigmoids.
+    Single-label: with the softmax. Multi-label: `MULTI_LABEL_SCALE` times the mean over
+    K binary cross-entropies.
     """
     chex.assert_equal_shape([logits_BxK, target_BxK])
     if multi_label:
@@ -109,7 +110,7 @@ def kl_divergence(
     multi_label: bool,
     temperature: Scalar = 1.0,
 ) -> Array:
-    """Returns the mean KL divergence of predictions from logits (Hinton et al. 2015).
+    """Returns the mean KL divergence of student from teacher (Hinton et al. 2015).
 
         T^2 KL(softmax(teacher / T) || softmax(student / T))
 
@@ -145,7 +146,7 @@ def info_nce(
 
 
 def squared_distance(a_BxD: Array, b_BxD: Array, weight_B: Array) -> Array:
-    """Returns the mean squared distance of features (Cheng & Amiri 2024)."""
+    """Returns the mean squared distance between features (Cheng & Amiri 2024)."""
     chex.assert_equal_shape([a_BxD, b_BxD])
     return mean(jnp.mean((a_BxD - b_BxD) ** 2, axis=1), weight_B)
 

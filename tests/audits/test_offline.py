@@ -209,7 +209,9 @@ def test_score_excess_compares_the_unlearn_set_with_unseen_rows():
         name: x._replace(split=np.array([exchange.get(s, s) for s in x.split.tolist()]))
         for name, x in outputs.items()
     }
-    value, low, high = offline.measure_score_differences(outputs, is_excess=True)["image"]
+    value, low, high = offline.measure_score_differences(outputs, is_excess=True)[
+        "image"
+    ]
     assert low > 0
     reverse = offline.measure_score_differences(exchanged, is_excess=True)["image"]
     assert reverse == pytest.approx([-value, -high, -low])

@@ -39,10 +39,10 @@ LOW_FPR = "low FPR"  # the view that is judged by the attack's TPR instead of it
 
 
 class Verdict(NamedTuple):
-    """A verdict and the sentence that gives its numbers.
+    """A verdict and a sentence with the measurements behind it.
 
     `has_power`: whether the attack detects memorization in the original, without which
-    finding none in the model is no evidence; None: unknown.
+    finding none in the model is no evidence; None if unknown.
     """
 
     word: str
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
 
 
 def classify(difference: Interval | None) -> str:
-    """Returns the verdict that follows from the interval of one difference."""
+    """Returns the verdict for the confidence interval of one metric difference."""
     if difference is None or not difference.low <= difference.high:
         return INCONCLUSIVE
     if max(-difference.low, difference.high) <= TOLERANCE:
@@ -71,17 +71,17 @@ def judge_view(
     score_difference: Interval | None = None,
     score_excess: Interval | None = None,
 ) -> Verdict:
-    """Returns the verdict of one attack on one view, the worst of its three tests.
+    """Returns the verdict for one attack on one view, the worst of up to three tests.
 
     Args:
         difference: the attack's metric on the model minus that on the reference, paired
             by row (`roc.auc_difference`), not the difference of two intervals.
-        metric: the name of the attack's metric.
-        attack: the attack's metric on the model.
+        metric: the display name of the metric.
+        attack: the metric of the attack on the model.
         original: the same as `difference` for the original model.
         control: the same as `difference` for a second reference.
-        score_difference: the model's score on the unlearn set minus the reference's.
-        score_excess: `score_difference` minus the same on unseen rows.
+        score_difference: the unlearn-set score of the model minus the reference's.
+        score_excess: `score_difference` minus the same difference on unseen rows.
     """
     words = [classify(difference)]
     if score_difference is not None and score_difference.high < -TOLERANCE:
@@ -94,13 +94,11 @@ def judge_view(
         has_power = None  # too few rows: the original is inconclusive as well
     measured = {
         f"attack {metric}": format_interval(attack, ".3f"),
-        f"{metric} minus the reference's": _format_difference(difference),
-        "unlearn-set score minus the reference's": format_interval(score_difference),
-        "that minus the same on unseen rows": format_interval(score_excess),
-        f"the original's {metric} minus the reference's": format_interval(original),
-        f"a second reference's {metric} minus the reference's": format_interval(
-            control
-        ),
+        f"Δ {metric} vs reference": _format_difference(difference),
+        "Δ unlearn-set score vs reference": format_interval(score_difference),
+        "Δ unlearn-set score minus Δ unseen score": format_interval(score_excess),
+        f"Δ {metric} of the original": format_interval(original),
+        f"Δ {metric} of the second reference": format_interval(control),
     }
     parts = [f"{name} {numbers}" for name, numbers in measured.items() if numbers]
     if has_power is False:
@@ -122,7 +120,7 @@ def combine_views(views: Mapping[str, Verdict]) -> Verdict:
         if view.word in (NOT_FORGOTTEN, OVER_FORGOTTEN) or view.has_power is not False
     }
     if not counted:
-        reason = "the attack detects no memorization in the original, in any view"
+        reason = "the attack detects no memorization in any view of the original"
         return Verdict(INCONCLUSIVE, f"{INCONCLUSIVE}: {reason}", False)
     word = min((view.word for view in counted.values()), key=_WORST_FIRST.index)
     names = [name for name, view in counted.items() if view.word == word]
@@ -163,7 +161,7 @@ def verdict_over_seeds(
 def _judge_views(
     records: Sequence[dict[str, Any]],
 ) -> tuple[dict[str, Verdict], dict[str, Interval | None]]:
-    """Returns the verdict and the difference of AUCs by view."""
+    """Returns two dicts keyed by view: the verdict and the AUC difference."""
     is_shared = seeds_share_rows(records)
 
     def pool(values: Iterable[list[float] | None]) -> Interval | None:
@@ -193,7 +191,7 @@ def _judge_views(
 
 
 def seeds_share_rows(records: Sequence[dict[str, Any]]) -> bool:
-    """Returns whether two seeds have the same unlearn set, so errors do not average."""
+    """Returns whether two seeds share an unlearn set: their errors do not average out."""
     return len({record["members"] for record in records}) < len(records)
 
 

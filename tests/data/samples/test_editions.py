@@ -59,7 +59,7 @@ def test_finished_edition_and_other_files_are_not_overwritten(tmp_path):
 
     assert write() and not write()
     assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
-    with pytest.raises(UserError, match="folder is not empty"):
+    with pytest.raises(UserError, match="not empty and not a sample"):
         editions.write_if_missing("mmimdb", tmp_path, 30, 0, ignore_progress)
     assert [path.name for path in tmp_path.iterdir()] == ["mmimdb"]
 

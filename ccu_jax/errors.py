@@ -90,7 +90,7 @@ def missing_folder_message(folder: str | os.PathLike) -> str:
 
 
 def _user_error(error: BaseException, is_first: bool) -> UserError | None:
-    """Returns `user_error_for(error)`, without the errors that caused it."""
+    """Returns the `UserError` for `error` itself, whatever caused it, or None."""
     path, first_line = getattr(error, "filename", None), str(error).partition("\n")[0]
     if _find_code(error, _DISK_FULL) is not None:
         place = f" at {path}" if path else ""
@@ -121,7 +121,7 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
 
 
 def _find_code(error: BaseException, codes: Sequence[int]) -> int | None:
-    """Returns which of `codes` an OSError has or another error's message describes."""
+    """Returns which of `codes` an OSError has, or another error's message describes."""
     if isinstance(error, OSError):
         return error.errno if error.errno in codes else None
     return next((code for code in codes if os.strerror(code) in str(error)), None)

@@ -25,7 +25,7 @@ _BATCH = 64  # rows of one forward pass; a fixed shape, so that it compiles once
 
 
 class Classifier(NamedTuple):
-    """A trained model of a run with its tokenizer and configuration."""
+    """A trained or unlearned model of a run with its tokenizer and configuration."""
 
     classes: tuple[str, ...]  # K names
     multi_label: bool
@@ -52,7 +52,7 @@ class Classifier(NamedTuple):
                 "row, None for a missing one"
             )
         config = self.config.data
-        decoded = [_decode(image, config) for image in images]
+        decoded = [_decode_image(image, config) for image in images]
         blank = np.zeros((config.image_size, config.image_size, 3), np.uint8)
         # Row 0 is empty and pads the last batch.
         columns = {
@@ -145,7 +145,7 @@ def _restore_params(
     raise UserError(message)
 
 
-def _decode(image: Image | None, config: Data) -> np.ndarray | None:
+def _decode_image(image: Image | None, config: Data) -> np.ndarray | None:
     """Decodes an image to pixels `[S, S, 3]` as in training; None stays None."""
     if image is None:
         return None

@@ -130,6 +130,7 @@ def _set_environment(num_devices: int | None) -> None:
 
 
 def _print_choices() -> None:
+    """Prints the names of all configurations, methods and data sets."""
     from ccu_jax.data import DATASETS
     from ccu_jax.methods import METHODS
 

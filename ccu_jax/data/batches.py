@@ -24,7 +24,7 @@ def plan_batches(
     start: int = 0,
     window: int | None = None,
 ) -> np.ndarray:
-    """Plans shuffled batches for a number of steps.
+    """Plans the shuffled batches of training steps.
 
     The plan is a slice of an endless sequence of epochs, each a permutation of the
     rows. No row is dropped: a batch may contain the end of one epoch and the start of

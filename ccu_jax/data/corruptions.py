@@ -66,7 +66,7 @@ def _sample_rows(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.n
 def _add_label_noise(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Replaces the labels of random rows by different labels of other training rows."""
+    """Gives random rows different labels from the data; also returns their number."""
     chosen, labels = _sample_rows(rng, train, count), data.labels.copy()
     unchanged = chosen
     for _ in range(100):  # enough unless all rows have the same labels
@@ -80,7 +80,7 @@ def _add_label_noise(
 def _add_text_noise(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Permutes the texts of random rows, so that each gets the text of another row."""
+    """Permutes the texts of random rows; also returns the number of these rows."""
     chosen = rng.permutation(_sample_rows(rng, train[data.has_text[train]], count))
     if len(chosen) < 2:
         return data, 0
@@ -96,33 +96,33 @@ def _drop_modality(
     count: int,
     rng: np.random.Generator,
 ) -> tuple[Dataset, int]:
-    """Drops one modality, given by its `has_` column, of random rows with both."""
-    chosen = _sample_rows(rng, train[_has_both(data, train)], count)
-    return _clear(data, field, chosen), len(chosen)
+    """Clears the `has_` column `field` of random rows; also returns their number."""
+    chosen = _sample_rows(rng, train[_has_both_modalities(data, train)], count)
+    return _clear_modality(data, field, chosen), len(chosen)
 
 
 def _drop_any(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Drops the image, text or label of random rows; rows keep at least one modality.
+    """Drops the image, text or label of random rows; also returns their number.
 
-    A row without its label leaves the training set.
+    Each row keeps a modality. A row without its label leaves the training set.
     """
     chosen = _sample_rows(rng, train, count)
     loss = rng.integers(3, size=len(chosen))  # 0: image, 1: text, 2: label
-    has_both = _has_both(data, chosen)
-    data = _clear(data, "has_image", chosen[(loss == 0) & has_both])
-    data = _clear(data, "has_text", chosen[(loss == 1) & has_both])
+    has_both = _has_both_modalities(data, chosen)
+    data = _clear_modality(data, "has_image", chosen[(loss == 0) & has_both])
+    data = _clear_modality(data, "has_text", chosen[(loss == 1) & has_both])
     split = data.split.astype(f"<U{max(len(DROPPED), data.split.itemsize // 4)}")
     split[chosen[(loss == 2) | ~has_both]] = DROPPED
     return data._replace(split=split), len(chosen)
 
 
-def _has_both(data: Dataset, rows: np.ndarray) -> np.ndarray:
+def _has_both_modalities(data: Dataset, rows: np.ndarray) -> np.ndarray:
     return data.has_image[rows] & data.has_text[rows]
 
 
-def _clear(data: Dataset, field: str, rows: np.ndarray) -> Dataset:
+def _clear_modality(data: Dataset, field: str, rows: np.ndarray) -> Dataset:
     has_modality = getattr(data, field).copy()
     has_modality[rows] = False
     return data._replace(**{field: has_modality})

@@ -29,7 +29,7 @@ _MIN_STD = 2.0  # of pixel values in 0..255; flatter images have no content to c
 def find_clusters(
     path: pathlib.Path, has_image: np.ndarray, progress: Progress
 ) -> np.ndarray:
-    """Clusters rows whose images are near-duplicates, including transitively.
+    """Clusters rows by the transitive closure of near-duplicate images.
 
     Args:
         path: .npy file of images, uint8 [N, S, S, 3].
@@ -114,7 +114,7 @@ def perceptual_hash(reduced: np.ndarray) -> np.ndarray:
 
 
 def candidate_pairs(hashes: np.ndarray, band: int) -> Iterator[np.ndarray]:
-    """Yields pairs of rows whose hashes differ in at most MAX_BITS bits.
+    """Yields pairs of rows that share a band and differ in at most MAX_BITS bits.
 
     The bits are divided into MAX_BITS + 1 bands, so the hashes of such a pair agree in
     at least one band (Manku et al. 2007). A pair is yielded for the first band in which

@@ -35,7 +35,7 @@ ProgressFn = Callable[[int, int], Any]
 
 
 class FeatureStore(NamedTuple):
-    """The memory-mapped columns of N rows.
+    """The memory-mapped features of N rows.
 
     Columns are the trunk's `features`, `h_text`, `z_text`, the logits `original_VIEW`,
     and `fresh`, the pooled features of an untrained trunk.

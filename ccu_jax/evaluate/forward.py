@@ -72,6 +72,7 @@ class Forward:
         return self._compiled[name]
 
     def _run_batches(self, rows, run_batch):
+        """Runs `run_batch` on batches of rows and concatenates its outputs."""
         plan, is_counted = plan_single_pass(rows, self._batch)
         outputs = jax.device_get([run_batch(batch) for batch in plan])
         # Padding rows are at the end of the last batch.

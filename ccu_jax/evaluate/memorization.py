@@ -68,7 +68,7 @@ def estimate_memorization(
 
 
 def describe(data: Dataset, memorization: Memorization, sets: Sets) -> str:
-    """Describes the mean memorization of unlearn set, all rows and non-members."""
+    """Describes the mean memorization of the unlearn set and of other rows."""
 
     def mean(value_N, rows):
         return f"{value_N[rows[data.has_image[rows]]].mean():.2f}"

@@ -45,8 +45,8 @@ class Range(NamedTuple):
     high: float
     log: bool = True
 
-    def at(self, fraction: float) -> float:
-        """Returns the value at a fraction of the range, 0 to 1."""
+    def value_at(self, fraction: float) -> float:
+        """Returns the value at `fraction`, 0 to 1, of the range."""
         if self.log:
             return self.low * (self.high / self.low) ** fraction
         return self.low + fraction * (self.high - self.low)
@@ -125,7 +125,7 @@ METHOD_SPACES: dict[str, dict[str, Range]] = {
 
 
 def search_space(method: str, section: object) -> dict[str, Range]:
-    """Returns the search range of each setting of a method that is tuned."""
+    """Returns the search range of each tuned setting of a method."""
     return SPACES[type(section)] | METHOD_SPACES.get(method, {})
 
 
@@ -182,7 +182,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
 
 
 def draw_candidates(method: str, section: Any, trials: int) -> list[Settings]:
-    """Returns the settings to try; the first candidate changes nothing.
+    """Returns the settings of each trial; the first candidate changes nothing.
 
     The others are a Sobol sequence over the ranges, Owen-scrambled with a seed derived
     from the method's name, so every call returns the same candidates.
@@ -195,7 +195,7 @@ def draw_candidates(method: str, section: Any, trials: int) -> list[Settings]:
     for point in points[: trials - 1]:
         settings: Settings = {}
         for (name, range_), fraction in zip(space.items(), point, strict=True):
-            value = range_.at(float(fraction))
+            value = range_.value_at(float(fraction))
             is_integer = isinstance(getattr(section, name), int)
             settings[name] = round(value) if is_integer else float(f"{value:.4g}")
         candidates.append(settings)
@@ -203,7 +203,7 @@ def draw_candidates(method: str, section: Any, trials: int) -> list[Settings]:
 
 
 def objective(result: Result, reference: Result) -> float:
-    """Returns the distance of a model from the retrained reference; less is better.
+    """Returns the distance of a model from the retrained reference; lower is better.
 
     The mean over attacked views of 2 |AUC - AUC of the reference|, plus the mean over
     views of the score lost on the holdout (a gain is negative), plus the fused score

@@ -148,6 +148,7 @@ def tug_of_war(
 
 
 def _average_precision(values: np.ndarray, labels: np.ndarray) -> float | None:
+    """Returns the average precision of one class, or None without a positive row."""
     order = np.argsort(-values, kind="stable")
     values, hits = values[order], np.cumsum(labels[order] > 0)
     if not hits[-1]:
@@ -166,6 +167,7 @@ def _auroc(values: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _mean_over_classes(score: Callable, logits, labels) -> float | None:
+    """Returns the mean of `score` over the classes for which it is not None."""
     logits, labels = np.asarray(logits), np.asarray(labels)
     if not len(logits) or not np.isfinite(logits).all():
         return None

@@ -40,9 +40,9 @@ def js_divergence(
 def agreement(
     logits: np.ndarray, reference: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-    """Returns whether the predicted classes, or the fraction of labels that, agree.
+    """Returns whether predicted classes agree, or the fraction of labels that agree.
 
-    `[N]`, 0 to 1. Its mean is known as completeness (Cao & Yang 2015).
+    The result is `[N]`, 0 to 1. Its mean is known as completeness (Cao & Yang 2015).
     """
     if multi_label:
         same = (np.asarray(logits) > 0) == (np.asarray(reference) > 0)
@@ -53,7 +53,7 @@ def agreement(
 def activation_distance(
     logits: np.ndarray, reference: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-    """Returns the L2 distance of the probabilities, `[N]` (Golatkar et al. 2020).
+    """Returns the L2 distance between probabilities, `[N]` (Golatkar et al. 2020).
 
     At most sqrt(2), or sqrt(K) for several labels.
     """

@@ -43,7 +43,7 @@ def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     unlearned, retrained = _validate_signals(unlearned, retrained)
     step = max(_MAX_VALUES // (2 * len(unlearned)), 1)
     chunks = [
-        _attack_epsilons(unlearned[:, i : i + step], retrained[:, i : i + step])
+        _epsilon_of_chunk(unlearned[:, i : i + step], retrained[:, i : i + step])
         for i in range(0, unlearned.shape[1], step)
     ]
     return np.concatenate([np.zeros(0), *chunks])
@@ -99,7 +99,7 @@ def final_score(
 
 
 def klom_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
-    """Returns KLOM (Georgiev et al. 2025), `[N]`, in nats.
+    """Returns KLOM, a KL divergence of margins in nats (Georgiev et al. 2025), `[N]`.
 
     The KL divergence of the margins of unlearned models from those of retrained ones,
     clipped to +-100, in histograms over their joint range. Unlike in the public code,
@@ -163,7 +163,7 @@ def _validate_signals(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
     return unlearned, retrained
 
 
-def _attack_epsilons(unlearned, retrained) -> np.ndarray:
+def _epsilon_of_chunk(unlearned, retrained) -> np.ndarray:
     """Returns `epsilon_by_row` of one chunk of rows."""
     models = len(unlearned)
     is_swapped = np.median(retrained, axis=0) > np.median(unlearned, axis=0)

@@ -202,7 +202,7 @@ def jackknife_interval(
 
 
 def assign_folds(num_rows: int, folds: int, groups: Groups = None) -> np.ndarray:
-    """Returns a random fold for each row, `[num_rows]`; folds do not split groups."""
+    """Assigns each row to a random fold, `[num_rows]`, without splitting groups."""
     unit, num_units = _sampling_units(num_rows, groups)
     return (np.random.default_rng(0).permutation(num_units) % folds)[unit]
 
@@ -210,7 +210,7 @@ def assign_folds(num_rows: int, folds: int, groups: Groups = None) -> np.ndarray
 def interval_from_replicates(
     value: float | None, replicates: Sequence[float | None]
 ) -> Interval | None:
-    """Returns the 95 % jackknife interval of a value from leave-one-fold-out values."""
+    """Returns the 95 % jackknife interval from the leave-one-fold-out replicates."""
     finite = [x for x in replicates if x is not None and math.isfinite(x)]
     if value is None or len(finite) < len(replicates):
         return None

@@ -60,10 +60,10 @@ def lira(
     *,
     own_variance: bool | None = None,
 ) -> AttackScores:
-    """Returns U-LiRA (Hayes et al. 2024): log N(c; in) - log N(c; out) of each row.
+    """Returns each row's U-LiRA score, log N(c; in) - log N(c; out).
 
-    The paper's score N(c; in) / (N(c; in) + N(c; out)) is its sigmoid, which saturates.
-    Rows above 0 are predicted to be members.
+    The score of Hayes et al. 2024, N(c; in) / (N(c; in) + N(c; out)), is its sigmoid,
+    which saturates. Rows above 0 are predicted to be members.
 
     Args:
         c_in: `[A, N]` signals (`membership.margin`) of shadow models that unlearned the
@@ -89,7 +89,7 @@ def lira_leave_one_out(
     *,
     sets: np.ndarray | None = None,
 ) -> AttackScores:
-    """Returns U-LiRA `[K, N]` of each model, with all others as its shadow models.
+    """Returns U-LiRA scores `[K, N]` of each model, with the others as shadow models.
 
     Args:
         signals: `[K, N]`, `membership.margin` of each model.
@@ -120,10 +120,10 @@ def rmia(
     population_target: np.ndarray,
     population_references: np.ndarray,
 ) -> AttackScores:
-    """Returns offline RMIA (Zarifzadeh et al. 2024) with gamma = 1, 0 to 1.
+    """Returns each row's offline RMIA score (Zarifzadeh et al. 2024), 0 to 1.
 
-    The fraction of population rows z with p(x) / P(x) > p(z) / P(z), where P = (1 + a)
-    / 2 * mean over references + (1 - a) / 2.
+    With gamma = 1 it is the fraction of population rows z with p(x) / P(x) > p(z) /
+    P(z), where P = (1 + a) / 2 * mean over references + (1 - a) / 2.
 
     Args:
         target: `[N]` `membership.true_probability` of the audited model.
@@ -211,10 +211,11 @@ def evaluate_pool(
 
 
 def _clustered_interval(values, sides, weight, cluster) -> Interval:
-    """Returns the mean's interval, its standard error clustered by row and by model.
+    """Returns the mean over models and sides with a two-way clustered interval.
 
-    `weight` scales each deviation from the mean of its side: 1 for placements, whose
-    mean is the AUC on both sides, 1/2 for the mean of two proportions.
+    The standard error is clustered by row and by model. `weight` scales each deviation
+    from the mean of its side: 1 for placements, whose mean is the AUC on both sides,
+    1/2 for the mean of two proportions.
     """
     num_models = len(values)
     model_means, influence = np.zeros(num_models), np.zeros(values.shape)
@@ -250,6 +251,7 @@ def _has_own_variance(fits) -> bool:
 
 
 def _log_likelihood_ratio(target, fits, own_variance: bool) -> np.ndarray:
+    """Returns log N(target; in) - log N(target; out) of each row; NaN if undefined."""
     logs, is_known = [], np.isfinite(target)
     for count, mean, squares in fits:
         degrees = np.maximum(count - 1, 0)
@@ -272,7 +274,7 @@ def _likelihood_ratio(target, references) -> np.ndarray:
 
 
 def _balanced_accuracy(signals: Signals, threshold: float) -> Interval | None:
-    """Returns the mean of the true positive rate and the true negative rate."""
+    """Returns the mean of true positive and true negative rate with its interval."""
     tpr = proportion_interval(signals.members > threshold, groups=signals.groups[0])
     tnr = proportion_interval(signals.nonmembers <= threshold, groups=signals.groups[1])
     if tpr is None or tnr is None:

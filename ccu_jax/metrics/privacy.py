@@ -116,7 +116,7 @@ def one_run_audit(
 
 
 def _count_correct(scores, included) -> tuple[np.ndarray, np.ndarray]:
-    """Counts the correct guesses on the i lowest and the i highest scores, i = 0..M.
+    """Counts correct guesses on the i lowest and i highest scores, each `[M + 1]`.
 
     Tied scores are in random order, so that the order of the rows does not matter.
     """
@@ -185,6 +185,7 @@ def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | Non
 
 
 def _sample_one_per_group(values, groups, rng) -> np.ndarray:
+    """Samples one value of each group."""
     # Sorted by value, so that the choice does not depend on the order of the rows.
     order = np.lexsort((values, groups))
     mixed = order[rng.permutation(len(order))]

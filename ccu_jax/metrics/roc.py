@@ -88,7 +88,7 @@ def auc_bootstrap(signals: Signals) -> Interval | None:
     """
     if not signals.is_measurable():
         return None
-    samples = _resample_auc(signals, _NUM_RESAMPLES)
+    samples = _auc_of_samples(signals, _NUM_RESAMPLES)
     low, high = np.quantile(samples, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     value = placements(signals.members, signals.nonmembers)[0].mean()
     return Interval(float(value), float(low), float(high))
@@ -168,7 +168,7 @@ def _bootstrap(signals: Signals, resamples: int, score: Callable) -> np.ndarray:
     return np.concatenate(scores)
 
 
-def _resample_auc(signals: Signals, resamples: int) -> np.ndarray:
+def _auc_of_samples(signals: Signals, resamples: int) -> np.ndarray:
     """Returns the AUC of each bootstrap sample, `[resamples]`; sorts only once."""
     order = np.argsort(signals.nonmembers, kind="stable")
     rising = signals.nonmembers[order]

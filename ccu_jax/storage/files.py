@@ -33,7 +33,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def try_lock(stack: contextlib.ExitStack, workdir: pathlib.Path) -> str:
-    """Tries to lock a working folder until `stack` closes or the process is killed.
+    """Locks a working folder until `stack` closes, unless another process has done so.
 
     Creates the folder and removes temporary files of killed `write_atomically` calls.
 

@@ -38,7 +38,9 @@ def test_candidates_are_valid_settings_spread_over_all_ranges(name):
         values = np.array([values[key] for values in settings[1:]], float)
         assert values.min() >= range_.low * 0.99 and values.max() <= range_.high * 1.01
         if isinstance(getattr(section, key), float):
-            assert values.min() < range_.at(0.25) and values.max() > range_.at(0.75)
+            assert values.min() < range_.value_at(
+                0.25
+            ) and values.max() > range_.value_at(0.75)
 
 
 def make_result(unseen=0.5, retain=0.9, auc=0.6, diverged=None, **fields):

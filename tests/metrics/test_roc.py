@@ -54,7 +54,7 @@ def test_interval_is_delongs_with_two_extra_values(ties):
 @TIES
 def test_bootstrap_is_the_auc_of_resampled_rows(ties):
     signals = normal_signals(ties=ties)
-    samples = roc._resample_auc(signals, 50)
+    samples = roc._auc_of_samples(signals, 50)
     rng = np.random.default_rng(0)
     rows = [rng.integers(len(x), size=(50, len(x))) for x in signals[:2]]
     for value, m, n in zip(samples, *rows, strict=True):

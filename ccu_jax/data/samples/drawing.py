@@ -57,7 +57,7 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Returns a color float [3] in [0, 1]; the hue is taken modulo 1."""
+    """Converts HSV, with the hue taken modulo 1, to RGB, float [3] in [0, 1]."""
     return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value))
 
 

@@ -221,6 +221,7 @@ def _sample_garment(
 
 
 def _draw_view(rng: np.random.Generator, garment: _Garment) -> bytes:
+    """Draws a garment in a random pose and light as a JPEG."""
     extent = 2 * max(garment.hem, 1.0 + 0.6 * garment.sleeve)
     height = int(rng.integers(72, 101))
     ratio = extent / garment.length * np.exp(rng.uniform(-0.25, 0.25))
@@ -234,7 +235,7 @@ def _draw_view(rng: np.random.Generator, garment: _Garment) -> bytes:
     mask = make_mask(
         _compute_outline_distance(garment, u, v, rng.uniform(0.2, 1.0)), 2 * step
     )
-    background = garment.background + _draw_light(rng, width, height)
+    background = garment.background + _sample_light(rng, width, height)
     folds = np.sin(rng.uniform(2, 8) * u + np.sin(1.3 * v))
     shade = rng.uniform(0.8, 1.15) - rng.uniform(0.02, 0.1) * folds
     # The offset makes folds visible on dark cloth.
@@ -294,7 +295,7 @@ def _color_cloth(garment: _Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return first + mix[..., None] * (second - first)
 
 
-def _draw_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+def _sample_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     """Samples a smooth brightness offset with a darker floor or wall, [H, W, 1]."""
     spots = rng.normal(-0.05, 0.12, (4, 3)).astype(np.float32)
     light = np.asarray(Image.fromarray(spots).resize((width, height)))

@@ -48,6 +48,8 @@ _KINDS = list(_CONTENT["kinds"].values())
 
 
 class _Meme(NamedTuple):
+    """A meme whose image is not yet drawn."""
+
     image: int  # index among the images of its split
     image_kind: int
     text_kind: int  # -1: the sentence matches no kind
@@ -142,6 +144,7 @@ def _invent_sentence(rng: np.random.Generator, kind: int) -> str:
 
 
 def _invent_nonsense(rng: np.random.Generator) -> str:
+    """Invents a sentence that is about no kind of object."""
     names = ("claims", "numbers", "nouns")
     claim, number, noun = (choose(rng, _CONTENT[name]) for name in names)
     return _embellish_sentence(rng, claim.format(number, noun))

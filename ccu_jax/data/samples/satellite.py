@@ -126,6 +126,7 @@ def _blend_colors(field: np.ndarray, low: _Color, high: _Color) -> np.ndarray:
 
 
 def _sample_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixel coordinates x and y in a randomly rotated frame."""
     return rotate_axes(*make_grid(size), rng.uniform(0, np.pi))
 
 

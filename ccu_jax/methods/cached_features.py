@@ -114,11 +114,7 @@ def plan_feature_batches(
         sizes["held"] = heldout_batch
     return {
         name: problem.plan_batches(
-            np.arange(len(cached.rows[name])),
-            size,
-            config.steps,
-            name,
-            dataset_rows=cached.rows[name],
+            cached.rows[name], size, config.steps, name, by_index=True
         )
         for name, size in sizes.items()
     }

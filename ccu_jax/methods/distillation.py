@@ -8,7 +8,7 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.methods import programs
-from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.problem import Problem, Rows
 from ccu_jax.methods.reference import make_task_loss
 from ccu_jax.methods.stopping import add_rewind
 from ccu_jax.models import VISUAL, Outputs
@@ -35,7 +35,7 @@ def scrub(problem: Problem) -> Program:
 
     def loss(params, frozen, aux, batch, step):
         hp, is_ascent = frozen["hp"], frozen["is_ascent"][step]
-        rows = augment(batch["rows"], batch["rows"]["key"], problem.train_config)
+        rows = augment(batch["rows"], batch["rows"]["key"], problem.config.train)
         # Without the student's dropout, both models would agree at first, and ascent
         # would follow rounding errors.
         student = model.apply(params, rows, keys=rows["key"])
@@ -43,23 +43,14 @@ def scrub(problem: Problem) -> Program:
         weights = _weights_by_view(rows)
         # In ascent steps, rows whose fused view sees no image have no weight.
         weights["fused"] = jnp.where(is_ascent, rows["has_image"], weights["fused"])
-        kl = _kl_by_view(
-            teacher,
-            student,
-            weights,
-            multi_label=problem.multi_label,
-            temperature=hp.temperature,
-        )
+        options = {"multi_label": problem.multi_label, "temperature": hp.temperature}
+        kl = _kl_by_view(teacher, student, weights, **options)
         distillation = hp.distill_weight * sum(kl.values())
         descent_loss = distillation + hp.task_weight * task_loss(student, rows)
         return jnp.where(is_ascent, -(kl["image"] + kl["fused"]), descent_loss), {}
 
-    program = programs.make_program(
-        problem,
-        loss,
-        {"rows": rows},
-        frozen={"teacher": problem.original, "is_ascent": is_ascent},
-    )
+    frozen = {"teacher": problem.original, "is_ascent": is_ascent}
+    program = programs.make_program(problem, loss, {"rows": rows}, frozen=frozen)
     return add_rewind(problem, program, config.epochs) if config.rewind else program
 
 
@@ -70,7 +61,7 @@ def _plan_scrub(problem):
     for epoch in range(config.epochs):
         phases = {"push": sets.unlearn} if epoch < config.ascent_epochs else {}
         for name, rows in (phases | {"pull": sets.retain}).items():
-            plan.append(problem.plan_epochs(rows, config.batch, 1, f"{name} {epoch}"))
+            plan.append(problem.plan_epochs(rows, config.batch, f"{name} {epoch}", 1))
             is_ascent += [name == "push"] * len(plan[-1])
     return np.concatenate(plan), programs.pad_flags(np.array(is_ascent))
 
@@ -82,7 +73,6 @@ def bad_teacher(problem: Problem) -> Program:
     + unlearn_weight * sum_{view in VISUAL} KL(untrained || student) on unlearn rows
     """
     model = problem.model
-    untrained = problem.init_params("ignorant")
 
     def loss(params, frozen, aux, batch, step):
         hp = frozen["hp"]
@@ -97,12 +87,9 @@ def bad_teacher(problem: Problem) -> Program:
         total = sum(retain_kl.values()) + hp.unlearn_weight * unlearn_loss
         return total, {"forget": unlearn_loss}
 
-    return programs.make_program(
-        problem,
-        loss,
-        programs.plan_paired_batches(problem),
-        frozen={"teacher": problem.original, "untrained": untrained},
-    )
+    plan = programs.plan_paired_batches(problem)
+    frozen = {"teacher": problem.original, "untrained": problem.init_params("ignorant")}
+    return programs.make_program(problem, loss, plan, frozen=frozen)
 
 
 def delete(problem: Problem) -> Program:
@@ -134,15 +121,9 @@ def delete(problem: Problem) -> Program:
         )
         return sum(kl.values()), {}
 
-    unlearn = problem.plan_epochs(
-        sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
-    )
-    return programs.make_program(
-        problem,
-        loss,
-        {"unlearn": unlearn},
-        frozen={"teacher": problem.original, "frequency": jnp.asarray(frequency)},
-    )
+    unlearn = problem.plan_epochs(sets.unlearn, config.unlearn_batch, "unlearn")
+    frozen = {"teacher": problem.original, "frequency": jnp.asarray(frequency)}
+    return programs.make_program(problem, loss, {"unlearn": unlearn}, frozen=frozen)
 
 
 def multidelete(problem: Problem) -> Program:
@@ -178,12 +159,9 @@ def multidelete(problem: Problem) -> Program:
         }
         return sum(terms.values()), terms
 
-    return programs.make_program(
-        problem,
-        loss,
-        programs.plan_paired_batches(problem),
-        frozen={"teacher": problem.original},
-    )
+    plan = programs.plan_paired_batches(problem)
+    frozen = {"teacher": problem.original}
+    return programs.make_program(problem, loss, plan, frozen=frozen)
 
 
 def _kl_by_view(
@@ -199,7 +177,7 @@ def _kl_by_view(
     }
 
 
-def _weights_by_view(rows: programs.Rows) -> dict[str, jax.Array]:
+def _weights_by_view(rows: Rows) -> dict[str, jax.Array]:
     """Returns the row weights by view: 1 where the view has a modality, else 0."""
     has_image, has_text = rows["image_weight"], rows["text_weight"]
     fused = jnp.maximum(has_image, has_text)

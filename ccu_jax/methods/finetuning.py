@@ -14,7 +14,7 @@ import numpy as np
 from ccu_jax import objectives
 from ccu_jax.methods import programs, reference
 from ccu_jax.methods.cached_features import build_feature_tables
-from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.problem import Problem, Rows
 from ccu_jax.models import TAIL, Outputs, l2_normalize
 from ccu_jax.models.augmentation import augment, drop_modalities
 from ccu_jax.objectives import LabeledFeatures
@@ -36,7 +36,7 @@ def l1_sparse(problem: Problem) -> Program:
     CE(retain) + l1_weight * (1 - step / steps) * |params|_1
     """
     config, retain = problem.method_config, problem.sets.retain
-    rows = problem.plan_epochs(retain, config.batch, config.epochs, "rows")
+    rows = problem.plan_epochs(retain, config.batch, "rows")
     task_loss = reference.make_augmented_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
@@ -61,7 +61,7 @@ def coun(problem: Problem) -> Program:
     between two augmentations of the same retain image. The unlearn set is not used;
     its predictions change with those of similar retain rows.
     """
-    config, train = problem.method_config, problem.train_config
+    config, train = problem.method_config, problem.config.train
     task_loss = reference.make_task_loss(problem)
 
     def loss(params, frozen, aux, batch, step):
@@ -69,12 +69,8 @@ def coun(problem: Problem) -> Program:
         second_keys = jax.vmap(jax.random.fold_in, (0, None))(rows["key"], 7)
         first = augment(rows, rows["key"], train)
         second = {**augment(rows, second_keys, train), "key": second_keys}
-        outputs = programs.forward_parts(
-            problem.model,
-            params,
-            {"first": first, "second": second},
-            dropout_parts=("first", "second"),
-        )
+        parts = {"first": first, "second": second}
+        outputs = programs.forward_parts(problem.model, params, parts, tuple(parts))
         contrast = objectives.info_nce(
             l2_normalize(outputs["first"].h_image),
             l2_normalize(outputs["second"].h_image),
@@ -84,9 +80,7 @@ def coun(problem: Problem) -> Program:
         total = task_loss(outputs["first"], first) + hp.contrast_weight * contrast
         return total, {"contrast": contrast}
 
-    retain = problem.plan_epochs(
-        problem.sets.retain, config.batch, config.epochs, "retain"
-    )
+    retain = problem.plan_epochs(problem.sets.retain, config.batch, "retain")
     return programs.make_program(problem, loss, {"retain": retain})
 
 
@@ -97,7 +91,7 @@ def train_last_layers(problem: Problem) -> Program:
     them from random parameters (exact unlearning). Earlier layers are frozen, so both
     use cached features. They are the baselines of CCU, which trains the same layers.
     """
-    config, train = problem.method_config, problem.train_config
+    config, train = problem.method_config, problem.config.train
     cached = build_feature_tables(problem, config.max_retain_rows)
     task_loss = reference.make_task_loss(problem)
 
@@ -109,21 +103,15 @@ def train_last_layers(problem: Problem) -> Program:
 
     retain = cached.rows["retain"]
     steps = problem.count_steps(config.epochs, config.batch, retain)
-    plan = problem.plan_batches(
-        np.arange(len(retain)), config.batch, steps, "retain", dataset_rows=retain
-    )
+    plan = problem.plan_batches(retain, config.batch, steps, "retain", by_index=True)
+    modules, tables = LAYERS[config.layers], {"retain": cached.tables["retain"]}
     program = programs.make_program(
-        problem,
-        loss,
-        {"retain": plan},
-        modules=LAYERS[config.layers],
-        sharded_tables={"retain": cached.tables["retain"]},
+        problem, loss, {"retain": plan}, modules=modules, sharded_tables=tables
     )
     if config.reinitialize:
         fresh = problem.init_params("fresh")
-        program = program._replace(
-            params={name: fresh[name] for name in program.params}
-        )
+        params = {name: fresh[name] for name in program.params}
+        program = program._replace(params=params)
     return program
 
 
@@ -139,19 +127,13 @@ def gradient_ascent(problem: Problem) -> Program:
         outputs = problem.model.apply(params, rows)
         return -capped_loss(problem, outputs, rows, frozen["hp"].loss_cap), {}
 
-    unlearn = problem.plan_epochs(
-        problem.sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
-    )
+    rows, batch = problem.sets.unlearn, config.unlearn_batch
+    unlearn = problem.plan_epochs(rows, batch, "unlearn")
     return programs.make_program(problem, loss, {"unlearn": unlearn})
 
 
-def capped_loss(
-    problem: Problem, outputs: Outputs, rows: dict[str, jax.Array], cap: Any
-) -> jax.Array:
-    """Returns the visual cross-entropy, clipped per row for gradient ascent.
-
-    The maximum is `cap` times the loss of a uniform prediction.
-    """
+def capped_loss(problem: Problem, outputs: Outputs, rows: Rows, cap: Any) -> jax.Array:
+    """Returns the visual cross-entropy, per row at most `cap` times the chance loss."""
     max_loss, total = cap * programs.chance_loss(problem), jnp.zeros(())
     losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
     for loss_B in losses:
@@ -191,9 +173,7 @@ def contrastive_unlearning(problem: Problem) -> Program:
     authors' code.
     """
     config, sets = problem.method_config, problem.sets
-    unlearn = problem.plan_epochs(
-        sets.unlearn, config.unlearn_batch, config.epochs, "unlearn"
-    )
+    unlearn = problem.plan_epochs(sets.unlearn, config.unlearn_batch, "unlearn")
     unlearn = np.repeat(unlearn, config.repeats, axis=0)
     retain = problem.plan_batches(sets.retain, config.batch, len(unlearn), "retain")
     task_loss = reference.make_task_loss(problem)

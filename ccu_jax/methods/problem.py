@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.config.schema import Config, Train
+from ccu_jax.config.schema import Config
 from ccu_jax.data import batches
 from ccu_jax.distributed.device_tables import Table
 from ccu_jax.distributed.executors import Executor
@@ -16,7 +16,10 @@ from ccu_jax.evaluate.forward import Forward
 from ccu_jax.models import Model, Params
 from ccu_jax.unlearn_sets.splits import Sets
 
+Rows = dict[str, jax.Array]  # columns of a batch
 
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hyperparameters:
     """The real-valued fields of a method's configuration as a pytree.
@@ -27,7 +30,7 @@ class Hyperparameters:
     """
 
     _values: dict[str, Any]
-    _zeros: tuple[str, ...]
+    _zeros: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
     @classmethod
     def from_config(cls, config: Any) -> "Hyperparameters":
@@ -44,67 +47,32 @@ class Hyperparameters:
 
     def __getattr__(self, name: str) -> Any:
         """Returns the value of a hyperparameter."""
-        if not name.startswith("_"):
-            if name in self._values:
-                return self._values[name]
-            if name in self._zeros:
-                return 0.0
+        if not name.startswith("_") and name in (*self._values, *self._zeros):
+            return self._values.get(name, 0.0)
         raise AttributeError(f"no real-valued hyperparameter {name!r}")
 
 
-jax.tree_util.register_pytree_node(
-    Hyperparameters,
-    lambda hp: ((hp._values,), hp._zeros),
-    lambda zeros, children: Hyperparameters(children[0], zeros),
-)
-
-
 class Problem(NamedTuple):
-    """A trained model, the data, and the rows to unlearn.
+    """A trained model, the data, and the rows to unlearn."""
 
-    Attributes:
-        config: the configuration of the run, with a section for each method.
-        model: the classifier.
-        forward: compiled forward passes.
-        executor: runs per-device functions.
-        table: columns of all rows: `image`, `text`, `labels`, `has_image`, `has_text`.
-        sets: row numbers of the retain set, the unlearn set and the holdouts.
-        multi_label: whether rows have several labels.
-        params: the original's parameters, replicated; None until it is trained.
-        seed: the seed of all random choices.
-        method: name of the current method; its random choices depend on this name.
-        store: the original's stored features; if None, they are computed when needed.
-        stream_positions: `[N]`, position of each row in the training stream; if None,
-            rows are shuffled freely.
-    """
-
-    config: Config
+    config: Config  # of the run, with a section for each method
     model: Model
     forward: Forward
     executor: Executor
-    table: Table
-    sets: Sets
-    multi_label: bool
-    params: Params | None
-    seed: int
-    method: str = ""
-    store: FeatureStore | None = None
+    table: Table  # columns of all rows: image, text, labels, has_image, has_text
+    sets: Sets  # row numbers of the retain set, the unlearn set and the holdouts
+    multi_label: bool  # whether rows have several labels
+    params: Params | None  # the original's, replicated; None until it is trained
+    seed: int  # of all random choices
+    method: str = ""  # the current method; its random choices depend on this name
+    store: FeatureStore | None = None  # of the original; None computes its features
+    # Position of each row `[N]` in the training stream; None shuffles rows freely.
     stream_positions: np.ndarray | None = None
-
-    @property
-    def train_config(self) -> Train:
-        """The configuration section of training from scratch."""
-        return self.config.train
 
     @property
     def method_config(self) -> Any:
         """The configuration section of the method."""
         return getattr(self.config, self.method)
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """The real-valued fields of `method_config`, as inputs of a program."""
-        return Hyperparameters.from_config(self.method_config)
 
     @property
     def original(self) -> Params:
@@ -131,31 +99,26 @@ class Problem(NamedTuple):
         return int.from_bytes(digest, "big") % 2**63
 
     def plan_batches(
-        self,
-        rows: Any,
-        batch: int,
-        steps: int,
-        purpose: str,
-        dataset_rows: Any = None,
+        self, rows: Any, batch: int, steps: int, purpose: str, by_index: bool = False
     ) -> np.ndarray:
         """Plans batches `[steps, batch]` in shuffled epochs over `rows`.
 
-        If `rows` are row numbers of another table, `dataset_rows` are the corresponding
-        row numbers of the data set. Each purpose has its own shuffling.
+        With `by_index`, entries are indices into `rows`, that is, row numbers of a
+        table made of these rows. Each purpose has its own shuffling.
         """
-        rows, window = np.asarray(rows), None
+        rows = np.asarray(rows)
+        entries, window = np.arange(len(rows)) if by_index else rows, None
         if self.stream_positions is not None:
-            dataset_rows = rows if dataset_rows is None else dataset_rows
-            order = np.argsort(self.stream_positions[dataset_rows], kind="stable")
-            rows, window = rows[order], self.config.corruptions.window
+            order = np.argsort(self.stream_positions[rows], kind="stable")
+            entries, window = entries[order], self.config.corruptions.window
         seed = self._derive_seed(purpose)
-        return batches.plan_batches(rows, batch, steps, seed, window=window)
+        return batches.plan_batches(entries, batch, steps, seed, window=window)
 
     def plan_epochs(
-        self, rows: Any, batch: int, epochs: float, purpose: str
+        self, rows: Any, batch: int, purpose: str, epochs: float = 0
     ) -> np.ndarray:
-        """Plans the batches of `epochs` epochs over `rows`, see `plan_batches`."""
-        steps = self.count_steps(epochs, batch, rows)
+        """Plans the batches of `epochs` epochs; 0 means those of `method_config`."""
+        steps = self.count_steps(epochs or self.method_config.epochs, batch, rows)
         return self.plan_batches(rows, batch, steps, purpose)
 
     def count_steps(self, epochs: float, batch: int, rows: Any) -> int:

@@ -11,13 +11,11 @@ import optax
 from ccu_jax import objectives
 from ccu_jax.methods import optimizers
 from ccu_jax.methods.cached_features import compute_padded_size
-from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.problem import Hyperparameters, Problem, Rows
 from ccu_jax.methods.stopping import add_stop_rule
 from ccu_jax.models import VISUAL, Model, Outputs, Params
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
-
-Rows = dict[str, jax.Array]
 
 
 def make_program(
@@ -36,8 +34,7 @@ def make_program(
     It has the stop rule if the method's configuration sets `stop`.
 
     Args:
-        problem: the problem of the method.
-        loss, plan: see `Program`.
+        problem, loss, plan: of the method; see `Program`.
         modules: names of the trained modules, by default all.
         frozen: added to the program's `frozen`, which has the hyperparameters `hp` and
             the parameters `modules` of the modules that are not trained.
@@ -45,7 +42,7 @@ def make_program(
         optimizer: by default the optimizer of training from scratch.
         more_inputs: added to the learning rates in `optimizer_inputs`.
     """
-    config, train = problem.method_config, problem.train_config
+    config, train = problem.method_config, problem.config.train
     original = problem.original
     modules = modules or tuple(original)
     num_steps = len(next(iter(plan.values())))
@@ -53,7 +50,7 @@ def make_program(
     program = Program(
         params={name: original[name] for name in modules},
         frozen={
-            "hp": problem.hyperparameters,
+            "hp": Hyperparameters.from_config(config),
             "modules": {n: x for n, x in original.items() if n not in modules},
             **frozen,
         },
@@ -72,7 +69,7 @@ def make_program(
 def plan_paired_batches(problem: Problem) -> dict[str, np.ndarray]:
     """Plans a retain and an unlearn batch per step, in epochs over the retain set."""
     config, sets = problem.method_config, problem.sets
-    retain = problem.plan_epochs(sets.retain, config.batch, config.epochs, "retain")
+    retain = problem.plan_epochs(sets.retain, config.batch, "retain")
     unlearn = problem.plan_batches(
         sets.unlearn, config.unlearn_batch, len(retain), "unlearn"
     )
@@ -126,7 +123,7 @@ def forward_both(
     Retain rows are augmented and have dropout, as in training; unlearn rows do not.
     Returns outputs and rows of the retain set, then those of the unlearn set.
     """
-    retain = augment(batch["retain"], batch["retain"]["key"], problem.train_config)
+    retain = augment(batch["retain"], batch["retain"]["key"], problem.config.train)
     unlearn = scale_images(batch["unlearn"])
     parts = {"retain": retain, "unlearn": unlearn}
     outputs = forward_parts(problem.model, params, parts, dropout_parts=("retain",))
@@ -142,12 +139,9 @@ def visual_losses(
     outputs: Outputs, labels: jax.Array, multi_label: bool
 ) -> list[jax.Array]:
     """Returns the per-row cross-entropy `[B]` in each of the views `VISUAL`."""
-    return [
-        objectives.cross_entropy_rows(
-            getattr(outputs, view), labels, multi_label=multi_label
-        )
-        for view in VISUAL
-    ]
+    loss = objectives.cross_entropy_rows
+    logits = [getattr(outputs, view) for view in VISUAL]
+    return [loss(x, labels, multi_label=multi_label) for x in logits]
 
 
 def chance_loss(problem: Problem) -> float:

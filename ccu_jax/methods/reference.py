@@ -13,15 +13,13 @@ import numpy as np
 
 from ccu_jax import objectives
 from ccu_jax.methods import optimizers
-from ccu_jax.methods.problem import Problem
+from ccu_jax.methods.problem import Problem, Rows
 from ccu_jax.models import Outputs, Params
 from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 
 
-def make_task_loss(
-    problem: Problem,
-) -> Callable[[Outputs, dict[str, jax.Array]], jax.Array]:
+def make_task_loss(problem: Problem) -> Callable[[Outputs, Rows], jax.Array]:
     """Returns the training loss of classifiers.
 
         sum_{view} CE(logits_view, labels) + contrastive_weight * InfoNCE(image, text)
@@ -33,7 +31,7 @@ def make_task_loss(
         `loss(outputs, rows) -> scalar` for rows that `augment` returned. If there is a
         column `visual`, rows with `visual` 0 have weight in the text view only.
     """
-    train, multi_label = problem.train_config, problem.multi_label
+    train, multi_label = problem.config.train, problem.multi_label
 
     def loss(outputs, rows):
         has_image, has_text = rows["image_weight"], rows["text_weight"]
@@ -62,14 +60,12 @@ def make_task_loss(
     return loss
 
 
-def make_augmented_task_loss(
-    problem: Problem,
-) -> Callable[[Params, dict[str, jax.Array]], jax.Array]:
+def make_augmented_task_loss(problem: Problem) -> Callable[[Params, Rows], jax.Array]:
     """Returns `loss(params, rows)`, the task loss with augmentation and dropout."""
     task_loss = make_task_loss(problem)
 
     def loss(params, rows):
-        rows = augment(rows, rows["key"], problem.train_config)
+        rows = augment(rows, rows["key"], problem.config.train)
         return task_loss(problem.model.apply(params, rows, keys=rows["key"]), rows)
 
     return loss
@@ -102,9 +98,9 @@ def make_training_program(
         params=params,
         frozen=(),
         loss=loss,
-        optimizer=optimizers.make_optimizer(problem.train_config),
+        optimizer=optimizers.make_optimizer(problem.config.train),
         optimizer_inputs=optimizers.make_optimizer_inputs(
-            config.learning_rate, steps, problem.train_config, warmup_fraction
+            config.learning_rate, steps, problem.config.train, warmup_fraction
         ),
         group=optimizers.parameter_group,
         table={**problem.table, "visual": problem.executor.replicate(visual)},
@@ -114,7 +110,7 @@ def make_training_program(
 
 def _make_scratch_program(problem: Problem, rows, **options) -> Program:
     """Returns a program that trains a new model on `rows`."""
-    train = problem.train_config
+    train = problem.config.train
     params = problem.model.init(problem.make_key("init"))
     return make_training_program(
         problem, params, train, rows, warmup_fraction=train.warmup_fraction, **options
@@ -153,7 +149,7 @@ def make_shadow_program(problem: Problem, members: np.ndarray) -> Program:
     shadow models run the same number of steps, although their numbers of members
     differ, because each group is either in or out.
     """
-    sets, train = problem.sets, problem.train_config
+    sets, train = problem.sets, problem.config.train
     rows = _training_rows(problem)
     num_rows = len(rows) + len(sets.unseen) // 2
     return _make_scratch_program(

@@ -16,41 +16,29 @@ from ccu_jax.train.program import Program
 
 Method = Callable[[Problem], Program]
 
-_FUNCTIONS: dict[str, Method] = {
-    "original": reference.original,
-    "retrain": reference.retrain,
-    "retrain_visual": reference.retrain_visual,
-    "retrain_visual_2": reference.retrain_visual,
-    "finetune": finetuning.finetune,
-    "l1_sparse": finetuning.l1_sparse,
-    "gradient_ascent": finetuning.gradient_ascent,
-    "gradient_ascent_stop": finetuning.gradient_ascent,
-    "neggrad_plus": finetuning.neggrad_plus,
-    "neggrad_plus_stop": finetuning.neggrad_plus,
-    "random_label": saliency.random_label,
-    "random_label_stop": saliency.random_label,
-    "salun": saliency.random_label,
-    "salun_stop": saliency.random_label,
-    "cf_head": finetuning.train_last_layers,
-    "cf_tail": finetuning.train_last_layers,
-    "eu_head": finetuning.train_last_layers,
-    "eu_tail": finetuning.train_last_layers,
-    "scrub": distillation.scrub,
-    "scrub_rewind": distillation.scrub,
-    "bad_teacher": distillation.bad_teacher,
-    "bad_teacher_stop": distillation.bad_teacher,
-    "delete": distillation.delete,
-    "multidelete": distillation.multidelete,
-    "ssd": saliency.ssd,
-    "sfron": saliency.sfron,
-    "contrastive_unlearning": finetuning.contrastive_unlearning,
-    "contrastive_unlearning_stop": finetuning.contrastive_unlearning,
-    "coun": finetuning.coun,
-    "ccu": paper.ccu,
-    "ccu_no_stop": paper.ccu,
-    "ccu_gated": closed_loop.ccu_plus,
-    "ccu_plus": closed_loop.ccu_plus,
-    "ccu_plus_full": closed_loop.ccu_plus,
+_NAMES: dict[Method, tuple[str, ...]] = {
+    reference.original: ("original",),
+    reference.retrain: ("retrain",),
+    reference.retrain_visual: ("retrain_visual", "retrain_visual_2"),
+    finetuning.finetune: ("finetune",),
+    finetuning.l1_sparse: ("l1_sparse",),
+    finetuning.gradient_ascent: ("gradient_ascent", "gradient_ascent_stop"),
+    finetuning.neggrad_plus: ("neggrad_plus", "neggrad_plus_stop"),
+    saliency.random_label: ("random_label", "random_label_stop", "salun", "salun_stop"),
+    finetuning.train_last_layers: ("cf_head", "cf_tail", "eu_head", "eu_tail"),
+    distillation.scrub: ("scrub", "scrub_rewind"),
+    distillation.bad_teacher: ("bad_teacher", "bad_teacher_stop"),
+    distillation.delete: ("delete",),
+    distillation.multidelete: ("multidelete",),
+    saliency.ssd: ("ssd",),
+    saliency.sfron: ("sfron",),
+    finetuning.contrastive_unlearning: (
+        "contrastive_unlearning",
+        "contrastive_unlearning_stop",
+    ),
+    finetuning.coun: ("coun",),
+    paper.ccu: ("ccu", "ccu_no_stop"),
+    closed_loop.ccu_plus: ("ccu_gated", "ccu_plus", "ccu_plus_full"),
 }
 
 
@@ -61,7 +49,8 @@ def _make_program_as(name: str, function: Method, problem: Problem) -> Program:
 
 METHODS: dict[str, Method] = {
     name: functools.partial(_make_program_as, name, function)
-    for name, function in _FUNCTIONS.items()
+    for function, names in _NAMES.items()
+    for name in names
 }
 
 # Methods that train from scratch, not from the original.

@@ -95,7 +95,7 @@ def random_label(problem: Problem) -> Program:
     SalUn has a `saliency_fraction` below 1: it trains only that fraction of the
     parameters, those with the largest gradients of the unlearn set's loss.
     """
-    config, train = problem.method_config, problem.train_config
+    config, train = problem.method_config, problem.config.train
     task_loss = make_task_loss(problem)
     optimizer, more_inputs = optimizers.make_optimizer(train), {}
     if config.saliency_fraction < 1:
@@ -113,12 +113,9 @@ def random_label(problem: Problem) -> Program:
             total += frozen["hp"].unlearn_weight * unlearn_loss
         return total, {}
 
+    plan = programs.plan_paired_batches(problem)
     program = programs.make_program(
-        problem,
-        loss,
-        programs.plan_paired_batches(problem),
-        optimizer=optimizer,
-        more_inputs=more_inputs,
+        problem, loss, plan, optimizer=optimizer, more_inputs=more_inputs
     )
     wrong = problem.executor.replicate(draw_wrong_labels(problem))
     return program._replace(table={**problem.table, "wrong": wrong})
@@ -197,7 +194,7 @@ def sfron(problem: Problem) -> Program:
     Rows that are still recognized have more weight: `weight` is CE^-focal_exponent,
     divided by its mean.
     """
-    config, train = problem.method_config, problem.train_config
+    config, train = problem.method_config, problem.config.train
     rows, is_ascent = _plan_sfron(problem)
     task_loss = make_task_loss(problem)
 

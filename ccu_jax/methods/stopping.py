@@ -122,28 +122,20 @@ def add_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Prog
         for name, rows in program.plan.items()
     }
     slots = num_checkpoints + 1
+    arrays = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape)), program.params)
 
     def save_checkpoint(params, frozen, aux, sharded_tables):
         unlearn, heldout = scores(params, sharded_tables)
-        slot = aux["count"]
-
-        def save(array, value):
-            return array.at[slot].set(value)
-
-        return {
-            "checkpoints": jax.tree.map(save, aux["checkpoints"], params),
-            "unlearn": save(aux["unlearn"], unlearn),
-            "heldout": heldout,
-            "count": slot + 1,
-        }
+        slot, values = aux["count"], {"checkpoints": params, "unlearn": unlearn}
+        arrays = {name: aux[name] for name in values}
+        arrays = jax.tree.map(lambda x, value: x.at[slot].set(value), arrays, values)
+        return {**arrays, "heldout": heldout, "count": slot + 1}
 
     return program._replace(
         plan=plan,
         sharded_tables=make_monitored_tables(problem),
         aux={
-            "checkpoints": jax.tree.map(
-                lambda x: jnp.zeros((slots, *x.shape)), program.params
-            ),
+            "checkpoints": arrays,
             "unlearn": jnp.zeros(slots),
             "heldout": jnp.zeros(()),
             "count": jnp.int32(0),

@@ -25,21 +25,14 @@ VISUAL = ("image", "fused")  # the views that see the image
 
 
 class Outputs(NamedTuple):
-    """The classifier's outputs on B rows.
+    """The classifier's outputs on B rows."""
 
-    Attributes:
-        z_image, z_text: unit embeddings `[B, D]` in the shared space.
-        h_image, h_text: features of each tower `[B, W]`.
-        h_fused: features that the fused head's output layers read `[B, F]`.
-        image, text, fused: logits `[B, K]` of each view.
-    """
-
-    z_image: jax.Array
+    z_image: jax.Array  # unit embeddings [B, D] in a space shared with the text
     z_text: jax.Array
-    h_image: jax.Array
+    h_image: jax.Array  # features [B, W] of each tower
     h_text: jax.Array
-    h_fused: jax.Array
-    image: jax.Array
+    h_fused: jax.Array  # features [B, F] that the fused head's output layers read
+    image: jax.Array  # logits [B, K] of each view
     text: jax.Array
     fused: jax.Array
 
@@ -47,20 +40,14 @@ class Outputs(NamedTuple):
 class Model(NamedTuple):
     """The functions of a classifier.
 
-    Attributes:
-        init: `init(key) -> params`.
-        trunk: `trunk(params, image) -> features` `[B, P or 2, W]` of images
-            `[B, S, S, 3]`, uint8 or float in [0, 1].
-        encode_text: `encode_text(params, text) -> h_text` `[B, W]` of token ids
-            `[B, T]`.
-        apply: `apply(params, example, keys=None, use_dropout=True) -> Outputs`, see
-            `build`.
+    `trunk` maps images `[B, S, S, 3]`, uint8 or float in [0, 1], to features
+    `[B, P or 2, W]`, and `encode_text` maps token ids `[B, T]` to `h_text` `[B, W]`.
     """
 
-    init: Callable[[jax.Array], Params]
+    init: Callable[[jax.Array], Params]  # of a random key
     trunk: Callable[[Params, jax.Array], jax.Array]
     encode_text: Callable[[Params, jax.Array], jax.Array]
-    apply: Callable[..., Outputs]
+    apply: Callable[..., Outputs]  # see `build`
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

@@ -115,9 +115,10 @@ class Block(nn.Module):
         return FeedForward(self.dtype, name="feed_forward")(x_BxTxW)
 
 
-def _block_type(remat):
-    """Returns `Block`, rematerialized in the backward pass if `remat`."""
-    return nn.remat(Block) if remat else Block
+def _make_block(tower, index):
+    """Returns a block of a tower, rematerialized in the backward pass if `remat`."""
+    block = nn.remat(Block) if tower.remat else Block
+    return block(tower.heads, tower.dtype, name=f"block_{index}")
 
 
 def pool_class_and_mean(x_BxPxW: jax.Array) -> jax.Array:
@@ -189,8 +190,7 @@ class ImageTrunk(nn.Module):
         x = x + self.param("position", small, x.shape[1:]).astype(self.dtype)
         x = nn.LayerNorm(dtype=self.dtype, name="ln_pre")(x)
         for i in range(self.depth - self.returns_pooled):
-            block = _block_type(self.remat)
-            x = block(self.heads, self.dtype, name=f"block_{i}")(x)
+            x = _make_block(self, i)(x)
         if self.returns_pooled:
             attention = Attention(self.heads, self.dtype, name="attention")
             x = attention(x, query_BxQxW=pool_class_and_mean(x))
@@ -214,8 +214,7 @@ class ImageTail(nn.Module):
         """Returns image features `[B, W]`."""
         for i in range(self.depth):
             query = pool_class_and_mean(x_BxPxW) if i == self.depth - 1 else None
-            block = _block_type(self.remat)(self.heads, self.dtype, name=f"block_{i}")
-            x_BxPxW = block(x_BxPxW, None, query)
+            x_BxPxW = _make_block(self, i)(x_BxPxW, None, query)
         if not self.depth:
             x_BxPxW = FeedForward(self.dtype, name="feed_forward")(x_BxPxW)
         x_BxPxW = nn.LayerNorm(dtype=self.dtype, name="ln_post")(x_BxPxW)
@@ -247,8 +246,7 @@ class TextTower(nn.Module):
         position = self.param("position", tiny, (x.shape[1], self.width))
         x = x + position.astype(self.dtype)
         for i in range(self.depth):
-            block = _block_type(self.remat)(self.heads, self.dtype, name=f"block_{i}")
-            x = block(x, mask_BxT)
+            x = _make_block(self, i)(x, mask_BxT)
         x = nn.LayerNorm(dtype=self.dtype, name="ln_final")(x)
         weight_BxT = mask_BxT / jnp.maximum(mask_BxT.sum(1, keepdims=True), 1)
         return jnp.einsum("btw,bt->bw", x.astype(jnp.float32), weight_BxT)

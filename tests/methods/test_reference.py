@@ -64,6 +64,5 @@ def test_training_follows_the_order_of_a_stream(order):
     assert max_displacement(problem) < window
     assert max_displacement(shuffled) > 50
     # Row numbers of feature tables stand for rows of the data set.
-    table_rows = np.arange(len(rows))
-    plan = problem.plan_batches(table_rows, 8, 3, "x", dataset_rows=rows).ravel()
+    plan = problem.plan_batches(rows, 8, 3, "x", by_index=True).ravel()
     assert np.abs(place[rows[plan]] - np.arange(24)).max() < window

@@ -79,17 +79,14 @@ def _interpolate(params, fresh, weight):
 
 def _make_loss(problem: Problem) -> Callable:
     model, multi_label = problem.model, problem.multi_label
-    dropout_rate = problem.train_config.modality_dropout
+    dropout_rate = problem.config.train.modality_dropout
 
     def loss(params, frozen, aux, batch, step):
         hp, u, r = frozen["hp"], batch["unlearn"], batch["retain"]
         dropped = drop_modalities(r, dropout_rate)
-        outputs = programs.forward_parts(
-            model,
-            {**frozen["modules"], **params},
-            {**batch, "retain": dropped},
-            dropout_parts=("retain",),
-        )
+        params = {**frozen["modules"], **params}
+        parts = {**batch, "retain": dropped}
+        outputs = programs.forward_parts(model, params, parts, ("retain",))
         out_u, out_r = outputs["unlearn"], outputs["retain"]
         terms = paper.contrastive_terms(
             hp, u, r, out_u, out_r, offset=aux["offset"], two_sided=True
@@ -111,11 +108,9 @@ def _make_loss(problem: Problem) -> Callable:
                 & (dropped["has_text"] == r["has_text"]),
             )
         if hp.is_active("heldout_retention"):
+            held, out_held = batch["held"], outputs["held"]
             terms["heldout_retention"] = paper.retention_term(
-                hp.heldout_retention,
-                batch["held"],
-                outputs["held"],
-                multi_label=multi_label,
+                hp.heldout_retention, held, out_held, multi_label=multi_label
             )
         return sum(terms.values(), jnp.zeros(())), terms
 

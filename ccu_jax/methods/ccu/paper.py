@@ -17,12 +17,10 @@ import optax
 from ccu_jax import objectives
 from ccu_jax.methods import cached_features, programs
 from ccu_jax.methods.optimizers import scale_by_learning_rate
-from ccu_jax.methods.problem import Hyperparameters, Problem
+from ccu_jax.methods.problem import Hyperparameters, Problem, Rows
 from ccu_jax.models import TAIL, VISUAL, Outputs, l2_normalize
 from ccu_jax.objectives import LabeledFeatures
 from ccu_jax.train.program import Program
-
-Rows = dict[str, jax.Array]
 
 
 def ccu(problem: Problem) -> Program:

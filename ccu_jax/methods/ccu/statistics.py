@@ -22,9 +22,6 @@ from jax import Array
 _TINY = 1e-30
 
 
-# --- confidence -----------------------------------------------------------------------
-
-
 def log_likelihood(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
     """Returns the log-likelihood sum_k log p_k of each row, `[N]`."""
     if multi_label:
@@ -107,9 +104,6 @@ def bisect(is_too_low: Callable[[Array], Array], low: Array, high: Array) -> Arr
 
     # An unrolled loop would compile `is_too_low` thirty times.
     return jax.lax.fori_loop(0, 30, halve, (low, high))[0]
-
-
-# --- statistics of valid rows ---------------------------------------------------------
 
 
 def mean(x_N: Array, valid_N: Array) -> Array:

@@ -32,16 +32,7 @@ from jax import Array
 
 from ccu_jax.evaluate.ridge import fit_ridge
 from ccu_jax.methods.ccu import statistics as stats
-from ccu_jax.methods.ccu.statistics import (
-    confidence,
-    ecdf,
-    mean,
-    rank,
-    recall_at_k,
-    sort_valid,
-    std,
-    uniform_per_row,
-)
+from ccu_jax.methods.problem import Rows
 from ccu_jax.models import VIEWS
 
 # Features of an untrained trunk are less informative and need less regularization.
@@ -49,27 +40,17 @@ UNTRAINED_RIDGE = 0.3
 # Maximum bias, in standard deviations of the held-out confidences.
 MAX_BIAS = 3.0
 
-Rows = dict[str, Array]
-
 
 class Prior(NamedTuple):
-    """Estimates for the unlearn rows, computed once before the first step.
+    """Estimates for the unlearn rows, computed once before the first step."""
 
-    Attributes:
-        base: logits b_u `[U, K]`.
-        text: logits that the texts add in the fused view `[U, K]`.
-        is_retained: whether the retain set contains the class `[K]`.
-        image_rank: rho_u `[U]`.
-        fused_rank: random ranks, evenly spaced in (0, 1) `[U]`.
-        is_shifted: whether unlearn and held-out rows differ in distribution, as for a
-            whole class; targets then ignore true labels and confidences.
-    """
-
-    base: Array
-    text: Array
-    is_retained: Array
-    image_rank: Array
-    fused_rank: Array
+    base: Array  # logits b_u [U, K]
+    text: Array  # logits that the texts add in the fused view [U, K]
+    is_retained: Array  # whether the retain set contains the class [K]
+    image_rank: Array  # rho_u [U]
+    fused_rank: Array  # random ranks, evenly spaced in (0, 1) [U]
+    # Whether unlearn and held-out rows differ in distribution, as for a whole class;
+    # targets then ignore true labels and confidences.
     is_shifted: Array
 
 
@@ -92,7 +73,6 @@ def fit_prior(
             `image`, `text` and `fused`, and `valid`.
         key: random key for residuals and for the fused ranks.
         strength: ridge strength, relative to the mean eigenvalue.
-        multi_label: whether rows have several labels.
     """
     predict, scores_r = fit_ridge(r["pooled"], r["labels"], r["valid"], strength)
     scores_u, scores_v = predict(u["pooled"]), predict(v["pooled"])
@@ -103,7 +83,7 @@ def fit_prior(
         base = stats.scores_to_logits(scores_u)
         text = u["text"] - stats.scores_to_logits(frequency_K)
     else:
-        max_p = mean(jax.nn.softmax(v["image"]).max(1), v["valid"])
+        max_p = stats.mean(jax.nn.softmax(v["image"]).max(1), v["valid"])
         base = _fit_temperature(scores_v, v["valid"], max_p) * scores_u
         text = jax.nn.log_softmax(u["text"])
     return Prior(
@@ -111,13 +91,10 @@ def fit_prior(
         text=text,
         is_retained=counts_K > 0,
         image_rank=_rank_images(u, v, r, scores_u, scores_v, keys[0], multi_label),
-        fused_rank=rank(uniform_per_row(keys[1], len(scores_u)), u["valid"]),
-        is_shifted=_is_shifted(
-            recall_at_k(scores_u, u["labels"]),
-            recall_at_k(scores_r, r["labels"]),
-            u["valid"],
-            r["valid"],
+        fused_rank=stats.rank(
+            stats.uniform_per_row(keys[1], len(scores_u)), u["valid"]
         ),
+        is_shifted=_is_shifted(u, r, scores_u, scores_r),
     )
 
 
@@ -125,7 +102,7 @@ def _fit_temperature(scores, valid, max_p):
     """Returns the factor for which softmax(factor * scores) has mean maximum max_p."""
 
     def is_too_low(factor):
-        return mean(jax.nn.softmax(factor * scores).max(1), valid) < max_p
+        return stats.mean(jax.nn.softmax(factor * scores).max(1), valid) < max_p
 
     return stats.bisect(is_too_low, jnp.zeros(()), jnp.full((), 100.0))
 
@@ -143,36 +120,41 @@ def _rank_images(u, v, r, scores_u, scores_v, key, multi_label):
 
     predict, _ = fit_ridge(r["fresh"], r["labels"], r["valid"], UNTRAINED_RIDGE)
     margin_u, margin_v = margin(predict(u["fresh"]), u), margin(predict(v["fresh"]), v)
-    ranks = ecdf(margin_u, margin_v, v["valid"])
+    ranks = stats.ecdf(margin_u, margin_v, v["valid"])
     predicted = _predict_with_residual(
         margin(scores_v, v)[:, None],
-        confidence(v["image"], v["labels"], multi_label),
+        stats.confidence(v["image"], v["labels"], multi_label),
         v["valid"],
         margin(scores_u, u)[:, None],
         key,
     )
     order = jnp.argsort(jnp.argsort(jnp.where(u["valid"], predicted, jnp.inf)))
-    return jnp.where(u["valid"], sort_valid(ranks, u["valid"])[order], 0.5)
+    return jnp.where(u["valid"], stats.sort_valid(ranks, u["valid"])[order], 0.5)
 
 
 def _predict_with_residual(x_v, y_v, valid_v, x_u, key):
     """Predicts y from x by a line fitted on v, plus residuals of random rows of v."""
     predict = stats.fit_line(x_v, y_v, valid_v)
-    residuals = sort_valid(y_v - predict(x_v), valid_v)
-    index_U = uniform_per_row(key, len(x_u)) * valid_v.sum()
+    residuals = stats.sort_valid(y_v - predict(x_v), valid_v)
+    index_U = stats.uniform_per_row(key, len(x_u)) * valid_v.sum()
     return predict(x_u) + residuals[index_U.astype(jnp.int32)]
 
 
-def _is_shifted(recall_U, recall_R, valid_U, valid_R):
+def _is_shifted(u, r, scores_u, scores_r):
     """Returns whether retain rows predict unlearn labels much worse than their own.
 
     The recall must be lower by more than 4 standard errors, and by more than 0.1.
     """
-    samples = ((recall_U, valid_U), (recall_R, valid_R))
+    recall_U = stats.recall_at_k(scores_u, u["labels"])
+    recall_R = stats.recall_at_k(scores_r, r["labels"])
+    samples = ((recall_U, u["valid"]), (recall_R, r["valid"]))
     error = jnp.sqrt(
-        sum(std(x, valid) ** 2 / jnp.maximum(valid.sum(), 1) for x, valid in samples)
+        sum(
+            stats.std(x, valid) ** 2 / jnp.maximum(valid.sum(), 1)
+            for x, valid in samples
+        )
     )
-    difference = mean(recall_R, valid_R) - mean(recall_U, valid_U)
+    difference = stats.mean(*samples[1]) - stats.mean(*samples[0])
     return difference > jnp.maximum(4 * error, 0.1)
 
 
@@ -189,27 +171,26 @@ def update_targets(
 
     Args:
         prior: from `fit_prior`.
-        u, v: rows with `labels`, the original's logits `text`, the current model's
-            logits `image` and `fused`, and `valid`.
+        u, v: unlearn and held-out rows with `labels`, the original's logits `text`, the
+            current model's logits `image` and `fused`, and `valid`.
         bias: bias of the previous targets; initially zeros.
         gain: step size of the bias.
-        multi_label: whether rows have several labels.
     """
     g_u, g_v = (
-        {view: confidence(rows[view], rows["labels"], multi_label) for view in VIEWS}
-        for rows in (u, v)
+        {view: stats.confidence(x[view], x["labels"], multi_label) for view in VIEWS}
+        for x in (u, v)
     )
     image_u = stats.quantile(prior.image_rank, g_v["image"], v["valid"])
     fused_u = _expected_fused(prior, image_u, g_u, g_v, v["valid"])
     new_bias, target = {}, {}
     for view, expected_U in (("image", image_u), ("fused", fused_u)):
         heldout = g_v[view], v["valid"]
-        rank_error = ecdf(g_u[view], *heldout) - ecdf(expected_U, *heldout)
-        excess = mean(rank_error, u["valid"])
-        max_bias = MAX_BIAS * std(*heldout)
+        rank_error = stats.ecdf(g_u[view], *heldout) - stats.ecdf(expected_U, *heldout)
+        excess = stats.mean(rank_error, u["valid"])
+        max_bias = MAX_BIAS * stats.std(*heldout)
         # Clipped, because the model may be unable to reach the targets.
         new_bias[view] = jnp.clip(
-            bias[view] + gain * std(*heldout) * excess, -max_bias, max_bias
+            bias[view] + gain * stats.std(*heldout) * excess, -max_bias, max_bias
         )
         target[view] = expected_U - new_bias[view]
     probability = _target_probabilities(prior, u["labels"], target, multi_label)

@@ -25,6 +25,7 @@ from tests.data.readers.layouts import (
     dump_lines,
     encode_image,
     ignore_progress,
+    make_pairs,
     write_files,
 )
 from tests.editions import write_with_defects
@@ -40,13 +41,6 @@ def load_without_preparing(config, workdir):
     data = load(config, workdir, lambda *stage: stages.append(stage))
     assert not stages
     return data
-
-
-def make_rows(number):
-    return [
-        {"image": f"images/{n}.png", "text": f"a thing {n}", "label": "xy"[n % 2]}
-        for n in range(number)
-    ]
 
 
 @pytest.fixture
@@ -69,7 +63,7 @@ def write(source):
 @pytest.fixture
 def config(write):
     """The configuration of a source with 30 rows."""
-    return write(make_rows(30))
+    return write(make_pairs(30))
 
 
 @pytest.fixture
@@ -88,9 +82,6 @@ def prepare_until_killed(config, workdir, row):
 
     with pytest.raises(Killed):
         load(config, workdir, kill)
-
-
-# --- reuse ----------------------------------------------------------------------------
 
 
 def test_second_load_maps_the_same_rows(config, source):
@@ -125,10 +116,10 @@ def test_other_settings_or_changed_files_are_prepared_again(
     (source / "images" / "new").write_bytes(encode_image("blue"))
     (source / "images" / "new").rename(source / "images" / "0.png")
     assert prepare(config, workdir).fingerprint != first.fingerprint
-    assert len(prepare(write(make_rows(31)), workdir).id) == 31
+    assert len(prepare(write(make_pairs(31)), workdir).id) == 31
     with pytest.raises(UserError, match=r"have changed since .*w was made"):
-        load(write(make_rows(30)), workdir, ignore_progress, "stored fingerprint")
-    assert len(prepare(write(make_rows(31)), workdir).id) == 31
+        load(write(make_pairs(30)), workdir, ignore_progress, "stored fingerprint")
+    assert len(prepare(write(make_pairs(31)), workdir).id) == 31
 
 
 def test_other_processes_map_what_process_0_has_prepared(config, source, workdir):
@@ -142,16 +133,10 @@ def test_other_processes_map_what_process_0_has_prepared(config, source, workdir
     np.testing.assert_array_equal(second.image, first.image)
 
 
-# --- errors ---------------------------------------------------------------------------
-
-
-UNKNOWN = "data.dataset: unknown data set 'coco'; choose one of fashion200k, hatefulm"
-
-
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"dataset": "coco"}, UNKNOWN),
+        ({"dataset": "coco"}, "data.dataset: unknown data set 'coco'; choose one of f"),
         (
             {"test_fraction": 0.6, "validation_fraction": 0.4},
             "data.test_fraction=0.6 and data.validation_fraction=0.4: no rows are left",
@@ -170,11 +155,9 @@ def test_source_without_a_usable_row_is_reported_with_the_counts(write, workdir)
     with pytest.raises(UserError, match="no usable row left"):
         prepare(write([]), workdir)
     with pytest.raises(UserError, match=r"no usable row left .*4 skipped: not an imag"):
-        prepare(write(make_rows(4), image=b"<html>"), workdir)
+        prepare(write(make_pairs(4), image=b"<html>"), workdir)
     assert not (workdir / "data").exists()
 
-
-# --- kills and damage -----------------------------------------------------------------
 
 LOAD_CLIPART = """
 import sys, pathlib
@@ -261,8 +244,6 @@ def test_prepared_data_outlive_their_source(config, source, workdir):
         prepare(config, workdir)
 
 
-# --- every data set -------------------------------------------------------------------
-
 NAMES = ("mmimdb", "fashion200k", "hatefulmemes", "medical")
 
 
@@ -272,10 +253,9 @@ def config_for(name, root, **settings):
     return dataclasses.replace(config, dir=str(root), **changes)
 
 
-@pytest.mark.parametrize(
-    "name, kind", list(zip(NAMES, ["zip", "gztar", "gztar", "zip"], strict=True))
-)
-def test_archive_gives_the_same_data_as_its_folder(name, kind, tmp_path, workdir):
+@pytest.mark.parametrize("name", NAMES)
+def test_archive_gives_the_same_data_as_its_folder(name, tmp_path, workdir):
+    kind = "zip" if name in ("mmimdb", "medical") else "gztar"
     root = tmp_path / "files" / name
     editions.write_if_missing(name, root, 200, 1, ignore_progress)
     expected = prepare(config_for(name, root), tmp_path / "expected")

@@ -68,11 +68,10 @@ def _unrelated_rows(
     data: pathlib.Path, train: list[dict[str, Any]], seed: int
 ) -> list[dict[str, Any]]:
     """Returns rows that share no image or text, and whose ids have five digits."""
-    images = {row["img"]: (data / row["img"]).read_bytes() for row in train}
+    paths = (data / "img").glob("*.png")
+    images = {f"img/{path.name}": path.read_bytes() for path in paths}
     num_images = Counter(images.values())
     num_texts = Counter(row["text"] for row in train)
-    unused = {f"img/{path.name}" for path in (data / "img").glob("*.png")} - {*images}
-    num_images.update((data / name).read_bytes() for name in unused)
     rows = [
         row
         for row in train

@@ -1,6 +1,5 @@
 """Defects of images, and what is counted for them."""
 
-import io
 import pathlib
 import shutil
 from collections import Counter
@@ -13,11 +12,7 @@ OUTSIDE = "../" * 12 + "elsewhere.png"
 
 
 def damage_images(paths: Iterator[pathlib.Path]) -> Counter[str]:
-    """Damages an image in each known way, and saves others in unusual forms.
-
-    Returns:
-        By how much the counts of a reader change.
-    """
+    """Damages images, saves others in unusual forms; returns the change of counts."""
     counts: Counter[str] = Counter()
 
     def take(*keys: str) -> pathlib.Path:
@@ -37,14 +32,13 @@ def damage_images(paths: Iterator[pathlib.Path]) -> Counter[str]:
     take("skipped: not an image").write_bytes(page)
     path = take("skipped: image damaged")
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
-    bomb = Image.new("1", (12_000, 11_000))
-    _save(bomb, take("skipped: image too large"), "png")
+    Image.new("1", (12_000, 11_000)).save(take("skipped: image too large"), "png")
     original, copy = take(), take("noted: near-duplicate image")
     shutil.copyfile(original, copy)
     with Image.open(original) as image:
         counts["noted: greyscale image"] += 2 * (image.mode == "L")
     for path, image, format_, options in _unusual_forms(take):
-        _save(image, path, format_, **options)
+        image.save(path, format_, **options)
     return counts
 
 
@@ -77,10 +71,3 @@ def _unusual_forms(take):
     path = take("noted: palette image", "noted: animated image")
     frames = {"save_all": True, "append_images": [rgb(path).rotate(90)]}
     yield path, rgb(path), "gif", frames
-
-
-def _save(image: Image.Image, path: pathlib.Path, format_: str, **options) -> None:
-    """Saves an image under the name of another format."""
-    file = io.BytesIO()
-    image.save(file, format_, **options)
-    path.write_bytes(file.getvalue())

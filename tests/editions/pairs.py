@@ -39,13 +39,11 @@ def plant(root: pathlib.Path, seed: int) -> Counter[str]:
     """Plants defects and returns by how much they change the counts."""
     index = root / "pairs.jsonl"
     rows = [json.loads(line) for line in index.read_text("utf-8").splitlines()]
+    sizes = Counter(row["group"] for row in rows)
+    row = next(row for row in rows if sizes[row["group"]] > 1)
+    row["split"] = "test" if row["split"] == "train" else "train"
     order = np.random.default_rng([seed, 9]).permutation(len(rows))
-    free = [rows[place] for place in order]
-    torn = next(
-        row for row in rows if sum(r["group"] == row["group"] for r in rows) > 1
-    )
-    torn["split"] = "test" if torn["split"] == "train" else "train"
-    free = iter([row for row in free if row["group"] != torn["group"]])
+    free = iter([rows[i] for i in order if rows[i]["group"] != row["group"]])
     counts = damage_images(root / next(free)["image"] for _ in rows)
     counts["noted: group with rows in two splits"] += 1
     for keys, fields in _FIELDS:
@@ -63,7 +61,6 @@ def plant(root: pathlib.Path, seed: int) -> Counter[str]:
         lines.insert(2 + 7 * number, line)
         counts[key] += 1
     # A byte-order mark, blank lines and a missing final newline do not matter.
-    index.write_bytes(
-        b"\xef\xbb\xbf" + b"\n".join([*lines[:5], b"", b" \t", *lines[5:]])
-    )
+    lines[5:5] = [b"", b" \t"]
+    index.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
     return counts

@@ -99,8 +99,8 @@ def open_fashion200k(
     root, is_sub_task = location.root, config.task == "sub_category"
     images = RELEASE.unpack_images(root, counts, unpack)
     rows, listed = _read_rows(root / "labels", counts, is_sub_task)
-    num_torn = base.count_ambiguous((row.product, row.split) for row in rows)
-    counts.add("noted: product in two splits", num_torn)
+    num_ambiguous = base.count_ambiguous((row.product, row.split) for row in rows)
+    counts.add("noted: product in two splits", num_ambiguous)
     is_listed = collections.Counter(path in listed for path in _iter_images(images))
     if listed and not is_listed[True]:
         raise UserError(

@@ -90,10 +90,10 @@ def open_pairs(
     rows = _fill_splits(rows, config, counts)
     keys = [row for split in base.SPLITS for row in rows if row.split == split]
     metric = "micro_f1" if multi_label else "accuracy"
-    if num_torn := base.count_ambiguous((row.group, row.split) for row in rows):
+    if num_ambiguous := base.count_ambiguous((row.group, row.split) for row in rows):
         if counts.strict:
-            raise UserError(f"{path}: {num_torn} groups have rows in two splits")
-        counts.add("noted: group with rows in two splits", num_torn)
+            raise UserError(f"{path}: {num_ambiguous} groups have rows in two splits")
+        counts.add("noted: group with rows in two splits", num_ambiguous)
     folder = Folder(location.root)
 
     def read(row: Row) -> Example:
@@ -114,11 +114,7 @@ def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
 
     Stratified by labels. In each stratum the groups are ordered by a hash; the first
     ones go to test, the next to validation, the rest to train. Rounding errors are
-    carried to the next stratum, so the fractions hold overall.
-
-    Args:
-        rows: with and without a split.
-        fractions: of the rows without a split, for "test" and "validation".
+    carried to the next stratum, so the fractions hold for all rows without a split.
     """
     splits = {row.group: row.split for row in reversed(rows) if row.split}
     groups: dict[str, list[Row]] = {}

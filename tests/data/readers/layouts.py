@@ -1,5 +1,6 @@
 """Small data sets in the layout of each reader, and a way to read them."""
 
+import functools
 import io
 import json
 import pathlib
@@ -120,7 +121,7 @@ def make_pairs(num_rows: int) -> list[dict]:
     ]
 
 
-def _write_pairs(folder: pathlib.Path, index: str) -> Layout:
+def write_pairs(folder: pathlib.Path, index: str = "pairs.jsonl") -> Layout:
     images = {row["image"]: row["image"] for row in make_pairs(6)}
     pairs = zip(make_pairs(6), SPLITS, strict=True)
     rows = [row | {"split": split} for row, split in pairs]
@@ -129,14 +130,6 @@ def _write_pairs(folder: pathlib.Path, index: str) -> Layout:
         lines = (",".join(values) for values in (rows[0], *(r.values() for r in rows)))
         content = "".join(f"{line}\n" for line in lines)
     return _write(folder, "pairs", "pairs", index, {index: content}, images)
-
-
-def write_jsonl(folder: pathlib.Path) -> Layout:
-    return _write_pairs(folder, "pairs.jsonl")
-
-
-def write_csv(folder: pathlib.Path) -> Layout:
-    return _write_pairs(folder, "pairs.csv")
 
 
 def write_mmimdb(folder: pathlib.Path) -> Layout:
@@ -177,8 +170,8 @@ def write_hatefulmemes(folder: pathlib.Path) -> Layout:
 
 
 LAYOUTS = {
-    "jsonl": write_jsonl,
-    "csv": write_csv,
+    "jsonl": write_pairs,
+    "csv": functools.partial(write_pairs, index="pairs.csv"),
     "mmimdb": write_mmimdb,
     "fashion200k": write_fashion200k,
     "hatefulmemes": write_hatefulmemes,

@@ -96,7 +96,7 @@ def test_unusable_row_is_skipped(layout, line, reason):
         read_rows(layout.config(strict=True))
 
 
-def test_unlisted_images_are_ignored_and_missing_ones_are_an_error(layout, tmp_path):
+def test_unlisted_images_are_ignored_and_missing_files_are_an_error(layout, tmp_path):
     names = ("pants/leggings/3/3_0.jpeg", "readme.txt")
     write_files(layout.root / "women", dict.fromkeys(names, encode_image()))
     write_files(tmp_path / "elsewhere", {"0.jpeg": encode_image()})
@@ -108,9 +108,6 @@ def test_unlisted_images_are_ignored_and_missing_ones_are_an_error(layout, tmp_p
     message = f"none of the images that labels/ lists: .* see {fashion200k.PAGE}"
     with pytest.raises(UserError, match=message):
         read_rows(layout.config())
-
-
-def test_number_of_missing_label_files_is_reported(layout):
     (layout.root / "labels").rename(layout.root / "lists")
     with pytest.raises(UserError, match="has no labels/.* and 7 more: unpack"):
         read_rows(layout.config())
@@ -166,11 +163,6 @@ def test_titles_are_cleaned_by_the_settings(layout):
 CATEGORY_WORDS = compile_class_words(CATEGORIES)
 NOT_ASCII = "noted: non-ASCII title"
 DOUBLE_ENCODED = [
-    ("women\u00e2\u0080\u0099s dress", "women\u2019s dress"),
-    ("women\u00e2\u20ac\u2122s dress", "women\u2019s dress"),
-    ("boucl\u00c3\u00a9 dress", "boucl\u00e9 dress"),
-    ("boucl\u00e3\u00a9 dress", "boucl\u00e9 dress"),
-    ("brand\u00e2\u0084\u00a2 dress", "brand\u2122 dress"),
     ("brand\u00e2\u00ae dress", "brand\u00ae dress"),
     ("\u00e3\u0083\u00e2\u00a9t\u00e3\u00a9 dress", "\u00e9t\u00e9 dress"),
     ("c\u00e5\u0093ur dress", "c\u0153ur dress"),

@@ -133,24 +133,21 @@ def test_dev_files_are_the_test_split_if_no_test_file_has_labels(write_lists):
     assert set(fewer["validation"]) < set(more["validation"])
 
 
-def test_validation_is_taken_from_train_without_dev_files(layout, append):
-    (layout.root / "dev_seen.jsonl").unlink()
+def test_missing_lists_are_replaced_or_an_error(layout, append):
     append(*[meme(n) for n in range(10, 60)])
     config = layout.config(validation_fraction=0.5)
+    (layout.root / "dev_seen.jsonl").unlink()
     counts = read_rows(config).counts
     assert counts["noted: no labelled dev file: validation is a part of train"] == 1
     assert 10 < len(ids_by_split(config)["validation"]) < 45
+    (layout.root / "test_seen.jsonl").unlink()
+    with pytest.raises(UserError, match="no row to test on: none with a label in any"):
+        read_rows(config)
 
 
-def test_lists_without_rows_to_train_or_test_on_are_an_error(layout):
-    train = layout.list_file.read_bytes()
+def test_empty_training_list_is_an_error(layout):
     layout.list_file.write_bytes(b"")
     with pytest.raises(UserError, match="no usable row left"):
-        read_rows(layout.config())
-    layout.list_file.write_bytes(train)
-    for name in ("dev_seen", "test_seen"):
-        (layout.root / f"{name}.jsonl").unlink()
-    with pytest.raises(UserError, match="no row to test on: none with a label in any"):
         read_rows(layout.config())
 
 

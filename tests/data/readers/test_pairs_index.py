@@ -17,7 +17,7 @@ from tests.data.readers.layouts import (
     open_source,
     read_rows,
     write_files,
-    write_jsonl,
+    write_pairs,
 )
 
 
@@ -197,7 +197,7 @@ def test_other_files_in_folders_of_classes_are_counted(root, tmp_path):
 
 
 def test_rows_may_be_one_folder_below(tmp_path):
-    expected = read_rows(write_jsonl(tmp_path).config()).examples
+    expected = read_rows(write_pairs(tmp_path).config()).examples
     for name in ("__MACOSX", "other"):
         (tmp_path / name).mkdir()
     assert read_rows(Data(dir=str(tmp_path))).examples == expected
@@ -207,7 +207,7 @@ def test_rows_may_be_one_folder_below(tmp_path):
 
 
 def test_ambiguous_folder_is_an_error(tmp_path):
-    layout = write_jsonl(tmp_path)
+    layout = write_pairs(tmp_path)
     write_files(tmp_path, {"copy/pairs.csv": "id", "third/pairs.csv": "id"})
     with pytest.raises(UserError, match="3 subfolders .* such as copy and pairs"):
         open_source(Data(dir=str(tmp_path)))
@@ -220,7 +220,7 @@ def test_ambiguous_folder_is_an_error(tmp_path):
 
 
 def test_working_folder_below_does_not_change_the_signature(tmp_path):
-    layout = write_jsonl(tmp_path)
+    layout = write_pairs(tmp_path)
     classes = write_classes(tmp_path / "classes", ["cat/0.png", "dog/0.png"])
     for config in (layout.config(), classes):
         first = compute_signature(config)

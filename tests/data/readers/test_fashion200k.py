@@ -42,12 +42,17 @@ def add_row(layout, path, title="red dress", name="dress_train", with_image=True
 def test_fields_come_from_the_path_and_the_label_file(layout):
     add_row(layout, f"{GOWN}_3", "blue striped linen dress")
     add_row(layout, SHIRT, "white t-shirt top", name="top_test")
-    source, examples, _ = read_rows(layout.config(validation_fraction=0))
+    add_row(layout, "women/dresses/gowns/0/0_8", name="dress_test")
+    source, examples, counts = read_rows(layout.config(validation_fraction=0))
     gown, shirt = examples[f"{GOWN}_3"], examples[SHIRT]
     assert (gown.group, gown.labels, gown.split) == ("51234567", ("dress",), "train")
     assert (shirt.group, shirt.labels, shirt.split) == ("5123456", ("top",), "test")
     assert gown.text == "blue striped linen dress"
     assert source.classes == CATEGORIES
+    # A product in two splits is noted, and stays one group.
+    example = examples["women/dresses/gowns/0/0_8"]
+    assert (example.split, example.group) == ("test", "0")
+    assert counts == {"read": 9, "noted: product in two splits": 1}
 
 
 def test_task_may_be_the_sub_category(layout):
@@ -135,14 +140,6 @@ def test_validation_takes_products_by_their_hash(layout):
     layout.list_file.write_bytes(b"\n".join(lines[::-2]))
     fewer = read_rows(layout.config(validation_fraction=0.2)).examples
     assert all(example == examples[id_] for id_, example in fewer.items())
-
-
-def test_product_in_two_splits_is_noted_and_stays_one_group(layout):
-    add_row(layout, "women/dresses/gowns/0/0_8", name="dress_test")
-    _, examples, counts = read_rows(layout.config(validation_fraction=0))
-    assert counts == {"read": 7, "noted: product in two splits": 1}
-    example = examples["women/dresses/gowns/0/0_8"]
-    assert (example.split, example.group) == ("test", "0")
 
 
 def test_titles_are_cleaned_by_the_settings(layout):

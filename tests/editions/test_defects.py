@@ -53,6 +53,6 @@ def test_counts_change_by_the_planted_defects(name, rows, seed, tmp_path):
 @pytest.mark.parametrize("name", ["mmimdb", "fashion200k", "hatefulmemes", "medical"])
 def test_strict_run_stops_at_the_first_defect(name, tmp_path):
     write_with_defects(name, tmp_path / "source", 400, 0)
-    with pytest.raises(UserError, match="data.strict is on: mend or remove"):
+    with pytest.raises(UserError, match="data.strict is on: fix or remove"):
         load_edition(name, tmp_path / "source", tmp_path / "w", strict=True)
     assert not (tmp_path / "w" / "data").exists()

@@ -63,7 +63,7 @@ def unpack(
         OSError: the disk is full or fails.
     """
     if folder.is_dir():
-        return _add_counts(folder, counts)
+        return _restore_counts(folder, counts)
     type_, size = _detect_type(archive), archive.stat().st_size
     if type_ is None:
         raise UserError(
@@ -87,12 +87,12 @@ def unpack(
         scratch.rename(folder)
     except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise _to_user_error(archive, error) or error from error
+        raise _translate_error(archive, error) or error from error
     progress(stage, size, size)
-    return _add_counts(folder, counts)
+    return _restore_counts(folder, counts)
 
 
-def _to_user_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
+def _translate_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
     """Returns the error for an unreadable archive, None for other causes."""
     # Python's own readers raise almost any exception for hostile bytes. An OSError of
     # the system has a number; those of gzip and bz2 have none, and a seek to a wrong
@@ -114,7 +114,7 @@ def _get_counts_path(folder: pathlib.Path) -> pathlib.Path:
     return folder.with_name(folder.name + ".json")
 
 
-def _add_counts(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
+def _restore_counts(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
     stored = json.loads(_get_counts_path(folder).read_text("utf-8"))
     for name, number in stored.items():
         if counts.strict and name.startswith("skipped: "):
@@ -234,7 +234,7 @@ def _write_members(
         if defect:
             counts.skip(f"archive member {defect}", quote(member.name))
             continue
-        if _is_of_macos(parts):
+        if _is_macos_metadata(parts):
             counts.add("ignored: __MACOSX member", int(not member.is_folder))
             continue
         try:
@@ -276,6 +276,6 @@ def _split_path(member: _Member) -> tuple[list[str], str]:
     return parts, ""
 
 
-def _is_of_macos(parts: list[str]) -> bool:
+def _is_macos_metadata(parts: list[str]) -> bool:
     first, last = (parts[0], parts[-1]) if parts else ("", "")
     return first == "__MACOSX" or last == ".DS_Store" or last.startswith("._")

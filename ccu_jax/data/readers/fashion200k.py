@@ -230,13 +230,13 @@ def compile_class_words(names: Iterable[str]) -> re.Pattern[str]:
 def _fix_double_encoding(text: str) -> str:
     """Repairs UTF-8 that was read as Latin-1 or Windows-1252 and encoded again."""
     for _ in range(3):  # some titles were encoded more than twice
-        before, text = text, _DOUBLE_ENCODED.sub(_decode, text)
+        before, text = text, _DOUBLE_ENCODED.sub(_decode_match, text)
         if text == before:
             break
     return text
 
 
-def _decode(match: re.Match[str]) -> str:
+def _decode_match(match: re.Match[str]) -> str:
     data = bytes(_WINDOWS.get(character) or ord(character) for character in match[0])
     if len(data) == 2 and data[0] >= 0xE0:
         data = bytes([data[0] - 0x20, data[1]])

@@ -178,7 +178,7 @@ def _parse_row(fields: dict[str, Any]) -> Row:
         notes += ("noted: row without text",)
     elif not text.isascii():
         notes += ("noted: non-ASCII text",)
-    return Row(id_, name, text, label, "train", (*_check_id(fields, id_), *notes))
+    return Row(id_, name, text, label, "train", (*_iter_id_notes(fields, id_), *notes))
 
 
 def _parse_label(label: Any) -> int:
@@ -192,7 +192,7 @@ def _parse_label(label: Any) -> int:
     return int(label)
 
 
-def _check_id(fields: dict[str, Any], id_: str) -> Iterator[str]:
+def _iter_id_notes(fields: dict[str, Any], id_: str) -> Iterator[str]:
     """Yields the note for a field "id" that is not the stem of the image's name."""
     field = fields.get("id")
     is_id = isinstance(field, int | str) and not isinstance(field, bool)

@@ -66,7 +66,7 @@ def compute_signature(config: Data, location: base.Location) -> str:
     if config.dir is not None:
         # Only folders with images: a working folder may lie below the root as well.
         folders = sorted(pairs_index.find_image_folders(root))
-        marks += [_mark_folder(root, name) for name in folders]
+        marks += [_fingerprint_folder(root, name) for name in folders]
     elif location.edition != "clipart":
         marks.append((root / base.MARKER).read_bytes())
     return base.digest(*marks)
@@ -251,7 +251,7 @@ def _format_row_name(index: str, line: int, name: str) -> str:
     return f"{index} line {line} ({name})" if name else f"{index} line {line}"
 
 
-def _mark_folder(root: pathlib.Path, name: str) -> str:
+def _fingerprint_folder(root: pathlib.Path, name: str) -> str:
     """Returns a text that changes when files of this folder are added or replaced."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:

@@ -114,14 +114,14 @@ def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]
     in_splits = []
     for name in below:
         split = SPLIT_NAMES.get(name.casefold())
-        if split and not _holds_images(root / name):
+        if split and not _has_images(root / name):
             in_splits += [
                 (f"{name}/{label}", label, split)
                 for label in _list_subfolders(root / name)
-                if _holds_images(root / name / label)
+                if _has_images(root / name / label)
             ]
     return in_splits or [
-        (name, name, None) for name in below if _holds_images(root / name)
+        (name, name, None) for name in below if _has_images(root / name)
     ]
 
 
@@ -137,7 +137,7 @@ def _list_subfolders(folder: pathlib.Path) -> list[str]:
         )
 
 
-def _holds_images(folder: pathlib.Path) -> bool:
+def _has_images(folder: pathlib.Path) -> bool:
     with os.scandir(folder) as entries:
         has_images = any(is_image_name(entry.name) for entry in entries)
     # A run's working folder may lie beside the classes, and holds a figure.

@@ -45,7 +45,7 @@ class Release:
             above = user_folder.parent
             folders[root] = above if root == above else user_folder
             reject_external_links(folders)
-            is_sample = self._marker(root).is_file()
+            is_sample = self._find_marker(root).is_file()
         except OSError as error:
             raise UserError(
                 f"data.dir: {user_folder} cannot be read: {error}"
@@ -59,7 +59,7 @@ class Release:
             if (root / name).is_file():
                 marks += [name, base.digest_file(root / name)]
         if location.edition == "sample" and config.dir is None:
-            return base.digest(*marks, self._marker(root).read_bytes())
+            return base.digest(*marks, self._find_marker(root).read_bytes())
         for path in self.list_watched_paths(root):
             status = path.stat() if path.exists() else path.lstat()
             size = "" if path.is_dir() else status.st_size
@@ -157,7 +157,7 @@ class Release:
             f"{self.remedy}"
         )
 
-    def _marker(self, root: pathlib.Path) -> pathlib.Path:
+    def _find_marker(self, root: pathlib.Path) -> pathlib.Path:
         """Returns the file that marks a sample edition, in or above the root."""
         inner = root / base.MARKER
         if root.name in self.subfolders and not inner.is_file():

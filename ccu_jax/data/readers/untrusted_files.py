@@ -34,47 +34,47 @@ class Folder:
         is_inside = functools.partial(is_within, folder=self.root)
         self._is_inside = functools.lru_cache(1024)(is_inside)
 
-    def read(self, name: str, what: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+    def read(self, name: str, role: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         """Returns the content of a file.
 
         Args:
             name: its path below the folder, as the data set writes it.
-            what: its name in the reason, such as "image" in "image missing".
+            role: its name in the reason, such as "image" in "image missing".
             max_bytes: size limit.
 
         Raises:
             SkipExample: the file is missing, outside of the folder, too large, no plain
                 file or cannot be read.
         """
-        path = self._resolve(name, what)
+        path = self._resolve(name, role)
         try:
             # Without O_NONBLOCK, opening a named pipe would wait for ever.
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except UnicodeEncodeError:
-            raise SkipExample(f"{what} missing") from None
+            raise SkipExample(f"{role} missing") from None
         except OSError as error:
             reason = "missing" if error.errno in _MISSING_ERRORS else "cannot be read"
-            raise SkipExample(f"{what} {reason}") from None
+            raise SkipExample(f"{role} {reason}") from None
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):  # fdopen would raise for a folder
             os.close(handle)
-            raise SkipExample(f"{what} is no plain file")
+            raise SkipExample(f"{role} is no plain file")
         with os.fdopen(handle, "rb") as file:
             if status.st_size > max_bytes:
-                raise SkipExample(f"{what} too large")
+                raise SkipExample(f"{role} too large")
             try:
                 return file.read(status.st_size)
             except OSError:
-                raise SkipExample(f"{what} cannot be read") from None
+                raise SkipExample(f"{role} cannot be read") from None
 
-    def read_text(self, name: str, what: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    def read_text(self, name: str, role: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
         """Returns the content of a UTF-8 file; raises SkipExample as `read` does."""
-        return decode_utf8(self.read(name, what, max_bytes), what)
+        return decode_utf8(self.read(name, role, max_bytes), role)
 
-    def _resolve(self, name: str, what: str) -> str:
-        outside = SkipExample(f"{what} outside of the folder")
+    def _resolve(self, name: str, role: str) -> str:
+        outside = SkipExample(f"{role} outside of the folder")
         if not name or "\0" in name or len(name) > _MAX_PATH:
-            raise SkipExample(f"{what} missing")
+            raise SkipExample(f"{role} missing")
         # Windows paths are recognized on every system.
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
         has_drive = re.match("[A-Za-z]:", name)
@@ -87,7 +87,7 @@ class Folder:
             if os.path.islink(path) and not is_within(path, self.root):
                 raise outside
         except (OSError, ValueError):  # a loop of links; a name that cannot be encoded
-            raise SkipExample(f"{what} missing") from None
+            raise SkipExample(f"{role} missing") from None
         return path
 
 
@@ -113,12 +113,12 @@ def quote(text: str) -> str:
     return ascii(text[:100])
 
 
-def decode_utf8(data: bytes, what: str) -> str:
+def decode_utf8(data: bytes, role: str) -> str:
     """Decodes UTF-8, with or without a byte-order mark; raises SkipExample."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise SkipExample(f"{what} is not UTF-8") from None
+        raise SkipExample(f"{role} is not UTF-8") from None
 
 
 def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -135,12 +135,12 @@ def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
     return (text or "").strip() or None, notes
 
 
-def parse_json(text: str, what: str) -> Any:
+def parse_json(text: str, role: str) -> Any:
     """Parses a JSON text; raises SkipExample."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise SkipExample(f"{what} is no valid JSON") from None
+        raise SkipExample(f"{role} is no valid JSON") from None
 
 
 def iter_lines(

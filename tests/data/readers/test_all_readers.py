@@ -90,7 +90,7 @@ def test_release_is_found_from_above_and_inside(layout, monkeypatch):
 def test_missing_part_of_a_release_is_named_with_a_remedy(layout, part, tmp_path):
     path = getattr(layout, part)
     path.rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"{layout.root} has no ") as error:
+    with pytest.raises(UserError, match=f"{layout.root} lacks ") as error:
         open_source(layout.config())
     error.match(path.name)
     error.match("or get .* from http.*://")

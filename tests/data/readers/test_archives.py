@@ -261,7 +261,7 @@ def test_small_or_full_disk_is_an_error(tmp_path, unpack, assert_error, monkeypa
     usage = type("", (), {"free": archives.SPARE_BYTES + 5000})
     with monkeypatch.context() as patch:
         patch.setattr(archives.shutil, "disk_usage", lambda _: usage)
-        assert_error(path, "more than the 5,000 bytes .*free some")
+        assert_error(path, "more than the 5,000 bytes .*free some space")
     monkeypatch.setattr(archives.os, "fdopen", raise_full)
     with pytest.raises(OSError, match="No space left"):
         unpack(path)
@@ -271,8 +271,8 @@ def test_small_or_full_disk_is_an_error(tmp_path, unpack, assert_error, monkeypa
 @pytest.mark.parametrize(
     "offsets, value, message",
     [
-        ((6, 8), 1, "is encrypted or compressed .*: unpack it with another program"),
-        ((8, 10), 9, "is encrypted or compressed .*: unpack it with another program"),
+        ((6, 8), 1, "is encrypted or uses an .*: unpack it with another program"),
+        ((8, 10), 9, "is encrypted or uses an .*: unpack it with another program"),
         ((14, 16), 9, "is damaged .*CRC"),
     ],
     ids=["encrypted", "unknown compression", "wrong checksum"],

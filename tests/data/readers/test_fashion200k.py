@@ -114,7 +114,7 @@ def test_unlisted_images_are_ignored_and_missing_files_are_an_error(layout, tmp_
     with pytest.raises(UserError, match=message):
         read_rows(layout.config())
     (layout.root / "labels").rename(layout.root / "lists")
-    with pytest.raises(UserError, match="has no labels/.* and 7 more: unpack"):
+    with pytest.raises(UserError, match="lacks labels/.* and 7 more: unpack"):
         read_rows(layout.config())
 
 

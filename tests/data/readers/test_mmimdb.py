@@ -169,5 +169,5 @@ def test_archive_of_a_sample_edition_or_of_other_files_is_noticed(layout, tmp_pa
     counts = read_rows(config, unpack=lambda path: layout.root).counts
     assert counts["noted: mmimdb.tar.gz holds a sample edition"] == 1
     layout.list_file.unlink()
-    with pytest.raises(UserError, match="mmimdb.tar.gz holds no mmimdb/split.json"):
+    with pytest.raises(UserError, match="mmimdb.tar.gz lacks mmimdb/split.json"):
         read_rows(config, unpack=lambda path: layout.root)

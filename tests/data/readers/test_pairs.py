@@ -209,7 +209,7 @@ def test_unusable_row_is_skipped(write, root, fields, reason):
 def test_label_that_names_every_row_is_an_error(write, monkeypatch):
     monkeypatch.setattr(pairs, "MAX_CLASSES", 5)
     rows = [VALID | {"id": str(n), "label": f"title {n}"} for n in range(6)]
-    with pytest.raises(UserError, match="6 different labels in 6 rows; a label is one"):
+    with pytest.raises(UserError, match="6 distinct labels in 6 rows, at most"):
         read_rows(write(rows))
 
 

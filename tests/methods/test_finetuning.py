@@ -21,10 +21,13 @@ def make_problem(multi_label):
 
 
 def first_batch(program):
+    """Returns the batch of the first step, by part."""
     batch = {}
     for part, plan in program.plan.items():
         keys = jax.random.split(jax.random.key(len(batch)), plan.shape[1])
-        batch[part] = gather_rows(program.table, {"rows": plan[0]}) | {"key": keys}
+        shards = program.sharded_tables.get(part)
+        table = program.table if shards is None else toy.merge_shards(shards)
+        batch[part] = gather_rows(table, {"rows": plan[0]}) | {"key": keys}
     return batch
 
 

@@ -3,6 +3,7 @@
 import collections
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,12 +43,7 @@ def row_gradients(multi_label):
     return jax.device_get(jax.jit(lambda rows: jax.lax.map(gradient, rows))(ROWS))
 
 
-def assert_close(found, expected):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6),
-        found,
-        expected,
-    )
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

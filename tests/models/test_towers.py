@@ -1,5 +1,6 @@
 """Attention and edge histograms against plain implementations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,28 +39,21 @@ def test_attention_and_gradients_equal_those_of_jax(mask):
 
         return jax.jit(attend)(*inputs, mask), jax.grad(total, (0, 1, 2))(*inputs)
 
-    found = value_and_gradients(towers.attend)
+    found, expected = map(value_and_gradients, (towers.attend, jax_attention))
     assert found[0].shape == (5, 2, 3, 4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        found,
-        value_and_gradients(jax_attention),
-    )
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 def test_attention_with_large_scores_or_in_bfloat16():
     query, key, value = attention_inputs()
     inputs = 1e3 * query, 1e3 * key, value, MASK
-    np.testing.assert_allclose(
-        towers.attend(*inputs), jax_attention(*inputs), atol=1e-5
-    )
+    found, expected = towers.attend(*inputs), jax_attention(*inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     inputs = attention_inputs(jnp.bfloat16)
     found = towers.attend(*inputs, MASK)
     assert found.dtype == jnp.bfloat16
     expected = towers.attend(*(x.astype(jnp.float32) for x in inputs), MASK)
-    np.testing.assert_allclose(
-        found.astype(jnp.float32), expected, atol=0.02, rtol=0.02
-    )
+    np.testing.assert_allclose(np.float32(found), expected, atol=0.02, rtol=0.02)
 
 
 def test_queries_get_the_same_output_as_inside_the_block():

@@ -54,16 +54,8 @@ def problem():
 
 
 @pytest.fixture(scope="session")
-def shared_loop(problem):
-    """A loop that keeps its executables for all tests."""
+def run_method(problem):
+    """Runs a method on the problem in one loop for all tests, see `toy.run_method`."""
     from tests import toy
 
-    return toy.make_loop(problem)
-
-
-@pytest.fixture(scope="session")
-def run_method(problem, shared_loop):
-    """Runs a method on the problem, see `toy.run_method`."""
-    from tests import toy
-
-    return functools.partial(toy.run_method, problem, shared_loop)
+    return functools.partial(toy.run_method, problem, toy.make_loop(problem))

@@ -30,12 +30,12 @@ from ccu_jax.errors import exit_code, replace_unprintable, user_error_for
     ],
 )
 def test_errors_of_the_system_name_the_file_and_the_remedy(error, words, code):
-    for outer in (error, ValueError("could not save")):
-        outer.__cause__ = error if outer is not error else None
-        found = user_error_for(outer)
-        if outer is error or "wrong file type" not in words:
-            assert found is not None and words in str(found)
-            assert exit_code(found) == code
+    outer = ValueError("could not save")
+    outer.__cause__ = error
+    for raised in (error, outer) if "wrong file type" not in words else (error,):
+        found = user_error_for(raised)
+        assert found is not None and words in str(found)
+        assert exit_code(found) == code
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,11 @@ def test_unknown_errors_are_bugs(error):
 
 @pytest.mark.parametrize("is_hidden", [True, False])
 def test_an_error_handled_before_another_is_not_reported(is_hidden):
-    handled = FileExistsError(errno.EEXIST, "exists", "/w/precious")
     error = TypeError("bug")
-    error.__context__, error.__suppress_context__ = handled, is_hidden
+    error.__suppress_context__ = is_hidden
+    error.__context__ = FileExistsError(errno.EEXIST, "exists", "/w/precious")
     assert user_error_for(error) is None
-    handled = OSError(errno.ENOSPC, "full")
-    error.__context__ = handled
+    error.__context__ = OSError(errno.ENOSPC, "full")
     assert (user_error_for(error) is None) == is_hidden
 
 

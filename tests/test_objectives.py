@@ -63,8 +63,7 @@ OBJECTIVES = {
         x["teacher"], x["student"], x["weight_r"], temperature=3.0, multi_label=m
     ),
     "retention": lambda x, m: objectives.retention(
-        dict.fromkeys(by_view(x), x["teacher"]),
-        by_view(x),
+        *(dict.fromkeys(by_view(x), x["teacher"]), by_view(x)),
         dict.fromkeys(by_view(x), x["weight_r"]),
         multi_label=m,
     ),
@@ -115,12 +114,9 @@ def value_and_gradient(name, x, *, multi_label=False, num_devices=1):
 # --- the formulas, row by row ---------------------------------------------------------
 
 
-def jaccard(a, b):
-    return np.minimum(a, b).sum() / np.maximum(a, b).sum()
-
-
 def shares_of(labels, others):
-    return np.array([jaccard(labels, other) for other in others])
+    """Returns the Jaccard similarity of a row's labels and those of each other row."""
+    return np.minimum(labels, others).sum(1) / np.maximum(labels, others).sum(1)
 
 
 def row_cross_entropy(logits, target, multi_label):
@@ -141,12 +137,9 @@ def expected_kl(teacher, student, multi_label, t=1.0):
 
 
 def expected_info_nce(image, text, t):
-    total = []
-    for a, b in ((image, text), (text, image)):
-        for i in range(len(a)):
-            e = np.exp(a[i] @ b.T / t)
-            total.append(-np.log(e[i] / e.sum()))
-    return np.mean(total)
+    logits = image @ text.T / t
+    directions = (scipy.special.log_softmax(x, axis=1) for x in (logits, logits.T))
+    return -np.mean([np.diag(log_p) for log_p in directions])
 
 
 def expected_inverse(u, r, gate, t=0.3, pull=0.7):
@@ -234,17 +227,12 @@ def test_devices_and_order_of_rows_do_not_matter(name, num_devices):
     x = arrays(multi_label=True)
     order = np.random.default_rng(3).permutation(NUM_ROWS)
     value, gradient = value_and_gradient(name, x, multi_label=True)
-    found, found_gradient = value_and_gradient(
-        name,
-        {key: a[order] for key, a in x.items()},
-        multi_label=True,
-        num_devices=num_devices,
-    )
+    shuffled = {key: a[order] for key, a in x.items()}
+    options = {"multi_label": True, "num_devices": num_devices}
+    found, gradient_by_key = value_and_gradient(name, shuffled, **options)
     assert found == pytest.approx(value, rel=1e-5)
     for key, g in gradient.items():
-        np.testing.assert_allclose(
-            found_gradient[key], g[order], atol=2e-6, err_msg=key
-        )
+        np.testing.assert_allclose(gradient_by_key[key], g[order], atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -275,9 +263,8 @@ def test_pair_dissociation_moves_images_along_their_own_text_only():
     x = arrays()
     _, gradient = value_and_gradient("pair_dissociation_two_sided", x)
     weight = x["weight_u"]
-    share = objectives.label_similarity(
-        jnp.asarray(x["labels_u"]), jnp.asarray(x["labels_r"])
-    ) * (x["weight_r"] > 0)
+    shares = [shares_of(labels, x["labels_r"]) for labels in x["labels_u"]]
+    share = np.array(shares) * (x["weight_r"] > 0)
     class_mean = (x["image"] @ x["text_r"].T * share).sum(1) / share.sum(1)
     excess = (x["image"] * x["text"]).sum(1) - class_mean - 0.1
     expected = (2 * excess * weight / weight.sum())[:, None] * x["text"]
@@ -312,11 +299,9 @@ def test_edge_cases_are_finite_and_empty_sums_are_zero(name, multi_label):
         zero_cases.append("no positives")
     for case, x in edge_cases().items():
         value, gradient = value_and_gradient(name, x, multi_label=multi_label)
-        assert np.isfinite(value), case
-        for key, g in gradient.items():
+        for key, g in [("value", np.array(value)), *gradient.items()]:
             assert np.isfinite(g).all(), (case, key)
             assert case not in zero_cases or not g.any(), (case, key)
-        assert case not in zero_cases or value == 0, case
 
 
 @each_objective
@@ -326,19 +311,17 @@ def test_rows_without_weight_are_ignored(name):
     other = {key: a.copy() for key, a in x.items()}
     # The columns that are read with the weight of one of the sets.
     columns = {
-        "squared_distance": (("image", "text"), ()),
-        "info_nce": (("image", "text"), ()),
-        "inverse_contrast": (("h_u", "labels_u"), ("h_r", "labels_r")),
-        "pair_dissociation": (("image", "text", "labels_u"), ("text_r", "labels_r")),
-        "separation": (("h_u",), ("h_r", "labels_r")),
+        "squared_distance": (["image", "text"], []),
+        "info_nce": (["image", "text"], []),
+        "inverse_contrast": (["h_u", "labels_u"], ["h_r", "labels_r"]),
+        "pair_dissociation": (["image", "text", "labels_u"], ["text_r", "labels_r"]),
+        "separation": (["h_u"], ["h_r", "labels_r"]),
+        "": ([], ["student", "teacher", "labels_r"]),
     }
-    default = (), ("student", "teacher", "labels_r")
-    found = (value for key, value in columns.items() if name.startswith(key))
-    for weight, keys in zip(
-        ("weight_u", "weight_r"), next(found, default), strict=True
-    ):
-        for key in keys:
-            other[key][x[weight] == 0] = 1.0 if "labels" in key else 7.0
+    keys_u, keys_r = next(columns[key] for key in columns if name.startswith(key))
+    for key in (*keys_u, *keys_r):
+        weight = x["weight_u" if key in keys_u else "weight_r"]
+        other[key][weight == 0] = 1.0 if "labels" in key else 7.0
     changed, changed_gradient = value_and_gradient(name, other, multi_label=True)
     assert changed == value
     for key, g in gradient.items():
@@ -363,9 +346,8 @@ def test_rows_of_classes_that_are_not_retained_are_only_pulled():
     r = LabeledFeatures(h_r, jnp.eye(3)[jnp.array([0, 1])], jnp.ones(2))
 
     def loss(pull):
-        fn = functools.partial(
-            objectives.inverse_contrast, temperature=0.5, pull=jnp.float32(pull)
-        )
+        options = {"temperature": 0.5, "pull": jnp.float32(pull)}
+        fn = functools.partial(objectives.inverse_contrast, **options)
         return float(on_one_device(fn)(u, r))
 
     assert loss(1.0) == pytest.approx(-float((h_u @ h_r.T / 0.5).mean()), rel=1e-5)

@@ -37,11 +37,10 @@ def make_dataset(
     `has_both`, no row lacks its image or its text.
     """
     rng = np.random.default_rng(seed)
+    labels = np.eye(CLASSES, dtype=np.float32)[np.arange(num_rows) % CLASSES]
     if multi_label:
         labels = (rng.random((num_rows, CLASSES)) < 0.5).astype(np.float32)
         labels[np.arange(num_rows), rng.integers(CLASSES, size=num_rows)] = 1
-    else:
-        labels = np.eye(CLASSES, dtype=np.float32)[np.arange(num_rows) % CLASSES]
     size = (IMAGE_SIZE, IMAGE_SIZE, 3)
     patterns = rng.random((CLASSES, *size)).reshape(CLASSES, -1)
     mixed = labels @ patterns / labels.sum(1, keepdims=True)
@@ -50,10 +49,8 @@ def make_dataset(
     text[:, 0] = 2 + labels.argmax(1)
     for row, end in enumerate(rng.integers(2, TEXT_LENGTH + 1, num_rows)):
         text[row, end:] = 0
-    has_image = np.arange(num_rows) % 9 != 4
-    has_text = np.arange(num_rows) % 11 != 5
-    if has_both:
-        has_image[:] = has_text[:] = True
+    has_image = (np.arange(num_rows) % 9 != 4) | has_both
+    has_text = (np.arange(num_rows) % 11 != 5) | has_both
     image[~has_image] = 0
     text[~has_text] = [1, *[0] * (TEXT_LENGTH - 1)]
     group = np.arange(num_rows) // per_group
@@ -132,13 +129,9 @@ def make_config(**sections) -> Config:
 
 def build_model(config: Config) -> models.Model:
     """Returns a classifier of the rows of `make_dataset`."""
-    return models.build(
-        config.model,
-        num_classes=CLASSES,
-        vocab_size=VOCABULARY,
-        image_size=IMAGE_SIZE,
-        text_length=TEXT_LENGTH,
-    )
+    sizes = {"num_classes": CLASSES, "vocab_size": VOCABULARY}
+    sizes |= {"image_size": IMAGE_SIZE, "text_length": TEXT_LENGTH}
+    return models.build(config.model, **sizes)
 
 
 def make_problem(
@@ -294,9 +287,7 @@ def merge_shards(table):
 
 def on_one_device(fn):
     """Turns a per-device function into one of whole arrays, on a single device."""
-    return jax.vmap(
-        fn, in_axes=None, out_axes=None, axis_name=executors.AXIS, axis_size=1
-    )
+    return jax.vmap(fn, None, None, axis_name=executors.AXIS, axis_size=1)
 
 
 def write_pairs(folder, rows=80):

@@ -11,6 +11,7 @@ must be reduced over `AXIS`. Each executor runs the same function:
   reference in the tests.
 """
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -114,11 +115,8 @@ EXECUTORS = {"pmap": pmap, "shard_map": shard_map, "vmap": vmap}
 def _make_mesh() -> Mesh:
     # Ordered by process and with Auto axes, like pmap, so that arrays of both can be
     # combined. On a TPU pod `jax.devices()` has another order.
-    devices = [
-        device
-        for process in range(jax.process_count())
-        for device in jax.local_devices(process)
-    ]
+    processes = map(jax.local_devices, range(jax.process_count()))
+    devices = list(itertools.chain.from_iterable(processes))
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -135,11 +133,8 @@ def _make_transfers(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
             return jax.random.wrap_key_data(put(jax.random.key_data(x)))
         if jax.process_count() == 1:
             return jax.device_put(x, replicated)
-        if (
-            is_array
-            and x.sharding.device_set == local_devices
-            and x.is_fully_replicated
-        ):  # outputs of pmap need no copy
+        is_local = is_array and x.sharding.device_set == local_devices
+        if is_local and x.is_fully_replicated:  # outputs of pmap need no copy
             copies = [shard.data for shard in x.addressable_shards]
             return jax.make_array_from_single_device_arrays(x.shape, replicated, copies)
         x = np.asarray(x)

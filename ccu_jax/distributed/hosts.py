@@ -46,11 +46,8 @@ def join_hosts(addresses: dict[str, Any]) -> None:
     """Connects this process to the other processes of the run.
 
     `addresses` are keyword arguments of `jax.distributed.initialize`; JAX detects
-    those that are missing.
-
-    Raises:
-        UserError: the addresses are neither passed nor detected.
-        RetryableError: the other processes cannot be reached.
+    those that are missing. Raises UserError if it does not find them, and
+    RetryableError if the other processes cannot be reached.
     """
     start_s = time.monotonic()
     try:
@@ -162,10 +159,8 @@ def wait_until_visible(
     """Waits until all processes see a path; returns False if process 0 does not see it.
 
     A network file system may show a file later on one host than on another. `is_ready`
-    is the condition to wait for; by default, the path must exist.
-
-    Raises:
-        RetryableError: this process does not see the path before the timeout.
+    is the condition to wait for; by default, the path must exist. Raises RetryableError
+    if this process does not see the path before the timeout.
     """
     is_ready = is_ready or path.exists
     if not _broadcast_status(is_ready()):

@@ -47,13 +47,8 @@ def lost_host_error(error: BaseException | None) -> RetryableError | None:
 
 
 def delay_coordinator_exit() -> None:
-    """Delays the exit of process 0 after an error, so that others can report theirs.
-
-    Process 0 runs JAX's coordinator: when it exits, JAX aborts all other processes.
-    """
-    if (
-        jax.distributed.is_initialized()
-        and jax.process_index() == 0
-        and jax.process_count() > 1
-    ):
+    """Delays the exit of process 0 after an error, so that others can report theirs."""
+    # Process 0 runs JAX's coordinator: when it exits, JAX aborts all other processes.
+    has_others = jax.distributed.is_initialized() and jax.process_count() > 1
+    if has_others and jax.process_index() == 0:
         time.sleep(_EXIT_DELAY_S)

@@ -102,19 +102,15 @@ def defer_exit() -> Iterator[None]:
 
 
 def disconnect() -> None:
-    """Blocks until the other processes, if any, are about to exit as well.
-
-    Process 0 must not exit first, because JAX would abort the others.
-    """
+    """Blocks until the other processes, if any, are about to exit as well."""
+    # Process 0 must not exit first, because JAX would abort the others.
     if _State.disconnect is not None:
         _State.disconnect()
 
 
 def exit_now() -> NoReturn:
-    """Exits with code 75 from any thread.
-
-    No exception is raised, for the reasons given in `launch._exit_on_interrupt`.
-    """
+    """Exits with code 75 from any thread."""
+    # No exception is raised, for the reasons given in `launch._exit_on_interrupt`.
     _exiting.acquire()  # never released: only the first thread continues
     os.write(2, f"{MESSAGE}\n".encode())
     with contextlib.suppress(Exception):

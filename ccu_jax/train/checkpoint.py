@@ -20,12 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ccu_jax.distributed.hosts import (
-    all_agree,
-    broadcast_from_primary,
-    is_primary,
-    wait_until_visible,
-)
+from ccu_jax.distributed import hosts
 from ccu_jax.errors import UserError, is_transient, missing_folder_message
 from ccu_jax.storage.records import add_checksum, verify_checksum
 
@@ -50,11 +45,8 @@ def save(
     """Writes a checkpoint and blocks until it is complete; all processes call this.
 
     The leaves of `tree` are replicated on all devices; `metadata` has JSON values.
-    Checkpoints of the same step and of later steps are deleted.
-
-    Raises:
-        OSError: the disk is full.
-        UserError: the directory was removed during the call.
+    Checkpoints of the same step and of later steps are deleted. Raises OSError if the
+    disk is full, and UserError if the directory was removed during the call.
     """
     arrays = {name: np.asarray(x) for name, x in _named_leaves(tree)}
     specs = {
@@ -89,12 +81,12 @@ def restore(
     `like` is a pytree of the same structure and shapes. `on_warning` is called with a
     message for every checkpoint that cannot be restored.
     """
-    if not wait_until_visible(directory):
+    if not hosts.wait_until_visible(directory):
         return None
     ocp, manager = _open_manager(directory, None)
     with _silence_threads(), manager:
         for step in _steps_of_primary(manager):
-            wait_until_visible(directory / str(step))
+            hosts.wait_until_visible(directory / str(step))
             saved, reason = None, "another process cannot read it"
             try:
                 arrays, metadata = _read(ocp, manager, step)
@@ -104,7 +96,7 @@ def restore(
                 if is_transient(error):  # not a fault of the checkpoint
                     raise
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            if all_agree(saved is not None):
+            if hosts.all_agree(saved is not None):
                 return saved
             on_warning(f"checkpoint {directory / str(step)} is unusable: {reason}")
     return None
@@ -112,7 +104,7 @@ def restore(
 
 def remove(directory: pathlib.Path) -> None:
     """Deletes the checkpoints of a finished stage; only process 0 deletes them."""
-    if is_primary():
+    if hosts.is_primary():
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -151,8 +143,9 @@ def _open_manager(directory, max_to_keep):
 def _steps_of_primary(manager) -> list[int]:
     """Returns the steps of the checkpoints that process 0 sees, newest first."""
     steps = np.array(sorted(manager.all_steps(), reverse=True), np.int32)
-    count = int(broadcast_from_primary(np.array(len(steps), np.int32)))
-    return broadcast_from_primary(np.resize(steps, count)).tolist() if count else []
+    count = int(hosts.broadcast_from_primary(np.array(len(steps), np.int32)))
+    steps = np.resize(steps, count)
+    return hosts.broadcast_from_primary(steps).tolist() if count else []
 
 
 def _read(ocp, manager, step):
@@ -204,10 +197,8 @@ class _ThreadErrorFilter:
 @contextlib.contextmanager
 def _silence_threads() -> Iterator[None]:
     """Suppresses tracebacks of Orbax's threads, whose errors the caller receives."""
-    for module, name in (
-        *((sys, "excepthook"), (sys, "unraisablehook")),
-        (threading, "excepthook"),
-    ):
+    hooks = (sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")
+    for module, name in hooks:
         hook = getattr(module, name)
         if not isinstance(hook, _ThreadErrorFilter):
             setattr(module, name, _ThreadErrorFilter(hook))

@@ -86,9 +86,7 @@ class Loop:
         """Runs a method to its end, from the last checkpoint if `folder` has one.
 
         Compiled steps are cached by method name, training configuration and shapes.
-
-        Raises:
-            Preempted: after a SIGTERM, when a checkpoint has been saved.
+        Raises Preempted after a SIGTERM, when a checkpoint has been saved.
         """
         # XLA's linear solvers call BLAS on CPUs, and their threads contend: a solve
         # that needs milliseconds sometimes takes half a second.
@@ -106,14 +104,12 @@ class Loop:
                 return execution.finish()
 
     def steps_per_call(self, program: Program) -> int:
-        """Returns the number of steps that one call of the executable runs.
-
-        Short programs round up to a power of two, so that they share executables.
-        """
-        config = self.config
-        # Steps on cached features are fast, so one call may last until a checkpoint.
-        is_fast = program.is_fully_sharded
-        max_steps = config.checkpoint_steps if is_fast else config.steps_per_call
+        """Returns the number of steps that one call of the executable runs."""
+        max_steps = self.config.steps_per_call
+        if program.is_fully_sharded:
+            # Steps on cached features are fast, so one call may last until a checkpoint.
+            max_steps = self.config.checkpoint_steps
+        # Short programs round up to a power of two, so that they share executables.
         return min(max_steps, 2 ** (program.steps - 1).bit_length())
 
     def jit_init(self, kind: Any, program: Program, args: tuple) -> Callable:

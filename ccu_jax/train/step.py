@@ -133,9 +133,7 @@ class _StepLoop(NamedTuple):
         def one_step(carry):
             position, state, metrics = carry
             state, new = update(state, jax.tree.map(lambda x: x[position], self.index))
-            metrics = {
-                name: x.at[position].set(new[name]) for name, x in metrics.items()
-            }
+            metrics = {n: x.at[position].set(new[n]) for n, x in metrics.items()}
             return position + 1, state, metrics
 
         def until_next_refresh(carry):

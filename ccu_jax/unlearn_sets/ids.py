@@ -15,11 +15,7 @@ _MAX_LISTED_GROUPS = 20
 
 
 def find_group_rows(data: Dataset, name: str) -> np.ndarray:
-    """Returns the training rows of a group.
-
-    Raises:
-        UserError: the group is unknown or has no training rows.
-    """
+    """Returns the training rows of a group; raises UserError if there are none."""
     rows = np.flatnonzero(data.group == name)
     is_train = data.split == "train"
     if is_train[rows].any():
@@ -46,18 +42,16 @@ def _suggest_groups(wrong: str, groups: np.ndarray) -> str:
 def find_id_rows(data: Dataset, file: str) -> list[int]:
     """Returns the training rows with the ids in a file, in file order.
 
-    Raises:
-        UserError: the file cannot be read, or an id is repeated, unknown or that of a
-            validation or test row.
+    Raises UserError if the file cannot be read, or if an id is repeated, unknown or
+    that of a validation or test row.
     """
     path = pathlib.Path(file).expanduser()
     ids = read_ids(path)
     row_by_id = {id_: row for row, id_ in enumerate(data.id.tolist())}
     train_ids = set(data.id[data.split == "train"].tolist())
+    repeated = [i for i, count in collections.Counter(ids).items() if count > 1]
     examples_by_problem = {
-        "more than once; list each once": [
-            i for i, count in collections.Counter(ids).items() if count > 1
-        ],
+        "more than once; list each once": repeated,
         f"which the data set {data.name} does not have; correct or remove them": [
             i for i in ids if i not in row_by_id
         ],
@@ -75,15 +69,11 @@ def find_id_rows(data: Dataset, file: str) -> list[int]:
 
 
 def read_ids(path: pathlib.Path) -> list[str]:
-    """Reads a file with one id per line; comment lines start with a hash and a space.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Reads a file with one id per line; raises UserError if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
     ids = [line.strip() for line in lines]
-    # The space distinguishes a comment from an id that starts with a hash.
+    # A comment starts with a hash and a space, while an id may start with a hash.
     return [i for i in ids if i and not f"{i} ".startswith("# ")]

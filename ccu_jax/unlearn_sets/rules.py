@@ -6,6 +6,7 @@ selects held-out groups of the same kind as non-members.
 """
 
 import bisect
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,11 +88,7 @@ class Selection(NamedTuple):
 
 
 def parse_rule(text: str) -> Rule:
-    """Parses a rule such as "random:0.1".
-
-    Raises:
-        UserError: the kind is unknown, or the argument is missing or not a fraction.
-    """
+    """Parses a rule such as "random:0.1"; raises UserError if it is malformed."""
     rule = Rule(*text.partition(":")[::2])
     if rule.kind not in KINDS or not rule.argument:
         *forms, last = (f"{kind}:{argument}" for kind, argument in KINDS.items())
@@ -109,23 +106,17 @@ def parse_rule(text: str) -> Rule:
 
 
 def check_rule(text: str) -> None:
-    """Rejects a rule that is invalid for every data set.
-
-    Raises:
-        UserError: the rule is malformed, or its file cannot be read.
-    """
+    """Raises UserError if a rule is malformed, or its file cannot be read."""
     rule = parse_rule(text)
     if rule.kind == "ids":
         read_ids(pathlib.Path(rule.argument).expanduser())
 
 
 def find_named_groups(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
-    """Returns the groups that a rule names explicitly, which must not be held out.
+    """Returns the groups that a rule of kind `group` or `ids` names, else none.
 
-    Only rules of the kinds `group` and `ids` name groups.
-
-    Raises:
-        UserError: a group or an id is unknown, or the file cannot be read.
+    They must not be held out. Raises UserError if a group or an id is unknown, or the
+    file cannot be read.
     """
     find_rows = {"group": find_group_rows, "ids": find_id_rows}.get(rule.kind)
     rows = [] if find_rows is None else find_rows(data, rule.argument)
@@ -142,10 +133,7 @@ def select_groups(
     """Selects the groups to unlearn and their non-members.
 
     `named` is the result of `find_named_groups`. Only rules of the kind `memorized`
-    need `memorization`.
-
-    Raises:
-        UserError: the class is unknown.
+    need `memorization`. Raises UserError if the class is unknown.
     """
     if rule.kind not in _SELECTORS:
         return Selection(named, set(groups.holdout))
@@ -230,29 +218,21 @@ def _select_memorized(data, rule, groups, memorization) -> Selection:
         raise ValueError("the rule `memorized` requires `memorization`")
 
     def group_means(names, value_N):
-        """Returns the mean over rows with an image, for each group that has one."""
+        """Returns the groups that have an image, and the mean over such rows of each."""
         means = groups.means(names, value_N, data.has_image)
-        pairs = zip(names, means, strict=True)
-        return {name: mean for name, mean in pairs if np.isfinite(mean)}
+        has_image = np.isfinite(means)
+        return list(itertools.compress(names, has_image)), means[has_image]
 
-    score = group_means(groups.trained, memorization.score)
-    most_memorized = _sort_descending([*score], np.array([*score.values()]))
-    unlearn = _take_fraction(rule, groups, most_memorized)
-    target = group_means(
-        [name for name in groups.trained if name in unlearn], memorization.easiness
-    )
-    available = group_means(groups.holdout, memorization.easiness)
-    rows_per_group = max(1, len(groups.rows(available))) / max(1, len(available))
-    count = math.ceil(
-        max(MIN_NONMEMBERS / rows_per_group, rule.fraction * len(available))
-    )
-    matched = match_distribution(
-        np.array([*target.values()]),
-        np.array([*available.values()]),
-        min(len(available), count),
-    )
-    names = [*available]
-    return Selection(unlearn, {names[index] for index in matched})
+    trained, score = group_means(groups.trained, memorization.score)
+    unlearn = _take_fraction(rule, groups, _sort_descending(trained, score))
+    unlearned = [name for name in groups.trained if name in unlearn]
+    _, target = group_means(unlearned, memorization.easiness)
+    holdout, available = group_means(groups.holdout, memorization.easiness)
+    rows_per_group = max(1, len(groups.rows(holdout))) / max(1, len(holdout))
+    min_groups = MIN_NONMEMBERS / rows_per_group
+    count = math.ceil(max(min_groups, rule.fraction * len(holdout)))
+    matched = match_distribution(target, available, min(len(holdout), count))
+    return Selection(unlearn, {holdout[index] for index in matched})
 
 
 _Selector = Callable[[Dataset, Rule, TrainingGroups, Memorization | None], Selection]

@@ -92,22 +92,18 @@ def draw_sets(
     duplicates: str = "forget",
     memorization: Memorization | None = None,
 ) -> Sets:
-    """Splits the rows of a data set for a rule and a seed.
+    """Splits the rows of a data set for a rule and the order of forgetting of a seed.
 
     Args:
         rule: see `rules.KINDS`, for example "random:0.1".
-        seed: determines the order of forgetting.
         holdout_fraction: fraction of the training rows to hold out.
         duplicates: "forget" to unlearn near-duplicates of unlearned images as well, or
             "report".
         memorization: estimates for an original trained on `retain` and `unlearn`.
 
-    Returns:
-        The sets. The rule `memorized` needs `memorization`; without it `unlearn` is
-        empty and `retain` contains all rows that the original trains on.
-
-    Raises:
-        UserError: the rule is invalid for the data, or a set would be empty.
+    Without `memorization`, the rule `memorized` returns an empty `unlearn`, and a
+    `retain` with all rows that the original trains on. Raises UserError if the rule is
+    invalid for the data, or a set would be empty.
     """
     parsed = parse_rule(rule)
     if not 0 < holdout_fraction < 1:
@@ -216,11 +212,7 @@ def format_unlearn_set(
 
 
 def check_intact(path: pathlib.Path) -> None:
-    """Rejects an unlearn set file that is damaged or was edited.
-
-    Raises:
-        UserError: the file does not match its checksum.
-    """
+    """Raises UserError if an unlearn set file is damaged or was edited."""
     # A byte that is not UTF-8 fails the checksum as well.
     if not has_valid_checksum(path.read_bytes().decode(errors="replace")):
         raise UserError(
@@ -246,10 +238,8 @@ def format_near_duplicates(
 def load_all_ids(data: Dataset, folder: pathlib.Path, duplicates: str) -> set[str]:
     """Returns the ids in all unlearn set files of a folder.
 
-    With `duplicates="forget"`, adds the ids of near-duplicates of their images.
-
-    Raises:
-        UserError: a file is damaged.
+    With `duplicates="forget"`, adds the ids of near-duplicates of their images. Raises
+    UserError if a file is damaged.
     """
     ids = set()
     for path in folder.glob("*.txt"):

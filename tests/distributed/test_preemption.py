@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -12,7 +13,6 @@ SCRIPT = """
 import os, signal, time
 from ccu_jax.distributed import preemption
 preemption.install_handler()
-
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
@@ -64,11 +64,7 @@ class Exited(Exception):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Lets processes agree to stop at the sync point with the given number."""
-
-    def exit_now():
-        raise Exited
-
-    monkeypatch.setattr(preemption, "exit_now", exit_now)
+    monkeypatch.setattr(preemption, "exit_now", mock.Mock(side_effect=Exited))
     for name, value in vars(preemption._State).items():
         if not name.startswith("__"):
             monkeypatch.setattr(preemption._State, name, value)

@@ -80,11 +80,7 @@ def read_case(
 ) -> dict[str, int]:
     """Writes and reads a data set, and with `store` also prepares it for training.
 
-    Returns:
-        The counts, or the error message as a key.
-
-    Raises:
-        Failure: a property does not hold.
+    Returns the counts, or the error message as a key; raises Failure.
     """
     sandbox.write(case.tree)
     settings: dict[str, Any] = _SIZES | case.settings | {"strict": strict}
@@ -136,9 +132,7 @@ def _store(sandbox: Sandbox, config: Data) -> dict[str, int]:
     return data.counts
 
 
-def unpack_archive(
-    sandbox: Sandbox, data: bytes, strict: bool = False
-) -> dict[str, int]:
+def unpack_archive(sandbox: Sandbox, data: bytes, strict: bool) -> dict[str, int]:
     """Unpacks an archive; returns counts as `read_case`, raises Failure."""
     path, folder = sandbox.root / "a", sandbox.work / "below" / "new"
     path.write_bytes(data)

@@ -241,9 +241,8 @@ def draw_hostile_image(rng: Random) -> bytes:
     if roll < 0.1:
         other = rng.choice(list(IMAGES.values()))
         data = data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other)) :]
-    if data.startswith(b"\x89PNG") and rng.random() < 0.7:
-        data = fix_png_checksums(data)
-    return data
+    is_fixed = data.startswith(b"\x89PNG") and rng.random() < 0.7
+    return fix_png_checksums(data) if is_fixed else data
 
 
 def fix_png_checksums(data: bytes) -> bytes:

@@ -123,16 +123,14 @@ def make_sandbox() -> Iterator[Sandbox]:
         raise Hang(f"over {MAX_CPU_S} s of work or {MAX_WALL_S} s of waiting")
 
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    old = {
-        name: signal.signal(name, raise_hang)
-        for name in (signal.SIGPROF, signal.SIGALRM)
-    }
+    signals = (signal.SIGPROF, signal.SIGALRM)
+    old = {number: signal.signal(number, raise_hang) for number in signals}
     try:
         with tempfile.TemporaryDirectory(prefix="fuzz", dir=memory) as base:
             yield Sandbox(pathlib.Path(base))
     finally:
-        for name, handler in old.items():
-            signal.signal(name, handler)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 _records: list[list[tuple]] = []  # files opened in a block of `watch`

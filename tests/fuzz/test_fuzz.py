@@ -108,8 +108,7 @@ def test_names_of_folders_need_not_be_unicode(read):
 def test_names_of_folders_do_not_garble_messages(read, name):
     for dataset, file in (("pairs", "pairs.csv"), ("hatefulmemes", "train.jsonl")):
         (error,) = read(dataset, {f"{name}/{file}": b"a,b\n"})
-        assert error.startswith("error: data.dir: ")
-        assert error.isprintable()
+        assert error.startswith("error: data.dir: ") and error.isprintable()
 
 
 def test_data_set_without_images_can_be_stored(read):
@@ -142,8 +141,7 @@ def test_large_image_is_decoded_like_a_small_one(monkeypatch, mode, crop_margins
     large = images.decode(file.getvalue(), 16, crop_margins)
     assert large.notes == small.notes
     difference = np.abs(large.pixels.astype(int) - small.pixels.astype(int))
-    assert difference.mean() < 3
-    assert difference.max() < 24
+    assert difference.mean() < 3 and difference.max() < 24
 
 
 def test_small_file_of_a_huge_image_takes_little_memory():
@@ -172,6 +170,5 @@ def test_long_word_takes_little_time():
     tokenizer = train_tokenizer([word], 300)
     tokens = encode(tokenizer, [word, "xyz"], 500)
     assert time.process_time() - start_s < 4
-    assert tokens.min() > PAD - 1
+    assert tokens.min() > PAD - 1 and UNKNOWN not in tokens[0]
     assert (tokens[0] > END).sum() == 499
-    assert (tokens[0] != UNKNOWN).all()

@@ -1,6 +1,7 @@
 """Checkpoints are restored to the bit, or rejected with a warning."""
 
 import errno
+import functools
 import os
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ import sys
 import threading
 import types
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ import pytest
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.train import checkpoint
 from ccu_jax.train.program import State
-from tests.toy import trees_equal
+from tests.toy import fail_on_warning, trees_equal
 
 
 def make_state(step=0):
@@ -45,15 +47,20 @@ def folder(tmp_path):
     return tmp_path / "steps"
 
 
-@pytest.fixture
-def warnings():
-    return []
-
-
-def restore(folder, warnings, like=None) -> Any:
+def restore(folder, like=None) -> tuple[Any, list[str]]:
+    """Returns the restored checkpoint, and the warnings."""
+    warnings = []
     saved = checkpoint.restore(folder, like or make_state(), warnings.append)
     assert all("\n" not in text for text in warnings)
-    return saved
+    return saved, warnings
+
+
+def assert_restored(folder, step, state, seconds, like=None):
+    """Checks the restored checkpoint; returns the warnings."""
+    saved, warnings = restore(folder, like)
+    assert saved.step == step and saved.metadata == {"seconds": seconds}
+    assert isinstance(saved.tree, State) and trees_equal(saved.tree, state)
+    return warnings
 
 
 def largest_file(folder):
@@ -61,22 +68,15 @@ def largest_file(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def test_state_is_restored_to_the_bit(folder, warnings):
-    saved = restore(folder, warnings)
-    assert saved.step == 8 and saved.metadata == {"seconds": 1.0}
-    assert isinstance(saved.tree, State) and trees_equal(saved.tree, make_state(8))
-    by_shapes = restore(folder, warnings, jax.eval_shape(make_state))
-    assert trees_equal(by_shapes.tree, make_state(8))
-    assert not warnings
+def test_state_is_restored_to_the_bit(folder):
+    for like in (make_state(), jax.eval_shape(make_state)):
+        assert not assert_restored(folder, 8, make_state(8), 1.0, like)
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_folder_without_checkpoints_gives_none(tmp_path, warnings, exists):
-    folder = tmp_path / "steps"
-    if exists:
-        folder.mkdir()
-    assert restore(folder, warnings) is None
-    assert folder.exists() == exists and not warnings
+def test_folder_without_checkpoints_gives_none(tmp_path):
+    for folder in (tmp_path / "missing", tmp_path):
+        assert restore(folder) == (None, [])
+    assert not (tmp_path / "missing").exists()
 
 
 def flip_bit(path, fraction):
@@ -86,22 +86,17 @@ def flip_bit(path, fraction):
 
 
 DAMAGES = {
-    **{
-        f"bit flipped at {fraction}": lambda path, x=fraction: flip_bit(path, x)
-        for fraction in (0.1, 0.5, 0.9)
-    },
+    **{f"bit at {x}": functools.partial(flip_bit, fraction=x) for x in (0.1, 0.5, 0.9)},
     "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
     "missing": pathlib.Path.unlink,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_restore_falls_back_to_the_previous_checkpoint(folder, warnings, damage):
+def test_restore_falls_back_to_the_previous_checkpoint(folder, damage):
     DAMAGES[damage](largest_file(folder / "8"))
-    saved = restore(folder, warnings)
-    assert saved.step == 4 and saved.metadata == {"seconds": 0.5}
-    assert trees_equal(saved.tree, make_state(4))
-    assert len(warnings) == 1 and str(folder / "8") in warnings[0]
+    (warning,) = assert_restored(folder, 4, make_state(4), 0.5)
+    assert str(folder / "8") in warning
 
 
 @pytest.mark.parametrize(
@@ -112,63 +107,50 @@ def test_restore_falls_back_to_the_previous_checkpoint(folder, warnings, damage)
         ("aux.targets", {"aux": {**make_state().aux, "targets": jnp.ones((5, 3))}}),
     ],
 )
-def test_every_checkpoint_with_unexpected_arrays_is_named(
-    folder, warnings, array, fields
+def test_every_checkpoint_with_unexpected_arrays_is_named(folder, array, fields):
+    saved, warnings = restore(folder, make_state()._replace(**fields))
+    assert saved is None
+    for text, step in zip(warnings, (8, 4), strict=True):
+        assert array in text and str(folder / str(step)) in text
+
+
+def test_only_the_newest_two_checkpoints_remain_in_a_relative_folder(
+    folder, monkeypatch
 ):
-    assert restore(folder, warnings, make_state()._replace(**fields)) is None
-    assert len(warnings) == 2 and all(array in text for text in warnings)
-    assert all(any(str(folder / s) in text for text in warnings) for s in "48")
-
-
-def test_only_the_newest_two_checkpoints_remain(folder, warnings):
-    checkpoint.save(folder, 12, make_state(12), {})
+    monkeypatch.chdir(folder.parent)
+    checkpoint.save(pathlib.Path(folder.name), 12, make_state(12), {"seconds": 0})
     assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
-    assert restore(folder, warnings).step == 12
+    assert not assert_restored(pathlib.Path(folder.name), 12, make_state(12), 0)
 
 
-def test_step_that_is_saved_again_is_replaced(folder, warnings):
+def test_step_that_is_saved_again_is_replaced(folder):
     """A run that resumes from step 4, since 8 is damaged, saves step 8 again."""
     largest_file(folder / "8").write_bytes(b"")
-    assert restore(folder, warnings).step == 4
+    assert assert_restored(folder, 4, make_state(4), 0.5)
     checkpoint.save(folder, 8, make_state(9), {"seconds": 2.0})
-    saved = restore(folder, [])
-    assert saved.step == 8 and saved.metadata == {"seconds": 2.0}
-    assert trees_equal(saved.tree, make_state(9))
-
-
-def test_folder_may_be_relative(tmp_path, monkeypatch, warnings):
-    monkeypatch.chdir(tmp_path)
-    checkpoint.save(pathlib.Path("here"), 1, make_state(1), {})
-    assert restore(pathlib.Path("here"), warnings).step == 1
+    assert not assert_restored(folder, 8, make_state(9), 2.0)
 
 
 @pytest.mark.slow
 def test_checkpoint_without_orbax_metadata_is_restored_silently(tmp_path):
     """A kill between data and metadata of the manager leaves such a checkpoint."""
     checkpoint.save(tmp_path, 3, {"x": np.arange(4.0)}, {"seed": 1})
-    paths = list(tmp_path.rglob("_CHECKPOINT_METADATA"))
-    assert paths
-    for path in paths:
+    for path in (paths := list(tmp_path.rglob("_CHECKPOINT_METADATA"))):
         path.unlink()
+    assert paths
     code = (
         "import pathlib, sys, numpy as np; from ccu_jax.train import checkpoint; "
         "saved = checkpoint.restore(pathlib.Path(sys.argv[1]), "
         "{'x': np.zeros(4)}, print); print(saved.step, saved.tree['x'].tolist())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("3 [0.0, 1.0, 2.0, 3.0]\n", "")
 
 
 def test_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000)
-    )
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="No space") as caught:
         checkpoint.save(tmp_path / "steps", 1, {"x": np.zeros(3)}, {})
     message = str(user_error_for(caught.value))
@@ -184,16 +166,11 @@ def test_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
         MemoryError(),
     ],
 )
-def test_transient_read_error_is_not_taken_for_damage(
-    folder, monkeypatch, warnings, error
-):
-    def fail(ocp, manager, step):
-        raise error
-
-    monkeypatch.setattr(checkpoint, "_read", fail)
+def test_transient_read_error_is_not_taken_for_damage(folder, monkeypatch, error):
+    monkeypatch.setattr(checkpoint, "_read", mock.Mock(side_effect=error))
     with pytest.raises(type(error)) as caught:
-        restore(folder, warnings)
-    assert user_error_for(caught.value) is not None and not warnings
+        checkpoint.restore(folder, make_state(), fail_on_warning)
+    assert user_error_for(caught.value) is not None
 
 
 def test_folder_that_is_removed_during_a_save_is_named(tmp_path):
@@ -211,15 +188,16 @@ def test_folder_that_is_removed_during_a_save_is_named(tmp_path):
 
 
 def test_late_errors_of_orbax_threads_are_dropped_and_others_are_not(
-    monkeypatch, folder, warnings
+    monkeypatch, folder
 ):
     reported = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: reported.append(error[1]))
     for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
-        hook = lambda error: reported.append(error.exc_value)  # noqa: E731
-        monkeypatch.setattr(module, name, hook)
+        monkeypatch.setattr(
+            module, name, lambda error: reported.append(error.exc_value)
+        )
     for _ in range(3):
-        restore(folder, warnings)
+        restore(folder)
     other = RuntimeError("another error")
     for error in (RuntimeError("Event loop is closed"), other):
         args: Any = types.SimpleNamespace(exc_value=error)

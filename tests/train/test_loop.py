@@ -2,6 +2,7 @@
 
 import functools
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import AXIS
 from ccu_jax.train import loop as loop_module
 from ccu_jax.train.program import Program
+from ccu_jax.train.step import send_batches
 from tests import toy
 from tests.toy import NullStage, make_loop, trees_equal
 
@@ -80,10 +82,6 @@ class Killed(Exception):
     pass
 
 
-def kill():
-    raise Killed
-
-
 # --- checkpoints ----------------------------------------------------------------------
 
 
@@ -101,7 +99,7 @@ def uninterrupted(request, tmp_path_factory, problem):
 @pytest.mark.parametrize("after", range(1, 8))
 def test_killed_run_resumes_and_ends_with_the_same_bits(uninterrupted, solve, after):
     method, loop, expected = uninterrupted
-    stage = CallAfter(min(after, expected.steps), kill)
+    stage = CallAfter(min(after, expected.steps), mock.Mock(side_effect=Killed))
     with pytest.raises(Killed):
         solve(method, "killed", stage, loop=loop)
     outcome = solve(method, "killed", loop=loop)
@@ -126,11 +124,7 @@ def test_sharded_table_gives_the_same_bits_with_one_call_per_checkpoint(solve):
 @pytest.fixture
 def set_requested(monkeypatch):
     """Sets whether a SIGTERM was received."""
-    set_requested = functools.partial(
-        monkeypatch.setattr, preemption._State, "is_requested"
-    )
-    set_requested(False)
-    return set_requested
+    return functools.partial(monkeypatch.setattr, preemption._State, "is_requested")
 
 
 def test_preempted_run_saves_and_resumes_with_the_same_bits(
@@ -164,15 +158,9 @@ def test_signal_during_the_last_call_saves_the_last_step(
             solve(method, "preempted", loop=loop)
     assert {p.name for p in (tmp_path / "preempted").iterdir()} == {"9"}
     set_requested(False)
-    inputs, starts = loop_module.send_batches, []
-
-    def record_start(program, executor, start, size):
-        starts.append(start)
-        return inputs(program, executor, start, size)
-
-    monkeypatch.setattr(loop_module, "send_batches", record_start)
-    outcome = solve(method, "preempted", loop=loop)
-    assert starts == [0], "only to compile: no step is left"
+    with mock.patch.object(loop_module, "send_batches", wraps=send_batches) as send:
+        outcome = solve(method, "preempted", loop=loop)
+    send.assert_called_once()  # only to compile: no step is left
     assert trees_equal(outcome.params, expected.params) and outcome.steps == 9
 
 
@@ -261,20 +249,17 @@ def test_training_section_is_part_of_the_executable(solve, problem):
 
 
 def test_methods_with_the_same_program_share_an_executable(
-    tmp_path, monkeypatch, problem, run_method
+    tmp_path, problem, run_method
 ):
     loop = make_loop(problem)
-    compiled, compile_ = [], jax.stages.Lowered.compile
-
-    def count_and_compile(lowered):
-        compiled.append(lowered)
-        return compile_(lowered)
-
-    monkeypatch.setattr(jax.stages.Lowered, "compile", count_and_compile)
     names = ("original", "retrain", "retrain_visual", "finetune")
-    steps = [run_method(name, tmp_path, loop=loop)[0].steps for name in names]
+    original = jax.stages.Lowered.compile
+    with mock.patch.object(
+        jax.stages.Lowered, "compile", autospec=True, side_effect=original
+    ) as compile_:
+        steps = [run_method(name, tmp_path, loop=loop)[0].steps for name in names]
+    compile_.assert_called_once()
     assert steps[1] < steps[0]  # another length, other rows
-    assert len(compiled) == 1
 
 
 # --- copies ---------------------------------------------------------------------------

@@ -108,30 +108,23 @@ def test_loss_of_one_device_is_averaged_over_all(name):
 
 
 @EVERY_EXECUTOR
-def test_steps_on_a_sharded_table_equal_those_on_a_replicated_one(name):
+def test_steps_on_shards_or_rows_from_the_host_equal_those_on_a_replicated_table(name):
     program, executor = regression(), EXECUTORS[name]()
-    padding = np.full((4, 3), 9, np.float32)  # so that all devices have as many rows
+    expected, expected_metrics = run(executor, program)
+    # Padded, so that all devices have as many rows.
     padded = {
-        key: np.concatenate([x, padding if x.ndim == 2 else padding[:, 0]])
+        key: np.pad(x, [(0, 4), (0, 0)][: x.ndim], constant_values=9)
         for key, x in program.table.items()
     }
-    sharded = program._replace(
-        table={}, sharded_tables={"rows": executor.shard_tree(padded)}
-    )
-    state, metrics = run(executor, program)
-    sharded_state, sharded_metrics = run(executor, sharded)
-    np.testing.assert_array_equal(state.params["w"], sharded_state.params["w"])
-    jax.tree.map(np.testing.assert_array_equal, metrics, sharded_metrics)
-
-
-@SOME_EXECUTORS
-def test_steps_on_rows_from_the_host_are_the_same(name):
-    program, executor = regression(), EXECUTORS[name]()
+    shards = executor.shard_tree(padded)
     column = HostColumn(program.table["x"], np.full(20, True))
-    from_host = program._replace(table={**program.table, "x": column})
-    state, _ = run(executor, program)
-    other, _ = run(executor, from_host)
-    np.testing.assert_array_equal(state.params["w"], other.params["w"])
+    for fields in (
+        {"table": {}, "sharded_tables": {"rows": shards}},
+        {"table": {**program.table, "x": column}},
+    ):
+        state, metrics = run(executor, program._replace(**fields))
+        np.testing.assert_array_equal(state.params["w"], expected.params["w"])
+        jax.tree.map(np.testing.assert_array_equal, metrics, expected_metrics)
 
 
 @SOME_EXECUTORS
@@ -159,13 +152,7 @@ def test_refresh_reads_the_shard_of_this_device_and_can_gather_all(name):
 def clipped_adamw(labels):
     """Returns AdamW with gradient clipping and a learning rate for each label."""
 
-    def adamw(rate):
-        return optax.chain(
-            optax.scale_by_adam(b2=0.98),
-            optax.add_decayed_weights(0.05),
-            optax.scale_by_learning_rate(rate),
-        )
-
+    adamw = functools.partial(optax.adamw, b2=0.98, weight_decay=0.05)
     optimizers: dict[Any, Any] = {"rest": adamw(0.05), "text": adamw(0.05 / 3)}
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.partition(optimizers, labels)
@@ -200,13 +187,10 @@ def test_optimizer_of_one_vector_per_group_makes_the_same_steps(name):
     state, metrics = run(executor, grouped)
     other_state, other_metrics = run(executor, grouped._replace(**by_module))
     assert (metrics["gradient"] > 1.5).any(), "some gradients are clipped"
-    np.testing.assert_allclose(
-        metrics["gradient"], other_metrics["gradient"], rtol=1e-4
-    )
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=2e-6),
-        *(state.params, other_state.params),
-    )
+    norms = metrics["gradient"], other_metrics["gradient"]
+    np.testing.assert_allclose(*norms, rtol=1e-4)
+    assert_close = functools.partial(np.testing.assert_allclose, atol=2e-6)
+    jax.tree.map(assert_close, state.params, other_state.params)
     # One vector per group and moment, not one per array.
     sizes = sorted(x.size for x in jax.tree.leaves(state.opt) if x.ndim)
     rest, text = 4 + 12 + 4, 4 + 1

@@ -79,10 +79,10 @@ def test_order_of_rows_does_not_matter(data, rule):
         assert ids == set(reversed_.id[getattr(after, name)])
 
 
-@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, float("nan")])
-def test_holdout_fraction_out_of_range_is_rejected(data, holdout):
-    with pytest.raises(UserError, match=f"unlearn.holdout_fraction={holdout}"):
-        draw(data, "random:0.1", holdout=holdout)
+def test_holdout_fraction_out_of_range_is_rejected(data):
+    for holdout in (0.0, 1.0, -0.1, float("nan")):
+        with pytest.raises(UserError, match=f"unlearn.holdout_fraction={holdout}"):
+            draw(data, "random:0.1", holdout=holdout)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,7 @@ def test_set_without_an_image_is_rejected(data, rule, split, message):
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_data_without_validation_or_test_rows_are_rejected(data, split):
-    rows = data.split != split
-    names = ("id", "group", "split", "labels", "has_image")
-    columns = {name: getattr(data, name)[rows] for name in names}
-    data = data._replace(**columns, cluster=np.arange(rows.sum()))
+    data = data._replace(split=np.where(data.split == split, "unused", data.split))
     with pytest.raises(UserError, match=f"the {split} set is empty"):
         draw(data, "random:0.1")
 

@@ -40,13 +40,10 @@ def write_columns(
     counts: Counts,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Writes all columns except the images, which `ingest_rows` writes.
+    """Writes all columns except the images, and returns the metadata to store.
 
-    Returns:
-        The metadata to store: vocabulary size, classes, counts and checksums.
-
-    Raises:
-        UserError: no usable row, no training row, or an unusable number of classes.
+    Raises UserError if no row is usable or for training, or if there are too many or
+    too few classes.
     """
     _write_row_columns(folder)
     has_image = np.load(folder / "has_image.npy")
@@ -72,7 +69,6 @@ def write_columns(
 
 
 def _write_row_columns(folder: pathlib.Path) -> None:
-    """Writes the columns of _ROW_FIELDS."""
     columns: dict[str, list[Any]] = {name: [] for name in _ROW_FIELDS}
     for row in iterate_rows(folder):
         row |= {"has_image": row["image"], "has_text": row["text"] is not None}
@@ -133,10 +129,7 @@ def _write_texts_and_labels(
 
 
 def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:
-    """Merges groups that share a text or a near-duplicate image, by `data.group`.
-
-    A merged group has the name of its first row's group.
-    """
+    """Merges groups of equal texts or near-duplicate images, named after the first."""
     group = np.load(folder / "group.npy")
     rows = np.arange(len(group))
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)

@@ -40,11 +40,8 @@ def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
     """Decodes an image, scales it to fit into a square and pads it with white.
 
     Transparent parts become white, the EXIF orientation is ignored, and of an animation
-    the first frame is used. `crop_margins` first crops a margin of one color.
-
-    Raises:
-        SkipExample: "image empty", "not an image", "image too large" or "image
-            damaged".
+    the first frame is used. `crop_margins` first crops a margin of one color. Raises
+    SkipExample: "image empty", "not an image", "image too large" or "image damaged".
     """
     with _open_image(data) as image:
         notes = _find_notes(image)
@@ -123,11 +120,8 @@ def _find_notes(image: Image.Image) -> tuple[str, ...]:
 def _find_content_box(image: Image.Image) -> tuple[int, int, int, int]:
     """Returns the box of the pixels that differ clearly from the corner's color."""
     corner = Image.new("RGB", image.size, image.getpixel((0, 0)))
-    differs = (
-        ImageChops.difference(image, corner)
-        .convert("L")
-        .point(lambda value: 255 if value > _CONTENT_THRESHOLD else 0)
-    )
+    difference = ImageChops.difference(image, corner).convert("L")
+    differs = difference.point(lambda x: 255 if x > _CONTENT_THRESHOLD else 0)
     return differs.getbbox() or (0, 0, *image.size)
 
 
@@ -136,13 +130,10 @@ def _reduce_image(
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Converts to RGB at an integer fraction of the size, but not below `min_size`.
 
-    It converts one tile at a time: converting all pixels at once takes several times
-    the memory of the image.
-
-    Returns:
-        The reduced image, and the box that the image fills in it: the last row and
-        column may be covered in part only.
+    Also returns the box that the image fills in the result: the last row and column may
+    be covered in part only.
     """
+    # Converting all pixels at once takes several times the memory of the image.
     factor = max(1, max(image.size) // min_size)
     width, height = (-(-side // factor) for side in image.size)
     reduced = Image.new("RGB", (width, height))

@@ -56,11 +56,8 @@ def ingest_rows(
 ) -> list[int]:
     """Writes `image.npy`, `rows.jsonl` and the records, resuming a killed pass.
 
-    Returns the number of usable rows in each shard.
-
-    Raises:
-        UserError: a row cannot be used and `data.strict` is on.
-        RecordsDamaged: the source reads records and they are damaged.
+    Returns the number of usable rows in each shard. Raises UserError if a row cannot be
+    used and `data.strict` is on, and RecordsDamaged if the source reads such records.
     """
     entry = _read_last_entry(scratch, config.image_size, records)
     if entry.counts is not None:
@@ -121,11 +118,10 @@ def _append_row(
 
 
 def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Iterates over the stored rows without their images.
+    """Yields the stored rows without their images.
 
-    Yields:
-        `id`, `group`, `split`, `text` (None if missing), `labels` as class indices, and
-        `image`: whether the row has an image.
+    `text` is None if missing, `labels` are class indices, and `image` is whether the
+    row has one.
     """
     with (scratch / _ROWS).open("rb") as file:
         for line in file:

@@ -19,14 +19,8 @@ from ccu_jax.storage.records import add_checksum, read_record
 FORMAT_VERSION = 3  # raised whenever the stored form changes
 PURGED = "purged.json"  # exists where images were removed from the stored form
 # Settings that do not change the TFDS records.
-_ARRAY_SETTINGS = [
-    "image_size",
-    "crop_margins",
-    "text_length",
-    "vocabulary",
-    "group",
-    "records",
-]
+_ARRAY_SETTINGS = {"image_size", "crop_margins", "text_length", "vocabulary"}
+_ARRAY_SETTINGS |= {"group", "records"}
 _META = "meta.json"
 _PLAN = "plan.json"  # the metadata of the preparation that a folder belongs to
 
@@ -238,9 +232,8 @@ class Preparation:
             counts_of_source = dict(self._counts.numbers)
             try:
                 self._start_or_resume(meta, "records")
-                stored = store.open_source(
-                    manifest.sizes, source.multi_label, source.metric
-                )
+                properties = source.multi_label, source.metric
+                stored = store.open_source(manifest.sizes, *properties)
                 ingest.ingest_rows(stored, *args, None)
                 self._counts.numbers = manifest.counts
                 return
@@ -277,11 +270,8 @@ def _read_stored(
             return None
         names = ("edition", "multi_label", "metric", "vocabulary", "counts")
         fields |= {name: meta[name] for name in (*names, "fingerprint")}
-        fields |= {
-            "classes": tuple(meta["classes"]),
-            "purged": (folder / PURGED).exists(),
-        }
-        return meta, fields
+        fields |= {"classes": tuple(meta["classes"])}
+        return meta, fields | {"purged": (folder / PURGED).exists()}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         return None  # damaged
 

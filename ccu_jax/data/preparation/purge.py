@@ -151,10 +151,8 @@ def search_files(
 ) -> tuple[int, int, list[tuple[str, str]]]:
     """Searches all files of some folders for patterns.
 
-    Links are not followed, except if a folder itself is one.
-
-    Returns:
-        The numbers of files and bytes, and the hits as in `PurgeResult`.
+    Links are not followed, except if a folder itself is one. Returns the numbers of
+    files and bytes, and the hits as in `PurgeResult`.
     """
     sizes = _find_files(folders)
     occurrences = _find_occurrences(patterns, sizes, progress)

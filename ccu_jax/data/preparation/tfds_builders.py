@@ -42,11 +42,7 @@ class Manifest(NamedTuple):
 
 
 class RecordStore:
-    """Writes and reads the records of one data set in a separate folder.
-
-    Raises:
-        UserError: TensorFlow is not installed.
-    """
+    """Writes and reads the records of one data set in a separate folder."""
 
     def __init__(self, folder: pathlib.Path, name: str, classes: Sequence[str]):  # noqa: D107
         _, self._tfds = import_tensorflow()
@@ -138,10 +134,8 @@ def load_builder(folder: pathlib.Path) -> Any:
     """Returns the TFDS builder of all records, ready for `as_dataset(split=...)`.
 
     Images that TensorFlow cannot decode (TIFF, animated GIF) are stored as they are:
-    read them with `tfds.decode.SkipDecoding`.
-
-    Raises:
-        UserError: there are no complete records, or TensorFlow is not installed.
+    read them with `tfds.decode.SkipDecoding`. Raises UserError if there are no complete
+    records, or TensorFlow is not installed.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -157,8 +151,7 @@ def load_builder(folder: pathlib.Path) -> Any:
 def import_tensorflow() -> tuple[Any, Any]:
     """Imports TensorFlow and TFDS, silenced and without access to the GPUs.
 
-    Raises:
-        UserError: they are not installed.
+    Raises UserError if they are not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,9 +1,9 @@
 """Ingesting rows in shards: resumable anywhere, and each image decoded once."""
 
-import collections
 import dataclasses
 import io
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,10 +17,6 @@ from tests.data.readers.layouts import ignore_progress
 
 SIZE, ROWS = 8, 43
 CONFIG = Data(image_size=SIZE, text_length=5, vocabulary=100)
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def encode_image(number):
@@ -55,9 +51,9 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(ingest, "SHARD_ROWS", 5)
 
 
-def run(folder, source=SOURCE, progress=ignore_progress):
+def run(folder, source=SOURCE, progress=ignore_progress, strict=False):
     folder.mkdir(exist_ok=True)
-    counts = Counts("here", strict=False)
+    counts = Counts("here", strict)
     counts.add("read", ROWS)
     sizes = ingest.ingest_rows(source, folder, CONFIG, counts, progress, None)
     return sizes, counts.numbers
@@ -91,29 +87,24 @@ def test_usable_rows_are_stored_in_order_and_others_are_counted(tmp_path):
 
 @pytest.mark.parametrize("row", range(0, ROWS, 3))
 def test_killed_pass_resumes_after_its_last_shard(row, tmp_path):
-    expected = run(tmp_path / "expected")
-    num_reads = collections.Counter()
-
-    def count_reads(number):
-        num_reads[number] += 1
-        return read(number)
+    expected, reads = run(tmp_path / "expected"), mock.Mock(side_effect=read)
 
     def kill(stage, done, total):
         if done > row:
-            raise Killed
+            raise KeyboardInterrupt
 
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", progress=kill)
     with (tmp_path / "killed" / "rows.jsonl").open("ab") as file:
         file.write(b'{"half a li')
     with (tmp_path / "killed" / "journal.jsonl").open("ab") as file:
         file.write((b"", b'{"key"', b"\x00\xff", b"[")[row % 4])
-    assert run(tmp_path / "killed", SOURCE._replace(read=count_reads)) == expected
+    assert run(tmp_path / "killed", SOURCE._replace(read=reads)) == expected
     for name in ("image.npy", "rows.jsonl"):
         stored = (tmp_path / "killed" / name).read_bytes()
         assert stored == (tmp_path / "expected" / name).read_bytes()
-    assert min(num_reads) == row // 5 * 5
-    assert set(num_reads.values()) == {1}
+    keys = sorted(call.args[0] for call in reads.call_args_list)
+    assert keys == list(range(row // 5 * 5, ROWS))  # each is read once
 
 
 def test_shards_are_limited_in_bytes(tmp_path, monkeypatch):
@@ -124,17 +115,21 @@ def test_shards_are_limited_in_bytes(tmp_path, monkeypatch):
 
 
 def test_strict_pass_stops_at_the_first_unusable_row(tmp_path):
-    counts = Counts("here", strict=True)
     message = "here: 7: text file missing .data.strict is on"
     with pytest.raises(UserError, match=message):
-        ingest.ingest_rows(SOURCE, tmp_path, CONFIG, counts, ignore_progress, None)
+        run(tmp_path / "a", strict=True)
+
+
+def write_columns(folder, source, config):
+    """Ingests a source; returns its columns and metadata."""
+    run(folder, source)
+    counts = Counts("here", strict=False)
+    meta = arrays.write_columns(folder, source, config, counts, ignore_progress)
+    return arrays.load_columns(folder), meta
 
 
 def test_columns_hold_the_ingested_rows(tmp_path):
-    run(tmp_path / "a")
-    counts = Counts("here", strict=False)
-    meta = arrays.write_columns(tmp_path / "a", SOURCE, CONFIG, counts, ignore_progress)
-    columns = arrays.load_columns(tmp_path / "a")
+    columns, meta = write_columns(tmp_path / "a", SOURCE, CONFIG)
     rows = list(ingest.iterate_rows(tmp_path / "a"))
     assert meta["counts"]["used"] == len(rows) == len(columns["image"])
     for name in ("id", "group", "split"):
@@ -155,10 +150,8 @@ def test_groups_are_merged_by_text_or_image(rule, num_groups, tmp_path):
         return Example(str(number), group, image, text, ("a",), "train")
 
     source = SOURCE._replace(keys=range(24), read=read_repeating)
-    run(tmp_path / "a", source)
-    counts = Counts("here", strict=False)
     config = dataclasses.replace(CONFIG, group=rule)
-    arrays.write_columns(tmp_path / "a", source, config, counts, ignore_progress)
+    columns, meta = write_columns(tmp_path / "a", source, config)
     groups = [f"g{n // 2 % num_groups}" for n in range(24)]
-    assert arrays.load_columns(tmp_path / "a")["group"].tolist() == groups
-    assert counts.numbers["noted: near-duplicate image"] == 12
+    assert columns["group"].tolist() == groups
+    assert meta["counts"]["noted: near-duplicate image"] == 12

@@ -24,21 +24,27 @@ from ccu_jax.errors import UserError
 from tests.data.readers.layouts import ignore_progress
 
 
-def encode_noise(seed):
-    """Returns a JPEG that resembles no other."""
-    file, rng = io.BytesIO(), np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (30, 40, 3), np.uint8)
-    Image.fromarray(pixels).save(file, "JPEG")
+def encode(pixels, format_="JPEG", **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format_, **options)
     return file.getvalue()
 
 
+def encode_noise(seed):
+    """Returns a JPEG that resembles no other."""
+    rng = np.random.default_rng(seed)
+    return encode(rng.integers(0, 256, (30, 40, 3), np.uint8))
+
+
+def search(folder, patterns):
+    """Searches a folder; returns the numbers of files and bytes, and the hits."""
+    return search_files(patterns, [folder], ignore_progress)
+
+
 def find_originals(folder, seeds):
-    patterns = [
-        make_pattern(str(seed), "original", piece)
-        for seed in seeds
-        for piece in select_pieces(encode_noise(seed))
-    ]
-    return search_files(patterns, [folder], ignore_progress)[-1]
+    pieces = [(seed, x) for seed in seeds for x in select_pieces(encode_noise(seed))]
+    patterns = [make_pattern(str(seed), "original", x) for seed, x in pieces]
+    return search(folder, patterns)[-1]
 
 
 def write_pairs(root, images):
@@ -71,8 +77,7 @@ def folder(tmp_path, monkeypatch):
 def test_pattern_is_found_at_any_position(folder, place):
     path = folder / "below" / "b.bin"
     piece = path.read_bytes()[place : place + PATTERN_BYTES]
-    pattern = make_pattern("row", "square", piece)
-    result = search_files([pattern], [folder], ignore_progress)
+    result = search(folder, [make_pattern("row", "square", piece)])
     assert result == (3, 10_000, [("row", str(path))])
 
 
@@ -80,13 +85,12 @@ def test_equal_patterns_are_found_once_for_each_row(folder):
     data = (folder / "a.bin").read_bytes()
     pieces = [bytearray(data[start : start + PATTERN_BYTES]) for start in (5, 300)]
     patterns = [make_pattern(id_, "square", p) for id_ in ("x", "y") for p in pieces]
-    *_, hits = search_files(patterns, [folder], ignore_progress)
-    assert hits == [(id_, str(folder / "a.bin")) for id_ in ("x", "y")]
+    hits = [(id_, str(folder / "a.bin")) for id_ in ("x", "y")]
+    assert search(folder, patterns)[-1] == hits
     for piece in pieces:
         piece[-1] ^= 1
     patterns = [make_pattern("x", "square", piece) for piece in pieces]
-    assert search_files(patterns, [folder], ignore_progress)[-1] == []
-    assert search_files([], [folder], ignore_progress)[-1] == []
+    assert search(folder, patterns)[-1] == search(folder, [])[-1] == []
 
 
 def test_pieces_are_distinctive_and_uniform_images_have_none():
@@ -125,8 +129,8 @@ def prepared(own, tmp_path):
     return tmp_path / "w"
 
 
-def run_purge(config, workdir, ids, remove_derived=lambda: None):
-    args = (ids, [workdir], ignore_progress, remove_derived)
+def run_purge(config, workdir, ids, *remove_derived):
+    args = (ids, [workdir], ignore_progress, *remove_derived)
     return purge_images(config, workdir, *args)
 
 
@@ -169,12 +173,9 @@ def test_retained_copy_is_reported_but_not_an_image_with_an_equal_part(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 255, (30, 16, 16, 3), np.uint8)
     pixels[1, 5:] = pixels[0, 5:]  # most of it
     pixels[3] = pixels[2]  # all of it
-    images = {}
-    for n, image in enumerate(pixels):
-        file = io.BytesIO()
-        # Lossless, but the file does not contain the raw pixels.
-        Image.fromarray(image).save(file, "TIFF", compression="tiff_lzw")
-        images[f"{n}.tif"] = file.getvalue()
+    # Lossless, but the files do not contain the raw pixels.
+    files = [encode(image, "TIFF", compression="tiff_lzw") for image in pixels]
+    images = {f"{n}.tif": file for n, file in enumerate(files)}
     config, workdir = write_pairs(tmp_path / "own", images), tmp_path / "w"
     load(config, workdir, ignore_progress)
     result = run_purge(config, workdir, {"0.tif"})
@@ -229,9 +230,8 @@ def test_derived_models_are_removed_after_the_data_are_marked_as_purged(own, pre
 
 def test_removal_cannot_be_verified_without_the_patterns(own, tmp_path):
     workdir = tmp_path / "w"
-    white = io.BytesIO()
-    Image.new("RGB", (30, 30), "white").save(white, "PNG")
-    (pathlib.Path(own.dir) / "7.jpg").write_bytes(white.getvalue())
+    white = encode(np.full((30, 30, 3), 255, np.uint8), "PNG")
+    (pathlib.Path(own.dir) / "7.jpg").write_bytes(white)
     load(own, workdir, ignore_progress)
     for _ in range(2):
         result = run_purge(own, workdir, {"3.jpg", "7.jpg"})

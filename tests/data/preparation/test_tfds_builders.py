@@ -33,9 +33,8 @@ def test_records_that_do_not_fit_into_memory_keep_their_order(tmp_path, monkeypa
     editions.write_if_missing("mmimdb", root, 40, 3, ignore_progress)
     splits = json.loads((root / "split.json").read_text())
     for image_size in (16, 12):  # the second time, the records are read
-        config = Data(
-            dataset="mmimdb", dir=str(root), image_size=image_size, records=True
-        )
+        settings = {"dir": str(root), "image_size": image_size, "records": True}
+        config = Data(dataset="mmimdb", **settings)
         data = load(config, tmp_path / "w", ignore_progress)
         assert data.id.tolist() == splits["train"] + splits["dev"] + splits["test"]
 
@@ -43,7 +42,6 @@ def test_records_that_do_not_fit_into_memory_keep_their_order(tmp_path, monkeypa
 @pytest.mark.slow
 def test_tensorflow_is_needed_to_write_records_alone(tmp_path):
     pytest.importorskip("tensorflow_datasets")
-
     temporary = tmp_path / "tmp"
     temporary.mkdir()
 

@@ -55,7 +55,7 @@ def _run_python(code, *argv, stdout=subprocess.PIPE, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, stdout=stdout, stderr=pipe, text=True)
 
 
-def _rejection(capsys, *argv):
+def _reject(capsys, *argv):
     """Runs a command that must fail with one line and write nothing."""
     before = sorted(pathlib.Path().rglob("*"))
     assert launch.main(argv) == 2
@@ -138,14 +138,14 @@ def test_flags_override_fields_of_the_config(run):
     ],
 )
 def test_invalid_input_is_one_line_and_writes_nothing(capsys, argv, words):
-    message = _rejection(capsys, *argv.split())
+    message = _reject(capsys, *argv.split())
     assert all(word in message for word in words.split()), message
 
 
 def test_a_workdir_below_a_file_is_rejected(capsys):
     pathlib.Path("file").write_text("")
     for workdir in ("file", "file/below"):
-        assert workdir in _rejection(capsys, *TINY, "--workdir", workdir)
+        assert workdir in _reject(capsys, *TINY, "--workdir", workdir)
 
 
 @pytest.mark.parametrize(
@@ -192,9 +192,9 @@ def test_a_closed_output_pipe_ends_the_process_with_one_line(argv):
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as closed:
-        done = _run_python(code, *argv.split(), stdout=closed, cwd=".")
-    assert done.returncode == 130, done.stderr
-    assert done.stderr.count("\n") == 1 and "output pipe closed" in done.stderr
+        result = _run_python(code, *argv.split(), stdout=closed, cwd=".")
+    assert result.returncode == 130, result.stderr
+    assert result.stderr.count("\n") == 1 and "output pipe closed" in result.stderr
 
 
 def test_devices_are_simulated_by_the_environment(run):
@@ -212,9 +212,9 @@ def test_help_and_version_import_nothing_heavy():
         "finally: assert not {'jax', 'numpy'} & set(sys.modules)"
     )
     for flag, words in (("--help", "examples:"), ("--version", ccu_jax.__version__)):
-        done = _run_python(code, flag)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert words in done.stdout
+        result = _run_python(code, flag)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert words in result.stdout
 
 
 def test_the_list_names_configs_methods_and_data_sets(capsys):

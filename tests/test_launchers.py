@@ -25,18 +25,18 @@ def run_script(path, *argv, **env):
     return subprocess.run(["bash", path, *argv], **options)
 
 
-def printed_command(name, *argv):
-    done = run_script(ROOT / "launch" / name, *argv, VIRTUAL_ENV=sys.prefix)
-    assert done.returncode == 0, done.stderr
-    return shlex.split(done.stdout)
+def print_command(name, *argv):
+    result = run_script(ROOT / "launch" / name, *argv, VIRTUAL_ENV=sys.prefix)
+    assert result.returncode == 0, result.stderr
+    return shlex.split(result.stdout)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_valid_bash_with_a_comment_on_top(path):
     lint = [pathlib.Path(sys.prefix, "bin/shellcheck"), "-x", "-S", "warning"]
     for command in (["bash", "-n"], [*lint, "-P", ROOT, "-P", ROOT / "launch"]):
-        done = subprocess.run([*command, path], capture_output=True, text=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        result = subprocess.run([*command, path], capture_output=True, text=True)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     head = path.read_text("utf-8").splitlines()[:2]
     assert any(line.startswith("# ") for line in head)
 
@@ -68,10 +68,10 @@ def clone(tmp_path, monkeypatch):
     ],
 )
 def test_a_script_makes_an_environment_and_then_runs(clone, name, argv, last):
-    done = run_script(clone / name, *argv)
-    assert done.returncode == 0, done.stderr
-    assert "error" not in done.stderr
-    lines = done.stdout.splitlines()
+    result = run_script(clone / name, *argv)
+    assert result.returncode == 0, result.stderr
+    assert "error" not in result.stderr
+    lines = result.stdout.splitlines()
     assert re.search(r"-m venv .*/a\\ clean\\ clone/\.venv", lines[0])
     assert "-m pip install" in lines[1]
     assert re.search(last, lines[-1]), lines[-1]
@@ -92,9 +92,9 @@ def test_a_python_that_cannot_make_environments_is_one_line(
         python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; esac\n')
         python.chmod(0o755)
         message = "python3.12 has no ensurepip.* apt install python3-venv"
-    done = run_script(clone / "launch/first_run.sh", PATH=str(tools))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.search(message, done.stderr) and done.stderr.count("\n") == 1
+    result = run_script(clone / "launch/first_run.sh", PATH=str(tools))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.search(message, result.stderr) and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_a_python_that_cannot_make_environments_is_one_line(
     ],
 )
 def test_wrong_arguments_of_a_script_are_one_line(name, argv):
-    done = run_script(ROOT / "launch" / name, *argv, VIRTUAL_ENV=sys.prefix)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: usage: ") and done.stderr.count("\n") == 1
+    result = run_script(ROOT / "launch" / name, *argv, VIRTUAL_ENV=sys.prefix)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: usage: ") and result.stderr.count("\n") == 1
 
 
 def test_slurm_starts_one_process_per_gpu():
-    argv = printed_command("slurm.sbatch", "--config", "tiny", "--workdir", "/a b")
+    argv = print_command("slurm.sbatch", "--config", "tiny", "--workdir", "/a b")
     # The processes end each other, with a code that says whether to restart.
     assert argv[:3] == ["srun", "--kill-on-bad-exit=0", "--wait=180"]
     # srun does not inherit the cores per task.
@@ -127,7 +127,7 @@ def test_slurm_starts_one_process_per_gpu():
 
 @pytest.mark.parametrize("flags", [[], ["--config", "x", "--unlearn", "class:a 'b'"]])
 def test_a_tpu_slice_runs_the_command_on_every_host(flags):
-    argv = printed_command("tpu_vm.sh", "slice", "us-east5-b", *flags)
+    argv = print_command("tpu_vm.sh", "slice", "us-east5-b", *flags)
     assert argv[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice"]
     assert argv[6:11] == ["--zone", "us-east5-b", "--worker", "all", "--command"]
     # The shell on the hosts splits the command again.

@@ -17,7 +17,7 @@ from tests.toy import CLASSES, on_one_device, random_labels
 NUM_ROWS, SIZE = 8, 5
 
 
-def arrays(multi_label=False):
+def make_arrays(multi_label=False):
     """Inputs of all objectives; the suffix u or r stands for unlearn or retain rows."""
     rng = np.random.default_rng(0)
     x = {}
@@ -33,7 +33,7 @@ def arrays(multi_label=False):
     return {name: value.astype(np.float32) for name, value in x.items()}
 
 
-def both_sets(x, u="h_u", r="h_r"):
+def make_sets(x, u="h_u", r="h_r"):
     return (
         LabeledFeatures(x[u], x["labels_u"], x["weight_u"]),
         LabeledFeatures(x[r], x["labels_r"], x["weight_r"]),
@@ -42,11 +42,11 @@ def both_sets(x, u="h_u", r="h_r"):
 
 def inverse_contrast(x, **options):
     options = {"temperature": 0.3, "pull": 0.7} | options
-    return objectives.inverse_contrast(*both_sets(x), **options)
+    return objectives.inverse_contrast(*make_sets(x), **options)
 
 
 def pair_dissociation(x, **options):
-    sets = both_sets(x, "text", "text_r")
+    sets = make_sets(x, "text", "text_r")
     return objectives.pair_dissociation(x["image"], *sets, offset=0.1, **options)
 
 
@@ -81,7 +81,7 @@ OBJECTIVES = {
     "pair_dissociation": lambda x, m: pair_dissociation(x),
     "pair_dissociation_two_sided": lambda x, m: pair_dissociation(x, two_sided=True),
     "separation": lambda x, m: objectives.separation(
-        *reversed(both_sets(x)), temperature=0.3
+        *reversed(make_sets(x)), temperature=0.3
     ),
 }
 USES_MULTI_LABEL = ("cross_entropy", "kl_divergence", "retention")
@@ -92,7 +92,7 @@ each_label_kind = pytest.mark.parametrize(
 
 
 @functools.cache
-def compiled(name, multi_label, num_devices):
+def compile_step(name, multi_label, num_devices):
     def step(all_rows, _, rows):
         def value(all_rows):
             x = {key: a[rows] for key, a in all_rows.items()}
@@ -107,11 +107,8 @@ def compiled(name, multi_label, num_devices):
 def value_and_gradient(name, x, *, multi_label=False, num_devices=1):
     multi_label &= name in USES_MULTI_LABEL
     rows = np.arange(len(x["student"])).reshape(num_devices, -1)
-    value, gradient = compiled(name, multi_label, num_devices)(x, (), rows)[1]
+    value, gradient = compile_step(name, multi_label, num_devices)(x, (), rows)[1]
     return float(value), jax.tree.map(np.asarray, gradient)
-
-
-# --- the formulas, row by row ---------------------------------------------------------
 
 
 def shares_of(labels, others):
@@ -207,7 +204,7 @@ def expected_value(name, x, multi_label):
 @each_label_kind
 @each_objective
 def test_value_equals_formula(name, multi_label):
-    x = arrays(multi_label)
+    x = make_arrays(multi_label)
     value, _ = value_and_gradient(name, x, multi_label=multi_label)
     assert value == pytest.approx(expected_value(name, x, multi_label), rel=1e-4)
 
@@ -224,7 +221,7 @@ def test_mean_divides_by_the_weight_of_all_devices(num_devices):
 @pytest.mark.parametrize("num_devices", [2, 4])
 @each_objective
 def test_devices_and_order_of_rows_do_not_matter(name, num_devices):
-    x = arrays(multi_label=True)
+    x = make_arrays(multi_label=True)
     order = np.random.default_rng(3).permutation(NUM_ROWS)
     value, gradient = value_and_gradient(name, x, multi_label=True)
     shuffled = {key: a[order] for key, a in x.items()}
@@ -247,7 +244,7 @@ def test_devices_and_order_of_rows_do_not_matter(name, num_devices):
     ],
 )
 def test_stop_gradients(name, moved, stopped):
-    x = arrays(multi_label=True)
+    x = make_arrays(multi_label=True)
     _, gradient = value_and_gradient(name, x, multi_label=True)
     assert np.abs(gradient[moved]).max() > 1e-3
     for key in stopped:
@@ -260,7 +257,7 @@ def test_stop_gradients(name, moved, stopped):
 
 
 def test_pair_dissociation_moves_images_along_their_own_text_only():
-    x = arrays()
+    x = make_arrays()
     _, gradient = value_and_gradient("pair_dissociation_two_sided", x)
     weight = x["weight_u"]
     shares = [shares_of(labels, x["labels_r"]) for labels in x["labels_u"]]
@@ -271,9 +268,9 @@ def test_pair_dissociation_moves_images_along_their_own_text_only():
     np.testing.assert_allclose(gradient["image"], expected, atol=1e-6)
 
 
-def edge_cases():
-    x, zeros = arrays(), np.zeros(NUM_ROWS, np.float32)
-    no_positives = arrays()
+def make_edge_cases():
+    x, zeros = make_arrays(), np.zeros(NUM_ROWS, np.float32)
+    no_positives = make_arrays()
     no_positives["labels_u"][:] = [1, 0, 0]
     no_positives["labels_r"][:] = [0, 1, 0]
     no_positives["labels_r"][3] = [0, 0, 1]
@@ -297,7 +294,7 @@ def test_edge_cases_are_finite_and_empty_sums_are_zero(name, multi_label):
     zero_cases = ["no weight"]
     if name.startswith(("pair", "separation")):
         zero_cases.append("no positives")
-    for case, x in edge_cases().items():
+    for case, x in make_edge_cases().items():
         value, gradient = value_and_gradient(name, x, multi_label=multi_label)
         for key, g in [("value", np.array(value)), *gradient.items()]:
             assert np.isfinite(g).all(), (case, key)
@@ -306,7 +303,7 @@ def test_edge_cases_are_finite_and_empty_sums_are_zero(name, multi_label):
 
 @each_objective
 def test_rows_without_weight_are_ignored(name):
-    x = arrays(multi_label=True)
+    x = make_arrays(multi_label=True)
     value, gradient = value_and_gradient(name, x, multi_label=True)
     other = {key: a.copy() for key, a in x.items()}
     # The columns that are read with the weight of one of the sets.

@@ -107,7 +107,7 @@ class Loop:
         """Returns the number of steps that one call of the executable runs."""
         max_steps = self.config.steps_per_call
         if program.is_fully_sharded:
-            # Steps on cached features are fast, so one call may last until a checkpoint.
+            # Steps on cached features are fast, so a call may last until a checkpoint.
             max_steps = self.config.checkpoint_steps
         # Short programs round up to a power of two, so that they share executables.
         return min(max_steps, 2 ** (program.steps - 1).bit_length())

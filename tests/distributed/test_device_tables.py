@@ -14,7 +14,7 @@ from ccu_jax.distributed.device_tables import (
 from tests.distributed.test_executors import EVERY_EXECUTOR, EXECUTORS
 
 
-def columns(rows=24):
+def make_columns(rows=24):
     """Returns columns of every type, with values that a sum could change."""
     rng = np.random.default_rng(0)
     x = {
@@ -31,19 +31,19 @@ def columns(rows=24):
     return x
 
 
-def assert_rows(found, table, rows):
-    assert set(found) == set(table)
+def assert_rows(gathered, table, rows):
+    assert set(gathered) == set(table)
     for name, x in table.items():
-        assert found[name].dtype == x.dtype, name
-        np.testing.assert_array_equal(np.asarray(found[name]), x[rows], err_msg=name)
+        assert gathered[name].dtype == x.dtype, name
+        np.testing.assert_array_equal(np.asarray(gathered[name]), x[rows], err_msg=name)
 
 
 @EVERY_EXECUTOR
 def test_gather_replicated_returns_all_rows_in_order_on_every_device(name):
-    executor, table = EXECUTORS[name](), columns()
+    executor, table = EXECUTORS[name](), make_columns()
     compiled = executor.compile(lambda state, _, rows: (state, gather_replicated(rows)))
-    _, found = compiled((), (), executor.shard_tree(table))
-    assert_rows(found, table, np.arange(24))
+    _, gathered = compiled((), (), executor.shard_tree(table))
+    assert_rows(gathered, table, np.arange(24))
 
 
 @EVERY_EXECUTOR
@@ -57,21 +57,21 @@ def test_gather_replicated_returns_all_rows_in_order_on_every_device(name):
     ids=["random rows", "one row", "rows of one device"],
 )
 def test_take_sharded_returns_the_requested_rows_of_any_device(name, rows):
-    executor, table = EXECUTORS[name](), columns()
+    executor, table = EXECUTORS[name](), make_columns()
 
     def fn(state, _, batch):
         return state, gather_replicated(gather_sharded(batch["table"], batch["rows"]))
 
     shards = executor.shard(rows.astype(np.int32))
     batch = {"table": executor.shard_tree(table), "rows": shards}
-    _, found = executor.compile(fn)((), (), batch)
-    assert_rows(found, table, rows)
+    _, gathered = executor.compile(fn)((), (), batch)
+    assert_rows(gathered, table, rows)
 
 
 @EVERY_EXECUTOR
 @pytest.mark.parametrize("where", ["host", "devices"])
 def test_sharded_table_is_in_order_and_each_device_holds_its_shard_only(name, where):
-    executor, table = EXECUTORS[name](), columns()
+    executor, table = EXECUTORS[name](), make_columns()
     source = table if where == "host" else executor.replicate(table)
     size = 24 // executor.num_devices
     for key, x in executor.shard_tree(source).items():
@@ -84,7 +84,7 @@ def test_sharded_table_is_in_order_and_each_device_holds_its_shard_only(name, wh
 
 
 def test_rows_are_read_from_any_place():
-    x, rows = columns()["int32"], np.array([3, 23, 3])
+    x, rows = make_columns()["int32"], np.array([3, 23, 3])
     replicated = EXECUTORS["pmap"]().replicate(x)
     for column in (x, replicated, HostColumn(x, np.ones(len(x), bool))):
         read = read_rows(column, rows)

@@ -81,10 +81,7 @@ def test_reader_that_hangs_is_found(monkeypatch):
     assert failure.startswith("Hang")
 
 
-# --- cases that were found ------------------------------------------------------------
-
-
-def jsonl(*rows):
+def make_jsonl(*rows):
     """Returns pairs.jsonl with two valid rows and these."""
     valid = [{"id": name, "text": "a", "label": name} for name in "xy"]
     return {"pairs.jsonl": dump_lines([*valid, *rows])}
@@ -96,7 +93,7 @@ def test_names_of_folders_need_not_be_unicode(read):
     counts = read("pairs", {f"{odd}/1.png": PNG, "x/1.png": PNG, "y/1.png": PNG})
     assert counts["skipped: image has an impossible character"] == 1
     row = b'{"image": "%b/1.png", "label": "x"}' % os.fsencode(odd)
-    tree = {"pairs.jsonl": jsonl()["pairs.jsonl"] + row, f"{odd}/1.png": PNG}
+    tree = {"pairs.jsonl": make_jsonl()["pairs.jsonl"] + row, f"{odd}/1.png": PNG}
     assert read("pairs", tree)["skipped: line is not UTF-8"] == 1
     path = "women/dresses/gowns/1/1_0.jpeg"
     tree = {f"labels/{name}": f"{path}\t0\ta".encode() for name in LABEL_FILES}
@@ -112,12 +109,9 @@ def test_names_of_folders_do_not_garble_messages(read, name):
 
 
 def test_data_set_without_images_can_be_stored(read):
-    assert read("pairs", jsonl(), store=True)["stored"] == 1
+    assert read("pairs", make_jsonl(), store=True)["stored"] == 1
     for band in range(7):
         assert not list(near_duplicates.candidate_pairs(np.zeros(0, np.uint64), band))
-
-
-# --- images and texts -----------------------------------------------------------------
 
 
 def test_damage_after_the_first_frame_does_not_matter():

@@ -82,9 +82,6 @@ class Killed(Exception):
     pass
 
 
-# --- checkpoints ----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", params=[None, 3, 4])
 def uninterrupted(request, tmp_path_factory, problem):
     """A walk that may stop itself, a loop that has compiled it, and its outcome."""
@@ -164,9 +161,6 @@ def test_signal_during_the_last_call_saves_the_last_step(
     assert trees_equal(outcome.params, expected.params) and outcome.steps == 9
 
 
-# --- results and divergence -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("fail_at, restored", [(0, 0), (1, 0), (3, 2), (6, 6)])
 @pytest.mark.parametrize("every", [2, 100])
 def test_diverged_run_restores_the_last_checkpoint(solve, fail_at, restored, every):
@@ -204,9 +198,6 @@ def test_nonfinite_results_are_reported(solve):
         outcome = solve(method)
         assert outcome.diverged == "parameters of w are not finite"
         assert outcome.steps == steps
-
-
-# --- compilation ----------------------------------------------------------------------
 
 
 def test_programs_with_other_refresh_intervals_share_an_executable(solve, problem):
@@ -260,9 +251,6 @@ def test_methods_with_the_same_program_share_an_executable(
         steps = [run_method(name, tmp_path, loop=loop)[0].steps for name in names]
     compile_.assert_called_once()
     assert steps[1] < steps[0]  # another length, other rows
-
-
-# --- copies ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", executors.EXECUTORS)

@@ -21,7 +21,7 @@ STEPS, BATCH, RATE = 3, 16, 0.1
 SOME_EXECUTORS = pytest.mark.parametrize("name", ["pmap", "shard_map", "vmap 4"])
 
 
-def regression(**changes) -> Any:
+def make_regression(**changes) -> Any:
     """Returns weighted least squares, which `solve_by_hand` computes in NumPy."""
     rng = np.random.default_rng(0)
     table = {
@@ -75,7 +75,7 @@ def run(executor, program):
 
 @EVERY_EXECUTOR
 def test_every_executor_makes_the_same_steps_and_donates_the_state_alone(name):
-    program = regression()
+    program = make_regression()
     steps, state, static, inputs = prepare(EXECUTORS[name](), program)
     outputs = steps(state, static, inputs)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(outputs))
@@ -98,18 +98,15 @@ def test_loss_of_one_device_is_averaged_over_all(name):
         rows = batch["rows"]
         return ((rows["x"] @ params["w"] + frozen - rows["y"]) ** 2).mean(), {}
 
-    program = regression(loss=loss)
+    program = make_regression(loss=loss)
     program.table["weight"][:] = 1
     state, _ = run(EXECUTORS[name](), program)
     np.testing.assert_allclose(state.params["w"], solve_by_hand(program), atol=1e-5)
 
 
-# --- tables ---------------------------------------------------------------------------
-
-
 @EVERY_EXECUTOR
 def test_steps_on_shards_or_rows_from_the_host_equal_those_on_a_replicated_table(name):
-    program, executor = regression(), EXECUTORS[name]()
+    program, executor = make_regression(), EXECUTORS[name]()
     expected, expected_metrics = run(executor, program)
     # Padded, so that all devices have as many rows.
     padded = {
@@ -137,7 +134,7 @@ def test_refresh_reads_the_shard_of_this_device_and_can_gather_all(name):
         assert len(local) == 24 // executor.num_devices
         return gather_replicated(local)
 
-    program = regression(
+    program = make_regression(
         aux=jnp.zeros((24, 2), jnp.int32),
         refresh=refresh,
         sharded_tables={"more": executor.shard_tree(table)},
@@ -146,10 +143,7 @@ def test_refresh_reads_the_shard_of_this_device_and_can_gather_all(name):
     np.testing.assert_array_equal(state.aux, table)
 
 
-# --- the optimizer's vectors ----------------------------------------------------------
-
-
-def clipped_adamw(labels):
+def make_clipped_adamw(labels):
     """Returns AdamW with gradient clipping and a learning rate for each label."""
 
     adamw = functools.partial(optax.adamw, b2=0.98, weight_decay=0.05)
@@ -175,14 +169,14 @@ def test_optimizer_of_one_vector_per_group_makes_the_same_steps(name):
         "tilt": rng.normal(),
     }
     group = {"top": "text", "tilt": "text", "outer": "rest", "inner": "rest"}
-    grouped = regression(
+    grouped = make_regression(
         params=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params),
         loss=loss,
         group=group.get,
-        optimizer=clipped_adamw({name: name for name in ("rest", "text")}),
+        optimizer=make_clipped_adamw({name: name for name in ("rest", "text")}),
         plan={"rows": rng.integers(20, size=(9, BATCH)).astype(np.int32)},
     )
-    by_module = {"group": lambda module: module, "optimizer": clipped_adamw(group)}
+    by_module = {"group": lambda module: module, "optimizer": make_clipped_adamw(group)}
     executor = EXECUTORS[name]()
     state, metrics = run(executor, grouped)
     other_state, other_metrics = run(executor, grouped._replace(**by_module))
@@ -197,11 +191,8 @@ def test_optimizer_of_one_vector_per_group_makes_the_same_steps(name):
     assert sizes == [text, text, rest, rest]
 
 
-# --- the loop of steps ----------------------------------------------------------------
-
-
 def test_steps_of_one_call_equal_single_steps_and_end_with_the_program():
-    program, executor = regression(), executors.vmap(2)
+    program, executor = make_regression(), executors.vmap(2)
     steps, state, static, inputs = prepare(executor, program)
     for step in range(STEPS):
         one_step = toy.step_inputs_of(executor, program, slice(step, step + 1))
@@ -219,7 +210,7 @@ def test_refresh_runs_before_every_nth_step(name):
         return {"count": aux["count"] + 1, "w": params["w"]}
 
     aux = {"count": jnp.int32(0), "w": jnp.full(3, 9.0)}
-    program = regression(aux=aux, refresh=refresh, refresh_every=2)
+    program = make_regression(aux=aux, refresh=refresh, refresh_every=2)
     state, _ = run(EXECUTORS[name](), program)
     assert int(state.aux["count"]) == 2  # before steps 0 and 2
     np.testing.assert_allclose(state.aux["w"], solve_by_hand(program, 2), atol=1e-5)
@@ -227,7 +218,7 @@ def test_refresh_runs_before_every_nth_step(name):
 
 @SOME_EXECUTORS
 def test_program_that_stops_itself_makes_no_further_step(name):
-    program = regression(
+    program = make_regression(
         aux=jnp.int32(0),
         refresh=lambda params, frozen, aux, sharded_tables: aux + 1,
         stop=lambda aux: aux >= 2,

@@ -32,9 +32,6 @@ def test_invalid_rule_is_rejected(data, rule, message):
         draw(data, rule)
 
 
-# --- class, group and ids -------------------------------------------------------------
-
-
 def test_class_is_unlearned_as_a_whole_with_nonmembers_of_the_class(data):
     sets = draw(data, "class:green")
     column = data.classes.index("green")
@@ -94,9 +91,6 @@ def test_ids_that_cannot_be_unlearned_are_rejected(data, tmp_path):
         draw(data, f"ids:{tmp_path / 'bytes.txt'}")
 
 
-# --- clusters -------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def two_styles():
     """Rows of two image styles and vocabularies, unrelated to their labels."""
@@ -143,9 +137,6 @@ def test_small_cluster_has_the_minimum_of_nonmembers_whatever_the_labels(two_sty
     np.testing.assert_array_equal(large.unlearn, relabeled.unlearn)
     assert set(small.unlearn) < set(large.unlearn)
     assert MIN_NONMEMBERS <= len(small.unseen) < MIN_NONMEMBERS + 2
-
-
-# --- memorization ---------------------------------------------------------------------
 
 
 def test_most_memorized_groups_are_unlearned(data):

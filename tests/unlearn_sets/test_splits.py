@@ -120,9 +120,6 @@ def test_data_without_validation_or_test_rows_are_rejected(data, split):
         draw(data, "random:0.1")
 
 
-# --- files of unlearn sets ------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rule", ["random:0.05", "class:green"])
 def test_file_of_an_unlearn_set_is_a_rule_for_the_same_set(data, rule, tmp_path):
     # An id that starts with a hash is no comment.
@@ -133,9 +130,6 @@ def test_file_of_an_unlearn_set_is_a_rule_for_the_same_set(data, rule, tmp_path)
     again = draw(data, f"ids:{path}", seed=3)
     np.testing.assert_array_equal(again.unlearn, sets.unlearn)
     assert trees_equal(again, sets) or not rule.startswith("random")
-
-
-# --- near-duplicates ------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from ccu_jax.data.tokenizer import encode, train_tokenizer
 from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import ColumnWriter
 
-MAPPED = ("image", "text")
+MAPPED_COLUMNS = ("image", "text")
 _ROW_FIELDS = ("has_image", "has_text", "id", "group", "split")
-LOADED = ("labels", *_ROW_FIELDS, "cluster")
+LOADED_COLUMNS = ("labels", *_ROW_FIELDS, "cluster")
 MAX_CLASSES = 10_000
 _EXTRA_FILES = ("tokenizer.json", "rows.tsv")
 _CHUNK = 1024  # rows
@@ -29,8 +29,10 @@ _STAGE = "tokenizing texts"
 
 def load_columns(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Loads all columns of a prepared folder; the large ones are memory-mapped."""
-    mapped = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in MAPPED}
-    return mapped | {name: np.load(folder / f"{name}.npy") for name in LOADED}
+    mapped = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in MAPPED_COLUMNS
+    }
+    return mapped | {name: np.load(folder / f"{name}.npy") for name in LOADED_COLUMNS}
 
 
 def write_columns(
@@ -175,7 +177,7 @@ def hash_columns(
 ) -> str:
     """Hashes the classes and all columns; with `sync` also flushes them to the disk."""
     state = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
-    for name in (*MAPPED, *LOADED):
+    for name in (*MAPPED_COLUMNS, *LOADED_COLUMNS):
         with (folder / f"{name}.npy").open("rb") as file:
             while block := file.read(1 << 20):
                 state.update(block)

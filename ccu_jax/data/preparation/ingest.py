@@ -29,7 +29,7 @@ WORK_FILES = (_JOURNAL, _ROWS)  # not needed once all columns are written
 _MAX_THREADS = 8
 
 
-class Decoded(NamedTuple):
+class DecodedExample(NamedTuple):
     """An example with its decoded image `[S, S, 3]`; zeros if it has none."""
 
     example: Example
@@ -96,7 +96,7 @@ def ingest_rows(
 
 
 def _append_row(
-    decoded: Decoded,
+    decoded: DecodedExample,
     column: ColumnWriter,
     lines: ColumnWriter,
     class_index: dict[str, int],
@@ -130,18 +130,18 @@ def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def _decode_ahead(
     source: Source, pool: ThreadPoolExecutor, config: Data, start: int
-) -> Iterator[tuple[str, Decoded | SkipExample]]:
+) -> Iterator[tuple[str, DecodedExample | SkipExample]]:
     """Yields every row from `start` on in order; threads decode some rows ahead."""
 
-    def decode(key: Any) -> Decoded | SkipExample:
+    def decode(key: Any) -> DecodedExample | SkipExample:
         try:
             example = source.read(key)
             if example.image is None:
-                return Decoded(example, np.zeros((size, size, 3), np.uint8))
+                return DecodedExample(example, np.zeros((size, size, 3), np.uint8))
             pixels, notes = images.decode(example.image, size, config.crop_margins)
         except SkipExample as reason:
             return reason
-        return Decoded(example._replace(notes=example.notes + notes), pixels)
+        return DecodedExample(example._replace(notes=example.notes + notes), pixels)
 
     size = config.image_size
     keys = itertools.islice(source.keys, start, None)
@@ -156,13 +156,13 @@ def _decode_ahead(
 
 
 def _take_shard(
-    results: Iterable[tuple[str, Decoded | SkipExample]],
-) -> Iterator[tuple[str, Decoded | SkipExample]]:
+    results: Iterable[tuple[str, DecodedExample | SkipExample]],
+) -> Iterator[tuple[str, DecodedExample | SkipExample]]:
     """Takes rows until a shard is full."""
     num_bytes = 0
     for row_name, result in itertools.islice(results, SHARD_ROWS):
         yield row_name, result
-        if isinstance(result, Decoded):
+        if isinstance(result, DecodedExample):
             num_bytes += len(result.example.image or b"")
         if num_bytes >= SHARD_BYTES:
             return

@@ -17,7 +17,7 @@ from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.records import add_checksum, read_record
 
 FORMAT_VERSION = 3  # raised whenever the stored form changes
-PURGED = "purged.json"  # exists where images were removed from the stored form
+PURGED_FILE = "purged.json"  # exists where images were removed from the stored form
 # Settings that do not change the TFDS records.
 _ARRAY_SETTINGS = {"image_size", "crop_margins", "text_length", "vocabulary"}
 _ARRAY_SETTINGS |= {"group", "records"}
@@ -159,7 +159,7 @@ class Preparation:
     def _prepare(self, expected: str | None) -> None:
         """Fills a new folder and renames it into place; resumes a killed run."""
         paths = self.paths
-        if (self.workdir / PURGED).exists():
+        if (self.workdir / PURGED_FILE).exists():
             raise UserError(
                 f"images were purged from {self.workdir}, and its prepared data are "
                 "damaged or of other settings or files; its results stay, but new runs "
@@ -271,7 +271,7 @@ def _read_stored(
         names = ("edition", "multi_label", "metric", "vocabulary", "counts")
         fields |= {name: meta[name] for name in (*names, "fingerprint")}
         fields |= {"classes": tuple(meta["classes"])}
-        return meta, fields | {"purged": (folder / PURGED).exists()}
+        return meta, fields | {"purged": (folder / PURGED_FILE).exists()}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
         return None  # damaged
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ccu_jax.data.preparation.prepare import (
-    PURGED,
+    PURGED_FILE,
     Preparation,
     data_paths,
     remove_tree,
@@ -96,7 +96,7 @@ def purge_images(
     rows = np.flatnonzero(is_purged & np.load(data / "has_image.npy"))
     patterns, uniform = _load_patterns(patterns_path)
     searched_before = {pattern.id for pattern in patterns} | uniform
-    was_purged = (data / PURGED).exists()
+    was_purged = (data / PURGED_FILE).exists()
     original_hashes, stored_ids, blanked_ids = set(), set(), set()
     for id_, pixels in _iterate_stored(data, rows):
         stored_ids.add(id_)
@@ -116,7 +116,7 @@ def purge_images(
     # Mark as purged first: after a kill no run may train on partly deleted data.
     for folder in (workdir, data):
         text = json.dumps({"images": len(rows)}) + "\n"
-        (folder / PURGED).write_text(text, "utf-8")
+        (folder / PURGED_FILE).write_text(text, "utf-8")
     remove_derived()
     _remove_stored_images(workdir, rows, original_hashes)
     if unverifiable:

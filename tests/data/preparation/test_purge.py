@@ -58,9 +58,6 @@ def write_pairs(root, images):
     return Data(dir=str(root), image_size=16, text_length=4, vocabulary=100)
 
 
-# --- the search -----------------------------------------------------------------------
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder of three random files, and a link, which no search follows."""
@@ -110,9 +107,6 @@ def test_pieces_begin_with_rare_bytes_if_possible():
     assert len(pieces) == 3 and all(len(set(piece[:8])) >= 4 for piece in pieces)
     # Here no piece begins with rare bytes.
     assert select_pieces((bytes(8) + bytes(range(24)) + bytes(32)) * 40)
-
-
-# --- the purge ------------------------------------------------------------------------
 
 
 @pytest.fixture

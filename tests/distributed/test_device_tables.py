@@ -31,32 +31,18 @@ def make_columns(rows=24):
     return x
 
 
-def assert_rows(gathered, table, rows):
-    assert set(gathered) == set(table)
-    for name, x in table.items():
-        assert gathered[name].dtype == x.dtype, name
-        np.testing.assert_array_equal(np.asarray(gathered[name]), x[rows], err_msg=name)
-
-
-@EVERY_EXECUTOR
-def test_gather_replicated_returns_all_rows_in_order_on_every_device(name):
-    executor, table = EXECUTORS[name](), make_columns()
-    compiled = executor.compile(lambda state, _, rows: (state, gather_replicated(rows)))
-    _, gathered = compiled((), (), executor.shard_tree(table))
-    assert_rows(gathered, table, np.arange(24))
-
-
 @EVERY_EXECUTOR
 @pytest.mark.parametrize(
     "rows",
     [
+        np.arange(24),
         np.random.default_rng(1).integers(24, size=40),
         np.full(16, 5),
         np.tile([23, 21, 22], 8),  # of the last device
     ],
-    ids=["random rows", "one row", "rows of one device"],
+    ids=["all rows", "random rows", "one row", "rows of one device"],
 )
-def test_take_sharded_returns_the_requested_rows_of_any_device(name, rows):
+def test_requested_rows_of_any_device_are_gathered_onto_every_device(name, rows):
     executor, table = EXECUTORS[name](), make_columns()
 
     def fn(state, _, batch):
@@ -65,7 +51,10 @@ def test_take_sharded_returns_the_requested_rows_of_any_device(name, rows):
     shards = executor.shard(rows.astype(np.int32))
     batch = {"table": executor.shard_tree(table), "rows": shards}
     _, gathered = executor.compile(fn)((), (), batch)
-    assert_rows(gathered, table, rows)
+    assert set(gathered) == set(table)
+    for key, x in table.items():
+        assert gathered[key].dtype == x.dtype, key
+        np.testing.assert_array_equal(np.asarray(gathered[key]), x[rows], err_msg=key)
 
 
 @EVERY_EXECUTOR

@@ -16,7 +16,7 @@ RULES = (
 TRAINING_SETS = ("retain", "unlearn", "unseen")
 
 
-def trained_count(sets):
+def count_trained(sets):
     return len(sets.retain) + len(sets.unlearn)
 
 
@@ -36,7 +36,7 @@ def test_sets_are_disjoint_and_no_group_is_split(data, rule, tmp_path):
         assert split == "train" or len(part) == (data.split == split).sum()
     if rule.startswith(("random", "ids")):  # all held-out rows are non-members
         num_train = (data.split == "train").sum()
-        assert trained_count(sets) + len(sets.unseen) == num_train
+        assert count_trained(sets) + len(sets.unseen) == num_train
 
 
 def test_sets_have_the_requested_sizes(data):
@@ -44,7 +44,7 @@ def test_sets_have_the_requested_sizes(data):
     max_excess = 4  # no group is split
     num_train = (data.split == "train").sum()
     assert 0 <= len(sets.unseen) - round(0.2 * num_train) < max_excess
-    assert 0 <= len(sets.unlearn) - round(0.1 * trained_count(sets)) < max_excess
+    assert 0 <= len(sets.unlearn) - round(0.1 * count_trained(sets)) < max_excess
 
 
 def test_smaller_fraction_is_a_prefix_of_a_larger_one(data):
@@ -57,9 +57,8 @@ def test_smaller_fraction_is_a_prefix_of_a_larger_one(data):
     assert 0 < len(one) < len(five) and five[: len(one)] == one
     other_holdout = ids("random:0.01", holdout=0.4)
     assert other_holdout == five[: len(other_holdout)]
-    np.testing.assert_array_equal(
-        draw(data, "random:0.01").unseen, draw(data, "random:0.05").unseen
-    )
+    small, large = draw(data, "random:0.01"), draw(data, "random:0.05")
+    np.testing.assert_array_equal(small.unseen, large.unseen)
 
 
 def test_seed_determines_the_sets(data):
@@ -85,39 +84,34 @@ def test_holdout_fraction_out_of_range_is_rejected(data):
             draw(data, "random:0.1", holdout=holdout)
 
 
+def set_labels(data, labels):
+    return data._replace(labels=np.ones_like(data.labels) * labels)
+
+
+def remove_images(data, split):
+    return data._replace(has_image=data.has_image & (data.split != split))
+
+
+def remove_rows(data, split):
+    return data._replace(split=np.where(data.split == split, "unused", data.split))
+
+
 @pytest.mark.parametrize(
-    "rule, labels, message",
+    "rule, change, argument, message",
     [
-        ("random:0.99999", 1, "every training row"),
-        ("class:red", 1, "every training row"),
-        ("class:red", [0, 1, 1], "selects no training row"),
+        ("random:0.99999", set_labels, 1, "every training row"),
+        ("class:red", set_labels, 1, "every training row"),
+        ("class:red", set_labels, [0, 1, 1], "selects no training row"),
+        ("random:0.1", remove_images, "train", "only rows without an image"),
+        ("random:0.1", remove_images, "validation", "no row of the validation set has"),
+        ("memorized:0.1", remove_images, "validation", "no row of the validation set"),
+        ("random:0.1", remove_rows, "validation", "the validation set is empty"),
+        ("random:0.1", remove_rows, "test", "the test set is empty"),
     ],
 )
-def test_empty_unlearn_or_retain_set_is_rejected(data, rule, labels, message):
-    data = data._replace(labels=np.ones_like(data.labels) * labels)
+def test_unusable_set_is_rejected(data, rule, change, argument, message):
     with pytest.raises(UserError, match=f"{rule}: .*{message}"):
-        draw(data, rule)
-
-
-@pytest.mark.parametrize(
-    "rule, split, message",
-    [
-        ("random:0.1", "train", "only rows without an image"),
-        ("random:0.1", "validation", "no row of the validation set has an image"),
-        ("memorized:0.1", "validation", "no row of the validation set has an image"),
-    ],
-)
-def test_set_without_an_image_is_rejected(data, rule, split, message):
-    data = data._replace(has_image=data.has_image & (data.split != split))
-    with pytest.raises(UserError, match=message):
-        splits.draw_sets(data, rule, 0, 0.2)
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_data_without_validation_or_test_rows_are_rejected(data, split):
-    data = data._replace(split=np.where(data.split == split, "unused", data.split))
-    with pytest.raises(UserError, match=f"the {split} set is empty"):
-        draw(data, "random:0.1")
+        splits.draw_sets(change(data, argument), rule, 0, 0.2)
 
 
 @pytest.mark.parametrize("rule", ["random:0.05", "class:green"])

@@ -218,7 +218,7 @@ def _select_memorized(data, rule, groups, memorization) -> Selection:
         raise ValueError("the rule `memorized` requires `memorization`")
 
     def group_means(names, value_N):
-        """Returns the groups that have an image, and the mean over such rows of each."""
+        """Returns the groups that have an image, and their means over such rows."""
         means = groups.means(names, value_N, data.has_image)
         has_image = np.isfinite(means)
         return list(itertools.compress(names, has_image)), means[has_image]

@@ -191,7 +191,7 @@ def _judge_views(
 
 
 def seeds_share_rows(records: Sequence[dict[str, Any]]) -> bool:
-    """Returns whether two seeds share an unlearn set: their errors do not average out."""
+    """Returns whether seeds share an unlearn set, so that errors do not average out."""
     return len({record["members"] for record in records}) < len(records)
 
 

@@ -16,12 +16,12 @@ from ccu_jax.config.flags import Parser
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.files import to_plain_json, write_atomically
 
-MODULES = ("steps", "unlearning", "scaling", "input_pipeline")  # have COMMANDS
+MODULES = ("steps", "unlearning", "scaling", "input_pipeline")  # each defines COMMANDS
 _MIN_WIDTH = 160  # characters; tables would wrap in narrower pipes and files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 on a `UserError`, 130 on Ctrl-C."""
+    """Runs a benchmark; returns the exit code: 0, 2 on `UserError`, 130 on Ctrl-C."""
     try:
         run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Parses the flags, measures, prints the tables and writes the JSON."""
+    """Runs the benchmark that `argv` selects, prints its tables and writes the JSON."""
     commands: dict[str, Command] = {}
     for module in MODULES:
         commands |= _import(module).COMMANDS
@@ -59,14 +59,14 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _import(module: str) -> Any:
-    # Child processes import this file as well, and PyTorch's must not import JAX.
+    # Lazy import: child processes import this file, and PyTorch's must not load JAX.
     return importlib.import_module(f"ccu_jax.benchmarks.{module}")
 
 
 def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m ccu_jax.benchmarks",
-        description="Measures speed and memory on this machine.",
+        description="Measures speed and memory usage on this machine.",
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -77,8 +77,12 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        repeat = Flag("--windows", at_least(1), command.windows, "measurements of each")
-        file = Flag("--json", _parse_output, None, "write all numbers to this file too")
+        repeat = Flag(
+            "--windows", at_least(1), command.windows, "measurements per variant"
+        )
+        file = Flag(
+            "--json", _parse_output, None, "also write all numbers to this file"
+        )
         for name, parse, default, help_text in (*command.flags, repeat, file):
             options: dict[str, Any] = {"type": parse}
             if parse is bool:
@@ -86,7 +90,7 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
             subparser.add_argument(name, default=default, help=help_text, **options)
     flags = parser.parse_args(argv)
     if flags.command is None:
-        parser.error(f"no command; choose from {', '.join(commands)}")
+        parser.error(f"no command given; choose from {', '.join(commands)}")
     return flags
 
 

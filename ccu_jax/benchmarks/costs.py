@@ -1,4 +1,4 @@
-"""FLOPs, bytes and memory of a step, and the device that runs it."""
+"""FLOPs, bytes accessed and memory of a step, and peak rates of the device."""
 
 import functools
 import importlib.metadata
@@ -18,22 +18,22 @@ from ccu_jax.runs import results
 from ccu_jax.train import step
 from ccu_jax.train.program import Program, State
 
-# Dense bfloat16 FLOP/s of the data sheets, by a part of the device's name.
+# Dense bfloat16 FLOP/s from the data sheets, by a substring of `device_kind`.
 DATASHEET_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 _PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "pillow", "tokenizers")
 _PACKAGES += ("tensorflow", "tensorflow-cpu", "torch")
 
 
 class Peaks(NamedTuple):
-    """The highest rates of one device."""
+    """Peak throughput of one device."""
 
-    flops: float  # FLOP/s of a large matrix product
-    bytes: float  # bytes/s of a large copy
-    datasheet: float | None  # bfloat16 FLOP/s of the data sheet, if it is listed
+    flops: float  # FLOP/s measured with a large matrix product
+    bytes: float  # bytes/s measured with a large copy
+    datasheet: float | None  # bfloat16 FLOP/s, None if the device is not listed
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what affects the numbers: machine, load, devices, commit, versions."""
+    """Returns the hardware, load, devices, commit and package versions of this run."""
     installed = {x.name.lower(): x.version for x in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in _PACKAGES if name in installed}
     cpu = read_system_field("/proc/cpuinfo", "model name")
@@ -52,17 +52,17 @@ def describe_machine() -> dict[str, Any]:
 def make_step_args(
     program: Program, executor: Executor, key: jax.Array, num_steps: int
 ) -> tuple[State, Any, Any]:
-    """Returns the arguments of `make_steps_fn`: state, static and step inputs."""
+    """Returns the state, static inputs and step inputs that `make_steps_fn` expects."""
     state = executor.replicate(step.init_state(program, key))
     static = executor.replicate(step.static_inputs(program))
     return state, static, step.send_batches(program, executor, 0, num_steps)
 
 
 def count_flops(program: Program, executor: Executor) -> float:
-    """Counts the FLOPs of one step over the global batch, refreshes averaged in.
+    """Counts the FLOPs of one step over the global batch, with amortized refreshes.
 
-    XLA counts the unoptimized program, since calls of libraries count as 0 FLOPs. It
-    counts the body of a loop once, so the program has a single step.
+    XLA counts library calls as 0 FLOPs, so the unoptimized program is counted, if the
+    backend can. XLA counts a loop body once, so the program has a single step.
     """
     # A single program for the global batch, whatever the number of real devices.
     global_executor = vmap(executor.num_devices)
@@ -72,16 +72,19 @@ def count_flops(program: Program, executor: Executor) -> float:
         # Lower from shapes: the arrays may be sharded over several devices.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         steps: Any = global_executor.compile(step.make_steps_fn(program))
-        return steps.lower(*shapes).cost_analysis()["flops"]
+        lowered = steps.lower(*shapes)
+        # GPU backends may analyze compiled programs only.
+        cost = lowered.cost_analysis() or lowered.compile().cost_analysis()
+        return cost["flops"]
 
     return _average_refresh(program, count)
 
 
 def measure_compiled(program: Program, executor: Executor) -> dict[str, float | None]:
-    """Returns the bytes that one compiled step accesses on one device, and its memory.
+    """Returns the bytes accessed by one compiled step and its memory, on one device.
 
-    `bytes` has refreshes averaged in. `memory` counts the bytes of arguments, results
-    and temporaries. Each is None where the backend does not report it.
+    `bytes` includes amortized refreshes. `memory` is the size of arguments, results
+    and temporaries in bytes. Each is None if the backend does not report it.
     """
 
     def compile_step(program: Program) -> Any:
@@ -102,7 +105,7 @@ def measure_compiled(program: Program, executor: Executor) -> dict[str, float | 
 
 
 def _average_refresh(program: Program, count: Callable[[Program], float]) -> float:
-    """Returns the count of a step with its share of a refresh."""
+    """Returns the cost of one step, with that of a refresh averaged over the steps."""
     if program.refresh is None:
         return count(program)
     plain = count(program._replace(refresh=None))
@@ -110,7 +113,7 @@ def _average_refresh(program: Program, count: Callable[[Program], float]) -> flo
 
 
 def make_large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
-    """Returns a matrix product that saturates one device, and its FLOPs."""
+    """Returns a function that saturates one device, a matrix product, and its FLOPs."""
     side = 2048 if jax.devices()[0].platform == "cpu" else 8192
     a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
     return lambda: product(a), 2 * side**3
@@ -118,14 +121,14 @@ def make_large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
 
 @functools.cache
 def measure_peaks(dtype: str) -> Peaks:
-    """Measures the highest rates of one device: a large product and a large copy."""
+    """Measures the peak FLOP/s and bytes/s of one device."""
     product, flops = make_large_product(dtype)
     device = jax.devices()[0]
     # Larger than any cache.
     size = 1 << (25 if device.platform == "cpu" else 28)
     x, copy = jnp.zeros(size, jnp.float32), jax.jit(lambda x: x + 1)
     datasheet = (x for name, x in DATASHEET_FLOPS.items() if name in device.device_kind)
-    # The first call compiles.
+    # The first call compiles and is discarded.
     product_s, copy_s = (
         statistics.median([measure_seconds(call) for _ in range(6)][1:])
         for call in (product, lambda: copy(x))
@@ -134,7 +137,7 @@ def measure_peaks(dtype: str) -> Peaks:
 
 
 def measure_seconds(call: Callable[[], Any]) -> float:
-    """Returns the seconds until the result of a call is on the device."""
+    """Returns the wall time of a call in seconds, until its result is ready."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
@@ -143,12 +146,12 @@ def measure_seconds(call: Callable[[], Any]) -> float:
 def compute_utilization(
     flops: float, accessed: float | None, seconds: float, peaks: Peaks
 ) -> dict[str, float | None]:
-    """Returns which fractions of one device's peaks a step reaches.
+    """Returns the fractions of one device's peak throughput that a step achieves.
 
-    `mfu`: FLOP/s over those of the data sheet, or over the measured peak if the device
-    is unlisted. `roofline`: FLOP/s over what the arithmetic intensity (FLOPs by bytes
-    accessed) and the measured peaks allow (Williams et al. 2009). XLA counts accesses
-    that caches serve, so small programs may exceed 1.
+    `mfu`: FLOP/s divided by the peak of the data sheet, or by the measured peak if the
+    device is not listed. `roofline`: FLOP/s divided by the bound from arithmetic
+    intensity (FLOPs per byte) and measured peaks (Williams et al. 2009); it may exceed
+    1 for small programs, because XLA also counts accesses that hit a cache.
     """
     speed, roofline = flops / seconds, None
     if accessed:

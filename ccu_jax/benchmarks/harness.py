@@ -1,6 +1,6 @@
-"""Shared code of the commands: flags, timing, tables and a child process.
+"""Code shared by the benchmarks: flags, timing, tables and a child process.
 
-Imports no JAX, so that the child process that runs PyTorch does not import it either.
+Does not import JAX, because the child process that runs PyTorch imports this module.
 """
 
 import argparse
@@ -29,16 +29,16 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Column(NamedTuple):
-    """A column of a table, whose values are strings, numbers or summaries."""
+    """A table column whose values are strings, numbers or results of `summarize`."""
 
     header: str
-    key: str  # of the value in a row; "first.rows" leads into nested dicts
+    key: str  # of the value in a row; dots separate the keys of nested dicts
     format: str = ""  # format specification of numbers
-    scale: float = 1  # factor of numbers
+    scale: float = 1  # numbers are multiplied by this
 
 
 class Measurements(NamedTuple):
-    """A table of measurements: `name` is its key in the JSON, `rows` are plain JSON."""
+    """A table of measurements; `name` is its key in the JSON, `rows` are plain JSON."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class Measurements(NamedTuple):
 
 
 class Flag(NamedTuple):
-    """A flag of a command; with `parse=bool` it is --name or --no-name."""
+    """A flag of a command; `parse=bool` makes a switch, --name or --no-name."""
 
     name: str
     parse: Callable[[str], Any]
@@ -66,7 +66,7 @@ class Command(NamedTuple):
 
 
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
-    """Returns the type of a flag that is one of the choices."""
+    """Returns a flag parser that accepts one of `choices`."""
 
     def parse(text: str) -> str:
         if text in choices:
@@ -78,32 +78,34 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Returns the type of a flag that is a whole number of at least `minimum`."""
+    """Returns a flag parser for integers of at least `minimum`."""
 
     def parse(text: str) -> int:
         if re.fullmatch("[0-9]{1,9}", text) and int(text) >= minimum:
             return int(text)
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of at least {minimum}"
+            f"{text!r} is not an integer of at least {minimum}"
         )
 
     return parse
 
 
 def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Returns the type of a flag that lists different items, separated by commas."""
+    """Returns a flag parser for a comma-separated list of distinct items."""
 
     def parse(text: str) -> list[Any]:
         items = [parse_item(item) for item in text.split(",")]
         if len(set(items)) < len(items):
-            raise argparse.ArgumentTypeError(f"{text!r} repeats an item")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} repeats an item; pass each item once"
+            )
         return items
 
     return parse
 
 
 def parse_path(text: str) -> pathlib.Path:
-    """Parses a path, in which ~ is the home folder."""
+    """Parses a path and expands ~ to the home directory."""
     return pathlib.Path(text).expanduser()
 
 
@@ -111,11 +113,11 @@ class Progress:
     """Prints the progress of each stage to stderr, at most every two seconds."""
 
     def __init__(self, title: str):
-        """Sets the title, which starts every line."""
+        """Initializes with the title that is printed at the start of every line."""
         self._title, self._stage, self._printed_s = title, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Reports progress; the start and the end of a stage are always printed."""
+        """Reports `done` of `total` items; prints every start and end of a stage."""
         now = time.monotonic()
         is_due = now - self._printed_s >= _PROGRESS_EVERY_S
         if is_due or stage != self._stage or done == total:
@@ -124,17 +126,17 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
 
-def measure_in_turn(
+def measure_interleaved(
     calls: Mapping[Name, Callable[[], Any]], windows: int, progress: Progress
 ) -> dict[Name, list[Any]]:
-    """Calls all functions once per window, so that all are measured under equal load.
+    """Calls every function once per window, so that all run under the same load.
 
-    Returns the results of every function, without a first window that warms up.
+    Returns the results of each function by name, without those of a warm-up window.
     """
     results: dict[Name, list[Any]] = {name: [] for name in calls}
     total = (windows + 1) * len(calls)
     for window in range(windows + 1):
-        # Alternate the order: steadily growing load would favor the first function.
+        # Alternate the order: steadily growing load would bias the comparison.
         names = list(calls) if window % 2 else list(calls)[::-1]
         for position, name in enumerate(names):
             progress("measuring", window * len(calls) + position, total)
@@ -146,18 +148,18 @@ def measure_in_turn(
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """Returns `median`, `low` and `high` of the windows, and all `windows`."""
+    """Returns the `median`, minimum `low`, maximum `high` and all `windows`."""
     limits = {"low": min(values), "high": max(values)}
     return {"median": statistics.median(values), **limits, "windows": [*values]}
 
 
 def median_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """Returns the median over windows of the ratio of two summaries."""
+    """Returns the median of the ratios a/b of two summaries, window by window."""
     return statistics.median(map(operator.truediv, a["windows"], b["windows"]))
 
 
 def read_system_field(path: str, name: str) -> str | None:
-    """Returns the value of a line "name: value" of a file in /proc; None off Linux."""
+    """Returns the value of a "name: value" line in a /proc file; None off Linux."""
     try:
         text = pathlib.Path(path).read_text()
     except OSError:
@@ -180,7 +182,7 @@ def count_cores() -> int:
 
 
 def make_table(measurements: Measurements) -> Table:
-    """Returns a table with one line per row; missing and None values stay empty."""
+    """Formats measurements as a table; missing and None values are empty cells."""
     columns = measurements.columns
     table = Table(title=measurements.title, caption=measurements.caption or None)
     for column in columns:
@@ -205,14 +207,14 @@ def _format_cell(row: Mapping[str, Any], column: Column) -> str:
 
 @contextlib.contextmanager
 def start_child(**environment: str) -> Generator[Callable[..., Any]]:
-    """Starts a Python process with its own threads and memory.
+    """Starts a child process that can call functions of `ccu_jax.benchmarks`.
 
-    The environment variables are set before the process imports large libraries.
+    `environment` is set before the process imports NumPy, JAX or PyTorch.
 
     Yields:
-        `call("MODULE.FUNCTION", *args)`, which calls a function of a module of
-        `ccu_jax.benchmarks` in the process. It raises the `UserError` of the function
-        or of a killed process, and any other error as a RuntimeError.
+        `call("MODULE.FUNCTION", *args)`, which runs the function in the process. It
+        re-raises a `UserError` of the function, raises a `UserError` if the process was
+        killed, and converts any other error to a RuntimeError.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, _set_environment, (environment,)) as pool:
@@ -222,7 +224,8 @@ def start_child(**environment: str) -> Generator[Callable[..., Any]]:
                 return pool.submit(_call, name, *args).result()
             except BrokenProcessPool:
                 raise UserError(
-                    f"{name}: the child process was killed; check that memory suffices"
+                    f"{name}: the child process was killed, probably because memory "
+                    "ran out; free some and rerun"
                 ) from None
 
         yield call
@@ -240,6 +243,6 @@ def _call(name: str, *args: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        # The parent process may be unable to import the class of the error.
+        # The parent process may be unable to unpickle the exception.
         line = str(error).partition("\n")[0]
         raise RuntimeError(f"{type(error).__name__}: {line}") from error

@@ -1,7 +1,7 @@
-"""`python -m ccu_jax.benchmarks data`: preparing data sets and feeding them.
+"""`python -m ccu_jax.benchmarks data`: data preparation and input pipelines.
 
-`prepare`: seconds of each stage and memory, at the sizes of the official editions.
-`feed`: images per second of several input pipelines, from files in the page cache.
+`prepare`: seconds per stage and memory usage, at the sizes of the official editions.
+`feed`: images per second of several input pipelines, with files in the page cache.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _FEED_ROWS = {48: None, 224: 3000}  # max. rows by image size; 224 px take 147 K
 _BATCHES = (64, 256)
 _WINDOW_ROWS = 4096
 _POSTER_SIZE = (675, 1000)  # px, of a typical official poster
-_NOISE, _QUALITY = 14, 90  # make it a JPEG of about 0.3 MB
+_NOISE, _QUALITY = 14, 90  # yield JPEG files of about 0.3 MB
 _EARLY_FRACTION = 0.01  # memory should hardly grow after this fraction of the rows
 RateFn = Callable[[], float]  # returns images per second
 _PREPARE_COLUMNS = [
@@ -65,10 +65,10 @@ _FEED_COLUMNS = [
 
 
 def measure(flags: argparse.Namespace) -> list[Measurements]:
-    """Measures the parts that --only names."""
+    """Runs the benchmarks that --only selects."""
     counts = {name: getattr(flags, f"rows_{name}") for name in NUM_ROWS}
     counts = {name: count for name, count in counts.items() if count}
-    # All samples come first, so that a wrong number of rows is reported at once.
+    # Write all samples first, so that a wrong number of rows fails early.
     roots = {name: _write_sample(name, n, flags.dir) for name, n in counts.items()}
     measured = []
     if "prepare" in flags.only:
@@ -104,15 +104,15 @@ def _load_settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
 def measure_preparation(
     name: str, root: pathlib.Path, folder: pathlib.Path, records: bool
 ) -> dict[str, Any]:
-    """Prepares a sample edition anew, with or without TFDS records, and opens it again.
+    """Measures preparing a sample edition from scratch and reopening it.
 
-    The results of `prepare` are `first` and `second`.
+    The row has the results of `prepare` as `first` and `second`.
     """
     workdir = folder / f"prepared-{name}"
     shutil.rmtree(workdir, ignore_errors=True)
     row: dict[str, Any] = {"name": name}
     for start in ("first", "second"):
-        # A new process, whose memory is that of the preparation alone.
+        # In a new process, so that its peak memory is that of the preparation alone.
         with harness.start_child() as call:
             args = (
                 _load_settings(name, root, records=records),
@@ -125,9 +125,9 @@ def measure_preparation(
 
 
 def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]:
-    """Prepares a data set; measures seconds, and resident memory in MiB.
+    """Prepares a data set; returns its wall time by stage and resident memory.
 
-    `early_mib` is the memory after 1 % of the rows.
+    `early_mib` is the resident memory in MiB after 1 % of the rows.
     """
     start = time.monotonic()
     stages_s: dict[str, float] = defaultdict(float)
@@ -157,7 +157,7 @@ def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]
 
 
 def write_posters(folder: pathlib.Path, source: pathlib.Path, count: int) -> None:
-    """Writes posters of official size: images of the sample, enlarged, with noise."""
+    """Writes JPEG files of official poster size: upscaled sample images with noise."""
     if len(list(folder.glob("*.jpg"))) == count:
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -176,17 +176,17 @@ def write_posters(folder: pathlib.Path, source: pathlib.Path, count: int) -> Non
 def measure_feed(
     dataset: data.Dataset, posters: pathlib.Path, windows: int
 ) -> list[dict[str, Any]]:
-    """Measures images per second in every variant, in turn.
+    """Measures the images per second of every input pipeline, interleaved.
 
-    The JPEG files of `posters` are decoded to the size of the prepared images. `ratio`
-    is relative to the faster variant of decoding.
+    The JPEG files in `posters` are decoded to the size of the prepared images. `ratio`
+    is relative to the faster of the decoding pipelines.
     """
     size, paths = dataset.image.shape[1], sorted(posters.glob("*.jpg"))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         variants = {None: _make_decode_variants(paths, size, pool)}
         variants |= {batch: _make_batch_variants(dataset, batch) for batch in _BATCHES}
         calls = {(name, n): variants[n][name] for n in variants for name in variants[n]}
-        results = harness.measure_in_turn(calls, windows, Progress(f"{size} px"))
+        results = harness.measure_interleaved(calls, windows, Progress(f"{size} px"))
     rates = {key: harness.summarize(values) for key, values in results.items()}
     decode_rates = [rates[name, None] for name in variants[None]]
     decode = max(decode_rates, key=lambda rate: rate["median"])
@@ -203,7 +203,7 @@ def measure_feed(
     ]
 
 
-def _make_rate(num_images: int, call: Callable[[], Any]) -> RateFn:
+def _make_rate_fn(num_images: int, call: Callable[[], Any]) -> RateFn:
     return lambda: num_images / costs.measure_seconds(call)
 
 
@@ -219,7 +219,7 @@ def _make_decode_variants(
         variants["decode, tf.data"] = lambda: _drain(decoded.as_numpy_iterator())
     except UserError as error:  # TensorFlow is not installed
         print(f"decode, tf.data: {error}", file=sys.stderr)
-    return {name: _make_rate(len(paths), call) for name, call in variants.items()}
+    return {name: _make_rate_fn(len(paths), call) for name, call in variants.items()}
 
 
 def _make_batch_variants(dataset: data.Dataset, batch: int) -> dict[str, RateFn]:
@@ -239,7 +239,9 @@ def _make_batch_variants(dataset: data.Dataset, batch: int) -> dict[str, RateFn]
         if fits_on_devices(dataset.image.nbytes):
             table = {**columns, "image": pixels}
             variants["gather on device"] = _make_gather(executor, table, plan)
-    return {variant: _make_rate(plan.size, call) for variant, call in variants.items()}
+    return {
+        variant: _make_rate_fn(plan.size, call) for variant, call in variants.items()
+    }
 
 
 def _drain(iterable: Iterable[Any]) -> None:
@@ -250,8 +252,8 @@ def _drain(iterable: Iterable[Any]) -> None:
 def _make_gather(
     executor: Executor, table: dict[str, Any], plan: np.ndarray
 ) -> Callable[[], None]:
-    """Returns a function that gathers the rows of every batch on the devices."""
-    # Executors compile functions of state, static inputs and sharded inputs.
+    """Returns a function that gathers the rows of every batch in `plan` on device."""
+    # Executors compile functions of the form (state, static inputs, sharded inputs).
     compiled = executor.compile(
         lambda state, columns, sent: (state, device_tables.gather_rows(columns, sent))
     )
@@ -267,13 +269,28 @@ def _make_gather(
 
 _FLAGS = [
     *(
-        Flag(f"--rows-{name}", harness.at_least(0), num_rows, "0 skips it")
+        Flag(
+            f"--rows-{name}",
+            harness.at_least(0),
+            num_rows,
+            "number of rows; 0 skips the data set",
+        )
         for name, num_rows in NUM_ROWS.items()
     ),
-    Flag("--only", harness.list_of(harness.one_of(PARTS)), ",".join(PARTS), "parts"),
-    Flag("--posters", harness.at_least(1), 200, "JPEG files that are decoded"),
-    Flag("--dir", harness.parse_path, "runs/bench", "where data are written and kept"),
-    Flag("--records", bool, True, "prepare with TFDS records"),
+    Flag(
+        "--only",
+        harness.list_of(harness.one_of(PARTS)),
+        ",".join(PARTS),
+        "parts to run",
+    ),
+    Flag("--posters", harness.at_least(1), 200, "number of JPEG files to decode"),
+    Flag(
+        "--dir",
+        harness.parse_path,
+        "runs/bench",
+        "directory for the data, which are kept",
+    ),
+    Flag("--records", bool, True, "also write TFDS records"),
 ]
 _HELP = "preparing data sets, and images per second of the input pipeline"
 COMMANDS = {"data": harness.Command(_HELP, _FLAGS, 7, measure)}

@@ -1,6 +1,6 @@
-"""Problems of random rows, with random parameters and features.
+"""Synthetic unlearning problems with random rows, parameters and features.
 
-The cost of a step depends on sizes alone, so nothing is learned and no data are read.
+The cost of a step depends only on shapes, so no data are read and nothing is learned.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ UNLEARN_FRACTION = 0.1  # of the training rows
 
 
 class ProblemSpec(NamedTuple):
-    """A synthetic problem: a configuration, and the properties of its data set."""
+    """The configuration of a synthetic problem and the size of its data set."""
 
-    config: Config  # its maximum vocabulary is used
+    config: Config  # `data.vocabulary` is the exact vocabulary size
     num_rows: int
     num_classes: int = 10
     multi_label: bool = False
@@ -42,17 +42,17 @@ WithConfig = TypeVar("WithConfig", ProblemSpec, Problem)
 
 
 def replace_section(x: WithConfig, section: str, **fields: Any) -> WithConfig:
-    """Replaces fields in one section of the configuration of a problem or its spec."""
+    """Returns a copy of `x` with fields of one configuration section replaced."""
     replaced = dataclasses.replace(getattr(x.config, section), **fields)
     return x._replace(config=dataclasses.replace(x.config, **{section: replaced}))
 
 
 def _make_vit_b16() -> ProblemSpec:
-    """Returns a ViT-B/16 and as many training rows as MM-IMDb has, 15,552."""
+    """Returns a ViT-B/16 problem with as many training rows as MM-IMDb, 15,552."""
     spec = ProblemSpec(load_config("mmimdb"), 29_178, 23, multi_label=True)
     data = {"image_size": 224, "text_length": 64, "vocabulary": 8000}
     model = {"patch": 16, "image_width": 768, "image_depth": 12, "heads": 12}
-    # The width of the text tower is a multiple of the number of heads.
+    # The width of the text tower must be a multiple of the number of heads.
     model |= {"text_width": 528, "text_depth": 4, "embed_dim": 512, "dtype": "bfloat16"}
     return replace_section(replace_section(spec, "data", **data), "model", **model)
 
@@ -63,7 +63,9 @@ PRESETS = {
     "vit_b16": _make_vit_b16(),
     "tiny": ProblemSpec(load_config("tiny"), 280),
 }
-PRESET_FLAG = Flag("--preset", one_of(PRESETS), "clipart", "sizes of the problem")
+PRESET_FLAG = Flag(
+    "--preset", one_of(PRESETS), "clipart", "size of the synthetic problem"
+)
 
 
 def make_problem(
@@ -74,10 +76,10 @@ def make_problem(
     store: FeatureStore | None = None,
     has_images: bool = True,
 ) -> Problem:
-    """Makes a problem of random rows with random parameters, on the devices.
+    """Builds a problem with random rows and parameters, replicated on the devices.
 
-    Without images, methods need the features of a store. By default the sets are those
-    of `split_as_configured`.
+    With `has_images=False`, methods need the features in `store`. `sets` defaults to
+    `split_as_configured(spec)`.
     """
     model = _build_model(spec)
     return Problem(
@@ -112,7 +114,7 @@ def _make_random_table(
     labels = np.zeros((num_rows, spec.num_classes), np.float32)
     for _ in range(1 + spec.multi_label):
         labels[np.arange(num_rows), rng.integers(spec.num_classes, size=num_rows)] = 1
-    # Token ids 0 and 1 are padding and unknown words.
+    # Token id 0 is padding and 1 is the unknown word.
     text = rng.integers(2, data.vocabulary, (num_rows, data.text_length), np.int32)
     has = np.ones(num_rows, bool)
     table = {"text": text, "labels": labels, "has_image": has, "has_text": has}
@@ -123,14 +125,14 @@ def _make_random_table(
 
 
 def split_rows(num_rows: int, **sizes: int) -> Sets:
-    """Splits rows at random into sets of these sizes; the rest is the retain set."""
+    """Splits rows randomly into sets of the given sizes; the retain set is the rest."""
     order = np.random.default_rng(0).permutation(num_rows)
     parts = np.split(order, np.cumsum([*sizes.values()]))
     return Sets(**dict(zip([*sizes, "retain"], map(np.sort, parts), strict=True)))
 
 
 def split_as_configured(spec: ProblemSpec) -> Sets:
-    """Splits the rows at random by the fractions of the configuration."""
+    """Splits the rows randomly into sets of the configured fractions."""
     config = spec.config
     test = round(config.data.test_fraction * spec.num_rows)
     validation = round(config.data.validation_fraction * spec.num_rows)
@@ -142,7 +144,7 @@ def split_as_configured(spec: ProblemSpec) -> Sets:
 
 
 def make_random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
-    """Returns a function from row numbers to random columns of a `FeatureStore`."""
+    """Returns a function that maps row indices to random `FeatureStore` columns."""
     model, rng = _build_model(spec), np.random.default_rng(seed)
 
     def encode(params: models.Params, table: dict) -> dict[str, jax.Array]:
@@ -171,22 +173,22 @@ def make_random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
 
 
 def make_random_store(spec: ProblemSpec) -> FeatureStore:
-    """Returns a store of random features in memory."""
+    """Returns an in-memory feature store with random features for all rows."""
     columns = make_random_features(spec, 0)(np.arange(spec.num_rows))
     return FeatureStore(columns, np.ones(spec.num_rows, bool))
 
 
 def build_program(name: str, problem: Problem) -> Program:
-    """Builds the program of a method, whose stop rule is evaluated but ignored.
+    """Builds the program of a method, which evaluates its stop rule but never stops.
 
-    Random rows may satisfy the rule at once.
+    Random rows could satisfy the rule at the first step.
     """
     return METHODS[name](problem._replace(method=name))._replace(stop=None)
 
 
 def make_run(name: str, problem: Problem) -> Callable[..., Outcome]:
-    """Returns `run(problem=problem)`, a whole run of a method; the first compiles."""
-    # A new Forward and Loop: no program that another method compiled is reused.
+    """Returns `run(problem=problem)`, which runs a method; the first call compiles."""
+    # A new Forward and Loop, so that no executables of other methods are reused.
     config, executor = problem.config.run, problem.executor
     forward = Forward(problem.model, executor, config.evaluate_batch)
     problem = problem._replace(forward=forward)
@@ -194,7 +196,7 @@ def make_run(name: str, problem: Problem) -> Callable[..., Outcome]:
     method = functools.partial(build_program, name)
 
     def run(problem: Problem = problem) -> Outcome:
-        # An empty folder, or the run would resume from a checkpoint.
+        # Use an empty folder, so that the run cannot resume from a checkpoint.
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = pathlib.Path(folder) / "checkpoints"
             return loop.run(name, method, problem, checkpoints, NullStage())

@@ -1,7 +1,7 @@
-"""`python -m ccu_jax.benchmarks scale`: how the cost of ccu_plus grows.
+"""`python -m ccu_jax.benchmarks scale`: how the run time of ccu_plus scales.
 
-`sizes`: runs as sets, images and models grow. `store`: a run on few rows as the feature
-store grows.
+`sizes`: with the sizes of sets, images and models. `store`: with the size of the
+feature store, for a run on a fixed number of rows.
 """
 
 import argparse
@@ -26,34 +26,36 @@ RETAIN_SIZES = (1000, 2000, 4000, 7000)
 NUM_CLASSES = (2, 10, 100)
 IMAGE_SCALES = (0.5, 1.0, 2.0)
 DEPTHS = (1, 2, 8)
-TRAIN_ROWS = 10_000  # when the sets grow
-# Sizes of the run on few rows.
+TRAIN_ROWS = 10_000  # in `sweep_sets`
+# Set sizes of the run in `measure_store`.
 STORE_SETS = {"unlearn": 100, "validation": 150, "unseen": 15, "test": 15}
-RETAIN_ROWS = 500  # that ccu_plus samples
+RETAIN_ROWS = 500  # ccu_plus.max_retain_rows of that run
 _IDENTITY = {"checkpoint": "random", "fingerprint": "random rows"}
-Point = tuple[str, int, Problem]  # what grows, its size, the problem to run
+Point = tuple[
+    str, int, Problem
+]  # name of the sweep, value of the swept quantity, problem
 
 
 def measure(flags: argparse.Namespace) -> list[Measurements]:
-    """Measures the parts that --only names."""
+    """Runs the benchmarks that --only selects."""
     flags.dir.mkdir(parents=True, exist_ok=True)
     return [_PARTS[name](flags) for name in flags.only]
 
 
 def measure_sizes(flags: argparse.Namespace) -> Measurements:
-    """Runs ccu_plus at every point of every sweep, the points of a sweep in turn."""
+    """Measures runs of ccu_plus at every point of every sweep, interleaved by sweep."""
     rows, progress = [], Progress("scale, sizes")
     for sweep in (sweep_sets, sweep_classes, sweep_images):
         points = list(enumerate(sweep(problems.PRESETS[flags.preset])))
         calls = {i: make_run("ccu_plus", problem) for i, (*_, problem) in points}
-        outcomes = harness.measure_in_turn(calls, flags.windows, progress)
+        outcomes = harness.measure_interleaved(calls, flags.windows, progress)
         rows += [
             {
                 "sweep": name,
                 "size": size,
                 "features": problem.config.run.features,
                 "start_s": harness.summarize([o.seconds["start"] for o in outcomes[i]]),
-                "seconds": harness.summarize([_run_s(o) for o in outcomes[i]]),
+                "seconds": harness.summarize([_wall_time_s(o) for o in outcomes[i]]),
             }
             for i, (name, size, problem) in points
         ]
@@ -67,12 +69,12 @@ def measure_sizes(flags: argparse.Namespace) -> Measurements:
     return Measurements("sizes", f"{flags.preset}: a run of ccu_plus", columns, rows)
 
 
-def _run_s(outcome: Outcome) -> float:
+def _wall_time_s(outcome: Outcome) -> float:
     return outcome.seconds["start"] + outcome.seconds["steps"]
 
 
 def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
-    """Grows the unlearn set, at equal steps or equal epochs, and the retain set."""
+    """Yields growing unlearn sets, at equal steps or epochs, and retain sets."""
     sizes = {"unlearn": round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS), "validation": 1000}
     sizes |= {"unseen": 100, "test": 100}
     spec = spec._replace(num_rows=TRAIN_ROWS + 1200)
@@ -88,7 +90,7 @@ def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
         smaller = replace_section(smaller, "ccu_plus", steps=steps)
         yield "unlearn set, same epochs", size, smaller
     unlearn = sets.unlearn[: round(problems.UNLEARN_FRACTION * TRAIN_ROWS)]
-    # 0: all rows of the retain set, not a sample.
+    # 0 uses the whole retain set instead of a sample.
     problem = replace_section(problem, "ccu_plus", max_retain_rows=0)
     for size in RETAIN_SIZES:
         smaller = sets._replace(unlearn=unlearn, retain=sets.retain[:size])
@@ -96,7 +98,7 @@ def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
 
 
 def sweep_classes(spec: problems.ProblemSpec) -> Iterator[Point]:
-    """Grows the number of classes."""
+    """Yields problems with a growing number of classes."""
     for size in NUM_CLASSES:
         spec = spec._replace(num_classes=size)
         store = problems.make_random_store(spec)
@@ -104,7 +106,7 @@ def sweep_classes(spec: problems.ProblemSpec) -> Iterator[Point]:
 
 
 def sweep_images(spec: problems.ProblemSpec) -> Iterator[Point]:
-    """Grows image size and depth, with features stored and computed."""
+    """Yields growing image sizes and depths, with stored and computed features."""
     patch, image_size = spec.config.model.patch, spec.config.data.image_size
     sizes = [round(scale * image_size / patch) * patch for scale in IMAGE_SCALES]
     fields = [("image size", size, "data", "image_size") for size in sizes]
@@ -117,7 +119,7 @@ def sweep_images(spec: problems.ProblemSpec) -> Iterator[Point]:
 
 
 def measure_store(flags: argparse.Namespace) -> Measurements:
-    """Measures the same run with stores of different sizes."""
+    """Measures one run of ccu_plus with feature stores of different sizes."""
     spec, progress = problems.PRESETS[flags.preset], Progress("scale, store")
     rows: dict[int, dict[str, Any]] = {}
     calls: dict[int, Callable[[], dict[str, float]]] = {}
@@ -138,7 +140,7 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
             problem = replace_section(problem, "ccu_plus", max_retain_rows=RETAIN_ROWS)
             run = make_run("ccu_plus", problem)
             calls[num_rows] = functools.partial(_run_with_store, run, problem, path)
-        windows = harness.measure_in_turn(calls, flags.windows, progress)
+        windows = harness.measure_interleaved(calls, flags.windows, progress)
     for num_rows, row in rows.items():
         row["seconds"] = harness.summarize([w["seconds"] for w in windows[num_rows]])
         row["memory_mib"] = max(w["memory_mib"] for w in windows[num_rows])
@@ -153,22 +155,24 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
         Column("memory MiB", "memory_mib", ",.0f"),
     ]
     title = f"{flags.preset}: a run of ccu_plus as the store grows"
-    note = "the page cache holds the stores, as they were just written"
+    note = "the stores were just written, so they are in the page cache"
     return Measurements("store", title, columns, [*rows.values()], note)
 
 
 def _run_with_store(
     run: Callable[[Problem], Outcome], problem: Problem, path: pathlib.Path
 ) -> dict[str, float]:
-    """Opens a store and runs; returns the seconds and the growth of memory."""
+    """Opens the store and runs; returns the wall time and the memory increase."""
     before_mib, start = harness.read_memory_mib("RssAnon"), time.perf_counter()
     store = feature_store.read(path, _IDENTITY)
     if store is None:
-        raise UserError(f"{path}: unreadable feature store; check the disk and rerun")
+        raise UserError(
+            f"{path}: cannot read the feature store; check the disk and rerun"
+        )
     open_s = time.perf_counter() - start
     outcome = run(problem._replace(store=store))
     return {
-        "seconds": open_s + _run_s(outcome),
+        "seconds": open_s + _wall_time_s(outcome),
         "memory_mib": harness.read_memory_mib("RssAnon") - before_mib,
     }
 
@@ -177,9 +181,14 @@ _PARTS = {"sizes": measure_sizes, "store": measure_store}
 _STORED = harness.list_of(harness.at_least(sum(STORE_SETS.values()) + RETAIN_ROWS))
 _FLAGS = [
     problems.PRESET_FLAG,
-    Flag("--only", harness.list_of(harness.one_of(_PARTS)), ",".join(_PARTS), "parts"),
-    Flag("--stored", _STORED, "1000,10000,100000,1000000", "numbers of stored rows"),
-    Flag("--dir", harness.parse_path, "runs", "where stores are written and removed"),
+    Flag(
+        "--only",
+        harness.list_of(harness.one_of(_PARTS)),
+        ",".join(_PARTS),
+        "parts to run",
+    ),
+    Flag("--stored", _STORED, "1000,10000,100000,1000000", "store sizes in rows"),
+    Flag("--dir", harness.parse_path, "runs", "directory for temporary stores"),
 ]
-_HELP = "growth of costs: sets, classes, images, depth, stored rows"
+_HELP = "scaling with sets, classes, image size, depth and stored rows"
 COMMANDS = {"scale": harness.Command(_HELP, _FLAGS, 7, measure)}

@@ -1,7 +1,7 @@
-"""`python -m ccu_jax.benchmarks step`: one optimizer step, in several variants.
+"""`python -m ccu_jax.benchmarks step`: the time of one optimizer step.
 
-One compiled scan against one call per step, executors against each other, and JAX
-against PyTorch. All variants are measured in turn, window by window.
+Compares one compiled scan with one call per step, the executors with each other, and
+JAX with PyTorch. The measurements of all variants are interleaved.
 """
 
 import argparse
@@ -29,8 +29,10 @@ SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
 TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
-_MAX_TORCH_PLAN = 32  # steps of the plan that PyTorch gets; it repeats them
-# Simulated devices wait for each other, and a long queue of calls can starve one.
+_MAX_TORCH_PLAN = (
+    32  # max. steps of the batch plan for PyTorch, which cycles through it
+)
+# Simulated devices wait for each other; a long queue of calls can starve one.
 _MAX_QUEUE = 16
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 _COLUMNS = [
@@ -42,11 +44,11 @@ _COLUMNS = [
     Column("% of peak", "of_peak", ".1f", 100),
     Column("failure", "failure"),
 ]
-CallTorch = Callable[..., Any]  # see `start_torch`
+CallTorch = Callable[..., Any]  # as yielded by `start_torch`
 
 
 def measure(flags: argparse.Namespace) -> list[Measurements]:
-    """Measures every method; see `measure_method`."""
+    """Measures one step of every selected method, see `measure_method`."""
     spec = problems.PRESETS[flags.preset]
     store = problems.make_random_store(spec)
     others = {
@@ -54,7 +56,7 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
         for name in flags.executors
     }
     problem = others.pop(flags.executors[0])
-    reason = _find_reason_against_torch() if flags.torch else "--no-torch"
+    reason = _find_torch_skip_reason() if flags.torch else "--no-torch"
     names = [name for name in flags.methods if name in TORCH_METHODS]
     note, call_torch = f"PyTorch: {reason or 'measured'}", None
     with contextlib.ExitStack() as stack:
@@ -68,15 +70,17 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
 
 
 class Steps:
-    """The steps of a method, compiled as one scan and as single steps."""
+    """The training steps of a method, compiled as one scan and as single steps."""
 
     def __init__(self, problem: Problem, name: str, num_steps: int | None = None):
-        """Compiles a scan of `num_steps`, by default those of one call of a run."""
+        """Compiles a scan of `num_steps`, by default as many as one call of a run."""
         self.problem = problem._replace(method=name)
         self.executor = problem.executor
         program = problems.build_program(name, problem)
         if program.loss is None:
-            raise UserError(f"--methods: {name} takes no optimizer steps; leave it out")
+            raise UserError(
+                f"--methods: {name} has no optimizer steps; remove it from the list"
+            )
         per_call = problem.config.run.steps_per_call
         default = program.steps if program.is_fully_sharded else per_call
         self.num_steps = num_steps or default
@@ -91,7 +95,7 @@ class Steps:
 
     @functools.cached_property
     def single(self) -> Any:
-        """One step, compiled."""
+        """The executable of a single step."""
         return self._compile(self._make_args(1))
 
     def _make_args(self, num_steps: int) -> tuple:
@@ -105,17 +109,17 @@ class Steps:
         return steps.lower(*args).compile()
 
     def run_scan(self) -> tuple[float, State]:
-        """Runs all steps in one call; returns the seconds of a step and the state."""
+        """Runs all steps in one call; returns seconds per step and the final state."""
         return self._run(self.scan, [self.inputs])
 
     def run_calls(self) -> tuple[float, State]:
-        """Runs one call per step; its row numbers are sent before the clock starts."""
+        """Runs one call per step, like `run_scan`; sending row indices is not timed."""
         make_inputs = functools.partial(step.send_batches, self.program, self.executor)
         inputs = [make_inputs(i, 1) for i in range(self.num_steps)]
         return self._run(self.single, inputs)
 
     def _run(self, compiled: Any, inputs: list[Any]) -> tuple[float, State]:
-        # Steps donate their state.
+        # Copy the state, because the executable donates it.
         state = self.executor.replicate(_copy(self.state))
         jax.block_until_ready((state, inputs))
         start = time.perf_counter()
@@ -135,12 +139,12 @@ def measure_method(
     windows: int,
     call_torch: CallTorch | None,
 ) -> list[dict[str, Any]]:
-    """Measures the steps of a method in every variant.
+    """Measures one step of a method in every variant.
 
     Returns:
-        Rows by `variant`: `seconds` of a step, their `ratio` to those of the scan,
-        `flops` of the global batch, and `of_peak`, FLOP/s as a fraction of those of a
-        large product in the same windows; or `failure`, the error of PyTorch.
+        One row per `variant`: `seconds` per step, their `ratio` to the scan, `flops` of
+        the global batch and `of_peak`, the fraction of the peak FLOP/s of a large
+        matrix product in the same windows; or `failure`, the error of PyTorch.
     """
     progress = Progress(name)
     progress("compiling", 0, 1)
@@ -157,11 +161,11 @@ def measure_method(
     torch_calls, failures = _make_torch_calls(name, steps.num_steps, call_torch)
     calls |= torch_calls
     progress("compiling", 1, 1)
-    results = harness.measure_in_turn(calls, windows, progress)
+    results = harness.measure_interleaved(calls, windows, progress)
     seconds = {name: harness.summarize(values) for name, values in results.items()}
     flops = costs.count_flops(steps.program, steps.executor)
     peak = seconds.pop(PEAK)["high"]
-    if jax.devices()[0].platform != "cpu":  # devices of a CPU share its cores
+    if jax.devices()[0].platform != "cpu":  # CPU devices share all cores
         peak *= jax.device_count()
     rows = [
         {
@@ -180,7 +184,7 @@ def measure_method(
 def _make_torch_calls(
     name: str, num_steps: int, call_torch: CallTorch | None
 ) -> tuple[dict[str, Callable[[], float]], list[dict[str, Any]]]:
-    """Returns by variant a function that measures a window, and rows of failures."""
+    """Returns functions that measure a window, by variant, and rows of failures."""
     calls, failures = {}, []
     if call_torch is None or name not in TORCH_METHODS:
         return calls, failures
@@ -196,33 +200,35 @@ def _make_torch_calls(
     return calls, failures
 
 
-def _find_reason_against_torch() -> str | None:
+def _find_torch_skip_reason() -> str | None:
+    """Returns why PyTorch is not measured, or None if it is."""
     if importlib.util.find_spec("torch") is None:
         return "not installed"
     if jax.devices()[0].platform not in ("cpu", "gpu"):
-        return "not measured on this kind of device"
+        return "not supported on this kind of device"
     return None
 
 
 @contextlib.contextmanager
 def start_torch(problem: Problem, names: list[str]) -> Generator[CallTorch]:
-    """Starts PyTorch without JAX, so that their thread pools do not compete.
+    """Starts PyTorch in a process without JAX, so that thread pools do not compete.
+
+    `names` are methods out of TORCH_METHODS.
 
     Yields:
-        `call(function, *args)`, which calls a function of `torch_training` on the
-        inputs of the problem and these methods, out of TORCH_METHODS.
+        `call(function, *args)`, which calls a function of `torch_training` by name.
     """
     environment = {
         "OMP_NUM_THREADS": str(harness.count_cores()),
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # idle workers would cost time
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no idle compile workers
     }
     with harness.start_child(**environment) as call:
-        call("torch_training.receive_inputs", make_torch_inputs(problem, names))
+        call("torch_training.set_inputs", make_torch_inputs(problem, names))
         yield lambda name, *args: call(f"torch_training.{name}", *args)
 
 
 def make_torch_inputs(problem: Problem, names: list[str]) -> dict[str, Any]:
-    """Returns the argument of `torch_training.load_inputs`."""
+    """Returns the picklable inputs of `torch_training.load_inputs`."""
     programs = {name: problems.build_program(name, problem) for name in names}
     return {
         "device": "cpu" if jax.devices()[0].platform == "cpu" else "cuda",
@@ -242,18 +248,18 @@ def make_torch_inputs(problem: Problem, names: list[str]) -> dict[str, Any]:
 
 
 def flatten_params(params: models.Params) -> dict[str, np.ndarray]:
-    """Returns the parameters by the path of their leaf, `module/.../leaf`."""
+    """Flattens parameters to a dict keyed by leaf path, `module/.../leaf`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {"/".join(key.key for key in path): np.array(x) for path, x in leaves}
 
 
 _EXECUTORS = harness.list_of(harness.one_of(EXECUTORS))
-_EXECUTORS_HELP = "the first runs all methods, the others original and ccu_plus"
+_EXECUTORS_HELP = "the first runs all methods, the others only original and ccu_plus"
 _FLAGS = [
     problems.PRESET_FLAG,
-    Flag("--methods", harness.list_of(harness.one_of(METHODS)), _METHODS, "to measure"),
+    Flag("--methods", harness.list_of(harness.one_of(METHODS)), _METHODS, "methods"),
     Flag("--executors", _EXECUTORS, ",".join(EXECUTORS), _EXECUTORS_HELP),
     Flag("--torch", bool, True, "measure PyTorch if it is installed"),
 ]
-_HELP = "optimizer steps: one scan or one call each, executors, and PyTorch"
+_HELP = "optimizer steps: one scan, one call per step, executors, and PyTorch"
 COMMANDS = {"step": harness.Command(_HELP, _FLAGS, 7, measure)}

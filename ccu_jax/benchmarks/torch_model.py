@@ -1,7 +1,7 @@
-"""The classifier of `models/` in PyTorch, as functions of its parameters.
+"""The classifier of `models/` in PyTorch, as pure functions of its parameters.
 
-Parameters have the paths of the Flax tree, such as `text/block_0/feed_forward/fc/bias`;
-the kernels of dense layers are transposed, as in PyTorch.
+Parameters are keyed by their Flax paths, such as `text/block_0/feed_forward/fc/bias`;
+the kernels of dense layers are transposed, as `F.linear` expects.
 
 Letters: B rows, T tokens, W width, S side of an image, K classes, D embedding size.
 """
@@ -36,7 +36,7 @@ def _mlp(p: Params, name: str, x: Tensor, out: str) -> Tensor:
 def _attention(
     p: Params, name: str, x: Tensor, heads: int, mask=None, query=None
 ) -> Tensor:
-    """Pre-norm attention over x with a residual; self-attention without a query."""
+    """Applies residual pre-norm attention over x; self-attention if `query` is None."""
     query = x if query is None else query
     q = _dense(p, f"{name}/query", _layer_norm(p, f"{name}/ln_1", query))
     y = _dense(p, f"{name}/key_value", _layer_norm(p, f"{name}/ln_1", x))
@@ -55,7 +55,7 @@ def _block(p: Params, name: str, x: Tensor, heads: int, mask=None) -> Tensor:
 
 
 def edge_histograms(x: Tensor, cell: int) -> Tensor:
-    """Returns histograms of edge directions `[B, 8, S / cell, S / cell]`."""
+    """Returns edge orientation histograms `[B, 8, S / cell, S / cell]`."""
     gray = F.pad(x.sum(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx = gray[..., 1:-1, 2:] - gray[..., 1:-1, :-2]
     dy = gray[..., 2:, 1:-1] - gray[..., :-2, 1:-1]
@@ -68,7 +68,7 @@ def edge_histograms(x: Tensor, cell: int) -> Tensor:
 
 
 def _patches(x: Tensor, side: int) -> Tensor:
-    """Cuts `[B, C, S, S]` into squares: `[B, (S / side)^2, side * side * C]`."""
+    """Cuts `[B, C, S, S]` into patches: `[B, (S / side)^2, side * side * C]`."""
     batch, channels, size, _ = x.shape
     cells = size // side
     x = x.reshape(batch, channels, cells, side, cells, side)
@@ -76,13 +76,13 @@ def _patches(x: Tensor, side: int) -> Tensor:
 
 
 def _autocast(config: Model, device: torch.device) -> torch.autocast:
-    # Heads compute in float32, as they do in Flax.
+    # Heads run outside autocast, in float32, as in Flax.
     is_enabled = config.dtype == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, is_enabled)
 
 
 def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:
-    """Returns features `[B, W]` of images `[B, 3, S, S]` in 0..1."""
+    """Returns features `[B, W]` of images `[B, 3, S, S]` in [0, 1]."""
     with _autocast(config, image.device):
         x = image.bfloat16() if config.dtype == "bfloat16" else image
         x = (x - _PIXEL_MEAN) / _PIXEL_STD
@@ -95,7 +95,7 @@ def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:
         x = _layer_norm(p, "image_trunk/ln_pre", x)
         for i in range(config.image_depth - 1):
             x = _block(p, f"image_trunk/block_{i}", x, config.heads)
-        # The last block has two tokens: the class token and the mean of the patches.
+        # The last block has two queries: the class token and the mean patch token.
         pooled = torch.stack([x[:, 0], x[:, 1:].mean(1)], dim=1)
         x = _attention(p, "image_trunk/attention", x, config.heads, query=pooled)
         x = _feed_forward(p, "image_tail/feed_forward", x)
@@ -103,12 +103,12 @@ def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:
 
 
 def encode_text(p: Params, text: Tensor, config: Model) -> Tensor:
-    """Returns features `[B, W]` of token ids `[B, T]`: means over the tokens."""
+    """Returns mean-pooled features `[B, W]` of token ids `[B, T]`."""
     with _autocast(config, text.device):
         is_token = (text > 0).float()
         x = F.embedding(text, p["text/tokens/embedding"]) + p["text/position"]
         x = x.bfloat16() if config.dtype == "bfloat16" else x
-        # Added, not boolean: a row of padding alone must stay finite.
+        # An additive mask: with a boolean one, rows with only padding would be NaN.
         mask = ((is_token - 1) * 1e9)[:, None, None, :].to(x.dtype)
         for i in range(config.text_depth):
             x = _block(p, f"text/block_{i}", x, config.heads, mask)
@@ -131,7 +131,7 @@ def _normalize(x: Tensor) -> Tensor:
 
 
 def apply(p: Params, rows: Rows, config: Model, num_dropout: int = 0) -> Rows:
-    """Returns logits `[B, K]` of the three views, and unit embeddings `[B, D]`.
+    """Returns the logits `[B, K]` of the three views and unit embeddings `[B, D]`.
 
     Dropout is applied to the features of the first `num_dropout` rows.
     """

@@ -1,7 +1,7 @@
-"""The training step and the step of NegGrad+ in PyTorch, in a process without JAX.
+"""The training and NegGrad+ steps in PyTorch, for a process without JAX.
 
-They compute what `models/augmentation.py`, `methods/reference.py` and
-`methods/finetuning.py` do. `steps.start_torch` calls them.
+They match `models/augmentation.py`, `methods/reference.py` and `methods/finetuning.py`.
+`steps.start_torch` starts the process that calls them.
 
 Letters: B rows, T tokens, S side of an image, K classes.
 """
@@ -20,14 +20,14 @@ from torch import Tensor
 from ccu_jax.benchmarks.torch_model import Params, Rows, apply
 from ccu_jax.config import Config, Train
 
-Batch = dict[str, Rows]  # by part of the batch
+Batch = dict[str, Rows]  # keyed by part of the batch, such as "retain"
 _MULTI_LABEL_SCALE = 4.0  # as in objectives.py
 _UNKNOWN = 1  # token id of a dropped word
 _TEXT_MODULES = ("text", "text_projection", "text_head")
 
 
 class Inputs(NamedTuple):
-    """Parameters, rows and settings of the steps, on the device."""
+    """Parameters, data and settings of the training steps, on the device."""
 
     config: Config  # without `tail_blocks` and `label_smoothing`
     multi_label: bool
@@ -37,16 +37,16 @@ class Inputs(NamedTuple):
     num_steps: dict[str, int]  # of a whole run by method, for the learning rate
 
 
-_RECEIVED: list[Inputs] = []  # of this process
+_INPUTS: list[Inputs] = []  # of this process; at most one
 
 
-def receive_inputs(arrays: dict[str, Any]) -> None:
-    """Sets the inputs of this process."""
-    _RECEIVED[:] = [load_inputs(arrays)]
+def set_inputs(arrays: dict[str, Any]) -> None:
+    """Loads the inputs that the functions of this process use."""
+    _INPUTS[:] = [load_inputs(arrays)]
 
 
 def load_inputs(arrays: dict[str, Any]) -> Inputs:
-    """Moves the result of `steps.make_torch_inputs` to the device."""
+    """Converts the result of `steps.make_torch_inputs` to tensors on the device."""
     inputs = dict(arrays)
     device = torch.device(inputs.pop("device"))
     if device.type == "cuda":
@@ -64,7 +64,7 @@ def load_inputs(arrays: dict[str, Any]) -> Inputs:
 
 
 def augment(rows: Rows, train: Train) -> Rows:
-    """Augments images and texts, and hides one of the two from the fused head."""
+    """Augments images and texts; modality dropout hides one from the fused head."""
     text, has_image, has_text = rows["text"], rows["has_image"], rows["has_text"]
     words = torch.rand(text.shape, device=text.device)
     draw = torch.rand(len(text), 10, device=text.device)
@@ -85,7 +85,7 @@ def augment(rows: Rows, train: Train) -> Rows:
 def augment_images(image: Tensor, draw: Tensor, train: Train) -> Tensor:
     """Shifts, stretches, flips and tints images `[B, 3, S, S]`.
 
-    `draw` are uniform random numbers in 0..1, `[B, 8]` or more.
+    `draw` has uniform random numbers in [0, 1), at least 8 per row.
     """
     signed = 2 * draw - 1
     # Source coordinates; -1 and 1 are the outermost pixels.
@@ -116,7 +116,7 @@ def cross_entropy(logits: Tensor, target: Tensor, multi_label: bool) -> Tensor:
 
 
 def contrastive_loss(out: Rows, weight: Tensor, temperature: float) -> Tensor:
-    """Returns the symmetric InfoNCE loss of images and their texts."""
+    """Returns the symmetric InfoNCE loss of image and text embeddings."""
     logits = out["z_image"] @ out["z_text"].T / temperature
     masked = torch.where(weight > 0, 0.0, -1e9)
     target = torch.arange(len(logits), device=logits.device)
@@ -126,7 +126,7 @@ def contrastive_loss(out: Rows, weight: Tensor, temperature: float) -> Tensor:
 
 
 def task_loss(out: Rows, rows: Rows, train: Train, multi_label: bool) -> Tensor:
-    """Returns the training loss of outputs on augmented rows."""
+    """Returns the training loss of the outputs on augmented rows."""
     image, text = rows["image_weight"], rows["text_weight"]
     weights = {"image": image, "text": text, "fused": torch.maximum(image, text)}
     contrastive = contrastive_loss(out, image * text, train.temperature)
@@ -138,14 +138,14 @@ def task_loss(out: Rows, rows: Rows, train: Train, multi_label: bool) -> Tensor:
 
 
 def training_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> Tensor:
-    """Returns the loss that trains the original."""
+    """Returns the training loss of the original model on a batch."""
     rows = augment(batch["rows"], config.train)
     out = apply(p, rows, config.model, num_dropout=len(rows["text"]))
     return task_loss(out, rows, config.train, multi_label)
 
 
 def neggrad_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> Tensor:
-    """Returns the loss of NegGrad+ (Kurmanji et al. 2023), both sets in one pass."""
+    """Returns the NegGrad+ loss (Kurmanji et al. 2023); both sets share one pass."""
     section, retain = config.neggrad_plus, augment(batch["retain"], config.train)
     size = len(retain["text"])
     unlearn = {**batch["unlearn"], "image": batch["unlearn"]["image"] / 255.0}
@@ -165,10 +165,10 @@ def neggrad_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> 
 
 
 class Training:
-    """Steps of training or of NegGrad+; `params` are the current parameters."""
+    """Runs training or NegGrad+ steps; `params` are the current parameters."""
 
     def __init__(self, inputs: Inputs, name: str, is_compiled: bool):
-        """Makes the optimizer of `name`: "original" or "neggrad_plus"."""
+        """Creates the optimizer for the method `name`: "original" or "neggrad_plus"."""
         train, self._inputs = inputs.config.train, inputs
         self._plan = inputs.plans[name]
         loss, section, warmup = neggrad_loss, inputs.config.neggrad_plus, 0
@@ -192,7 +192,7 @@ class Training:
         )
 
     def run(self, num_steps: int) -> None:
-        """Makes steps; the plan repeats."""
+        """Runs training steps, cycling through the batch plan."""
         inputs, table = self._inputs, self._inputs.table
         for step in range(num_steps):
             batch = {
@@ -215,17 +215,17 @@ def _cosine(step: int, warmup: int, total: int) -> float:
 
 @functools.cache
 def _make_training(name: str, is_compiled: bool, num_threads: int) -> Training:
-    # One for each number of threads, as the compiler generates other code for each.
-    return Training(_RECEIVED[0], name, is_compiled)
+    # One per number of threads, because torch.compile specializes its code to it.
+    return Training(_INPUTS[0], name, is_compiled)
 
 
 def measure_step(name: str, mode: str, num_steps: int, max_threads: int) -> float:
-    """Returns the mean seconds of some steps, in the mode "eager" or "compile".
+    """Returns the mean seconds per step, in the mode "eager" or "compile".
 
-    On a CPU the faster of one and all threads: small products gain nothing from
-    threads, and lose where the machine is busy.
+    On a CPU, this is the faster of one thread and `max_threads`: small matrix products
+    gain nothing from threads and slow down on a busy machine.
     """
-    is_cuda = next(iter(_RECEIVED[0].params.values())).is_cuda
+    is_cuda = next(iter(_INPUTS[0].params.values())).is_cuda
     seconds = []
     for num_threads in (1,) if is_cuda else (1, max_threads):
         torch.set_num_threads(num_threads)

@@ -1,8 +1,8 @@
-"""`python -m ccu_jax.benchmarks unlearn` and `compile`: whole runs of the methods.
+"""`python -m ccu_jax.benchmarks unlearn` and `compile`: end-to-end run times.
 
-`unlearn`: seconds before and of the steps, and FLOPs, bytes, memory and utilization of
-one step. `compile`: seconds from the start of the command line to the first unlearning
-step, with an empty and with a filled compilation cache.
+`unlearn`: seconds before the first step and of all steps, and the FLOPs, bytes, memory
+and utilization of one step. `compile`: seconds from starting the command to the first
+unlearning step, with an empty and with a filled compilation cache.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from ccu_jax.methods import METHODS, Problem
 
 _LONG = ("original", "retrain", "retrain_visual")  # run once
 COMPILED_METHOD = "ccu_plus"
-# Compilation depends neither on the number of rows nor on that of epochs.
+# Compilation does not depend on the number of rows or epochs.
 _SETTINGS = "--set train.epochs=1 --set data.records=False --set data.sample_rows=600"
 
 _NAMES = [Column("method", "method"), Column("features", "features")]
@@ -62,7 +62,7 @@ _PEAK_COLUMNS = [
 
 
 def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
-    """Runs every method; those on features with stored and with computed features."""
+    """Measures every selected method; some with both stored and computed features."""
     spec = problems.PRESETS[flags.preset]
     if flags.epochs:
         spec = problems.replace_section(spec, "train", epochs=flags.epochs)
@@ -79,10 +79,10 @@ def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
         run["of_original"] = run["seconds"]["median"] / totals["original"]
     sizes = (f"{name} {len(rows):,}" for name, rows in problem.sets._asdict().items())
     title = f"{flags.preset}: {', '.join(sizes)}"
-    note = "stop rules are evaluated and ignored; stored features are in memory"
+    note = "stop rules are evaluated but ignored; stored features are in memory"
     step_note = (
-        "MFU relative to the peak of the data sheet, or the measured one without it; "
-        "rows and GFLOP of the global batch; bytes of one device"
+        "MFU: relative to the data sheet peak, or the measured peak if not listed; "
+        "rows and GFLOP per global batch; bytes per device"
     )
     return [
         Measurements("runs", title, _RUN_COLUMNS, runs, note),
@@ -94,7 +94,7 @@ def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
 def measure_method(
     problem: Problem, name: str, features: str | None, windows: int, peaks: costs.Peaks
 ) -> dict[str, Any]:
-    """Measures runs of a method after one that compiles, and the cost of a step.
+    """Measures runs of a method after a warm-up run, and the cost of one step.
 
     `features` is "stored" or "computed", or None for methods that read images.
     """
@@ -143,7 +143,7 @@ _START_COLUMNS = [
 
 
 def measure_compile(flags: argparse.Namespace) -> list[Measurements]:
-    """Starts every configuration with an empty cache, then with a filled one."""
+    """Measures the startup of every configuration, with empty and filled caches."""
     rows, total = [], 1 + flags.windows
     for config in flags.configs:
         progress, starts = Progress(config), []
@@ -153,7 +153,7 @@ def measure_compile(flags: argparse.Namespace) -> list[Measurements]:
             run_command(config, workdir, "original")
             for window in range(total):
                 progress("starting", window, total)
-                starts.append(measure_start(config, workdir))
+                starts.append(measure_startup(config, workdir))
         progress("starting", total, total)
         empty, *filled = starts
         median = {key: statistics.median(s[key] for s in filled) for key in empty}
@@ -165,19 +165,19 @@ def measure_compile(flags: argparse.Namespace) -> list[Measurements]:
     return [Measurements("starts", title, _START_COLUMNS, rows)]
 
 
-def measure_start(config: str, workdir: pathlib.Path) -> dict[str, float]:
-    """Unlearns with the command line; returns the seconds to its first step and end."""
+def measure_startup(config: str, workdir: pathlib.Path) -> dict[str, float]:
+    """Unlearns by a command; returns the seconds to its first step and to its exit."""
     start = time.time()
     run_command(config, workdir, f"original,{COMPILED_METHOD}")
     total_s = time.time() - start
     result = workdir / "stages" / f"{COMPILED_METHOD}-0.json"
     clocks = json.loads(result.read_text("utf-8"))["seconds"]
     end_s = result.stat().st_mtime - start
-    # The next start unlearns again.
+    # Remove the result, so that the next run unlearns again.
     result.unlink()
     shutil.rmtree(workdir / "checkpoints" / f"{COMPILED_METHOD}-0")
     return {
-        # All steps are one call. Includes the few milliseconds of saving the result.
+        # Exact because all steps are one call; includes saving the result, a few ms.
         "first_step_s": end_s - clocks["steps"] - clocks["evaluate"],
         "total_s": total_s,
         "compile_s": clocks["compile"],
@@ -186,32 +186,39 @@ def measure_start(config: str, workdir: pathlib.Path) -> dict[str, float]:
 
 
 def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
-    """Runs the command line; a failure is a `UserError` that quotes its stderr."""
+    """Runs `ccu_jax.launch`; raises UserError with the end of stderr if it fails."""
     argv = [sys.executable, "-m", "ccu_jax.launch", "--config", config]
     argv += ["--workdir", str(workdir), "--methods", methods, *_SETTINGS.split()]
-    # Uses the cache beside the working folder, not one that the environment names.
+    # Use the cache in the working directory, not one set in the environment.
     env = {k: x for k, x in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     process = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise UserError(f"{config}: the run failed: {process.stderr.strip()[-300:]}")
+        raise UserError(
+            f"{config}: the command failed: {process.stderr.strip()[-300:]}"
+        )
 
 
 _METHODS = harness.list_of(harness.one_of(METHODS))
 _CONFIGS = harness.list_of(harness.one_of(available_configs()))
 COMMANDS = {
     "unlearn": Command(
-        "whole runs of every method: seconds, FLOPs, bytes, memory, utilization",
+        "runs of every method: seconds, FLOPs, bytes, memory, utilization",
         [
             problems.PRESET_FLAG,
             Flag("--methods", _METHODS, ",".join(METHODS), "methods to run"),
-            Flag("--epochs", _parse_epochs, None, "training epochs, not as configured"),
+            Flag(
+                "--epochs",
+                _parse_epochs,
+                None,
+                "training epochs, instead of those configured",
+            ),
         ],
         5,
         measure_unlearn,
     ),
     "compile": Command(
         "seconds to the first unlearning step, with and without compiled programs",
-        [Flag("--configs", _CONFIGS, ",".join(available_configs()), "what to start")],
+        [Flag("--configs", _CONFIGS, ",".join(available_configs()), "configurations")],
         3,
         measure_compile,
     ),

@@ -171,7 +171,7 @@ def test_windows_are_measured_in_turn_without_the_first():
         return len(order)
 
     calls = {name: lambda name=name: measure(name) for name in "ab"}
-    results = harness.measure_in_turn(calls, 2, harness.Progress("test"))
+    results = harness.measure_interleaved(calls, 2, harness.Progress("test"))
     assert order == ["b", "a", "a", "b", "b", "a"]
     assert results == {"a": [3, 6], "b": [4, 5]}
     a, b = harness.summarize([1, 2, 9]), harness.summarize([1, 1, 3])

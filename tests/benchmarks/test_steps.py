@@ -47,6 +47,14 @@ def test_a_refresh_counts_by_its_frequency(problem):
     assert half - without == pytest.approx((with_refresh - without) / 2)
 
 
+def test_flops_are_those_of_the_executable_where_lowered_programs_have_no_analysis(
+    problem, monkeypatch
+):
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda self: None)
+    program = problems.build_program("original", problem)
+    assert costs.count_flops(program, problem.executor) > 0
+
+
 def test_utilization_is_bounded_by_arithmetic_intensity():
     peaks = costs.Peaks(flops=100.0, bytes=10.0, datasheet=None)
     assert costs.compute_utilization(50, 10, 1, peaks) == {"mfu": 0.5, "roofline": 1.0}
@@ -62,7 +70,7 @@ def test_random_sets_are_disjoint_and_have_the_configured_fractions():
 
 
 def test_method_without_steps_is_rejected(problem):
-    with pytest.raises(UserError, match="ssd takes no optimizer steps"):
+    with pytest.raises(UserError, match="ssd has no optimizer steps"):
         Steps(problem, "ssd")
 
 

@@ -45,7 +45,7 @@ class FeatureStore(NamedTuple):
     valid: np.ndarray  # bool `[N]`, False for rows that were removed
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns rows of all columns. Raises ValueError if one of them was removed."""
+        """Reads rows of all columns. Raises ValueError if one of them was removed."""
         self._check_valid(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
@@ -120,8 +120,8 @@ def open_or_build(
         store = read(folder, identity)
     if store is None:
         raise UserError(
-            f"{folder}: features cannot be read back; make sure that all processes use "
-            "the same disk, then rerun the same command"
+            f"{folder}: features cannot be read back; make sure that all processes "
+            "share this folder, then rerun the same command"
         )
     return store
 

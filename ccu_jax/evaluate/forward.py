@@ -80,6 +80,7 @@ class Forward:
         return jax.tree.map(lambda *x: np.concatenate(x)[:num_rows], *outputs)
 
     def _encode_batch(self, params, table, batch):
+        """Encodes one batch on all devices; see `encode`."""
         table = {name: table[name] for name in ("image", "text")}
         index = send_rows(self.executor, table, batch)
         encode = self.compile_cached("encode", self._encode)

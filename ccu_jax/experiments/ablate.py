@@ -84,10 +84,10 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
         UserError: the configuration or the folder cannot be used.
     """
     names = [name for name in config.methods if name in OURS]
-    expected = f"variant of CCU ({', '.join(OURS)})"
+    method_kind = f"variant of CCU ({', '.join(OURS)})"
     titles = [_stage_title(seed, name) for seed in config.seeds for name in names]
     results: list[Result] = []
-    with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
+    with open_variants(config, workdir, names, method_kind, titles) as (ctx, problems):
         num_seeds = len(problems)
         runs = {n: num_seeds * len(select_ablations(getattr(config, n))) for n in names}
         ctx.reporter.log(forecast.describe_runs(ctx, runs, recompile=True))

@@ -159,8 +159,8 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     """
     names = [name for name in config.methods if name not in REFERENCES]
     titles = [f"tune {name}" for name in names]
-    expected = "method with settings to tune"
-    with open_variants(config, workdir, names, expected, titles) as (ctx, problems):
+    method_kind = "method with settings to tune"
+    with open_variants(config, workdir, names, method_kind, titles) as (ctx, problems):
         problems = [without_test_rows(problem) for problem in problems]
         num_repeated = (len(problems) - 1) * min(NUM_FINALISTS + 1, trials)
         runs = dict.fromkeys(names, trials + num_repeated)

@@ -42,7 +42,7 @@ def open_variants(
     config: Config,
     workdir: pathlib.Path,
     methods: list[str],
-    expected: str,
+    method_kind: str,
     titles: list[str],
 ) -> Iterator[tuple[RunContext, list[Problem]]]:
     """Opens a run and trains the original and the retrained reference of each seed.
@@ -51,7 +51,7 @@ def open_variants(
         config: the configuration; all its seeds are run.
         workdir: the working folder of a run of this configuration.
         methods: the methods whose variants will be run.
-        expected: describes such a method in the error message for an empty list.
+        method_kind: describes such a method in the error message for an empty list.
         titles: titles of the caller's stages.
 
     Yields:
@@ -62,7 +62,7 @@ def open_variants(
     """
     if not methods:
         raise UserError(
-            f"methods={','.join(config.methods)}: no {expected}; add one, for example "
+            f"methods={','.join(config.methods)}: no {method_kind}; add one, for example "
             "--methods ccu_plus"
         )
     if config.unlearn.num_requests > 1:

@@ -34,7 +34,7 @@ class PoolScores(NamedTuple):
 def epsilon_by_row(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     """Returns the largest epsilon of any threshold attack on each row, `[N]`.
 
-    By the rule of the NeurIPS 2023 unlearning competition (Triantafillou et al.
+    Follows the rule of the NeurIPS 2023 unlearning competition (Triantafillou et al.
     2024) with all single thresholds as attacks: max(ln((1 - delta - FPR) / FNR), ln((1
     - delta - FNR) / FPR)), where positives are the models with the higher median.
     Thresholds with exactly one rate of 0 do not count. It is 50 if both rates are 0, or

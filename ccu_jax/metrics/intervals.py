@@ -79,7 +79,7 @@ def proportion_interval(
 ) -> Interval | None:
     """Returns the fraction of True in `[N]` with its `clopper_pearson` interval.
 
-    With `groups` the number of trials is the `effective_sample_size`, which is
+    With `groups`, the number of trials is the `effective_sample_size`, which is
     conservative unless all rows of a group have the same outcome.
     """
     successes = np.asarray(successes, bool)
@@ -98,7 +98,7 @@ def effective_sample_size(groups: Values) -> float:
 def variance_of_mean(values: Values, span: float = 0.0, groups: Groups = None) -> float:
     """Returns the sampling variance of the mean of `[N]` values.
 
-    Two pseudo-values are added, half of `span` above and below the mean, because a few
+    Two pseudo-values are added, half a `span` above and below the mean, because a few
     equal values do not prove zero variance (compare Agresti & Coull 1998). `span` is
     the largest possible difference of two values; 0 adds none. With `groups`, the
     variance is cluster-robust (Liang & Zeger 1986).

@@ -1,7 +1,7 @@
 """Membership inference with shadow models: U-LiRA and RMIA.
 
 For each row, some shadow models were trained with it and then unlearned it, and some
-never saw it. If a target model behaves more like the former, it remembers the row. An
+never saw it. If a target model behaves more like the former, it memorizes the row. An
 attack with few shadow models has little power, so all results state their number.
 """
 
@@ -76,7 +76,7 @@ def lira(
     sides = (np.asarray(x, np.float64) for x in (c_in, c_out))
     fits = [_fit_normal(side, np.isfinite(side)) for side in sides]
     if own_variance is None:
-        own_variance = _has_own_variance(fits)
+        own_variance = _can_fit_own_variance(fits)
     score = _log_likelihood_ratio(np.asarray(target, np.float64), fits, own_variance)
     num_shadows = (fits[0][0] + fits[1][0]).max(initial=0)
     return AttackScores(score, int(num_shadows))
@@ -101,7 +101,7 @@ def lira_leave_one_out(
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
-    own_variance = _has_own_variance([_fit_normal(signals, r) for r in roles])
+    own_variance = _can_fit_own_variance([_fit_normal(signals, r) for r in roles])
     sets = np.arange(len(signals)) if sets is None else np.asarray(sets)
     score, num_shadows = np.full(signals.shape, np.nan), 0
     for k, target in enumerate(signals):
@@ -243,7 +243,7 @@ def _fit_normal(signals, is_valid):
     return count, mean, squares
 
 
-def _has_own_variance(fits) -> bool:
+def _can_fit_own_variance(fits) -> bool:
     """Returns whether all rows have enough shadow models for variances of their own."""
     # Rows without an image have no signals.
     counts = [count[count > 0] for count, *_ in fits]
@@ -274,7 +274,7 @@ def _likelihood_ratio(target, references) -> np.ndarray:
 
 
 def _balanced_accuracy(signals: Signals, threshold: float) -> Interval | None:
-    """Returns the mean of true positive and true negative rate with its interval."""
+    """Returns the mean of true positive and true negative rates with its interval."""
     tpr = proportion_interval(signals.members > threshold, groups=signals.groups[0])
     tnr = proportion_interval(signals.nonmembers <= threshold, groups=signals.groups[1])
     if tpr is None or tnr is None:

@@ -62,8 +62,8 @@ def open_variants(
     """
     if not methods:
         raise UserError(
-            f"methods={','.join(config.methods)}: no {method_kind}; add one, for example "
-            "--methods ccu_plus"
+            f"methods={','.join(config.methods)}: no {method_kind}; add one, for "
+            "example --methods ccu_plus"
         )
     if config.unlearn.num_requests > 1:
         raise UserError(

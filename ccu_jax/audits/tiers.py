@@ -140,7 +140,7 @@ def audit_models(
     with ctx.reporter.stage(list_stage_titles(tier, [seed])[0]) as stage:
         # A purged folder has no original, only the records of earlier audits.
         if not ctx.data.purged:
-            problem = stages.problem_with_original(ctx, seed, sets, stage)
+            problem = stages.build_problem_with_original(ctx, seed, sets, stage)
             measures["standard"] = ModelProbes(ctx, problem).measure
             if tier == "rigorous":
                 pool = ShadowPool(ctx, problem, num_shadows, stage.report_progress)

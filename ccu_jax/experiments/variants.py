@@ -31,7 +31,7 @@ from ccu_jax.runs.results import (
     write_result,
 )
 from ccu_jax.runs.session import open_run
-from ccu_jax.runs.stages import problem_with_original, run_seed
+from ccu_jax.runs.stages import build_problem_with_original, run_seed
 
 Settings = dict[str, Any]  # the fields of a section that differ from the configuration
 ATTACKED_VIEWS = ("image", "fused", "pair")
@@ -85,7 +85,7 @@ def open_variants(
         problems = []
         for seed, sets in sets_by_seed.items():
             with ctx.reporter.stage(features[seed]) as stage:
-                problems.append(problem_with_original(ctx, seed, sets, stage))
+                problems.append(build_problem_with_original(ctx, seed, sets, stage))
         yield ctx, problems
 
 

@@ -88,7 +88,7 @@ def _build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
     )
 
 
-def problem_with_original(
+def build_problem_with_original(
     ctx: RunContext, seed: int, sets: Sets, stage: Stage
 ) -> Problem:
     """Returns the problem of a seed with its finished original and features."""

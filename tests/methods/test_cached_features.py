@@ -1,24 +1,18 @@
 """Padding of feature tables."""
 
-import jax
 import numpy as np
 import pytest
 
 from ccu_jax.distributed import executors
 from ccu_jax.methods import METHODS, cached_features
-from ccu_jax.train.step import init_state, make_steps_fn, static_inputs
 from tests import toy
+from tests.train.test_step import run
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 8, 64])
 def test_padded_sizes_are_few_and_divisible(num_devices):
-    counts = np.arange(1, 5000)
-    sizes = np.array(
-        [
-            cached_features.compute_padded_size(int(count), num_devices)
-            for count in counts
-        ]
-    )
+    counts, compute_size = np.arange(1, 5000), cached_features.compute_padded_size
+    sizes = np.array([compute_size(int(count), num_devices) for count in counts])
     assert (sizes >= counts).all() and not (sizes % num_devices).any()
     assert (np.diff(sizes) >= 0).all() and len(set(sizes)) < 64
     min_step = np.lcm(8, num_devices)
@@ -40,10 +34,7 @@ def run_with_padding(name, monkeypatch, padding, multi_label):
     program = METHODS[name](problem)
     monkeypatch.undo()
     sizes = {part: x["row"].size for part, x in program.sharded_tables.items()}
-    state = init_state(program, jax.random.key(3))
-    steps = problem.executor.compile(make_steps_fn(program))
-    inputs = toy.step_inputs_of(problem.executor, program)
-    state, metrics = jax.device_get(steps(state, static_inputs(program), inputs))
+    state, metrics = run(problem.executor, program)
     params, rows = {**problem.original, **state.params}, np.arange(70)
     outputs = problem.forward.compute_outputs(params, problem.table, rows)
     outputs = {name: outputs[name] for name in ("image", "text", "fused", "z_image")}

@@ -5,7 +5,9 @@ all methods.
 """
 
 import collections
+from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,13 +52,8 @@ def each_method(fast=FAST, slow=SLOW, names=tuple(METHODS)):
     """Parametrizes a test; methods that are neither fast nor slow have mark `table`."""
     marks = dict.fromkeys(slow, pytest.mark.slow) | dict.fromkeys(fast, ())
     return pytest.mark.parametrize(
-        "name",
-        [pytest.param(n, marks=marks.get(n, pytest.mark.table)) for n in names],
+        "name", [pytest.param(n, marks=marks.get(n, pytest.mark.table)) for n in names]
     )
-
-
-def num_compiled_gradients(forward):
-    return forward.compile_cached("gradients squared=True", None)._cache_size()
 
 
 def assert_trained(name, problem, outcome):
@@ -102,30 +99,13 @@ def test_results_depend_on_the_seed_only(name, tmp_path, run_method):
         assert trees_equal(first.params[module], other.params[module]) == is_same
 
 
-@each_method(fast=("ccu", "scrub_rewind"), slow=(), names=UNLEARNING)
-def test_other_hyperparameters_share_an_executable(name, tmp_path, problem):
-    traces, loop = collections.Counter(), make_loop(problem)
-    numbers = toy.scaled_hyperparameters(getattr(problem.config, name))
-    changed = problem._replace(config=toy.make_config(**{name: numbers}))
-    first, second = (
-        toy.run_method(x, loop, name, tmp_path, traces=traces)[0]
-        for x in (problem, changed)
-    )
-    assert traces[name] == (name not in CLOSED)
-    for module in set(first.params) - set(UNUSED.get(name, ())):
-        assert not trees_equal(first.params[module], second.params[module]), module
-    expected, _ = toy.run_method(changed, make_loop(problem), name, tmp_path)
-    assert trees_equal(second.params, expected.params)
-
-
 @each_method(fast=("ssd",), slow=("original", "ccu_plus", "salun", "scrub_rewind"))
 def test_learning_rate_of_zero_changes_nothing(name, tmp_path, problem, run_method):
     sections = {n if hasattr(Config(), n) else "train" for n in METHODS}
     changes = {n: {"learning_rate": 0.0} for n in sections - set(CLOSED)}
     changes["ssd"] = {"alpha": 1e30}
-    outcome, problem = run_method(
-        name, tmp_path, changes=changes, loop=make_loop(problem)
-    )
+    loop = make_loop(problem)
+    outcome, problem = run_method(name, tmp_path, changes=changes, loop=loop)
     expected = {module: problem.params[module] for module in outcome.params}
     fresh = problem.model.init(problem.make_key("fresh"))
     if name in REFERENCES:
@@ -133,20 +113,15 @@ def test_learning_rate_of_zero_changes_nothing(name, tmp_path, problem, run_meth
     if name.startswith("eu_"):
         expected = {module: fresh[module] for module in expected}
     if getattr(getattr(problem.config, name, None), "shrink", 1.0) < 1:
-        shrunken = METHODS[name](problem).params
-        for module in TAIL:
-            jax.tree.map(
-                lambda x, old, new: np.testing.assert_allclose(
-                    x, 0.4 * old + 0.6 * new, atol=1e-6
-                ),
-                *(tree[module] for tree in (shrunken, expected, fresh)),
-            )
-        expected = shrunken
+        original, fresh = ({m: x[m] for m in TAIL} for x in (expected, fresh))
+        mixed = jax.tree.map(lambda a, b: 0.4 * a + 0.6 * b, original, fresh)
+        expected = METHODS[name](problem).params
+        chex.assert_trees_all_close({m: expected[m] for m in TAIL}, mixed, atol=1e-6)
     assert trees_equal(outcome.params, expected)
 
 
-def make_requests(problem):
-    """Yields requests of other seeds, sizes, and rows without image."""
+def make_requests(problem, name):
+    """Yields requests of other seeds, sizes, rows without image, hyperparameters."""
     sets, none = problem.sets, np.zeros(0, int)
     fewer = sets._replace(
         unlearn=sets.unlearn[:-2],
@@ -163,42 +138,39 @@ def make_requests(problem):
         has_image[without_image] = False
         has_image = problem.executor.replicate(has_image)
         table = {**problem.table, "has_image": has_image}
-        yield {"seed": seed, "sets": chosen, "table": table}
+        request = problem._replace(method=name, seed=seed, sets=chosen, table=table)
+        yield request
+    if name in UNLEARNING:
+        numbers = toy.scaled_hyperparameters(request.method_config)
+        yield request._replace(config=toy.make_config(**{name: numbers}))
 
 
 @each_method()
-def test_requests_of_other_sizes_share_an_executable(
-    name, tmp_path, monkeypatch, problem
-):
+def test_all_requests_share_an_executable(name, tmp_path, monkeypatch, problem):
     loop = make_loop(problem)
-    forward = Forward(problem.model, problem.executor, 32)
+    problem = problem._replace(forward=Forward(problem.model, problem.executor, 32))
     traces, plans, outcomes = collections.Counter(), [], []
-    fit_prior = closed_loop.fit_prior
-
-    def count_fits(*args, **kwargs):
-        traces["prior"] += 1
-        return fit_prior(*args, **kwargs)
-
-    monkeypatch.setattr(closed_loop, "fit_prior", count_fits)
-    problems = [
-        problem._replace(forward=forward, method=name, **request)
-        for request in make_requests(problem)
-    ]
-    for changed in problems:
-        outcome, _ = toy.run_method(changed, loop, name, tmp_path, traces=traces)
-        outcomes.append(outcome)
-        plan = METHODS[name](changed).plan or {"none": np.array(changed.seed)}
+    fit_prior = mock.Mock(wraps=closed_loop.fit_prior)
+    monkeypatch.setattr(closed_loop, "fit_prior", fit_prior)
+    for request in make_requests(problem, name):
+        outcome, _ = toy.run_method(request, loop, name, tmp_path, traces=traces)
+        outcomes.append(outcome.params)
+        plan = METHODS[name](request).plan or {"none": np.array(request.seed)}
         plans.append({len(set(rows.ravel())) for rows in plan.values()})
     # The shared executable computes what an executable of this request would.
-    expected, _ = toy.run_method(problems[-1], make_loop(problem), name, tmp_path)
-    assert trees_equal(outcomes[-1].params, expected.params)
+    expected, _ = toy.run_method(request, make_loop(problem), name, tmp_path)
+    assert trees_equal(outcomes[-1], expected.params)
+    if name in UNLEARNING:
+        for module in set(expected.params) - set(UNUSED.get(name, ())):
+            assert not trees_equal(outcomes[-2][module], outcomes[-1][module]), module
     if name in CLOSED:
-        assert num_compiled_gradients(forward) == 1
+        key = "gradients squared=True"
+        assert problem.forward.compile_cached(key, None)._cache_size() == 1
         return
     assert plans[0] != plans[1], "requests differ"
     assert traces[name] == 1
     is_closed_loop = name in ("ccu_plus", "ccu_gated", "ccu_plus_full")
-    assert traces["prior"] == is_closed_loop
+    assert fit_prior.call_count == is_closed_loop
 
 
 def test_methods_on_images_use_only_rows_they_may_learn_from(problem):
@@ -252,26 +224,18 @@ def test_programs_on_cached_features_have_their_modules_and_rows(name, problem):
             assert not x[num_rows:].any(), column
 
 
+@pytest.mark.parametrize("multi_label, dtype", [(True, "float32"), (False, "bfloat16")])
 @each_method(fast=(), slow=("neggrad_plus", "scrub", "ccu", "ccu_plus"))
-def test_multiple_labels(name, tmp_path):
-    data = toy.make_dataset(multi_label=True)
-    config = toy.make_config(ccu={"stop": True})
-    problem = toy.make_problem(executors.vmap(1), data, config)
-    problem = toy.with_fitted_labels(problem)
-    outcome, _ = toy.run_method(problem, make_loop(problem), name, tmp_path)
-    assert outcome.steps > 0 or name in CLOSED
-    assert_trained(name, problem, outcome)
-
-
-@each_method(fast=(), slow=("original", "ccu", "ccu_plus"))
-def test_bfloat16(name, tmp_path):
-    config = toy.make_config(model={"dtype": "bfloat16"}, ccu={"stop": True})
-    problem = toy.make_problem(executors.vmap(2), settings=config)
+def test_multiple_labels_and_bfloat16(name, multi_label, dtype, tmp_path):
+    data = toy.make_dataset(multi_label=multi_label)
+    config = toy.make_config(model={"dtype": dtype}, ccu={"stop": True})
+    problem = toy.make_problem(executors.vmap(2), data, config)
     problem = toy.with_fitted_labels(problem)
     if name in TRAINED and name != "ccu_plus_full":
         for table in METHODS[name](problem).sharded_tables.values():
-            assert table["features"].dtype == jnp.bfloat16
+            assert table["features"].dtype == jnp.dtype(dtype)
     outcome, _ = toy.run_method(problem, make_loop(problem), name, tmp_path)
+    assert outcome.steps > 0 or name in CLOSED
     assert_trained(name, problem, outcome)
     for x in jax.tree.leaves(outcome.params):
         assert x.dtype == jnp.float32 and np.isfinite(x).all()

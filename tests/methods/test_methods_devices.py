@@ -6,15 +6,16 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from ccu_jax.distributed import executors
 from ccu_jax.models import VIEWS
-from ccu_jax.train.step import init_state, make_steps_fn, static_inputs
 from tests import toy
 from tests.methods.test_methods import CLOSED, METHODS, SLOW, each_method
+from tests.train.test_step import prepare
 
 
 def logits_after_steps(name, executor, lower_only=False):
@@ -30,15 +31,12 @@ def logits_after_steps(name, executor, lower_only=False):
         # At the original, terms such as retention have a gradient of rounding errors.
         moved = jax.tree.map(lambda x: 1.1 * x + 0.01, params)
         program = program._replace(params=executor.replicate(moved))
-        state = executor.replicate(init_state(program, jax.random.key(3)))
-        static = executor.replicate(static_inputs(program))
-        inputs = toy.step_inputs_of(executor, program)
+        steps, *arguments = prepare(executor, program)
         for x in jax.tree.leaves(program.sharded_tables):
             assert len(x) == executor.num_devices
-        steps = executor.compile(make_steps_fn(program), donate=True)
         if lower_only:
-            return steps.lower(state, static, inputs)
-        state, metrics = jax.device_get(steps(state, static, inputs))
+            return steps.lower(*arguments)
+        state, metrics = jax.device_get(steps(*arguments))
         assert metrics["ran"].all() and np.isfinite(metrics["loss"]).all()
         result = program.result or (lambda params, aux: params)
         params = result(state.params, state.aux)
@@ -55,9 +53,8 @@ def logits_on_one_device(name):
 
 
 def assert_same_as_on_one_device(name, executor):
-    found = logits_after_steps(name, executor)
-    for view, logits in logits_on_one_device(name).items():
-        np.testing.assert_allclose(found[view], logits, rtol=0, atol=1e-4)
+    found, expected = logits_after_steps(name, executor), logits_on_one_device(name)
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=1e-4)
 
 
 @each_method(fast=(), slow=("original", "neggrad_plus", "ccu_plus", "ssd"))
@@ -103,17 +100,14 @@ OTHERS = tuple(name for name in METHODS if name not in (*FEW, *CLOSED))
     ],
 )
 def test_programs_do_not_depend_on_hash_seeds(names):
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    flags.append("--xla_force_host_platform_device_count=2")
+    environment = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join(flags)}
+
     def start(hash_seed):
-        flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-        flags.append("--xla_force_host_platform_device_count=2")
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, *names],
-            env={
-                **os.environ,
-                "PYTHONHASHSEED": hash_seed,
-                "PYTHONPATH": str(ROOT),
-                "XLA_FLAGS": " ".join(flags),
-            },
+            env={**os.environ, **environment, "PYTHONHASHSEED": hash_seed},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

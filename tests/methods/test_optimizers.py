@@ -10,14 +10,12 @@ import pytest
 
 from ccu_jax.config.schema import Train
 from ccu_jax.methods import optimizers
+from ccu_jax.methods.optimizers import GROUPS
 from ccu_jax.models import TEXT
-
-GROUPS = ("rest", "text")
 
 
 def test_text_modules_have_their_own_group(problem):
-    modules = problem.params
-    groups = {module: optimizers.parameter_group(module) for module in modules}
+    groups = {module: optimizers.parameter_group(module) for module in problem.params}
     assert {module for module, group in groups.items() if group == "text"} == {*TEXT}
 
 

@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from ccu_jax.distributed import executors
-from ccu_jax.distributed.device_tables import gather_rows
 from ccu_jax.evaluate import predictions
 from ccu_jax.methods import METHODS
 from ccu_jax.models import TAIL
 from tests import toy
+from tests.methods.test_finetuning import first_batch
 
 SHARED = ("pair_dissociation", "retention", "separation")
 CLOSED_LOOP = ("task_loss", "heldout_retention", *SHARED)
@@ -27,22 +27,18 @@ def make_terms(problem, name, **weights):
     problem = problem._replace(config=toy.make_config(**{name: weights}))
     program = METHODS[name](problem)
     assert program.loss is not None and program.plan is not None
-    tables = {part: toy.merge_shards(x) for part, x in program.sharded_tables.items()}
-    aux = program.aux
+    aux, batch = program.aux, first_batch(program)
     if name != "ccu":
         # Labels replace the targets, and all rows are above their target confidence.
         targets = aux["targets"]
+        labels = toy.merge_shards(program.sharded_tables["unlearn"])["labels"]
         targets = targets._replace(
-            probability=dict.fromkeys(targets.bias, tables["unlearn"]["labels"]),
+            probability=dict.fromkeys(targets.bias, labels),
             confidence={view: x - 9 for view, x in targets.confidence.items()},
         )
         aux = {**aux, "targets": targets}
 
     def terms(params):
-        batch = {}
-        for part, plan in program.plan.items():
-            keys = jax.random.split(jax.random.key(0), plan.shape[1])
-            batch[part] = gather_rows(tables[part], {"rows": plan[0]}) | {"key": keys}
         loss, terms = program.loss(params, program.frozen, aux, batch, jnp.int32(0))
         return {**terms, "loss": loss}
 
@@ -68,9 +64,8 @@ def test_each_objective_has_a_gradient_and_can_be_switched_off(problem, name, pa
         assert np.isfinite(norm) and norm > 1e-4, term
         without = jax.eval_shape(make_terms(problem, name, **{term: 0.0}), params)
         assert set(without) == set(values) - {term}
-    nothing = jax.jit(make_terms(problem, name, **dict.fromkeys(WEIGHTS[name], 0.0)))(
-        params
-    )
+    without_all = make_terms(problem, name, **dict.fromkeys(WEIGHTS[name], 0.0))
+    nothing = jax.jit(without_all)(params)
     assert {key: float(x) for key, x in nothing.items()} == {"loss": 0.0}
 
 

@@ -7,12 +7,6 @@ import pytest
 import scipy.special
 
 from ccu_jax.methods.ccu import statistics as stats
-from ccu_jax.methods.ccu.statistics import (
-    confidence,
-    margin,
-    probabilities_at_confidence,
-    recall_at_k,
-)
 from tests.toy import CLASSES, random_labels
 
 each_label_kind = pytest.mark.parametrize(
@@ -36,7 +30,7 @@ def test_confidence_equals_formula(multi_label):
     p = scipy.special.expit(logits)
     if not multi_label:
         p = scipy.special.softmax(logits, axis=1)
-    found = confidence(jnp.array(logits), jnp.array(labels), multi_label)
+    found = stats.confidence(jnp.array(logits), jnp.array(labels), multi_label)
     expected = expected_confidence(p, labels, multi_label)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -47,11 +41,8 @@ def test_with_confidence_hits_the_confidence(multi_label):
     base = 2 * rng.normal(size=(9, CLASSES))
     labels = random_labels(rng, 9, multi_label)
     g = np.linspace(-2.5, 3.5, 9)
-    p = np.asarray(
-        jax.jit(probabilities_at_confidence, static_argnums=3)(
-            base, labels, g, multi_label
-        )
-    )
+    compute = jax.jit(stats.probabilities_at_confidence, static_argnums=3)
+    p = np.asarray(compute(base, labels, g, multi_label))
     found = expected_confidence(p, labels, multi_label)
     np.testing.assert_allclose(found, g, atol=1e-3)
     assert (p >= 0).all() and (p <= 1).all()
@@ -66,19 +57,16 @@ def test_with_confidence_hits_the_confidence(multi_label):
 def test_recall_and_margin():
     scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
     multi, single = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]]), jnp.eye(3)
-    np.testing.assert_allclose(recall_at_k(scores, multi), [0.5, 1, 0])
-    np.testing.assert_allclose(recall_at_k(scores, single), [1, 0, 0])
-    found = margin(scores, single, multi_label=False)
+    np.testing.assert_allclose(stats.recall_at_k(scores, multi), [0.5, 1, 0])
+    np.testing.assert_allclose(stats.recall_at_k(scores, single), [1, 0, 0])
+    found = stats.margin(scores, single, multi_label=False)
     np.testing.assert_allclose(found, [0.4, -0.6, -0.2], atol=1e-6)
-    found = margin(scores, multi, multi_label=True)
+    found = stats.margin(scores, multi, multi_label=True)
     expected = expected_confidence(scores, np.asarray(multi), multi_label=True)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     # Scores are clipped to probabilities in [0.02, 0.98].
-    clipped = margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
+    clipped = stats.margin(jnp.array([[2.0, -1.0]]), jnp.eye(2)[:1], multi_label=True)
     np.testing.assert_allclose(clipped, -np.log(-2 * np.log(0.98)), rtol=1e-4)
-
-
-# --- statistics of valid rows ---------------------------------------------------------
 
 
 def values_and_mask(rng, num_rows):
@@ -115,10 +103,3 @@ def test_line_is_fitted_to_the_valid_rows():
     valid = jnp.arange(50) < 40
     predict = stats.fit_line(x, jnp.where(valid, y, 7.0), valid)
     np.testing.assert_allclose(predict(x), y, atol=2e-3)
-
-
-def test_random_numbers_of_rows_do_not_depend_on_later_rows():
-    key = jax.random.key(3)
-    few, many = stats.uniform_per_row(key, 5), stats.uniform_per_row(key, 400)
-    np.testing.assert_array_equal(few, many[:5])
-    assert len(set(many.tolist())) == 400 and abs(many.mean() - 0.5) < 0.05

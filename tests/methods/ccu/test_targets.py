@@ -7,11 +7,11 @@ import pytest
 
 from ccu_jax.methods.ccu import targets
 from ccu_jax.methods.ccu.statistics import confidence, probabilities_at_confidence
+from ccu_jax.models import VISUAL
 from tests.methods.ccu.test_statistics import each_label_kind, expected_confidence
 from tests.toy import CLASSES, random_labels
 
-VIEWS = ("image", "fused")
-NO_BIAS = dict.fromkeys(VIEWS, jnp.zeros(()))
+NO_BIAS = dict.fromkeys(VISUAL, jnp.zeros(()))
 
 
 def fit_prior(u, v, r, multi_label):
@@ -19,9 +19,9 @@ def fit_prior(u, v, r, multi_label):
     return fit(u, v, r, jax.random.key(0), strength=0.1, multi_label=multi_label)
 
 
-update_targets = jax.jit(
-    targets.update_targets, static_argnames=("gain", "multi_label")
-)
+def update_targets(prior, u, v, bias, gain, multi_label):
+    update = jax.jit(targets.update_targets, static_argnames=("gain", "multi_label"))
+    return update(prior, u, v, bias, gain=gain, multi_label=multi_label)
 
 
 def make_rows(rng, num_rows, multi_label, only=None):
@@ -73,26 +73,23 @@ def test_bias_grows_until_the_targets_are_met(multi_label):
     u, v, r = (make_rows(rng, n, multi_label) for n in (60, 200, 300))
     prior = fit_prior(u, v, r, multi_label)
 
-    def follow(found, offset=0.5):
+    def follow(found):
         """Rows of a model that is always a little above its targets."""
         logits = {}
-        for view in VIEWS:
-            g = found.confidence[view] + offset
+        for view in VISUAL:
+            g = found.confidence[view] + 0.5
             p = probabilities_at_confidence(u[view], u["labels"], g, multi_label)
             logits[view] = jax.scipy.special.logit(p) if multi_label else jnp.log(p)
         return {**u, **logits}
 
-    def update(rows, bias, gain):
-        return update_targets(prior, rows, v, bias, gain=gain, multi_label=multi_label)
-
     def excess(found):
-        bias = update(follow(found), NO_BIAS, 1.0).bias
-        return np.array([float(bias[view]) for view in VIEWS])
+        bias = update_targets(prior, follow(found), v, NO_BIAS, 1.0, multi_label).bias
+        return np.array([float(bias[view]) for view in VISUAL])
 
-    found = update(u, NO_BIAS, 0.5)
+    found = update_targets(prior, u, v, NO_BIAS, 0.5, multi_label)
     before = excess(found)
     for _ in range(40):
-        found = update(follow(found), found.bias, 0.5)
+        found = update_targets(prior, follow(found), v, found.bias, 0.5, multi_label)
     assert (before > 0.05).all()
     assert (np.abs(excess(found)) < 0.3 * before).all()
 
@@ -122,11 +119,9 @@ def test_targets_are_distributed_like_heldout_confidences(multi_label):
         # As far from evenly spaced as two samples of this size may be.
         expected = (np.arange(num_rows) + 0.5) / num_rows
         assert np.abs(in_order - expected).max() < 0.3
-    current = {**v, **{view: 1.5 * v[view] + 0.3 for view in VIEWS}}
-    found = update_targets(
-        prior, u, current, NO_BIAS, gain=0.0, multi_label=multi_label
-    )
-    for view in VIEWS:
+    current = {**v, **{view: 1.5 * v[view] + 0.3 for view in VISUAL}}
+    found = update_targets(prior, u, current, NO_BIAS, 0.0, multi_label)
+    for view in VISUAL:
         heldout = np.asarray(confidence(current[view], v["labels"], multi_label))
         labels = np.asarray(u["labels"])
         g = expected_confidence(found.probability[view], labels, multi_label)
@@ -145,7 +140,7 @@ def test_image_targets_deny_a_class_that_is_not_retained(multi_label):
     v, r = (make_rows(rng, n, multi_label) for n in (40, 200))
     prior = fit_prior(u, v, without_class(r, 2), multi_label)
     assert prior.is_shifted
-    found = update_targets(prior, u, v, NO_BIAS, gain=0.5, multi_label=multi_label)
+    found = update_targets(prior, u, v, NO_BIAS, 0.5, multi_label)
     assert np.asarray(found.probability["image"])[:, 2].max() < 1e-3
     # The text does not have to be unlearned.
     assert np.asarray(found.probability["fused"])[:, 2].mean() > 0.3
@@ -166,10 +161,8 @@ def test_padding_changes_no_prior_and_no_target(multi_label, fill, is_shifted):
     def estimate(u, v, r):
         prior = fit_prior(u, v, r, multi_label)
         bias = {"image": jnp.float32(0.2), "fused": jnp.float32(-0.1)}
-        current = {**u, **{view: 1.5 * u[view] + 0.3 for view in VIEWS}}
-        return prior, update_targets(
-            prior, current, v, bias, gain=0.5, multi_label=multi_label
-        )
+        current = {**u, **{view: 1.5 * u[view] + 0.3 for view in VISUAL}}
+        return prior, update_targets(prior, current, v, bias, 0.5, multi_label)
 
     expected, found = estimate(*rows), estimate(*padded)
     assert bool(found[0].is_shifted) == is_shifted

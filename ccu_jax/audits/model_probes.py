@@ -1,7 +1,7 @@
-"""Measurements that need a model's parameters.
+"""Audit measurements that need a model's parameters.
 
 These are the similarity of embeddings, an attack on the fused view with the text
-masked, and relearning: how many training steps restore what a model has unlearned.
+masked, and the relearning time: the training steps that restore unlearned images.
 """
 
 import dataclasses
@@ -27,33 +27,33 @@ from ccu_jax.runs.stages import load_params
 from ccu_jax.train import checkpoint
 from ccu_jax.train.program import Program
 
-_MAX_ROWS = 1000  # of the retain set, whose embeddings are compared
+_MAX_ROWS = 1000  # of the retain set to compare embeddings on
 _OUTPUTS = {"image": "h_image", "text": "h_text", "fused": "h_fused"}
 MAX_RELEARNING_STEPS = 100
-_RELEARN = "relearn"  # part of the random seeds
+_RELEARN = "relearn"  # also selects the random stream
 _NUM_TRAININGS = 3
 _SPLIT = stopping.MONITORED_SPLITS[0]
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of N retain rows, and signals of unlearn and unseen rows."""
+    """Embeddings of N retain rows and attack signals of unlearn and unseen rows."""
 
     views: dict[str, np.ndarray]  # `[N, W]` each; empty if no row has both modalities
     labels: np.ndarray  # `[N, K]`
     groups: np.ndarray  # `[N]`
-    signals: Signals  # `loss` signals of the fused view with the text masked
+    signals: Signals  # loss of the fused view with the text masked
 
 
 class ModelProbes:
-    """Measures the models of a seed, each of which is embedded once."""
+    """Measures the models of one seed and caches their embeddings."""
 
     def __init__(self, ctx: RunContext, problem: Problem):
-        """Takes the problem with the original's parameters."""
+        """Initializes with a problem that has the parameters of the original."""
         self._ctx, self._problem = ctx, problem
         self._embeddings: dict[str, Embeddings] = {}
 
     def measure(self, method: str) -> dict[str, Any]:
-        """Returns all measurements of a method's model as plain JSON."""
+        """Returns all measurements of the model of a method as plain JSON."""
         start_s = time.perf_counter()
         ctx, problem = self._ctx, self._problem
         names = (method, *COMPARISON_MODELS)
@@ -72,9 +72,9 @@ class ModelProbes:
 
 
 def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
-    """Runs a model on some retain rows, and on the attacked rows with the text masked.
+    """Embeds sampled retain rows and attacks the fused view with the text masked.
 
-    `group` has the groups of all rows of the data set.
+    `group` has the group of every row of the data set.
     """
     table, sets = problem.table, problem.sets
     has_image, has_text = (np.asarray(table[f"has_{n}"]) for n in ("image", "text"))
@@ -109,7 +109,7 @@ def compare_embeddings(
     reference: Embeddings,
     control: Embeddings,
 ) -> dict[str, Any]:
-    """Compares a model's embeddings with the original's and the reference's.
+    """Compares the embeddings of a model with those of the original and reference.
 
     Returns:
         Plain JSON: `cka` by model and view, `within_class` (intra-class similarity) by
@@ -149,22 +149,22 @@ def relearn(
     folder: pathlib.Path,
     tolerance: float = 0.01,
 ) -> dict[str, Any]:
-    """Trains a model on the unlearn set until its image score is the original's again.
+    """Trains a model on the unlearn set until it regains the original's image score.
 
-    A model that still has information on the images relearns them faster than one that
-    has never seen them (Tarun et al. 2023): compare with the reference's steps.
+    A model that still has information about the images relearns them faster than one
+    that never saw them (Tarun et al. 2023): compare with the steps of the reference.
 
-    `folder` is for checkpoints and removed at the end; `tolerance` is the fraction of
-    the original's score that may be missing.
+    `folder` is a temporary checkpoint folder; `tolerance` is the relative shortfall
+    from the original's score that counts as restored.
 
     Returns:
         Plain JSON: the median of the `steps` of several trainings and their range,
         `min_steps` to `max_steps`, each None if the score was not restored within
-        `limit` steps; the `seconds` of all trainings; and why one `diverged`, or None.
+        `limit` steps; the total `seconds`; and as `diverged` the reason, or None.
     """
     steps, seconds, diverged = [], 0.0, None
     for index in range(_NUM_TRAININGS):
-        # Each training has its own order of rows.
+        # Each training shuffles the rows differently.
         seeded = problem._replace(method=_RELEARN, seed=problem.seed + (index << 32))
         target = np.float32((1 - tolerance) * _score_original(seeded))
 
@@ -204,7 +204,7 @@ def _score_original(problem: Problem) -> float:
 
 
 def _make_program(problem: Problem, target: np.float32) -> Program:
-    """Returns the training, which checks the score before every step."""
+    """Returns a training program that stops once the score reaches `target`."""
     unlearn, config = problem.sets.unlearn, problem.config.finetune
     epochs = MAX_RELEARNING_STEPS * config.batch / len(unlearn)
     config = dataclasses.replace(config, epochs=epochs)

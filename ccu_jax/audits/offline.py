@@ -1,4 +1,4 @@
-"""Measurements that need only the stored outputs of a model and its references."""
+"""Audit measurements that need only the stored outputs of models."""
 
 import hashlib
 import time
@@ -23,43 +23,46 @@ from ccu_jax.metrics.privacy import threshold_epsilon
 from ccu_jax.metrics.roc import Signals
 from ccu_jax.models import VIEWS
 
-# The attacks that a verdict is based on, by view.
+# The signal of the attack that a verdict is based on, by view.
 VERDICT_SIGNALS = {"image": "loss", "fused": "loss", "pair": "cosine"}
 # A verdict tests six differences: three AUCs, two scores and the TPR at 1 % FPR.
 CONFIDENCE = 1 - 0.05 / 6
 _FPRS = {"tpr_1": 0.01, "tpr_01": 0.001}
-_NUM_FOLDS = 10  # of the jackknife
+_NUM_FOLDS = 10  # of the delete-a-group jackknife
 _RANKING_SCORES = {
     "mean_average_precision": classification.mean_average_precision,
     "macro_auroc": classification.macro_auroc,
 }
 _tug_of_war_attack = partial(classification.tug_of_war, names=classification.TOW_ATTACK)
-# Each with its greatest possible value.
+# Functions and their largest possible values.
 _GAPS = {
     "average_gap": (classification.average_gap, 100),
     "tug_of_war": (classification.tug_of_war, 1),
     "tug_of_war_attack": (_tug_of_war_attack, 1),
 }
-# Keys of differences from the reference, and the models they are of.
+# Models that are compared with the reference, by the key of the difference.
 DIFFERENCES = {"difference": "model", "original": "original", "control": CONTROL}
 
-# Outputs on the same rows: of a model as "model", and of the models that it is compared
-# with, by method. Without a reference, what is compared with it is None.
+# Outputs on the same rows: those of the audited model as "model", and those of the
+# comparison models by method. Without a reference, comparisons with it are None.
 Outputs = Mapping[str, Predictions]
 
 
 def audit_outputs(outputs: Outputs) -> dict[str, Any]:
     """Returns all measurements as plain JSON; intervals are `[value, low, high]`.
 
-    What cannot be measured is None. `members` identifies the unlearn set, `compared`
-    is whether there is a reference, `costs_s` the seconds of each measurement.
+    Values that cannot be measured are None. `members` is a hash of the unlearn set,
+    `compared` says whether there is a reference, and `costs_s` has the seconds of each
+    measurement.
 
     Raises:
-        ValueError: the outputs are not of the same rows.
+        ValueError: the outputs have different rows.
     """
     model = outputs["model"]
     if any((compared.id != model.id).any() for compared in outputs.values()):
-        raise ValueError("outputs of different rows cannot be compared")
+        raise ValueError(
+            "outputs have different rows; predict the same rows with every model"
+        )
     members = "\n".join(sorted(model.id[model.split == "unlearn"].tolist()))
     record: dict[str, Any] = {
         "members": hashlib.sha256(members.encode()).hexdigest()[:16],
@@ -83,12 +86,13 @@ def audit_outputs(outputs: Outputs) -> dict[str, Any]:
 
 
 def measure_attacks(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns the results of each attack by view and signal.
+    """Returns the results of each membership attack by view and signal.
 
-    `auc`, `tpr_1` and `tpr_01` (at 1 % and 0.1 % FPR) are the model's; `bootstrap` is
-    the AUC with a 95 % bootstrap interval, which assumes less. `difference` is the AUC
-    minus the reference's, `original` and `control` the same of these models. The
-    attacks that a verdict is based on also have `tpr_1_difference` and so on.
+    `auc`, `tpr_1` and `tpr_01` (at 1 % and 0.1 % FPR) are those of the model;
+    `bootstrap` is the AUC with a 95 % bootstrap confidence interval. `difference`,
+    `original` and `control` are the AUCs of the model, the original and the control
+    minus that of the reference. The attacks in VERDICT_SIGNALS also have these
+    differences of the TPR at 1 % FPR, as `tpr_1_difference` and so on.
     """
     signals = {name: compute_signals(model) for name, model in outputs.items()}
 
@@ -120,7 +124,7 @@ def measure_attacks(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def compute_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
-    """Returns the membership signals by view and name, of rows that have an image."""
+    """Returns the membership signals of rows with an image, by view and signal name."""
 
     def select(view: str, values: np.ndarray) -> Signals:
         rows = model.has_modalities(view) & model.has_image
@@ -140,9 +144,9 @@ def compute_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
 
 
 def measure_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns the model's scores by split and view.
+    """Returns the scores of the model by split and view.
 
-    `right` is the accuracy, or with several labels the F1 score averaged over rows.
+    `right` is the accuracy, or for multi-label data the mean F1 score per row.
     """
     model = outputs["model"]
 
@@ -166,10 +170,10 @@ def measure_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
 def measure_score_differences(
     outputs: Outputs, is_excess: bool = False
 ) -> dict[str, list[float] | None]:
-    """Returns the unlearn-set score minus the reference's by view, paired by row.
+    """Returns by view the unlearn-set score minus the reference's, paired by row.
 
-    With `is_excess` minus the same on unseen rows: 0 for a model that is better than
-    the reference on all images alike, positive for one that remembers the unlearn set.
+    `is_excess` subtracts the same difference on unseen rows: the result is 0 for a
+    model that is better on all images alike, positive if it remembers the unlearn set.
     """
     model, reference = outputs["model"], outputs.get(REFERENCE)
     if reference is None:
@@ -195,10 +199,10 @@ def measure_score_differences(
 
 
 def measure_gaps(outputs: Outputs) -> dict[str, Any]:
-    """Returns average gap (percentage points) and Tug-of-War of the image view.
+    """Returns the average gap (percentage points) and Tug-of-War of the image view.
 
-    A gap has no sign: even that of two equal models is above zero by chance, with an
-    interval that may exclude zero. Compare with the control's.
+    Gaps are absolute values: even for two equally trained models they are positive by
+    chance, and the interval may exclude zero. Compare with those of the control.
     """
     model, reference = outputs["model"], outputs.get(REFERENCE)
     if reference is None:
@@ -220,7 +224,7 @@ def measure_gaps(outputs: Outputs) -> dict[str, Any]:
 
 
 def _score_rows(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the image view's score and loss signal by row; NaN without an image."""
+    """Returns scores and loss signals of the image view by row, NaN without image."""
     logits, has_image = model.logits["image"], model.has_modalities("image")
     scores = classification.row_scores(logits, model.labels, model.multi_label)
     scores = np.where(np.isfinite(logits).all(axis=1), scores, np.inf)
@@ -231,7 +235,7 @@ def _score_rows(model: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def _average_splits(
     split: np.ndarray, scores: np.ndarray, signal: np.ndarray
 ) -> dict[str, float | None]:
-    """Returns the mean score of each split, and the attack's AUC."""
+    """Returns the mean score of each split and the attack AUC."""
     rows = {name: ~np.isnan(scores) & (split == name) for name in SPLITS}
     result: dict[str, float | None] = {}
     for name in ("retain", "unlearn", "test"):
@@ -242,12 +246,12 @@ def _average_splits(
 
 
 def measure_distances(outputs: Outputs) -> dict[str, Any]:
-    """Returns the distances of predictions from the reference's, by split and view."""
+    """Returns distances to the predictions of the reference, by split and view."""
     model, reference = outputs["model"], outputs.get(REFERENCE)
     if reference is None:
         return {}
-    # The distance of two one-hot predictions, or of predictions that differ in each of
-    # several labels.
+    # Distance between different one-hot predictions, or between multi-label
+    # predictions that differ in every label.
     max_distance = float(np.sqrt(model.labels.shape[1] if model.multi_label else 2))
     measures = {
         "js_divergence": (distances.js_divergence, 1.0),
@@ -271,9 +275,9 @@ def measure_distances(outputs: Outputs) -> dict[str, Any]:
 
 
 def bound_epsilon(outputs: Outputs) -> dict[str, float | None]:
-    """Returns lower bounds of epsilon by view, which hold together with 95 %.
+    """Returns lower confidence bounds on epsilon by view, at 95 % jointly (Bonferroni).
 
-    Each is from the best threshold on the view's signal.
+    Each comes from the best threshold on the signal of the view.
     """
     signals, confidence = (
         compute_signals(outputs["model"]),

@@ -1,7 +1,7 @@
-"""Audit records: one file per tier, method and seed, compiled into audit.json.
+"""Audit records: one file per tier, method and seed, merged into audit.json.
 
-A record in `audits/` has a cache key with digests of the outputs that it was computed
-from. A record with another key, or with a damaged file, is recomputed.
+The cache key of a record contains digests of the outputs that it was computed from. A
+record is recomputed if its key differs or its file is damaged.
 """
 
 import functools
@@ -32,18 +32,18 @@ _FORMAT = 5
 
 
 class RecordFile(NamedTuple):
-    """The file of a record, and the cache key of an up-to-date record."""
+    """The path of an audit record and the cache key of an up-to-date record."""
 
     path: pathlib.Path
     cache_key: dict[str, Any]
 
     def is_cached(self) -> bool:
-        """Returns whether the file has a record with this cache key."""
+        """Returns whether the file contains a record with this cache key."""
         record = self.load()
         return record is not None and record["cache_key"] == self.cache_key
 
     def load(self) -> dict[str, Any] | None:
-        """Returns the record, whatever its key; None if it is missing or damaged."""
+        """Returns the record with any cache key, or None if it is missing or damaged."""
         try:
             record = read_record(self.path)
         except (OSError, ValueError):
@@ -53,9 +53,9 @@ class RecordFile(NamedTuple):
         return record if has_key and record.keys() >= {"result", "seconds"} else None
 
     def load_for_model(self, method: str) -> dict[str, Any] | None:
-        """Returns the record if it was computed from the method's current outputs.
+        """Returns the record, or None if the outputs of `method` changed since.
 
-        Those of the models it was compared with may have changed.
+        The outputs of the comparison models may have changed.
         """
         record = self.load()
         if record is None or record["cache_key"]["format"] != _FORMAT:
@@ -64,10 +64,10 @@ class RecordFile(NamedTuple):
         return record if digest == self.cache_key["outputs"].get(method) else None
 
     def compute_and_store(self, compute: Callable[[], dict[str, Any]]) -> None:
-        """Computes the record and stores it on process 0.
+        """Computes the record on all processes and stores it on process 0.
 
-        `compute` returns plain JSON with `costs_s`. The record's `seconds` exclude the
-        training of shadow models, which all methods share.
+        `compute` returns plain JSON with `costs_s`. The `seconds` of the record exclude
+        the training of shadow models, which all methods share.
         """
         start_s = time.perf_counter()
         result = compute()
@@ -83,7 +83,7 @@ class RecordFile(NamedTuple):
 def locate_record(
     workdir: pathlib.Path, tier: str, method: str, seed: int, **settings: Any
 ) -> RecordFile:
-    """Returns the file of a record, which depends on outputs and on `settings`."""
+    """Returns the path of a record, and its cache key from outputs and `settings`."""
     digests = {}
     for name in (method, *COMPARISON_MODELS):
         path = outputs_path(workdir, seed, name)
@@ -96,17 +96,17 @@ def locate_record(
 
 @functools.cache
 def _file_digest(path: pathlib.Path, mtime_ns: int, size: int) -> str:
-    """Returns a file's digest; the cache notices a change by its time and size."""
+    """Returns the SHA-256 prefix of a file, cached by path, mtime and size."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def load_outputs(
     workdir: pathlib.Path, method: str, seed: int
 ) -> dict[str, Predictions]:
-    """Returns the outputs of a method as "model", and of existing comparison models.
+    """Loads the outputs of a method, as "model", and of existing comparison models.
 
     Raises:
-        UserError: a file is damaged, or the method or the original has none.
+        UserError: a file is damaged, or that of the method or the original is missing.
     """
     outputs = {"model": load_predictions(outputs_path(workdir, seed, method))}
     for name in COMPARISON_MODELS:
@@ -119,9 +119,9 @@ def load_outputs(
 def write_audit(
     workdir: pathlib.Path, report_progress: Progress
 ) -> list[dict[str, Any]]:
-    """Completes the records of the smoke tier and writes audit.json.
+    """Computes the missing records of the smoke tier and writes audit.json.
 
-    Every process calls this. Process 0 does the work alone, because others may not see
+    Every process must call this; only process 0 works, because the others may not see
     all files yet.
 
     Returns:
@@ -151,9 +151,9 @@ def _audit_outputs(workdir: pathlib.Path, method: str, seed: int) -> dict[str, A
 
 
 def collect_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns a record per finished method: its verdict and the records of all seeds.
+    """Returns a dict per finished method with its verdict and the records by seed.
 
-    Methods without a record of the smoke tier are left out.
+    Omits methods without a record of the smoke tier.
     """
     by_method: dict[str, list[dict[str, Any]]] = {}
     for result in load_all_results(workdir):
@@ -173,7 +173,7 @@ def collect_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def _merge_tiers(
     workdir: pathlib.Path, result: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Returns the records of all tiers of a method and seed as one, or None."""
+    """Merges the records of all tiers; returns None without one of the smoke tier."""
     method, seed = result["method"], result["seed"]
     merged = {name: result.get(name) for name in ("edition", "diverged", "commit")}
     seconds, costs = {}, {}

@@ -1,8 +1,8 @@
 """Attacks with shadow models: U-LiRA, LiRA, RMIA, one-run epsilon, pool distances.
 
-The shadow models are trained once per seed (`shadow_models.py`). Then a method is run
-on each of them and unlearns all images of its half, so that every row has models that
-unlearned it and models that never saw it. The method's own model is compared with both.
+The shadow models are trained once per seed (`shadow_models.py`). Each method is run on
+all of them to unlearn the images of their halves. Thus every row has models that
+unlearned it and models that never saw it, to compare the audited model with.
 """
 
 import functools
@@ -34,17 +34,17 @@ from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
 from ccu_jax.train import checkpoint
 
-# The other views read texts, and shadow models know those of the unlearn set in any
-# case but those of unseen rows only together with the image.
+# The other views use texts: all shadow models are trained on texts of the unlearn set,
+# but only those trained on the image of an unseen row are trained on its text.
 _VIEW = "image"
 MIN_SHADOWS_FOR_DISTANCES = 12  # pools are a quarter of them, with at least 3 models
 _MAX_RETAIN_ROWS = 500
-# Logits and labels of some rows, and whether rows have several labels.
+# Logits `[N, K]`, labels `[N, K]`, and whether the labels are multi-label.
 _LabeledLogits = tuple[np.ndarray, np.ndarray, bool]
 
 
 class ShadowPool:
-    """The shadow models of a seed, and attacks with their predictions."""
+    """The shadow models of one seed and the attacks that use their predictions."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ShadowPool:
         num_shadows: int,
         report_progress: Progress,
     ):
-        """Draws the halves of the shadow models and the retain rows to predict."""
+        """Samples the halves of the shadow models and the retain rows to predict."""
         self._ctx, self._problem, self._report = ctx, problem, report_progress
         rng = np.random.default_rng([problem.seed, 0x4E7])
         retain = problem.sets.retain
@@ -69,7 +69,7 @@ class ShadowPool:
         self._originals: list[Predictions] = []
 
     def measure(self, method: str) -> dict[str, Any]:
-        """Returns `audit` as plain JSON; the first call trains the shadow models."""
+        """Audits a method, see `audit`; the first call trains the shadow models."""
         costs = {"shadow models": 0.0}
         start_s = time.perf_counter()
         if not self._originals:
@@ -84,7 +84,7 @@ class ShadowPool:
     def _train(self) -> None:
         ctx, num_shadows = self._ctx, self._plan.num_shadows
         batch_size = ctx.config.run.shadow_batch_size
-        if not batch_size:  # CPUs gain nothing from several models in one program
+        if not batch_size:  # CPUs gain nothing from vectorizing over models
             batch_size = 1 if jax.default_backend() == "cpu" else num_shadows
         report = functools.partial(self._report, "training shadow models")
         self._params = shadow_models.train_shadows(
@@ -172,7 +172,7 @@ class ShadowPool:
     def _bound_epsilon(
         self, target: np.ndarray, originals: np.ndarray
     ) -> dict[str, Any] | None:
-        """Returns the epsilon lower bound by the half of shadow model 0 as canaries.
+        """Returns a one-run lower bound on epsilon, with planned rows as canaries.
 
         Half of the canaries are in, whereas the theorem flips a coin for each. The
         signal of a row is the target's margin minus the mean of other shadow models
@@ -183,7 +183,7 @@ class ShadowPool:
         is_pair = np.arange(plan.num_shadows) < 2  # shadow model 0 and its pair
         unseen = np.where(plan.is_in | is_pair[:, None], np.nan, originals)
         with warnings.catch_warnings():
-            # A row that is in all other shadow models has no mean.
+            # Rows on which all other shadow models were trained have no mean.
             warnings.simplefilter("ignore", RuntimeWarning)
             score = target - np.nanmean(unseen, axis=0)
         is_known = np.isfinite(score)
@@ -238,9 +238,9 @@ class ShadowPool:
         return {"forgetting_score": score, "final_score": final, "klom": klom}
 
     def _predict(self, method: str, number: int) -> Predictions:
-        """Returns a shadow model's predictions after a method unlearned its half."""
+        """Returns a shadow model's predictions after `method` unlearned its half."""
         ctx, plan = self._ctx, self._plan
-        # The file name depends on the model, its half and the predicted rows.
+        # The file name has a hash of the model, its half and the predicted rows.
         content = self._digests[number].encode() + self._retain_rows.tobytes()
         content += plan.rows.tobytes() + plan.is_in[number].tobytes()
         digest = hashlib.blake2b(content, digest_size=6).hexdigest()
@@ -279,7 +279,7 @@ class ShadowPool:
         return membership_signals(*self._select_plan_rows(predictions))["margin"]
 
     def _compute_pool_margins(self, pool: list[Predictions]) -> np.ndarray:
-        """Returns margins `[S, N]`, NaN for rows without image: no model saw one."""
+        """Returns margins `[S, N]` of all shadow models, NaN for rows without image."""
         margins = np.array([self._compute_margins(predictions) for predictions in pool])
         margins[:, ~self._has_image] = np.nan
         return margins
@@ -299,7 +299,7 @@ def _select_split(predictions: Predictions, split: str) -> _LabeledLogits:
 
 
 def _evaluate_pool(pool: list[Predictions], split: str) -> tuple[np.ndarray, float]:
-    """Returns the models' margins on a split `[S, N]` and their mean accuracy."""
+    """Returns the margins `[S, N]` of a pool on a split, and its mean accuracy."""
     selected = [_select_split(predictions, split) for predictions in pool]
     margins = np.array([membership_signals(*inputs)["margin"] for inputs in selected])
     scores = [row_scores(*inputs) for inputs in selected]

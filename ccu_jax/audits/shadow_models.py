@@ -1,9 +1,9 @@
 """Shadow models: originals trained on half of the unlearn set and of the unseen rows.
 
-Each is trained as `retrain_visual` is, plus the images of its half. So every row is
-"in" for half of the shadow models, which were trained on its image, and "out" for the
-others, which know its text at most, as an unlearned model may. All methods share the
-shadow models of a seed.
+Each is trained like `retrain_visual`, but also on the images of its half. So every row
+is "in" for half of the shadow models, which were trained on its image, and "out" for
+the others, which were trained at most on its text, as an unlearned model may be. All
+methods share the shadow models of a seed.
 """
 
 import functools
@@ -32,7 +32,7 @@ _CALL_STEPS = 32
 
 
 class ShadowPlan(NamedTuple):
-    """Which shadow models are trained on which images."""
+    """The assignment of images to shadow models."""
 
     rows: np.ndarray  # `[N]` unlearned and unseen rows, sorted
     is_in: np.ndarray  # bool `[S, N]` whether a model is trained on a row's image
@@ -47,9 +47,9 @@ class ShadowPlan(NamedTuple):
 def plan_shadows(
     data: Dataset, sets: Sets, num_shadows: int, seed: int, duplicates: str
 ) -> ShadowPlan:
-    """Draws the images of an even number of shadow models; each pair shares the rows.
+    """Randomly splits the rows into two halves for each pair of shadow models.
 
-    `duplicates` is `unlearn.duplicates`: near-duplicates may extend groups.
+    `num_shadows` is even; `duplicates` is the setting `unlearn.duplicates`.
     """
     rows = np.sort(np.concatenate([sets.unlearn, sets.unseen]))
     merged = merge_near_duplicates(data, duplicates)[rows]
@@ -59,7 +59,7 @@ def plan_shadows(
     for pair in range(num_shadows // 2):
         rng = np.random.default_rng([seed, 0x5AD0, pair])
         order = rng.permutation(len(names))
-        # The first groups that together are closest to half of the rows.
+        # Take the first groups whose total size is closest to half of the rows.
         is_first_half = np.cumsum(size[order]) - size[order] / 2 <= len(rows) / 2
         half = np.isin(group, order[is_first_half])
         is_in += [half, ~half]
@@ -67,14 +67,14 @@ def plan_shadows(
 
 
 def make_shadow_problem(problem: Problem, number: int) -> Problem:
-    """Returns the problem of a shadow model, with its own seed and no original."""
+    """Returns the problem of a shadow model, with its own seed and no parameters."""
     text = f"{problem.seed}/{NAME}/{number}".encode()
     seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 34
     return problem._replace(seed=seed, method=NAME, params=None, store=None)
 
 
 def make_shadow_sets(problem: Problem, plan: ShadowPlan, number: int) -> Sets:
-    """Returns the sets of a shadow model that unlearns all images of its half."""
+    """Returns the sets of a shadow model, whose half is the unlearn set."""
     is_in = plan.is_in[number]
     return problem.sets._replace(unlearn=plan.rows[is_in], unseen=plan.rows[~is_in])
 
@@ -90,7 +90,7 @@ def train_shadows(
     """Trains the shadow models that have no checkpoint; returns all parameters.
 
     `batch_size` models are trained in one program; it is halved until they fit in
-    memory. `report_progress` gets the numbers of trained and of all shadow models.
+    device memory. `report_progress` gets the number of trained models and the total.
     """
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     trained: dict[int, Params] = {}
@@ -119,24 +119,24 @@ def train_shadows(
 def _make_metadata(
     ctx: RunContext, plan: ShadowPlan, numbers: list[int]
 ) -> dict[str, str]:
-    """Returns what a checkpoint depends on: the data and the images of each half."""
+    """Returns checkpoint metadata: the data fingerprint and a hash of the halves."""
     content = np.packbits(plan.is_in[numbers]).tobytes() + plan.rows.tobytes()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return {"images": digest, "fingerprint": ctx.data.fingerprint}
 
 
 class _Training:
-    """Trains one shadow model, or several in one program, vectorized over the models.
+    """Trains one shadow model, or several in one program that is vmapped over them.
 
-    Their programs may differ in parameters, batches and the column `visual` alone.
+    Their programs may differ only in parameters, batches and the `visual` column.
     """
 
     def __init__(self, ctx: RunContext, problem: Problem, plan: ShadowPlan):
         self._ctx, self._problem, self._plan = ctx, problem, plan
-        self._compiled: dict[int, Any] = {}  # by number of models
+        self._compiled: dict[int, Any] = {}  # by number of models; None: too large
 
     def train(self, numbers: list[int], folder: pathlib.Path) -> list[Params] | None:
-        """Returns the parameters of each model, or None if the devices lack the memory.
+        """Returns the parameters of each model, or None if they exceed device memory.
 
         `folder` is for checkpoints.
         """
@@ -191,7 +191,7 @@ class _Training:
                 state, _ = run(state, static, make_step_inputs(begin))
                 end = min(begin + _CALL_STEPS, first.steps)
                 if is_last := end == first.steps:
-                    # A signal that arrives while the devices work is still honored.
+                    # Wait, so that a signal during the last steps is handled below.
                     jax.block_until_ready(state)
                 should_stop = preemption.should_stop()
                 if should_stop or (not is_last and end // every > begin // every):
@@ -202,9 +202,9 @@ class _Training:
         return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(programs))]
 
     def _compile(self, first: Program, count: int, *args: Any) -> Any:
-        """Returns the compiled steps of `count` models, None if memory is too small."""
+        """Compiles the steps of `count` models; returns None if they exceed memory."""
         if count not in self._compiled:
-            # The models differ in the column `visual` and in all but the step count.
+            # Map over the `visual` column and all of the state but its step count.
             columns = dict.fromkeys(device_tables.device_columns(first.table))
             state_axes = State._make((None, 0, 0, 0, 0))
             static_axes = (None, {**columns, "visual": 0}, None, None)

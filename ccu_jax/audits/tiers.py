@@ -1,12 +1,12 @@
-"""The tiers of an audit, `--audit TIER`: what each one measures.
+"""The tiers of an audit, `--audit TIER`, and what each one measures.
 
-* `smoke`: everything that can be computed from stored outputs.
+* `smoke`: all measurements that need only stored outputs.
 * `standard`: also a second reference as control, similarity of embeddings, an attack
   with the text masked, and relearning.
-* `rigorous`: also attacks with shadow models, on each of which every method is run.
+* `rigorous`: also attacks with shadow models; every method is run on each of them.
 
-Each measurement is stored as a record (`records.py`), from which a preempted run
-resumes and audit.json is compiled.
+Every measurement is stored as a record (`records.py`), so that a preempted run can
+resume. The records are merged into audit.json.
 """
 
 import functools
@@ -29,11 +29,11 @@ from ccu_jax.runs.results import outputs_path
 from ccu_jax.unlearn_sets.splits import Sets
 
 _MODEL_TIERS = TIERS[1:]  # the tiers that need the models themselves
-_SMOKE_S, _SMOKE_ROW_S = 0.1, 3e-4  # duration per model and per row of it
+_SMOKE_S, _SMOKE_ROW_S = 0.1, 3e-4  # seconds per model, and per model and row
 
 
 def list_required_methods(tier: str, methods: Sequence[str]) -> list[str]:
-    """Returns the methods of a run and those that a tier compares them with."""
+    """Returns the given methods and those that the tier compares them with."""
     added = (REFERENCE, CONTROL) if tier in _MODEL_TIERS else ()
     return list(dict.fromkeys((*methods, *added)))
 
@@ -44,10 +44,11 @@ def list_stage_titles(tier: str, seeds: Sequence[int]) -> list[str]:
 
 
 def check_tier(config: Config, tier: str) -> None:
-    """Checks that a tier can be run with a configuration.
+    """Checks that the configuration supports a tier.
 
     Raises:
-        UserError: it cannot.
+        UserError: the tier does not support sequential requests, or the batch size of
+            relearning does not fit the devices.
     """
     if tier == "rigorous" and config.unlearn.num_requests > 1:
         raise UserError(
@@ -60,7 +61,7 @@ def check_tier(config: Config, tier: str) -> None:
 
 
 def check_outputs(ctx: RunContext, methods: Sequence[str]) -> None:
-    """Checks that all outputs can be read, before anything long is started.
+    """Checks that all outputs can be loaded, before a long audit is started.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -73,7 +74,7 @@ def check_outputs(ctx: RunContext, methods: Sequence[str]) -> None:
 def describe_duration(
     ctx: RunContext, tier: str, methods: Sequence[str], num_shadows: int
 ) -> str | None:
-    """Returns how long an audit will take, or None if nothing is left to measure."""
+    """Formats the expected duration of an audit; None if nothing is left to measure."""
     if tier == "none":
         return None
     pending = {
@@ -117,7 +118,7 @@ def audit_models(
     tier: str,
     num_shadows: int,
 ) -> None:
-    """Writes the missing records of a seed that need models, if the tier has any.
+    """Measures and stores the missing records of the tiers above `smoke` for a seed.
 
     All methods must be finished.
     """
@@ -131,14 +132,14 @@ def audit_models(
             return
         if ctx.data.purged:
             raise UserError(
-                f"{ctx.workdir}: the unlearned images were purged, so nothing can be "
-                "measured any more; use --audit smoke to show earlier results"
+                f"{ctx.workdir}: the unlearned images were purged, so models can no "
+                "longer be audited; use --audit smoke to show earlier results"
             )
         file.compute_and_store(functools.partial(measures[tier], method))
         barrier(file.path.name)
 
     with ctx.reporter.stage(list_stage_titles(tier, [seed])[0]) as stage:
-        # A purged folder has no original, only the records of earlier audits.
+        # A purged workdir has only the records of earlier audits, not the original.
         if not ctx.data.purged:
             problem = stages.build_problem_with_original(ctx, seed, sets, stage)
             measures["standard"] = ModelProbes(ctx, problem).measure

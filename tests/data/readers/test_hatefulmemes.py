@@ -141,7 +141,9 @@ def test_missing_lists_are_replaced_or_an_error(layout, append):
     assert counts["noted: no labelled dev file: validation is a part of train"] == 1
     assert 10 < len(ids_by_split(config)["validation"]) < 45
     (layout.root / "test_seen.jsonl").unlink()
-    with pytest.raises(UserError, match="no test rows; add one of these files, with labels"):
+    with pytest.raises(
+        UserError, match="no test rows; add one of these files, with labels"
+    ):
         read_rows(config)
 
 

@@ -230,6 +230,6 @@ def _unflatten_like(like, arrays):
     for name, x in expected.items():
         if arrays[name].shape != x.shape:
             raise ValueError(
-                f"array {name} has shape {arrays[name].shape}, not {x.shape}"
+                f"array {name} has shape {arrays[name].shape}, expected {x.shape}"
             )
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in expected])

@@ -92,7 +92,7 @@ def parse_rule(text: str) -> Rule:
     rule = Rule(*text.partition(":")[::2])
     if rule.kind not in KINDS or not rule.argument:
         *forms, last = (f"{kind}:{argument}" for kind, argument in KINDS.items())
-        raise UserError(f"unlearn rule {text!r}: use {', '.join(forms)} or {last}")
+        raise UserError(f"unlearn rule {text!r}: expected {', '.join(forms)} or {last}")
     if KINDS[rule.kind] == "FRACTION":
         try:
             fraction = rule.fraction

@@ -110,7 +110,7 @@ def test_unlisted_images_are_ignored_and_missing_files_are_an_error(layout, tmp_
     assert counts == {"read": 6, "ignored: image that no label file lists": 2}
     for path in layout.images.values():
         path.unlink()
-    message = f"none of the images that labels/ lists: .* see {fashion200k.PAGE}"
+    message = f"none of the images listed in labels/: .* see {fashion200k.PAGE}"
     with pytest.raises(UserError, match=message):
         read_rows(layout.config())
     (layout.root / "labels").rename(layout.root / "lists")

@@ -123,7 +123,7 @@ def test_other_settings_or_changed_files_are_prepared_again(
 
 
 def test_other_processes_map_what_process_0_has_prepared(config, source, workdir):
-    with pytest.raises(UserError, match="does not hold the data that process 0"):
+    with pytest.raises(UserError, match="lacks the data that process 0"):
         load_prepared(config, workdir)
     first = prepare(config, workdir)
     # The source may look different from another host.

@@ -81,16 +81,18 @@ def _write_row_columns(folder: pathlib.Path) -> None:
 
 
 def _check_trainable(split: np.ndarray, source: Source, counts: Counts) -> None:
-    """Checks the numbers of rows and classes; `split` is the split of each row."""
+    """Raises UserError if the data have no training row or too few or many classes."""
     num_classes = len(source.classes)
     if not len(split):
         raise counts.no_rows_error()
     if "train" not in split:
-        raise UserError(f"{counts.origin}: no usable row in the train split")
+        raise UserError(
+            f"{counts.origin}: no usable row in the train split; add training rows"
+        )
     if num_classes > MAX_CLASSES:
         raise UserError(
             f"{counts.origin}: {num_classes:,} classes, at most {MAX_CLASSES:,} are "
-            "supported; check that labels are classes and not names of single rows"
+            "supported; check that the labels are class names, not names of rows"
         )
     min_classes = 1 if source.multi_label else 2
     if num_classes < min_classes:
@@ -150,7 +152,7 @@ def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.nd
 
 
 def _write_table(folder: pathlib.Path, classes: Sequence[str]) -> None:
-    """Writes `rows.tsv`, where users find the ids of the images to unlearn."""
+    """Writes `rows.tsv`, in which users look up the ids of images to unlearn."""
     labels = np.load(folder / "labels.npy", mmap_mode="r")
     columns = (np.load(folder / f"{name}.npy") for name in ("id", "split", "group"))
     has = (np.load(folder / f"has_{name}.npy") for name in ("image", "text"))
@@ -175,7 +177,7 @@ def is_intact(folder: pathlib.Path, meta: dict[str, Any]) -> bool:
 def hash_columns(
     folder: pathlib.Path, classes: Sequence[str], sync: bool = False
 ) -> str:
-    """Hashes the classes and all columns; with `sync` also flushes them to the disk."""
+    """Hashes the classes and all columns; `sync` also flushes the columns to disk."""
     state = hashlib.blake2b("\0".join(classes).encode(), digest_size=16)
     for name in (*MAPPED_COLUMNS, *LOADED_COLUMNS):
         with (folder / f"{name}.npy").open("rb") as file:

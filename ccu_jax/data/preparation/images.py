@@ -1,4 +1,4 @@
-"""Decodes an encoded image of any kind into a square of pixels."""
+"""Decodes images of all supported formats into square RGB arrays."""
 
 import contextlib
 import io
@@ -11,8 +11,8 @@ from PIL import Image, ImageChops
 
 from ccu_jax.data.readers.base import SkipExample
 
-# Pillow warns of large and of damaged images; this module checks the size and counts
-# the damaged ones. `warnings.catch_warnings` is not thread-safe.
+# Pillow warns about large and damaged images; this module rejects both itself.
+# `warnings.catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow's remaining formats are disabled: some of them run external programs.
@@ -30,7 +30,7 @@ _heavy_lock = threading.Lock()  # bounds the memory of threads that decode
 
 
 class DecodedImage(NamedTuple):
-    """An image scaled to S x S pixels."""
+    """An image scaled and padded to S x S pixels."""
 
     pixels: np.ndarray  # uint8 [S, S, 3], RGB
     notes: tuple[str, ...]  # keys to count, as `Example.notes`
@@ -39,8 +39,8 @@ class DecodedImage(NamedTuple):
 def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
     """Decodes an image, scales it to fit into a square and pads it with white.
 
-    Transparent parts become white, the EXIF orientation is ignored, and of an animation
-    the first frame is used. `crop_margins` first crops a margin of one color. Raises
+    Transparent pixels become white, the EXIF orientation is ignored, and an animation
+    is reduced to its first frame. `crop_margins` first crops uniform margins. Raises
     SkipExample: "image empty", "not an image", "image too large" or "image damaged".
     """
     with _open_image(data) as image:
@@ -70,7 +70,7 @@ def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
 
 
 def fit_within(width: int, height: int, size: int) -> tuple[int, int]:
-    """Scales a width and a height so that the longer one is `size`."""
+    """Returns width and height scaled so that the longer side is `size` pixels."""
     longer = max(width, height)
     return (
         max(1, (2 * width * size + longer) // (2 * longer)),
@@ -95,7 +95,7 @@ def _open_image(data: bytes) -> Image.Image:
 
 
 def _find_notes(image: Image.Image) -> tuple[str, ...]:
-    """Returns the unusual properties of an image that is used nevertheless."""
+    """Returns notes on the unusual properties of a usable image."""
     mode = image.mode
     is_animated = is_rotated = False
     with contextlib.suppress(Exception):  # Pillow raises any type if they are damaged
@@ -118,7 +118,7 @@ def _find_notes(image: Image.Image) -> tuple[str, ...]:
 
 
 def _find_content_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """Returns the box of the pixels that differ clearly from the corner's color."""
+    """Returns the bounding box of the pixels that differ from the corner's color."""
     corner = Image.new("RGB", image.size, image.getpixel((0, 0)))
     difference = ImageChops.difference(image, corner).convert("L")
     differs = difference.point(lambda x: 255 if x > _CONTENT_THRESHOLD else 0)
@@ -148,7 +148,7 @@ def _reduce_image(
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts to RGB: composited on white, 16-bit greys scaled to 8 bits."""
+    """Converts to RGB: composites on white and scales 16-bit greys to 8 bits."""
     if image.mode.startswith("I"):
         grey = (np.asarray(image) // 256).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")

@@ -1,7 +1,7 @@
 """Reads, decodes and stores the rows of a data set, one shard at a time.
 
 After each shard a line is appended to a journal. A killed pass resumes after the last
-shard whose line is complete, so no shard is read twice. One shard is in memory.
+shard whose line is complete, so no shard is read twice. Only one shard is in memory.
 """
 
 import collections
@@ -30,14 +30,14 @@ _MAX_THREADS = 8
 
 
 class DecodedExample(NamedTuple):
-    """An example with its decoded image `[S, S, 3]`; zeros if it has none."""
+    """An example with its decoded image `[S, S, 3]`, or zeros if it has no image."""
 
     example: Example
     image: np.ndarray
 
 
 class _JournalEntry(NamedTuple):
-    """The state of the pass after a shard: a line of the journal."""
+    """A line of the journal: the state of the pass after a shard."""
 
     key: int = 0  # index into `Source.keys` of the next row to read
     rows: int = 0
@@ -131,7 +131,7 @@ def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
 def _decode_ahead(
     source: Source, pool: ThreadPoolExecutor, config: Data, start: int
 ) -> Iterator[tuple[str, DecodedExample | SkipExample]]:
-    """Yields every row from `start` on in order; threads decode some rows ahead."""
+    """Yields (row name, result) from row `start` on; threads decode rows ahead."""
 
     def decode(key: Any) -> DecodedExample | SkipExample:
         try:
@@ -158,7 +158,7 @@ def _decode_ahead(
 def _take_shard(
     results: Iterable[tuple[str, DecodedExample | SkipExample]],
 ) -> Iterator[tuple[str, DecodedExample | SkipExample]]:
-    """Takes rows until a shard is full."""
+    """Yields results until a shard is full, by number of rows or encoded bytes."""
     num_bytes = 0
     for row_name, result in itertools.islice(results, SHARD_ROWS):
         yield row_name, result
@@ -173,8 +173,8 @@ def _read_last_entry(
 ) -> _JournalEntry:
     """Returns the last complete journal entry and truncates the journal after it.
 
-    If other files are shorter than the entry says, or lack its records, the pass starts
-    again.
+    If other files are shorter than the entry says, or its records are missing, returns
+    an empty entry, so that the pass starts over.
     """
     path, entry, end = scratch / _JOURNAL, _JournalEntry(), 0
     if not path.exists():

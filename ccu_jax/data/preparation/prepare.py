@@ -1,4 +1,4 @@
-"""Prepares a data set below a working folder: completely or not at all."""
+"""Prepares a data set below a working folder, atomically."""
 
 import dataclasses
 import fcntl
@@ -45,18 +45,18 @@ def data_paths(workdir: pathlib.Path) -> Paths:
 
 
 def load_prepared(config: Data, workdir: pathlib.Path) -> dict[str, Any]:
-    """Maps what another process has prepared; see `ccu_jax.data.load_prepared`."""
+    """Memory-maps the data that process 0 prepared; see `data.load_prepared`."""
     stored = _read_stored(config, data_paths(workdir).data)
     if not stored:
         raise UserError(
-            f"data: {workdir} does not hold the data that process 0 has prepared; pass "
-            "a --workdir that all processes share"
+            f"data: {workdir} lacks the data that process 0 has prepared; pass a "
+            "--workdir that all processes share"
         )
     return stored[1]
 
 
 def remove_tree(folder: pathlib.Path) -> None:
-    """Removes a folder, or the link to one together with its target."""
+    """Removes a folder; if it is a link, removes the link and its target."""
     target = folder.resolve()
     if target.exists():
         shutil.rmtree(target)
@@ -100,14 +100,14 @@ class Preparation:
         if stored := self._load_current():
             return stored
         raise UserError(
-            f"data: the source changed while {self.paths.data} was prepared; repeat "
-            "the command"
+            f"data: the source changed while {self.paths.data} was prepared; rerun "
+            "the same command"
         )
 
     def reopen_source(self) -> Source | None:
         """Returns the source of the prepared data, or None if it is gone.
 
-        If the original files are missing or damaged, it reads the TFDS records.
+        Falls back to the TFDS records if the original files are missing or damaged.
         """
         meta = read_record(self.paths.data / _META)
         try:
@@ -150,27 +150,27 @@ class Preparation:
         return self.reader.compute_signature(self.config, location)
 
     def _find_leftovers(self) -> list[pathlib.Path]:
-        """Returns the files and folders that finished data do not need."""
+        """Returns the temporary files and folders that exist but are not needed."""
         paths = self.paths
         files = (paths.data / name for name in (*ingest.WORK_FILES, _PLAN))
         candidates = (paths.new, paths.old, paths.unpacked, *files)
         return [path for path in candidates if path.exists()]
 
     def _prepare(self, expected: str | None) -> None:
-        """Fills a new folder and renames it into place; resumes a killed run."""
+        """Prepares the data in a new folder and renames it; resumes a killed run."""
         paths = self.paths
         if (self.workdir / PURGED_FILE).exists():
             raise UserError(
-                f"images were purged from {self.workdir}, and its prepared data are "
-                "damaged or of other settings or files; its results stay, but new runs "
-                "need another --workdir"
+                f"images were purged from {self.workdir}, and the prepared data are "
+                "damaged or do not match the settings or source files; its results "
+                "remain, but new runs need another --workdir"
             )
         if paths.data.exists():
             self.progress("data are damaged or outdated: preparing again", 0, 1)
             if not (paths.data / _META).exists():
                 raise UserError(
-                    f"{paths.data}: folder was not made by this program; pass another "
-                    "--workdir"
+                    f"{paths.data}: folder was not created by this program; pass "
+                    "another --workdir"
                 )
         meta, source = self._open_source()
         self._ingest(source, meta)
@@ -181,7 +181,7 @@ class Preparation:
             remove_tree(paths.new)
             raise UserError(
                 f"the data in {meta['root']} have changed since {self.workdir} was "
-                "made; pass another --workdir, or remove the folder to start again"
+                "created; pass another --workdir, or remove the folder to start over"
             )
         text = json.dumps(add_checksum(meta), indent=1)
         (paths.new / _META).write_text(text, "utf-8")
@@ -191,6 +191,7 @@ class Preparation:
         paths.new.rename(paths.data)
 
     def _open_source(self) -> tuple[dict[str, Any], Source]:
+        """Returns the first fields of the metadata, and the source of the rows."""
         config, signature = self.config, None
         path = pathlib.Path(config.dir).expanduser() if config.dir else None
         if path is not None and path.is_file():
@@ -212,13 +213,13 @@ class Preparation:
         return meta, source
 
     def _unpack(self, path: pathlib.Path) -> pathlib.Path:
-        """Unpacks an archive, unless it was before, and returns the folder."""
+        """Returns the folder of an archive; unpacks it unless that was done before."""
         name = digest(str(path.absolute()), _compute_archive_signature(path))
         folder = self.paths.unpacked / name
         return archives.unpack(path, folder, self._counts, self.progress)
 
     def _ingest(self, source: Source, meta: dict[str, Any]) -> None:
-        """Ingests all rows, from TFDS records if there are intact ones."""
+        """Ingests all rows, from the TFDS records if they exist and are intact."""
         args = (self.paths.new, self.config, self._counts, self.progress)
         if not self.config.records:
             self._start_or_resume(meta, "source")
@@ -248,7 +249,7 @@ class Preparation:
             store.mark_complete(sizes, self._counts.numbers)
 
     def _start_or_resume(self, meta: dict[str, Any], origin: str) -> None:
-        """Empties the new folder unless it was begun for the same preparation."""
+        """Clears the new folder unless it belongs to the same preparation."""
         plan = json.dumps(meta | {"from": origin}, indent=1)
         path = self.paths.new / _PLAN
         if not path.exists() or path.read_text("utf-8") != plan:
@@ -260,7 +261,7 @@ class Preparation:
 def _read_stored(
     config: Data, folder: pathlib.Path
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Returns the metadata of a prepared folder and the fields of `Dataset`."""
+    """Returns the metadata of a folder and the fields of `Dataset`, None if invalid."""
     try:
         meta = read_record(folder / _META)
         if meta.get("format") != FORMAT_VERSION or meta["config"] != _to_json(config):

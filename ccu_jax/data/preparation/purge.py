@@ -1,4 +1,4 @@
-"""Removes images from everything a run stores, and searches for remains of them.
+"""Removes images from everything a run stores, and searches for remaining copies.
 
 A run may store an image as decoded pixels (`data/`), as the original file (`records/`,
 `unpacked/`, the sample edition), and in leftovers of killed runs. After these are
@@ -39,7 +39,7 @@ _CHUNK = 8 << 20  # bytes read at a time
 
 
 class Pattern(NamedTuple):
-    """A piece of an image, stored as a hash."""
+    """The hash of a 32-byte piece of an image."""
 
     id: str  # of the row
     form: str  # "square" (decoded pixels) or "original" (the encoded file)
@@ -48,7 +48,7 @@ class Pattern(NamedTuple):
 
 
 class PurgeResult(NamedTuple):
-    """Counts of removed images, and the result of the search for remains."""
+    """Counts of removed images, and the result of the search for copies."""
 
     num_images: int
     num_uniform: int  # images that are too uniform to have a pattern
@@ -59,15 +59,15 @@ class PurgeResult(NamedTuple):
 
 
 def make_pattern(id_: str, form: str, piece: bytes) -> Pattern:
-    """Returns the pattern of a piece of PATTERN_BYTES bytes."""
+    """Hashes a piece of PATTERN_BYTES bytes into a pattern."""
     key = int.from_bytes(piece[:_KEY_BYTES], "little")
     return Pattern(id_, form, key, _hash(piece))
 
 
 def select_pieces(data: bytes, start: int = 0, count: int = 3) -> list[bytes]:
-    """Selects at most `count` distinctive pieces, spread over the bytes from `start`.
+    """Selects up to `count` distinctive pieces, spread over the bytes from `start` on.
 
-    A piece has PATTERN_BYTES bytes. A uniform image has none.
+    A piece has PATTERN_BYTES bytes. A uniform image yields no piece.
     """
     pieces = []
     for place in range(1, count + 1):
@@ -89,7 +89,7 @@ def purge_images(
     folders: Iterable[pathlib.Path],
     remove_derived: Callable[[], None],
 ) -> PurgeResult:
-    """Removes images and searches for remains; see `ccu_jax.data.purge_images`."""
+    """Removes images and searches for copies; see `ccu_jax.data.purge_images`."""
     workdir, progress = preparation.workdir, preparation.progress
     data, patterns_path = preparation.paths.data, workdir / PATTERNS_FILE
     is_purged = np.isin(np.load(data / "id.npy"), sorted(ids))
@@ -134,7 +134,7 @@ def purge_images(
 def _remove_stored_images(
     workdir: pathlib.Path, rows: np.ndarray, original_hashes: set[str]
 ) -> None:
-    """Blanks the decoded images of rows and removes files with their encoded images."""
+    """Zeroes the decoded images of `rows` and removes files with encoded images."""
     paths = data_paths(workdir)
     stored = np.load(paths.data / "image.npy", mmap_mode="r+")
     stored[rows] = 0
@@ -163,6 +163,7 @@ def search_files(
 def _find_occurrences(
     patterns: Iterable[Pattern], sizes: dict[pathlib.Path, int], progress: Progress
 ) -> Iterator[tuple[Pattern, pathlib.Path]]:
+    """Yields each occurrence of a pattern, with the file that contains it."""
     by_key: dict[int, list[Pattern]] = {}
     for pattern in patterns:
         by_key.setdefault(pattern.key, []).append(pattern)
@@ -186,10 +187,10 @@ def _find_occurrences(
 def _drop_shared_patterns(
     patterns: list[Pattern], path: pathlib.Path, progress: Progress
 ) -> list[Pattern]:
-    """Drops patterns that also occur in retained images: they identify no purged one.
+    """Drops patterns that also occur in retained images, and so identify no image.
 
-    If all patterns of one form occur in retained images, one of these is a copy of the
-    purged image: the patterns stay, and the search reports it.
+    If all patterns of an image in one form occur in retained images, one of these is
+    probably a copy of it: the patterns are kept, and the search reports it.
     """
     sizes = {path: path.stat().st_size}
     shared = {pattern for pattern, _ in _find_occurrences(patterns, sizes, progress)}
@@ -198,7 +199,7 @@ def _drop_shared_patterns(
 
 
 def _find_keys(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Returns the offsets in a chunk at which a key begins."""
+    """Returns the byte offsets in a chunk at which any of the keys begins."""
     if len(chunk) < PATTERN_BYTES or not len(keys):
         return np.empty(0, np.int64)
     data = np.frombuffer(chunk, np.uint8)
@@ -212,7 +213,7 @@ def _find_keys(chunk: bytes, is_prefix: np.ndarray, keys: np.ndarray) -> np.ndar
 
 
 def _read_overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
-    """Reads a file in chunks that overlap, so that no pattern is cut."""
+    """Yields overlapping chunks of a file, so that no pattern is cut."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         overlap = b""
         while data := file.read(_CHUNK):
@@ -221,7 +222,7 @@ def _read_overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _find_files(folders: Iterable[pathlib.Path]) -> dict[pathlib.Path, int]:
-    """Returns all files of some folders, without links, and their sizes."""
+    """Returns `{path: size in bytes}` of all regular files in some folders."""
     sizes = {}
     for folder in folders:
         for parent, _, names in os.walk(folder.resolve()):
@@ -243,7 +244,7 @@ def _load_patterns(path: pathlib.Path) -> tuple[dict[Pattern, None], set[str]]:
     except (ValueError, TypeError, KeyError):
         raise UserError(
             f"{path}: file is damaged, so the removal of images that were purged "
-            "earlier cannot be verified; remove the file to go on without"
+            "earlier cannot be verified; remove the file to continue without it"
         ) from None
 
 
@@ -257,7 +258,7 @@ def _store_patterns(
 def _iterate_stored(
     folder: pathlib.Path, rows: np.ndarray
 ) -> Iterator[tuple[str, bytes]]:
-    """Yields the ids of some rows with the pixels of their images."""
+    """Yields (id, pixels of the stored image) for each of the rows."""
     ids = np.load(folder / "id.npy")
     with contextlib.closing(ColumnReader(folder / "image.npy")) as images:
         for row in rows:
@@ -267,7 +268,7 @@ def _iterate_stored(
 def _iterate_originals(
     preparation: Preparation, ids: set[str]
 ) -> Iterator[tuple[Example, bytes]]:
-    """Yields the examples of some rows with their encoded images, if any are left."""
+    """Yields the examples with the given ids and their encoded images, if any exist."""
     if (source := preparation.reopen_source()) is None:
         return
     for done, key in enumerate(source.keys):

@@ -1,4 +1,4 @@
-"""TFDS records: the encoded images and texts of a data set, for tf.data to read.
+"""TFDS records: the encoded images and texts of a data set, readable by tf.data.
 
 They are stored beside the arrays that training reads, as one TFDS data set per shard;
 `load_builder` combines the shards. If the arrays are missing or damaged, or other sizes
@@ -30,11 +30,11 @@ _MANIFEST = "complete.json"
 
 
 class RecordsDamaged(Exception):
-    """The records cannot be read and must be written again."""
+    """Raised if the records cannot be read and must be written again."""
 
 
 class Manifest(NamedTuple):
-    """The content of a finished folder of records."""
+    """The contents of a complete folder of records."""
 
     sizes: list[int]  # rows of each shard
     counts: dict[str, int]  # `Counts.numbers` after the rows were read
@@ -49,7 +49,7 @@ class RecordStore:
         self._folder, self._name, self._classes = folder, name, tuple(classes)
 
     def write_shard(self, shard: int, examples: list[Example]) -> None:
-        """Writes a shard, replacing leftovers of a killed run."""
+        """Writes the records of a shard; replaces those that a killed run left."""
         folder = _shard_folder(self._folder, shard)
         shutil.rmtree(folder, ignore_errors=True)
         if not examples:
@@ -72,18 +72,18 @@ class RecordStore:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
 
     def has_shards(self, sizes: Sequence[int]) -> bool:
-        """Returns whether the first shards exist, given their numbers of rows."""
+        """Returns whether the first shards, with `sizes` rows each, exist."""
         folders = _builder_folders(self._folder, self._name, sizes)
         return all(folder.is_dir() for folder in folders)
 
     def mark_complete(self, sizes: list[int], counts: dict[str, int]) -> None:
-        """Marks the records as complete."""
+        """Writes the manifest, which marks the records as complete."""
         manifest = Manifest(sizes, counts, self._name)
         content = json.dumps(manifest._asdict()).encode()
         write_atomically(self._folder / _MANIFEST, content)
 
     def open_source(self, sizes: list[int], multi_label: bool, metric: str) -> Source:
-        """Returns a source that reads the records of shards of these sizes."""
+        """Returns a source that reads the records; `sizes` are rows per shard."""
         ends, lock = np.cumsum(sizes), threading.Lock()
         read_shard = functools.lru_cache(maxsize=2)(self._read_shard)
 
@@ -115,7 +115,7 @@ class RecordStore:
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest | None:
-    """Returns the manifest of a folder of records, or None if it is not complete."""
+    """Returns the manifest of a folder of records, or None if they are incomplete."""
     try:
         return Manifest(**json.loads((folder / _MANIFEST).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
@@ -149,7 +149,7 @@ def load_builder(folder: pathlib.Path) -> Any:
 
 
 def import_tensorflow() -> tuple[Any, Any]:
-    """Imports TensorFlow and TFDS, silenced and without access to the GPUs.
+    """Imports TensorFlow and TFDS, with logging off and the GPUs hidden.
 
     Raises UserError if they are not installed.
     """
@@ -160,8 +160,8 @@ def import_tensorflow() -> tuple[Any, Any]:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"data.records: TensorFlow and TFDS are not installed ({error}); pip "
-            "install tensorflow-cpu tensorflow-datasets, or do without the records: "
+            f"data.records: TensorFlow and TFDS are not installed ({error}); run pip "
+            "install tensorflow-cpu tensorflow-datasets, or pass "
             "--set data.records=False"
         ) from error
     with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized
@@ -177,7 +177,7 @@ def _shard_folder(folder: pathlib.Path, shard: int) -> pathlib.Path:
 def _builder_folders(
     folder: pathlib.Path, name: str, sizes: Sequence[int]
 ) -> list[pathlib.Path]:
-    """Returns the folder of each shard that has rows."""
+    """Returns the TFDS builder folder of each shard that has rows."""
     shards = [shard for shard, size in enumerate(sizes) if size]
     return [_shard_folder(folder, shard) / name / VERSION for shard in shards]
 
@@ -250,7 +250,7 @@ def _to_example(item: dict[str, Any], classes: tuple[str, ...]) -> Example:
 
 @contextlib.contextmanager
 def _private_temporary_folder() -> Iterator[None]:
-    """Removes the empty temporary folder that TFDS leaves for every builder."""
+    """Redirects temporary files to a folder that is removed at the end of the block."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder

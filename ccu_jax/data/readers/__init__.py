@@ -1,1 +1,1 @@
-"""readers."""
+"""Readers of the supported data sets."""

@@ -49,21 +49,22 @@ class _Member(NamedTuple):
 def unpack(
     archive: pathlib.Path, folder: pathlib.Path, counts: Counts, progress: Progress
 ) -> pathlib.Path:
-    """Unpacks a zip or tar archive (plain, or by gzip, bzip2 or xz) into a new folder.
+    """Unpacks a zip or tar archive (plain, gzip, bzip2 or xz) and returns the folder.
 
-    Skips and counts links, devices, paths out of the folder and repeated names.
-    Permissions and owners are those of new files.
+    Links, devices, repeated names and paths that lead out of the folder are skipped and
+    counted. Files get default permissions and the current owner.
 
-    The folder is renamed into place when all members are written, so an existing folder
-    is complete and returned as it is. `progress` counts the archive's bytes.
+    The folder is renamed into place after all members are written, so an existing
+    folder is complete and reused. `progress` reports bytes of the archive.
 
     Raises:
-        UserError: the file is no archive, is damaged or encrypted, or unpacks to more
-            than MAX_RATIO times its size or more than the disk has room for.
+        UserError: the file is not an archive, is damaged or encrypted, or unpacks to
+            more than MAX_RATIO times its size or more than the free disk space.
         OSError: the disk is full or fails.
     """
     if folder.is_dir():
-        return _restore_counts(folder, counts)
+        _restore_counts(folder, counts)
+        return folder
     type_, size = _detect_type(archive), archive.stat().st_size
     if type_ is None:
         raise UserError(
@@ -89,11 +90,12 @@ def unpack(
         shutil.rmtree(scratch, ignore_errors=True)
         raise _translate_error(archive, error) or error from error
     progress(stage, size, size)
-    return _restore_counts(folder, counts)
+    _restore_counts(folder, counts)
+    return folder
 
 
 def _translate_error(archive: pathlib.Path, error: BaseException) -> UserError | None:
-    """Returns the error for an unreadable archive, None for other causes."""
+    """Returns a UserError if the archive caused the error, otherwise None."""
     # Python's own readers raise almost any exception for hostile bytes. An OSError of
     # the system has a number; those of gzip and bz2 have none, and a seek to a wrong
     # position gives EINVAL.
@@ -103,8 +105,8 @@ def _translate_error(archive: pathlib.Path, error: BaseException) -> UserError |
         return None
     if isinstance(error, RuntimeError):  # raised by zipfile alone
         return UserError(
-            f"{archive} is encrypted or compressed in a way that Python does not "
-            "support: unpack it with another program, and set data.dir to the folder"
+            f"{archive} is encrypted or uses an unsupported compression method: unpack "
+            "it with another program, and set data.dir to the folder"
         )
     cause = quote(str(error) or type(error).__name__)[1:-1]
     return UserError(f"{archive} is damaged ({cause}): fetch or copy it again")
@@ -114,17 +116,17 @@ def _get_counts_path(folder: pathlib.Path) -> pathlib.Path:
     return folder.with_name(folder.name + ".json")
 
 
-def _restore_counts(folder: pathlib.Path, counts: Counts) -> pathlib.Path:
+def _restore_counts(folder: pathlib.Path, counts: Counts) -> None:
+    """Adds the counts stored when `folder` was unpacked to `counts`."""
     stored = json.loads(_get_counts_path(folder).read_text("utf-8"))
     for name, number in stored.items():
         if counts.strict and name.startswith("skipped: "):
             counts.skip(name.removeprefix("skipped: "), str(folder))
         counts.add(name, number)
-    return folder
 
 
 def _detect_type(path: pathlib.Path) -> str | None:
-    """Returns "zip", "tar" or None; compressed data without a tar are no archive."""
+    """Returns "zip", "tar" (also compressed), or None if it is not an archive."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(_ZIP_MAGIC):
@@ -150,7 +152,7 @@ def _find_decompressor(head: bytes) -> Callable | None:
 
 def _iter_zip_members(raw: IO[bytes]) -> Iterator[_Member]:
     with zipfile.ZipFile(raw) as opened:
-        # In the order of their bytes, so that the progress never decreases.
+        # Sorted by file offset, so that the reported progress never decreases.
         for info in sorted(opened.infolist(), key=lambda info: info.header_offset):
             mode, name = info.external_attr >> 16, info.orig_filename
             is_folder = name.endswith(("/", "\\")) or stat.S_ISDIR(mode)
@@ -178,7 +180,7 @@ def _iter_tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
 
 
 class _LimitedStream:
-    """A file for tarfile that bounds the bytes of each read and of all reads."""
+    """A file object for tarfile that limits the size of each read and their total."""
 
     def __init__(self, stream: IO[bytes], limit: "_Limit"):
         self._stream, self._limit = stream, limit
@@ -204,28 +206,31 @@ class _LimitedStream:
 
 
 class _Limit:
+    """The limit on the total unpacked bytes of an archive."""
+
     def __init__(self, archive: pathlib.Path, free: int):
         self._archive, self._free = archive, max(free, 0)
         self._max_bytes = max(MAX_RATIO * archive.stat().st_size, MIN_LIMIT_BYTES)
 
     def check(self, total: int) -> None:
+        """Raises UserError if `total` unpacked bytes exceed the limit."""
         if total > self._max_bytes:
             raise UserError(
-                f"{self._archive} unpacks to more than {self._max_bytes:,} bytes, as a "
-                "decompression bomb does: if you trust it, unpack it yourself and set "
-                "data.dir to the folder"
+                f"{self._archive} unpacks to more than {self._max_bytes:,} bytes and "
+                "may be a decompression bomb: if you trust it, unpack it yourself and "
+                "set data.dir to the folder"
             )
         if total > self._free:
             raise UserError(
                 f"{self._archive} unpacks to more than the {self._free:,} bytes that "
-                "may be written to this disk: free some, or give another --workdir"
+                "are free on this disk: free some space, or pass another --workdir"
             )
 
 
 def _write_members(
     members: Iterator[_Member], root: pathlib.Path, limit: _Limit, counts: Counts
 ) -> Iterator[None]:
-    """Writes the members below `root`; yields after every piece."""
+    """Writes the members below `root`; yields after each block, to report progress."""
     total = 0
     for member in members:
         num_folders = member.name.count("/") + member.name.count("\\")
@@ -254,7 +259,7 @@ def _write_members(
 
 
 def _split_path(member: _Member) -> tuple[list[str], str]:
-    """Returns the parts of a member's path, and why it must be skipped, or "".
+    """Returns the parts of a member's path, and the reason to skip it or "".
 
     Stricter than `tarfile.data_filter`, which keeps links and absolute paths.
     """

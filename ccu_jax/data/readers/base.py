@@ -1,4 +1,4 @@
-"""The interface of readers: where a data set lies, its examples, and counts."""
+"""The interface of data set readers: locations, examples and counts."""
 
 import collections
 import dataclasses
@@ -35,7 +35,7 @@ class Example(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where the files of a data set lie."""
+    """The folder of a data set and the edition in it."""
 
     root: pathlib.Path
     edition: str  # "official", "sample", "clipart" or "own"
@@ -69,8 +69,8 @@ class Counts:
         """Counts a row that cannot be used; raises UserError if `strict`."""
         if self.strict:
             raise UserError(
-                f"{self.origin}: {row_name}: {reason} (data.strict is on: mend or "
-                "remove the row, or set data.strict=False to leave such rows out)"
+                f"{self.origin}: {row_name}: {reason} (data.strict is on: fix or "
+                "remove the row, or set data.strict=False to skip such rows)"
             )
         self.add(f"skipped: {reason}")
 
@@ -81,20 +81,20 @@ class Counts:
 
 
 class Reader(NamedTuple):
-    """An entry of DATASETS: how to find, fingerprint and read a kind of data set."""
+    """The functions that locate, fingerprint and open one kind of data set."""
 
     # Finds the files; raises UserError if they are missing. Without `data.dir` it
     # returns the location of the sample edition, which may not be written yet.
     locate: Callable[[Data, pathlib.Path], Location]
     # Returns a fingerprint that changes when files change, without reading images.
     compute_signature: Callable[[Data, Location], str]
-    # Reads lists of rows, no images; adds skipped rows to the counts. Image archives
-    # are unpacked by the last argument.
+    # Reads the lists of rows, but no images; adds skipped rows to the counts. Calls the
+    # last argument to unpack image archives.
     open: Callable[[Data, Location, Counts, Unpack], Source]
 
 
 def digest(*parts: str | bytes) -> str:
-    """Hashes texts and bytes with their lengths, so ("a", "b") differs from ("ab",)."""
+    """Returns a hex digest of all parts; ("a", "b") and ("ab",) give different ones."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -103,20 +103,20 @@ def digest(*parts: str | bytes) -> str:
 
 
 def digest_file(path: pathlib.Path) -> str:
-    """Hashes the content of a file."""
+    """Returns the hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def count_ambiguous(pairs: Iterable[tuple[Hashable, Hashable]]) -> int:
-    """Counts the keys that occur with two or more values in pairs (key, value)."""
+    """Counts the keys with two or more distinct values in `(key, value)` pairs."""
     num_values = collections.Counter(key for key, _ in set(pairs))
     return sum(number > 1 for number in num_values.values())
 
 
 def hash_fraction(*parts: str) -> float:
-    """Returns a pseudo-random number in [0, 1) that depends on the texts alone.
+    """Hashes texts to a pseudo-random number in [0, 1).
 
-    A split by this number does not change with the order or number of the rows.
+    A split by this number is independent of the order and number of the rows.
     """
     return int(digest(*parts)[:12], 16) / 16**12

@@ -95,7 +95,7 @@ class Row(NamedTuple):
 def open_fashion200k(
     config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
 ) -> base.Source:
-    """Reads the label files; raises UserError if none of the listed images exists."""
+    """Opens Fashion200k; raises UserError if none of the listed images exists."""
     root, is_sub_task = location.root, config.task == "sub_category"
     images = RELEASE.unpack_images(root, counts, unpack)
     rows, listed = _read_rows(root / "labels", counts, is_sub_task)
@@ -104,7 +104,7 @@ def open_fashion200k(
     is_listed = collections.Counter(path in listed for path in _iter_images(images))
     if listed and not is_listed[True]:
         raise UserError(
-            f"data.dir: {root} has none of the images that labels/ lists: unpack "
+            f"data.dir: {root} has none of the images listed in labels/: unpack "
             f"{ARCHIVE} there, see {PAGE}"
         )
     counts.add("ignored: image that no label file lists", is_listed[False])
@@ -128,7 +128,7 @@ def open_fashion200k(
 
 
 def _iter_images(folder: pathlib.Path) -> Iterator[str]:
-    """Yields the paths of all images, in the form of the label files."""
+    """Yields the paths of all images as the label files write them: `women/...`."""
     for above, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(f"{above}/{name}")]
         for name in names + links:
@@ -139,7 +139,7 @@ def _iter_images(folder: pathlib.Path) -> Iterator[str]:
 def _read_rows(
     labels: pathlib.Path, counts: Counts, only_known_sub_categories: bool
 ) -> tuple[list[Row], set[str]]:
-    """Returns the usable rows of all label files, and the paths that they list."""
+    """Returns the usable rows of all label files, and all listed image paths."""
     rows, paths = [], set()
     for name, (category, split) in LABEL_FILES.items():
         for line, raw in iter_lines(labels / name):
@@ -184,7 +184,7 @@ def clean_title(
         tirg: whether punctuation becomes words, as in TIRG (Vo et al., 2019).
 
     Returns:
-        The title, None if nothing is left of it; notes to count.
+        The title, or None if it is empty, and notes to count.
     """
     notes = []
     title = _fix_double_encoding(raw)
@@ -209,12 +209,12 @@ def clean_title(
 
 
 def compile_class_words(names: Iterable[str]) -> re.Pattern[str]:
-    """Compiles a pattern of the words in class names, singular and plural.
+    """Compiles a pattern that matches the words of class names, singular and plural.
 
     Args:
-        names: such as "dress" or "long_sleeved_tops". The last word of a name also
-            matches the end of a longer word, such as "sundress", unless it is as short
-            as "top".
+        names: class names such as "dress" or "long_sleeved_tops". If the last word of a
+            name has more than three letters, it also matches as the end of a longer
+            word, such as "sundress".
     """
     exact, endings = set(), set()
     for name in names:
@@ -228,7 +228,7 @@ def compile_class_words(names: Iterable[str]) -> re.Pattern[str]:
 
 
 def _fix_double_encoding(text: str) -> str:
-    """Repairs UTF-8 that was read as Latin-1 or Windows-1252 and encoded again."""
+    """Repairs text that was decoded as Latin-1 or Windows-1252 instead of UTF-8."""
     for _ in range(3):  # some titles were encoded more than twice
         before, text = text, _DOUBLE_ENCODED.sub(_decode_match, text)
         if text == before:

@@ -40,7 +40,7 @@ _IMAGE = re.compile(r"img/([^/\\]+)")
 
 
 class Row(NamedTuple):
-    """A meme that can be used if its image can."""
+    """A validated line of an annotation file."""
 
     id: str  # stem of the image's name; the field "id" may have lost leading zeros
     image: str  # name of the file in img/
@@ -53,14 +53,14 @@ class Row(NamedTuple):
 def open_hatefulmemes(
     config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
 ) -> base.Source:
-    """Reads the lists of memes and assigns splits.
+    """Opens Hateful Memes: reads the annotation files and assigns splits.
 
     The dev files are the validation split, and the test files with labels the test
     split. Without labeled test files, as during the contest, the dev files are the
     test split, and a fraction of the training rows becomes the validation split.
 
     Raises:
-        UserError: there is no row to train on or to test on; a list cannot be read.
+        UserError: no row to train on or to test on, or a file cannot be read.
     """
     rows = _read_rows(location.root, config.validation_fraction, counts)
     folder = Folder(RELEASE.unpack_images(location.root, counts, unpack))
@@ -76,7 +76,7 @@ def open_hatefulmemes(
 def _read_rows(
     root: pathlib.Path, validation_fraction: float, counts: Counts
 ) -> list[Row]:
-    """Reads all lists in a folder and returns the usable rows, each id once."""
+    """Reads all annotation files and returns the usable rows, deduplicated by id."""
     seen: dict[str, _FirstRow] = {}
     try:
         train = _read_lists(root, "train", (TRAIN,), counts, seen)
@@ -90,7 +90,7 @@ def _read_rows(
         raise counts.no_rows_error()
     if not test and not dev:
         raise UserError(
-            f"{root}: no row to test on: none with a label in any of "
+            f"{root}: no test rows; add one of these files, with labels: "
             f"{', '.join(_DEV + _TEST)}"
         )
     if not test:
@@ -107,7 +107,7 @@ def _read_rows(
 
 
 class _FirstRow(NamedTuple):
-    """Where an id occurs first, and its label there."""
+    """The first occurrence of an id: its file, line and label."""
 
     kind: str  # "train", "dev" or "test"
     where: str  # file and line
@@ -122,7 +122,7 @@ def _read_lists(
     counts: Counts,
     seen: dict[str, _FirstRow],
 ) -> list[Row]:
-    """Returns the usable rows of the train, dev or test files; adds them to `seen`."""
+    """Returns the usable rows of one kind of file; registers their ids in `seen`."""
     rows = []
     for name in names:
         path = root / name
@@ -164,7 +164,7 @@ def _lacks_final_newline(path: pathlib.Path) -> bool:
 
 
 def _parse_row(fields: dict[str, Any]) -> Row:
-    """Returns a row of a list, with split "train"; raises SkipExample."""
+    """Builds a row, with split "train", from a JSON object; raises SkipExample."""
     image, text = fields.get("img"), fields.get("text")
     match = _IMAGE.fullmatch(image) if isinstance(image, str) else None
     name = match[1] if match else ""
@@ -182,7 +182,7 @@ def _parse_row(fields: dict[str, Any]) -> Row:
 
 
 def _parse_label(label: Any) -> int:
-    """Returns 0 or 1; raises SkipExample for -1 and null, which stand for no label."""
+    """Returns 0 or 1; raises SkipExample for -1 and null, which mean unlabeled."""
     if isinstance(label, str):
         label = {"0": 0, "1": 1, "-1": -1}.get(label, label)
     if label is None or label == -1:
@@ -193,7 +193,7 @@ def _parse_label(label: Any) -> int:
 
 
 def _iter_id_notes(fields: dict[str, Any], id_: str) -> Iterator[str]:
-    """Yields the note for a field "id" that is not the stem of the image's name."""
+    """Yields a note if the field "id" differs from the stem of the image's name."""
     field = fields.get("id")
     is_id = isinstance(field, int | str) and not isinstance(field, bool)
     if not is_id or str(field).lstrip("0") != id_.lstrip("0"):

@@ -55,7 +55,7 @@ def open_mmimdb(
         root = RELEASE.find_root(unpack(archive))
         if root is None:
             raise UserError(
-                f"{archive} holds no mmimdb/{INDEX} and mmimdb/dataset/: get it again "
+                f"{archive} lacks mmimdb/{INDEX} or mmimdb/dataset/: download it again "
                 f"from {PAGE}"
             )
         if (root / base.MARKER).is_file():  # unknown when the location was named
@@ -77,7 +77,7 @@ def open_mmimdb(
 
 
 def _read_index(folder: Folder) -> dict[str, list[Any]]:
-    """Returns the content of `split.json`; the entries of its lists are unchecked."""
+    """Returns the lists of `split.json` by split; their entries are not validated."""
     try:
         text = folder.read_text(INDEX, INDEX, 4 * MAX_TEXT_BYTES)
         splits = parse_json(text, INDEX)
@@ -86,13 +86,13 @@ def _read_index(folder: Folder) -> dict[str, list[Any]]:
                 raise SkipExample(f'{INDEX} has no list "{name}"')
     except SkipExample as reason:
         raise UserError(
-            f"{folder.root}: {reason}; use that of {ARCHIVE}, see {PAGE}"
+            f"{folder.root}: {reason}; use the one in {ARCHIVE}, see {PAGE}"
         ) from None
     return splits
 
 
 def _read_keys(folder: Folder, counts: Counts) -> dict[str, str]:
-    """Returns the split of each movie by id, train first, in the order of the index."""
+    """Returns `{id: split}` of all movies: training rows first, in index order."""
     index = _read_index(folder)
     keys: dict[str, str] = {}
     for split, name in _OFFICIAL_SPLITS.items():
@@ -112,14 +112,14 @@ def _read_keys(folder: Folder, counts: Counts) -> dict[str, str]:
 def _check_files(
     folder: pathlib.Path, ending: str, ids: Collection[str], counts: Counts
 ) -> None:
-    """Raises UserError if more than half of the files are missing."""
+    """Raises UserError if more than half of the files `<id><ending>` are missing."""
     existing = {name for name in os.listdir(folder) if name.endswith(ending)}
     expected = {id_ + ending for id_ in ids}
     num_missing = len(expected - existing)
     if 2 * num_missing > len(ids):
         raise UserError(
-            f"{folder} lacks {num_missing} of the {len(ids)} {ending} files that "
-            f"{INDEX} lists: unpack {ARCHIVE} again, see {PAGE}"
+            f"{folder} lacks {num_missing} of the {len(ids)} {ending} files listed in "
+            f"{INDEX}: unpack {ARCHIVE} again, see {PAGE}"
         )
     if ending == ".json":
         num_unlisted = len(existing - expected)
@@ -129,7 +129,7 @@ def _check_files(
 def _parse_movie(
     text: str, plot_policy: str
 ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """Returns the plot and the genres of a .json file, and notes to count."""
+    """Returns the plot, the genres and the notes of a movie's .json file."""
     movie = parse_json(text, "text file")
     if not isinstance(movie, dict):
         raise SkipExample("text file is no JSON object")
@@ -153,7 +153,7 @@ def _parse_movie(
 
 
 def _clean_plot(plot: str) -> tuple[str, tuple[str, ...]]:
-    """Returns a plot without `::author`, and notes to count."""
+    """Removes `::author` from the end of a plot; returns the plot and notes."""
     full, notes = clean_text(plot)
     text = _AUTHOR.sub("", full or "").strip()
     if text != (full or ""):
@@ -164,20 +164,20 @@ def _clean_plot(plot: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Returns a list unchanged, a text in a list, and [] for other values."""
+    """Returns a list unchanged, `[value]` for a string, and [] for other values."""
     value = [value] if isinstance(value, str) else value
     return value if isinstance(value, list) else []
 
 
 def _find_folder_names(root: pathlib.Path) -> tuple[str, str]:
-    """Returns the folders of the .json and .jpeg files; some copies separate them."""
+    """Returns the names of the folders with the .json and with the .jpeg files."""
     if (root / "labels").is_dir() and (root / "images").is_dir():
         return "labels", "images"
     return "dataset", "dataset"
 
 
 class _MmimdbRelease(Release):
-    """MM-IMDb, whose images lie among the texts or in a folder beside them."""
+    """MM-IMDb, whose images are in the folder of the texts or in a separate one."""
 
     def has_images(self, root: pathlib.Path) -> bool:
         return all((root / name).is_dir() for name in _find_folder_names(root))

@@ -31,7 +31,7 @@ _FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Row(NamedTuple):
-    """A checked row; `split` is "" if the index does not set it."""
+    """A validated row; `split` is "" if the index does not set it."""
 
     line: int
     id: str
@@ -49,7 +49,7 @@ def locate(config: Data, workdir: pathlib.Path) -> base.Location:
     if config.dir is not None:
         user_folder = pathlib.Path(os.path.expanduser(config.dir))
         if not user_folder.is_dir():
-            raise UserError(f"data.dir: no folder {user_folder}")
+            raise UserError(f"data.dir: no folder {user_folder}; correct the path")
         root = pairs_index.find_root(user_folder)
         edition = "sample" if (root / base.MARKER).is_file() else "own"
         return base.Location(root, edition)
@@ -75,17 +75,17 @@ def compute_signature(config: Data, location: base.Location) -> str:
 def open_pairs(
     config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
 ) -> base.Source:
-    """Reads and checks all rows of the index, and assigns splits."""
-    del unpack  # images of pairs are never in an archive inside of the folder
+    """Reads and validates all rows of the index, and assigns missing splits."""
+    del unpack  # the images of pairs are never in an archive inside the folder
     path = pairs_index.find_index(location.root)
     index = path.name if path else ""
     rows, multi_label = _read_rows(location.root, index, counts)
     classes = tuple(sorted({label for row in rows for label in row.labels}))
     if len(classes) > MAX_CLASSES:
         raise UserError(
-            f"{path or location.root}: {len(classes):,} different labels in "
-            f"{len(rows):,} rows; a label is one of few classes, and what describes a "
-            "row is its text"
+            f"{path or location.root}: {len(classes):,} distinct labels in "
+            f"{len(rows):,} rows, at most {MAX_CLASSES:,} are supported; use class "
+            "names as labels, and move descriptions of single rows to `text`"
         )
     rows = _fill_splits(rows, config, counts)
     keys = [row for split in base.SPLITS for row in rows if row.split == split]
@@ -110,11 +110,11 @@ def open_pairs(
 
 
 def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
-    """Assigns splits to the rows that have none, the same to all rows of a group.
+    """Assigns a split to each row that has none; a group is never divided.
 
     Stratified by labels. In each stratum the groups are ordered by a hash; the first
-    ones go to test, the next to validation, the rest to train. Rounding errors are
-    carried to the next stratum, so the fractions hold for all rows without a split.
+    groups go to test, the next to validation, the rest to train. Rounding errors carry
+    over to the next stratum, so the fractions hold over all rows without a split.
     """
     splits = {row.group: row.split for row in reversed(rows) if row.split}
     groups: dict[str, list[Row]] = {}
@@ -143,7 +143,7 @@ def _assign_splits(rows: list[Row], fractions: dict[str, float]) -> list[Row]:
 
 
 def _fill_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
-    """Assigns missing splits; takes a split that no row has from the training rows."""
+    """Assigns missing splits; fills a split without rows from the training rows."""
     fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
     if not all(row.split for row in rows):
         return _assign_splits(rows, fractions)
@@ -161,7 +161,7 @@ def _fill_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
 def _read_rows(
     root: pathlib.Path, index: str, counts: Counts
 ) -> tuple[list[Row], bool]:
-    """Returns the usable rows, and whether one of them has `labels`."""
+    """Returns the usable rows, and whether any row has the field `labels`."""
     rows: list[Row] = []
     multi_label, ids, shared = False, set(), {}
     for entry in pairs_index.iter_entries(root, counts):
@@ -182,7 +182,7 @@ def _read_rows(
 
 
 def _parse_row(entry: Entry) -> tuple[Row, bool]:
-    """Returns the row of an entry, and whether it has `labels`; raises SkipExample."""
+    """Validates an entry; returns its row and whether it has the field `labels`."""
     fields = entry.fields
     if isinstance(fields, SkipExample):
         raise fields
@@ -231,7 +231,7 @@ def _parse_string(value: Any, name: str) -> str | None:
 
 
 def _parse_word(value: Any, name: str) -> str:
-    """Returns a string without characters that break files, tables or terminals."""
+    """Strips a string; raises SkipExample for control and other unsafe characters."""
     word = (_parse_string(value, name) or "").strip()
     if _FORBIDDEN.search(word):
         raise SkipExample(f"{name} has an impossible character")
@@ -239,7 +239,7 @@ def _parse_word(value: Any, name: str) -> str:
 
 
 def _format_raw_name(entry: Entry) -> str:
-    """Returns the unchecked id or image of an unusable row, fit for a message."""
+    """Returns the id or image of an unusable row, escaped for a message."""
     fields = {} if isinstance(entry.fields, SkipExample) else entry.fields
     name = fields.get("id") or fields.get("image")
     return ascii(name)[1:-1][:80] if isinstance(name, str) else ""
@@ -252,7 +252,7 @@ def _format_row_name(index: str, line: int, name: str) -> str:
 
 
 def _fingerprint_folder(root: pathlib.Path, name: str) -> str:
-    """Returns a text that changes when files of this folder are added or replaced."""
+    """Returns a string that changes when files in a folder are added or replaced."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return ""

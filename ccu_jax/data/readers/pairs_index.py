@@ -1,7 +1,7 @@
-"""The unchecked rows of a user's own pairs, in any of three forms.
+"""The unvalidated rows of a user's own pairs, in any of three forms.
 
 The forms are `pairs.jsonl`, `pairs.csv`, or without an index folders of images named
-after classes. `pairs.py` checks the fields.
+after classes. `pairs.py` validates the fields.
 """
 
 import collections
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def find_root(user_folder: pathlib.Path) -> pathlib.Path:
-    """Returns the folder with the rows: the user's, or the only one just below it."""
+    """Returns the folder with the rows: the user's, or its only suitable subfolder."""
     if find_index(user_folder):
         return user_folder
     # A name that is not printable would garble messages.
@@ -56,8 +56,8 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
             return root
     raise UserError(
         f"data.dir: {user_folder} holds no {' or '.join(INDEXES)}, and no two folders "
-        'of images named after classes: write one JSON object a line with "image", '
-        '"text" and "label"'
+        f"of images named after classes: write {INDEXES[0]} with one JSON object per "
+        'line, with "image", "text" and "label"'
     )
 
 
@@ -73,9 +73,9 @@ def find_index(root: pathlib.Path) -> pathlib.Path | None:
 
 
 def iter_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
-    """Yields the rows of a folder that `find_root` returned.
+    """Yields the rows below a root that `find_root` returned.
 
-    Other files in folders named after classes are added to `counts`.
+    Unused files in folders named after classes are added to `counts`.
     """
     path = find_index(root)
     if path is None:
@@ -91,9 +91,9 @@ def iter_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
 
 
 def find_image_folders(root: pathlib.Path) -> set[str]:
-    """Returns the paths below `root` of the folders with images; "" is `root` itself.
+    """Returns the folders with images, as paths below `root`; "" is `root` itself.
 
-    Paths that lead out of `root` may be among them.
+    The paths are not validated and may lead out of `root`.
     """
     folders = set()
     for entry in iter_entries(root, Counts(str(root), strict=False)):
@@ -104,12 +104,12 @@ def find_image_folders(root: pathlib.Path) -> set[str]:
 
 
 def to_posix(path: str) -> str:
-    """Replaces the backslashes of a Windows path by slashes."""
+    """Replaces the backslashes in a Windows path with slashes."""
     return path.replace("\\", "/")
 
 
 def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]:
-    """Returns path, label and split of the folders CLASS/ or SPLIT/CLASS/, sorted."""
+    """Returns (path, label, split) of each folder CLASS/ or SPLIT/CLASS/, sorted."""
     below = _list_subfolders(root)
     in_splits = []
     for name in below:
@@ -126,7 +126,7 @@ def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]
 
 
 def _list_subfolders(folder: pathlib.Path) -> list[str]:
-    """Returns sorted names, without links, which may lead anywhere."""
+    """Returns the sorted names of the subfolders, without hidden ones and links."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name
@@ -145,12 +145,12 @@ def _has_images(folder: pathlib.Path) -> bool:
 
 
 def is_image_name(name: str) -> bool:
-    """Returns whether a file name is that of an image that is not hidden."""
+    """Returns whether a file name has an image suffix and is not hidden."""
     return name.casefold().endswith(_SUFFIXES) and not name.startswith(".")
 
 
 def _iter_folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
-    """Yields the images in folders named after classes, with the text beside each."""
+    """Yields the images in folders named after classes, with their text files."""
     for path, label, split in _find_class_folders(root):
         with os.scandir(root / path) as entries:
             is_folder = {
@@ -176,10 +176,10 @@ def _iter_folder_entries(root: pathlib.Path, counts: Counts) -> Iterator[Entry]:
 def _iter_csv_entries(path: pathlib.Path) -> Iterator[Entry]:
     """Yields the rows of a CSV file.
 
-    A quote that is never closed takes many lines into one broken row. Only the first of
-    these lines is skipped; the rest is read again. Once too many bytes were read again,
+    An unclosed quote merges many lines into one broken row. Only the first of these
+    lines is skipped; the others are read again. Once too many bytes were read again,
     all lines of a broken row are skipped: otherwise the time could grow with the square
-    of the file's size.
+    of the file size.
     """
     lines = untrusted_files.iter_lines(path, with_blank=True)
     names, dialect = _read_header(path, lines)
@@ -231,7 +231,7 @@ def _pop_all(items: collections.deque) -> Iterator:
 def _iter_csv_texts(
     lines: Iterator[tuple[int, bytes | None]], row: list[_Line]
 ) -> Iterator[str]:
-    """Yields decoded lines for `csv.reader`, and adds them to `row`."""
+    """Yields decoded lines for `csv.reader`, and appends each one to `row`."""
     size = 0
     for line in itertools.starmap(_Line, lines):
         row.append(line)
@@ -244,7 +244,7 @@ def _iter_csv_texts(
 def _read_header(
     path: pathlib.Path, numbered: Iterator[tuple[int, bytes | None]]
 ) -> tuple[list[str], dict[str, Any]]:
-    """Returns the columns, and the arguments of `csv.reader` for this file."""
+    """Returns the column names, and the `csv.reader` arguments that fit the file."""
     line = next((raw for _, raw in numbered if raw is None or raw.strip()), None)
     try:
         text = untrusted_files.decode_line(line)

@@ -1,4 +1,4 @@
-"""Official releases of data sets: where they lie, and what is missing in them."""
+"""Official releases of data sets: locates them and reports missing files."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ class Release:
     def locate(self, config: Data, workdir: pathlib.Path) -> base.Location:
         """Returns the user's folder, or the sample edition below the working folder.
 
-        Raises UserError if files are missing in the user's folder, or lead out of it.
+        Raises UserError if files are missing, or are links out of the user's folder.
         """
         if config.dir is None:
             return base.Location(workdir / "sample" / self.sample_root, "sample")
@@ -53,7 +53,7 @@ class Release:
         return base.Location(root, "sample" if is_sample else "official")
 
     def compute_signature(self, config: Data, location: base.Location) -> str:
-        """Hashes the list files, and sizes and modification times of watched paths."""
+        """Hashes the list files, and size and modification time of watched paths."""
         root, marks = location.root, []
         for name in self.lists + self.optional_lists:
             if (root / name).is_file():
@@ -68,13 +68,13 @@ class Release:
         return base.digest(*marks)
 
     def find_root(self, folder: pathlib.Path) -> pathlib.Path | None:
-        """Returns the folder with all required files: `folder`, one below, or above."""
+        """Returns `folder`, a subfolder or the parent, if it has all required files."""
         return self._find_complete(self._list_candidates(folder))
 
     def find_images(self, root: pathlib.Path) -> pathlib.Path:
-        """Returns the folder or else the archive of the images, which may not exist.
+        """Returns the image folder or the image archive; the path may not exist.
 
-        An empty folder, which a stopped `tar` leaves, is used only without an archive.
+        An empty folder, left by an interrupted `tar`, is used only without an archive.
         """
         folder = root / self.image_folders[0]
         if folder.is_dir() and any(folder.iterdir()):
@@ -85,7 +85,7 @@ class Release:
     def unpack_images(
         self, root: pathlib.Path, counts: base.Counts, unpack: base.Unpack
     ) -> pathlib.Path:
-        """Returns the folder of the images; unpacks it first if it is an archive."""
+        """Returns the folder of the images; unpacks their archive first if needed."""
         images = self.find_images(root)
         if not images.is_file():
             return images
@@ -106,7 +106,7 @@ class Release:
         return [images, *below]
 
     def _check_required(self, root: pathlib.Path) -> dict[str, bool]:
-        """Returns for each required file or folder whether it exists below `root`."""
+        """Returns whether each required file or folder exists below `root`, by name."""
         files = {name: (root / name).is_file() for name in self.lists}
         images = " or ".join((f"{self.image_folders[0]}/", *self.image_archives))
         return files | {images: self.has_images(root)}
@@ -141,7 +141,7 @@ class Release:
         raise self._make_missing_error(candidates)
 
     def _make_missing_error(self, folders: list[pathlib.Path]) -> UserError:
-        """Returns the error that names what is missing in the most complete folder."""
+        """Returns an error that lists what is missing in the most complete folder."""
         root = max(folders, key=lambda path: sum(self._check_required(path).values()))
         files = self._check_required(root)
         missing = [name for name, exists in files.items() if not exists]
@@ -153,12 +153,12 @@ class Release:
                 f"{names}; {self.remedy}"
             )
         return UserError(
-            f"data.dir: {root} has no {names}: unpack all of {self.title} there, or "
+            f"data.dir: {root} lacks {names}: unpack all of {self.title} there, or "
             f"{self.remedy}"
         )
 
     def _find_marker(self, root: pathlib.Path) -> pathlib.Path:
-        """Returns the file that marks a sample edition, in or above the root."""
+        """Returns the path of the sample edition's marker file, in or above the root."""
         inner = root / base.MARKER
         if root.name in self.subfolders and not inner.is_file():
             return root.parent / base.MARKER

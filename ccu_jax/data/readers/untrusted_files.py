@@ -1,6 +1,6 @@
-"""Reads files of unknown origin: only below their folder, and only bounded sizes.
+"""Reads files of unknown origin, confined to their folder and limited in size.
 
-A file that cannot be used raises `SkipExample` with the reason to count.
+An unusable file raises `SkipExample` with the reason, which is counted.
 """
 
 import errno
@@ -26,7 +26,7 @@ _MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL
 
 
 class Folder:
-    """Reads files below a folder; does not follow links that lead out of it."""
+    """Reads files below a folder, and refuses links that lead out of it."""
 
     def __init__(self, root: pathlib.Path):  # noqa: D107
         self.root = pathlib.Path(os.path.realpath(root))
@@ -38,17 +38,17 @@ class Folder:
         """Returns the content of a file.
 
         Args:
-            name: its path below the folder, as the data set writes it.
-            role: its name in the reason, such as "image" in "image missing".
+            name: the path below the folder, as written in the data set.
+            role: what the file is called in messages: "image" in "image missing".
             max_bytes: size limit.
 
         Raises:
-            SkipExample: the file is missing, outside of the folder, too large, no plain
-                file or cannot be read.
+            SkipExample: the file is missing, outside the folder, too large, not a
+                regular file, or unreadable.
         """
         path = self._resolve(name, role)
         try:
-            # Without O_NONBLOCK, opening a named pipe would wait for ever.
+            # Without O_NONBLOCK, opening a named pipe would block forever.
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except UnicodeEncodeError:
             raise SkipExample(f"{role} missing") from None
@@ -68,7 +68,7 @@ class Folder:
                 raise SkipExample(f"{role} cannot be read") from None
 
     def read_text(self, name: str, role: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-        """Returns the content of a UTF-8 file; raises SkipExample as `read` does."""
+        """Returns the content of a UTF-8 file; raises SkipExample, like `read`."""
         return decode_utf8(self.read(name, role, max_bytes), role)
 
     def _resolve(self, name: str, role: str) -> str:
@@ -92,19 +92,19 @@ class Folder:
 
 
 def is_within(path: str | pathlib.Path, folder: str | pathlib.Path) -> bool:
-    """Returns whether a path, with links resolved, is a folder or lies below it."""
+    """Returns whether a path, with links resolved, is `folder` or lies below it."""
     # Path.resolve raises on a loop of links.
     real, root = os.path.realpath(path), os.path.realpath(folder)
     return real == root or real.startswith(os.path.join(root, ""))
 
 
 def reject_external_links(folders: dict[pathlib.Path, pathlib.Path]) -> None:
-    """Raises UserError if a path leads out of the folder it must lie in."""
+    """Raises UserError if a path resolves outside its folder, `{path: folder}`."""
     for path, folder in folders.items():
         if not is_within(path, folder):
             raise UserError(
-                f"{path} is a link out of its folder: replace it by the files it links "
-                "to, or set data.dir to a folder that holds all of the files"
+                f"{path} is a link out of its folder: replace it with its target, or "
+                "set data.dir to a folder that contains all files"
             )
 
 
@@ -122,9 +122,9 @@ def decode_utf8(data: bytes, role: str) -> str:
 
 
 def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """Replaces characters that cannot be stored.
+    """Strips a text and replaces the characters that cannot be stored.
 
-    Returns the text, None if it is blank, and notes to count.
+    Returns the text, or None if it is blank, and notes to count.
     """
     notes: tuple[str, ...] = ()
     if text and "\0" in text:
@@ -136,7 +136,7 @@ def clean_text(text: str | None) -> tuple[str | None, tuple[str, ...]]:
 
 
 def parse_json(text: str, role: str) -> Any:
-    """Parses a JSON text; raises SkipExample."""
+    """Parses JSON; raises SkipExample if it is invalid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -146,11 +146,11 @@ def parse_json(text: str, role: str) -> Any:
 def iter_lines(
     path: pathlib.Path, with_blank: bool = False
 ) -> Iterator[tuple[int, bytes | None]]:
-    r"""Yields the lines of a file, numbered from 1; None if a line is too long.
+    r"""Yields (number from 1, line) for a file; the line is None if it is too long.
 
     Lines end at "\n" or "\r\n", which is removed; `str.splitlines` would also split
-    inside of texts (at U+0085). Memory is bounded also for an endless line. Blank lines
-    are numbered, and yielded only `with_blank`.
+    inside texts (at U+0085). Memory is bounded even for an endless line. Blank lines
+    are always numbered, but yielded only if `with_blank` is true.
     """
     number, is_continued = 0, False
     with path.open("rb") as file:

@@ -141,7 +141,7 @@ class Release:
         raise self._make_missing_error(candidates)
 
     def _make_missing_error(self, folders: list[pathlib.Path]) -> UserError:
-        """Returns an error that lists what is missing in the most complete folder."""
+        """Returns an error that lists the files missing in the best candidate."""
         root = max(folders, key=lambda path: sum(self._check_required(path).values()))
         files = self._check_required(root)
         missing = [name for name, exists in files.items() if not exists]

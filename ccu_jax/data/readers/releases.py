@@ -158,7 +158,7 @@ class Release:
         )
 
     def _find_marker(self, root: pathlib.Path) -> pathlib.Path:
-        """Returns the path of the sample edition's marker file, in or above the root."""
+        """Returns the path of the marker of a sample edition, in or above the root."""
         inner = root / base.MARKER
         if root.name in self.subfolders and not inner.is_file():
             return root.parent / base.MARKER

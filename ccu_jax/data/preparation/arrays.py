@@ -1,4 +1,4 @@
-"""The columns of a prepared data set, written from the ingested rows."""
+"""Writes and loads the columns of a prepared data set."""
 
 import csv
 import hashlib
@@ -133,7 +133,7 @@ def _write_texts_and_labels(
 
 
 def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:
-    """Merges groups of equal texts or near-duplicate images, named after the first."""
+    """Merges groups that share texts or near-duplicates; the first group's name wins."""
     group = np.load(folder / "group.npy")
     rows = np.arange(len(group))
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)

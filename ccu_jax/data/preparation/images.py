@@ -128,10 +128,10 @@ def _find_content_box(image: Image.Image) -> tuple[int, int, int, int]:
 def _reduce_image(
     image: Image.Image, min_size: int
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """Converts to RGB at an integer fraction of the size, but not below `min_size`.
+    """Converts to RGB and downscales by an integer, at most to `min_size` pixels.
 
-    Also returns the box that the image fills in the result: the last row and column may
-    be covered in part only.
+    Also returns the box that the image covers in the result: the last row and column
+    may be covered only partly.
     """
     # Converting all pixels at once takes several times the memory of the image.
     factor = max(1, max(image.size) // min_size)

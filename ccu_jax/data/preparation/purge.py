@@ -149,10 +149,10 @@ def _remove_stored_images(
 def search_files(
     patterns: list[Pattern], folders: Iterable[pathlib.Path], progress: Progress
 ) -> tuple[int, int, list[tuple[str, str]]]:
-    """Searches all files of some folders for patterns.
+    """Searches all files in `folders` for patterns.
 
-    Links are not followed, except if a folder itself is one. Returns the numbers of
-    files and bytes, and the hits as in `PurgeResult`.
+    Links are followed only if a folder itself is one. Returns the number of files, the
+    number of bytes, and the hits as in `PurgeResult`.
     """
     sizes = _find_files(folders)
     occurrences = _find_occurrences(patterns, sizes, progress)

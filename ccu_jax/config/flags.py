@@ -1,4 +1,4 @@
-"""The flags of the command line; read by `launch.py` alone."""
+"""The command-line flags of `ccu_jax.launch`."""
 
 import argparse
 import difflib
@@ -30,18 +30,18 @@ Rerun the same command to resume a run that was stopped.
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are a `UserError` of one line."""
+    """An argument parser that reports errors as a one-line `UserError`."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises the error instead of printing the usage."""
+        """Raises UserError with the message instead of printing the usage."""
         raise UserError(f"{message}; --help lists the flags")
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses flags, by default those of the process.
+    """Parses command-line flags, by default those of `sys.argv`.
 
     Raises:
-        UserError: An unknown flag, an invalid value, or flags that exclude each other.
+        UserError: An unknown flag, an invalid value, or mutually exclusive flags.
     """
     parser = _make_parser()
     args, unknown = parser.parse_known_args(argv)
@@ -53,7 +53,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.purge + bool(args.tune) + args.ablate > 1:
         raise UserError("--purge, --tune, --ablate: pass at most one of them")
     if (args.audit or args.shadows) and (args.tune or args.ablate):
-        raise UserError("--audit, --shadows: --tune, --ablate audit nothing; drop one")
+        raise UserError("--audit, --shadows: not used by --tune, --ablate; drop them")
     if args.shadows and args.audit != "rigorous":
         raise UserError("--shadows: needs --audit rigorous; pass both")
     args.audit = args.audit or "smoke"
@@ -114,8 +114,8 @@ def _parse_count(text: str) -> int:
 
 
 def _parse_shadow_count(text: str) -> int:
-    # Half of the shadows are trained on a row. Each shadow is attacked once by means of
-    # the others, of which at least two must have the row and two must lack it.
+    # Each row is in the training set of half of the shadows. Each shadow is attacked
+    # with the others, of which at least two must contain the row and two must not.
     if (count := _parse_count(text)) < 6 or count % 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an even number of at least 6"
@@ -132,14 +132,14 @@ def _parse_integers(text: str) -> list[int]:
         return [int(number) for number in _parse_names(text)]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of whole numbers such as 0,1,2"
+            f"{text!r} is not a list of integers such as 0,1,2"
         ) from None
 
 
 def parse_hosts(values: Sequence[str] | None) -> dict[str, str | int] | None:
-    """Returns the values of --multihost as arguments of `jax.distributed.initialize`.
+    """Converts the --multihost values to arguments of `jax.distributed.initialize`.
 
-    `values` and the result are None without the flag, and empty where JAX detects the
+    `values` and the result are None without the flag, and empty if JAX is to detect the
     cluster.
 
     Raises:

@@ -18,8 +18,8 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration by name (`mmimdb`) or from a file (`my/own.py`).
 
     Args:
-        name_or_path: A file of `configs/` without its `.py`, or a path ending in `.py`.
-        overrides: Fields to set afterwards, as text: `train.epochs=3`.
+        name_or_path: A file in `configs/` without `.py`, or a path ending in `.py`.
+        overrides: Fields to set afterwards, as `KEY=VALUE`: `train.epochs=3`.
 
     Raises:
         UserError: An unknown name or key, an invalid value, or an error in the file,
@@ -29,21 +29,23 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"--set {override}: sets nothing; write KEY=VALUE")
+            raise UserError(
+                f"--set {override}: not of the form KEY=VALUE; pass train.epochs=3"
+            )
         key, text = key.strip(), text.strip()
         config = replace_value(config, key, parse(text, field_type(Config, key)))
     # The name becomes the name of a folder, so it must not contain a path.
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise UserError(
-            f"name: {config.name!r} names a folder; use letters, digits and '.-_' only"
+            f"name: {config.name!r} is not a folder name; use letters, digits, '.-_'"
         )
     return config
 
 
 def apply_tuned(config: Config, name: str) -> Config:
-    """Returns the configuration with the settings that `--tune` chose per method.
+    """Returns a copy of the configuration with the settings that `--tune` chose.
 
-    `name` is a file of `configs/tuned/` without its `.json`: the `tuning.json` of a run
+    `name` is a file in `configs/tuned/` without `.json`: the `tuning.json` of a run
     with `--tune`, of which `winners` is read.
 
     Raises:
@@ -60,7 +62,7 @@ def apply_tuned(config: Config, name: str) -> Config:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path}: not a tuning.json of a run with --tune ({reason}); copy one"
+            f"{path}: not a valid tuning.json ({reason}); copy that of a --tune run"
         ) from None
     for key, value in settings.items():
         config = replace_value(config, key, value)
@@ -68,13 +70,13 @@ def apply_tuned(config: Config, name: str) -> Config:
 
 
 def available_configs() -> dict[str, pathlib.Path]:
-    """Returns the files of the configurations in `configs/` by name."""
+    """Returns the path of each configuration in `configs/`, by name."""
     files = sorted(_config_folder().glob("*.py"))
     return {file.stem: file for file in files if not file.stem.startswith("_")}
 
 
 def _config_folder() -> pathlib.Path:
-    """Returns `configs/`: beside the package in a checkout, in it when installed."""
+    """Returns `configs/`: next to the package in a checkout, inside if installed."""
     package = pathlib.Path(__file__).resolve().parent.parent
     folders = [package / "configs", package.parent / "configs"]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -96,7 +98,7 @@ def _find_config(name_or_path: str) -> pathlib.Path:
 
 
 def _run_file(path: pathlib.Path) -> Config:
-    """Runs a config file and checks the configuration it sets."""
+    """Runs a config file, validates its `config` and fills in a missing name."""
     try:
         config = runpy.run_path(str(path), run_name="ccu_jax_config").get("config")
     except (Exception, SystemExit) as error:
@@ -127,7 +129,7 @@ def _failing_line(error: BaseException, path: str) -> int:
 
 
 def _describe_error(error: BaseException) -> str:
-    """Describes an error of a config file in a line; suggests fields of a section."""
+    """Describes an error in a config file in one line, with the closest field name."""
     message = f"{type(error).__name__}: {error}"
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected .* '(\w+)'", str(error))
     section = getattr(schema, match[1], None) if match else None

@@ -45,7 +45,7 @@ class CoUn(Finetune):
 
 @dataclass(frozen=True)
 class UnlearnSetTraining:
-    """Fields of methods that train on the unlearn set alone."""
+    """Fields of methods that train only on the unlearn set."""
 
     epochs: Positive = 5.0  # of the unlearn set
     unlearn_batch: Count = 32
@@ -59,7 +59,7 @@ class Delete(UnlearnSetTraining):
 
 @dataclass(frozen=True)
 class BothSetsTraining:
-    """Fields of methods that train on batches of both sets."""
+    """Fields of methods that train on both the retain set and the unlearn set."""
 
     epochs: Positive = 4.0  # of the retain set, unless a section says otherwise
     batch: Count = 64
@@ -76,7 +76,10 @@ class MultiDelete(BothSetsTraining):
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Fields of methods that can stop once the unlearn set scores like validation."""
+    """Fields of methods that can stop once the unlearn set scores like validation.
+
+    `stop` enables it.
+    """
 
     stop: bool = False
     check_every: Count = 2  # steps between checks
@@ -101,7 +104,7 @@ class NegGradPlus(EarlyStop, BothSetsTraining):
 
 @dataclass(frozen=True)
 class RandomLabel(EarlyStop, BothSetsTraining):
-    """Random labels (Graves et al. 2021), or SalUn (Fan et al. 2024)."""
+    """Random labels (Graves et al. 2021) and SalUn (Fan et al. 2024)."""
 
     unlearn_batch: Count = 16
     unlearn_weight: NonNegative = 0.5  # of the unlearn set's loss
@@ -182,7 +185,7 @@ class SfrOn:
 
 @dataclass(frozen=True)
 class _CcuBase:
-    """Fields of both variants of CCU; weights of 0 switch an objective off."""
+    """Fields of both variants of CCU; a weight of 0 disables its objective."""
 
     batch: Count = 64  # retain rows
     unlearn_batch: Count = 48
@@ -192,7 +195,7 @@ class _CcuBase:
 
 @dataclass(frozen=True)
 class Ccu(_CcuBase):
-    """CCU as in the paper; its weights have the names of the objectives."""
+    """CCU as in the paper; each weight is named after its objective."""
 
     steps: Count = 120
     learning_rate: Positive = 2e-3
@@ -207,7 +210,7 @@ class Ccu(_CcuBase):
 
 @dataclass(frozen=True)
 class CcuPlus(_CcuBase):
-    """Closed-loop CCU; its weights have the names of the objectives."""
+    """Closed-loop CCU; each weight is named after its objective."""
 
     steps: Count = 130
     learning_rate: Positive = 6e-3

@@ -43,7 +43,7 @@ from ccu_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Data:
-    """The data set and its preparation; see `ccu_jax/data`."""
+    """The data set and how it is prepared; see `ccu_jax/data`."""
 
     dataset: str = "pairs"  # a key of ccu_jax.data.DATASETS
     dir: str | None = None  # folder or archive; None: the sample or the clip art
@@ -72,7 +72,7 @@ class Data:
 class Corruptions:
     """Fractions of the training rows to corrupt; see `ccu_jax/data/corruptions.py`.
 
-    They depend on `seed` alone, not on the seeds of the run.
+    The corrupted rows depend only on `seed` below, not on the seeds of the run.
     """
 
     missing_image: Fraction = 0.0  # rows without their image
@@ -87,7 +87,7 @@ class Corruptions:
 
 @dataclass(frozen=True)
 class Unlearn:
-    """The unlearn set, and the holdout rows that no model is trained on."""
+    """Selection of the unlearn set and of the holdout, on which no model is trained."""
 
     # random:FRACTION; class:NAME or group:NAME, all its rows; cluster:FRACTION, rows
     # similar to a random one; memorized:FRACTION, those that the original has memorized
@@ -103,7 +103,7 @@ class Unlearn:
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of the two towers, whose blocks are those of CLIP."""
+    """Sizes of the image and text towers, which consist of CLIP blocks."""
 
     patch: Count = 8  # px
     image_width: Count = 128
@@ -122,7 +122,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Train:
-    """Training of the original and of the retrained references."""
+    """Training of the original model and of the retrained references."""
 
     epochs: Count = 40
     batch: Count = 64
@@ -143,7 +143,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Run:
-    """Execution on the devices; these settings change rounding and nothing else."""
+    """Execution on devices; results depend on these settings only up to rounding."""
 
     executor: Literal["pmap", "shard_map", "vmap"] = "pmap"
     # "auto": on the devices if the images fit, otherwise on the host.
@@ -160,7 +160,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Config:
-    """The configuration of a run, with a section for every unlearning method."""
+    """The configuration of a run, with one section per unlearning method."""
 
     name: str = ""
     data: Data = Data()
@@ -228,7 +228,7 @@ def replace_value(config: Config, key: str, value: Any) -> Config:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """Returns the configuration as plain dicts, lists and scalars."""
+    """Converts a configuration to plain dicts, lists and scalars."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -239,7 +239,7 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(tree: Mapping[str, Any]) -> Config:
-    """Returns the configuration that `to_json` has converted; checks every value.
+    """Builds a configuration from the output of `to_json` and validates every value.
 
     Raises:
         UserError: An unknown key, a wrong type, or a value out of its range.
@@ -248,9 +248,9 @@ def from_json(tree: Mapping[str, Any]) -> Config:
 
 
 def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> None:
-    """Raises UserError for a batch that cannot be divided among the devices.
+    """Raises UserError for a batch size that the number of devices does not divide.
 
-    A method without a section trains like `train`.
+    Methods without a section of their own use the section `train`.
     """
     for method in methods:
         name = method if hasattr(config, method) else "train"
@@ -265,7 +265,7 @@ def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> N
 
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Returns the dotted keys in which two results of `to_json` differ."""
+    """Returns the dotted keys whose values differ between two `to_json` outputs."""
     keys, missing = [], object()
     for name in {**a, **b}:
         left, right = a.get(name, missing), b.get(name, missing)

@@ -1,7 +1,7 @@
-"""Checks of dataclass trees against the annotations of their fields.
+"""Validates trees of dataclasses against their type annotations.
 
-Ranges and choices stand in the annotations: `Annotated[float, Range(0, 1)]`,
-`Literal["a", "b"]`. This module knows no particular configuration.
+Annotations include ranges and choices: `Annotated[float, Range(0, 1)]`,
+`Literal["a", "b"]`. The module is independent of any particular configuration.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ccu_jax.errors import UserError
 
 
 class Range(NamedTuple):
-    """The numbers from `low` to `high`; either end may be excluded."""
+    """The interval from `low` to `high`; either bound may be excluded."""
 
     low: float
     high: float = math.inf
@@ -32,7 +32,7 @@ class Range(NamedTuple):
         return above and below
 
     def __str__(self) -> str:
-        """Returns the range as words that follow "must be"."""
+        """Returns the range as it reads after "must be", such as "at least 1"."""
         low = f"{'above' if self.exclude_low else 'at least'} {self.low}"
         if math.isinf(self.high):
             return low
@@ -56,10 +56,14 @@ def suggest(wrong: str, names: Iterable[str]) -> str:
 
 
 def field_type(tree: type, key: str) -> Any:
-    """Returns the annotation of the field `key` (`train.epochs`) of a dataclass.
+    """Returns the type annotation of a field of nested dataclasses.
+
+    Args:
+        tree: The outermost dataclass.
+        key: The dotted key of the field: `train.epochs`.
 
     Raises:
-        UserError: No such field, or it is a whole section.
+        UserError: There is no such field, or `key` is a section.
     """
     type_, parent = tree, ""
     for name in key.split("."):
@@ -75,7 +79,7 @@ def field_type(tree: type, key: str) -> Any:
 
 @functools.cache
 def annotations(section: type) -> dict[str, Any]:
-    """Returns the annotations of a dataclass by field, with ranges."""
+    """Returns the type annotation of each field of a dataclass, with its range."""
     return typing.get_type_hints(section, include_extras=True)
 
 
@@ -105,13 +109,13 @@ def parse(text: str, annotation: Any) -> Any:
 
 
 def validate(value: Any, annotation: Any, key: str) -> Any:
-    """Returns a value in the type of an annotation; `key` names it in errors.
+    """Checks a value against an annotation and converts it to the annotated type.
 
     Args:
         value: Plain data: dicts, lists and scalars.
         annotation: A dataclass, int, float, bool, str, or a `Literal` of strings;
             `tuple[X, ...]` or `X | None` of these; a number `Annotated` with a `Range`.
-        key: The dotted key of the field; empty for a whole configuration.
+        key: The dotted key of the field, for messages; empty for the whole tree.
 
     Raises:
         UserError: An unknown key, a wrong type, or a value out of its range.
@@ -146,7 +150,7 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
 
 
 def _split_annotation(annotation: Any) -> tuple[Any, Range | None, bool]:
-    """Splits an annotation into its type, its range, and whether None is allowed."""
+    """Returns the type of an annotation, its range, and whether it allows None."""
     is_optional = isinstance(annotation, types.UnionType)
     if is_optional:
         (annotation,) = set(typing.get_args(annotation)) - {types.NoneType}

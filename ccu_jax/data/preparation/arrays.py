@@ -133,7 +133,7 @@ def _write_texts_and_labels(
 
 
 def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:
-    """Merges groups that share texts or near-duplicates; the first group's name wins."""
+    """Merges groups that share texts or near-duplicates, and keeps the first name."""
     group = np.load(folder / "group.npy")
     rows = np.arange(len(group))
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)

@@ -1,4 +1,4 @@
-"""The context of a run, which all its stages share."""
+"""The context that all stages of a run share."""
 
 import pathlib
 from collections.abc import Iterable
@@ -36,8 +36,8 @@ class RunContext(NamedTuple):
     ) -> Predictions:
         """Returns the predictions of a model on all sets of a problem.
 
-        They are computed from the stored features if these are valid for the model: if
-        the modules in which it differs from the original (`trained`) lie behind them.
+        Stored features are used if they are valid for the model: if all modules that
+        differ from the original (`trained`) belong to the tail.
         """
         table, sets = problem.table, problem.sets
         if problem.store is not None and set(trained) <= set(TAIL):

@@ -1,7 +1,7 @@
-"""Estimates how long a run will take, before it starts.
+"""Estimates the duration of a run before it starts.
 
-The estimate scales the time of an original that was trained in this folder, or else of
-a few forward passes.
+The estimate is scaled from the time of an original trained in this folder, or otherwise
+from the time of a few forward passes.
 """
 
 import time
@@ -25,13 +25,13 @@ _MAX_ROWS, _NUM_PASSES = 256, 4
 
 
 class Speed(NamedTuple):
-    """Seconds that this machine takes."""
+    """The wall times of training and evaluation on this machine."""
 
     training_s: float  # of one model from scratch
     evaluation_s: float  # one forward pass over all rows
 
     def method_s(self, name: str) -> float:
-        """Returns the seconds of a method and its evaluation, without compilation."""
+        """Returns the seconds for a method and its evaluation, without compilation."""
         if name in REFERENCES:
             return self.training_s + self.evaluation_s
         is_tail = name.startswith(("ccu", "cf_", "eu_")) and not name.endswith("_full")
@@ -40,7 +40,7 @@ class Speed(NamedTuple):
 
 
 def measure_speed(ctx: RunContext) -> Speed:
-    """Reads the time of a trained original, or else times forward passes."""
+    """Reads the wall time of a trained original, or measures forward passes instead."""
     for seed in ctx.config.seeds:
         path = result_path(ctx.workdir, seed, "original")
         if wait_until_visible(path):
@@ -62,10 +62,10 @@ def measure_speed(ctx: RunContext) -> Speed:
 def describe_runs(
     ctx: RunContext, runs: Mapping[str, int], recompile: bool = False
 ) -> str:
-    """Estimates how long a number of runs of each method takes, such as 3 of `scrub`.
+    """Describes the duration of `runs`, which maps each method to its number of runs.
 
-    With `recompile` every run compiles its own program, as it does if a loss is
-    switched off.
+    With `recompile` every run compiles its own executable, as it does if a loss is
+    disabled.
     """
     speed = measure_speed(ctx)
     seconds = sum(
@@ -77,7 +77,7 @@ def describe_runs(
 
 
 def format_forecast(seconds: float) -> str:
-    """Returns seconds as a rounded estimate, such as "about 5 min on this machine"."""
+    """Formats a duration as a rounded estimate: "about 5 min on this machine"."""
     if seconds < 90:
         text = f"{max(round(seconds, -1), 10):.0f} s"
     elif seconds < 5400:

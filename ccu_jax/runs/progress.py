@@ -1,7 +1,7 @@
-"""Progress of a run: stages on a terminal or in a log file, and all events as JSON.
+"""Reports the progress of a run on a terminal or in a log file, and as JSON events.
 
-On a terminal, running stages are drawn live. A log file has a line when a stage starts
-and ends, and every ten seconds in between. Every event goes to `events.jsonl` as well.
+A terminal shows running stages live. A log file gets a line when a stage starts and
+ends, and every ten seconds in between. All events are also written to `events.jsonl`.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ _BAR_WIDTH = 20
 
 
 class Stage:
-    """A part of a run with its steps and metrics, see `Reporter.stage`."""
+    """A part of a run, with its steps and metrics; see `Reporter.stage`."""
 
     def __init__(self, reporter: "Reporter", title: str, label: str, total: int | None):
-        """Starts the clock; `label` is the place in the plan, such as "[3/9] "."""
+        """Starts the clock; `label` is the position in the plan, such as "[3/9] "."""
         self.title, self.label, self.total = title, label, total
         self.done, self.activity = 0, ""
         self._reporter = reporter
@@ -42,7 +42,7 @@ class Stage:
         self._rate_start: tuple[float, int] | None = None
 
     def report_progress(self, activity: str, done: int, total: int) -> None:
-        """Reports the finished steps of an activity; another activity starts anew."""
+        """Reports the finished steps of an activity; a new activity resets the rate."""
         if activity != self.activity:
             self.activity, self._rate_start = activity, None
         self.update(done, total)
@@ -63,11 +63,11 @@ class Stage:
             self._reporter.log_progress(self)
 
     def metrics(self) -> dict[str, float | str]:
-        """Returns the latest metrics, once the device has computed them."""
+        """Returns the latest metrics; blocks until the device has computed them."""
         return {name: _to_number(value) for name, value in self._metrics.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Returns the fields of an event about this stage."""
+        """Returns title, steps, seconds and metrics, the fields of an event."""
         return {
             "title": self.title,
             "done": self.done,
@@ -77,7 +77,7 @@ class Stage:
         }
 
     def details(self, *, with_remaining: bool = True) -> str:
-        """Returns steps, time remaining, metrics and rate, the most important first."""
+        """Formats steps, remaining time, metrics and rate for a progress line."""
         steps = f"{self.done:,}" + (f"/{self.total:,}" if self.total else "")
         parts = [f"{self.activity} {steps}".strip()] if self.done or self.total else []
         for name, value in self.metrics().items():
@@ -95,7 +95,7 @@ class Stage:
 
 
 class NullStage:
-    """Replaces a `Stage` where no progress is to be shown."""
+    """A `Stage` that ignores all updates."""
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing."""
@@ -106,11 +106,11 @@ class NullStage:
 class Reporter:
     """Shows the stages of a run and writes `events.jsonl` in its working folder.
 
-    Only the reporter of process 0 is active; the others run the same code.
+    Only the reporter of process 0 is active; those of other processes do nothing.
     """
 
     def __init__(self, workdir: pathlib.Path, is_active: bool):
-        """Opens the event file at its end; an inactive reporter touches nothing."""
+        """Opens the event file for appending, unless the reporter is inactive."""
         self.is_active = is_active
         self.console: Console = _Console()
         self._titles: list[str] = []
@@ -123,11 +123,11 @@ class Reporter:
 
     @property
     def is_live(self) -> bool:
-        """Whether the output is a terminal; FORCE_COLOR alone does not make it so."""
+        """Whether the output is a terminal, regardless of FORCE_COLOR."""
         return self.console.is_interactive and self.console.file.isatty()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Writes a line of JSON with the UTC time; NaN becomes null."""
+        """Appends an event with the UTC time as a JSON line; NaN becomes null."""
         if self._file is None:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -136,26 +136,26 @@ class Reporter:
         self._file.write(line.encode())  # unbuffered, so that a crash loses nothing
 
     def log(self, text: str) -> None:
-        """Prints a line and writes it as an event."""
+        """Prints a line and records it as an event."""
         self.event("log", text=text)
         self.print(text)
 
     def warn(self, text: str) -> None:
-        """Prints a highlighted line and writes it as an event."""
+        """Prints a highlighted line and records it as an event."""
         self.event("warn", text=text)
         self.print(f"*** {text} ***", style="bold black on yellow")
 
     def plan(self, titles: list[str]) -> None:
-        """Sets the titles of all stages, which are numbered like "[3/9]"."""
+        """Sets the titles of all stages, which numbers them as "[3/9]"."""
         self._titles, self._position = list(titles), 0
         self.event("plan", stages=self._titles)
 
     @contextlib.contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
-        """Shows a stage while the block runs, and its time at the end.
+        """Shows a stage while the block runs, and its wall time at the end.
 
-        The outermost stage is numbered by its title in the rest of the plan, or, if it
-        is not there, as the next one.
+        The number of an outermost stage is the position of its title in the rest of the
+        plan, or the next number if the plan lacks the title.
         """
         if not self.is_active:
             yield Stage(self, title, "", total)
@@ -192,26 +192,26 @@ class Reporter:
             self.print(text, "bold red" if end == "failed" else "")
 
     def log_progress(self, stage: Stage) -> None:
-        """Writes an event about a running stage; prints it without a live display."""
+        """Records the progress of a stage; prints it if there is no live display."""
         self.event("progress", **stage.summary())
         if not self.is_live:
             self.print(f"{stage.label}{stage.title}: {stage.details()}")
 
     def close(self) -> None:
-        """Ends the display and the event file; a second call does nothing."""
+        """Stops the display and closes the event file; idempotent."""
         self._stop_live()
         if self._file is not None:
             self._file.close()
         self._file, self.is_active = None, False
 
     def print(self, text: str, style: str = "") -> None:
-        """Prints text without markup, and without wrapping in a log file; no event."""
+        """Prints plain text, without an event; log files are not wrapped."""
         if self.is_active:
             line = Text(self._printable(text), style=style)
             self.console.print(line, soft_wrap=not self.is_live)
 
     def print_table(self, header: list[str], rows: list[list[str]]) -> None:
-        """Prints a table whose first column is text and whose others are numbers."""
+        """Prints a table, right-aligned except for its first column."""
         table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
         for column, name in enumerate(header):
             justify = "right" if column else "left"
@@ -224,12 +224,12 @@ class Reporter:
             self.console.print(table)
 
     def _printable(self, text: str) -> str:
-        """Replaces control characters, and those the terminal cannot encode."""
+        """Replaces control characters and characters the terminal cannot encode."""
         encoding = self.console.encoding
         return replace_unprintable(text).encode(encoding, "replace").decode(encoding)
 
     def _next_label(self, title: str) -> str:
-        """Advances the position in the plan and returns it as a label."""
+        """Advances to the stage's position in the plan; returns it as "[3/9] "."""
         if self._stages or not self._titles:
             return ""
         later = self._titles[self._position :]
@@ -242,7 +242,7 @@ class Reporter:
         self._live = None
 
     def _render(self) -> Table:
-        """Draws the running stages, one line each."""
+        """Renders the running stages as a table with one line each."""
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=_BAR_WIDTH)
         grid.add_column(no_wrap=True, overflow="crop")
@@ -257,21 +257,21 @@ class Reporter:
 
 
 class _Console(Console):
-    """A console that does not end the process when the output pipe is closed."""
+    """A console that raises BrokenPipeError instead of exiting the process."""
 
     def on_broken_pipe(self) -> None:
         raise  # noqa: PLE0704  rich calls this while it handles BrokenPipeError
 
 
 def format_duration(seconds: float) -> str:
-    """Returns seconds as m:ss or h:mm:ss."""
+    """Formats a duration as m:ss or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _to_number(value: Any) -> float | str:
-    """Converts a metric; one that is not a number becomes text and never fails."""
+    """Converts a metric to a float, or to a short string if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -279,7 +279,7 @@ def _to_number(value: Any) -> float | str:
 
 
 def _open_event_file(path: pathlib.Path) -> BinaryIO:
-    """Opens the file at its end; removes a last line that a crash has cut off."""
+    """Opens the file for appending; removes an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+", buffering=0)
     file.seek(0)

@@ -25,11 +25,11 @@ from ccu_jax.unlearn_sets.splits import load_all_ids
 
 
 def purge_workdir(ctx: RunContext) -> None:
-    """Removes the images of all unlearn sets of this folder, then searches for them.
+    """Removes the images of all unlearn sets of a run, then searches for copies.
 
     Raises:
-        UserError: an unlearn set is not recorded, something cannot be removed, or a
-            copy of an image was found.
+        UserError: the file of an unlearn set is missing, something cannot be removed,
+            or a copy of an image was found.
     """
     with ctx.reporter.stage("purge") as stage:
         report = run_on_primary(functools.partial(_purge, ctx), stage.report_progress)
@@ -38,12 +38,12 @@ def purge_workdir(ctx: RunContext) -> None:
     ctx.reporter.log(
         f"purged {report['num_images']:,} images; searched {report['num_files']:,} "
         f"files ({report['num_bytes']:,} bytes) for {report['num_patterns']:,} pieces "
-        f"of them: {len(report['hits'])} found; too uniform to search for: "
+        f"of them: {len(report['hits'])} found; images too uniform to search for: "
         f"{report['num_uniform']}. Also removed: their rows in the feature stores of "
-        f"the originals, and {report['models']} folders of models that were trained on "
-        "them (originals, shadow models, diverged and interrupted runs). Kept: ids, "
-        "scores, and the unchanged trunk in models of methods that do not train it. "
-        "Your own files still hold the images"
+        f"the originals, and {report['models']} folders of models trained on them "
+        "(originals, shadow models, diverged and interrupted runs). Kept: ids, scores, "
+        "and the unchanged trunk in models of methods that do not train it. Your own "
+        "files still contain the images"
     )
     if report["hits"]:
         raise UserError(
@@ -54,7 +54,7 @@ def purge_workdir(ctx: RunContext) -> None:
 
 
 def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
-    """Removes the images and searches for them; returns the content of purge.json."""
+    """Removes the images and searches for copies; writes and returns purge.json."""
     workdir = ctx.workdir
     recorded = {result["seed"] for result in load_all_results(workdir)}
     for seed in sorted({*ctx.config.seeds, *recorded}):
@@ -82,7 +82,7 @@ def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
 
 
 def _purge_models(workdir: pathlib.Path) -> int:
-    """Removes all models that were trained on the images; returns how many folders."""
+    """Removes all models trained on the images; returns the number of folders."""
     saved = list(workdir.glob("checkpoints/*/params"))
     divergences = {
         f"{result['method']}-{result['seed']}": result.get("diverged")
@@ -104,8 +104,8 @@ def _purge_models(workdir: pathlib.Path) -> int:
     for folder in saved:
         if folder not in folders and checkpoint.read_digests(folder) in digests:
             raise UserError(
-                f"purge: {folder} holds a copy of a model that was trained on the "
-                "images; remove this folder and rerun"
+                f"purge: {folder} contains a copy of a model trained on the images; "
+                "remove this folder and rerun"
             )
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +115,7 @@ def _purge_models(workdir: pathlib.Path) -> int:
 
 
 def _purge_features(ctx: RunContext, ids: set[str]) -> int:
-    """Removes rows from the originals' feature stores; returns how many in total."""
+    """Zeroes rows in the originals' feature stores; returns the number of rows."""
     rows = np.flatnonzero(np.isin(ctx.data.id, sorted(ids)))
     num_removed = 0
     # An interrupted seed may have begun a store as well.
@@ -124,7 +124,7 @@ def _purge_features(ctx: RunContext, ids: set[str]) -> int:
         num_removed += feature_store.erase_rows(folder, rows)
         if feature_store.count_nonzero_rows(folder, rows):
             raise UserError(
-                f"purge: {folder} still holds features of the unlearned images; remove "
-                "this folder and rerun"
+                f"purge: {folder} still contains features of the unlearned images; "
+                "remove this folder and rerun"
             )
     return num_removed

@@ -1,9 +1,9 @@
-"""Runs a method on several unlearning requests, one after another.
+"""Runs a method on a sequence of unlearning requests.
 
-The unlearn set is split into requests in the order of forgetting. Each request starts
-from the model after the previous one. Its rows are the unlearn set; rows of later
-requests are still retained, rows of earlier ones are in neither set. After each request
-the model is evaluated on all rows unlearned so far.
+The unlearn set is split into requests. Each request starts from the model that the
+previous one returned. Its rows are the unlearn set; rows of later requests are in the
+retain set, rows of earlier requests in neither. After each request the model is
+evaluated on all rows unlearned so far.
 """
 
 import itertools
@@ -38,7 +38,8 @@ def split_requests(
 ) -> list[np.ndarray]:
     """Splits the unlearn set into requests with about equal numbers of images.
 
-    No group is split, and each request has at least one image. Row numbers are sorted.
+    No group is divided, and each request has at least one image. Returns the sorted row
+    numbers of each request.
 
     Raises:
         UserError: there are fewer groups with images than requests.
@@ -68,11 +69,11 @@ def split_requests(
 
 
 class UpdatedStore(NamedTuple):
-    """The original's features with the logits of the current model.
+    """A feature store that returns the current model's logits as the original's.
 
-    A method that preserves the logits of retained rows would otherwise restore what
-    earlier requests have unlearned. Logits are computed on demand, which counts as time
-    of the method.
+    Otherwise a method that preserves the logits of retained rows would restore what
+    earlier requests have unlearned. Logits are computed on demand, and the time counts
+    towards the method's.
     """
 
     store: FeatureStore
@@ -81,7 +82,7 @@ class UpdatedStore(NamedTuple):
     table: Table
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns some rows of all columns, like `FeatureStore.take`."""
+        """Returns the given rows of all columns, like `FeatureStore.take`."""
         columns = self.store.take(rows)
         table = {name: columns[name] for name in ("features", "h_text")}
         table |= {n: np.asarray(self.table[n])[rows] for n in ("has_image", "has_text")}
@@ -92,12 +93,12 @@ class UpdatedStore(NamedTuple):
 def run_requests(
     ctx: RunContext, problem: Problem, method: str, folder: pathlib.Path, stage: Stage
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    """Runs a method on all requests; finished ones are restored, not repeated.
+    """Runs a method on all requests; finished requests are restored, not repeated.
 
     Returns:
-        The outcome of all requests together, and a record of each: `count`, `images`,
-        `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far, those of the
-        `first` request, and those of `this` one) and `scores` of the test set.
+        The merged outcome of all requests, and a record of each: `count`, `images`,
+        `steps`, `seconds`, `attack_auc` (of `all` rows unlearned so far, of the `first`
+        request, and of `this` request) and `scores` on the test set.
     """
     requests = split_requests(ctx.data, ctx.config.unlearn, problem.seed, problem.sets)
     params = problem.params or {}
@@ -146,7 +147,7 @@ def _merge_outcomes(outcomes: list[Outcome], params: Params) -> Outcome:
 def _run_or_restore(
     ctx: RunContext, problem: Problem, method: str, folder: pathlib.Path, stage: Stage
 ) -> Outcome:
-    """Runs a method on one request, or restores its outcome."""
+    """Runs a method on one request, or restores the outcome of a finished one."""
     before = problem.params or {}
     identity = {"from": checkpoint.hash_tree(before)}
     identity["fingerprint"] = ctx.data.fingerprint
@@ -174,7 +175,7 @@ def _build_record(
     outcome: Outcome,
     trained: set[str],
 ) -> dict[str, Any]:
-    """Returns the cost of the last request and an evaluation of the model after it."""
+    """Builds the record of the last request: its cost and the model's evaluation."""
     unlearned = np.sort(np.concatenate(requests))
     empty = unlearned[:0]
     sets = problem.sets._replace(retain=empty, unlearn=unlearned, validation=empty)
@@ -195,7 +196,7 @@ def _build_record(
 
 
 def _attack_auc(predicted: Predictions, ids: np.ndarray) -> dict[str, float | None]:
-    """Returns the AUC of the attack on only those rows of the unlearn set."""
+    """Returns the attack AUC by view, with only the rows `ids` of the unlearn set."""
     is_ignored = (predicted.split == "unlearn") & ~np.isin(predicted.id, ids)
     split = np.where(is_ignored, "", predicted.split)
     return predictions.attack_auc(predicted._replace(split=split))

@@ -26,12 +26,12 @@ Result = dict[str, Any]
 
 
 def result_path(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
-    """Returns the file of a stage's result; a stage is finished if the file exists."""
+    """Returns the path of a stage's result; a stage is finished if the file exists."""
     return workdir / "stages" / f"{method}-{seed}.json"
 
 
 def outputs_path(workdir: pathlib.Path, seed: int, method: str) -> pathlib.Path:
-    """Returns the file of a stage's predictions."""
+    """Returns the path of the file with a stage's predictions."""
     return workdir / "outputs" / f"{method}-{seed}.npz"
 
 
@@ -42,9 +42,9 @@ def build_result(
     predicted: Predictions,
     original: Predictions | None,
 ) -> Result:
-    """Returns the fields of every result: method, cost, scores and the attack's AUC.
+    """Builds the fields of every result: method, cost, scores and attack AUC.
 
-    A collapse of the model is recognized from the predictions of the `original`.
+    If `original` is given, `predicted` is also checked for a collapse of the model.
     """
     collapse = None
     if original is not None:
@@ -64,7 +64,7 @@ def build_result(
 
 
 def unlearning_seconds(outcome: Outcome) -> dict[str, float]:
-    """Returns the seconds of an outcome by clock, and those of unlearning in total."""
+    """Returns the seconds of an outcome, and `unlearn`, the sum of `start` and `steps`."""
     seconds = outcome.seconds
     return seconds | {"unlearn": seconds["start"] + seconds["steps"]}
 
@@ -72,7 +72,7 @@ def unlearning_seconds(outcome: Outcome) -> dict[str, float]:
 def describe_stage(
     ctx: RunContext, sets: Sets, predicted: Predictions, original: Predictions
 ) -> Result:
-    """Returns further fields for the result of a stage: data, sets and environment."""
+    """Builds the other fields of a stage's result: data, sets and environment."""
     data = ctx.data
     duplicates = find_near_duplicates(data, sets)
     rows = predicted.split == "unlearn"
@@ -107,7 +107,7 @@ def describe_stage(
 
 
 def write_result(path: pathlib.Path, result: Result) -> None:
-    """Writes a result to its file, with a checksum."""
+    """Writes a result with a checksum to its file."""
     path.parent.mkdir(exist_ok=True)
     write_json(path, add_checksum(result))
 
@@ -122,7 +122,7 @@ def load_result(path: pathlib.Path) -> Result:
 
 
 def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
-    """Reads a result if its file exists; all processes return the same.
+    """Reads a result, or returns None if its file is missing; the same on all processes.
 
     Raises:
         UserError: the result is damaged or was made from other data.
@@ -139,10 +139,10 @@ def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
 
 
 def load_all_results(workdir: pathlib.Path) -> list[Result]:
-    """Reads the results of all finished stages, by seed and in the order of METHODS.
+    """Reads the results of all finished stages, sorted by seed and order of METHODS.
 
     Raises:
-        UserError: a file is damaged, or holds the result of another method or seed.
+        UserError: a file is damaged, or contains the result of another method or seed.
             Both become parts of file names and must not lead out of the folder.
     """
     results = []
@@ -150,7 +150,7 @@ def load_all_results(workdir: pathlib.Path) -> list[Result]:
         result = load_result(path)
         if path != result_path(workdir, result["seed"], result["method"]):
             raise UserError(
-                f"{path}: has the result of another stage; remove it and rerun"
+                f"{path}: contains the result of another stage; remove it and rerun"
             )
         results.append(result)
     order = [*METHODS, *(result["method"] for result in results)]  # unknown ones last
@@ -159,7 +159,7 @@ def load_all_results(workdir: pathlib.Path) -> list[Result]:
 
 @functools.cache  # read once at the start, as the checkout may change during a run
 def source_commit() -> str | None:
-    """Returns the commit of the source, with a + if it has local changes, or None."""
+    """Returns the Git commit of the package, with "+" if it has changes, or None."""
     path = pathlib.Path(__file__)
 
     def git(*args: str) -> str:

@@ -1,4 +1,4 @@
-"""Opens a run: checks the input, locks the folder, loads the data, draws the sets."""
+"""Opens a run: validates input, locks the folder, loads the data, draws the sets."""
 
 import collections
 import contextlib
@@ -45,13 +45,13 @@ from ccu_jax.unlearn_sets.splits import Sets
 def open_run(
     config: Config, workdir: pathlib.Path, titles: list[str]
 ) -> Iterator[tuple[RunContext, dict[int, Sets]]]:
-    """Opens a run in its working folder; yields its context and the sets of each seed.
+    """Opens a run in its working folder; yields its context and the sets by seed.
 
-    All input is checked before the first training step, and before anything but data
-    and logs is written. `titles` are those of the stages that follow the methods.
+    All input is validated before the first training step, and before anything except
+    data and logs is written. `titles` names the stages that follow the methods.
 
     Raises:
-        UserError: the configuration, the data or the folder cannot be used.
+        UserError: the configuration, the data or the folder is invalid.
     """
     methods = list(dict.fromkeys(("original", *config.methods)))
     from_json(to_json(config))  # checks every value
@@ -88,9 +88,9 @@ def _prepare(
                     continue
                 if ctx.data.purged:
                     raise UserError(
-                        f"{workdir}: the unlearned images were purged, so finished "
-                        f"results can be shown, but {method} of seed {seed} cannot be "
-                        "run; use another --workdir"
+                        f"{workdir}: the unlearned images were purged, so {method} of "
+                        f"seed {seed} cannot run (finished results remain readable); "
+                        "use another --workdir"
                     )
                 runs[method] += 1
             sets_by_seed[seed] = draw_sets(ctx, seed)
@@ -105,6 +105,7 @@ def _prepare(
 def _build_context(
     config: Config, workdir: pathlib.Path, reporter: Reporter, stage: Stage
 ) -> RunContext:
+    """Loads and corrupts the data, and builds the model and its executables."""
     dataset = _load_data(config, workdir, reporter, stage)
     dataset, changes = corruptions.apply(dataset, config.corruptions)
     if changes:
@@ -134,7 +135,7 @@ def _build_context(
 def _load_data(
     config: Config, workdir: pathlib.Path, reporter: Reporter, stage: Stage
 ) -> Dataset:
-    """Prepares the data on process 0, loads it on all and logs its row counts."""
+    """Prepares the data on process 0, loads them on all and logs the row counts."""
     results = load_all_results(workdir)
     fingerprint = results[0]["fingerprint"] if results else None
     dataset = run_on_primary(
@@ -149,7 +150,7 @@ def _load_data(
             "the real files with --data-dir."
         )
     elif dataset.edition == "clipart":
-        reporter.warn("CLIP ART: drawings that come with the package, not photographs")
+        reporter.warn("CLIP ART: drawings included in the package, not photographs")
     counts = ", ".join(f"{k} {v:,}" for k, v in dataset.counts.items() if v)
     reporter.log(f"{dataset.name}: {counts}")
     return dataset
@@ -158,7 +159,7 @@ def _load_data(
 def _build_table(
     config: Config, dataset: Dataset, executor: Executor
 ) -> dict[str, Any]:
-    """Puts all columns on the devices; images stay on the host if they do not fit."""
+    """Replicates all columns; images stay on the host if they exceed device memory."""
     names = ("text", "labels", "has_image", "has_text")
     table = {name: np.asarray(getattr(dataset, name)) for name in names}
     image = HostColumn(dataset.image, dataset.has_image)

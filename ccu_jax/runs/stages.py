@@ -1,4 +1,4 @@
-"""The stages of a run: train the original, draw the unlearn set, run every method."""
+"""Runs the stages of a seed: the original, the references and the methods."""
 
 import functools
 import pathlib
@@ -34,20 +34,20 @@ from ccu_jax.unlearn_sets.splits import Sets
 
 
 def stage_title(seed: int, method: str) -> str:
-    """Returns the title of a stage in progress lines."""
+    """Returns the title of a stage, as shown in progress lines."""
     return f"seed {seed}: {method}"
 
 
 def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result | None:
-    """Returns the result of a finished stage, or None; see `load_if_finished`."""
+    """Returns the result of a stage, None if unfinished; see `load_if_finished`."""
     return load_if_finished(ctx, result_path(ctx.workdir, seed, method))
 
 
 def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> Sets:
     """Draws the sets of a seed.
 
-    The rule "memorized" needs the features of an original (`store`). Without them
-    `unlearn` is empty, and the original is trained on the other sets.
+    The rule "memorized" needs the features of an original model (`store`). Without
+    them, `unlearn` is empty, and the original is trained on the other sets.
 
     Raises:
         UserError: the rule does not fit the data, or gives fewer groups than requests.
@@ -72,7 +72,7 @@ def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> 
 
 
 def _build_problem(ctx: RunContext, seed: int, sets: Sets) -> Problem:
-    """Returns the problem of a seed, still without an original and its features."""
+    """Builds the problem of a seed, without the original's parameters and features."""
     order = ctx.config.corruptions.order
     return Problem(
         config=ctx.config,
@@ -99,7 +99,7 @@ def build_problem_with_original(
 
 
 def run_seed(ctx: RunContext, seed: int, sets: Sets, methods: list[str]) -> None:
-    """Runs all methods of a seed that are not finished; the original must be first."""
+    """Runs the unfinished methods of a seed; `methods` must begin with the original."""
     problem = _build_problem(ctx, seed, sets)
     for method in methods:
         if load_result_if_finished(ctx, seed, method) is not None:
@@ -116,7 +116,7 @@ def run_seed(ctx: RunContext, seed: int, sets: Sets, methods: list[str]) -> None
 
 
 def load_params(ctx: RunContext, seed: int, method: str) -> Params:
-    """Restores a finished method's model onto all devices; UserError if damaged."""
+    """Restores and replicates a method's parameters; raises UserError if damaged."""
     shapes = jax.eval_shape(ctx.model.init, jax.random.key(0))
     folder = _checkpoint_dir(ctx, seed, method) / "params"
     saved = checkpoint.restore(folder, shapes, ctx.reporter.warn)
@@ -151,7 +151,7 @@ def _run_stage(
 ) -> Sets:
     """Runs one method, evaluates it and writes its model, predictions and result.
 
-    Returns the sets, which the rule "memorized" draws when the original is trained.
+    Returns the sets: the rule "memorized" draws them after the original is trained.
     """
     seed, features_s = problem.seed, time.perf_counter() - start_s
     folder = _checkpoint_dir(ctx, seed, method)
@@ -196,7 +196,7 @@ def _run_stage(
 def _run_method(
     ctx: RunContext, problem: Problem, method: str, steps: pathlib.Path, stage: Stage
 ) -> tuple[Outcome, list[Result]]:
-    """Returns the outcome of a method and the record of each of its requests."""
+    """Runs a method; returns its outcome and one record per unlearning request."""
     if method in REFERENCES or ctx.config.unlearn.num_requests == 1:
         return ctx.loop.run(method, METHODS[method], problem, steps, stage), []
     return requests.run_requests(ctx, problem, method, steps, stage)

@@ -1,4 +1,4 @@
-"""The working folder of a run: its lock, its configuration and its unlearn sets.
+"""The working folder of a run: its lock, configuration and unlearn sets.
 
 A folder belongs to one configuration and one data set.
 """
@@ -28,14 +28,14 @@ from ccu_jax.storage.records import add_checksum, read_record
 from ccu_jax.unlearn_sets import splits
 from ccu_jax.unlearn_sets.splits import Sets
 
-# Keys that may differ between two runs on one folder: results agree up to rounding.
+# Keys that may differ between runs in one folder: results agree up to rounding.
 _FREE_KEYS = ("methods", "seeds", "run.")
 # How long a network file system may keep the lock of a lost host.
 _LEASE_S = 120.0
 
 
 def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
-    """Raises UserError if the folder has a link that leads out of it."""
+    """Raises UserError if the folder contains a symbolic link that leads out of it."""
     paths = (
         os.path.join(parent, name)
         for parent, folders, files in os.walk(workdir)
@@ -46,14 +46,14 @@ def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
     if not all_agree(link == ""):
         raise UserError(
             f"{link or workdir}: symbolic link out of the working folder, through "
-            "which a run would write or remove; replace it by its target, or, if it is "
-            "yours, pass --set run.allow_external_links=True"
+            "which a run could write or remove files; replace it with its target, or, "
+            "if you trust it, pass --set run.allow_external_links=True"
         )
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Locks the folder until the block or the process ends.
+    """Holds an exclusive lock on the folder inside the block.
 
     Raises:
         RetryableError: another run holds the lock.
@@ -69,14 +69,14 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
                 owner = try_lock(stack, workdir)
         if not all_agree(owner == ""):
             raise RetryableError(
-                f"{workdir}: locked by another run{owner and f' ({owner})'}; wait for "
-                "its end, or use another --workdir"
+                f"{workdir}: locked by another run{owner and f' ({owner})'}; wait "
+                "until it ends, or use another --workdir"
             )
         yield
 
 
 def check_same_config(config: Config, workdir: pathlib.Path) -> None:
-    """Raises UserError if the folder has results of another configuration."""
+    """Raises UserError if the folder belongs to another configuration."""
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -89,20 +89,20 @@ def check_same_config(config: Config, workdir: pathlib.Path) -> None:
         ) from None
     if keys := [key for key in keys if not key.startswith(_FREE_KEYS)]:
         raise UserError(
-            f"{workdir}: has another configuration ({', '.join(keys[:3])} differ); "
-            "use another --workdir, or remove the folder to start over"
+            f"{workdir}: belongs to another configuration ({', '.join(keys[:3])} "
+            "differ); use another --workdir, or remove the folder to start over"
         )
 
 
 def write_config(config: Config, workdir: pathlib.Path) -> None:
-    """Writes config.json; the folder belongs to this configuration from now on."""
+    """Writes config.json, which ties the folder to this configuration."""
     barrier("config.json compared")  # by all processes
     if is_primary():
         write_json(workdir / "config.json", add_checksum(to_json(config)))
 
 
 def write_if_changed(texts: dict[pathlib.Path, str]) -> None:
-    """Writes each text to its file unless the file has this content already."""
+    """Writes each text to its file, unless the file already has this content."""
     barrier("unlearn sets compared")  # by all processes
     for path, text in texts.items() if is_primary() else ():
         if not path.exists() or path.read_bytes() != text.encode():
@@ -111,17 +111,17 @@ def write_if_changed(texts: dict[pathlib.Path, str]) -> None:
 
 
 def unlearn_set_path(workdir: pathlib.Path, seed: int) -> pathlib.Path:
-    """Returns the file that lists the ids of a seed's unlearn set."""
+    """Returns the path of the file that lists the ids of a seed's unlearn set."""
     return workdir / "unlearn_sets" / f"{seed}.txt"
 
 
 def unlearn_set_files(
     ctx: RunContext, seed: int, sets: Sets
 ) -> dict[pathlib.Path, str]:
-    """Returns texts by path that list a seed's unlearn set and its near-duplicates.
+    """Returns `{path: text}` that lists a seed's unlearn set and its near-duplicates.
 
     Raises:
-        UserError: another unlearn set is recorded already, or its file is damaged.
+        UserError: the existing file is damaged or lists another unlearn set.
     """
     if not len(sets.unlearn):  # drawn after the original is trained
         return {}
@@ -133,7 +133,7 @@ def unlearn_set_files(
     if path.exists() and path.read_bytes() != text.encode():
         splits.check_intact(path)
         raise UserError(
-            f"{path}: lists another unlearn set than this configuration draws; use "
+            f"{path}: differs from the unlearn set of this configuration; use "
             f"another --workdir, or remove {ctx.workdir} to start over"
         )
     texts = {path: text}

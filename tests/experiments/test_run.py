@@ -133,7 +133,7 @@ def test_finished_run_is_shown_after_a_purge_and_without_checkpoints(
     assert run(config, copy) == results
     assert read_outcome(copy) == read_outcome(finished)
     (copy / "unlearn_sets" / "0.txt").write_text(add_line_checksum("row1\n"))
-    with pytest.raises(UserError, match="lists another unlearn set"):
+    with pytest.raises(UserError, match="differs from the unlearn set"):
         run(config, copy)
     (copy / "outputs" / "original-0.npz").write_bytes(b"torn")
     with pytest.raises(UserError, match="original-0.npz: missing or damaged"):

@@ -47,7 +47,9 @@ def test_purge_finds_a_copy_of_a_removed_model_and_keeps_both_until_it_is_gone(
     save(tmp_path, "original", TRAINED_ON_IMAGES)
     save(tmp_path, "hidden", TRAINED_ON_IMAGES)
     for _ in range(2):  # the original is still there to compare with
-        with pytest.raises(UserError, match="hidden-0/params holds a copy of a model"):
+        with pytest.raises(
+            UserError, match="hidden-0/params contains a copy of a model"
+        ):
             purge._purge_models(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "hidden-0")
     assert purge._purge_models(tmp_path) == 1

@@ -28,7 +28,7 @@ def test_results_are_sorted_by_seed_and_method(tmp_path):
 def test_result_of_another_stage_is_rejected(tmp_path):
     for method, seed in (("../../elsewhere", 0), ("ccu_plus", 1), ("original", 0)):
         path = write(tmp_path, "ccu_plus-0", method=method, seed=seed, fingerprint="f")
-        with pytest.raises(UserError, match=f"{path}: has the result of another"):
+        with pytest.raises(UserError, match=f"{path}: contains the result of another"):
             results.load_all_results(tmp_path)
 
 

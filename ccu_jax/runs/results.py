@@ -64,7 +64,7 @@ def build_result(
 
 
 def unlearning_seconds(outcome: Outcome) -> dict[str, float]:
-    """Returns the seconds of an outcome, and `unlearn`, the sum of `start` and `steps`."""
+    """Returns the seconds by clock, and `unlearn`, the sum of `start` and `steps`."""
     seconds = outcome.seconds
     return seconds | {"unlearn": seconds["start"] + seconds["steps"]}
 
@@ -122,7 +122,7 @@ def load_result(path: pathlib.Path) -> Result:
 
 
 def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
-    """Reads a result, or returns None if its file is missing; the same on all processes.
+    """Reads a result, or returns None on all processes if its file is missing.
 
     Raises:
         UserError: the result is damaged or was made from other data.

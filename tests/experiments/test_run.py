@@ -1,15 +1,15 @@
 """Runs with data-dependent rules and several requests, resumed and purged."""
 
 import dataclasses
-import itertools
 import json
 import pkgutil
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from ccu_jax.config.schema import Data, Unlearn
+from ccu_jax.config.schema import Unlearn
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.predictions import load_predictions
 from ccu_jax.experiments.run import run
@@ -22,9 +22,7 @@ METHODS = ("original", "retrain_visual", "finetune", "ccu")
 @pytest.fixture(scope="module")
 def make_config(tmp_path_factory):
     """Makes a small configuration with a rule, on a data set of 300 images."""
-    folder = tmp_path_factory.mktemp("own") / "images"
-    toy.write_pairs(folder, rows=300)
-    data = Data(dir=str(folder), image_size=8, text_length=6, vocabulary=120)
+    data = toy.write_pairs(tmp_path_factory.mktemp("own") / "images", rows=300)
     config = toy.make_config(train={"epochs": 2}, finetune={"epochs": 1})
 
     def make_config(rule, methods=METHODS, **unlearn):
@@ -90,9 +88,7 @@ class Killed(Exception):
 
 
 @pytest.mark.slow
-def test_run_killed_around_drawing_ends_with_the_same_bits(
-    config, finished, tmp_path, monkeypatch
-):
+def test_run_killed_around_drawing_ends_with_the_same_bits(config, finished, tmp_path):
     estimate = "ccu_jax.evaluate.memorization.estimate_memorization"
     predict = "ccu_jax.evaluate.predictions.predict_all_splits"
     # The function that is killed, and how many of its calls are let through.
@@ -102,17 +98,10 @@ def test_run_killed_around_drawing_ends_with_the_same_bits(
         ("ccu_jax.evaluate.predictions.compute_scores", 0),
         (predict, 3),  # in the second request of finetune
     ):
-        function, calls = pkgutil.resolve_name(name), itertools.count()
-
-        def kill(*args, limit=num_calls, function=function, calls=calls, **kwargs):
-            if next(calls) == limit:
-                raise Killed
-            return function(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(name, kill)
-            with pytest.raises(Killed):
-                run(config, tmp_path)
+        function, results = pkgutil.resolve_name(name), [mock.DEFAULT] * num_calls
+        kill = mock.patch(name, wraps=function, side_effect=[*results, Killed])
+        with kill, pytest.raises(Killed):
+            run(config, tmp_path)
         is_drawn = (tmp_path / "unlearn_sets" / "0.txt").exists()
         assert is_drawn == (name != estimate)
     assert list(tmp_path.glob("checkpoints/finetune-0/steps*/request-1/params/*"))

@@ -11,7 +11,6 @@ from ccu_jax.config.loading import load_config
 from ccu_jax.config.schema import Config, replace_value
 from ccu_jax.distributed import executors
 from ccu_jax.errors import UserError
-from ccu_jax.evaluate.feature_store import FeatureStore, make_compute_fn
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.experiments import ablate, tune, variants
 from ccu_jax.experiments.variants import run_variant
@@ -20,10 +19,8 @@ from ccu_jax.runs.results import write_result
 from tests import toy
 from tests.end_to_end.launching import run_command
 
-TUNABLE = [name for name in METHODS if name not in REFERENCES]
 
-
-@pytest.mark.parametrize("name", TUNABLE)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(REFERENCES)))
 def test_candidates_are_valid_settings_spread_over_all_ranges(name):
     section = getattr(Config(), name)
     space = tune.search_space(name, section)
@@ -78,14 +75,9 @@ def test_objective_is_the_distance_from_the_reference(changes, expected):
 
 @pytest.fixture
 def ctx_and_problem(tmp_path):
-    """A context and a problem with the features of its original in memory."""
     data = toy.make_dataset(80)
-    problem = toy.make_problem(executors.vmap(1), data)
-    compute = make_compute_fn(
-        problem.forward, problem.original, problem.table, problem.seed
-    )
-    store = FeatureStore(compute(np.arange(80)), np.ones(80, bool))
-    return toy.make_context(problem, data, tmp_path), problem._replace(store=store)
+    problem = toy.with_stored_features(toy.make_problem(executors.vmap(1), data))
+    return toy.make_context(problem, data, tmp_path), problem
 
 
 def test_variant_is_run_once_with_its_settings(ctx_and_problem, monkeypatch):
@@ -136,10 +128,9 @@ def test_every_loss_of_our_methods_is_ablated(name):
     assert ablations.pop(ablate.AS_CONFIGURED) == {}
     for ablation, settings in ablations.items():
         assert dataclasses.replace(section, **settings) != section, ablation
-    weights = {"inverse_contrast", "pair_dissociation", "retention", "separation"}
-    weights |= {"target_match", "match_confidence", "gated_push", "task_loss"}
-    weights |= {"heldout_retention"}
-    for weight in weights:
+    weights = "inverse_contrast pair_dissociation retention separation target_match "
+    weights += "match_confidence gated_push task_loss heldout_retention"
+    for weight in weights.split():
         is_used = bool(getattr(section, weight, 0))
         assert ({weight: 0.0} in ablations.values()) == is_used, weight
 
@@ -158,11 +149,8 @@ def test_ablation_table_has_means_over_seeds_below_the_reference():
     ]
     table = ablate.build_table(results, "ccu")
     column = table.header.index("attack AUC pair")
-    assert [row[0] for row in table.rows] == [
-        "retrain_visual",
-        "as configured",
-        "no pair dissociation (diverged: 1)",
-    ]
+    titles = ["retrain_visual", "as configured", "no pair dissociation (diverged: 1)"]
+    assert [row[0] for row in table.rows] == titles
     assert table.rows[1][column].startswith("0.650 ±")
     assert table.rows[2][column] == "0.900"
 

@@ -1,11 +1,11 @@
-"""Disturbs runs on purpose and checks how they resume.
+"""Injects faults into runs and checks that they resume.
 
     python -m tests.faults --folder FOLDER [--only KIND ...] [--counts KIND=N ...]
 
-Each case disturbs a run of a tiny configuration, starts the same command again and
-compares all results with those of an undisturbed run, to the bit. A log in the folder
-lets an interrupted command continue. Prints a table of counts; the exit code is 1 if a
-case failed, whose folder stays.
+Each case disturbs a run of a tiny configuration, reruns the same command and compares
+all results bitwise with those of an undisturbed run. A log in the folder allows an
+interrupted command to continue. Prints a table of counts; the exit code is 1 if a case
+failed. Folders of failed cases are kept.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.faults.world import Case, World
 _MAX_FAILURES = 8  # of a kind, per command
 
 
-# By kind of fault: the function that makes a case, and how many faults to make.
+# By kind of fault: the function that runs a case, and the number of faults to inject.
 KINDS: dict[str, tuple[Callable[[Case], None], int]] = {
     "kills": (signals.kill_run, 200),
     "damaged files": (files.damage_file, 64),
@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[Callable[[Case], None], int]] = {
 
 
 def run_case(world: World, kind: str, number: int) -> dict[str, Any]:
-    """Makes one case and returns its record."""
+    """Runs one case and returns its record for `cases.jsonl`."""
     case = Case(world, kind.replace(" ", "-"), number)
     start_s, failure, make_case = time.monotonic(), None, KINDS[kind][0]
     try:
@@ -66,7 +66,7 @@ def run_case(world: World, kind: str, number: int) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; see the top of this file."""
+    """Runs the command; see the module docstring."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     for text in args.counts:
         name, _, number = text.partition("=")
         if name not in counts:
-            parser.error(f"no kind {name!r}; kinds: {', '.join(KINDS)}")
+            parser.error(f"unknown kind {name!r}; choose from {', '.join(KINDS)}")
         counts[name] = int(number)
     world = World(args.folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(world.folder / "jax"))
@@ -110,7 +110,7 @@ def _read_log(world: World) -> list[dict[str, Any]]:
 
 
 def _print_table(records: list[dict[str, Any]], kinds: Iterable[str]) -> int:
-    """Prints the number of faults by kind and place; returns the exit code."""
+    """Prints the number of faults by kind and stage; returns the exit code."""
     num_failed = 0
     print(f"\n{'kind':24}{'faults':>8}{'cases':>8}{'starts':>8}{'failed':>8}")
     for kind in kinds:

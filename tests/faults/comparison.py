@@ -1,4 +1,4 @@
-"""The results of a working folder without wall times, and files that were redone."""
+"""Reads the results of a run for comparison, and finds finished files that changed."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 from ccu_jax.train import checkpoint
 
-# A purge removes or changes these; one that is killed does so in part.
+# A purge removes or changes these; a killed purge does so partly.
 _PURGED = ("shadows/", "checkpoints/original-0/", "data/")
 # Wall times, and properties of the start that do not change the result.
 _IGNORED = {"seconds", "costs_s", "commit", "device", "versions", "sha256"}
@@ -37,7 +37,7 @@ def load_results(workdir: pathlib.Path) -> dict[str, object]:
 
 
 def _read_parameter_digests(folder: pathlib.Path) -> dict[str, str]:
-    """Returns the SHA-256 of each array of the newest checkpoint, as it is restored."""
+    """Returns the SHA-256 of each array restored from the newest checkpoint."""
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     meta = (folder / str(max(steps)) / "meta" / "metadata").read_text("utf-8")
     like = {
@@ -52,7 +52,7 @@ def _read_parameter_digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def read_finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
-    """Returns all files of finished work, with digest and modification time."""
+    """Returns `{path: (SHA-256, modification time in ns)}` of all finished files."""
     # Files that are complete as soon as they have this name.
     patterns = ["audits/*.json", "shadows/*/*.npz", "shadows/*/*/0/**/*", "data/*"]
     patterns.append(_FEATURES)
@@ -68,7 +68,7 @@ def read_finished_files(workdir: pathlib.Path) -> dict[str, tuple[str, int]]:
 
 
 def find_redone_files(workdir: pathlib.Path, before: dict[str, tuple[str, int]]):
-    """Returns finished files that have changed, but not those that a purge removes."""
+    """Returns the finished files that changed since `before`, except by a purge."""
     after = read_finished_files(workdir)
     purged = _PURGED if (workdir / "purged.json").exists() else ()
     return [

@@ -1,6 +1,6 @@
-"""Disks that are full or read-only, and folders that are removed during a run.
+"""Full disks, read-only disks, and folders that are removed during a run.
 
-A small tmpfs or a read-only mount, in a mount namespace of the case.
+Uses a small tmpfs or a read-only mount in a separate mount namespace.
 """
 
 import functools
@@ -19,7 +19,7 @@ _NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 
 @functools.cache
 def can_mount() -> bool:
-    """Returns whether this machine lets a user mount a disk in a namespace."""
+    """Returns whether an unprivileged user can mount a tmpfs in a namespace."""
     script = f"mount -t tmpfs -o size=1m none {shlex.quote(os.getcwd())}"
     try:
         process = subprocess.run([*_NAMESPACE, "sh", "-c", script], capture_output=True)
@@ -29,12 +29,12 @@ def can_mount() -> bool:
 
 
 def fill_disk(case: Case) -> None:
-    """Fills the disk at some moment, as another program would; then frees space."""
+    """Fills the disk at a random moment and frees it before the rerun."""
     _disturb_disk(case, "dd if=/dev/zero of=$0/.ballast bs=4k", "o space left")
 
 
 def make_read_only(case: Case) -> None:
-    """Makes the folder read-only before the start, or a part of it in mid-run."""
+    """Makes the folder read-only before the start, or a part of it during the run."""
     if case.number % 3:
         part = "$0/checkpoints"
         script = f"mount --bind {part} {part} && mount -o remount,bind,ro {part}"
@@ -55,10 +55,10 @@ def make_read_only(case: Case) -> None:
 
 
 def _disturb_disk(case: Case, script: str, words: str) -> None:
-    """Runs on a small tmpfs, on which a script runs at some moment.
+    """Runs the command on a small tmpfs and executes a shell script at a random moment.
 
-    In the shell script, `$0` is the folder; `words` are of the expected error. At the
-    end the content of the tmpfs is copied.
+    In `script`, `$0` is the folder; `words` are part of the expected error. The content
+    of the tmpfs is copied at the end.
     """
     undisturbed = case.world.run_undisturbed(*case.world.purge_flags)
     case.workdir.mkdir()
@@ -72,14 +72,14 @@ def _disturb_disk(case: Case, script: str, words: str) -> None:
     )
     prefix = (*_NAMESPACE, "sh", "-c", command, str(case.workdir))
     run = case.start(*case.world.purge_flags, prefix=prefix)
-    # Folders of another namespace are seen by way of a process in it.
+    # A mount in another namespace is visible through a process in it.
     inside = pathlib.Path(f"/proc/{run.pid}/root{case.workdir}")
     case.wait_for_moment(run, undisturbed, inside)
     signal_file.touch()
     run.wait()
     case.workdir.rmdir()
     copy.rename(case.workdir)
-    if run.exit_code() == 0:  # it had written all
+    if run.exit_code() == 0:  # the run had finished writing
         return case.assert_same(undisturbed)
     case.faults.append(find_stage(case.workdir))
     assert_one_line(run, 2, words)
@@ -87,7 +87,7 @@ def _disturb_disk(case: Case, script: str, words: str) -> None:
 
 
 def remove_folder(case: Case) -> None:
-    """Removes the folder under a run."""
+    """Removes the working folder during a run."""
     undisturbed = case.world.run_undisturbed(*case.world.purge_flags)
     run = case.start(*case.world.purge_flags)
     case.wait_for_moment(run, undisturbed)
@@ -96,7 +96,7 @@ def remove_folder(case: Case) -> None:
     stage, end_s = find_stage(case.workdir), time.monotonic() + 5
     while case.workdir.exists() and time.monotonic() < end_s:
         shutil.rmtree(case.workdir, ignore_errors=True)
-    if run.wait() == 0:  # it had written all, and has shown it
+    if run.wait() == 0:  # the run had finished writing
         return
     case.faults.append(stage)
     assert_one_line(run, 2, str(case.workdir))

@@ -10,8 +10,8 @@ from tests.faults.world import METHOD_FLAGS, Case, Undisturbed
 
 DAMAGES = ("flipped", "truncated", "emptied", "removed")
 
-# Files by pattern, and the state of the run that has them; "unfinished" is a finished
-# run whose last method runs again, so that its inputs are read.
+# By name: a pattern of files, and a state of the run in which they exist; "unfinished"
+# is a finished run whose last method runs again, so that its inputs are read.
 TARGETS = {
     "records of stages": ("stages/*.json", "finished"),
     "results": ("results.json", "finished"),
@@ -33,7 +33,7 @@ TARGETS = {
 
 
 def damage_file(case: Case) -> None:
-    """Damages one file of a run in one way."""
+    """Damages one file of a run and checks that the run recovers."""
     name, damage = choose_damage(case.number)
     pattern, state = TARGETS[name]
     undisturbed, flags = _copy_run(case, state)
@@ -55,7 +55,7 @@ def damage_file(case: Case) -> None:
 
 
 def _run_with_remedies(case: Case, flags: tuple[str, ...], path: pathlib.Path) -> None:
-    """Runs the command; applies the remedies of up to three errors."""
+    """Runs the command; applies the remedies in up to three error messages."""
     for _ in range(4):
         run = case.start(*flags)
         if run.wait() != 2:
@@ -66,14 +66,14 @@ def _run_with_remedies(case: Case, flags: tuple[str, ...], path: pathlib.Path) -
 
 
 def choose_damage(number: int) -> tuple[str, str]:
-    """Returns target and damage of the case of a number."""
+    """Returns a key of TARGETS and one of DAMAGES for a case number."""
     names = list(TARGETS)
     damage = DAMAGES[(number // len(names) + number) % len(DAMAGES)]
     return names[number % len(names)], damage
 
 
 def _damage(path: pathlib.Path, damage: str, rng) -> None:
-    """Damages a file; the disk keeps its modification time."""
+    """Damages a file in one of the ways in DAMAGES."""
     content = bytearray(path.read_bytes())
     if damage == "removed":
         return path.unlink()
@@ -89,7 +89,7 @@ def _damage(path: pathlib.Path, damage: str, rng) -> None:
 
 
 def _load_error(case: Case, path: pathlib.Path) -> str:
-    """Returns the error of loading a model that no run had to read, or ""."""
+    """Loads the model that `path` belongs to; returns the error message or ""."""
     method = path.relative_to(case.workdir).parts[1].rpartition("-")[0]
     try:
         load_classifier(case.workdir, method)
@@ -99,7 +99,7 @@ def _load_error(case: Case, path: pathlib.Path) -> str:
 
 
 def _apply_remedy(errors: str, workdir: pathlib.Path, path: pathlib.Path) -> None:
-    """Removes what the error says; it must name the damaged file or its folder."""
+    """Removes what the error tells to; it must name the damaged file or its folder."""
     assert "Traceback" not in errors, errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, f"{len(lines)} lines of errors: {errors}"
@@ -113,12 +113,12 @@ def _apply_remedy(errors: str, workdir: pathlib.Path, path: pathlib.Path) -> Non
         to_remove = paths[:1]
     for target in to_remove:
         # Never the whole folder: one file was damaged.
-        assert workdir in target.parents, f"{target} is not of this run: {line}"
+        assert workdir in target.parents, f"{target} is outside the folder: {line}"
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
 def _copy_run(case: Case, state: str) -> tuple[Undisturbed, tuple[str, ...]]:
-    """Copies a run in this state; returns the undisturbed run and its flags."""
+    """Copies a run in the given state; returns the undisturbed run and its flags."""
     audit_flags, steps = case.world.audit_flags, "checkpoints/ccu_plus-0/steps*"
     request = f"{steps}/request-2/params/*/meta/metadata"
     flags, pattern = {

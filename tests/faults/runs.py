@@ -1,4 +1,4 @@
-"""Starts runs that are to be disturbed, and reads the events that they log."""
+"""Starts runs to be disturbed, and reads the events that they log."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ TIMEOUT_S = 300.0
 
 
 class Run:
-    """One start of the command, which prints to `log`.
+    """One process of the command, with its output in `log`.
 
-    `launch/local.sh` starts several `hosts`. `prefix` are the words before the command,
-    such as `unshare --mount sh -c SCRIPT`.
+    If `hosts` is above 1, `launch/local.sh` starts that many. `prefix` is prepended to
+    the command, such as `unshare --mount sh -c SCRIPT`.
     """
 
     def __init__(self, argv: Sequence[str], log: pathlib.Path, hosts=1, prefix=()):
@@ -29,7 +29,7 @@ class Run:
         command = [sys.executable, "-m", "ccu_jax.launch"]
         if hosts > 1:
             command = ["bash", str(ROOT / "launch/local.sh"), str(hosts), "1"]
-        # One thread for BLAS, so that all starts give the same bits.
+        # One thread for BLAS, so that all starts give bitwise equal results.
         env = run_environment(OPENBLAS_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
         with log.open("wb") as out, self._err.open("wb") as err:
             options = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
@@ -43,12 +43,13 @@ class Run:
         return self._process.poll()
 
     def wait(self, timeout_s: float = TIMEOUT_S) -> int:
-        """Returns the exit code; fails after the timeout."""
+        """Waits for the end and returns the exit code; fails after the timeout."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"ran {timeout_s:.0f} s: {self.errors()}") from None
+            message = f"still running after {timeout_s:.0f} s: {self.errors()}"
+            raise AssertionError(message) from None
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         """Waits until the condition holds or the run has ended."""
@@ -83,13 +84,13 @@ class Run:
 
 
 def send_signal(pid: int, number: int) -> None:
-    """Sends a signal to a process, which may have ended."""
+    """Sends a signal to a process, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def read_events(workdir: pathlib.Path) -> list[dict]:
-    """Returns the events of all starts, without a line that a kill cut off."""
+    """Returns the events of all starts, without incomplete lines."""
     try:
         lines = (workdir / "events.jsonl").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -102,12 +103,12 @@ def read_events(workdir: pathlib.Path) -> list[dict]:
 
 
 def count_starts(workdir: pathlib.Path) -> int:
-    """Returns how many starts have logged their plan."""
+    """Returns the number of starts that have logged their plan."""
     return sum(event["kind"] == "plan" for event in read_events(workdir))
 
 
 def find_stage(workdir: pathlib.Path) -> str:
-    """Returns the stage that runs, as exactly as the folder shows."""
+    """Returns the running stage, inferred from the events and files of a folder."""
     stage = "start"
     for event in read_events(workdir):
         if event["kind"] == "plan":
@@ -126,7 +127,7 @@ def find_stage(workdir: pathlib.Path) -> str:
 
 
 def is_in_last_stage(workdir: pathlib.Path) -> bool:
-    """Returns whether the last stage has begun: the run may end before a preemption."""
+    """Returns whether the last stage has begun, so that the run may end normally."""
     last_title, has_begun = None, False
     for event in read_events(workdir):
         if event["kind"] == "plan":

@@ -1,4 +1,4 @@
-"""Runs of one or two processes that are killed, preempted, suspended or moved."""
+"""Kills, preempts and suspends runs, and resumes them on other devices."""
 
 import pathlib
 import signal
@@ -28,14 +28,14 @@ _NUM_DEVICES = (1, 2, 8)
 
 
 def _send_signals(case: Case, number: int, limits: tuple[int, int], hosts=1) -> None:
-    """Signals several starts at any moment; they must resume without redoing work."""
+    """Signals starts at random moments; they must resume without redoing work."""
     flags = case.world.stream_flags if case.number % 4 == 3 else case.world.purge_flags
     flags = flags if hosts == 1 else HOST_FLAGS
     undisturbed = case.world.run_undisturbed(*flags, hosts=hosts)
     finished: dict[str, tuple[str, int]] = {}
     for _ in range(1 if case.world.is_quick else case.rng.randint(*limits)):
         run = case.start(*flags, hosts=hosts)
-        if number == signal.SIGTERM:  # before it is handled, it ends any program
+        if number == signal.SIGTERM:  # kills the run until its handler is installed
             run.wait_until(lambda run=run: case.has_planned(run))
         case.wait_for_moment(run, undisturbed)
         pids = [run.pid] if hosts == 1 else run.host_pids()
@@ -46,7 +46,7 @@ def _send_signals(case: Case, number: int, limits: tuple[int, int], hosts=1) -> 
         stage, is_last = find_stage(case.workdir), runs.is_in_last_stage(case.workdir)
         for victim in victims:
             send_signal(pids[victim], number)
-        if run.wait(_MAX_EXIT_S) == 0:  # it had just ended
+        if run.wait(_MAX_EXIT_S) == 0:  # the run had just ended
             assert number == signal.SIGKILL or is_last, f"not preempted in {stage}"
             break
         case.faults.append(stage if hosts == 1 else f"{_VICTIMS[victims]}: {stage}")
@@ -64,6 +64,7 @@ preempt_hosts = partial(_send_signals, number=signal.SIGTERM, limits=(1, 1), hos
 
 
 def _assert_ended_by(number: int, run: Run, pids: list[int]) -> None:
+    """Fails unless all processes ended as expected after the signal `number`."""
     running = [pid for pid in pids if _is_running(pid)]
     assert not running, f"still running: {running}: {run.errors()}"
     assert "Traceback" not in run.errors(), run.errors()
@@ -77,7 +78,7 @@ def _assert_ended_by(number: int, run: Run, pids: list[int]) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Returns whether a process exists and is no zombie."""
+    """Returns whether a process exists and is not a zombie."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -86,7 +87,7 @@ def _is_running(pid: int) -> bool:
 
 
 def lose_peer(case: Case) -> None:
-    """Kills or suspends one process; nothing but JAX ends the other one."""
+    """Kills or suspends one of two processes; JAX must end the other one."""
     undisturbed = case.world.run_undisturbed(*HOST_FLAGS, hosts=2)
     # Without `launch/local.sh`, as on two machines.
     flags = (*HOST_FLAGS, "--devices", "1", "--multihost", find_free_address(), "2")
@@ -107,9 +108,9 @@ def lose_peer(case: Case) -> None:
         pair[victim].kill()
     if code == 0:  # it had ended before
         return
-    what = f"process {victim} {'suspended' if is_suspended else 'killed'}"
+    fault = f"process {victim} {'suspended' if is_suspended else 'killed'}"
     seconds = time.monotonic() - lost_s
-    case.faults.append(f"{what}: {find_stage(case.workdir)}, {seconds:.0f} s")
+    case.faults.append(f"{fault}: {find_stage(case.workdir)}, {seconds:.0f} s")
     assert code in (75, _ABORTED), f"exit code {code}: {survivor.errors()}"
     assert "Traceback" not in survivor.errors(), survivor.errors()
     case.assert_resumes(undisturbed, *HOST_FLAGS, hosts=2)

@@ -1,4 +1,4 @@
-"""What the cases of all faults share: folders, random choices, undisturbed runs."""
+"""Cases of fault injection, and the undisturbed runs that they are compared with."""
 
 import functools
 import pathlib
@@ -14,12 +14,12 @@ from tests.faults import comparison
 from tests.faults.runs import Run, count_starts, find_stage, read_events, send_signal
 
 METHOD_FLAGS = ("--methods", "ccu_plus")
-# Few steps: two processes wait for each other at every array.
+# Few steps, because two processes synchronize at every array.
 HOST_FLAGS = (*METHOD_FLAGS, "--set", "train.batch=256")
 
 
 class Undisturbed(NamedTuple):
-    """A run without faults; `stages_s` are the seconds of each stage."""
+    """A run without faults; `stages_s` has the wall time of each stage."""
 
     workdir: pathlib.Path
     results: dict[str, object]
@@ -30,8 +30,7 @@ class Undisturbed(NamedTuple):
 class World:
     """The folder of all cases, and the flags of their runs.
 
-    `audit_flags`, `purge_flags` and `stream_flags` are flags of runs; `is_quick` asks
-    for fewer stages and faults, for the tests.
+    `is_quick` selects flags with fewer stages, and fewer faults per case, for tests.
     """
 
     def __init__(self, folder: pathlib.Path, is_quick: bool = False):
@@ -52,7 +51,7 @@ class World:
 
     @functools.cache  # noqa: B019  there is one world
     def run_undisturbed(self, *flags: str, hosts: int = 1) -> Undisturbed:
-        """Returns a run with these flags, made once per commit."""
+        """Returns an undisturbed run with these flags, executed once per commit."""
         name = f"{hosts}-" + "_".join(x.strip("-").replace("/", "") for x in flags)
         workdir = self.folder / "undisturbed" / str(source_commit()) / name
         done = workdir.with_suffix(".done")
@@ -77,7 +76,7 @@ class World:
     def kill_at_file(
         self, flags: tuple[str, ...], pattern: str, name: str = "plain"
     ) -> pathlib.Path:
-        """Returns the folder of a run that was killed when a file had appeared."""
+        """Returns the folder of a run killed as soon as a file matched `pattern`."""
         parts = [*flags, name.replace(" ", "-")]
         folder = self.folder / "killed" / "_".join(x.strip("-") for x in parts)
         if folder.exists():
@@ -94,7 +93,7 @@ class World:
 
 
 class Case:
-    """One case: its folder, its random choices, and the faults that were made."""
+    """One case: its folder, its random generator, and the injected faults."""
 
     def __init__(self, world: World, kind: str, number: int):
         self.world, self.number = world, number
@@ -118,15 +117,15 @@ class Case:
         shutil.copytree(folder, self.workdir, symlinks=True)
 
     def has_planned(self, run: Run, workdir: pathlib.Path | None = None) -> bool:
-        """Returns whether this start has logged its plan."""
+        """Returns whether the start `run` has logged its plan."""
         return count_starts(workdir or self.workdir) > run.num_earlier_starts
 
     def wait_for_moment(
         self, run: Run, undisturbed: Undisturbed, workdir: pathlib.Path | None = None
     ) -> None:
-        """Waits for a moment of the run, or of a stage that is not finished.
+        """Waits until a random moment of the run or of one of its unfinished stages.
 
-        `workdir` is its path as seen from here, if the run sees another one.
+        `workdir` is the folder's path in this process, if it differs from the run's.
         """
         rng, workdir = self.rng, workdir or self.workdir
         if rng.random() < 0.3:
@@ -154,13 +153,13 @@ class Case:
         run.sleep(rng.uniform(0, 1.5 * undisturbed.stages_s.get(target, 0.1)))
 
     def assert_not_redone(self, before: dict) -> dict[str, tuple[str, int]]:
-        """Fails if finished work was redone; returns the files of finished work."""
+        """Fails if finished files were rewritten; returns the files now finished."""
         redone = comparison.find_redone_files(self.workdir, before)
         assert not redone, f"redone: {', '.join(redone)}"
         return comparison.read_finished_files(self.workdir)
 
     def assert_resumes(self, undisturbed: Undisturbed, *flags: str, hosts=1) -> None:
-        """Runs the same command again, which must end with the undisturbed bits."""
+        """Reruns the same command; its results must equal the undisturbed ones."""
         run = self.start(*flags, hosts=hosts)
         assert run.wait() == 0, f"exit code {run.exit_code()}: {run.errors()}"
         if hosts == 1:
@@ -175,7 +174,7 @@ class Case:
 
 
 def assert_one_line(run: Run, code: int, *words: str) -> None:
-    """Fails unless the run ended with this code and a one-line error of these words."""
+    """Fails unless the run ended with `code` and a one-line error with all `words`."""
     errors = run.errors()
     assert run.exit_code() == code, f"exit code {run.exit_code()}: {errors}"
     lines = [line for line in errors.splitlines() if line.strip()]

@@ -1,9 +1,9 @@
-"""Fuzzes the readers of data sets: hostile files may cause clear errors, nothing else.
+"""Fuzzes the data set readers: hostile files may cause only clear errors.
 
     python -m tests.fuzz --cases 100000 --seed 0 mmimdb csv images
 
-Each case is written to a folder in memory, found, opened and read as training does. It
-may give a row, a skipped row, or an error of one line. Repeat a case by its number:
+Each case is written to a folder in memory, located, opened and read as for training. It
+may yield rows, skipped rows, or a one-line error. Repeat a case by its number:
 `--only 1234`.
 """
 
@@ -34,7 +34,7 @@ TARGETS = (*CASES, "archives", "images")
 
 
 def run_case(target: str, sandbox: Sandbox, rng: Random) -> dict[str, int]:
-    """Draws and runs a case; returns counts, raises Failure or Hang."""
+    """Draws and runs a case; returns outcome counts, raises Failure or Hang."""
     if target == "archives":
         data = draw_archive(rng)
         return unpack_archive(sandbox, data, rng.random() < STRICT_FRACTION)
@@ -46,14 +46,14 @@ def run_case(target: str, sandbox: Sandbox, rng: Random) -> dict[str, int]:
 
 
 class Campaign(NamedTuple):
-    """The outcomes of a target's cases, and the numbers of cases that failed."""
+    """The outcome counts of a target, and the failed case numbers by kind of error."""
 
     outcomes: collections.Counter[str]
     failures: dict[str, list[int]]
 
 
 def run_campaign(target: str, numbers: Iterable[int], seed: int, log=None) -> Campaign:
-    """Runs cases of a target by their numbers; `log` prints progress and failures."""
+    """Runs the cases `numbers` of a target; `log` prints progress and failures."""
     campaign, start_s = Campaign(collections.Counter(), {}), time.monotonic()
     with (
         make_sandbox() as sandbox,
@@ -79,7 +79,7 @@ def run_campaign(target: str, numbers: Iterable[int], seed: int, log=None) -> Ca
 
 
 def _describe_error(error: BaseException) -> str:
-    """Returns the type of an error, and the last line of the project in its trace."""
+    """Returns an error's type, message, and last traceback line in this project."""
     cause = "" if isinstance(error, Hang) else f": {str(error)[:24]!a}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if "ccu_jax" in frame.filename or isinstance(error, Failure):
@@ -89,7 +89,7 @@ def _describe_error(error: BaseException) -> str:
 
 
 def _remove_details(outcome: str) -> str:
-    """Removes names and numbers from an outcome, so that equal ones are counted."""
+    """Removes names and numbers from an outcome, so that similar ones are merged."""
     if " (data.strict is on" in outcome:
         return "strict: " + outcome.partition(" (data.strict")[0].rpartition(": ")[2]
     if outcome.startswith("error: "):

@@ -1,4 +1,4 @@
-"""Archives for fuzzing: with hostile members, and with damaged headers."""
+"""Generates archives with hostile members and damaged headers, for fuzzing."""
 
 import bz2
 import gzip
@@ -29,7 +29,7 @@ _PAX_KEYS = (
 )
 _DATA = (b"", b"text", bytes(1000), bytes(range(256)) * 3)
 _PAX_VALUES = ("0", "1", "-1", "9" * 30, "1,2,3", "0,512", "../x")
-# Contents of numeric fields of a tar.
+# Values for the numeric fields of a tar header.
 _NUMERIC_FIELDS = (
     *(b"00000000000\0", b"77777777777\0", b"-0000000001\0", b"           \0"),
     *(b"\xff" * 12, b"\x80" + b"\xff" * 11, b"\xff" * 10 + b"\xfe\0", b"00000001000\0"),
@@ -132,7 +132,7 @@ def _draw_tar(rng: Random) -> bytes:
 
 
 def _draw_pax_records(rng: Random) -> bytes:
-    """Returns records of an extended header, some of a wrong length."""
+    """Returns pax header records, some with a wrong length."""
     records = b""
     for _ in range(rng.randint(1, 3)):
         text = f" {rng.choice(_PAX_KEYS)}={draw_string(rng)[:200]}\n"
@@ -143,6 +143,6 @@ def _draw_pax_records(rng: Random) -> bytes:
 
 
 def _fix_checksum(out: bytearray, at: int) -> None:
-    """Corrects the checksum of a header."""
+    """Corrects the checksum of the tar header at offset `at`."""
     header = bytes(out[at : at + 148]) + b" " * 8 + bytes(out[at + 156 : at + 512])
     out[at + 148 : at + 156] = b"%06o\0 " % sum(header)

@@ -1,4 +1,4 @@
-"""Properties that must hold for data sets, archives and images of any content."""
+"""Checks properties that hold for data sets, archives and images of any content."""
 
 import os
 import pathlib
@@ -34,36 +34,37 @@ _SIZES = {"image_size": 8, "text_length": 4, "vocabulary": 100}
 
 
 def check_message(sandbox: Sandbox, error: UserError) -> str:
-    """Returns an error's message without paths; raises Failure if it is not clear."""
+    """Returns a message without absolute paths; raises Failure if it is unprintable."""
     message = str(error)
     # Bytes of file names are escaped when they are printed.
     garbled = _CONTROL.search(re.sub("[\udc80-\udcff]", "", message))
     if SECRET in message or not 0 < len(message) <= _MAX_MESSAGE or garbled:
-        raise Failure(f"no clear message: {message[:3000]!r}")
+        raise Failure(f"unprintable or too long message: {message[:3000]!r}")
     message = message.replace(str(sandbox.root), "ROOT")
     return message.replace(str(sandbox.work), "WORK")
 
 
 def check_counts(names) -> None:
-    """Checks that names of counts, which reports show, hold nothing of the files."""
+    """Raises Failure if a name of a count, shown in reports, has file contents."""
     for name in names:
         is_plain = name.isascii() and name.isprintable()
         if SECRET in name or len(name) > 90 or not is_plain:
-            raise Failure(f"a count is called {name!r}")
+            raise Failure(f"unsafe name of a count: {name!r}")
 
 
 def check_example(example: Example, source: Source) -> None:
+    """Raises Failure if a field of an example is invalid or contains a secret."""
     text, labels = example.text, example.labels
     for word in (example.id, example.group, *labels):
         is_stripped = word and word == word.strip()
         if not is_stripped or _CONTROL.search(word) or SECRET in word:
-            raise Failure(f"name that does not survive a file: {word!r}")
+            raise Failure(f"name changes if written to a file: {word!r}")
         if str(np.array([word])[0]) != word:
-            raise Failure(f"name that does not survive an array: {word!r}")
+            raise Failure(f"name changes if stored in an array: {word!r}")
     if f"{example.id} ".startswith("# "):
-        raise Failure(f"id that a list of ids takes for a comment: {example.id!r}")
+        raise Failure(f"id would be a comment in a list of ids: {example.id!r}")
     if text is not None and (not text.strip() or _NOT_TEXT.search(text)):
-        raise Failure(f"text that does not survive a file: {text!r}")
+        raise Failure(f"text changes if written to a file: {text!r}")
     if SECRET in (text or "") or SECRET.encode() in (example.image or b""):
         raise Failure("a secret file was read")
     if example.image is None and text is None:
@@ -78,7 +79,7 @@ def check_example(example: Example, source: Source) -> None:
 def read_case(
     sandbox: Sandbox, case: Case, *, strict: bool = False, store: bool = False
 ) -> dict[str, int]:
-    """Writes and reads a data set, and with `store` also prepares it for training.
+    """Writes and reads a data set; `store` also prepares it for training.
 
     Returns the counts, or the error message as a key; raises Failure.
     """
@@ -104,19 +105,19 @@ def _read_rows(sandbox: Sandbox, config: Data) -> dict[str, int]:
         return archives.unpack(path, folder, archive_counts, ignore_progress)
 
     if compute_signature(config) != compute_signature(config):
-        raise Failure("two signatures of the same files")
+        raise Failure("two signatures for the same files")
     source, examples, counts = read_rows(config, unpack=unpack)
     for example in examples.values():
         check_example(example, source)
     skipped = [n for name, n in counts.items() if name.startswith("skipped: ")]
     if counts.get("read", 0) != len(examples) + sum(skipped):
-        raise Failure(f"{len(examples)} rows are used, {counts}")
+        raise Failure(f"counts do not add up to {len(examples)} used rows: {counts}")
     counts |= archive_counts.numbers
     return counts | {"used": len(examples)} if examples else counts
 
 
 def _store(sandbox: Sandbox, config: Data) -> dict[str, int]:
-    """Prepares the columns that training reads, and writes lists of ids from them."""
+    """Prepares the data and checks that lists of ids can be written and read."""
     data, lists = load(config, sandbox.work, ignore_progress), sandbox.work / "lists"
     lists.mkdir()
     if len(set(data.id.tolist())) != len(data.id):
@@ -128,12 +129,12 @@ def _store(sandbox: Sandbox, config: Data) -> dict[str, int]:
     splits.format_near_duplicates(data, sets, {"train": train}).encode("utf-8")
     ids = splits.load_all_ids(data, lists, "report")
     if ids != set(data.id[train].tolist()):
-        raise Failure(f"a list of ids loses some: {ids} {data.id[train].tolist()}")
+        raise Failure(f"ids read {ids}, written {data.id[train].tolist()}")
     return data.counts
 
 
 def unpack_archive(sandbox: Sandbox, data: bytes, strict: bool) -> dict[str, int]:
-    """Unpacks an archive; returns counts as `read_case`, raises Failure."""
+    """Unpacks an archive; returns counts, like `read_case`; raises Failure."""
     path, folder = sandbox.root / "a", sandbox.work / "below" / "new"
     path.write_bytes(data)
     counts = Counts("here", strict)
@@ -142,12 +143,12 @@ def unpack_archive(sandbox: Sandbox, data: bytes, strict: bool) -> dict[str, int
             archives.unpack(path, folder, counts, ignore_progress)
     except UserError as error:
         if folder.parent.exists() and os.listdir(folder.parent):
-            raise Failure(f"left {os.listdir(folder.parent)}") from None
+            raise Failure(f"files left: {os.listdir(folder.parent)}") from None
         message = check_message(sandbox, error)
         return {"error: " + re.sub(r"damaged \(.*\)", "damaged", message): 1}
     check_counts(counts.numbers)
     if sorted(os.listdir(folder.parent)) != ["new", "new.json"]:
-        raise Failure(f"wrote {os.listdir(folder.parent)}")
+        raise Failure(f"unexpected files: {os.listdir(folder.parent)}")
     num_files = 0
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
@@ -156,14 +157,14 @@ def unpack_archive(sandbox: Sandbox, data: bytes, strict: bool) -> dict[str, int
                 raise Failure(f"unpacked {name!r} with mode {mode:o}")
         num_files += len(names)
     if os.listdir(sandbox.root) != ["a"]:
-        raise Failure(f"wrote {os.listdir(sandbox.root)}")
+        raise Failure(f"unexpected files: {os.listdir(sandbox.root)}")
     return counts.numbers | ({"unpacked a file": num_files} if num_files else {"-": 1})
 
 
 def decode_image(
     sandbox: Sandbox, data: bytes, size: int, crop_margins: bool
 ) -> dict[str, int]:
-    """Decodes an image; returns counts as `read_case`, raises Failure."""
+    """Decodes an image; returns counts, like `read_case`; raises Failure."""
     with watch(sandbox):
         try:
             pixels, notes = images.decode(data, size, crop_margins)

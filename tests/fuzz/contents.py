@@ -1,6 +1,6 @@
-"""Hostile content: strings, JSON values, files and images.
+"""Generates hostile strings, JSON values, files and images.
 
-Most of a case is valid: a file that is invalid at its first byte reaches little code.
+Most of a case is valid: a file that is invalid at its first byte exercises little code.
 """
 
 import io
@@ -17,7 +17,7 @@ SECRET = "SECRET-5f1c"  # in every file that no reader may read
 
 
 class Link(NamedTuple):
-    """A symbolic link; "{outside}" stands for the folder with the secret files."""
+    """A symbolic link; "{outside}" is replaced with the folder of the secret files."""
 
     target: str
 
@@ -66,7 +66,7 @@ def draw_string(rng: Random) -> str:
 
 
 def draw_value(rng: Random, depth: int = 2) -> Any:
-    """Returns a value that JSON can hold."""
+    """Returns a random value that JSON can represent."""
     roll = rng.random()
     if roll < 0.45 or (not depth and roll > 0.8):
         return draw_string(rng)
@@ -80,7 +80,7 @@ def draw_value(rng: Random, depth: int = 2) -> Any:
 
 
 def mutate_value(rng: Random, value: Any, probability: float = 0.12) -> Any:
-    """Replaces, repeats or removes parts of a JSON value."""
+    """Randomly replaces, repeats or removes parts of a JSON value."""
     if rng.random() < probability:
         return draw_value(rng)
     if isinstance(value, dict):
@@ -96,7 +96,7 @@ def mutate_value(rng: Random, value: Any, probability: float = 0.12) -> Any:
 
 
 def dump_json(rng: Random, value: Any) -> bytes:
-    """Returns a JSON text of one line, sometimes in a wrong encoding."""
+    """Encodes a value as one line of JSON, sometimes not in UTF-8."""
     text, roll = json.dumps(value, ensure_ascii=rng.random() < 0.5), rng.random()
     if roll < 0.03:
         text = text.replace("/", "\\/")
@@ -110,7 +110,7 @@ def dump_json(rng: Random, value: Any) -> bytes:
 
 
 def mutate(rng: Random, data: bytes, max_changes: int = 3) -> bytes:
-    """Changes, removes, repeats and inserts bytes."""
+    """Randomly changes, removes, repeats and inserts bytes."""
     out = bytearray(data)
     for _ in range(rng.randint(1, max_changes)):
         at, roll = rng.randrange(len(out) + 1), rng.random()
@@ -149,7 +149,7 @@ def draw_link(rng: Random, secret: str) -> Link:
 def add_node(
     rng: Random, tree: Tree, path: str, content: bytes, secret: str, probability=0.1
 ) -> None:
-    """Adds a file, or with `probability` a damaged one, another node or nothing."""
+    """Adds a file; with `probability` a damaged file, another node or nothing."""
     roll = rng.randrange(9) if rng.random() < probability else -1
     if roll == 5:
         return
@@ -163,12 +163,12 @@ def add_node(
 
 
 def _encode_all_formats() -> dict[str, bytes]:
-    """Returns small images in all formats, and in all modes of each."""
+    """Returns small images in all formats and their modes, by name."""
     encoded: dict[str, bytes] = {}
 
     def save(name: str, image: Image.Image, format_: str, **options) -> None:
         file = io.BytesIO()
-        # Saving leaves attributes in an image that other formats trip over.
+        # Saving sets attributes of an image that make other formats fail.
         if "append_images" in options:
             options["append_images"] = [i.copy() for i in options["append_images"]]
         image.copy().save(file, format_, **options)
@@ -225,7 +225,7 @@ SMALL = [IMAGES[name] for name in ("png RGB", "jpeg", "png P", "gif", "webp")]
 
 
 def draw_image(rng: Random) -> bytes:
-    """Returns an image for a row, sometimes a damaged one."""
+    """Returns an encoded image, which is sometimes damaged."""
     return rng.choice(SMALL) if rng.random() < 0.9 else draw_hostile_image(rng)
 
 

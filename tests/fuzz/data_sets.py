@@ -1,4 +1,4 @@
-"""Hostile data sets: one function for each layout draws a case."""
+"""Generates hostile data sets, with one function per layout."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from tests.fuzz.contents import (
 
 
 class Case(NamedTuple):
-    """A data set: the files below the folder that a reader is given, and settings."""
+    """A data set: its files, as paths below the data folder, and data settings."""
 
     dataset: str
     tree: Tree
@@ -78,7 +78,7 @@ def draw_mmimdb(rng: Random) -> Case:
 
 
 def _draw_label(rng: Random) -> tuple[bytes, str]:
-    """Returns a line of a label file of dresses, and the path of its image."""
+    """Returns a line of a label file for dresses, and the path of its image."""
     product = str(rng.randrange(1, 9))
     sub = rng.choice((*SUB_CATEGORIES["dress"], "a_b"))
     path = f"women/dresses/{sub}/{product}/{product}_{rng.randrange(3)}.jpeg"
@@ -98,7 +98,7 @@ def _draw_label(rng: Random) -> tuple[bytes, str]:
 
 
 def _pack_images(rng: Random, tree: Tree, prefix: str, folder: str, archive: str):
-    """Sometimes puts the folder of images into an archive."""
+    """Sometimes replaces the folder of images with an archive."""
     is_damaged = rng.random() < 0.03
     if not is_damaged and rng.random() >= 0.05:
         return

@@ -1,4 +1,4 @@
-"""A folder for hostile files, secret files beside it, and a watch on opened files."""
+"""A folder for hostile files next to secret files, and a monitor of opened files."""
 
 import contextlib
 import io
@@ -22,15 +22,15 @@ MAX_BYTES = 500 << 20  # of memory that a case may take
 
 
 class Failure(Exception):
-    """A property that must hold for all files does not."""
+    """Raised if a property that must hold for all files is violated."""
 
 
 class Hang(BaseException):
-    """A case takes too long. A BaseException, so that no reader catches it."""
+    """Raised if a case takes too long; a BaseException, so no reader catches it."""
 
 
 class Sandbox:
-    """A folder for one case after the other, and secret files beside it."""
+    """A folder that cases use in turn, next to a folder of secret files."""
 
     def __init__(self, base: pathlib.Path):
         self.root, self.outside = base / "data", base / "outside"
@@ -43,8 +43,8 @@ class Sandbox:
         self._write_secrets()
 
     def write(self, tree: Tree) -> None:
-        """Writes a case, without the files that cannot be written."""
-        # Links first, for some take the place of folders.
+        """Writes the files of a case, except those the file system rejects."""
+        # Links first, as some replace folders.
         links = {p: node for p, node in tree.items() if isinstance(node, Link)}
         for path, node in (links | tree).items():
             path = os.path.join(self.root, path)
@@ -72,8 +72,8 @@ class Sandbox:
                 path.unlink()
 
     def check_opened(self, opened: list[tuple]) -> None:
-        """Raises a Failure if other files than those of the case were opened."""
-        # A file that is open already has a number for a name.
+        """Raises Failure if files other than those of the case were opened."""
+        # Reopening a descriptor is reported with a number instead of a path.
         for path, flags in {(p, flags) for p, _, flags in opened if type(p) is not int}:
             real = os.path.realpath(os.fsdecode(path))
             if not real.startswith(self._allowed):
@@ -84,7 +84,7 @@ class Sandbox:
                         raise Failure(f"opened a pipe: {path!r}")
 
     def _write_secrets(self) -> None:
-        """Writes files that a reader would accept in its folder."""
+        """Writes valid files outside the data folder, marked with SECRET."""
         secret, png = SECRET.encode(), SMALL[0] + SECRET.encode()
         movie = b'{"plot": ["%b"], "genres": ["Drama"]}' % secret
         row = b'{"id": "%b%b", "text": "%b", "label": "x"}\n'
@@ -117,7 +117,7 @@ class Sandbox:
 
 @contextlib.contextmanager
 def make_sandbox() -> Iterator[Sandbox]:
-    """Yields a sandbox, in memory if possible. A case that takes long raises Hang."""
+    """Yields a sandbox, in memory if possible; a case that takes long raises Hang."""
 
     def raise_hang(number, frame):
         raise Hang(f"over {MAX_CPU_S} s of work or {MAX_WALL_S} s of waiting")
@@ -151,7 +151,7 @@ def _get_peak_bytes() -> int:
 
 @contextlib.contextmanager
 def watch(sandbox: Sandbox) -> Iterator[None]:
-    """Checks time, memory and opened files of the block."""
+    """Checks the time, the memory and the opened files of the block."""
     before, opened = _get_peak_bytes(), []
     _records.append(opened)
     signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)

@@ -102,7 +102,7 @@ def _run_file(path: pathlib.Path) -> Config:
     try:
         config = runpy.run_path(str(path), run_name="ccu_jax_config").get("config")
     except (Exception, SystemExit) as error:
-        place = f"{path}:{_failing_line(error, str(path))}"
+        place = f"{path}:{_find_failing_line(error, str(path))}"
         reason = error if isinstance(error, UserError) else _describe_error(error)
         raise UserError(f"{place}: {reason}") from error
     if not isinstance(config, Config):
@@ -120,7 +120,8 @@ def _run_file(path: pathlib.Path) -> Config:
     return config if config.name else dataclasses.replace(config, name=path.stem)
 
 
-def _failing_line(error: BaseException, path: str) -> int:
+def _find_failing_line(error: BaseException, path: str) -> int:
+    """Returns the line of the config file in which an error occurred, or 1."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)

@@ -69,7 +69,7 @@ def field_type(tree: type, key: str) -> Any:
     for name in key.split("."):
         if not dataclasses.is_dataclass(type_):
             raise UserError(f"{key}: {parent} has no fields; set {parent} itself")
-        type_ = _annotation(type_, name, parent)
+        type_ = _find_annotation(type_, name, parent)
         parent = f"{parent}.{name}".lstrip(".")
     if dataclasses.is_dataclass(type_):
         names = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(type_))
@@ -83,7 +83,8 @@ def annotations(section: type) -> dict[str, Any]:
     return typing.get_type_hints(section, include_extras=True)
 
 
-def _annotation(section: type, name: str, parent: str) -> Any:
+def _find_annotation(section: type, name: str, parent: str) -> Any:
+    """Returns the annotation of a field; raises UserError for an unknown name."""
     fields = annotations(section)
     if name not in fields:
         key = f"{parent}.{name}".lstrip(".")
@@ -126,7 +127,7 @@ def validate(value: Any, annotation: Any, key: str) -> Any:
     if dataclasses.is_dataclass(type_) and isinstance(value, Mapping):
         prefix = f"{key}." if key else ""
         fields = {
-            name: validate(item, _annotation(type_, name, key), prefix + name)
+            name: validate(item, _find_annotation(type_, name, key), prefix + name)
             for name, item in value.items()
         }
         return type_(**fields)

@@ -134,6 +134,7 @@ def run_requests(
 
 
 def _merge_outcomes(outcomes: list[Outcome], params: Params) -> Outcome:
+    """Sums steps and seconds of all outcomes; `params` are those after the last."""
     diverged = outcomes[-1].diverged
     clocks = outcomes[0].seconds
     return Outcome(

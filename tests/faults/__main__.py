@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_kind(world: World, kind: str, count: int) -> None:
+    """Runs and logs cases of a kind until `count` faults were injected."""
     records = [record for record in _read_log(world) if record["kind"] == kind]
     num_faults, num_failures = sum(len(record["faults"]) for record in records), 0
     for number in itertools.count(len(records)):

@@ -98,6 +98,7 @@ def read_case(
 
 
 def _read_rows(sandbox: Sandbox, config: Data) -> dict[str, int]:
+    """Reads all rows of a data set, checks them and returns the counts."""
     archive_counts = Counts(str(sandbox.root), config.strict)
 
     def unpack(path: pathlib.Path) -> pathlib.Path:

@@ -35,6 +35,7 @@ class Case(NamedTuple):
 def _maybe_link(
     rng: Random, tree: Tree, path: str, secret: str, probability: float
 ) -> None:
+    """Replaces the node at `path` with a hostile link with some probability."""
     if rng.random() < probability:
         tree[path] = draw_link(rng, secret)
 
@@ -192,6 +193,7 @@ def _draw_pair(rng: Random) -> dict[str, Any]:
 
 
 def _draw_pairs_tree(rng: Random, name: str, data: bytes) -> Tree:
+    """Returns a tree with the index `data` and five images, sometimes damaged."""
     tree: Tree = {}
     add_node(rng, tree, name, data, name, 0.04)
     for number in range(5):

@@ -102,6 +102,7 @@ def _append_row(
     class_index: dict[str, int],
     counts: Counts,
 ) -> None:
+    """Appends a row to the image column and to `rows.jsonl`, and counts its notes."""
     example = decoded.example
     for note in example.notes:
         counts.add(note)

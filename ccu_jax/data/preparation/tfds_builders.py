@@ -183,6 +183,8 @@ def _builder_folders(
 
 
 def _make_builder_class(tfds: Any) -> Any:
+    """Returns a TFDS builder class that prints nothing."""
+
     class Builder(tfds.dataset_builders.AdhocBuilder, skip_registration=True):
         def _log_download_bytes(self):
             """Prints nothing: TFDS would report a download that does not happen."""
@@ -212,6 +214,7 @@ def _make_features(tfds: Any, classes: tuple[str, ...]) -> Any:
 def _iterate_records(
     examples: Sequence[Example], split: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (row in the shard, record) for each example of a split."""
     for row, example in enumerate(examples):
         if example.split != split:
             continue

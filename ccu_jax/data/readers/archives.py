@@ -41,6 +41,8 @@ _Open = Callable[[], IO[bytes]]
 
 
 class _Member(NamedTuple):
+    """A member of a zip or tar archive."""
+
     name: str
     is_folder: bool
     open: _Open | None  # None unless it is a regular file
@@ -145,6 +147,7 @@ def _detect_type(path: pathlib.Path) -> str | None:
 
 
 def _find_decompressor(head: bytes) -> Callable | None:
+    """Returns the function that opens compressed data, or None, by magic number."""
     return next(
         (f for magic, f in _DECOMPRESSORS.items() if head.startswith(magic)), None
     )

@@ -161,6 +161,7 @@ def _read_rows(
 
 
 def _parse_row(where: str, raw: bytes | None, category: str, split: str) -> Row:
+    """Validates a line of a label file; raises SkipExample."""
     columns = decode_line(raw).split("\t")
     if len(columns) != 3:
         raise SkipExample("row has the wrong number of columns")
@@ -199,7 +200,7 @@ def clean_title(
     if not spaced.isascii():
         notes.append("noted: non-ASCII title")
     if masked_words and words:
-        words = _remove_masked(words, masked_words)
+        words = _remove_masked_words(words, masked_words)
         if not words:
             notes.append("noted: title with nothing but masked words")
     title = " ".join(words)
@@ -237,6 +238,7 @@ def _fix_double_encoding(text: str) -> str:
 
 
 def _decode_match(match: re.Match[str]) -> str:
+    """Repairs a doubly encoded character, or returns it unchanged."""
     data = bytes(_WINDOWS.get(character) or ord(character) for character in match[0])
     if len(data) == 2 and data[0] >= 0xE0:
         data = bytes([data[0] - 0x20, data[1]])
@@ -253,7 +255,8 @@ def _to_singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
-def _remove_masked(words: list[str], masked: re.Pattern[str]) -> list[str]:
+def _remove_masked_words(words: list[str], masked: re.Pattern[str]) -> list[str]:
+    """Removes the masked parts of words, and words without a remaining letter."""
     remaining = []
     for word in words:
         rest = masked.sub("", word)

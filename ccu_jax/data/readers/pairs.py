@@ -246,6 +246,7 @@ def _format_raw_name(entry: Entry) -> str:
 
 
 def _format_row_name(index: str, line: int, name: str) -> str:
+    """Returns the name of a row in messages: its line and its id."""
     if not line:
         return name
     return f"{index} line {line} ({name})" if name else f"{index} line {line}"

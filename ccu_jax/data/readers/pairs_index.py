@@ -215,6 +215,8 @@ def _iter_csv_entries(path: pathlib.Path) -> Iterator[Entry]:
 
 
 class _Line(NamedTuple):
+    """A numbered line; `content` is None if it was too long."""
+
     number: int
     content: bytes | None
 
@@ -273,6 +275,7 @@ def _read_header(
 
 
 def _build_fields(names: list[str], values: list[str]) -> dict[str, Any]:
+    """Returns the values of a CSV row by column, with its labels as a list."""
     fields: dict[str, Any] = {
         name: value.strip() or None for name, value in zip(names, values, strict=True)
     }

@@ -39,7 +39,7 @@ class Release:
             raise UserError(f"data.dir: no folder {user_folder}; {self.remedy}")
         lists, images = self.lists + self.optional_lists, self.image_folders
         try:
-            root = self._find_below(user_folder)
+            root = self._find_root_below(user_folder)
             names = (*lists, *images, *self.image_archives, self.archive)
             folders = {root / name: root for name in names}
             above = user_folder.parent
@@ -69,7 +69,7 @@ class Release:
 
     def find_root(self, folder: pathlib.Path) -> pathlib.Path | None:
         """Returns `folder`, a subfolder or the parent, if it has all required files."""
-        return self._find_complete(self._list_candidates(folder))
+        return self._find_complete_folder(self._list_candidates(folder))
 
     def find_images(self, root: pathlib.Path) -> pathlib.Path:
         """Returns the image folder or the image archive; the path may not exist.
@@ -115,19 +115,23 @@ class Release:
         above = [folder.parent] if folder.name in self.inner_folders else []
         return [folder, *(folder / name for name in self.subfolders), *above]
 
-    def _find_complete(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
+    def _find_complete_folder(self, folders: list[pathlib.Path]) -> pathlib.Path | None:
+        """Returns the first folder with all required files, or None."""
         return next((f for f in folders if all(self._check_required(f).values())), None)
 
-    def _find_below(self, user_folder: pathlib.Path) -> pathlib.Path:
+    def _find_root_below(self, user_folder: pathlib.Path) -> pathlib.Path:
+        """Returns the root in or near the user's folder; UserError if incomplete."""
         candidates = self._list_candidates(user_folder)
-        root = self._find_complete(candidates)
+        root = self._find_complete_folder(candidates)
         is_empty = not any(any(self._check_required(f).values()) for f in candidates)
         if root is None and self.any_subfolder and is_empty:
             # A name that is not printable would garble messages.
             below = sorted(p for p in user_folder.iterdir() if p.name.isprintable())
             deeper = [root for path in below for root in self._list_candidates(path)]
-            root = self._find_complete(deeper)
-            second = self._find_complete([path for path in deeper if path != root])
+            root = self._find_complete_folder(deeper)
+            second = self._find_complete_folder(
+                [path for path in deeper if path != root]
+            )
             if root and second:
                 raise UserError(
                     f"data.dir: {user_folder} holds several copies of {self.title}; "

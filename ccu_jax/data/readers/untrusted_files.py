@@ -72,6 +72,7 @@ class Folder:
         return decode_utf8(self.read(name, role, max_bytes), role)
 
     def _resolve(self, name: str, role: str) -> str:
+        """Returns the absolute path; raises SkipExample if it leaves the folder."""
         outside = SkipExample(f"{role} outside of the folder")
         if not name or "\0" in name or len(name) > _MAX_PATH:
             raise SkipExample(f"{role} missing")

@@ -43,7 +43,7 @@ class RecordFile(NamedTuple):
         return record is not None and record["cache_key"] == self.cache_key
 
     def load(self) -> dict[str, Any] | None:
-        """Returns the record with any cache key, or None if it is missing or damaged."""
+        """Returns the record whatever its cache key, or None if missing or damaged."""
         try:
             record = read_record(self.path)
         except (OSError, ValueError):
@@ -53,7 +53,7 @@ class RecordFile(NamedTuple):
         return record if has_key and record.keys() >= {"result", "seconds"} else None
 
     def load_for_model(self, method: str) -> dict[str, Any] | None:
-        """Returns the record, or None if the outputs of `method` changed since.
+        """Returns the record, or None if the outputs of `method` changed.
 
         The outputs of the comparison models may have changed.
         """

@@ -144,7 +144,7 @@ def build_table(results: list[Result], method: str) -> Table:
 
 
 def _format_row(ablation: str, group: MethodResults) -> dict[str, str]:
-    num_diverged = len(group.divergences())
+    num_diverged = len(group.divergence_reasons())
     name = f"{ablation} (diverged: {num_diverged})" if num_diverged else ablation
     cells = {"ablation": name, "seconds": format_estimate(group.mean_time_s())}
     for title in _SCORES:

@@ -1,4 +1,4 @@
-"""The audit table: one row per method with its verdict and measurements."""
+"""The audit table, with the verdict and the measurements of each method."""
 
 import pathlib
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ LEGEND = " ".join(_LEGEND.split()).format(reference=REFERENCE, control=CONTROL)
 
 
 def write(workdir: pathlib.Path, methods: Sequence[dict[str, Any]]) -> None:
-    """Writes audit.md from the records of `collect_records`."""
+    """Writes audit.md from the output of `collect_records`."""
     write_atomically(workdir / "audit.md", to_markdown(methods).encode())
 
 
 def show(
     workdir: pathlib.Path, methods: Sequence[dict[str, Any]], reporter: Reporter
 ) -> None:
-    """Prints the table and the paths of the files."""
+    """Prints the table and the paths of audit.md and audit.json."""
     reporter.log("audit: verdicts and measurements, with confidence intervals")
     make_table(methods).show(reporter, num_fixed=2)
     reporter.log(f"audit: {workdir / 'audit.md'}, audit.json")
 
 
 def make_table(methods: Sequence[dict[str, Any]]) -> Table:
-    """Returns the table without the columns in which no method has a value."""
+    """Builds the table and omits columns in which no method has a value."""
     rows = [_format_row(method) for method in methods]
     titles = [
         title
@@ -46,7 +46,7 @@ def make_table(methods: Sequence[dict[str, Any]]) -> Table:
 
 
 def to_markdown(methods: Sequence[dict[str, Any]]) -> str:
-    """Returns the table, its legend and the sentence of every verdict as Markdown."""
+    """Formats the table, its legend and the sentences of all verdicts as Markdown."""
     editions = dict.fromkeys(method["edition"] for method in methods)
     warnings = [EDITION_WARNINGS[x] for x in editions if x in EDITION_WARNINGS]
     sentences = [
@@ -65,7 +65,7 @@ def to_markdown(methods: Sequence[dict[str, Any]]) -> str:
 
 
 def _format_row(method: dict[str, Any]) -> dict[str, str]:
-    """Returns a method's cells by column title."""
+    """Returns the cells of a method by column title."""
     seeds, verdict = method["seeds"], method["verdict"]
     is_shared = seeds_share_rows(seeds)
 
@@ -115,7 +115,7 @@ def _format_row(method: dict[str, Any]) -> dict[str, str]:
 
 
 def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
-    """Formats the mean over seeds, with its interval if all values have one."""
+    """Formats the mean over seeds, with an interval if all values have one."""
     measured = [x for x in values if x is not None]
     if not measured:
         return DASH
@@ -130,7 +130,7 @@ def _format_mean(values: list, spec: str, **kwargs: Any) -> str:
 
 
 def _format_relearning_steps(seeds: list[dict[str, Any]]) -> str:
-    """Formats the steps as "30 (20 to > 100)", a mean over seeds."""
+    """Formats the relearning steps, averaged over seeds, as "30 (20 to > 100)"."""
     records = [record["relearning"] for record in seeds if record.get("relearning")]
     if not records:
         return DASH
@@ -147,14 +147,14 @@ def _format_relearning_steps(seeds: list[dict[str, Any]]) -> str:
 
 
 def _format_wall_time(seeds: list[dict[str, Any]]) -> str:
-    """Formats the seconds of all seeds, those of training shadow models apart."""
+    """Formats the total seconds over seeds; training shadow models is listed apart."""
     seconds = sum(sum(record["seconds"].values()) for record in seeds)
     shadows = sum(record["costs_s"].get("shadow models", 0.0) for record in seeds)
     return f"{seconds:.1f}" + (f" + {shadows:.0f} for shadow models" if shadows else "")
 
 
 def _describe_costs(methods: Sequence[dict[str, Any]]) -> str:
-    """Returns the seconds of each measurement and the commits of the models."""
+    """Lists the total seconds of each measurement and the commits of the models."""
     records = [record for method in methods for record in method["seeds"]]
     total: dict[str, float] = {}
     for record in records:

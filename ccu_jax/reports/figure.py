@@ -1,4 +1,4 @@
-"""The figure: attack AUC against test score, and unlearning time, by method."""
+"""The figure of a report: test score against attack AUC, and unlearning time."""
 
 import io
 import itertools
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # Matplotlib is slow to import, and only a report needs it.
 
 Points = dict[str, tuple[Estimate, Estimate]]
 _OURS = ("ccu", "ccu_plus")  # drawn as stars, in bold
-# The palette of Okabe & Ito, distinguishable with color blindness.
+# The palette of Okabe & Ito, distinguishable by color-blind readers.
 _COLORS = {
     "ccu": "#E69F00",
     "ccu_plus": "#D55E00",
@@ -29,8 +29,8 @@ _EDITIONS = {"sample": "SAMPLE EDITION, generated images", "clipart": "CLIP ART"
 
 
 def draw(rows: Sequence[Row]) -> bytes:
-    """Returns the figure as PNG; without rows, empty axes titled "No results"."""
-    # Figure without pyplot, which would keep global state and may open a window.
+    """Draws the figure as PNG; without rows, empty axes titled "No results"."""
+    # Avoid pyplot, which keeps global state and may open a window.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def draw(rows: Sequence[Row]) -> bytes:
         color="#B35900" if edition in _EDITIONS else "black",
         parse_math=False,
     )
-    canvas.draw()  # applies the layout, which the labels' positions depend on
+    canvas.draw()  # compute the layout, which label positions depend on
     figure.set_layout_engine("none")
     _label_points(left, points, colors)
     buffer = io.BytesIO()
@@ -69,13 +69,13 @@ def draw(rows: Sequence[Row]) -> bytes:
 
 
 def _to_displayable(name: str) -> str:
-    """Returns a short name in characters that the font has."""
+    """Replaces characters that the font lacks and truncates to 28 characters."""
     name = name.encode("ascii", "replace").decode()
     return "".join(c if c.isprintable() else "?" for c in name)[:28]
 
 
 def _compute_points(groups: dict[str, MethodResults]) -> Points:
-    """Returns the image attack AUC and the fused test score of each method."""
+    """Returns image attack AUC and fused test score of methods that have both."""
     points = {
         name: (group.mean_attack_auc("image"), group.mean_score("test", "fused"))
         for name, group in groups.items()
@@ -88,7 +88,7 @@ def _choose_weight(name: str) -> str:
 
 
 def _draw_attack(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
-    """Draws a point with error bars for each method, and the reference's AUC."""
+    """Draws a point with error bars per method, and a line at the reference's AUC."""
     for index, (name, (x, y)) in enumerate(points.items()):
         is_ours = name in _OURS
         axes.errorbar(
@@ -114,7 +114,7 @@ def _draw_attack(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
 
 
 def _label_points(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
-    """Writes each method's name next to its point."""
+    """Labels each point with the name of its method."""
     from adjustText import adjust_text
     from matplotlib.patheffects import withStroke
 
@@ -132,7 +132,7 @@ def _label_points(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
         )
         for name, (x, y) in points.items()
     ]
-    # The default is a time limit, which would give another figure each time.
+    # Limit iterations, not time as by default, so that figures are reproducible.
     arrow = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7}
     adjust_text(texts, ax=axes, iter_lim=100, arrowprops=arrow)
 
@@ -140,7 +140,7 @@ def _label_points(axes: "Axes", points: Points, colors: dict[str, str]) -> None:
 def _draw_time(
     axes: "Axes", groups: dict[str, MethodResults], colors: dict[str, str]
 ) -> None:
-    """Draws a bar of each method's time."""
+    """Draws the time of each method as a bar, in percent of the reference's."""
     reference = groups.get(REFERENCE, MethodResults())
     times = {
         name: group.mean_time_percent(reference)

@@ -11,7 +11,7 @@ import jinja2
 from ccu_jax.errors import replace_unprintable
 from ccu_jax.reports import audit_table, figure, tables
 from ccu_jax.reports.findings import collect_findings, describe_editions
-from ccu_jax.reports.summary import Row, list_values
+from ccu_jax.reports.summary import Row, join_values
 from ccu_jax.reports.tables import escape_markdown
 from ccu_jax.runs.progress import Reporter
 from ccu_jax.storage.files import to_plain_json, write_atomically
@@ -27,13 +27,13 @@ def write_report(
     config: dict[str, Any],
     audits: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Writes the files of the report, each atomically.
+    """Writes the report files, each atomically.
 
-    `audits` are the records of `audits.records.collect_records`, for report.html.
+    `audits` is the output of `audits.records.collect_records`, for report.html.
     """
     rows, config = to_plain_json(rows), to_plain_json(config)
     png = figure.draw(rows)
-    # Render everything before writing, so that an error leaves the old files in place.
+    # Render everything before writing, so that an error leaves the old files intact.
     files = {
         "results.json": json.dumps(rows, indent=1, allow_nan=False).encode(),
         "table.md": to_markdown(rows).encode("utf-8", "replace"),
@@ -46,7 +46,7 @@ def write_report(
 
 
 def show(rows: list[Row], reporter: Reporter) -> None:
-    """Prints tables and findings; as Markdown if the output is a log file."""
+    """Prints tables and findings, as Markdown if the output is a log file."""
     if not reporter.is_active:
         return
     rows = to_plain_json(rows)
@@ -63,7 +63,7 @@ def show(rows: list[Row], reporter: Reporter) -> None:
 
 
 def to_markdown(rows: list[Row]) -> str:
-    """Returns tables and findings as Markdown; `rows` are plain JSON."""
+    """Formats tables and findings as Markdown; `rows` must be plain JSON."""
     warnings = [x.text for x in describe_editions(rows) if x.kind == "warning"]
     paragraphs = [f"# {escape_markdown(_make_title(rows))}"]
     paragraphs += [f"**{escape_markdown(text)}**" for text in warnings]
@@ -82,7 +82,7 @@ def to_markdown(rows: list[Row]) -> str:
 
 def _make_title(rows: Sequence[Row]) -> str:
     config, edition, metric = (
-        list_values(rows, key) for key in ("config", "edition", "metric")
+        join_values(rows, key) for key in ("config", "edition", "metric")
     )
     return f"{config} ({edition}), {metric} in %"
 
@@ -90,7 +90,7 @@ def _make_title(rows: Sequence[Row]) -> str:
 def _render_page(
     rows: list[Row], config: Any, png: bytes, audits: Sequence[Any]
 ) -> str:
-    """Returns the report as one HTML page without scripts or external resources."""
+    """Renders the report as one HTML page without scripts or external resources."""
     environment = jinja2.Environment(
         autoescape=True,
         keep_trailing_newline=True,

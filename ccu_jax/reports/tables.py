@@ -1,4 +1,4 @@
-"""Tables of results, as Markdown and on a terminal. Cells may hold any text."""
+"""Tables of results, for Markdown and terminals; cells may contain any text."""
 
 import itertools
 import re
@@ -21,27 +21,27 @@ from ccu_jax.reports.summary import (
 from ccu_jax.runs.progress import Reporter
 
 _PHASES = ("start", "steps", "unlearn", "compile", "evaluate", "total")
-# Views that are attacked, by column title.
+# Attacked views by column title.
 _ATTACKS = {view: view for view in ("image", "fused", "text", "pair")}
 _ATTACKS["white-box"] = "white"
 _SCORES = (*itertools.product(("test", "unlearn"), VIEWS), ("retain", "fused"))
 
 
 class Table(NamedTuple):
-    """A table whose first column names the row and whose other columns are numbers."""
+    """A table of strings; the first column names the row, the others are values."""
 
     header: list[str]
     rows: list[list[str]]
 
     @classmethod
     def from_cells(cls, cells: Iterable[dict[str, str]]) -> "Table":
-        """Builds a table from one dict per row, from column title to cell text."""
+        """Builds a table from one dict per row that maps column titles to cells."""
         cells = list(cells)
         header = list(cells[0]) if cells else []
         return cls(header, [[row[title] for title in header] for row in cells])
 
     def to_markdown(self) -> str:
-        """Returns a Markdown table."""
+        """Formats the table as Markdown."""
         rule = "|" + "|".join([" --- "] + [" ---: "] * (len(self.header) - 1)) + "|"
         header, *rows = (
             "| " + " | ".join(escape_markdown(cell) for cell in row) + " |"
@@ -50,9 +50,9 @@ class Table(NamedTuple):
         return "\n".join([header, rule, *rows])
 
     def show(self, reporter: Reporter, num_fixed: int = 1) -> None:
-        """Prints Markdown to a log file, and to a terminal several tables that fit.
+        """Prints Markdown to a log file, or tables that fit the width of the terminal.
 
-        Each of these repeats the first `num_fixed` columns.
+        Each of these tables repeats the first `num_fixed` columns.
         """
         if not reporter.is_live:
             return reporter.print(self.to_markdown())
@@ -63,7 +63,7 @@ class Table(NamedTuple):
             )
 
     def _split_columns(self, width: int, num_fixed: int) -> list[list[int]]:
-        """Returns the columns of each table that fits into `width` characters."""
+        """Splits column indices into tables that fit into `width` characters."""
         columns = zip(self.header, *self.rows, strict=True)
         widths = [
             max(map(len, (*title.split(), *cells))) + 3 for title, *cells in columns
@@ -78,13 +78,13 @@ class Table(NamedTuple):
 
 
 def escape_markdown(text: str) -> str:
-    """Escapes what Markdown or a terminal would interpret, on one line."""
+    """Joins lines, replaces unprintable characters and escapes Markdown."""
     text = replace_unprintable(" ".join(text.split()))
     return re.sub(r"([\\`*\[\]|<>!&])", r"\\\1", text)
 
 
 def make_method_table(rows: Sequence[Row]) -> Table:
-    """Returns the main table, one row per method."""
+    """Builds the main table, with one row per method."""
     groups = group_by_method(rows)
     baseline = find_best_baseline(groups)
     compared = {f"time (% of {REFERENCE})": groups.get(REFERENCE, MethodResults())}
@@ -98,7 +98,7 @@ def make_method_table(rows: Sequence[Row]) -> Table:
         if name == "original":  # its training time is a finding
             time_cells = dict.fromkeys(times, DASH)
         return {
-            "method": name + (" (diverged)" if group.divergences() else ""),
+            "method": name + (" (diverged)" if group.divergence_reasons() else ""),
             **time_cells,
             **_format_scores(group, _SCORES),
         }
@@ -107,7 +107,7 @@ def make_method_table(rows: Sequence[Row]) -> Table:
 
 
 def make_seed_table(rows: Sequence[Row]) -> Table:
-    """Returns the detailed table, one row per method and seed."""
+    """Builds the detailed table, with one row per method and seed."""
 
     def format_row(name: str, seed: str, row: Row) -> dict[str, str]:
         group = MethodResults({seed: row})
@@ -134,10 +134,10 @@ def make_seed_table(rows: Sequence[Row]) -> Table:
 
 
 def make_request_table(rows: Sequence[Row]) -> Table:
-    """Returns the table of unlearning requests, one row per method and request."""
+    """Builds the table of sequential requests, with one row per method and request."""
     groups = group_by_method(rows)
     reference = groups.get(REFERENCE, MethodResults())
-    # On the images of all requests so far, and on those of the first request.
+    # Attacks on the images of all requests so far and of the first request.
     attacks = {
         f"attack AUC {view}, {name}": ("attack_auc", key, view)
         for key, name in (("all", "all requests"), ("first", "first request"))
@@ -167,7 +167,7 @@ def make_request_table(rows: Sequence[Row]) -> Table:
 def _format_scores(
     group: MethodResults, scores: Iterable[tuple[str, str]]
 ) -> dict[str, str]:
-    """Returns the cells of scores by split and view, attack AUCs and text logits."""
+    """Returns the cells of the scores, attack AUCs and unchanged text logits."""
     values = {
         f"{split} {view}": group.mean_score(split, view) for split, view in scores
     }
@@ -177,5 +177,5 @@ def _format_scores(
     return {
         **{title: format_estimate(value, 1) for title, value in values.items()},
         **{title: format_estimate(auc, 3) for title, auc in aucs.items()},
-        "text logits unchanged": group.text_logits_unchanged(),
+        "text logits unchanged": group.format_text_unchanged(),
     }

@@ -100,5 +100,5 @@ def test_settings_of_a_tuning_run_are_applied(tmp_path, monkeypatch):
     assert "epoch" in _rejection(apply_tuned, plain, "own")
     for text in ("{", "{}", '{"winners": 3}'):
         path.write_text(text)
-        assert "not a tuning.json" in _rejection(apply_tuned, plain, "own")
-    assert "not a tuning.json" in _rejection(apply_tuned, plain, "nowhere")
+        assert "not a valid tuning.json" in _rejection(apply_tuned, plain, "own")
+    assert "not a valid tuning.json" in _rejection(apply_tuned, plain, "nowhere")

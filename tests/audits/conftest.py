@@ -8,10 +8,7 @@ from tests.toy import make_context
 
 
 def make_predictions(logits, labels, pair, sizes, *, multi_label=False, group=None):
-    """Returns the predictions of rows that all have image and text.
-
-    `sizes` is the number of rows by split.
-    """
+    """Returns predictions of rows with image and text, `sizes` of them by split."""
     num_rows = len(labels)
     return Predictions(
         logits=logits,

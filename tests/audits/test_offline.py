@@ -24,9 +24,7 @@ NUM_CLASSES, NUM_SEEDS = 5, 6
 SIZES = {"retain": 300, "unlearn": 400, "unseen": 500, "validation": 20, "test": 200}
 
 
-def simulate(
-    seed, *, memorization=0.0, fraction=1.0, multi_label=False, is_random=False
-):
+def simulate(seed, memorization=0.0, fraction=1.0, multi_label=False, is_random=False):
     """Returns the outputs of a model that memorized a fraction of the unlearn set.
 
     All models find the same rows hard.
@@ -46,9 +44,7 @@ def simulate(
     for view in ("image", "text", "fused"):
         noise = own.normal(size=difficulty.shape)
         logits[view] = margin * (2 * labels - 1) + difficulty + 0.3 * noise
-        if is_random:
-            logits[view] = own.normal(size=difficulty.shape)
-        logits[view] = logits[view].astype(np.float32)
+        logits[view] = (noise if is_random else logits[view]).astype(np.float32)
     noise = own.normal(size=num_rows)
     pair = 0.3 * difficulty[:, 0] + 0.1 * noise + 0.3 * memorization * is_memorized
     pair = noise if is_random else pair
@@ -78,14 +74,17 @@ CASES = {
 def audit_case(case, multi_label=False):
     """Returns the records of all seeds, which tests must not change."""
     start, options, _ = CASES[case]
-    models = [
-        simulate(start + seed, multi_label=multi_label, **options)
-        for seed in range(NUM_SEEDS)
-    ]
-    return [
-        offline.audit_outputs(make_outputs(model, seed, multi_label))
-        for seed, model in enumerate(models)
-    ]
+    records = []
+    for seed in range(NUM_SEEDS):
+        model = simulate(start + seed, multi_label=multi_label, **options)
+        outputs = make_outputs(model, seed, multi_label)
+        records.append(offline.audit_outputs(outputs))
+    return records
+
+
+@pytest.fixture
+def outputs():
+    return make_outputs(simulate(1, memorization=0.5))
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -146,48 +145,41 @@ def test_diverged_methods_and_the_reference_get_no_verdict():
     assert result["word"] == "reference" and result["differences"]["image"] is None
 
 
-def test_differences_are_those_of_the_named_models():
-    outputs = make_outputs(simulate(1, memorization=0.5))
+def test_differences_are_those_of_the_named_models(outputs):
     record = offline.audit_outputs(outputs)
     signals = {
-        name: offline.compute_signals(model)["image"]["loss"]
-        for name, model in outputs.items()
+        n: offline.compute_signals(x)["image"]["loss"] for n, x in outputs.items()
     }
     assert set(record["attacks"]) == {"image", "text", "fused", "pair", "white"}
     result = record["attacks"]["image"]["loss"]
     assert result["bootstrap"][0] == pytest.approx(result["auc"][0])
     assert result["auc"] == pytest.approx(auc_interval(signals["model"], CONFIDENCE))
-    for key, name in (
-        ("difference", "model"),
-        ("original",) * 2,
-        ("control", "retrain_visual_2"),
-    ):
-        difference = auc_difference(
-            signals[name], signals["retrain_visual"], CONFIDENCE
-        )
-        assert result[key] == pytest.approx(difference), key
+    names = {"difference": "model", "original": "original"}
+    names["control"] = "retrain_visual_2"
+    for key, name in names.items():
+        pair = signals[name], signals["retrain_visual"]
+        assert result[key] == pytest.approx(auc_difference(*pair, CONFIDENCE)), key
     assert result["original"] != pytest.approx(result["control"], abs=0.02)
     epsilon = threshold_epsilon(signals["model"], confidence=1 - 0.05 / 3)
     assert record["epsilon"]["image"] == epsilon
 
 
-def test_rows_without_image_do_not_affect_image_measurements():
-    def audit(change):
-        outputs = make_outputs(simulate(1, memorization=0.5))
+def test_rows_without_image_do_not_affect_image_measurements(outputs):
+    records = []
+    for logit in (None, 9.0):
         for name, model in outputs.items():
             has_image = np.arange(len(model.id)) % 7 > 0
-            for view in ("image", "fused") if change else ():
-                model.logits[view][~has_image] = 9.0
+            for view in ("image", "fused") if logit else ():
+                model.logits[view][~has_image] = logit
             outputs[name] = model._replace(has_image=has_image)
         record = offline.audit_outputs(outputs)
         image = {k: record[k]["image"] for k in ("attacks", "score_difference")}
-        return image, record["attacks"]["fused"], record["epsilon"], record["gaps"]
+        fused = record["attacks"]["fused"]
+        records.append((image, fused, record["epsilon"], record["gaps"]))
+    assert records[0] == records[1]
 
-    assert audit(change=False) == audit(change=True)
 
-
-def test_scores_and_gaps_use_the_rows_of_their_split():
-    outputs = make_outputs(simulate(1, memorization=0.5))
+def test_scores_and_gaps_use_the_rows_of_their_split(outputs):
     before = offline.audit_outputs(outputs)
     outputs["model"].logits["image"][outputs["model"].split == "test"] *= -1
     after = offline.audit_outputs(outputs)
@@ -202,23 +194,20 @@ def test_scores_and_gaps_use_the_rows_of_their_split():
     assert growth == pytest.approx(25 * loss, abs=0.6)
 
 
-def test_score_excess_compares_the_unlearn_set_with_unseen_rows():
-    outputs = make_outputs(simulate(1, memorization=0.5))
+def test_score_excess_compares_the_unlearn_set_with_unseen_rows(outputs):
     exchange = {"unlearn": "unseen", "unseen": "unlearn"}
     exchanged = {
         name: x._replace(split=np.array([exchange.get(s, s) for s in x.split.tolist()]))
         for name, x in outputs.items()
     }
-    value, low, high = offline.measure_score_differences(outputs, is_excess=True)[
-        "image"
-    ]
+    measure = functools.partial(offline.measure_score_differences, is_excess=True)
+    value, low, high = measure(outputs)["image"]
     assert low > 0
-    reverse = offline.measure_score_differences(exchanged, is_excess=True)["image"]
+    reverse = measure(exchanged)["image"]
     assert reverse == pytest.approx([-value, -high, -low])
 
 
-def test_groups_change_every_interval():
-    outputs = make_outputs(simulate(1, memorization=0.5))
+def test_groups_change_every_interval(outputs):
     groups = np.arange(len(outputs["model"].id)) // 10
     grouped = {name: x._replace(group=groups) for name, x in outputs.items()}
 

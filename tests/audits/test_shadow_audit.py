@@ -7,8 +7,8 @@ from ccu_jax.audits.shadow_audit import ShadowPool
 from ccu_jax.audits.shadow_models import ShadowPlan
 from tests.audits.conftest import make_predictions
 
-NUM_SHADOWS, NUM_ROWS, NUM_OTHERS = 16, 240, 120
-SPLITS = {"unlearn": 120, "unseen": 120, "retain": NUM_OTHERS, "test": NUM_OTHERS}
+NUM_SHADOWS, NUM_ROWS, TOTAL = 16, 240, 480
+SPLITS = dict.fromkeys(("unlearn", "unseen", "retain", "test"), 120)
 
 
 def predictions(margins, groups):
@@ -25,22 +25,20 @@ def simulate_pool(remaining, *, group_size=1, num_shadows=NUM_SHADOWS):
     `remaining`. Rows of a group have the same noise.
     """
     rng = np.random.default_rng(0)
-    total = NUM_ROWS + 2 * NUM_OTHERS
-    groups = np.arange(NUM_ROWS) // group_size
-    num_groups = groups.max() + 1
+    all_groups = np.arange(TOTAL) // group_size
+    groups, num_groups = all_groups[:NUM_ROWS], NUM_ROWS // group_size
     is_in = []
     for _ in range(num_shadows // 2):
         half = rng.permutation(num_groups) < num_groups // 2
         is_in += [half[groups], ~half[groups]]
     plan = ShadowPlan(np.arange(NUM_ROWS), np.array(is_in), groups)
-    all_groups = np.arange(total) // group_size
-    difficulty = rng.normal(size=total)
-    is_trained = np.zeros((num_shadows, total))
+    difficulty = rng.normal(size=TOTAL)
+    is_trained = np.zeros((num_shadows, TOTAL))
     is_trained[:, :NUM_ROWS] = is_in
 
     def models(memorization):
-        noise = np.array([rng.normal(size=total) for _ in range(num_shadows)])
-        noise[:, :NUM_ROWS] = noise[:, :NUM_ROWS][:, groups * group_size]
+        noise = rng.normal(size=(num_shadows, TOTAL))
+        noise[:, :NUM_ROWS] = noise[:, groups * group_size]
         margins = difficulty + 0.5 * noise + memorization * is_trained
         return [predictions(x, all_groups) for x in margins]
 
@@ -54,13 +52,12 @@ def simulate_pool(remaining, *, group_size=1, num_shadows=NUM_SHADOWS):
         _predict=lambda method, number: unlearned[number],
         _report=lambda *args: None,
     )
-    is_unlearn = np.arange(total) < SPLITS["unlearn"]
+    is_unlearn = np.arange(TOTAL) < SPLITS["unlearn"]
     memorization = {"model": 2.0 * remaining, "original": 2.0, "retrain_visual": 0.0}
-    noise = rng.normal(size=(len(memorization), total))
-    targets = {
-        name: predictions(difficulty + 0.5 * e + value * is_unlearn, all_groups)
-        for (name, value), e in zip(memorization.items(), noise, strict=True)
-    }
+    targets = {}
+    for name, value in memorization.items():
+        margins = difficulty + 0.5 * rng.normal(size=TOTAL) + value * is_unlearn
+        targets[name] = predictions(margins, all_groups)
     return pool, targets
 
 

@@ -1,6 +1,6 @@
 """Shadow models: what they are trained on, joint training, and resuming."""
 
-import types
+import functools
 
 import jax
 import numpy as np
@@ -8,48 +8,31 @@ import pytest
 
 from ccu_jax import errors
 from ccu_jax.audits import shadow_models
-from ccu_jax.audits.shadow_models import (
-    make_shadow_problem,
-    make_shadow_sets,
-    plan_shadows,
-    train_shadows,
-)
 from ccu_jax.distributed import executors, preemption
 from ccu_jax.distributed.executors import EXECUTORS
 from ccu_jax.methods.reference import make_shadow_program
 from tests import toy
 
 
-@pytest.fixture
-def data():
-    return toy.make_dataset(140, per_group=2)
+class Setup:
+    """The problem and the plan of four shadow models."""
+
+    def __init__(self, make_run, executor="vmap"):
+        data = toy.make_dataset(140, per_group=2)
+        self.problem = toy.make_problem(EXECUTORS[executor](), data)
+        self.ctx, self.warnings = make_run(self.problem, data)
+        sets, seed = self.problem.sets, self.problem.seed
+        self.plan = shadow_models.plan_shadows(data, sets, 4, seed, "forget")
+        self.progress = []
+
+    def train(self, folder, batch_size):
+        options = folder, batch_size, lambda *x: self.progress.append(x)
+        return shadow_models.train_shadows(self.ctx, self.problem, self.plan, *options)
 
 
 @pytest.fixture
-def make_setup(data, make_run):
-    """Makes the problem and the plan of four shadow models, and trains them."""
-
-    def make(executor="vmap"):
-        problem = toy.make_problem(EXECUTORS[executor](), data)
-        ctx, warnings = make_run(problem, data)
-        plan = plan_shadows(data, problem.sets, 4, problem.seed, "forget")
-        progress = []
-
-        def train(folder, batch_size, plan=plan):
-            return train_shadows(
-                ctx, problem, plan, folder, batch_size, lambda *x: progress.append(x)
-            )
-
-        return types.SimpleNamespace(
-            ctx=ctx,
-            problem=problem,
-            plan=plan,
-            warnings=warnings,
-            progress=progress,
-            train=train,
-        )
-
-    return make
+def make_setup(make_run):
+    return functools.partial(Setup, make_run)
 
 
 def are_equal(one, other, tolerance=0.0):
@@ -57,9 +40,9 @@ def are_equal(one, other, tolerance=0.0):
     return all(np.allclose(a, b, rtol=0, atol=tolerance) for a, b in pairs)
 
 
-def test_a_pair_shares_the_rows_and_groups_stay_whole(data, make_setup):
+def test_a_pair_splits_the_rows_but_no_group(make_setup):
     setup = make_setup()
-    sets, plan = setup.problem.sets, setup.plan
+    data, sets, plan = setup.ctx.data, setup.problem.sets, setup.plan
     assert set(plan.rows) == {*sets.unlearn, *sets.unseen}
     assert plan.num_shadows == 4
     np.testing.assert_array_equal(plan.is_in[::2], ~plan.is_in[1::2])
@@ -69,7 +52,8 @@ def test_a_pair_shares_the_rows_and_groups_stay_whole(data, make_setup):
     np.testing.assert_array_equal(plan.group[:, None] == plan.group, same_group)
     same_half = plan.is_in[:, :, None] == plan.is_in[:, None]
     assert same_half[:, same_group].all()
-    assert (plan_shadows(data, sets, 4, 1, "forget").is_in != plan.is_in).any()
+    other = shadow_models.plan_shadows(data, sets, 4, 1, "forget")
+    assert (other.is_in != plan.is_in).any()
 
 
 def test_a_shadow_model_is_trained_on_its_half_and_on_all_texts(make_setup):
@@ -77,23 +61,24 @@ def test_a_shadow_model_is_trained_on_its_half_and_on_all_texts(make_setup):
     problem, plan = setup.problem, setup.plan
     sets, seeds = problem.sets, set()
     for number, is_in in enumerate(plan.is_in):
-        shadow = make_shadow_problem(problem, number)
+        shadow = shadow_models.make_shadow_problem(problem, number)
         seeds.add(shadow.seed)
         program = make_shadow_program(shadow, plan.rows[is_in])
         rows, visual = set(program.plan["rows"].ravel()), program.table["visual"]
         assert rows == {*sets.retain, *sets.unlearn, *plan.rows[is_in]}
         images = {row for row in rows if visual[row]}
         assert images == {*sets.retain, *plan.rows[is_in]}
-        unlearned = make_shadow_sets(problem, plan, number)
+        unlearned = shadow_models.make_shadow_sets(problem, plan, number)
         assert set(unlearned.unlearn) == set(plan.rows[is_in])
         assert not set(unlearned.unseen) & images
     assert len(seeds) == plan.num_shadows
 
 
 @pytest.mark.parametrize("executor", ["pmap", "vmap"])
-def test_joint_training_equals_single_training(data, make_setup, tmp_path, executor):
-    setup, rows = make_setup(executor), np.arange(len(data.id))
+def test_joint_training_equals_single_training(make_setup, tmp_path, executor):
+    setup = make_setup(executor)
     forward, table = setup.problem.forward, setup.problem.table
+    rows = np.arange(len(setup.ctx.data.id))
 
     def outputs(size):
         # Some parameters have no effect on the outputs, and noise for a gradient.
@@ -139,19 +124,17 @@ def test_the_batch_is_halved_until_it_fits_in_memory(make_setup, tmp_path, monke
     assert 1.5 < sizes[0] / sizes[1] < 2.5
 
 
-def test_only_damaged_or_foreign_checkpoints_are_trained_again(
-    make_setup, tmp_path, monkeypatch
-):
+def test_damaged_and_foreign_models_are_retrained(make_setup, tmp_path, monkeypatch):
     setup = make_setup()
     first = setup.train(tmp_path, 1)
     for path in (tmp_path / "2").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(bytes(255 - b for b in path.read_bytes()))
-    seeds, run = [], setup.ctx.loop.run
-    monkeypatch.setattr(
-        setup.ctx.loop, "run", lambda *args: seeds.append(args[2].seed) or run(*args)
-    )
+    seeds, loop, run = [], setup.ctx.loop, setup.ctx.loop.run
+    monkeypatch.setattr(loop, "run", lambda *x: seeds.append(x[2].seed) or run(*x))
     assert are_equal(setup.train(tmp_path, 1), first)
-    assert seeds == [make_shadow_problem(setup.problem, 2).seed] and setup.warnings
-    setup.train(tmp_path, 1, setup.plan._replace(is_in=~setup.plan.is_in))
+    damaged = shadow_models.make_shadow_problem(setup.problem, 2)
+    assert seeds == [damaged.seed] and setup.warnings
+    setup.plan = setup.plan._replace(is_in=~setup.plan.is_in)
+    setup.train(tmp_path, 1)
     assert len(seeds) == 5

@@ -58,9 +58,7 @@ def test_verdict_follows_from_the_interval(low, high, word):
         (None, None, None, INCONCLUSIVE),
     ],
 )
-def test_scores_count_if_they_differ_by_more_than_the_tolerance(
-    difference, score, excess, word
-):
+def test_scores_count_beyond_the_tolerance(difference, score, excess, word):
     values = [x and interval(*x) for x in (difference, score, excess)]
     verdict = judge_view(values[0], score_difference=values[1], score_excess=values[2])
     assert verdict.word == word
@@ -69,13 +67,9 @@ def test_scores_count_if_they_differ_by_more_than_the_tolerance(
 
 
 def test_the_sentence_has_all_numbers():
-    verdict = judge_view(
-        interval(0.01, 0.04),
-        "TPR",
-        attack=interval(0.5, 0.6),
-        original=interval(0.18, 0.28),
-        control=interval(-0.02, 0.01),
-    )
+    values = {"attack": (0.5, 0.6), "original": (0.18, 0.28), "control": (-0.02, 0.01)}
+    values = {name: interval(*limits) for name, limits in values.items()}
+    verdict = judge_view(interval(0.01, 0.04), "TPR", **values)
     assert verdict.word == FORGOTTEN and verdict.has_power
     numbers = ("TPR 0.550", "+0.025", "+0.230", "-0.005", "±0.05", "significant, but")
     assert all(text in verdict.sentence for text in numbers)
@@ -95,9 +89,8 @@ def test_the_sentence_has_all_numbers():
 def test_an_attack_has_power_if_it_detects_memorization_in_the_original(
     difference, original, word, has_power
 ):
-    verdict = judge_view(
-        interval(*difference), original=original and interval(*original)
-    )
+    original = original and interval(*original)
+    verdict = judge_view(interval(*difference), original=original)
     assert (verdict.word, verdict.has_power) == (word, has_power)
     assert ("no evidence" in verdict.sentence) == (has_power is False)
 
@@ -124,9 +117,7 @@ def test_a_method_has_the_verdict_of_its_worst_view():
     ],
 )
 def test_views_without_power_do_not_count_unless_they_find_something(views, word):
-    verdicts = {
-        name: Verdict(x, f"{x}: .", power) for name, (x, power) in views.items()
-    }
+    verdicts = {name: Verdict(x, f"{x}: .", y) for name, (x, y) in views.items()}
     assert combine_views(verdicts).word == word
 
 

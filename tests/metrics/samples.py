@@ -3,37 +3,41 @@
 from typing import TypeVar
 
 import numpy as np
+import pytest
 
 from ccu_jax.metrics.roc import Signals
 
+EXACT = 1e-9
+TIES = pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
+BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 T = TypeVar("T")
 
 
-def measured(value: T | None) -> T:
+def require(value: T | None) -> T:
     """Returns a measurement that must not be None."""
     assert value is not None
     return value
 
 
-def coverage(sample, truth, seeds=300) -> float:
+def compute_coverage(sample, truth, seeds=300) -> float:
     """Returns how often the interval `sample(rng)` contains the truth."""
-    intervals = [measured(sample(np.random.default_rng(seed))) for seed in range(seeds)]
+    intervals = [require(sample(np.random.default_rng(seed))) for seed in range(seeds)]
     return float(np.mean([x.low <= truth <= x.high for x in intervals]))
 
 
-def normal_signals(seed=0, shift=0.5, members=60, nonmembers=80, ties=False) -> Signals:
+def make_signals(seed=0, shift=0.5, members=60, nonmembers=80, ties=False) -> Signals:
     """Returns unit normal signals whose means are `shift` apart."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=members) + shift, rng.normal(size=nonmembers)
     return Signals(np.round(2 * x), np.round(2 * y)) if ties else Signals(x, y)
 
 
-def random_logits(seed=0, rows=80, classes=5) -> np.ndarray:
+def make_logits(seed=0, rows=80, classes=5) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return 2 * rng.normal(size=(rows, classes)).astype(np.float32)
 
 
-def random_labels(multi_label, seed=100, rows=80, classes=5) -> np.ndarray:
+def make_labels(multi_label, seed=100, rows=80, classes=5) -> np.ndarray:
     """Returns labels `[N, K]`; no row has the last class."""
     rng = np.random.default_rng(seed)
     if not multi_label:

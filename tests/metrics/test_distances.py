@@ -17,10 +17,7 @@ from ccu_jax.metrics.distances import (
     scatter_ratio,
 )
 from ccu_jax.metrics.intervals import jackknife_interval
-from tests.metrics.samples import measured, random_logits
-
-EXACT = 1e-9
-BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
+from tests.metrics.samples import BOTH, EXACT, make_logits, require
 
 
 def embeddings(seed=0, rows=150, classes=3, width=6):
@@ -35,12 +32,9 @@ def rotation(width=6):
     return np.linalg.qr(np.random.default_rng(1).normal(size=(width, width)))[0]
 
 
-# --- predictions ----------------------------------------------------------------------
-
-
 @BOTH
 def test_distances_of_predictions_agree_with_their_definitions(multi_label):
-    logits = [random_logits(seed).astype(np.float64) for seed in (0, 1)]
+    logits = [make_logits(seed).astype(np.float64) for seed in (0, 1)]
     if multi_label:
         p, q = (scipy.special.expit(np.stack([x, -x], axis=-1)) for x in logits)
         same = (logits[0] > 0) == (logits[1] > 0)
@@ -60,10 +54,8 @@ def test_distances_of_predictions_agree_with_their_definitions(multi_label):
 
 @BOTH
 @pytest.mark.parametrize("scale", [50, 1e6])
-def test_equal_predictions_have_distance_zero_and_opposite_ones_the_largest(
-    scale, multi_label
-):
-    logits = scale * np.sign(random_logits())
+def test_equal_predictions_have_distance_0_and_opposite_the_largest(scale, multi_label):
+    logits = scale * np.sign(make_logits())
     opposite, largest = -logits, math.sqrt(5)
     if not multi_label:
         logits = scale * np.eye(5)[np.random.default_rng(0).integers(5, size=80)]
@@ -73,9 +65,6 @@ def test_equal_predictions_have_distance_zero_and_opposite_ones_the_largest(
         np.testing.assert_allclose(js_divergence(*pair), divergence, atol=EXACT)
         np.testing.assert_allclose(activation_distance(*pair), distance)
         assert (agreement(*pair) == (distance == 0)).all()
-
-
-# --- embeddings -----------------------------------------------------------------------
 
 
 def cka(x, y):
@@ -93,7 +82,7 @@ def cka(x, y):
 def test_cka_agrees_with_its_definition_and_the_jackknife():
     x, _ = embeddings(0, rows=40)
     y = np.tanh(x @ np.random.default_rng(1).normal(size=(6, 9))) + 5
-    interval = measured(cka_interval(x, y))
+    interval = require(cka_interval(x, y))
     assert interval == pytest.approx(jackknife_interval(cka, x, y), abs=EXACT)
     assert cka_interval(y, x) == pytest.approx(interval, abs=EXACT)
     assert interval.low < interval.value < interval.high
@@ -101,11 +90,11 @@ def test_cka_agrees_with_its_definition_and_the_jackknife():
 
 def test_cka_ignores_rotation_and_scale_and_is_zero_for_unrelated_embeddings():
     x, _ = embeddings()
-    assert measured(cka_interval(x, 3 * x @ rotation() - 7)).value == pytest.approx(1)
-    assert measured(cka_interval(1e150 * x, 1e-150 * x)).value == pytest.approx(1)
+    assert require(cka_interval(x, 3 * x @ rotation() - 7)).value == pytest.approx(1)
+    assert require(cka_interval(1e150 * x, 1e-150 * x)).value == pytest.approx(1)
     # Even with more dimensions than rows.
     unrelated = np.random.default_rng(3).normal(size=(2, 60, 300))
-    assert abs(measured(cka_interval(*unrelated)).value) < 0.1
+    assert abs(require(cka_interval(*unrelated)).value) < 0.1
 
 
 def test_collapsed_embeddings_have_no_similarity():
@@ -113,7 +102,7 @@ def test_collapsed_embeddings_have_no_similarity():
     same = np.ones_like(x) * 0.3 + 1e-9 * x  # equal up to float32 rounding
     for pair in ((x, same), (same, x), (same, same), (x[:9], x[:9]), (x * np.nan, x)):
         assert cka_interval(*pair) is None
-    assert measured(intra_class_similarity(x, same, labels)).value == 0
+    assert require(intra_class_similarity(x, same, labels)).value == 0
     assert intra_class_similarity(same, same, labels) is None
     assert intra_class_similarity(x[:2], x[:2], labels[:2]) is None
     assert scatter_ratio(same, labels) is None
@@ -137,9 +126,9 @@ def test_intra_class_similarity_is_the_mean_correlation_of_distances():
     y = np.tanh(x)
     classes = [labels[:, k] > 0 for k in range(3)]
     expected = [np.corrcoef(pdist(x[c]), pdist(y[c]))[0, 1] for c in classes]
-    similarity = measured(intra_class_similarity(x, y, labels))
+    similarity = require(intra_class_similarity(x, y, labels))
     assert similarity.value == pytest.approx(np.mean(expected), abs=EXACT)
-    rotated = measured(intra_class_similarity(x, 2 * x @ rotation() + 1, labels))
+    rotated = require(intra_class_similarity(x, 2 * x @ rotation() + 1, labels))
     assert rotated.value == pytest.approx(1)
 
 
@@ -150,8 +139,8 @@ def test_order_of_rows_does_not_change_distances_of_embeddings(max_rows, monkeyp
     y = x + np.random.default_rng(1).normal(size=x.shape)
     order = np.random.default_rng(2).permutation(len(x))
     for measure, arrays in (
-        (lambda *x: measured(intra_class_similarity(*x)).value, (x, y, labels)),
-        (lambda *x: measured(cka_interval(*x)).value, (x, y)),
+        (lambda *x: require(intra_class_similarity(*x)).value, (x, y, labels)),
+        (lambda *x: require(cka_interval(*x)).value, (x, y)),
         (scatter_ratio, (x, labels)),
     ):
         mixed = measure(*(array[order] for array in arrays))

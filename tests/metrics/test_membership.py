@@ -7,10 +7,9 @@ import pytest
 
 from ccu_jax.metrics import membership
 from ccu_jax.metrics.membership import membership_signals
-from tests.metrics.samples import random_labels, random_logits
+from tests.metrics.samples import BOTH, make_labels, make_logits
 
 NAMES = ("loss", "margin", "entropy", "modified_entropy")
-BOTH = pytest.mark.parametrize("multi_label", [False, True], ids=["single", "multi"])
 
 
 def test_signals_have_the_values_computed_by_hand():
@@ -42,7 +41,7 @@ def test_true_probability_is_the_geometric_mean_over_labels():
 
 
 def test_two_classes_have_the_signals_of_one_binary_label():
-    logits, labels = random_logits(classes=2), random_labels(False, classes=3)[:, :2]
+    logits, labels = make_logits(classes=2), make_labels(False, classes=3)[:, :2]
     logits = logits.astype(np.float64)
     single = membership_signals(logits, labels, False)
     binary = membership_signals(logits[:, 1:] - logits[:, :1], labels[:, 1:], True)
@@ -51,11 +50,9 @@ def test_two_classes_have_the_signals_of_one_binary_label():
 
 
 def test_multi_label_signals_combine_those_of_each_label():
-    logits, labels = random_logits(), random_labels(True)
-    columns = [
-        membership_signals(logits[:, k : k + 1], labels[:, k : k + 1], True)
-        for k in range(logits.shape[1])
-    ]
+    logits, labels = make_logits(), make_labels(True)
+    pairs = zip(np.hsplit(logits, 5), np.hsplit(labels, 5), strict=True)
+    columns = [membership_signals(*pair, True) for pair in pairs]
     for name, value in membership_signals(logits, labels, True).items():
         combine = np.mean if name == "margin" else np.sum
         expected = combine([column[name] for column in columns], axis=0)
@@ -64,7 +61,7 @@ def test_multi_label_signals_combine_those_of_each_label():
 
 @BOTH
 def test_signals_are_finite_and_independent_of_other_rows(multi_label):
-    logits, labels = random_logits(), random_labels(multi_label)
+    logits, labels = make_logits(), make_labels(multi_label)
     for extreme in (1e4 * logits, 0 * logits, np.sign(logits) * 1e6):
         for name, value in membership_signals(extreme, labels, multi_label).items():
             assert np.isfinite(value).all(), name

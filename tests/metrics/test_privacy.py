@@ -14,7 +14,7 @@ from ccu_jax.metrics.privacy import (
     threshold_epsilon,
 )
 from ccu_jax.metrics.roc import Signals
-from tests.metrics.samples import measured
+from tests.metrics.samples import require
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,17 @@ def test_one_run_epsilon_has_the_published_values(
     assert epsilon == pytest.approx(expected, abs=tolerance)
 
 
-def canaries(rng, count=1000, effect=0.0):
+def canaries(seed_or_rng, count=1000, effect=0.0):
+    rng = np.random.default_rng(seed_or_rng)
     included = rng.random(count) < 0.5
     return rng.normal(size=count) + effect * included, included
 
 
 def test_one_run_audit_finds_memory_and_over_forgetting():
-    none, some, much = (
-        one_run_audit(*canaries(np.random.default_rng(0), effect=effect))
-        for effect in (0, 1, 3)
-    )
+    none, some, much = (one_run_audit(*canaries(0, effect=x)) for x in (0, 1, 3))
     assert none.epsilon == 0 and 0 < some.epsilon < much.epsilon
     assert not much.over_forgotten and much.canaries == 1000
-    scores, included = canaries(np.random.default_rng(0), effect=3)
+    scores, included = canaries(0, effect=3)
     over = one_run_audit(-scores, included)
     assert over.over_forgotten and over.epsilon == pytest.approx(much.epsilon)
     # The bound is that of the stated numbers.
@@ -83,7 +81,7 @@ def test_impossible_counts_are_rejected():
 
 
 def test_clopper_pearson_epsilon_uses_the_upper_limits_of_both_rates():
-    fnr, fpr = (measured(clopper_pearson(hits, 1000)).high for hits in (309, 308))
+    fnr, fpr = (require(clopper_pearson(hits, 1000)).high for hits in (309, 308))
     expected = max(math.log((1 - 1e-5 - fpr) / fnr), math.log((1 - 1e-5 - fnr) / fpr))
     epsilon = clopper_pearson_epsilon(691, 1000, 308, 1000)
     assert epsilon == pytest.approx(expected)
@@ -103,7 +101,7 @@ def test_threshold_epsilon_finds_members_on_either_side():
     few = members.copy()
     few[:100] += 9
     for side, minimum in ((members + 2, 1), (members - 2, 1), (few, 0.5)):
-        assert measured(threshold_epsilon(Signals(side, nonmembers))) > minimum
+        assert require(threshold_epsilon(Signals(side, nonmembers))) > minimum
     mixed = Signals(rng.permutation(few), rng.permutation(nonmembers))
     assert threshold_epsilon(mixed) == threshold_epsilon(Signals(few, nonmembers))
     assert threshold_epsilon(Signals(np.zeros(50), np.zeros(50))) == 0
@@ -134,4 +132,4 @@ def sample_groups(rng):
 @pytest.mark.parametrize("sample", [sample_canaries, sample_rows, sample_groups])
 def test_bound_is_rarely_above_zero_if_nothing_leaks(sample):
     rngs = map(np.random.default_rng, range(200))
-    assert np.mean([measured(sample(rng)) > 0 for rng in rngs]) <= 0.05
+    assert np.mean([require(sample(rng)) > 0 for rng in rngs]) <= 0.05

@@ -9,7 +9,8 @@ from ccu_jax.evaluate.predictions import SPLITS
 from ccu_jax.runs.progress import Reporter
 
 
-def _make_row(method, seed=0, *, fused=0.6, auc=0.52, unlearn_s=10.0, **changes):
+def make_row(method, seed=0, *, fused=0.6, auc=0.52, unlearn_s=10.0, **changes):
+    """Returns a complete row of results.json; keywords replace or add keys."""
     views = {view: {"accuracy": fused} for view in ("image", "text", "fused")}
     return {
         "config": "clipart",
@@ -30,16 +31,10 @@ def _make_row(method, seed=0, *, fused=0.6, auc=0.52, unlearn_s=10.0, **changes)
 
 
 @pytest.fixture
-def make_row():
-    """Makes a complete row of results.json; keywords replace or add keys."""
-    return _make_row
-
-
-@pytest.fixture
 def good_rows():
     """Two seeds in which ccu_plus meets every target."""
     return [
-        _make_row(method, seed, fused=fused + slope * seed, auc=auc, unlearn_s=seconds)
+        make_row(method, seed, fused=fused + slope * seed, auc=auc, unlearn_s=seconds)
         for seed in (0, 1)
         for method, fused, slope, auc, seconds in (
             ("scrub", 0.61, 0.01, 0.56, 20.0),
@@ -52,17 +47,13 @@ def good_rows():
 
 
 @pytest.fixture
-def rows_with_requests(make_row):
+def rows_with_requests():
     """Two seeds of ccu, with two unlearning requests and with one."""
 
     def request(seconds, auc):
         views = dict.fromkeys(("image", "text", "fused", "pair"), auc)
-        return {
-            "count": 40,
-            "seconds": {"start": 1.0, "steps": seconds - 1, "unlearn": seconds},
-            "attack_auc": {"all": views, "first": views, "this": views},
-            "scores": {"test": {"fused": {"accuracy": 0.5}}},
-        }
+        aucs = dict.fromkeys(("all", "first", "this"), views)
+        return make_row("ccu", fused=0.5, unlearn_s=seconds, attack_auc=aucs, count=40)
 
     requests = [[request(4.0, 0.5), request(6.0, 0.6)], [request(4.0, 0.52)]]
     return [
@@ -77,15 +68,16 @@ def make_reporter(tmp_path, monkeypatch):
 
     def make(width=None):
         reporter = Reporter(tmp_path, is_active=True)
-        buffer = io.StringIO()
-        buffer.isatty = lambda: width is not None
-        console = Console(
-            file=buffer,
-            force_terminal=width is not None,
-            width=width,
-            _environ={"TERM": "xterm"},
-        )
+        buffer, has_width = io.StringIO(), width is not None
+        buffer.isatty = lambda: has_width
+        options = {"force_terminal": has_width, "_environ": {"TERM": "xterm"}}
+        console = Console(file=buffer, width=width, **options)
         monkeypatch.setattr(reporter, "console", console)
         return reporter, buffer
 
     return make
+
+
+def cells_of(table):
+    """Returns the cells of each row by column title."""
+    return [dict(zip(table.header, row, strict=True)) for row in table.rows]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ccu_jax.reports import audit_table
+from tests.reports.conftest import cells_of
 
 SEEDS = 6
 
@@ -11,28 +12,25 @@ SEEDS = 6
 @pytest.fixture
 def method():
     """A method of the smoke tier, measured on the same rows in every seed."""
-    interval = [0.01, -0.02, 0.04]
     record = {"members": "same", "compared": True, "costs_s": {"gaps": 0.25}}
     record |= {"gaps": {"average_gap": [2.0, 1.0, 3.0], "tug_of_war": None}}
+    record |= {"seconds": {"smoke": 0.5}}
     verdict = {"word": "forgotten", "sentence": "image: forgotten: attack AUC 0.51"}
+    differences = {"image": [0.01, -0.02, 0.04], "fused": None, "pair": None}
     return {
         "method": "retrain_visual_2",
         "edition": "sample",
-        "verdict": verdict
-        | {"differences": {"image": interval} | dict.fromkeys(("fused", "pair"))},
-        "seeds": [
-            record | {"seed": s, "seconds": {"smoke": 0.5}} for s in range(SEEDS)
-        ],
+        "verdict": verdict | {"differences": differences},
+        "seeds": [record | {"seed": seed} for seed in range(SEEDS)],
     }
 
 
-def cells_of(method):
-    table = audit_table.make_table([method])
-    return dict(zip(table.header, table.rows[0], strict=True))
+def make_cells(method):
+    return cells_of(audit_table.make_table([method]))[0]
 
 
 def test_columns_without_values_are_left_out(method):
-    assert cells_of(method) == {
+    assert make_cells(method) == {
         "method": "retrain_visual_2",
         "verdict": "forgotten",
         "Δ AUC vs retrain_visual, image": "+0.010 (-0.020 to +0.040)",
@@ -50,7 +48,7 @@ def test_relearning_and_shadow_models_have_columns(method):
         record["relearning"] |= {"limit": 99, "diverged": None}
         record["pool"] = {"image": {"shadows": 16, "ulira": {"auc": [0.5, 0.4, 0.6]}}}
     method["seeds"][0]["costs_s"] = {"shadow models": 70.0}
-    cells = cells_of(method)
+    cells = make_cells(method)
     assert cells["relearning steps"] == "30 (20 to > 99)"
     assert cells["U-LiRA AUC"] == "0.500 (0.400 to 0.600)"
     assert cells["shadow models"] == "16"
@@ -59,7 +57,7 @@ def test_relearning_and_shadow_models_have_columns(method):
     for seed, record in enumerate(method["seeds"]):
         record["members"] = str(seed)
     low = 0.5 - 0.1 / np.sqrt(SEEDS)
-    assert cells_of(method)["U-LiRA AUC"] == f"0.500 ({low:.3f} to {1 - low:.3f})"
+    assert make_cells(method)["U-LiRA AUC"] == f"0.500 ({low:.3f} to {1 - low:.3f})"
 
 
 def test_seeds_that_lack_a_value_or_differ_are_stated(method):
@@ -67,7 +65,7 @@ def test_seeds_that_lack_a_value_or_differ_are_stated(method):
         ulira = {"auc": [0.5, 0.4, 0.6]} if seed else None
         record["pool"] = {"image": {"shadows": 16 if seed else 8, "ulira": ulira}}
         record["relearning"] = {"diverged": "step 1: loss nan"}
-    cells = cells_of(method)
+    cells = make_cells(method)
     assert cells["shadow models"] == "8, 16"
     assert cells["U-LiRA AUC"].endswith("), 5 of 6 seeds")
     assert cells["relearning steps"] == "diverged (step 1: loss nan)"

@@ -10,6 +10,7 @@ import pytest
 from ccu_jax.reports import figure
 from ccu_jax.reports.report import write_report
 from ccu_jax.reports.summary import DASH
+from tests.reports.conftest import make_row
 
 
 def read_all(folder):
@@ -34,25 +35,22 @@ def test_write_report_writes_every_file(tmp_path, good_rows, rows_with_requests)
         [],
         [{}],
         [{"method": "ccu_plus"}, {"method": "retrain_visual", "seconds": None}],
-        [("ccu_plus", {"scores": None, "seconds": 3, "unlearn_set": "x"})],
-        [("scrub", {"device": None, "metric": None, "text_unchanged": None})],
-        [("ccu_plus", {"seconds": {"unlearn": 0.0}, "attack_auc": []})],
-        [("a", {"fused": np.float32(0.5), "auc": np.nan, "seed": np.int64(3)})],
+        [make_row("ccu_plus", scores=None, seconds=3, unlearn_set="x")],
+        [make_row("scrub", device=None, metric=None, text_unchanged=None)],
+        [make_row("ccu_plus", seconds={"unlearn": 0.0}, attack_auc=[])],
+        [make_row("a", fused=np.float32(0.5), auc=np.nan, seed=np.int64(3))],
     ],
 )
-def test_rows_without_some_keys_are_shown_with_dashes(rows, make_row, tmp_path):
-    rows = [
-        row if isinstance(row, dict) else make_row(row[0], **row[1]) for row in rows
-    ]
+def test_rows_without_some_keys_are_shown_with_dashes(rows, tmp_path):
     write_report(tmp_path, rows, {})
     assert not rows or DASH in (tmp_path / "table.md").read_text()
     assert len(json.loads((tmp_path / "results.json").read_text())) == len(rows)
 
 
-def test_hostile_text_is_escaped_everywhere(good_rows, make_row, tmp_path):
+def test_hostile_text_is_escaped_everywhere(good_rows, tmp_path):
     evil = "<script>alert(1)</script>|![x](http://evil.example)$\\frac{$\n\x1b[2J\ud800"
-    differences = dict.fromkeys(("image", "fused", "pair"))
-    verdict = {"word": evil, "sentence": evil, "differences": differences}
+    verdict = {"word": evil, "sentence": evil}
+    verdict["differences"] = dict.fromkeys(("image", "fused", "pair"))
     audit = {"method": evil, "edition": evil, "seeds": [], "verdict": verdict}
     rows = [*good_rows, make_row(evil, diverged=evil, commit=evil, config=evil)]
     config = {evil: [evil, {"x": "</pre><img src=x>"}]}
@@ -69,9 +67,7 @@ def test_hostile_text_is_escaped_everywhere(good_rows, make_row, tmp_path):
 
 
 @pytest.mark.parametrize("failure", ["replace", "draw"])
-def test_a_failed_write_keeps_the_old_files(
-    tmp_path, monkeypatch, good_rows, make_row, failure
-):
+def test_a_failed_write_keeps_the_old_files(tmp_path, monkeypatch, good_rows, failure):
     write_report(tmp_path, good_rows, {})
     before = read_all(tmp_path)
 
@@ -80,5 +76,5 @@ def test_a_failed_write_keeps_the_old_files(
 
     monkeypatch.setattr(os if failure == "replace" else figure, failure, fail)
     with pytest.raises(OSError, match="no space"):
-        write_report(tmp_path, [make_row("ccu")], {})
+        write_report(tmp_path, good_rows[:1], {})
     assert read_all(tmp_path) == before

@@ -11,6 +11,7 @@ from ccu_jax.reports.summary import (
     get_score,
     group_by_method,
 )
+from tests.reports.conftest import make_row
 
 
 def test_estimate_has_the_t_interval_of_the_finite_values():
@@ -23,17 +24,15 @@ def test_estimate_has_the_t_interval_of_the_finite_values():
     assert estimate([]).count == 0
 
 
-def test_time_is_paired_by_seed_or_compared_with_the_mean(make_row):
+def test_time_is_paired_by_seed_or_compared_with_the_mean():
     rows = {"0": make_row("ccu", unlearn_s=5.0), "9": make_row("ccu", unlearn_s=6.0)}
-    reference = {
-        "0": make_row("r", unlearn_s=50.0),
-        "1": make_row("r", unlearn_s=100.0),
-    }
+    times = {"0": 50.0, "1": 100.0}
+    reference = {seed: make_row("r", unlearn_s=time) for seed, time in times.items()}
     percent = MethodResults(rows).mean_time_percent(MethodResults(reference))
     assert percent.mean == pytest.approx((10.0 + 8.0) / 2)  # 5/50 and 6/75
 
 
-def test_differences_use_common_seeds_only(make_row):
+def test_differences_use_common_seeds_only():
     one = MethodResults({"0": make_row("a", fused=0.7), "1": make_row("a", fused=0.1)})
     other = MethodResults({"0": make_row("b", fused=0.5), "2": make_row("b")})
     difference = one.mean_difference(other, lambda row: get_score(row, "test", "fused"))
@@ -41,12 +40,11 @@ def test_differences_use_common_seeds_only(make_row):
     assert list(one.with_seeds_of(other).rows) == ["0"]
 
 
-def test_best_baseline_may_have_to_match_the_reference(good_rows, make_row):
+def test_best_baseline_may_have_to_match_the_reference(good_rows):
     weak = [make_row("salun", s, fused=0.5, auc=0.51, unlearn_s=4.0) for s in (0, 1)]
     rows = [*good_rows, *weak]
-    assert (
-        find_best_baseline(group_by_method(rows)) == "scrub"
-    )  # whose attack AUC is 0.04 off
+    # The attack AUC of scrub is 0.04 off.
+    assert find_best_baseline(group_by_method(rows)) == "scrub"
     assert find_best_baseline(group_by_method(rows), must_forget=True) == "salun"
     for row in weak:  # the AUC of one view alone does not suffice
         row["attack_auc"] = {**row["attack_auc"], "fused": 0.4}

@@ -7,14 +7,17 @@ import pytest
 from ccu_jax.reports import report, tables
 from ccu_jax.reports.summary import DASH
 from ccu_jax.runs.progress import Reporter
+from tests.reports.conftest import cells_of, make_row
 
 
-def cells_of(table):
-    """Returns the cells of each row by column title."""
-    return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+def show_on_terminal(rows, make_reporter, width):
+    """Returns the text of the report on a terminal of `width` characters."""
+    reporter, screen = make_reporter(width)
+    report.show(rows, reporter)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
 
 
-def test_methods_have_a_fixed_order_and_times(good_rows, make_row):
+def test_methods_have_a_fixed_order_and_times(good_rows):
     rows = [*good_rows, make_row("zzz"), make_row("ccu")]
     cells = {row["method"]: row for row in cells_of(tables.make_method_table(rows))}
     order = "original retrain_visual finetune scrub ccu ccu_plus zzz"
@@ -44,9 +47,7 @@ def test_requests_have_their_own_table(rows_with_requests, make_reporter):
     assert second["attack AUC fused, first request"] == "0.600"
     assert second["time (s)"] == "6.00" and second["test fused"] == "50.0"
     assert "\n## Sequential requests\n" in report.to_markdown(rows_with_requests)
-    reporter, screen = make_reporter(width=70)
-    report.show(rows_with_requests, reporter)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    text = show_on_terminal(rows_with_requests, make_reporter, width=70)
     requests = text.partition("Sequential requests")[2].partition("Clip art")[0]
     # Too wide for the terminal: several tables, each with method and request.
     assert len(re.findall(r"^ *ccu +1 ", requests, flags=re.M)) > 1
@@ -55,16 +56,14 @@ def test_requests_have_their_own_table(rows_with_requests, make_reporter):
 @pytest.mark.parametrize(
     "requests", [None, [], "x", {}, [None], [{}, 3, {"seconds": 3, "attack_auc": []}]]
 )
-def test_malformed_requests_are_shown_with_dashes(make_row, requests):
+def test_malformed_requests_are_shown_with_dashes(requests):
     table = tables.make_request_table([make_row("ccu", requests=requests)])
     assert bool(table.rows) == (isinstance(requests, list) and {} in requests)
 
 
 @pytest.mark.parametrize("width", [8, 30, 100])
 def test_tables_fit_the_terminal(good_rows, make_reporter, width):
-    reporter, screen = make_reporter(width)
-    report.show(good_rows, reporter)
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    text = show_on_terminal(good_rows, make_reporter, width)
     assert max(len(line) for line in re.split(r"[\r\n]", text)) <= width
     assert "retrain_visual" in text or width == 8
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image
 
 from ccu_jax.data.readers.base import CLIPART, Progress
@@ -22,7 +23,7 @@ _SYLLABLES = "ba do fen gri ha jo kel lu mar nim or pel ru sta tov ul ven wi yas
 _SPLIT_FRACTIONS = {"train": 0.65, "validation": 0.15, "test": 0.2}
 
 
-def sample_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+def sample_field(rng: Generator, size: int, cells: int) -> np.ndarray:
     """Samples a smooth random field, float32 [size, size], `cells` bumps across."""
     coarse = rng.standard_normal((cells + 1, cells + 1), np.float32)
     field = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
@@ -50,9 +51,14 @@ def make_mask(distance: np.ndarray, width: float) -> np.ndarray:
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """Encodes an image with values in [0, 1], [H, W] or [H, W, 3], as a JPEG."""
-    file = io.BytesIO()
     pixels = (255 * image.clip(0, 1) + 0.5).astype(np.uint8)
-    Image.fromarray(pixels).save(file, "jpeg", quality=quality)
+    return encode_pixels(pixels, "jpeg", quality=quality)
+
+
+def encode_pixels(pixels: np.ndarray, file_type: str, **options: int) -> bytes:
+    """Encodes a uint8 image, [H, W] or [H, W, 3]; the options are those of Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_type, **options)
     return file.getvalue()
 
 
@@ -62,7 +68,7 @@ def hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def sample_oriented_grid(
-    rng: np.random.Generator, width: int, height: int
+    rng: Generator, width: int, height: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Samples an angle; returns it and the pixel coordinates along and across it."""
     y, x = np.mgrid[0:height, 0:width] / height
@@ -82,9 +88,7 @@ def load_cutout(name: str) -> Image.Image:
     return image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
-def scale_and_flip(
-    rng: np.random.Generator, image: Image.Image, scale: float
-) -> Image.Image:
+def scale_and_flip(rng: Generator, image: Image.Image, scale: float) -> Image.Image:
     """Scales an image and mirrors it with probability 1/2."""
     size = (max(4, int(scale * image.width)), max(4, int(scale * image.height)))
     image = image.resize(size, Image.Resampling.BICUBIC)
@@ -100,21 +104,22 @@ def multiply_image(canvas: np.ndarray, image: Image.Image, left: int, top: int) 
     area[:] = area * ink // 255
 
 
-def choose(rng: np.random.Generator, pool: Sequence[str]) -> str:
+def choose(rng: Generator, pool: Sequence[str]) -> str:
     """Samples an element of `pool` uniformly."""
     return pool[int(rng.integers(len(pool)))]
 
 
-def invent_word(rng: np.random.Generator) -> str:
+def invent_word(rng: Generator) -> str:
     """Invents a word of two or three syllables."""
     return "".join(rng.choice(_SYLLABLES.split(), rng.integers(2, 4)))
 
 
 def write_pairs(
     root: pathlib.Path,
-    sizes: list[int],
+    rows: int,
+    group_sizes: np.ndarray,
     seed: int,
-    draw_group: Callable[[int, int], Iterator[dict]],
+    draw_group: Callable[[int, int, int], Iterator[dict]],
     prefix: str,
     progress: Progress,
 ) -> None:
@@ -122,20 +127,23 @@ def write_pairs(
 
     Args:
         root: the new folder.
-        sizes: number of rows of each group.
-        seed: seed of the split.
-        draw_group: yields the rows of a group, given its index and size, as dicts of
-            "image" (encoded), "text", and "label" or "labels".
+        rows: number of rows to write.
+        group_sizes: rows of each group; those that would exceed `rows` are cut off.
+        seed: seed of the split and the rows.
+        draw_group: yields the rows of a group, given the seed, the group's index and
+            its size, as dicts of "image" (encoded), "text", and "label" or "labels".
         prefix: first letter of the group names.
         progress: called with (stage, done, total).
     """
     (root / "images").mkdir()
-    done = 0
+    ends, done = np.cumsum(group_sizes), 0
+    last = int(np.searchsorted(ends, rows))
+    sizes = [*group_sizes[:last].tolist(), rows - int(ends[last] - group_sizes[last])]
     with (root / "pairs.jsonl").open("w", encoding="utf-8", newline="\n") as index:
         for group, split in enumerate(_assign_splits(sizes, seed)):
             name = f"{prefix}{group:05d}"
-            for number, row in enumerate(draw_group(group, sizes[group]), start=1):
-                progress(STAGE, done, sum(sizes))
+            for number, row in enumerate(draw_group(seed, group, sizes[group]), 1):
+                progress(STAGE, done, rows)
                 path = f"images/{name}-{number}.jpg"
                 (root / path).write_bytes(row.pop("image"))
                 row = {"id": f"{name}-{number}", "image": path} | row
@@ -143,16 +151,9 @@ def write_pairs(
                 done += 1
 
 
-def truncate_groups(sizes: np.ndarray, rows: int) -> list[int]:
-    """Returns the leading sizes, the last one reduced, so that their sum is `rows`."""
-    ends = np.cumsum(sizes)
-    last = int(np.searchsorted(ends, rows))
-    return [*sizes[:last].tolist(), rows - int(ends[last] - sizes[last])]
-
-
 def _assign_splits(sizes: list[int], seed: int) -> list[str]:
     """Assigns groups to splits in random order, in the proportions _SPLIT_FRACTIONS."""
-    order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+    order = default_rng([seed, 1]).permutation(len(sizes))
     ends = np.cumsum(np.array(sizes)[order])
     limits = np.cumsum(list(_SPLIT_FRACTIONS.values())) * ends[-1]
     index = np.searchsorted(limits, ends - np.array(sizes)[order] / 2)

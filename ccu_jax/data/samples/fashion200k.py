@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image
 
 from ccu_jax.data.readers.base import Progress
@@ -19,40 +20,15 @@ from ccu_jax.data.samples.drawing import (
     rotate_axes,
 )
 
-# Rows of the sub-categories in the official release, per mille.
-_SHARES = {
-    "dress": (57, 53, 50, 48, 48, 39),
-    "jacket": (33, 30, 17, 17, 16, 11, 10),
-    "pants": (36, 28, 25, 21, 18, 18, 6, 4),
-    "skirt": (55, 43, 43, 38),
-    "top": (45, 44, 41, 37, 37, 34),
-}
-# Lines of the official label files, in thousands: test, train.
-_NUM_LINES = {
-    "dress": (6.1, 52.9),
-    "jacket": (4.5, 22.6),
-    "pants": (5.3, 26.3),
-    "skirt": (5.7, 29.4),
-    "top": (8.1, 40.7),
-}
 _NUM_VIEWS_SHARES = (0.2, 0.25, 0.25, 0.2, 0.1)  # products with one image, two, ...
 _NOISE = 0.05  # products whose images show another category
 _OWN_WORDS = 0.8  # typical words that are of the product's own category
 _PATTERNS = ("plain", "striped", "checked", "polka-dot", "floral", "colorblock")
 _PATTERN_PERCENT = (44, 16, 12, 10, 12, 6)
-# Titles whose noun is the category and not a synonym.
-_USUAL_NOUN = {"dress": 0.98, "jacket": 0.90, "pants": 0.78, "skirt": 0.97, "top": 0.91}
 _CONTENT = CONTENT["fashion200k"]
 _COLORS = _CONTENT["colors"]
-# Ranges of length, half hem, sleeve and half waist, in units of half the shoulders. The
-# sub-categories of a category differ in their lengths.
-_MEASURES = {
-    "dress": ((2.9, 6.5), (0.9, 2.2), (0.0, 1.8), (0.6, 0.9)),
-    "jacket": ((1.8, 3.4), (0.9, 1.2), (1.6, 2.5), (0.8, 1.0)),
-    "pants": ((2.8, 5.2), (0.2, 0.7), (0.0, 0.0), (0.6, 0.9)),
-    "skirt": ((1.3, 4.8), (0.8, 1.8), (0.0, 0.0), (0.6, 0.9)),
-    "top": ((1.7, 3.0), (0.75, 1.2), (0.0, 2.4), (0.75, 1.0)),
-}
+_CATEGORIES = _CONTENT["categories"]
+_Kind = tuple[str, str]  # category and sub-category
 
 
 class _Garment(NamedTuple):
@@ -77,7 +53,7 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
         category, end = LABEL_FILES[name][0], done + size
         with (root / "labels" / name).open("w", encoding="utf-8", newline="\n") as file:
             while done < end:
-                rng = np.random.default_rng([seed, product])
+                rng = default_rng([seed, product])
                 views = min(end - done, 1 + int(rng.choice(5, p=_NUM_VIEWS_SHARES)))
                 number = _make_product_id(product, seed)
                 for line in _write_product(root, rng, category, number, views):
@@ -89,7 +65,8 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
 
 def _split_rows(rows: int) -> list[int]:
     """Splits rows among label files in the official proportions, at least 1 each."""
-    shares = np.array([share for both in _NUM_LINES.values() for share in both])
+    num_lines = [category["num_lines"] for category in _CATEGORIES.values()]
+    shares = np.concatenate(num_lines)
     exact = 1 + (rows - len(shares)) * shares / shares.sum()
     sizes = exact.astype(int)
     sizes[np.argsort(sizes - exact, kind="stable")[: rows - sizes.sum()]] += 1
@@ -102,25 +79,20 @@ def _make_product_id(product: int, seed: int) -> str:
 
 
 def _write_product(
-    root: pathlib.Path,
-    rng: np.random.Generator,
-    category: str,
-    number: str,
-    num_views: int,
+    root: pathlib.Path, rng: Generator, category: str, number: str, num_views: int
 ) -> Iterator[str]:
     """Writes the images of a product and yields each one's line of the label file."""
-    sub_category = _sample_sub_category(rng, category)
-    depicted = category, sub_category
+    kind = depicted = _sample_kind(rng, category)
     if rng.random() < _NOISE:
         wrong = choose(rng, [name for name in SUB_CATEGORIES if name != category])
-        depicted = wrong, _sample_sub_category(rng, wrong)
+        depicted = _sample_kind(rng, wrong)
     color, colors = _sample_colors(rng)
     start = 1 if color == "multicolor" else 0  # multicolor is never plain
     pattern = _PATTERNS[start + _sample_index(rng, _PATTERN_PERCENT[start:])]
-    title = _invent_title(rng, category, sub_category, color, pattern)
-    garment = _sample_garment(rng, *depicted, colors, pattern)
+    title = _invent_title(rng, kind, color, pattern)
+    garment = _sample_garment(rng, depicted, colors, pattern)
     plural = next(folder for folder, name in FOLDERS.items() if name == category)
-    folder = f"women/{plural}/{sub_category}/{number}"
+    folder = f"women/{plural}/{kind[1]}/{number}"
     (root / folder).mkdir(parents=True)
     # Indices have gaps, as where a detector did not find the garment.
     indices = np.sort(rng.permutation(num_views + int(rng.integers(3)))[:num_views])
@@ -130,16 +102,17 @@ def _write_product(
         yield f"{path}\t{-0.05 - rng.gamma(2, 0.8):.6f}\t{title}\n"
 
 
-def _sample_sub_category(rng: np.random.Generator, category: str) -> str:
-    return SUB_CATEGORIES[category][_sample_index(rng, _SHARES[category])]
+def _sample_kind(rng: Generator, category: str) -> _Kind:
+    index = _sample_index(rng, _CATEGORIES[category]["shares"])
+    return category, SUB_CATEGORIES[category][index]
 
 
-def _sample_index(rng: np.random.Generator, shares: Sequence[float]) -> int:
+def _sample_index(rng: Generator, shares: Sequence[float]) -> int:
     """Samples an index with probability proportional to its share."""
     return int(rng.choice(len(shares), p=np.array(shares) / np.sum(shares)))
 
 
-def _sample_colors(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+def _sample_colors(rng: Generator) -> tuple[str, np.ndarray]:
     """Samples a color name and the RGB colors of cloth and pattern, float [2, 3]."""
     name = list(_COLORS)[_sample_index(rng, [share for share, *_ in _COLORS.values()])]
     _, *rgb = _COLORS[name]
@@ -152,27 +125,21 @@ def _sample_colors(rng: np.random.Generator) -> tuple[str, np.ndarray]:
     return name, colors.clip(0, 255) / 255
 
 
-def _invent_title(
-    rng: np.random.Generator,
-    category: str,
-    sub_category: str,
-    color: str,
-    pattern: str,
-) -> str:
+def _invent_title(rng: Generator, kind: _Kind, color: str, pattern: str) -> str:
     """Invents a title such as "blue striped linen wrap dress", up to 76 characters."""
-    words = []
+    (category, sub_category), words = kind, []
     if rng.random() < 0.3:
         words.append(invent_word(rng))
     if rng.random() < 0.6 and pattern != "plain":
         words.append(pattern)
     for _ in range(int(rng.choice(7, p=(0.1, 0.37, 0.32, 0.13, 0.05, 0.02, 0.01)))):
-        words.append(_sample_style_word(rng, category, sub_category))
+        words.append(_sample_style_word(rng, kind))
     if rng.random() < 0.25:
         parts = sub_category.split("_")
         words.append(choose(rng, [w for w in parts[:-1] if w != "and"] or parts[:1]))
     if not words:
-        words.append(_sample_style_word(rng, category, sub_category))
-    is_usual = rng.random() < _USUAL_NOUN[category]
+        words.append(_sample_style_word(rng, kind))
+    is_usual = rng.random() < _CATEGORIES[category]["usual_noun"]
     noun = category if is_usual else choose(rng, _CONTENT["synonyms"][category])
     words = list(dict.fromkeys([color, *words, noun]))
     while len(" ".join(words)) > 76:
@@ -180,15 +147,13 @@ def _invent_title(
     return " ".join(words)
 
 
-def _sample_style_word(
-    rng: np.random.Generator, category: str, sub_category: str
-) -> str:
+def _sample_style_word(rng: Generator, kind: _Kind) -> str:
     """Samples a style word, typical of the category, of another one or of none."""
     if rng.random() < 0.3:
         return choose(rng, _CONTENT["common_words"])
     if rng.random() > _OWN_WORDS:
-        category = choose(rng, list(_CONTENT["typical_words"]))
-        sub_category = _sample_sub_category(rng, category)
+        kind = _sample_kind(rng, choose(rng, list(_CATEGORIES)))
+    category, sub_category = kind
     words = _CONTENT["typical_words"][category]
     if rng.random() < 0.5:
         first = 2 * SUB_CATEGORIES[category].index(sub_category)
@@ -197,30 +162,19 @@ def _sample_style_word(
 
 
 def _sample_garment(
-    rng: np.random.Generator,
-    category: str,
-    sub_category: str,
-    colors: np.ndarray,
-    pattern: str,
+    rng: Generator, kind: _Kind, colors: np.ndarray, pattern: str
 ) -> _Garment:
-    names = SUB_CATEGORIES[category]
-    length, *ranges = _MEASURES[category]
+    category, sub_category = kind
+    names, ranges = SUB_CATEGORIES[category], _CATEGORIES[category]
     fraction = (names.index(sub_category) + rng.random()) / len(names)
-    hem, sleeve, waist = (float(rng.uniform(*range_)) for range_ in ranges)
-    return _Garment(
-        category,
-        length[0] + (length[1] - length[0]) * fraction,
-        hem,
-        sleeve,
-        waist,
-        colors,
-        pattern,
-        scale=float(rng.uniform(2.5, 8)),
-        background=rng.uniform(0.65, 1, 3),
-    )
+    low, high = ranges["length"]
+    sizes = [float(rng.uniform(*ranges[name])) for name in ("hem", "sleeve", "waist")]
+    scale, background = float(rng.uniform(2.5, 8)), rng.uniform(0.65, 1, 3)
+    length = low + (high - low) * fraction
+    return _Garment(category, length, *sizes, colors, pattern, scale, background)
 
 
-def _draw_view(rng: np.random.Generator, garment: _Garment) -> bytes:
+def _draw_view(rng: Generator, garment: _Garment) -> bytes:
     """Draws a garment in a random pose and light as a JPEG."""
     extent = 2 * max(garment.hem, 1.0 + 0.6 * garment.sleeve)
     height = int(rng.integers(72, 101))
@@ -295,7 +249,7 @@ def _color_cloth(garment: _Garment, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return first + mix[..., None] * (second - first)
 
 
-def _sample_light(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+def _sample_light(rng: Generator, width: int, height: int) -> np.ndarray:
     """Samples a smooth brightness offset with a darker floor or wall, [H, W, 1]."""
     spots = rng.normal(-0.05, 0.12, (4, 3)).astype(np.float32)
     light = np.asarray(Image.fromarray(spots).resize((width, height)))

@@ -5,13 +5,13 @@ kind. The label is 1 if the kinds differ, so as in the official files it cannot 
 predicted from the image or the sentence alone. All sentences are invented.
 """
 
-import io
 import json
 import pathlib
 import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image, ImageDraw
 
 from ccu_jax.data.readers.base import Progress
@@ -19,6 +19,7 @@ from ccu_jax.data.samples.drawing import (
     CONTENT,
     STAGE,
     choose,
+    encode_pixels,
     hsv_to_rgb,
     load_cutout,
     multiply_image,
@@ -61,12 +62,12 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes `data/img/` and five annotation files, as in the official archive."""
     data = root / "data"
     (data / "img").mkdir(parents=True)
-    ids = _sample_ids(np.random.default_rng([seed, 0]), rows)
+    ids = _sample_ids(default_rng([seed, 0]), rows)
     totals = [total for total, _ in _SPLITS.values()]
     ends = (np.cumsum(totals) * rows // sum(totals)).tolist()
     entries: dict[str, list[dict[str, Any]]] = {}
     for part, (name, (_, share)) in enumerate(_SPLITS.items()):
-        rng = np.random.default_rng([seed, 1, part])
+        rng = default_rng([seed, 1, part])
         start = ends[part - 1] if part else 0
         memes = _invent_memes(rng, ends[part] - start, share)
         paths: dict[int, pathlib.Path] = {}
@@ -77,13 +78,13 @@ def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
             if meme.image in paths:
                 shutil.copyfile(paths[meme.image], path)
             else:
-                rng = np.random.default_rng([seed, 2, part, meme.image])
+                rng = default_rng([seed, 2, part, meme.image])
                 path.write_bytes(_draw_image(rng, _KINDS[meme.image_kind]))
                 paths[meme.image] = path
             row = {"id": ids[done], "img": f"img/{path.name}"}
             entries[name].append(row | {"label": meme.label, "text": meme.text})
     dev_both = entries.pop("dev_both")
-    rng = np.random.default_rng([seed, 3])
+    rng = default_rng([seed, 3])
     for name in ("dev_seen", "dev_unseen"):
         joined = dev_both + entries[name]
         entries[name] = [joined[place] for place in rng.permutation(len(joined))]
@@ -102,7 +103,7 @@ def format_phase_1(row: dict[str, Any]) -> str:
     return json.dumps(row, separators=(",", ":")).replace("/", "\\/")
 
 
-def _sample_ids(rng: np.random.Generator, rows: int) -> list[str]:
+def _sample_ids(rng: Generator, rows: int) -> list[str]:
     """Samples unique five-digit ids, of which every eleventh has a leading zero."""
     ids = _MIN_FIVE_DIGITS + rng.choice(_END_ID - _MIN_FIVE_DIGITS, rows, replace=False)
     count, range_ = len(ids[::11]), _MIN_FIVE_DIGITS - _MIN_ID
@@ -110,7 +111,7 @@ def _sample_ids(rng: np.random.Generator, rows: int) -> list[str]:
     return [f"{number:05d}" for number in ids]
 
 
-def _invent_memes(rng: np.random.Generator, total: int, share: float) -> list[_Meme]:
+def _invent_memes(rng: Generator, total: int, share: float) -> list[_Meme]:
     """Invents a split's memes in random order; a fraction `share` has label 1."""
     num_ones = round(total * share)
     num_suffice = round(_TEXT_SUFFICES * num_ones)
@@ -139,24 +140,23 @@ def _invent_memes(rng: np.random.Generator, total: int, share: float) -> list[_M
     return [memes[place] for place in rng.permutation(total)]
 
 
-def _invent_sentence(rng: np.random.Generator, kind: int) -> str:
+def _invent_sentence(rng: Generator, kind: int) -> str:
     return _embellish_sentence(rng, choose(rng, _KINDS[kind]["sentences"]))
 
 
-def _invent_nonsense(rng: np.random.Generator) -> str:
+def _invent_nonsense(rng: Generator) -> str:
     """Invents a sentence that is about no kind of object."""
     names = ("claims", "numbers", "nouns")
     claim, number, noun = (choose(rng, _CONTENT[name]) for name in names)
     return _embellish_sentence(rng, claim.format(number, noun))
 
 
-def _embellish_sentence(rng: np.random.Generator, sentence: str) -> str:
+def _embellish_sentence(rng: Generator, sentence: str) -> str:
     opener, ending = (choose(rng, _CONTENT[name]) for name in ("openers", "endings"))
-    parts = (opener, sentence, ending)
-    return " ".join(part for part in parts if part)
+    return " ".join(part for part in (opener, sentence, ending) if part)
 
 
-def _draw_image(rng: np.random.Generator, kind: dict[str, Any]) -> bytes:
+def _draw_image(rng: Generator, kind: dict[str, Any]) -> bytes:
     """Draws an object of a kind on a background as a PNG, without the sentence."""
     name = choose(rng, kind["images"].split())
     width, height = rng.integers(100, 141, 2).tolist()
@@ -168,13 +168,11 @@ def _draw_image(rng: np.random.Generator, kind: dict[str, Any]) -> bytes:
     image = scale_and_flip(rng, cutout, scale)
     left = int(rng.integers(0, width - image.width + 1))
     multiply_image(canvas, image, left, int(rng.integers(0, height - image.height + 1)))
-    file = io.BytesIO()
-    Image.fromarray(canvas).save(file, "png", compress_level=4)
-    return file.getvalue()
+    return encode_pixels(canvas, "png", compress_level=4)
 
 
 def _draw_background(
-    rng: np.random.Generator, width: int, height: int, hues: np.ndarray
+    rng: Generator, width: int, height: int, hues: np.ndarray
 ) -> np.ndarray:
     """Draws a wavy gradient of two colors with discs of a third color.
 

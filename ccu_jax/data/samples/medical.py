@@ -5,12 +5,12 @@ no medical knowledge. The edition shows how such data can be stored: several fin
 per study, several studies per patient, a split by patient.
 """
 
-import functools
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator, default_rng
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
@@ -21,7 +21,6 @@ from ccu_jax.data.samples.drawing import (
     make_mask,
     rotate_axes,
     sample_field,
-    truncate_groups,
     write_pairs,
 )
 
@@ -77,15 +76,14 @@ class _Body(NamedTuple):
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the edition's `pairs.jsonl` and `images/`."""
-    rng = np.random.default_rng([seed, 0])
-    sizes = truncate_groups(rng.choice([1, 2, 3], rows, p=_NUM_STUDIES_SHARES), rows)
-    draw_group = functools.partial(_draw_patient, seed)
-    write_pairs(root, sizes, seed, draw_group, "p", progress)
+    rng = default_rng([seed, 0])
+    sizes = rng.choice([1, 2, 3], rows, p=_NUM_STUDIES_SHARES)
+    write_pairs(root, rows, sizes, seed, _draw_patient, "p", progress)
 
 
 def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
     """Yields the rows of one patient's studies; see `write_pairs`."""
-    rng = np.random.default_rng([seed, 2, patient])
+    rng = default_rng([seed, 2, patient])
     ranges = ((0.58, 0.76), (0.30, 0.38), (4.5, 7.0), (0.2, 0.9), (0.52, 0.70))
     body = _Body(*(float(rng.uniform(*range_)) for range_ in ranges))
     findings = [n for n, f in _FINDINGS.items() if rng.random() < f.prevalence]
@@ -93,21 +91,14 @@ def _draw_patient(seed: int, patient: int, num_studies: int) -> Iterator[dict]:
         if study:
             findings = [n for n in _FINDINGS if _sample_recurrence(rng, n, findings)]
         visible = [name for name in findings if rng.random() < _VISIBLE]
-        labels = [
-            name
-            for name in _FINDINGS
-            if (name in findings) != (rng.random() < _LABEL_NOISE)
-        ]
-        yield {
-            "image": _draw_study(rng, body, visible),
-            "text": _invent_report(rng, findings, has_prior=study > 0),
-            "labels": labels,
-        }
+        flipped = [name for name in _FINDINGS if rng.random() < _LABEL_NOISE]
+        labels = [n for n in _FINDINGS if (n in findings) != (n in flipped)]
+        image = _draw_study(rng, body, visible)
+        text = _invent_report(rng, findings, has_prior=study > 0)
+        yield {"image": image, "text": text, "labels": labels}
 
 
-def _sample_recurrence(
-    rng: np.random.Generator, name: str, findings: list[str]
-) -> bool:
+def _sample_recurrence(rng: Generator, name: str, findings: list[str]) -> bool:
     """Samples whether a finding is present in the next study."""
     finding = _FINDINGS[name]
     if name not in findings:
@@ -115,9 +106,7 @@ def _sample_recurrence(
     return rng.random() < (_CHRONIC_PERSISTS if finding.is_chronic else _PERSISTS)
 
 
-def _invent_report(
-    rng: np.random.Generator, findings: list[str], has_prior: bool
-) -> str:
+def _invent_report(rng: Generator, findings: list[str], has_prior: bool) -> str:
     sentences = []
     for name in _FINDINGS:
         chance = rng.random()
@@ -128,9 +117,8 @@ def _invent_report(
         form = next((form for limit, form in forms if chance < limit), None)
         if form:
             sentences.append(_invent_sentence(rng, name, form))
-    sentences += rng.choice(
-        _CONTENT["standard"], rng.integers(0, 3), replace=False
-    ).tolist()
+    count = rng.integers(0, 3)
+    sentences += rng.choice(_CONTENT["standard"], count, replace=False).tolist()
     rng.shuffle(sentences)
     reason = f"Indication: {rng.choice(_CONTENT['reasons'])}."
     prior = "Compared with the previous study." if has_prior else "No prior study."
@@ -139,7 +127,7 @@ def _invent_report(
     return " ".join([reason, prior, *sentences])
 
 
-def _invent_sentence(rng: np.random.Generator, finding: str, form: str) -> str:
+def _invent_sentence(rng: Generator, finding: str, form: str) -> str:
     names = _CONTENT["names"][finding]
     first_share = 0.7 if form == "absent" else 0.4
     name = names[0 if rng.random() < first_share else rng.integers(1, len(names))]
@@ -153,7 +141,7 @@ def _invent_sentence(rng: np.random.Generator, finding: str, form: str) -> str:
     )
 
 
-def _draw_study(rng: np.random.Generator, body: _Body, visible: list[str]) -> bytes:
+def _draw_study(rng: Generator, body: _Body, visible: list[str]) -> bytes:
     """Draws the image of a study with its visible findings as a JPEG."""
     size = int(rng.integers(72, 97))
     # Every study is posed differently.
@@ -197,7 +185,7 @@ def _compute_ellipse_distance(
     return (distance - 1) * min(width, height)
 
 
-def _expose_plate(rng: np.random.Generator, image: np.ndarray, size: int) -> bytes:
+def _expose_plate(rng: Generator, image: np.ndarray, size: int) -> bytes:
     """Adds exposure, noise, plate borders and a side marker; returns a JPEG."""
     x, y = make_grid(size)
     fade = rng.normal(0, 0.05) * x + rng.normal(0, 0.05) * y

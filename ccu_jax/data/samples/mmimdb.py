@@ -4,7 +4,6 @@ Each genre has a fixed, arbitrary part of the clip art library: its posters show
 images, and its plots use their words. All sentences, titles and names are invented.
 """
 
-import io
 import json
 import pathlib
 import re
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image, ImageFilter
 
 from ccu_jax.data.readers.base import CLIPART, Progress
@@ -19,6 +19,7 @@ from ccu_jax.data.samples.drawing import (
     CONTENT,
     STAGE,
     choose,
+    encode_pixels,
     hsv_to_rgb,
     invent_word,
     load_cutout,
@@ -53,12 +54,12 @@ class _Genre(NamedTuple):
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the edition in the layout of the official archive's folder `mmimdb/`."""
     (root / "dataset").mkdir()
-    rng = np.random.default_rng([seed, 0])
+    rng = default_rng([seed, 0])
     ids = [f"{number:07d}" for number in rng.choice(4_000_000, rows, False) + 5]
     genres = _load_genres()
     for number, name in enumerate(ids):
         progress(STAGE, number, rows)
-        rng = np.random.default_rng([seed, 1, number])
+        rng = default_rng([seed, 1, number])
         _write_movie(rng, genres, root / "dataset" / name)
     ends = np.cumsum([round(share * rows) for share in _SPLITS.values()])
     parts = np.split(np.array(ids), ends[:-1])
@@ -88,9 +89,7 @@ def _load_genres() -> list[_Genre]:
     return list(genres.values())
 
 
-def _write_movie(
-    rng: np.random.Generator, genres: Sequence[_Genre], path: pathlib.Path
-) -> None:
+def _write_movie(rng: Generator, genres: Sequence[_Genre], path: pathlib.Path) -> None:
     """Writes a movie's .json and .jpeg files; `path` has no suffix."""
     labels, content = (_sample_genres(rng, genres) for _ in range(2))
     if rng.random() >= _NOISE:
@@ -104,7 +103,7 @@ def _write_movie(
     path.with_suffix(".jpeg").write_bytes(_draw_poster(rng, images, hues))
 
 
-def _sample_genres(rng: np.random.Generator, genres: Sequence[_Genre]) -> list[int]:
+def _sample_genres(rng: Generator, genres: Sequence[_Genre]) -> list[int]:
     """Samples the indices of one to three genres in proportion to their shares."""
     shares = np.array([genre.share for genre in genres])
     count = rng.choice([1, 2, 3], p=_GENRE_COUNT_SHARES)
@@ -113,7 +112,7 @@ def _sample_genres(rng: np.random.Generator, genres: Sequence[_Genre]) -> list[i
 
 
 def _sample_images(
-    rng: np.random.Generator, genres: Sequence[_Genre], content: list[int]
+    rng: Generator, genres: Sequence[_Genre], content: list[int]
 ) -> list[str]:
     """Samples the paths of one to three images, mostly of the movie's genres."""
     count = int(rng.choice([1, 2, 3], p=[0.4, 0.5, 0.1]))
@@ -126,7 +125,7 @@ def _sample_images(
 
 
 def _sample_words(
-    rng: np.random.Generator, genres: Sequence[_Genre], content: list[int]
+    rng: Generator, genres: Sequence[_Genre], content: list[int]
 ) -> list[str]:
     mentioned = [genre for genre in content if rng.random() < _MENTIONED]
     words = [
@@ -138,10 +137,7 @@ def _sample_words(
 
 
 def _invent_movie(
-    rng: np.random.Generator,
-    genres: Sequence[_Genre],
-    labels: list[int],
-    words: list[str],
+    rng: Generator, genres: Sequence[_Genre], labels: list[int], words: list[str]
 ) -> dict[str, Any]:
     """Invents the content of a movie's .json file, without some optional keys."""
     title = f"The {rng.choice(_CONTENT['adjectives'])} {rng.choice(_CONTENT['nouns'])}"
@@ -175,7 +171,7 @@ def _invent_movie(
     return {k: v for k, v in movie.items() if k in required or rng.random() < 0.85}
 
 
-def _invent_plot(rng: np.random.Generator, words: list[str], num_sentences: int) -> str:
+def _invent_plot(rng: Generator, words: list[str], num_sentences: int) -> str:
     sentences = []
     for _ in range(num_sentences):
         kind = "fillers" if rng.random() < _FILLER else "sentences"
@@ -186,21 +182,15 @@ def _invent_plot(rng: np.random.Generator, words: list[str], num_sentences: int)
     return " ".join(sentences)
 
 
-def _invent_person(rng: np.random.Generator) -> dict[str, str]:
+def _invent_person(rng: Generator) -> dict[str, str]:
     first = invent_word(rng).capitalize()
     last = invent_word(rng).capitalize() + "\u00e9"
-    name, canonical = f"{first} {last}", f"{last}, {first}"
-    return {
-        "name": name,
-        "long imdb name": name,
-        "canonical name": canonical,
-        "long imdb canonical name": canonical,
-    }
+    names = {"name": f"{first} {last}", "canonical name": f"{last}, {first}"}
+    prefixes = ("", "long imdb ")
+    return {p + key: name for key, name in names.items() for p in prefixes}
 
 
-def _draw_poster(
-    rng: np.random.Generator, images: list[str], hues: np.ndarray
-) -> bytes:
+def _draw_poster(rng: Generator, images: list[str], hues: np.ndarray) -> bytes:
     width = int(rng.integers(90, 121))
     height = int(width * rng.uniform(1.4, 1.6))
     canvas = _draw_background(rng, width, height, hues)
@@ -215,13 +205,11 @@ def _draw_poster(
         left = int(rng.integers(0, max(1, width - image.width + 1)))
         slack = max(0.0, band - image.height)
         multiply_image(canvas, image, left, int(index * band + rng.uniform(0, slack)))
-    file = io.BytesIO()
-    Image.fromarray(canvas).save(file, "jpeg", quality=int(rng.integers(80, 93)))
-    return file.getvalue()
+    return encode_pixels(canvas, "jpeg", quality=int(rng.integers(80, 93)))
 
 
 def _draw_background(
-    rng: np.random.Generator, width: int, height: int, hues: np.ndarray
+    rng: Generator, width: int, height: int, hues: np.ndarray
 ) -> np.ndarray:
     """Draws a wavy gradient of two colors with grain, uint8 [height, width, 3]."""
     first, second = (

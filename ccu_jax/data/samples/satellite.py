@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator, default_rng
 
 from ccu_jax.data.readers.base import Progress
 from ccu_jax.data.samples.drawing import (
@@ -20,7 +21,6 @@ from ccu_jax.data.samples.drawing import (
     make_mask,
     rotate_axes,
     sample_field,
-    truncate_groups,
     write_pairs,
 )
 
@@ -40,15 +40,14 @@ _FIELDS = np.array([(30, 42, 16), (55, 52, 26), (46, 36, 24), (40, 50, 24)]) / 1
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
     """Writes the edition's `pairs.jsonl` and `images/`."""
-    rng = np.random.default_rng([seed, 0])
-    sizes = truncate_groups(rng.integers(2, 5, rows), rows)
-    draw_group = functools.partial(_draw_scene, seed)
-    write_pairs(root, sizes, seed, draw_group, "s", progress)
+    rng = default_rng([seed, 0])
+    sizes = rng.integers(2, 5, rows)
+    write_pairs(root, rows, sizes, seed, _draw_scene, "s", progress)
 
 
 def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
     """Yields the rows of one scene's tiles; see `write_pairs`."""
-    rng = np.random.default_rng([seed, 1, scene])
+    rng = default_rng([seed, 1, scene])
     names = list(_LANDS)
     shares = [land.share for land in _LANDS.values()]
     main = str(rng.choice(names, p=shares))
@@ -71,7 +70,7 @@ def _draw_scene(seed: int, scene: int, num_tiles: int) -> Iterator[dict]:
 
 
 def _invent_metadata(
-    rng: np.random.Generator, cover: str, season: str, sensor: str, direction: str
+    rng: Generator, cover: str, season: str, sensor: str, direction: str
 ) -> str:
     is_own = rng.random() < _OWN_METADATA
     described = cover if is_own else str(rng.choice(list(_LANDS)))
@@ -92,7 +91,7 @@ def _invent_metadata(
 
 
 def _draw_tile(
-    rng: np.random.Generator, cover: str, second: str, share: float, is_winter: bool
+    rng: Generator, cover: str, second: str, share: float, is_winter: bool
 ) -> bytes:
     """Draws a tile as a JPEG; `share` < 0.5 is the second class's area fraction."""
     size = int(rng.integers(64, 81))
@@ -125,25 +124,25 @@ def _blend_colors(field: np.ndarray, low: _Color, high: _Color) -> np.ndarray:
     return start + field.clip(0, 1)[..., None] * (end - start)
 
 
-def _sample_axes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample_axes(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pixel coordinates x and y in a randomly rotated frame."""
     return rotate_axes(*make_grid(size), rng.uniform(0, np.pi))
 
 
-def _draw_water(rng: np.random.Generator, size: int) -> np.ndarray:
+def _draw_water(rng: Generator, size: int) -> np.ndarray:
     along, _ = _sample_axes(rng, size)
     waves = np.sin(rng.uniform(14, 30) * along + 1.5 * sample_field(rng, size, 4))
     depth = 0.45 + 0.2 * sample_field(rng, size, 2) + 0.05 * waves
     return _blend_colors(depth, (0.03, 0.12, 0.24), (0.18, 0.42, 0.48))
 
 
-def _draw_forest(rng: np.random.Generator, size: int) -> np.ndarray:
+def _draw_forest(rng: Generator, size: int) -> np.ndarray:
     fine = sample_field(rng, size, size // 4)
     crowns = 0.5 + 0.22 * fine + 0.16 * sample_field(rng, size, 6)
     return _blend_colors(crowns, (0.04, 0.14, 0.06), (0.24, 0.38, 0.16))
 
 
-def _draw_farmland(rng: np.random.Generator, size: int) -> np.ndarray:
+def _draw_farmland(rng: Generator, size: int) -> np.ndarray:
     x, y = _sample_axes(rng, size)
     columns = np.digitize(x, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
     rows = np.digitize(y, np.sort(rng.uniform(-1.2, 1.2, rng.integers(2, 5))))
@@ -157,7 +156,7 @@ def _draw_buildings(
     num_blocks_range: tuple[float, float],
     street_width: float,
     roofs: np.ndarray,
-    rng: np.random.Generator,
+    rng: Generator,
     size: int,
 ) -> np.ndarray:
     num_blocks = rng.uniform(*num_blocks_range)
@@ -169,21 +168,21 @@ def _draw_buildings(
     return image + 0.05 * sample_field(rng, size, size // 3)[..., None]
 
 
-def _draw_desert(rng: np.random.Generator, size: int) -> np.ndarray:
+def _draw_desert(rng: Generator, size: int) -> np.ndarray:
     along, _ = _sample_axes(rng, size)
     dunes = np.sin(rng.uniform(6, 16) * along + 2.2 * sample_field(rng, size, 4))
     sand = 0.55 + 0.2 * dunes + 0.12 * sample_field(rng, size, 3)
     return _blend_colors(sand, (0.50, 0.36, 0.22), (0.86, 0.74, 0.54))
 
 
-def _draw_snow(rng: np.random.Generator, size: int) -> np.ndarray:
+def _draw_snow(rng: Generator, size: int) -> np.ndarray:
     ridges = 1 - np.abs(sample_field(rng, size, int(rng.integers(4, 9))))
     rock = make_mask(1.0 - sample_field(rng, size, 5), 0.3)[..., None]
     white = _blend_colors(0.35 + 0.5 * ridges, (0.50, 0.58, 0.68), (0.96, 0.97, 0.99))
     return white + rock * (np.array([0.34, 0.32, 0.30]) - white)
 
 
-def _draw_wetland(rng: np.random.Generator, size: int) -> np.ndarray:
+def _draw_wetland(rng: Generator, size: int) -> np.ndarray:
     reeds = 0.5 + 0.2 * sample_field(rng, size, 12) + 0.15 * sample_field(rng, size, 4)
     land = _blend_colors(reeds, (0.18, 0.22, 0.10), (0.44, 0.44, 0.26))
     distance = np.abs(sample_field(rng, size, int(rng.integers(4, 7)))) - 0.3
@@ -197,7 +196,7 @@ class _Land(NamedTuple):
     share: float  # of all tiles
     elevation: float  # metres
     winter_fraction: float  # share of the tiles taken in winter
-    draw: Callable[[np.random.Generator, int], np.ndarray]
+    draw: Callable[[Generator, int], np.ndarray]
 
 
 _draw_houses = functools.partial(_draw_buildings, (5, 8), 0.26, _ROOFS)

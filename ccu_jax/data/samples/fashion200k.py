@@ -168,10 +168,13 @@ def _sample_garment(
     names, ranges = SUB_CATEGORIES[category], _CATEGORIES[category]
     fraction = (names.index(sub_category) + rng.random()) / len(names)
     low, high = ranges["length"]
-    sizes = [float(rng.uniform(*ranges[name])) for name in ("hem", "sleeve", "waist")]
+    hem, sleeve, waist = (
+        float(rng.uniform(*ranges[name])) for name in ("hem", "sleeve", "waist")
+    )
     scale, background = float(rng.uniform(2.5, 8)), rng.uniform(0.65, 1, 3)
     length = low + (high - low) * fraction
-    return _Garment(category, length, *sizes, colors, pattern, scale, background)
+    sizes = (length, hem, sleeve, waist)
+    return _Garment(category, *sizes, colors, pattern, scale, background)
 
 
 def _draw_view(rng: Generator, garment: _Garment) -> bytes:

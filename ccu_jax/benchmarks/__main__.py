@@ -77,12 +77,8 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        repeat = Flag(
-            "--windows", at_least(1), command.windows, "measurements per variant"
-        )
-        file = Flag(
-            "--json", _parse_output, None, "also write all numbers to this file"
-        )
+        repeat = Flag("--windows", at_least(1), command.windows, "samples per variant")
+        file = Flag("--json", _parse_output, None, "also write all numbers to a file")
         for name, parse, default, help_text in (*command.flags, repeat, file):
             options: dict[str, Any] = {"type": parse}
             if parse is bool:

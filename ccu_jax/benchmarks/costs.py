@@ -1,6 +1,5 @@
 """FLOPs, bytes accessed and memory of a step, and peak rates of the device."""
 
-import functools
 import importlib.metadata
 import os
 import platform
@@ -119,13 +118,11 @@ def make_large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
     return lambda: product(a), 2 * side**3
 
 
-@functools.cache
 def measure_peaks(dtype: str) -> Peaks:
     """Measures the peak FLOP/s and bytes/s of one device."""
     product, flops = make_large_product(dtype)
     device = jax.devices()[0]
-    # Larger than any cache.
-    size = 1 << (25 if device.platform == "cpu" else 28)
+    size = 1 << (25 if device.platform == "cpu" else 28)  # larger than any cache
     x, copy = jnp.zeros(size, jnp.float32), jax.jit(lambda x: x + 1)
     datasheet = (x for name, x in DATASHEET_FLOPS.items() if name in device.device_kind)
     # The first call compiles and is discarded.

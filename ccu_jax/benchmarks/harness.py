@@ -3,7 +3,6 @@
 Does not import JAX, because the child process that runs PyTorch imports this module.
 """
 
-import argparse
 import contextlib
 import importlib
 import math
@@ -15,6 +14,7 @@ import re
 import statistics
 import sys
 import time
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -62,7 +62,7 @@ class Command(NamedTuple):
     help: str
     flags: Sequence[Flag]
     windows: int  # default number of measurements
-    measure: Callable[[argparse.Namespace], list[Measurements]]
+    measure: Callable[[Namespace], list[Measurements]]
 
 
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
@@ -72,7 +72,7 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
         if text in choices:
             return text
         names = ", ".join(choices)
-        raise argparse.ArgumentTypeError(f"unknown name {text!r}; choose from {names}")
+        raise ArgumentTypeError(f"unknown name {text!r}; choose from {names}")
 
     return parse
 
@@ -83,9 +83,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if re.fullmatch("[0-9]{1,9}", text) and int(text) >= minimum:
             return int(text)
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an integer of at least {minimum}"
-        )
+        raise ArgumentTypeError(f"{text!r} is not an integer of at least {minimum}")
 
     return parse
 
@@ -96,12 +94,15 @@ def list_of(parse_item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     def parse(text: str) -> list[Any]:
         items = [parse_item(item) for item in text.split(",")]
         if len(set(items)) < len(items):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} repeats an item; pass each item once"
-            )
+            raise ArgumentTypeError(f"{text!r} repeats an item; pass each item once")
         return items
 
     return parse
+
+
+def names_flag(name: str, choices: Collection[str], default: str, help: str) -> Flag:
+    """Returns a flag for a list of distinct `choices`; an empty default means all."""
+    return Flag(name, list_of(one_of(choices)), default or ",".join(choices), help)
 
 
 def parse_path(text: str) -> pathlib.Path:

@@ -22,7 +22,13 @@ from PIL import Image
 
 from ccu_jax import data
 from ccu_jax.benchmarks import costs, harness
-from ccu_jax.benchmarks.harness import Column, Flag, Measurements, Progress
+from ccu_jax.benchmarks.harness import (
+    Column,
+    Flag,
+    Measurements,
+    Progress,
+    at_least,
+)
 from ccu_jax.config import Data
 from ccu_jax.config.loading import load_config
 from ccu_jax.data.batches import iterate_batches, jpeg_dataset, plan_batches
@@ -108,18 +114,15 @@ def measure_preparation(
 
     The row has the results of `prepare` as `first` and `second`.
     """
+    settings = _load_settings(name, root, records=records)
     workdir = folder / f"prepared-{name}"
     shutil.rmtree(workdir, ignore_errors=True)
     row: dict[str, Any] = {"name": name}
     for start in ("first", "second"):
         # In a new process, so that its peak memory is that of the preparation alone.
         with harness.start_child() as call:
-            args = (
-                _load_settings(name, root, records=records),
-                workdir,
-                f"{name}, {start}",
-            )
-            row[start] = call("input_pipeline.prepare", *args)
+            title = f"{name}, {start}"
+            row[start] = call("input_pipeline.prepare", settings, workdir, title)
     stages = row["first"]["stages_s"].items()
     return {**row, "stages": "\n".join(f"{stage} {s:.1f}" for stage, s in stages)}
 
@@ -267,29 +270,12 @@ def _make_gather(
     return gather
 
 
+_ROWS_HELP = "number of rows; 0 skips the data set"
 _FLAGS = [
-    *(
-        Flag(
-            f"--rows-{name}",
-            harness.at_least(0),
-            num_rows,
-            "number of rows; 0 skips the data set",
-        )
-        for name, num_rows in NUM_ROWS.items()
-    ),
-    Flag(
-        "--only",
-        harness.list_of(harness.one_of(PARTS)),
-        ",".join(PARTS),
-        "parts to run",
-    ),
-    Flag("--posters", harness.at_least(1), 200, "number of JPEG files to decode"),
-    Flag(
-        "--dir",
-        harness.parse_path,
-        "runs/bench",
-        "directory for the data, which are kept",
-    ),
+    *(Flag(f"--rows-{x}", at_least(0), n, _ROWS_HELP) for x, n in NUM_ROWS.items()),
+    harness.names_flag("--only", PARTS, "", "parts to run"),
+    Flag("--posters", at_least(1), 200, "number of JPEG files to decode"),
+    Flag("--dir", harness.parse_path, "runs/bench", "directory that keeps the data"),
     Flag("--records", bool, True, "also write TFDS records"),
 ]
 _HELP = "preparing data sets, and images per second of the input pipeline"

@@ -63,9 +63,7 @@ PRESETS = {
     "vit_b16": _make_vit_b16(),
     "tiny": ProblemSpec(load_config("tiny"), 280),
 }
-PRESET_FLAG = Flag(
-    "--preset", one_of(PRESETS), "clipart", "size of the synthetic problem"
-)
+PRESET_FLAG = Flag("--preset", one_of(PRESETS), "clipart", "size of the problem")
 
 
 def make_problem(

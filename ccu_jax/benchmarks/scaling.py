@@ -31,9 +31,7 @@ TRAIN_ROWS = 10_000  # in `sweep_sets`
 STORE_SETS = {"unlearn": 100, "validation": 150, "unseen": 15, "test": 15}
 RETAIN_ROWS = 500  # ccu_plus.max_retain_rows of that run
 _IDENTITY = {"checkpoint": "random", "fingerprint": "random rows"}
-Point = tuple[
-    str, int, Problem
-]  # name of the sweep, value of the swept quantity, problem
+Point = tuple[str, int, Problem]  # sweep, value of its quantity, problem
 
 
 def measure(flags: argparse.Namespace) -> list[Measurements]:
@@ -166,9 +164,7 @@ def _run_with_store(
     before_mib, start = harness.read_memory_mib("RssAnon"), time.perf_counter()
     store = feature_store.read(path, _IDENTITY)
     if store is None:
-        raise UserError(
-            f"{path}: cannot read the feature store; check the disk and rerun"
-        )
+        raise UserError(f"{path}: unreadable store; check the disk and rerun")
     open_s = time.perf_counter() - start
     outcome = run(problem._replace(store=store))
     return {
@@ -181,12 +177,7 @@ _PARTS = {"sizes": measure_sizes, "store": measure_store}
 _STORED = harness.list_of(harness.at_least(sum(STORE_SETS.values()) + RETAIN_ROWS))
 _FLAGS = [
     problems.PRESET_FLAG,
-    Flag(
-        "--only",
-        harness.list_of(harness.one_of(_PARTS)),
-        ",".join(_PARTS),
-        "parts to run",
-    ),
+    harness.names_flag("--only", _PARTS, "", "parts to run"),
     Flag("--stored", _STORED, "1000,10000,100000,1000000", "store sizes in rows"),
     Flag("--dir", harness.parse_path, "runs", "directory for temporary stores"),
 ]

@@ -29,9 +29,7 @@ SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
 TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
-_MAX_TORCH_PLAN = (
-    32  # max. steps of the batch plan for PyTorch, which cycles through it
-)
+_MAX_TORCH_PLAN = 32  # steps of the batch plan, through which PyTorch cycles
 # Simulated devices wait for each other; a long queue of calls can starve one.
 _MAX_QUEUE = 16
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
@@ -253,12 +251,11 @@ def flatten_params(params: models.Params) -> dict[str, np.ndarray]:
     return {"/".join(key.key for key in path): np.array(x) for path, x in leaves}
 
 
-_EXECUTORS = harness.list_of(harness.one_of(EXECUTORS))
 _EXECUTORS_HELP = "the first runs all methods, the others only original and ccu_plus"
 _FLAGS = [
     problems.PRESET_FLAG,
-    Flag("--methods", harness.list_of(harness.one_of(METHODS)), _METHODS, "methods"),
-    Flag("--executors", _EXECUTORS, ",".join(EXECUTORS), _EXECUTORS_HELP),
+    harness.names_flag("--methods", METHODS, _METHODS, "methods"),
+    harness.names_flag("--executors", EXECUTORS, "", _EXECUTORS_HELP),
     Flag("--torch", bool, True, "measure PyTorch if it is installed"),
 ]
 _HELP = "optimizer steps: one scan, one call per step, executors, and PyTorch"

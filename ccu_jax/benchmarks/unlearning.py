@@ -198,27 +198,20 @@ def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
         )
 
 
-_METHODS = harness.list_of(harness.one_of(METHODS))
-_CONFIGS = harness.list_of(harness.one_of(available_configs()))
 COMMANDS = {
     "unlearn": Command(
         "runs of every method: seconds, FLOPs, bytes, memory, utilization",
         [
             problems.PRESET_FLAG,
-            Flag("--methods", _METHODS, ",".join(METHODS), "methods to run"),
-            Flag(
-                "--epochs",
-                _parse_epochs,
-                None,
-                "training epochs, instead of those configured",
-            ),
+            harness.names_flag("--methods", METHODS, "", "methods to run"),
+            Flag("--epochs", _parse_epochs, None, "replaces the configured epochs"),
         ],
         5,
         measure_unlearn,
     ),
     "compile": Command(
         "seconds to the first unlearning step, with and without compiled programs",
-        [Flag("--configs", _CONFIGS, ",".join(available_configs()), "configurations")],
+        [harness.names_flag("--configs", available_configs(), "", "configurations")],
         3,
         measure_compile,
     ),

@@ -49,10 +49,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def make_step_args(
-    program: Program, executor: Executor, key: jax.Array, num_steps: int
+    program: Program, executor: Executor, num_steps: int
 ) -> tuple[State, Any, Any]:
     """Returns the state, static inputs and step inputs that `make_steps_fn` expects."""
-    state = executor.replicate(step.init_state(program, key))
+    state = executor.replicate(step.init_state(program, jax.random.key(0)))
     static = executor.replicate(step.static_inputs(program))
     return state, static, step.send_batches(program, executor, 0, num_steps)
 
@@ -67,7 +67,7 @@ def count_flops(program: Program, executor: Executor) -> float:
     global_executor = vmap(executor.num_devices)
 
     def count(program: Program) -> float:
-        args = make_step_args(program, global_executor, jax.random.key(0), 1)
+        args = make_step_args(program, global_executor, 1)
         # Lower from shapes: the arrays may be sharded over several devices.
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
         steps: Any = global_executor.compile(step.make_steps_fn(program))
@@ -87,7 +87,7 @@ def measure_compiled(program: Program, executor: Executor) -> dict[str, float | 
     """
 
     def compile_step(program: Program) -> Any:
-        args = make_step_args(program, executor, jax.random.key(0), 1)
+        args = make_step_args(program, executor, 1)
         steps: Any = executor.compile(step.make_steps_fn(program))
         return steps.lower(*args).compile()
 

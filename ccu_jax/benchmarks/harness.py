@@ -161,10 +161,7 @@ def median_ratio(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 
 def read_system_field(path: str, name: str) -> str | None:
     """Returns the value of a "name: value" line in a /proc file; None off Linux."""
-    try:
-        text = pathlib.Path(path).read_text()
-    except OSError:
-        return None
+    text = pathlib.Path(path).read_text() if os.path.exists(path) else ""
     match = re.search(rf"^{name}[ \t]*:(.*)", text, re.MULTILINE)
     return match and match[1].strip()
 

@@ -6,7 +6,6 @@
 
 import argparse
 import dataclasses
-import os
 import pathlib
 import shutil
 import sys
@@ -22,13 +21,7 @@ from PIL import Image
 
 from ccu_jax import data
 from ccu_jax.benchmarks import costs, harness
-from ccu_jax.benchmarks.harness import (
-    Column,
-    Flag,
-    Measurements,
-    Progress,
-    at_least,
-)
+from ccu_jax.benchmarks.harness import Column, Flag, Measurements, Progress
 from ccu_jax.config import Data
 from ccu_jax.config.loading import load_config
 from ccu_jax.data.batches import iterate_batches, jpeg_dataset, plan_batches
@@ -185,7 +178,7 @@ def measure_feed(
     is relative to the faster of the decoding pipelines.
     """
     size, paths = dataset.image.shape[1], sorted(posters.glob("*.jpg"))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, harness.count_cores())) as pool:
         variants = {None: _make_decode_variants(paths, size, pool)}
         variants |= {batch: _make_batch_variants(dataset, batch) for batch in _BATCHES}
         calls = {(name, n): variants[n][name] for n in variants for name in variants[n]}
@@ -242,9 +235,7 @@ def _make_batch_variants(dataset: data.Dataset, batch: int) -> dict[str, RateFn]
         if fits_on_devices(dataset.image.nbytes):
             table = {**columns, "image": pixels}
             variants["gather on device"] = _make_gather(executor, table, plan)
-    return {
-        variant: _make_rate_fn(plan.size, call) for variant, call in variants.items()
-    }
+    return {name: _make_rate_fn(plan.size, call) for name, call in variants.items()}
 
 
 def _drain(iterable: Iterable[Any]) -> None:
@@ -270,11 +261,12 @@ def _make_gather(
     return gather
 
 
+_COUNT = harness.at_least(0)
 _ROWS_HELP = "number of rows; 0 skips the data set"
 _FLAGS = [
-    *(Flag(f"--rows-{x}", at_least(0), n, _ROWS_HELP) for x, n in NUM_ROWS.items()),
+    *(Flag(f"--rows-{x}", _COUNT, n, _ROWS_HELP) for x, n in NUM_ROWS.items()),
     harness.names_flag("--only", PARTS, "", "parts to run"),
-    Flag("--posters", at_least(1), 200, "number of JPEG files to decode"),
+    Flag("--posters", harness.at_least(1), 200, "number of JPEG files to decode"),
     Flag("--dir", harness.parse_path, "runs/bench", "directory that keeps the data"),
     Flag("--records", bool, True, "also write TFDS records"),
 ]

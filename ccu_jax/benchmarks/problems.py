@@ -71,13 +71,13 @@ def make_problem(
     executor: Executor,
     *,
     sets: Sets | None = None,
-    store: FeatureStore | None = None,
+    has_store: bool = True,
     has_images: bool = True,
 ) -> Problem:
     """Builds a problem with random rows and parameters, replicated on the devices.
 
-    With `has_images=False`, methods need the features in `store`. `sets` defaults to
-    `split_as_configured(spec)`.
+    With `has_images=False`, methods need the features in the random store. `sets`
+    defaults to `split_as_configured(spec)`.
     """
     model = _build_model(spec)
     return Problem(
@@ -90,7 +90,7 @@ def make_problem(
         multi_label=spec.multi_label,
         params=executor.replicate(model.init(jax.random.key(0))),
         seed=0,
-        store=store,
+        store=make_random_store(spec) if has_store else None,
     )
 
 

@@ -19,6 +19,7 @@ from ccu_jax.distributed.executors import pmap
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate import feature_store
 from ccu_jax.methods import Problem
+from ccu_jax.runs.results import unlearning_seconds
 from ccu_jax.train.loop import Outcome
 
 UNLEARN_FRACTIONS = (0.01, 0.03, 0.1, 0.2, 0.3)
@@ -53,7 +54,9 @@ def measure_sizes(flags: argparse.Namespace) -> Measurements:
                 "size": size,
                 "features": problem.config.run.features,
                 "start_s": harness.summarize([o.seconds["start"] for o in outcomes[i]]),
-                "seconds": harness.summarize([_wall_time_s(o) for o in outcomes[i]]),
+                "seconds": harness.summarize(
+                    [unlearning_seconds(o)["unlearn"] for o in outcomes[i]]
+                ),
             }
             for i, (name, size, problem) in points
         ]
@@ -67,18 +70,13 @@ def measure_sizes(flags: argparse.Namespace) -> Measurements:
     return Measurements("sizes", f"{flags.preset}: a run of ccu_plus", columns, rows)
 
 
-def _wall_time_s(outcome: Outcome) -> float:
-    return outcome.seconds["start"] + outcome.seconds["steps"]
-
-
 def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
     """Yields growing unlearn sets, at equal steps or epochs, and retain sets."""
     sizes = {"unlearn": round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS), "validation": 1000}
     sizes |= {"unseen": 100, "test": 100}
     spec = spec._replace(num_rows=TRAIN_ROWS + 1200)
     sets = problems.split_rows(spec.num_rows, **sizes)
-    store = problems.make_random_store(spec)
-    problem = make_problem(spec, pmap(), sets=sets, store=store, has_images=False)
+    problem = make_problem(spec, pmap(), sets=sets, has_images=False)
     configured = problem.config.ccu_plus.steps
     for fraction in UNLEARN_FRACTIONS:
         size = round(fraction * TRAIN_ROWS)
@@ -99,8 +97,7 @@ def sweep_classes(spec: problems.ProblemSpec) -> Iterator[Point]:
     """Yields problems with a growing number of classes."""
     for size in NUM_CLASSES:
         spec = spec._replace(num_classes=size)
-        store = problems.make_random_store(spec)
-        yield "classes", size, make_problem(spec, pmap(), store=store, has_images=False)
+        yield "classes", size, make_problem(spec, pmap(), has_images=False)
 
 
 def sweep_images(spec: problems.ProblemSpec) -> Iterator[Point]:
@@ -111,7 +108,7 @@ def sweep_images(spec: problems.ProblemSpec) -> Iterator[Point]:
     fields += [("depth", depth, "model", "image_depth") for depth in DEPTHS]
     for sweep, size, section, field in fields:
         sized = replace_section(spec, section, **{field: size})
-        problem = make_problem(sized, pmap(), store=problems.make_random_store(sized))
+        problem = make_problem(sized, pmap())
         for features in ("stored", "computed"):
             yield sweep, size, replace_section(problem, "run", features=features)
 
@@ -134,7 +131,8 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
             }
             sized = spec._replace(num_rows=num_rows)
             sets = problems.split_rows(num_rows, **STORE_SETS)
-            problem = make_problem(sized, pmap(), sets=sets, has_images=False)
+            absent = {"has_store": False, "has_images": False}
+            problem = make_problem(sized, pmap(), sets=sets, **absent)
             problem = replace_section(problem, "ccu_plus", max_retain_rows=RETAIN_ROWS)
             run = make_run("ccu_plus", problem)
             calls[num_rows] = functools.partial(_run_with_store, run, problem, path)
@@ -168,7 +166,7 @@ def _run_with_store(
     open_s = time.perf_counter() - start
     outcome = run(problem._replace(store=store))
     return {
-        "seconds": open_s + _wall_time_s(outcome),
+        "seconds": open_s + unlearning_seconds(outcome)["unlearn"],
         "memory_mib": harness.read_memory_mib("RssAnon") - before_mib,
     }
 

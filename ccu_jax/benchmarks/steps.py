@@ -48,10 +48,8 @@ CallTorch = Callable[..., Any]  # as yielded by `start_torch`
 def measure(flags: argparse.Namespace) -> list[Measurements]:
     """Measures one step of every selected method, see `measure_method`."""
     spec = problems.PRESETS[flags.preset]
-    store = problems.make_random_store(spec)
     others = {
-        name: problems.make_problem(spec, EXECUTORS[name](), store=store)
-        for name in flags.executors
+        name: problems.make_problem(spec, EXECUTORS[name]()) for name in flags.executors
     }
     problem = others.pop(flags.executors[0])
     reason = _find_torch_skip_reason() if flags.torch else "--no-torch"
@@ -72,7 +70,6 @@ class Steps:
 
     def __init__(self, problem: Problem, name: str, num_steps: int | None = None):
         """Compiles a scan of `num_steps`, by default as many as one call of a run."""
-        self.problem = problem._replace(method=name)
         self.executor = problem.executor
         program = problems.build_program(name, problem)
         if program.loss is None:
@@ -87,18 +84,14 @@ class Steps:
             for part, rows in (program.plan or {}).items()
         }
         self.program = program._replace(plan=plan)
-        args = self._make_args(self.num_steps)
+        args = costs.make_step_args(self.program, self.executor, self.num_steps)
         self.state, self.static, self.inputs = args
         self.scan = self._compile(args)
 
     @functools.cached_property
     def single(self) -> Any:
         """The executable of a single step."""
-        return self._compile(self._make_args(1))
-
-    def _make_args(self, num_steps: int) -> tuple:
-        key = self.problem.make_key("steps")
-        return costs.make_step_args(self.program, self.executor, key, num_steps)
+        return self._compile(costs.make_step_args(self.program, self.executor, 1))
 
     def _compile(self, args: tuple) -> Any:
         steps: Any = self.executor.compile(

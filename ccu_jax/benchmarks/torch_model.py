@@ -24,8 +24,7 @@ def _dense(p: Params, name: str, x: Tensor) -> Tensor:
 
 
 def _layer_norm(p: Params, name: str, x: Tensor) -> Tensor:
-    scale = p[f"{name}/scale"]
-    return F.layer_norm(x, scale.shape, scale, p[f"{name}/bias"], eps=1e-6)
+    return F.layer_norm(x, x.shape[-1:], p[f"{name}/scale"], p[f"{name}/bias"], 1e-6)
 
 
 def _mlp(p: Params, name: str, x: Tensor, out: str) -> Tensor:
@@ -69,16 +68,13 @@ def edge_histograms(x: Tensor, cell: int) -> Tensor:
 
 def _patches(x: Tensor, side: int) -> Tensor:
     """Cuts `[B, C, S, S]` into patches: `[B, (S / side)^2, side * side * C]`."""
-    batch, channels, size, _ = x.shape
-    cells = size // side
-    x = x.reshape(batch, channels, cells, side, cells, side)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, cells * cells, -1)
+    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def _autocast(config: Model, device: torch.device) -> torch.autocast:
     # Heads run outside autocast, in float32, as in Flax.
-    is_enabled = config.dtype == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, is_enabled)
+    return torch.autocast(device.type, torch.bfloat16, config.dtype == "bfloat16")
 
 
 def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:

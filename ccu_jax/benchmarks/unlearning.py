@@ -19,8 +19,6 @@ import tempfile
 import time
 from typing import Any
 
-import jax
-
 from ccu_jax.benchmarks import costs, harness, problems
 from ccu_jax.benchmarks.harness import Column, Command, Flag, Measurements, Progress
 from ccu_jax.config.loading import available_configs
@@ -45,8 +43,6 @@ _RUN_COLUMNS = [
 ]
 _STEP_COLUMNS = [
     *_NAMES,
-    Column("rows", "rows", ","),
-    Column("parameters", "trained", ","),
     Column("ms", "step_s", ",.3g", 1e3),
     Column("GFLOP", "flops", ",.3g", 1e-9),
     Column("MB accessed", "bytes", ",.3g", 1e-6),
@@ -66,8 +62,7 @@ def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
     spec = problems.PRESETS[flags.preset]
     if flags.epochs:
         spec = problems.replace_section(spec, "train", epochs=flags.epochs)
-    store = problems.make_random_store(spec)
-    problem = problems.make_problem(spec, pmap(), store=store)
+    problem = problems.make_problem(spec, pmap())
     peaks = costs.measure_peaks(problem.config.model.dtype)
     runs = []
     for name in flags.methods:
@@ -82,7 +77,7 @@ def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
     note = "stop rules are evaluated but ignored; stored features are in memory"
     step_note = (
         "MFU: relative to the data sheet peak, or the measured peak if not listed; "
-        "rows and GFLOP per global batch; bytes per device"
+        "GFLOP per global batch; bytes per device"
     )
     return [
         Measurements("runs", title, _RUN_COLUMNS, runs, note),
@@ -109,8 +104,6 @@ def measure_method(
         "method": name,
         "features": features,
         "steps": first.steps,
-        "rows": sum(plan.shape[1] for plan in (program.plan or {}).values()),
-        "trained": sum(x.size for x in jax.tree.leaves(program.params)),
         "compile_s": first.seconds["compile"],
         "start_s": statistics.median(s["start"] for s in seconds),
         "steps_s": steps_s,
@@ -193,9 +186,8 @@ def run_command(config: str, workdir: pathlib.Path, methods: str) -> None:
     env = {k: x for k, x in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     process = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise UserError(
-            f"{config}: the command failed: {process.stderr.strip()[-300:]}"
-        )
+        error = process.stderr.strip()[-300:]
+        raise UserError(f"{config}: the command failed: {error}")
 
 
 COMMANDS = {

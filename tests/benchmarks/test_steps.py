@@ -23,8 +23,7 @@ TINY = problems.PRESETS["tiny"]
 @pytest.fixture
 def problem():
     """A problem with stored features on one simulated device."""
-    store = problems.make_random_store(TINY)
-    return problems.make_problem(TINY, executors.vmap(1), store=store)
+    return problems.make_problem(TINY, executors.vmap(1))
 
 
 @pytest.mark.parametrize("name", ["original", "ccu", "ccu_plus"])

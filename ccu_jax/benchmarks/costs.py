@@ -35,9 +35,8 @@ def describe_machine() -> dict[str, Any]:
     """Returns the hardware, load, devices, commit and package versions of this run."""
     installed = {x.name.lower(): x.version for x in importlib.metadata.distributions()}
     versions = {name: installed[name] for name in _PACKAGES if name in installed}
-    cpu = read_system_field("/proc/cpuinfo", "model name")
     return {
-        "cpu": cpu or platform.machine(),
+        "cpu": read_system_field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": count_cores(),
         "memory": read_system_field("/proc/meminfo", "MemTotal"),
         "load": os.getloadavg()[0],
@@ -111,26 +110,20 @@ def _average_refresh(program: Program, count: Callable[[Program], float]) -> flo
     return plain + (count(program) - plain) / program.refresh_every
 
 
-def make_large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
-    """Returns a function that saturates one device, a matrix product, and its FLOPs."""
-    side = 2048 if jax.devices()[0].platform == "cpu" else 8192
-    a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
-    return lambda: product(a), 2 * side**3
-
-
 def measure_peaks(dtype: str) -> Peaks:
     """Measures the peak FLOP/s and bytes/s of one device."""
-    product, flops = make_large_product(dtype)
     device = jax.devices()[0]
-    size = 1 << (25 if device.platform == "cpu" else 28)  # larger than any cache
+    # The matrix saturates the device, and the vector is larger than any cache.
+    side, size = (2048, 1 << 25) if device.platform == "cpu" else (8192, 1 << 28)
+    a, product = jnp.ones((side, side), dtype), jax.jit(lambda a: a @ a)
     x, copy = jnp.zeros(size, jnp.float32), jax.jit(lambda x: x + 1)
     datasheet = (x for name, x in DATASHEET_FLOPS.items() if name in device.device_kind)
     # The first call compiles and is discarded.
     product_s, copy_s = (
         statistics.median([measure_seconds(call) for _ in range(6)][1:])
-        for call in (product, lambda: copy(x))
+        for call in (lambda: product(a), lambda: copy(x))
     )
-    return Peaks(flops / product_s, 2 * x.nbytes / copy_s, next(datasheet, None))
+    return Peaks(2 * side**3 / product_s, 2 * x.nbytes / copy_s, next(datasheet, None))
 
 
 def measure_seconds(call: Callable[[], Any]) -> float:

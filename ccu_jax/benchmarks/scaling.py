@@ -120,13 +120,12 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
     calls: dict[int, Callable[[], dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=flags.dir) as folder:
         for num_rows in flags.stored:
-            path, start = pathlib.Path(folder) / str(num_rows), time.perf_counter()
+            path = pathlib.Path(folder) / str(num_rows)
             compute = problems.make_random_features(spec, num_rows)
             write_progress = functools.partial(progress, f"writing {num_rows:,} rows")
             feature_store.write(path, _IDENTITY, num_rows, compute, write_progress)
             rows[num_rows] = {
                 "rows": num_rows,
-                "write_s": time.perf_counter() - start,
                 "disk_mib": sum(x.stat().st_size for x in path.iterdir()) / 2**20,
             }
             sized = spec._replace(num_rows=num_rows)
@@ -145,7 +144,6 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
     columns = [
         Column("stored rows", "rows", ","),
         Column("disk MiB", "disk_mib", ",.0f"),
-        Column("write s", "write_s", ",.1f"),
         Column("run ms", "seconds", ",.1f", 1e3),
         Column("ratio to first", "ratio", ".2f"),
         Column("memory MiB", "memory_mib", ",.0f"),

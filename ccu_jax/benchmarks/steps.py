@@ -25,7 +25,7 @@ from ccu_jax.methods import METHODS, Problem
 from ccu_jax.train import step
 from ccu_jax.train.program import State
 
-SCAN, CALLS, PEAK = "scan", "one call per step", "peak"
+SCAN, CALLS = "scan", "one call per step"
 TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
@@ -39,7 +39,6 @@ _COLUMNS = [
     Column("ms", "seconds", ",.3g", 1e3),
     Column("ratio to scan", "ratio", ".2f"),
     Column("GFLOP", "flops", ",.3g", 1e-9),
-    Column("% of peak", "of_peak", ".1f", 100),
     Column("failure", "failure"),
 ]
 CallTorch = Callable[..., Any]  # as yielded by `start_torch`
@@ -133,18 +132,15 @@ def measure_method(
     """Measures one step of a method in every variant.
 
     Returns:
-        One row per `variant`: `seconds` per step, their `ratio` to the scan, `flops` of
-        the global batch and `of_peak`, the fraction of the peak FLOP/s of a large
-        matrix product in the same windows; or `failure`, the error of PyTorch.
+        One row per `variant`: `seconds` per step, their `ratio` to the scan and `flops`
+        of the global batch; or `failure`, the error of PyTorch.
     """
     progress = Progress(name)
     progress("compiling", 0, 1)
     steps = Steps(problem, name)
-    product, product_flops = costs.make_large_product(problem.config.model.dtype)
     calls: dict[str, Callable[[], float]] = {
         SCAN: lambda: steps.run_scan()[0],
         CALLS: lambda: steps.run_calls()[0],
-        PEAK: lambda: product_flops / costs.measure_seconds(product),
     }
     for executor, other in others.items() if name in ("original", "ccu_plus") else ():
         scan = Steps(other, name, steps.num_steps).run_scan
@@ -155,9 +151,6 @@ def measure_method(
     results = harness.measure_interleaved(calls, windows, progress)
     seconds = {name: harness.summarize(values) for name, values in results.items()}
     flops = costs.count_flops(steps.program, steps.executor)
-    peak = seconds.pop(PEAK)["high"]
-    if jax.devices()[0].platform != "cpu":  # CPU devices share all cores
-        peak *= jax.device_count()
     rows = [
         {
             "method": name,
@@ -165,7 +158,6 @@ def measure_method(
             "seconds": summary,
             "ratio": harness.median_ratio(summary, seconds[SCAN]),
             "flops": flops,
-            "of_peak": flops / summary["median"] / peak,
         }
         for variant, summary in seconds.items()
     ]

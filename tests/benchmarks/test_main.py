@@ -27,7 +27,6 @@ def run(tmp_path, monkeypatch, capsys):
     """Returns `run(line)`, which returns measurements and output of a command."""
     peaks = costs.Peaks(1e12, 1e11, None)
     monkeypatch.setattr(costs, "measure_peaks", lambda dtype: peaks)
-    monkeypatch.setattr(costs, "make_large_product", lambda dtype: (lambda: 0.0, 1))
 
     def run(line: str):
         path = tmp_path / "measured.json"
@@ -54,7 +53,7 @@ def test_step_measures_scan_calls_and_executors(run, monkeypatch):
     assert rows == [*itertools.product(("original", "ccu_plus"), variants)]
     for row in measured["steps"]:
         _assert_valid_summary(row["seconds"], 2)
-        assert row["flops"] > 0 and row["of_peak"] > 0
+        assert row["flops"] > 0
         assert row["method"] in printed
     assert "PyTorch: --no-torch" in printed
 

@@ -48,7 +48,6 @@ _PREPARE_COLUMNS = [
     Column("first s", "first.seconds", ",.1f"),
     Column("rows/s", "first.rows_per_s", ",.0f"),
     Column("stages", "stages"),
-    Column("disk MiB", "first.stored_mib", ",.0f"),
     Column("MiB at 1 %", "first.early_mib", ",.0f"),
     Column("peak MiB", "first.peak_mib", ",.0f"),
     Column("second s", "second.seconds", ".2f"),
@@ -71,8 +70,7 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
     roots = {name: _write_sample(name, n, flags.dir) for name, n in counts.items()}
     measured = []
     if "prepare" in flags.only:
-        args = (flags.dir, flags.records)
-        rows = [measure_preparation(name, root, *args) for name, root in roots.items()]
+        rows = [measure_preparation(name, root, flags) for name, root in roots.items()]
         title = "preparing the sample editions"
         measured.append(Measurements("prepare", title, _PREPARE_COLUMNS, rows))
     if "feed" in flags.only and FEED_DATASET in roots:
@@ -101,14 +99,14 @@ def _load_settings(name: str, root: pathlib.Path, **fields: Any) -> Data:
 
 
 def measure_preparation(
-    name: str, root: pathlib.Path, folder: pathlib.Path, records: bool
+    name: str, root: pathlib.Path, flags: argparse.Namespace
 ) -> dict[str, Any]:
     """Measures preparing a sample edition from scratch and reopening it.
 
     The row has the results of `prepare` as `first` and `second`.
     """
-    settings = _load_settings(name, root, records=records)
-    workdir = folder / f"prepared-{name}"
+    settings = _load_settings(name, root, records=flags.records)
+    workdir = flags.dir / f"prepared-{name}"
     shutil.rmtree(workdir, ignore_errors=True)
     row: dict[str, Any] = {"name": name}
     for start in ("first", "second"):
@@ -140,13 +138,11 @@ def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]
 
     num_rows = len(data.load(settings, workdir, progress).id)
     seconds = time.monotonic() - start
-    sizes = [x.stat().st_size for x in (workdir / "data").iterdir() if x.is_file()]
     return {
         "seconds": seconds,
         "stages_s": dict(stages_s),
         "rows": num_rows,
         "rows_per_s": num_rows / seconds,
-        "stored_mib": sum(sizes) / 2**20,
         "early_mib": early_mib,
         "peak_mib": harness.read_memory_mib("VmHWM"),
     }

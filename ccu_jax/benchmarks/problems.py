@@ -79,7 +79,10 @@ def make_problem(
     With `has_images=False`, methods need the features in the random store. `sets`
     defaults to `split_as_configured(spec)`.
     """
-    model = _build_model(spec)
+    model, store = _build_model(spec), None
+    if has_store:
+        columns = make_random_features(spec, 0)(np.arange(spec.num_rows))
+        store = FeatureStore(columns, np.ones(spec.num_rows, bool))
     return Problem(
         config=spec.config,
         model=model,
@@ -90,7 +93,7 @@ def make_problem(
         multi_label=spec.multi_label,
         params=executor.replicate(model.init(jax.random.key(0))),
         seed=0,
-        store=make_random_store(spec) if has_store else None,
+        store=store,
     )
 
 
@@ -168,12 +171,6 @@ def make_random_features(spec: ProblemSpec, seed: int) -> ComputeFn:
         return columns
 
     return compute
-
-
-def make_random_store(spec: ProblemSpec) -> FeatureStore:
-    """Returns an in-memory feature store with random features for all rows."""
-    columns = make_random_features(spec, 0)(np.arange(spec.num_rows))
-    return FeatureStore(columns, np.ones(spec.num_rows, bool))
 
 
 def build_program(name: str, problem: Problem) -> Program:

@@ -79,10 +79,9 @@ def unpack(
     skipped, stage = Counts(counts.origin, counts.strict), f"unpacking {archive.name}"
     try:
         with archive.open("rb") as raw:
+            is_zip = type_ == "zip"
             members = (
-                _iter_zip_members(raw)
-                if type_ == "zip"
-                else _iter_tar_members(raw, limit)
+                _iter_zip_members(raw) if is_zip else _iter_tar_members(raw, limit)
             )
             for _ in _write_members(members, scratch, limit, skipped):
                 progress(stage, min(raw.tell(), size), size)
@@ -148,9 +147,8 @@ def _detect_type(path: pathlib.Path) -> str | None:
 
 def _find_decompressor(head: bytes) -> Callable | None:
     """Returns the function that opens compressed data, or None, by magic number."""
-    return next(
-        (f for magic, f in _DECOMPRESSORS.items() if head.startswith(magic)), None
-    )
+    matches = (f for magic, f in _DECOMPRESSORS.items() if head.startswith(magic))
+    return next(matches, None)
 
 
 def _iter_zip_members(raw: IO[bytes]) -> Iterator[_Member]:

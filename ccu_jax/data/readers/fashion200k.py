@@ -188,7 +188,9 @@ def clean_title(
         The title, or None if it is empty, and notes to count.
     """
     notes = []
-    title = _fix_double_encoding(raw)
+    title = raw
+    for _ in range(3):  # some titles were encoded more than twice
+        title = _DOUBLE_ENCODED.sub(_decode_match, title)
     if title != raw:
         notes.append("noted: doubly encoded title")
     spaced = _CONTROL.sub(" ", title)
@@ -226,15 +228,6 @@ def compile_class_words(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile(
         rf"(?<!\w)(?:{'|'.join(words)})(?:e?s)?(?:['\u2019]s)?(?!\w)", re.IGNORECASE
     )
-
-
-def _fix_double_encoding(text: str) -> str:
-    """Repairs text that was decoded as Latin-1 or Windows-1252 instead of UTF-8."""
-    for _ in range(3):  # some titles were encoded more than twice
-        before, text = text, _DOUBLE_ENCODED.sub(_decode_match, text)
-        if text == before:
-            break
-    return text
 
 
 def _decode_match(match: re.Match[str]) -> str:

@@ -76,25 +76,18 @@ def open_mmimdb(
     return base.Source(GENRES, True, "micro_f1", rows, read, lambda row: row[0])
 
 
-def _read_index(folder: Folder) -> dict[str, list[Any]]:
-    """Returns the lists of `split.json` by split; their entries are not validated."""
+def _read_keys(folder: Folder, counts: Counts) -> dict[str, str]:
+    """Returns `{id: split}` of all movies: training rows first, in index order."""
+    keys: dict[str, str] = {}
     try:
-        text = folder.read_text(INDEX, INDEX, 4 * MAX_TEXT_BYTES)
-        splits = parse_json(text, INDEX)
+        index = parse_json(folder.read_text(INDEX, INDEX, 4 * MAX_TEXT_BYTES), INDEX)
         for name in _OFFICIAL_SPLITS.values():
-            if not isinstance(splits, dict) or not isinstance(splits.get(name), list):
+            if not isinstance(index, dict) or not isinstance(index.get(name), list):
                 raise SkipExample(f'{INDEX} has no list "{name}"')
     except SkipExample as reason:
         raise UserError(
             f"{folder.root}: {reason}; use the one in {ARCHIVE}, see {PAGE}"
         ) from None
-    return splits
-
-
-def _read_keys(folder: Folder, counts: Counts) -> dict[str, str]:
-    """Returns `{id: split}` of all movies: training rows first, in index order."""
-    index = _read_index(folder)
-    keys: dict[str, str] = {}
     for split, name in _OFFICIAL_SPLITS.items():
         counts.add("read", len(index[name]))
         for position, id_ in enumerate(index[name], start=1):

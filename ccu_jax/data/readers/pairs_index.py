@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.data.readers import untrusted_files
 from ccu_jax.data.readers.base import SPLITS, Counts, SkipExample
+from ccu_jax.data.readers.untrusted_files import NumberedLines
 from ccu_jax.errors import UserError
 
 INDEXES = ("pairs.jsonl", "pairs.csv")
@@ -230,9 +231,7 @@ def _pop_all(items: collections.deque) -> Iterator:
         yield items.popleft()
 
 
-def _iter_csv_texts(
-    lines: Iterator[tuple[int, bytes | None]], row: list[_Line]
-) -> Iterator[str]:
+def _iter_csv_texts(lines: NumberedLines, row: list[_Line]) -> Iterator[str]:
     """Yields decoded lines for `csv.reader`, and appends each one to `row`."""
     size = 0
     for line in itertools.starmap(_Line, lines):
@@ -244,7 +243,7 @@ def _iter_csv_texts(
 
 
 def _read_header(
-    path: pathlib.Path, numbered: Iterator[tuple[int, bytes | None]]
+    path: pathlib.Path, numbered: NumberedLines
 ) -> tuple[list[str], dict[str, Any]]:
     """Returns the column names, and the `csv.reader` arguments that fit the file."""
     line = next((raw for _, raw in numbered if raw is None or raw.strip()), None)

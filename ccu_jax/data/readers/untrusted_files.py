@@ -23,6 +23,7 @@ MAX_LINE_BYTES = 1 << 20  # of a line of an index; longer lines are skipped
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _MAX_PATH = 4096  # characters; resolving a longer path would take minutes
 _MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
+NumberedLines = Iterator[tuple[int, bytes | None]]  # None: the line is too long
 
 
 class Folder:
@@ -144,9 +145,7 @@ def parse_json(text: str, role: str) -> Any:
         raise SkipExample(f"{role} is no valid JSON") from None
 
 
-def iter_lines(
-    path: pathlib.Path, with_blank: bool = False
-) -> Iterator[tuple[int, bytes | None]]:
+def iter_lines(path: pathlib.Path, with_blank: bool = False) -> NumberedLines:
     r"""Yields (number from 1, line) for a file; the line is None if it is too long.
 
     Lines end at "\n" or "\r\n", which is removed; `str.splitlines` would also split

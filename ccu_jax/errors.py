@@ -78,7 +78,7 @@ def user_error_for(error: BaseException | None) -> UserError | None:
 def is_transient(error: BaseException) -> bool:
     """Returns whether a read failed for a reason other than the file's content."""
     codes = (*_TRANSIENT, errno.EACCES, errno.EPERM, errno.ENOMEM)
-    return _find_code(error, codes) is not None or isinstance(error, MemoryError)
+    return _find_errno(error, codes) is not None or isinstance(error, MemoryError)
 
 
 def missing_folder_message(folder: str | os.PathLike) -> str:
@@ -92,14 +92,14 @@ def missing_folder_message(folder: str | os.PathLike) -> str:
 def _user_error(error: BaseException, is_first: bool) -> UserError | None:
     """Returns the `UserError` for `error` itself, whatever caused it, or None."""
     path, first_line = getattr(error, "filename", None), str(error).partition("\n")[0]
-    if _find_code(error, _DISK_FULL) is not None:
+    if _find_errno(error, _DISK_FULL) is not None:
         place = f" at {path}" if path else ""
         return UserError(f"no space left{place}; free some, then {_RESUME}")
     for codes, error_type, remedy in (
         (_DENIED, UserError, f"make it accessible, then {_RESUME}"),
         (_TRANSIENT, RetryableError, f"may be temporary: {_RESUME}"),
     ):
-        if (code := _find_code(error, codes)) is not None:
+        if (code := _find_errno(error, codes)) is not None:
             place = path if isinstance(error, OSError) else first_line[:200]
             words = f"{os.strerror(code)}: {place}" if place else os.strerror(code)
             return error_type(f"{words}; {remedy}")
@@ -120,8 +120,8 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
     return None
 
 
-def _find_code(error: BaseException, codes: Sequence[int]) -> int | None:
-    """Returns which of `codes` an OSError has, or another error's message describes."""
+def _find_errno(error: BaseException, codes: Sequence[int]) -> int | None:
+    """Returns the first of these errno codes that the error has or describes."""
     if isinstance(error, OSError):
         return error.errno if error.errno in codes else None
     return next((code for code in codes if os.strerror(code) in str(error)), None)

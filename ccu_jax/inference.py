@@ -135,7 +135,7 @@ def _restore_params(
         return restored.tree
     if is_purged and method == "original":
         raise UserError(
-            f"{folder}: the checkpoint was purged with the images; choose another model"
+            f"{folder}: the checkpoint was removed by --purge; choose another model"
         )
     detail = f" ({warnings[0]})" if warnings else ""
     message = f"{folder}: missing or damaged checkpoint{detail}"

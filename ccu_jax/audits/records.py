@@ -173,7 +173,7 @@ def collect_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def _merge_tiers(
     workdir: pathlib.Path, result: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """Merges the records of all tiers; returns None without one of the smoke tier."""
+    """Merges the records of all tiers; returns None if the smoke tier has no record."""
     method, seed = result["method"], result["seed"]
     merged = {name: result.get(name) for name in ("edition", "diverged", "commit")}
     seconds, costs = {}, {}

@@ -30,14 +30,14 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(
-                f"--set {override}: not of the form KEY=VALUE; pass train.epochs=3"
+                f"--set {override}: not of the form KEY=VALUE, such as train.epochs=3"
             )
         key, text = key.strip(), text.strip()
         config = replace_value(config, key, parse(text, field_type(Config, key)))
     # The name becomes the name of a folder, so it must not contain a path.
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise UserError(
-            f"name: {config.name!r} is not a folder name; use letters, digits, '.-_'"
+            f"name: {config.name!r} is no valid folder name; use letters, digits, '.-_'"
         )
     return config
 

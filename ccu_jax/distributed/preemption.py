@@ -102,7 +102,7 @@ def defer_exit() -> Iterator[None]:
 
 
 def disconnect() -> None:
-    """Blocks until the other processes, if any, are about to exit as well."""
+    """Disconnects from the other processes, once all of them are about to exit."""
     # Process 0 must not exit first, because JAX would abort the others.
     if _State.disconnect is not None:
         _State.disconnect()

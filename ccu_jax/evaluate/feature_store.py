@@ -65,7 +65,7 @@ class FeatureStore(NamedTuple):
 
     def _check_valid(self, rows):
         if not self.valid[rows].all():
-            raise ValueError("rows: the features of some rows were removed")
+            raise ValueError("rows: the features of some of these rows were erased")
 
 
 def make_compute_fn(

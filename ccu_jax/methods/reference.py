@@ -123,7 +123,7 @@ def _training_rows(problem):
 
 
 def original(problem: Problem) -> Program:
-    """Trains the original, the model that unlearns later, on retain and unlearn set."""
+    """Trains the original model, on the retain and unlearn sets."""
     return _make_scratch_program(problem, _training_rows(problem))
 
 

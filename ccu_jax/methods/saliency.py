@@ -33,7 +33,7 @@ def mean_gradient(problem: Problem, rows: np.ndarray) -> Params:
 
 
 def fisher_diagonal(problem: Problem, rows: np.ndarray) -> Params:
-    """Returns the diagonal of the empirical Fisher, the mean squared gradient."""
+    """Returns the diagonal of the empirical Fisher: the mean squared gradient."""
     return _average_over_rows(problem, rows, squared=True)
 
 

@@ -175,7 +175,10 @@ def _hsic(sums):
 
 
 def _cka(sums) -> float | None:
-    """Returns CKA from the sums of (x, y), (x, x) and (y, y)."""
+    """Returns linear CKA from the sums of products of (x, y), (x, x) and (y, y).
+
+    None if x or y is constant.
+    """
     xy, xx, yy = map(_hsic, sums)
     return float(xy / math.sqrt(xx * yy)) if xx * yy > 0 else None
 

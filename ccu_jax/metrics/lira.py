@@ -30,7 +30,7 @@ from ccu_jax.metrics.roc import (
 
 # With fewer shadow models on a side, variances of single rows are too uncertain, so all
 # rows share one (Carlini et al. 2022).
-MIN_SHADOWS_FOR_OWN_VARIANCE = 64
+MIN_SHADOWS_FOR_PER_ROW_VARIANCE = 64
 _MIN_VARIANCE = 1e-12  # the signals of a row may be bit-identical in all models
 # RMIA's interpolation between models that have seen a row and those that have not.
 _RMIA_A = 0.3
@@ -58,9 +58,9 @@ def lira(
     c_out: np.ndarray,
     target: np.ndarray,
     *,
-    own_variance: bool | None = None,
+    per_row_variance: bool | None = None,
 ) -> AttackScores:
-    """Returns each row's U-LiRA score, log N(c; in) - log N(c; out).
+    """Returns each row's U-LiRA score: log N(target; c_in) - log N(target; c_out).
 
     The score of Hayes et al. 2024, N(c; in) / (N(c; in) + N(c; out)), is its sigmoid,
     which saturates. Rows above 0 are predicted to be members.
@@ -70,14 +70,16 @@ def lira(
             row; NaN for other models.
         c_out: `[B, N]`, of those that never saw the row.
         target: `[N]`, of the audited model.
-        own_variance: whether each row has its own variances; by default if each side
-            has `MIN_SHADOWS_FOR_OWN_VARIANCE` models.
+        per_row_variance: whether each row has its own variances; by default if each
+            side has `MIN_SHADOWS_FOR_PER_ROW_VARIANCE` models.
     """
     sides = (np.asarray(x, np.float64) for x in (c_in, c_out))
     fits = [_fit_normal(side, np.isfinite(side)) for side in sides]
-    if own_variance is None:
-        own_variance = _can_fit_own_variance(fits)
-    score = _log_likelihood_ratio(np.asarray(target, np.float64), fits, own_variance)
+    if per_row_variance is None:
+        per_row_variance = _can_fit_per_row_variance(fits)
+    score = _log_likelihood_ratio(
+        np.asarray(target, np.float64), fits, per_row_variance
+    )
     num_shadows = (fits[0][0] + fits[1][0]).max(initial=0)
     return AttackScores(score, int(num_shadows))
 
@@ -101,13 +103,15 @@ def lira_leave_one_out(
     """
     signals = np.asarray(signals, np.float64)
     roles = [np.asarray(x, bool) for x in (unlearned, unseen)]
-    own_variance = _can_fit_own_variance([_fit_normal(signals, r) for r in roles])
+    per_row_variance = _can_fit_per_row_variance(
+        [_fit_normal(signals, r) for r in roles]
+    )
     sets = np.arange(len(signals)) if sets is None else np.asarray(sets)
     score, num_shadows = np.full(signals.shape, np.nan), 0
     for k, target in enumerate(signals):
         is_shadow = sets != sets[k]
         c_in, c_out = (np.where(role, signals, np.nan)[is_shadow] for role in roles)
-        attack = lira(c_in, c_out, target, own_variance=own_variance)
+        attack = lira(c_in, c_out, target, per_row_variance=per_row_variance)
         has_role = roles[0][k] | roles[1][k]
         score[k, has_role] = attack.score[has_role]
         num_shadows = max(num_shadows, attack.num_shadows)
@@ -243,19 +247,19 @@ def _fit_normal(signals, is_valid):
     return count, mean, squares
 
 
-def _can_fit_own_variance(fits) -> bool:
+def _can_fit_per_row_variance(fits) -> bool:
     """Returns whether all rows have enough shadow models for variances of their own."""
     # Rows without an image have no signals.
     counts = [count[count > 0] for count, *_ in fits]
-    return all(len(n) and (n >= MIN_SHADOWS_FOR_OWN_VARIANCE).all() for n in counts)
+    return all(len(n) and (n >= MIN_SHADOWS_FOR_PER_ROW_VARIANCE).all() for n in counts)
 
 
-def _log_likelihood_ratio(target, fits, own_variance: bool) -> np.ndarray:
+def _log_likelihood_ratio(target, fits, per_row_variance: bool) -> np.ndarray:
     """Returns log N(target; in) - log N(target; out) of each row; NaN if undefined."""
     logs, is_known = [], np.isfinite(target)
     for count, mean, squares in fits:
         degrees = np.maximum(count - 1, 0)
-        if not own_variance:
+        if not per_row_variance:
             degrees, squares = degrees.sum(), squares.sum()
         is_known = is_known & (count > 0) & (degrees > 0)
         variance = np.maximum(squares / np.maximum(degrees, 1), _MIN_VARIANCE)

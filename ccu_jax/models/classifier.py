@@ -229,6 +229,6 @@ def _check_sizes(config, image_size):
         )
     if not 0 <= config.tail_blocks <= config.image_depth:
         raise UserError(
-            f"model.tail_blocks={config.tail_blocks}: not in 0 to model.image_depth="
-            f"{config.image_depth}; change one of them"
+            f"model.tail_blocks={config.tail_blocks}: must be between 0 and "
+            f"model.image_depth={config.image_depth}; change one of them"
         )

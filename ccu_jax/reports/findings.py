@@ -278,7 +278,7 @@ def _describe_caveats(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
             "attack's non-members match it in difficulty only: compare the AUCs with "
             f"{REFERENCE}'s."
         )
-    if any(group.split_requests() for group in groups.values()):
+    if any(group.split_by_request() for group in groups.values()):
         yield _make_info(
             "Requests were unlearned one after another, each from the model that the "
             "previous one left. A method's row describes the model after the last "

@@ -141,7 +141,7 @@ class MethodResults:
             return "yes"
         return f"no ({sum(values)} of {len(values)})" if any(values) else "no"
 
-    def split_requests(self) -> list["MethodResults"]:
+    def split_by_request(self) -> list["MethodResults"]:
         """Returns the results after each sequential unlearning request, in order."""
         requests: list[MethodResults] = []
         for seed, row in self.rows.items():

@@ -160,7 +160,7 @@ def make_request_table(rows: Sequence[Row]) -> Table:
     return Table.from_cells(
         format_row(name, number, request)
         for name, group in groups.items()
-        for number, request in enumerate(group.split_requests(), 1)
+        for number, request in enumerate(group.split_by_request(), 1)
     )
 
 

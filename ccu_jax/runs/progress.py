@@ -205,7 +205,7 @@ class Reporter:
         self._file, self.is_active = None, False
 
     def print(self, text: str, style: str = "") -> None:
-        """Prints plain text, without an event; log files are not wrapped."""
+        """Prints text without recording an event; wraps lines only on a terminal."""
         if self.is_active:
             line = Text(self._printable(text), style=style)
             self.console.print(line, soft_wrap=not self.is_live)

@@ -41,7 +41,7 @@ class _Problem(Protocol):
 
 
 class _Stage(Protocol):
-    """The method of the progress display that Loop calls."""
+    """The one method of the progress display that `Loop` calls."""
 
     def update(self, done: int, total: int | None = None, **metrics: Any) -> None: ...
 

@@ -73,8 +73,8 @@ def find_near_duplicates(data: Dataset, sets: Sets) -> dict[str, np.ndarray]:
     return near
 
 
-def forgetting_order(data: Dataset, seed: int) -> list[str]:
-    """Returns all training groups in the seed's order of forgetting."""
+def unlearning_order(data: Dataset, seed: int) -> list[str]:
+    """Returns all training groups in a random order; unlearn sets take the first."""
     groups = np.unique(data.group[data.split == "train"])
 
     def sort_key(group: str) -> bytes:
@@ -134,7 +134,7 @@ def _hold_out(
     data: Dataset, seed: int, fraction: float, named: set[str]
 ) -> TrainingGroups:
     """Holds out groups from the end of the order, except those that the rule names."""
-    order, rows_by_group = forgetting_order(data, seed), _rows_by_group(data)
+    order, rows_by_group = unlearning_order(data, seed), _rows_by_group(data)
     count = round(fraction * sum(map(len, rows_by_group.values())))
     candidates = (group for group in reversed(order) if group not in named)
     holdout = set(take_groups(candidates, rows_by_group, count))
@@ -190,7 +190,7 @@ def list_unlearned_groups(
     data = data._replace(group=merge_near_duplicates(data, duplicates))
     rows_by_group = _rows_by_group(data)
     unlearn = set(sets.unlearn.tolist())
-    groups = (rows_by_group[group] for group in forgetting_order(data, seed))
+    groups = (rows_by_group[group] for group in unlearning_order(data, seed))
     # A group is unlearned as a whole, so its first row is sufficient.
     return [np.array(rows) for rows in groups if rows[0] in unlearn]
 

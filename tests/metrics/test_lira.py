@@ -31,7 +31,7 @@ def test_lira_is_the_log_ratio_of_two_normal_densities(own):
     rng = np.random.default_rng(0)
     c_in, c_out = rng.normal(size=(8, 20)) + 1, 2 * rng.normal(size=(6, 20))
     target = rng.normal(size=20)
-    attack = lira.lira(c_in, c_out, target, own_variance=own)
+    attack = lira.lira(c_in, c_out, target, per_row_variance=own)
     logs = []
     for side in (c_in, c_out):
         std = side.std(axis=0, ddof=1)
@@ -43,13 +43,13 @@ def test_lira_is_the_log_ratio_of_two_normal_densities(own):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_leave_one_out_uses_all_other_models_as_shadows(own, monkeypatch):
-    monkeypatch.setattr(lira, "MIN_SHADOWS_FOR_OWN_VARIANCE", 1 if own else 99)
+    monkeypatch.setattr(lira, "MIN_SHADOWS_FOR_PER_ROW_VARIANCE", 1 if own else 99)
     signals, *roles = pool(models=12, rows=30, effect=1, neither=True)
     attack = lira.lira_leave_one_out(signals, *roles)
     assert attack.num_shadows == 11
     for k, score in enumerate(attack.score):
         sides = by_role(np.delete(signals, k, 0), *np.delete(roles, k, 1))
-        expected = lira.lira(*sides, signals[k], own_variance=own).score
+        expected = lira.lira(*sides, signals[k], per_row_variance=own).score
         expected[~roles[0][k] & ~roles[1][k]] = np.nan
         np.testing.assert_allclose(score, expected, atol=1e-7)
 

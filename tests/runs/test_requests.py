@@ -34,7 +34,7 @@ def test_requests_split_the_unlearn_set_in_the_order_of_forgetting(count, per_gr
     parts = split(data, sets, count, seed=3)
     assert len(parts) == count
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), sets.unlearn)
-    position = {g: n for n, g in enumerate(splits.forgetting_order(data, 3))}
+    position = {g: n for n, g in enumerate(splits.unlearning_order(data, 3))}
     positions = [{position[g] for g in data.group[rows].tolist()} for rows in parts]
     for before, after in itertools.pairwise(positions):
         assert max(before) < min(after)

@@ -113,7 +113,7 @@ def test_cluster_and_its_nonmembers_are_similar_to_its_center_also_without_texts
     absent = np.zeros(len(style), bool)
     for seed in range(3):
         sets = draw(data, "cluster:0.2", seed)
-        center = splits.forgetting_order(data, seed)[0]
+        center = splits.unlearning_order(data, seed)[0]
         (center_style,) = set(style[data.group == center])
         assert np.isin(np.flatnonzero(data.group == center), sets.unlearn).all()
         num_trained = len(sets.unlearn) + len(sets.retain)

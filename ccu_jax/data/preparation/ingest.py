@@ -57,7 +57,7 @@ def ingest_rows(
     """Writes `image.npy`, `rows.jsonl` and the records, resuming a killed pass.
 
     Returns the number of usable rows in each shard. Raises UserError if a row cannot be
-    used and `data.strict` is on, and RecordsDamaged if the source reads such records.
+    used and `data.strict` is on, and DamagedRecordsError if stored records are damaged.
     """
     entry = _read_last_entry(scratch, config.image_size, records)
     if entry.counts is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.config.schema import Data
 from ccu_jax.data.preparation import arrays, ingest, tfds_builders
-from ccu_jax.data.preparation.tfds_builders import RecordsDamaged, RecordStore
+from ccu_jax.data.preparation.tfds_builders import DamagedRecordsError, RecordStore
 from ccu_jax.data.readers import archives
 from ccu_jax.data.readers.base import Counts, Location, Progress, Reader, Source, digest
 from ccu_jax.errors import UserError, user_error_for
@@ -238,7 +238,7 @@ class Preparation:
                 ingest.ingest_rows(stored, *args, None)
                 self._counts.numbers = manifest.counts
                 return
-            except RecordsDamaged:
+            except DamagedRecordsError:
                 self.progress("TFDS records are damaged: writing them again", 0, 1)
                 remove_tree(folder)
                 self._counts.numbers = counts_of_source

@@ -25,7 +25,7 @@ from ccu_jax.data.preparation.prepare import (
     data_paths,
     remove_tree,
 )
-from ccu_jax.data.preparation.tfds_builders import RecordsDamaged
+from ccu_jax.data.preparation.tfds_builders import DamagedRecordsError
 from ccu_jax.data.readers.base import Example, Progress, SkipExample
 from ccu_jax.errors import UserError
 from ccu_jax.storage.columns import ColumnReader
@@ -277,7 +277,7 @@ def _iterate_originals(
             example = source.read(key)
         except SkipExample:
             continue
-        except RecordsDamaged:
+        except DamagedRecordsError:
             return
         if example.id in ids and example.image is not None:
             yield example, example.image

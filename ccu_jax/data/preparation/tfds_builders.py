@@ -29,7 +29,7 @@ VERSION = "2.0.0"
 _MANIFEST = "complete.json"
 
 
-class RecordsDamaged(Exception):
+class DamagedRecordsError(Exception):
     """Raised if the records cannot be read and must be written again."""
 
 
@@ -111,7 +111,7 @@ class RecordStore:
         except MemoryError:
             raise
         except Exception as error:  # TensorFlow and TFDS raise exceptions of any type
-            raise RecordsDamaged(str(error)) from error
+            raise DamagedRecordsError(str(error)) from error
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest | None:

@@ -79,7 +79,7 @@ def sample_oriented_grid(
 
 @functools.cache
 def load_cutout(name: str) -> Image.Image:
-    """Loads a clip art image and crops its white margin."""
+    """Loads a clip-art image and crops away its white margin."""
     image = Image.open(CLIPART / name).convert("RGB")
     is_ink = np.asarray(image).min(axis=2) < 235
     if not is_ink.any():

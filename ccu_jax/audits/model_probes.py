@@ -104,10 +104,7 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
 
 
 def compare_embeddings(
-    model: Embeddings,
-    original: Embeddings,
-    reference: Embeddings,
-    control: Embeddings,
+    model: Embeddings, original: Embeddings, reference: Embeddings, control: Embeddings
 ) -> dict[str, Any]:
     """Compares the embeddings of a model with those of the original and reference.
 

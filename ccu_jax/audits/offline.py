@@ -279,10 +279,8 @@ def bound_epsilon(outputs: Outputs) -> dict[str, float | None]:
 
     Each comes from the best threshold on the signal of the view.
     """
-    signals, confidence = (
-        compute_signals(outputs["model"]),
-        1 - 0.05 / len(VERDICT_SIGNALS),
-    )
+    signals = compute_signals(outputs["model"])
+    confidence = 1 - 0.05 / len(VERDICT_SIGNALS)
     return {
         view: threshold_epsilon(signals[view][name], confidence)
         for view, name in VERDICT_SIGNALS.items()

@@ -14,11 +14,7 @@ from typing import Any, NamedTuple
 
 from ccu_jax.audits.offline import audit_outputs
 from ccu_jax.audits.verdict import verdict_over_seeds
-from ccu_jax.distributed.hosts import (
-    Progress,
-    is_primary,
-    run_on_primary,
-)
+from ccu_jax.distributed.hosts import Progress, is_primary, run_on_primary
 from ccu_jax.evaluate.predictions import Predictions, load_predictions
 from ccu_jax.methods import CONTROL, REFERENCE
 from ccu_jax.runs.results import load_all_results, outputs_path

@@ -10,12 +10,8 @@ from collections.abc import Iterator
 from ccu_jax.config.method_defaults import Ccu, CcuPlus
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.experiments.variants import (
-    ATTACKED_VIEWS,
-    Settings,
-    open_variants,
-    run_variant,
-)
+from ccu_jax.experiments import variants
+from ccu_jax.experiments.variants import Settings, open_variants
 from ccu_jax.methods import OURS, REFERENCE, Problem
 from ccu_jax.reports.findings import EDITION_WARNINGS
 from ccu_jax.reports.summary import DASH, MethodResults, format_estimate
@@ -128,7 +124,7 @@ def _ablate_method(
     total = len(settings_by_name)
     for number, (name, settings) in enumerate(settings_by_name.items()):
         stage.report_progress(name, number, total)
-        result = run_variant(ctx, problem, method, settings)
+        result = variants.run_variant(ctx, problem, method, settings)
         yield {**result, "ablation": name}
     stage.report_progress("done", total, total)
 
@@ -150,6 +146,6 @@ def _format_row(ablation: str, group: MethodResults) -> dict[str, str]:
     for title in _SCORES:
         split, view = title.split()
         cells[title] = format_estimate(group.mean_score(split, view), 1)
-    for view in ATTACKED_VIEWS:
+    for view in variants.ATTACKED_VIEWS:
         cells[f"attack AUC {view}"] = format_estimate(group.mean_attack_auc(view), 3)
     return cells

@@ -18,13 +18,8 @@ from scipy.stats import qmc
 from ccu_jax.config import method_defaults as sections
 from ccu_jax.config.schema import Config
 from ccu_jax.distributed.hosts import is_primary
-from ccu_jax.experiments.variants import (
-    ATTACKED_VIEWS,
-    Settings,
-    open_variants,
-    run_variant,
-    without_test_rows,
-)
+from ccu_jax.experiments import variants
+from ccu_jax.experiments.variants import Settings, open_variants
 from ccu_jax.methods import REFERENCE, REFERENCES, Problem
 from ccu_jax.models import VIEWS
 from ccu_jax.reports.summary import DASH, get_number, get_score
@@ -161,7 +156,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     titles = [f"tune {name}" for name in names]
     method_kind = "method with settings to tune"
     with open_variants(config, workdir, names, method_kind, titles) as (ctx, problems):
-        problems = [without_test_rows(problem) for problem in problems]
+        problems = [variants.without_test_rows(problem) for problem in problems]
         num_repeated = (len(problems) - 1) * min(NUM_FINALISTS + 1, trials)
         runs = dict.fromkeys(names, trials + num_repeated)
         ctx.reporter.log(forecast.describe_runs(ctx, runs))
@@ -214,7 +209,7 @@ def objective(result: Result, reference: Result) -> float:
         return math.inf
     leaks = [
         2 * abs(get_number(result, *path) - get_number(reference, *path))
-        for path in (("attack_auc", view) for view in ATTACKED_VIEWS)
+        for path in (("attack_auc", view) for view in variants.ATTACKED_VIEWS)
     ]
 
     def lost_score(split: str, view: str) -> float:
@@ -241,7 +236,7 @@ def _tune_method(
     def run(trial: Trial, problem: Problem) -> None:
         num_runs = sum(len(trial.results) for trial in trials)
         stage.report_progress(f"trial {num_runs + 1}", num_runs, max_runs)
-        result = run_variant(ctx, problem, name, trial.settings)
+        result = variants.run_variant(ctx, problem, name, trial.settings)
         path = result_path(ctx.workdir, problem.seed, REFERENCE)
         trial.objectives.append(objective(result, load_result(path)))
         trial.results.append(result)

@@ -21,15 +21,10 @@ from ccu_jax.distributed.hosts import barrier, is_primary
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.predictions import load_predictions
 from ccu_jax.methods import METHODS, REFERENCE, Problem
+from ccu_jax.runs import results
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import NullStage
-from ccu_jax.runs.results import (
-    Result,
-    build_result,
-    load_if_finished,
-    outputs_path,
-    write_result,
-)
+from ccu_jax.runs.results import Result, outputs_path
 from ccu_jax.runs.session import open_run
 from ccu_jax.runs.stages import build_problem_with_original, run_seed
 
@@ -110,7 +105,7 @@ def run_variant(
         UserError: the stored result is damaged or was made from other data.
     """
     path = variant_path(ctx.workdir, problem, method, settings)
-    if (stored := load_if_finished(ctx, path)) is not None:
+    if (stored := results.load_if_finished(ctx, path)) is not None:
         return stored
     section = dataclasses.replace(getattr(problem.config, method), **settings)
     config = dataclasses.replace(problem.config, **{method: section})
@@ -122,10 +117,10 @@ def run_variant(
     original, original_path = None, outputs_path(ctx.workdir, problem.seed, "original")
     if len(problem.sets.test) and original_path.exists():
         original = load_predictions(original_path)
-    result = build_result(ctx, problem, outcome, predicted, original)
+    result = results.build_result(ctx, problem, outcome, predicted, original)
     result["settings"] = settings
     if is_primary():
-        write_result(path, result)
+        results.write_result(path, result)
         shutil.rmtree(steps, ignore_errors=True)
     barrier(path.name)
     return result

@@ -13,20 +13,8 @@ import numpy as np
 
 from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
-from ccu_jax.reports.summary import (
-    DASH,
-    Estimate,
-    MethodResults,
-    Row,
-    estimate,
-    find_best_baseline,
-    format_estimate,
-    get_number,
-    get_score,
-    get_value,
-    group_by_method,
-    join_values,
-)
+from ccu_jax.reports import summary
+from ccu_jax.reports.summary import DASH, MethodResults, Row, format_estimate, get_value
 
 Groups = dict[str, MethodResults]
 MAX_TIME_PERCENT = 10  # of the reference's training time
@@ -54,7 +42,7 @@ def _make_info(text: str) -> Finding:
 
 def collect_findings(rows: Sequence[Row]) -> list[Finding]:
     """Returns the findings on data, reference, comparisons, targets and limits."""
-    groups = group_by_method(rows)
+    groups = summary.group_by_method(rows)
     if not groups:
         return [Finding("failed", "No results.")]
     return [
@@ -93,7 +81,7 @@ def _describe_training(groups: Groups) -> Iterator[Finding]:
         yield _make_info(
             f"Reference: {REFERENCE}, trained from scratch with the texts but without "
             f"the images to forget. Its attack AUCs: {', '.join(aucs)}. A method's "
-            "attack AUC should equal the reference's; a lower one is not better.",
+            "attack AUC should equal the reference's; a lower one is not better."
         )
     for name, group in groups.items():
         for seed, reason in group.divergence_reasons().items():
@@ -105,7 +93,7 @@ def _compare_methods(groups: Groups) -> Iterator[Finding]:
     for must_forget in (False, True):
         among = f" among those whose attack AUCs match {REFERENCE}'s"
         among = among if must_forget else ""
-        best = find_best_baseline(groups, must_forget)
+        best = summary.find_best_baseline(groups, must_forget)
         if best is None:
             kind = "info" if must_forget else "failed"
             yield Finding(kind, f"No baseline without divergence{among}.")
@@ -126,7 +114,7 @@ def _compare(groups: Groups, name: str, baseline: str) -> str:
         return f"{name} is not in this run"
     method = groups[name]
     difference = method.mean_difference(
-        groups[baseline], lambda row: get_score(row, "test", "fused")
+        groups[baseline], lambda row: summary.get_score(row, "test", "fused")
     )
     score = _format_difference(difference)
     time = format_estimate(method.mean_time_percent(groups[baseline]))
@@ -134,7 +122,7 @@ def _compare(groups: Groups, name: str, baseline: str) -> str:
     return f"{name} vs {baseline}: test fused score {score}, time {time} %{diverged}"
 
 
-def _format_difference(value: Estimate) -> str:
+def _format_difference(value: summary.Estimate) -> str:
     if not value.count:
         return "not measured on a common seed"
     if value.count == 1:
@@ -170,16 +158,11 @@ def _check_targets(groups: Groups) -> Iterator[Finding]:
     )
     if REFERENCE not in groups:
         return
-    reference, tolerance = (
-        groups[REFERENCE].with_seeds_of(method),
-        method.auc_tolerance(),
-    )
+    reference = groups[REFERENCE].with_seeds_of(method)
+    tolerance = method.auc_tolerance()
     method = method.with_seeds_of(reference)
     for view in (*VISUAL, "pair"):
-        auc, expected = (
-            method.mean_attack_auc(view).mean,
-            reference.mean_attack_auc(view).mean,
-        )
+        auc, expected = (x.mean_attack_auc(view).mean for x in (method, reference))
         yield _check_target(
             f"ccu_plus's {view} attack AUC is within {tolerance} of {REFERENCE}'s",
             tolerance - abs(auc - expected),
@@ -209,7 +192,7 @@ def _check_target(claim: str, margin: float, numbers: str) -> Finding:
 
 def _describe_setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
     """Yields findings on the machine, versions, unlearn set and seeds."""
-    values = functools.partial(join_values, rows)
+    values = functools.partial(summary.join_values, rows)
     seeds = list(dict.fromkeys(seed for g in groups.values() for seed in g.rows))
     fewer = [name for name, group in groups.items() if len(group.rows) < len(seeds)]
     yield _make_info(
@@ -229,8 +212,11 @@ def _describe_setup(rows: Sequence[Row], groups: Groups) -> Iterator[Finding]:
 
 def _describe_sample_size(rows: Sequence[Row]) -> Iterator[Finding]:
     """Yields a finding on the standard error of an attack AUC for these set sizes."""
-    members = estimate([get_number(r, "unlearn_set", "images") for r in rows]).mean
-    nonmembers = estimate([get_number(row, "counts", "unseen") for row in rows]).mean
+    paths = ("unlearn_set", "images"), ("counts", "unseen")
+    members, nonmembers = (
+        summary.estimate([summary.get_number(row, *path) for row in rows]).mean
+        for path in paths
+    )
     if not (members >= 1 and nonmembers >= 1):
         return
     # Under the null hypothesis AUC = 0.5 (Mann & Whitney 1947).

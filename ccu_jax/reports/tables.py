@@ -9,15 +9,8 @@ from ccu_jax.errors import replace_unprintable
 from ccu_jax.evaluate.predictions import SPLITS
 from ccu_jax.methods import REFERENCE
 from ccu_jax.models import VIEWS, VISUAL
-from ccu_jax.reports.summary import (
-    DASH,
-    MethodResults,
-    Row,
-    find_best_baseline,
-    format_estimate,
-    get_value,
-    group_by_method,
-)
+from ccu_jax.reports import summary
+from ccu_jax.reports.summary import DASH, MethodResults, Row, format_estimate, get_value
 from ccu_jax.runs.progress import Reporter
 
 _PHASES = ("start", "steps", "unlearn", "compile", "evaluate", "total")
@@ -85,8 +78,8 @@ def escape_markdown(text: str) -> str:
 
 def make_method_table(rows: Sequence[Row]) -> Table:
     """Builds the main table, with one row per method."""
-    groups = group_by_method(rows)
-    baseline = find_best_baseline(groups)
+    groups = summary.group_by_method(rows)
+    baseline = summary.find_best_baseline(groups)
     compared = {f"time (% of {REFERENCE})": groups.get(REFERENCE, MethodResults())}
     if baseline:
         compared[f"time (% of {baseline}, best baseline)"] = groups[baseline]
@@ -128,14 +121,14 @@ def make_seed_table(rows: Sequence[Row]) -> Table:
 
     return Table.from_cells(
         format_row(name, seed, row)
-        for name, group in group_by_method(rows).items()
+        for name, group in summary.group_by_method(rows).items()
         for seed, row in group.rows.items()
     )
 
 
 def make_request_table(rows: Sequence[Row]) -> Table:
     """Builds the table of sequential requests, with one row per method and request."""
-    groups = group_by_method(rows)
+    groups = summary.group_by_method(rows)
     reference = groups.get(REFERENCE, MethodResults())
     # Attacks on the images of all requests so far and of the first request.
     attacks = {

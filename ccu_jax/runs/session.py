@@ -13,14 +13,9 @@ import numpy as np
 from ccu_jax import data, models
 from ccu_jax.config.schema import Config, check_batches, from_json, to_json
 from ccu_jax.data import Dataset, corruptions
+from ccu_jax.distributed import hosts
 from ccu_jax.distributed.device_tables import HostColumn
 from ccu_jax.distributed.executors import EXECUTORS, Executor, fits_on_devices
-from ccu_jax.distributed.hosts import (
-    is_primary,
-    probe_shared_folder,
-    run_on_primary,
-    synchronize_preemption,
-)
 from ccu_jax.errors import UserError
 from ccu_jax.evaluate.forward import Forward
 from ccu_jax.runs import forecast
@@ -58,16 +53,16 @@ def open_run(
     check_rule(config.unlearn.rule)
     check_batches(config, methods, jax.device_count())
     # Otherwise processes would skip different stages, and then wait for each other.
-    if not probe_shared_folder(workdir):
+    if not hosts.probe_shared_folder(workdir):
         raise UserError(
             f"--workdir {workdir}: not shared by all processes; use a shared folder "
             "(NFS, Filestore, a mounted bucket)"
         )
     source_commit()  # cached, as the checkout may change during the run
     reject_external_links(workdir, config.run.allow_external_links)
-    with synchronize_preemption(), lock_workdir(workdir):
+    with hosts.synchronize_preemption(), lock_workdir(workdir):
         check_same_config(config, workdir)
-        with contextlib.closing(Reporter(workdir, is_primary())) as reporter:
+        with contextlib.closing(Reporter(workdir, hosts.is_primary())) as reporter:
             stages = [stage_title(s, m) for s in config.seeds for m in methods]
             reporter.plan(["data", *stages, *titles])
             yield _prepare(config, workdir, reporter, methods)
@@ -138,7 +133,7 @@ def _load_data(
     """Prepares the data on process 0, loads them on all and logs the row counts."""
     results = load_all_results(workdir)
     fingerprint = results[0]["fingerprint"] if results else None
-    dataset = run_on_primary(
+    dataset = hosts.run_on_primary(
         lambda progress: data.load(config.data, workdir, progress, fingerprint),
         stage.report_progress,
     )

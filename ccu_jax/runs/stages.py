@@ -14,18 +14,10 @@ from ccu_jax.evaluate.feature_store import FeatureStore
 from ccu_jax.evaluate.predictions import load_predictions, save_predictions
 from ccu_jax.methods import METHODS, REFERENCES, Problem
 from ccu_jax.models import Params
-from ccu_jax.runs import requests, workdir
+from ccu_jax.runs import requests, results, workdir
 from ccu_jax.runs.context import RunContext
 from ccu_jax.runs.progress import Stage
-from ccu_jax.runs.results import (
-    Result,
-    build_result,
-    describe_stage,
-    load_if_finished,
-    outputs_path,
-    result_path,
-    write_result,
-)
+from ccu_jax.runs.results import Result, outputs_path, result_path
 from ccu_jax.train import checkpoint
 from ccu_jax.train.loop import Outcome
 from ccu_jax.unlearn_sets import splits
@@ -40,7 +32,7 @@ def stage_title(seed: int, method: str) -> str:
 
 def load_result_if_finished(ctx: RunContext, seed: int, method: str) -> Result | None:
     """Returns the result of a stage, None if unfinished; see `load_if_finished`."""
-    return load_if_finished(ctx, result_path(ctx.workdir, seed, method))
+    return results.load_if_finished(ctx, result_path(ctx.workdir, seed, method))
 
 
 def draw_sets(ctx: RunContext, seed: int, store: FeatureStore | None = None) -> Sets:
@@ -179,15 +171,15 @@ def _run_stage(
         save_predictions(path, predicted)
         original = load_predictions(outputs_path(ctx.workdir, seed, "original"))
         solved = problem._replace(method=method)
-        result = describe_stage(ctx, problem.sets, predicted, original)
-        result |= build_result(ctx, solved, outcome, predicted, original)
+        result = results.describe_stage(ctx, problem.sets, predicted, original)
+        result |= results.build_result(ctx, solved, outcome, predicted, original)
         result["seconds"] |= {
             "features": features_s,
             "evaluate": end_s - trained_s,
             "total": end_s - start_s,
         }
         result["requests"] = records
-        write_result(result_path(ctx.workdir, seed, method), result)
+        results.write_result(result_path(ctx.workdir, seed, method), result)
     checkpoint.remove(steps)
     barrier(f"{method}-{seed}")
     return problem.sets

@@ -13,12 +13,8 @@ import numpy as np
 
 from ccu_jax.config.schema import Config, differing_keys, to_json
 from ccu_jax.data.readers.untrusted_files import is_within
-from ccu_jax.distributed.hosts import (
-    all_agree,
-    barrier,
-    is_primary,
-    process_index_and_count,
-)
+from ccu_jax.distributed import hosts
+from ccu_jax.distributed.hosts import process_index_and_count
 from ccu_jax.errors import RetryableError, UserError
 from ccu_jax.evaluate.predictions import SPLITS, load_predictions
 from ccu_jax.runs.context import RunContext
@@ -42,8 +38,8 @@ def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
         for name in (*folders, *files)
     )
     links = (p for p in paths if os.path.islink(p) and not is_within(p, workdir))
-    link = next(links, "") if is_primary() and not allow_links else ""
-    if not all_agree(link == ""):
+    link = next(links, "") if hosts.is_primary() and not allow_links else ""
+    if not hosts.all_agree(link == ""):
         raise UserError(
             f"{link or workdir}: symbolic link out of the working folder, through "
             "which a run could write or remove files; replace it with its target, or, "
@@ -59,7 +55,7 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
         RetryableError: another run holds the lock.
     """
     with contextlib.ExitStack() as stack:
-        owner = try_lock(stack, workdir) if is_primary() else ""
+        owner = try_lock(stack, workdir) if hosts.is_primary() else ""
         # After a restart of all hosts, a lost host may still have the lock.
         if owner and process_index_and_count()[1] > 1:
             print(f"{workdir}: locked by another run ({owner}); waiting", flush=True)
@@ -67,7 +63,7 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
             while owner and time.monotonic() < end_s:
                 time.sleep(1)
                 owner = try_lock(stack, workdir)
-        if not all_agree(owner == ""):
+        if not hosts.all_agree(owner == ""):
             raise RetryableError(
                 f"{workdir}: locked by another run{owner and f' ({owner})'}; wait "
                 "until it ends, or use another --workdir"
@@ -96,15 +92,15 @@ def check_same_config(config: Config, workdir: pathlib.Path) -> None:
 
 def write_config(config: Config, workdir: pathlib.Path) -> None:
     """Writes config.json, which ties the folder to this configuration."""
-    barrier("config.json compared")  # by all processes
-    if is_primary():
+    hosts.barrier("config.json compared")  # by all processes
+    if hosts.is_primary():
         write_json(workdir / "config.json", add_checksum(to_json(config)))
 
 
 def write_if_changed(texts: dict[pathlib.Path, str]) -> None:
     """Writes each text to its file, unless the file already has this content."""
-    barrier("unlearn sets compared")  # by all processes
-    for path, text in texts.items() if is_primary() else ():
+    hosts.barrier("unlearn sets compared")  # by all processes
+    for path, text in texts.items() if hosts.is_primary() else ():
         if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text.encode())

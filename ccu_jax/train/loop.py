@@ -22,12 +22,7 @@ from ccu_jax.errors import Preempted
 from ccu_jax.models import Params
 from ccu_jax.train import checkpoint
 from ccu_jax.train.program import Program, State
-from ccu_jax.train.step import (
-    make_init_fn,
-    make_steps_fn,
-    send_batches,
-    static_inputs,
-)
+from ccu_jax.train.step import make_init_fn, make_steps_fn, send_batches, static_inputs
 
 
 class _Problem(Protocol):

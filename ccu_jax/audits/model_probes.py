@@ -95,11 +95,8 @@ def embed(problem: Problem, params: Params, group: np.ndarray) -> Embeddings:
         return membership_signals(logits, labels[rows], problem.multi_label)["loss"]
 
     members, nonmembers = (x[has_image[x]] for x in (sets.unlearn, sets.unseen))
-    signals = Signals(
-        compute_signal(members),
-        compute_signal(nonmembers),
-        (group[members], group[nonmembers]),
-    )
+    groups = group[members], group[nonmembers]
+    signals = Signals(compute_signal(members), compute_signal(nonmembers), groups)
     return Embeddings(views, labels[rows], group[rows], signals)
 
 
@@ -190,9 +187,8 @@ def relearn(
 def _score_original(problem: Problem) -> float:
     """Returns the original's image score on the monitored rows of the unlearn set."""
     rows = stopping.subsample(problem, problem.sets.unlearn, _SPLIT)
-    logits = problem.forward.compute_outputs(problem.original, problem.table, rows)[
-        "image"
-    ]
+    outputs = problem.forward.compute_outputs(problem.original, problem.table, rows)
+    logits = outputs["image"]
     if not np.isfinite(logits).all():
         return np.inf
     labels = np.asarray(problem.table["labels"])[rows]

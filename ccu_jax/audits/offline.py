@@ -99,14 +99,10 @@ def measure_attacks(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
     def attack(view: str, name: str) -> dict[str, Any]:
         of_models = {model: by_view[view][name] for model, by_view in signals.items()}
         model = of_models["model"]
-        result: dict[str, Any] = {
-            "auc": roc.auc_interval(model, CONFIDENCE),
-            "bootstrap": roc.auc_bootstrap(model),
-            **{
-                key: roc.tpr_at_fpr(model, fpr, CONFIDENCE)
-                for key, fpr in _FPRS.items()
-            },
-        }
+        auc, bootstrap = roc.auc_interval(model, CONFIDENCE), roc.auc_bootstrap(model)
+        result: dict[str, Any] = {"auc": auc, "bootstrap": bootstrap}
+        for key, fpr in _FPRS.items():
+            result[key] = roc.tpr_at_fpr(model, fpr, CONFIDENCE)
         for key, compared in DIFFERENCES.items():
             result[key] = result[f"tpr_1_{key}"] = None
             if compared in of_models and REFERENCE in of_models:
@@ -134,9 +130,8 @@ def compute_signals(model: Predictions) -> dict[str, dict[str, Signals]]:
 
     signals: dict[str, dict[str, Signals]] = {}
     for view in VIEWS:
-        by_name = membership_signals(
-            model.logits[view], model.labels, model.multi_label
-        )
+        logits = model.logits[view]
+        by_name = membership_signals(logits, model.labels, model.multi_label)
         signals[view] = {name: select(view, x) for name, x in by_name.items()}
     signals["pair"] = {"cosine": select("pair", model.pair)}
     signals["white"] = {"ridge": select("white", model.trunk_probe)}

@@ -25,6 +25,7 @@ TIERS = ("smoke", "standard", "rigorous")
 # All models are compared with these.
 COMPARISON_MODELS = ("original", REFERENCE, CONTROL)
 _FORMAT = 5
+Record = dict[str, Any]
 
 
 class RecordFile(NamedTuple):
@@ -38,7 +39,7 @@ class RecordFile(NamedTuple):
         record = self.load()
         return record is not None and record["cache_key"] == self.cache_key
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> Record | None:
         """Returns the record whatever its cache key, or None if missing or damaged."""
         try:
             record = read_record(self.path)
@@ -48,7 +49,7 @@ class RecordFile(NamedTuple):
         has_key = isinstance(key, dict) and key.keys() >= {"format", "outputs"}
         return record if has_key and record.keys() >= {"result", "seconds"} else None
 
-    def load_for_model(self, method: str) -> dict[str, Any] | None:
+    def load_for_model(self, method: str) -> Record | None:
         """Returns the record, or None if the outputs of `method` changed.
 
         The outputs of the comparison models may have changed.
@@ -59,14 +60,14 @@ class RecordFile(NamedTuple):
         digest = record["cache_key"]["outputs"].get(method)
         return record if digest == self.cache_key["outputs"].get(method) else None
 
-    def compute_and_store(self, compute: Callable[[], dict[str, Any]]) -> None:
+    def compute_and_store(self, compute: Callable[..., Record], *args: Any) -> None:
         """Computes the record on all processes and stores it on process 0.
 
-        `compute` returns plain JSON with `costs_s`. The `seconds` of the record exclude
-        the training of shadow models, which all methods share.
+        `compute(*args)` returns plain JSON with `costs_s`. The `seconds` of the record
+        exclude the training of shadow models, which all methods share.
         """
         start_s = time.perf_counter()
-        result = compute()
+        result = compute(*args)
         seconds = time.perf_counter() - start_s
         seconds -= result["costs_s"].get("shadow models", 0.0)
         record = {"cache_key": self.cache_key, "result": result, "seconds": seconds}
@@ -112,9 +113,7 @@ def load_outputs(
     return outputs
 
 
-def write_audit(
-    workdir: pathlib.Path, report_progress: Progress
-) -> list[dict[str, Any]]:
+def write_audit(workdir: pathlib.Path, report_progress: Progress) -> list[Record]:
     """Computes the missing records of the smoke tier and writes audit.json.
 
     Every process must call this; only process 0 works, because the others may not see
@@ -124,15 +123,14 @@ def write_audit(
         The records of `collect_records` on process 0, [] on others.
     """
 
-    def write(progress: Progress) -> list[dict[str, Any]]:
+    def write(progress: Progress) -> list[Record]:
         results = load_all_results(workdir)
         for index, result in enumerate(results):
             progress("audit", index, len(results))
             method, seed = result["method"], result["seed"]
             file = locate_record(workdir, "smoke", method, seed)
             if not file.is_cached():
-                compute = functools.partial(_audit_outputs, workdir, method, seed)
-                file.compute_and_store(compute)
+                file.compute_and_store(_audit_outputs, workdir, method, seed)
         progress("audit", len(results), len(results))
         if methods := collect_records(workdir):
             text = json.dumps(methods, indent=1, allow_nan=False) + "\n"
@@ -142,16 +140,16 @@ def write_audit(
     return run_on_primary(write, report_progress) or []
 
 
-def _audit_outputs(workdir: pathlib.Path, method: str, seed: int) -> dict[str, Any]:
+def _audit_outputs(workdir: pathlib.Path, method: str, seed: int) -> Record:
     return audit_outputs(load_outputs(workdir, method, seed))
 
 
-def collect_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def collect_records(workdir: pathlib.Path) -> list[Record]:
     """Returns a dict per finished method with its verdict and the records by seed.
 
     Omits methods without a record of the smoke tier.
     """
-    by_method: dict[str, list[dict[str, Any]]] = {}
+    by_method: dict[str, list[Record]] = {}
     for result in load_all_results(workdir):
         if record := _merge_tiers(workdir, result):
             by_method.setdefault(result["method"], []).append(record)
@@ -166,9 +164,7 @@ def collect_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def _merge_tiers(
-    workdir: pathlib.Path, result: dict[str, Any]
-) -> dict[str, Any] | None:
+def _merge_tiers(workdir: pathlib.Path, result: Record) -> Record | None:
     """Merges the records of all tiers; returns None if the smoke tier has no record."""
     method, seed = result["method"], result["seed"]
     merged = {name: result.get(name) for name in ("edition", "diverged", "commit")}

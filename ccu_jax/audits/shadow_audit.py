@@ -105,7 +105,7 @@ class ShadowPool:
         that was trained on other rows. `models` are the predictions of the method's
         model, named "model", and of the models it is compared with.
         """
-        model, plan = models["model"], self._plan
+        model, plan, is_in = models["model"], self._plan, self._plan.is_in
         is_member = np.isin(self._ids, model.id[model.split == "unlearn"])
         margins = {name: self._compute_margins(x) for name, x in models.items()}
         originals = self._compute_pool_margins(self._originals)
@@ -128,10 +128,8 @@ class ShadowPool:
             unlearned = self._compute_pool_margins(predictions)
             # The two models of a pair share the rows: see `lira_leave_one_out`.
             pairs = np.arange(total) // 2
-            scores = lira.lira_leave_one_out(
-                unlearned, plan.is_in, ~plan.is_in, sets=pairs
-            )
-            results["ulira"] = lira.evaluate_pool(scores, plan.is_in, groups=plan.group)
+            scores = lira.lira_leave_one_out(unlearned, is_in, ~is_in, sets=pairs)
+            results["ulira"] = lira.evaluate_pool(scores, is_in, groups=plan.group)
             results["ulira_of"] = {
                 name: self._run_lira(unlearned, target, is_member)
                 for name, target in margins.items()
@@ -148,9 +146,8 @@ class ShadowPool:
         return self._evaluate(lira.lira(inside, outside, target), is_member, 0.0)
 
     def _run_rmia(self, model: Predictions, is_member: np.ndarray) -> lira.AttackResult:
-        pool = np.array(
-            [true_probability(*self._select_plan_rows(x)) for x in self._originals]
-        )
+        pool_inputs = map(self._select_plan_rows, self._originals)
+        pool = np.array([true_probability(*inputs) for inputs in pool_inputs])
         pool[self._plan.is_in | ~self._has_image] = np.nan
         population, *populations = (
             true_probability(*_select_split(x, "test"))
@@ -228,9 +225,8 @@ class ShadowPool:
             before, accuracy_before = _evaluate_pool(self._originals, split)
             original = self._originals[0]
             groups = original.group[_is_in_split(original, split)]
-            klom[split] = _compute_klom(
-                [margins[:half], before[half:], before[:half]], groups
-            )
+            pools = [margins[:half], before[half:], before[:half]]
+            klom[split] = _compute_klom(pools, groups)
             accuracies.append((accuracy, accuracy_before))
         final = None
         if score.score is not None and np.isfinite(accuracies).all():
@@ -308,10 +304,9 @@ def _evaluate_pool(pool: list[Predictions], split: str) -> tuple[np.ndarray, flo
 
 def _compute_klom(pools: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:
     """Returns mean and 95 % quantile of KLOM, with controls."""
-    quantiles = {"mean": None, "quantile_95": 0.95}
     return {
-        name: forgetting.klom(*pools, quantile=quantile, groups=groups)
-        for name, quantile in quantiles.items()
+        "mean": forgetting.klom(*pools, groups=groups),
+        "quantile_95": forgetting.klom(*pools, quantile=0.95, groups=groups),
     }
 
 

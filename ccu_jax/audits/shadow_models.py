@@ -142,12 +142,8 @@ class _Training:
         """
         plan = self._plan
         problems = [make_shadow_problem(self._problem, number) for number in numbers]
-        methods = [
-            functools.partial(
-                make_shadow_program, members=plan.rows[plan.is_in[number]]
-            )
-            for number in numbers
-        ]
+        members = [plan.rows[plan.is_in[number]] for number in numbers]
+        methods = [functools.partial(make_shadow_program, members=x) for x in members]
         if len(numbers) == 1:
             loop = self._ctx.loop
             outcome = loop.run(NAME, methods[0], problems[0], folder, NullStage())
@@ -169,7 +165,7 @@ class _Training:
         table = {**device_tables.device_columns(shared), "visual": visual}
         frozen, _, counts, optimizer_inputs = step.static_inputs(first)
         static = executor.replicate((frozen, table, counts, optimizer_inputs))
-        plans = np.stack([p.plan["rows"] for p in programs if p.plan is not None])
+        plans = np.stack([p.plan["rows"] for p in programs])
 
         def make_step_inputs(start: int) -> dict[str, Any]:
             rows = plans[:, start : start + _CALL_STEPS]
@@ -219,17 +215,14 @@ class _Training:
             memory = compiled.memory_analysis()
             num_bytes = 0 if memory is None else memory.temp_size_in_bytes
             num_bytes += sum(x.nbytes for x in jax.tree.leaves(args[0]))
-            self._compiled[count] = (
-                compiled if executors.fits_on_devices(num_bytes) else None
-            )
+            has_space = executors.fits_on_devices(num_bytes)
+            self._compiled[count] = compiled if has_space else None
         return self._compiled[count]
 
 
 def _init_state(programs: list[Program], problems: list[Problem]) -> State:
     """Returns the state before the first step, each leaf stacked over the models."""
-    optimizer, group = programs[0].optimizer, programs[0].group
-    assert optimizer is not None
-    init = jax.jit(step.make_init_fn(optimizer, group))
+    init = jax.jit(step.make_init_fn(programs[0].optimizer, programs[0].group))
     states = [
         init(program.params, program.aux, problem.make_key("steps"))
         for program, problem in zip(programs, problems, strict=True)

@@ -9,7 +9,6 @@ Every measurement is stored as a record (`records.py`), so that a preempted run 
 resume. The records are merged into audit.json.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,12 +43,7 @@ def list_stage_titles(tier: str, seeds: Sequence[int]) -> list[str]:
 
 
 def check_tier(config: Config, tier: str) -> None:
-    """Checks that the configuration supports a tier.
-
-    Raises:
-        UserError: the tier does not support sequential requests, or the batch size of
-            relearning does not fit the devices.
-    """
+    """Raises UserError if a tier does not support the requests or the batch size."""
     if tier == "rigorous" and config.unlearn.num_requests > 1:
         raise UserError(
             f"--audit rigorous: unlearn.num_requests={config.unlearn.num_requests} is "
@@ -61,11 +55,7 @@ def check_tier(config: Config, tier: str) -> None:
 
 
 def check_outputs(ctx: RunContext, methods: Sequence[str]) -> None:
-    """Checks that all outputs can be loaded, before a long audit is started.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """Raises UserError before a long audit if an output is missing or damaged."""
     for seed in ctx.config.seeds:
         for method in methods:
             load_predictions(outputs_path(ctx.workdir, seed, method))
@@ -135,7 +125,7 @@ def audit_models(
                 f"{ctx.workdir}: the unlearned images were purged, so models can no "
                 "longer be audited; use --audit smoke to show earlier results"
             )
-        file.compute_and_store(functools.partial(measures[tier], method))
+        file.compute_and_store(measures[tier], method)
         barrier(file.path.name)
 
     with ctx.reporter.stage(list_stage_titles(tier, [seed])[0]) as stage:

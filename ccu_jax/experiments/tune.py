@@ -257,7 +257,7 @@ def _tune_method(
 
 
 def _build_record(
-    config: Config, num_trials: int, trials_by_method: dict[str, list[Trial]]
+    config: Config, num_trials: int, trials: dict[str, list[Trial]]
 ) -> dict[str, Any]:
     """Returns the content of `tuning.json`; each method's best trial is first."""
     return {
@@ -266,16 +266,9 @@ def _build_record(
         "trials": num_trials,
         "commit": source_commit(),
         "objective": " ".join((objective.__doc__ or "").split()),
-        "spaces": {
-            name: search_space(name, getattr(config, name)) for name in trials_by_method
-        },
-        "winners": {
-            name: trials[0].settings for name, trials in trials_by_method.items()
-        },
-        "methods": {
-            name: [trial.to_json() for trial in trials]
-            for name, trials in trials_by_method.items()
-        },
+        "spaces": {name: search_space(name, getattr(config, name)) for name in trials},
+        "winners": {name: best.settings for name, (best, *_) in trials.items()},
+        "methods": {n: [x.to_json() for x in ranking] for n, ranking in trials.items()},
     }
 
 

@@ -42,15 +42,9 @@ def open_variants(
 ) -> Iterator[tuple[RunContext, list[Problem]]]:
     """Opens a run and trains the original and the retrained reference of each seed.
 
-    Args:
-        config: the configuration; all its seeds are run.
-        workdir: the working folder of a run of this configuration.
-        methods: the methods whose variants will be run.
-        method_kind: describes such a method in the error message for an empty list.
-        titles: titles of the caller's stages.
-
-    Yields:
-        The context, and the problem of each seed with its original and features.
+    `titles` are those of the caller's stages; `method_kind` describes `methods` in the
+    error message for an empty list. Yields the context, and the problem of each seed
+    with its original and features.
 
     Raises:
         UserError: the configuration or the folder cannot be used.
@@ -101,8 +95,7 @@ def run_variant(
 
     `problem` includes the original and its features. Empty splits are not evaluated.
 
-    Raises:
-        UserError: the stored result is damaged or was made from other data.
+    Raises UserError if the stored result is damaged or was made from other data.
     """
     path = variant_path(ctx.workdir, problem, method, settings)
     if (stored := results.load_if_finished(ctx, path)) is not None:

@@ -37,11 +37,7 @@ def show(
 def make_table(methods: Sequence[dict[str, Any]]) -> Table:
     """Builds the table and omits columns in which no method has a value."""
     rows = [_format_row(method) for method in methods]
-    titles = [
-        title
-        for title in rows[0]
-        if title == "verdict" or any(row[title] != DASH for row in rows)
-    ]
+    titles = [x for x in rows[0] if any(row[x] != DASH for row in rows)]
     return Table.from_cells([{title: row[title] for title in titles} for row in rows])
 
 
@@ -80,9 +76,8 @@ def _format_row(method: dict[str, Any]) -> dict[str, str]:
         view: format_interval(verdict["differences"][view]) or DASH
         for view in VERDICT_SIGNALS
     }
-    differences["text masked"] = mean(
-        "neutral", "difference", spec="+.3f", bounds=(-1, 1)
-    )
+    masked = mean("neutral", "difference", spec="+.3f", bounds=(-1, 1))
+    differences["text masked"] = masked
     num_shadows = {get_value(record, "pool", "image", "shadows") for record in seeds}
     return {
         "method": method["method"],

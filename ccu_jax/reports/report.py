@@ -81,10 +81,8 @@ def to_markdown(rows: list[Row]) -> str:
 
 
 def _make_title(rows: Sequence[Row]) -> str:
-    config, edition, metric = (
-        join_values(rows, key) for key in ("config", "edition", "metric")
-    )
-    return f"{config} ({edition}), {metric} in %"
+    config, edition = join_values(rows, "config"), join_values(rows, "edition")
+    return f"{config} ({edition}), {join_values(rows, 'metric')} in %"
 
 
 def _render_page(

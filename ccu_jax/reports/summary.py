@@ -117,10 +117,8 @@ class MethodResults:
         self, reference: "MethodResults", value: Callable[[Row], float]
     ) -> Estimate:
         """Returns the mean paired difference of `value(row)` from a reference."""
-        common = self.with_seeds_of(reference).rows
-        return estimate(
-            [value(x) - value(reference.rows[s]) for s, x in common.items()]
-        )
+        common = self.with_seeds_of(reference).rows.items()
+        return estimate([value(x) - value(reference.rows[s]) for s, x in common])
 
     def with_seeds_of(self, results: "MethodResults") -> "MethodResults":
         """Returns the results restricted to the seeds of other results."""

@@ -62,10 +62,8 @@ def split_requests(
         max_start = len(with_image) - (config.num_requests - number)
         starts.append(min(max(nearest, starts[-1] + 1), max_start))
     bounds = [0, *with_image[starts[1:]], len(groups)]
-    return [
-        np.sort(np.concatenate(groups[first:last]))
-        for first, last in itertools.pairwise(bounds)
-    ]
+    pairs = itertools.pairwise(bounds)
+    return [np.sort(np.concatenate(groups[first:last])) for first, last in pairs]
 
 
 class UpdatedStore(NamedTuple):

@@ -124,8 +124,7 @@ def load_result(path: pathlib.Path) -> Result:
 def load_if_finished(ctx: RunContext, path: pathlib.Path) -> Result | None:
     """Reads a result, or returns None on all processes if its file is missing.
 
-    Raises:
-        UserError: the result is damaged or was made from other data.
+    Raises UserError if the result is damaged or was made from other data.
     """
     if not wait_until_visible(path):
         return None

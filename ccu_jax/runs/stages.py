@@ -127,14 +127,10 @@ def _checkpoint_dir(ctx: RunContext, seed: int, method: str) -> pathlib.Path:
 def _open_feature_store(
     ctx: RunContext, seed: int, params: Params, stage: Stage
 ) -> FeatureStore:
+    folder = _checkpoint_dir(ctx, seed, "original") / "features"
+    report = functools.partial(stage.report_progress, "storing features")
     return feature_store.open_or_build(
-        _checkpoint_dir(ctx, seed, "original") / "features",
-        ctx.forward,
-        params,
-        ctx.table,
-        seed,
-        ctx.data.fingerprint,
-        functools.partial(stage.report_progress, "storing features"),
+        folder, ctx.forward, params, ctx.table, seed, ctx.data.fingerprint, report
     )
 
 

@@ -49,11 +49,7 @@ def reject_external_links(workdir: pathlib.Path, allow_links: bool) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds an exclusive lock on the folder inside the block.
-
-    Raises:
-        RetryableError: another run holds the lock.
-    """
+    """Locks the folder inside the block; raises RetryableError if another run has."""
     with contextlib.ExitStack() as stack:
         owner = try_lock(stack, workdir) if hosts.is_primary() else ""
         # After a restart of all hosts, a lost host may still have the lock.
@@ -146,10 +142,9 @@ def unlearn_set_files(
 
 
 def load_evaluated_sets(ctx: RunContext, seed: int) -> Sets:
-    """Returns the sets on which a finished original was evaluated.
+    """Returns the sets that a finished original was evaluated on.
 
-    Raises:
-        UserError: its predictions are missing or damaged.
+    Raises UserError if its predictions are missing or damaged.
     """
     path = outputs_path(ctx.workdir, seed, "original")
     row_by_id = {id_: row for row, id_ in enumerate(ctx.data.id.tolist())}

@@ -63,13 +63,9 @@ def save(
         for later_step in [s for s in manager.all_steps() if s >= step]:
             manager.delete(later_step)
         meta = add_checksum({"arrays": specs, "facts": metadata, "step": step})
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
-            ),
-            force=True,
-        )
+        stored = ocp.args.StandardSave(arrays)
+        args = ocp.args.Composite(arrays=stored, meta=ocp.args.JsonSave(meta))
+        manager.save(step, args=args, force=True)
         manager.wait_until_finished()
 
 
@@ -156,9 +152,8 @@ def _read(ocp, manager, step):
     if meta["step"] != step:
         raise ValueError(f"its metadata are those of step {meta['step']}")
     targets = {name: np.zeros(a["shape"], a["dtype"]) for name, a in specs.items()}
-    arrays = manager.restore(
-        step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(targets))
-    )["arrays"]
+    args = ocp.args.Composite(arrays=ocp.args.StandardRestore(targets))
+    arrays = manager.restore(step, args=args)["arrays"]
     arrays = {name: np.asarray(x) for name, x in arrays.items()}
     for name, array in specs.items():
         if _sha256(arrays[name]) != array["sha256"]:
@@ -228,8 +223,7 @@ def _unflatten_like(like, arrays):
         problem = "is missing" if min(names) in expected else "is unexpected"
         raise ValueError(f"array {min(names)} {problem}")
     for name, x in expected.items():
-        if arrays[name].shape != x.shape:
-            raise ValueError(
-                f"array {name} has shape {arrays[name].shape}, expected {x.shape}"
-            )
+        shape = arrays[name].shape
+        if shape != x.shape:
+            raise ValueError(f"array {name} has shape {shape}, expected {x.shape}")
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[n] for n in expected])

@@ -187,9 +187,8 @@ class _StepLoop(NamedTuple):
 
     def _gather_batch(self, part, index):
         if part in self.sharded_tables:
-            return device_tables.gather_sharded(
-                self.sharded_tables[part], index["rows"]
-            )
+            table = self.sharded_tables[part]
+            return device_tables.gather_sharded(table, index["rows"])
         return device_tables.gather_rows(self.columns, index)
 
     def _refresh(self, state):

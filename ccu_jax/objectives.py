@@ -46,7 +46,7 @@ def global_rows(num_rows: int) -> Array:
 
 
 def mean(value_B: Array, weight_B: Array) -> Array:
-    """Returns the weighted mean over the rows of all devices; 0 without weight."""
+    """Returns the weighted mean over rows of all devices; 0 if all weights are 0."""
     chex.assert_rank([value_B, weight_B], 1)
     chex.assert_equal_shape([value_B, weight_B])
     weight_B = weight_B.astype(value_B.dtype)
@@ -80,8 +80,8 @@ def cross_entropy_rows(
 ) -> Array:
     """Returns each row's cross-entropy `[B]` with hard or soft target probabilities.
 
-    Single-label: with the softmax. Multi-label: `MULTI_LABEL_SCALE` times the mean over
-    K binary cross-entropies.
+    Single-label: softmax cross-entropy. Multi-label: `MULTI_LABEL_SCALE` times the mean
+    of K binary cross-entropies.
     """
     chex.assert_equal_shape([logits_BxK, target_BxK])
     if multi_label:
@@ -110,7 +110,7 @@ def kl_divergence(
     multi_label: bool,
     temperature: Scalar = 1.0,
 ) -> Array:
-    """Returns the mean KL divergence of student from teacher (Hinton et al. 2015).
+    """Returns the mean distillation loss, a KL divergence (Hinton et al. 2015).
 
         T^2 KL(softmax(teacher / T) || softmax(student / T))
 
@@ -132,7 +132,7 @@ def info_nce(
 
         -log exp(a_i . b_i / temperature) / sum_j exp(a_i . b_j / temperature)
 
-    averaged with the same term after exchanging a and b.
+    averaged with the same term with a and b exchanged.
     """
     chex.assert_equal_shape([z_a_BxD, z_b_BxD])
     own_B = global_rows(z_a_BxD.shape[0])
@@ -173,11 +173,11 @@ def inverse_contrast(
 
     SupCon (Khosla et al. 2020) with positives and negatives exchanged, as in
     Contrastive Unlearning (Lee et al. 2024). The stop-gradient sg blocks
-    gradients of the retain features. If P(u) is empty, a row has the second term only.
+    gradients of the retain features. If P(u) is empty, a row has only the second term.
 
     Args:
         u, r: unlearn and retain rows.
-        temperature: of the similarities.
+        temperature: divides the similarities.
         pull: weight of the second term.
         gate_u: `[B]`, multiplies each row's loss but not the count of the mean.
         stop_retain_gradient: whether to use sg.
@@ -206,7 +206,7 @@ def pair_dissociation(
     offset: Scalar = 0.0,
     two_sided: bool = False,
 ) -> Array:
-    """Returns a loss that reduces the cosine of unlearn images and their own texts.
+    """Returns a loss that lowers the cosine similarity of unlearn images and texts.
 
         (z_u . sg(t_u) - s_u)^2,  s_u = sg(mean_{p in P(u)} z_u . t_p) + offset
 

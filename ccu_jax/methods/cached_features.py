@@ -32,14 +32,14 @@ class FeatureTables(NamedTuple):
 
 
 def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTables:
-    """Builds the tables from the feature store, or computes the features without one.
+    """Builds the tables from the feature store, or computes features if there is none.
 
     Retain sets larger than `max_retain_rows` are subsampled; 0 means no limit.
     """
     sets = problem.sets
     has_image = np.asarray(problem.table["has_image"])
     splits = {"unlearn": sets.unlearn, "held": sets.validation, "retain": sets.retain}
-    # Rows without an image have no image to unlearn.
+    # Only images are unlearned, so rows without an image are left out.
     rows = {name: split[has_image[split]] for name, split in splits.items()}
     rows["retain"] = problem.sample_rows(rows["retain"], max_retain_rows, "retain rows")
     all_rows = np.concatenate(list(rows.values()))
@@ -65,8 +65,8 @@ def build_feature_tables(problem: Problem, max_retain_rows: int) -> FeatureTable
 def compute_padded_size(count: int, num_devices: int) -> int:
     """Rounds a row count up to one of a few multiples of `num_devices`.
 
-    Few distinct lengths mean few compilations. Padding adds at most a quarter to 32 or
-    more rows, unless there are many devices.
+    Few distinct lengths mean few compilations. From 32 rows on, padding adds at most
+    25 %, unless there are many devices.
     """
     step = max(8, 2 ** max((count - 1).bit_length() - 3, 0))
     step = int(np.lcm(step, num_devices))
@@ -90,7 +90,7 @@ def pad_and_shard(
 def replace_features_by_images(
     problem: Problem, cached: FeatureTables
 ) -> FeatureTables:
-    """Replaces the trunk's features by images, for methods that train the trunk."""
+    """Replaces cached features with images, for methods that train the trunk."""
     tables = {}
     for name, table in cached.tables.items():
         images = {"image": read_rows(problem.table["image"], cached.rows[name])}
@@ -106,7 +106,7 @@ def plan_feature_batches(
 ) -> dict[str, np.ndarray]:
     """Plans the batches of CCU: row numbers in each table, `[steps, batch]`, by part.
 
-    `heldout_batch` is the number of validation rows per batch; with 0 there are none.
+    `heldout_batch` is the number of validation rows per batch; 0 omits them.
     """
     config = problem.method_config
     sizes = {"retain": config.batch, "unlearn": config.unlearn_batch}

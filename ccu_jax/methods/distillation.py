@@ -27,7 +27,7 @@ def scrub(problem: Problem) -> Program:
 
         distill_weight * sum_{view} KL(teacher || student) + task_weight * CE
 
-    With `rewind`, it is SCRUB+R, see `stopping.add_rewind`.
+    `rewind` selects SCRUB+R; see `stopping.add_rewind`.
     """
     config, model = problem.method_config, problem.model
     task_loss = make_task_loss(problem)
@@ -55,7 +55,7 @@ def scrub(problem: Problem) -> Program:
 
 
 def _plan_scrub(problem):
-    """Returns rows `[steps, batch]`, and padded flags that mark ascent steps."""
+    """Returns the plan `[steps, batch]` and padded flags that mark ascent steps."""
     config, sets = problem.method_config, problem.sets
     plan, is_ascent = [], []
     for epoch in range(config.epochs):
@@ -67,7 +67,7 @@ def _plan_scrub(problem):
 
 
 def bad_teacher(problem: Problem) -> Program:
-    """Bad Teacher (Chundawat et al. 2023): unlearn rows imitate an untrained model.
+    """Bad Teacher (Chundawat et al. 2023): distills an untrained model on unlearn rows.
 
     sum_{view} KL(original || student) on retain rows
     + unlearn_weight * sum_{view in VISUAL} KL(untrained || student) on unlearn rows
@@ -93,11 +93,11 @@ def bad_teacher(problem: Problem) -> Program:
 
 
 def delete(problem: Problem) -> Program:
-    """DELETE (Zhou et al. 2025): distills on unlearn rows without the true class.
+    """DELETE (Zhou et al. 2025): distills on unlearn rows with the true class removed.
 
         sum_{view in VISUAL} KL(original without the true class || student)
 
-    For multiple labels, the original's probability of each true label is replaced by
+    With multiple labels, the original's probability of each true label is replaced by
     the label's frequency in the retain set.
     """
     config, sets, model = problem.method_config, problem.sets, problem.model
@@ -134,7 +134,7 @@ def multidelete(problem: Problem) -> Program:
 
         d(f(v, t), f*(v, t')) + d(f, f*)[retain] + d(h_v, h_v*) + d(h_t, h_t*)
 
-    on unlearn rows, except for the second term; t' is the text of another row.
+    on unlearn rows (the second term: on retain rows); t' is the text of another row.
     """
     model, distance = problem.model, objectives.squared_distance
 
@@ -167,7 +167,7 @@ def multidelete(problem: Problem) -> Program:
 def _kl_by_view(
     teacher: Outputs, student: Outputs, weights: dict[str, jax.Array], **options: Any
 ) -> dict[str, jax.Array]:
-    """Returns KL(teacher || student) for each view of `weights`."""
+    """Returns the mean KL(teacher || student) of each view in `weights`."""
     teacher = jax.lax.stop_gradient(teacher)
     return {
         view: objectives.kl_divergence(
@@ -178,7 +178,7 @@ def _kl_by_view(
 
 
 def _weights_by_view(rows: Rows) -> dict[str, jax.Array]:
-    """Returns the row weights by view: 1 where the view has a modality, else 0."""
+    """Returns row weights by view: 1 if the row has a modality of the view, else 0."""
     has_image, has_text = rows["image_weight"], rows["text_weight"]
     fused = jnp.maximum(has_image, has_text)
     return {"image": has_image, "text": has_text, "fused": fused}

@@ -1,6 +1,6 @@
 """Unlearning methods from the literature that fine-tune the original.
 
-They train with the task loss on the retain set, with terms that undo learning on the
+They minimize the task loss on the retain set, a loss that undoes learning on the
 unlearn set, or both. Only images have to be unlearned: terms that undo learning apply
 to the views that see the image (`VISUAL`), and the retain loss preserves the text view.
 """
@@ -54,7 +54,7 @@ def l1_sparse(problem: Problem) -> Program:
 
 
 def coun(problem: Problem) -> Program:
-    """CoUn (Khalil et al. 2025): adds a contrastive loss on the retain set.
+    """CoUn (Khalil et al. 2025): fine-tunes with a contrastive loss on the retain set.
 
         CE(retain) + contrast_weight * InfoNCE
 
@@ -133,7 +133,7 @@ def gradient_ascent(problem: Problem) -> Program:
 
 
 def capped_loss(problem: Problem, outputs: Outputs, rows: Rows, cap: Any) -> jax.Array:
-    """Returns the visual cross-entropy, per row at most `cap` times the chance loss."""
+    """Returns the visual cross-entropy, capped per row at `cap * chance_loss`."""
     max_loss, total = cap * programs.chance_loss(problem), jnp.zeros(())
     losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
     for loss_B in losses:
@@ -142,7 +142,7 @@ def capped_loss(problem: Problem, outputs: Outputs, rows: Rows, cap: Any) -> jax
 
 
 def neggrad_plus(problem: Problem) -> Program:
-    """NegGrad+ (Kurmanji et al. 2023): descends on retain, ascends on unlearn rows.
+    """NegGrad+ (Kurmanji et al. 2023): descent on retain rows, ascent on unlearn rows.
 
         retain_weight * CE(retain) - (1 - retain_weight) * CE(unlearn)
 

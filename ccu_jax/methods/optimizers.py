@@ -1,7 +1,7 @@
 """Optax transformations whose learning rates, masks and periods are traced.
 
 They read these values from `inputs` (`Program.optimizer_inputs`) at each update, so
-that all learning rates, masks and step counts share one executable.
+that runs with different values share one executable.
 """
 
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ def scale_by_learning_rate(group: str) -> optax.GradientTransformationExtraArgs:
 def mask_updates() -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by `inputs["mask"]`, a pytree of zeros and ones.
 
-    With flags `inputs["is_ascent"]`, it masks only the steps where they are true.
+    If `inputs["is_ascent"]` has a flag per step, only true steps are masked.
     """
 
     def update(updates, state, params=None, **extra_args):

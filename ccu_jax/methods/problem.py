@@ -42,7 +42,7 @@ class Hyperparameters:
 
     def is_active(self, name: str) -> bool:
         """Returns whether a weight is nonzero, as a Python bool even under tracing."""
-        # The attribute raises AttributeError for an unknown name.
+        # getattr raises AttributeError for an unknown name.
         return name in self._values or bool(getattr(self, name))
 
     def __getattr__(self, name: str) -> Any:
@@ -55,18 +55,18 @@ class Hyperparameters:
 class Problem(NamedTuple):
     """A trained model, the data, and the rows to unlearn."""
 
-    config: Config  # of the run, with a section for each method
+    config: Config  # configuration of the run, with a section for each method
     model: Model
     forward: Forward
     executor: Executor
     table: Table  # columns of all rows: image, text, labels, has_image, has_text
     sets: Sets  # row numbers of the retain set, the unlearn set and the holdouts
     multi_label: bool  # whether rows have several labels
-    params: Params | None  # the original's, replicated; None until it is trained
-    seed: int  # of all random choices
+    params: Params | None  # of the original, replicated; None before it is trained
+    seed: int  # base seed of all random choices
     method: str = ""  # the current method; its random choices depend on this name
-    store: FeatureStore | None = None  # of the original; None computes its features
-    # Position of each row `[N]` in the training stream; None shuffles rows freely.
+    store: FeatureStore | None = None  # features of the original; None: compute them
+    # Position of each row `[N]` in the training stream; None: rows are shuffled freely.
     stream_positions: np.ndarray | None = None
 
     @property
@@ -81,15 +81,15 @@ class Problem(NamedTuple):
         return self.params
 
     def init_params(self, purpose: str) -> Params:
-        """Returns replicated random parameters for one purpose of this method."""
+        """Returns replicated random parameters for the key of `purpose`."""
         return self.executor.replicate(self.model.init(self.make_key(purpose)))
 
     def make_key(self, purpose: str) -> jax.Array:
-        """Returns a JAX random key for one purpose of this method."""
+        """Returns a JAX random key derived from `seed`, `method` and `purpose`."""
         return jax.random.key(self._derive_seed(purpose))
 
     def make_rng(self, purpose: str) -> np.random.Generator:
-        """Returns a NumPy generator for one purpose of this method."""
+        """Returns a NumPy generator seeded by `seed`, `method` and `purpose`."""
         return np.random.default_rng(self._derive_seed(purpose))
 
     def _derive_seed(self, purpose) -> int:
@@ -104,7 +104,7 @@ class Problem(NamedTuple):
         """Plans batches `[steps, batch]` in shuffled epochs over `rows`.
 
         With `by_index`, entries are indices into `rows`, that is, row numbers of a
-        table made of these rows. Each purpose has its own shuffling.
+        table made of these rows. `purpose` seeds the shuffling.
         """
         rows = np.asarray(rows)
         entries, window = np.arange(len(rows)) if by_index else rows, None
@@ -126,7 +126,7 @@ class Problem(NamedTuple):
         return max(1, round(epochs * len(rows) / batch))
 
     def sample_rows(self, rows: np.ndarray, max_rows: int, purpose: str) -> np.ndarray:
-        """Draws at most `max_rows` rows without replacement; 0 returns all rows."""
+        """Draws at most `max_rows` rows without replacement; 0 means no limit."""
         if not max_rows or len(rows) <= max_rows:
             return rows
         return self.make_rng(purpose).choice(rows, max_rows, replace=False)

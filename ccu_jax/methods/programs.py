@@ -34,12 +34,12 @@ def make_program(
     It has the stop rule if the method's configuration sets `stop`.
 
     Args:
-        problem, loss, plan: of the method; see `Program`.
+        loss, plan: see `Program`.
         modules: names of the trained modules, by default all.
         frozen: added to the program's `frozen`, which has the hyperparameters `hp` and
             the parameters `modules` of the modules that are not trained.
         sharded_tables: see `Program`; without them, batches are rows of the data set.
-        optimizer: by default the optimizer of training from scratch.
+        optimizer: by default that of training from scratch, `make_optimizer`.
         more_inputs: added to the learning rates in `optimizer_inputs`.
     """
     config, train = problem.method_config, problem.config.train
@@ -94,7 +94,7 @@ def forward_parts(
     """Runs the model on all parts of a batch in one pass; returns outputs by part.
 
     One pass is faster to compile and to run than a pass per part. Columns that are not
-    in all parts are ignored. Only the features of `dropout_parts` have dropout.
+    in all parts are ignored. Dropout applies to `dropout_parts` only.
     """
     shared = set.intersection(*(set(rows) for rows in parts.values()))
     columns = {
@@ -120,8 +120,8 @@ def forward_both(
 ) -> tuple[Outputs, Rows, Outputs, Rows]:
     """Runs the model on the retain and the unlearn rows of a batch in one pass.
 
-    Retain rows are augmented and have dropout, as in training; unlearn rows do not.
-    Returns outputs and rows of the retain set, then those of the unlearn set.
+    Augmentation and dropout apply to the retain rows only. Returns retain outputs,
+    retain rows, unlearn outputs and unlearn rows.
     """
     retain = augment(batch["retain"], batch["retain"]["key"], problem.config.train)
     unlearn = scale_images(batch["unlearn"])
@@ -138,7 +138,7 @@ def scale_images(rows: Rows) -> Rows:
 def visual_losses(
     outputs: Outputs, labels: jax.Array, multi_label: bool
 ) -> list[jax.Array]:
-    """Returns the per-row cross-entropy `[B]` in each of the views `VISUAL`."""
+    """Returns the per-row cross-entropy `[B]` for each view in `VISUAL`."""
     loss = objectives.cross_entropy_rows
     logits = [getattr(outputs, view) for view in VISUAL]
     return [loss(x, labels, multi_label=multi_label) for x in logits]

@@ -24,12 +24,12 @@ def make_task_loss(problem: Problem) -> Callable[[Outputs, Rows], jax.Array]:
 
         sum_{view} CE(logits_view, labels) + contrastive_weight * InfoNCE(image, text)
 
-    The views are image, text and fused. A row without an image has weight in the text
-    and fused views; a row without a text, in the image and fused views.
+    The views are image, text and fused. Rows without an image are left out of the image
+    view, rows without a text out of the text view.
 
     Returns:
-        `loss(outputs, rows) -> scalar` for rows that `augment` returned. If there is a
-        column `visual`, rows with `visual` 0 have weight in the text view only.
+        `loss(outputs, rows) -> scalar` for rows that `augment` returned. Rows
+        whose optional column `visual` is 0 contribute to the text view only.
     """
     train, multi_label = problem.config.train, problem.multi_label
 
@@ -83,8 +83,8 @@ def make_training_program(
 ) -> Program:
     """Returns a program that trains all modules with the task loss.
 
-    `config` has `epochs`, `batch` and `learning_rate`; `steps` overrides its epochs.
-    The rows `text_only` are trained in the text view only.
+    `config` has `epochs`, `batch` and `learning_rate`; `steps` overrides `epochs`.
+    Rows in `text_only` contribute to the text view only.
     """
     visual = np.ones(len(problem.table["labels"]), np.float32)
     visual[np.asarray(text_only, int)] = 0.0
@@ -123,7 +123,7 @@ def _training_rows(problem):
 
 
 def original(problem: Problem) -> Program:
-    """Trains the original model, on the retain and unlearn sets."""
+    """Trains the original model on the retain and unlearn sets."""
     return _make_scratch_program(problem, _training_rows(problem))
 
 
@@ -133,7 +133,7 @@ def retrain(problem: Problem) -> Program:
 
 
 def retrain_visual(problem: Problem) -> Program:
-    """Trains the reference, on all texts but without the images of the unlearn set.
+    """Trains the reference on all texts, but without the images of the unlearn set.
 
     The image view, the fused view and the contrastive loss use only the retain set.
     Unlearned models are compared with it, because only images have to be unlearned.
@@ -143,11 +143,11 @@ def retrain_visual(problem: Problem) -> Program:
 
 
 def make_shadow_program(problem: Problem, members: np.ndarray) -> Program:
-    """Returns the program of a shadow model: the reference trained on added members.
+    """Returns the program of a shadow model: the reference, also trained on `members`.
 
     `members` are rows of the unlearn set and unseen rows, trained in all views. All
-    shadow models run the same number of steps, although their numbers of members
-    differ, because each group is either in or out.
+    shadow models run the same number of steps, although their numbers of members differ
+    (groups of rows are not split).
     """
     sets, train = problem.sets, problem.config.train
     rows = _training_rows(problem)

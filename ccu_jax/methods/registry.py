@@ -43,7 +43,7 @@ _NAMES: dict[Method, tuple[str, ...]] = {
 
 
 def _make_program_as(name: str, function: Method, problem: Problem) -> Program:
-    """Makes the program of a method with the configuration section `name`."""
+    """Builds the program of a method from the configuration section `name`."""
     return function(problem._replace(method=name))
 
 
@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
 
 # Methods that train from scratch, not from the original.
 REFERENCES = ("original", "retrain", "retrain_visual", "retrain_visual_2")
-# The model that unlearning should be indistinguishable from.
+# The model from which an unlearned model should be indistinguishable.
 REFERENCE = "retrain_visual"
 # The reference with another seed, to measure how far two references differ.
 CONTROL = "retrain_visual_2"

@@ -23,7 +23,7 @@ from ccu_jax.models.augmentation import augment
 from ccu_jax.train.program import Program
 from ccu_jax.train.step import flatten
 
-# Number of rows whose gradients are in memory at once, over all devices.
+# Number of rows whose gradients are in memory at once, on all devices together.
 CHUNK_ROWS = 32
 
 
@@ -33,7 +33,7 @@ def mean_gradient(problem: Problem, rows: np.ndarray) -> Params:
 
 
 def fisher_diagonal(problem: Problem, rows: np.ndarray) -> Params:
-    """Returns the diagonal of the empirical Fisher: the mean squared gradient."""
+    """Returns the empirical Fisher diagonal: the mean squared gradient on `rows`."""
     return _average_over_rows(problem, rows, squared=True)
 
 
@@ -124,7 +124,7 @@ def random_label(problem: Problem) -> Program:
 def top_fraction_mask(tree: Any, fraction: float) -> Any:
     """Returns a pytree with 1.0 for the `fraction` of entries of largest magnitude.
 
-    All other entries are 0.0. Zeros are never selected, even if fewer entries remain.
+    All other entries are 0.0. Zeros are never selected, so fewer entries may be 1.0.
     """
     magnitudes = [np.abs(x).ravel() for x in jax.device_get(jax.tree.leaves(tree))]
     threshold = np.quantile(np.concatenate(magnitudes), 1 - fraction)
@@ -152,10 +152,10 @@ def draw_wrong_labels(problem: Problem) -> np.ndarray:
 
 
 def ssd(problem: Problem) -> Program:
-    """Selective synaptic dampening, SSD (Foster et al. 2024), without training.
+    """Selective synaptic dampening, SSD (Foster et al. 2024); it does not train.
 
-    With F_u and F_D the diagonals of the Fisher on the unlearn set and on all training
-    rows, each parameter with `F_u > alpha * F_D` is multiplied by
+    With F_u and F_D the Fisher diagonals on the unlearn set and on all training rows,
+    each parameter with `F_u > alpha * F_D` is multiplied by
     `min(lambda * F_D / F_u, 1)`.
     """
     config, sets = problem.method_config, problem.sets
@@ -184,12 +184,11 @@ def sfron(problem: Problem) -> Program:
     """SFR-on (Huang et al. 2024): alternates masked ascent and repair steps.
 
     A cycle is one ascent step on the unlearn set and `repair_steps` steps on the retain
-    set; after it the slow weights move the fraction `slow_fraction` of the way (see
-    `optimizers.lookahead`). With F_u and F_r the diagonals of the Fisher on the unlearn
-    set and the retain set, ascent steps train only parameters with
-    `F_u >= fisher_threshold * F_r`, and minimize
+    set, followed by a Lookahead update with `slow_fraction` (`optimizers.lookahead`).
+    With F_u and F_r the Fisher diagonals on the unlearn and retain sets, ascent steps
+    train only parameters with `F_u >= fisher_threshold * F_r`, and minimize
 
-        -(1 - step / steps) * sum_{view in VISUAL} mean(weight * min(CE, 2 chance loss))
+        -(1 - step / steps) * sum_{view in VISUAL} mean(weight * min(CE, 2 chance_loss))
 
     Rows that are still recognized have more weight: `weight` is CE^-focal_exponent,
     divided by its mean.
@@ -231,7 +230,7 @@ def sfron(problem: Problem) -> Program:
 
 
 def _plan_sfron(problem):
-    """Returns rows `[steps, batch]`, and padded flags that mark ascent steps."""
+    """Returns the plan `[steps, batch]` and padded flags that mark ascent steps."""
     config, sets = problem.method_config, problem.sets
     num_cycles = problem.count_steps(config.epochs, config.batch, sets.unlearn)
     period = 1 + config.repair_steps
@@ -267,7 +266,7 @@ def _threshold_ratio(fisher_u, fisher_r, threshold):
 
 
 def _focal_loss(problem, hp, outputs, rows):
-    """Returns the unlearn loss of `sfron` before its sign and decay."""
+    """Returns the unlearn loss of `sfron` without the negative sign and the decay."""
     total, max_loss = jnp.zeros(()), 2 * programs.chance_loss(problem)
     losses = programs.visual_losses(outputs, rows["labels"], problem.multi_label)
     for loss_B in losses:

@@ -1,4 +1,4 @@
-"""Early stopping, when unlearn images are recognized no better than held-out ones.
+"""Early stopping once unlearn images are recognized no better than held-out images.
 
 Methods that undo learning can stop too early or too late. The stop rule of Contrastive
 Unlearning (Lee et al. 2024) checks every few steps; the rewinding of SCRUB (Kurmanji et
@@ -18,7 +18,7 @@ from ccu_jax.methods.problem import Problem
 from ccu_jax.models import Params
 from ccu_jax.train.program import Program
 
-# Rows scored per split; more would hardly make the score more precise.
+# Maximum rows per split; more rows would hardly make the score more precise.
 MAX_ROWS = 400
 MONITORED_SPLITS = ("seen_unlearn", "seen_held")
 
@@ -46,7 +46,7 @@ def make_score_fn(
 
     If a whole class is unlearned (Lee et al. 2024), held-out rows of other classes are
     not comparable. The chance accuracy then replaces their score, unless rows have
-    several labels. `names` are the sharded tables of unlearn and of held-out rows.
+    several labels. `names` are those of the unlearn and held-out sharded tables.
     """
     is_class_rule = problem.config.unlearn.rule.startswith("class:")
 
@@ -69,9 +69,9 @@ def add_stop_rule(problem: Problem, program: Program) -> Program:
     """Adds the stop rule to a program.
 
     Every `check_every` steps it compares the image score on the unlearn set with that
-    on held-out (validation) rows, and stops once it is not higher. The rows are in the
-    program's feature tables, or else in `make_monitored_tables`. `frozen["modules"]`
-    are the parameters of the modules that the program does not train.
+    on held-out (validation) rows, and stops once it is not higher. The rows come from
+    the program's sharded tables, if any, else from `make_monitored_tables`.
+    `frozen["modules"]` are the parameters of the modules that are not trained.
     """
     names = ("unlearn", "held") if program.sharded_tables else MONITORED_SPLITS
     scores = make_score_fn(problem, names)
@@ -114,8 +114,7 @@ def add_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Prog
     """
     scores = make_score_fn(problem)
     every = -(-program.steps // num_checkpoints)
-    # Refreshes run before a step, so the last one needs extra steps. Their learning
-    # rate is 0.
+    # Refreshes run before a step, so the last needs extra steps, of learning rate 0.
     extra_steps = every * num_checkpoints + 1 - program.steps
     plan = {
         name: np.pad(rows, ((0, extra_steps), (0, 0)), mode="edge")

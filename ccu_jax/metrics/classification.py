@@ -18,7 +18,7 @@ SplitScores = Mapping[str, float | None]
 
 
 def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns accuracy, macro F1 and, for two classes that both have rows, AUROC."""
+    """Returns accuracy, macro F1 and, with two classes that both occur, AUROC."""
     predicted = np.eye(labels.shape[1])[logits.argmax(axis=1)]
     scores = {
         "accuracy": float((predicted * labels).sum(axis=1).mean()),
@@ -33,7 +33,7 @@ def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
 
 def multi_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns micro, macro, weighted and samples F1 at probability 0.5.
+    """Returns micro, macro, weighted and samples F1 at a probability threshold of 0.5.
 
     A class or row with neither true nor predicted labels scores 0, as in scikit-learn.
     """
@@ -109,7 +109,7 @@ def score_difference(
     confidence: float = 0.95,
     groups: Groups = None,
 ) -> Interval | None:
-    """Returns the mean difference of `row_scores` from a reference on the same rows.
+    """Returns the mean difference of `row_scores` from a reference, with its interval.
 
     `reference` are the reference's logits. None if there is no row or a logit is not
     finite.
@@ -126,10 +126,10 @@ def average_gap(model: SplitScores, reference: SplitScores) -> float | None:
     """Returns the mean absolute difference from the reference, in percentage points.
 
     Fan et al. (SalUn, 2024) average over the accuracies on the unlearn, retain and test
-    set and the success of the attack, each 0 to 1. None if one is None.
+    set and the success of the attack, each in [0, 1]. None if a score is None.
 
     Raises:
-        ValueError: the two have different keys.
+        ValueError: model and reference have different keys, or no keys.
     """
     gaps = _absolute_gaps(model, reference)
     return None if gaps is None else 100 * float(np.mean(gaps))
@@ -140,8 +140,7 @@ def tug_of_war(
 ) -> float | None:
     """Returns ToW (Zhao et al. 2024): the product of 1 - |difference|, at best 1.
 
-    The scores are those of `average_gap`, restricted to `names` (`TOW_SPLITS` or
-    `TOW_ATTACK`).
+    The scores are those of `average_gap`, restricted to `names`.
     """
     gaps = _absolute_gaps(*({k: x[k] for k in names} for x in (model, reference)))
     return None if gaps is None else float(np.prod([1 - gap for gap in gaps]))
@@ -159,7 +158,7 @@ def _average_precision(values: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def _auroc(values: np.ndarray, labels: np.ndarray) -> float | None:
-    """Returns the AUROC of one class, or None without both kinds of rows."""
+    """Returns the AUROC of one class, or None unless both kinds of rows occur."""
     positive = labels > 0
     if not positive.any() or positive.all():
         return None

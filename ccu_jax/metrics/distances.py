@@ -1,4 +1,4 @@
-"""Distances between two models on the same rows: of predictions and of embeddings.
+"""Distances between the predictions or embeddings of two models on the same rows.
 
 Distances of predictions are computed from the logits `[N, K]` of both models and have
 one value for each row; with `multi_label` rows have several labels. Distances of
@@ -26,7 +26,7 @@ _MAX_ROWS_PER_CLASS = 200  # the number of distances grows with its square
 def js_divergence(
     logits: np.ndarray, reference: np.ndarray, multi_label: bool
 ) -> np.ndarray:
-    """Returns the Jensen-Shannon divergence of the predictions, 0 to 1 bit, `[N]`.
+    """Returns the Jensen-Shannon divergence of predictions, `[N]`, in [0, 1] bit.
 
     Single-label: of the softmax. Multi-label: averaged over the binary predictions.
     """
@@ -58,7 +58,7 @@ def activation_distance(
     At most sqrt(2), or sqrt(K) for several labels.
     """
     p, q = (np.exp(log_distribution(x, multi_label)) for x in (logits, reference))
-    # The probability of "no" has the same difference as that of "yes".
+    # The probabilities of "no" and of "yes" differ by the same amount.
     return np.linalg.norm((p - q)[..., 1] if multi_label else p - q, axis=1)
 
 
@@ -67,7 +67,7 @@ def cka_interval(
 ) -> Interval | None:
     """Returns linear centered kernel alignment (CKA) with its 95 % jackknife interval.
 
-    1 for equal embeddings up to rotation and scale (Kornblith et al. 2019). The
+    1 for embeddings equal up to rotation and scale (Kornblith et al. 2019). The
     estimate is the unbiased one of Song et al. 2012, which is 0 on average for
     unrelated embeddings and so may be negative; the biased one is near 1 for any two
     embeddings with more dimensions than rows. None if all rows of x or of y are equal,
@@ -86,10 +86,10 @@ def cka_interval(
         [_hsic_sums(a[fold == k], b[fold == k]) for a, b in pairs]
         for k in range(_NUM_FOLDS)
     ]
-    totals = [sum(of_pair) for of_pair in zip(*sums, strict=True)]
+    totals = [sum(fold_sums) for fold_sums in zip(*sums, strict=True)]
     replicates = [
-        _cka([total - part for total, part in zip(totals, of_fold, strict=True)])
-        for of_fold in sums
+        _cka([total - part for total, part in zip(totals, pair_sums, strict=True)])
+        for pair_sums in sums
     ]
     return interval_from_replicates(_cka(totals), replicates)
 
@@ -125,7 +125,7 @@ def intra_class_similarity(
     rows of their distances in x and in y; then the mean over classes with its
     t-interval. 1 if the classes have the same structure up to rotation and scale.
     This is our reading of "intra-class structural stability", for which no formula was
-    published. None if no class has three different rows.
+    published. None if no class has three distinct rows.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if not np.isfinite(x).all() or not np.isfinite(y).all():

@@ -19,7 +19,7 @@ from ccu_jax.metrics.intervals import Groups, Interval, mean_interval, quantile_
 _MAX_EPSILON = 50.0
 _DELTA = 1e-5
 _MAX_VALUES = 1 << 22  # values of a chunk of rows: 32 MB
-# Of KLOM's histograms; bins of the retrained models have at least this probability.
+# KLOM's histograms: the number of bins, and the minimum probability of a retrained bin.
 _NUM_BINS, _MIN_PROBABILITY = 20, 1e-5
 
 
@@ -27,7 +27,7 @@ class PoolScores(NamedTuple):
     """A score that compares unlearned with retrained models, and its control."""
 
     score: Interval | None
-    control: Interval | None  # score of other retrained models instead of unlearned
+    control: Interval | None  # score of a second set of retrained models
     models: int  # number of models in each set
 
 
@@ -141,6 +141,7 @@ def klom(
 
 
 def _score_pools(score: Callable, unlearned, retrained, control) -> PoolScores:
+    """Scores the unlearned and the control models; None if a signal is not finite."""
     scores = [
         score(pool) if _are_finite(pool, retrained) else None
         for pool in (unlearned, control)
@@ -172,7 +173,7 @@ def _epsilon_of_chunk(unlearned, retrained) -> np.ndarray:
     values = np.concatenate([positive, negative])
     order = np.argsort(values, axis=0, kind="stable")
     values = np.take_along_axis(values, order, axis=0)
-    # A threshold lies between two different neighboring values.
+    # A threshold lies between two distinct neighboring values.
     num_missed = np.cumsum(order < models, axis=0)[:-1]
     fnr = num_missed / models
     fpr = (models - (np.arange(1, 2 * models)[:, None] - num_missed)) / models

@@ -62,7 +62,7 @@ def clopper_pearson(
 ) -> Interval | None:
     """Returns a proportion with its exact interval (Clopper & Pearson 1934).
 
-    None if there are no trials. Unlike SciPy's, the counts may be fractional.
+    None if there are no trials. Unlike in SciPy, counts may be fractional.
     """
     if trials < 1:
         return None
@@ -114,7 +114,7 @@ def variance_of_mean(values: Values, span: float = 0.0, groups: Groups = None) -
 
 
 def group_indices(groups: Values) -> np.ndarray:
-    """Numbers the groups from 0; returns the number of each row's group, `[N]`."""
+    """Returns the index of each row's group, `[N]`, numbered from 0."""
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
@@ -160,8 +160,8 @@ def quantile_interval(
 ) -> Interval | None:
     """Returns a quantile of `[N]` independent values with its 95 % interval.
 
-    The limits are order statistics (Conover 1999). With `groups`, they are those of
-    `effective_sample_size` values. None if there are too few values (72 are needed
+    The limits are order statistics (Conover 1999). With `groups`, their ranks are those
+    for `effective_sample_size` values. None if there are too few values (72 are needed
     for the .95 quantile) or one is not finite.
     """
     values = np.sort(np.asarray(values, np.float64))
@@ -189,7 +189,7 @@ def jackknife_interval(
 
     For scores without a variance formula (Shao & Wu 1989). `score` is a function of the
     arrays `[N, ...]`. The rows are divided into random folds, which are left out in
-    turn. None if the score of all rows, or without a fold, is None or not finite.
+    turn. None if the score of all rows, or of all but one fold, is None or not finite.
     """
     fold = assign_folds(len(arrays[0]), folds, groups)
     folds = int(fold.max(initial=0)) + 1
@@ -247,7 +247,7 @@ def mean_over_seeds(
 
 
 def difference_interval(first: Interval, second: Interval) -> Interval:
-    """Returns `first - second` for independent estimates (Zou & Donner 2008)."""
+    """Returns the interval of `first - second`, if independent (Zou & Donner 2008)."""
     value = first.value - second.value
     down = math.hypot(first.value - first.low, second.high - second.value)
     up = math.hypot(first.high - first.value, second.value - second.low)

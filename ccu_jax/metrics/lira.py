@@ -1,6 +1,6 @@
 """Membership inference with shadow models: U-LiRA and RMIA.
 
-For each row, some shadow models were trained with it and then unlearned it, and some
+For each row, some shadow models were trained on it and then unlearned it, and some
 never saw it. If a target model behaves more like the former, it memorizes the row. An
 attack with few shadow models has little power, so all results state their number.
 """
@@ -28,11 +28,11 @@ from ccu_jax.metrics.roc import (
     tpr_at_fpr,
 )
 
-# With fewer shadow models on a side, variances of single rows are too uncertain, so all
-# rows share one (Carlini et al. 2022).
+# With fewer shadow models on a side, per-row variances are too uncertain, so all rows
+# share one variance (Carlini et al. 2022).
 MIN_SHADOWS_FOR_PER_ROW_VARIANCE = 64
 _MIN_VARIANCE = 1e-12  # the signals of a row may be bit-identical in all models
-# RMIA's interpolation between models that have seen a row and those that have not.
+# RMIA's parameter a: interpolates between models that saw a row and others.
 _RMIA_A = 0.3
 
 
@@ -40,7 +40,7 @@ class AttackScores(NamedTuple):
     """Membership scores of rows, higher for members; NaN where undefined."""
 
     score: np.ndarray  # `[N]` of one target, or `[K, N]` of K targets
-    num_shadows: int  # maximum over rows of the shadow models with a signal of the row
+    num_shadows: int  # shadow models with a signal of a row, maximum over rows
 
 
 class AttackResult(NamedTuple):
@@ -68,8 +68,8 @@ def lira(
     Args:
         c_in: `[A, N]` signals (`membership.margin`) of shadow models that unlearned the
             row; NaN for other models.
-        c_out: `[B, N]`, of those that never saw the row.
-        target: `[N]`, of the audited model.
+        c_out: `[B, N]` signals of shadow models that never saw the row.
+        target: `[N]` signals of the audited model.
         per_row_variance: whether each row has its own variances; by default if each
             side has `MIN_SHADOWS_FOR_PER_ROW_VARIANCE` models.
     """
@@ -98,7 +98,7 @@ def lira_leave_one_out(
         unlearned: bool `[K, N]`, rows that a model was trained on and then unlearned.
         unseen: bool `[K, N]`, rows that it never saw; rows may be neither.
         sets: `[K]`; models with the same number are not each other's shadow models.
-            For pairs that unlearn complementary rows: leaving out only the target would
+            For pairs that unlearn complementary rows, leaving out only the target would
             take a shadow model from the target's own side, which biases the score.
     """
     signals = np.asarray(signals, np.float64)
@@ -131,7 +131,7 @@ def rmia(
 
     Args:
         target: `[N]` `membership.true_probability` of the audited model.
-        references: `[K, N]` of reference models that never saw the row; NaN for others.
+        references: `[K, N]`, of models that never saw the row; NaN for other models.
         population_target: `[Z]`, of rows that no model has seen.
         population_references: `[K, Z]`.
     """
@@ -156,7 +156,7 @@ def evaluate_attack(
     """Measures the success of an attack on one target.
 
     `members` `[N]` is True for unlearned rows, False for unseen ones. Rows with a score
-    above `threshold` are predicted to be members; without one, accuracy is None.
+    above `threshold` are predicted to be members; if it is None, so is the accuracy.
     """
     is_known = ~np.isnan(scores.score)
     sides = is_known & members, is_known & ~members
@@ -215,7 +215,7 @@ def evaluate_pool(
 
 
 def _clustered_interval(values, sides, weight, cluster) -> Interval:
-    """Returns the mean over models and sides with a two-way clustered interval.
+    """Returns the mean over models and sides with its confidence interval.
 
     The standard error is clustered by row and by model. `weight` scales each deviation
     from the mean of its side: 1 for placements, whose mean is the AUC on both sides,
@@ -248,7 +248,7 @@ def _fit_normal(signals, is_valid):
 
 
 def _can_fit_per_row_variance(fits) -> bool:
-    """Returns whether all rows have enough shadow models for variances of their own."""
+    """Returns whether all rows have enough shadow models for per-row variances."""
     # Rows without an image have no signals.
     counts = [count[count > 0] for count, *_ in fits]
     return all(len(n) and (n >= MIN_SHADOWS_FOR_PER_ROW_VARIANCE).all() for n in counts)

@@ -14,7 +14,7 @@ import scipy.stats
 from ccu_jax.metrics.intervals import Values, clopper_pearson
 from ccu_jax.metrics.roc import Signals
 
-MAX_EPSILON = 50.0  # larger values are not resolved
+MAX_EPSILON = 50.0  # bounds are clipped to it
 _DELTA = 1e-5
 # Fewer guesses rarely bound anything, and each number of guesses that is tried takes
 # its share of the error probability.
@@ -82,7 +82,7 @@ def one_run_epsilon(
 def one_run_audit(
     scores: Values, included: Values, confidence: float = 0.95
 ) -> OneRunAudit:
-    """Returns the best lower bound on epsilon from the canary scores of one model.
+    """Returns the best lower confidence bound on epsilon from one model's canaries.
 
     The highest scores are guessed to be of included canaries and equally many of the
     lowest to be of others, or the reverse, because unlearned rows may have unusually
@@ -133,7 +133,7 @@ def clopper_pearson_epsilon(
     nonmembers: int,
     confidence: float = 0.95,
 ) -> float:
-    """Returns a lower bound on epsilon, 0 to 50, from the counts of an attack.
+    """Returns a Clopper-Pearson lower confidence bound on epsilon, clipped to [0, 50].
 
     max(ln((1 - delta - FPR) / FNR), ln((1 - delta - FNR) / FPR)) at the upper limits of
     the rates' Clopper-Pearson intervals (Nasr et al. 2021), each at half the error.
@@ -152,7 +152,7 @@ def clopper_pearson_epsilon(
 
 
 def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | None:
-    """Returns a lower bound on epsilon from the best threshold on a signal.
+    """Returns a lower confidence bound on epsilon from the best threshold on a signal.
 
     The threshold, and the side of it on which members are expected, are chosen on a
     random half of the rows; the other half gives the bound. One random row of each
@@ -161,8 +161,8 @@ def threshold_epsilon(signals: Signals, confidence: float = 0.95) -> float | Non
     rng = np.random.default_rng(0)
     sides = [np.asarray(x, np.float64) for x in signals[:2]]
     sides = [
-        np.sort(x if of is None else _sample_one_per_group(x, of, rng))
-        for x, of in zip(sides, signals.groups, strict=True)
+        np.sort(x if ids is None else _sample_one_per_group(x, ids, rng))
+        for x, ids in zip(sides, signals.groups, strict=True)
     ]
     if any(len(x) < 2 or not np.isfinite(x).all() for x in sides):
         return None

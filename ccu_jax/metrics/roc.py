@@ -1,7 +1,7 @@
-"""AUC and true positive rates of a membership attack, and differences of two models.
+"""AUC and true positive rates of a membership attack, also compared between models.
 
-DeLong's interval of the AUC is a formula; the bootstrap makes fewer assumptions. Both
-cover the sampling error of the rows, given the model.
+DeLong's interval of the AUC has a closed form; the bootstrap makes fewer assumptions.
+Both cover the sampling error of the rows, given the model.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """Random augmentation of training rows.
 
-Each row has its own random key, so that the augmentation does not depend on the number
-of devices.
+Each row has its own random key, so augmentation does not depend on the device count.
 """
 
 import jax
@@ -24,9 +23,9 @@ def augment(rows: dict[str, Array], keys: Array, config: Train) -> dict[str, Arr
         config: strengths of the augmentations.
 
     Returns:
-        The rows with float images in [0, 1] and dropped words. `has_image` and
-        `has_text` are now true for the modalities that the fused view sees, at least
-        one; `image_weight` and `text_weight` `[B]` are 1.0 for those that exist.
+        The rows with float images in [0, 1] and some words dropped. `has_image` and
+        `has_text` mark the modalities that the fused view sees, at least one;
+        `image_weight` and `text_weight` `[B]` are 1.0 for those that the row has.
     """
     text, starts = rows["text"], (_IMAGE_DRAWS, _IMAGE_DRAWS + _MODALITY_DRAWS)
     # A single draw, because each call of the generator is slow to compile.
@@ -50,7 +49,7 @@ def _draw_per_row(keys, count):
 def drop_modalities(rows: dict[str, Array], rate: float) -> dict[str, Array]:
     """Hides image or text from the fused view in a fraction `rate` of rows with both.
 
-    Each row has a random `key`. Sets `has_image`, `has_text` and the weights as
+    Each row has a random `key`. Updates `has_image`, `has_text` and the weights as
     `augment` does.
     """
     return _drop_modalities(rows, _draw_per_row(rows["key"], _MODALITY_DRAWS), rate)

@@ -25,7 +25,7 @@ VISUAL = ("image", "fused")  # the views that see the image
 
 
 class Outputs(NamedTuple):
-    """The classifier's outputs on B rows."""
+    """The classifier's outputs for B rows."""
 
     z_image: jax.Array  # unit embeddings [B, D] in a space shared with the text
     z_text: jax.Array
@@ -38,13 +38,13 @@ class Outputs(NamedTuple):
 
 
 class Model(NamedTuple):
-    """The functions of a classifier.
+    """A classifier as pure functions.
 
     `trunk` maps images `[B, S, S, 3]`, uint8 or float in [0, 1], to features
     `[B, P or 2, W]`, and `encode_text` maps token ids `[B, T]` to `h_text` `[B, W]`.
     """
 
-    init: Callable[[jax.Array], Params]  # of a random key
+    init: Callable[[jax.Array], Params]  # from a random key
     trunk: Callable[[Params, jax.Array], jax.Array]
     encode_text: Callable[[Params, jax.Array], jax.Array]
     apply: Callable[..., Outputs]  # see `build`
@@ -66,7 +66,7 @@ class FusedHead(nn.Module):
 
     @nn.compact
     def __call__(self, h_image, h_text, has_image, has_text):
-        """Returns logits `[B, K]` and the features `[B, F]` of the output layers."""
+        """Returns logits `[B, K]` and features `[B, F]`, the output layers' inputs."""
         inputs, small = [], nn.initializers.normal(0.02)
         modalities = (("image", h_image, has_image), ("text", h_text, has_text))
         for name, h, has in modalities:
@@ -93,7 +93,7 @@ def build(
     In the returned `apply(params, example, keys, use_dropout)`, `example` has the
     columns `image` or the trunk's `features`, `text` or `h_text`, and `has_image` and
     `has_text` `[B]`, the modalities that the fused view sees. With `keys`, a random key
-    per row, features have dropout; `use_dropout`, bool `[B]`, limits it to some rows.
+    per row, dropout applies to features of rows with `use_dropout` (bool `[B]`).
 
     Raises:
         UserError: the sizes in the configuration are incompatible.
@@ -137,7 +137,7 @@ def _make_init(modules, config, image_size, text_length):
             params[name] = modules[name].init(module_key, *inputs[name])["params"]
         return params
 
-    # It runs once, so optimizing it for CPUs takes longer than it saves.
+    # `init` runs once, so on CPUs XLA's optimizations take longer than they save.
     is_on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if is_on_cpu else None
     return jax.jit(init, compiler_options=options)
@@ -183,7 +183,7 @@ def _make_modules(config, num_classes, vocab_size) -> dict[str, nn.Module]:
 
 
 def _module_inputs(config, image_size, text_length) -> dict[str, tuple]:
-    """Returns inputs of one row for each module, to infer shapes in `init`."""
+    """Returns one-row dummy inputs for each module, from which `init` infers shapes."""
     h_image = jnp.zeros((1, config.image_width))
     h_text = jnp.zeros((1, config.text_width))
     has = jnp.ones((1,), bool)

@@ -29,8 +29,8 @@ class Attention(nn.Module):
         batch, _, width = x_BxTxW.shape
         if query_BxQxW is None:
             query_BxQxW = x_BxTxW
-        # Only attention mixes tokens. On CPUs, XLA multiplies arrays of two axes in two
-        # thirds of the time that it needs for three axes.
+        # Only attention mixes tokens, so the Dense layers get 2-D arrays: on CPUs, XLA
+        # multiplies them in two thirds of the time of 3-D arrays.
         x_NxW = einops.rearrange(x_BxTxW, "b t w -> (b t) w")
         query_NxW = einops.rearrange(query_BxQxW, "b q w -> (b q) w")
         norm = nn.LayerNorm(dtype=self.dtype, name="ln_1")
@@ -156,8 +156,8 @@ def edge_histograms(x: jax.Array, cell: int, bins: int = 8) -> jax.Array:
 class ImageTrunk(nn.Module):
     """Encodes images `[B, S, S, 3]` (floats in [0, 1]) as tokens `[B, P, W]`.
 
-    With `returns_pooled` the tail computes the last block's feed-forward layer, and the
-    trunk returns only its two input tokens `[B, 2, W]`, which saves storage per image.
+    With `returns_pooled`, the last block ends after attention and returns two pooled
+    tokens `[B, 2, W]`, which saves storage; the tail runs the feed-forward layer.
 
     Patches are extracted by a reshape and embedded by one matrix product: on CPUs this
     is faster than a strided convolution, and ten times faster inside a scan.

@@ -44,7 +44,7 @@ def save(
 ) -> None:
     """Writes a checkpoint and blocks until it is complete; all processes call this.
 
-    The leaves of `tree` are replicated on all devices; `metadata` has JSON values.
+    The leaves of `tree` are replicated on all devices; `metadata` is stored as JSON.
     Checkpoints of the same step and of later steps are deleted. Raises OSError if the
     disk is full, and UserError if the directory was removed during the call.
     """
@@ -74,8 +74,8 @@ def restore(
 ) -> Checkpoint | None:
     """Returns the newest intact checkpoint, or None; all processes get the same one.
 
-    `like` is a pytree of the same structure and shapes. `on_warning` is called with a
-    message for every checkpoint that cannot be restored.
+    `like` is a pytree with the expected structure and shapes. `on_warning` is called
+    with a message for every checkpoint that cannot be restored.
     """
     if not hosts.wait_until_visible(directory):
         return None
@@ -99,7 +99,7 @@ def restore(
 
 
 def remove(directory: pathlib.Path) -> None:
-    """Deletes the checkpoints of a finished stage; only process 0 deletes them."""
+    """Deletes the checkpoints of a finished stage, on process 0 only."""
     if hosts.is_primary():
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from ccu_jax.train.step import make_init_fn, make_steps_fn, send_batches, static
 
 
 class _Problem(Protocol):
-    """The attributes of `methods.Problem`, a type of a higher layer, that Loop uses."""
+    """The attributes of `methods.Problem` (in a higher layer) that `Loop` uses."""
 
     @property
     def config(self) -> Config: ...
@@ -78,10 +78,10 @@ class Loop:
         folder: pathlib.Path,
         stage: _Stage,
     ) -> Outcome:
-        """Runs a method to its end, from the last checkpoint if `folder` has one.
+        """Runs a method to completion, resuming from the last checkpoint in `folder`.
 
         Compiled steps are cached by method name, training configuration and shapes.
-        Raises Preempted after a SIGTERM, when a checkpoint has been saved.
+        Raises Preempted after a SIGTERM, once a checkpoint has been saved.
         """
         # XLA's linear solvers call BLAS on CPUs, and their threads contend: a solve
         # that needs milliseconds sometimes takes half a second.
@@ -154,7 +154,7 @@ class _Execution:
         seconds["compile"] += time.perf_counter() - start_s
 
     def _restore(self, initial: State) -> tuple[State, int, dict[str, float]]:
-        """Returns state, step and wall times of the last checkpoint, else `initial`."""
+        """Returns the last checkpoint's state, step and wall times, or initial ones."""
         saved = checkpoint.restore(self._folder, initial, self._loop.on_warning)
         if saved is None:
             return initial, 0, {}
@@ -225,7 +225,7 @@ class _Execution:
         self._resumed_s = time.perf_counter()
 
     def finish(self) -> Outcome:
-        """Returns the outcome; after a failure, that of the last checkpoint."""
+        """Returns the outcome; after a failure, with restored parameters."""
         program, state, failure = self._program, self._state, self._failure
         if failure:
             initial = state._replace(params=program.params, aux=program.aux)

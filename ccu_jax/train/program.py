@@ -26,7 +26,7 @@ class Program(NamedTuple):
         optimizer_inputs: arrays passed to each `optimizer.update` as `inputs`, such as
             learning rates and masks; other values do not recompile the steps.
         group: maps the name of a module to the name of its parameter group.
-        table: the columns of the parts of a batch that have no sharded table.
+        table: columns for the parts of a batch without a sharded table.
         sharded_tables: tables from `Executor.shard_tree`, by part of a batch; each
             device stores its shard only.
         plan: row numbers of each part of a batch, int32 `[steps, batch]`.
@@ -35,8 +35,7 @@ class Program(NamedTuple):
             before every `refresh_every`-th step, starting with step 0.
         refresh_every: steps between two refreshes.
         stop: `stop(aux) -> bool`; no further step runs once it returns True.
-        result: `result(params, aux) -> params`, or None to return the parameters
-            after the last step.
+        result: `result(params, aux) -> params`, or None for the final parameters.
     """
 
     params: Params

@@ -65,8 +65,7 @@ def flatten(
 
 def static_inputs(program: Program) -> tuple:
     """Returns the inputs that are the same in all steps and stay on the devices."""
-    # Step counts are traced, not static, so runs of different lengths share one
-    # executable.
+    # Step counts are traced, so runs of different lengths share one executable.
     counts = jnp.int32(program.steps), jnp.int32(program.refresh_every)
     optimizer_inputs = jax.tree.map(jnp.asarray, program.optimizer_inputs)
     columns = device_tables.device_columns(program.table)
@@ -76,7 +75,7 @@ def static_inputs(program: Program) -> tuple:
 def send_batches(
     program: Program, executor: Executor, start: int, size: int
 ) -> dict[str, Any]:
-    """Sends the batches of steps `start` to `start + size` to the devices, padded."""
+    """Sends the plan of `size` steps from `start` on to the devices, padded."""
 
     def send(part, plan):
         rows = plan[start : start + size]
@@ -158,7 +157,7 @@ class _StepLoop(NamedTuple):
         return state, metrics
 
     def _update(self, state, index):
-        """Runs one training step; returns the state and its metrics."""
+        """Runs one training step; returns the new state and the metrics."""
         program = self.program
         loss_fn: Any = program.loss
         batch = {

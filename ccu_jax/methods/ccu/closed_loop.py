@@ -33,7 +33,7 @@ def ccu_plus(problem: Problem) -> Program:
 
     each with a weight. The targets are updated every `refresh_every` steps. Predictions
     on held-out (validation) rows are retained, because the original never saw them;
-    their labels are used for the targets only. With `shrink` below 1, training starts
+    their labels are used only for the targets. With `shrink` below 1, training starts
     between the original and random parameters (Ash & Adams 2020).
 
     It trains the image modules after the trunk. `ccu_plus_full` also trains the trunk,
@@ -78,6 +78,7 @@ def _interpolate(params, fresh, weight):
 
 
 def _make_loss(problem: Problem) -> Callable:
+    """Returns the loss of `ccu_plus` in the form of `Program.loss`."""
     model, multi_label = problem.model, problem.multi_label
     dropout_rate = problem.config.train.modality_dropout
 
@@ -121,7 +122,7 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
     """Returns the weighted objectives that move unlearn rows to their targets.
 
     The gated push is the inverse contrast of rows above their target confidence. Each
-    row is weighted by its larger excess of both views, at most 1.
+    row is weighted by the larger of its excesses in the two views, at most 1.
     """
     terms, target_g, g = {}, {}, {}
     for view in VISUAL:
@@ -158,7 +159,7 @@ def _target_terms(hp, u, r, out_u, out_r, targets, prior, multi_label):
 
 
 def _make_refresh(problem: Problem) -> Callable:
-    """Returns the refresh that updates targets and offset for the current model."""
+    """Returns the `refresh` function, which updates the targets and the offset."""
 
     def refresh(params, frozen, aux, sharded_tables):
         def predict(rows):

@@ -1,4 +1,4 @@
-"""CCU, cross-modal contrastive unlearning, in the form of the paper.
+"""CCU, cross-modal contrastive unlearning, as in the paper.
 
 Xu et al. (2025), arXiv 2509.23895. The authors' losses are not public; this is a
 reconstruction. The objectives (a), (b) and (c) are in `objectives.py`. `ccu_plus`
@@ -79,7 +79,7 @@ def make_adam() -> optax.GradientTransformationExtraArgs:
 
 
 def image_features(rows: Rows, outputs: Outputs) -> LabeledFeatures:
-    """Returns normalized image features; rows without an image have no weight."""
+    """Returns normalized image features; rows without an image have weight 0."""
     return LabeledFeatures(
         l2_normalize(outputs.h_image), rows["labels"], rows["has_image"]
     )

@@ -69,7 +69,7 @@ def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
 def probabilities_at_confidence(
     base_NxK: Array, labels_NxK: Array, g_N: Array, multi_label: bool
 ) -> Array:
-    """Returns probabilities `[N, K]` of confidence g, otherwise as of the base logits.
+    """Returns probabilities `[N, K]` with confidence g, derived from the base logits.
 
     Single-label: the true class gets probability exp(-exp(-g)); the other classes share
     the rest in the proportions of the base logits.
@@ -152,7 +152,7 @@ def rank(x_N: Array, valid_N: Array) -> Array:
 
 
 def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Callable[[Array], Array]:
-    """Fits least squares with an intercept; returns the predictor `x_NxF -> y_N`."""
+    """Fits a linear regression; returns the predictor `x_NxF -> y_N`."""
     mask = valid_N[:, None].astype(x_NxF.dtype)
     x = jnp.concatenate([x_NxF, jnp.ones((len(x_NxF), 1))], axis=1) * mask
     gram = x.T @ x + 1e-3 * jnp.eye(x.shape[1])
@@ -161,6 +161,6 @@ def fit_line(x_NxF: Array, y_N: Array, valid_N: Array) -> Callable[[Array], Arra
 
 
 def uniform_per_row(key: Array, num_rows: int) -> Array:
-    """Draws a uniform number per row; each is the same for every `num_rows`."""
+    """Draws a uniform number per row, which does not depend on `num_rows`."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_rows))
     return jax.vmap(jax.random.uniform)(keys)

@@ -99,7 +99,7 @@ def fit_prior(
 
 
 def _fit_temperature(scores, valid, max_p):
-    """Returns the factor for which softmax(factor * scores) has mean maximum max_p."""
+    """Returns the factor at which the mean of max softmax(factor * scores) is max_p."""
 
     def is_too_low(factor):
         return stats.mean(jax.nn.softmax(factor * scores).max(1), valid) < max_p
@@ -141,9 +141,9 @@ def _predict_with_residual(x_v, y_v, valid_v, x_u, key):
 
 
 def _is_shifted(u, r, scores_u, scores_r):
-    """Returns whether retain rows predict unlearn labels much worse than their own.
+    """Returns whether label recall is much lower on unlearn rows than on retain rows.
 
-    The recall must be lower by more than 4 standard errors, and by more than 0.1.
+    The difference must exceed both 4 standard errors and 0.1.
     """
     recall_U = stats.recall_at_k(scores_u, u["labels"])
     recall_R = stats.recall_at_k(scores_r, r["labels"])

@@ -9,17 +9,14 @@ RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command later
 
 
 class UserError(Exception):
-    """An error that the user can fix; its one line names problem, place and remedy.
+    """An error that the user can fix; its one-line message names the remedy.
 
     `launch.py` prints it without a traceback and exits with code 2.
     """
 
 
 class RetryableError(UserError):
-    """A temporary error: exit code 75, after which cluster schedulers restart the job.
-
-    Rerunning the same command may succeed.
-    """
+    """A temporary error: exit code 75; rerunning the same command may succeed."""
 
 
 class Preempted(Exception):
@@ -27,7 +24,7 @@ class Preempted(Exception):
 
 
 def exit_code(error: Exception) -> int:
-    """Returns the exit code of a process that is ended by this error."""
+    """Returns the exit code of a process that fails with this error."""
     return RETRY_EXIT_CODE if isinstance(error, RetryableError) else 2
 
 
@@ -53,7 +50,7 @@ def replace_unprintable(text: str) -> str:
 _RESUME = "rerun the same command to resume"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
-# For example of a network mount that cannot be reached for a while.
+# Raised, for example, while a network file system is unreachable.
 _TRANSIENT = (
     *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EBUSY, errno.ETIMEDOUT),
     *(errno.EMFILE, errno.ENFILE),
@@ -90,7 +87,7 @@ def missing_folder_message(folder: str | os.PathLike) -> str:
 
 
 def _user_error(error: BaseException, is_first: bool) -> UserError | None:
-    """Returns the `UserError` for `error` itself, whatever caused it, or None."""
+    """Returns the `UserError` for `error` without considering its causes, or None."""
     path, first_line = getattr(error, "filename", None), str(error).partition("\n")[0]
     if _find_errno(error, _DISK_FULL) is not None:
         place = f" at {path}" if path else ""
@@ -103,7 +100,7 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
             place = path if isinstance(error, OSError) else first_line[:200]
             words = f"{os.strerror(code)}: {place}" if place else os.strerror(code)
             return error_type(f"{words}; {remedy}")
-    # The causes of an error may have been handled on the way, so only the first counts.
+    # A cause may have been handled already, so only the outermost error counts.
     code = getattr(error, "errno", None)
     if is_first and path and code in _WRONG_FILE_TYPE:
         return UserError(f"{path}: wrong file type ({os.strerror(code)}); remove it")
@@ -111,7 +108,7 @@ def _user_error(error: BaseException, is_first: bool) -> UserError | None:
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.exists(folder):
             return UserError(missing_folder_message(folder))
-    is_exhausted = "RESOURCE_EXHAUSTED" in str(error)  # of JAX
+    is_exhausted = "RESOURCE_EXHAUSTED" in str(error)  # raised by JAX
     if is_exhausted or isinstance(error, MemoryError) or code == errno.ENOMEM:
         return UserError(
             "out of memory; use smaller batches (train.batch, finetune.batch, "

@@ -20,7 +20,7 @@ from ccu_jax.runs import results
 from ccu_jax.storage.records import read_record
 from ccu_jax.train import checkpoint
 
-Image = bytes | str | pathlib.Path  # encoded, or the path of a file
+Image = bytes | str | pathlib.Path  # encoded bytes, or the path of an image file
 _BATCH = 64  # rows of one forward pass; a fixed shape, so that it compiles once
 
 
@@ -37,14 +37,14 @@ class Classifier(NamedTuple):
     def predict_probabilities(
         self, images: Sequence[Image | None], texts: Sequence[str | None]
     ) -> dict[str, np.ndarray]:
-        """Predicts the class probabilities of N rows; a missing image or text is None.
+        """Predicts the class probabilities of N rows; None is a missing image or text.
 
         Returns:
             Probabilities `[N, K]` by view; they sum to one per row unless the data set
             is multi-label. They are meaningless for rows without the view's modality.
 
         Raises:
-            UserError: an unreadable image, or different numbers of images and texts.
+            UserError: an image is unreadable, or there are not as many texts as images.
         """
         if len(images) != len(texts):
             raise UserError(

@@ -59,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment of ccu_jax, or run `pip install .`"
         )
     except Exception as error:
-        # First: a lost host may show up as an error of the disk. If the module is not
+        # Checked first: a lost host may surface as a disk error. If the module is not
         # imported, there are no other hosts.
         lost_hosts = sys.modules.get("ccu_jax.distributed.lost_hosts")
         message = lost_hosts and lost_hosts.lost_host_error(error)
         message = message or user_error_for(error)
         if message is None:
             raise
-    # One write, since threads of libraries may write as well.
+    # A single write, because threads of libraries may write at the same time.
     line = replace_unprintable(" ".join(str(message).splitlines()))
     print(f"error: {line}\n", end="", file=sys.stderr)
     return errors.exit_code(message)
@@ -171,7 +171,7 @@ def _create_workdir(workdir: pathlib.Path) -> pathlib.Path:
     """Creates the working folder, checks that it is writable and returns its path."""
     try:
         workdir = workdir.resolve()
-        # Only for the owner: its files name the images that were unlearned. An existing
+        # Only for the owner, because its files name the unlearned images. An existing
         # folder keeps its mode.
         workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir) as file:
@@ -212,8 +212,8 @@ def _set_compilation_cache() -> None:
 def _exit_on_interrupt(*_) -> NoReturn:
     """Ends the process immediately on Ctrl-C.
 
-    An exception would not do: a library may swallow it or turn it into an ImportError,
-    or its threads may crash. Files are written atomically, so exiting is always safe.
+    Raising an exception is not enough: a library may swallow it or turn it into an
+    ImportError, or its threads may crash. Exiting is safe: writes are atomic.
     """
     with contextlib.suppress(Exception):  # stdout may be in the middle of a write
         sys.stdout.flush()

@@ -48,18 +48,18 @@ def run(argv: Sequence[str]) -> None:
         console.width = max(console.width, _MIN_WIDTH)
     for key, value in machine.items():
         console.print(f"{key}: {value}", highlight=False, markup=False)
-    measured = commands[flags.command].measure(flags)
-    for table in measured:
+    measurements = commands[flags.command].measure(flags)
+    for table in measurements:
         console.print(make_table(table))
     if flags.json:
-        rows = {table.name: table.rows for table in measured}
+        rows = {table.name: table.rows for table in measurements}
         record = {"flags": vars(flags), "machine": machine, "measured": rows}
         text = json.dumps(to_plain_json(record), indent=1) + "\n"
         write_atomically(flags.json, text.encode())
 
 
 def _import(module: str) -> Any:
-    # Lazy import: child processes import this file, and PyTorch's must not load JAX.
+    # Lazy: child processes import this file, and the one of PyTorch must not load JAX.
     return importlib.import_module(f"ccu_jax.benchmarks.{module}")
 
 

@@ -103,7 +103,7 @@ def measure_compiled(program: Program, executor: Executor) -> dict[str, float | 
 
 
 def _average_refresh(program: Program, count: Callable[[Program], float]) -> float:
-    """Returns the cost of one step, with that of a refresh averaged over the steps."""
+    """Returns the cost of one step, including the amortized cost of refreshes."""
     if program.refresh is None:
         return count(program)
     plain = count(program._replace(refresh=None))

@@ -61,7 +61,7 @@ class Command(NamedTuple):
 
     help: str
     flags: Sequence[Flag]
-    windows: int  # default number of measurements
+    windows: int  # default of --windows
     measure: Callable[[Namespace], list[Measurements]]
 
 
@@ -114,7 +114,7 @@ class Progress:
     """Prints the progress of each stage to stderr, at most every two seconds."""
 
     def __init__(self, title: str):
-        """Initializes with the title that is printed at the start of every line."""
+        """Sets the title that is printed at the start of every line."""
         self._title, self._stage, self._printed_s = title, "", 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:

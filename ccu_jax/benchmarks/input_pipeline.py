@@ -68,11 +68,11 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
     counts = {name: count for name, count in counts.items() if count}
     # Write all samples first, so that a wrong number of rows fails early.
     roots = {name: _write_sample(name, n, flags.dir) for name, n in counts.items()}
-    measured = []
+    tables = []
     if "prepare" in flags.only:
         rows = [measure_preparation(name, root, flags) for name, root in roots.items()]
         title = "preparing the sample editions"
-        measured.append(Measurements("prepare", title, _PREPARE_COLUMNS, rows))
+        tables.append(Measurements("prepare", title, _PREPARE_COLUMNS, rows))
     if "feed" in flags.only and FEED_DATASET in roots:
         posters = flags.dir / f"posters-{flags.posters}"
         write_posters(posters, roots[FEED_DATASET], flags.posters)
@@ -84,8 +84,8 @@ def measure(flags: argparse.Namespace) -> list[Measurements]:
             title, name = f"{FEED_DATASET}, {size} px", f"{FEED_DATASET}-{count}-{size}"
             dataset = data.load(config, flags.dir / name, Progress(title))
             rows += measure_feed(dataset, posters, flags.windows)
-        measured.append(Measurements("feed", "images per second", _FEED_COLUMNS, rows))
-    return measured
+        tables.append(Measurements("feed", "images per second", _FEED_COLUMNS, rows))
+    return tables
 
 
 def _write_sample(name: str, num_rows: int, folder: pathlib.Path) -> pathlib.Path:
@@ -103,7 +103,7 @@ def measure_preparation(
 ) -> dict[str, Any]:
     """Measures preparing a sample edition from scratch and reopening it.
 
-    The row has the results of `prepare` as `first` and `second`.
+    Returns a table row with the results of `prepare` as `first` and `second`.
     """
     settings = _load_settings(name, root, records=flags.records)
     workdir = flags.dir / f"prepared-{name}"
@@ -121,7 +121,7 @@ def measure_preparation(
 def prepare(settings: Data, workdir: pathlib.Path, title: str) -> dict[str, Any]:
     """Prepares a data set; returns its wall time by stage and resident memory.
 
-    `early_mib` is the resident memory in MiB after 1 % of the rows.
+    Resident memory in MiB: `early_mib` after 1 % of the rows, `peak_mib` at its peak.
     """
     start = time.monotonic()
     stages_s: dict[str, float] = defaultdict(float)

@@ -32,7 +32,7 @@ TRAIN_ROWS = 10_000  # in `sweep_sets`
 STORE_SETS = {"unlearn": 100, "validation": 150, "unseen": 15, "test": 15}
 RETAIN_ROWS = 500  # ccu_plus.max_retain_rows of that run
 _IDENTITY = {"checkpoint": "random", "fingerprint": "random rows"}
-Point = tuple[str, int, Problem]  # sweep, value of its quantity, problem
+Point = tuple[str, int, Problem]  # name of the sweep, size, problem
 
 
 def measure(flags: argparse.Namespace) -> list[Measurements]:
@@ -71,7 +71,7 @@ def measure_sizes(flags: argparse.Namespace) -> Measurements:
 
 
 def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
-    """Yields growing unlearn sets, at equal steps or epochs, and retain sets."""
+    """Yields points of growing unlearn sets (equal steps or epochs) and retain sets."""
     sizes = {"unlearn": round(max(UNLEARN_FRACTIONS) * TRAIN_ROWS), "validation": 1000}
     sizes |= {"unseen": 100, "test": 100}
     spec = spec._replace(num_rows=TRAIN_ROWS + 1200)
@@ -94,14 +94,14 @@ def sweep_sets(spec: problems.ProblemSpec) -> Iterator[Point]:
 
 
 def sweep_classes(spec: problems.ProblemSpec) -> Iterator[Point]:
-    """Yields problems with a growing number of classes."""
+    """Yields points of a growing number of classes."""
     for size in NUM_CLASSES:
         spec = spec._replace(num_classes=size)
         yield "classes", size, make_problem(spec, pmap(), has_images=False)
 
 
 def sweep_images(spec: problems.ProblemSpec) -> Iterator[Point]:
-    """Yields growing image sizes and depths, with stored and computed features."""
+    """Yields points of growing image size or depth, with both kinds of features."""
     patch, image_size = spec.config.model.patch, spec.config.data.image_size
     sizes = [round(scale * image_size / patch) * patch for scale in IMAGE_SCALES]
     fields = [("image size", size, "data", "image_size") for size in sizes]
@@ -156,7 +156,7 @@ def measure_store(flags: argparse.Namespace) -> Measurements:
 def _run_with_store(
     run: Callable[[Problem], Outcome], problem: Problem, path: pathlib.Path
 ) -> dict[str, float]:
-    """Opens the store and runs; returns the wall time and the memory increase."""
+    """Opens the store and runs; returns the wall time and the increase in memory."""
     before_mib, start = harness.read_memory_mib("RssAnon"), time.perf_counter()
     store = feature_store.read(path, _IDENTITY)
     if store is None:

@@ -29,7 +29,7 @@ SCAN, CALLS = "scan", "one call per step"
 TORCH_METHODS = ("original", "neggrad_plus")
 TORCH_MODES = ("eager", "compile")
 _METHODS = "original,neggrad_plus,scrub,ccu,ccu_plus"
-_MAX_TORCH_PLAN = 32  # steps of the batch plan, through which PyTorch cycles
+_MAX_TORCH_PLAN = 32  # length of the batch plan that PyTorch repeats
 # Simulated devices wait for each other; a long queue of calls can starve one.
 _MAX_QUEUE = 16
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

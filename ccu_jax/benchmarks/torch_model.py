@@ -131,7 +131,6 @@ def apply(p: Params, rows: Rows, config: Model, num_dropout: int = 0) -> Rows:
 
     Dropout is applied to the features of the first `num_dropout` rows.
     """
-
     h_image = encode_image(p, rows["image"], config)
     h_text = encode_text(p, rows["text"], config)
     if config.dropout and num_dropout:

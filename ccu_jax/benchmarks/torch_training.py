@@ -29,7 +29,7 @@ _TEXT_MODULES = ("text", "text_projection", "text_head")
 class Inputs(NamedTuple):
     """Parameters, data and settings of the training steps, on the device."""
 
-    config: Config  # without `tail_blocks` and `label_smoothing`
+    config: Config  # `tail_blocks` and `label_smoothing` are ignored
     multi_label: bool
     params: Params  # by path
     table: Rows  # columns by name; images uint8 `[N, 3, S, S]`
@@ -64,7 +64,7 @@ def load_inputs(arrays: dict[str, Any]) -> Inputs:
 
 
 def augment(rows: Rows, train: Train) -> Rows:
-    """Augments images and texts; modality dropout hides one from the fused head."""
+    """Augments images and texts; modality dropout hides one of them from fusion."""
     text, has_image, has_text = rows["text"], rows["has_image"], rows["has_text"]
     words = torch.rand(text.shape, device=text.device)
     draw = torch.rand(len(text), 10, device=text.device)
@@ -145,7 +145,7 @@ def training_loss(p: Params, batch: Batch, config: Config, multi_label: bool) ->
 
 
 def neggrad_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> Tensor:
-    """Returns the NegGrad+ loss (Kurmanji et al. 2023); both sets share one pass."""
+    """Returns the NegGrad+ loss (Kurmanji et al. 2023), with one pass for both sets."""
     section, retain = config.neggrad_plus, augment(batch["retain"], config.train)
     size = len(retain["text"])
     unlearn = {**batch["unlearn"], "image": batch["unlearn"]["image"] / 255.0}
@@ -154,14 +154,14 @@ def neggrad_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> 
     out = apply(p, both, config.model, num_dropout=size)
     num_classes = out["image"].shape[1]
     chance = _MULTI_LABEL_SCALE * math.log(2) if multi_label else math.log(num_classes)
-    forget = torch.zeros((), device=out["image"].device)
+    ascent = torch.zeros((), device=out["image"].device)
     for view in ("image", "fused"):
         loss = cross_entropy(out[view][size:], unlearn["labels"], multi_label)
         loss = loss.clamp(max=section.loss_cap * chance)
-        forget = forget + _mean(loss, unlearn["has_image"].float())
+        ascent = ascent + _mean(loss, unlearn["has_image"].float())
     out = {name: x[:size] for name, x in out.items()}
-    keep = task_loss(out, retain, config.train, multi_label)
-    return section.retain_weight * keep - (1 - section.retain_weight) * forget
+    retain_loss = task_loss(out, retain, config.train, multi_label)
+    return section.retain_weight * retain_loss - (1 - section.retain_weight) * ascent
 
 
 class Training:

@@ -136,7 +136,7 @@ _START_COLUMNS = [
 
 
 def measure_compile(flags: argparse.Namespace) -> list[Measurements]:
-    """Measures the startup of every configuration, with empty and filled caches."""
+    """Measures the startup of each configuration with an empty and a filled cache."""
     rows, total = [], 1 + flags.windows
     for config in flags.configs:
         progress, starts = Progress(config), []
@@ -159,7 +159,7 @@ def measure_compile(flags: argparse.Namespace) -> list[Measurements]:
 
 
 def measure_startup(config: str, workdir: pathlib.Path) -> dict[str, float]:
-    """Unlearns by a command; returns the seconds to its first step and to its exit."""
+    """Runs unlearning as a command; returns the seconds to its first step and exit."""
     start = time.time()
     run_command(config, workdir, f"original,{COMPILED_METHOD}")
     total_s = time.time() - start

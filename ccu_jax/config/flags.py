@@ -93,8 +93,9 @@ def _make_parser() -> Parser:
     add("--audit", metavar="TIER", choices=_AUDIT_TIERS, help=help_)
     help_ = f"shadow models of --audit rigorous; default {_DEFAULT_SHADOWS}"
     add("--shadows", metavar="N", type=_parse_shadow_count, help=help_)
-    add("--tune", metavar="TRIALS", type=_parse_count, help="tune methods instead")
-    add("--ablate", action="store_true", help="ablate CCU instead")
+    help_ = "tune the methods, with this many trials each, instead of running them"
+    add("--tune", metavar="TRIALS", type=_parse_count, help=help_)
+    add("--ablate", action="store_true", help="ablate CCU instead of running methods")
     add("--devices", metavar="N", type=_parse_count, help="simulate N CPU devices")
     add("--list", action="store_true", help="list configs, methods and data sets")
     add("--version", action="version", version=f"ccu_jax {ccu_jax.__version__}")
@@ -115,7 +116,7 @@ def _parse_count(text: str) -> int:
 
 def _parse_shadow_count(text: str) -> int:
     # Each row is in the training set of half of the shadows. Each shadow is attacked
-    # with the others, of which at least two must contain the row and two must not.
+    # with the others, at least two trained on the row and at least two not.
     if (count := _parse_count(text)) < 6 or count % 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an even number of at least 6"

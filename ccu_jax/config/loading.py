@@ -18,7 +18,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration by name (`mmimdb`) or from a file (`my/own.py`).
 
     Args:
-        name_or_path: A file in `configs/` without `.py`, or a path ending in `.py`.
+        name_or_path: The name of a file in `configs/`, or a path ending in `.py`.
         overrides: Fields to set afterwards, as `KEY=VALUE`: `train.epochs=3`.
 
     Raises:
@@ -37,7 +37,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
     # The name becomes the name of a folder, so it must not contain a path.
     if not re.fullmatch(r"\w[\w.-]*", config.name):
         raise UserError(
-            f"name: {config.name!r} is no valid folder name; use letters, digits, '.-_'"
+            f"name: {config.name!r} is not a folder name; use letters, digits, '.-_'"
         )
     return config
 
@@ -45,11 +45,11 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
 def apply_tuned(config: Config, name: str) -> Config:
     """Returns a copy of the configuration with the settings that `--tune` chose.
 
-    `name` is a file in `configs/tuned/` without `.json`: the `tuning.json` of a run
-    with `--tune`, of which `winners` is read.
+    `name` is the stem of a JSON file in `configs/tuned/`: a copy of the `tuning.json`
+    of a `--tune` run, whose `winners` are applied.
 
     Raises:
-        UserError: No such file, or it contains invalid settings.
+        UserError: The file is missing or contains invalid settings.
     """
     path = _config_folder() / "tuned" / f"{name}.json"
     try:

@@ -23,7 +23,7 @@ from ccu_jax.config.validation import (
 class Finetune:
     """Fine-tuning on the retain set."""
 
-    epochs: Positive = 5.0  # of the retain set, unless a section says otherwise
+    epochs: Positive = 5.0  # over the retain set, unless a section says otherwise
     batch: Count = 64  # the default of training, so that both share an executable
     learning_rate: Positive = 5e-4
 
@@ -47,7 +47,7 @@ class CoUn(Finetune):
 class UnlearnSetTraining:
     """Fields of methods that train only on the unlearn set."""
 
-    epochs: Positive = 5.0  # of the unlearn set
+    epochs: Positive = 5.0  # over the unlearn set
     unlearn_batch: Count = 32
     learning_rate: Positive = 1e-4
 
@@ -61,7 +61,7 @@ class Delete(UnlearnSetTraining):
 class BothSetsTraining:
     """Fields of methods that train on both the retain set and the unlearn set."""
 
-    epochs: Positive = 4.0  # of the retain set, unless a section says otherwise
+    epochs: Positive = 4.0  # over the retain set, unless a section says otherwise
     batch: Count = 64
     unlearn_batch: Count = 32
     learning_rate: Positive = 3e-4
@@ -76,12 +76,9 @@ class MultiDelete(BothSetsTraining):
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Fields of methods that can stop once the unlearn set scores like validation.
+    """Early stopping, when the unlearn set scores like the validation set."""
 
-    `stop` enables it.
-    """
-
-    stop: bool = False
+    stop: bool = False  # whether to stop early
     check_every: Count = 2  # steps between checks
 
 
@@ -142,7 +139,7 @@ class Scrub:
     batch: Count = 64
     learning_rate: Positive = 5e-4
     temperature: Positive = 4.0
-    distill_weight: NonNegative = 1.0  # of the divergence from the original, retain set
+    distill_weight: NonNegative = 1.0  # of the divergence from the original's outputs
     task_weight: NonNegative = 1.0  # of the task loss on the retain set
     # SCRUB+R: end with the epoch whose unlearn loss is nearest to the validation loss.
     rewind: bool = False
@@ -152,7 +149,7 @@ class Scrub:
 class LastLayers:
     """CF-k and EU-k (Goel et al. 2022) on stored features."""
 
-    layers: Literal["head", "tail"] = "head"  # "tail": all behind the frozen trunk
+    layers: Literal["head", "tail"] = "head"  # "tail": everything after the trunk
     reinitialize: bool = False  # train from scratch (EU-k) instead of fine-tune (CF-k)
     epochs: Positive = 10.0
     batch: Count = 64
@@ -164,23 +161,23 @@ class LastLayers:
 class Ssd:
     """Selective synaptic dampening (Foster et al. 2024)."""
 
-    alpha: NonNegative = 10.0  # dampen where the unlearn Fisher is alpha times larger
+    alpha: NonNegative = 10.0  # dampen where F_unlearn > alpha * F_all
     lambda_: NonNegative = 1.0  # dampening constant
-    max_rows: NonNegativeInt = 4000  # rows of the Fisher of all training data; 0: all
+    max_rows: NonNegativeInt = 4000  # training rows for the Fisher information; 0: all
 
 
 @dataclass(frozen=True)
 class SfrOn:
     """SFR-on (Huang et al. 2024)."""
 
-    epochs: Positive = 4.0  # of the unlearn set
+    epochs: Positive = 4.0  # over the unlearn set
     repair_steps: Count = 5  # on the retain set, after each step on the unlearn set
     batch: Count = 64
     learning_rate: Positive = 5e-4
-    fisher_threshold: NonNegative = 1.0  # ascend where F_u is at least this times F_r
+    fisher_threshold: NonNegative = 1.0  # minimum F_unlearn / F_retain for ascent
     focal_exponent: NonNegative = 1.0  # weights rows by loss^-focal_exponent
     slow_fraction: Fraction = 0.5  # step of the slow parameters towards the fast ones
-    max_rows: NonNegativeInt = 4000  # rows of the Fisher of the retain set; 0: all
+    max_rows: NonNegativeInt = 4000  # retain rows for the Fisher information; 0: all
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ class CcuPlus(_CcuBase):
 
     steps: Count = 130
     learning_rate: Positive = 6e-3
-    # Weight of the original tail in its start; the rest is freshly initialized.
+    # Weight of the original in the initial tail; a random initialization has the rest.
     shrink: Fraction = 1.0
     target_match: NonNegative = 1.0  # (a) cross-entropy with the target probabilities
     match_confidence: NonNegative = 2.0  # (a) distance from the target confidences

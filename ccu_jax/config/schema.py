@@ -59,7 +59,7 @@ class Data:
     group: Literal["own", "text", "image"] = "own"
     records: bool = False  # also store the original images, as TFDS records
     strict: bool = False  # raise an error for an unusable row instead of skipping it
-    sample: Literal["clipart", "medical", "satellite"] = "clipart"  # pairs, no dir
+    sample: Literal["clipart", "medical", "satellite"] = "clipart"  # for pairs, no dir
     sample_rows: Count = 3000  # rows of a generated sample edition
     sample_seed: NonNegativeInt = 0
     plot_policy: Literal["longest", "first"] = "longest"  # mmimdb: which plot is used
@@ -78,7 +78,7 @@ class Corruptions:
     missing_image: Fraction = 0.0  # rows without their image
     missing_text: Fraction = 0.0  # rows without their text
     incomplete: FractionBelow1 = 0.0  # rows without image, text or label (then dropped)
-    noisy_labels: Fraction = 0.0  # rows with the labels of a row that has others
+    noisy_labels: Fraction = 0.0  # rows with the different labels of another row
     noisy_text: Fraction = 0.0  # rows with the text of another row
     order: Literal["shuffled", "stored", "by_class"] = "shuffled"  # of training rows
     window: Count = 256  # rows shuffled at a time, if order is not "shuffled"
@@ -87,18 +87,18 @@ class Corruptions:
 
 @dataclass(frozen=True)
 class Unlearn:
-    """Selection of the unlearn set and of the holdout, on which no model is trained."""
+    """How the unlearn set and the holdout are selected."""
 
     # random:FRACTION; class:NAME or group:NAME, all its rows; cluster:FRACTION, rows
     # similar to a random one; memorized:FRACTION, those that the original has memorized
     # most; ids:FILE. See `ccu_jax/unlearn_sets/rules.py`.
     rule: str = "random:0.1"
-    duplicates: Literal["forget", "report"] = "forget"  # near-duplicates of its images
+    duplicates: Literal["forget", "report"] = "forget"  # near-duplicate images
     # Training rows held out as the non-members of the membership attack.
     holdout_fraction: Annotated[
         float, Range(0, 1, exclude_low=True, exclude_high=True)
     ] = 0.18
-    num_requests: Count = 1  # parts of the set that are unlearned one after another
+    num_requests: Count = 1  # parts of the unlearn set, unlearned in sequence
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Model:
     text_depth: NonNegativeInt = 1
     heads: Count = 4
     embed_dim: Count = 64  # of the space shared by images and texts
-    # Last visual blocks that methods on cached features train. With 0 it is the last
-    # block's feed-forward layer, and the features are two tokens per image.
+    # Number of final image blocks that methods on cached features train. 0: only the
+    # feed-forward layer of the last block, on features of two tokens per image.
     tail_blocks: NonNegativeInt = 0
     dropout: FractionBelow1 = 0.4  # of the features of both towers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation
@@ -127,14 +127,14 @@ class Train:
     epochs: Count = 40
     batch: Count = 64
     learning_rate: Positive = 2e-3
-    text_lr_scale: NonNegative = 1.0  # learning rate of the text branch, relative
+    text_lr_scale: NonNegative = 1.0  # text learning rate / learning_rate
     warmup_fraction: FractionBelow1 = 0.1  # of all steps
     weight_decay: NonNegative = 0.05
-    modality_dropout: Fraction = 0.3  # rows whose image or text is hidden in fusion
+    modality_dropout: Fraction = 0.3  # rows with a modality hidden in the fused head
     word_dropout: Fraction = 0.1
     shift: NonNegativeInt = 4  # maximum random shift, px
     flip: bool = True
-    zoom: NonNegative = 0.15  # maximum random stretch of an axis, |log|
+    zoom: NonNegative = 0.15  # maximum |log| of the random stretch of an axis
     tint: NonNegative = 0.1  # maximum random change of a color channel
     label_smoothing: FractionBelow1 = 0.0
     contrastive_weight: NonNegative = 0.1  # of the image-text contrastive loss
@@ -151,11 +151,11 @@ class Run:
     # Features are read from the store of the original, or computed for each request.
     features: Literal["stored", "computed"] = "stored"
     steps_per_call: Count = 32  # optimizer steps in one compiled scan
-    # Steps between checkpoints; methods on cached features take them in one call.
+    # Steps between checkpoints; methods on cached features run all steps in one call.
     checkpoint_steps: Count = 200
     evaluate_batch: Count = 256  # rows of one forward pass over all devices
-    shadow_batch_size: NonNegativeInt = 0  # shadows per program; 0: 1 on CPU, else all
-    allow_external_links: bool = False  # links in --workdir may point out of it
+    shadow_batch_size: NonNegativeInt = 0  # shadows at once; 0: 1 on CPU, else all
+    allow_external_links: bool = False  # links in --workdir may point outside it
 
 
 @dataclass(frozen=True)
@@ -256,11 +256,11 @@ def check_batches(config: Config, methods: Sequence[str], num_devices: int) -> N
         name = method if hasattr(config, method) else "train"
         for field, value in vars(getattr(config, name)).items():
             if field.endswith("batch") and value % num_devices:
-                key, divisible = f"{name}.{field}", -(-value // num_devices)
+                key, rows_per_device = f"{name}.{field}", -(-value // num_devices)
                 raise UserError(
                     f"{key}={value} cannot be divided among {num_devices} devices: "
                     f"give a multiple of {num_devices}, as with --set "
-                    f"{key}={divisible * num_devices}"
+                    f"{key}={rows_per_device * num_devices}"
                 )
 
 

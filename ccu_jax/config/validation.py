@@ -32,7 +32,7 @@ class Range(NamedTuple):
         return above and below
 
     def __str__(self) -> str:
-        """Returns the range as it reads after "must be", such as "at least 1"."""
+        """Returns the words that follow "must be" in messages, such as "at least 1"."""
         low = f"{'above' if self.exclude_low else 'at least'} {self.low}"
         if math.isinf(self.high):
             return low
@@ -93,7 +93,7 @@ def _find_annotation(section: type, name: str, parent: str) -> Any:
 
 
 def parse(text: str, annotation: Any) -> Any:
-    """Converts text to the type of an annotation; leaves invalid text to `validate`."""
+    """Parses text as the annotated type; returns invalid text as is, for `validate`."""
     type_, _, is_optional = _split_annotation(annotation)
     if is_optional and text.lower() in ("none", "null"):
         return None

@@ -20,10 +20,10 @@ class HostColumn(NamedTuple):
     """A column `[N, ...]` in host memory or on disk; invalid rows are read as zeros."""
 
     array: np.ndarray
-    valid: np.ndarray
+    valid: np.ndarray  # bool `[N]`
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the rows with the given numbers, `[*rows.shape, ...]`."""
+        """Returns the rows at the given indices, `[*rows.shape, ...]`."""
         flat = np.asarray(rows).ravel()
         taken = np.asarray(self.array).take(flat, axis=0)
         if not (valid := self.valid.take(flat)).all():
@@ -52,10 +52,10 @@ def device_columns(table: Table) -> dict[str, Any]:
 def send_rows(
     executor: Executor, table: Table, rows: np.ndarray, axis: int = 0
 ) -> dict[str, Any]:
-    """Shards row numbers, and these rows of the table's host columns, over the devices.
+    """Sends each device its row indices, and these rows of the table's host columns.
 
-    `rows` are the row numbers of global batches along `axis`. Pass an empty table if
-    they number rows of a sharded table.
+    `rows` are the row indices of global batches along `axis`. Pass an empty table if
+    they index a sharded table.
     """
     local = executor.local_shard(rows, axis)
     sent = {k: x.take(local) for k, x in table.items() if isinstance(x, HostColumn)}
@@ -77,7 +77,7 @@ def gather_replicated(tree: Any) -> Any:
 
     def gather(x):
         size = jax.lax.axis_size(AXIS)
-        # psum has no sum of booleans.
+        # psum cannot sum booleans.
         number = x.astype(jnp.int8) if x.dtype == bool else x
         blocks = jnp.zeros((size, *x.shape), number.dtype)
         blocks = blocks.at[jax.lax.axis_index(AXIS)].set(number)

@@ -46,7 +46,7 @@ def join_hosts(addresses: dict[str, Any]) -> None:
     """Connects this process to the other processes of the run.
 
     `addresses` are keyword arguments of `jax.distributed.initialize`; JAX detects
-    those that are missing. Raises UserError if it does not find them, and
+    those that are missing. Raises UserError if it cannot, and
     RetryableError if the other processes cannot be reached.
     """
     start_s = time.monotonic()
@@ -63,7 +63,7 @@ def join_hosts(addresses: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def synchronize_preemption() -> Iterator[None]:
-    """Makes a SIGTERM to one process stop all; the block ends with a barrier."""
+    """Makes a SIGTERM to one process stop all processes; ends with a barrier."""
     if not jax.distributed.is_initialized():
         yield
         return
@@ -101,7 +101,7 @@ def broadcast_from_primary(array: np.ndarray) -> np.ndarray:
 def run_on_primary(
     work: Callable[[Progress], Result], progress: Progress
 ) -> Result | None:
-    """Runs `work` on process 0 while the others wait; returns its result there only.
+    """Runs `work` on process 0 and returns its result; other processes return None.
 
     `work` receives a function that reports progress and is a sync point every few
     seconds, so that a SIGTERM ends the run. If `work` fails, all processes fail.
@@ -134,7 +134,7 @@ def run_on_primary(
 
 
 def _broadcast_status(status: int) -> int:
-    """Returns process 0's status on all processes."""
+    """Broadcasts process 0's status to all processes and returns it."""
     return int(broadcast_from_primary(np.array(status, np.int32)))
 
 

@@ -12,7 +12,7 @@ import jax
 from ccu_jax.errors import RetryableError, UserError
 
 START_TIMEOUT_S = 300
-# When one process is silent for so long, JAX aborts all others (exit code 134).
+# If a process is silent for this long, JAX aborts all others (exit code 134).
 HEARTBEAT_TIMEOUT_S = 60
 _EXIT_DELAY_S = 3.0
 # Substrings of the messages of collectives that fail because a process is lost.

@@ -50,7 +50,7 @@ def install_handler() -> None:
 
 
 def _listen(pipe: int) -> None:
-    """Requests a stop, or exits, for each SIGTERM that arrives in the wakeup pipe."""
+    """Requests a stop for each SIGTERM in the wakeup pipe; exits unless deferred."""
     while number := os.read(pipe, 1):
         if number[0] == signal.SIGTERM:
             _State.is_requested = True
@@ -65,7 +65,7 @@ def enable_sync_points(
 
     Args:
         reached_sync_point: `multihost_utils.reached_preemption_sync_point`, or another
-            function that returns whether to stop at the sync point of a number. Each
+            function from the number of a sync point to whether to stop there. Each
             process numbers its sync points from 1.
         disconnect: called before the exit; blocks until all processes call it.
     """
@@ -84,7 +84,7 @@ def should_stop() -> bool:
 
 
 def sync_point() -> None:
-    """Exits if the run has to stop here; every collective starts with a sync point."""
+    """Exits if the run stops at this sync point; called by every collective."""
     if should_stop() and not _State.is_exit_deferred:
         exit_now()
 
@@ -102,7 +102,7 @@ def defer_exit() -> Iterator[None]:
 
 
 def disconnect() -> None:
-    """Disconnects from the other processes, once all of them are about to exit."""
+    """Waits until all processes are about to exit, then disconnects from them."""
     # Process 0 must not exit first, because JAX would abort the others.
     if _State.disconnect is not None:
         _State.disconnect()

@@ -1,7 +1,7 @@
 """Features of the original model for all rows, stored on disk.
 
 With them, unlearning starts without a pass over the images. A store belongs to one
-checkpoint and one version of the data and is ignored for others. Columns are raw,
+checkpoint and one version of the data; for others it is stale. Columns are raw,
 memory-mapped arrays, so only the rows in use are read.
 """
 
@@ -42,10 +42,10 @@ class FeatureStore(NamedTuple):
     """
 
     columns: Mapping[str, np.ndarray]
-    valid: np.ndarray  # bool `[N]`, False for rows that were removed
+    valid: np.ndarray  # bool `[N]`, False for erased rows
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads rows of all columns. Raises ValueError if one of them was removed."""
+        """Reads rows of all columns. Raises ValueError if any of them was erased."""
         self._check_valid(rows)
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
@@ -53,7 +53,7 @@ class FeatureStore(NamedTuple):
         """Returns a table for `Forward.compute_outputs` with features, not images.
 
         `table` has the labels and masks of all rows. Raises ValueError if a row was
-        removed.
+        erased.
         """
         self._check_valid(slice(None))
         features, h_text = (
@@ -112,8 +112,8 @@ def open_or_build(
     """
     identity = store_identity(params, fingerprint)
     store = read(folder, identity)
-    # Rows may be missing although their images are here, if a purge was interrupted.
-    # Building takes the devices of all processes, so all of them build or none.
+    # An interrupted purge may have erased rows whose images are still present.
+    # Building uses the devices of all processes, so either all of them build or none.
     if not all_agree(store is not None and bool(store.valid.all())):
         compute = make_compute_fn(forward, params, table, seed)
         write(folder, identity, len(table["labels"]), compute, progress)
@@ -185,7 +185,7 @@ def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
     if description is None or not identity.items() <= description.items():
         return None
     valid = np.fromfile(folder / _VALID, bool)
-    # Removing rows removes the checksums.
+    # `erase_rows` removes the checksums.
     if valid.all() and not all(
         _matches_checksum(folder / f"{name}.bin", column)
         for name, column in description["columns"].items()
@@ -195,7 +195,7 @@ def read(folder: pathlib.Path, identity: dict[str, Any]) -> FeatureStore | None:
 
 
 def erase_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
-    """Overwrites rows of a store with zeros; returns their number, 0 without a store.
+    """Overwrites rows of a store with zeros; returns their number (0 without a store).
 
     A damaged store may still contain these rows, so it is deleted.
 
@@ -213,7 +213,7 @@ def erase_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
     valid[rows] = False
     # Written first, so that after a kill no row that lost some of its columns is used.
     valid.tofile(folder / _VALID)
-    # Checksums could confirm a guess of the removed rows. This write is not atomic: a
+    # Checksums could confirm a guess of the erased rows. This write is not atomic: a
     # kill leaves a damaged store, which the next purge deletes.
     for column in description["columns"].values():
         column.pop("sha256", None)

@@ -82,24 +82,24 @@ class Forward:
     def _encode_batch(self, params, table, batch):
         """Encodes one batch on all devices; see `encode`."""
         table = {name: table[name] for name in ("image", "text")}
-        index = send_rows(self.executor, table, batch)
+        sent = send_rows(self.executor, table, batch)
         encode = self.compile_cached("encode", self._encode)
-        return encode((), (params, device_columns(table)), index)[1]
+        return encode((), (params, device_columns(table)), sent)[1]
 
-    def _encode(self, state, static_inputs, index):
+    def _encode(self, state, static_inputs, sent):
         """Encodes one device's rows of a batch and gathers the results."""
         params, table = static_inputs
-        rows = gather_rows(table, index)
+        rows = gather_rows(table, sent)
         features = {
             "features": self.model.trunk(params, rows["image"]),
             "h_text": self.model.encode_text(params, rows["text"]),
         }
         return state, gather_replicated(features)
 
-    def _apply_heads(self, state, static_inputs, index):
+    def _apply_heads(self, state, static_inputs, sent):
         """Applies the heads to one device's rows of a batch and gathers the results."""
         params, columns = static_inputs
-        rows = gather_rows(columns, index)
+        rows = gather_rows(columns, sent)
         outputs = self.model.apply(params, rows)._asdict()
         outputs["pooled"] = pool_tokens(rows["features"])
         return state, gather_replicated(outputs)

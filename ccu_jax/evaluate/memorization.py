@@ -36,8 +36,8 @@ def estimate_memorization(
 ) -> Memorization:
     """Estimates how strongly each row is memorized and how easy it is to predict.
 
-    `train` and `unseen` are the row numbers that the original was and was not trained
-    on; `seed` samples the rows that the ridge is fitted to if there are too many.
+    `train` and `unseen` are the rows that the original was and was not trained on;
+    `seed` samples the rows that the ridge is fitted to if there are too many.
 
     Returns:
         Two arrays `[N]`, identical in all processes: the label's probability under the

@@ -25,7 +25,7 @@ from ccu_jax.unlearn_sets.splits import Sets
 SPLITS = ("retain", "unlearn", "unseen", "validation", "test")
 # A model has collapsed if its score is at most the first multiple of that of the best
 # constant prediction, while the original's is above the second multiple.
-_COLLAPSED, _TRAINED = 1.05, 1.2
+_COLLAPSE_RATIO, _TRAINED_RATIO = 1.05, 1.2
 # Fields that have another name in stored files.
 _STORED_NAMES = {"split": "of", "trunk_probe": "white"}
 
@@ -187,7 +187,7 @@ def describe_collapse(predictions: Predictions, original: Predictions) -> str | 
         for x in (logits, original.logits["fused"][rows])
     )
     chance = best_constant_score(labels, p.multi_label)
-    if score > _COLLAPSED * chance or original_score <= _TRAINED * chance:
+    if score > _COLLAPSE_RATIO * chance or original_score <= _TRAINED_RATIO * chance:
         return None
     return f"collapsed: fused test {name} {score:.3f} is at chance level"
 

@@ -1,7 +1,7 @@
 """`--ablate`: measures the contribution of each term of this project's methods.
 
 Every variant of CCU runs as configured, and again with each of its losses or other
-terms switched off or changed, always from the same original models.
+terms switched off or changed, always starting from the same original models.
 """
 
 import pathlib
@@ -77,7 +77,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
     Returns the content of `ablation.json`, which is also printed as tables.
 
     Raises:
-        UserError: the configuration or the folder cannot be used.
+        UserError: the configuration or the working folder is invalid.
     """
     names = [name for name in config.methods if name in OURS]
     method_kind = f"variant of CCU ({', '.join(OURS)})"

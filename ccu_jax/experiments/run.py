@@ -42,7 +42,7 @@ def run(
         of earlier runs in this folder.
 
     Raises:
-        UserError: the input is wrong, or the folder is damaged.
+        UserError: the configuration is invalid, or the working folder is damaged.
     """
     methods = tiers.list_required_methods(audit, ["original", *config.methods])
     titles = [*tiers.list_stage_titles(audit, config.seeds), "report"]

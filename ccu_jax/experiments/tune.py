@@ -41,7 +41,7 @@ class Range(NamedTuple):
     log: bool = True
 
     def value_at(self, fraction: float) -> float:
-        """Returns the value at `fraction`, 0 to 1, of the range."""
+        """Returns the value at a fraction in [0, 1] of the range."""
         if self.log:
             return self.low * (self.high / self.low) ** fraction
         return self.low + fraction * (self.high - self.low)
@@ -150,7 +150,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     also printed as a table.
 
     Raises:
-        UserError: the configuration or the folder cannot be used.
+        UserError: the configuration or the working folder is invalid.
     """
     names = [name for name in config.methods if name not in REFERENCES]
     titles = [f"tune {name}" for name in names]

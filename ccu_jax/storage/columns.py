@@ -26,7 +26,7 @@ class ColumnWriter:
         row_shape: tuple[int, ...] = (),
         num_rows: int = 0,
     ):
-        """Creates the file, or reopens it after its first `num_rows` rows.
+        """Creates the file, or reopens and truncates it to its first `num_rows` rows.
 
         Raises ValueError if the file has fewer rows.
         """

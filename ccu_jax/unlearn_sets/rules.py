@@ -50,7 +50,7 @@ class Rule(NamedTuple):
 
 
 class TrainingGroups(NamedTuple):
-    """The groups of the training rows, in the order of forgetting of a seed."""
+    """The groups of the training rows, in the unlearning order of a seed."""
 
     rows_by_group: dict[str, list[int]]  # row numbers of each group
     trained: list[str]  # groups that the original is trained on
@@ -64,7 +64,7 @@ class TrainingGroups(NamedTuple):
     def means(
         self, groups: Sequence[str], value_N: np.ndarray, mask_N: np.ndarray
     ) -> np.ndarray:
-        """Returns the mean of `value_N` over each group's rows in `mask_N`, or -inf."""
+        """Returns each group's mean of `value_N` over its rows in `mask_N`, or -inf."""
         sizes = [len(self.rows_by_group[group]) for group in groups]
         rows, group_of_row = self.rows(groups), np.repeat(np.arange(len(sizes)), sizes)
         rows, group_of_row = rows[mask_N[rows]], group_of_row[mask_N[rows]]
@@ -113,10 +113,10 @@ def check_rule(text: str) -> None:
 
 
 def find_named_groups(data: Dataset, rule: Rule, group_N: np.ndarray) -> set[str]:
-    """Returns the groups that a rule of kind `group` or `ids` names, else none.
+    """Returns the groups that a `group` or `ids` rule names; else an empty set.
 
-    They must not be held out. Raises UserError if a group or an id is unknown, or the
-    file cannot be read.
+    The caller must not hold them out. Raises UserError if a group or an id is unknown,
+    or the file cannot be read.
     """
     find_rows = {"group": find_group_rows, "ids": find_id_rows}.get(rule.kind)
     rows = [] if find_rows is None else find_rows(data, rule.argument)
@@ -259,12 +259,12 @@ def match_distribution(
     values, chosen = np.asarray(available)[indices].tolist(), []
     levels = (np.arange(count) + 0.5) / max(count, 1)
     for quantile in np.quantile(target, levels, method="inverted_cdf").tolist():
-        at = bisect.bisect_left(values, quantile)
-        is_last = at == len(values)
-        if is_last or (at and quantile - values[at - 1] <= values[at] - quantile):
-            at -= 1
-        values.pop(at)
-        chosen.append(indices.pop(at))
+        i = bisect.bisect_left(values, quantile)
+        is_last = i == len(values)
+        if is_last or (i and quantile - values[i - 1] <= values[i] - quantile):
+            i -= 1
+        values.pop(i)
+        chosen.append(indices.pop(i))
     return chosen
 
 

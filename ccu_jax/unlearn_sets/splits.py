@@ -1,8 +1,8 @@
 """Splits the rows of a data set into retain, unlearn, holdout, validation and test.
 
-The data set and the seed determine an order of all training groups, the order of
-forgetting. The holdout (`unseen`) is taken from its end, and a random unlearn set from
-its beginning, so the rule random:0.01 selects a prefix of random:0.05, whatever the
+The data set and the seed determine an order of all training groups, the unlearning
+order. The holdout (`unseen`) is taken from its end, and a random unlearn set from its
+beginning, so the rule random:0.01 selects a prefix of random:0.05, whatever the
 other settings. Other rules are in `rules.py`.
 """
 
@@ -39,10 +39,10 @@ class Sets(NamedTuple):
 
 
 def merge_near_duplicates(data: Dataset, duplicates: str) -> np.ndarray:
-    """Returns the group `[N]` of each row; groups are unlearned as a whole.
+    """Merges groups with near-duplicates and returns each row's group `[N]`.
 
-    With `duplicates="forget"`, groups with near-duplicate images are merged and named
-    after the group of their first row.
+    A merged group has the name of the group of its first row. With
+    `duplicates="report"`, the groups are returned unchanged.
     """
     rows = np.arange(len(data.group))
     if duplicates == "report" or (data.cluster == rows).all():
@@ -74,7 +74,7 @@ def find_near_duplicates(data: Dataset, sets: Sets) -> dict[str, np.ndarray]:
 
 
 def unlearning_order(data: Dataset, seed: int) -> list[str]:
-    """Returns all training groups in a random order; unlearn sets take the first."""
+    """Returns all training groups in random order; random unlearn sets are prefixes."""
     groups = np.unique(data.group[data.split == "train"])
 
     def sort_key(group: str) -> bytes:
@@ -92,7 +92,7 @@ def draw_sets(
     duplicates: str = "forget",
     memorization: Memorization | None = None,
 ) -> Sets:
-    """Splits the rows of a data set for a rule and the order of forgetting of a seed.
+    """Splits the rows of a data set for a rule and the unlearning order of a seed.
 
     Args:
         rule: see `rules.KINDS`, for example "random:0.1".
@@ -133,7 +133,7 @@ def draw_sets(
 def _hold_out(
     data: Dataset, seed: int, fraction: float, named: set[str]
 ) -> TrainingGroups:
-    """Holds out groups from the end of the order, except those that the rule names."""
+    """Holds out groups from the end of the unlearning order, except `named`."""
     order, rows_by_group = unlearning_order(data, seed), _rows_by_group(data)
     count = round(fraction * sum(map(len, rows_by_group.values())))
     candidates = (group for group in reversed(order) if group not in named)
@@ -186,7 +186,7 @@ def _check_sets(data: Dataset, sets: Sets, rule: str) -> None:
 def list_unlearned_groups(
     data: Dataset, sets: Sets, seed: int, duplicates: str = "forget"
 ) -> list[np.ndarray]:
-    """Returns the rows of each unlearned group, in the order of forgetting."""
+    """Returns the rows of each unlearned group, in the unlearning order."""
     data = data._replace(group=merge_near_duplicates(data, duplicates))
     rows_by_group = _rows_by_group(data)
     unlearn = set(sets.unlearn.tolist())
@@ -198,7 +198,7 @@ def list_unlearned_groups(
 def format_unlearn_set(
     data: Dataset, sets: Sets, seed: int, rule: str, duplicates: str = "forget"
 ) -> str:
-    """Returns the ids of the unlearn set as lines, in the order of forgetting.
+    """Returns the ids of the unlearn set as lines, in the unlearning order.
 
     The last line is a checksum. The text can be the file of a rule `ids:FILE`.
     """

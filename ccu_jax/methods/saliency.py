@@ -152,7 +152,7 @@ def draw_wrong_labels(problem: Problem) -> np.ndarray:
 
 
 def ssd(problem: Problem) -> Program:
-    """Selective synaptic dampening, SSD (Foster et al. 2024); it does not train.
+    """SSD (Foster et al. 2024): selective synaptic dampening, a training-free method.
 
     With F_u and F_D the Fisher diagonals on the unlearn set and on all training rows,
     each parameter with `F_u > alpha * F_D` is multiplied by

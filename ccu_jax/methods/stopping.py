@@ -46,7 +46,7 @@ def make_score_fn(
 
     If a whole class is unlearned (Lee et al. 2024), held-out rows of other classes are
     not comparable. The chance accuracy then replaces their score, unless rows have
-    several labels. `names` are those of the unlearn and held-out sharded tables.
+    several labels. `names` are those of the unlearn and held-out tables.
     """
     is_class_rule = problem.config.unlearn.rule.startswith("class:")
 
@@ -146,7 +146,7 @@ def add_rewind(problem: Problem, program: Program, num_checkpoints: int) -> Prog
 
 
 def _select_checkpoint(params: Params, aux: dict[str, Any]) -> Params:
-    """Returns the parameters of the best checkpoint, see `add_rewind`."""
+    """Returns the parameters of the best checkpoint; see `add_rewind`."""
     gap = np.abs(np.asarray(aux["unlearn"]) - np.asarray(aux["heldout"]))
     # Slot 0 is the original. A run that was stopped early fills fewer slots.
     count = int(aux["count"])

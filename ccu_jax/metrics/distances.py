@@ -119,7 +119,7 @@ def scatter_ratio(z: np.ndarray, labels: np.ndarray) -> float | None:
 def intra_class_similarity(
     x: np.ndarray, y: np.ndarray, labels: np.ndarray
 ) -> Interval | None:
-    """Returns the correlation of within-class distances between two embeddings.
+    """Returns the mean correlation of within-class distances in two embeddings.
 
     For each class of the labels `[N, K]`, the Pearson correlation over pairs of its
     rows of their distances in x and in y; then the mean over classes with its
@@ -175,7 +175,7 @@ def _hsic(sums):
 
 
 def _cka(sums) -> float | None:
-    """Returns linear CKA from the sums of products of (x, y), (x, x) and (y, y).
+    """Returns linear CKA from the `_hsic_sums` of (x, y), (x, x) and (y, y).
 
     None if x or y is constant.
     """

@@ -25,7 +25,7 @@ def membership_signals(
 
 
 def log_distribution(logits: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Returns log-probabilities `[N, K]`, with `multi_label` `[N, K, 2]` of no and yes."""
+    """Returns log-probabilities `[N, K]`; with `multi_label`, `[N, K, 2]` (no, yes)."""
     logits = np.asarray(logits, np.float64)
     if multi_label:
         return -np.logaddexp(0, np.stack([logits, -logits], axis=-1))

@@ -107,10 +107,10 @@ def one_run_audit(
     tried = len(strategies)
     level = 1 - (1 - confidence) / tried
 
-    def audit(correct, guesses, is_over):
+    def audit(correct, guesses, is_reversed):
         epsilon = one_run_epsilon(correct, guesses, count, _DELTA, level)
         counts = correct, guesses, count
-        return OneRunAudit(epsilon, *counts, _DELTA, confidence, is_over, tried)
+        return OneRunAudit(epsilon, *counts, _DELTA, confidence, is_reversed, tried)
 
     return max((audit(*x) for x in strategies), key=lambda audit: audit.epsilon)
 

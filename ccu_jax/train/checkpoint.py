@@ -72,7 +72,7 @@ def save(
 def restore(
     directory: pathlib.Path, like: Any, on_warning: Callable[[str], None]
 ) -> Checkpoint | None:
-    """Returns the newest intact checkpoint, or None; all processes get the same one.
+    """Returns the newest intact checkpoint, or None; the same on all processes.
 
     `like` is a pytree with the expected structure and shapes. `on_warning` is called
     with a message for every checkpoint that cannot be restored.
@@ -145,12 +145,12 @@ def _steps_of_primary(manager) -> list[int]:
 
 
 def _read(ocp, manager, step):
-    """Returns the arrays and metadata of a checkpoint after verifying checksums."""
+    """Returns the arrays and metadata of a checkpoint after verifying both."""
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
     meta = verify_checksum(meta["meta"])
     specs = meta["arrays"]
     if meta["step"] != step:
-        raise ValueError(f"its metadata are those of step {meta['step']}")
+        raise ValueError(f"its metadata belongs to step {meta['step']}")
     targets = {name: np.zeros(a["shape"], a["dtype"]) for name, a in specs.items()}
     args = ocp.args.Composite(arrays=ocp.args.StandardRestore(targets))
     arrays = manager.restore(step, args=args)["arrays"]

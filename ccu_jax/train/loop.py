@@ -42,7 +42,7 @@ class _Stage(Protocol):
 
 
 class Outcome(NamedTuple):
-    """The result of a program.
+    """The result of running a program.
 
     Attributes:
         params: the trained modules.
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 class Loop:
-    """Runs programs; programs of the same shapes share compiled steps.
+    """Runs programs; programs with the same shapes share compiled steps.
 
     `on_warning` is called with a message for each checkpoint that cannot be restored.
     """
@@ -213,7 +213,7 @@ class _Execution:
         return self._end is not None
 
     def _save(self, metrics, start, done) -> None:
-        """Saves a checkpoint after step `done`, unless a step has failed."""
+        """Saves a checkpoint after `done` steps, unless a step has failed."""
         jax.block_until_ready(self._state)
         self._seconds["steps"] += time.perf_counter() - self._resumed_s
         self._process_metrics(metrics, start)

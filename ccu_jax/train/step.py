@@ -48,7 +48,7 @@ def make_init_fn(
 def flatten(
     group: Callable[[str], str], params: dict[str, Any]
 ) -> tuple[dict[str, jax.Array], Callable[[dict[str, jax.Array]], dict[str, Any]]]:
-    """Flattens parameters to one vector per group; returns vectors and inverse."""
+    """Flattens parameters to one vector per group; also returns the inverse."""
     groups = {}
     for module, tree in params.items():
         groups.setdefault(group(module), {})[module] = tree
@@ -75,7 +75,7 @@ def static_inputs(program: Program) -> tuple:
 def send_batches(
     program: Program, executor: Executor, start: int, size: int
 ) -> dict[str, Any]:
-    """Sends the plan of `size` steps from `start` on to the devices, padded."""
+    """Sends row numbers of steps `start` to `start + size` to the devices, padded."""
 
     def send(part, plan):
         rows = plan[start : start + size]
@@ -205,7 +205,7 @@ class _StepLoop(NamedTuple):
 
 
 def _row_keys(state, part, num_rows):
-    """Returns a random key per row, from the step, the part and the row's position."""
+    """Returns a key per row, derived from the step, the part and the row's position."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     # Python's own hash of a string differs between processes.
     key = jax.random.fold_in(key, sum(part.encode()))

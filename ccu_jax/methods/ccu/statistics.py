@@ -94,7 +94,7 @@ def probabilities_at_confidence(
 
 
 def bisect(is_too_low: Callable[[Array], Array], low: Array, high: Array) -> Array:
-    """Finds, by 30 bisections, where a predicate of x changes from true to false."""
+    """Finds by 30 bisections where `is_too_low` changes from true to false."""
 
     def halve(_, interval):
         low, high = interval
@@ -124,7 +124,7 @@ def sort_valid(x_N: Array, valid_N: Array) -> Array:
 
 
 def quantile(q: Array, x_N: Array, valid_N: Array) -> Array:
-    """Returns quantiles q of the valid values, interpolated as by `numpy.quantile`."""
+    """Returns quantiles q of the valid values, interpolated as in `numpy.quantile`."""
     sorted_N = sort_valid(x_N, valid_N)
     last = jnp.maximum(valid_N.sum() - 1, 0)
     position = q * last

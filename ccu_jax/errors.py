@@ -65,7 +65,7 @@ def user_error_for(error: BaseException | None) -> UserError | None:
     """
     first = error
     while error is not None:
-        if user_error := _user_error(error, is_first=error is first):
+        if user_error := _to_user_error(error, is_first=error is first):
             return user_error
         is_hidden = error.__suppress_context__
         error = error.__cause__ or (None if is_hidden else error.__context__)
@@ -86,7 +86,7 @@ def missing_folder_message(folder: str | os.PathLike) -> str:
     )
 
 
-def _user_error(error: BaseException, is_first: bool) -> UserError | None:
+def _to_user_error(error: BaseException, is_first: bool) -> UserError | None:
     """Returns the `UserError` for `error` without considering its causes, or None."""
     path, first_line = getattr(error, "filename", None), str(error).partition("\n")[0]
     if _find_errno(error, _DISK_FULL) is not None:

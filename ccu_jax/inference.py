@@ -88,7 +88,7 @@ def load_classifier(
     if not result_path.exists():
         finished = sorted(path.stem for path in (workdir / "stages").glob("*.json"))
         raise UserError(
-            f"{workdir}: no finished {method} of seed {seed}; choose from: "
+            f"{workdir}: no finished model {method} of seed {seed}; choose from: "
             + (", ".join(finished) or "none")
         )
     if reason := results.load_result(result_path).get("diverged"):

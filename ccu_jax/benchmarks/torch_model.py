@@ -66,7 +66,7 @@ def edge_histograms(x: Tensor, cell: int) -> Tensor:
     return torch.sqrt(F.avg_pool2d(h, cell) * cell + 1e-6)
 
 
-def _patches(x: Tensor, side: int) -> Tensor:
+def _extract_patches(x: Tensor, side: int) -> Tensor:
     """Cuts `[B, C, S, S]` into patches: `[B, (S / side)^2, side * side * C]`."""
     x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -83,8 +83,8 @@ def encode_image(p: Params, image: Tensor, config: Model) -> Tensor:
         x = image.bfloat16() if config.dtype == "bfloat16" else image
         x = (x - _PIXEL_MEAN) / _PIXEL_STD
         cell = max(config.patch // 2, 1)
-        edges = _patches(edge_histograms(x, cell), config.patch // cell)
-        x = torch.cat([_patches(x, config.patch) / 2, edges], dim=-1)
+        edges = _extract_patches(edge_histograms(x, cell), config.patch // cell)
+        x = torch.cat([_extract_patches(x, config.patch) / 2, edges], dim=-1)
         x = _dense(p, "image_trunk/patches", x)
         token = p["image_trunk/class_token"].to(x.dtype).expand(len(x), -1, -1)
         x = torch.cat([token, x], dim=1) + p["image_trunk/position"]

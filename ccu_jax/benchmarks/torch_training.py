@@ -103,7 +103,7 @@ def augment_images(image: Tensor, draw: Tensor, train: Train) -> Tensor:
     return (1 + (image - 1) * tint).clamp(0, 1)
 
 
-def _mean(value: Tensor, weight: Tensor) -> Tensor:
+def _weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
     return (value * weight).sum() / weight.sum().clamp(min=1e-9)
 
 
@@ -122,7 +122,7 @@ def contrastive_loss(out: Rows, weight: Tensor, temperature: float) -> Tensor:
     target = torch.arange(len(logits), device=logits.device)
     both = (logits + masked, logits.T + masked)
     losses = [F.cross_entropy(x, target, reduction="none") for x in both]
-    return _mean(losses[0] + losses[1], weight) / 2
+    return _weighted_mean(losses[0] + losses[1], weight) / 2
 
 
 def task_loss(out: Rows, rows: Rows, train: Train, multi_label: bool) -> Tensor:
@@ -133,7 +133,7 @@ def task_loss(out: Rows, rows: Rows, train: Train, multi_label: bool) -> Tensor:
     loss = train.contrastive_weight * contrastive
     for view, weight in weights.items():
         each = cross_entropy(out[view], rows["labels"], multi_label)
-        loss = loss + _mean(each, weight)
+        loss = loss + _weighted_mean(each, weight)
     return loss
 
 
@@ -158,7 +158,7 @@ def neggrad_loss(p: Params, batch: Batch, config: Config, multi_label: bool) -> 
     for view in ("image", "fused"):
         loss = cross_entropy(out[view][size:], unlearn["labels"], multi_label)
         loss = loss.clamp(max=section.loss_cap * chance)
-        ascent = ascent + _mean(loss, unlearn["has_image"].float())
+        ascent = ascent + _weighted_mean(loss, unlearn["has_image"].float())
     out = {name: x[:size] for name, x in out.items()}
     retain_loss = task_loss(out, retain, config.train, multi_label)
     return section.retain_weight * retain_loss - (1 - section.retain_weight) * ascent
@@ -188,7 +188,7 @@ class Training:
             [{"params": groups[False]}, text_group], rate, fused=True, **options
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: _cosine(step, warmup, total)
+            self._optimizer, lambda step: _learning_rate_factor(step, warmup, total)
         )
 
     def run(self, num_steps: int) -> None:
@@ -207,7 +207,7 @@ class Training:
             self._schedule.step()
 
 
-def _cosine(step: int, warmup: int, total: int) -> float:
+def _learning_rate_factor(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return step / warmup
     return (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1))) / 2

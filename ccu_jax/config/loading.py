@@ -51,7 +51,7 @@ def apply_tuned(config: Config, name: str) -> Config:
     Raises:
         UserError: The file is missing or contains invalid settings.
     """
-    path = _config_folder() / "tuned" / f"{name}.json"
+    path = _find_config_folder() / "tuned" / f"{name}.json"
     try:
         winners = json.loads(path.read_text(encoding="utf-8"))["winners"]
         settings = {
@@ -71,11 +71,11 @@ def apply_tuned(config: Config, name: str) -> Config:
 
 def available_configs() -> dict[str, pathlib.Path]:
     """Returns the path of each configuration in `configs/`, by name."""
-    files = sorted(_config_folder().glob("*.py"))
+    files = sorted(_find_config_folder().glob("*.py"))
     return {file.stem: file for file in files if not file.stem.startswith("_")}
 
 
-def _config_folder() -> pathlib.Path:
+def _find_config_folder() -> pathlib.Path:
     """Returns `configs/`: next to the package in a checkout, inside if installed."""
     package = pathlib.Path(__file__).resolve().parent.parent
     folders = [package / "configs", package.parent / "configs"]

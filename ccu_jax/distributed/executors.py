@@ -186,10 +186,10 @@ class _GlobalPmap:
 
 def fits_on_devices(num_bytes: int) -> bool:
     """Returns whether `num_bytes` fit on every device next to the training state."""
-    return all_agree(num_bytes <= _free_bytes())
+    return all_agree(num_bytes <= _estimate_free_bytes())
 
 
-def _free_bytes() -> float:
+def _estimate_free_bytes() -> float:
     """Estimates the memory of one device that the training state leaves free."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if limit := stats.get("bytes_limit"):

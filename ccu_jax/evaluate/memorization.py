@@ -58,7 +58,7 @@ def estimate_memorization(
                 "lower train.learning_rate"
             )
         original[rows] = true_probability(logits, data.labels[rows], data.multi_label)
-    for rows, scores in _leave_one_out_scores(data, store, train, unseen, seed):
+    for rows, scores in _predict_left_out_rows(data, store, train, unseen, seed):
         logits = _to_logits(scores, data.multi_label)
         easiness[rows] = true_probability(logits, data.labels[rows], data.multi_label)
     is_trained = np.isin(np.arange(len(original)), train)
@@ -84,7 +84,7 @@ def describe(data: Dataset, memorization: Memorization, sets: Sets) -> str:
     )
 
 
-def _leave_one_out_scores(
+def _predict_left_out_rows(
     data, store, train, unseen, seed
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields rows and the scores `[n, K]` of a ridge that is fitted without them."""

@@ -136,7 +136,7 @@ def compute_scores(predictions: Predictions) -> dict[str, dict[str, dict[str, fl
         logits = p.logits[view][rows]
         if not len(logits) or not np.isfinite(logits).all():
             return {}
-        return _classification_scores(logits, p.labels[rows], p.multi_label)
+        return _score_logits(logits, p.labels[rows], p.multi_label)
 
     return {split: {view: score(split, view) for view in VIEWS} for split in SPLITS}
 
@@ -183,7 +183,7 @@ def describe_collapse(predictions: Predictions, original: Predictions) -> str | 
         return None
     name = "micro_f1" if p.multi_label else "accuracy"
     score, original_score = (
-        _classification_scores(x, labels, p.multi_label)[name]
+        _score_logits(x, labels, p.multi_label)[name]
         for x in (logits, original.logits["fused"][rows])
     )
     chance = best_constant_score(labels, p.multi_label)
@@ -192,5 +192,5 @@ def describe_collapse(predictions: Predictions, original: Predictions) -> str | 
     return f"collapsed: fused test {name} {score:.3f} is at chance level"
 
 
-def _classification_scores(logits, labels, multi_label: bool) -> dict[str, float]:
+def _score_logits(logits, labels, multi_label: bool) -> dict[str, float]:
     return (multi_label_scores if multi_label else single_label_scores)(logits, labels)

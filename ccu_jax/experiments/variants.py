@@ -47,7 +47,7 @@ def open_variants(
     with its original and features.
 
     Raises:
-        UserError: the configuration or the folder cannot be used.
+        UserError: the configuration or the working folder is invalid.
     """
     if not methods:
         raise UserError(
@@ -106,11 +106,11 @@ def run_variant(
     steps = path.with_suffix("")
     outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
     params = {**problem.original, **outcome.params}
-    predicted = ctx.predict(problem, params, outcome.params)
+    predictions = ctx.predict(problem, params, outcome.params)
     original, original_path = None, outputs_path(ctx.workdir, problem.seed, "original")
     if len(problem.sets.test) and original_path.exists():
         original = load_predictions(original_path)
-    result = results.build_result(ctx, problem, outcome, predicted, original)
+    result = results.build_result(ctx, problem, outcome, predictions, original)
     result["settings"] = settings
     if is_primary():
         results.write_result(path, result)

@@ -100,7 +100,7 @@ def parse_rule(text: str) -> Rule:
             fraction = -1.0
         if not 0 < fraction < 1:
             raise UserError(
-                f"unlearn rule {rule}: must be a fraction between 0 and 1, such as 0.1"
+                f"unlearn rule {rule}: expected a fraction between 0 and 1, such as 0.1"
             )
     return rule
 

@@ -98,7 +98,7 @@ def draw_sets(
         rule: see `rules.KINDS`, for example "random:0.1".
         holdout_fraction: fraction of the training rows to hold out.
         duplicates: "forget" to unlearn near-duplicates of unlearned images as well, or
-            "report".
+            "report" to only list them.
         memorization: estimates for an original trained on `retain` and `unlearn`.
 
     Without `memorization`, the rule `memorized` returns an empty `unlearn`, and a
@@ -134,7 +134,7 @@ def _hold_out(
     data: Dataset, seed: int, fraction: float, named: set[str]
 ) -> TrainingGroups:
     """Holds out groups from the end of the unlearning order, except `named`."""
-    order, rows_by_group = unlearning_order(data, seed), _rows_by_group(data)
+    order, rows_by_group = unlearning_order(data, seed), _group_rows(data)
     count = round(fraction * sum(map(len, rows_by_group.values())))
     candidates = (group for group in reversed(order) if group not in named)
     holdout = set(take_groups(candidates, rows_by_group, count))
@@ -145,7 +145,7 @@ def _hold_out(
     )
 
 
-def _rows_by_group(data: Dataset) -> dict[str, list[int]]:
+def _group_rows(data: Dataset) -> dict[str, list[int]]:
     rows_by_group: dict[str, list[int]] = {}
     for row in np.flatnonzero(data.split == "train"):
         rows_by_group.setdefault(str(data.group[row]), []).append(int(row))
@@ -188,7 +188,7 @@ def list_unlearned_groups(
 ) -> list[np.ndarray]:
     """Returns the rows of each unlearned group, in the unlearning order."""
     data = data._replace(group=merge_near_duplicates(data, duplicates))
-    rows_by_group = _rows_by_group(data)
+    rows_by_group = _group_rows(data)
     unlearn = set(sets.unlearn.tolist())
     groups = (rows_by_group[group] for group in unlearning_order(data, seed))
     # A group is unlearned as a whole, so its first row is sufficient.

@@ -87,7 +87,7 @@ def test_a_config_file_may_extend_another_and_is_named_after_its_file(tmp_path):
 
 
 def test_settings_of_a_tuning_run_are_applied(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_config_folder", lambda: tmp_path)
+    monkeypatch.setattr(loading, "_find_config_folder", lambda: tmp_path)
     path = tmp_path / "tuned" / "own.json"
     path.parent.mkdir()
     plain = Config(name="own")

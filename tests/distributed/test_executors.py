@@ -59,5 +59,5 @@ def test_executor_has_the_name_of_its_key_and_uses_all_devices():
 
 def test_arrays_fit_on_the_devices_if_there_is_free_memory(monkeypatch):
     assert executors.fits_on_devices(1) and not executors.fits_on_devices(1 << 50)
-    monkeypatch.setattr(executors, "_free_bytes", lambda: 1000.0)
+    monkeypatch.setattr(executors, "_estimate_free_bytes", lambda: 1000.0)
     assert executors.fits_on_devices(1000) and not executors.fits_on_devices(1001)

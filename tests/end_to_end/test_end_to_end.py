@@ -307,7 +307,9 @@ def test_loaded_model_predicts_what_was_stored(finished, method):
 
 @pytest.mark.slow
 def test_invalid_use_of_a_model_is_rejected(finished, copy, tmp_path):
-    with pytest.raises(UserError, match="no finished scrub of seed 0; choose from: cc"):
+    with pytest.raises(
+        UserError, match="finished model scrub of seed 0; choose from: cc"
+    ):
         load_classifier(finished[0], "scrub")
     with pytest.raises(UserError, match="choose from: none"):
         load_classifier(tmp_path)

@@ -149,5 +149,5 @@ def test_invalid_rule_or_number_of_requests_is_rejected_before_training(
         run(config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "config.json").exists()
-    with pytest.raises(UserError, match="memorized:2: must be a fraction"):
+    with pytest.raises(UserError, match="memorized:2: expected a fraction"):
         run(make_config("memorized:2"), tmp_path)

@@ -22,19 +22,19 @@ def load(
 ) -> Dataset:
     """Loads a data set, after preparing it in the working folder if necessary.
 
-    Prepared files that match the configuration and the source are memory-mapped, which
-    takes no time and does not import TensorFlow; otherwise they are prepared again. A
-    killed preparation is resumed and leaves no partial data set.
+    Prepared files that match the configuration and the source are memory-mapped without
+    importing TensorFlow; otherwise the data are prepared again. A killed preparation is
+    resumed and leaves no partial data set.
 
     Args:
         config: the data set, its source, and the sizes to store.
         workdir: the run's folder; the data are written to `workdir/data`.
         progress: called with (stage, done, total).
-        expected: the fingerprint of the data of stored results, if there are any.
+        expected: the data fingerprint in the stored results, or None if there are none.
 
     Raises:
         UserError: invalid settings, missing or malformed files, no usable row, or a
-            fingerprint other than expected. Stored data are left unchanged.
+            fingerprint that differs from `expected`. Stored data are left unchanged.
     """
     fields = _build_preparation(config, workdir, progress).load_or_prepare(expected)
     return Dataset(name=config.dataset, **fields)
@@ -83,7 +83,7 @@ def _build_preparation(
 
 
 def _write_sample(config: Data, workdir: pathlib.Path, progress: Progress) -> None:
-    """Writes the sample edition that replaces files the user does not have."""
+    """Writes the sample edition of the configured data set to `workdir/sample`."""
     name = config.sample if config.dataset == "pairs" else config.dataset
     root = workdir / "sample" / name
     editions.write_if_missing(

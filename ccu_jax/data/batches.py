@@ -119,7 +119,7 @@ def _make_row_reader(
 def jpeg_dataset(paths: Sequence[pathlib.Path], size: int) -> Any:
     """Returns a tf.data pipeline that decodes JPEG files in every epoch.
 
-    The benchmarks use it as the baseline without preparation.
+    The benchmarks use it as the baseline that reads unprepared files.
 
     Args:
         paths: the JPEG files.

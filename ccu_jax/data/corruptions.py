@@ -1,7 +1,7 @@
 """Corruptions of the training rows: missing modalities, noisy rows, ordered streams.
 
-Validation and test rows stay unchanged, so that scores are comparable. Everything is a
-pure function of the data set and the settings.
+Validation and test rows stay unchanged, so that scores are comparable. The result is
+a pure function of the data set and the settings.
 """
 
 import functools
@@ -20,12 +20,12 @@ def apply(data: Dataset, config: Corruptions) -> tuple[Dataset, dict[str, Any]]:
 
     Args:
         data: the prepared data set; it is not modified.
-        config: fractions of the training rows, in [0, 1], and the order of training.
+        config: fractions of the training rows, in [0, 1], and the training order.
 
     Returns:
         The corrupted data set and a record: for each corruption {"share": the requested
         fraction, "rows": the number of corrupted rows}, and `order`, `window` and
-        `seed` where they apply. It is empty if nothing was requested.
+        `seed` where they apply. The record is empty if no corruption was requested.
     """
     record: dict[str, Any] = {}
     train = np.flatnonzero(data.split == "train")
@@ -66,7 +66,7 @@ def _sample_rows(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.n
 def _add_label_noise(
     data: Dataset, train: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[Dataset, int]:
-    """Gives random rows different labels from the data; also returns their number."""
+    """Gives random rows other rows' labels; also returns the number of changed rows."""
     chosen, labels = _sample_rows(rng, train, count), data.labels.copy()
     unchanged = chosen
     for _ in range(100):  # enough unless all rows have the same labels
@@ -106,15 +106,15 @@ def _drop_any(
 ) -> tuple[Dataset, int]:
     """Drops the image, text or label of random rows; also returns their number.
 
-    Each row keeps a modality. A row without its label leaves the training set.
+    Each row keeps at least one modality; a row without label leaves the train split.
     """
     chosen = _sample_rows(rng, train, count)
-    loss = rng.integers(3, size=len(chosen))  # 0: image, 1: text, 2: label
+    dropped = rng.integers(3, size=len(chosen))  # 0: image, 1: text, 2: label
     has_both = _has_both_modalities(data, chosen)
-    data = _clear_modality(data, "has_image", chosen[(loss == 0) & has_both])
-    data = _clear_modality(data, "has_text", chosen[(loss == 1) & has_both])
+    data = _clear_modality(data, "has_image", chosen[(dropped == 0) & has_both])
+    data = _clear_modality(data, "has_text", chosen[(dropped == 1) & has_both])
     split = data.split.astype(f"<U{max(len(DROPPED), data.split.itemsize // 4)}")
-    split[chosen[(loss == 2) | ~has_both]] = DROPPED
+    split[chosen[(dropped == 2) | ~has_both]] = DROPPED
     return data._replace(split=split), len(chosen)
 
 

@@ -22,9 +22,9 @@ class Dataset(NamedTuple):
     has_image: np.ndarray  # bool [N]
     has_text: np.ndarray  # bool [N]
     id: np.ndarray  # str [N], unique
-    group: np.ndarray  # str [N]; rows of a group are forgotten together
+    group: np.ndarray  # str [N]; rows of a group are unlearned together
     split: np.ndarray  # str [N]: "train", "validation" or "test"
-    cluster: np.ndarray  # int [N]: first row whose image is a near-duplicate
+    cluster: np.ndarray  # int [N]: smallest row number among near-duplicates
     vocabulary: int  # number of token ids
     counts: dict[str, int]  # numbers of rows read, used, and skipped for each reason
     fingerprint: str  # hash of the classes and all columns

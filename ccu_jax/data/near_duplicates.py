@@ -92,7 +92,7 @@ def connected_components(total: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def shrink(images: np.ndarray) -> np.ndarray:
-    """Averages images [N, S, S, 3] down to float32 [N, 16, 16, 3]."""
+    """Downscales images [N, S, S, 3] by area averaging to float32 [N, 16, 16, 3]."""
     size = images.shape[1]
     edges = np.linspace(0, size, _SIZE + 1)
     pixel = np.arange(size)
@@ -152,8 +152,8 @@ def _band_mask(band: int) -> np.uint64:
 
 
 def _iter_close_pairs(unique: np.ndarray, bucket: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the pairs within a bucket that differ in at most MAX_BITS bits."""
-    block = max(1, 4_000_000 // max(len(bucket), 1))  # bounds the memory of a step
+    """Yields int [n, 2]: pairs in a bucket that differ in at most MAX_BITS bits."""
+    block = max(1, 4_000_000 // max(len(bucket), 1))  # bounds the memory in use
     for start in range(0, len(bucket), block):
         left, right = bucket[start : start + block], bucket[start:]
         distance = np.bitwise_count(unique[left][:, None] ^ unique[right][None])

@@ -26,11 +26,11 @@ _CHUNK = 1024  # texts
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Trains byte-pair encoding on lower-cased texts without accents.
+    """Trains a byte-pair encoding on texts, lower-cased and stripped of accents.
 
     Args:
         texts: training texts; the result does not depend on their order.
-        vocabulary: maximum number of token ids, of which at most 1/4 are characters.
+        vocabulary: maximum number of token ids; at most 1/4 are single characters.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=_SPECIAL_TOKENS[UNKNOWN]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -57,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def _choose_alphabet(texts: Iterable[str], vocabulary: int) -> list[str]:
-    """Returns the most frequent characters, at most a quarter of the vocabulary."""
+    """Returns the word-start mark and the `vocabulary // 4` commonest characters."""
     counts = collections.Counter(character for text in texts for character in text)
     by_frequency = sorted(counts, key=lambda character: (-counts[character], character))
     letters = [c for c in by_frequency if not c.isspace() and c != _WORD_START]
@@ -68,7 +68,7 @@ def load_tokenizer(path: pathlib.Path) -> Tokenizer:
     """Loads a stored tokenizer; raises UserError if it is missing or damaged."""
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower type
         raise UserError(
             f"{path}: tokenizer is missing or damaged ({error}); use a new --workdir"
         ) from None
@@ -91,9 +91,7 @@ def encode(
     # Otherwise a text that contains "[PAD]" would be encoded as padding.
     tokenizer.encode_special_tokens = True
     for start in range(0, len(texts), _CHUNK):
-        chunk = [
-            _split_long_words(text or "") for text in texts[start : start + _CHUNK]
-        ]
+        chunk = [_split_long_words(t or "") for t in texts[start : start + _CHUNK]]
         for row, encoding in enumerate(tokenizer.encode_batch(chunk), start=start):
             ids = [*encoding.ids[: length - 1], END]
             tokens[row, : len(ids)] = ids

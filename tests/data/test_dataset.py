@@ -142,7 +142,7 @@ def test_other_processes_map_what_process_0_has_prepared(config, source, workdir
             "data.test_fraction=0.6 and data.validation_fraction=0.4: no rows are left",
         ),
         ({"dir": "nowhere"}, "nowhere"),
-        ({"dir": __file__}, "test_dataset.py is neither a folder nor a zip or tar"),
+        ({"dir": __file__}, "test_dataset.py is not a folder, zip or tar archive"),
     ],
 )
 def test_wrong_settings_are_reported_in_one_line(settings, message, workdir):

@@ -44,8 +44,8 @@ def write_columns(
 ) -> dict[str, Any]:
     """Writes all columns except the images, and returns the metadata to store.
 
-    Raises UserError if no row is usable or for training, or if there are too many or
-    too few classes.
+    Raises UserError if there is no usable row, no training row, or a number of classes
+    that is too small or too large.
     """
     _write_row_columns(folder)
     has_image = np.load(folder / "has_image.npy")
@@ -81,7 +81,7 @@ def _write_row_columns(folder: pathlib.Path) -> None:
 
 
 def _check_trainable(split: np.ndarray, source: Source, counts: Counts) -> None:
-    """Raises UserError if the data have no training row or too few or many classes."""
+    """Raises UserError if there is no training row, or too few or too many classes."""
     num_classes = len(source.classes)
     if not len(split):
         raise counts.no_rows_error()
@@ -133,7 +133,7 @@ def _write_texts_and_labels(
 
 
 def _merge_groups(folder: pathlib.Path, rule: str, cluster: np.ndarray) -> np.ndarray:
-    """Merges groups that share texts or near-duplicates, and keeps the first name."""
+    """Merges groups that share texts or near-duplicates; returns each row's group."""
     group = np.load(folder / "group.npy")
     rows = np.arange(len(group))
     _, first, inverse = np.unique(group, return_index=True, return_inverse=True)

@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_IMAGE_PIXELS = 120_000_000  # larger images are treated as decompression bombs
 _MAX_SIDE = 1_000_000  # pixels: Pillow needs more time for a row than for a pixel
-_LARGE_PIXELS = 40_000_000  # larger images are noted
+_LARGE_PIXELS = 40_000_000  # larger images are counted
 _HEAVY_PIXELS = 10_000_000  # larger images are decoded one at a time
 _TILE = 1000  # side of the tiles in which heavy images are converted, pixels
 _GREY_MODES = ("1", "L", "LA", "I", "F")
@@ -33,7 +33,7 @@ class DecodedImage(NamedTuple):
     """An image scaled and padded to S x S pixels."""
 
     pixels: np.ndarray  # uint8 [S, S, 3], RGB
-    notes: tuple[str, ...]  # keys to count, as `Example.notes`
+    notes: tuple[str, ...]  # names of counts to increase
 
 
 def decode(data: bytes, size: int, crop_margins: bool = False) -> DecodedImage:
@@ -95,10 +95,10 @@ def _open_image(data: bytes) -> Image.Image:
 
 
 def _find_notes(image: Image.Image) -> tuple[str, ...]:
-    """Returns notes on the unusual properties of a usable image."""
+    """Returns a note for each unusual property of a usable image."""
     mode = image.mode
     is_animated = is_rotated = False
-    with contextlib.suppress(Exception):  # Pillow raises any type if they are damaged
+    with contextlib.suppress(Exception):  # Pillow raises any type for damaged files
         is_animated = getattr(image, "is_animated", False)
     with contextlib.suppress(Exception):
         if "exif" in image.info:
@@ -128,7 +128,7 @@ def _find_content_box(image: Image.Image) -> tuple[int, int, int, int]:
 def _reduce_image(
     image: Image.Image, min_size: int
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """Converts to RGB and downscales by an integer, at most to `min_size` pixels.
+    """Converts to RGB and downscales by an integer, to at least `min_size` pixels.
 
     Also returns the box that the image covers in the result: the last row and column
     may be covered only partly.

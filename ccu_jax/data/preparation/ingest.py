@@ -59,7 +59,7 @@ def ingest_rows(
     Returns the number of usable rows in each shard. Raises UserError if a row cannot be
     used and `data.strict` is on, and DamagedRecordsError if stored records are damaged.
     """
-    entry = _read_last_entry(scratch, config.image_size, records)
+    entry = _recover_journal(scratch, config.image_size, records)
     if entry.counts is not None:
         counts.numbers = entry.counts
     shape, total = (config.image_size, config.image_size, 3), len(source.keys)
@@ -121,8 +121,8 @@ def _append_row(
 def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yields the stored rows without their images.
 
-    `text` is None if missing, `labels` are class indices, and `image` is whether the
-    row has one.
+    `text` is None if missing, `labels` are class indices, and `image` tells whether the
+    row has an image.
     """
     with (scratch / _ROWS).open("rb") as file:
         for line in file:
@@ -132,7 +132,7 @@ def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
 def _decode_ahead(
     source: Source, pool: ThreadPoolExecutor, config: Data, start: int
 ) -> Iterator[tuple[str, DecodedExample | SkipExample]]:
-    """Yields (row name, result) from row `start` on; threads decode rows ahead."""
+    """Yields (row name, result) from row `start` on, decoding ahead in the pool."""
 
     def decode(key: Any) -> DecodedExample | SkipExample:
         try:
@@ -146,7 +146,7 @@ def _decode_ahead(
 
     size = config.image_size
     keys = itertools.islice(source.keys, start, None)
-    # Few rows ahead, because an image may be large.
+    # Decode only a few rows ahead: an image may be large.
     first = itertools.islice(keys, 4 * pool._max_workers)
     queue = collections.deque((key, pool.submit(decode, key)) for key in first)
     while queue:
@@ -169,13 +169,13 @@ def _take_shard(
             return
 
 
-def _read_last_entry(
+def _recover_journal(
     scratch: pathlib.Path, image_size: int, records: RecordStore | None
 ) -> _JournalEntry:
-    """Returns the last complete journal entry and truncates the journal after it.
+    """Truncates the journal after its last complete entry and returns that entry.
 
-    If other files are shorter than the entry says, or its records are missing, returns
-    an empty entry, so that the pass starts over.
+    If the columns are shorter than the entry says, or its records are missing, empties
+    the journal and returns an empty entry, so that the pass starts over.
     """
     path, entry, end = scratch / _JOURNAL, _JournalEntry(), 0
     if not path.exists():

@@ -16,8 +16,8 @@ from ccu_jax.data.readers.base import Counts, Location, Progress, Reader, Source
 from ccu_jax.errors import UserError, user_error_for
 from ccu_jax.storage.records import add_checksum, read_record
 
-FORMAT_VERSION = 3  # raised whenever the stored form changes
-PURGED_FILE = "purged.json"  # exists where images were removed from the stored form
+FORMAT_VERSION = 3  # incremented whenever the stored format changes
+PURGED_FILE = "purged.json"  # marks a folder from which images were removed
 # Settings that do not change the TFDS records.
 _ARRAY_SETTINGS = {"image_size", "crop_margins", "text_length", "vocabulary"}
 _ARRAY_SETTINGS |= {"group", "records"}
@@ -105,7 +105,7 @@ class Preparation:
         )
 
     def reopen_source(self) -> Source | None:
-        """Returns the source of the prepared data, or None if it is gone.
+        """Returns the source of the prepared data, or None if it no longer exists.
 
         Falls back to the TFDS records if the original files are missing or damaged.
         """
@@ -138,7 +138,7 @@ class Preparation:
         return fields if is_same and arrays.is_intact(data, meta) else None
 
     def _compute_signature(self, meta: dict[str, Any]) -> str:
-        """Returns the signature of the source, or the stored one if it is gone."""
+        """Returns the signature of the source, or the stored one if there is none."""
         root = pathlib.Path(self.config.dir or meta["root"]).expanduser()
         if not root.exists():
             return meta["signature"]
@@ -191,7 +191,7 @@ class Preparation:
         paths.new.rename(paths.data)
 
     def _open_source(self) -> tuple[dict[str, Any], Source]:
-        """Returns the first fields of the metadata, and the source of the rows."""
+        """Opens the source; returns the metadata known so far, and the source."""
         config, signature = self.config, None
         path = pathlib.Path(config.dir).expanduser() if config.dir else None
         if path is not None and path.is_file():
@@ -249,7 +249,7 @@ class Preparation:
             store.mark_complete(sizes, self._counts.numbers)
 
     def _start_or_resume(self, meta: dict[str, Any], origin: str) -> None:
-        """Clears the new folder unless it belongs to the same preparation."""
+        """Empties the new folder unless it belongs to the same preparation."""
         plan = json.dumps(meta | {"from": origin}, indent=1)
         path = self.paths.new / _PLAN
         if not path.exists() or path.read_text("utf-8") != plan:
@@ -261,7 +261,7 @@ class Preparation:
 def _read_stored(
     config: Data, folder: pathlib.Path
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Returns the metadata of a folder and the fields of `Dataset`, None if invalid."""
+    """Returns a folder's metadata and `Dataset` fields, or None if they are invalid."""
     try:
         meta = read_record(folder / _META)
         if meta.get("format") != FORMAT_VERSION or meta["config"] != _to_json(config):

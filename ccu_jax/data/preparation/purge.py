@@ -5,7 +5,7 @@ A run may store an image as decoded pixels (`data/`), as the original file (`rec
 emptied, all files are searched for byte patterns of both forms. The patterns are stored
 as hashes before anything is removed, so a killed purge can be repeated, and later
 purges search for them again. Compressed files (checkpoints) are searched as they are;
-no images are written to them. The user's own files are not touched.
+no images are written to them. The user's own files are not changed.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Pattern(NamedTuple):
 
     id: str  # of the row
     form: str  # "square" (decoded pixels) or "original" (the encoded file)
-    key: int  # its first eight bytes
+    key: int  # the first eight bytes of the piece
     hash: str
 
 
@@ -151,8 +151,8 @@ def search_files(
 ) -> tuple[int, int, list[tuple[str, str]]]:
     """Searches all files in `folders` for patterns.
 
-    Links are followed only if a folder itself is one. Returns the number of files, the
-    number of bytes, and the hits as in `PurgeResult`.
+    A symbolic link is followed only if it is one of `folders`. Returns the number of
+    files, the number of bytes, and the hits as in `PurgeResult`.
     """
     sizes = _find_files(folders)
     occurrences = _find_occurrences(patterns, sizes, progress)
@@ -189,8 +189,8 @@ def _drop_shared_patterns(
 ) -> list[Pattern]:
     """Drops patterns that also occur in retained images, and so identify no image.
 
-    If all patterns of an image in one form occur in retained images, one of these is
-    probably a copy of it: the patterns are kept, and the search reports it.
+    If all patterns of an image in one form occur in retained images, one of them is
+    probably a copy: the patterns are kept, so that the search reports it.
     """
     sizes = {path: path.stat().st_size}
     shared = {pattern for pattern, _ in _find_occurrences(patterns, sizes, progress)}
@@ -222,7 +222,7 @@ def _read_overlapping_chunks(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _find_files(folders: Iterable[pathlib.Path]) -> dict[pathlib.Path, int]:
-    """Returns `{path: size in bytes}` of all regular files in some folders."""
+    """Returns `{path: size in bytes}` of all regular files below `folders`."""
     sizes = {}
     for folder in folders:
         for parent, _, names in os.walk(folder.resolve()):
@@ -258,7 +258,7 @@ def _store_patterns(
 def _iterate_stored(
     folder: pathlib.Path, rows: np.ndarray
 ) -> Iterator[tuple[str, bytes]]:
-    """Yields (id, pixels of the stored image) for each of the rows."""
+    """Yields (id, pixels of the stored image) for each row in `rows`."""
     ids = np.load(folder / "id.npy")
     with contextlib.closing(ColumnReader(folder / "image.npy")) as images:
         for row in rows:

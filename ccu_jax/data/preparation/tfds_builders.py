@@ -55,7 +55,7 @@ class RecordStore:
         if not examples:
             return
         splits = [name for name in SPLITS if any(e.split == name for e in examples)]
-        # Generators: TFDS may cache the builder, which must not keep the images.
+        # Generators, so that a builder cached by TFDS does not retain the images.
         records = {name: _iterate_records(examples, name) for name in splits}
         config = self._tfds.download.DownloadConfig(try_download_gcs=False)
         with _private_temporary_folder():
@@ -72,7 +72,7 @@ class RecordStore:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
 
     def has_shards(self, sizes: Sequence[int]) -> bool:
-        """Returns whether the first shards, with `sizes` rows each, exist."""
+        """Returns whether all non-empty shards exist, given the rows per shard."""
         folders = _builder_folders(self._folder, self._name, sizes)
         return all(folder.is_dir() for folder in folders)
 
@@ -83,14 +83,14 @@ class RecordStore:
         write_atomically(self._folder / _MANIFEST, content)
 
     def open_source(self, sizes: list[int], multi_label: bool, metric: str) -> Source:
-        """Returns a source that reads the records; `sizes` are rows per shard."""
+        """Returns a source that reads the records; `sizes` are the rows per shard."""
         ends, lock = np.cumsum(sizes), threading.Lock()
         read_shard = functools.lru_cache(maxsize=2)(self._read_shard)
 
         def read(row: int) -> Example:
             shard = int(np.searchsorted(ends, row, side="right"))
             with lock:
-                return read_shard(shard)[row - int(ends[shard])]  # a negative index
+                return read_shard(shard)[row - int(ends[shard])]  # from the shard's end
 
         return Source(self._classes, multi_label, metric, range(int(ends[-1])), read)
 
@@ -218,8 +218,8 @@ def _iterate_records(
     for row, example in enumerate(examples):
         if example.split != split:
             continue
-        # A record needs an image: a row without one gets a black pixel.
-        image = _black_pixel() if example.image is None else example.image
+        # A record needs an image: a row without an image gets a black pixel.
+        image = _encode_black_pixel() if example.image is None else example.image
         record = {
             "row": row,
             "id": example.id,
@@ -234,7 +234,7 @@ def _iterate_records(
         yield row, record
 
 
-def _black_pixel() -> bytes:
+def _encode_black_pixel() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "png")
     return file.getvalue()

@@ -70,7 +70,7 @@ def unpack(
     type_, size = _detect_type(archive), archive.stat().st_size
     if type_ is None:
         raise UserError(
-            f"data.dir: {archive} is neither a folder nor a zip or tar archive"
+            f"data.dir: {archive} is not a folder, zip or tar archive; correct it"
         )
     scratch = folder.with_name(folder.name + ".new")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run
@@ -110,7 +110,7 @@ def _translate_error(archive: pathlib.Path, error: BaseException) -> UserError |
             "it with another program, and set data.dir to the folder"
         )
     cause = quote(str(error) or type(error).__name__)[1:-1]
-    return UserError(f"{archive} is damaged ({cause}): fetch or copy it again")
+    return UserError(f"{archive} is damaged ({cause}): download or copy it again")
 
 
 def _get_counts_path(folder: pathlib.Path) -> pathlib.Path:
@@ -171,9 +171,9 @@ def _iter_tar_members(raw: IO[bytes], limit: "_Limit") -> Iterator[_Member]:
             while (info := opened.next()) is not None:
                 reader = cast(_Open, functools.partial(opened.extractfile, info))
                 yield _Member(info.name, info.isdir(), reader if info.isreg() else None)
-                # tarfile would keep all of them in memory.
+                # tarfile would keep all members in memory.
                 vars(opened)["members"].clear()
-        # tarfile takes a torn or broken header for the end of the archive.
+        # tarfile treats a truncated or invalid header as the end of the archive.
         if stream.last != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("unexpected end of file")
         while stream.read(_PIECE_BYTES):  # up to the checksum of compressed data
@@ -195,7 +195,7 @@ class _LimitedStream:
         return self.last
 
     def seek(self, offset: int) -> None:
-        # Forward by reading: compressed data are unpacked on the way.
+        # Seek forward by reading, so that the size limit is checked on the way.
         while (left := offset - self._stream.tell()) > 0:
             if not self.read(min(left, _PIECE_BYTES)):
                 return

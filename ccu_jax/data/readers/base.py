@@ -26,12 +26,12 @@ class Example(NamedTuple):
     """A row of a data set; its image is still encoded."""
 
     id: str  # unique in the data set, and the same in every edition of it
-    group: str  # rows of a group are forgotten together
-    image: bytes | None  # an encoded image, as the file holds it
+    group: str  # rows of a group are unlearned together
+    image: bytes | None  # the encoded image, as stored in its file
     text: str | None
     labels: tuple[str, ...]
     split: str  # one of SPLITS
-    notes: tuple[str, ...] = ()  # names of counts to increase, although it is used
+    notes: tuple[str, ...] = ()  # names of counts to increase; the row is still used
 
 
 class Location(NamedTuple):
@@ -94,7 +94,7 @@ class Reader(NamedTuple):
 
 
 def digest(*parts: str | bytes) -> str:
-    """Returns a hex digest of all parts; ("a", "b") and ("ab",) give different ones."""
+    """Returns a hex digest of all parts; ("a", "b") and ("ab",) differ."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -65,10 +65,10 @@ _PATH = re.compile(
 _WINDOWS = {
     bytes([byte]).decode("cp1252"): byte
     for byte in range(0x80, 0xA0)
-    if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # not defined
+    if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)  # undefined
 }
 _CONTINUATION = "[\u0080-\u00bf" + "".join(_WINDOWS) + "]"
-# The titles were lowercased after that, so the first byte may be 0x20 too high.
+# The titles were lowercased afterwards, so the first byte may be 0x20 too high.
 # "\u00e4" and "\u00e5" count as such a byte only before a control character: before
 # others they are far more often letters.
 _DOUBLE_ENCODED = re.compile(
@@ -81,7 +81,7 @@ _TIRG_WORDS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starma
 
 
 class Row(NamedTuple):
-    """A checked line of a label file."""
+    """A validated line of a label file."""
 
     where: str  # file and line
     path: str  # of the image, below the root
@@ -271,6 +271,6 @@ RELEASE = Release(
     image_archives=(ARCHIVE,),
     subfolders=("fashion-200k", "fashion200k"),
     inner_folders=("labels", "women", "detection"),
-    watched_depth=2,  # without the folders of products, of which there are some 70,000
+    watched_depth=2,  # excludes the about 70,000 product folders
 )
 READER = base.Reader(RELEASE.locate, RELEASE.compute_signature, open_fashion200k)

@@ -60,7 +60,7 @@ def open_hatefulmemes(
     test split, and a fraction of the training rows becomes the validation split.
 
     Raises:
-        UserError: no row to train on or to test on, or a file cannot be read.
+        UserError: no training rows, no test rows, or a file cannot be read.
     """
     rows = _read_rows(location.root, config.validation_fraction, counts)
     folder = Folder(RELEASE.unpack_images(location.root, counts, unpack))
@@ -122,7 +122,7 @@ def _read_lists(
     counts: Counts,
     seen: dict[str, _FirstRow],
 ) -> list[Row]:
-    """Returns the usable rows of one kind of file; registers their ids in `seen`."""
+    """Returns the usable rows of a kind of files; registers their ids in `seen`."""
     rows = []
     for name in names:
         path = root / name
@@ -139,7 +139,7 @@ def _read_lists(
                 continue
             first = seen.setdefault(row.id, _FirstRow(kind, where, name, row.label))
             if first.kind == kind and first.file != name:
-                # dev_seen and dev_unseen have 400 memes in common: not a second row.
+                # dev_seen and dev_unseen share 400 memes, which are read once.
                 counts.add(f"noted: id in two {kind} files")
                 if first.label != row.label:
                     counts.add(f"noted: label differs in two {kind} files")
@@ -169,8 +169,8 @@ def _parse_row(fields: dict[str, Any]) -> Row:
     match = _IMAGE.fullmatch(image) if isinstance(image, str) else None
     name = match[1] if match else ""
     id_ = pathlib.PurePosixPath(name).stem
-    is_lost_in_list = id_ != id_.strip() or f"{id_} ".startswith("# ")
-    if not name or not name.isprintable() or name in (".", "..") or is_lost_in_list:
+    is_unlistable = id_ != id_.strip() or f"{id_} ".startswith("# ")
+    if not name or not name.isprintable() or name in (".", "..") or is_unlistable:
         raise SkipExample("img is no path below img/")
     label = _parse_label(fields.get("label"))
     text, notes = clean_text(text if isinstance(text, str) else None)

@@ -30,7 +30,7 @@ PAGE = "http://lisi1.unal.edu.co/mmimdb/"
 ARCHIVE = "mmimdb.tar.gz"
 INDEX = "split.json"
 
-# By falling frequency, the order of the literature on this data set.
+# In descending order of frequency, as in the literature on this data set.
 _GENRES = """
     Drama Comedy Romance Thriller Crime Action Adventure Horror Documentary Mystery
     Sci-Fi Fantasy Family Biography War History Music Animation Musical Western Sport
@@ -47,7 +47,7 @@ _AUTHOR = re.compile(r"::[^:\n]{0,80}$")  # IMDb appends it to a plot
 def open_mmimdb(
     config: Data, location: base.Location, counts: Counts, unpack: base.Unpack
 ) -> base.Source:
-    """Opens MM-IMDb; raises UserError if most files of `split.json` are missing."""
+    """Opens MM-IMDb; raises UserError if most of the listed files are missing."""
     root = RELEASE.find_root(location.root)
     if root is None:
         archive = location.root / ARCHIVE
@@ -58,7 +58,7 @@ def open_mmimdb(
                 f"{archive} lacks mmimdb/{INDEX} or mmimdb/dataset/: download it again "
                 f"from {PAGE}"
             )
-        if (root / base.MARKER).is_file():  # unknown when the location was named
+        if (root / base.MARKER).is_file():  # unknown before unpacking
             counts.add(f"noted: {ARCHIVE} holds a sample edition")
     folder, (texts, posters) = Folder(root), _find_folder_names(root)
     keys = _read_keys(folder, counts)
@@ -86,7 +86,7 @@ def _read_keys(folder: Folder, counts: Counts) -> dict[str, str]:
                 raise SkipExample(f'{INDEX} has no list "{name}"')
     except SkipExample as reason:
         raise UserError(
-            f"{folder.root}: {reason}; use the one in {ARCHIVE}, see {PAGE}"
+            f"{folder.root}: {reason}; restore {INDEX} from {ARCHIVE}, see {PAGE}"
         ) from None
     for split, name in _OFFICIAL_SPLITS.items():
         counts.add("read", len(index[name]))
@@ -137,7 +137,7 @@ def _parse_movie(
     labels = tuple(genre for genre in GENRES if genre in genres)
     if not labels:
         raise SkipExample(f"none of the {len(GENRES)} genres")
-    # Reports show the names of counts, so no unknown genre becomes part of one.
+    # Reports show the names of counts, so these must not contain unknown genres.
     rare_genres = (genre for genre in _RARE_GENRES if genre in genres)
     notes += tuple(f"ignored: genre {genre}" for genre in rare_genres)
     if any(genre not in (*GENRES, *_RARE_GENRES) for genre in genres):
@@ -170,7 +170,7 @@ def _find_folder_names(root: pathlib.Path) -> tuple[str, str]:
 
 
 class _MmimdbRelease(Release):
-    """MM-IMDb, whose images are in the folder of the texts or in a separate one."""
+    """MM-IMDb, whose images are in the folder of the texts or in a separate folder."""
 
     def has_images(self, root: pathlib.Path) -> bool:
         return all((root / name).is_dir() for name in _find_folder_names(root))

@@ -2,7 +2,7 @@
 
 The rows are in `pairs.jsonl`, a JSON object per line: `image` (path below the folder,
 may be absent or null), `text` (likewise), `label` (a string) or `labels` (a list of
-strings), and optionally `id`, `group` (rows to be forgotten together) and `split`.
+strings), and optionally `id`, `group` (rows to be unlearned together) and `split`.
 Or they are in `pairs.csv` with these columns, "|" between the labels of a row. Or there
 is no index and the images lie in folders named after classes, `cats/1.jpg` or
 `train/cats/1.jpg`, with the text of an image in `1.txt` beside it.
@@ -25,7 +25,7 @@ from ccu_jax.errors import UserError
 
 MAX_CLASSES = 10_000
 _MAX_LENGTH = 512  # characters of an id, group or label
-# Terminals obey U+0080 to U+009F like the first 32 characters, and Python splits lines
+# Terminals interpret U+0080 to U+009F as control characters, and Python splits lines
 # at U+2028 and U+2029.
 _FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -78,8 +78,8 @@ def open_pairs(
     """Reads and validates all rows of the index, and assigns missing splits."""
     del unpack  # the images of pairs are never in an archive inside the folder
     path = pairs_index.find_index(location.root)
-    index = path.name if path else ""
-    rows, multi_label = _read_rows(location.root, index, counts)
+    index_name = path.name if path else ""
+    rows, multi_label = _read_rows(location.root, index_name, counts)
     classes = tuple(sorted({label for row in rows for label in row.labels}))
     if len(classes) > MAX_CLASSES:
         raise UserError(
@@ -92,7 +92,10 @@ def open_pairs(
     metric = "micro_f1" if multi_label else "accuracy"
     if num_ambiguous := base.count_ambiguous((row.group, row.split) for row in rows):
         if counts.strict:
-            raise UserError(f"{path}: {num_ambiguous} groups have rows in two splits")
+            raise UserError(
+                f"{path or location.root}: {num_ambiguous} groups have rows in more "
+                "than one split; give each group one split, or set data.strict=False"
+            )
         counts.add("noted: group with rows in two splits", num_ambiguous)
     folder = Folder(location.root)
 
@@ -104,7 +107,7 @@ def open_pairs(
         return Example(row.id, row.group, image, text, row.labels, row.split, notes)
 
     def format_name(row: Row) -> str:
-        return _format_row_name(index, row.line, row.id)
+        return _format_row_name(index_name, row.line, row.id)
 
     return base.Source(classes, multi_label, metric, keys, read, format_name)
 
@@ -159,7 +162,7 @@ def _fill_splits(rows: list[Row], config: Data, counts: Counts) -> list[Row]:
 
 
 def _read_rows(
-    root: pathlib.Path, index: str, counts: Counts
+    root: pathlib.Path, index_name: str, counts: Counts
 ) -> tuple[list[Row], bool]:
     """Returns the usable rows, and whether any row has the field `labels`."""
     rows: list[Row] = []
@@ -171,12 +174,12 @@ def _read_rows(
             if row.id in ids:
                 raise SkipExample("id already used")
         except SkipExample as reason:
-            name = _format_row_name(index, entry.line, _format_raw_name(entry))
+            name = _format_row_name(index_name, entry.line, _format_raw_name(entry))
             counts.skip(str(reason), name)
             continue
         ids.add(row.id)
         multi_label |= has_labels
-        # One object for all rows of a class: there may be a million.
+        # Rows with the same labels share a tuple: there may be a million rows.
         rows.append(row._replace(labels=shared.setdefault(row.labels, row.labels)))
     return rows, multi_label
 
@@ -245,11 +248,11 @@ def _format_raw_name(entry: Entry) -> str:
     return ascii(name)[1:-1][:80] if isinstance(name, str) else ""
 
 
-def _format_row_name(index: str, line: int, name: str) -> str:
+def _format_row_name(index_name: str, line: int, name: str) -> str:
     """Returns the name of a row in messages: its line and its id."""
     if not line:
         return name
-    return f"{index} line {line} ({name})" if name else f"{index} line {line}"
+    return f"{index_name} line {line}" + (f" ({name})" if name else "")
 
 
 def _fingerprint_folder(root: pathlib.Path, name: str) -> str:

@@ -1,7 +1,7 @@
-"""The unvalidated rows of a user's own pairs, in any of three forms.
+"""Reads the unvalidated rows of a user's own pairs.
 
-The forms are `pairs.jsonl`, `pairs.csv`, or without an index folders of images named
-after classes. `pairs.py` validates the fields.
+The rows are in `pairs.jsonl`, `pairs.csv` or, without an index, in folders of images
+named after classes. `pairs.py` validates the fields.
 """
 
 import collections
@@ -31,7 +31,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", 
 class Entry(NamedTuple):
     """A line of an index, or an image in a folder named after a class."""
 
-    line: int  # from 1; 0 without an index
+    line: int  # from 1; 0 if there is no index
     fields: dict[str, Any] | SkipExample  # by column, or why they cannot be read
     text_file: str | None = None  # path of the file with the text
 
@@ -56,18 +56,18 @@ def find_root(user_folder: pathlib.Path) -> pathlib.Path:
         if len({label for _, label, _ in _find_class_folders(root)}) > 1:
             return root
     raise UserError(
-        f"data.dir: {user_folder} holds no {' or '.join(INDEXES)}, and no two folders "
-        f"of images named after classes: write {INDEXES[0]} with one JSON object per "
-        'line, with "image", "text" and "label"'
+        f"data.dir: {user_folder} contains no {' or '.join(INDEXES)}, and no two "
+        f"folders of images named after classes: write {INDEXES[0]} with one JSON "
+        'object per line, with "image", "text" and "label"'
     )
 
 
 def find_index(root: pathlib.Path) -> pathlib.Path | None:
-    """Returns the index in this folder; raises UserError if there are two."""
+    """Returns the index of a folder, or None; raises UserError if there are two."""
     indexes = [root / name for name in INDEXES if (root / name).is_file()]
     if len(indexes) > 1:
         raise UserError(
-            f"data.dir: {root} holds {' and '.join(INDEXES)}: remove one of them"
+            f"data.dir: {root} contains {' and '.join(INDEXES)}: remove one of them"
         )
     untrusted_files.reject_external_links(dict.fromkeys(indexes, root))
     return indexes[0] if indexes else None
@@ -141,7 +141,7 @@ def _list_subfolders(folder: pathlib.Path) -> list[str]:
 def _has_images(folder: pathlib.Path) -> bool:
     with os.scandir(folder) as entries:
         has_images = any(is_image_name(entry.name) for entry in entries)
-    # A run's working folder may lie beside the classes, and holds a figure.
+    # A run's working folder may lie beside the class folders, and contains a figure.
     return has_images and not (folder / "events.jsonl").exists()
 
 
@@ -262,7 +262,7 @@ def _read_header(
         if {"label", "labels"} & set(names) and {"image", "id"} & set(names):
             for name in _COLUMNS:
                 if names.count(name) > 1:
-                    raise UserError(f"{path}: two columns are named {name!r}")
+                    raise UserError(f"{path}: two columns named {name!r}; rename one")
             return names, dialect
         longest = max(longest, names, key=len)
     columns = ", ".join(ascii(name[:30]) for name in longest[:10]) or "none"

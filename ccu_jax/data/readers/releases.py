@@ -16,7 +16,7 @@ class Release:
 
     title: str
     remedy: str  # the end of error messages: where to get the files
-    sample_root: str  # of the sample edition, below the folder of all of them
+    sample_root: str  # of the sample edition, below the folder of all editions
     lists: tuple[str, ...]  # files that list the rows
     image_folders: tuple[str, ...]
     subfolders: tuple[str, ...]  # where the root may lie below the user's folder
@@ -24,7 +24,7 @@ class Release:
     optional_lists: tuple[str, ...] = ()
     image_archives: tuple[str, ...] = ()  # used instead of a missing or empty folder
     watched_depth: int = 0  # levels of folders whose modification times are hashed
-    archive: str = ""  # of everything; used where no folder is complete
+    archive: str = ""  # of the whole release; used if no folder is complete
     any_subfolder: bool = False  # whether the root may lie in a folder of any name
 
     def locate(self, config: Data, workdir: pathlib.Path) -> base.Location:
@@ -47,9 +47,7 @@ class Release:
             reject_external_links(folders)
             is_sample = self._find_marker(root).is_file()
         except OSError as error:
-            raise UserError(
-                f"data.dir: {user_folder} cannot be read: {error}"
-            ) from None
+            raise UserError(f"data.dir: cannot read {user_folder}: {error}") from None
         return base.Location(root, "sample" if is_sample else "official")
 
     def compute_signature(self, config: Data, location: base.Location) -> str:
@@ -74,7 +72,7 @@ class Release:
     def find_images(self, root: pathlib.Path) -> pathlib.Path:
         """Returns the image folder or the image archive; the path may not exist.
 
-        An empty folder, left by an interrupted `tar`, is used only without an archive.
+        An empty folder, left by an interrupted `tar`, is used if there is no archive.
         """
         folder = root / self.image_folders[0]
         if folder.is_dir() and any(folder.iterdir()):
@@ -129,12 +127,11 @@ class Release:
             below = sorted(p for p in user_folder.iterdir() if p.name.isprintable())
             deeper = [root for path in below for root in self._list_candidates(path)]
             root = self._find_complete_folder(deeper)
-            second = self._find_complete_folder(
-                [path for path in deeper if path != root]
-            )
+            others = [path for path in deeper if path != root]
+            second = self._find_complete_folder(others)
             if root and second:
                 raise UserError(
-                    f"data.dir: {user_folder} holds several copies of {self.title}; "
+                    f"data.dir: {user_folder} contains several copies of {self.title}; "
                     f"set data.dir to one of them, such as {root} or {second}"
                 )
             candidates += deeper

@@ -17,9 +17,9 @@ from ccu_jax.data.readers.base import SkipExample
 from ccu_jax.errors import UserError
 
 MAX_IMAGE_BYTES = 256 << 20  # of an encoded image
-MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; parsed JSON takes up to 30x
+MAX_TEXT_BYTES = 4 << 20  # of a file with one row's text; parsing takes up to 30x
 MAX_LINE_BYTES = 1 << 20  # of a line of an index; longer lines are skipped
-# JSON can hold single surrogates, which no text file can hold.
+# JSON can contain lone surrogates, which UTF-8 cannot encode.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _MAX_PATH = 4096  # characters; resolving a longer path would take minutes
 _MISSING_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
@@ -146,7 +146,7 @@ def parse_json(text: str, role: str) -> Any:
 
 
 def iter_lines(path: pathlib.Path, with_blank: bool = False) -> NumberedLines:
-    r"""Yields (number from 1, line) for a file; the line is None if it is too long.
+    r"""Yields (line number from 1, line); the line is None if it is too long.
 
     Lines end at "\n" or "\r\n", which is removed; `str.splitlines` would also split
     inside texts (at U+0085). Memory is bounded even for an endless line. Blank lines
@@ -166,7 +166,7 @@ def iter_lines(path: pathlib.Path, with_blank: bool = False) -> NumberedLines:
 
 
 def decode_line(line: bytes | None) -> str:
-    """Decodes a line from `iter_lines`; raises SkipExample."""
+    """Decodes a line from `iter_lines`; raises SkipExample if too long or not UTF-8."""
     if line is None:
         raise SkipExample("line too long")
     return decode_utf8(line, "line")

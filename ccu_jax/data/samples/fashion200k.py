@@ -20,9 +20,9 @@ from ccu_jax.data.samples.drawing import (
     rotate_axes,
 )
 
-_NUM_VIEWS_SHARES = (0.2, 0.25, 0.25, 0.2, 0.1)  # products with one image, two, ...
-_NOISE = 0.05  # products whose images show another category
-_OWN_WORDS = 0.8  # typical words that are of the product's own category
+_NUM_VIEWS_SHARES = (0.2, 0.25, 0.25, 0.2, 0.1)  # of products with 1, 2, ... images
+_NOISE = 0.05  # fraction of products whose images show another category
+_OWN_WORDS = 0.8  # fraction of typical words from the product's category
 _PATTERNS = ("plain", "striped", "checked", "polka-dot", "floral", "colorblock")
 _PATTERN_PERCENT = (44, 16, 12, 10, 12, 6)
 _CONTENT = CONTENT["fashion200k"]
@@ -39,10 +39,10 @@ class _Garment(NamedTuple):
     hem: float
     sleeve: float
     waist: float
-    colors: np.ndarray  # float [2, 3] in [0, 1]: the cloth, and its pattern
+    colors: np.ndarray  # float [2, 3], RGB in [0, 1]: the cloth and its pattern
     pattern: str  # a key of _PATTERNS
     scale: float  # of the pattern
-    background: np.ndarray  # float [3] in [0, 1], the background
+    background: np.ndarray  # float [3], RGB in [0, 1]
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:

@@ -39,11 +39,11 @@ _SPLITS = {
 }
 # Share of the memes with label 1 whose sentence suffices (Kiela et al. 2020).
 _TEXT_SUFFICES = 0.2
-# Shares of the memes with label 0 that have the image of a meme with label 1 and
-# another sentence, and that have its sentence and another image.
+# Of the memes with label 0: the share with the image of a meme with label 1 and another
+# sentence, and the share with the sentence of a meme with label 1 and another image.
 _TEXT_CONFOUNDERS, _IMAGE_CONFOUNDERS = 0.4, 0.4
 _MIN_ID, _MIN_FIVE_DIGITS, _END_ID = 1235, 10_000, 98_765
-_TINTED = 0.85  # backgrounds in the hues of their kind
+_TINTED = 0.85  # fraction of backgrounds in the hues of their kind
 _CONTENT = CONTENT["hatefulmemes"]
 _KINDS = list(_CONTENT["kinds"].values())
 

@@ -54,14 +54,14 @@ _FINDINGS = {
     "scoliosis": _Finding(0.18, is_chronic=True),
 }
 _PERSISTS, _CHRONIC_PERSISTS = 0.6, 0.95  # probabilities until the next study
-_NEW = 0.4  # probability of a new finding at a later study, times its prevalence
-_VISIBLE = 0.8  # findings that are visible in the image
-_LABEL_NOISE = 0.02  # wrong labels, per finding
-_NUM_STUDIES_SHARES = (0.45, 0.35, 0.20)  # patients with one, two, three studies
+_NEW = 0.4  # times the prevalence: probability of a new finding at a later study
+_VISIBLE = 0.8  # fraction of findings that are visible in the image
+_LABEL_NOISE = 0.02  # probability that a finding's label is flipped
+_NUM_STUDIES_SHARES = (0.45, 0.35, 0.20)  # of patients with 1, 2, 3 studies
 
 _CONTENT = CONTENT["medical"]
-_REPORTED, _REPORTED_HEDGED = 0.62, 0.18  # present findings; the rest is omitted
-_SUSPECTED, _DENIED = 0.02, 0.22  # absent findings; the rest is not mentioned
+_REPORTED, _REPORTED_HEDGED = 0.62, 0.18  # of present findings; others are omitted
+_SUSPECTED, _DENIED = 0.02, 0.22  # of absent findings; others are not mentioned
 
 
 class _Body(NamedTuple):

@@ -32,13 +32,13 @@ _SPLITS = {"train": 0.6, "dev": 0.1, "test": 0.3}
 _NUM_MOVIES = 25959
 _STOP_WORDS = {"and", "the", "with", "from", "for"}
 _EXCLUDED_WORDS = {"sex", "sexy", "nude", "gallows"}  # unsuitable for posters
-_GENRE_COUNT_SHARES = (0.25, 0.45, 0.30)  # movies with one, two, three genres
-_NOISE = 0.05  # movies whose content is not of the genres in their labels
-_MENTIONED = 0.85  # genres of the movie that show in its plots
-_OWN_IMAGES = 0.9  # images on the poster that are of a genre of the movie
-_TINTED = 0.8  # background colors that lean to the hue of a genre
-_FILLER = 0.2  # sentences without a word of a genre
-_GENRE_WORDS, _OTHER_WORDS = 8, 6  # words in a plot, per genre and of any genre
+_GENRE_COUNT_SHARES = (0.25, 0.45, 0.30)  # of movies with one, two, three genres
+_NOISE = 0.05  # fraction of movies whose content does not match their labels
+_MENTIONED = 0.85  # fraction of a movie's genres that its plots mention
+_OWN_IMAGES = 0.9  # fraction of poster images that match a genre of the movie
+_TINTED = 0.8  # fraction of background colors near the hue of a genre
+_FILLER = 0.2  # fraction of sentences without a genre's words
+_GENRE_WORDS, _OTHER_WORDS = 8, 6  # sampled per mentioned genre, and of all genres
 _CONTENT = CONTENT["mmimdb"]
 
 

@@ -26,12 +26,12 @@ from ccu_jax.data.samples.drawing import (
 
 _Color = tuple[float, float, float]
 _CONTENT = CONTENT["satellite"]
-_OWN_METADATA = 0.7  # tiles whose metadata are typical of their class
-_SCENE_CLASS = 0.75  # tiles that have the main class of their scene
-_MIXED = 0.75  # tiles that show a second class
-_SWAPPED = 0.15  # tiles that show more of the second class than of their own
-_LABEL_NOISE = 0.05  # tiles with a wrong label
-_GREY = 0.35  # tiles of a sensor with almost no color
+_OWN_METADATA = 0.7  # fraction of tiles with metadata typical of their class
+_SCENE_CLASS = 0.75  # fraction of tiles with the main class of their scene
+_MIXED = 0.75  # fraction of tiles that show a second class
+_SWAPPED = 0.15  # fraction of tiles that mostly show the second class
+_LABEL_NOISE = 0.05  # fraction of tiles with a random label
+_GREY = 0.35  # fraction of tiles with almost no color
 # Percent of red, green and blue.
 _ROOFS = np.array([(62, 34, 26), (50, 42, 36), (58, 56, 54), (30, 38, 22)]) / 100
 _HALLS = np.array([(80, 80, 78), (60, 63, 66), (46, 46, 46), (36, 42, 50)]) / 100

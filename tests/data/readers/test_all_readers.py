@@ -68,7 +68,7 @@ def test_threads_read_the_same_rows(layout):
 @for_all
 def test_folder_that_does_not_exist_or_is_empty_is_reported(layout, tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, message in (("nowhere", "no folder"), ("empty", "missing|holds no")):
+    for name, message in (("nowhere", "no folder"), ("empty", "missing|contains no")):
         config = Data(dataset=layout.dataset, dir=str(tmp_path / name))
         with pytest.raises(UserError, match=f"data.dir: .*{name}") as error:
             open_source(config)
@@ -178,7 +178,7 @@ def test_link_out_of_the_folder_is_not_followed(layout, part, tmp_path):
         assert count_skipped(read_rows(layout.config()).counts) == 6
         return
     if layout.dataset == "pairs" and part == "root":
-        message = "holds no pairs.jsonl"
+        message = "contains no pairs.jsonl"
     with pytest.raises(UserError, match=message):
         open_source(layout.config())
 

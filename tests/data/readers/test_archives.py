@@ -119,7 +119,7 @@ def test_other_files_are_no_archives(tmp_path, unpack):
         "json.gz": gzip.compress(b'{"id": 1}\n' * 99),
     }.items():
         (tmp_path / name).write_bytes(data)
-        message = f"{name} is neither a folder nor a zip or tar archive"
+        message = f"{name} is not a folder, zip or tar archive"
         with pytest.raises(UserError, match=message):
             unpack(tmp_path / name)
 
@@ -221,7 +221,7 @@ def test_truncated_archive_is_an_error(tmp_path, assert_error, type_):
     path = tmp_path / "truncated"
     for size in (*range(520, end, max(1, end // 40)), end - 1):
         path.write_bytes(data[:size])
-        assert_error(path, "is damaged .*fetch or copy it again")
+        assert_error(path, "is damaged .*download or copy it again")
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_open_quotes_cost_their_own_rows_in_linear_time(root):
         (b"file,caption,class", "it names 'file', 'caption', 'class'"),
         (b"image;text;class", "it names 'image', 'text', 'class'"),
         (b"text,label", "it names 'text', 'label'"),
-        (b"image,label,Label ", "two columns are named 'label'"),
+        (b"image,label,Label ", "two columns named 'label'; rename one"),
         (b"\xe9,label", "it names none"),
         (b'"image,label', "it names none"),
         (b"x" * (MAX_LINE_BYTES + 1), "it names none"),
@@ -215,7 +215,7 @@ def test_ambiguous_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="pairs.jsonl and pairs.csv: remove one"):
         open_source(layout.config())
     config = write_classes(tmp_path / "one class", ["images/1.jpg", "images/2.jpg"])
-    with pytest.raises(UserError, match="holds no pairs.jsonl or pairs.csv, and"):
+    with pytest.raises(UserError, match="contains no pairs.jsonl or pairs.csv, and"):
         open_source(config)
 
 

@@ -92,7 +92,7 @@ def _check_trainable(split: np.ndarray, source: Source, counts: Counts) -> None:
     if num_classes > MAX_CLASSES:
         raise UserError(
             f"{counts.origin}: {num_classes:,} classes, at most {MAX_CLASSES:,} are "
-            "supported; check that the labels are class names, not names of rows"
+            "supported; check that the labels are class names, not row names"
         )
     min_classes = 1 if source.multi_label else 2
     if num_classes < min_classes:

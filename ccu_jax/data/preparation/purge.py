@@ -123,7 +123,7 @@ def purge_images(
         raise UserError(
             f"purge: {len(unverifiable)} images, such as {min(unverifiable)}, were "
             f"removed earlier and have no patterns in {patterns_path}; their removal "
-            "cannot be verified"
+            "cannot be verified; restore that file from a backup and rerun"
         )
     remaining = _drop_shared_patterns(list(patterns), data / "image.npy", progress)
     _store_patterns(patterns_path, remaining, uniform)
@@ -268,7 +268,7 @@ def _iterate_stored(
 def _iterate_originals(
     preparation: Preparation, ids: set[str]
 ) -> Iterator[tuple[Example, bytes]]:
-    """Yields the examples with the given ids and their encoded images, if any exist."""
+    """Yields (example, encoded image) of the given ids; nothing if the source is gone."""
     if (source := preparation.reopen_source()) is None:
         return
     for done, key in enumerate(source.keys):

@@ -122,7 +122,7 @@ def _read_lists(
     counts: Counts,
     seen: dict[str, _FirstRow],
 ) -> list[Row]:
-    """Returns the usable rows of a kind of files; registers their ids in `seen`."""
+    """Reads the usable rows of one kind of file, and registers their ids in `seen`."""
     rows = []
     for name in names:
         path = root / name

@@ -39,7 +39,7 @@ def make_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 def rotate_axes(
     x: np.ndarray, y: np.ndarray, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns coordinates x and y in a frame that is rotated by `angle` radians."""
+    """Returns the coordinates x and y in a frame rotated by `angle` radians."""
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return cos * x + sin * y, cos * y - sin * x
 
@@ -56,7 +56,7 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def encode_pixels(pixels: np.ndarray, file_type: str, **options: int) -> bytes:
-    """Encodes a uint8 image, [H, W] or [H, W, 3]; the options are those of Pillow."""
+    """Encodes a uint8 image, [H, W] or [H, W, 3]; `options` are passed to Pillow."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, file_type, **options)
     return file.getvalue()
@@ -98,7 +98,7 @@ def scale_and_flip(rng: Generator, image: Image.Image, scale: float) -> Image.Im
 
 
 def multiply_image(canvas: np.ndarray, image: Image.Image, left: int, top: int) -> None:
-    """Multiplies an image into the canvas in place; white pixels leave it unchanged."""
+    """Multiplies the canvas by an image in place; white pixels leave it unchanged."""
     area = canvas[top : top + image.height, left : left + image.width]
     ink = np.asarray(image, np.uint16)[: area.shape[0], : area.shape[1]]
     area[:] = area * ink // 255

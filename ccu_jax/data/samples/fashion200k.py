@@ -148,7 +148,7 @@ def _invent_title(rng: Generator, kind: _Kind, color: str, pattern: str) -> str:
 
 
 def _sample_style_word(rng: Generator, kind: _Kind) -> str:
-    """Samples a style word, typical of the category, of another one or of none."""
+    """Samples a style word typical of the category, of another category, or of none."""
     if rng.random() < 0.3:
         return choose(rng, _CONTENT["common_words"])
     if rng.random() > _OWN_WORDS:

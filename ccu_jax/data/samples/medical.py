@@ -180,7 +180,7 @@ def _draw_study(rng: Generator, body: _Body, visible: list[str]) -> bytes:
 def _compute_ellipse_distance(
     x: np.ndarray, y: np.ndarray, width: float, height: float
 ) -> np.ndarray:
-    """Returns the approximate distance from a centered ellipse, negative inside."""
+    """Returns each pixel's approximate distance from a centered ellipse, < 0 inside."""
     distance = np.sqrt((x / width) ** 2 + (y / height) ** 2)
     return (distance - 1) * min(width, height)
 

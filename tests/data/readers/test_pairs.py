@@ -102,7 +102,7 @@ def test_group_in_two_splits_is_noted_or_an_error(write):
         row |= {"group": f"g{n // 2}", "split": split}
     counts = read_rows(write(rows)).counts
     assert counts["noted: group with rows in two splits"] == 4
-    with pytest.raises(UserError, match="pairs.jsonl: 4 groups have rows in two spl"):
+    with pytest.raises(UserError, match="pairs.jsonl: 4 groups have rows in more th"):
         read_rows(write(rows, strict=True))
 
 

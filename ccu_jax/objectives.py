@@ -114,8 +114,7 @@ def kl_divergence(
 
         T^2 KL(softmax(teacher / T) || softmax(student / T))
 
-    Sigmoids replace the softmax for multiple labels. T^2 makes the size of the gradient
-    independent of the temperature T.
+    Multi-label: with sigmoids. T^2 makes the gradient's size independent of T.
     """
     chex.assert_equal_shape([teacher_BxK, student_BxK])
     t, s = teacher_BxK / temperature, student_BxK / temperature

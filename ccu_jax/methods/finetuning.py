@@ -169,8 +169,7 @@ def contrastive_unlearning(problem: Problem) -> Program:
 
     on the features before the head: unlearn images are pushed away from retain images
     of their class and pulled towards other classes. Each unlearn batch is used with
-    `repeats` retain batches. Gradients also reach the retain features, as in the
-    authors' code.
+    `repeats` retain batches. As in the authors' code, gradients reach retain features.
     """
     config, sets = problem.method_config, problem.sets
     unlearn = problem.plan_epochs(sets.unlearn, config.unlearn_batch, "unlearn")

@@ -25,8 +25,7 @@ class Hyperparameters:
     """The real-valued fields of a method's configuration as a pytree.
 
     Nonzero values are leaves, so that other values do not recompile a program. Zeros
-    are part of the treedef, so that a program omits terms whose weight is 0. Values are
-    read as attributes.
+    are part of the treedef, so that a program omits terms whose weight is 0.
     """
 
     _values: dict[str, Any]

@@ -146,8 +146,7 @@ def make_shadow_program(problem: Problem, members: np.ndarray) -> Program:
     """Returns the program of a shadow model: the reference, also trained on `members`.
 
     `members` are rows of the unlearn set and unseen rows, trained in all views. All
-    shadow models run the same number of steps, although their numbers of members differ
-    (groups of rows are not split).
+    shadow models run the same number of steps, whatever their number of members.
     """
     sets, train = problem.sets, problem.config.train
     rows = _training_rows(problem)

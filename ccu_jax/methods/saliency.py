@@ -190,8 +190,7 @@ def sfron(problem: Problem) -> Program:
 
         -(1 - step / steps) * sum_{view in VISUAL} mean(weight * min(CE, 2 chance_loss))
 
-    Rows that are still recognized have more weight: `weight` is CE^-focal_exponent,
-    divided by its mean.
+    Rows that are still recognized weigh more: weight = CE^-focal_exponent / its mean.
     """
     config, train = problem.method_config, problem.config.train
     rows, is_ascent = _plan_sfron(problem)

@@ -111,8 +111,7 @@ def score_difference(
 ) -> Interval | None:
     """Returns the mean difference of `row_scores` from a reference, with its interval.
 
-    `reference` are the reference's logits. None if there is no row or a logit is not
-    finite.
+    `reference` are logits as well. None if there is no row or a logit is not finite.
     """
     if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
         return None

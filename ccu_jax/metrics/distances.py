@@ -99,8 +99,7 @@ def scatter_ratio(z: np.ndarray, labels: np.ndarray) -> float | None:
 
     Within: the squared distances of rows from their class mean. Between: the squared
     distances of class means from the overall mean, weighted by the number of rows. A
-    row with several labels `[N, K]` counts in each class. None if all class means are
-    equal.
+    row counts in each of its classes `[N, K]`. None if all class means are equal.
     """
     z, labels = np.asarray(z, np.float64), np.asarray(labels, np.float64)
     num_labels = labels.sum(axis=1)

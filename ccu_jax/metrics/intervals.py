@@ -4,8 +4,7 @@ They cover the sampling error of the rows, given the trained models. The variati
 between training runs is covered by `mean_over_seeds` alone.
 
 Rows of one group (images of one product, near-duplicates) are not independent. With
-`groups` `[N]`, the numbers or names of the rows' groups, groups instead of rows are the
-sampling units.
+`groups` `[N]`, a group number or name per row, groups are the sampling units.
 """
 
 import math
@@ -44,8 +43,7 @@ def interval_from_variance(
 ) -> Interval:
     """Returns the confidence interval of an estimate, clipped to the bounds.
 
-    It is Student's t-interval with `degrees` of freedom (at least 1), or the normal
-    interval if `degrees` is None.
+    Student's t-interval with `degrees` of freedom (at least 1), if given, else normal.
     """
     level = (1 + confidence) / 2
     if degrees is None:

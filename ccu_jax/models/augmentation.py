@@ -49,8 +49,7 @@ def _draw_per_row(keys, count):
 def drop_modalities(rows: dict[str, Array], rate: float) -> dict[str, Array]:
     """Hides image or text from the fused view in a fraction `rate` of rows with both.
 
-    Each row has a random `key`. Updates `has_image`, `has_text` and the weights as
-    `augment` does.
+    Uses each row's `key`; updates `has_image`, `has_text` and weights like `augment`.
     """
     return _drop_modalities(rows, _draw_per_row(rows["key"], _MODALITY_DRAWS), rate)
 

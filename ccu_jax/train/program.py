@@ -19,16 +19,14 @@ class Program(NamedTuple):
         frozen: a pytree of constant inputs of the loss.
         loss: `loss(params, frozen, aux, batch, step) -> (scalar, metrics)`, or None if
             `params` are already the result. `batch` maps each part of `plan` to rows of
-            its table, with a random key per row (`key`). Scalars are means over all
-            devices.
+            its table, with a random `key` per row. Scalars are means over all devices.
         optimizer: an Optax transformation. It updates one flat vector per `group`
             instead of a pytree of arrays, which is faster to compile and to run.
         optimizer_inputs: arrays passed to each `optimizer.update` as `inputs`, such as
             learning rates and masks; other values do not recompile the steps.
         group: maps the name of a module to the name of its parameter group.
         table: columns for the parts of a batch without a sharded table.
-        sharded_tables: tables from `Executor.shard_tree`, by part of a batch; each
-            device stores its shard only.
+        sharded_tables: tables from `Executor.shard_tree`, by part of a batch.
         plan: row numbers of each part of a batch, int32 `[steps, batch]`.
         aux: state of the method other than parameters, such as targets.
         refresh: `refresh(params, frozen, aux, sharded_tables) -> aux`, per-device; runs

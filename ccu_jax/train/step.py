@@ -20,8 +20,7 @@ from ccu_jax.train.program import Program, State
 def init_state(program: Program, key: jax.Array) -> State:
     """Returns the state before the first step.
 
-    Its arrays are copies, because each call donates its state, while the arrays of a
-    program may be used elsewhere.
+    Its arrays are copies, because each call of the steps donates its input state.
     """
     init = jax.jit(make_init_fn(program.optimizer, program.group))
     return init(program.params, program.aux, key)

@@ -1,8 +1,7 @@
 """CCU+, the closed-loop form of cross-modal contrastive unlearning.
 
 Instead of pushing unlearn images away until a stop rule applies, it moves the model's
-predictions on them to targets: estimated predictions of a model that never saw them
-(`targets.py`).
+predictions on them to those of a model that never saw them, estimated in `targets.py`.
 """
 
 from collections.abc import Callable

@@ -128,8 +128,7 @@ def retention_term(
 ) -> jax.Array:
     """Returns the weighted retention loss (b).
 
-    The fused view excludes rows without `has_all_modalities`, whose image or text was
-    dropped in this step.
+    The fused view excludes rows whose image or text was dropped in this step.
     """
     has_image = rows["has_image"]
     return weight * objectives.retention(

@@ -4,8 +4,7 @@ The confidence in the true labels, on an unbounded scale, is
 
     g = -log(-sum_k log p_k)
 
-where p_k is the probability of the true value of label k; for single labels the sum has
-one term, the true class.
+where p_k is the probability of label k's true value; single-label: the true class only.
 
 The other statistics are over the valid rows of padded tables: `valid` is false for
 padding rows, which may contain any finite values.
@@ -48,8 +47,7 @@ def margin(scores_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
     """Returns the margin of the ridge scores of the true labels, `[N]`.
 
     Single-label: the score of the true class minus the highest other score.
-    Multi-label: the confidence, which mostly depends on the number of labels and on how
-    common they are.
+    Multi-label: the confidence, which mostly reflects the labels' count and frequency.
     """
     if multi_label:
         logits = scores_to_logits(scores_NxK)

@@ -35,10 +35,7 @@ _DIRECTION_MARKS = frozenset(
 
 
 def replace_unprintable(text: str) -> str:
-    """Replaces control characters, so that text from data cannot control a terminal.
-
-    Surrogates, which cannot be encoded, and direction marks are replaced as well.
-    """
+    """Replaces characters that could control a terminal or that cannot be encoded."""
 
     def is_printable(c):
         is_control = unicodedata.category(c) in ("Cc", "Cs") or c in _DIRECTION_MARKS

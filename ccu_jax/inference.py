@@ -76,9 +76,7 @@ class Classifier(NamedTuple):
 def load_classifier(
     workdir: str | pathlib.Path, method: str = "ccu_plus", seed: int = 0
 ) -> Classifier:
-    """Loads a model from the working folder of a run.
-
-    The method `original` is the model before unlearning.
+    """Loads the model of a method from a run's folder; `original`: before unlearning.
 
     Raises:
         UserError: the model does not exist or has diverged, or its files are damaged.

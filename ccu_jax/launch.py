@@ -31,10 +31,10 @@ _STOPPED = "stopped; rerun the same command to resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command selected by `argv` and returns the exit code of the process.
+    """Runs the command selected by `argv` (default: `sys.argv[1:]`).
 
-    Exit codes: 0, 2 (user error), 75 (preempted, or a temporary error: rerun), 130
-    (interrupted). By default `argv` are the command-line arguments of the process.
+    Returns the exit code: 0, 2 (user error), 75 (preempted or a temporary error; rerun
+    the command) or 130 (interrupted).
     """
     try:
         return _run_command(argv)

@@ -207,12 +207,10 @@ def _format_cell(row: Mapping[str, Any], column: Column) -> str:
 def start_child(**environment: str) -> Generator[Callable[..., Any]]:
     """Starts a child process that can call functions of `ccu_jax.benchmarks`.
 
-    `environment` is set before the process imports NumPy, JAX or PyTorch.
-
-    Yields:
-        `call("MODULE.FUNCTION", *args)`, which runs the function in the process. It
-        re-raises a `UserError` of the function, raises a `UserError` if the process was
-        killed, and converts any other error to a RuntimeError.
+    `environment` is set before the process imports NumPy, JAX or PyTorch. Yields
+    `call("MODULE.FUNCTION", *args)`, which runs the function in the process. It
+    re-raises a `UserError` of the function, raises a `UserError` if the process was
+    killed, and converts any other error to a RuntimeError.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, _set_environment, (environment,)) as pool:

@@ -196,10 +196,8 @@ def _find_torch_skip_reason() -> str | None:
 def start_torch(problem: Problem, names: list[str]) -> Generator[CallTorch]:
     """Starts PyTorch in a process without JAX, so that thread pools do not compete.
 
-    `names` are methods out of TORCH_METHODS.
-
-    Yields:
-        `call(function, *args)`, which calls a function of `torch_training` by name.
+    `names` is a subset of TORCH_METHODS. Yields `call(function, *args)`, which calls a
+    function of `torch_training` by name.
     """
     environment = {
         "OMP_NUM_THREADS": str(harness.count_cores()),

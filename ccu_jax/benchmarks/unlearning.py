@@ -26,7 +26,7 @@ from ccu_jax.distributed.executors import pmap
 from ccu_jax.errors import UserError
 from ccu_jax.methods import METHODS, Problem
 
-_LONG = ("original", "retrain", "retrain_visual")  # run once
+_LONG = ("original", "retrain", "retrain_visual")  # methods that run once
 COMPILED_METHOD = "ccu_plus"
 # Compilation does not depend on the number of rows or epochs.
 _SETTINGS = "--set train.epochs=1 --set data.records=False --set data.sample_rows=600"

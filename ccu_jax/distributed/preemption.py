@@ -65,8 +65,8 @@ def enable_sync_points(
 
     Args:
         reached_sync_point: `multihost_utils.reached_preemption_sync_point`, or another
-            function from the number of a sync point to whether to stop there. Each
-            process numbers its sync points from 1.
+            function of the number of a sync point that returns whether to stop there;
+            each process numbers its sync points from 1.
         disconnect: called before the exit; blocks until all processes call it.
     """
     _State.reached_sync_point, _State.disconnect = reached_sync_point, disconnect

@@ -50,10 +50,9 @@ class FeatureStore(NamedTuple):
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
     def as_table(self, table: Table) -> dict[str, Any]:
-        """Returns a table for `Forward.compute_outputs` with features, not images.
+        """Returns a table for `Forward.compute_outputs` that has features, no images.
 
-        `table` has the labels and masks of all rows. Raises ValueError if a row was
-        erased.
+        `table` has labels and masks of all rows. Raises ValueError if one was erased.
         """
         self._check_valid(slice(None))
         features, h_text = (
@@ -73,8 +72,7 @@ def make_compute_fn(
 ) -> ComputeFn:
     """Returns a function that computes the columns of a `FeatureStore` for given rows.
 
-    It runs a forward pass of the original with `params` and one of an untrained trunk
-    on these rows of the table.
+    It encodes rows of `table` with the original (`params`) and an untrained trunk.
     """
     # Independent of the original, whose parameters start from the same seed.
     key = jax.random.fold_in(jax.random.key(seed), 0x0FF)

@@ -16,10 +16,8 @@ def fit_ridge(
     """Fits a ridge regression and computes its leave-one-out predictions.
 
     The leave-one-out residual of a row is its residual divided by one minus its
-    leverage (Cook & Weisberg 1982).
-
-    Rows whose weight is False are padding. The penalty `strength` is relative to the
-    mean eigenvalue of the feature covariance.
+    leverage (Cook & Weisberg 1982). Rows whose weight is False are padding. The penalty
+    `strength` is relative to the mean eigenvalue of the feature covariance.
 
     Returns:
         A function that maps features `[N, F]` to scores `[N, K]`, roughly in [0, 1],

@@ -146,8 +146,7 @@ class Trial:
 def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
     """Tunes all methods of a configuration except the references, on all seeds.
 
-    Each method gets `trials` trials. Returns the content of `tuning.json`, which is
-    also printed as a table.
+    Each method gets `trials` trials. Returns the content of `tuning.json`.
 
     Raises:
         UserError: the configuration or the working folder is invalid.

@@ -103,8 +103,8 @@ def run_variant(
     section = dataclasses.replace(getattr(problem.config, method), **settings)
     config = dataclasses.replace(problem.config, **{method: section})
     problem = problem._replace(config=config, method=method)
-    steps = path.with_suffix("")
-    outcome = ctx.loop.run(method, METHODS[method], problem, steps, NullStage())
+    checkpoints = path.with_suffix("")
+    outcome = ctx.loop.run(method, METHODS[method], problem, checkpoints, NullStage())
     params = {**problem.original, **outcome.params}
     predictions = ctx.predict(problem, params, outcome.params)
     original, original_path = None, outputs_path(ctx.workdir, problem.seed, "original")
@@ -114,7 +114,7 @@ def run_variant(
     result["settings"] = settings
     if is_primary():
         results.write_result(path, result)
-        shutil.rmtree(steps, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     barrier(path.name)
     return result
 

@@ -36,9 +36,7 @@ def try_lock(stack: contextlib.ExitStack, workdir: pathlib.Path) -> str:
     """Locks a working folder until `stack` closes, unless another process has done so.
 
     Creates the folder and removes temporary files of killed `write_atomically` calls.
-
-    Returns:
-        A description of the process that holds the lock, or "" if this process does.
+    Returns a description of the process that has the lock, or "" for this process.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     file = stack.enter_context((workdir / "run.lock").open("a+b"))

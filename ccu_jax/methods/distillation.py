@@ -36,7 +36,7 @@ def scrub(problem: Problem) -> Program:
     def loss(params, frozen, aux, batch, step):
         hp, is_ascent = frozen["hp"], frozen["is_ascent"][step]
         rows = augment(batch["rows"], batch["rows"]["key"], problem.config.train)
-        # Without dropout, both models agree at first and ascent follows rounding errors.
+        # Without dropout, the models agree at first and ascent follows rounding errors.
         student = model.apply(params, rows, keys=rows["key"])
         teacher = model.apply(frozen["teacher"], rows)
         weights = _weights_by_view(rows)

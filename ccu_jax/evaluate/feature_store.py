@@ -50,7 +50,7 @@ class FeatureStore(NamedTuple):
         return {name: np.asarray(x).take(rows, 0) for name, x in self.columns.items()}
 
     def as_table(self, table: Table) -> dict[str, Any]:
-        """Returns a table for `Forward.compute_outputs` that has features, no images.
+        """Returns a table for `Forward.compute_outputs` with features but no images.
 
         `table` has labels and masks of all rows. Raises ValueError if one was erased.
         """
@@ -64,7 +64,9 @@ class FeatureStore(NamedTuple):
 
     def _check_valid(self, rows):
         if not self.valid[rows].all():
-            raise ValueError("rows: the features of some of these rows were erased")
+            raise ValueError(
+                "rows: --purge erased the features of some; pass other rows"
+            )
 
 
 def make_compute_fn(

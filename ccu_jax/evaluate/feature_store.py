@@ -64,9 +64,7 @@ class FeatureStore(NamedTuple):
 
     def _check_valid(self, rows):
         if not self.valid[rows].all():
-            raise ValueError(
-                "rows: --purge erased the features of some; pass other rows"
-            )
+            raise ValueError("rows: features of some were erased by a purge")
 
 
 def make_compute_fn(

@@ -215,7 +215,7 @@ def test_removed_rows_are_zero_on_disk_and_cannot_be_taken(folder, columns):
     store = read(folder)
     assert np.flatnonzero(~store.valid).tolist() == REMOVED.tolist()
     for rows in (REMOVED, REMOVED[:1], np.array([0, 1, 17])):
-        with pytest.raises(ValueError, match="removed"):
+        with pytest.raises(ValueError, match="erased"):
             store.take(rows)
     assert len(store.take(REMAINING)["features"]) == len(REMAINING)
 
@@ -229,7 +229,7 @@ def test_store_with_removed_rows_is_rebuilt(tmp_path, problem):
     open_store()
     erase_rows(tmp_path, REMOVED)
     store = read(tmp_path, feature_store.store_identity(problem.params, "data"))
-    with pytest.raises(ValueError, match="removed"):
+    with pytest.raises(ValueError, match="erased"):
         store.as_table(problem.table)
     assert open_store().valid.all()
     assert count_nonzero_rows(tmp_path, REMOVED) == len(REMOVED)
@@ -239,7 +239,7 @@ def test_interrupted_removal_leaves_no_row_that_can_be_used(folder):
     fault = mock.patch.object(np, "memmap", side_effect=KeyboardInterrupt)
     with fault, pytest.raises(KeyboardInterrupt):
         erase_rows(folder, REMOVED)
-    with pytest.raises(ValueError, match="removed"):
+    with pytest.raises(ValueError, match="erased"):
         read(folder).take(REMOVED[:1])
     # The values are still there; the next purge removes them.
     assert count_nonzero_rows(folder, REMOVED) == len(REMOVED)

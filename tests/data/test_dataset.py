@@ -117,7 +117,7 @@ def test_other_settings_or_changed_files_are_prepared_again(
     (source / "images" / "new").rename(source / "images" / "0.png")
     assert prepare(config, workdir).fingerprint != first.fingerprint
     assert len(prepare(write(make_pairs(31)), workdir).id) == 31
-    with pytest.raises(UserError, match=r"have changed since .*w was made"):
+    with pytest.raises(UserError, match=r"have changed since .*w was created"):
         load(write(make_pairs(30)), workdir, ignore_progress, "stored fingerprint")
     assert len(prepare(write(make_pairs(31)), workdir).id) == 31
 

@@ -119,7 +119,7 @@ def _append_row(
 
 
 def iterate_rows(scratch: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yields the stored rows without their images.
+    """Yields the rows that `ingest_rows` stored, without their images.
 
     `text` is None if missing, `labels` are class indices, and `image` tells whether the
     row has an image.

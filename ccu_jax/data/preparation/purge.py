@@ -268,7 +268,7 @@ def _iterate_stored(
 def _iterate_originals(
     preparation: Preparation, ids: set[str]
 ) -> Iterator[tuple[Example, bytes]]:
-    """Yields (example, encoded image) of the given ids; nothing if the source is gone."""
+    """Yields (example, encoded image) for each of `ids` that the source contains."""
     if (source := preparation.reopen_source()) is None:
         return
     for done, key in enumerate(source.keys):

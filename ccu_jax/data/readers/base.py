@@ -77,7 +77,8 @@ class Counts:
     def no_rows_error(self) -> UserError:
         """Returns the error for a data set without a usable row."""
         counts = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
-        return UserError(f"{self.origin}: no usable row left ({counts or 'no rows'})")
+        cause = counts or "no rows"
+        return UserError(f"{self.origin}: no usable row left ({cause}); fix the files")
 
 
 class Reader(NamedTuple):

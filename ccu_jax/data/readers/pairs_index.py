@@ -127,7 +127,7 @@ def _find_class_folders(root: pathlib.Path) -> list[tuple[str, str, str | None]]
 
 
 def _list_subfolders(folder: pathlib.Path) -> list[str]:
-    """Returns the sorted names of the subfolders, without hidden ones and links."""
+    """Returns the sorted names of the subfolders, except hidden ones and links."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name
@@ -232,7 +232,7 @@ def _pop_all(items: collections.deque) -> Iterator:
 
 
 def _iter_csv_texts(lines: NumberedLines, row: list[_Line]) -> Iterator[str]:
-    """Yields decoded lines for `csv.reader`, and appends each one to `row`."""
+    """Yields decoded lines for `csv.reader`, and appends each line to `row`."""
     size = 0
     for line in itertools.starmap(_Line, lines):
         row.append(line)

@@ -104,7 +104,7 @@ class Release:
         return [images, *below]
 
     def _check_required(self, root: pathlib.Path) -> dict[str, bool]:
-        """Returns whether each required file or folder exists below `root`, by name."""
+        """Returns `{name: whether it exists}` for the required files and folders."""
         files = {name: (root / name).is_file() for name in self.lists}
         images = " or ".join((f"{self.image_folders[0]}/", *self.image_archives))
         return files | {images: self.has_images(root)}
@@ -118,7 +118,7 @@ class Release:
         return next((f for f in folders if all(self._check_required(f).values())), None)
 
     def _find_root_below(self, user_folder: pathlib.Path) -> pathlib.Path:
-        """Returns the root in or near the user's folder; UserError if incomplete."""
+        """Finds the root in or near the user's folder, or raises UserError."""
         candidates = self._list_candidates(user_folder)
         root = self._find_complete_folder(candidates)
         is_empty = not any(any(self._check_required(f).values()) for f in candidates)
@@ -142,7 +142,7 @@ class Release:
         raise self._make_missing_error(candidates)
 
     def _make_missing_error(self, folders: list[pathlib.Path]) -> UserError:
-        """Returns an error that lists the files missing in the best candidate."""
+        """Returns an error that lists the files missing in the most complete folder."""
         root = max(folders, key=lambda path: sum(self._check_required(path).values()))
         files = self._check_required(root)
         missing = [name for name, exists in files.items() if not exists]

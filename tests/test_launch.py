@@ -125,7 +125,7 @@ def test_flags_override_fields_of_the_config(run):
         ("--config tiny --methods ,", "methods: empty list --methods"),
         ("--config tiny --seeds 1,0,1", "seeds: 1 repeated"),
         ("--config tiny --seeds ,", "seeds: empty list"),
-        ("--config tiny --seeds a", "--seeds 'a' whole"),
+        ("--config tiny --seeds a", "--seeds 'a' integers"),
         ("--config tiny --seeds=-1", "seeds=-1: at least 0"),
         ("--config tiny --devices 0", "--devices '0'"),
         ("--config tiny --multihost a:1 2", "--multihost ADDRESS:PORT COUNT INDEX"),

@@ -82,6 +82,8 @@ def load_classifier(
         UserError: the model does not exist or has diverged, or its files are damaged.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    if not workdir.is_dir():
+        raise UserError(f"workdir: no folder {workdir.absolute()}; correct the path")
     result_path = results.result_path(workdir, seed, method)
     if not result_path.exists():
         finished = sorted(path.stem for path in (workdir / "stages").glob("*.json"))

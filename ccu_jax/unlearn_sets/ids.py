@@ -73,7 +73,10 @@ def read_ids(path: pathlib.Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"unlearn ids: cannot read {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"unlearn ids: cannot read {path}: {reason}; pass a UTF-8 file of ids"
+        ) from None
     ids = [line.strip() for line in lines]
     # A comment starts with a hash and a space, while an id may start with a hash.
     return [i for i in ids if i and not f"{i} ".startswith("# ")]

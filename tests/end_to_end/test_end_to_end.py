@@ -313,6 +313,8 @@ def test_invalid_use_of_a_model_is_rejected(finished, copy, tmp_path):
         load_classifier(finished[0], "scrub")
     with pytest.raises(UserError, match="choose from: none"):
         load_classifier(tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        load_classifier(tmp_path / "nowhere")
     (meta,) = copy.glob("checkpoints/ccu_plus-0/params/*/meta/metadata")
     meta.write_bytes(meta.read_bytes()[:-9])
     remedy = f"missing or damaged .*; remove {copy}/stages/ccu_plus-0.json and rerun"

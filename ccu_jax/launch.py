@@ -1,8 +1,7 @@
 """The entry point of one process; the scripts in `launch/` start one per host.
 
 Flags -> environment -> configuration -> hosts -> experiment -> exit code. No other
-module reads flags or sets environment variables. Modules that import JAX are imported
-after the environment is set.
+module reads flags or sets JAX's environment, so JAX is imported after that.
 """
 
 import argparse

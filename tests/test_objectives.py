@@ -18,7 +18,7 @@ NUM_ROWS, SIZE = 8, 5
 
 
 def make_arrays(multi_label=False):
-    """Inputs of all objectives; the suffix u or r stands for unlearn or retain rows."""
+    """Returns inputs of all objectives; suffixes u and r: unlearn and retain rows."""
     rng = np.random.default_rng(0)
     x = {}
     for name in ("h_u", "h_r", "image", "text", "text_r"):

@@ -55,8 +55,7 @@ def audit_outputs(outputs: Outputs) -> dict[str, Any]:
     `compared` says whether there is a reference, and `costs_s` has the seconds of each
     measurement.
 
-    Raises:
-        ValueError: the outputs have different rows.
+    Raises ValueError if the outputs have different rows.
     """
     model = outputs["model"]
     if any((compared.id != model.id).any() for compared in outputs.values()):

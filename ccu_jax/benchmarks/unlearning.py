@@ -81,7 +81,7 @@ def measure_unlearn(flags: argparse.Namespace) -> list[Measurements]:
     )
     return [
         Measurements("runs", title, _RUN_COLUMNS, runs, note),
-        Measurements("runs", "one step", _STEP_COLUMNS, runs, step_note),
+        Measurements("steps", "one step", _STEP_COLUMNS, runs, step_note),
         Measurements("peaks", "one device", _PEAK_COLUMNS, [peaks._asdict()]),
     ]
 

@@ -48,8 +48,7 @@ def apply_tuned(config: Config, name: str) -> Config:
     `name` is the stem of a JSON file in `configs/tuned/`: a copy of the `tuning.json`
     of a `--tune` run, whose `winners` are applied.
 
-    Raises:
-        UserError: The file is missing or contains invalid settings.
+    Raises UserError if the file is missing or contains invalid settings.
     """
     path = _find_config_folder() / "tuned" / f"{name}.json"
     try:

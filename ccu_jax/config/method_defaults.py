@@ -141,7 +141,8 @@ class Scrub:
     temperature: Positive = 4.0
     distill_weight: NonNegative = 1.0  # of the divergence from the original's outputs
     task_weight: NonNegative = 1.0  # of the task loss on the retain set
-    # SCRUB+R: end with the epoch whose unlearn loss is nearest to the validation loss.
+    # SCRUB+R: return the epoch whose image score on the unlearn set is nearest to the
+    # final score on the validation set.
     rewind: bool = False
 
 

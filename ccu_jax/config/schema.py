@@ -150,7 +150,7 @@ class Run:
     image_placement: Literal["auto", "device", "host"] = "auto"
     # Features are read from the store of the original, or computed for each request.
     features: Literal["stored", "computed"] = "stored"
-    steps_per_call: Count = 32  # optimizer steps in one compiled scan
+    steps_per_call: Count = 32  # optimizer steps in one compiled loop
     # Steps between checkpoints; methods on cached features run all steps in one call.
     checkpoint_steps: Count = 200
     evaluate_batch: Count = 256  # rows of one forward pass over all devices

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from ccu_jax.errors import UserError
 
 # The library warns on stderr if a process that used its threads forks.
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PAD, UNKNOWN, END = 0, 1, 2
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[END]")

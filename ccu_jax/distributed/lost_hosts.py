@@ -37,6 +37,8 @@ def failed_start_error(
 def lost_host_error(error: BaseException | None) -> RetryableError | None:
     """Returns the error to show if a process is lost; None for other exceptions."""
     while error is not None and jax.distributed.is_initialized():
+        if "RESOURCE_EXHAUSTED" in str(error):  # may name NCCL as well
+            return None
         if any(part in str(error) for part in _ERROR_PARTS):
             return RetryableError(
                 "another process of this run failed or cannot be reached; start "

@@ -105,8 +105,7 @@ def open_or_build(
     `fingerprint` identifies the data; `progress` is called with (rows done, rows). The
     other arguments are those of `make_compute_fn`.
 
-    Raises:
-        UserError: the store cannot be read back after it was written.
+    Raises UserError if the store cannot be read back after it was written.
     """
     identity = store_identity(params, fingerprint)
     store = read(folder, identity)
@@ -197,8 +196,7 @@ def erase_rows(folder: pathlib.Path, rows: np.ndarray) -> int:
 
     A damaged store may still contain these rows, so it is deleted.
 
-    Raises:
-        OSError: the store cannot be written.
+    Raises OSError if the store cannot be written.
     """
     shutil.rmtree(folder.with_name(folder.name + ".new"), ignore_errors=True)
     if not folder.exists():

@@ -45,8 +45,7 @@ def estimate_memorization(
         probabilities are geometric means over labels. 0 for rows without an image and
         for rows in neither set.
 
-    Raises:
-        UserError: a logit of the original is not finite.
+    Raises UserError if a logit of the original is not finite.
     """
     train, unseen = (rows[data.has_image[rows]] for rows in (train, unseen))
     original, easiness = np.zeros((2, len(data.id)), np.float32)

@@ -101,8 +101,7 @@ def save_predictions(path: pathlib.Path, predictions: Predictions) -> None:
 def load_predictions(path: pathlib.Path) -> Predictions:
     """Reads predictions that `save_predictions` has written.
 
-    Raises:
-        UserError: the file is missing or damaged.
+    Raises UserError if the file is missing or damaged.
     """
     names = [name for name in Predictions._fields if name != "logits"]
     try:

@@ -76,8 +76,7 @@ def ablate(config: Config, workdir: pathlib.Path) -> list[Result]:
 
     Returns the content of `ablation.json`, which is also printed as tables.
 
-    Raises:
-        UserError: the configuration or the working folder is invalid.
+    Raises UserError if the configuration or the working folder is invalid.
     """
     names = [name for name in config.methods if name in OURS]
     method_kind = f"variant of CCU ({', '.join(OURS)})"

@@ -41,8 +41,7 @@ def run(
         The content of `results.json`: one record per method and seed, including those
         of earlier runs in this folder.
 
-    Raises:
-        UserError: the configuration is invalid, or the working folder is damaged.
+    Raises UserError if the configuration is invalid, or the working folder is damaged.
     """
     methods = tiers.list_required_methods(audit, ["original", *config.methods])
     titles = [*tiers.list_stage_titles(audit, config.seeds), "report"]

@@ -148,8 +148,7 @@ def tune(config: Config, workdir: pathlib.Path, trials: int) -> dict[str, Any]:
 
     Each method gets `trials` trials. Returns the content of `tuning.json`.
 
-    Raises:
-        UserError: the configuration or the working folder is invalid.
+    Raises UserError if the configuration or the working folder is invalid.
     """
     names = [name for name in config.methods if name not in REFERENCES]
     titles = [f"tune {name}" for name in names]

@@ -46,8 +46,7 @@ def open_variants(
     error message for an empty list. Yields the context, and the problem of each seed
     with its original and features.
 
-    Raises:
-        UserError: the configuration or the working folder is invalid.
+    Raises UserError if the configuration or the working folder is invalid.
     """
     if not methods:
         raise UserError(

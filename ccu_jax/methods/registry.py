@@ -3,7 +3,7 @@
 A method is a function `Problem -> Program`. All programs run in the same loop, so that
 their run times are comparable. Each method reads the configuration section with its
 name; several names may share a function. To add a method, add its function here and its
-section to `config/schema.py`.
+section to `config/method_defaults.py` and `config/schema.py`.
 """
 
 import functools

@@ -65,7 +65,13 @@ class FusedHead(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, h_image, h_text, has_image, has_text):
+    def __call__(
+        self,
+        h_image: jax.Array,
+        h_text: jax.Array,
+        has_image: jax.Array,
+        has_text: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns logits `[B, K]` and features `[B, F]`, the output layers' inputs."""
         inputs, small = [], nn.initializers.normal(0.02)
         modalities = (("image", h_image, has_image), ("text", h_text, has_text))
@@ -95,8 +101,7 @@ def build(
     `has_text` `[B]`, the modalities that the fused view sees. With `keys`, a random key
     per row, dropout applies to features of rows with `use_dropout` (bool `[B]`).
 
-    Raises:
-        UserError: the sizes in the configuration are incompatible.
+    Raises UserError if the sizes in the configuration are incompatible.
     """
     _check_sizes(config, image_size)
     modules, rate = _make_modules(config, num_classes, vocab_size), config.dropout

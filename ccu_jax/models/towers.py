@@ -24,7 +24,12 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):
+    def __call__(
+        self,
+        x_BxTxW: jax.Array,
+        mask_BxT: jax.Array | None = None,
+        query_BxQxW: jax.Array | None = None,
+    ) -> jax.Array:
         """Returns tokens `[B, Q, W]`, or `[B, T, W]` without queries."""
         batch, _, width = x_BxTxW.shape
         if query_BxQxW is None:
@@ -85,7 +90,7 @@ class FeedForward(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxTxW):
+    def __call__(self, x_BxTxW: jax.Array) -> jax.Array:
         """Returns tokens of the same shape."""
         batch, _, width = x_BxTxW.shape
         x_NxW = einops.rearrange(x_BxTxW, "b t w -> (b t) w")
@@ -108,7 +113,12 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BxTxW, mask_BxT=None, query_BxQxW=None):
+    def __call__(
+        self,
+        x_BxTxW: jax.Array,
+        mask_BxT: jax.Array | None = None,
+        query_BxQxW: jax.Array | None = None,
+    ) -> jax.Array:
         """Returns tokens, as `Attention` does."""
         attention = Attention(self.heads, self.dtype, name="attention")
         x_BxTxW = attention(x_BxTxW, mask_BxT, query_BxQxW)
@@ -172,7 +182,7 @@ class ImageTrunk(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image_BxSxSx3):
+    def __call__(self, image_BxSxSx3: jax.Array) -> jax.Array:
         """Returns tokens, two per image if `returns_pooled`."""
         x = (image_BxSxSx3.astype(self.dtype) - PIXEL_MEAN) / PIXEL_STD
         to_patches = "b (h p) (w q) c -> b (h w) (p q c)"
@@ -210,7 +220,7 @@ class ImageTail(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x_BxPxW):
+    def __call__(self, x_BxPxW: jax.Array) -> jax.Array:
         """Returns image features `[B, W]`."""
         for i in range(self.depth):
             query = pool_class_and_mean(x_BxPxW) if i == self.depth - 1 else None
@@ -232,7 +242,7 @@ class TextTower(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, text_BxT):
+    def __call__(self, text_BxT: jax.Array) -> jax.Array:
         """Returns text features: the mean of the tokens that are not padding."""
         mask_BxT = text_BxT > 0
         small, tiny = nn.initializers.normal(0.02), nn.initializers.normal(0.01)

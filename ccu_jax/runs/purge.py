@@ -32,29 +32,11 @@ def purge_workdir(ctx: RunContext) -> None:
             or a copy of an image was found.
     """
     with ctx.reporter.stage("purge") as stage:
-        report = run_on_primary(functools.partial(_purge, ctx), stage.report_progress)
-    if report is None:
-        return
-    ctx.reporter.log(
-        f"purged {report['num_images']:,} images; searched {report['num_files']:,} "
-        f"files ({report['num_bytes']:,} bytes) for {report['num_patterns']:,} pieces "
-        f"of them: {len(report['hits'])} found; images too uniform to search for: "
-        f"{report['num_uniform']}. Also removed: their rows in the feature stores of "
-        f"the originals, and {report['models']} folders of models trained on them "
-        "(originals, shadow models, diverged and interrupted runs). Kept: ids, scores, "
-        "and the unchanged trunk in models of methods that do not train it. Your own "
-        "files still contain the images"
-    )
-    if report["hits"]:
-        raise UserError(
-            f"purge: {len(report['hits'])} matches of unlearned images remain, such as "
-            f"{report['hits'][0][0]}; see {ctx.workdir / 'purge.json'}. A retained row "
-            "may have the same image; delete copies that other programs wrote and rerun"
-        )
+        run_on_primary(functools.partial(_purge, ctx), stage.report_progress)
 
 
-def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
-    """Removes the images and searches for copies; writes and returns purge.json."""
+def _purge(ctx: RunContext, progress: Progress) -> None:
+    """Removes the images, searches for copies, and reports to screen and purge.json."""
     workdir = ctx.workdir
     recorded = {result["seed"] for result in load_all_results(workdir)}
     for seed in sorted({*ctx.config.seeds, *recorded}):
@@ -78,7 +60,27 @@ def _purge(ctx: RunContext, progress: Progress) -> dict[str, Any]:
     )
     report = result._asdict() | counts
     write_json(workdir / "purge.json", report)
-    return report
+    _report(ctx, report)
+
+
+def _report(ctx: RunContext, report: dict[str, Any]) -> None:
+    """Logs the result of a purge; raises UserError if copies were found."""
+    ctx.reporter.log(
+        f"purged {report['num_images']:,} images; searched {report['num_files']:,} "
+        f"files ({report['num_bytes']:,} bytes) for {report['num_patterns']:,} pieces "
+        f"of them: {len(report['hits'])} found; images too uniform to search for: "
+        f"{report['num_uniform']}. Also removed: their rows in the feature stores of "
+        f"the originals, and {report['models']} folders of models trained on them "
+        "(originals, shadow models, diverged and interrupted runs). Kept: ids, scores, "
+        "and the unchanged trunk in models of methods that do not train it. Your own "
+        "files still contain the images"
+    )
+    if report["hits"]:
+        raise UserError(
+            f"purge: {len(report['hits'])} matches of unlearned images remain, such as "
+            f"{report['hits'][0][0]}; see {ctx.workdir / 'purge.json'}. A retained row "
+            "may have the same image; delete copies that other programs wrote and rerun"
+        )
 
 
 def _purge_models(workdir: pathlib.Path) -> int:

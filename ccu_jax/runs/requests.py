@@ -41,8 +41,7 @@ def split_requests(
     No group is divided, and each request has at least one image. Returns the sorted row
     numbers of each request.
 
-    Raises:
-        UserError: there are fewer groups with images than requests.
+    Raises UserError if there are fewer groups with images than requests.
     """
     groups = list_unlearned_groups(data, sets, seed, config.duplicates)
     num_images = np.array([data.has_image[rows].sum() for rows in groups])

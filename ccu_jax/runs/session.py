@@ -45,8 +45,7 @@ def open_run(
     All input is validated before the first training step, and before anything except
     data and logs is written. `titles` names the stages that follow the methods.
 
-    Raises:
-        UserError: the configuration, the data or the folder is invalid.
+    Raises UserError if the configuration, the data or the folder is invalid.
     """
     methods = list(dict.fromkeys(("original", *config.methods)))
     from_json(to_json(config))  # checks every value

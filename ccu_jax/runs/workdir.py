@@ -112,8 +112,7 @@ def unlearn_set_files(
 ) -> dict[pathlib.Path, str]:
     """Returns `{path: text}` that lists a seed's unlearn set and its near-duplicates.
 
-    Raises:
-        UserError: the existing file is damaged or lists another unlearn set.
+    Raises UserError if the existing file is damaged or lists another unlearn set.
     """
     if not len(sets.unlearn):  # drawn after the original is trained
         return {}

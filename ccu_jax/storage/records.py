@@ -21,8 +21,7 @@ def add_checksum(record: dict[str, Any]) -> dict[str, Any]:
 def verify_checksum(record: Any) -> dict[str, Any]:
     """Verifies the checksum of a record and returns the record without it.
 
-    Raises:
-        ValueError: The checksum is missing or does not match.
+    Raises ValueError if the checksum is missing or does not match.
     """
     if not isinstance(record, dict) or not isinstance(record.get(_KEY), str):
         raise ValueError("record has no checksum")

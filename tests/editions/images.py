@@ -19,7 +19,7 @@ def damage_images(paths: Iterator[pathlib.Path]) -> Counter[str]:
         path = next(paths)
         counts.update(keys)
         with Image.open(path) as image:
-            counts["noted: greyscale image"] -= image.mode == "L"
+            counts["noted: grayscale image"] -= image.mode == "L"
         return path
 
     take("skipped: image missing").unlink()
@@ -36,7 +36,7 @@ def damage_images(paths: Iterator[pathlib.Path]) -> Counter[str]:
     original, copy = take(), take("noted: near-duplicate image")
     shutil.copyfile(original, copy)
     with Image.open(original) as image:
-        counts["noted: greyscale image"] += 2 * (image.mode == "L")
+        counts["noted: grayscale image"] += 2 * (image.mode == "L")
     for path, image, format_, options in _unusual_forms(take):
         image.save(path, format_, **options)
     return counts
@@ -52,11 +52,11 @@ def _unusual_forms(take):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     for keys, mode, format_, options in (
-        (["noted: greyscale image"], "L", "png", {}),
+        (["noted: grayscale image"], "L", "png", {}),
         (["noted: CMYK image"], "CMYK", "jpeg", {}),
         (["noted: palette image"], "P", "png", {}),
         (["noted: progressive JPEG"], "RGB", "jpeg", {"progressive": True}),
-        (["noted: EXIF turn ignored"], "RGB", "jpeg", {"exif": exif}),
+        (["noted: EXIF orientation ignored"], "RGB", "jpeg", {"exif": exif}),
         ([], "RGB", "tiff", {}),
     ):
         path = take(*keys)
@@ -65,7 +65,7 @@ def _unusual_forms(take):
     image = rgb(path).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     yield path, image, "png", {}
-    path = take("noted: greyscale image", "noted: 16-bit image")
+    path = take("noted: grayscale image", "noted: 16-bit image")
     wide = np.asarray(rgb(path).convert("L")).astype(np.uint16) * 257
     yield path, Image.fromarray(wide), "png", {}
     path = take("noted: palette image", "noted: animated image")

@@ -244,5 +244,5 @@ def test_data_folder_of_the_user_in_the_workdir_is_not_removed(rows, reject, wor
     own = workdir / "data" / "precious.txt"
     own.parent.mkdir()
     own.write_text("precious")
-    reject(words="out/data not made by this program --workdir")
+    reject(words="out/data not created by this program --workdir")
     assert own.read_text() == "precious"

@@ -104,7 +104,7 @@ def _find_notes(image: Image.Image) -> tuple[str, ...]:
         if "exif" in image.info:
             is_rotated = image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
     properties = {
-        "greyscale image": mode.split(";")[0] in _GREY_MODES,
+        "grayscale image": mode.split(";")[0] in _GREY_MODES,
         "CMYK image": mode == "CMYK",
         "palette image": mode in ("P", "PA"),
         "transparent image": mode in _TRANSPARENT_MODES or "transparency" in image.info,
@@ -112,7 +112,7 @@ def _find_notes(image: Image.Image) -> tuple[str, ...]:
         "16-bit image": mode.startswith("I"),
         "animated image": is_animated,
         "image above 40 megapixels": image.width * image.height > _LARGE_PIXELS,
-        "EXIF turn ignored": is_rotated,
+        "EXIF orientation ignored": is_rotated,
     }
     return tuple(f"noted: {name}" for name, applies in properties.items() if applies)
 

@@ -104,7 +104,7 @@ def _translate_error(archive: pathlib.Path, error: BaseException) -> UserError |
         return None
     if not isinstance(error, Exception) or isinstance(error, UserError | MemoryError):
         return None
-    if isinstance(error, RuntimeError):  # raised by zipfile alone
+    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
         return UserError(
             f"{archive} is encrypted or uses an unsupported compression method: unpack "
             "it with another program, and set data.dir to the folder"

@@ -70,10 +70,10 @@ def test_lossy_images_keep_their_color_and_transparent_pixels_become_white():
     "data, notes",
     [
         (encode_flat(format_="JPEG"), []),
-        (encode_flat(9, mode="L"), ["greyscale image"]),
-        (encode_flat(0, mode="1"), ["greyscale image"]),
-        (encode_flat(9, mode="I;16"), ["greyscale image", "16-bit image"]),
-        (encode_flat((9, 9), mode="LA"), ["greyscale image", "transparent image"]),
+        (encode_flat(9, mode="L"), ["grayscale image"]),
+        (encode_flat(0, mode="1"), ["grayscale image"]),
+        (encode_flat(9, mode="I;16"), ["grayscale image", "16-bit image"]),
+        (encode_flat((9, 9), mode="LA"), ["grayscale image", "transparent image"]),
         (encode_flat(mode="RGBA"), ["transparent image"]),
         (encode_flat(0, mode="P"), ["palette image"]),
         (
@@ -82,7 +82,7 @@ def test_lossy_images_keep_their_color_and_transparent_pixels_become_white():
         ),
         (encode_flat(0, mode="CMYK", format_="JPEG"), ["CMYK image"]),
         (encode_noise(format_="JPEG", progressive=True), ["progressive JPEG"]),
-        (encode_rotated(), ["EXIF turn ignored"]),
+        (encode_rotated(), ["EXIF orientation ignored"]),
         (encode_animated(), ["palette image", "animated image"]),
         (encode_flat(size=(9000, 6000), format_="JPEG"), ["image above 40 megapixels"]),
     ],

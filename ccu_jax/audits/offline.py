@@ -164,7 +164,7 @@ def measure_scores(outputs: Outputs) -> dict[str, dict[str, dict[str, Any]]]:
 def measure_score_differences(
     outputs: Outputs, is_excess: bool = False
 ) -> dict[str, list[float] | None]:
-    """Returns by view the unlearn-set score minus the reference's, paired by row.
+    """Returns, by view, the score on the unlearn set minus the reference's, paired.
 
     `is_excess` subtracts the same difference on unseen rows: the result is 0 for a
     model that is better on all images alike, positive if it remembers the unlearn set.

@@ -135,22 +135,22 @@ class _Training:
         self._ctx, self._problem, self._plan = ctx, problem, plan
         self._compiled: dict[int, Any] = {}  # by number of models; None: too large
 
-    def train(self, numbers: list[int], folder: pathlib.Path) -> list[Params] | None:
-        """Returns the parameters of each model, or None if they exceed device memory.
+    def train(self, indices: list[int], folder: pathlib.Path) -> list[Params] | None:
+        """Trains these models; returns their parameters, or None if out of memory.
 
         `folder` is for checkpoints.
         """
         plan = self._plan
-        problems = [make_shadow_problem(self._problem, number) for number in numbers]
-        members = [plan.rows[plan.is_in[number]] for number in numbers]
+        problems = [make_shadow_problem(self._problem, index) for index in indices]
+        members = [plan.rows[plan.is_in[index]] for index in indices]
         methods = [functools.partial(make_shadow_program, members=x) for x in members]
-        if len(numbers) == 1:
+        if len(indices) == 1:
             loop = self._ctx.loop
             outcome = loop.run(NAME, methods[0], problems[0], folder, NullStage())
             return [outcome.params]
         programs = [f(problem) for f, problem in zip(methods, problems, strict=True)]
         state = self._ctx.executor.replicate(_init_state(programs, problems))
-        return self._train_jointly(programs, state, numbers, folder)
+        return self._train_jointly(programs, state, indices, folder)
 
     def _train_jointly(
         self,

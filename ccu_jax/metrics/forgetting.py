@@ -75,7 +75,7 @@ def forgetting_score(
     """
     models = len(unlearned)
     if models < 3:
-        raise ValueError(f"need at least 3 models in each set, got {models}")
+        raise ValueError(f"each pool must have at least 3 models, got {models}")
 
     def score(pool):
         points = forgetting_points_by_row(epsilon_by_row(pool, retrained), models)

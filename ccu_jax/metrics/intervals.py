@@ -183,7 +183,7 @@ def jackknife_interval(
     groups: Groups = None,
     bounds: Bounds = _UNBOUNDED,
 ) -> Interval | None:
-    """Returns a smooth score with its 95 % delete-a-group jackknife interval.
+    """Returns `score(*arrays)` and its 95 % delete-a-group jackknife interval.
 
     For scores without a variance formula (Shao & Wu 1989). `score` is a function of the
     arrays `[N, ...]`. The rows are divided into random folds, which are left out in

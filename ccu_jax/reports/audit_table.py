@@ -149,7 +149,7 @@ def _format_wall_time(seeds: list[dict[str, Any]]) -> str:
 
 
 def _describe_costs(methods: Sequence[dict[str, Any]]) -> str:
-    """Lists the total seconds of each measurement and the commits of the models."""
+    """Lists the total time of each measurement and the Git commits of the models."""
     records = [record for method in methods for record in method["seeds"]]
     total: dict[str, float] = {}
     for record in records:

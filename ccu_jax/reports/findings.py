@@ -99,7 +99,7 @@ def _compare_methods(groups: Groups) -> Iterator[Finding]:
             yield Finding(kind, f"No baseline without divergence{among}.")
             continue
         score = format_estimate(groups[best].mean_score("test", "fused"), 1)
-        text = f"Best baseline by test fused score{among}: {best} ({score} %)"
+        text = f"Best baseline by fused test score{among}: {best} ({score} %)"
         yield _make_info(f"{text}; {_compare(groups, 'ccu_plus', best)}.")
         if "ccu" in groups:
             yield _make_info(f"{_compare(groups, 'ccu', best)}.")
@@ -119,7 +119,7 @@ def _compare(groups: Groups, name: str, baseline: str) -> str:
     score = _format_difference(difference)
     time = format_estimate(method.mean_time_percent(groups[baseline]))
     diverged = " (diverged)" if method.divergence_reasons() else ""
-    return f"{name} vs {baseline}: test fused score {score}, time {time} %{diverged}"
+    return f"{name} vs {baseline}: fused test score {score}, time {time} %{diverged}"
 
 
 def _format_difference(value: summary.Estimate) -> str:
@@ -142,7 +142,7 @@ def _check_targets(groups: Groups) -> Iterator[Finding]:
     )
     image, text, fused = (original.mean_score("test", view).mean for view in VIEWS)
     yield _check_target(
-        "original's test fused score is at least that of image or text alone",
+        "original's fused test score is at least that of image or text alone",
         fused - float(np.maximum(image, text)),
         f"{fused:.1f} % and {image:.1f} %, {text:.1f} %",
     )
@@ -170,7 +170,7 @@ def _check_targets(groups: Groups) -> Iterator[Finding]:
         )
     score, expected = (x.mean_score("test", "fused").mean for x in (method, reference))
     yield _check_target(
-        f"ccu_plus's test fused score is at least {REFERENCE}'s",
+        f"ccu_plus's fused test score is at least {REFERENCE}'s",
         score - expected,
         f"{score:.1f} % and {expected:.1f} %",
     )

@@ -59,7 +59,7 @@ def join_values(rows: Sequence[Row], *path: str) -> str:
 
 
 def get_score(row: Row, split: str, view: str) -> float:
-    """Returns the score on a split and view, the data set's metric in percent."""
+    """Returns the leading metric on a split and view, in percent."""
     metric = str(row.get("metric", "accuracy"))
     return 100 * get_number(row, "scores", split, view, metric)
 
@@ -116,7 +116,7 @@ class MethodResults:
     def mean_difference(
         self, reference: "MethodResults", value: Callable[[Row], float]
     ) -> Estimate:
-        """Returns the mean paired difference of `value(row)` from a reference."""
+        """Returns the mean paired difference of `value(row)` to a reference."""
         common = self.with_seeds_of(reference).rows.items()
         return estimate([value(x) - value(reference.rows[s]) for s, x in common])
 

@@ -64,7 +64,9 @@ class Stage:
 
     def metrics(self) -> dict[str, float | str]:
         """Returns the latest metrics; blocks until the device has computed them."""
-        return {name: _to_number(value) for name, value in self._metrics.items()}
+        return {
+            name: _to_number_or_text(value) for name, value in self._metrics.items()
+        }
 
     def summary(self) -> dict[str, Any]:
         """Returns title, steps, seconds and metrics, the fields of an event."""
@@ -270,7 +272,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _to_number(value: Any) -> float | str:
+def _to_number_or_text(value: Any) -> float | str:
     """Converts a metric to a float, or to a short string if it is not a number."""
     try:
         return float(value)

@@ -191,7 +191,7 @@ class _Execution:
             self._process_metrics(*pending)
 
     def _process_metrics(self, metrics: dict[str, jax.Array], start: int) -> bool:
-        """Fetches the metrics of the call that began with step `start`; shows its loss.
+        """Fetches the metrics of the steps from `start` on and displays the loss.
 
         Records and returns whether training ended, by a failure or the stop rule.
         """

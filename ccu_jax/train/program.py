@@ -58,7 +58,7 @@ class Program(NamedTuple):
 
     @property
     def is_fully_sharded(self) -> bool:
-        """Whether every part of a batch has a sharded table."""
+        """Whether all parts of a batch are gathered from sharded device tables."""
         return bool(self.plan) and set(self.plan) <= set(self.sharded_tables)
 
 

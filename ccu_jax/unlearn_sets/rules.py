@@ -74,7 +74,7 @@ class TrainingGroups(NamedTuple):
 
 
 class Memorization(NamedTuple):
-    """Memorization estimates of each row, see `evaluate/memorization.py`."""
+    """Memorization estimates of each row (see `evaluate/memorization.py`)."""
 
     score: np.ndarray  # [N], how strongly the original has memorized the row
     easiness: np.ndarray  # [N], how well a model that never saw the row predicts it
@@ -215,7 +215,9 @@ def _select_memorized(data, rule, groups, memorization) -> Selection:
     must be compared with the same attack on the reference.
     """
     if memorization is None:
-        raise ValueError("the rule `memorized` requires `memorization`")
+        raise ValueError(
+            "memorization: pass the estimates that the rule `memorized` reads"
+        )
 
     def group_means(names, value_N):
         """Returns the groups that have an image, and their means over such rows."""

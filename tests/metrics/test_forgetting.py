@@ -98,5 +98,5 @@ def test_smallest_numbers_of_models_and_rows():
     pools = np.random.default_rng(0).normal(size=(3, 3, 1))
     assert require(forgetting_score(*pools).score).high <= 1
     assert klom(*pools).score is None  # no bounds, no interval
-    with pytest.raises(ValueError, match="at least 3 models"):
+    with pytest.raises(ValueError, match="at least 3 models, got"):
         forgetting_score(*pools[:, :2])

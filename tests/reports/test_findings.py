@@ -29,7 +29,7 @@ def test_divergence_is_reported(good_rows):
     rows = [*good_rows, make_row("scrub", 2, fused=0.99, diverged="step 40: loss nan")]
     (text,) = texts(rows, "failed")
     assert text.startswith("scrub diverged (seed 2): step 40: loss nan")
-    assert any("test fused score: finetune (60.0" in text for text in texts(rows))
+    assert any("fused test score: finetune (60.0" in text for text in texts(rows))
     assert "| scrub (diverged) |" in make_method_table(rows).to_markdown()
 
 
@@ -39,7 +39,7 @@ def test_divergence_is_reported(good_rows):
         ({"auc": 0.60}, "image attack AUC"),
         ({"auc": 0.40}, "fused attack AUC"),  # lower than the reference's is no better
         ({"text_unchanged": False}, "unchanged to the bit: failed (in 0 of 2 seeds)"),
-        ({"fused": 0.5}, "test fused score is at least retrain_visual's: failed"),
+        ({"fused": 0.5}, "fused test score is at least retrain_visual's: failed"),
         ({"attack_auc": {}}, "(not measured)"),
         ({"attack_auc": {"image": math.nan, "fused": None}}, "(not measured)"),
         ({"scores": {}}, "(not measured)"),

@@ -51,7 +51,7 @@ class Release:
         return base.Location(root, "sample" if is_sample else "official")
 
     def compute_signature(self, config: Data, location: base.Location) -> str:
-        """Hashes the list files, and size and modification time of watched paths."""
+        """Hashes the list files, and the sizes and times of the image paths."""
         root, marks = location.root, []
         for name in self.lists + self.optional_lists:
             if (root / name).is_file():

@@ -123,7 +123,7 @@ def write_pairs(
     prefix: str,
     progress: Progress,
 ) -> None:
-    """Writes `pairs.jsonl` and the folder `images`, split by group.
+    """Writes `pairs.jsonl` and the folder `images`; rows of a group share a split.
 
     Args:
         root: the new folder.

@@ -39,7 +39,7 @@ WRITERS = {
 def write_if_missing(
     name: str, root: pathlib.Path, rows: int, seed: int, progress: Progress
 ) -> None:
-    """Writes a sample edition to `root` unless it is already there.
+    """Writes the generated sample edition `name` unless `root` has it already.
 
     Args:
         name: a key of WRITERS.

@@ -33,7 +33,7 @@ def log_likelihood(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> A
 
 
 def confidence(logits_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
-    """Returns the confidence g = -log(-sum_k log p_k) of each row, `[N]`."""
+    """Returns the confidence g, -log of the cross-entropy of each row, `[N]`."""
     total_N = log_likelihood(logits_NxK, labels_NxK, multi_label)
     return -jnp.log(jnp.maximum(-total_N, _TINY))
 
@@ -56,7 +56,7 @@ def margin(scores_NxK: Array, labels_NxK: Array, multi_label: bool) -> Array:
     return (scores_NxK * labels_NxK).sum(axis=1) - max_false_N
 
 
-def recall_at_k(scores_NxK: Array, labels_NxK: Array) -> Array:
+def r_precision(scores_NxK: Array, labels_NxK: Array) -> Array:
     """Returns the fraction of each row's k true labels in its top-k scores, `[N]`."""
     place = jnp.argsort(jnp.argsort(-scores_NxK, axis=1), axis=1)
     num_labels = labels_NxK.sum(axis=1, keepdims=True)

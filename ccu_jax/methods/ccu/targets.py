@@ -42,7 +42,7 @@ MAX_BIAS = 3.0
 
 
 class Prior(NamedTuple):
-    """Estimates for the unlearn rows, computed once before the first step."""
+    """Estimated outputs for the unlearn rows, from which targets are computed."""
 
     base: Array  # logits b_u [U, K]
     text: Array  # logits that the texts add in the fused view [U, K]
@@ -145,8 +145,8 @@ def _is_shifted(u, r, scores_u, scores_r):
 
     The difference must exceed both 4 standard errors and 0.1.
     """
-    recall_U = stats.recall_at_k(scores_u, u["labels"])
-    recall_R = stats.recall_at_k(scores_r, r["labels"])
+    recall_U = stats.r_precision(scores_u, u["labels"])
+    recall_R = stats.r_precision(scores_r, r["labels"])
     samples = ((recall_U, u["valid"]), (recall_R, r["valid"]))
     error = jnp.sqrt(
         sum(

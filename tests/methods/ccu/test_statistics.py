@@ -57,8 +57,8 @@ def test_with_confidence_hits_the_confidence(multi_label):
 def test_recall_and_margin():
     scores = jnp.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.9], [0.5, 0.4, 0.3]])
     multi, single = jnp.array([[1.0, 0, 1], [0, 1, 1], [0, 0, 1]]), jnp.eye(3)
-    np.testing.assert_allclose(stats.recall_at_k(scores, multi), [0.5, 1, 0])
-    np.testing.assert_allclose(stats.recall_at_k(scores, single), [1, 0, 0])
+    np.testing.assert_allclose(stats.r_precision(scores, multi), [0.5, 1, 0])
+    np.testing.assert_allclose(stats.r_precision(scores, single), [1, 0, 0])
     found = stats.margin(scores, single, multi_label=False)
     np.testing.assert_allclose(found, [0.4, -0.6, -0.2], atol=1e-6)
     found = stats.margin(scores, multi, multi_label=True)

@@ -8,8 +8,8 @@ from ccu_jax.config import Config
 from ccu_jax.data import Dataset
 from ccu_jax.distributed.device_tables import Table
 from ccu_jax.distributed.executors import Executor
+from ccu_jax.evaluate import predictions
 from ccu_jax.evaluate.forward import Forward
-from ccu_jax.evaluate.predictions import Predictions, predict_all_splits
 from ccu_jax.methods import Problem
 from ccu_jax.models import TAIL, Model, Params
 from ccu_jax.runs.progress import Reporter
@@ -32,7 +32,7 @@ class RunContext(NamedTuple):
 
     def predict(
         self, problem: Problem, params: Params, trained: Iterable[str]
-    ) -> Predictions:
+    ) -> predictions.Predictions:
         """Returns the predictions of a model on all sets of a problem.
 
         Stored features are used if they are valid for the model: if all modules that
@@ -41,4 +41,6 @@ class RunContext(NamedTuple):
         table, sets = problem.table, problem.sets
         if problem.store is not None and set(trained) <= set(TAIL):
             table = problem.store.as_table(table)
-        return predict_all_splits(self.forward, params, table, self.data, sets)
+        return predictions.predict_all_splits(
+            self.forward, params, table, self.data, sets
+        )

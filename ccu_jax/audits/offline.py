@@ -167,7 +167,7 @@ def measure_score_differences(
     """Returns, by view, the score on the unlearn set minus the reference's, paired.
 
     `is_excess` subtracts the same difference on unseen rows: the result is 0 for a
-    model that is better on all images alike, positive if it remembers the unlearn set.
+    model that scores higher on all images, positive if it memorizes the unlearn set.
     """
     model, reference = outputs["model"], outputs.get(REFERENCE)
     if reference is None:

@@ -40,7 +40,7 @@ class RecordFile(NamedTuple):
         return record is not None and record["cache_key"] == self.cache_key
 
     def load(self) -> Record | None:
-        """Returns the record whatever its cache key, or None if missing or damaged."""
+        """Returns the record, even if stale; None if it is missing or damaged."""
         try:
             record = read_record(self.path)
         except (OSError, ValueError):

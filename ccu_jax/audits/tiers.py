@@ -32,7 +32,7 @@ _SMOKE_S, _SMOKE_ROW_S = 0.1, 3e-4  # seconds per model, and per model and row
 
 
 def list_required_methods(tier: str, methods: Sequence[str]) -> list[str]:
-    """Returns the given methods and those that the tier compares them with."""
+    """Returns `methods` plus the reference and control that the tier requires."""
     added = (REFERENCE, CONTROL) if tier in _MODEL_TIERS else ()
     return list(dict.fromkeys((*methods, *added)))
 

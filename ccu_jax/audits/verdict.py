@@ -41,8 +41,8 @@ LOW_FPR = "low FPR"  # the view that is judged by the attack's TPR instead of it
 class Verdict(NamedTuple):
     """A verdict and a sentence with the measurements behind it.
 
-    `has_power`: whether the attack detects memorization in the original, without which
-    finding none in the model is no evidence; None if unknown.
+    `has_power`: whether the attack detects memorization in the original. If not, an
+    attack that detects none in the model proves nothing. None if unknown.
     """
 
     word: str

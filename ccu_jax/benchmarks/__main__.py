@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str], commands: dict[str, Command]) -> argparse.Namesp
             subparser.add_argument(name, default=default, help=help_text, **options)
     flags = parser.parse_args(argv)
     if flags.command is None:
-        parser.error(f"no command given; choose from {', '.join(commands)}")
+        parser.error(f"command: missing; choose from {', '.join(commands)}")
     return flags
 
 

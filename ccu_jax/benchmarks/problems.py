@@ -126,7 +126,7 @@ def _make_random_table(
 
 
 def split_rows(num_rows: int, **sizes: int) -> Sets:
-    """Splits rows randomly into sets of the given sizes; the retain set is the rest."""
+    """Splits rows randomly into sets of these sizes; the rest is the retain set."""
     order = np.random.default_rng(0).permutation(num_rows)
     parts = np.split(order, np.cumsum([*sizes.values()]))
     return Sets(**dict(zip([*sizes, "retain"], map(np.sort, parts), strict=True)))

@@ -63,7 +63,7 @@ def field_type(tree: type, key: str) -> Any:
         key: The dotted key of the field: `train.epochs`.
 
     Raises:
-        UserError: There is no such field, or `key` is a section.
+        UserError: `key` is unknown, or names a section.
     """
     type_, parent = tree, ""
     for name in key.split("."):

@@ -61,7 +61,7 @@ def plan_batches(
 def _permute(
     rows: np.ndarray, rng: np.random.Generator, window: int | None
 ) -> np.ndarray:
-    """Returns one epoch's order of the rows; see `plan_batches`."""
+    """Returns the rows in the order of one epoch; see `plan_batches`."""
     if window is None:
         return rng.permutation(rows)
     # Sorting by place + uniform[0, window) never swaps rows `window` or more apart.

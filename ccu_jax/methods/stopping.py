@@ -97,7 +97,7 @@ def subsample(problem: Problem, rows: np.ndarray, purpose: str) -> np.ndarray:
 
 
 def make_monitored_tables(problem: Problem) -> dict[str, dict[str, jax.Array]]:
-    """Returns sharded tables of unlearn and held-out rows, named `MONITORED_SPLITS`."""
+    """Returns sharded tables of unlearn and validation rows by `MONITORED_SPLITS`."""
     tables, splits = {}, (problem.sets.unlearn, problem.sets.validation)
     for name, split in zip(MONITORED_SPLITS, splits, strict=True):
         rows = subsample(problem, split, name)

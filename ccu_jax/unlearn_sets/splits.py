@@ -74,7 +74,7 @@ def find_near_duplicates(data: Dataset, sets: Sets) -> dict[str, np.ndarray]:
 
 
 def unlearning_order(data: Dataset, seed: int) -> list[str]:
-    """Returns all training groups in random order; random unlearn sets are prefixes."""
+    """Returns the training groups in random order; `random:` takes the first ones."""
     groups = np.unique(data.group[data.split == "train"])
 
     def sort_key(group: str) -> bytes:

@@ -44,8 +44,8 @@ def write_columns(
 ) -> dict[str, Any]:
     """Writes all columns except the images, and returns the metadata to store.
 
-    Raises UserError if there is no usable row, no training row, or a number of classes
-    that is too small or too large.
+    Raises UserError if no row is usable, the train split is empty, or the number of
+    classes is out of range.
     """
     _write_row_columns(folder)
     has_image = np.load(folder / "has_image.npy")
@@ -81,7 +81,7 @@ def _write_row_columns(folder: pathlib.Path) -> None:
 
 
 def _check_trainable(split: np.ndarray, source: Source, counts: Counts) -> None:
-    """Raises UserError if there is no training row, or too few or too many classes."""
+    """Raises UserError if the train split is empty or the classes are out of range."""
     num_classes = len(source.classes)
     if not len(split):
         raise counts.no_rows_error()

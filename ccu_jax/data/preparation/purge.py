@@ -189,8 +189,8 @@ def _drop_shared_patterns(
 ) -> list[Pattern]:
     """Drops patterns that also occur in retained images, and so identify no image.
 
-    If all patterns of an image in one form occur in retained images, one of them is
-    probably a copy: the patterns are kept, so that the search reports it.
+    If all patterns of an image in one form occur in retained images, one of those is
+    probably a copy. The patterns then stay, so that the search reports it.
     """
     sizes = {path: path.stat().st_size}
     shared = {pattern for pattern, _ in _find_occurrences(patterns, sizes, progress)}

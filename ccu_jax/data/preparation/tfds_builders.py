@@ -72,7 +72,7 @@ class RecordStore:
         shutil.rmtree(folder / "downloads", ignore_errors=True)
 
     def has_shards(self, sizes: Sequence[int]) -> bool:
-        """Returns whether all non-empty shards exist, given the rows per shard."""
+        """Returns whether the files of all non-empty shards exist."""
         folders = _builder_folders(self._folder, self._name, sizes)
         return all(folder.is_dir() for folder in folders)
 

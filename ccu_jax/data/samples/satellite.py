@@ -39,7 +39,7 @@ _FIELDS = np.array([(30, 42, 16), (55, 52, 26), (46, 36, 24), (40, 50, 24)]) / 1
 
 
 def write(root: pathlib.Path, rows: int, seed: int, progress: Progress) -> None:
-    """Writes the edition's `pairs.jsonl` and `images/`."""
+    """Writes `pairs.jsonl` and `images/` of the generated land tiles."""
     rng = default_rng([seed, 0])
     sizes = rng.integers(2, 5, rows)
     write_pairs(root, rows, sizes, seed, _draw_scene, "s", progress)

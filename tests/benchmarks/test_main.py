@@ -118,7 +118,7 @@ def test_data_measures_preparation_and_feed(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("", "no command"),
+        ("", "command: missing"),
         ("date", "date"),
         ("data --row 3", "--row"),
         ("data --rows-mmimdb 5", "data.sample_rows=5: too few movies"),
